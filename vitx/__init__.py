@@ -1,0 +1,28 @@
+"""vitx: see what a Vision Transformer looks at, while it learns.
+
+    import vitx
+
+    explanation = vitx.explain(model, images, "grad_rollout")
+    pictures = explanation.overlays(images, mean, std)
+
+During training: `from vitx.callbacks import RolloutCallback`.
+"""
+
+from vitx.capture import Trace, capture
+from vitx.errors import VitxError
+from vitx.explain import Explanation, explain, explain_methods
+from vitx.methods import methods
+from vitx.relevance import attention_rollout, gradient_rollout
+
+__version__ = "0.1.0"
+__all__ = [
+    "Explanation",
+    "Trace",
+    "VitxError",
+    "attention_rollout",
+    "capture",
+    "explain",
+    "explain_methods",
+    "gradient_rollout",
+    "methods",
+]

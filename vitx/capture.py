@@ -1,0 +1,399 @@
+"""What attention did in one forward pass, seen from outside.
+
+A `TorchFunctionMode` sees every torch function that the model calls, so no module is hooked or changed and
+fused kernels stay on. Three calls make attention: `scaled_dot_product_attention`,
+`multi_head_attention_forward`, and a softmax whose result multiplies the values.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from vitx.errors import VitxError
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention call: B images, H heads, Q queries, K keys.
+
+    Attributes:
+        shape: (B, H, Q, K).
+        dtype: of `weights()`: float32, or float64 in a float64 model.
+        device: of the model.
+        output: what the model went on with; None unless gradients were asked for.
+        weights: computes A, the attention after the softmax, (B, H, Q, K), rows are queries.
+        weights_gradient: turns the gradient of `output` into the gradient of A, (B, H, Q, K).
+        values: the tensor that A multiplied, detached.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    output: Tensor | None
+    weights: Callable[[], Tensor]
+    weights_gradient: Callable[[Tensor], Tensor]
+    values: Tensor
+
+
+class Trace:
+    """The attention calls of one forward pass, in the order in which they ran.
+
+    Attributes:
+        layers: self-attention, every token attending to every token; first layer first.
+        pooling: attention of one query over the tokens, as attention-pooling heads do.
+        grid_shape: (B, channels, h, w), what the patch embedding's convolution put out, or None.
+        passes: number of forward passes seen.
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[Attention] = []
+        self.pooling: list[Attention] = []
+        self.grid_shape: tuple[int, ...] | None = None
+        self.passes = 1
+        self._watcher: _Watcher | None = None
+
+    def attentions(self) -> list[Tensor]:
+        """Returns A of every layer, (B, heads, N, N), first layer first; rows sum to 1.
+
+        Raises:
+            VitxError: There was no attention, more than one forward pass, or attention that is not
+                one N x N matrix per image, head and layer.
+        """
+        self.check()
+        return [layer.weights() for layer in self.layers]
+
+    def gradients(self, score: Tensor) -> list[Tensor]:
+        """Returns d(score) / dA of every layer, (B, heads, N, N), first layer first.
+
+        Args:
+            score: a scalar computed from the model's output, as `logits[:, 3].sum()`.
+
+        Raises:
+            VitxError: As for `attentions`; or the pass was captured without `gradients=True`.
+        """
+        self.check()
+        pairs = zip(self.layers, self.output_gradients(score), strict=True)
+        return [layer.weights_gradient(gradient) for layer, gradient in pairs]
+
+    def output_gradients(self, score: Tensor) -> list[Tensor]:
+        """Returns the gradient of the score with respect to each layer's output; zeros if unused."""
+        outputs = [layer.output for layer in self.layers if layer.output is not None]
+        if len(outputs) < len(self.layers) or self._watcher is None:
+            raise VitxError("this pass was captured without gradients: use capture(model, gradients=True)")
+        if not score.requires_grad:
+            raise VitxError(
+                "the score does not depend on any attention in a differentiable way: compute it from the "
+                "model's output, with gradients enabled"
+            )
+        # Activation checkpointing runs the layers again in here; they must meet the same watcher.
+        with self._watcher:
+            return list(torch.autograd.grad(score, outputs, allow_unused=True, materialize_grads=True))
+
+    def check(self) -> None:
+        """Raises a VitxError unless the trace is of one pass of a plain Vision Transformer."""
+        if self.passes > 1:
+            raise VitxError(
+                f"the model ran {self.passes} forward passes: capture one pass, on one batch of images"
+            )
+        if self._watcher is not None and self._watcher.unresolved():
+            raise VitxError(
+                "a softmax over tokens was changed before it met the values (talking heads, masks after "
+                "the softmax): such attention is not supported"
+            )
+        if not self.layers:
+            raise VitxError(
+                "no attention between tokens was found: vitx explains Vision Transformers whose attention "
+                "is scaled_dot_product_attention, nn.MultiheadAttention or a softmax times the values"
+            )
+        shapes = [layer.shape for layer in self.layers]
+        batch = self.grid_shape[0] if self.grid_shape else shapes[0][0]
+        if any(len(shape) != 4 or shape[0] != batch for shape in shapes):
+            raise VitxError(
+                f"attention runs within windows (found shape {shapes[0]} for {batch} images): only models in "
+                "which every token attends to every token can be explained"
+            )
+        tokens = sorted({shape[2] for shape in shapes})
+        if len(tokens) > 1:
+            raise VitxError(
+                f"the number of tokens changes between layers (found {tokens}), as in pyramid, windowed or "
+                "two-tower models: only models with one token count can be explained"
+            )
+        for before, after in zip(self.layers, self.layers[1:], strict=False):
+            if before.values.data_ptr() == after.values.data_ptr():
+                raise VitxError(
+                    "two attention maps share the same values (differential attention): such attention is "
+                    "not supported"
+                )
+
+
+@contextmanager
+def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Trace]:
+    """Watches the attention of one forward pass of the model.
+
+    The model is not touched: no hooks, no flags. Its output is the same to the last bit.
+
+    Args:
+        model: the model that runs inside the context.
+        gradients: keep what `Trace.gradients` needs. The pass must then run with gradients enabled;
+            attention that needs none (a frozen backbone) gets them.
+
+    Yields:
+        The trace, to be read after the pass.
+
+    Example:
+        >>> from torch import nn
+        >>> layer = nn.TransformerEncoderLayer(d_model=8, nhead=2, batch_first=True).eval()
+        >>> with capture(layer) as trace:
+        ...     _ = layer(torch.rand(1, 5, 8))
+        >>> trace.attentions()[0].shape
+        torch.Size([1, 2, 5, 5])
+    """
+    if not isinstance(model, nn.Module):
+        raise VitxError(f"the model must be a torch.nn.Module, found {type(model).__name__}")
+    trace = Trace()
+    trace._watcher = _Watcher(trace, gradients)
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # else nothing can be compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(trace._watcher)
+        yield trace
+        trace._watcher.recording = False
+
+
+class _Watcher(TorchFunctionMode):
+    """Writes what it sees into a trace."""
+
+    def __init__(self, trace: Trace, gradients: bool) -> None:
+        super().__init__()
+        self.trace = trace
+        self.gradients = gradients
+        self.recording = True
+        self._first_weight: Tensor | None = None
+        # Softmaxes that have not met the values yet. The tensors are kept, so that ids stay unique.
+        self._pending: dict[int, Tensor] = {}
+
+    def unresolved(self) -> bool:
+        """Whether an N x N softmax never met the values."""
+        return any(tensor.shape[-2] == tensor.shape[-1] for tensor in self._pending.values())
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        handle = _HANDLERS.get(func)
+        if handle is not None:
+            handle(self, out, *args, **kwargs)
+        return out
+
+    def fused(
+        self,
+        out: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> None:
+        """`scaled_dot_product_attention`: A is recomputed from queries and keys when it is needed."""
+        if enable_gqa:
+            groups = query.shape[-3] // key.shape[-3]
+            key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+        query, key, value = query.detach(), key.detach(), value.detach()
+        if is_causal:
+            attn_mask = torch.ones(
+                query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device
+            ).tril()
+        mask = None if attn_mask is None else attn_mask.detach()
+        self._record(
+            out,
+            (*query.shape[:-1], key.shape[-2]),
+            lambda: _attend(query, key, mask, scale),
+            lambda gradient: _outer(gradient, value),
+            value,
+        )
+
+    def multi_head(
+        self,
+        out: tuple[Tensor, Tensor | None],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        embed_dim_to_check: int,
+        num_heads: int,
+        in_proj_weight: Tensor | None,
+        in_proj_bias: Tensor | None,
+        bias_k: Tensor | None,
+        bias_v: Tensor | None,
+        add_zero_attn: bool,
+        dropout_p: float,
+        out_proj_weight: Tensor,
+        out_proj_bias: Tensor | None,
+        training: bool = True,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        use_separate_proj_weight: bool = False,
+        q_proj_weight: Tensor | None = None,
+        k_proj_weight: Tensor | None = None,
+        v_proj_weight: Tensor | None = None,
+        **_: Any,
+    ) -> None:
+        """`multi_head_attention_forward`: only the outer call is seen, so heads are projected anew."""
+        if bias_k is not None or add_zero_attn or query.ndim != 3:
+            raise VitxError(
+                "multi-head attention with add_bias_kv, add_zero_attn or unbatched input is not supported"
+            )
+        weights = [q_proj_weight, k_proj_weight, v_proj_weight]
+        if in_proj_weight is not None and not use_separate_proj_weight:
+            weights = list(in_proj_weight.chunk(3))
+        biases = [None] * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+
+        def heads(tokens: Tensor) -> Tensor:  # (N, B, H * d) -> (B, H, N, d)
+            return tokens.view(*tokens.shape[:2], num_heads, -1).permute(1, 2, 0, 3)
+
+        with torch.no_grad():
+            q, k, v = (
+                heads(F.linear(x, w, b))  # type: ignore[arg-type]
+                for x, w, b in zip((query, key, value), weights, biases, strict=True)
+            )
+        mask = _additive_mask(attn_mask, key_padding_mask, q)
+        projection = out_proj_weight.detach()
+        self._record(
+            out[0],
+            (*q.shape[:-1], k.shape[-2]),
+            lambda: _attend(q, k, mask, None),
+            # The output projection is linear: its transpose takes the gradient back to the heads.
+            lambda gradient: _outer(heads(gradient @ projection.to(gradient.dtype)), v),
+            v,
+        )
+
+    def softmax(self, out: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any) -> None:
+        if out.ndim == 4 and dim in (-1, 3):
+            self._pending[id(out)] = out
+
+    def same_weights(self, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+        """A change of type, a copy, dropout in eval mode: still the same attention."""
+        if self._pending.pop(id(input), None) is not None:
+            self._pending[id(out)] = out
+
+    def product(self, out: Tensor, input: Any, other: Any, *operands: Any, **_: Any) -> None:
+        """A matrix product; if its left side is a pending softmax, the right side is the values."""
+        weights, value = (other, operands[0]) if isinstance(input, str) and operands else (input, other)
+        if self._pending.get(id(weights)) is None:
+            return
+        batch_heads_queries, keys = weights.shape[:-1], weights.shape[-1]
+        if value.shape[-2] != keys or out.shape != (*batch_heads_queries, value.shape[-1]):
+            return
+        del self._pending[id(weights)]
+        attention, value = weights.detach(), value.detach()
+        self._record(
+            out,
+            tuple(attention.shape),
+            lambda: _full(attention),
+            lambda gradient: _outer(gradient, value),
+            value,
+        )
+
+    def weighted(self, out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> None:
+        """A convolution or linear map: tells the patch grid, and one forward pass from the next."""
+        if not self.recording:
+            return
+        if self._first_weight is None:
+            self._first_weight = weight
+        elif weight is self._first_weight and self.trace.layers:
+            self.trace.passes += 1
+        if out.ndim == 4 and not self.trace.layers and weight.ndim == 4:
+            self.trace.grid_shape = tuple(out.shape)
+
+    def _record(
+        self,
+        output: Tensor,
+        shape: tuple[int, ...],
+        weights: Callable[[], Tensor],
+        weights_gradient: Callable[[Tensor], Tensor],
+        values: Tensor,
+    ) -> None:
+        if self.gradients:
+            if not torch.is_grad_enabled():
+                raise VitxError(
+                    "attention ran with gradients disabled (torch.no_grad or reentrant checkpointing inside "
+                    "the model): gradient methods need them"
+                )
+            if not output.requires_grad:
+                output.requires_grad_()
+        if not self.recording:
+            return
+        kept = output if self.gradients else None
+        dtype = torch.promote_types(output.dtype, torch.float32)
+        seen = Attention(shape, dtype, output.device, kept, weights, weights_gradient, values)
+        if len(shape) == 4 and shape[2] == 1 < shape[3]:
+            self.trace.pooling.append(seen)
+        else:
+            self.trace.layers.append(seen)
+
+
+_HANDLERS: dict[Callable[..., Any], Callable[..., None]] = {
+    F.scaled_dot_product_attention: _Watcher.fused,
+    F.multi_head_attention_forward: _Watcher.multi_head,
+    **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _Watcher.softmax),
+    **dict.fromkeys(
+        (F.dropout, torch.dropout, Tensor.to, Tensor.type_as, Tensor.type, Tensor.float, Tensor.half)
+        + (Tensor.bfloat16, Tensor.double, Tensor.contiguous, Tensor.clone, torch.clone),
+        _Watcher.same_weights,
+    ),
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.einsum), _Watcher.product),
+    **dict.fromkeys((F.conv2d, F.linear), _Watcher.weighted),
+}
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """At least float32: half precision is for the model, not for the maps."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _attend(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """softmax(Q K^T * scale + mask), Vaswani et al. 2017, eq. 1."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        scores = (_full(query) * scale) @ _full(key).mT
+        if mask is not None:
+            if mask.dtype == torch.bool:
+                scores.masked_fill_(~mask, -torch.inf)
+            else:
+                scores += mask
+        return scores.softmax(-1)
+
+
+def _outer(gradient: Tensor, value: Tensor) -> Tensor:
+    """O = A V, so dA = dO V^T."""
+    with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
+        return _full(gradient) @ _full(value).mT
+
+
+def _additive_mask(mask: Tensor | None, padding: Tensor | None, query: Tensor) -> Tensor | None:
+    """Joins the two masks of multi-head attention (True: not attended to) to one that is added."""
+    total = None
+    if mask is not None:
+        total = mask.view(*query.shape[:2], *mask.shape[1:]) if mask.ndim == 3 else mask
+        total = _added(total.detach(), query)
+    if padding is not None:
+        added = _added(padding.detach()[:, None, None], query)
+        total = added if total is None else total + added
+    return total
+
+
+def _added(mask: Tensor, query: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask, -torch.inf)

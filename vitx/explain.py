@@ -1,0 +1,277 @@
+"""From a model and images to maps."""
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitx.capture import capture
+from vitx.errors import VitxError
+from vitx.isolation import untouched
+from vitx.methods import Evidence, find_method
+from vitx.tokens import find_tokens
+
+Target = int | Sequence[int] | Tensor | Callable[[Tensor], Tensor] | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What one method found in a batch of images.
+
+    Attributes:
+        maps: (B, h, w), >= 0, one value per patch, on the model's device; float32, or float64 for a
+            float64 model.
+        logits: (B, classes), what the model put out, in the precision of the maps.
+        target: (B,) long, the class that each map is about; None for methods without a class and for
+            targets that are a function.
+        image_size: height and width of the images, in pixels.
+    """
+
+    maps: Tensor
+    logits: Tensor
+    target: Tensor | None
+    image_size: tuple[int, int]
+
+    def heatmaps(self, size: tuple[int, int] | None = None) -> Tensor:
+        """Scales the maps up bilinearly and each one to [0, 1].
+
+        Args:
+            size: height and width, by default those of the images.
+
+        Returns:
+            (B, H, W) in [0, 1]; a constant map gives zeros.
+        """
+        from vitx.render import heatmaps
+
+        return heatmaps(self.maps, size or self.image_size)
+
+    def overlays(
+        self,
+        images: Tensor,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        colormap: str = "inferno",
+    ) -> Tensor:
+        """Lays the heat maps over the images.
+
+        Args:
+            images: (B, C, H, W), those that were explained.
+            mean: what was subtracted from each channel of the images, in units of [0, 1].
+            std: what each channel was then divided by.
+            colormap: the name of a colour map of matplotlib.
+
+        Returns:
+            (B, H, W, 3) uint8, on the CPU.
+        """
+        from vitx.render import overlays, to_pixels
+
+        return overlays(
+            to_pixels(images, mean, std), self.heatmaps((images.shape[2], images.shape[3])), colormap
+        )
+
+
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    method: str = "rollout",
+    *,
+    target: Target = None,
+    **options: Any,
+) -> Explanation:
+    """Explains what a Vision Transformer looks at, for a batch of images in one forward pass.
+
+    The model is left as it was, also when this raises; it runs in eval mode meanwhile.
+
+    Args:
+        model: a timm, torchvision, Hugging Face or open_clip Vision Transformer, or one that contains it.
+        images: (B, C, H, W), as the model takes them, on its device.
+        method: one of `vitx.methods()`.
+        target: what gradient methods explain: None for the predicted class of each image; a class; B
+            classes; or a function from logits (B, ...) to scores (B,).
+        **options: of the method. Both rollouts take `head_fusion` ("mean", "max", "min"),
+            `discard_ratio` in [0, 1) and `start_layer`, the first layer that counts.
+
+    Returns:
+        The maps with the logits and the targets.
+
+    Raises:
+        VitxError: The input is wrong, or the model is none that can be explained.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("test_vit", num_classes=10)
+        >>> explanation = explain(model, torch.rand(2, 3, 160, 160), "grad_rollout", target=[3, 7])
+        >>> explanation.maps.shape
+        torch.Size([2, 10, 10])
+    """
+    return explain_methods(model, images, {method: options}, target=target)[method]
+
+
+def explain_methods(
+    model: nn.Module,
+    images: Tensor,
+    methods: Mapping[str, Mapping[str, Any]],
+    *,
+    target: Target = None,
+) -> dict[str, Explanation]:
+    """Explains the same images by several methods that share one forward (and one backward) pass.
+
+    Args:
+        model: as for `explain`.
+        images: as for `explain`.
+        methods: the options of each method, by its name.
+        target: as for `explain`.
+
+    Returns:
+        The explanation of each method, by its name.
+
+    Raises:
+        VitxError: As for `explain`.
+    """
+    chosen = {name: find_method(name) for name in methods}
+    for name, method in chosen.items():
+        method.check(name, dict(methods[name]))
+    _check_images(model, images)
+    gradients = any(method.needs_gradients for method in chosen.values())
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients), untouched(model):
+        # A copy: inference tensors cannot take part in gradients, and some models change their input.
+        pixels = images.detach().clone()
+        with capture(model, gradients=gradients) as trace:
+            logits = _logits(_forward(model, pixels))
+        trace.check()
+        if trace.layers[0].shape[0] != len(images):
+            raise VitxError(
+                f"attention ran on {trace.layers[0].shape[0]} inputs for {len(images)} images: only models "
+                "that see each image once can be explained"
+            )
+        tokens = find_tokens(model, trace, pixels)
+        classes = _target_classes(target, logits)
+        outputs: list[Tensor] = []
+        if gradients:
+            outputs = trace.output_gradients(_score(target, logits, classes))
+        evidence = Evidence(trace, tokens, outputs)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            found = {
+                name: tokens.patches(method.compute(evidence, **methods[name]))
+                for name, method in chosen.items()
+            }
+    for name, maps in found.items():
+        _check_finite(name, maps)
+    size = (images.shape[2], images.shape[3])
+    logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    return {
+        name: Explanation(maps, logits, classes if chosen[name].needs_gradients else None, size)
+        for name, maps in found.items()
+    }
+
+
+def _check_images(model: nn.Module, images: Tensor) -> None:
+    if not isinstance(model, nn.Module):
+        raise VitxError(f"the model must be a torch.nn.Module, found {type(model).__name__}")
+    if not isinstance(images, Tensor):
+        raise VitxError(f"images must be a tensor (B, C, H, W), found {type(images).__name__}")
+    if images.ndim != 4 or 0 in images.shape:
+        hint = ": add a batch dimension with images[None]" if images.ndim == 3 else ""
+        raise VitxError(f"images must be (B, C, H, W) and not empty, found {tuple(images.shape)}{hint}")
+    if not images.is_floating_point():
+        raise VitxError(
+            f"images must be floating point, as the model takes them, found {images.dtype}: scale and "
+            "normalise them as in training"
+        )
+    weight = next(model.parameters(), images)
+    if weight.device != images.device:
+        raise VitxError(f"the images are on {images.device} and the model is on {weight.device}: move one")
+    if weight.dtype != images.dtype and not torch.is_autocast_enabled(images.device.type):
+        raise VitxError(f"the images are {images.dtype} and the model is {weight.dtype}: convert one")
+
+
+def _forward(model: nn.Module, images: Tensor) -> Any:
+    """Runs the model; Hugging Face models that take several inputs get the images by name."""
+    try:
+        takes_pixels = "pixel_values" in inspect.signature(model.forward).parameters
+        return model(pixel_values=images) if takes_pixels else model(images)
+    except AssertionError as error:  # how timm and torchvision refuse a size
+        raise VitxError(f"the model refused images of shape {tuple(images.shape)}: {error}") from error
+
+
+def _logits(output: Any) -> Tensor:
+    """Finds the logits in what a model returns: a tensor, or Hugging Face's output object."""
+    if isinstance(output, Tensor):
+        return output
+    for name in ("logits", "pooler_output", "last_hidden_state"):
+        value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(value, Tensor):
+            return value
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise VitxError(f"the model must return logits, found {type(output).__name__}: wrap it so that it does")
+
+
+def _target_classes(target: Target, logits: Tensor) -> Tensor | None:
+    """Returns the class to explain in each image, (B,); None where the target is a function."""
+    if callable(target) and not isinstance(target, Tensor):
+        return None
+    if logits.ndim != 2:
+        if target is None:
+            return None  # methods without a class need none; the others complain in _score
+        raise VitxError(_NOT_CLASSES.format(tuple(logits.shape)))
+    batch, classes = logits.shape
+    if target is None:
+        return logits.argmax(1)
+    found = _whole_numbers(target)
+    if isinstance(found, int):
+        found = [found] * batch
+    if len(found) != batch:
+        raise VitxError(f"target names {len(found)} classes for {batch} images: give one for each image")
+    wrong = [index for index in found if not 0 <= index < classes]
+    if wrong:
+        raise VitxError(f"target {wrong[0]} is out of range: the model has classes 0 to {classes - 1}")
+    return torch.tensor(found, device=logits.device)
+
+
+_NOT_CLASSES = (
+    "the model's output has shape {}, not (B, classes): give a target that is a function from it to "
+    "scores (B,)"
+)
+
+
+def _whole_numbers(target: Any) -> int | list[int]:
+    """Reads a class or a list of classes from an int, a sequence, or a tensor."""
+    try:
+        if isinstance(target, Tensor) or type(target).__module__ == "numpy":
+            target = target.tolist()
+        if isinstance(target, (bool, str)):
+            raise TypeError
+        if hasattr(target, "__index__"):
+            return operator.index(target)
+        return [operator.index(item) for item in target]
+    except TypeError:
+        raise VitxError(
+            f"target must be None, a class, one class for each image, or a function, found {target!r}"
+        ) from None
+
+
+def _score(target: Target, logits: Tensor, classes: Tensor | None) -> Tensor:
+    """Returns the sum over the images of the score to differentiate."""
+    if classes is not None:
+        return logits.gather(1, classes[:, None]).sum()
+    if not callable(target):
+        raise VitxError(_NOT_CLASSES.format(tuple(logits.shape)))
+    scores = target(logits)
+    if not isinstance(scores, Tensor) or scores.shape != logits.shape[:1]:
+        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise VitxError(f"the target function must return scores of shape ({len(logits)},), found {found}")
+    return scores.sum()
+
+
+def _check_finite(name: str, maps: Tensor) -> None:
+    bad = (~maps.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+    if bad:
+        raise VitxError(
+            f"the {name} maps of images {bad} are not finite: the images or the weights hold NaN or infinite "
+            "values"
+        )

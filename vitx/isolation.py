@@ -1,0 +1,50 @@
+"""Leaves a model and the random number generators as they were."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Runs its block with the model in eval mode, and then puts everything back, whatever happened.
+
+    What is put back: the train or eval flag of every module, buffers (values and identity), and the
+    state of the random number generators of the CPU and of the model's devices.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
+    copies = [(b, b.detach().clone(), _version(b)) for _, _, b in buffers]
+    with preserved_rng(model):
+        try:
+            for module, _ in flags:
+                module.training = False  # not .eval(): it may be overridden, to keep blocks frozen
+            yield
+        finally:
+            for module, flag in flags:
+                module.training = flag
+            for module, name, buffer in buffers:
+                if module._buffers.get(name) is not buffer:
+                    module._buffers[name] = buffer
+            with torch.no_grad():
+                for buffer, copy, version in copies:
+                    if _version(buffer) != version:
+                        buffer.copy_(copy)
+
+
+@contextmanager
+def preserved_rng(model: nn.Module) -> Iterator[None]:
+    """Puts the state of torch's generators back: the CPU's and those of the model's devices."""
+    found = {p.device for p in model.parameters()} | {b.device for b in model.buffers()}
+    devices = [device for device in found if device.type not in ("cpu", "meta")]
+    kind = devices[0].type if devices else "cuda"
+    indices = [device.index or 0 for device in devices if device.type == kind]
+    with torch.random.fork_rng(indices, device_type=kind):
+        yield
+
+
+def _version(tensor: Tensor) -> int:
+    """How often the tensor was written to; inference tensors do not say, and count as unchanged."""
+    return -1 if tensor.is_inference() else tensor._version

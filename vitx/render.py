@@ -1,0 +1,189 @@
+"""Pictures: heat maps, overlays, and grids with captions and a legend."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitx.errors import VitxError
+
+OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay
+TILE_WIDTH = 112  # three tiles fill the card that TensorBoard shows a picture in
+_GAP = 6
+_TEXT_SIZE = 13
+_LINE = 19
+_PAPER, _INK, _FAINT = "#ffffff", "#1a1a1a", "#5c5c5c"
+_RIGHT, _WRONG = "#00695c", "#b71c1c"
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What is said of one image: its label, the prediction, and the probability of that in [0, 1]."""
+
+    prediction: str
+    probability: float
+    label: str | None = None
+
+    @property
+    def right(self) -> bool | None:
+        """Whether the prediction is the label; None without a label."""
+        return None if self.label is None else self.prediction == self.label
+
+    def __str__(self) -> str:
+        said = f"{self.prediction} {self.probability:.0%}"
+        if self.right is None:
+            return said
+        return f"\N{CHECK MARK} {said}" if self.right else f"\N{BALLOT X} {said}, is {self.label}"
+
+
+def heatmaps(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scales maps up bilinearly and each one to [0, 1].
+
+    Args:
+        maps: (B, h, w).
+        size: height and width.
+
+    Returns:
+        (B, H, W) in [0, 1]; a constant map gives zeros.
+
+    Example:
+        >>> heatmaps(torch.tensor([[[0.0, 2.0]]]), (1, 2))
+        tensor([[[0., 1.]]])
+    """
+    scaled = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    low, high = scaled.amin((1, 2), keepdim=True), scaled.amax((1, 2), keepdim=True)
+    # Interpolating a constant map may leave rounding errors, which must not be blown up to a picture.
+    flat = high - low <= 1e-6 * high.abs()
+    return ((scaled - low) / (high - low).masked_fill(flat, 1)).masked_fill(flat, 0)
+
+
+def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Undoes a normalisation: (B, C, H, W) -> (B, H, W, 3) uint8 on the CPU.
+
+    Args:
+        images: (B, 1 or 3, H, W), normalised.
+        mean: what was subtracted from each channel, in units of [0, 1]; one value serves all.
+        std: what each channel was then divided by.
+
+    Raises:
+        VitxError: The images have neither 1 nor 3 channels, or mean and std do not fit them.
+    """
+    channels = images.shape[1]
+    if channels not in (1, 3):
+        raise VitxError(f"only images of 1 or 3 channels can be shown, found {channels}")
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels) and not (channels == 1 and len(set(values)) == 1):
+            raise VitxError(f"{name} has {len(values)} values for {channels} channels: give one for each")
+    images = images.detach().float().cpu()
+    scale = torch.tensor(std[:channels]).view(-1, 1, 1)
+    shift = torch.tensor(mean[:channels]).view(-1, 1, 1)
+    pixels = ((images * scale + shift).clamp(0, 1) * 255).round().to(torch.uint8)
+    return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
+
+
+def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
+    """Lays heat maps over images: what is looked at glows, the rest is dimmed.
+
+    Args:
+        pixels: (B, H, W, 3) uint8.
+        heat: (B, H, W) in [0, 1].
+        colormap: the name of a colour map of matplotlib; the default is perceptually uniform.
+
+    Returns:
+        (B, H, W, 3) uint8, on the CPU.
+    """
+    index = (heat.detach().float().cpu() * 255).round().long()
+    colours = torch.from_numpy(_colours(colormap))[index].float()
+    mixed = torch.lerp(pixels.cpu().float(), colours, OVERLAY_STRENGTH)
+    return mixed.round().to(torch.uint8)
+
+
+def grid(
+    columns: Mapping[str, Tensor],
+    captions: Sequence[Caption],
+    *,
+    colormap: str = "inferno",
+    tile_width: int = TILE_WIDTH,
+) -> NDArray[np.uint8]:
+    """Draws one row per image, with a caption, and one column per picture of it, with a title.
+
+    Args:
+        columns: title -> (B, H, W, 3) uint8.
+        captions: one for each image.
+        colormap: the one of the overlays, for the legend.
+        tile_width: width of a picture in pixels; its height follows.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    tiles = {title: [_tile(p, tile_width) for p in pixels.numpy()] for title, pixels in columns.items()}
+    height = next(iter(tiles.values()))[0].height
+    row = _LINE + height + _GAP
+    width = _GAP + len(tiles) * (tile_width + _GAP)
+    canvas = Image.new("RGB", (width, _LINE + len(captions) * row + 2 * _LINE), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for column, (title, pictures) in enumerate(tiles.items()):
+        left = _GAP + column * (tile_width + _GAP)
+        _write(draw, (left, 3), title, _FAINT, tile_width)
+        for index, picture in enumerate(pictures):
+            canvas.paste(picture, (left, _LINE + index * row + _LINE))
+    for index, caption in enumerate(captions):
+        colour = {True: _RIGHT, False: _WRONG, None: _INK}[caption.right]
+        _write(draw, (_GAP, _LINE + index * row + 2), str(caption), colour, width - 2 * _GAP, bold=True)
+    _legend(canvas, draw, colormap, _LINE + len(captions) * row)
+    return np.asarray(canvas)
+
+
+def _legend(canvas: Image.Image, draw: ImageDraw.ImageDraw, colormap: str, top: int) -> None:
+    """Says what bright means: a colour bar over the full width, with its ends named."""
+    width = canvas.width - 2 * _GAP
+    bar = np.repeat(_colours(colormap)[np.linspace(0, 255, width).astype(int)][None], _LINE // 2, axis=0)
+    canvas.paste(Image.fromarray(bar), (_GAP, top + 2))
+    below = top + _LINE // 2 + 4
+    _write(draw, (_GAP, below), "looked at least", _FAINT, width)
+    draw.text((canvas.width - _GAP, below), "most", _FAINT, _font(_TEXT_SIZE, False), anchor="ra")
+
+
+def _tile(pixels: NDArray[np.uint8], width: int) -> Image.Image:
+    height = round(width * pixels.shape[0] / pixels.shape[1])
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, colour: str, room: int, bold: bool = False
+) -> None:
+    """Writes a line of text, cut off with an ellipsis where it would not fit."""
+    font = _font(_TEXT_SIZE, bold)
+    shown = text
+    while shown and draw.textlength(shown, font) > room:
+        text = text[:-1]
+        shown = f"{text}\N{HORIZONTAL ELLIPSIS}"
+    draw.text(at, shown, colour, font)
+
+
+@lru_cache
+def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
+    """The font that matplotlib ships, so that pictures look alike on every machine."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
+
+
+@lru_cache
+def _colours(colormap: str) -> NDArray[np.uint8]:
+    """Returns the 256 colours of a colour map, (256, 3)."""
+    import matplotlib
+
+    if colormap not in matplotlib.colormaps:
+        known = ", ".join(("inferno", "viridis", "magma", "plasma", "cividis"))
+        raise VitxError(f"there is no colour map {colormap!r}: take one of matplotlib's, such as {known}")
+    table = matplotlib.colormaps[colormap](np.linspace(0, 1, 256))[:, :3]
+    return np.asarray((table * 255).round(), np.uint8)
