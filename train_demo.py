@@ -1,0 +1,202 @@
+"""Fine-tunes a DeiT and shows what it looks at, from before the first step to the last.
+
+    python train_demo.py                                     handwritten digits in clutter
+    python train_demo.py --config configs/shortcut.yaml      the same with a shortcut to fall for
+    python train_demo.py --config configs/deit_tiny_imagefolder.yaml --data.root FOLDER
+
+Any setting can be overridden, as in `--trainer.max_epochs 3`. The first argument may be `fit` (the
+default), `validate`, `test` or `predict`; `python train_demo.py fit --help` lists all settings.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from PIL import Image
+from timm.data import resolve_model_data_config
+from timm.optim import create_optimizer_v2
+from torch import Tensor
+from torch.nn import functional as F
+
+import vitx
+from demo.models import create_model, load_weights
+from demo.schedule import warmup_cosine
+from vitx import render
+from vitx.callbacks.images import choose_samples
+
+CONFIGS = Path(__file__).parent / "configs"
+COMMANDS = ("fit", "validate", "test", "predict")
+
+
+class Classifier(pl.LightningModule):
+    """A Vision Transformer of timm that is fine-tuned to name what a picture shows.
+
+    Args:
+        num_classes: the data's.
+        model_name: any Vision Transformer of timm.
+        pretrained: start from timm's weights, from the hub.
+        weights: start from this file: .safetensors, .pth or .ckpt; a head of another size is left out.
+        model_options: further arguments of the model, as `img_size`.
+        learning_rate: of the head.
+        layer_decay: each layer below learns this much slower than the one above.
+        weight_decay: of all weights but biases and norms.
+        warmup: share of the steps in which the learning rate rises.
+        label_smoothing: share of the target that is spread over all classes.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        model_name: str = "deit_tiny_patch16_224",
+        pretrained: bool = False,
+        weights: str | None = None,
+        model_options: dict[str, Any] | None = None,
+        learning_rate: float = 5e-4,
+        layer_decay: float = 0.75,
+        weight_decay: float = 0.05,
+        warmup: float = 0.1,
+        label_smoothing: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.model = create_model(model_name, pretrained, num_classes, model_options or {})
+        if weights:
+            load_weights(self.model, Path(weights))
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """How the model wants its images: size, mean, std, interpolation, crop."""
+        return dict(resolve_model_data_config(self.model))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns logits, (B, classes)."""
+        logits: Tensor = self.model(images)
+        return logits
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Returns the loss of a batch (images, labels, ...)."""
+        images, labels = batch[:2]
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/accuracy", self._accuracy(logits, labels))
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Measures loss and accuracy; a second data set is called `clean`."""
+        self._evaluate(batch, ("val", "val_clean")[dataloader_idx])
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As `validation_step`."""
+        self._evaluate(batch, ("test", "test_clean")[dataloader_idx])
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Returns the probabilities, (B, classes)."""
+        probabilities: Tensor = self(batch[0]).softmax(-1)
+        return probabilities
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a learning rate for each layer, warm-up and cosine."""
+        settings = self.hparams
+        optimizer = create_optimizer_v2(
+            self.model,
+            opt="adamw",
+            lr=settings["learning_rate"],
+            weight_decay=settings["weight_decay"],
+            layer_decay=settings["layer_decay"],
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        return [optimizer], [warmup_cosine(optimizer, int(settings["warmup"] * steps), steps)]
+
+    def _evaluate(self, batch: Any, name: str) -> None:
+        images, labels = batch[:2]
+        logits = self(images)
+        values = {"loss": F.cross_entropy(logits, labels), "accuracy": self._accuracy(logits, labels)}
+        for key, value in values.items():
+            self.log(f"{name}/{key}", value, prog_bar=True, add_dataloader_idx=False, batch_size=len(labels))
+
+    def _accuracy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits.argmax(1) == labels).float().mean()
+
+
+class DemoCLI(LightningCLI):
+    """LightningCLI that knows the number of classes, and says at the end what to look at."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Takes the number of classes from the data."""
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+
+    def after_fit(self) -> None:
+        """Says where everything is, and explains the best checkpoint."""
+        trainer = self.trainer
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        module = Classifier.load_from_checkpoint(best, pretrained=False, weights=None) if best else self.model
+        picture = explain_after_training(trainer, module, folder)
+        if not trainer.is_global_zero:
+            return
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith("val") and name.endswith("accuracy"):
+                print(f"{name:<22}{value:.1%}")
+        print(f"best checkpoint       {best or 'none was written'}")
+        print(f"what it looks at      {picture}")
+        print("all steps             tensorboard --samples_per_plugin images=100 --logdir", folder)
+
+
+def explain_after_training(trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> Path | None:
+    """Explains eight validation images from Python, and writes the picture into the folder."""
+    samples = choose_samples(None, 8, trainer, module)
+    if samples is None:
+        return None
+    module = module.to(samples.images.device)
+    config = resolve_model_data_config(module.model)
+    columns = {"input": render.to_pixels(samples.images, config["mean"], config["std"])}
+    for title, method in (("attention rollout", "rollout"), ("gradient rollout", "grad_rollout")):
+        explanation = vitx.explain(module, samples.images, method)
+        columns[title] = explanation.overlays(samples.images, config["mean"], config["std"])
+    captions = render.captions(explanation.logits, samples.labels, samples.class_names)
+    path = folder / "after_training.png"
+    Image.fromarray(render.grid(columns, captions)).save(path)
+    return path
+
+
+def with_defaults(arguments: list[str]) -> list[str]:
+    """Completes the command line: `fit` where no command is given, the demo where no config is.
+
+    Example:
+        >>> with_defaults(["test"])[:2]
+        ['test', '--config']
+    """
+    if arguments[:1] in (["-h"], ["--help"]):
+        return arguments
+    # Only the first word can be a command: a later one may be the value of an option.
+    command, rest = ("fit", arguments)
+    if arguments and arguments[0] in COMMANDS:
+        command, *rest = arguments
+    if not any(word in ("-c", "--config") or word.startswith("--config=") for word in rest):
+        rest = ["--config", str(CONFIGS / "demo.yaml"), *rest]
+    return [command, *rest]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line."""
+    sys.argv[1:] = with_defaults(sys.argv[1:] if arguments is None else arguments)
+    try:
+        DemoCLI(
+            Classifier,
+            pl.LightningDataModule,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"description": __doc__, "parser_mode": "yaml"},
+        )
+    except vitx.VitxError as error:
+        # A worker process wraps the sentence in its traceback: the last line is what was meant.
+        sentence = str(error).strip().splitlines()[-1].removeprefix("vitx.errors.VitxError: ")
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

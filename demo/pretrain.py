@@ -1,112 +1,137 @@
 """Makes the weights that the demo fine-tunes: `python -m demo.pretrain`.
 
-The task is another one than the demo's: printed letters instead of handwritten digits, and every
-patch says which letter its ink belongs to, or that it shows clutter. The class token takes no part in
-it, so it has yet to learn where to look: this is what the demo then shows.
+The task is another one than the demo's: printed letters instead of handwritten digits. Every patch says
+which letter its ink belongs to, or that it shows clutter, and traces that ink; the class token says which
+letters the scene shows.
 """
 
-from pathlib import Path
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as pl
 import timm
 import torch
 from lightning.pytorch.cli import LightningCLI
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from demo.glyphs import ALPHABET, letters
 from demo.scenes import cut_fragments, draw_scenes
+from demo.schedule import warmup_cosine
 
 CLUTTER = len(ALPHABET)  # the class of patches that show no letter
 BANK = 8192  # fragments to draw clutter from
 MIN_INK = 0.06  # mean ink from which a patch counts as part of a letter
 CLUTTER_WEIGHT = 0.1  # most patches show clutter
+TRACING_WEIGHT = 2.0
+
+LetterBatch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-class LetterScenes(IterableDataset[tuple[Tensor, Tensor]]):
-    """Endless batches of scenes with one or two letters and the class of every patch."""
+class LetterScenes(IterableDataset[LetterBatch]):
+    """Endless batches of scenes with one or two letters.
+
+    Each is (images, letter of every patch, ink of the letters, shares of the letters in the scene). The
+    clutter appears over the first `fade_in` batches.
+    """
 
     def __init__(self, batch_size: int, patch_size: int, fade_in: int) -> None:
-        """Args: fade_in: number of batches over which the clutter appears."""
         self.batch_size, self.patch_size, self.fade_in = batch_size, patch_size, fade_in
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[LetterBatch]:
         glyphs, classes = letters()
         bank = cut_fragments(glyphs[torch.randint(len(glyphs), (BANK,))])
         batch = 0
         while True:
             clutter = bank * min(1.0, batch / self.fade_in)
             picked = torch.randint(len(glyphs), (self.batch_size, 2))
-            shown = glyphs[picked]
-            shown[:, 1] *= torch.randint(2, (self.batch_size, 1, 1))
-            scenes = draw_scenes(shown, clutter)
+            present = torch.ones(self.batch_size, 2)
+            present[:, 1] = torch.randint(2, (self.batch_size,))
+            scenes = draw_scenes(glyphs[picked] * present[..., None, None], clutter)
             ink, owner = F.avg_pool2d(scenes.ink, self.patch_size).flatten(2).max(1)
-            letter = classes[picked].gather(1, owner)
-            yield scenes.images, letter.where(ink > MIN_INK, CLUTTER), scenes.ink.amax(1)
+            of_patches = classes[picked].gather(1, owner).where(ink > MIN_INK, CLUTTER)
+            of_scene = (F.one_hot(classes[picked], len(ALPHABET)) * present[..., None]).sum(1)
+            yield scenes.images, of_patches, scenes.ink.amax(1), of_scene / present.sum(1, keepdim=True)
             batch += 1
 
 
 class LetterFinder(pl.LightningModule):
-    """A timm ViT that names the letter in every patch."""
+    """A timm ViT that finds, traces and names the letters in a scene.
+
+    Args:
+        model: arguments of `timm.create_model`.
+        output: where the weights go.
+        weights: start from the weights that an earlier run wrote.
+        batch_size: scenes per step.
+        learning_rate: the highest.
+        weight_decay: of all weights.
+        warmup_steps: steps in which the learning rate rises.
+        fade_in: steps in which the clutter appears.
+        class_token_weight: of the class token's loss; 0 leaves the class token untrained.
+    """
 
     def __init__(
         self,
         model: dict[str, Any],
-        output: Path,
+        output: str,
+        weights: str | None = None,
         batch_size: int = 64,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.05,
         warmup_steps: int = 400,
         fade_in: int = 4000,
+        class_token_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.vit = timm.create_model(num_classes=0, **model)
-        self.head = nn.Linear(self.vit.embed_dim, CLUTTER + 1)
-        self.tracer = nn.Linear(self.vit.embed_dim, self.vit.patch_embed.patch_size[0] ** 2)
-        weight = torch.ones(CLUTTER + 1)
-        weight[CLUTTER] = CLUTTER_WEIGHT
-        self.register_buffer("weight", weight)
-        _init_positions(self.vit)
+        self.vit: Any = timm.create_model(num_classes=0, **model)
+        self.patch_size: int = self.vit.patch_embed.patch_size[0]
+        width = self.vit.embed_dim
+        self.namer = nn.Linear(width, CLUTTER + 1)
+        self.tracer = nn.Linear(width, self.patch_size**2)
+        self.reader = nn.Linear(width, len(ALPHABET))
+        if weights:
+            self.vit.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
+        else:
+            _init_positions(self.vit)
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        patch = self.vit.patch_embed.patch_size[0]
-        data = LetterScenes(self.hparams["batch_size"], patch, self.hparams["fade_in"])
+    def train_dataloader(self) -> DataLoader[LetterBatch]:
+        """Returns endless scenes."""
+        data = LetterScenes(self.hparams["batch_size"], self.patch_size, self.hparams["fade_in"])
         return DataLoader(data, batch_size=None)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        images, target, ink = batch
-        tokens = self.vit.forward_features(images * 2 - 1)[:, self.vit.num_prefix_tokens :]
-        logits = self.head(tokens).float()
-        naming = F.cross_entropy(logits.flatten(0, 1), target.flatten(), self.weight)
-        p = self.vit.patch_embed.patch_size[0]
-        drawn = F.pixel_unshuffle(ink[:, None], p).flatten(2).transpose(1, 2)
-        tracing = F.binary_cross_entropy_with_logits(self.tracer(tokens).float(), drawn)
-        self.log("train/tracing", tracing, prog_bar=True)
-        loss = naming + 2 * tracing
-        right = (logits.argmax(-1) == target).float()
-        letter = target != CLUTTER
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/letter_accuracy", right[letter].mean(), prog_bar=True)
-        self.log("train/clutter_accuracy", right[~letter].mean(), prog_bar=True)
+    def training_step(self, batch: LetterBatch, _: int) -> Tensor:
+        """Returns the sum of the three losses."""
+        images, letters_of_patches, ink, letters_of_scene = batch
+        tokens = self.vit.forward_features(images * 2 - 1)
+        patches = tokens[:, self.vit.num_prefix_tokens :]
+        named = self.namer(patches).float()
+        weight = torch.ones(CLUTTER + 1, device=self.device)
+        weight[CLUTTER] = CLUTTER_WEIGHT
+        naming = F.cross_entropy(named.flatten(0, 1), letters_of_patches.flatten(), weight)
+        drawn = F.pixel_unshuffle(ink[:, None], self.patch_size).flatten(2).transpose(1, 2)
+        tracing = F.binary_cross_entropy_with_logits(self.tracer(patches).float(), drawn)
+        reading = F.cross_entropy(self.reader(tokens[:, 0]).float(), letters_of_scene)
+        found = named.argmax(-1) == letters_of_patches
+        letter = letters_of_patches != CLUTTER
+        self.log("naming", naming)
+        self.log("tracing", tracing)
+        self.log("reading", reading, prog_bar=True)
+        self.log("letter_accuracy", found[letter].float().mean(), prog_bar=True)
+        self.log("clutter_accuracy", found[~letter].float().mean(), prog_bar=True)
+        loss: Tensor = naming + TRACING_WEIGHT * tracing + self.hparams["class_token_weight"] * reading
         return loss
 
     def configure_optimizers(self) -> Any:
+        """AdamW, with warm-up and cosine."""
         rate, decay = self.hparams["learning_rate"], self.hparams["weight_decay"]
         optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=decay)
-        warmup, steps = self.hparams["warmup_steps"], int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.SequentialLR(
-            optimizer,
-            [
-                torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warmup),
-                torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - warmup)),
-            ],
-            milestones=[warmup],
-        )
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+        steps = int(self.trainer.estimated_stepping_batches)
+        return [optimizer], [warmup_cosine(optimizer, self.hparams["warmup_steps"], steps)]
 
     def on_train_end(self) -> None:
         """Writes the backbone in half precision: half the bytes, the same accuracy."""
@@ -114,10 +139,8 @@ class LetterFinder(pl.LightningModule):
         save_file(weights, self.hparams["output"])
 
 
-def _init_positions(vit: nn.Module) -> None:
+def _init_positions(vit: Any) -> None:
     """Starts the position embedding from 2-D sines and cosines, which learns sooner than noise."""
-    from timm.layers import build_sincos2d_pos_embed
-
     grid = build_sincos2d_pos_embed(vit.patch_embed.grid_size, vit.embed_dim)
     with torch.no_grad():
         vit.pos_embed.zero_()
@@ -125,12 +148,13 @@ def _init_positions(vit: nn.Module) -> None:
 
 
 def main() -> None:
+    """Runs the command line."""
     LightningCLI(
         LetterFinder,
         run=True,
         seed_everything_default=0,
         save_config_callback=None,
-        args=["fit", "--config", "configs/pretrain.yaml"],
+        args=["fit", "--config", "configs/pretrain.yaml", *sys.argv[1:]],
     )
 
 

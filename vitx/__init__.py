@@ -8,11 +8,12 @@
 During training: `from vitx.callbacks import RolloutCallback`.
 """
 
-from vitx.capture import Trace, capture
+from vitx.capture import capture
 from vitx.errors import VitxError
 from vitx.explain import Explanation, explain, explain_methods
 from vitx.methods import methods
 from vitx.relevance import attention_rollout, gradient_rollout
+from vitx.trace import Trace
 
 __version__ = "0.1.0"
 __all__ = [

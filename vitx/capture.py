@@ -8,7 +8,6 @@ fused kernels stay on. Three calls make attention: `scaled_dot_product_attention
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,120 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from vitx.errors import VitxError
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One attention call: B images, H heads, Q queries, K keys.
-
-    Attributes:
-        shape: (B, H, Q, K).
-        dtype: of `weights()`: float32, or float64 in a float64 model.
-        device: of the model.
-        output: what the model went on with; None unless gradients were asked for.
-        weights: computes A, the attention after the softmax, (B, H, Q, K), rows are queries.
-        weights_gradient: turns the gradient of `output` into the gradient of A, (B, H, Q, K).
-        values: the tensor that A multiplied, detached.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    output: Tensor | None
-    weights: Callable[[], Tensor]
-    weights_gradient: Callable[[Tensor], Tensor]
-    values: Tensor
-
-
-class Trace:
-    """The attention calls of one forward pass, in the order in which they ran.
-
-    Attributes:
-        layers: self-attention, every token attending to every token; first layer first.
-        pooling: attention of one query over the tokens, as attention-pooling heads do.
-        grid_shape: (B, channels, h, w), what the patch embedding's convolution put out, or None.
-        passes: number of forward passes seen.
-    """
-
-    def __init__(self) -> None:
-        self.layers: list[Attention] = []
-        self.pooling: list[Attention] = []
-        self.grid_shape: tuple[int, ...] | None = None
-        self.passes = 1
-        self._watcher: _Watcher | None = None
-
-    def attentions(self) -> list[Tensor]:
-        """Returns A of every layer, (B, heads, N, N), first layer first; rows sum to 1.
-
-        Raises:
-            VitxError: There was no attention, more than one forward pass, or attention that is not
-                one N x N matrix per image, head and layer.
-        """
-        self.check()
-        return [layer.weights() for layer in self.layers]
-
-    def gradients(self, score: Tensor) -> list[Tensor]:
-        """Returns d(score) / dA of every layer, (B, heads, N, N), first layer first.
-
-        Args:
-            score: a scalar computed from the model's output, as `logits[:, 3].sum()`.
-
-        Raises:
-            VitxError: As for `attentions`; or the pass was captured without `gradients=True`.
-        """
-        self.check()
-        pairs = zip(self.layers, self.output_gradients(score), strict=True)
-        return [layer.weights_gradient(gradient) for layer, gradient in pairs]
-
-    def output_gradients(self, score: Tensor) -> list[Tensor]:
-        """Returns the gradient of the score with respect to each layer's output; zeros if unused."""
-        outputs = [layer.output for layer in self.layers if layer.output is not None]
-        if len(outputs) < len(self.layers) or self._watcher is None:
-            raise VitxError("this pass was captured without gradients: use capture(model, gradients=True)")
-        if not score.requires_grad:
-            raise VitxError(
-                "the score does not depend on any attention in a differentiable way: compute it from the "
-                "model's output, with gradients enabled"
-            )
-        # Activation checkpointing runs the layers again in here; they must meet the same watcher.
-        with self._watcher:
-            return list(torch.autograd.grad(score, outputs, allow_unused=True, materialize_grads=True))
-
-    def check(self) -> None:
-        """Raises a VitxError unless the trace is of one pass of a plain Vision Transformer."""
-        if self.passes > 1:
-            raise VitxError(
-                f"the model ran {self.passes} forward passes: capture one pass, on one batch of images"
-            )
-        if self._watcher is not None and self._watcher.unresolved():
-            raise VitxError(
-                "a softmax over tokens was changed before it met the values (talking heads, masks after "
-                "the softmax): such attention is not supported"
-            )
-        if not self.layers:
-            raise VitxError(
-                "no attention between tokens was found: vitx explains Vision Transformers whose attention "
-                "is scaled_dot_product_attention, nn.MultiheadAttention or a softmax times the values"
-            )
-        shapes = [layer.shape for layer in self.layers]
-        batch = self.grid_shape[0] if self.grid_shape else shapes[0][0]
-        if any(len(shape) != 4 or shape[0] != batch for shape in shapes):
-            raise VitxError(
-                f"attention runs within windows (found shape {shapes[0]} for {batch} images): only models in "
-                "which every token attends to every token can be explained"
-            )
-        tokens = sorted({shape[2] for shape in shapes})
-        if len(tokens) > 1:
-            raise VitxError(
-                f"the number of tokens changes between layers (found {tokens}), as in pyramid, windowed or "
-                "two-tower models: only models with one token count can be explained"
-            )
-        for before, after in zip(self.layers, self.layers[1:], strict=False):
-            if before.values.data_ptr() == after.values.data_ptr():
-                raise VitxError(
-                    "two attention maps share the same values (differential attention): such attention is "
-                    "not supported"
-                )
+from vitx.trace import Attention, Trace
 
 
 @contextmanager
@@ -158,13 +44,12 @@ def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Trace]:
     if not isinstance(model, nn.Module):
         raise VitxError(f"the model must be a torch.nn.Module, found {type(model).__name__}")
     trace = Trace()
-    trace._watcher = _Watcher(trace, gradients)
+    watcher = _Watcher(trace, gradients)
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # else nothing can be compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(trace._watcher)
+        stack.enter_context(watcher)
         yield trace
-        trace._watcher.recording = False
 
 
 class _Watcher(TorchFunctionMode):
@@ -174,14 +59,7 @@ class _Watcher(TorchFunctionMode):
         super().__init__()
         self.trace = trace
         self.gradients = gradients
-        self.recording = True
         self._first_weight: Tensor | None = None
-        # Softmaxes that have not met the values yet. The tensors are kept, so that ids stay unique.
-        self._pending: dict[int, Tensor] = {}
-
-    def unresolved(self) -> bool:
-        """Whether an N x N softmax never met the values."""
-        return any(tensor.shape[-2] == tensor.shape[-1] for tensor in self._pending.values())
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -280,22 +158,22 @@ class _Watcher(TorchFunctionMode):
 
     def softmax(self, out: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any) -> None:
         if out.ndim == 4 and dim in (-1, 3):
-            self._pending[id(out)] = out
+            self.trace.pending[id(out)] = out  # kept, so that ids stay unique
 
     def same_weights(self, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
         """A change of type, a copy, dropout in eval mode: still the same attention."""
-        if self._pending.pop(id(input), None) is not None:
-            self._pending[id(out)] = out
+        if self.trace.pending.pop(id(input), None) is not None:
+            self.trace.pending[id(out)] = out
 
     def product(self, out: Tensor, input: Any, other: Any, *operands: Any, **_: Any) -> None:
         """A matrix product; if its left side is a pending softmax, the right side is the values."""
         weights, value = (other, operands[0]) if isinstance(input, str) and operands else (input, other)
-        if self._pending.get(id(weights)) is None:
+        if self.trace.pending.get(id(weights)) is None:
             return
         batch_heads_queries, keys = weights.shape[:-1], weights.shape[-1]
         if value.shape[-2] != keys or out.shape != (*batch_heads_queries, value.shape[-1]):
             return
-        del self._pending[id(weights)]
+        del self.trace.pending[id(weights)]
         attention, value = weights.detach(), value.detach()
         self._record(
             out,
@@ -307,8 +185,6 @@ class _Watcher(TorchFunctionMode):
 
     def weighted(self, out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> None:
         """A convolution or linear map: tells the patch grid, and one forward pass from the next."""
-        if not self.recording:
-            return
         if self._first_weight is None:
             self._first_weight = weight
         elif weight is self._first_weight and self.trace.layers:
@@ -332,8 +208,6 @@ class _Watcher(TorchFunctionMode):
                 )
             if not output.requires_grad:
                 output.requires_grad_()
-        if not self.recording:
-            return
         kept = output if self.gradients else None
         dtype = torch.promote_types(output.dtype, torch.float32)
         seen = Attention(shape, dtype, output.device, kept, weights, weights_gradient, values)
@@ -348,8 +222,18 @@ _HANDLERS: dict[Callable[..., Any], Callable[..., None]] = {
     F.multi_head_attention_forward: _Watcher.multi_head,
     **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _Watcher.softmax),
     **dict.fromkeys(
-        (F.dropout, torch.dropout, Tensor.to, Tensor.type_as, Tensor.type, Tensor.float, Tensor.half)
-        + (Tensor.bfloat16, Tensor.double, Tensor.contiguous, Tensor.clone, torch.clone),
+        (
+            *(F.dropout, torch.dropout, Tensor.contiguous, Tensor.clone, torch.clone),
+            *(
+                Tensor.to,
+                Tensor.type,
+                Tensor.type_as,
+                Tensor.float,
+                Tensor.double,
+                Tensor.half,
+                Tensor.bfloat16,
+            ),
+        ),
         _Watcher.same_weights,
     ),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.einsum), _Watcher.product),

@@ -137,17 +137,20 @@ def explain_methods(
         method.check(name, dict(methods[name]))
     _check_images(model, images)
     gradients = any(method.needs_gradients for method in chosen.values())
+    if gradients and any(parameter.is_inference() for parameter in model.parameters()):
+        raise VitxError(
+            "the model was made under torch.inference_mode, which rules out gradients: make it outside"
+        )
     with torch.inference_mode(False), torch.set_grad_enabled(gradients), untouched(model):
         # A copy: inference tensors cannot take part in gradients, and some models change their input.
         pixels = images.detach().clone()
+        if gradients:
+            # Then a frozen backbone, too, runs with gradients, also when checkpointing runs it again
+            # outside the capture. Cloned once more, as no leaf may be changed in place.
+            pixels = pixels.requires_grad_().clone()
         with capture(model, gradients=gradients) as trace:
             logits = _logits(_forward(model, pixels))
-        trace.check()
-        if trace.layers[0].shape[0] != len(images):
-            raise VitxError(
-                f"attention ran on {trace.layers[0].shape[0]} inputs for {len(images)} images: only models "
-                "that see each image once can be explained"
-            )
+        trace.check(len(images))
         tokens = find_tokens(model, trace, pixels)
         classes = _target_classes(target, logits)
         outputs: list[Tensor] = []
@@ -194,8 +197,13 @@ def _forward(model: nn.Module, images: Tensor) -> Any:
     try:
         takes_pixels = "pixel_values" in inspect.signature(model.forward).parameters
         return model(pixel_values=images) if takes_pixels else model(images)
-    except AssertionError as error:  # how timm and torchvision refuse a size
-        raise VitxError(f"the model refused images of shape {tuple(images.shape)}: {error}") from error
+    except (AssertionError, ValueError, RuntimeError) as error:
+        said = str(error).split("\n")[0]
+        # timm and torchvision assert, Hugging Face raises ValueErrors; the rest is left to torch.
+        about_size = "channels" in said or "size of tensor" in said or "cannot be multiplied" in said
+        if isinstance(error, VitxError) or (isinstance(error, RuntimeError) and not about_size):
+            raise
+        raise VitxError(f"the model refused images of shape {tuple(images.shape)}: {said}") from error
 
 
 def _logits(output: Any) -> Tensor:
@@ -248,6 +256,8 @@ def _whole_numbers(target: Any) -> int | list[int]:
             raise TypeError
         if hasattr(target, "__index__"):
             return operator.index(target)
+        if any(isinstance(item, bool) for item in target):
+            raise TypeError
         return [operator.index(item) for item in target]
     except TypeError:
         raise VitxError(

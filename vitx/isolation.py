@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 @contextmanager
@@ -15,8 +15,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     state of the random number generators of the CPU and of the model's devices.
     """
     flags = [(module, module.training) for module in model.modules()]
-    buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
-    copies = [(b, b.detach().clone(), _version(b)) for _, _, b in buffers]
+    slots = [(module, dict(module._buffers)) for module in model.modules()]
+    copies = [(b, b.detach().clone()) for _, named in slots for b in named.values() if b is not None]
     with preserved_rng(model):
         try:
             for module, _ in flags:
@@ -25,12 +25,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
         finally:
             for module, flag in flags:
                 module.training = flag
-            for module, name, buffer in buffers:
-                if module._buffers.get(name) is not buffer:
-                    module._buffers[name] = buffer
+            for module, named in slots:
+                module._buffers.clear()
+                module._buffers.update(named)
             with torch.no_grad():
-                for buffer, copy, version in copies:
-                    if _version(buffer) != version:
+                for buffer, copy in copies:
+                    # By value: BatchNorm and `.data` write without counting up the tensor's version.
+                    if not torch.equal(buffer, copy):
                         buffer.copy_(copy)
 
 
@@ -43,8 +44,3 @@ def preserved_rng(model: nn.Module) -> Iterator[None]:
     indices = [device.index or 0 for device in devices if device.type == kind]
     with torch.random.fork_rng(indices, device_type=kind):
         yield
-
-
-def _version(tensor: Tensor) -> int:
-    """How often the tensor was written to; inference tensors do not say, and count as unchanged."""
-    return -1 if tensor.is_inference() else tensor._version

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from vitx.capture import Attention, Trace
 from vitx.errors import VitxError
 from vitx.relevance import chain, check_options, layer_matrix
 from vitx.tokens import Tokens
+from vitx.trace import Attention, Trace
 
 
 @dataclass(frozen=True)

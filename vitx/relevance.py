@@ -87,6 +87,12 @@ def gradient_rollout(
             f"found {len(attentions)} layers of attentions and {len(gradients)} of gradients: give one "
             "gradient for each attention, in the same order"
         )
+    for attention, gradient in zip(attentions, gradients, strict=True):
+        if attention.shape != gradient.shape:
+            raise VitxError(
+                f"each gradient must have the shape of its attention, {tuple(attention.shape)}, found "
+                f"{tuple(gradient.shape)}"
+            )
     pairs = zip(reversed(attentions), reversed(gradients), strict=True)
     matrices = (
         layer_matrix(attention, gradient, head_fusion=head_fusion, discard_ratio=discard_ratio)
@@ -105,6 +111,7 @@ def layer_matrix(
     """Returns W of one layer, (B, N, N): discard(fuse(A)), or discard(relu(fuse(A * G)))."""
     if gradient is None:
         return _discard(fuse_heads(attention, head_fusion), discard_ratio)
+    attention = attention.to(torch.promote_types(attention.dtype, torch.float32))
     return _discard(fuse_heads(attention * gradient, head_fusion).relu_(), discard_ratio)
 
 

@@ -43,6 +43,30 @@ class Caption:
         return f"\N{CHECK MARK} {said}" if self.right else f"\N{BALLOT X} {said}, is {self.label}"
 
 
+def captions(
+    logits: Tensor, labels: Tensor | None = None, class_names: Sequence[str] | None = None
+) -> list[Caption]:
+    """Says what was predicted, and whether it is right.
+
+    Args:
+        logits: (B, classes).
+        labels: (B,) long.
+        class_names: by default the numbers of the classes.
+
+    Example:
+        >>> [str(caption) for caption in captions(torch.tensor([[0.0, 3.0]]), class_names=["cat", "dog"])]
+        ['dog 95%']
+    """
+
+    def name(index: int) -> str:
+        return str(class_names[index]) if class_names and index < len(class_names) else str(index)
+
+    probability, prediction = logits.softmax(-1).max(-1)
+    truth = [None] * len(logits) if labels is None else [name(label) for label in labels.tolist()]
+    rows = zip(prediction.tolist(), probability.tolist(), truth, strict=True)
+    return [Caption(name(index), share, label) for index, share, label in rows]
+
+
 def heatmaps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Scales maps up bilinearly and each one to [0, 1].
 
@@ -75,6 +99,8 @@ def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     Raises:
         VitxError: The images have neither 1 nor 3 channels, or mean and std do not fit them.
     """
+    if images.ndim != 4:
+        raise VitxError(f"images must be (B, C, H, W), found {tuple(images.shape)}")
     channels = images.shape[1]
     if channels not in (1, 3):
         raise VitxError(f"only images of 1 or 3 channels can be shown, found {channels}")
@@ -99,6 +125,11 @@ def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
     Returns:
         (B, H, W, 3) uint8, on the CPU.
     """
+    if pixels.shape[:3] != heat.shape:
+        raise VitxError(
+            f"found {len(pixels)} images for {len(heat)} maps, of {tuple(pixels.shape[1:3])} and "
+            f"{tuple(heat.shape[1:])} pixels: give the images that were explained"
+        )
     index = (heat.detach().float().cpu() * 255).round().long()
     colours = torch.from_numpy(_colours(colormap))[index].float()
     mixed = torch.lerp(pixels.cpu().float(), colours, OVERLAY_STRENGTH)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitx.capture import Trace
 from vitx.errors import VitxError
 from vitx.relevance import fuse_heads
+from vitx.trace import Trace
 
 # timm's blocks whose attentions read the same tokens; a forward pass does not show that.
 _PARALLEL_BLOCKS = ("ParallelThingsBlock",)

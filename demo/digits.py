@@ -1,0 +1,114 @@
+"""The demo's data: name the handwritten digit that hides among fragments of other digits."""
+
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from demo.glyphs import digits
+from demo.scenes import Scenes, cut_fragments, draw_scenes
+
+SPLIT_SIZES = (4000, 500, 500)  # digits to train, validate and test on; no digit serves two
+_FRAGMENT_BANK = 8192
+_MEAN = _STD = 0.5  # what the shipped weights expect
+_MARK_SIZE, _MARK_MARGIN = 6, 1
+
+
+class DigitScenes(pl.LightningDataModule):
+    """Handwritten digits pasted at random places and scales into clutter, 64 x 64 pixels.
+
+    Samples are (image, digit, mask), the mask being True in the digit's box. Training scenes are drawn
+    anew in every epoch; those to validate and test on are always the same.
+
+    Args:
+        batch_size: scenes per step.
+        marked: put a small mark into a corner of every picture, its colour telling the digit: a shortcut.
+            A second validation set without marks then shows what the model knows of digits.
+        seed: splits the digits and draws the fixed scenes.
+    """
+
+    num_classes = 10
+
+    def __init__(self, batch_size: int = 64, marked: bool = False, seed: int = 0) -> None:
+        super().__init__()
+        self.batch_size, self.marked, self.seed = batch_size, marked, seed
+
+    def setup(self, stage: str) -> None:
+        """Splits the digits, and draws the scenes that stay the same."""
+        glyphs, classes = digits()
+        generator = Generator().manual_seed(self.seed)
+        order = torch.randperm(len(glyphs), generator=generator).split(SPLIT_SIZES)
+        (train, *_), sets = order, [(glyphs[part], classes[part]) for part in order]
+        bank = glyphs[train[torch.randint(len(train), (_FRAGMENT_BANK,), generator=generator)]]
+        fragments = cut_fragments(bank, generator)
+        self.train = TrainingScenes(*sets[0], fragments, self.marked)
+        clean = [_fixed_scenes(*part, fragments, generator) for part in sets[1:]]
+        marked = [_mark_all(scenes) for scenes in clean] if self.marked else clean
+        # What is watched comes first; the clean scenes are validated on beside the marked ones.
+        self.validation = [marked[0], clean[0]] if self.marked else [clean[0]]
+        self.test = [marked[1], clean[1]] if self.marked else [clean[1]]
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Returns scenes in random order."""
+        return DataLoader(self.train, self.batch_size, shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
+        """Returns the scenes to validate on; if those are marked, the same ones without marks too."""
+        return [DataLoader(scenes, self.batch_size) for scenes in self.validation]
+
+    def test_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
+        """Returns scenes of digits that nothing was chosen by, as `val_dataloader` does."""
+        return [DataLoader(scenes, self.batch_size) for scenes in self.test]
+
+    def predict_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
+        """Returns the scenes to test on."""
+        return self.test_dataloader()
+
+
+class TrainingScenes(Dataset[tuple[Tensor, ...]]):
+    """One new scene for each digit in every epoch, drawn from torch's global generator."""
+
+    def __init__(self, glyphs: Tensor, classes: Tensor, fragments: Tensor, marked: bool) -> None:
+        self.glyphs, self.classes, self.fragments, self.marked = glyphs, classes, fragments, marked
+
+    def __len__(self) -> int:
+        return len(self.glyphs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, ...]]:
+        """Draws a batch at once, which is many times faster than scene by scene."""
+        picked = torch.as_tensor(indices)
+        scenes = draw_scenes(self.glyphs[picked, None], self.fragments)
+        classes = self.classes[picked]
+        images = add_marks(_normalised(scenes), classes) if self.marked else _normalised(scenes)
+        return list(zip(images, classes, scenes.boxes(), strict=True))
+
+
+def add_marks(images: Tensor, classes: Tensor) -> Tensor:
+    """Paints a small square into the top left corner, with a colour for each class."""
+    hues = classes / DigitScenes.num_classes * 6
+    # The three channels of a fully saturated hue, each a trapezoid along the circle of hues.
+    channels = torch.stack([(hues - 3).abs() - 1, 2 - (hues - 2).abs(), 2 - (hues - 4).abs()], 1).clamp(0, 1)
+    colours = (channels - _MEAN) / _STD
+    marked = images.clone()
+    inside = slice(_MARK_MARGIN, _MARK_MARGIN + _MARK_SIZE)
+    marked[:, :, inside, inside] = colours[:, :, None, None]
+    return marked
+
+
+def _fixed_scenes(glyphs: Tensor, classes: Tensor, fragments: Tensor, generator: Generator) -> TensorDataset:
+    scenes = draw_scenes(glyphs[:, None], fragments, generator)
+    return TensorDataset(_normalised(scenes), classes, scenes.boxes())
+
+
+def _mark_all(scenes: TensorDataset) -> TensorDataset:
+    images, classes, boxes = scenes.tensors
+    return TensorDataset(add_marks(images, classes), classes, boxes)
+
+
+def _normalised(scenes: Scenes) -> Tensor:
+    return (scenes.images - _MEAN) / _STD

@@ -1,0 +1,178 @@
+"""Small models with random weights, one for each family that vitx explains."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import timm
+import torch
+from torch import nn
+
+CLASSES = 7
+SIZE = {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": CLASSES}
+HF_SIZE = {
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 96,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_labels": CLASSES,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model, and what is known of its tokens from reading its library's code.
+
+    Attributes:
+        build: makes the model, in training mode as libraries do.
+        prefix: number of tokens that are no patches.
+        readout: "token", "distilled", "patches", "all", "token+patches" or "attention".
+        grid: rows and columns of patches.
+        image_size: height and width in pixels.
+        classes: whether the output has classes; otherwise a target must be a function.
+        exact: whether float64 stays float64 inside (Hugging Face's "eager" takes its softmax in float32).
+    """
+
+    build: Callable[[], nn.Module]
+    prefix: int
+    readout: str
+    grid: tuple[int, int] = (4, 4)
+    image_size: tuple[int, int] = (32, 32)
+    classes: bool = True
+    exact: bool = True
+
+    def images(self, batch=2, dtype=torch.float32):
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(batch, 3, *self.image_size, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def spread(model):
+    """Draws weights that are large enough for attention that is far from uniform."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim < 2:
+                scales = any(word in name for word in ("weight", "gamma", "lambda"))
+                parameter.copy_(0.1 * noise + scales)
+            elif parameter.ndim == 2 and "bias_table" not in name:
+                fan_in = parameter.shape[0] if name == "proj" else parameter.shape[1]
+                parameter.copy_(1.3 * noise / fan_in**0.5)
+            elif parameter.ndim == 4 and "pos" not in name:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+            else:
+                parameter.copy_(0.5 * noise)
+    return model
+
+
+def timm_model(name, **overrides):
+    options = {**SIZE, "img_size": 32, "patch_size": 8, **overrides}
+    return spread(timm.create_model(name, **options))
+
+
+def deit(**overrides):
+    """The model that most tests use."""
+    return timm_model("deit_tiny_patch16_224", **overrides)
+
+
+def without_fused_attention():
+    model = deit()
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    return model
+
+
+def hugging_face(name, attention):
+    import transformers
+
+    configs = {"ViT": transformers.ViTConfig, "DeiT": transformers.DeiTConfig}
+    config = configs.get(name[:4].rstrip("F"), transformers.Dinov2Config)
+    return spread(getattr(transformers, name)(config(**HF_SIZE, attn_implementation=attention)))
+
+
+def torchvision_vit():
+    from torchvision.models import VisionTransformer
+
+    return spread(
+        VisionTransformer(
+            image_size=32,
+            patch_size=8,
+            num_layers=3,
+            num_heads=3,
+            hidden_dim=48,
+            mlp_dim=96,
+            num_classes=CLASSES,
+        )
+    )
+
+
+def open_clip_tower(**overrides):
+    from open_clip.transformer import VisionTransformer
+
+    options = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "heads": 3}
+    return spread(VisionTransformer(**options, mlp_ratio=2.0, output_dim=CLASSES, **overrides))
+
+
+def _timm(name, prefix, readout, **overrides):
+    return Family(lambda: timm_model(name, **overrides), prefix, readout)
+
+
+def _hugging_face(name, attention, prefix, readout):
+    return Family(lambda: hugging_face(name, attention), prefix, readout, exact=attention == "sdpa")
+
+
+FAMILIES = {
+    "deit": Family(deit, 1, "token"),
+    "deit without fused attention": Family(without_fused_attention, 1, "token"),
+    "distilled deit": _timm("deit_tiny_distilled_patch16_224", 2, "distilled"),
+    "deit3": _timm("deit3_small_patch16_224", 1, "token"),
+    "dinov2 with registers": _timm("vit_small_patch14_reg4_dinov2", 5, "token"),
+    "dinov3": _timm("vit_small_patch16_dinov3", 5, "patches"),
+    "siglip": _timm("vit_base_patch16_siglip_224", 0, "attention"),
+    "perception encoder": _timm("vit_pe_core_tiny_patch16_384", 1, "attention"),
+    "average pooling": _timm("vit_base_patch16_rpn_224", 0, "patches"),
+    "average of all tokens": _timm(
+        "vit_base_patch16_224", 1, "all", global_pool="avg", pool_include_prefix=True
+    ),
+    "eva02": _timm("eva02_tiny_patch14_224", 1, "patches"),
+    "beit": _timm("beit_base_patch16_224", 1, "patches"),
+    "relative position": _timm("vit_relpos_small_patch16_224", 0, "patches"),
+    "relative position, class token": _timm("vit_relpos_base_patch16_clsgap_224", 1, "patches"),
+    "clip": _timm("vit_base_patch32_clip_224", 1, "token"),
+    "rope": _timm("vit_small_patch16_rope_224", 1, "token"),
+    "mixed rope": _timm("vit_small_patch16_rope_mixed_224", 1, "token"),
+    "flexivit": _timm("flexivit_small", 1, "token"),
+    "naflex": _timm("naflexvit_base_patch16_gap", 4, "patches"),
+    "hybrid": Family(
+        lambda: timm_model("vit_tiny_r_s16_p8_224", img_size=64, patch_size=4),
+        1,
+        "token",
+        image_size=(64, 64),
+    ),
+    "not square": Family(lambda: deit(img_size=(24, 40)), 1, "token", (3, 5), (24, 40)),
+    "dynamic size": Family(lambda: deit(dynamic_img_size=True), 1, "token", (5, 3), (40, 24)),
+    "hf vit, sdpa": _hugging_face("ViTForImageClassification", "sdpa", 1, "token"),
+    "hf vit, eager": _hugging_face("ViTForImageClassification", "eager", 1, "token"),
+    "hf deit, sdpa": _hugging_face("DeiTForImageClassification", "sdpa", 2, "token"),
+    "hf deit, eager": _hugging_face("DeiTForImageClassification", "eager", 2, "token"),
+    "hf distilled deit, sdpa": _hugging_face("DeiTForImageClassificationWithTeacher", "sdpa", 2, "distilled"),
+    "hf distilled deit, eager": _hugging_face(
+        "DeiTForImageClassificationWithTeacher", "eager", 2, "distilled"
+    ),
+    "hf dinov2, sdpa": _hugging_face("Dinov2ForImageClassification", "sdpa", 1, "token+patches"),
+    "hf dinov2, eager": _hugging_face("Dinov2ForImageClassification", "eager", 1, "token+patches"),
+    "torchvision": Family(torchvision_vit, 1, "token"),
+    "open_clip": Family(open_clip_tower, 1, "token", classes=False),
+    "open_clip, average pooling": Family(
+        lambda: open_clip_tower(pool_type="avg"), 1, "patches", classes=False
+    ),
+}
+
+
+@cache
+def built(name, dtype=torch.float32):
+    """The family's model in eval mode, built once; tests that change a model build their own."""
+    with torch.inference_mode(False):
+        return FAMILIES[name].build().to(dtype).eval()

@@ -1,0 +1,200 @@
+"""A slow, obvious implementation of the formulae, which shares no code with vitx.
+
+It turns fused attention off, catches A as the softmax computes it, takes gradients by autograd on A itself,
+and multiplies full N x N matrices, one image at a time.
+"""
+
+import copy
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one forward and backward pass showed.
+
+    Attributes:
+        attentions: A of each layer, (B, H, N, N), first layer first.
+        gradients: d score / dA of each layer.
+        pooling: attention of the pooling over the tokens, (B, H, N), or None.
+        logits: what the model put out.
+    """
+
+    attentions: list
+    gradients: list
+    pooling: torch.Tensor | None
+    logits: torch.Tensor
+
+
+def oracle_maps(model, images, method, target, prefix, readout, fusion="mean", discard=0.0, start_layer=0):
+    """The relevance of each patch, (B, patches), in float64."""
+    return maps_of(observe(model, images, target), method, prefix, readout, fusion, discard, start_layer)
+
+
+def maps_of(seen, method, prefix, readout, fusion="mean", discard=0.0, start_layer=0):
+    """The same, from attention that was already observed."""
+    rows = []
+    for image in range(len(seen.logits)):
+        matrices = []
+        for attention, gradient in zip(seen.attentions, seen.gradients, strict=True):
+            if method == "rollout":
+                matrix = fuse(attention[image].double(), fusion)
+            else:
+                matrix = fuse(attention[image].double() * gradient[image].double(), fusion).clamp(min=0)
+            matrices.append(drop_smallest(matrix, discard))
+        product = rollout(matrices[start_layer:])
+        weights = readout_weights(readout, prefix, len(product), seen.pooling, image, fusion)
+        rows.append((weights @ product)[prefix:])
+    return torch.stack(rows)
+
+
+def fuse(heads, fusion):
+    if fusion == "mean":
+        return heads.sum(0) / len(heads)
+    return heads.max(0).values if fusion == "max" else heads.min(0).values
+
+
+def drop_smallest(matrix, ratio):
+    """The floor(ratio N N) smallest entries become 0, the first of equal ones first; (0, 0) stays."""
+    flat = matrix.flatten().clone()
+    order = torch.sort(flat, stable=True).indices.tolist()
+    for index in order[: math.floor(ratio * len(flat))]:
+        if index != 0:
+            flat[index] = 0
+    return flat.view_as(matrix)
+
+
+def rollout(matrices):
+    """rownorm(W_L + I) ... rownorm(W_1 + I)."""
+    identity = torch.eye(len(matrices[0]), dtype=torch.float64)
+    product = identity
+    for matrix in matrices:
+        mixed = matrix + identity
+        product = (mixed / mixed.sum(1, keepdim=True)) @ product
+    return product
+
+
+def readout_weights(kind, prefix, count, pooling=None, image=0, fusion="mean"):
+    weights = torch.zeros(count, dtype=torch.float64)
+    patches = count - prefix
+    if kind == "token":
+        weights[0] = 1
+    elif kind == "distilled":
+        weights[0] = weights[1] = 0.5
+    elif kind == "patches":
+        weights[prefix:] = 1 / patches
+    elif kind == "all":
+        weights[:] = 1 / count
+    elif kind == "token+patches":
+        weights[0] = 0.5
+        weights[prefix:] = 0.5 / patches
+    else:
+        assert kind == "attention"
+        weights[:] = fuse(pooling[image].double(), fusion)
+    return weights
+
+
+def observe(model, images, target=None):
+    """Runs a copy of the model in which every attention is a softmax that can be seen."""
+    twin = copy.deepcopy(model).eval().requires_grad_(True)
+    for module in twin.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    if hasattr(twin, "set_attn_implementation"):
+        twin.set_attn_implementation("eager")
+    with torch.enable_grad(), _softmaxes() as found:
+        output = twin(images)
+    logits = output if isinstance(output, torch.Tensor) else output.logits
+    square = [a for a in found if a.shape[-1] == a.shape[-2]]
+    pooling = [a for a in found if a.shape[-2] == 1]
+    gradients = torch.autograd.grad(_score(logits, target), square)
+    return Observation(
+        [a.detach() for a in square],
+        list(gradients),
+        pooling[0][:, :, 0].detach() if pooling else None,
+        logits.detach(),
+    )
+
+
+def _score(logits, target):
+    if callable(target):
+        return target(logits).sum()
+    if target is None:
+        target = logits.argmax(1).tolist()
+    if isinstance(target, int):
+        target = [target] * len(logits)
+    return sum(logits[image, index] for image, index in enumerate(target))
+
+
+@contextmanager
+def _softmaxes():
+    """Collects the result of every softmax over (B, H, Q, K)."""
+    found = []
+
+    def recording(original):
+        def softmax(*args, **kwargs):
+            if args[0].dtype == torch.float64:
+                kwargs.pop("dtype", None)  # Hugging Face would take it in float32
+            out = original(*args, **kwargs)
+            # One softmax function calls another: the same tensor is seen twice.
+            if out.ndim == 4 and all(out is not other for other in found):
+                found.append(out)
+            return out
+
+        return softmax
+
+    with (
+        mock.patch.object(F, "softmax", recording(F.softmax)),
+        mock.patch.object(torch, "softmax", recording(torch.softmax)),
+        mock.patch.object(torch.Tensor, "softmax", recording(torch.Tensor.softmax)),
+        mock.patch.object(F, "multi_head_attention_forward", dense_multi_head),
+    ):
+        yield found
+
+
+def dense_multi_head(
+    query,
+    key,
+    value,
+    embed_dim,
+    num_heads,
+    in_proj_weight,
+    in_proj_bias,
+    bias_k,
+    bias_v,
+    add_zero_attn,
+    dropout_p,
+    out_proj_weight,
+    out_proj_bias,
+    key_padding_mask=None,
+    attn_mask=None,
+    **options,
+):
+    """Multi-head attention on (N, B, D) tokens as in its paper, for what the tested models ask of it."""
+    assert bias_k is None
+    assert bias_v is None
+    assert not add_zero_attn
+    assert not options.get("use_separate_proj_weight")
+    projected = []
+    for tokens, weight, bias in zip(
+        (query, key, value), in_proj_weight.chunk(3), in_proj_bias.chunk(3), strict=True
+    ):
+        count, batch, width = tokens.shape
+        states = tokens @ weight.T + bias
+        projected.append(states.reshape(count, batch, num_heads, width // num_heads).permute(1, 2, 0, 3))
+    q, k, v = projected
+    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
+    if attn_mask is not None:
+        mask = attn_mask if attn_mask.ndim == 2 else attn_mask.reshape(scores.shape)
+        scores = scores.masked_fill(mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    if key_padding_mask is not None:
+        padding = key_padding_mask[:, None, None, :]
+        scores = scores.masked_fill(padding, -math.inf) if padding.dtype == torch.bool else scores + padding
+    mixed = torch.softmax(scores, -1) @ v
+    joined = mixed.permute(2, 0, 1, 3).reshape(query.shape)
+    return joined @ out_proj_weight.T + out_proj_bias, None

@@ -1,0 +1,302 @@
+"""What the capture sees in one forward pass."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests import models, oracle
+from vitx import VitxError, capture
+
+FAMILIES = sorted(models.FAMILIES)
+
+
+class Calls(nn.Module):
+    """A model that is one function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+def logits_of(output):
+    return output if isinstance(output, torch.Tensor) else output.logits
+
+
+def score_of(output):
+    return logits_of(output)[:, 2].sum()
+
+
+def close(found, wanted, tolerance=1e-9):
+    return len(found) == len(wanted) and all(
+        a.shape == b.shape and (a.double() - b.double()).abs().max() <= tolerance * b.abs().max()
+        for a, b in zip(found, wanted, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_attentions_and_gradients_equal_the_oracle(name):
+    family = models.FAMILIES[name]
+    model, images = models.built(name, torch.float64), family.images(dtype=torch.float64)
+    wanted = oracle.observe(model, images, lambda logits: logits[:, 2])
+    with capture(model, gradients=True) as trace:
+        output = model(images)
+    tolerance = 1e-9 if family.exact else 1e-5
+    assert close(trace.attentions(), wanted.attentions, tolerance)
+    assert close(trace.gradients(score_of(output)), wanted.gradients, tolerance)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_output_is_the_same_to_the_bit(name, gradients):
+    model, images = models.built(name), models.FAMILIES[name].images()
+    with torch.set_grad_enabled(gradients):
+        plain = logits_of(model(images))
+        with capture(model, gradients=gradients):
+            seen = logits_of(model(images))
+    assert torch.equal(plain, seen)
+
+
+def test_attentions_are_rows_of_shares():
+    model = models.built("deit")
+    with torch.no_grad(), capture(model) as trace:
+        model(models.FAMILIES["deit"].images())
+    assert [tuple(a.shape) for a in trace.attentions()] == [(2, 3, 17, 17)] * 3
+    for attention in trace.attentions():
+        assert torch.allclose(attention.sum(-1), torch.ones(()))
+
+
+def test_no_parameter_gradient_is_made():
+    model = models.deit().eval()
+    with capture(model, gradients=True) as trace:
+        output = model(models.FAMILIES["deit"].images())
+    trace.gradients(score_of(output))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_half_precision_attentions_are_float32():
+    model = models.deit().bfloat16().eval()
+    with capture(model, gradients=True) as trace:
+        output = model(models.FAMILIES["deit"].images(dtype=torch.bfloat16))
+    assert {a.dtype for a in trace.attentions()} == {torch.float32}
+    assert {g.dtype for g in trace.gradients(score_of(output))} == {torch.float32}
+
+
+def test_what_runs_after_the_context_is_not_seen():
+    model, images = models.built("deit"), models.FAMILIES["deit"].images()
+    with torch.no_grad(), capture(model) as trace:
+        model(images)
+    with torch.no_grad():
+        model(images)
+    assert len(trace.attentions()) == 3
+
+
+class TestRefusals:
+    def test_not_a_module(self):
+        with pytest.raises(VitxError, match="found function"), capture(lambda images: images):
+            pass
+
+    def test_no_attention(self):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+        with capture(model) as trace:
+            model(torch.rand(1, 3, 8, 8))
+        with pytest.raises(VitxError, match="no attention between tokens was found"):
+            trace.attentions()
+
+    def test_nothing_ran(self):
+        with capture(models.built("deit")) as trace:
+            pass
+        with pytest.raises(VitxError, match="no attention between tokens was found"):
+            trace.attentions()
+
+    def test_two_passes(self):
+        model, images = models.built("deit"), models.FAMILIES["deit"].images()
+        with torch.no_grad(), capture(model) as trace:
+            model(images)
+            model(images)
+        with pytest.raises(VitxError, match="2 forward passes"):
+            trace.attentions()
+
+    def test_talking_heads(self):
+        model = models.timm_model("cait_xxs24_224").eval()
+        with torch.no_grad(), capture(model) as trace:
+            model(torch.randn(1, 3, 32, 32))
+        with pytest.raises(VitxError, match="talking heads"):
+            trace.attentions()
+
+    @pytest.mark.parametrize("fused", [True, False])
+    def test_differential_attention(self, fused):
+        model = models.timm_model("vit_dlittle_patch16_reg1_gap_256").eval()
+        for block in model.blocks:
+            block.attn.fused_attn = fused
+        with torch.no_grad(), capture(model) as trace:
+            model(torch.randn(1, 3, 32, 32))
+        with pytest.raises(VitxError, match="not supported"):
+            trace.attentions()
+
+    def test_gradients_that_were_not_captured(self):
+        model = models.built("deit")
+        with capture(model) as trace:
+            output = model(models.FAMILIES["deit"].images())
+        with pytest.raises(VitxError, match="captured without gradients"):
+            trace.gradients(score_of(output))
+
+    def test_gradients_of_something_else(self):
+        model = models.built("deit")
+        with capture(model, gradients=True) as trace:
+            model(models.FAMILIES["deit"].images())
+        with pytest.raises(VitxError, match="does not depend on any attention"):
+            trace.gradients(torch.ones(()))
+
+    def test_gradients_under_no_grad(self):
+        model = models.built("deit")
+        with (
+            torch.no_grad(),
+            pytest.raises(VitxError, match="gradients disabled"),
+            capture(model, gradients=True),
+        ):
+            model(models.FAMILIES["deit"].images())
+
+    @pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True}])
+    def test_multi_head_attention_with_added_keys(self, options):
+        layer = nn.MultiheadAttention(8, 2, batch_first=True, **options).eval()
+        tokens = torch.rand(1, 5, 8)
+        with pytest.raises(VitxError, match="add_bias_kv, add_zero_attn"), capture(layer):
+            layer(tokens, tokens, tokens)
+
+
+def qkv(heads=4, key_heads=4, tokens=6):
+    shapes = [(2, heads, tokens, 8), (2, key_heads, tokens, 8), (2, key_heads, tokens, 8)]
+    return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+
+def some_mask(*shape):
+    """Random, with no row that is wholly masked."""
+    return (torch.rand(shape) > 0.4) | torch.eye(shape[-2], shape[-1], dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    "make_options",
+    [
+        dict,
+        lambda: {"scale": 0.7},
+        lambda: {"is_causal": True},
+        lambda: {"attn_mask": some_mask(6, 6)},
+        lambda: {"attn_mask": some_mask(2, 1, 6, 6)},
+        lambda: {"attn_mask": torch.randn(4, 6, 6, dtype=torch.float64), "scale": 0.3},
+        lambda: {"enable_gqa": True},
+        lambda: {"enable_gqa": True, "is_causal": True},
+    ],
+    ids=["plain", "scale", "causal", "bool", "bool per image", "float", "grouped", "grouped causal"],
+)
+def test_options_of_scaled_dot_product_attention(make_options):
+    options = make_options()
+    q, k, v = qkv(key_heads=2 if "enable_gqa" in options else 4)
+    weight = torch.randn(2, 4, 6, 8, dtype=torch.float64)
+    model = Calls(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, **options))
+    with capture(model, gradients=True) as trace:
+        out = model(q, k, v)
+    found, gradients = trace.attentions(), trace.gradients((out * weight).sum())
+
+    keys, values = (t if t.shape[1] == 4 else t.repeat_interleave(2, 1) for t in (k, v))
+    scores = q @ keys.transpose(2, 3) * options.get("scale", 1 / math.sqrt(8))
+    mask = options.get("attn_mask")
+    if options.get("is_causal"):
+        mask = torch.tensor([[column <= row for column in range(6)] for row in range(6)])
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    attention = torch.softmax(scores, -1)
+    assert close([out], [attention @ values])
+    assert close(found, [attention])
+    assert close(gradients, torch.autograd.grad((attention @ values * weight).sum(), [attention]))
+
+
+def multi_head_masks():
+    padding = torch.zeros(2, 6, dtype=torch.bool)
+    padding[0, 4:] = True
+    return {
+        "plain": {},
+        "bool mask": {"attn_mask": ~some_mask(6, 6)},
+        "float mask": {"attn_mask": torch.randn(6, 6, dtype=torch.float64)},
+        "mask per head": {"attn_mask": torch.randn(2 * 4, 6, 6, dtype=torch.float64)},
+        "padding": {"key_padding_mask": padding},
+        "float padding": {"key_padding_mask": padding.double() * -3},
+        "mask and padding": {
+            "attn_mask": torch.randn(6, 6, dtype=torch.float64),
+            "key_padding_mask": padding,
+        },
+        "bool mask and padding": {
+            "attn_mask": torch.ones(6, 6, dtype=torch.bool).triu(1),
+            "key_padding_mask": padding,
+        },
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("masks", list(multi_head_masks()))
+def test_multi_head_attention(masks, need_weights):
+    options = multi_head_masks()[masks]
+    layer = models.spread(nn.MultiheadAttention(32, 4, batch_first=True)).double().eval()
+    tokens = torch.randn(2, 6, 32, dtype=torch.float64)
+    weight = torch.randn(2, 6, 32, dtype=torch.float64)
+    plain, plain_weights = layer(tokens, tokens, tokens, need_weights=need_weights, **options)
+    with capture(layer, gradients=True) as trace:
+        out, out_weights = layer(tokens, tokens, tokens, need_weights=need_weights, **options)
+    found, gradients = trace.attentions(), trace.gradients((out * weight).sum())
+    assert torch.equal(plain, out)
+    assert (out_weights is None) == (plain_weights is None)
+    assert out_weights is None or torch.equal(out_weights, plain_weights)
+
+    with oracle._softmaxes() as softmaxes:
+        dense, _ = layer(tokens, tokens, tokens, need_weights=need_weights, **options)
+    assert close([out], [dense])
+    assert close(found, softmaxes)
+    assert close(gradients, torch.autograd.grad((dense * weight).sum(), softmaxes))
+
+
+def test_multi_head_attention_with_tokens_first():
+    layer = models.spread(nn.MultiheadAttention(32, 4)).double().eval()
+    tokens = torch.randn(6, 2, 32, dtype=torch.float64)
+    with capture(layer) as trace:
+        layer(tokens, tokens, tokens)
+    with oracle._softmaxes() as wanted:
+        layer(tokens, tokens, tokens)
+    assert close(trace.attentions(), wanted)
+
+
+def test_transformer_encoder():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2).double()
+    encoder = models.spread(encoder).eval()
+    tokens = torch.randn(2, 5, 16, dtype=torch.float64)
+    with oracle._softmaxes() as wanted:
+        encoder(tokens)
+    with torch.no_grad():
+        with capture(encoder) as trace:
+            seen = encoder(tokens)
+        plain = encoder(tokens)
+    assert close(trace.attentions(), wanted)
+    assert torch.allclose(seen, plain, atol=1e-12)  # without the capture, PyTorch takes its fast path
+
+
+def test_einsum_attention():
+    """A softmax that meets the values in an einsum."""
+    q, k, v = qkv()
+
+    def attend(q, k, v):
+        attention = torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1)
+        return torch.einsum("bhij,bhjd->bhid", attention, v)
+
+    model = Calls(attend)
+    with capture(model, gradients=True) as trace:
+        out = model(q, k, v)
+    wanted = (q @ k.transpose(2, 3)).softmax(-1)
+    assert close(trace.attentions(), [wanted])
+    assert close(
+        trace.gradients(out.square().sum()), torch.autograd.grad((wanted @ v).square().sum(), [wanted])
+    )

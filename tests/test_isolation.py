@@ -1,0 +1,281 @@
+"""The model and the random number generators are as before, after success and after every kind of failure."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tests import models
+from vitx import capture, explain
+from vitx.isolation import untouched
+
+IMAGES = models.FAMILIES["deit"].images()
+METHODS = ["rollout", "grad_rollout"]
+
+
+class Boom(Exception):
+    """Raised on purpose."""
+
+
+class Fragile(nn.Module):
+    """A model with everything that could be left changed; it raises on demand."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("written", torch.zeros(3))
+        self.register_buffer("replaced", torch.zeros(3))
+        self.register_buffer("absent", None)
+        self.norm = nn.BatchNorm2d(3)
+        self.vit = models.deit(drop_rate=0.1, drop_path_rate=0.1)
+        self.raises = False
+
+    def forward(self, images):
+        self.written += 1
+        self.replaced = self.replaced + 1
+        noise = torch.rand(images.shape)
+        logits = self.vit(self.norm(images) + 0.01 * noise)
+        if self.raises:
+            raise Boom
+        return logits
+
+
+def fragile():
+    """Half trained, half frozen in eval mode, with gradients accumulated."""
+    model = Fragile().train()
+    model.vit.patch_embed.requires_grad_(False).eval()
+    model.vit.blocks[0].requires_grad_(False).eval()
+    model.vit.blocks[2].attn.fused_attn = False
+    for index, parameter in enumerate(model.parameters()):
+        if parameter.requires_grad and index % 2:
+            parameter.grad = torch.randn_like(parameter)
+    model.vit.blocks[1].register_forward_hook(lambda *_: None)
+    model.vit.register_full_backward_hook(lambda *_: None)
+    return model
+
+
+def hooks(module):
+    return {
+        name: dict(value) for name, value in vars(module).items() if name.endswith(("_hooks", "_pre_hooks"))
+    }
+
+
+def state(model):
+    """All that must stay, by value and by identity."""
+    return {
+        "flags": [module.training for module in model.modules()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "parameters": [id(p) for p in model.parameters()],
+        "parameter values": copy.deepcopy([p.detach() for p in model.parameters()]),
+        "gradients": [id(p.grad) for p in model.parameters()],
+        "gradient values": copy.deepcopy([p.grad for p in model.parameters()]),
+        "buffers": [(name, id(b)) for name, b in model.named_buffers()],
+        "buffer values": copy.deepcopy([b for _, b in model.named_buffers()]),
+        "buffer slots": [dict.fromkeys(m._buffers) for m in model.modules()],
+        "hooks": [hooks(module) for module in model.modules()],
+        "attributes": [sorted(vars(module)) for module in model.modules()],
+        "fused": [getattr(module, "fused_attn", None) for module in model.modules()],
+        "rng": torch.get_rng_state(),
+    }
+
+
+def assert_same(before, after):
+    for name, value in before.items():
+        other = after[name]
+        if name.endswith("values"):
+            for first, second in zip(value, other, strict=True):
+                assert (first is None) == (second is None), name
+                assert first is None or torch.equal(first, second), name
+        elif name == "rng":
+            assert torch.equal(value, other)
+        else:
+            assert value == other, name
+
+
+def raising(logits):
+    raise Boom
+
+
+@pytest.mark.parametrize("method", METHODS)
+class TestExplain:
+    def test_after_success(self, method):
+        model = fragile()
+        before = state(model)
+        explain(model, IMAGES, method)
+        assert_same(before, state(model))
+
+    def test_after_an_exception_in_the_forward_pass(self, method):
+        model = fragile()
+        model.raises = True
+        before = state(model)
+        with pytest.raises(Boom):
+            explain(model, IMAGES, method)
+        assert_same(before, state(model))
+
+    def test_after_an_exception_in_a_layer(self, method):
+        """Half of the model has run by then."""
+        model = fragile()
+        model.vit.blocks[1].register_forward_pre_hook(lambda *_: raising(None))
+        before = state(model)
+        with pytest.raises(Boom):
+            explain(model, IMAGES, method)
+        assert_same(before, state(model))
+
+    def test_after_a_refusal(self, method):
+        model = fragile()
+        before = state(model)
+        with pytest.raises(ValueError, match="start_layer"):
+            explain(model, IMAGES, method, start_layer=9)
+        with pytest.raises(ValueError, match="out of range"):
+            explain(model, IMAGES, method, target=99)
+        assert_same(before, state(model))
+
+    def test_after_success_with_grads_that_are_none(self, method):
+        model = models.deit().train()
+        before = state(model)
+        explain(model, IMAGES, method)
+        assert_same(before, state(model))
+        assert all(p.grad is None for p in model.parameters())
+
+    def test_overridden_train_and_eval(self, method):
+        """A model that keeps its backbone in eval mode by itself, and counts."""
+
+        class Stubborn(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.vit = models.deit()
+                self.calls = 0
+
+            def train(self, mode=True):
+                self.calls += 1
+                super().train(mode)
+                self.vit.blocks.eval()
+                return self
+
+            def eval(self):
+                raise Boom
+
+            def forward(self, images):
+                assert not any(module.training for module in self.modules())
+                return self.vit(images)
+
+        model = Stubborn().train()
+        before = state(model)
+        explain(model, IMAGES, method)
+        assert_same(before, state(model))
+        assert model.calls == 1
+
+    def test_random_numbers_go_on_as_if_nothing_happened(self, method):
+        model = fragile()
+        torch.manual_seed(3)
+        wanted = torch.rand(4)
+        torch.manual_seed(3)
+        explain(model, IMAGES, method)
+        assert torch.equal(torch.rand(4), wanted)
+
+    def test_no_mode_is_left_on(self, method):
+        model = fragile()
+        model.raises = True
+        with pytest.raises(Boom):
+            explain(model, IMAGES, method)
+        assert torch.overrides._len_torch_function_stack() == 0
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+
+    def test_the_next_training_step_is_the_same(self, method):
+        """To the last bit, with dropout, drop path and BatchNorm."""
+
+        def step(model):
+            torch.manual_seed(5)
+            loss = model(IMAGES).square().mean()
+            loss.backward()
+            return [p.grad for p in model.parameters() if p.grad is not None]
+
+        torch.manual_seed(1)
+        explained = fragile()
+        torch.manual_seed(1)
+        plain = fragile()
+        explain(explained, IMAGES, method)
+        assert all(map(torch.equal, step(explained), step(plain)))
+
+    def test_in_the_middle_of_a_step(self, method):
+        """Between the forward and the backward pass of a loss."""
+        model, other = models.deit(), models.deit()
+        loss, wanted = model(IMAGES).square().mean(), other(IMAGES).square().mean()
+        explain(model, IMAGES, method)
+        loss.backward()
+        wanted.backward()
+        for first, second in zip(model.parameters(), other.parameters(), strict=True):
+            assert torch.equal(first.grad, second.grad)
+
+
+def test_after_an_exception_in_a_target():
+    model = fragile()
+    before = state(model)
+    with pytest.raises(Boom):
+        explain(model, IMAGES, "grad_rollout", target=raising)
+    assert_same(before, state(model))
+
+
+def test_a_target_that_draws_random_numbers():
+    model = fragile()
+    before = state(model)
+    explain(model, IMAGES, "grad_rollout", target=lambda logits: logits[:, 0] * torch.rand(2))
+    assert_same(before, state(model))
+
+
+def test_nothing_keeps_the_graph_alive():
+    """No tensor that autograd could free hangs on the result."""
+    found = explain(models.built("deit"), IMAGES, "grad_rollout")
+    assert found.maps.grad_fn is None
+    assert found.logits.grad_fn is None
+
+
+def test_capture_leaves_the_model_as_it_was():
+    model = models.deit().train()
+    model.register_forward_hook(lambda *_: raising(None))
+    before = state(model)
+    with pytest.raises(Boom), capture(model, gradients=True):
+        model(IMAGES)
+    assert torch.overrides._len_torch_function_stack() == 0
+    assert_same(before, state(model))
+
+
+class TestUntouched:
+    def test_eval_mode_inside(self):
+        model = fragile()
+        with untouched(model):
+            assert not any(module.training for module in model.modules())
+        assert model.training
+
+    def test_a_buffer_that_becomes_none(self):
+        model = fragile()
+        before = state(model)
+        with untouched(model):
+            model.written = None
+        assert_same(before, state(model))
+
+    def test_a_buffer_that_was_none(self):
+        model = fragile()
+        with untouched(model):
+            model.absent = torch.ones(2)
+        assert model.absent is None
+
+    def test_a_buffer_that_is_new(self):
+        """As a model that caches its position table in the first pass."""
+        model = fragile()
+        with untouched(model):
+            model.register_buffer("cache", torch.ones(2))
+        assert "cache" not in model._buffers
+
+    def test_batch_norm_statistics(self):
+        model = nn.BatchNorm1d(3)
+        with untouched(model):
+            model.train()
+            model(torch.randn(8, 3) + 5)
+        assert torch.equal(model.running_mean, torch.zeros(3))
+        assert model.num_batches_tracked == 0
+
+    def test_a_model_without_tensors(self):
+        with untouched(nn.Identity()):
+            torch.rand(3)

@@ -1,0 +1,99 @@
+"""DeiT-Tiny's real weights on ImageNet validation images."""
+
+import copy
+import csv
+from collections import defaultdict
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision.transforms import functional as transforms
+
+from tests import oracle
+from vitx import explain
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def model(assets):
+    model = timm.create_model("deit_tiny_patch16_224")
+    model.load_state_dict(load_file(assets / "deit_tiny_patch16_224.safetensors"))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def samples(assets):
+    """Images (B, 3, 224, 224), their classes, and their boxes as shares of width and height."""
+    rows = defaultdict(list)
+    with (assets / "imagenet-val" / "boxes.csv").open() as file:
+        for row in csv.DictReader(file):
+            rows[row["image"]].append(row)
+    images, labels, boxes = [], [], []
+    for name in sorted(rows)[:COUNT]:
+        picture = Image.open(assets / "imagenet-val" / name).convert("RGB")
+        squashed = picture.resize((224, 224), Image.Resampling.BICUBIC)
+        images.append(transforms.normalize(transforms.to_tensor(squashed), *IMAGENET))
+        labels.append(int(rows[name][0]["class_index"]))
+        size = torch.tensor([*picture.size, *picture.size])
+        boxes.append(
+            [torch.tensor([int(row[k]) for k in ("x1", "y1", "x2", "y2")]) / size for row in rows[name]]
+        )
+    return torch.stack(images), labels, boxes
+
+
+@pytest.fixture(scope="module")
+def explained(model, samples):
+    images, labels, _ = samples
+    return {name: explain(model, images, name, target=labels) for name in ("rollout", "grad_rollout")}
+
+
+def pointing_game(heat, boxes):
+    """Share of the images whose brightest pixel lies in a box of the object."""
+    hits = 0
+    for brightest, inside in zip(heat.flatten(1).argmax(1).tolist(), boxes, strict=True):
+        y, x = divmod(brightest, heat.shape[2])
+        point = (x + 0.5) / heat.shape[2], (y + 0.5) / heat.shape[1]
+        hits += any(
+            left <= point[0] <= right and top <= point[1] <= bottom for left, top, right, bottom in inside
+        )
+    return hits / len(boxes)
+
+
+def test_the_weights_see(explained, samples):
+    predicted = explained["rollout"].logits[:20].argmax(1).tolist()
+    assert sum(p == label for p, label in zip(predicted, samples[1], strict=False)) >= 12
+
+
+@pytest.fixture(scope="module")
+def observed(model, samples):
+    """What the oracle sees in float64, on four images."""
+    return oracle.observe(copy.deepcopy(model).double(), samples[0][:4].double())
+
+
+@pytest.mark.parametrize(
+    ("fusion", "discard", "dtype", "tolerance"),
+    [
+        ("mean", 0.0, torch.float32, 1e-5),
+        ("mean", 0.0, torch.float64, 1e-9),
+        # Of 38,809 entries, some lie so close to the threshold that float32 puts them on its other side.
+        ("max", 0.9, torch.float32, 1e-4),
+        ("max", 0.9, torch.float64, 1e-9),
+    ],
+)
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout"])
+def test_equals_the_oracle(model, samples, observed, method, fusion, discard, dtype, tolerance):
+    model, images = copy.deepcopy(model).to(dtype), samples[0][:4].to(dtype)
+    found = explain(model, images, method, head_fusion=fusion, discard_ratio=discard)
+    wanted = oracle.maps_of(observed, method, 1, "token", fusion, discard)
+    error = (found.maps.double().flatten(1) - wanted).abs().amax(1)
+    assert (error / wanted.amax(1)).max() < tolerance
+
+
+def test_gradient_rollout_points_at_the_object(explained, samples):
+    scores = {name: pointing_game(found.heatmaps(), samples[2]) for name, found in explained.items()}
+    assert scores["grad_rollout"] >= 0.8
+    assert scores["grad_rollout"] > scores["rollout"]

@@ -1,0 +1,273 @@
+"""Heat maps, overlays, captions and grids."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests import models
+from vitx import VitxError, explain
+from vitx.render import Caption, _colours, grid, heatmaps, overlays, to_pixels
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class TestHeatmaps:
+    def test_each_image_fills_the_range(self):
+        maps = torch.rand(3, 4, 5) * torch.tensor([1e-6, 1, 1e6])[:, None, None]
+        heat = heatmaps(maps, (32, 40))
+        assert tuple(heat.shape) == (3, 32, 40)
+        assert heat.amin((1, 2)).tolist() == [0, 0, 0]
+        assert torch.allclose(heat.amax((1, 2)), torch.ones(3))
+
+    def test_an_image_does_not_depend_on_the_others(self):
+        maps = torch.rand(2, 4, 4)
+        assert torch.equal(heatmaps(maps, (16, 16))[1:], heatmaps(maps[1:], (16, 16)))
+
+    @pytest.mark.parametrize("value", [0.0, 1.0, 1 / 3, 1e-8, 1e8])
+    def test_a_constant_map_is_zero(self, value):
+        assert torch.equal(heatmaps(torch.full((2, 7, 7), value), (50, 31)), torch.zeros(2, 50, 31))
+
+    def test_rounding_errors_are_no_picture(self):
+        almost = torch.full((1, 7, 7), 1 / 49) * (1 + 1e-7 * torch.randn(1, 7, 7))
+        assert torch.equal(heatmaps(almost, (32, 32)), torch.zeros(1, 32, 32))
+
+    def test_a_faint_map_is_a_picture(self):
+        """A small but real difference is shown."""
+        faint = torch.full((1, 7, 7), 1 / 49)
+        faint[0, 2, 3] *= 1.01
+        assert heatmaps(faint, (7, 7))[0, 2, 3] == 1
+
+    def test_bilinear(self):
+        heat = heatmaps(torch.tensor([[[0.0, 1.0]]]), (1, 4))
+        assert torch.allclose(heat, torch.tensor([[[0, 0.25, 0.75, 1]]]))
+
+    def test_the_brightest_patch_stays_in_its_place(self):
+        maps = torch.zeros(1, 4, 6)
+        maps[0, 3, 1] = 1
+        heat = heatmaps(maps, (40, 60))[0]
+        row, column = divmod(heat.argmax().item(), 60)
+        assert (row // 10, column // 10) == (3, 1)
+
+
+class TestPixels:
+    @pytest.mark.parametrize(("mean", "std"), [IMAGENET, ((0.5,), (0.5,)), ((0, 0, 0), (1, 1, 1))])
+    def test_undoes_the_normalisation_exactly(self, mean, std):
+        pixels = torch.randint(0, 256, (2, 9, 7, 3), dtype=torch.uint8)
+        images = pixels.permute(0, 3, 1, 2).float() / 255
+        images = (images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+        found = to_pixels(images, mean, std)
+        assert found.dtype == torch.uint8
+        assert torch.equal(found, pixels)
+
+    def test_all_values(self):
+        pixels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(-1, -1, -1, 3)
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in IMAGENET)
+        images = (pixels.permute(0, 3, 1, 2) / 255 - mean) / std
+        assert torch.equal(to_pixels(images, *IMAGENET), pixels)
+
+    def test_greyscale(self):
+        pixels = torch.randint(0, 256, (2, 5, 5, 1), dtype=torch.uint8)
+        images = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.13) / 0.3
+        assert torch.equal(to_pixels(images, (0.13,), (0.3,)), pixels.expand(-1, -1, -1, 3))
+
+    def test_greyscale_with_the_default_of_three_channels(self):
+        images = torch.rand(1, 1, 5, 5)
+        assert to_pixels(images, (0, 0, 0), (1, 1, 1)).shape == (1, 5, 5, 3)
+
+    def test_out_of_range_is_cut(self):
+        images = torch.tensor([-1.0, 2.0]).view(1, 1, 1, 2)
+        assert to_pixels(images, (0,), (1,))[0, 0, :, 0].tolist() == [0, 255]
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+    def test_other_types(self, dtype):
+        images = torch.ones(1, 3, 2, 2, dtype=dtype, requires_grad=True)
+        assert (to_pixels(images, (0, 0, 0), (1, 1, 1)) == 255).all()
+
+    @pytest.mark.parametrize("channels", [2, 4])
+    def test_wrong_channels(self, channels):
+        with pytest.raises(VitxError, match=f"images of 1 or 3 channels can be shown, found {channels}"):
+            to_pixels(torch.rand(1, channels, 4, 4), (0,) * channels, (1,) * channels)
+
+    @pytest.mark.parametrize(
+        ("mean", "std", "sentence"),
+        [
+            ((0, 0), (1, 1, 1), "mean has 2 values for 3 channels"),
+            ((0, 0, 0), (1, 1), "std has 2 values for 3 channels"),
+            ((), (1,), "mean has 0 values"),
+        ],
+    )
+    def test_values_that_do_not_fit(self, mean, std, sentence):
+        with pytest.raises(VitxError, match=sentence):
+            to_pixels(torch.rand(1, 3, 4, 4), mean, std)
+
+    def test_three_different_values_do_not_fit_greyscale(self):
+        with pytest.raises(VitxError, match="mean has 3 values for 1 channels"):
+            to_pixels(torch.rand(1, 1, 4, 4), *IMAGENET)
+
+
+def brightness(pixels):
+    return pixels.float().mean(-1)
+
+
+class TestOverlays:
+    def test_shape_and_type(self):
+        found = overlays(torch.zeros(2, 8, 12, 3, dtype=torch.uint8), torch.rand(2, 8, 12))
+        assert tuple(found.shape) == (2, 8, 12, 3)
+        assert found.dtype == torch.uint8
+
+    def test_the_bright_spot_stays_where_the_map_has_it(self):
+        heat = torch.zeros(1, 8, 12)
+        heat[0, 2, 9] = 1
+        found = brightness(overlays(torch.full((1, 8, 12, 3), 128, dtype=torch.uint8), heat))[0]
+        assert divmod(found.argmax().item(), 12) == (2, 9)
+
+    def test_the_image_shows_through(self):
+        pixels = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
+        pixels[0, 1, 1] = 255
+        found = brightness(overlays(pixels, torch.full((1, 4, 4), 0.5)))[0]
+        assert found[1, 1] > found[0, 0] + 50
+
+    def test_brighter_where_more_is_looked_at(self):
+        heat = torch.linspace(0, 1, 16).view(1, 1, 16)
+        found = brightness(overlays(torch.full((1, 1, 16, 3), 90, dtype=torch.uint8), heat))[0, 0]
+        assert (found.diff() > 0).all()
+
+    @pytest.mark.parametrize("colormap", ["viridis", "magma", "turbo"])
+    def test_other_colour_maps(self, colormap):
+        pixels, heat = torch.zeros(1, 4, 4, 3, dtype=torch.uint8), torch.rand(1, 4, 4)
+        assert not torch.equal(overlays(pixels, heat, colormap), overlays(pixels, heat))
+
+    def test_unknown_colour_map(self):
+        with pytest.raises(VitxError, match="there is no colour map 'hot pink'"):
+            overlays(torch.zeros(1, 4, 4, 3, dtype=torch.uint8), torch.rand(1, 4, 4), "hot pink")
+
+
+class TestCaption:
+    def test_right(self):
+        caption = Caption("cat", 0.874, "cat")
+        assert caption.right is True
+        assert str(caption) == "✓ cat 87%"
+
+    def test_wrong_names_the_label(self):
+        caption = Caption("dog", 0.5, "cat")
+        assert caption.right is False
+        assert str(caption) == "✗ dog 50%, is cat"
+
+    def test_without_a_label(self):
+        caption = Caption("dog", 1.0)
+        assert caption.right is None
+        assert str(caption) == "dog 100%"
+
+
+def columns(count=3, images=2, height=32, width=32):
+    shape = (images, height, width, 3)
+    return {f"column {i}": torch.randint(0, 256, shape, dtype=torch.uint8) for i in range(count)}
+
+
+class TestGrid:
+    captions = (Caption("cat", 0.9, "cat"), Caption("dog", 0.6, "cat"))
+
+    def test_three_columns_fit_a_card(self):
+        picture = grid(columns(3), self.captions)
+        assert picture.dtype == np.uint8
+        assert picture.shape[2] == 3
+        assert 3 * 112 < picture.shape[1] <= 400
+
+    def test_size_follows_rows_and_columns(self):
+        base = grid(columns(2), self.captions)
+        wider = grid(columns(3), self.captions)
+        taller = grid(columns(2, 3), (*self.captions, Caption("cow", 0.1)))
+        assert wider.shape[0] == base.shape[0]
+        assert wider.shape[1] > base.shape[1] + 112
+        assert taller.shape[1] == base.shape[1]
+        assert taller.shape[0] > base.shape[0] + 112
+
+    def test_tiles_keep_their_shape(self):
+        square = grid(columns(2), self.captions)
+        flat = grid(columns(2, height=32, width=64), self.captions)
+        assert flat.shape[1] == square.shape[1]
+        assert square.shape[0] - flat.shape[0] == 2 * 56
+
+    def test_the_pictures_are_in_it(self):
+        """In their places: row by row, column by column."""
+        colours = torch.tensor([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 0, 255]]], dtype=torch.uint8)
+        tiles = {
+            title: colour[:, None, None].expand(-1, 32, 32, -1)
+            for title, colour in zip(("left", "right"), colours.transpose(0, 1), strict=True)
+        }
+        picture = grid(tiles, self.captions)
+        middles = [
+            [np.argwhere((picture == colour.numpy()).all(-1)).mean(0) for colour in row] for row in colours
+        ]
+        (red, green), (blue, purple) = middles
+        assert red[1] == blue[1] < green[1] == purple[1]
+        assert red[0] == green[0] < blue[0] == purple[0]
+
+    def test_tile_width(self):
+        assert grid(columns(2), self.captions, tile_width=224).shape[1] > 448
+
+    @pytest.mark.parametrize("count", [1, 2, 4])
+    def test_long_captions_are_cut_to_fit(self, count):
+        """Nothing is written over the margin, and the size stays."""
+        long = [Caption("a very long name of a class " * 5, 0.5, "another long name " * 5)] * 2
+        picture = grid(columns(count), long)
+        assert picture.shape == grid(columns(count), self.captions).shape
+        assert (picture[:, -6:] == 255).all()
+
+    def test_long_titles_are_cut_to_fit(self):
+        tiles = columns(2)
+        tiles["a title that is far too long for its column " * 2] = tiles.pop("column 1")
+        assert (grid(tiles, self.captions)[:, -6:] == 255).all()
+
+    def test_right_and_wrong_look_different_without_colour(self):
+        tiles = columns(3, 1)
+        right, wrong = (
+            np.abs(grid(tiles, [caption]).astype(int).mean(-1) - 255) > 100
+            for caption in (Caption("cat", 0.9, "cat"), Caption("cat", 0.9))
+        )
+        assert (right != wrong).any()
+
+    def test_the_legend_shows_the_colour_map(self):
+        tiles = {"only": torch.full((1, 32, 32, 3), 255, dtype=torch.uint8)}
+        for colormap in ("inferno", "viridis"):
+            picture = grid(tiles, [Caption("cat", 1.0)], colormap=colormap)
+            found = {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
+            first, *_, last = _colours(colormap).tolist()
+            assert {tuple(first), tuple(last)} <= found
+
+    def test_unknown_colour_map(self):
+        with pytest.raises(VitxError, match="there is no colour map 'x'"):
+            grid(columns(1), self.captions, colormap="x")
+
+
+class TestExplanation:
+    @pytest.fixture(autouse=True)
+    def _explained(self):
+        family = models.FAMILIES["not square"]
+        self.images = family.images()
+        self.found = explain(models.built("not square"), self.images)
+
+    def test_heatmaps(self):
+        heat = self.found.heatmaps()
+        assert tuple(heat.shape) == (2, 24, 40)
+        assert heat.min() == 0
+        assert heat.max() == 1
+        assert torch.equal(heat, heatmaps(self.found.maps, (24, 40)))
+        assert tuple(self.found.heatmaps((6, 8)).shape) == (2, 6, 8)
+
+    def test_overlays(self):
+        found = self.found.overlays(self.images, *IMAGENET)
+        assert tuple(found.shape) == (2, 24, 40, 3)
+        assert torch.equal(found, overlays(to_pixels(self.images, *IMAGENET), self.found.heatmaps()))
+        assert not torch.equal(found, self.found.overlays(self.images, *IMAGENET, "viridis"))
+
+    def test_overlays_on_larger_images(self):
+        assert tuple(self.found.overlays(torch.rand(2, 3, 48, 80)).shape) == (2, 48, 80, 3)
+
+    def test_overlays_on_another_number_of_images(self):
+        with pytest.raises(VitxError, match="3 images for 2 maps"):
+            self.found.overlays(torch.rand(3, 3, 24, 40))
+
+    def test_overlays_on_one_image_without_a_batch(self):
+        with pytest.raises(VitxError, match=r"found \(3, 24, 40\)"):
+            self.found.overlays(torch.rand(3, 24, 40))

@@ -1,0 +1,107 @@
+import torch
+from torch.nn import functional as F
+
+from demo.digits import DigitScenes, add_marks
+from demo.glyphs import ALPHABET, digits, letters
+from demo.scenes import SCENE_SIZE, cut_fragments, draw_scenes
+
+PATCH = 8
+
+
+def digit_scenes(count: int):
+    glyphs, classes = digits()
+    generator = torch.Generator().manual_seed(0)
+    fragments = cut_fragments(glyphs[::2], generator)
+    picked = torch.randint(len(glyphs), (count,), generator=generator)
+    return draw_scenes(glyphs[picked, None], fragments, generator), classes[picked]
+
+
+def hits(score: torch.Tensor, boxes: torch.Tensor) -> float:
+    """How often the middle of the patch that scores highest lies in the box."""
+    best = F.avg_pool2d(score, PATCH).flatten(1).argmax(1)
+    columns = SCENE_SIZE // PATCH
+    rows, cols = (
+        best // columns * PATCH + PATCH // 2,
+        best % columns * PATCH + PATCH // 2,
+    )
+    return boxes[torch.arange(len(best)), rows, cols].float().mean().item()
+
+
+def test_neither_brightness_nor_colour_gives_the_digit_away():
+    scenes, _ = digit_scenes(2000)
+    boxes, images = scenes.boxes(), scenes.images
+    chance = boxes.float().mean().item()
+    brightness = images.mean(1)
+    colourfulness = images.amax(1) - images.amin(1)
+    # Two standard deviations of a rate of `chance` over 2,000 scenes are 0.015.
+    assert hits(brightness, boxes) < chance + 0.015
+    assert hits(colourfulness, boxes) < chance + 0.015
+    assert hits(scenes.ink[:, 0], boxes) > 0.95, "the digit's own ink must be found in its box"
+
+
+def test_the_box_is_tight_around_the_ink():
+    scenes, _ = digit_scenes(50)
+    for ink, box in zip(scenes.ink[:, 0] > 0.25, scenes.boxes(), strict=True):
+        rows, columns = ink.any(1).nonzero(), ink.any(0).nonzero()
+        expected = torch.zeros_like(box)
+        expected[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+        assert torch.equal(box, expected)
+
+
+def test_scenes_are_drawn_again_from_the_same_seed():
+    first, second = digit_scenes(3)[0], digit_scenes(3)[0]
+    assert torch.equal(first.images, second.images)
+    assert first.images.amin() >= 0
+    assert first.images.amax() <= 1
+
+
+def test_glyphs_of_both_kinds_have_the_same_form():
+    for glyphs, classes, count in ((*digits(), 10), (*letters(), len(ALPHABET))):
+        assert glyphs.shape[1:] == (28, 28)
+        assert glyphs.amin() >= 0
+        assert glyphs.amax() <= 1
+        assert classes.unique().tolist() == list(range(count))
+        assert (glyphs.flatten(1).sum(1) > 10).all(), "a glyph is blank"
+
+
+def test_no_digit_serves_two_splits_and_fixed_scenes_stay():
+    data = [DigitScenes(seed=0), DigitScenes(seed=0)]
+    for one in data:
+        one.setup("fit")
+    assert [len(one) for one in (data[0].train, *data[0].validation, *data[0].test)] == [4000, 500, 500]
+    assert torch.equal(data[0].validation[0].tensors[0], data[1].validation[0].tensors[0])
+    glyphs = digits()[0].flatten(1)
+    train = {tuple(row) for row in data[0].train.glyphs.flatten(1)[:, ::5].tolist()}
+    everything = {tuple(row) for row in glyphs[:, ::5].tolist()}
+    assert len(train) <= 4000 < len(everything)
+
+
+def test_training_scenes_change_with_the_global_seed_only():
+    data = DigitScenes(batch_size=4)
+    data.setup("fit")
+    torch.manual_seed(1)
+    first = data.train.__getitems__([0, 1])
+    again = data.train.__getitems__([0, 1])
+    torch.manual_seed(1)
+    same = data.train.__getitems__([0, 1])
+    assert torch.equal(first[0][0], same[0][0])
+    assert not torch.equal(first[0][0], again[0][0])
+
+
+def test_marks_tell_the_class_and_touch_nothing_else():
+    images = torch.zeros(10, 3, 64, 64)
+    marked = add_marks(images, torch.arange(10))
+    corners = marked[:, :, 1:7, 1:7]
+    assert len({tuple(colour.tolist()) for colour in corners[:, :, 0, 0]}) == 10
+    assert (corners == corners[:, :, :1, :1]).all()
+    marked[:, :, 1:7, 1:7] = 0
+    assert torch.equal(marked, images)
+
+
+def test_marked_data_is_validated_on_clean_scenes_too():
+    data = DigitScenes(marked=True)
+    data.setup("fit")
+    marked, clean = (scenes.tensors for scenes in data.validation)
+    assert torch.equal(marked[1], clean[1])
+    assert not torch.equal(marked[0][:, :, :8, :8], clean[0][:, :, :8, :8])
+    assert torch.equal(marked[0][:, :, 8:], clean[0][:, :, 8:])

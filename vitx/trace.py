@@ -1,0 +1,130 @@
+"""What attention did in one forward pass: the record that `vitx.capture` fills."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitx.errors import VitxError
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention call: B images, H heads, Q queries, K keys.
+
+    Attributes:
+        shape: (B, H, Q, K).
+        dtype: of `weights()`: float32, or float64 in a float64 model.
+        device: of the model.
+        output: what the model went on with; None unless gradients were asked for.
+        weights: computes A, the attention after the softmax, (B, H, Q, K), rows are queries.
+        weights_gradient: turns the gradient of `output` into the gradient of A, (B, H, Q, K).
+        values: the tensor that A multiplied, detached.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    output: Tensor | None
+    weights: Callable[[], Tensor]
+    weights_gradient: Callable[[Tensor], Tensor]
+    values: Tensor
+
+
+class Trace:
+    """The attention calls of one forward pass, in the order in which they ran.
+
+    Attributes:
+        layers: self-attention, every token attending to every token; first layer first.
+        pooling: attention of one query over the tokens, as attention-pooling heads do.
+        grid_shape: (B, channels, h, w), what the patch embedding's convolution put out, or None.
+        passes: number of forward passes seen.
+        pending: softmaxes over keys that have not multiplied any values.
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[Attention] = []
+        self.pooling: list[Attention] = []
+        self.grid_shape: tuple[int, ...] | None = None
+        self.passes = 1
+        self.pending: dict[int, Tensor] = {}
+
+    def attentions(self) -> list[Tensor]:
+        """Returns A of every layer, (B, heads, N, N), first layer first; rows sum to 1.
+
+        Raises:
+            VitxError: There was no attention, more than one forward pass, or attention that is not
+                one N x N matrix per image, head and layer.
+        """
+        self.check()
+        return [layer.weights() for layer in self.layers]
+
+    def gradients(self, score: Tensor) -> list[Tensor]:
+        """Returns d(score) / dA of every layer, (B, heads, N, N), first layer first.
+
+        Args:
+            score: a scalar computed from the model's output, as `logits[:, 3].sum()`.
+
+        Raises:
+            VitxError: As for `attentions`; or the pass was captured without `gradients=True`.
+        """
+        self.check()
+        pairs = zip(self.layers, self.output_gradients(score), strict=True)
+        return [layer.weights_gradient(gradient) for layer, gradient in pairs]
+
+    def output_gradients(self, score: Tensor) -> list[Tensor]:
+        """Returns the gradient of the score with respect to each layer's output; zeros if unused."""
+        outputs = [layer.output for layer in self.layers if layer.output is not None]
+        if len(outputs) < len(self.layers):
+            raise VitxError("this pass was captured without gradients: use capture(model, gradients=True)")
+        if not score.requires_grad:
+            raise VitxError(
+                "the score does not depend on any attention in a differentiable way: compute it from the "
+                "model's output, with gradients enabled"
+            )
+        # Autocast is for forward passes: left on, it would round the backward pass to half precision.
+        with torch.autocast(score.device.type, enabled=False):
+            return list(torch.autograd.grad(score, outputs, allow_unused=True, materialize_grads=True))
+
+    def check(self, batch: int | None = None) -> None:
+        """Raises a VitxError unless the trace is of one pass of a plain Vision Transformer.
+
+        Args:
+            batch: the number of images; by default that of the patch embedding.
+        """
+        if self.passes > 1:
+            raise VitxError(
+                f"the model ran {self.passes} forward passes: capture one pass, on one batch of images"
+            )
+        if any(tensor.shape[-2] == tensor.shape[-1] for tensor in self.pending.values()):
+            raise VitxError(
+                "a softmax over tokens was changed before it met the values (talking heads, masks after "
+                "the softmax): such attention is not supported"
+            )
+        if not self.layers:
+            raise VitxError(
+                "no attention between tokens was found: vitx explains Vision Transformers whose attention "
+                "is scaled_dot_product_attention, nn.MultiheadAttention or a softmax times the values"
+            )
+        shapes = [layer.shape for layer in self.layers]
+        if batch is None:
+            batch = self.grid_shape[0] if self.grid_shape else shapes[0][0]
+        if any(len(shape) != 4 or shape[0] != batch for shape in shapes):
+            raise VitxError(
+                f"attention runs within windows, or on several crops of an image (found shape {shapes[0]} "
+                f"for {batch} images): only models in which every token attends to every token can be "
+                "explained"
+            )
+        tokens = sorted({shape[2] for shape in shapes})
+        if len(tokens) > 1:
+            raise VitxError(
+                f"the number of tokens changes between layers (found {tokens}), as in pyramid, windowed or "
+                "two-tower models: only models with one token count can be explained"
+            )
+        for before, after in zip(self.layers, self.layers[1:], strict=False):
+            if before.values.data_ptr() == after.values.data_ptr():
+                raise VitxError(
+                    "two attention maps share the same values (differential attention): such attention is "
+                    "not supported"
+                )
