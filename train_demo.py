@@ -9,10 +9,12 @@ default), `validate`, `test` or `predict`; `python train_demo.py fit --help` lis
 """
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from PIL import Image
 from timm.data import resolve_model_data_config
@@ -182,6 +184,8 @@ def with_defaults(arguments: list[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
+    # What Lightning itself uses of deprecated parts of torch and jsonargparse is not the user's to mend.
+    warnings.filterwarnings("ignore", message=r"[\s\S]*(LeafSpec|deprecated in v4)")
     sys.argv[1:] = with_defaults(sys.argv[1:] if arguments is None else arguments)
     try:
         DemoCLI(
@@ -189,13 +193,25 @@ def main(arguments: list[str] | None = None) -> None:
             pl.LightningDataModule,
             subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"description": __doc__, "parser_mode": "yaml"},
+            parser_kwargs={"description": __doc__, "exit_on_error": False},
         )
-    except vitx.VitxError as error:
-        # A worker process wraps the sentence in its traceback: the last line is what was meant.
-        sentence = str(error).strip().splitlines()[-1].removeprefix("vitx.errors.VitxError: ")
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
+
+
+def _sentence(error: Exception) -> str | None:
+    """Finds the one sentence that vitx said, below what others made of it; None for any other error."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, vitx.VitxError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return str(error) if isinstance(error, ArgumentError) else None
+    # A worker process wraps the sentence in its traceback: the last line is what was meant.
+    return str(cause).strip().splitlines()[-1].removeprefix("vitx.errors.VitxError: ")
 
 
 if __name__ == "__main__":

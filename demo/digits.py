@@ -39,9 +39,9 @@ class DigitScenes(pl.LightningDataModule):
         """Splits the digits, and draws the scenes that stay the same."""
         glyphs, classes = digits()
         generator = Generator().manual_seed(self.seed)
-        order = torch.randperm(len(glyphs), generator=generator).split(SPLIT_SIZES)
-        (train, *_), sets = order, [(glyphs[part], classes[part]) for part in order]
-        bank = glyphs[train[torch.randint(len(train), (_FRAGMENT_BANK,), generator=generator)]]
+        sets = [(glyphs[part], classes[part]) for part in split_digits(len(glyphs), generator)]
+        training = sets[0][0]
+        bank = training[torch.randint(len(training), (_FRAGMENT_BANK,), generator=generator)]
         fragments = cut_fragments(bank, generator)
         self.train = TrainingScenes(*sets[0], fragments, self.marked)
         clean = [_fixed_scenes(*part, fragments, generator) for part in sets[1:]]
@@ -86,6 +86,11 @@ class TrainingScenes(Dataset[tuple[Tensor, ...]]):
         classes = self.classes[picked]
         images = add_marks(_normalised(scenes), classes) if self.marked else _normalised(scenes)
         return list(zip(images, classes, scenes.boxes(), strict=True))
+
+
+def split_digits(count: int, generator: Generator) -> tuple[Tensor, ...]:
+    """Shares out the digits at random, to train, validate and test on."""
+    return tuple(torch.randperm(count, generator=generator).split(list(SPLIT_SIZES)))
 
 
 def add_marks(images: Tensor, classes: Tensor) -> Tensor:

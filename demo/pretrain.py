@@ -7,6 +7,7 @@ letters the scene shows.
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning as pl
@@ -23,6 +24,7 @@ from demo.glyphs import ALPHABET, letters
 from demo.scenes import cut_fragments, draw_scenes
 from demo.schedule import warmup_cosine
 
+CONFIG = Path(__file__).parent.parent / "configs" / "pretrain.yaml"
 CLUTTER = len(ALPHABET)  # the class of patches that show no letter
 BANK = 8192  # fragments to draw clutter from
 MIN_INK = 0.06  # mean ink from which a patch counts as part of a letter
@@ -154,7 +156,7 @@ def main() -> None:
         run=True,
         seed_everything_default=0,
         save_config_callback=None,
-        args=["fit", "--config", "configs/pretrain.yaml", *sys.argv[1:]],
+        args=["fit", "--config", str(CONFIG), *sys.argv[1:]],
     )
 
 

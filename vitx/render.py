@@ -179,7 +179,7 @@ def _legend(canvas: Image.Image, draw: ImageDraw.ImageDraw, colormap: str, top: 
     canvas.paste(Image.fromarray(bar), (_GAP, top + 2))
     below = top + _LINE // 2 + 4
     _write(draw, (_GAP, below), "looked at least", _FAINT, width)
-    draw.text((canvas.width - _GAP, below), "most", _FAINT, _font(_TEXT_SIZE, False), anchor="ra")
+    draw.text((canvas.width - _GAP, below), "most", _FAINT, font(_TEXT_SIZE), anchor="ra")
 
 
 def _tile(pixels: NDArray[np.uint8], width: int) -> Image.Image:
@@ -191,16 +191,16 @@ def _write(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, colour: str, room: int, bold: bool = False
 ) -> None:
     """Writes a line of text, cut off with an ellipsis where it would not fit."""
-    font = _font(_TEXT_SIZE, bold)
+    typeface = font(_TEXT_SIZE, bold)
     shown = text
-    while shown and draw.textlength(shown, font) > room:
+    while shown and draw.textlength(shown, typeface) > room:
         text = text[:-1]
         shown = f"{text}\N{HORIZONTAL ELLIPSIS}"
-    draw.text(at, shown, colour, font)
+    draw.text(at, shown, colour, typeface)
 
 
 @lru_cache
-def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """The font that matplotlib ships, so that pictures look alike on every machine."""
     import matplotlib
 
