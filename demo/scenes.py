@@ -14,14 +14,14 @@ from torch.nn import functional as F
 from demo.glyphs import GLYPH_SIZE, INK_SIZE
 
 SCENE_SIZE = 64
-GLYPH_PIXELS = (20.0, 30.0)  # the longer side of a glyph in the scene
+GLYPH_PIXELS = (22.0, 32.0)  # the longer side of a glyph in the scene
 FRAGMENT_WINDOW = (7.0, 11.0)  # the sides of a fragment, in pixels of the glyph it is cut from
 SPRITE_SIZE = 20  # holds the largest fragment, turned
-FRAGMENTS = 48
-CLEARANCE = 0.4  # no fragment is centred this near a glyph, in sizes of the glyph
-MAX_ROTATION = math.radians(12)
-MAX_SHEAR = 0.25
-MAX_STRETCH = 0.15
+FRAGMENTS = 36
+CLEARANCE = 0.5  # no fragment is centred this near a glyph, in sizes of the glyph
+MAX_ROTATION = math.radians(8)
+MAX_SHEAR = 0.1
+MAX_STRETCH = 0.1
 
 
 @dataclass(frozen=True)
