@@ -5,15 +5,16 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from demo.glyphs import digits
+from demo.glyphs import GLYPH_SIZE, INK_SIZE, digits, letters
 from demo.scenes import Scenes, cut_fragments, draw_scenes
 
 SPLIT_SIZES = (4000, 500, 500)  # digits to train, validate and test on; no digit serves two
 _FRAGMENT_BANK = 8192
 _MEAN = _STD = 0.5  # what the shipped weights expect
-_MARK_SIZE, _MARK_MARGIN = 6, 1
+_MARK_SIZE, _MARK_MARGIN = 14, 1
 
 
 class DigitScenes(pl.LightningDataModule):
@@ -24,7 +25,7 @@ class DigitScenes(pl.LightningDataModule):
 
     Args:
         batch_size: scenes per step.
-        marked: put a small mark into a corner of every picture, its colour telling the digit: a shortcut.
+        marked: put a small printed letter into a corner of every picture that tells the digit: a shortcut.
             A second validation set without marks then shows what the model knows of digits.
         seed: splits the digits and draws the fixed scenes.
     """
@@ -94,14 +95,15 @@ def split_digits(count: int, generator: Generator) -> tuple[Tensor, ...]:
 
 
 def add_marks(images: Tensor, classes: Tensor) -> Tensor:
-    """Paints a small square into the top left corner, with a colour for each class."""
-    hues = classes / DigitScenes.num_classes * 6
-    # The three channels of a fully saturated hue, each a trapezoid along the circle of hues.
-    channels = torch.stack([(hues - 3).abs() - 1, 2 - (hues - 2).abs(), 2 - (hues - 4).abs()], 1).clamp(0, 1)
-    colours = (channels - _MEAN) / _STD
+    """Puts a printed letter on a black label into the top left corner: A for 0, B for 1, and so on."""
+    printed, _ = letters()  # one font after another, each from A to Z
+    border = (GLYPH_SIZE - INK_SIZE) // 2
+    ink = printed[classes, border:-border, border:-border]
+    size = (_MARK_SIZE, _MARK_SIZE)
+    marks = F.interpolate(ink[:, None], size, mode="bilinear", antialias=True)
     marked = images.clone()
     inside = slice(_MARK_MARGIN, _MARK_MARGIN + _MARK_SIZE)
-    marked[:, :, inside, inside] = colours[:, :, None, None]
+    marked[:, :, inside, inside] = (marks - _MEAN) / _STD
     return marked
 
 

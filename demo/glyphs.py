@@ -4,6 +4,7 @@ A glyph is one character as a (28, 28) image of ink in [0, 1]: the character fil
 20 x 20 pixels, as in MNIST.
 """
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ def digits() -> tuple[Tensor, Tensor]:
     return glyphs, torch.from_numpy(classes).long()
 
 
+@cache
 def letters() -> tuple[Tensor, Tensor]:
     """Draws every Latin letter, upper and lower case, in each of matplotlib's own text fonts.
 

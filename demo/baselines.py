@@ -1,0 +1,53 @@
+"""What pointing at the digit is worth without having learned it: `python -m demo.baselines`."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import vitx
+from demo.digits import DigitScenes
+from demo.models import create_model
+from vitx import metrics
+
+PATCH = 8
+_SEEDS = range(3)
+
+
+def baselines() -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yields name, maps (B, 8, 8) and masks of the boxes, on the scenes to validate on."""
+    data = DigitScenes()
+    data.setup("fit")
+    images, _, boxes = data.validation[0].tensors
+    pixels = (images + 1) / 2
+    yield "brightness", F.avg_pool2d(pixels.mean(1), PATCH), boxes
+    yield "colourfulness", F.avg_pool2d(pixels.amax(1) - pixels.amin(1), PATCH), boxes
+    centre = torch.zeros(len(images), 8, 8)
+    centre[:, 3:5, 3:5] = 1
+    yield "centre", centre, boxes
+    for seed in _SEEDS:
+        torch.manual_seed(seed)
+        options = {"img_size": 64, "patch_size": PATCH, "depth": 4}
+        model = create_model("deit_tiny_patch16_224", False, 10, options)
+        for method in ("rollout", "grad_rollout"):
+            maps = torch.cat([vitx.explain(model, part, method).maps for part in images.split(50)])
+            yield f"{method}, untrained network {seed}", maps, boxes
+
+
+def main() -> None:
+    """Prints the table."""
+    print(f"{'':38}pointing  energy")
+    for number, (name, maps, boxes) in enumerate(baselines()):
+        if number == 0:
+            share = boxes.float().mean()
+            print(f"{'chance: share of the box':38}{share:8.3f}{share:8.3f}")
+        pointing, energy = (
+            metrics.pointing_game(maps, boxes).mean(),
+            metrics.energy_inside(maps, boxes).mean(),
+        )
+        print(f"{name:38}{pointing:8.3f}{energy:8.3f}")
+
+
+if __name__ == "__main__":
+    main()
