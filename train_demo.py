@@ -144,7 +144,8 @@ class DemoCLI(LightningCLI):
                 print(f"{name:<22}{value:.1%}")
         print(f"best checkpoint       {best or 'none was written'}")
         print(f"what it looks at      {picture}")
-        print("all steps             tensorboard --samples_per_plugin images=100 --logdir", folder)
+        print(f"all steps             tensorboard --samples_per_plugin images=100 --logdir {folder}")
+        print("                      then open http://localhost:6006/#images and move the slider")
 
 
 def explain_after_training(trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> Path | None:

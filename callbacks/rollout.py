@@ -103,6 +103,7 @@ class RolloutCallback(pl.Callback):
         self._folder = Path()
         self._step_before: int | None = None
         self._maps_before: dict[str, Tensor] = {}
+        self._indices_before: tuple[int, ...] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Finds the log folder, on all ranks: they agree on it together."""
@@ -131,12 +132,12 @@ class RolloutCallback(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Keeps which images were watched and what was seen last."""
-        indices = self._samples.indices if self._samples else None
-        return {"indices": indices, "step": self._step_before, "maps": self._maps_before}
+        return {"indices": self._indices_before, "step": self._step_before, "maps": self._maps_before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on after the last firing."""
         self._step_before, self._maps_before = state_dict["step"], state_dict["maps"]
+        self._indices_before = state_dict["indices"]
 
     def _fire(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Explains and logs, once per step; rank 0 does it for all."""
@@ -159,6 +160,9 @@ class RolloutCallback(pl.Callback):
         if samples is None:
             rank_zero_warn("RolloutCallback found no validation set: give it images to watch")
             return
+        if self._indices_before is not None and self._indices_before != samples.indices:
+            rank_zero_warn("RolloutCallback watches other images than before: the data set has changed")
+        self._indices_before = samples.indices
         with trainer.precision_plugin.forward_context():
             found = self._explain(module, samples)
         scalars = self._measure(found, samples)

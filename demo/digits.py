@@ -53,15 +53,15 @@ class DigitScenes(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Returns scenes in random order."""
-        return DataLoader(self.train, self.batch_size, shuffle=True, drop_last=True)
+        return DataLoader(self.train, batch_size=self.batch_size, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
         """Returns the scenes to validate on; if those are marked, the same ones without marks too."""
-        return [DataLoader(scenes, self.batch_size) for scenes in self.validation]
+        return [DataLoader(scenes, batch_size=self.batch_size) for scenes in self.validation]
 
     def test_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
         """Returns scenes of digits that nothing was chosen by, as `val_dataloader` does."""
-        return [DataLoader(scenes, self.batch_size) for scenes in self.test]
+        return [DataLoader(scenes, batch_size=self.batch_size) for scenes in self.test]
 
     def predict_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
         """Returns the scenes to test on."""

@@ -185,6 +185,29 @@ def test_a_resumed_run_goes_on_where_it_stopped(tmp_path):
     assert found == ["vitx-maps-000011.png"], "what was shown before the stop is not shown again"
 
 
+def test_says_when_the_data_set_has_changed(tmp_path):
+    trainer, _ = fit(RolloutCallback(num_images=2, on_error="raise"), default_root_dir=tmp_path)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    resumed = pl.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[RolloutCallback(num_images=2, on_error="raise")],
+        default_root_dir=tmp_path / "resumed",
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    longer = DataLoader(samples(12, seed=1))
+    with pytest.warns(UserWarning, match="the data set has changed"):
+        resumed.fit(
+            SmallClassifier(),
+            DataLoader(samples(16), batch_size=4),
+            longer,
+            ckpt_path=tmp_path / "last.ckpt",
+        )
+
+
 def test_a_frozen_block_stays_in_eval(tmp_path):
     modes = defaultdict(set)
 

@@ -39,8 +39,14 @@ def untouched(model: nn.Module) -> Iterator[None]:
 def preserved_rng(model: nn.Module) -> Iterator[None]:
     """Puts the state of torch's generators back: the CPU's and those of the model's devices."""
     found = {p.device for p in model.parameters()} | {b.device for b in model.buffers()}
-    devices = [device for device in found if device.type not in ("cpu", "meta")]
+    devices = [device for device in found if device.type not in ("cpu", "meta", "mps")]
     kind = devices[0].type if devices else "cuda"
     indices = [device.index or 0 for device in devices if device.type == kind]
+    # fork_rng asks for a device's number, which Apple's generator does not take.
+    apple = torch.mps.get_rng_state() if any(device.type == "mps" for device in found) else None
     with torch.random.fork_rng(indices, device_type=kind):
-        yield
+        try:
+            yield
+        finally:
+            if apple is not None:
+                torch.mps.set_rng_state(apple)

@@ -36,7 +36,7 @@ class Evidence:
         """Returns the read-out as (B, N), in the precision of the maps."""
         layer = self.trace.layers[-1]
         row = self.tokens.readout(head_fusion)
-        return row.to(layer.device, layer.dtype).expand(layer.shape[0], -1)
+        return row.to(layer.dtype).to(layer.device).expand(layer.shape[0], -1)
 
     def attentions(self, start_layer: int) -> Iterator[Tensor]:
         """Computes A of each layer, last layer first, one at a time."""
