@@ -99,14 +99,19 @@ class RolloutCallback(pl.Callback):
         self.colormap = colormap
         self.save_maps = save_maps
         self.on_error = on_error
+        self._forget()
+
+    def _forget(self) -> None:
         self._samples: Samples | None = None
-        self._folder = Path()
         self._step_before: int | None = None
         self._maps_before: dict[str, Tensor] = {}
         self._indices_before: tuple[int, ...] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Finds the log folder, on all ranks: they agree on it together."""
+        """Starts anew, as each `fit` is a run of its own (a checkpoint's state is loaded after this)."""
+        if stage == "fit":
+            self._forget()
+        # On all ranks, as they agree on it together.
         self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "vitx"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -210,7 +215,7 @@ class RolloutCallback(pl.Callback):
         pixels = render.to_pixels(samples.images[shown], self.mean or mean, self.std or std)
         columns = {"input": pixels}
         for name, explanation in found.items():
-            heat = explanation.heatmaps()[shown]
+            heat = render.heatmaps(explanation.maps[shown], explanation.image_size)
             columns[_TITLES.get(name, name)] = render.overlays(pixels, heat, self.colormap)
         logits = next(iter(found.values())).logits[shown]
         labels = None if samples.labels is None else samples.labels[shown]

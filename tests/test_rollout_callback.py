@@ -185,6 +185,13 @@ def test_a_resumed_run_goes_on_where_it_stopped(tmp_path):
     assert found == ["vitx-maps-000011.png"], "what was shown before the stop is not shown again"
 
 
+def test_one_callback_serves_two_runs(tmp_path):
+    callback = RolloutCallback(num_images=1, on_error="raise")
+    for run in ("first", "second"):
+        fit(callback, default_root_dir=tmp_path / run)
+        assert len(list((tmp_path / run / "vitx").glob("*.png"))) == 3
+
+
 def test_says_when_the_data_set_has_changed(tmp_path):
     trainer, _ = fit(RolloutCallback(num_images=2, on_error="raise"), default_root_dir=tmp_path)
     trainer.save_checkpoint(tmp_path / "last.ckpt")

@@ -51,6 +51,26 @@ def test_the_readout_is_what_the_score_depends_on(name):
     assert torch.equal(read, (row if row.ndim == 1 else row[0]) > 0)
 
 
+@pytest.mark.parametrize("name", ["Siglip", "CLIP", "ViTMSN", "IJepa", "Beit"])
+def test_hugging_face_classifiers_that_pool_in_their_own_way(name):
+    """Siglip's also runs an attention pooling, which its classifier does not read."""
+    transformers = pytest.importorskip("transformers")
+    size = {"image_size": 32, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "intermediate_size": 48}
+    if name in ("Siglip", "CLIP"):
+        vision = {**size, **heads, "projection_dim": 24}
+        config = getattr(transformers, f"{name}Config")(vision_config=vision)
+    else:
+        config = getattr(transformers, f"{name}Config")(**size, **heads)
+    model = getattr(transformers, f"{name}ForImageClassification")(config).eval()
+    images = torch.randn(1, 3, 32, 32)
+    with capture(model, gradients=True) as trace:
+        logits = model(pixel_values=images).logits
+    tokens = find_tokens(model, trace, images)
+    read = (trace.gradients(logits[:, 0].sum())[-1][0] != 0).any(-1).any(0)
+    assert torch.equal(read, tokens.readout("mean") > 0)
+
+
 def test_patches_are_cut_row_by_row():
     tokens = tokens_of(models.built("not square"), models.FAMILIES["not square"].images())
     relevance = torch.arange(16.0).expand(2, -1)

@@ -69,7 +69,8 @@ def find_tokens(model: nn.Module, trace: Trace, images: Tensor) -> Tokens:
             f"{count} tokens do not fit a grid of {grid[0]} x {grid[1]} patches{declared}: tokens that are "
             "dropped, merged or added on the way cannot be put back into a picture"
         )
-    if trace.pooling:
+    # A declared pooling counts for more: some models also run an attention pooling that nothing reads.
+    if trace.pooling and reading.pool in ("", "attention"):
         return Tokens(prefix, grid, lambda fusion: _pooled_row(trace, fusion, prefix, patches))
     row = _fixed_row(reading.pool or ("token" if prefix else "patches"), prefix, patches)
     return Tokens(prefix, grid, lambda _: row)
@@ -115,6 +116,8 @@ def _open_clip(module: Any) -> _Reading | None:
     pool = getattr(module, "pool_type", None)
     if pool is None or not hasattr(module, "class_embedding"):
         return None
+    if getattr(module, "attn_pool", None) is not None:
+        return _Reading(1, "attention")
     return _Reading(1, {"tok": "token", "avg": "patches", "none": "token"}.get(pool, pool))
 
 
@@ -134,6 +137,8 @@ def _hugging_face(module: Any) -> _Reading | None:
         return _Reading(1, "patches" if module.config.use_mean_pooling else "token")
     if kind.startswith("siglip") and classifies:
         return _Reading(0, "patches")
+    if kind.startswith(("clip", "metaclip")) and classifies:
+        return _Reading(1, "patches")
     return _Reading(None, "")
 
 
