@@ -10,11 +10,12 @@ default), `validate`, `test` or `predict`; `python train_demo.py fit --help` lis
 
 import sys
 import warnings
+from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from PIL import Image
 from timm.data import resolve_model_data_config
@@ -123,6 +124,10 @@ class Classifier(pl.LightningModule):
         return (logits.argmax(1) == labels).float().mean()
 
 
+class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the lines of the description."""
+
+
 class DemoCLI(LightningCLI):
     """LightningCLI that knows the number of classes, and says at the end what to look at."""
 
@@ -194,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
             pl.LightningDataModule,
             subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"description": __doc__, "exit_on_error": False},
+            parser_kwargs={"description": __doc__, "formatter_class": HelpFormatter, "exit_on_error": False},
         )
     except Exception as error:
         sentence = _sentence(error)
