@@ -161,9 +161,9 @@ def explain_after_training(trainer: pl.Trainer, module: pl.LightningModule, fold
     module = module.to(samples.images.device)
     config = resolve_model_data_config(module.model)
     columns = {"input": render.to_pixels(samples.images, config["mean"], config["std"])}
-    for title, method in (("attention rollout", "rollout"), ("gradient rollout", "grad_rollout")):
-        explanation = vitx.explain(module, samples.images, method)
-        columns[title] = explanation.overlays(samples.images, config["mean"], config["std"])
+    found = vitx.explain_methods(module, samples.images, {"rollout": {}, "grad_rollout": {}})
+    for method, explanation in found.items():
+        columns[render.TITLES[method]] = explanation.overlays(samples.images, config["mean"], config["std"])
     captions = render.captions(explanation.logits, samples.labels, samples.class_names)
     path = folder / "after_training.png"
     Image.fromarray(render.grid(columns, captions)).save(path)

@@ -59,14 +59,11 @@ def choose_samples(images: Any, count: int, trainer: pl.Trainer, model: nn.Modul
             return None
         collate, data = loader.collate_fn, loader.dataset
     if isinstance(data, Tensor):
-        return _to_device(Samples(data), data, trainer)
+        return _to_samples(data, trainer)
     if isinstance(data, Sequence) and data and all(isinstance(item, (str, Path)) for item in data):
-        files = _load_files(data, model)
-        return _to_device(Samples(files), files, trainer)
+        return _to_samples(_load_files(data, model), trainer)
     picked, indices = _pick(data, count)
-    batch = collate(picked)
-    names = _class_names(data)
-    return _to_device(Samples(torch.empty(0), indices=indices, class_names=names), batch, trainer)
+    return replace(_to_samples(collate(picked), trainer), indices=indices, class_names=_class_names(data))
 
 
 def _validation_loader(trainer: pl.Trainer) -> DataLoader[Any] | None:
@@ -102,10 +99,9 @@ def evenly_spaced(length: int, count: int) -> tuple[int, ...]:
     return tuple(int((place + 0.5) * length / count) for place in range(count))
 
 
-def _to_device(samples: Samples, batch: Any, trainer: pl.Trainer) -> Samples:
+def _to_samples(batch: Any, trainer: pl.Trainer) -> Samples:
     batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-    images, labels, masks = _unpack(batch)
-    return replace(samples, images=images, labels=labels, masks=masks)
+    return Samples(*_unpack(batch))
 
 
 def _unpack(batch: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -151,7 +147,7 @@ def _class_names(data: Any) -> tuple[str, ...] | None:
 
 def _load_files(files: Sequence[str | Path], model: nn.Module) -> Tensor:
     """Reads image files through the transform that the model was trained with."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
     from timm.data import create_transform, resolve_model_data_config
 
     owner = next((module for module in model.modules() if hasattr(module, "pretrained_cfg")), None)
@@ -160,5 +156,5 @@ def _load_files(files: Sequence[str | Path], model: nn.Module) -> Tensor:
     transform = create_transform(**resolve_model_data_config(owner))
     try:
         return torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
-    except (OSError, UnidentifiedImageError) as error:
+    except OSError as error:
         raise VitxError(f"an image file could not be read: {error}") from error

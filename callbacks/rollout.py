@@ -17,7 +17,6 @@ from vitx.errors import VitxError
 from vitx.explain import Explanation, explain_methods
 from vitx.methods import find_method
 
-_TITLES = {"rollout": "attention rollout", "grad_rollout": "gradient rollout"}
 _BATCH = 32  # images explained at once
 
 
@@ -216,7 +215,7 @@ class RolloutCallback(pl.Callback):
         columns = {"input": pixels}
         for name, explanation in found.items():
             heat = render.heatmaps(explanation.maps[shown], explanation.image_size)
-            columns[_TITLES.get(name, name)] = render.overlays(pixels, heat, self.colormap)
+            columns[render.TITLES.get(name, name)] = render.overlays(pixels, heat, self.colormap)
         logits = next(iter(found.values())).logits[shown]
         labels = None if samples.labels is None else samples.labels[shown]
         captions = render.captions(logits, labels, self.class_names or samples.class_names)

@@ -46,10 +46,10 @@ class DigitScenes(pl.LightningDataModule):
         fragments = cut_fragments(bank, generator)
         self.train = TrainingScenes(*sets[0], fragments, self.marked)
         clean = [_fixed_scenes(*part, fragments, generator) for part in sets[1:]]
-        marked = [_mark_all(scenes) for scenes in clean] if self.marked else clean
-        # What is watched comes first; the clean scenes are validated on beside the marked ones.
-        self.validation = [marked[0], clean[0]] if self.marked else [clean[0]]
-        self.test = [marked[1], clean[1]] if self.marked else [clean[1]]
+        # What is watched comes first; the clean scenes are evaluated beside the marked ones.
+        self.validation, self.test = (
+            [_mark_all(scenes), scenes] if self.marked else [scenes] for scenes in clean
+        )
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Returns scenes in random order."""

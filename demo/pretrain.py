@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning as pl
+import lightning.pytorch as pl
 import timm
 import torch
 from lightning.pytorch.cli import LightningCLI

@@ -163,24 +163,29 @@ def test_a_failing_explanation_warns_and_training_goes_on(tmp_path, monkeypatch)
         fit(RolloutCallback(on_error="raise"), default_root_dir=tmp_path)
 
 
+def resume(callback: RolloutCallback, validation: DataLoader, folder: Path) -> None:
+    """Trains one epoch more from last.ckpt in the folder; pictures go to its subfolder `resumed`."""
+    trainer = pl.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[callback],
+        default_root_dir=folder / "resumed",
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    train = DataLoader(samples(16), batch_size=4)
+    trainer.fit(SmallClassifier(), train, validation, ckpt_path=folder / "last.ckpt")
+
+
 def test_a_resumed_run_goes_on_where_it_stopped(tmp_path):
     callback = RolloutCallback(num_images=2, on_error="raise")
     trainer, _ = fit(callback, default_root_dir=tmp_path)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
 
     again = RolloutCallback(num_images=2, on_error="raise")
-    resumed = pl.Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        logger=False,
-        callbacks=[again],
-        default_root_dir=tmp_path / "resumed",
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
-    loader = DataLoader(samples(16), batch_size=4)
-    resumed.fit(SmallClassifier(), loader, DataLoader(samples(8, seed=1)), ckpt_path=tmp_path / "last.ckpt")
+    resume(again, DataLoader(samples(8, seed=1)), tmp_path)
     found = sorted(path.name for path in (tmp_path / "resumed" / "vitx").glob("*.png"))
     assert found == ["vitx-maps-000011.png"], "what was shown before the stop is not shown again"
 
@@ -195,24 +200,9 @@ def test_one_callback_serves_two_runs(tmp_path):
 def test_says_when_the_data_set_has_changed(tmp_path):
     trainer, _ = fit(RolloutCallback(num_images=2, on_error="raise"), default_root_dir=tmp_path)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    resumed = pl.Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        logger=False,
-        callbacks=[RolloutCallback(num_images=2, on_error="raise")],
-        default_root_dir=tmp_path / "resumed",
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
     longer = DataLoader(samples(12, seed=1))
     with pytest.warns(UserWarning, match="the data set has changed"):
-        resumed.fit(
-            SmallClassifier(),
-            DataLoader(samples(16), batch_size=4),
-            longer,
-            ckpt_path=tmp_path / "last.ckpt",
-        )
+        resume(RolloutCallback(num_images=2, on_error="raise"), longer, tmp_path)
 
 
 def test_a_frozen_block_stays_in_eval(tmp_path):

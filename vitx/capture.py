@@ -217,25 +217,16 @@ class _Watcher(TorchFunctionMode):
             self.trace.layers.append(seen)
 
 
+_COPIES = (F.dropout, torch.dropout, Tensor.contiguous, Tensor.clone, torch.clone)
+_CONVERSIONS = (
+    *(Tensor.to, Tensor.type, Tensor.type_as),
+    *(Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16),
+)
 _HANDLERS: dict[Callable[..., Any], Callable[..., None]] = {
     F.scaled_dot_product_attention: _Watcher.fused,
     F.multi_head_attention_forward: _Watcher.multi_head,
     **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _Watcher.softmax),
-    **dict.fromkeys(
-        (
-            *(F.dropout, torch.dropout, Tensor.contiguous, Tensor.clone, torch.clone),
-            *(
-                Tensor.to,
-                Tensor.type,
-                Tensor.type_as,
-                Tensor.float,
-                Tensor.double,
-                Tensor.half,
-                Tensor.bfloat16,
-            ),
-        ),
-        _Watcher.same_weights,
-    ),
+    **dict.fromkeys((*_COPIES, *_CONVERSIONS), _Watcher.same_weights),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.einsum), _Watcher.product),
     **dict.fromkeys((F.conv2d, F.linear), _Watcher.weighted),
 }

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from vitx.errors import VitxError
 
+TITLES = {"rollout": "attention rollout", "grad_rollout": "gradient rollout"}  # of the methods
 OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay
 TILE_WIDTH = 112  # three tiles fill the card that TensorBoard shows a picture in
 _GAP = 6
