@@ -66,6 +66,45 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
     return (heat * masks.flatten(1)).sum(1) / heat.sum(1)
 
 
+def border_share(maps: Tensor) -> Tensor:
+    """Which share of each map lies on its outermost ring of patches, where marks and watermarks live.
+
+    Args:
+        maps: (B, h, w), >= 0.
+
+    Returns:
+        (B,) in [0, 1]; a constant map gives the ring's share of the patches.
+
+    Example:
+        >>> border_share(torch.tensor([[[2.0, 1.0, 1.0], [0.0, 4.0, 0.0], [0.0, 0.0, 0.0]]]))
+        tensor([0.5000])
+    """
+    shares = _shares(maps).view_as(maps)
+    return 1 - shares[:, 1:-1, 1:-1].sum((1, 2))
+
+
+def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Draws boxes as masks: True where the centre of a pixel lies in a box of the image.
+
+    Args:
+        boxes: (B, 4) or (B, K, 4): x1, y1, x2, y2 in pixels. A box without an area holds nothing, so
+            images with fewer boxes can be filled up with zeros.
+        size: height and width of the images.
+
+    Returns:
+        (B, H, W) bool.
+
+    Example:
+        >>> box_masks(torch.tensor([[0.0, 0.0, 2.0, 1.0]]), (2, 3)).int()
+        tensor([[[1, 1, 0], [0, 0, 0]]], dtype=torch.int32)
+    """
+    boxes = boxes.view(len(boxes), -1, 4, 1).float()
+    x1, y1, x2, y2 = boxes.unbind(2)  # (B, K, 1)
+    y, x = (torch.arange(length, device=boxes.device) + 0.5 for length in size)
+    rows, columns = (y1 <= y) & (y < y2), (x1 <= x) & (x < x2)
+    return (rows[..., None] & columns[:, :, None]).any(1)
+
+
 def _shares(maps: Tensor) -> Tensor:
     """Flattens maps to shares that sum to 1; a map of zeros counts as uniform."""
     flat = maps.flatten(1)
