@@ -144,12 +144,12 @@ class TestOverlays:
 
 class TestCaption:
     def test_right(self):
-        caption = Caption("cat", 0.874, "cat")
+        caption = Caption("cat", 0.874, "cat", right=True)
         assert caption.right is True
         assert str(caption) == "✓ cat 87%"
 
     def test_wrong_names_the_label(self):
-        caption = Caption("dog", 0.5, "cat")
+        caption = Caption("dog", 0.5, "cat", right=False)
         assert caption.right is False
         assert str(caption) == "✗ dog 50%, is cat"
 
@@ -165,7 +165,7 @@ def columns(count=3, images=2, height=32, width=32):
 
 
 class TestGrid:
-    captions = (Caption("cat", 0.9, "cat"), Caption("dog", 0.6, "cat"))
+    captions = (Caption("cat", 0.9, "cat", right=True), Caption("dog", 0.6, "cat", right=False))
 
     def test_three_columns_fit_a_card(self):
         picture = grid(columns(3), self.captions)
@@ -223,7 +223,7 @@ class TestGrid:
         tiles = columns(3, 1)
         right, wrong = (
             np.abs(grid(tiles, [caption]).astype(int).mean(-1) - 255) > 100
-            for caption in (Caption("cat", 0.9, "cat"), Caption("cat", 0.9))
+            for caption in (Caption("cat", 0.9, "cat", right=True), Caption("cat", 0.9))
         )
         assert (right != wrong).any()
 
