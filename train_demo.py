@@ -27,7 +27,7 @@ import vitx
 from demo.models import create_model, load_weights
 from demo.schedule import warmup_cosine
 from vitx import render
-from vitx.callbacks.images import choose_samples
+from vitx.callbacks.images import Selection
 
 CONFIGS = Path(__file__).parent / "configs"
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -155,15 +155,17 @@ class DemoCLI(LightningCLI):
 
 def explain_after_training(trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> Path | None:
     """Explains eight validation images from Python, and writes the picture into the folder."""
-    samples = choose_samples(None, 8, trainer, module)
-    if samples is None:
+    try:
+        samples = Selection().choose(trainer, module)
+    except vitx.VitxError:
         return None
-    module = module.to(samples.images.device)
+    images = samples.images.to(trainer.strategy.root_device)
+    module = module.to(images.device)
     config = resolve_model_data_config(module.model)
-    columns = {"input": render.to_pixels(samples.images, config["mean"], config["std"])}
-    found = vitx.explain_methods(module, samples.images, {"rollout": {}, "grad_rollout": {}})
+    columns = {"input": render.to_pixels(images, config["mean"], config["std"])}
+    found = vitx.explain_methods(module, images, {"rollout": {}, "grad_rollout": {}})
     for method, explanation in found.items():
-        columns[render.TITLES[method]] = explanation.overlays(samples.images, config["mean"], config["std"])
+        columns[render.TITLES[method]] = explanation.overlays(images, config["mean"], config["std"])
     captions = render.captions(explanation.logits, samples.labels, samples.class_names)
     path = folder / "after_training.png"
     Image.fromarray(render.grid(columns, captions)).save(path)

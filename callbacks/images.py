@@ -1,160 +1,200 @@
 """Which images the callback watches: the same ones at every firing and in every run."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
 
+from vitx.callbacks.batches import Content, object_masks, read_batch
+from vitx.callbacks.labels import class_names, evenly_spaced, one_of_each_class
+from vitx.callbacks.loading import fetch, join, load_files, validation_loader
 from vitx.errors import VitxError
 
-_IMAGE_KEYS = ("image", "images", "pixel_values", "img", "x")
-_LABEL_KEYS = ("label", "labels", "target", "targets", "y")
-_MASK_KEYS = ("mask", "masks")
+_BATCH = 32  # images read at once where no loader says
+_THUMBNAIL = 4  # pixels
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images to watch, with what is known of them.
+    """Images to watch, with what is known of them; on the CPU.
 
     Attributes:
         images: (n, C, H, W), as the model takes them.
-        labels: (n,) long, or None.
-        masks: (n, H, W) bool, True on the object, or None.
-        indices: their places in the data set, or None.
+        labels: (n, ...), or None.
+        masks: (n, h, w) bool, True on the object, or None.
+        inputs: what else comes with each image, by name, (n, ...).
+        shown: which of them the pictures show.
+        places: where they are in the data set, or None.
+        out_of: how many images the data set has, or None.
         class_names: the data set's own, or None.
     """
 
     images: Tensor
     labels: Tensor | None = None
     masks: Tensor | None = None
-    indices: tuple[int, ...] | None = None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    shown: tuple[int, ...] = ()
+    places: tuple[int, ...] | None = None
+    out_of: int | None = None
     class_names: tuple[str, ...] | None = None
 
+    def __len__(self) -> int:
+        return len(self.images)
 
-def choose_samples(images: Any, count: int, trainer: pl.Trainer, model: nn.Module) -> Samples | None:
-    """Chooses the images to watch, and moves them to the device as a validation batch is moved.
+    def thumbnails(self) -> Tensor:
+        """Returns tiny copies, (n, C, 4, 4), by which the images are known again after a resume."""
+        return F.adaptive_avg_pool2d(self.images.float(), _THUMBNAIL)
 
-    Args:
-        images: a tensor (n, C, H, W), a data set, a list of image files, or None for the validation set.
-        count: how many to take of a data set, evenly spaced.
-        trainer: gives the validation set, and the way to the device.
-        model: gives the transform for image files.
 
-    Returns:
-        The samples, or None if there is no validation set.
+@dataclass(frozen=True)
+class Selection:
+    """What the user wants to see.
 
-    Raises:
-        VitxError: The images are of another kind, or a batch holds none.
+    Attributes:
+        images: a tensor (n, C, H, W), a data set, a list of image files, places in the validation set,
+            or None: evenly spaced from the validation set.
+        num_images: how many of a tensor or a data set are shown; named files and places are all shown.
+        num_measured: how many of a data set the numbers are means over; at least those shown.
+        per_class: show one image of each class of the data set.
+        dataloader_idx: which of several validation loaders, by its number or its name.
+        batch_transform: turns a batch of the loader into one that `read_batch` can read.
+        masks: of the images chosen, or of the whole data set, (n, h, w).
+        boxes: the same as x1, y1, x2, y2 in pixels, (n, 4) or (n, K, 4).
     """
-    collate, data = default_collate, images
-    if images is None:
-        loader = _validation_loader(trainer)
-        if loader is None:
-            return None
-        collate, data = loader.collate_fn, loader.dataset
-    if isinstance(data, Tensor):
-        return _to_samples(data, trainer)
-    if isinstance(data, Sequence) and data and all(isinstance(item, (str, Path)) for item in data):
-        return _to_samples(_load_files(data, model), trainer)
-    picked, indices = _pick(data, count)
-    return replace(_to_samples(collate(picked), trainer), indices=indices, class_names=_class_names(data))
 
+    images: Any = None
+    num_images: int = 8
+    num_measured: int = 8
+    per_class: bool = False
+    dataloader_idx: int | str = 0
+    batch_transform: Callable[[Any], Any] | None = None
+    masks: Tensor | None = None
+    boxes: Tensor | None = None
 
-def _validation_loader(trainer: pl.Trainer) -> DataLoader[Any] | None:
-    loaders = trainer.val_dataloaders
-    while isinstance(loaders, (list, tuple, dict)):
-        items = list(loaders.values() if isinstance(loaders, dict) else loaders)
-        loaders = items[0] if items else None
-    return loaders if isinstance(loaders, DataLoader) else None
+    def choose(self, trainer: pl.Trainer, model: nn.Module, before: Sequence[int] | None = None) -> Samples:
+        """Fetches the images, prepared as validation batches are.
 
+        Args:
+            trainer: gives the validation set, and prepares the batches.
+            model: gives the transform for image files.
+            before: places in the data set that were chosen before a resume; they are kept if they fit.
 
-def _pick(data: Any, count: int) -> tuple[list[Any], tuple[int, ...] | None]:
-    """Takes evenly spaced samples; of a stream, the first ones."""
-    if isinstance(data, IterableDataset):
-        return list(islice(iter(data), count)), None
-    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
-        raise VitxError(
-            f"images must be a tensor, a data set, a list of files or None, found {type(data).__name__}"
+        Returns:
+            The samples.
+
+        Raises:
+            VitxError: The images are of another kind, a batch holds none, or there is no validation set.
+        """
+        images = self.images
+        if _are(images, str | Path):
+            images = load_files(images, model)
+            return self._of_tensor(images, len(images), trainer)
+        if isinstance(images, Tensor):
+            return self._of_tensor(images, min(self.num_images, len(images)), trainer)
+        if images is None or _are(images, int):
+            loader = validation_loader(trainer, self.dataloader_idx)
+        else:
+            loader = DataLoader(_data_set(images), _BATCH)
+        return self._of_loader(loader, trainer, before)
+
+    def _of_tensor(self, images: Tensor, count: int, trainer: pl.Trainer) -> Samples:
+        content = read_batch(trainer.precision_plugin.convert_input(images))
+        samples = Samples(content.images.cpu(), shown=evenly_spaced(len(images), count))
+        return self._with_masks(samples)
+
+    def _of_loader(
+        self, loader: DataLoader[Any], trainer: pl.Trainer, before: Sequence[int] | None
+    ) -> Samples:
+        data: Any = loader.dataset
+        stream = isinstance(data, IterableDataset) or loader.batch_sampler is None
+        if stream and (self.per_class or _are(self.images, int)):
+            raise VitxError(
+                "the validation set is a stream, whose images have no places: give images instead"
+            )
+        places = None if stream else self._places(loader, trainer, before)
+        contents = (self._read(batch, trainer) for batch in fetch(loader, places))
+        content = join(contents, self.num_measured if places is None else len(places))
+        count = len(content.images)
+        samples = Samples(
+            content.images,
+            content.labels,
+            content.masks,
+            content.inputs,
+            self._shown(count),
+            places,
+            None if places is None else len(data),
+            class_names(data),
         )
-    count = min(count, len(data))
-    if count == 0:
-        raise VitxError("the data set to take images from is empty")
-    indices = evenly_spaced(len(data), count)
-    return [data[index] for index in indices], indices
+        return self._with_masks(samples)
+
+    def _places(
+        self, loader: DataLoader[Any], trainer: pl.Trainer, before: Sequence[int] | None
+    ) -> tuple[int, ...]:
+        data: Any = loader.dataset
+        if len(data) == 0:
+            raise VitxError("the data set to take images from is empty")
+        if _are(self.images, int):
+            return _within(self.images, len(data))
+        count = min(self.num_measured, len(data))
+        if before is not None and len(before) == count and max(before) < len(data):
+            return tuple(before)
+        if not self.per_class:
+            return evenly_spaced(len(data), count)
+        return one_of_each_class(data, count, lambda place: self._label(loader, place, trainer))
+
+    def _shown(self, count: int) -> tuple[int, ...]:
+        return evenly_spaced(count, count if _are(self.images, int) else min(self.num_images, count))
+
+    def _label(self, loader: DataLoader[Any], place: int, trainer: pl.Trainer) -> int | None:
+        (batch,) = fetch(loader, [place])
+        labels = self._read(batch, trainer).labels
+        return None if labels is None or labels.shape != (1,) else int(labels)
+
+    def _read(self, batch: Any, trainer: pl.Trainer) -> Content:
+        """Prepares a batch as Lightning does for the model, and reads it."""
+        place = self.dataloader_idx if isinstance(self.dataloader_idx, int) else 0
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=place)
+        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=place)
+        return read_batch(self.batch_transform(batch) if self.batch_transform else batch).cpu()
+
+    def _with_masks(self, samples: Samples) -> Samples:
+        """Adds the masks or boxes that were given for these images, or for the whole data set."""
+        given: dict[str, Tensor | None] = {}
+        for name, tensor in (("masks", self.masks), ("boxes", self.boxes)):
+            if tensor is not None and len(tensor) not in (len(samples), samples.out_of):
+                raise VitxError(
+                    f"{name} has {len(tensor)} entries for {len(samples)} images: give one for each"
+                )
+            if tensor is not None and len(tensor) != len(samples):
+                tensor = tensor[list(samples.places or ())]
+            given[name] = tensor
+        size = (samples.images.shape[2], samples.images.shape[3])
+        masks = object_masks(given["masks"], given["boxes"], size)
+        return samples if masks is None else replace(samples, masks=masks)
 
 
-def evenly_spaced(length: int, count: int) -> tuple[int, ...]:
-    """Returns `count` places in a list, from the middles of equal parts.
-
-    Example:
-        >>> evenly_spaced(100, 4)
-        (12, 37, 62, 87)
-    """
-    return tuple(int((place + 0.5) * length / count) for place in range(count))
+def _are(images: Any, kind: Any) -> bool:
+    """Whether the images are given as a list of this kind."""
+    return isinstance(images, Sequence) and len(images) > 0 and all(isinstance(i, kind) for i in images)
 
 
-def _to_samples(batch: Any, trainer: pl.Trainer) -> Samples:
-    batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-    return Samples(*_unpack(batch))
+def _data_set(images: Any) -> Any:
+    if isinstance(images, IterableDataset) or (hasattr(images, "__getitem__") and hasattr(images, "__len__")):
+        return images
+    raise VitxError(
+        "images must be a tensor, a data set, a list of files, places in the validation set or None, found "
+        f"{type(images).__name__}"
+    )
 
 
-def _unpack(batch: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Finds images, labels and masks in a batch: a tensor, a sequence in that order, or a mapping."""
-    if isinstance(batch, Tensor):
-        batch = (batch,)
-    if isinstance(batch, Mapping):
-        images, labels, masks = (_first(batch, keys) for keys in (_IMAGE_KEYS, _LABEL_KEYS, _MASK_KEYS))
-    elif isinstance(batch, Sequence):
-        images, labels, masks = (*batch[:3], None, None, None)[:3]
-    else:
-        images = labels = masks = None
-    if not isinstance(images, Tensor) or images.ndim != 4:
-        raise VitxError(
-            f"no images (B, C, H, W) were found in a batch of type {type(batch).__name__}: give the callback "
-            "a tensor of images"
-        )
-    return images.detach(), _class_indices(labels, images), _object_masks(masks, images)
-
-
-def _first(batch: Mapping[Any, Any], keys: Sequence[str]) -> Any:
-    return next((batch[key] for key in keys if key in batch), None)
-
-
-def _class_indices(labels: Any, images: Tensor) -> Tensor | None:
-    fits = isinstance(labels, Tensor) and labels.shape == images.shape[:1]
-    return labels if fits and not labels.is_floating_point() else None
-
-
-def _object_masks(masks: Any, images: Tensor) -> Tensor | None:
-    fits = isinstance(masks, Tensor) and masks.shape == (len(images), *images.shape[2:])
-    return masks > 0 if fits else None
-
-
-def _class_names(data: Any) -> tuple[str, ...] | None:
-    """Finds the `classes` of a data set, as torchvision's have them, also below a Subset."""
-    while data is not None:
-        if names := getattr(data, "classes", None):
-            return tuple(map(str, names))
-        data = getattr(data, "dataset", None)
-    return None
-
-
-def _load_files(files: Sequence[str | Path], model: nn.Module) -> Tensor:
-    """Reads image files through the transform that the model was trained with."""
-    from PIL import Image
-    from timm.data import create_transform, resolve_model_data_config
-
-    owner = next((module for module in model.modules() if hasattr(module, "pretrained_cfg")), None)
-    if owner is None:
-        raise VitxError("image files need a timm model, which knows its transform: give a tensor of images")
-    transform = create_transform(**resolve_model_data_config(owner))
-    try:
-        return torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
-    except OSError as error:
-        raise VitxError(f"an image file could not be read: {error}") from error
+def _within(places: Sequence[int], length: int) -> tuple[int, ...]:
+    for place in places:
+        if not 0 <= place < length:
+            raise VitxError(f"the validation set has {length} images, 0 to {length - 1}: there is no {place}")
+    return tuple(places)

@@ -1,23 +1,29 @@
 """The callback: what a Vision Transformer looks at, at every stage of its training."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
-from vitx import metrics, render
-from vitx.callbacks.images import Samples, choose_samples, evenly_spaced
+from vitx.callbacks import ranks, sinks
+from vitx.callbacks.images import Samples, Selection
 from vitx.callbacks.isolation import no_trace
-from vitx.callbacks.sinks import write_maps, write_picture, write_scalars
+from vitx.callbacks.report import draw, measure, normalisation
+from vitx.callbacks.subject import Forward, explained_module, with_forward
 from vitx.errors import VitxError
 from vitx.explain import Explanation, explain_methods
+from vitx.isolation import untouched
 from vitx.methods import find_method
 
 _BATCH = 32  # images explained at once
+_PICTURE = "vitx/maps"
+_TOLERANCE = 0.05  # of thumbnails: another version of a decoder changes the last bits of an image
 
 
 class RolloutCallback(pl.Callback):
@@ -25,25 +31,35 @@ class RolloutCallback(pl.Callback):
 
     Fires before the first step, every n epochs or steps, and at the end of `fit`. Each firing logs one
     grid (rows: images; columns: the input and each method's overlay) under `vitx/maps`, and for each
-    method, as means over the images: `entropy` (how spread out), `drift` (how far from the firing
-    before), and, where the objects' masks are known, `pointing` (pointing-game rate) and `energy` (share
-    of the map on the object). The step is that of `self.log`.
+    method, as means over the images, `vitx/METHOD/...`: `entropy` (how spread out), `border` (share on the
+    outermost patches), `drift` (how far from the firing before), and, where masks or boxes are known,
+    `pointing` (pointing-game rate) and `energy` (share of the map on the object). The step is that of
+    `self.log`, and any of these names can be the `monitor` of other callbacks.
 
-    The training is the same, bit for bit, with and without the callback.
+    The training is the same, bit for bit, with and without the callback. With several processes, the
+    images are shared among them and rank 0 writes.
 
     Args:
-        images: a tensor (n, C, H, W), a data set, a list of image files, or None: evenly spaced from the
-            validation set.
-        num_images: how many images the grid shows.
+        images: a tensor (n, C, H, W), a data set, a list of image files, a list of places in the validation
+            set, or None: evenly spaced from the validation set.
+        num_images: how many of a tensor or a data set the grid shows; named files and places are all shown.
         num_measured: how many images the numbers are means over; by default the ones shown.
+        per_class: take one image of each class of the data set, not evenly spaced ones.
+        dataloader_idx: which of several validation loaders, by its number or its name.
+        batch_transform: a function from a batch of your loader to images, to (images, labels, masks), or to
+            a mapping with such names, where the callback does not find them by itself.
         methods: names, or a mapping from names to the options of each, see `vitx.methods()`.
         target: the class that gradient methods explain: "predicted", "label", a class, or a function from
-            logits to scores.
+            logits to scores (regression, multi-label).
+        forward_fn: a function from (module, images) to logits; by default the module's own forward. What else
+            it or the forward asks for by name is taken from batches that are mappings.
+        weights: "current", or "ema" for averaged ones that a callback or the module keeps.
         every_n_epochs: fire at the end of every n-th epoch; None or 0 for never.
         every_n_steps: fire after every n-th step; None or 0 for never.
         at_start: fire before the first step.
         class_names: by default those of the data set, else the numbers.
-        masks: (n, H, W), True on the object of each image; by default the third item of each sample.
+        masks: (n, h, w), True on the object of each image; by default the third item of each sample.
+        boxes: (n, 4) or (n, K, 4): x1, y1, x2, y2 in pixels, instead of masks.
         mean: what was subtracted from each channel of the images; by default the model's own.
         std: what each channel was then divided by; by default the model's own.
         colormap: the name of a colour map of matplotlib.
@@ -62,13 +78,19 @@ class RolloutCallback(pl.Callback):
         images: Any = None,
         num_images: int = 8,
         num_measured: int | None = None,
+        per_class: bool = False,
+        dataloader_idx: int | str = 0,
+        batch_transform: Callable[[Any], Any] | None = None,
         methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = ("rollout", "grad_rollout"),
         target: str | int | Callable[[Tensor], Tensor] = "predicted",
+        forward_fn: Forward | None = None,
+        weights: Literal["current", "ema"] = "current",
         every_n_epochs: int | None = 1,
         every_n_steps: int | None = None,
         at_start: bool = True,
         class_names: Sequence[str] | None = None,
         masks: Tensor | None = None,
+        boxes: Tensor | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         colormap: str = "inferno",
@@ -76,9 +98,11 @@ class RolloutCallback(pl.Callback):
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
         super().__init__()
-        self.images = images
-        self.num_images = _positive("num_images", num_images)
-        self.num_measured = max(num_images, _positive("num_measured", num_measured or num_images))
+        num_images = _positive("num_images", num_images)
+        num_measured = max(num_images, _positive("num_measured", num_measured or num_images))
+        self.selection = Selection(
+            images, num_images, num_measured, per_class, dataloader_idx, batch_transform, masks, boxes
+        )
         self.methods = dict(methods) if isinstance(methods, Mapping) else {name: {} for name in methods}
         if not self.methods:
             raise VitxError("methods is empty: name at least one")
@@ -86,25 +110,23 @@ class RolloutCallback(pl.Callback):
             find_method(name).check(name, dict(options))
         if isinstance(target, str) and target not in ("predicted", "label"):
             raise VitxError(f'target must be "predicted", "label", a class or a function, found {target!r}')
-        if on_error not in ("warn", "raise"):
-            raise VitxError(f'on_error must be "warn" or "raise", found {on_error!r}')
         self.target = target
+        self.forward_fn = forward_fn
+        self.weights = _one_of("weights", weights, ("current", "ema"))
         self.every_n_epochs = every_n_epochs or 0
         self.every_n_steps = every_n_steps or 0
         self.at_start = at_start
         self.class_names = class_names
-        self.masks = masks
         self.mean, self.std = mean, std
         self.colormap = colormap
         self.save_maps = save_maps
-        self.on_error = on_error
+        self.on_error = _one_of("on_error", on_error, ("warn", "raise"))
         self._forget()
 
     def _forget(self) -> None:
         self._samples: Samples | None = None
-        self._step_before: int | None = None
-        self._maps_before: dict[str, Tensor] = {}
-        self._indices_before: tuple[int, ...] | None = None
+        self._past = Past()
+        self._said: set[str] = set()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Starts anew, as each `fit` is a run of its own (a checkpoint's state is loaded after this)."""
@@ -114,117 +136,200 @@ class RolloutCallback(pl.Callback):
         self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "vitx"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Shows what the weights look at before they are trained."""
-        if self.at_start and trainer.global_step == 0:
-            self._fire(trainer, pl_module)
+        """Shows what the weights look at before they are trained; after a resume, takes up the thread."""
+        if trainer.global_step:
+            self._publish(trainer, self._past.scalars)
+            # The first is right for one optimiser; for several, the second is one too high at most.
+            step = min(trainer.global_step, _steps_logged(trainer) + 1)
+            if trainer.is_global_zero:
+                for logger in trainer.loggers:
+                    self._attempt(logger, partial(sinks.drop_from, logger, step))
+        elif self.at_start:
+            self._fire(trainer, pl_module, 0)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Fires after every n-th step."""
         if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
-            self._fire(trainer, pl_module)
+            self._fire(trainer, pl_module, _steps_logged(trainer))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fires at the end of every n-th epoch."""
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._fire(trainer, pl_module)
+            self._fire(trainer, pl_module, _steps_logged(trainer) - 1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Shows what the trained weights look at."""
-        self._fire(trainer, pl_module)
+        self._fire(trainer, pl_module, _steps_logged(trainer) - 1)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Lets the images go."""
+        self._samples = None
 
     def state_dict(self) -> dict[str, Any]:
         """Keeps which images were watched and what was seen last."""
-        return {"indices": self._indices_before, "step": self._step_before, "maps": self._maps_before}
+        return dict(vars(self._past))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on after the last firing."""
-        self._step_before, self._maps_before = state_dict["step"], state_dict["maps"]
-        self._indices_before = state_dict["indices"]
+        self._past = Past(**state_dict)
 
-    def _fire(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Explains and logs, once per step; rank 0 does it for all."""
-        step = max(trainer.global_step - 1, 0)  # where self.log puts what this step computed
-        if not trainer.is_global_zero or (self._step_before is not None and step <= self._step_before):
+    def _fire(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
+        """Explains and logs, once between two steps of the optimiser; `step` is where `self.log` is."""
+        if self._past.fired_at == trainer.global_step:
             return
-        self._step_before = step
+        self._past.fired_at = trainer.global_step
         try:
-            with no_trace(trainer):
-                self._explain_and_log(trainer, module, step)
+            with no_trace(trainer, module):
+                self._show(trainer, module, step)
         except Exception as error:
             if self.on_error == "raise":
                 raise
-            rank_zero_warn(f"RolloutCallback shows nothing at step {step}: {error}")
+            self._say(f"shows nothing at step {step}", error)
 
-    def _explain_and_log(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
+    def _show(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
+        """Every rank explains its share of the images; rank 0 writes what all found."""
         if self._samples is None:
-            self._samples = choose_samples(self.images, self.num_measured, trainer, module)
+            self._samples = ranks.from_first(trainer, partial(self._choose, trainer, module))
         samples = self._samples
-        if samples is None:
-            rank_zero_warn("RolloutCallback found no validation set: give it images to watch")
-            return
-        if self._indices_before is not None and self._indices_before != samples.indices:
-            rank_zero_warn("RolloutCallback watches other images than before: the data set has changed")
-        self._indices_before = samples.indices
-        with trainer.precision_plugin.forward_context():
-            found = self._explain(module, samples)
-        scalars = self._measure(found, samples)
-        write_scalars(trainer.loggers, scalars, step)
-        shown = torch.tensor(evenly_spaced(len(samples.images), min(self.num_images, len(samples.images))))
-        write_picture(
-            trainer.loggers, self._folder, "vitx/maps", self._draw(module, samples, found, shown), step
-        )
+        model = explained_module(trainer, module, self.weights)
+        with untouched(model):
+            ranks.take_buffers_of_first(trainer, model)
+            parts = ranks.from_all(trainer, partial(self._explain, trainer, model, samples))
+        found = {name: _join([e[name] for part in parts for e in part]) for name in self.methods}
+        scalars = measure(found, samples.masks, self._past.maps)
+        self._past.maps = {name: explanation.maps for name, explanation in found.items()}
+        self._past.scalars = scalars
+        self._publish(trainer, scalars)
+        if trainer.is_global_zero:
+            self._write(trainer, module, samples, found, scalars, step)
+
+    def _choose(self, trainer: pl.Trainer, module: pl.LightningModule) -> Samples:
+        """Fetches the images, and says if they are others than before a resume."""
+        samples = self.selection.choose(trainer, module, self._past.places)
+        thumbnails = samples.thumbnails()
+        if self._past.thumbnails is not None:
+            if self._past.out_of != samples.out_of:
+                change = f"it has {samples.out_of} images now and had {self._past.out_of}"
+                rank_zero_warn(f"RolloutCallback: the data set has changed since the checkpoint, {change}")
+            if not _alike(thumbnails, self._past.thumbnails):
+                rank_zero_warn("RolloutCallback watches other images than before: the data set has changed")
+        self._past.thumbnails = thumbnails
+        self._past.places, self._past.out_of = samples.places, samples.out_of
+        return samples
+
+    def _explain(
+        self, trainer: pl.Trainer, model: nn.Module, samples: Samples
+    ) -> list[dict[str, Explanation]]:
+        """Explains this rank's share of the images, a batch at a time."""
+        device = next(model.parameters(), samples.images).device
+        share = ranks.share(trainer, len(samples))
+        found = []
+        for start in range(share.start, share.stop, _BATCH):
+            part = slice(start, min(start + _BATCH, share.stop))
+            inputs = {name: value[part].to(device) for name, value in samples.inputs.items()}
+            with trainer.precision_plugin.forward_context():
+                explanations = explain_methods(
+                    with_forward(model, self.forward_fn, inputs),
+                    samples.images[part].to(device),
+                    self.methods,
+                    target=self._target(samples, part),
+                )
+            found.append({name: explanation.cpu() for name, explanation in explanations.items()})
+        return found
+
+    def _target(self, samples: Samples, part: slice) -> Any:
+        if self.target != "label":
+            return None if self.target == "predicted" else self.target
+        if samples.labels is None or samples.labels.ndim != 1:
+            raise VitxError('target="label" needs a class for each image: give a data set of (image, class)')
+        return samples.labels[part]
+
+    def _write(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        samples: Samples,
+        found: Mapping[str, Explanation],
+        scalars: Mapping[str, float],
+        step: int,
+    ) -> None:
+        """Writes to every logger what it can hold; a picture that none takes, to a file."""
+        mean, std = normalisation(module)
+        picture = draw(found, samples, (self.mean or mean, self.std or std), self.class_names, self.colormap)
+        taken = False
+        for logger in trainer.loggers:
+            self._attempt(logger, partial(sinks.write_scalars, logger, scalars, step))
+            taken |= bool(self._attempt(logger, partial(sinks.show_picture, logger, _PICTURE, picture, step)))
+        if not taken:
+            self._attempt(self._folder, partial(sinks.save_picture, self._folder, _PICTURE, picture, step))
         if self.save_maps:
-            write_maps(self._folder, {name: e.maps[shown].cpu().numpy() for name, e in found.items()}, step)
-        self._maps_before = {name: explanation.maps.cpu() for name, explanation in found.items()}
+            shown = list(samples.shown)
+            maps = {name: explanation.maps[shown].numpy() for name, explanation in found.items()}
+            self._attempt(self._folder, partial(sinks.save_maps, self._folder, maps, step))
 
-    def _explain(self, module: pl.LightningModule, samples: Samples) -> dict[str, Explanation]:
-        """Explains all samples, a batch at a time."""
-        if self.target == "label" and samples.labels is None:
-            raise VitxError('target="label" needs labels: give a data set of (image, label) pairs')
-        parts = []
-        for start in range(0, len(samples.images), _BATCH):
-            part = slice(start, start + _BATCH)
-            target: Any = None if self.target == "predicted" else self.target
-            if self.target == "label" and samples.labels is not None:
-                target = samples.labels[part]
-            parts.append(explain_methods(module, samples.images[part], self.methods, target=target))
-        return {name: _join([part[name] for part in parts]) for name in self.methods}
+    def _attempt(self, place: Any, write: Callable[[], Any]) -> Any:
+        """Writes to a logger or a folder; one that fails does not stop the others."""
+        try:
+            return write()
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            self._say(f"cannot write to {place if isinstance(place, Path) else type(place).__name__}", error)
 
-    def _measure(self, found: Mapping[str, Explanation], samples: Samples) -> dict[str, float]:
-        masks = samples.masks if self.masks is None else self.masks
-        scalars: dict[str, float] = {}
-        for name, explanation in found.items():
-            maps = explanation.maps
-            values = {"entropy": metrics.entropy(maps)}
-            before = self._maps_before.get(name)
-            if before is not None and before.shape == maps.shape:
-                values["drift"] = metrics.drift(maps, before)
-            if masks is not None:
-                values["pointing"] = metrics.pointing_game(maps, masks.to(maps.device))
-                values["energy"] = metrics.energy_inside(maps, masks.to(maps.device))
-            scalars |= {f"vitx/{name}/{key}": value.mean().item() for key, value in values.items()}
-        return scalars
+    def _say(self, what: str, error: Exception) -> None:
+        """Warns once of each error, not at each firing."""
+        sentence = str(error) if isinstance(error, VitxError) else f"{type(error).__name__}: {error}"
+        if sentence not in self._said:
+            self._said.add(sentence)
+            rank_zero_warn(f"RolloutCallback {what}: {sentence}")
 
-    def _draw(
-        self, module: pl.LightningModule, samples: Samples, found: Mapping[str, Explanation], shown: Tensor
-    ) -> Any:
-        mean, std = _normalisation(module)
-        pixels = render.to_pixels(samples.images[shown], self.mean or mean, self.std or std)
-        columns = {"input": pixels}
-        for name, explanation in found.items():
-            heat = render.heatmaps(explanation.maps[shown], explanation.image_size)
-            columns[render.TITLES.get(name, name)] = render.overlays(pixels, heat, self.colormap)
-        logits = next(iter(found.values())).logits[shown]
-        labels = None if samples.labels is None else samples.labels[shown]
-        captions = render.captions(logits, labels, self.class_names or samples.class_names)
-        return render.grid(columns, captions, colormap=self.colormap)
+    def _publish(self, trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:
+        """Makes the numbers known to callbacks that monitor some, as `self.log` does, on every rank."""
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})
+
+
+@dataclass
+class Past:
+    """What a resumed run must know.
+
+    Attributes:
+        fired_at: the trainer's `global_step` at the last firing.
+        places: of the images in the data set.
+        out_of: how many images the data set had.
+        thumbnails: of the images, (n, C, 4, 4).
+        maps: each method's, at the last firing, (n, h, w).
+        scalars: of the last firing.
+    """
+
+    fired_at: int | None = None
+    places: tuple[int, ...] | None = None
+    out_of: int | None = None
+    thumbnails: Tensor | None = None
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    scalars: dict[str, float] = field(default_factory=dict)
+
+
+def _steps_logged(trainer: pl.Trainer) -> int:
+    """The step axis of `self.log`: unlike `global_step`, it counts several optimisers once."""
+    steps: int = trainer.fit_loop.epoch_loop._batches_that_stepped
+    return steps
+
+
+def _alike(thumbnails: Tensor, before: Tensor) -> bool:
+    return thumbnails.shape == before.shape and torch.allclose(thumbnails, before, atol=_TOLERANCE)
 
 
 def _positive(name: str, value: int) -> int:
     if value < 1:
         raise VitxError(f"{name} must be at least 1, found {value}")
+    return value
+
+
+def _one_of(name: str, value: str, known: tuple[str, str]) -> str:
+    if value not in known:
+        raise VitxError(f'{name} must be "{known[0]}" or "{known[1]}", found {value!r}')
     return value
 
 
@@ -236,12 +341,3 @@ def _join(parts: Sequence[Explanation]) -> Explanation:
         torch.cat(targets) if targets else None,
         parts[0].image_size,
     )
-
-
-def _normalisation(module: pl.LightningModule) -> tuple[Sequence[float], Sequence[float]]:
-    """Returns the mean and std that the model declares (timm does), else those that change nothing."""
-    for part in module.modules():
-        config = getattr(part, "pretrained_cfg", None)
-        if isinstance(config, Mapping) and "mean" in config and "std" in config:
-            return config["mean"], config["std"]
-    return (0.0,), (1.0,)

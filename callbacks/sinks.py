@@ -1,61 +1,139 @@
-"""Where pictures, scalars and maps go."""
+"""Where pictures, scalars and maps go.
+
+What a logger can hold is found by what it can do, as `lightning` and `pytorch_lightning` have classes of
+their own, and so may you. To add a sink for pictures, write a function like those below and decorate it.
+"""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+Picture = NDArray[np.uint8]  # (height, width, 3)
+Write = Callable[[str, Picture, int], Any]  # tag, picture, step
+
+_SINKS: list[Callable[[Any], Write | None]] = []
 
 
-def write_scalars(loggers: Iterable[Any], scalars: Mapping[str, float], step: int) -> None:
-    """Logs scalars to every logger."""
-    for logger in loggers:
-        logger.log_metrics(dict(scalars), step=step)
+def _sink(find: Callable[[Any], Write | None]) -> Callable[[Any], Write | None]:
+    _SINKS.append(find)
+    return find
 
 
-def write_picture(
-    loggers: Iterable[Any], folder: Path, tag: str, picture: NDArray[np.uint8], step: int
-) -> None:
-    """Shows a picture in every logger that can hold one; with none, writes a PNG file.
+@_sink
+def _tensorboard(logger: Any) -> Write | None:
+    writer = _experiment(logger)
+    if not callable(getattr(writer, "add_image", None)):
+        return None
+
+    def write(tag: str, picture: Picture, step: int) -> None:
+        writer.add_image(tag, picture, step, dataformats="HWC")
+        writer.flush()
+
+    return write
+
+
+@_sink
+def _own_method(logger: Any) -> Write | None:
+    """Weights & Biases, and any logger with a method `log_image(key, images, step)` as its has."""
+    if not callable(getattr(logger, "log_image", None)):
+        return None
+    return lambda tag, picture, step: logger.log_image(key=tag, images=[picture], step=step)
+
+
+@_sink
+def _mlflow(logger: Any) -> Write | None:
+    client = _experiment(logger)
+    if not (callable(getattr(client, "log_image", None)) and hasattr(client, "list_artifacts")):
+        return None
+
+    def write(tag: str, picture: Picture, step: int) -> None:
+        # MLflow adds a second file where a resumed run shows a step again.
+        shown = f"images/{tag.replace('/', '~')}+step+{step}+"
+        if not any(file.path.startswith(shown) for file in client.list_artifacts(logger.run_id, "images")):
+            client.log_image(logger.run_id, picture, key=tag, step=step)
+
+    return write
+
+
+@_sink
+def _comet(logger: Any) -> Write | None:
+    experiment = _experiment(logger)
+    if not (callable(getattr(experiment, "log_image", None)) and hasattr(experiment, "log_asset")):
+        return None
+    return lambda tag, picture, step: experiment.log_image(picture, name=tag, step=step)
+
+
+def write_scalars(logger: Any, scalars: Mapping[str, float], step: int) -> None:
+    """Logs numbers, tag -> value."""
+    logger.log_metrics(dict(scalars), step=step)
+
+
+def show_picture(logger: Any, tag: str, picture: Picture, step: int) -> bool:
+    """Shows a picture in a logger.
 
     Args:
-        loggers: the trainer's. What a logger can hold is found by what its `experiment` can do, as
-            `lightning` and `pytorch_lightning` have classes of their own.
-        folder: where the PNG file goes.
+        logger: one of the trainer's.
         tag: name of the picture; the part before the first slash is its group.
         picture: (height, width, 3) uint8.
         step: the training step that it belongs to.
+
+    Returns:
+        Whether this logger can hold pictures.
     """
-    writers = [logger.experiment for logger in loggers if _holds_pictures(logger)]
-    for writer in writers:
-        writer.add_image(tag, picture, step, dataformats="HWC")
-        writer.flush()
-    if not writers:
-        path = folder / f"{tag.replace('/', '-')}-{step:06d}.png"
-        _write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG"))
+    write = next(filter(None, (find(logger) for find in _SINKS)), None)
+    if write is not None:
+        write(tag, picture, step)
+    return write is not None
 
 
-def write_maps(folder: Path, maps: Mapping[str, NDArray[np.float32]], step: int) -> None:
+def save_picture(folder: Path, tag: str, picture: Picture, step: int) -> None:
+    """Writes a picture to a PNG file."""
+    path = folder / f"{tag.replace('/', '-')}-{step:06d}.png"
+    _write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG"))
+
+
+def save_maps(folder: Path, maps: Mapping[str, NDArray[np.float32]], step: int) -> None:
     """Writes the raw maps of each method, (n, h, w), to one .npz file."""
-    _write_atomically(
-        folder / f"maps-{step:06d}.npz", lambda file: np.savez_compressed(file, allow_pickle=False, **maps)
-    )
+    path = folder / f"maps-{step:06d}.npz"
+    _write_atomically(path, lambda file: np.savez_compressed(file, allow_pickle=False, **maps))
 
 
-def _holds_pictures(logger: Any) -> bool:
-    return callable(getattr(logger.experiment, "add_image", None))
+def drop_from(logger: Any, step: int) -> None:
+    """Tells TensorBoard that the run goes on from a step: what an ended run wrote there and later is void.
+
+    This is what the `purge_step` of a `SummaryWriter` does as it is made, and holds for the whole run, whose
+    steps from there on are taken anew.
+    """
+    writer = getattr(_experiment(logger), "file_writer", None)
+    if writer is not None:
+        writer.add_event(Event(file_version="brain.Event:2"), step)
+        writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
+        writer.flush()
 
 
-def _write_atomically(path: Path, write: Any) -> None:
-    """Writes beside the path and renames, so that a reader never sees half a file."""
+def _experiment(logger: Any) -> Any:
+    """The object of the logger's own library; None where a logger of your own has none."""
+    return getattr(logger, "experiment", None)
+
+
+def _write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Writes beside the path and renames, so that a reader never sees half a file.
+
+    What a killed run left half written has a name that the resumed run writes again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.part")
     try:
         with unfinished.open("wb") as file:
             write(file)
+            file.flush()
+            os.fsync(file.fileno())
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

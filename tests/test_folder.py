@@ -21,7 +21,7 @@ import train_demo
 from demo.folder import ImageFolderData, load_image
 from demo.models import create_model
 from vitx import VitxError
-from vitx.callbacks.images import _class_names
+from vitx.callbacks.labels import class_names
 
 CONFIG = Path(train_demo.__file__).parent / "configs" / "deit_tiny_imagefolder.yaml"
 SETTINGS = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bicubic"}
@@ -263,9 +263,9 @@ def test_loaders(pets):
     assert train.pin_memory is torch.cuda.is_available()
 
 
-def test_the_callback_finds_class_names(pets):
+def test_the_callback_findsclass_names(pets):
     images = prepared(pets).validation
-    assert _class_names(images) == _class_names(Subset(images, [0])) == ("cat", "dog")
+    assert class_names(images) == class_names(Subset(images, [0])) == ("cat", "dog")
 
 
 @pytest.fixture

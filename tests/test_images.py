@@ -7,17 +7,17 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from tests.lightning_models import IMAGE, SmallClassifier, samples
 from vitx import VitxError
-from vitx.callbacks.images import choose_samples
+from vitx.callbacks.images import Selection
 
 
 class Watch(pl.Callback):
     """Chooses samples where the callback would."""
 
     def __init__(self, images=None, count=4, model=None):
-        self.arguments, self.model = (images, count), model
+        self.selection, self.model = Selection(images, count, count), model
 
     def on_train_start(self, trainer, pl_module):
-        self.found = choose_samples(*self.arguments, trainer, self.model or pl_module)
+        self.found = self.selection.choose(trainer, self.model or pl_module)
 
 
 def chosen(images=None, count=4, validation=None, model=None):
@@ -36,15 +36,16 @@ def chosen(images=None, count=4, validation=None, model=None):
 def test_evenly_spaced_from_the_validation_set_with_labels_and_masks():
     data = samples(20, seed=3)
     found = chosen(validation=DataLoader(data, batch_size=7))
-    assert found.indices == (2, 7, 12, 17)
-    assert torch.equal(found.images, data.tensors[0][list(found.indices)])
+    assert found.places == (2, 7, 12, 17)
+    assert torch.equal(found.images, data.tensors[0][list(found.places)])
     assert found.labels.tolist() == [2, 1, 0, 2]
-    assert torch.equal(found.masks, data.tensors[2][list(found.indices)])
+    assert torch.equal(found.masks, data.tensors[2][list(found.places)])
 
 
 def test_all_of_a_small_set_and_none_without_one():
-    assert chosen(validation=DataLoader(samples(3))).indices == (0, 1, 2)
-    assert chosen() is None
+    assert chosen(validation=DataLoader(samples(3))).places == (0, 1, 2)
+    with pytest.raises(VitxError, match="no validation set"):
+        chosen()
 
 
 def test_the_loaders_own_collate_and_the_sets_own_names():
@@ -84,7 +85,7 @@ def test_a_stream_gives_its_first_images():
 
     found = chosen(images=Stream(), count=3)
     assert found.images[:, 0, 0, 0].tolist() == [0, 1, 2]
-    assert found.indices is None
+    assert found.places is None
 
 
 def test_files_go_through_the_models_own_transform(tmp_path):

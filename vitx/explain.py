@@ -36,6 +36,11 @@ class Explanation:
     target: Tensor | None
     image_size: tuple[int, int]
 
+    def cpu(self) -> "Explanation":
+        """Returns the same in host memory."""
+        target = None if self.target is None else self.target.cpu()
+        return Explanation(self.maps.cpu(), self.logits.cpu(), target, self.image_size)
+
     def heatmaps(self, size: tuple[int, int] | None = None) -> Tensor:
         """Scales the maps up bilinearly and each one to [0, 1].
 

@@ -1,0 +1,98 @@
+"""What a data set says of its classes, without loading its images."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Subset, TensorDataset
+
+from vitx.errors import VitxError
+
+_MOST_READ = 2000  # samples, in search of classes where the data set does not tell them
+
+
+def class_names(data: Any) -> tuple[str, ...] | None:
+    """Returns the names of the classes, as torchvision's and Hugging Face's data sets have them, or None.
+
+    Example:
+        >>> class Pets:
+        ...     classes = ["cat", "dog"]
+        >>> class_names(Subset(Pets(), [0]))
+        ('cat', 'dog')
+    """
+    while data is not None:
+        if names := getattr(data, "classes", None) or _feature_names(data):
+            # ImageNet's classes are tuples of synonyms.
+            return tuple(str(name[0]) if isinstance(name, tuple) and name else str(name) for name in names)
+        data = getattr(data, "dataset", None) or next(iter(getattr(data, "datasets", ())), None)
+    return None
+
+
+def one_of_each_class(data: Any, count: int, read_label: Callable[[int], int | None]) -> tuple[int, ...]:
+    """Chooses one sample of each class.
+
+    Args:
+        data: a data set with a length.
+        count: how many classes at most; of more, evenly spaced ones.
+        read_label: gives the class of a sample, where the data set does not know them all.
+
+    Returns:
+        The place of the first sample of each class, in the order of the classes.
+
+    Raises:
+        VitxError: The samples have no class.
+    """
+    labels, firsts = _labels(data), dict[int, int]()
+    if labels is not None:
+        for place, label in enumerate(labels):
+            firsts.setdefault(int(label), place)
+    else:
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+        for place in order[:_MOST_READ].tolist():
+            found = read_label(place)
+            if found is None:
+                raise VitxError("per_class=True needs a class for each sample, and the data set has none")
+            firsts.setdefault(found, place)
+            if len(firsts) == count:
+                break
+    classes = sorted(firsts)
+    chosen = evenly_spaced(len(classes), min(count, len(classes)))
+    return tuple(firsts[classes[number]] for number in chosen)
+
+
+def evenly_spaced(length: int, count: int) -> tuple[int, ...]:
+    """Returns `count` places in a list, from the middles of equal parts.
+
+    Example:
+        >>> evenly_spaced(100, 4)
+        (12, 37, 62, 87)
+    """
+    return tuple(int((place + 0.5) * length / count) for place in range(count))
+
+
+def _labels(data: Any) -> Sequence[int] | None:
+    """Returns the class of every sample, where the data set keeps them in a list."""
+    if isinstance(data, Subset):
+        whole = _labels(data.dataset)
+        return None if whole is None else [whole[place] for place in data.indices]
+    if isinstance(data, TensorDataset):
+        return _whole_numbers(data.tensors[1], len(data)) if len(data.tensors) > 1 else None
+    for name in ("targets", "labels", "_labels"):
+        found = _whole_numbers(getattr(data, name, None), len(data))
+        if found is not None:
+            return found
+    return None
+
+
+def _whole_numbers(values: Any, length: int) -> list[int] | None:
+    numbers = values.tolist() if hasattr(values, "tolist") else values
+    fits = isinstance(numbers, (list, tuple)) and len(numbers) == length
+    return list(numbers) if fits and all(type(number) is int for number in numbers) else None
+
+
+def _feature_names(data: Any) -> Sequence[str] | None:
+    """The names that a column of classes has in a data set of Hugging Face."""
+    features = getattr(data, "features", None)
+    if not isinstance(features, dict):
+        return None
+    return next((names for column in features.values() if (names := getattr(column, "names", None))), None)

@@ -1,0 +1,306 @@
+"""The training is the same, bit for bit, with and without the callback, in every setting people train in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.loggers.logger import Logger
+from torch.utils.data import DataLoader
+
+from tests.lightning_models import IMAGE, SmallClassifier, samples
+from vitx.callbacks import RolloutCallback
+
+IMAGES = torch.randn(3, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(5))
+
+
+class Losses(Logger):
+    """Keeps what `self.log` logged of the training loss, by step."""
+
+    name = version = "losses"
+
+    def __init__(self):
+        super().__init__()
+        self.values = {}
+
+    def log_metrics(self, metrics, step=None):
+        if "train/loss" in metrics:
+            self.values[step] = metrics["train/loss"]
+
+    def log_hyperparams(self, *_, **__):
+        pass
+
+
+class FrozenBlock(SmallClassifier):
+    """Keeps its first block in eval mode, as people do who fine-tune the upper layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.vit.blocks[0].requires_grad_(False)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.vit.blocks[0].eval()
+        return self
+
+
+class FrozenBackbone(SmallClassifier):
+    def __init__(self):
+        super().__init__()
+        self.vit.requires_grad_(False)
+
+
+class Checkpointed(SmallClassifier):
+    def __init__(self):
+        super().__init__()
+        self.vit.set_grad_checkpointing()
+
+
+class CompiledBackbone(SmallClassifier):
+    def __init__(self):
+        super().__init__()
+        self.vit = torch.compile(self.vit, backend="aot_eager")
+
+
+class Manual(SmallClassifier):
+    """Steps by itself, with one optimiser for the backbone and one for the head."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, index):
+        loss = super().training_step(batch, index)
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss
+
+    def configure_optimizers(self):
+        return [torch.optim.AdamW(part.parameters(), lr=1e-3) for part in (self.vit, self.head)]
+
+
+class LogsInForward(SmallClassifier):
+    def forward(self, images):
+        self.log("mean", images.mean())
+        return super().forward(images)
+
+
+def compiled() -> pl.LightningModule:
+    # Without inductor, which needs a C++ compiler and minutes.
+    return torch.compile(SmallClassifier(), backend="aot_eager")
+
+
+class Failing:
+    """A target that fails after the forward pass, at every other firing."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, logits):
+        self.calls += 1
+        if self.calls % 2:
+            raise RuntimeError("on purpose")
+        return logits[:, 0]
+
+
+@dataclass
+class Setting:
+    """One row: how the trainer, the callback and the module are set."""
+
+    trainer: dict[str, Any] = field(default_factory=dict)
+    callback: dict[str, Any] = field(default_factory=dict)
+    module: Callable[[], pl.LightningModule] = SmallClassifier
+    beside: Callable[[], list[pl.Callback]] = list
+    loader: dict[str, Any] = field(default_factory=dict)
+    validation: bool = True
+
+
+EVERY_STEP = {"every_n_steps": 1}
+SETTINGS = {
+    "every epoch": Setting(),  # the module has dropout, attention dropout, drop path and BatchNorm
+    "every step": Setting(callback=EVERY_STEP),
+    "accumulating 3 batches": Setting({"accumulate_grad_batches": 3}, EVERY_STEP),
+    "labels as targets, one method": Setting(callback={"target": "label", "methods": ["grad_rollout"]}),
+    "one image of each class": Setting(callback={"per_class": True}),
+    "given images": Setting(callback={"images": IMAGES}),
+    "a frozen block in eval mode": Setting(callback=EVERY_STEP, module=FrozenBlock),
+    "a frozen backbone": Setting(callback=EVERY_STEP, module=FrozenBackbone),
+    "gradient checkpointing": Setting(callback=EVERY_STEP, module=Checkpointed),
+    "bf16-mixed": Setting({"precision": "bf16-mixed"}, EVERY_STEP),
+    "bf16-true": Setting({"precision": "bf16-true"}, EVERY_STEP),
+    "64-true": Setting({"precision": "64-true"}, EVERY_STEP),
+    "clipping by norm": Setting({"gradient_clip_val": 0.1}, EVERY_STEP),
+    "clipping by value": Setting({"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}, EVERY_STEP),
+    "EMA": Setting(callback=EVERY_STEP, beside=lambda: [EMAWeightAveraging(decay=0.5)]),
+    "EMA, explained": Setting(
+        callback=EVERY_STEP | {"weights": "ema"}, beside=lambda: [EMAWeightAveraging(decay=0.5)]
+    ),
+    "SWA": Setting(
+        {"max_epochs": 3}, EVERY_STEP, beside=lambda: [StochasticWeightAveraging(1e-3, swa_epoch_start=1)]
+    ),
+    "a compiled module": Setting(callback=EVERY_STEP, module=compiled),
+    "a compiled backbone": Setting(callback=EVERY_STEP, module=CompiledBackbone),
+    "manual optimisation": Setting(callback=EVERY_STEP, module=Manual),
+    "logging in forward": Setting(callback=EVERY_STEP, module=LogsInForward),
+    "val_check_interval": Setting({"val_check_interval": 2}, EVERY_STEP),
+    "check_val_every_n_epoch=None": Setting({"val_check_interval": 3, "check_val_every_n_epoch": None}),
+    "no validation": Setting(callback={"images": IMAGES}, validation=False),
+    "limit_val_batches=0": Setting({"limit_val_batches": 0}, {"images": IMAGES}),
+    "fast_dev_run": Setting({"fast_dev_run": True}, EVERY_STEP),
+    "loaders with workers": Setting(loader={"num_workers": 1}),
+    "detect_anomaly": Setting({"detect_anomaly": True}, EVERY_STEP),
+    "inference_mode=False": Setting({"inference_mode": False}),
+    "explanations that fail": Setting(callback=EVERY_STEP | {"target": Failing(), "on_error": "warn"}),
+}
+
+
+def train(setting: Setting, folder: Path, *callbacks: pl.Callback) -> dict[str, torch.Tensor]:
+    """Trains for two epochs of four steps; returns all that must be the same."""
+    pl.seed_everything(1)
+    losses = Losses()
+    trainer = pl.Trainer(
+        **{
+            "max_epochs": 2,
+            "accelerator": "cpu",
+            "logger": losses,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+            "default_root_dir": folder,
+        }
+        | setting.trainer,
+        callbacks=[*setting.beside(), *callbacks],
+    )
+    module = setting.module()
+    validation = DataLoader(samples(8, seed=1), batch_size=4, **setting.loader)
+    trainer.fit(
+        module,
+        DataLoader(samples(16), batch_size=4, shuffle=True, **setting.loader),
+        validation if setting.validation else None,
+    )
+    return outcome(trainer, losses)
+
+
+def outcome(trainer: pl.Trainer, losses: Losses) -> dict[str, torch.Tensor]:
+    """Names every tensor that the training left behind."""
+    found = {f"weight {name}": value for name, value in trainer.lightning_module.state_dict().items()}
+    for number, optimizer in enumerate(trainer.optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            found |= {f"optimiser {number}, {index}.{name}": value for name, value in state.items()}
+    found |= {f"gradient {name}": p.grad for name, p in trainer.lightning_module.named_parameters()}
+    found |= {f"loss at step {step}": torch.tensor(value) for step, value in losses.values.items()}
+    found |= {"the next random numbers": torch.rand(3), "numpy's": torch.tensor(np.random.rand(3))}
+    return found
+
+
+def assert_same(plain: dict[str, torch.Tensor], watched: dict[str, torch.Tensor]) -> None:
+    assert plain.keys() == watched.keys(), sorted(plain.keys() ^ watched.keys())
+    different = [
+        name
+        for name, value in plain.items()
+        if value is not watched[name] and not torch.equal(value, watched[name])  # gradients may be None
+    ]
+    assert not different, f"{len(different)} of {len(plain)} tensors differ: {', '.join(different)}"
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.filterwarnings("ignore:.*on purpose")
+def test_the_training_is_the_same(setting, tmp_path):
+    callback = RolloutCallback(**{"on_error": "raise"} | setting.callback)
+    watched = train(setting, tmp_path / "watched", callback)
+    plain = train(setting, tmp_path / "plain")
+    assert callback.state_dict()["scalars"], "the callback found nothing"
+    assert_same(plain, watched)
+
+
+@pytest.mark.parametrize("trace", ["a random number", "a gradient", "a mode", "a buffer"])
+def test_the_comparison_would_notice(trace, tmp_path):
+    class Careless(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trace == "a random number":
+                torch.rand(1)
+            elif trace == "a gradient":
+                pl_module.head.weight.grad = torch.ones_like(pl_module.head.weight)
+            elif trace == "a mode":
+                pl_module.vit.eval()
+            else:
+                pl_module.norm.running_mean += 1e-6
+
+    setting = Setting({"accumulate_grad_batches": 3})
+    with pytest.raises(AssertionError, match="tensors differ: "):
+        assert_same(train(setting, tmp_path), train(setting, tmp_path, Careless()))
+
+
+class Resumable(DataLoader):
+    """A loader that goes on in the middle of an epoch, as torchdata's StatefulDataLoader does."""
+
+    start = given = 0
+
+    def __iter__(self):
+        start, self.start = self.start, 0
+        for number, batch in enumerate(super().__iter__()):
+            if number >= start:
+                self.given = number + 1
+                yield batch
+
+    def state_dict(self):
+        return {"given": self.given}
+
+    def load_state_dict(self, state):
+        self.start = state["given"]
+
+
+class Interrupted(pl.Callback):
+    """Saves a checkpoint, with the generator's state, in the middle of the second epoch."""
+
+    def __init__(self, path: Path, generator: torch.Tensor | None = None):
+        self.path, self.generator = path, generator
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.generator is not None and trainer.global_step == 6:
+            torch.set_rng_state(self.generator)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 6 and self.generator is None:
+            self.generator = torch.get_rng_state()
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("every", [{"every_n_steps": 1}, {"every_n_epochs": 1}], ids=["steps", "epochs"])
+def test_a_run_resumed_in_mid_epoch_equals_the_uninterrupted_one(every, tmp_path):
+    def run(interrupted, checkpoint=None):
+        pl.seed_everything(1)
+        losses = Losses()
+        callback = RolloutCallback(on_error="raise", **every)
+        trainer = pl.Trainer(
+            max_epochs=3,
+            accelerator="cpu",
+            logger=losses,
+            log_every_n_steps=1,
+            callbacks=[callback, interrupted],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+        loaders = Resumable(samples(16), batch_size=4), DataLoader(samples(8, seed=1), batch_size=4)
+        trainer.fit(SmallClassifier(), *loaders, ckpt_path=checkpoint)
+        return outcome(trainer, losses), callback.state_dict()
+
+    saves = Interrupted(tmp_path / "middle.ckpt")
+    whole, seen = run(saves)
+    pictures = {path.name: path.read_bytes() for path in (tmp_path / "vitx").iterdir()}
+    resumed, seen_again = run(Interrupted(saves.path, saves.generator), saves.path)
+    for step in range(6):
+        whole.pop(f"loss at step {step}")
+    assert_same(whole, resumed)
+    assert seen["scalars"] == seen_again["scalars"]
+    assert pictures == {path.name: path.read_bytes() for path in (tmp_path / "vitx").iterdir()}
