@@ -60,9 +60,9 @@ def from_all(trainer: pl.Trainer, compute: Callable[[], T]) -> list[T]:
 
 def take_buffers_of_first(trainer: pl.Trainer, model: nn.Module) -> None:
     """Gives every rank the buffers of rank 0, as BatchNorm's statistics differ where they are not shared."""
-    if trainer.world_size == 1 or in_step(trainer):
+    if trainer.world_size == 1:
         return
-    buffers = list(model.buffers())
+    buffers = [buffer for buffer in model.buffers() if type(buffer) is torch.Tensor]  # none is sharded
     values = trainer.strategy.broadcast([buffer.detach().cpu() for buffer in buffers], 0)
     if trainer.is_global_zero:
         return

@@ -198,7 +198,8 @@ class RolloutCallback(pl.Callback):
             ranks.take_buffers_of_first(trainer, model)
             parts = ranks.from_all(trainer, partial(self._explain, trainer, model, samples))
         found = {name: _join([e[name] for part in parts for e in part]) for name in self.methods}
-        scalars = measure(found, samples.masks, self._past.maps)
+        # Sharded models may differ in the last bits among ranks, whose monitors must agree.
+        scalars = ranks.from_first(trainer, partial(measure, found, samples.masks, self._past.maps))
         self._past.maps = {name: explanation.maps for name, explanation in found.items()}
         self._past.scalars = scalars
         self._publish(trainer, scalars)

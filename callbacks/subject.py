@@ -25,10 +25,11 @@ def explained_module(trainer: pl.Trainer, module: pl.LightningModule, weights: s
         weights: "current" or "ema".
 
     Raises:
-        VitxError: There are no averaged weights.
+        VitxError: There are no averaged weights, or no rank sees all attention heads.
     """
     if weights == "ema":
         return _averaged(trainer, module)
+    _refuse_split_heads(trainer)
     # Sharded strategies gather their parameters as the module that they wrap is called.
     return trainer.strategy.model or module if in_step(trainer) else module
 
@@ -88,6 +89,14 @@ def _required(function: Callable[..., Any]) -> list[str]:
         return []
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+
+
+def _refuse_split_heads(trainer: pl.Trainer) -> None:
+    mesh = getattr(trainer.strategy, "_device_mesh", None)
+    if mesh is not None and "tensor_parallel" in mesh.mesh_dim_names and mesh["tensor_parallel"].size() > 1:
+        raise VitxError(
+            "tensor parallelism gives each rank a part of the attention heads: explain a checkpoint"
+        )
 
 
 def _averaged(trainer: pl.Trainer, module: pl.LightningModule) -> nn.Module:

@@ -58,10 +58,12 @@ def samples(count: int, seed: int = 0) -> TensorDataset:
     return TensorDataset(images, torch.arange(count) % 3, masks)
 
 
-def fit(*callbacks: pl.Callback, **options: Any) -> tuple[pl.Trainer, SmallClassifier]:
+def fit(
+    *callbacks: pl.Callback, module: type[pl.LightningModule] = SmallClassifier, **options: Any
+) -> tuple[pl.Trainer, pl.LightningModule]:
     """Trains for two epochs of four steps, the same way in every call."""
     pl.seed_everything(1)
-    module = SmallClassifier()
+    model = module()
     settings = {
         "max_epochs": 2,
         "accelerator": "cpu",
@@ -73,5 +75,5 @@ def fit(*callbacks: pl.Callback, **options: Any) -> tuple[pl.Trainer, SmallClass
     }
     trainer = pl.Trainer(callbacks=list(callbacks), **(settings | options))
     train = DataLoader(samples(16), batch_size=4, shuffle=True)
-    trainer.fit(module, train, DataLoader(samples(8, seed=1), batch_size=4))
-    return trainer, module
+    trainer.fit(model, train, DataLoader(samples(8, seed=1), batch_size=4))
+    return trainer, model
