@@ -100,6 +100,8 @@ class RolloutCallback(pl.Callback):
         super().__init__()
         num_images = _positive("num_images", num_images)
         num_measured = max(num_images, _positive("num_measured", num_measured or num_images))
+        if getattr(images, "ndim", None) == 1:  # places in a tensor or an array
+            images = images.tolist()
         self.selection = Selection(
             images, num_images, num_measured, per_class, dataloader_idx, batch_transform, masks, boxes
         )
@@ -177,9 +179,11 @@ class RolloutCallback(pl.Callback):
 
     def _fire(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
         """Explains and logs, once between two steps of the optimiser; `step` is where `self.log` is."""
-        if self._past.fired_at == trainer.global_step:
-            return
+        due = self._past.fired_at != trainer.global_step and step > self._past.step
         self._past.fired_at = trainer.global_step
+        if not due:
+            return
+        self._past.step = step
         try:
             with no_trace(trainer, module):
                 self._show(trainer, module, step)
@@ -296,7 +300,8 @@ class Past:
     """What a resumed run must know.
 
     Attributes:
-        fired_at: the trainer's `global_step` at the last firing.
+        fired_at: the trainer's `global_step` when it last could fire.
+        step: of `self.log` at the last firing; what the start and the first step show is both at step 0.
         places: of the images in the data set.
         out_of: how many images the data set had.
         thumbnails: of the images, (n, C, 4, 4).
@@ -305,6 +310,7 @@ class Past:
     """
 
     fired_at: int | None = None
+    step: int = -1
     places: tuple[int, ...] | None = None
     out_of: int | None = None
     thumbnails: Tensor | None = None

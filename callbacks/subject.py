@@ -74,11 +74,8 @@ class _Call(nn.Module):
 
 
 def _has_forward(module: nn.Module) -> bool:
-    """Whether anyone wrote one: the base classes only raise."""
-    if "forward" in vars(module):  # as torch.compile leaves it
-        return True
-    owner = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
-    return owner.__module__ not in (nn.Module.__module__, *_LIGHTNING)
+    """Whether anyone wrote one: those of the base classes only raise."""
+    return getattr(module.forward, "__module__", "") not in (nn.Module.__module__, *_LIGHTNING)
 
 
 def _required(function: Callable[..., Any]) -> list[str]:

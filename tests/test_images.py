@@ -5,23 +5,32 @@ from PIL import Image
 from timm import create_model
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from tests.lightning_models import IMAGE, SmallClassifier, samples
+from tests.lightning_models import IMAGE, SmallClassifier, fit, samples
 from vitx import VitxError
+from vitx.callbacks import RolloutCallback
 from vitx.callbacks.images import Selection
 
 
 class Watch(pl.Callback):
     """Chooses samples where the callback would."""
 
-    def __init__(self, images=None, count=4, model=None):
-        self.selection, self.model = Selection(images, count, count), model
+    def __init__(self, selection, model=None, before=None):
+        self.selection, self.model, self.before = selection, model, before
 
     def on_train_start(self, trainer, pl_module):
-        self.found = self.selection.choose(trainer, self.model or pl_module)
+        self.found = self.selection.choose(trainer, self.model or pl_module, self.before)
 
 
-def chosen(images=None, count=4, validation=None, model=None):
-    watch = Watch(images, count, model)
+class Lenient(SmallClassifier):
+    """Takes validation batches of every kind."""
+
+    def validation_step(self, *_):
+        pass
+
+
+def chosen(validation=None, module=Lenient, model=None, before=None, num_measured=4, **selection):
+    selection = {"num_images": 4, "num_measured": num_measured} | selection
+    watch = Watch(Selection(**selection), model, before)
     trainer = pl.Trainer(
         fast_dev_run=True,
         accelerator="cpu",
@@ -29,8 +38,28 @@ def chosen(images=None, count=4, validation=None, model=None):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(SmallClassifier(), DataLoader(samples(4), batch_size=4), validation)
+    trainer.fit(module(), DataLoader(samples(4), batch_size=4), validation)
     return watch.found
+
+
+class Numbered(Dataset):
+    """Images that show their own place."""
+
+    classes = ("cat", "dog", "owl")
+    label_name = "label"
+
+    def __init__(self, length=20):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return {"image": torch.full((3, IMAGE, IMAGE), float(index)), self.label_name: index // 5}
+
+
+def numbers(found):
+    return found.images[:, 0, 0, 0].tolist()
 
 
 def test_evenly_spaced_from_the_validation_set_with_labels_and_masks():
@@ -49,43 +78,179 @@ def test_all_of_a_small_set_and_none_without_one():
 
 
 def test_the_loaders_own_collate_and_the_sets_own_names():
-    class Dicts(Dataset):
-        classes = ("cat", "dog", "owl")
-
-        def __len__(self):
-            return 6
-
-        def __getitem__(self, index):
-            return torch.full((3, IMAGE, IMAGE), float(index)), index % 3
-
     def collate(items):
         return {
-            "pixel_values": torch.stack([i for i, _ in items]),
-            "labels": torch.tensor([x for _, x in items]),
+            "pixel_values": torch.stack([item["image"] for item in items]),
+            "labels": torch.tensor([item["label"] for item in items]),
         }
 
-    class Model(SmallClassifier):
-        def validation_step(self, batch, _):
-            return None
-
-    watch = Watch(count=2)
-    trainer = pl.Trainer(fast_dev_run=True, accelerator="cpu", callbacks=[watch], enable_progress_bar=False)
-    loader = DataLoader(Subset(Dicts(), [5, 4, 3, 2]), collate_fn=collate)
-    trainer.fit(Model(), DataLoader(samples(4), batch_size=4), loader)
-    assert watch.found.class_names == ("cat", "dog", "owl")
-    assert watch.found.labels.tolist() == [4 % 3, 2 % 3]
-    assert watch.found.images[:, 0, 0, 0].tolist() == [4, 2]
+    loader = DataLoader(Subset(Numbered(), [19, 14, 9, 4]), collate_fn=collate)
+    found = chosen(loader, num_images=2, num_measured=2)
+    assert found.class_names == ("cat", "dog", "owl")
+    assert numbers(found) == [14, 4]
+    assert found.labels.tolist() == [2, 0]
 
 
-def test_a_stream_gives_its_first_images():
-    class Stream(IterableDataset):
-        def __iter__(self):
-            for value in range(100):
-                yield torch.full((3, IMAGE, IMAGE), float(value)), 0
+def test_named_places_are_all_shown_in_their_order():
+    found = chosen(DataLoader(Numbered()), images=[7, 3, 19, 0, 3], num_images=2)
+    assert numbers(found) == [7, 3, 19, 0, 3]
+    assert found.shown == (0, 1, 2, 3, 4)
 
-    found = chosen(images=Stream(), count=3)
-    assert found.images[:, 0, 0, 0].tolist() == [0, 1, 2]
+
+def test_more_can_be_measured_than_shown():
+    found = chosen(DataLoader(Numbered()), num_images=2, num_measured=10)
+    assert len(found) == 10
+    assert found.shown == (2, 7)
+
+
+def test_one_image_of_each_class():
+    found = chosen(DataLoader(Numbered()), per_class=True)
+    assert found.labels.tolist() == [0, 1, 2, 3]
+
+
+def test_places_chosen_before_a_resume_are_kept_where_they_fit():
+    loader = DataLoader(Numbered())
+    assert chosen(loader, before=(1, 2, 3, 19)).places == (1, 2, 3, 19)
+    for other in ((1, 2, 3, 20), (1, 2, 3)):  # the data set has shrunk, more images are asked for
+        assert chosen(loader, before=other).places == (2, 7, 12, 17)
+
+
+@pytest.mark.parametrize(
+    ("loaders", "place"),
+    [
+        ([DataLoader(samples(4)), DataLoader(Numbered())], 1),
+        ({"clean": DataLoader(samples(4)), "marked": DataLoader(Numbered())}, "marked"),
+        ({"clean": DataLoader(samples(4)), "marked": DataLoader(Numbered())}, 1),
+    ],
+)
+def test_one_of_several_validation_loaders(loaders, place):
+    assert numbers(chosen(loaders, dataloader_idx=place)) == [2, 7, 12, 17]
+
+
+def test_no_such_loader():
+    with pytest.raises(VitxError, match="no validation loader 'clean': there are 0"):
+        chosen(DataLoader(Numbered()), dataloader_idx="clean")
+
+
+def test_a_loader_that_is_none_of_torchs():
+    with pytest.raises(VitxError, match="the validation loader is a list and no DataLoader"):
+        chosen({"some": [[torch.rand(1, 3, IMAGE, IMAGE)]]}, dataloader_idx="some")
+
+
+def test_a_batch_transform_where_nothing_fits():
+    class Odd(Numbered):
+        label_name = "kind"
+
+        def __getitem__(self, index):
+            return {"data": super().__getitem__(index)}
+
+    def transform(batch):
+        return batch["data"]["image"], batch["data"]["kind"]
+
+    with pytest.raises(VitxError, match="the keys data: give a batch_transform"):
+        chosen(DataLoader(Odd()))
+    found = chosen(DataLoader(Odd()), batch_transform=transform)
+    assert numbers(found) == [2, 7, 12, 17]
+    assert found.labels.tolist() == [0, 1, 2, 3]
+
+
+BOXES = torch.zeros(20, 4)
+BOXES[:, 2:] = torch.arange(20.0)[:, None]
+
+
+@pytest.mark.parametrize("boxes", [BOXES, BOXES[[2, 7, 12, 17]]], ids=["of all", "of those chosen"])
+def test_given_boxes(boxes):
+    found = chosen(DataLoader(Numbered()), boxes=boxes)
+    assert found.masks.sum((1, 2)).tolist() == [4, 49, 144, 289]
+
+
+def test_given_masks_come_before_those_of_the_data_set():
+    masks = torch.ones(4, 2, 2)
+    assert chosen(DataLoader(samples(20)), masks=masks).masks.all()
+    with pytest.raises(VitxError, match="masks has 3 entries for 4 images"):
+        chosen(DataLoader(samples(20)), masks=masks[:3])
+
+
+def test_images_are_prepared_as_the_module_prepares_its_batches():
+    class OnDevice(Lenient):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            assert self.trainer.world_size == 1
+            return {**batch, "image": batch["image"] + 0.5} if isinstance(batch, dict) else batch
+
+    assert numbers(chosen(DataLoader(Numbered()), OnDevice)) == [2.5, 7.5, 12.5, 17.5]
+
+
+class Lazy(Numbered):
+    """Opens its file when the first image is read, as data sets in one large file do."""
+
+    opened = None
+
+    def __getitem__(self, index):
+        self.opened = self.opened or object()
+        return super().__getitem__(index)
+
+
+def test_a_data_set_that_is_read_in_workers_is_not_opened_here():
+    data = Lazy()
+    watch = Watch(Selection(None, 2, 2))
+    trainer = pl.Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        callbacks=[watch],
+        logger=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=1,
+        val_check_interval=1,
+    )
+    loader = DataLoader(data, num_workers=2, multiprocessing_context="fork")
+    trainer.fit(Lenient(), DataLoader(samples(4), batch_size=4), loader)
+    assert numbers(watch.found) == [5, 15]
+    assert data.opened is None
+
+
+class Stream(IterableDataset):
+    def __init__(self, batch=None):
+        self.batch = batch
+
+    def __iter__(self):
+        for value in range(100):
+            shape = (3, IMAGE, IMAGE) if self.batch is None else (self.batch, 3, IMAGE, IMAGE)
+            yield torch.full(shape, float(value)), torch.tensor([0] * (self.batch or 1))
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected"), [({"images": Stream()}, [0, 1, 2]), ({}, [0, 1, 2])], ids=["given", "validation"]
+)
+def test_a_stream_gives_its_first_images(stream, expected):
+    found = chosen(DataLoader(Stream(), batch_size=2), num_measured=3, num_images=3, **stream)
+    assert numbers(found) == expected
     assert found.places is None
+
+
+def test_a_data_set_of_whole_batches():
+    found = chosen(DataLoader(Stream(batch=3), batch_size=None))
+    assert numbers(found) == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("wanted", [{"images": [3]}, {"per_class": True}])
+def test_a_stream_has_no_places(wanted):
+    with pytest.raises(VitxError, match="stream"):
+        chosen(DataLoader(Stream(), batch_size=2), **wanted)
+
+
+def test_random_transforms_give_the_same_images_in_every_run(tmp_path):
+    class Noisy(Numbered):
+        def __getitem__(self, index):
+            return {"image": torch.rand(3, IMAGE, IMAGE), "label": 0}
+
+    watched = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        callback = RolloutCallback(images=Noisy(), on_error="raise")
+        fit(callback, default_root_dir=tmp_path / str(seed), max_epochs=1)
+        watched.append(callback.state_dict()["thumbnails"])
+    assert torch.equal(*watched)
 
 
 def test_files_go_through_the_models_own_transform(tmp_path):
@@ -106,8 +271,10 @@ def test_what_holds_no_images_is_refused(tmp_path):
         (42, "images must be a tensor, a data set"),
         ([tmp_path / "note.jpg"], "note.jpg"),
         ([tmp_path / "absent.jpg"], "absent.jpg"),
+        ([0, 20], "the validation set has 20 images, 0 to 19: there is no 20"),
+        ([], "is empty"),
         (torch.rand(3, IMAGE, IMAGE), "no images"),
     ]
     for images, sentence in cases:
         with pytest.raises(VitxError, match=sentence):
-            chosen(images=images, model=model)
+            chosen(DataLoader(Numbered()), images=images, model=model)

@@ -39,3 +39,27 @@ def test_energy_is_the_share_inside():
     maps[:, 1:] = 0
     assert metrics.energy_inside(maps, masks).item() == pytest.approx(1)
     assert metrics.energy_inside(torch.zeros(1, 4, 4), masks).item() == pytest.approx(1 / 4)
+
+
+def test_border_share_of_hand_worked_maps():
+    centre, corner, flat = torch.zeros(3, 4, 5)
+    centre[1, 2] = centre[2, 3] = 3
+    corner[0, 0] = 7
+    found = metrics.border_share(torch.stack([centre, corner, flat + 1]))
+    assert torch.allclose(found, torch.tensor([0.0, 1.0, 14 / 20]))
+    assert metrics.border_share(torch.rand(1, 2, 2)).tolist() == [1.0], "all patches are on the border"
+
+
+def test_boxes_hold_the_pixels_whose_centres_they_hold():
+    boxes = torch.tensor([[[0.6, 1.0, 2.5, 3.0], [4.0, 0.0, 9.0, 0.5]], [[0, 0, 0, 0], [1, 1, 1, 3]]])
+    expected = torch.zeros(2, 3, 5, dtype=torch.bool)
+    expected[0, 1:3, 1:2] = True
+    assert torch.equal(metrics.box_masks(boxes, (3, 5)), expected)
+    slow = torch.zeros(2, 3, 5, dtype=torch.bool)
+    for image, several in enumerate(boxes.tolist()):
+        for x1, y1, x2, y2 in several:
+            for y in range(3):
+                for x in range(5):
+                    slow[image, y, x] |= x1 <= x + 0.5 < x2 and y1 <= y + 0.5 < y2
+    assert torch.equal(metrics.box_masks(boxes, (3, 5)), slow)
+    assert torch.equal(metrics.box_masks(boxes[:, 0], (3, 5)), expected), "(B, 4) is one box for each image"

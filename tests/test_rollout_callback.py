@@ -7,14 +7,19 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.data import DataLoader
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 import vitx
 from tests.lightning_models import IMAGE, SmallClassifier, fit, samples
+from vitx import render
 from vitx.callbacks import RolloutCallback
+
+GRID = np.zeros((4, 4, 3), np.uint8)
 
 
 def events(folder: str | Path) -> EventAccumulator:
@@ -119,13 +124,13 @@ def test_a_failing_explanation_warns_and_training_goes_on(tmp_path, monkeypatch)
         fit(RolloutCallback(on_error="raise"), default_root_dir=tmp_path)
 
 
-def resume(callback: RolloutCallback, validation: DataLoader, folder: Path) -> None:
+def resume(callback: RolloutCallback, validation: DataLoader, folder: Path, *others: pl.Callback) -> None:
     """Trains one epoch more from last.ckpt in the folder; pictures go to its subfolder `resumed`."""
     trainer = pl.Trainer(
         max_epochs=3,
         accelerator="cpu",
         logger=False,
-        callbacks=[callback],
+        callbacks=[callback, *others],
         default_root_dir=folder / "resumed",
         enable_progress_bar=False,
         enable_checkpointing=False,
@@ -191,3 +196,130 @@ def test_a_frozen_block_stays_in_eval(tmp_path):
 def test_refuses_wrong_arguments_at_once(options, sentence):
     with pytest.raises(vitx.VitxError, match=sentence):
         RolloutCallback(**options)
+
+
+def test_checkpoints_and_early_stopping_can_monitor_the_numbers(tmp_path):
+    best = ModelCheckpoint(tmp_path, monitor="vitx/grad_rollout/pointing", mode="max", filename="best")
+    often = ModelCheckpoint(
+        tmp_path,
+        monitor="vitx/rollout/entropy",
+        mode="min",
+        every_n_train_steps=3,
+        filename="often-{step}",
+        save_top_k=-1,
+    )
+    stop = EarlyStopping("vitx/rollout/border", mode="min", patience=1, min_delta=1)
+    callback = RolloutCallback(on_error="raise", every_n_steps=3)
+    trainer, _ = fit(
+        best, often, stop, callback, default_root_dir=tmp_path, enable_checkpointing=True, max_epochs=9
+    )
+    assert trainer.current_epoch == 2, "the early stopping did not see that the number stays the same"
+    assert (tmp_path / "best.ckpt").exists()
+    assert sorted(path.name for path in tmp_path.glob("often*")) == ["often-step=3.ckpt", "often-step=6.ckpt"]
+    assert 0 <= best.best_model_score <= 1
+
+
+def test_a_resumed_run_can_monitor_numbers_of_before(tmp_path):
+    """Also where the callback does not fire again before the checkpoint is saved."""
+    trainer, _ = fit(RolloutCallback(on_error="raise"), default_root_dir=tmp_path)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    before = {name: value.item() for name, value in trainer.callback_metrics.items() if "vitx/" in name}
+
+    class Look(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.found = {name: trainer.callback_metrics[name].item() for name in before}
+
+    look = Look()
+    resume(
+        RolloutCallback(on_error="raise", every_n_epochs=100), DataLoader(samples(8, seed=1)), tmp_path, look
+    )
+    assert look.found == before
+
+
+class TwoOptimizers(SmallClassifier):
+    """Counts two steps for each batch in `global_step`, and one on the axis of `self.log`."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, index):
+        self.manual_backward(super().training_step(batch, index))
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(part.parameters(), lr=1e-3) for part in (self.vit, self.head)]
+
+
+@pytest.mark.parametrize(
+    ("module", "settings"),
+    [(SmallClassifier, {}), (SmallClassifier, {"accumulate_grad_batches": 3}), (TwoOptimizers, {})],
+    ids=["plain", "accumulating", "two optimisers"],
+)
+def test_the_steps_are_those_of_self_log(module, settings, tmp_path):
+    class Own(pl.Callback):
+        """Logs where the callback does."""
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            pl_module.log("own", 1.0)
+
+    logger = TensorBoardLogger(tmp_path, name="run")
+    fit(Own(), RolloutCallback(every_n_steps=1, on_error="raise"), module=module, logger=logger, **settings)
+    found = events(logger.log_dir)
+    steps = [event.step for event in found.Scalars("vitx/rollout/entropy")]
+    logged = sorted({event.step for event in found.Scalars("own")})
+    assert steps == logged
+    assert [event.step for event in found.Images("vitx/maps")] == steps
+
+
+class ManyLabels(SmallClassifier):
+    def training_step(self, batch, _):
+        return F.binary_cross_entropy_with_logits(self(batch[0]), batch[1])
+
+    def validation_step(self, *_):
+        pass
+
+
+class Regression(ManyLabels):
+    def forward(self, images):
+        return super().forward(images)[:, 0]
+
+    def training_step(self, batch, _):
+        return F.mse_loss(self(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize(
+    ("module", "labels", "target"),
+    [
+        (ManyLabels, torch.tensor([[1.0, 1, 0], [0, 0, 0], [0, 1, 1], [1, 0, 0]]), lambda x: x[:, 2]),
+        (ManyLabels, torch.tensor([[1.0, 1, 0], [0, 0, 0], [0, 1, 1], [1, 0, 0]]), "predicted"),
+        (Regression, torch.tensor([0.5, 1.5, -0.5, 2.0]), lambda x: x),
+    ],
+    ids=["a class of several", "the likeliest of several", "a number"],
+)
+def test_several_classes_and_numbers(module, labels, target, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(render, "grid", lambda columns, captions, **_: seen.append(captions) or GRID)
+    data = TensorDataset(samples(4).tensors[0], labels)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[RolloutCallback(target=target, on_error="raise")],
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module(), DataLoader(data, batch_size=4), DataLoader(data, batch_size=4))
+    assert [caption.label for caption in seen[0]] == (
+        ["0.5", "1.5", "-0.5", "2"] if module is Regression else ["0 + 1", "none", "1 + 2", "0"]
+    )
+
+
+def test_each_error_is_said_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["vitx.callbacks.rollout"], "explain_methods", lambda *_, **__: 1 / 0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(RolloutCallback(every_n_steps=1), default_root_dir=tmp_path)
+    assert len([w for w in said if "RolloutCallback shows nothing" in str(w.message)]) == 1

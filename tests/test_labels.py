@@ -1,0 +1,83 @@
+import pytest
+import torch
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+from vitx import VitxError
+from vitx.callbacks.labels import class_names, one_of_each_class
+
+LABELS = [3, 3, 0, 1, 0, 3, 1, 4]
+
+
+class Plain(Dataset):
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+    def __len__(self):
+        return len(LABELS)
+
+    def __getitem__(self, index):
+        raise AssertionError("no sample needs to be loaded")
+
+
+def never(place):
+    raise AssertionError("no label needs to be read")
+
+
+SETS = {
+    "targets": Plain(targets=LABELS),
+    "targets as a tensor": Plain(targets=torch.tensor(LABELS)),
+    "labels": Plain(labels=tuple(LABELS)),
+    "_labels": Plain(_labels=LABELS),
+    "tensors": TensorDataset(torch.rand(8, 1), torch.tensor(LABELS)),
+}
+
+
+@pytest.mark.parametrize("data", SETS.values(), ids=SETS)
+def test_one_of_each_class_without_loading(data):
+    assert one_of_each_class(data, 8, never) == (2, 3, 0, 7)
+
+
+def test_of_a_subset():
+    assert one_of_each_class(Subset(Plain(targets=LABELS), range(7, -1, -1)), 8, never) == (3, 1, 2, 0)
+
+
+def test_of_many_classes_evenly_spaced_ones():
+    assert one_of_each_class(Plain(targets=LABELS), 2, never) == (3, 7)
+
+
+@pytest.mark.parametrize("attributes", [{}, {"targets": ["a"] * 8}, {"labels": [1, 2]}])
+def test_reads_labels_where_the_data_set_does_not_list_them(attributes):
+    read = []
+
+    def label(place):
+        read.append(place)
+        return LABELS[place]
+
+    chosen = one_of_each_class(Plain(**attributes), 3, label)
+    assert len({LABELS[place] for place in chosen}) == 3
+    assert len(read) < len(LABELS), "three classes were found before the end"
+    assert chosen == one_of_each_class(Plain(**attributes), 3, label), "not the same in every run"
+
+
+def test_needs_classes():
+    with pytest.raises(VitxError, match="needs a class for each sample"):
+        one_of_each_class(Plain(), 3, lambda place: None)
+
+
+class Feature:
+    names = ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("data", "names"),
+    [
+        (Plain(classes=["cat", "dog"]), ("cat", "dog")),
+        (Plain(classes=[("tench", "Tinca tinca"), ("goldfish",)]), ("tench", "goldfish")),
+        (Plain(features={"image": object(), "label": Feature()}), ("cat", "dog")),
+        (Subset(Subset(Plain(classes=["cat"]), [0]), [0]), ("cat",)),
+        (ConcatDataset([Plain(classes=["cat"]), Plain()]), ("cat",)),
+        (Plain(), None),
+    ],
+)
+def test_class_names(data, names):
+    assert class_names(data) == names

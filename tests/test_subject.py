@@ -1,0 +1,224 @@
+"""Which model is explained, in LightningModules as people write them."""
+
+import copy
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from peft import LoraConfig, get_peft_model
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Dataset
+from transformers import ViTConfig, ViTForImageClassification
+
+import vitx
+from tests.lightning_models import IMAGE, SmallClassifier, fit, samples
+from vitx import VitxError
+from vitx.callbacks import RolloutCallback
+
+IMAGES = samples(3, seed=7).tensors[0]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Pictures go to the folder that the run is started in."""
+    monkeypatch.chdir(tmp_path)
+
+
+class Seen(RolloutCallback):
+    """Keeps what was found at the last firing, and what the core finds in the same weights."""
+
+    def __init__(self, expected, **options):
+        super().__init__(images=IMAGES, on_error="raise", every_n_epochs=None, **options)
+        self.expected, self.pairs = expected, []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self._fire(trainer, pl_module, trainer.global_step)
+        with torch.no_grad():
+            explanation = vitx.explain(self.expected(trainer, pl_module), IMAGES, "grad_rollout")
+        self.pairs.append((self.state_dict()["maps"]["grad_rollout"], explanation.maps))
+
+
+def assert_explains(expected, module=SmallClassifier, *beside, **options):
+    callback = Seen(expected, **options)
+    fit(*beside, callback, module=module, max_epochs=1, limit_train_batches=2)
+    assert len(callback.pairs) == 2
+    for found, wanted in callback.pairs:
+        assert torch.equal(found, wanted)
+
+
+class NoForward(SmallClassifier):
+    """Calls its parts in its steps, and leaves `forward` unwritten."""
+
+    forward = pl.LightningModule.forward
+
+    def logits(self, images):
+        return SmallClassifier.forward(self, images)
+
+    def training_step(self, batch, _):
+        return F.cross_entropy(self.logits(batch[0]), batch[1])
+
+    def validation_step(self, batch, _):
+        pass
+
+
+class Whole(nn.Module):
+    """A module as NoForward should be called."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, images):
+        return self.module.logits(images)
+
+
+class NeedsAge(SmallClassifier):
+    def forward(self, images, age):
+        return super().forward(images) * age[:, None]
+
+    def training_step(self, batch, _):
+        return F.cross_entropy(self(batch[0], torch.ones(len(batch[0]))), batch[1])
+
+    def validation_step(self, batch, _):
+        pass
+
+
+class HuggingFace(SmallClassifier):
+    def __init__(self):
+        super().__init__()
+        self.vit = ViTForImageClassification(
+            ViTConfig(
+                hidden_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=48,
+                image_size=IMAGE,
+                patch_size=8,
+                num_labels=3,
+            )
+        )
+
+    def forward(self, pixel_values):
+        return self.vit(pixel_values=pixel_values).logits
+
+
+class Lora(SmallClassifier):
+    def __init__(self):
+        super().__init__()
+        self.vit = get_peft_model(self.vit, LoraConfig(r=2, target_modules=["qkv"], lora_dropout=0.1))
+
+
+class OwnEma(SmallClassifier):
+    """Averages its backbone itself."""
+
+    kind = staticmethod(AveragedModel)
+
+    def __init__(self):
+        super().__init__()
+        self.vit.reset_classifier(3)
+        self.head = nn.Identity()
+        self.norm = nn.Identity()
+        self.ema = self.kind(self.vit)
+
+    def on_train_batch_end(self, *_):
+        (self.ema.update_parameters if hasattr(self.ema, "update_parameters") else self.ema.update)(self.vit)
+
+
+class TimmEma(OwnEma):
+    kind = ModelEmaV3
+
+
+def test_the_forward_of_the_module():
+    assert_explains(lambda _, module: module)
+
+
+def test_a_forward_fn_where_there_is_no_forward():
+    assert_explains(
+        lambda _, module: Whole(module), NoForward, forward_fn=lambda module, images: module.logits(images)
+    )
+
+
+@pytest.mark.parametrize("module", [HuggingFace, Lora])
+def test_models_of_other_libraries(module):
+    assert_explains(lambda _, found: found, module)
+
+
+def test_lora_changes_what_is_seen():
+    """So the adapter is explained with its base."""
+    module = Lora()
+    before = vitx.explain(module, IMAGES, "grad_rollout").maps
+    for name, parameter in module.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    assert not torch.allclose(before, vitx.explain(module, IMAGES, "grad_rollout").maps)
+
+
+def test_averaged_weights_of_lightnings_callback():
+    averaging = EMAWeightAveraging(decay=0.5)
+    assert_explains(lambda *_: averaging._average_model.module, SmallClassifier, averaging, weights="ema")
+
+
+@pytest.mark.parametrize("module", [OwnEma, TimmEma])
+def test_averaged_weights_of_the_module(module):
+    assert_explains(lambda _, found: found.ema.module, module, weights="ema")
+
+
+def test_averaged_weights_are_other_weights():
+    averaging = EMAWeightAveraging(decay=0.9)
+    with pytest.raises(AssertionError):
+        assert_explains(lambda _, module: module, SmallClassifier, averaging, weights="ema")
+
+
+class Ages(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return {"image": samples(8).tensors[0][index], "age": torch.tensor(float(index)), "label": index % 3}
+
+
+def test_what_a_forward_asks_for_by_name_is_taken_from_the_batch():
+    callback = RolloutCallback(num_images=4, on_error="raise", every_n_epochs=None)
+    trainer = pl.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, callbacks=[callback], enable_checkpointing=False
+    )
+    module = NeedsAge()
+    trainer.fit(module, DataLoader(samples(8), batch_size=4), DataLoader(Ages(), batch_size=3))
+    ages, images = torch.tensor([1.0, 3, 5, 7]), samples(8).tensors[0][1::2]
+
+    class Bound(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = module
+
+        def forward(self, images):
+            return self.module(images, ages)
+
+    found = callback.state_dict()["maps"]["grad_rollout"]
+    assert torch.allclose(found, vitx.explain(Bound(), images, "grad_rollout").maps)
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "sentence"),
+    [
+        (NoForward, {}, "NoForward.forward is not written: give the callback forward_fn"),
+        (NeedsAge, {}, "NeedsAge.forward takes more than images, and the batch has no 'age'"),
+        (SmallClassifier, {"forward_fn": lambda module, images, age: None}, "forward_fn takes more than im"),
+        (SmallClassifier, {"weights": "ema"}, "needs averaged weights"),
+    ],
+)
+def test_says_what_is_missing(module, options, sentence):
+    with pytest.raises(VitxError, match=sentence):
+        fit(RolloutCallback(images=IMAGES, on_error="raise", **options), module=module)
+
+
+def test_the_module_is_not_wrapped_where_it_need_not_be():
+    from vitx.callbacks.subject import with_forward
+
+    module = SmallClassifier()
+    assert with_forward(module, None, {}) is module
+    assert with_forward(copy.deepcopy(module), lambda m, images: m(images), {}) is not module
