@@ -1,7 +1,6 @@
 """The callback: what a Vision Transformer looks at, at every stage of its training."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -9,21 +8,19 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitx.callbacks import ranks, sinks
+from vitx.callbacks.explaining import Target, explain_samples
 from vitx.callbacks.images import Samples, Selection
 from vitx.callbacks.isolation import no_trace
+from vitx.callbacks.past import Past
 from vitx.callbacks.report import draw, measure, normalisation
-from vitx.callbacks.subject import Forward, explained_module, with_forward
+from vitx.callbacks.subject import Forward, explained_module
 from vitx.errors import VitxError
-from vitx.explain import Explanation, explain_methods
-from vitx.isolation import untouched
 from vitx.methods import find_method
 
-_BATCH = 32  # images explained at once
 _PICTURE = "vitx/maps"
-_TOLERANCE = 0.05  # of thumbnails: another version of a decoder changes the last bits of an image
 
 
 class RolloutCallback(pl.Callback):
@@ -82,7 +79,7 @@ class RolloutCallback(pl.Callback):
         dataloader_idx: int | str = 0,
         batch_transform: Callable[[Any], Any] | None = None,
         methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = ("rollout", "grad_rollout"),
-        target: str | int | Callable[[Tensor], Tensor] = "predicted",
+        target: Target = "predicted",
         forward_fn: Forward | None = None,
         weights: Literal["current", "ema"] = "current",
         every_n_epochs: int | None = 1,
@@ -140,7 +137,7 @@ class RolloutCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Shows what the weights look at before they are trained; after a resume, takes up the thread."""
         if trainer.global_step:
-            self._publish(trainer, self._past.scalars)
+            _publish(trainer, self._past.scalars)
             # The first is right for one optimiser; for several, the second is one too high at most.
             step = min(trainer.global_step, _steps_logged(trainer) + 1)
             if trainer.is_global_zero:
@@ -196,83 +193,35 @@ class RolloutCallback(pl.Callback):
         """Every rank explains its share of the images; rank 0 writes what all found."""
         if self._samples is None:
             self._samples = ranks.from_first(trainer, partial(self._choose, trainer, module))
-        samples = self._samples
-        model = explained_module(trainer, module, self.weights)
-        with untouched(model):
-            ranks.take_buffers_of_first(trainer, model)
-            parts = ranks.from_all(trainer, partial(self._explain, trainer, model, samples))
-        found = {name: _join([e[name] for part in parts for e in part]) for name in self.methods}
+        samples, model = self._samples, explained_module(trainer, module, self.weights)
+        found = explain_samples(trainer, model, samples, self.methods, self.target, self.forward_fn)
         # Sharded models may differ in the last bits among ranks, whose monitors must agree.
         scalars = ranks.from_first(trainer, partial(measure, found, samples.masks, self._past.maps))
         self._past.maps = {name: explanation.maps for name, explanation in found.items()}
         self._past.scalars = scalars
-        self._publish(trainer, scalars)
+        _publish(trainer, scalars)
         if trainer.is_global_zero:
-            self._write(trainer, module, samples, found, scalars, step)
+            for logger in trainer.loggers:
+                self._attempt(logger, partial(sinks.write_scalars, logger, scalars, step))
+            if self.save_maps:
+                maps = {name: e.maps[list(samples.shown)].numpy() for name, e in found.items()}
+                self._attempt(self._folder, partial(sinks.save_maps, self._folder, maps, step))
+            mean, std = normalisation(module)
+            normal = (self.mean or mean, self.std or std)
+            self._show_picture(trainer, draw(found, samples, normal, self.class_names, self.colormap), step)
 
     def _choose(self, trainer: pl.Trainer, module: pl.LightningModule) -> Samples:
-        """Fetches the images, and says if they are others than before a resume."""
         samples = self.selection.choose(trainer, module, self._past.places)
-        thumbnails = samples.thumbnails()
-        if self._past.thumbnails is not None:
-            if self._past.out_of != samples.out_of:
-                change = f"it has {samples.out_of} images now and had {self._past.out_of}"
-                rank_zero_warn(f"RolloutCallback: the data set has changed since the checkpoint, {change}")
-            if not _alike(thumbnails, self._past.thumbnails):
-                rank_zero_warn("RolloutCallback watches other images than before: the data set has changed")
-        self._past.thumbnails = thumbnails
-        self._past.places, self._past.out_of = samples.places, samples.out_of
+        if change := self._past.meet(samples):
+            rank_zero_warn(f"RolloutCallback: {change}")
         return samples
 
-    def _explain(
-        self, trainer: pl.Trainer, model: nn.Module, samples: Samples
-    ) -> list[dict[str, Explanation]]:
-        """Explains this rank's share of the images, a batch at a time."""
-        device = next(model.parameters(), samples.images).device
-        share = ranks.share(trainer, len(samples))
-        found = []
-        for start in range(share.start, share.stop, _BATCH):
-            part = slice(start, min(start + _BATCH, share.stop))
-            inputs = {name: value[part].to(device) for name, value in samples.inputs.items()}
-            with trainer.precision_plugin.forward_context():
-                explanations = explain_methods(
-                    with_forward(model, self.forward_fn, inputs),
-                    samples.images[part].to(device),
-                    self.methods,
-                    target=self._target(samples, part),
-                )
-            found.append({name: explanation.cpu() for name, explanation in explanations.items()})
-        return found
-
-    def _target(self, samples: Samples, part: slice) -> Any:
-        if self.target != "label":
-            return None if self.target == "predicted" else self.target
-        if samples.labels is None or samples.labels.ndim != 1:
-            raise VitxError('target="label" needs a class for each image: give a data set of (image, class)')
-        return samples.labels[part]
-
-    def _write(
-        self,
-        trainer: pl.Trainer,
-        module: pl.LightningModule,
-        samples: Samples,
-        found: Mapping[str, Explanation],
-        scalars: Mapping[str, float],
-        step: int,
-    ) -> None:
-        """Writes to every logger what it can hold; a picture that none takes, to a file."""
-        mean, std = normalisation(module)
-        picture = draw(found, samples, (self.mean or mean, self.std or std), self.class_names, self.colormap)
-        taken = False
-        for logger in trainer.loggers:
-            self._attempt(logger, partial(sinks.write_scalars, logger, scalars, step))
-            taken |= bool(self._attempt(logger, partial(sinks.show_picture, logger, _PICTURE, picture, step)))
-        if not taken:
+    def _show_picture(self, trainer: pl.Trainer, picture: sinks.Picture, step: int) -> None:
+        """Shows a picture in every logger that can; where none took it, writes a file."""
+        shows = [partial(sinks.show_picture, logger, _PICTURE, picture, step) for logger in trainer.loggers]
+        taken = [self._attempt(logger, show) for logger, show in zip(trainer.loggers, shows, strict=True)]
+        if not any(taken):
             self._attempt(self._folder, partial(sinks.save_picture, self._folder, _PICTURE, picture, step))
-        if self.save_maps:
-            shown = list(samples.shown)
-            maps = {name: explanation.maps[shown].numpy() for name, explanation in found.items()}
-            self._attempt(self._folder, partial(sinks.save_maps, self._folder, maps, step))
 
     def _attempt(self, place: Any, write: Callable[[], Any]) -> Any:
         """Writes to a logger or a folder; one that fails does not stop the others."""
@@ -290,42 +239,16 @@ class RolloutCallback(pl.Callback):
             self._said.add(sentence)
             rank_zero_warn(f"RolloutCallback {what}: {sentence}")
 
-    def _publish(self, trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:
-        """Makes the numbers known to callbacks that monitor some, as `self.log` does, on every rank."""
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})
 
-
-@dataclass
-class Past:
-    """What a resumed run must know.
-
-    Attributes:
-        fired_at: the trainer's `global_step` when it last could fire.
-        step: of `self.log` at the last firing; what the start and the first step show is both at step 0.
-        places: of the images in the data set.
-        out_of: how many images the data set had.
-        thumbnails: of the images, (n, C, 4, 4).
-        maps: each method's, at the last firing, (n, h, w).
-        scalars: of the last firing.
-    """
-
-    fired_at: int | None = None
-    step: int = -1
-    places: tuple[int, ...] | None = None
-    out_of: int | None = None
-    thumbnails: Tensor | None = None
-    maps: dict[str, Tensor] = field(default_factory=dict)
-    scalars: dict[str, float] = field(default_factory=dict)
+def _publish(trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:
+    """Makes the numbers known to callbacks that monitor some, as `self.log` does, on every rank."""
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})
 
 
 def _steps_logged(trainer: pl.Trainer) -> int:
     """The step axis of `self.log`: unlike `global_step`, it counts several optimisers once."""
     steps: int = trainer.fit_loop.epoch_loop._batches_that_stepped
     return steps
-
-
-def _alike(thumbnails: Tensor, before: Tensor) -> bool:
-    return thumbnails.shape == before.shape and torch.allclose(thumbnails, before, atol=_TOLERANCE)
 
 
 def _positive(name: str, value: int) -> int:
@@ -338,13 +261,3 @@ def _one_of(name: str, value: str, known: tuple[str, str]) -> str:
     if value not in known:
         raise VitxError(f'{name} must be "{known[0]}" or "{known[1]}", found {value!r}')
     return value
-
-
-def _join(parts: Sequence[Explanation]) -> Explanation:
-    targets = [part.target for part in parts if part.target is not None]
-    return Explanation(
-        torch.cat([part.maps for part in parts]),
-        torch.cat([part.logits for part in parts]),
-        torch.cat(targets) if targets else None,
-        parts[0].image_size,
-    )

@@ -113,7 +113,7 @@ def test_a_failing_explanation_warns_and_training_goes_on(tmp_path, monkeypatch)
     def fail(*_, **__):
         raise RuntimeError("no picture today")
 
-    monkeypatch.setattr(sys.modules["vitx.callbacks.rollout"], "explain_methods", fail)
+    monkeypatch.setattr(sys.modules["vitx.callbacks.explaining"], "explain_methods", fail)
     with pytest.warns(UserWarning, match="no picture today"):
         trainer, watched = fit(RolloutCallback(), default_root_dir=tmp_path)
     assert trainer.global_step == 8
@@ -318,7 +318,7 @@ def test_several_classes_and_numbers(module, labels, target, tmp_path, monkeypat
 
 
 def test_each_error_is_said_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["vitx.callbacks.rollout"], "explain_methods", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(sys.modules["vitx.callbacks.explaining"], "explain_methods", lambda *_, **__: 1 / 0)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         fit(RolloutCallback(every_n_steps=1), default_root_dir=tmp_path)

@@ -1,0 +1,153 @@
+"""What a firing of the callback costs, in training steps of the same model on the same machine.
+
+    python benchmarks/callback_cost.py
+
+Trains a DeiT-Tiny with AdamW on batches of 8 random images of 224 x 224 pixels; after each step, the
+callback explains 8 images by both methods, draws the grid and writes it to TensorBoard. Steps and firings
+alternate, so that a machine that grows slower does so for both; all times are medians.
+"""
+
+import argparse
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import lightning.pytorch as pl
+import timm
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from vitx.callbacks import RolloutCallback, explaining, rollout, sinks
+
+PARTS = {
+    "explaining": (explaining, "explain_methods"),
+    "measuring": (rollout, "measure"),
+    "drawing": (rollout, "draw"),
+    "writing numbers": (sinks, "write_scalars"),
+    "writing the picture": (sinks, "show_picture"),
+}
+Seconds = dict[str, list[float]]
+
+
+class Classifier(pl.LightningModule):
+    """What is trained."""
+
+    def __init__(self, model_name: str) -> None:
+        super().__init__()
+        self.model = timm.create_model(model_name)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns logits."""
+        logits: Tensor = self.model(images)
+        return logits
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Returns the loss."""
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW."""
+        return torch.optim.AdamW(self.parameters(), lr=1e-4)
+
+
+class Watch(pl.Callback):
+    """Stops the time from the start of a step, or from another watch, to its own place in the list."""
+
+    def __init__(self, seconds: list[float], since: "Watch | None" = None) -> None:
+        self.seconds, self.since = seconds, since
+        self.at = 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Starts."""
+        self.at = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Stops."""
+        now = time.perf_counter()
+        self.seconds.append(now - (self.since or self).at)
+        self.at = now
+
+
+class SecondWatch(Watch):
+    """Lightning takes one callback of a kind."""
+
+
+def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """Notes how long each call takes."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds.append(time.perf_counter() - start)
+
+    return call
+
+
+def measure(model_name: str, batch: int, size: int, steps: int) -> Seconds:
+    """Returns the seconds of each step, firing, and part of a firing."""
+    seconds: Seconds = defaultdict(list)
+    images, labels = torch.randn(batch, 3, size, size), torch.arange(batch)
+    data = DataLoader(TensorDataset(images, labels), batch_size=batch)
+    step = Watch(seconds["step"])
+    callbacks = [
+        step,
+        RolloutCallback(
+            images=images, num_images=batch, every_n_steps=1, every_n_epochs=None, on_error="raise"
+        ),
+        SecondWatch(seconds["firing"], since=step),
+    ]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        for name, (module, function) in PARTS.items():
+            stack.enter_context(
+                patch.object(module, function, timed(getattr(module, function), seconds[name]))
+            )
+        trainer = pl.Trainer(
+            max_epochs=steps,
+            accelerator="cpu",
+            logger=TensorBoardLogger(folder),
+            callbacks=callbacks,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Classifier(model_name), data)
+    return {name: values[1:] for name, values in seconds.items()}  # the first ones warm up
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="deit_tiny_patch16_224", help="any Vision Transformer of timm")
+    parser.add_argument("--batch", type=int, default=8, help="images in a training step, and explained")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the images")
+    parser.add_argument("--steps", type=int, default=12, help="steps, each followed by a firing")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    times = {
+        name: median(values)
+        for name, values in measure(options.model, options.batch, options.size, options.steps).items()
+    }
+    step, firing = times.pop("step"), times.pop("firing")
+    print(f"{options.model}, {options.batch} x {options.size} px, {options.threads} threads")
+    print(f"{'':24}seconds   steps   share")
+    times["the rest"] = firing - sum(times.values())
+    for name, value in {"a training step": step, "a firing": firing, **times}.items():
+        print(f"{name:24}{value:7.3f}{value / step:8.2f}{value / firing:8.0%}")
+
+
+if __name__ == "__main__":
+    main()

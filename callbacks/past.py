@@ -1,0 +1,46 @@
+"""What a run remembers of its last firing, also through a resume."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vitx.callbacks.images import Samples
+
+_TOLERANCE = 0.05  # of thumbnails: another version of a decoder changes the last bits of an image
+
+
+@dataclass
+class Past:
+    """What a resumed run must know.
+
+    Attributes:
+        fired_at: the trainer's `global_step` when it last could fire.
+        step: of `self.log` at the last firing; what the start and the first step show is both at step 0.
+        places: of the images in the data set.
+        out_of: how many images the data set had.
+        thumbnails: of the images, (n, C, 4, 4).
+        maps: each method's, at the last firing, (n, h, w).
+        scalars: of the last firing.
+    """
+
+    fired_at: int | None = None
+    step: int = -1
+    places: tuple[int, ...] | None = None
+    out_of: int | None = None
+    thumbnails: Tensor | None = None
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    scalars: dict[str, float] = field(default_factory=dict)
+
+    def meet(self, samples: Samples) -> str | None:
+        """Remembers these images; returns a sentence if they are not those of before, or their data set."""
+        before, thumbnails = self.thumbnails, samples.thumbnails()
+        change = None
+        if before is not None and self.out_of != samples.out_of:
+            change = f"the data set has changed: it has {samples.out_of} images and had {self.out_of}"
+        elif before is not None and not (
+            before.shape == thumbnails.shape and torch.allclose(before, thumbnails, atol=_TOLERANCE)
+        ):
+            change = "watches other images than before: the data set has changed"
+        self.places, self.out_of, self.thumbnails = samples.places, samples.out_of, thumbnails
+        return change
