@@ -16,8 +16,9 @@ from vitx.errors import VitxError
 
 TITLES = {"rollout": "attention rollout", "grad_rollout": "gradient rollout"}  # of the methods
 OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay
-TILE_WIDTH = 112  # three tiles fill the card that TensorBoard shows a picture in
-_GAP = 6
+# Three tiles with their gaps are 350 pixels wide, as TensorBoard's card is: text stays sharp where nothing
+# is scaled.
+TILE_WIDTH, _GAP = 110, 5
 _TEXT_SIZE = 13
 _LINE = 19
 _PAPER, _INK, _FAINT = "#ffffff", "#1a1a1a", "#5c5c5c"

@@ -1,0 +1,221 @@
+"""What a user sees: a real training, read by the real TensorBoard, shown in a real browser."""
+
+import base64
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader, TensorDataset
+
+from tests.lightning_models import IMAGE, SmallClassifier
+from vitx.callbacks import RolloutCallback
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="no browser without playwright: pip install it", exc_type=ImportError
+)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no browser on the PATH: none of {BROWSERS}")
+
+PATIENCE = 60  # seconds; far more than is needed, as busy machines are slow
+OFFLINE = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]
+# What an <img> shows now, as a PNG; null while it loads.
+SHOWN = """image => {
+    if (!image.complete || !image.naturalWidth) return null;
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+    canvas.getContext("2d").drawImage(image, 0, 0);
+    return canvas.toDataURL().split(",")[1];
+}"""
+
+
+class QuickLearner(SmallClassifier):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+def squares(count):
+    """One bright square each, whose place and colour tell the class."""
+    images = torch.full((count, 3, IMAGE, IMAGE), 0.15)
+    masks = torch.zeros(count, IMAGE, IMAGE, dtype=torch.bool)
+    half = IMAGE // 2
+    for index in range(count):
+        label = index % 3
+        top, left = [(0, 0), (0, half), (half, half // 2)][label]
+        images[index, label, top : top + half, left : left + half] = 0.9
+        masks[index, top : top + half, left : left + half] = True
+    return TensorDataset(images, torch.arange(count) % 3, masks)
+
+
+def wait_for(condition, what):
+    deadline = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {PATIENCE} s for {what}"
+        time.sleep(0.1)
+    return found
+
+
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    """The folder that a training has logged to, and nothing else."""
+    folder = tmp_path_factory.mktemp("logs")
+    pl.seed_everything(1)
+    trainer = pl.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=TensorBoardLogger(folder, name=None, version="training"),
+        callbacks=[RolloutCallback(num_images=3, every_n_steps=4, on_error="raise")],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(
+        QuickLearner(),
+        DataLoader(squares(24), batch_size=6, shuffle=True),
+        DataLoader(squares(12), batch_size=6),
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def logged(logs):
+    """The pictures in the event file: step -> pixels."""
+    reader = EventAccumulator(str(logs / "training"), size_guidance={"images": 0}).Reload()
+    return {event.step: pixels(event.encoded_image_string) for event in reader.Images("vitx/maps")}
+
+
+@pytest.fixture(scope="module")
+def tensorboard(logs, tmp_path_factory):
+    """The address of a TensorBoard that serves the logs."""
+    said = tmp_path_factory.mktemp("tensorboard") / "stderr.txt"
+    options = ["--logdir", logs, "--host", "127.0.0.1", "--port", "0", "--samples_per_plugin", "images=100"]
+    with said.open("w") as stderr:
+        process = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *options], stderr=stderr)
+    try:
+        address = partial(re.search, r"http://127\S+/")
+        wait_for(lambda: process.poll() is not None or address(said.read_text()), "TensorBoard to start")
+        if process.poll() is not None:
+            pytest.skip(f"TensorBoard does not start: {said.read_text()[-500:]}")
+        yield address(said.read_text())[0]
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright.expect.set_options(timeout=PATIENCE * 1000)
+    with (
+        playwright.sync_playwright() as engine,
+        engine.chromium.launch(executable_path=CHROMIUM, args=OFFLINE) as browser,
+    ):
+        yield browser
+
+
+@pytest.fixture
+def page(tensorboard, logged, browser):
+    """An empty page, once TensorBoard has read all that was logged."""
+    with browser.new_page(base_url=tensorboard, viewport={"width": 1280, "height": 900}) as page:
+        page.set_default_timeout(PATIENCE * 1000)
+        query = "data/plugin/images/images?run=training&tag=vitx/maps&sample=0"
+
+        def read():
+            answer = page.request.get(query)
+            return answer.ok and {image["step"] for image in answer.json()} == set(logged)
+
+        wait_for(read, "TensorBoard to read the logs")
+        yield page
+
+
+@pytest.fixture
+def shoot(page, tmp_path):
+    """Takes a screenshot for the eye."""
+    folder = Path(os.environ.get("VITX_SCREENSHOTS", tmp_path))
+    return lambda name: page.screenshot(path=folder / f"{name}.png")
+
+
+def show_only(page, tags):
+    """Filters the cards, as the page loads none that is far down or in a folded group."""
+    field = page.get_by_role("combobox", name="Filter tags")
+    field.fill(tags)
+    field.press("Escape")  # closes the suggestions, which cover the cards
+
+
+def has_colour(chart):
+    """Whether a curve is drawn: the grid is grey."""
+    return np.ptp(pixels(chart.screenshot()), -1).max() > 20
+
+
+def assert_plays_back(card, logged, shoot, name):
+    """The slider starts at the last step, and leads to the picture of each step that it names."""
+    image, steps = card.locator("img"), sorted(logged)
+
+    def shows(step):
+        png = image.evaluate(SHOWN)
+        return png and np.array_equal(pixels(base64.b64decode(png)), logged[step])
+
+    for key, step in ((None, steps[-1]), ("ArrowLeft", steps[-2]), ("Home", steps[0])):
+        if key:
+            card.get_by_role("slider").press(key)
+        playwright.expect(card).to_contain_text(re.compile(rf"step\s+{step}\b", re.IGNORECASE))
+        wait_for(partial(shows, step), f"the picture of step {step}")
+        shoot(f"{name}-step-{step}")
+
+
+def test_the_logged_pictures_differ_visibly(logged):
+    assert sorted(logged) == [0, 3, 7, 11]
+    first, *later = (picture.astype(int) for _, picture in sorted(logged.items()))
+    assert first.shape[1] == 350, "the card is so wide, and scales what is not, which garbles the text"
+    assert all(np.abs(picture - first).mean() > 3 for picture in later)
+
+
+def test_the_images_page_plays_the_training_back(page, logged, shoot):
+    page.goto("#images")
+    card = page.locator("tf-image-loader", has_text="vitx/maps")
+    assert_plays_back(card, logged, shoot, "images")
+
+
+def test_the_time_series_page_plays_the_training_back_beside_the_scalars(page, logged, shoot):
+    page.goto("#timeseries")
+    playwright.expect(page.locator("metrics-card-group-toolbar", has_text="vitx")).to_be_attached()
+    shoot("time-series")
+    show_only(page, "^vitx/maps$")
+    card = page.locator("image-card", has_text="vitx/maps").filter(visible=True)
+    assert_plays_back(card, logged, shoot, "time-series")
+    show_only(page, "^vitx/.*/entropy$")
+    for method in ("rollout", "grad_rollout"):
+        card = page.locator("scalar-card", has_text=f"vitx/{method}/entropy").filter(visible=True)
+        playwright.expect(card).to_contain_text("training")  # the run, in the table below the chart
+        wait_for(partial(has_colour, card.locator(".series-view")), f"the curve of {method}")
+    shoot("time-series-entropy")
