@@ -6,7 +6,7 @@ import torch
 
 from tests import models
 from vitx import VitxError, explain
-from vitx.render import Caption, _colours, captions, grid, heatmaps, overlays, to_pixels
+from vitx.render import _GAP, TILE_WIDTH, Caption, _colours, captions, grid, heatmaps, overlays, to_pixels
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -204,22 +204,22 @@ class TestGrid:
         picture = grid(columns(3), self.captions)
         assert picture.dtype == np.uint8
         assert picture.shape[2] == 3
-        assert 3 * 112 < picture.shape[1] <= 400
+        assert picture.shape[1] == 350, "as wide as the card of TensorBoard"
 
     def test_size_follows_rows_and_columns(self):
         base = grid(columns(2), self.captions)
         wider = grid(columns(3), self.captions)
         taller = grid(columns(2, 3), (*self.captions, Caption("cow", 0.1)))
         assert wider.shape[0] == base.shape[0]
-        assert wider.shape[1] > base.shape[1] + 112
+        assert wider.shape[1] > base.shape[1] + TILE_WIDTH
         assert taller.shape[1] == base.shape[1]
-        assert taller.shape[0] > base.shape[0] + 112
+        assert taller.shape[0] > base.shape[0] + TILE_WIDTH
 
     def test_tiles_keep_their_shape(self):
         square = grid(columns(2), self.captions)
         flat = grid(columns(2, height=32, width=64), self.captions)
         assert flat.shape[1] == square.shape[1]
-        assert square.shape[0] - flat.shape[0] == 2 * 56
+        assert square.shape[0] - flat.shape[0] == 2 * TILE_WIDTH // 2
 
     def test_the_pictures_are_in_it(self):
         """In their places: row by row, column by column."""
@@ -245,12 +245,12 @@ class TestGrid:
         long = [Caption("a very long name of a class " * 5, 0.5, "another long name " * 5)] * 2
         picture = grid(columns(count), long)
         assert picture.shape == grid(columns(count), self.captions).shape
-        assert (picture[:, -6:] == 255).all()
+        assert (picture[:, -_GAP:] == 255).all()
 
     def test_long_titles_are_cut_to_fit(self):
         tiles = columns(2)
         tiles["a title that is far too long for its column " * 2] = tiles.pop("column 1")
-        assert (grid(tiles, self.captions)[:, -6:] == 255).all()
+        assert (grid(tiles, self.captions)[:, -_GAP:] == 255).all()
 
     def test_right_and_wrong_look_different_without_colour(self):
         tiles = columns(3, 1)
