@@ -137,6 +137,8 @@ class RolloutCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Shows what the weights look at before they are trained; after a resume, takes up the thread."""
         if trainer.global_step:
+            # What was due at this very step was shown, before the checkpoint or after it.
+            self._past.fired_at = trainer.global_step
             _publish(trainer, self._past.scalars)
             # The first is right for one optimiser; for several, the second is one too high at most.
             step = min(trainer.global_step, _steps_logged(trainer) + 1)

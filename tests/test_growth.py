@@ -1,0 +1,142 @@
+"""Nothing grows from firing to firing: no memory, no handles, no threads, no hooks."""
+
+import gc
+import os
+import pickle
+import threading
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.nn.modules import module as global_hooks
+from torch.utils.data import DataLoader
+
+from tests.lightning_models import SmallClassifier, samples
+from vitx.callbacks import RolloutCallback
+
+EPOCHS, STEPS = 23, 10  # with a firing after each step
+WARM = 2  # epochs until all is there that is made once, be it by counting
+MAY_GROW = 2  # MB of memory in 200 firings; 0.2 is usual, with and without the callback
+PROC = Path("/proc/self")
+
+
+def fail(logits):
+    raise RuntimeError("on purpose")
+
+
+def hooks(owner):
+    return sum(len(value or ()) for name, value in vars(owner).items() if name.endswith("hooks"))
+
+
+def count(module, callback):
+    """Counts what could pile up; what was there before `gc.freeze` is left out."""
+    gc.collect()
+    objects = gc.get_objects()
+    tensors = [thing for thing in objects if issubclass(type(thing), torch.Tensor)]
+    parameters = [p._backward_hooks or () for p in module.parameters()]
+    return {
+        "open files": len(list((PROC / "fd").iterdir())),
+        "threads": threading.active_count(),
+        "objects": len(objects),
+        "tensors": len(tensors),
+        "bytes in tensors": sum(tensor.nbytes for tensor in tensors),
+        "hooks": sum(map(hooks, (*module.modules(), global_hooks))) + sum(map(len, parameters)),
+        "warning filters": len(warnings.filters),
+        "modes": torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack(),
+        "bytes in the callback": len(pickle.dumps(vars(callback))),
+        "bytes in its state": len(pickle.dumps(callback.state_dict())),
+    }
+
+
+def memory():
+    return int((PROC / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+class Watcher(pl.Callback):
+    """Counts in the middle of every epoch."""
+
+    def __init__(self, callback):
+        self.callback = callback
+        self.counts, self.memory = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == STEPS // 2:
+            self.counts.append(count(pl_module, self.callback))
+            self.memory.append(memory())
+
+
+@pytest.fixture(scope="module")
+def _only_new_objects():
+    """Looks at no object from before, of which there are many."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+needs_proc = pytest.mark.skipif(not (PROC / "statm").exists(), reason="no /proc tells open files and memory")
+
+
+@needs_proc
+@pytest.mark.usefixtures("_only_new_objects")
+@pytest.mark.parametrize(
+    ("options", "written", "said"),
+    [({"on_error": "raise"}, EPOCHS * STEPS, 0), ({"target": fail}, 0, 1)],
+    ids=["firings that work", "firings that fail"],
+)
+def test_nothing_grows_in_200_firings(options, written, said, tmp_path):
+    callback = RolloutCallback(num_images=1, every_n_steps=1, save_maps=True, **options)
+    watcher = Watcher(callback)
+    logger = TensorBoardLogger(tmp_path)
+    trainer = pl.Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        logger=logger,
+        callbacks=[callback, watcher],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    data, validation = (DataLoader(samples(size), batch_size=4) for size in (4 * STEPS, 4))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", message="RolloutCallback")
+        trainer.fit(SmallClassifier(), data, validation)
+
+    assert len(list(Path(logger.log_dir, "vitx").glob("*.npz"))) == written
+    assert len(warned) == said, [str(warning.message) for warning in warned]
+    first, *others = watcher.counts[WARM:]
+    assert len(others) * STEPS == 200
+    grown = {
+        name: [c[name] for c in (first, *others)]
+        for name in first
+        if max(c[name] for c in others) > first[name]
+    }
+    assert not grown
+    assert max(watcher.memory[WARM:]) - watcher.memory[WARM] < MAY_GROW, watcher.memory
+
+
+LEAKS = [
+    ("hooks", lambda module, _: module.head.register_forward_hook(fail)),
+    ("hooks", lambda module, _: module.head.weight.register_hook(fail)),
+    ("open files", lambda *_: (PROC / "statm").open()),
+    ("bytes in tensors", lambda *_: torch.zeros(3)),
+    ("bytes in the callback", lambda _, callback: callback._said.add("more")),
+    ("warning filters", lambda *_: warnings.filterwarnings("ignore", "more")),
+    ("objects", lambda *_: []),
+]
+
+
+@needs_proc
+@pytest.mark.usefixtures("_only_new_objects")
+@pytest.mark.parametrize(("grown", "leak"), LEAKS, ids=[grown for grown, _ in LEAKS])
+def test_the_count_would_notice(grown, leak):
+    module, callback = SmallClassifier(), RolloutCallback()
+    before = count(module, callback)
+    kept = leak(module, callback)
+    assert count(module, callback)[grown] > before[grown]
+    del kept

@@ -1,0 +1,172 @@
+"""After a kill -9 and a resume, neither events nor files are doubled, missing or torn.
+
+Run as a module with a folder and the name of a logger, this file is the training that is killed.
+"""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from shutil import copytree
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from torch.utils.data import DataLoader
+
+from tests.lightning_models import SmallClassifier, samples
+from vitx.callbacks import RolloutCallback
+
+LOGGERS = {"tensorboard": TensorBoardLogger, "csv": CSVLogger}
+STEPS = list(range(20))
+EPOCH_ENDS = STEPS[4::5]
+FIRINGS = sorted({0, *STEPS[1::2], *EPOCH_ENDS})  # before the first step, after every second, and every epoch
+LAST = 13  # the firing after which the run is killed, two steps after its last checkpoint
+PATIENCE = 120  # seconds
+WAITS = "waits"  # the file by which the run says that it waits
+
+
+class Slow(pl.Callback):
+    """Takes time, as event files are told apart by the second they start in; then waits to be killed."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        time.sleep(0.1)
+        if trainer.global_step > LAST:
+            Path(trainer.default_root_dir, WAITS).touch()
+            time.sleep(PATIENCE)
+
+
+def train(folder, logger, *callbacks, checkpoint=None):
+    """Trains for four epochs of five steps; keeps checkpoints of all kinds."""
+    kinds = {
+        "step": {"every_n_train_steps": 3, "save_last": True},
+        "validation": {"monitor": "val/loss", "save_on_train_epoch_end": False},
+        "epoch": {"every_n_epochs": 1, "save_on_train_epoch_end": True},
+    }
+    keep = [
+        ModelCheckpoint(folder, f"{kind}-{{step}}", save_top_k=-1, auto_insert_metric_name=False, **options)
+        for kind, options in kinds.items()
+    ]
+    callback = RolloutCallback(num_images=1, every_n_steps=2, save_maps=True, on_error="raise")
+    trainer = pl.Trainer(
+        max_epochs=4,
+        accelerator="cpu",
+        logger=LOGGERS[logger](folder, name="run", version=0),
+        callbacks=[callback, *callbacks, *keep],
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    data, validation = (DataLoader(samples(size), batch_size=4) for size in (20, 4))
+    trainer.fit(SmallClassifier(), data, validation, ckpt_path=checkpoint)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folders of two runs, one with each logger, killed in the middle."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in LOGGERS}
+    home = Path(__file__).parents[1]
+    runs = {
+        name: subprocess.Popen([sys.executable, "-m", "tests.test_kill", folder, name], cwd=home)
+        for name, folder in folders.items()
+    }
+    try:
+        for name, run in runs.items():
+            deadline = time.monotonic() + PATIENCE
+            while not (folders[name] / WAITS).exists():
+                assert run.poll() is None, "the run ended by itself"
+                assert time.monotonic() < deadline, "the run hangs"
+                time.sleep(0.02)
+            run.send_signal(signal.SIGKILL)
+            assert run.wait() == -signal.SIGKILL
+    finally:
+        for run in runs.values():
+            run.kill()
+            run.wait()
+    return folders
+
+
+def tear(folder):
+    """Cuts off what was written last, as if the run had been killed in the middle of writing it."""
+    for path in (folder / "vitx").glob(f"*-{LAST:06d}.*"):
+        os.truncate(path, path.stat().st_size - 7)
+        path.rename(path.with_name(f".{path.name}.part"))
+    for path in folder.glob("events*"):
+        os.truncate(path, path.stat().st_size - 7)
+
+
+def resume(folder, logger, checkpoint, torn, tmp_path):
+    """Goes on in a copy of a killed run; returns the folder of its logger."""
+    copytree(folder, tmp_path, dirs_exist_ok=True)
+    if torn:
+        tear(tmp_path / "run/version_0")
+    train(tmp_path, logger, checkpoint=tmp_path / f"{checkpoint}.ckpt")
+    return tmp_path / "run/version_0"
+
+
+def steps_of_files(folder):
+    """Opens every file, all of which must be whole, and returns the steps of each kind of them."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".png":
+            Image.open(path).load()
+        else:
+            assert all(np.isfinite(maps).all() for maps in np.load(path).values())
+        kind, step = path.stem.rsplit("-", 1)
+        found.setdefault(kind + path.suffix, []).append(int(step))
+    return found
+
+
+def doubled(folder):
+    """Returns the tags that have a step twice in the files themselves."""
+    counts = Counter(
+        (value.tag, event.step)
+        for path in folder.glob("events*")
+        for event in EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+    )
+    return {tag for (tag, _), count in counts.items() if count > 1}
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "torn"), [("last", False), ("step-6", True), ("epoch-5", False), ("validation-5", False)]
+)
+def test_tensorboard_shows_each_step_once_and_in_order(checkpoint, torn, killed, tmp_path):
+    folder = resume(killed["tensorboard"], "tensorboard", checkpoint, torn, tmp_path)
+    shown = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
+    steps = {tag: [event.step for event in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
+    of_vitx = {tag: found for tag, found in steps.items() if tag.startswith("vitx/")}
+    pictures = shown.Images("vitx/maps")
+
+    assert {"train/loss", "vitx/maps", "vitx/rollout/entropy"} <= doubled(folder)
+    assert steps["train/loss"] == STEPS
+    assert steps["val/loss"] == EPOCH_ENDS
+    assert len(of_vitx) == 10
+    for tag, found in of_vitx.items():
+        assert found == (FIRINGS[1:] if tag.endswith("drift") else FIRINGS), tag
+    assert [picture.step for picture in pictures] == FIRINGS
+    for picture in pictures:
+        Image.open(io.BytesIO(picture.encoded_image_string)).load()
+    assert steps_of_files(folder / "vitx") == {"maps.npz": FIRINGS}
+
+
+@pytest.mark.parametrize("torn", [False, True], ids=["whole", "torn"])
+def test_there_is_one_whole_file_of_each_step(torn, killed, tmp_path):
+    folder = resume(killed["csv"], "csv", "last", torn, tmp_path)
+    assert steps_of_files(folder / "vitx") == {"maps.npz": FIRINGS, "vitx-maps.png": FIRINGS}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train(Path(sys.argv[1]), sys.argv[2], Slow())
