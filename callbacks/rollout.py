@@ -125,7 +125,7 @@ class RolloutCallback(pl.Callback):
     def _forget(self) -> None:
         self._samples: Samples | None = None
         self._past = Past()
-        self._said: set[str] = set()
+        self._said: set[tuple[str, str]] = set()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Starts anew, as each `fit` is a run of its own (a checkpoint's state is loaded after this)."""
@@ -155,10 +155,23 @@ class RolloutCallback(pl.Callback):
         if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
             self._fire(trainer, pl_module, _steps_logged(trainer))
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Fires at the end of every n-th epoch, before what monitors the validation saves a checkpoint."""
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if (
+            fitting
+            and self._epoch_is_due(trainer)
+            and trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        ):
+            self._fire(trainer, pl_module, _steps_logged(trainer))
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Fires at the end of every n-th epoch."""
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        """Fires at the end of every n-th epoch that does not end with a validation."""
+        if self._epoch_is_due(trainer):
             self._fire(trainer, pl_module, _steps_logged(trainer) - 1)
+
+    def _epoch_is_due(self, trainer: pl.Trainer) -> bool:
+        return bool(self.every_n_epochs) and (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Shows what the trained weights look at."""
@@ -189,7 +202,7 @@ class RolloutCallback(pl.Callback):
         except Exception as error:
             if self.on_error == "raise":
                 raise
-            self._say(f"shows nothing at step {step}", error)
+            self._say("shows nothing", error, f" at step {step}")
 
     def _show(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
         """Every rank explains its share of the images; rank 0 writes what all found."""
@@ -234,12 +247,13 @@ class RolloutCallback(pl.Callback):
                 raise
             self._say(f"cannot write to {place if isinstance(place, Path) else type(place).__name__}", error)
 
-    def _say(self, what: str, error: Exception) -> None:
-        """Warns once of each error, not at each firing."""
-        sentence = str(error) if isinstance(error, VitxError) else f"{type(error).__name__}: {error}"
-        if sentence not in self._said:
-            self._said.add(sentence)
-            rank_zero_warn(f"RolloutCallback {what}: {sentence}")
+    def _say(self, what: str, error: Exception, when: str = "") -> None:
+        """Warns once of each kind of error in each place, as its text may name a step or an address."""
+        own, kind = isinstance(error, VitxError), type(error).__name__
+        known = (what, str(error) if own else kind)
+        if known not in self._said:
+            self._said.add(known)
+            rank_zero_warn(f"RolloutCallback {what}{when}: {error if own else f'{kind}: {error}'}")
 
 
 def _publish(trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:

@@ -19,7 +19,9 @@ from vitx.callbacks import RolloutCallback
 
 EPOCHS, STEPS = 23, 10  # with a firing after each step
 WARM = 2  # epochs until all is there that is made once, be it by counting
+FEW = {"objects": 50}  # in 200 firings: some cache of Python or pytest may fill, but no firing leaves one
 MAY_GROW = 2  # MB of memory in 200 firings; 0.2 is usual, with and without the callback
+LIGHTNINGS = {"log", "log_dict"}  # attributes of every callback, which lead to the module
 PROC = Path("/proc/self")
 
 
@@ -37,6 +39,7 @@ def count(module, callback):
     objects = gc.get_objects()
     tensors = [thing for thing in objects if issubclass(type(thing), torch.Tensor)]
     parameters = [p._backward_hooks or () for p in module.parameters()]
+    own = {name: value for name, value in vars(callback).items() if name not in LIGHTNINGS}
     return {
         "open files": len(list((PROC / "fd").iterdir())),
         "threads": threading.active_count(),
@@ -46,7 +49,7 @@ def count(module, callback):
         "hooks": sum(map(hooks, (*module.modules(), global_hooks))) + sum(map(len, parameters)),
         "warning filters": len(warnings.filters),
         "modes": torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack(),
-        "bytes in the callback": len(pickle.dumps(vars(callback))),
+        "bytes in the callback": len(pickle.dumps(own)),
         "bytes in its state": len(pickle.dumps(callback.state_dict())),
     }
 
@@ -114,7 +117,7 @@ def test_nothing_grows_in_200_firings(options, written, said, tmp_path):
     grown = {
         name: [c[name] for c in (first, *others)]
         for name in first
-        if max(c[name] for c in others) > first[name]
+        if max(c[name] for c in others) > first[name] + FEW.get(name, 0)
     }
     assert not grown
     assert max(watcher.memory[WARM:]) - watcher.memory[WARM] < MAY_GROW, watcher.memory

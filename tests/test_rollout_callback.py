@@ -323,3 +323,15 @@ def test_each_error_is_said_once(tmp_path, monkeypatch):
         warnings.simplefilter("always")
         fit(RolloutCallback(every_n_steps=1), default_root_dir=tmp_path)
     assert len([w for w in said if "RolloutCallback shows nothing" in str(w.message)]) == 1
+
+
+def test_a_checkpoint_of_the_validation_sees_the_numbers_of_its_own_epoch(tmp_path):
+    keep = ModelCheckpoint(
+        tmp_path, monitor="vitx/grad_rollout/energy", save_top_k=-1, save_on_train_epoch_end=False
+    )
+    logger = TensorBoardLogger(tmp_path, name="run")
+    fit(keep, RolloutCallback(on_error="raise"), logger=logger, enable_checkpointing=True)
+    _, *logged = events(logger.log_dir).Scalars("vitx/grad_rollout/energy")
+    assert [score.item() for score in keep.best_k_models.values()] == [
+        pytest.approx(event.value) for event in logged
+    ]
