@@ -186,8 +186,9 @@ class RolloutCallback(pl.Callback):
         return dict(vars(self._past))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on after the last firing."""
-        self._past = Past(**state_dict)
+        """Goes on after the last firing; what another version of vitx kept besides is left out."""
+        known = vars(Past())
+        self._past = Past(**{name: value for name, value in state_dict.items() if name in known})
 
     def _fire(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
         """Explains and logs, once between two steps of the optimiser; `step` is where `self.log` is."""

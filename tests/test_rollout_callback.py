@@ -151,6 +151,18 @@ def test_a_resumed_run_goes_on_where_it_stopped(tmp_path):
     assert found == ["vitx-maps-000011.png"], "what was shown before the stop is not shown again"
 
 
+def test_a_checkpoint_of_another_version_does_not_stop_a_resume(tmp_path):
+    trainer, _ = fit(RolloutCallback(num_images=2, on_error="raise"), default_root_dir=tmp_path)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt")
+    state = checkpoint["callbacks"]["RolloutCallback"]
+    del state["scalars"]
+    state["indices"] = (1, 2)
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    resume(RolloutCallback(num_images=2, on_error="raise"), DataLoader(samples(8, seed=1)), tmp_path)
+    assert len(list((tmp_path / "resumed" / "vitx").glob("*.png"))) == 1
+
+
 def test_one_callback_serves_two_runs(tmp_path):
     callback = RolloutCallback(num_images=1, on_error="raise")
     for run in ("first", "second"):
