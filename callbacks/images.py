@@ -1,6 +1,6 @@
 """Which images the callback watches: the same ones at every firing and in every run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -145,15 +145,20 @@ class Selection:
             return tuple(before)
         if not self.per_class:
             return evenly_spaced(len(data), count)
-        return one_of_each_class(data, count, lambda place: self._label(loader, place, trainer))
+        return one_of_each_class(data, count, lambda order: self._labels(loader, order, trainer))
 
     def _shown(self, count: int) -> tuple[int, ...]:
         return evenly_spaced(count, count if _are(self.images, int) else min(self.num_images, count))
 
-    def _label(self, loader: DataLoader[Any], place: int, trainer: pl.Trainer) -> int | None:
-        (batch,) = fetch(loader, [place])
-        labels = self._read(batch, trainer).labels
-        return None if labels is None or labels.shape != (1,) else int(labels)
+    def _labels(
+        self, loader: DataLoader[Any], places: Sequence[int], trainer: pl.Trainer
+    ) -> Iterator[int | None]:
+        for batch in fetch(loader, places):
+            content = self._read(batch, trainer)
+            if content.labels is None or content.labels.ndim != 1:
+                yield None
+            else:
+                yield from map(int, content.labels)
 
     def _read(self, batch: Any, trainer: pl.Trainer) -> Content:
         """Prepares a batch as Lightning does for the model, and reads it."""

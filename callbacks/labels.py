@@ -1,6 +1,6 @@
 """What a data set says of its classes, without loading its images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,13 +28,15 @@ def class_names(data: Any) -> tuple[str, ...] | None:
     return None
 
 
-def one_of_each_class(data: Any, count: int, read_label: Callable[[int], int | None]) -> tuple[int, ...]:
+def one_of_each_class(
+    data: Any, count: int, read_labels: Callable[[Sequence[int]], Iterable[int | None]]
+) -> tuple[int, ...]:
     """Chooses one sample of each class.
 
     Args:
         data: a data set with a length.
         count: how many classes at most; of more, evenly spaced ones.
-        read_label: gives the class of a sample, where the data set does not know them all.
+        read_labels: reads the class of the samples at some places, where the data set does not list them.
 
     Returns:
         The place of the first sample of each class, in the order of the classes.
@@ -47,9 +49,9 @@ def one_of_each_class(data: Any, count: int, read_label: Callable[[int], int | N
         for place, label in enumerate(labels):
             firsts.setdefault(int(label), place)
     else:
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-        for place in order[:_MOST_READ].tolist():
-            found = read_label(place)
+        shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+        order = shuffled[:_MOST_READ].tolist()
+        for place, found in zip(order, read_labels(order), strict=False):
             if found is None:
                 raise VitxError("per_class=True needs a class for each sample, and the data set has none")
             firsts.setdefault(found, place)

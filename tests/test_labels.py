@@ -19,7 +19,7 @@ class Plain(Dataset):
         raise AssertionError("no sample needs to be loaded")
 
 
-def never(place):
+def never(places):
     raise AssertionError("no label needs to be read")
 
 
@@ -49,19 +49,20 @@ def test_of_many_classes_evenly_spaced_ones():
 def test_reads_labels_where_the_data_set_does_not_list_them(attributes):
     read = []
 
-    def label(place):
-        read.append(place)
-        return LABELS[place]
+    def labels(places):
+        for place in places:
+            read.append(place)
+            yield LABELS[place]
 
-    chosen = one_of_each_class(Plain(**attributes), 3, label)
+    chosen = one_of_each_class(Plain(**attributes), 3, labels)
     assert len({LABELS[place] for place in chosen}) == 3
     assert len(read) < len(LABELS), "three classes were found before the end"
-    assert chosen == one_of_each_class(Plain(**attributes), 3, label), "not the same in every run"
+    assert chosen == one_of_each_class(Plain(**attributes), 3, labels), "not the same in every run"
 
 
 def test_needs_classes():
     with pytest.raises(VitxError, match="needs a class for each sample"):
-        one_of_each_class(Plain(), 3, lambda place: None)
+        one_of_each_class(Plain(), 3, lambda places: [None])
 
 
 class Feature:
