@@ -155,10 +155,9 @@ class DemoCLI(LightningCLI):
 
 def explain_after_training(trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> Path | None:
     """Explains eight validation images from Python, and writes the picture into the folder."""
-    try:
-        samples = Selection().choose(trainer, module)
-    except vitx.VitxError:
+    if trainer.val_dataloaders is None:
         return None
+    samples = Selection().choose(trainer, module)
     images = samples.images.to(trainer.strategy.root_device)
     module = module.to(images.device)
     config = resolve_model_data_config(module.model)

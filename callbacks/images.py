@@ -12,10 +12,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from vitx.callbacks.batches import Content, object_masks, read_batch
 from vitx.callbacks.labels import class_names, evenly_spaced, one_of_each_class
-from vitx.callbacks.loading import fetch, join, load_files, validation_loader
+from vitx.callbacks.loading import BATCH, fetch, join, load_files, validation_loader
 from vitx.errors import VitxError
 
-_BATCH = 32  # images read at once where no loader says
 _THUMBNAIL = 4  # pixels
 
 
@@ -99,7 +98,7 @@ class Selection:
         if images is None or _are(images, int):
             loader = validation_loader(trainer, self.dataloader_idx)
         else:
-            loader = DataLoader(_data_set(images), _BATCH)
+            loader = DataLoader(_data_set(images), BATCH)
         return self._of_loader(loader, trainer, before)
 
     def _of_tensor(self, images: Tensor, count: int, trainer: pl.Trainer) -> Samples:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 from vitx.callbacks.batches import Content
 from vitx.errors import VitxError
 
-_BATCH = 32  # images read at once where no loader says
+BATCH = 32  # images read at once where no loader says
 
 
 def validation_loader(trainer: pl.Trainer, place: int | str) -> DataLoader[Any]:
@@ -64,7 +64,7 @@ def fetch(loader: DataLoader[Any], places: Sequence[int] | None) -> Iterator[Any
     data = loader.dataset if places is None else Subset(loader.dataset, list(places))
     whole = loader.batch_sampler is None  # the data set yields batches
     try:
-        yield from DataLoader(data, batch_size=None if whole else loader.batch_size or _BATCH, **settings)
+        yield from DataLoader(data, batch_size=None if whole else loader.batch_size or BATCH, **settings)
     except Exception as error:
         if "in DataLoader worker process" not in str(error):
             raise
