@@ -15,13 +15,26 @@ IMAGES = models.FAMILIES["deit"].images()
 def last_attention():
     """Registers the attention of the last layer as a method, for one test."""
 
-    @register("last_attention", needs_gradients=False)
-    def compute(evidence, *, head_fusion="mean"):
-        last = next(evidence.attentions(0))
-        row = evidence.readout(head_fusion)
-        return torch.einsum("bi,bij->bj", row, last.mean(1))
+    class LastAttention:
+        def __init__(self, readout, layers):
+            self.readout, self.start_layer = readout, layers - 1
+            self.relevance = torch.zeros_like(readout)
 
-    yield compute
+        def rows(self):
+            return None
+
+        def read(self, tile):
+            share = self.readout[tile.images][:, tile.rows]
+            self.relevance[tile.images] += torch.einsum("bi,bij->bj", share, tile.weights.mean(1))
+
+        def end_layer(self):
+            pass
+
+    @register("last_attention", needs_gradients=False)
+    def begin(evidence, *, head_fusion="mean"):
+        return LastAttention(evidence.readout(head_fusion), len(evidence.trace.layers))
+
+    yield begin
     del _METHODS["last_attention"]
 
 
@@ -51,11 +64,27 @@ def test_a_removed_method_is_unknown():
         explain(models.built("deit"), IMAGES, "last_attention")
 
 
+class Sum:
+    """Adds up what `part` makes of each tile."""
+
+    def __init__(self, evidence, part, start_layer):
+        self.relevance = torch.zeros_like(evidence.readout("mean"))
+        self.part, self.start_layer = part, start_layer
+
+    def rows(self):
+        return None
+
+    def read(self, tile):
+        self.relevance[tile.images] += self.part(tile)
+
+    def end_layer(self):
+        pass
+
+
 def test_a_method_with_gradients():
     @register("output_gradient", needs_gradients=True)
-    def compute(evidence):
-        (gradient, *_) = evidence.gradients(2)
-        return gradient.abs().sum((1, 2))
+    def begin(evidence):
+        return Sum(evidence, lambda tile: tile.gradient.abs().sum((1, 2)), 2)
 
     try:
         found = explain(models.built("deit"), IMAGES, "output_gradient", target=1)
@@ -69,33 +98,13 @@ def test_a_method_with_gradients():
 
 def test_a_method_that_finds_nan_is_refused():
     @register("broken", needs_gradients=False)
-    def compute(evidence):
-        row = evidence.readout("mean").clone()
-        row[1, 3] = float("nan")
-        return row
+    def begin(evidence):
+        begun = Sum(evidence, lambda tile: 0, 0)
+        begun.relevance[1, 3] = float("nan")
+        return begun
 
     try:
         with pytest.raises(VitxError, match=r"the broken maps of images \[1\] are not finite"):
             explain(models.built("deit"), IMAGES, "broken")
     finally:
         del _METHODS["broken"]
-
-
-def test_layers_are_computed_one_at_a_time():
-    """Last layer first, and none before it is asked for."""
-    computed = []
-
-    @register("lazy", needs_gradients=False)
-    def compute(evidence):
-        for attention in evidence.attentions(1):
-            computed.append(attention)
-        return evidence.readout("mean")
-
-    try:
-        explain(models.built("deit"), IMAGES, "lazy")
-    finally:
-        del _METHODS["lazy"]
-    seen = oracle.observe(models.built("deit", torch.float64), IMAGES.double())
-    assert len(computed) == 2
-    for found, wanted in zip(computed, reversed(seen.attentions[1:]), strict=True):
-        assert torch.allclose(found.double(), wanted, atol=1e-5)

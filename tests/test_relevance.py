@@ -7,7 +7,7 @@ import torch
 
 from tests import oracle
 from vitx import VitxError, attention_rollout, gradient_rollout
-from vitx.relevance import layer_matrix
+from vitx.relevance import _cut, discard
 
 B, HEADS, N, LAYERS = 2, 3, 10, 4
 
@@ -130,34 +130,47 @@ class TestDiscard:
     @pytest.mark.parametrize("ratio", [0.001, 0.1, 0.29, 0.3, 0.5, 0.9, 0.999])
     @pytest.mark.parametrize("tokens", [3, 10, 17])
     def test_drops_exactly_the_floor(self, ratio, tokens):
-        attention = torch.rand(2, 1, tokens, tokens, dtype=torch.float64) + 1
-        attention[:, :, 0, 0] = 3  # never among the smallest
-        kept = layer_matrix(attention, discard_ratio=ratio)
-        dropped = (kept == 0).flatten(1).sum(1)
+        matrix = torch.rand(2, tokens, tokens, dtype=torch.float64) + 1
+        matrix[:, 0, 0] = 3  # never among the smallest
+        dropped = (discard(matrix, ratio) == 0).flatten(1).sum(1)
         assert dropped.tolist() == [math.floor(ratio * (tokens * tokens))] * 2
 
     def test_drops_the_smallest(self):
-        attention = torch.arange(1.0, 10).view(1, 1, 3, 3).flip(-1, -2)
-        assert layer_matrix(attention, discard_ratio=0.5).tolist() == [[[9, 8, 7], [6, 5, 0], [0, 0, 0]]]
+        matrix = torch.arange(1.0, 10).view(1, 3, 3).flip(-1, -2)
+        assert discard(matrix, 0.5).tolist() == [[[9, 8, 7], [6, 5, 0], [0, 0, 0]]]
 
     def test_keeps_class_to_class(self):
-        attention = torch.arange(1.0, 10).view(1, 1, 3, 3)
-        assert layer_matrix(attention, discard_ratio=0.5).tolist() == [[[1, 0, 0], [0, 5, 6], [7, 8, 9]]]
+        matrix = torch.arange(1.0, 10).view(1, 3, 3)
+        assert discard(matrix, 0.5).tolist() == [[[1, 0, 0], [0, 5, 6], [7, 8, 9]]]
 
     @pytest.mark.parametrize("ratio", [0.3, 0.9])
     def test_of_equal_entries_the_first_go(self, ratio):
-        attention = torch.full((2, 1, N, N), 1 / N)
-        kept = layer_matrix(attention, discard_ratio=ratio).flatten(1)
+        kept = discard(torch.full((2, N, N), 1 / N), ratio).flatten(1)
         count = math.floor(ratio * (N * N))
         assert (kept[:, 0] == 1 / N).all()
         assert (kept[:, 1:count] == 0).all()
         assert torch.equal(kept[:, count:], torch.full_like(kept[:, count:], 1 / N))
 
     def test_each_image_has_its_own_threshold(self):
-        small, large = torch.rand(1, 1, N, N), torch.rand(1, 1, N, N) + 5
-        both = layer_matrix(torch.cat([small, large]), discard_ratio=0.4)
-        assert torch.equal(both[:1], layer_matrix(small, discard_ratio=0.4))
-        assert torch.equal(both[1:], layer_matrix(large, discard_ratio=0.4))
+        small, large = torch.rand(1, N, N), torch.rand(1, N, N) + 5
+        both = discard(torch.cat([small, large]), 0.4)
+        assert torch.equal(both[:1], discard(small, 0.4))
+        assert torch.equal(both[1:], discard(large, 0.4))
+
+    @pytest.mark.parametrize("levels", [1, 2, 5, 1000])
+    @pytest.mark.parametrize("count", [1, 7, 50, 99])
+    def test_every_device_cuts_the_same(self, levels, count):
+        """`_cut` is for devices that must not wait for the host; with few levels, most entries are equal."""
+        matrix = torch.randint(levels, (3, 10, 10)) / levels
+        wanted = _cut(matrix.flatten(1), count).view_as(matrix)
+        wanted[:, 0, 0] = matrix[:, 0, 0]
+        assert torch.equal(discard(matrix, (count + 0.5) / 100), wanted)
+
+    def test_changes_nothing_in_place(self):
+        matrix = torch.rand(2, N, N)
+        before = matrix.clone()
+        discard(matrix, 0.5)
+        assert torch.equal(matrix, before)
 
 
 SQUARE = torch.full((2, 3, 4, 4), 0.25)

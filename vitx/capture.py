@@ -6,6 +6,7 @@ fused kernels stay on. Three calls make attention: `scaled_dot_product_attention
 """
 
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from vitx.attention import Attention, DotProductAttention, StoredAttention
 from vitx.errors import VitxError
-from vitx.trace import Attention, Trace
+from vitx.fused import attend
+from vitx.trace import Trace
 
 
 @contextmanager
@@ -60,46 +63,25 @@ class _Watcher(TorchFunctionMode):
         self.trace = trace
         self.gradients = gradients
         self._first_weight: Tensor | None = None
+        self._last_value: Callable[[], Tensor | None] = lambda: None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:  # the same, and its log-sum-exp
+            return self.fused(*args, **kwargs)
         out = func(*args, **kwargs)
         handle = _HANDLERS.get(func)
         if handle is not None:
             handle(self, out, *args, **kwargs)
         return out
 
-    def fused(
-        self,
-        out: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> None:
+    def fused(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`scaled_dot_product_attention`: A is recomputed from queries and keys when it is needed."""
-        if enable_gqa:
-            groups = query.shape[-3] // key.shape[-3]
-            key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
-        query, key, value = query.detach(), key.detach(), value.detach()
-        if is_causal:
-            attn_mask = torch.ones(
-                query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device
-            ).tril()
-        mask = None if attn_mask is None else attn_mask.detach()
-        self._record(
-            out,
-            (*query.shape[:-1], key.shape[-2]),
-            lambda: _attend(query, key, mask, scale),
-            lambda gradient: _outer(gradient, value),
-            value,
-        )
+        out, attention = attend(query, key, value, *args, gradients=self.gradients, **kwargs)
+        self._record(out, attention, value)
+        return out
 
     def multi_head(
         self,
@@ -145,16 +127,15 @@ class _Watcher(TorchFunctionMode):
                 heads(F.linear(x, w, b))  # type: ignore[arg-type]
                 for x, w, b in zip((query, key, value), weights, biases, strict=True)
             )
-        mask = _additive_mask(attn_mask, key_padding_mask, q)
         projection = out_proj_weight.detach()
-        self._record(
-            out[0],
-            (*q.shape[:-1], k.shape[-2]),
-            lambda: _attend(q, k, mask, None),
+        attention = DotProductAttention(
+            *(q, k, v),
+            gradients=self.gradients,
+            mask=_additive_mask(attn_mask, key_padding_mask, q),
             # The output projection is linear: its transpose takes the gradient back to the heads.
-            lambda gradient: _outer(heads(gradient @ projection.to(gradient.dtype)), v),
-            v,
+            to_heads=lambda gradient: heads(gradient @ projection.to(gradient.dtype)),
         )
+        self._record(out[0], attention, v)
 
     def softmax(self, out: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any) -> None:
         if out.ndim == 4 and dim in (-1, 3):
@@ -174,14 +155,8 @@ class _Watcher(TorchFunctionMode):
         if value.shape[-2] != keys or out.shape != (*batch_heads_queries, value.shape[-1]):
             return
         del self.trace.pending[id(weights)]
-        attention, value = weights.detach(), value.detach()
-        self._record(
-            out,
-            tuple(attention.shape),
-            lambda: _full(attention),
-            lambda gradient: _outer(gradient, value),
-            value,
-        )
+        attention = StoredAttention(weights.detach(), value.detach(), gradients=self.gradients)
+        self._record(out, attention, value)
 
     def weighted(self, out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> None:
         """A convolution or linear map: tells the patch grid, and one forward pass from the next."""
@@ -192,14 +167,7 @@ class _Watcher(TorchFunctionMode):
         if out.ndim == 4 and not self.trace.layers and weight.ndim == 4:
             self.trace.grid_shape = tuple(out.shape)
 
-    def _record(
-        self,
-        output: Tensor,
-        shape: tuple[int, ...],
-        weights: Callable[[], Tensor],
-        weights_gradient: Callable[[Tensor], Tensor],
-        values: Tensor,
-    ) -> None:
+    def _record(self, output: Tensor, attention: Attention, value: Tensor) -> None:
         if self.gradients:
             if not torch.is_grad_enabled():
                 raise VitxError(
@@ -208,13 +176,17 @@ class _Watcher(TorchFunctionMode):
                 )
             if not output.requires_grad:
                 output.requires_grad_()
-        kept = output if self.gradients else None
-        dtype = torch.promote_types(output.dtype, torch.float32)
-        seen = Attention(shape, dtype, output.device, kept, weights, weights_gradient, values)
+        shape = attention.shape
         if len(shape) == 4 and shape[2] == 1 < shape[3]:
-            self.trace.pooling.append(seen)
-        else:
-            self.trace.layers.append(seen)
+            self.trace.pooling.append(attention)
+            return
+        last = self._last_value()
+        if last is not None and last.data_ptr() == value.data_ptr():
+            self.trace.shared_values = True
+        self._last_value = weakref.ref(value)  # kept alive, it would cost the next layer a warm cache
+        self.trace.layers.append(attention)
+        if self.gradients:
+            self.trace.outputs.append(output)
 
 
 _COPIES = (F.dropout, torch.dropout, Tensor.contiguous, Tensor.clone, torch.clone)
@@ -223,37 +195,12 @@ _CONVERSIONS = (
     *(Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16),
 )
 _HANDLERS: dict[Callable[..., Any], Callable[..., None]] = {
-    F.scaled_dot_product_attention: _Watcher.fused,
     F.multi_head_attention_forward: _Watcher.multi_head,
     **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _Watcher.softmax),
     **dict.fromkeys((*_COPIES, *_CONVERSIONS), _Watcher.same_weights),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.einsum), _Watcher.product),
     **dict.fromkeys((F.conv2d, F.linear), _Watcher.weighted),
 }
-
-
-def _full(tensor: Tensor) -> Tensor:
-    """At least float32: half precision is for the model, not for the maps."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _attend(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """softmax(Q K^T * scale + mask), Vaswani et al. 2017, eq. 1."""
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-        scores = (_full(query) * scale) @ _full(key).mT
-        if mask is not None:
-            if mask.dtype == torch.bool:
-                scores.masked_fill_(~mask, -torch.inf)
-            else:
-                scores += mask
-        return scores.softmax(-1)
-
-
-def _outer(gradient: Tensor, value: Tensor) -> Tensor:
-    """O = A V, so dA = dO V^T."""
-    with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
-        return _full(gradient) @ _full(value).mT
 
 
 def _additive_mask(mask: Tensor | None, padding: Tensor | None, query: Tensor) -> Tensor | None:

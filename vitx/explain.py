@@ -13,6 +13,7 @@ from vitx.capture import capture
 from vitx.errors import VitxError
 from vitx.isolation import untouched
 from vitx.methods import Evidence, find_method
+from vitx.propagation import propagate, propagate_gradients
 from vitx.tokens import find_tokens
 
 Target = int | Sequence[int] | Tensor | Callable[[Tensor], Tensor] | None
@@ -158,15 +159,17 @@ def explain_methods(
         trace.check(len(images))
         tokens = find_tokens(model, trace, pixels)
         classes = _target_classes(target, logits)
-        outputs: list[Tensor] = []
-        if gradients:
-            outputs = trace.output_gradients(_score(target, logits, classes))
-        evidence = Evidence(trace, tokens, outputs)
+        evidence = Evidence(trace, tokens)
+        begun = {name: method.begin(evidence, **methods[name]) for name, method in chosen.items()}
+        with_gradients = [begun[name] for name, method in chosen.items() if method.needs_gradients]
+        score = _score(target, logits, classes) if gradients else None
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            found = {
-                name: tokens.patches(method.compute(evidence, **methods[name]))
-                for name, method in chosen.items()
-            }
+            for propagation in begun.values():
+                if propagation not in with_gradients:
+                    propagate(trace, propagation)
+            if score is not None:
+                propagate_gradients(trace, with_gradients, score)
+        found = {name: tokens.patches(propagation.relevance) for name, propagation in begun.items()}
     for name, maps in found.items():
         _check_finite(name, maps)
     size = (images.shape[2], images.shape[3])

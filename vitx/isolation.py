@@ -14,20 +14,24 @@ def untouched(model: nn.Module) -> Iterator[None]:
     What is put back: the train or eval flag of every module, buffers (values and identity), and the
     state of the random number generators of the CPU and of the model's devices.
     """
-    flags = [(module, module.training) for module in model.modules()]
-    slots = [(module, dict(module._buffers)) for module in model.modules()]
+    modules = list(model.modules())
+    training = [module for module in modules if module.training]
+    slots = [(module, dict(module._buffers)) for module in modules]
     copies = [(b, b.detach().clone()) for _, named in slots for b in named.values() if b is not None]
     with preserved_rng(model):
         try:
-            for module, _ in flags:
+            for module in training:
                 module.training = False  # not .eval(): it may be overridden, to keep blocks frozen
             yield
         finally:
-            for module, flag in flags:
-                module.training = flag
+            flags = set(map(id, training))
+            for module in modules:
+                if module.training != (id(module) in flags):
+                    module.training = not module.training
             for module, named in slots:
-                module._buffers.clear()
-                module._buffers.update(named)
+                if module._buffers or named:
+                    module._buffers.clear()
+                    module._buffers.update(named)
             with torch.no_grad():
                 for buffer, copy in copies:
                     # By value: BatchNorm and `.data` write without counting up the tensor's version.

@@ -1,35 +1,10 @@
 """What attention did in one forward pass: the record that `vitx.capture` fills."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from vitx.attention import Attention
 from vitx.errors import VitxError
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One attention call: B images, H heads, Q queries, K keys.
-
-    Attributes:
-        shape: (B, H, Q, K).
-        dtype: of `weights()`: float32, or float64 in a float64 model.
-        device: of the model.
-        output: what the model went on with; None unless gradients were asked for.
-        weights: computes A, the attention after the softmax, (B, H, Q, K), rows are queries.
-        weights_gradient: turns the gradient of `output` into the gradient of A, (B, H, Q, K).
-        values: the tensor that A multiplied, detached.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    output: Tensor | None
-    weights: Callable[[], Tensor]
-    weights_gradient: Callable[[Tensor], Tensor]
-    values: Tensor
 
 
 class Trace:
@@ -37,18 +12,22 @@ class Trace:
 
     Attributes:
         layers: self-attention, every token attending to every token; first layer first.
+        outputs: what each layer put out, as autograd knows it; empty unless gradients were asked for.
         pooling: attention of one query over the tokens, as attention-pooling heads do.
         grid_shape: (B, channels, h, w), what the patch embedding's convolution put out, or None.
         passes: number of forward passes seen.
         pending: softmaxes over keys that have not multiplied any values.
+        shared_values: whether two attentions in a row multiplied the same values.
     """
 
     def __init__(self) -> None:
         self.layers: list[Attention] = []
+        self.outputs: list[Tensor] = []
         self.pooling: list[Attention] = []
         self.grid_shape: tuple[int, ...] | None = None
         self.passes = 1
         self.pending: dict[int, Tensor] = {}
+        self.shared_values = False
 
     def attentions(self) -> list[Tensor]:
         """Returns A of every layer, (B, heads, N, N), first layer first; rows sum to 1.
@@ -70,13 +49,19 @@ class Trace:
             VitxError: As for `attentions`; or the pass was captured without `gradients=True`.
         """
         self.check()
-        pairs = zip(self.layers, self.output_gradients(score), strict=True)
-        return [layer.weights_gradient(gradient) for layer, gradient in pairs]
+        gradients = self._output_gradients(score, self.outputs)
+        pairs = zip(self.layers, gradients, self.outputs, strict=True)
+        return [
+            layer.weights_gradient(torch.zeros_like(output) if gradient is None else gradient)
+            for layer, gradient, output in pairs
+        ]
 
-    def output_gradients(self, score: Tensor) -> list[Tensor]:
-        """Returns the gradient of the score with respect to each layer's output; zeros if unused."""
-        outputs = [layer.output for layer in self.layers if layer.output is not None]
-        if len(outputs) < len(self.layers):
+    def output_gradient(self, score: Tensor, layer: int) -> Tensor | None:
+        """Returns the gradient of the score with respect to the output of a layer; None if unused."""
+        return self._output_gradients(score, self.outputs[layer : layer + 1])[0]
+
+    def _output_gradients(self, score: Tensor, outputs: list[Tensor]) -> tuple[Tensor | None, ...]:
+        if len(self.outputs) < len(self.layers):
             raise VitxError("this pass was captured without gradients: use capture(model, gradients=True)")
         if not score.requires_grad:
             raise VitxError(
@@ -85,7 +70,7 @@ class Trace:
             )
         # Autocast is for forward passes: left on, it would round the backward pass to half precision.
         with torch.autocast(score.device.type, enabled=False):
-            return list(torch.autograd.grad(score, outputs, allow_unused=True, materialize_grads=True))
+            return torch.autograd.grad(score, outputs, allow_unused=True)
 
     def check(self, batch: int | None = None) -> None:
         """Raises a VitxError unless the trace is of one pass of a plain Vision Transformer.
@@ -122,9 +107,8 @@ class Trace:
                 f"the number of tokens changes between layers (found {tokens}), as in pyramid, windowed or "
                 "two-tower models: only models with one token count can be explained"
             )
-        for before, after in zip(self.layers, self.layers[1:], strict=False):
-            if before.values.data_ptr() == after.values.data_ptr():
-                raise VitxError(
-                    "two attention maps share the same values (differential attention): such attention is "
-                    "not supported"
-                )
+        if self.shared_values:
+            raise VitxError(
+                "two attention maps share the same values (differential attention): such attention is not "
+                "supported"
+            )

@@ -1,0 +1,121 @@
+"""Attention in tiles against attention as the textbook has it."""
+
+import pytest
+import torch
+
+from vitx import attention
+from vitx.attention import DotProductAttention, StoredAttention, products
+
+B, H, N, D = 5, 3, 37, 8
+
+
+@pytest.fixture(params=[2**30, 3 * H * N * N, 700])
+def tile(request, monkeypatch):
+    """All in one tile; some images in each; and some rows of one image in each."""
+    monkeypatch.setitem(attention._TILE, "cpu", request.param)
+    monkeypatch.setattr(attention, "_FEWEST_ROWS", 4)
+    return request.param
+
+
+@pytest.fixture(params=[0, 2**23])
+def one_by_one(request, monkeypatch):
+    """Products one after another, and as a batch."""
+    monkeypatch.setattr(attention, "_LARGE_PRODUCT", request.param)
+
+
+def operands(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(B, H, N, D, generator=generator, dtype=torch.float64).to(dtype) for _ in range(4)]
+
+
+def textbook(query, key, mask=None, scale=D**-0.5):
+    scores = torch.einsum("bhid,bhjd->bhij", query.double(), key.double()) * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.double()
+    return scores, scores.softmax(-1)
+
+
+MASKS = {
+    "none": None,
+    "added": torch.linspace(-3, 2, H * N * N).view(1, H, N, N),
+    "boolean": torch.ones(N, N, dtype=torch.bool).tril(),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("known", [True, False], ids=["log_sum_exp", "softmax"])
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.usefixtures("one_by_one", "tile")
+def test_dot_product(mask, known, gradients):
+    query, key, value, gradient = operands()
+    scores, wanted = textbook(query, key, mask, 0.3)
+    log_sum_exp = scores.logsumexp(-1).float() if known else None
+    found = DotProductAttention(
+        query, key, value, gradients=gradients, mask=mask, scale=0.3, log_sum_exp=log_sum_exp
+    )
+    assert torch.allclose(found.weights().double(), wanted, rtol=1e-5, atol=1e-8)
+    if gradients:
+        outer = torch.einsum("bhid,bhjd->bhij", gradient.double(), value.double())
+        assert torch.allclose(found.weights_gradient(gradient).double(), outer, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("tile")
+def test_precision(dtype):
+    query, key, value, _ = operands(dtype)
+    found = DotProductAttention(query, key, value, gradients=False)
+    assert (
+        found.dtype == found.weights().dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    )
+    bound = 1e-12 if dtype == torch.float64 else 1e-6
+    assert torch.allclose(found.weights().double(), textbook(query, key)[1], rtol=bound, atol=bound)
+
+
+@pytest.mark.usefixtures("tile")
+def test_stored():
+    weights = torch.rand(B, H, N, N, dtype=torch.bfloat16)
+    found = StoredAttention(weights, weights[..., :D], gradients=False)
+    assert torch.equal(found.weights(), weights.float())
+
+
+@pytest.mark.usefixtures("tile")
+def test_some_rows():
+    query, key, value, gradient = operands()
+    rows = torch.tensor([0, 3, 4, 20, 36, 7])
+    whole = DotProductAttention(query, key, value, gradients=True)
+    wanted, outer = whole.weights(), whole.weights_gradient(gradient)
+    seen = torch.zeros(B, N)
+    for tile in whole.tiles(gradient, rows):
+        seen[tile.images][:, tile.rows] += 1
+        assert torch.allclose(tile.weights, wanted[tile.images][:, :, tile.rows], rtol=1e-5)
+        assert torch.allclose(tile.gradient, outer[tile.images][:, :, tile.rows], rtol=1e-4, atol=1e-5)
+    assert torch.equal(seen, torch.zeros(N).index_fill(0, rows, 1).expand(B, N))
+
+
+def test_tiles_are_as_small_as_asked(tile):
+    query, key, value, _ = operands()
+    found = list(DotProductAttention(query, key, value, gradients=False).tiles())
+    sizes = [part.weights.numel() for part in found]
+    assert sum(sizes) == B * H * N * N
+    assert max(sizes) <= max(tile, H * 4 * N)
+    assert len(found) == {2**30: 1, 3 * H * N * N: 2, 700: B * -(-N // 6)}[tile]
+
+
+def test_without_gradients_nothing_of_the_model_is_held():
+    """Queries, keys and values are often views of one tensor, which would all be kept."""
+    storage = torch.randn(3, B, H, N, D)
+    query, key, value = storage.unbind(0)
+    found = DotProductAttention(query, key, value, gradients=False)
+    before = found.weights()
+    storage.zero_()
+    assert torch.equal(found.weights(), before)
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_products():
+    left, right = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 4, 6)
+    assert torch.allclose(products(left, right), left @ right, atol=1e-6)
+    total = torch.randn(2, 3, 5, 6)
+    wanted = total + left @ right
+    assert products(left, right, out=total) is total
+    assert torch.allclose(total, wanted, atol=1e-6)

@@ -1,0 +1,135 @@
+"""The way of relevance through the layers."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests import models, oracle
+from vitx import capture, explain, gradient_rollout
+from vitx.fused import SharedAttention
+from vitx.propagation import propagate, propagate_gradients
+
+IMAGES = models.FAMILIES["deit"].images()
+
+
+class Watcher:
+    """Keeps what it is shown, one list of tiles for each layer."""
+
+    def __init__(self, images=2, tokens=17, rows=None, start_layer=0):
+        self.relevance = torch.zeros(images, tokens)
+        self.start_layer = start_layer
+        self.layers = [[]]
+        self._rows = rows
+
+    def rows(self):
+        return self._rows
+
+    def read(self, tile):
+        self.layers[-1].append(
+            (tile.weights.clone(), None if tile.gradient is None else tile.gradient.clone())
+        )
+
+    def end_layer(self):
+        self.layers.append([])
+
+    def seen(self):
+        assert self.layers[-1] == []
+        return [tile for (tile,) in self.layers[:-1]]
+
+
+def score_of(model, images, **options):
+    with torch.enable_grad(), capture(model, gradients=True) as trace:
+        return model(images)[:, 1].sum(), trace
+
+
+def observed():
+    return oracle.observe(models.built("deit", torch.float64), IMAGES.double(), 1)
+
+
+def test_layers_come_last_first_and_only_those_that_count():
+    with torch.no_grad(), capture(models.built("deit")) as trace:
+        models.built("deit")(IMAGES)
+    watcher = Watcher(start_layer=1)
+    propagate(trace, watcher)
+    wanted = observed().attentions[:0:-1]
+    assert len(watcher.seen()) == len(wanted) == 2
+    for (weights, gradient), attention in zip(watcher.seen(), wanted, strict=True):
+        assert gradient is None
+        assert torch.allclose(weights.double(), attention, atol=1e-6)
+
+
+def test_only_the_rows_that_matter_are_computed():
+    with torch.no_grad(), capture(models.built("deit")) as trace:
+        models.built("deit")(IMAGES)
+    watcher = Watcher(rows=torch.tensor([0, 5]))
+    propagate(trace, watcher)
+    for (weights, _), attention in zip(watcher.seen(), reversed(observed().attentions), strict=True):
+        assert torch.allclose(weights.double(), attention[:, :, [0, 5]], atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_gradients_come_with_their_layer(fused):
+    model = models.built("deit")
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    try:
+        score, trace = score_of(model, IMAGES)
+    finally:
+        for block in model.blocks:
+            block.attn.fused_attn = True
+    assert all(isinstance(layer, SharedAttention) == fused for layer in trace.layers)
+    watchers = [Watcher(), Watcher(start_layer=2)]
+    propagate_gradients(trace, watchers, score)
+    seen = observed()
+    wanted = list(zip(seen.attentions, seen.gradients, strict=True))[::-1]
+    assert [len(watcher.seen()) for watcher in watchers] == [3, 1]
+    for watcher in watchers:
+        for (weights, gradient), (attention, d_attention) in zip(watcher.seen(), wanted, strict=False):
+            rows = slice(
+                0, weights.shape[2]
+            )  # of the last layer, shared attention shows the class token alone
+            assert torch.allclose(weights.double(), attention[:, :, rows], atol=1e-6)
+            assert torch.allclose(gradient.double(), d_attention[:, :, rows], rtol=1e-4, atol=1e-5)
+            assert not d_attention[:, :, weights.shape[2] :].any()
+
+
+class Detached(nn.Module):
+    """A model whose gradient ends after its first block, or in whose last block nothing is read."""
+
+    def __init__(self, unread):
+        super().__init__()
+        self.vit = models.deit().eval()
+        self.unread = unread
+
+    def forward(self, images):
+        tokens = self.vit._pos_embed(self.vit.patch_embed(images))
+        first, *others = self.vit.blocks
+        tokens = first(tokens)
+        if not self.unread:
+            tokens = tokens.detach()
+        for block in others:
+            before, tokens = tokens, block(tokens)
+        return self.vit.forward_head(self.vit.norm(before if self.unread else tokens))
+
+
+@pytest.mark.parametrize("unread", [True, False])
+def test_layers_without_a_gradient_are_not_shown(unread):
+    score, trace = score_of(Detached(unread), IMAGES)
+    watcher = Watcher()
+    propagate_gradients(trace, [watcher], score)
+    assert len(watcher.seen()) == 2
+    score, trace = score_of(Detached(unread), IMAGES)
+    wanted = trace.gradients(score)
+    assert [bool(gradient.any()) for gradient in wanted] == (
+        [True, True, False] if unread else [False, True, True]
+    )
+
+
+@pytest.mark.parametrize("unread", [True, False])
+def test_a_layer_without_a_gradient_is_the_identity(unread):
+    model = Detached(unread)
+    model.num_prefix_tokens, model.global_pool = 1, "token"
+    found = explain(model, IMAGES, "grad_rollout", target=1)
+    score, trace = score_of(model.double(), IMAGES.double())
+    wanted = gradient_rollout(trace.attentions(), trace.gradients(score))[:, 1:]
+    assert torch.allclose(found.maps.flatten(1).double(), wanted, rtol=1e-4, atol=1e-7)

@@ -1,0 +1,79 @@
+"""Takes relevance through the layers of a trace, from the last one down, tile by tile."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Protocol
+
+from torch import Tensor
+
+from vitx.attention import Tile
+from vitx.fused import SharedAttention
+from vitx.trace import Trace
+
+
+class Propagation(Protocol):
+    """What a method makes of the attention of one layer after another, last layer first.
+
+    Attributes:
+        relevance: (B, N), of each token, after the layers seen so far.
+        start_layer: the first layer of the model that counts.
+    """
+
+    relevance: Tensor
+    start_layer: int
+
+    def rows(self) -> Tensor | None:
+        """Returns the indices of the queries that matter in the next layer, or None: all."""
+
+    def read(self, tile: Tile) -> None:
+        """Takes in some rows of the layer. Rows that are left out have no gradient, or do not matter."""
+
+    def end_layer(self) -> None:
+        """Goes on to the layer below."""
+
+
+def propagate(trace: Trace, propagation: Propagation) -> None:
+    """Shows a method that needs no gradients each layer."""
+    for layer in reversed(trace.layers[propagation.start_layer :]):
+        for tile in layer.tiles(rows=propagation.rows()):
+            propagation.read(tile)
+        propagation.end_layer()
+
+
+def propagate_gradients(trace: Trace, propagations: Sequence[Propagation], score: Tensor) -> None:
+    """Shows methods that need gradients each layer, while the backward pass goes through it.
+
+    So no gradient outlives its layer, and A and its gradient, which the backward pass of attention needs
+    too, are computed once.
+
+    Args:
+        trace: of a pass that was captured with gradients.
+        propagations: the methods; layers without gradient are not shown to them.
+        score: a scalar, the sum over the images of what is explained.
+    """
+
+    def through(index: int, tiles: Iterator[Tile]) -> Iterator[Tile]:
+        showing = [one for one in propagations if one.start_layer <= index]
+        for tile in tiles:
+            for one in showing:
+                one.read(tile)
+            yield tile
+        for one in showing:
+            one.end_layer()
+
+    def show(index: int, gradient: Tensor) -> None:
+        for _ in through(index, trace.layers[index].tiles(gradient)):
+            pass
+
+    first = min(one.start_layer for one in propagations)
+    for index in range(first + 1, len(trace.layers)):
+        layer = trace.layers[index]
+        if isinstance(layer, SharedAttention):
+            layer.reader = partial(through, index)
+        else:
+            trace.outputs[index].register_hook(partial(show, index))
+    for index in range(first, len(trace.layers)):
+        gradient = trace.output_gradient(score, index)
+        if gradient is not None:  # else the gradient stops above: the pass has not begun
+            show(index, gradient)
+            return
