@@ -1,5 +1,9 @@
 """The way of relevance through the layers."""
 
+import gc
+import weakref
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import nn
@@ -42,6 +46,18 @@ def score_of(model, images, **options):
         return model(images)[:, 1].sum(), trace
 
 
+@contextmanager
+def attention_fused(fused):
+    model = models.built("deit")
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    try:
+        yield model
+    finally:
+        for block in model.blocks:
+            block.attn.fused_attn = True
+
+
 def observed():
     return oracle.observe(models.built("deit", torch.float64), IMAGES.double(), 1)
 
@@ -69,14 +85,8 @@ def test_only_the_rows_that_matter_are_computed():
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_gradients_come_with_their_layer(fused):
-    model = models.built("deit")
-    for block in model.blocks:
-        block.attn.fused_attn = fused
-    try:
+    with attention_fused(fused) as model:
         score, trace = score_of(model, IMAGES)
-    finally:
-        for block in model.blocks:
-            block.attn.fused_attn = True
     assert all(isinstance(layer, SharedAttention) == fused for layer in trace.layers)
     watchers = [Watcher(), Watcher(start_layer=2)]
     propagate_gradients(trace, watchers, score)
@@ -133,3 +143,19 @@ def test_a_layer_without_a_gradient_is_the_identity(unread):
     score, trace = score_of(model.double(), IMAGES.double())
     wanted = gradient_rollout(trace.attentions(), trace.gradients(score))[:, 1:]
     assert torch.allclose(found.maps.flatten(1).double(), wanted, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_nothing_outlives_the_trace(fused):
+    """Not even until the garbage collector comes: a graph holds much memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        with attention_fused(fused) as model:
+            score, trace = score_of(model, IMAGES)
+        propagate_gradients(trace, [Watcher()], score)
+        gone = [weakref.ref(trace), *map(weakref.ref, trace.layers), *map(weakref.ref, trace.outputs)]
+        del score, trace
+        assert [ref() for ref in gone] == [None] * len(gone)
+    finally:
+        gc.enable()

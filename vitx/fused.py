@@ -107,9 +107,8 @@ class SharedAttention(DotProductAttention):
         into_query, into_key, into_value = (torch.zeros(t.shape, dtype=t.dtype) for t in (query, key, key))
         gradient = full(gradient).contiguous()
         along = (gradient * output).sum(-1, keepdim=True)  # of each row, the sum of A * dA
-        rows = _rows_in_use(gradient)
 
-        tiles = self.tiles(gradient, rows)
+        tiles = self.tiles(gradient)
         for tile in tiles if self.reader is None else self.reader(tiles):
             assert tile.gradient is not None
             images, part = tile.images, tile.rows
@@ -173,14 +172,3 @@ def _is_plain(*tensors: Tensor) -> bool:
             return True
     except RuntimeError:
         return False
-
-
-def _rows_in_use(gradient: Tensor) -> Tensor | None:
-    """The indices of the queries with any gradient; None where that is most of them.
-
-    In the last layer only the tokens that the classifier reads have one.
-    """
-    if gradient[:, :, -1].any():
-        return None
-    rows = gradient.ne(0).any(-1).any(1).any(0).nonzero()[:, 0]
-    return rows if 2 * len(rows) < gradient.shape[2] else None

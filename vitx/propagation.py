@@ -26,7 +26,7 @@ class Propagation(Protocol):
         """Returns the indices of the queries that matter in the next layer, or None: all."""
 
     def read(self, tile: Tile) -> None:
-        """Takes in some rows of the layer. Rows that are left out have no gradient, or do not matter."""
+        """Takes in some rows of the layer; those that do not matter may be left out."""
 
     def end_layer(self) -> None:
         """Goes on to the layer below."""
@@ -66,14 +66,19 @@ def propagate_gradients(trace: Trace, propagations: Sequence[Propagation], score
             pass
 
     first = min(one.start_layer for one in propagations)
+    handles = []
     for index in range(first + 1, len(trace.layers)):
         layer = trace.layers[index]
         if isinstance(layer, SharedAttention):
             layer.reader = partial(through, index)
         else:
-            trace.outputs[index].register_hook(partial(show, index))
-    for index in range(first, len(trace.layers)):
-        gradient = trace.output_gradient(score, index)
-        if gradient is not None:  # else the gradient stops above: the pass has not begun
-            show(index, gradient)
-            return
+            handles.append(trace.outputs[index].register_hook(partial(show, index)))
+    try:
+        for index in range(first, len(trace.layers)):
+            gradient = trace.output_gradient(score, index)
+            if gradient is not None:  # else the gradient stops above: the pass has not begun
+                show(index, gradient)
+                break
+    finally:
+        for handle in handles:
+            handle.remove()  # else trace and hook would keep each other alive

@@ -124,8 +124,10 @@ class Rollout:
 
     def rows(self) -> Tensor | None:
         """Returns the indices of the queries that matter in the next layer, or None: all."""
+        if self.discard_ratio or self.relevance.device.type != "cpu":  # the host would wait for the device
+            return None
         rows = self.relevance.ne(0).any(0).nonzero()[:, 0]
-        return None if self.discard_ratio or 2 * len(rows) > self.relevance.shape[1] else rows
+        return rows if 2 * len(rows) < self.relevance.shape[1] else None
 
     def read(self, tile: Tile) -> None:
         """Takes in some rows of the layer."""
@@ -152,8 +154,6 @@ class Rollout:
     def _fuse(self, tile: Tile) -> Tensor:
         if tile.gradient is None:
             return fuse_heads(tile.weights, self.head_fusion)
-        if self.head_fusion == "mean":
-            return _mean_product(tile.weights, tile.gradient).relu_()
         return fuse_heads(tile.weights * tile.gradient, self.head_fusion).relu_()
 
     def _move(self, images: slice, rows: slice | Tensor, matrix: Tensor, sums: Tensor) -> None:
@@ -196,15 +196,6 @@ def fuse_heads(heads: Tensor, head_fusion: str) -> Tensor:
     if head_fusion == "mean":
         return heads.mean(1)
     return heads.amax(1) if head_fusion == "max" else heads.amin(1)
-
-
-def _mean_product(weights: Tensor, gradient: Tensor) -> Tensor:
-    """The mean over the heads of A * G; the product itself would take as much memory as either."""
-    heads = weights.shape[1]
-    total = torch.zeros_like(weights[:, 0])
-    for head in range(heads):
-        total.addcmul_(weights[:, head], gradient[:, head], value=1 / heads)
-    return total
 
 
 def check_options(head_fusion: str, discard_ratio: float) -> None:

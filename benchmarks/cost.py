@@ -1,0 +1,254 @@
+"""What an explanation costs, over the plain forward pass of the same model, and beside what others use.
+
+    pip install -e ".[bench]"
+    python benchmarks/cost.py
+
+Times are ratios: all contenders run in turn, round after round in rotating order, and each is divided by
+the forward pass of its own round; tables show the median and the quartiles. Memory is the peak of one call
+over what its process held before, less the same of the forward pass; on a CPU, each call has a fresh
+process. Weights are random. A peer that is missing or fails is shown with its error.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from cases import (
+    BACKWARD,
+    CPU_CASES,
+    CUDA_CASES,
+    DEPTHS,
+    FOR_A_CLASS,
+    FORWARD,
+    KEPT,
+    LARGE,
+    PLOTTED,
+    QUICK,
+    RUNS,
+    TIMED,
+    VARIANTS,
+    VITX,
+    Case,
+)
+from measuring import first_line, fresh_process, growth, import_seconds, interleaved, resident_peak
+from peers import PACKAGES
+from showing import Panel, Row, case_table, draw, megabytes, memory_panel, table, time_panel
+
+ALONE = "_alone"  # the hidden command of a fresh process
+ROLLOUT, GRAD_ROLLOUT = VITX
+
+
+def alone(case: dict[str, Any], run: str, threads: int) -> dict[str, Any]:
+    """Makes one call, in what is a fresh process, and returns the memory and the time that it takes."""
+    torch.set_num_threads(threads)
+    with suppress(Exception):  # so that nothing is imported in the call that counts
+        RUNS[run](*Case("test_vit", 1, 160).build("cpu"))
+    model, images = Case(**case).build("cpu")
+    begin = time.perf_counter()
+    try:
+        grown = growth(lambda: RUNS[run](model, images), "cpu")
+    except Exception as error:
+        return {"error": first_line(error)}
+    return {"growth": grown, "peak": resident_peak(), "seconds": time.perf_counter() - begin}
+
+
+def in_fresh_process(case: Case, run: str) -> dict[str, Any]:
+    """Returns what `alone` finds there."""
+    spec = {"case": asdict(case), "run": run, "threads": torch.get_num_threads()}
+    return fresh_process(str(Path(__file__).resolve()), ALONE, json.dumps(spec))
+
+
+def growths(case: Case, runs: Iterable[str], device: str) -> dict[str, int | str]:
+    """Returns the bytes that each call needs, or its error."""
+    if device == "cpu":
+        found = {run: in_fresh_process(case, run) for run in runs}
+        return {run: values.get("error") or int(values["growth"]) for run, values in found.items()}
+    model, images = case.build(device)
+    needs: dict[str, int | str] = {}
+    for run in runs:
+        try:
+            needs[run] = growth(partial(RUNS[run], model, images), device)
+        except Exception as error:
+            needs[run] = first_line(error)
+    return needs
+
+
+def over(value: int | str, base: int | str) -> int | str:
+    """Subtracts, unless one of them is an error."""
+    if isinstance(value, int) and isinstance(base, int):
+        return value - base
+    return value if isinstance(value, str) else base
+
+
+def measure(case: Case, rounds: int, device: str) -> tuple[float, dict[str, Row]]:
+    """Returns the seconds of the forward pass, and what was found out about each contender."""
+    model, images = case.build(device)
+    runs = {FORWARD: RUNS[FORWARD], **VITX, **(VARIANTS if case.variants else {}), **TIMED}
+    calls = {name: partial(run, model, images) for name, run in runs.items()}
+    timings = interleaved(calls, FORWARD, max(rounds // case.every, 1), device)
+    plain = timings.pop(FORWARD)
+    rows = {name: Row(timing) for name, timing in timings.items()}
+    del model, images, calls
+    if case.memory:
+        working = [name for name, row in rows.items() if not row.timing.error]
+        needs = growths(case, [FORWARD, *working], device)
+        for name in working:
+            rows[name].over_forward = over(needs[name], needs[FORWARD])
+            if name in FOR_A_CLASS and name != BACKWARD:
+                rows[name].over_backward = over(needs[name], needs[BACKWARD])
+    return median(plain.seconds), rows
+
+
+def case_part(case: Case, rounds: int, device: str, panels: list[Panel] | None) -> str:
+    """Returns the section of a case, and adds its panels to the plot."""
+    plain, rows = measure(case, rounds, device)
+    if panels is not None:
+        panels.append(time_panel(case.title, rows))
+        if case.memory:
+            panels.append(memory_panel(case.title, rows))
+    return f"## {case.title}\n\nThe forward pass takes {plain:.3f} s.\n\n{case_table(rows)}"
+
+
+def depth_part(depths: Iterable[int]) -> str:
+    """Returns the section on what grows with the number of layers."""
+    pairs = {
+        "rollout over forward": (ROLLOUT, FORWARD),
+        "rollout over forward kept by autograd": (ROLLOUT, KEPT),
+        "grad_rollout over forward": (GRAD_ROLLOUT, FORWARD),
+        "grad_rollout over forward kept by autograd": (GRAD_ROLLOUT, KEPT),
+        "grad_rollout over forward + backward": (GRAD_ROLLOUT, BACKWARD),
+    }
+    lines = []
+    for depth in depths:
+        case = Case("deit_tiny_patch16_224", 1, 512, {"depth": depth})
+        needs = growths(case, [FORWARD, KEPT, BACKWARD, *VITX], "cpu")
+        cells = [megabytes(over(needs[one], needs[other])) for one, other in pairs.values()]
+        lines.append([str(depth), *cells])
+    title = "## Peak memory with depth: deit_tiny, 1 × 512 px"
+    return f"{title}\n\n{table(['layers', *pairs], lines)}"
+
+
+def large_part() -> str:
+    """Returns the section on many tokens."""
+    lines = []
+    for run in (FORWARD, ROLLOUT):
+        found = in_fresh_process(LARGE, run)
+        if "error" in found:
+            lines.append([run, f"fails: {found['error']}", "", ""])
+        else:
+            peak, grown = (f"{found[key] / 1e9:.2f} GB" for key in ("peak", "growth"))
+            lines.append([run, peak, grown, f"{found['seconds']:.0f} s"])
+    head = ["", "peak memory of the process", "of it by the call", "time"]
+    return f"## {LARGE.title}\n\n{table(head, lines)}"
+
+
+def import_part(rounds: int) -> str:
+    """Returns the section on `import vitx`."""
+    found = import_seconds(["torch", "vitx"], rounds)
+    ratio = found["vitx"] / found["torch"]
+    lines = [[f"`import {name}`", f"{value:.2f} s"] for name, value in found.items()]
+    return f"## Import\n\n{table(['', 'time'], [*lines, ['ratio', f'{ratio:.3f}']])}"
+
+
+def machine(device: str) -> str:
+    """Returns versions and hardware in a line."""
+    if device == "cuda":
+        where = str(torch.cuda.get_device_name())
+    else:
+        where = f"{processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    versions = ["python " + platform.python_version()]
+    for package in ("torch", "timm", *PACKAGES):
+        with suppress(PackageNotFoundError):
+            versions.append(f"{package} {version(package)}")
+    return f"{where}; {', '.join(versions)}"
+
+
+def processor() -> str:
+    """Returns the name of the CPU."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def parts(options: argparse.Namespace, panels: list[Panel]) -> dict[str, Callable[[], str]]:
+    """Returns what can be measured on the device, by its name."""
+    device, rounds = options.device, options.rounds
+    cases = CPU_CASES if device == "cpu" else CUDA_CASES
+    plotted = (QUICK if options.quick else PLOTTED)[device]
+    found: dict[str, Callable[[], str]] = {
+        name: partial(case_part, case, rounds, device, panels if name in plotted else None)
+        for name, case in cases.items()
+    }
+    if device == "cpu":
+        found["depth"] = partial(depth_part, DEPTHS)
+        found["large"] = large_part
+        found["import"] = partial(import_part, rounds)
+    return found
+
+
+def read_options() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
+    parser.add_argument("--rounds", type=int, help="of timing, 15 by default; large cases take fewer")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help="by default all; a wrong name lists them")
+    parser.add_argument("--quick", action="store_true", help="3 rounds of three small cases")
+    parser.add_argument("--output", type=Path, default=Path("logs/cost"), help="folder of cost.md, cost.png")
+    options = parser.parse_args()
+    options.rounds = options.rounds or (3 if options.quick else 15)
+    known = parts(options, [])
+    options.cases = options.cases or (list(QUICK[options.device]) if options.quick else list(known))
+    if wrong := set(options.cases) - set(known):
+        parser.error(f"no case {', '.join(sorted(wrong))}: choose from {', '.join(known)}")
+    return options
+
+
+def main() -> None:
+    """Measures, and writes the tables and the plot after each part."""
+    options = read_options()
+    torch.set_num_threads(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    panels: list[Panel] = []
+    where = machine(options.device)
+    sections = [f"# What an explanation costs\n\n{where}."]
+    available = parts(options, panels)
+    for name in options.cases:
+        print(f"measuring {name}", file=sys.stderr)
+        sections.append(available[name]())
+        (options.output / "cost.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    if panels:
+        draw(panels, groups(), options.output / "cost.png", where)
+    print("\n\n".join(sections))
+
+
+def groups() -> dict[str, dict[str, str]]:
+    """Returns the kind of each contender in the plot, under the headings there."""
+    kinds = {name: "vitx" if name in VITX else "reference" if name == BACKWARD else "peer" for name in TIMED}
+    return {
+        "without a class": {name: kind for name, kind in kinds.items() if name not in FOR_A_CLASS},
+        "for a class, with gradients": {name: kinds[name] for name in kinds if name in FOR_A_CLASS},
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [ALONE]:
+        print(json.dumps(alone(**json.loads(sys.argv[2]))))
+    else:
+        main()

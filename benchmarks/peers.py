@@ -1,0 +1,161 @@
+"""What people use on a timm Vision Transformer without vitx, each as a function from model and images.
+
+Each peer is used as its own README does it, and imported in its function, so that one that is missing or
+fails does so alone. All leave the model as they found it.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Peer = Callable[[nn.Module, Tensor], Any]
+
+
+@contextmanager
+def unfused(model: nn.Module) -> Iterator[None]:
+    """Makes timm compute each attention matrix, as fused attention keeps them out of sight."""
+    before = {module: module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")}
+    try:
+        for module in before:
+            module.fused_attn = False  # type: ignore[assignment]
+        yield
+    finally:
+        for module, value in before.items():
+            module.fused_attn = value
+
+
+def dropouts(model: nn.Module) -> list[nn.Module]:
+    """Returns the modules that the attention matrices go through, one for each layer."""
+    return [module for name, module in model.named_modules() if name.endswith("attn_drop")]
+
+
+@contextmanager
+def attentions(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects every layer's attention, (B, heads, N, N)."""
+    kept: list[Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+        for module in dropouts(model)
+    ]
+    try:
+        with unfused(model):
+            yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def roll_out(matrices: Iterable[Tensor]) -> Tensor:
+    """Multiplies the matrices (B, N, N) of all layers, the identity added and the rows scaled to sum to 1."""
+    product = None
+    for matrix in matrices:
+        step = matrix + torch.eye(matrix.shape[-1], device=matrix.device, dtype=matrix.dtype)
+        step = step / step.sum(-1, keepdim=True)
+        product = step if product is None else step @ product
+    assert product is not None, "the model has no attention"
+    return product
+
+
+def patches(model: Any, product: Tensor) -> Any:
+    """Returns what the class token reads from the patches, (B, h, w)."""
+    return product[:, 0, model.num_prefix_tokens :].unflatten(1, model.patch_embed.grid_size)
+
+
+def channels_first(model: Any, tokens: Tensor) -> Any:
+    """Lays out the patches' tokens as a convolution would: (B, N, C) to (B, C, h, w)."""
+    return tokens[:, model.num_prefix_tokens :].mT.unflatten(2, model.patch_embed.grid_size)
+
+
+@torch.no_grad()
+def dense_rollout(model: nn.Module, images: Tensor) -> Any:
+    """Attention rollout as it is usually written."""
+    with attentions(model) as kept:
+        model(images)
+        return patches(model, roll_out(attention.mean(1) for attention in kept))
+
+
+def dense_grad_rollout(model: nn.Module, images: Tensor) -> Any:
+    """Gradient rollout as it is usually written, without gradients of the weights."""
+    with attentions(model) as kept:
+        score = model(images).amax(1).sum()
+        gradients = torch.autograd.grad(score, kept)
+        with torch.no_grad():
+            pairs = zip(kept, gradients, strict=True)
+            return patches(model, roll_out((attention * grad).mean(1).relu() for attention, grad in pairs))
+
+
+def fast_vit_rollout(model: nn.Module, images: Tensor) -> Any:
+    """The package fast-vit-rollout; its README turns fused attention off."""
+    from fast_vit_rollout import ViTAttentionRollout
+
+    try:
+        with unfused(model):
+            return patches(model, ViTAttentionRollout(model, discard_ratio=0.9)(images))
+    finally:
+        for module in dropouts(model):
+            module._forward_hooks.clear()  # it never removes its own
+
+
+def torchxai(method: str, model: nn.Module, images: Tensor) -> list[Any]:
+    """The package torchxai-explain, which takes one image at a time."""
+    from torchxai import explain
+
+    with warnings.catch_warnings():
+        # It falls back to another method where this one fails, which would be measured instead.
+        warnings.filterwarnings("error", ".*[Ff]alling back")
+        maps = [explain(model, image, method=method) for image in images]
+    model.zero_grad()
+    return maps
+
+
+def grad_cam(model: Any, images: Tensor) -> Any:
+    """The package grad-cam (pytorch-grad-cam): Grad-CAM on the layer that its README names for a ViT."""
+    from pytorch_grad_cam import GradCAM
+
+    layers = [model.blocks[-1].norm1]
+    with GradCAM(model, layers, reshape_transform=partial(channels_first, model)) as cam:
+        maps = cam(input_tensor=images, targets=None)  # the predicted classes
+    model.zero_grad()
+    return maps
+
+
+def torchcam_grad_cam(model: Any, images: Tensor) -> Any:
+    """The package torchcam: Grad-CAM on the same layer."""
+    from torchcam.methods import GradCAM
+
+    layer = model.blocks[-1].norm1
+    with GradCAM(model, layer, reshape_transform=partial(channels_first, model)) as cam:
+        scores = model(images)
+        return cam(scores.argmax(1).tolist(), scores)[0]
+
+
+def torchcam_legrad(model: Any, images: Tensor) -> Any:
+    """The package torchcam: LeGrad, its method for Vision Transformers."""
+    from torchcam.methods import LeGrad
+
+    def project(tokens: Tensor) -> Any:
+        return model.forward_head(model.norm(tokens))
+
+    prefix, grid = model.num_prefix_tokens, model.patch_embed.grid_size
+    blocks = list(model.blocks)
+    with LeGrad(model, blocks, score_projection=project, prefix_tokens=prefix, grid_shape=grid) as cam:
+        scores = model(images)
+        return cam(scores.argmax(1).tolist())[0]
+
+
+PEERS: dict[str, Peer] = {
+    "dense rollout, hooked": dense_rollout,
+    "dense gradient rollout, hooked": dense_grad_rollout,
+    "fast-vit-rollout": fast_vit_rollout,
+    "torchxai-explain, rollout": partial(torchxai, "rollout"),
+    "torchxai-explain, attribution": partial(torchxai, "attribution"),
+    "pytorch-grad-cam, Grad-CAM": grad_cam,
+    "torch-cam, Grad-CAM": torchcam_grad_cam,
+    "torch-cam, LeGrad": torchcam_legrad,
+}
+PACKAGES = ("fast-vit-rollout", "torchxai-explain", "grad-cam", "torchcam")
