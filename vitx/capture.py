@@ -26,7 +26,8 @@ from vitx.trace import Trace
 def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Trace]:
     """Watches the attention of one forward pass of the model.
 
-    The model is not touched: no hooks, no flags. Its output is the same to the last bit.
+    The model is not touched: no hooks, no flags. Its output is the same to the last bit; with
+    `gradients=True`, its gradients are the same up to rounding, and cannot be differentiated again.
 
     Args:
         model: the model that runs inside the context.
