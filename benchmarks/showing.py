@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -126,8 +127,9 @@ def draw(panels: Sequence[Panel], groups: Mapping[str, Mapping[str, str]], path:
         label.set_fontstyle("normal" if kind else "italic")
         label.set_color("black" if kind else "#66788a")
     handles = [axes[0].barh(0, 0, color=COLOURS[kind], label=LEGEND[kind]) for kind in COLOURS]
-    figure.legend(handles=handles, loc="outside lower right", ncols=len(handles), frameon=False, fontsize=9)
+    axes[0].legend(handles=handles, loc="lower right", frameon=False, fontsize=9)
     figure.suptitle("What explaining a prediction costs (log scales, shorter is better)", fontweight="bold")
+    below = fill(below, round(17 * figure.get_figwidth()))
     figure.supxlabel(below, fontsize=8, color="#555555", x=0.01, ha="left")
     figure.savefig(path)
 
