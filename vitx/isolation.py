@@ -15,19 +15,19 @@ def untouched(model: nn.Module) -> Iterator[None]:
     state of the random number generators of the CPU and of the model's devices.
     """
     modules = list(model.modules())
-    training = [module for module in modules if module.training]
+    flags = [(module, module.training) for module in modules]
     slots = [(module, dict(module._buffers)) for module in modules]
     copies = [(b, b.detach().clone()) for _, named in slots for b in named.values() if b is not None]
     with preserved_rng(model):
         try:
-            for module in training:
-                module.training = False  # not .eval(): it may be overridden, to keep blocks frozen
+            for module, flag in flags:
+                if flag:
+                    module.training = False  # not .eval(): it may be overridden, to keep blocks frozen
             yield
         finally:
-            flags = set(map(id, training))
-            for module in modules:
-                if module.training != (id(module) in flags):
-                    module.training = not module.training
+            for module, flag in flags:
+                if module.training != flag:
+                    module.training = flag
             for module, named in slots:
                 if module._buffers or named:
                     module._buffers.clear()

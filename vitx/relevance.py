@@ -133,7 +133,7 @@ class Rollout:
         """Takes in some rows of the layer."""
         matrix = self._fuse(tile)
         if not self.discard_ratio:
-            self._move(tile.images, tile.rows, matrix, matrix.sum(-1))
+            self._move(tile.images, tile.rows, matrix)
             return
         if self._matrix is None or self._images != tile.images:
             self._discard_and_move()
@@ -156,23 +156,21 @@ class Rollout:
             return fuse_heads(tile.weights, self.head_fusion)
         return fuse_heads(tile.weights * tile.gradient, self.head_fusion).relu_()
 
-    def _move(self, images: slice, rows: slice | Tensor, matrix: Tensor, sums: Tensor) -> None:
+    def _move(self, images: slice, rows: slice | Tensor, matrix: Tensor) -> None:
         """Adds rownorm(W + I) of some rows: a part stays with the token, another goes where W says.
 
         Args:
             images: which, b of them.
             rows: which, n of them.
             matrix: W, (b, n, N).
-            sums: of its rows, (b, n).
         """
-        share = self.relevance[images][:, rows] / (sums + 1)
+        share = self.relevance[images][:, rows] / (matrix.sum(-1) + 1)
         self._stays[images][:, rows] = share
         self._moves[images] += (share[:, None] @ matrix)[:, 0]
 
     def _discard_and_move(self) -> None:
         if self._matrix is not None:
-            matrix = discard(self._matrix, self.discard_ratio)
-            self._move(self._images, ALL, matrix, matrix.sum(-1))
+            self._move(self._images, ALL, discard(self._matrix, self.discard_ratio))
             self._matrix = None
 
 
