@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitx import attention
+from vitx.attention import StoredAttention
 from vitx.fused import SharedAttention, attend
 
 SHAPE = (2, 3, 21, 8)
@@ -93,6 +94,42 @@ def test_gradients(monkeypatch, name, tile, queries):
     (reference(*exact, **double(SETTINGS[name]))[1] * factor)[:, :, read].sum().backward()
     for got, wanted in zip(inputs, exact, strict=True):
         assert torch.allclose(got.grad.double(), wanted.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["plain", "scaled"])
+@pytest.mark.parametrize("tile", [3 * 21 * 21, 2**20])
+def test_what_is_needed_of_a_small_attention_is_kept(monkeypatch, name, tile):
+    monkeypatch.setitem(attention._TILE, "cpu", tile)
+    with torch.no_grad():
+        output, found = attend(
+            *operands(), **SETTINGS[name], gradients=False, keep=lambda weights: weights.amax(1)[:, None]
+        )
+    assert isinstance(found, StoredAttention)
+    weights, wanted = reference(*(t.double() for t in operands()), **SETTINGS[name])
+    assert torch.allclose(found.weights()[:, 0].double(), weights.amax(1), rtol=2e-6, atol=1e-9)
+    assert torch.allclose(output.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert output.stride() == F.scaled_dot_product_attention(*operands()).stride()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "gradients", "tile"),
+    [
+        ("plain", torch.float32, False, 3 * 21 * 21 - 1),
+        ("plain", torch.bfloat16, False, 2**20),
+        ("plain", torch.float32, True, 2**20),
+        ("masked", torch.float32, False, 2**20),
+        ("causal", torch.float32, False, 2**20),
+    ],
+)
+def test_all_other_attention_is_computed_anew(monkeypatch, name, dtype, gradients, tile):
+    monkeypatch.setitem(attention._TILE, "cpu", tile)
+    with torch.set_grad_enabled(gradients):
+        output, found = attend(
+            *operands(dtype), **SETTINGS[name], gradients=gradients, keep=lambda weights: weights.amax(1)
+        )
+        wanted = F.scaled_dot_product_attention(*operands(dtype), **SETTINGS[name])
+    assert not isinstance(found, StoredAttention)
+    assert torch.equal(output, wanted)
 
 
 def test_tiles_are_read_on_the_way():

@@ -79,7 +79,7 @@ class Attention:
         """
         weights = self._weights()
         outer = None if gradient is None else self._outer(gradient)
-        for images, part in _split(self.shape, rows, self.device):
+        for images, part in split(self.shape, rows, self.device):
             yield Tile(images, part, weights(images, part), outer and outer(images, part))
 
     def weights(self) -> Tensor:
@@ -197,6 +197,11 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def budget(device: torch.device) -> int:
+    """Returns how many entries of A a tile may have."""
+    return _TILE.get(device.type, _LARGE_TILE)
+
+
 def _operands(query: Tensor, key: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Copies of Q * scale and K^T, contiguous and in the precision of the maps."""
     copies = [torch.empty(t.shape, dtype=full(t[:0]).dtype, device=t.device) for t in (query, key.mT)]
@@ -214,15 +219,14 @@ def _add_mask(scores: Tensor, mask: Tensor) -> None:
         scores += mask
 
 
-def _split(
+def split(
     shape: tuple[int, ...], rows: Tensor | None, device: torch.device
 ) -> Iterator[tuple[slice, slice | Tensor]]:
     """Divides images and rows: as many whole images as fit into a tile, or as many rows of one image."""
     images, heads, queries, keys = shape
     queries = queries if rows is None else len(rows)
-    budget = _TILE.get(device.type, _LARGE_TILE)
-    some = max(1, budget // (heads * queries * keys))
-    step = max(_FEWEST_ROWS, budget // (heads * keys))
+    some = max(1, budget(device) // (heads * queries * keys))
+    step = max(_FEWEST_ROWS, budget(device) // (heads * keys))
     for first in range(0, images, some):
         for start in range(0, queries, step):
             part = slice(start, start + step)

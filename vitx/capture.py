@@ -18,21 +18,25 @@ from torch.overrides import TorchFunctionMode
 
 from vitx.attention import Attention, DotProductAttention, StoredAttention
 from vitx.errors import VitxError
-from vitx.fused import attend
+from vitx.fused import Keep, attend
 from vitx.trace import Trace
 
 
 @contextmanager
-def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Trace]:
+def capture(model: nn.Module, *, gradients: bool = False, keep: Keep | None = None) -> Iterator[Trace]:
     """Watches the attention of one forward pass of the model.
 
-    The model is not touched: no hooks, no flags. Its output is the same to the last bit; with
-    `gradients=True`, its gradients are the same up to rounding, and cannot be differentiated again.
+    The model is not touched: no hooks, no flags. Its output is the same to the last bit, unless `keep` is
+    given: then up to rounding. With `gradients=True`, its gradients are the same up to rounding, and cannot
+    be differentiated again.
 
     Args:
         model: the model that runs inside the context.
         gradients: keep what `Trace.gradients` needs. The pass must then run with gradients enabled;
             attention that needs none (a frozen backbone) gets them.
+        keep: what to keep of A, (b, H, N, N), for some of the images: (b, any number, N, N). Without
+            gradients, attention small enough to be computed in the cache then is, and what was kept is
+            the A that the trace tells.
 
     Yields:
         The trace, to be read after the pass.
@@ -48,7 +52,7 @@ def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Trace]:
     if not isinstance(model, nn.Module):
         raise VitxError(f"the model must be a torch.nn.Module, found {type(model).__name__}")
     trace = Trace()
-    watcher = _Watcher(trace, gradients)
+    watcher = _Watcher(trace, gradients, keep)
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # else nothing can be compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -59,8 +63,9 @@ def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Trace]:
 class _Watcher(TorchFunctionMode):
     """Writes what it sees into a trace."""
 
-    def __init__(self, trace: Trace, gradients: bool) -> None:
+    def __init__(self, trace: Trace, gradients: bool, keep: Keep | None) -> None:
         super().__init__()
+        self.keep = keep
         self.trace = trace
         self.gradients = gradients
         self._first_weight: Tensor | None = None
@@ -80,7 +85,7 @@ class _Watcher(TorchFunctionMode):
 
     def fused(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`scaled_dot_product_attention`: A is recomputed from queries and keys when it is needed."""
-        out, attention = attend(query, key, value, *args, gradients=self.gradients, **kwargs)
+        out, attention = attend(query, key, value, *args, gradients=self.gradients, keep=self.keep, **kwargs)
         self._record(out, attention, value)
         return out
 

@@ -143,6 +143,7 @@ def explain_methods(
         method.check(name, dict(methods[name]))
     _check_images(model, images)
     gradients = any(method.needs_gradients for method in chosen.values())
+    needed = [method.keep(methods[name]) for name, method in chosen.items()]
     if gradients and any(parameter.is_inference() for parameter in model.parameters()):
         raise VitxError(
             "the model was made under torch.inference_mode, which rules out gradients: make it outside"
@@ -154,7 +155,7 @@ def explain_methods(
             # Then a frozen backbone, too, runs with gradients, also when checkpointing runs it again
             # outside the capture. Cloned once more, as no leaf may be changed in place.
             pixels = pixels.requires_grad_().clone()
-        with capture(model, gradients=gradients) as trace:
+        with capture(model, gradients=gradients, keep=needed[0] if len(needed) == 1 else None) as trace:
             logits = _logits(_forward(model, pixels))
         trace.check(len(images))
         tokens = find_tokens(model, trace, pixels)

@@ -2,6 +2,8 @@
 
 The kernel of the forward pass knows the log-sum-exp of each row of scores; with it, A is one exponential
 away. And the backward pass of attention computes A and its gradient tile by tile: here it hands them out.
+Where A is small, a kernel that does not write it down is no faster than one that does: what is needed of it
+is kept.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,9 +16,19 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn import functional as F
 
-from vitx.attention import DotProductAttention, Tile, full, products
+from vitx.attention import (
+    Attention,
+    DotProductAttention,
+    StoredAttention,
+    Tile,
+    budget,
+    full,
+    products,
+    split,
+)
 
 Reader = Callable[[Iterator[Tile]], Iterator[Tile]]
+Keep = Callable[[Tensor], Tensor]  # from A, (b, H, N, N), to what is needed of it, (b, any number, N, N)
 
 
 def attend(
@@ -30,7 +42,8 @@ def attend(
     enable_gqa: bool = False,
     *,
     gradients: bool,
-) -> tuple[Tensor, DotProductAttention]:
+    keep: Keep | None = None,
+) -> tuple[Tensor, Attention]:
     """Runs `scaled_dot_product_attention`.
 
     Args:
@@ -43,9 +56,10 @@ def attend(
         scale: as there.
         enable_gqa: as there.
         gradients: keep what the gradient of A needs.
+        keep: what to keep of an A that is small; None: nothing, A is computed anew.
 
     Returns:
-        Its output, the same to the last bit, and what describes A.
+        Its output, the same to the last bit (up to rounding if A was kept), and what describes A.
     """
     call = partial(
         F.scaled_dot_product_attention,
@@ -58,6 +72,9 @@ def attend(
     learned_mask = attn_mask is not None and attn_mask.requires_grad
     output = log_sum_exp = None
     if not (dropout_p or enable_gqa or learned_mask) and _is_plain(query, key, value):
+        masked = is_causal or mask is not None
+        if keep is not None and not (gradients or masked) and _is_small(query, key, value):
+            return _with_weights(query, key, value, scale, keep)
         output, log_sum_exp = _with_log_sum_exp(partial(call, attn_mask=mask), query, key, value)
     if output is None or (gradients and log_sum_exp is None):
         output = call(query, key, value, attn_mask=attn_mask)
@@ -143,6 +160,23 @@ class _Attend(torch.autograd.Function):
         return *(g.to(t.dtype) for g, t in zip(found, operands, strict=True)), None, None
 
 
+def _with_weights(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, keep: Keep
+) -> tuple[Tensor, StoredAttention]:
+    """Runs attention by way of A; returns its output, laid out as the kernel does, and what was kept of A."""
+    batch, heads, queries, dim = query.shape
+    scale = dim**-0.5 if scale is None else scale
+    output = value.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
+    kept = []
+    for images, _ in split((batch, heads, queries, key.shape[-2]), None, query.device):
+        scores = products(query[images] * scale, key[images].contiguous().mT)
+        weights = torch.softmax(scores, -1, out=scores)
+        output[images] = products(weights, value[images])
+        kept.append(keep(weights))
+    whole = kept[0] if len(kept) == 1 else torch.cat(kept)
+    return output, StoredAttention(whole, value, gradients=False)
+
+
 def _with_log_sum_exp(
     call: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor | None]:
@@ -172,3 +206,11 @@ def _is_plain(*tensors: Tensor) -> bool:
             return True
     except RuntimeError:
         return False
+
+
+def _is_small(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the A of an image fits into a tile; half precision would round it otherwise than the kernel."""
+    if query.ndim != 4 or not query.shape[:2] == key.shape[:2] == value.shape[:2]:
+        return False
+    entries = query.shape[1] * query.shape[2] * key.shape[2]
+    return query.dtype in (torch.float32, torch.float64) and entries <= budget(query.device)

@@ -5,15 +5,16 @@ To add one, write a function like those below, which returns a `Propagation`, an
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from vitx.errors import VitxError
+from vitx.fused import Keep
 from vitx.propagation import Propagation
-from vitx.relevance import MeanRollout, Rollout, check_options
+from vitx.relevance import MeanRollout, Rollout, check_options, fuse_heads
 from vitx.tokens import Tokens
 from vitx.trace import Trace
 
@@ -53,10 +54,24 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Method:
-    """A method: a function of the evidence and its options, which are its keyword arguments."""
+    """A method: a function of the evidence and its options, which are its keyword arguments.
+
+    Attributes:
+        begin: the function.
+        needs_gradients: whether it reads the gradient of A.
+        fused: whether it reads nothing of A but what its option `head_fusion` makes of the heads.
+    """
 
     begin: Begin
     needs_gradients: bool
+    fused: bool = False
+
+    def keep(self, options: Mapping[str, Any]) -> Keep | None:
+        """Returns what the method needs of A, if that is less than all: its fused heads."""
+        if not self.fused:
+            return None
+        fusion = options.get("head_fusion", inspect.signature(self.begin).parameters["head_fusion"].default)
+        return lambda weights: fuse_heads(weights, fusion)[:, None]
 
     def check(self, name: str, options: dict[str, Any]) -> None:
         """Raises a VitxError if the method does not know an option."""
@@ -71,11 +86,11 @@ class Method:
 _METHODS: dict[str, Method] = {}
 
 
-def register(name: str, *, needs_gradients: bool) -> Callable[[Begin], Begin]:
-    """Makes a function a method of that name."""
+def register(name: str, *, needs_gradients: bool, fused: bool = False) -> Callable[[Begin], Begin]:
+    """Makes a function a method of that name, see `Method`."""
 
     def add(begin: Begin) -> Begin:
-        _METHODS[name] = Method(begin, needs_gradients)
+        _METHODS[name] = Method(begin, needs_gradients, fused)
         return begin
 
     return add
@@ -98,7 +113,7 @@ def find_method(name: str) -> Method:
     return _METHODS[name]
 
 
-@register("rollout", needs_gradients=False)
+@register("rollout", needs_gradients=False, fused=True)
 def rollout(
     evidence: Evidence, *, head_fusion: str = "mean", discard_ratio: float = 0.0, start_layer: int = 0
 ) -> Propagation:
