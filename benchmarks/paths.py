@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
@@ -22,8 +21,6 @@ from torch import Tensor
 
 import vitx
 from vitx import attention, fused, relevance
-
-methods = import_module("vitx.methods")  # vitx.methods is a function, too
 
 SMALL, LARGE = Case(TINY, 8, 224), Case(TINY, 1, 1024)
 
@@ -50,10 +47,6 @@ def never(*_: Tensor) -> bool:
     return False
 
 
-def all_rows(*_: Any) -> None:
-    """Names no rows in particular."""
-
-
 PATHS = (
     FastPath(
         "small attention by way of A, whose fused heads are kept",
@@ -64,16 +57,6 @@ PATHS = (
         "log-sum-exp of the forward kernel, not a softmax",
         *("rollout", {}),
         lambda: patch.object(fused, "_is_plain", never),
-    ),
-    FastPath(
-        "row times each head, then the mean",
-        *("rollout", {}),
-        lambda: patch.object(methods, "MeanRollout", relevance.Rollout),
-    ),
-    FastPath(
-        "only rows that the read-out reaches",
-        *("rollout", {}),
-        lambda: patch.object(relevance.Rollout, "rows", all_rows),
     ),
     FastPath(
         "large products one by one",

@@ -78,20 +78,6 @@ def test_stored():
     assert torch.equal(found.weights(), weights.float())
 
 
-@pytest.mark.usefixtures("tile")
-def test_some_rows():
-    query, key, value, gradient = operands()
-    rows = torch.tensor([0, 3, 4, 20, 36, 7])
-    whole = DotProductAttention(query, key, value, gradients=True)
-    wanted, outer = whole.weights(), whole.weights_gradient(gradient)
-    seen = torch.zeros(B, N)
-    for tile in whole.tiles(gradient, rows):
-        seen[tile.images][:, tile.rows] += 1
-        assert torch.allclose(tile.weights, wanted[tile.images][:, :, tile.rows], rtol=1e-5)
-        assert torch.allclose(tile.gradient, outer[tile.images][:, :, tile.rows], rtol=1e-4, atol=1e-5)
-    assert torch.equal(seen, torch.zeros(N).index_fill(0, rows, 1).expand(B, N))
-
-
 def test_tiles_are_as_small_as_asked(tile):
     query, key, value, _ = operands()
     found = list(DotProductAttention(query, key, value, gradients=False).tiles())

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import vitx
 from tests import models, oracle
-from vitx import VitxError, explain
+from vitx import VitxError, attention, explain
 
 FAMILIES = sorted(models.FAMILIES)
 METHODS = ["rollout", "grad_rollout"]
@@ -80,7 +80,11 @@ def test_every_family_equals_the_oracle(name, method, fusion, discard, start_lay
 @pytest.mark.parametrize("fusion", ["mean", "max", "min"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["deit", "siglip"])
-def test_every_option_equals_the_oracle(name, method, fusion, discard, start_layer):
+@pytest.mark.parametrize("tile", ["all", "some rows"])
+def test_every_option_equals_the_oracle(monkeypatch, name, method, fusion, discard, start_layer, tile):
+    if tile == "some rows":  # as for large images, whose A is computed anew
+        monkeypatch.setitem(attention._TILE, "cpu", 3 * 17 * 5)
+        monkeypatch.setattr(attention, "_FEWEST_ROWS", 5)
     check_parity(name, method, fusion, discard, start_layer)
 
 

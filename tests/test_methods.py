@@ -20,9 +20,6 @@ def last_attention():
             self.readout, self.start_layer = readout, layers - 1
             self.relevance = torch.zeros_like(readout)
 
-        def rows(self):
-            return None
-
         def read(self, tile):
             share = self.readout[tile.images][:, tile.rows]
             self.relevance[tile.images] += torch.einsum("bi,bij->bj", share, tile.weights.mean(1))
@@ -70,9 +67,6 @@ class Sum:
     def __init__(self, evidence, part, start_layer):
         self.relevance = torch.zeros_like(evidence.readout("mean"))
         self.part, self.start_layer = part, start_layer
-
-    def rows(self):
-        return None
 
     def read(self, tile):
         self.relevance[tile.images] += self.part(tile)

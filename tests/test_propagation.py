@@ -19,14 +19,10 @@ IMAGES = models.FAMILIES["deit"].images()
 class Watcher:
     """Keeps what it is shown, one list of tiles for each layer."""
 
-    def __init__(self, images=2, tokens=17, rows=None, start_layer=0):
+    def __init__(self, images=2, tokens=17, start_layer=0):
         self.relevance = torch.zeros(images, tokens)
         self.start_layer = start_layer
         self.layers = [[]]
-        self._rows = rows
-
-    def rows(self):
-        return self._rows
 
     def read(self, tile):
         self.layers[-1].append(
@@ -72,15 +68,6 @@ def test_layers_come_last_first_and_only_those_that_count():
     for (weights, gradient), attention in zip(watcher.seen(), wanted, strict=True):
         assert gradient is None
         assert torch.allclose(weights.double(), attention, atol=1e-6)
-
-
-def test_only_the_rows_that_matter_are_computed():
-    with torch.no_grad(), capture(models.built("deit")) as trace:
-        models.built("deit")(IMAGES)
-    watcher = Watcher(rows=torch.tensor([0, 5]))
-    propagate(trace, watcher)
-    for (weights, _), attention in zip(watcher.seen(), reversed(observed().attentions), strict=True):
-        assert torch.allclose(weights.double(), attention[:, :, [0, 5]], atol=1e-6)
 
 
 @pytest.mark.parametrize("fused", [True, False])

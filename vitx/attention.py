@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-Part = Callable[[slice, "slice | Tensor"], Tensor]  # of images and rows
+Part = Callable[[slice, slice], Tensor]  # of images and rows
 ALL = slice(None)
 _TILE = {"cpu": 2**21}  # entries of A; more would leave the cache
 _LARGE_TILE = 2**26  # what keeps a GPU busy
@@ -28,13 +28,13 @@ class Tile:
 
     Attributes:
         images: which of the B images, b of them.
-        rows: which of the Q queries, n of them; a slice or indices.
+        rows: which of the Q queries, n of them.
         weights: A, (b, H, n, K), at least float32.
         gradient: of the score with respect to A, (b, H, n, K); None where it was not asked for.
     """
 
     images: slice
-    rows: slice | Tensor
+    rows: slice
     weights: Tensor
     gradient: Tensor | None = None
 
@@ -70,16 +70,15 @@ class Attention:
         self._value = value if gradients else None
         self._to_heads = to_heads
 
-    def tiles(self, gradient: Tensor | None = None, rows: Tensor | None = None) -> Iterator[Tile]:
+    def tiles(self, gradient: Tensor | None = None) -> Iterator[Tile]:
         """Computes A tile by tile and, from a gradient of the output, the gradient of A.
 
         Args:
             gradient: of the score with respect to the output.
-            rows: indices of the queries that matter; by default all do.
         """
         weights = self._weights()
         outer = None if gradient is None else self._outer(gradient)
-        for images, part in split(self.shape, rows, self.device):
+        for images, part in split(self.shape, self.device):
             yield Tile(images, part, weights(images, part), outer and outer(images, part))
 
     def weights(self) -> Tensor:
@@ -161,7 +160,7 @@ class DotProductAttention(Attention):
     def _weights(self) -> Part:
         query, key = self._operands()
 
-        def weights(images: slice, rows: slice | Tensor) -> Tensor:
+        def weights(images: slice, rows: slice) -> Tensor:
             scores = products(query[images][:, :, rows], key[images])
             if self._mask is not None:
                 _add_mask(scores, self._mask[images][:, :, rows])
@@ -219,15 +218,11 @@ def _add_mask(scores: Tensor, mask: Tensor) -> None:
         scores += mask
 
 
-def split(
-    shape: tuple[int, ...], rows: Tensor | None, device: torch.device
-) -> Iterator[tuple[slice, slice | Tensor]]:
+def split(shape: tuple[int, ...], device: torch.device) -> Iterator[tuple[slice, slice]]:
     """Divides images and rows: as many whole images as fit into a tile, or as many rows of one image."""
     images, heads, queries, keys = shape
-    queries = queries if rows is None else len(rows)
     some = max(1, budget(device) // (heads * queries * keys))
     step = max(_FEWEST_ROWS, budget(device) // (heads * keys))
     for first in range(0, images, some):
         for start in range(0, queries, step):
-            part = slice(start, start + step)
-            yield slice(first, first + some), part if rows is None else rows[part]
+            yield slice(first, first + some), slice(start, start + step)

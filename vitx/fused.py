@@ -168,7 +168,7 @@ def _with_weights(
     scale = dim**-0.5 if scale is None else scale
     output = value.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
     kept = []
-    for images, _ in split((batch, heads, queries, key.shape[-2]), None, query.device):
+    for images, _ in split((batch, heads, queries, key.shape[-2]), query.device):
         scores = products(query[images] * scale, key[images].contiguous().mT)
         weights = torch.softmax(scores, -1, out=scores)
         output[images] = products(weights, value[images])

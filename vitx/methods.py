@@ -14,7 +14,7 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.fused import Keep
 from vitx.propagation import Propagation
-from vitx.relevance import MeanRollout, Rollout, check_options, fuse_heads
+from vitx.relevance import Rollout, check_options, fuse_heads
 from vitx.tokens import Tokens
 from vitx.trace import Trace
 
@@ -119,9 +119,8 @@ def rollout(
 ) -> Propagation:
     """Attention rollout, see `vitx.attention_rollout`."""
     check_options(head_fusion, discard_ratio)
-    kind = MeanRollout if head_fusion == "mean" and not discard_ratio else Rollout
     readout = evidence.readout(head_fusion)
-    return kind(readout, head_fusion, discard_ratio, evidence.first_layer(start_layer))
+    return Rollout(readout, head_fusion, discard_ratio, evidence.first_layer(start_layer))
 
 
 @register("grad_rollout", needs_gradients=True)

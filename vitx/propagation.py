@@ -22,11 +22,8 @@ class Propagation(Protocol):
     relevance: Tensor
     start_layer: int
 
-    def rows(self) -> Tensor | None:
-        """Returns the indices of the queries that matter in the next layer, or None: all."""
-
     def read(self, tile: Tile) -> None:
-        """Takes in some rows of the layer; those that do not matter may be left out."""
+        """Takes in some rows of the layer."""
 
     def end_layer(self) -> None:
         """Goes on to the layer below."""
@@ -35,7 +32,7 @@ class Propagation(Protocol):
 def propagate(trace: Trace, propagation: Propagation) -> None:
     """Shows a method that needs no gradients each layer."""
     for layer in reversed(trace.layers[propagation.start_layer :]):
-        for tile in layer.tiles(rows=propagation.rows()):
+        for tile in layer.tiles():
             propagation.read(tile)
         propagation.end_layer()
 

@@ -122,13 +122,6 @@ class Rollout:
         self._matrix: Tensor | None = None
         self._begin(readout)
 
-    def rows(self) -> Tensor | None:
-        """Returns the indices of the queries that matter in the next layer, or None: all."""
-        if self.discard_ratio or self.relevance.device.type != "cpu":  # the host would wait for the device
-            return None
-        rows = self.relevance.ne(0).any(0).nonzero()[:, 0]
-        return rows if 2 * len(rows) < self.relevance.shape[1] else None
-
     def read(self, tile: Tile) -> None:
         """Takes in some rows of the layer."""
         matrix = self._fuse(tile)
@@ -144,19 +137,18 @@ class Rollout:
     def end_layer(self) -> None:
         """Goes on to the layer below."""
         self._discard_and_move()
-        self._begin(self._stays + self._moves)
+        self._begin(self._below)
 
     def _begin(self, relevance: Tensor) -> None:
         self.relevance = relevance
-        self._stays = relevance.clone()  # where no row is read, W is 0 or nothing is to be moved
-        self._moves = torch.zeros_like(relevance)
+        self._below = torch.zeros_like(relevance)
 
     def _fuse(self, tile: Tile) -> Tensor:
         if tile.gradient is None:
             return fuse_heads(tile.weights, self.head_fusion)
         return fuse_heads(tile.weights * tile.gradient, self.head_fusion).relu_()
 
-    def _move(self, images: slice, rows: slice | Tensor, matrix: Tensor) -> None:
+    def _move(self, images: slice, rows: slice, matrix: Tensor) -> None:
         """Adds rownorm(W + I) of some rows: a part stays with the token, another goes where W says.
 
         Args:
@@ -165,28 +157,13 @@ class Rollout:
             matrix: W, (b, n, N).
         """
         share = self.relevance[images][:, rows] / (matrix.sum(-1) + 1)
-        self._stays[images][:, rows] = share
-        self._moves[images] += (share[:, None] @ matrix)[:, 0]
+        self._below[images][:, rows] += share
+        self._below[images] += (share[:, None] @ matrix)[:, 0]
 
     def _discard_and_move(self) -> None:
         if self._matrix is not None:
             self._move(self._images, ALL, discard(self._matrix, self.discard_ratio))
             self._matrix = None
-
-
-class MeanRollout(Rollout):
-    """Attention rollout with mean fusion and without discard, for rows of A that sum to 1.
-
-    Then the mean over the heads can be taken after the product with the row: W is not needed.
-    """
-
-    def read(self, tile: Tile) -> None:
-        """Takes in some rows of the layer."""
-        heads = tile.weights.shape[1]
-        matrix = tile.weights.flatten(1, 2)
-        share = self.relevance[tile.images][:, tile.rows] / 2
-        self._stays[tile.images][:, tile.rows] = share
-        self._moves[tile.images] += ((share / heads).repeat(1, heads)[:, None] @ matrix)[:, 0]
 
 
 def fuse_heads(heads: Tensor, head_fusion: str) -> Tensor:
