@@ -24,12 +24,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import vitx
-from demo.models import create_model, load_weights
 from demo.schedule import warmup_cosine
 from vitx import render
 from vitx.callbacks.images import Selection
+from vitx.checkpoints import create_model, load_weights
 
-CONFIGS = Path(__file__).parent / "configs"
+PROJECT = Path(__file__).parent
+CONFIGS = PROJECT / "configs"
 COMMANDS = ("fit", "validate", "test", "predict")
 
 
@@ -40,7 +41,8 @@ class Classifier(pl.LightningModule):
         num_classes: the data's.
         model_name: any Vision Transformer of timm.
         pretrained: start from timm's weights, from the hub.
-        weights: start from this file: .safetensors, .pth or .ckpt; a head of another size is left out.
+        weights: start from this file: .safetensors, .pth or .ckpt; a relative path may also start at this
+            file's folder; a head of another size is left out.
         model_options: further arguments of the model, as `img_size`.
         learning_rate: of the head.
         layer_decay: each layer below learns this much slower than the one above.
@@ -66,7 +68,8 @@ class Classifier(pl.LightningModule):
         self.save_hyperparameters()
         self.model = create_model(model_name, pretrained, num_classes, model_options or {})
         if weights:
-            load_weights(self.model, Path(weights))
+            shipped = PROJECT / weights
+            load_weights(self.model, shipped if shipped.is_file() else Path(weights))
 
     @property
     def data_config(self) -> dict[str, Any]:

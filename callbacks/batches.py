@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
+from vitx.inputs import IMAGES
 from vitx.metrics import box_masks
 
-IMAGES = ("image", "images", "pixel_values", "img", "x")
 LABELS = ("label", "labels", "target", "targets", "y")
 MASKS = ("mask", "masks")
 BOXES = ("box", "boxes", "bbox", "bboxes")

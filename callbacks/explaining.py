@@ -1,17 +1,17 @@
 """Explains the watched images, each rank its share of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor, nn
 
 from vitx.callbacks import ranks
 from vitx.callbacks.images import Samples
 from vitx.callbacks.subject import Forward, with_forward
 from vitx.errors import VitxError
-from vitx.explain import Explanation, explain_methods
+from vitx.explain import explain_methods
+from vitx.explanation import Explanation, join
 from vitx.isolation import untouched
 
 _BATCH = 32  # images explained at once
@@ -64,7 +64,7 @@ def explain_samples(
     with untouched(model):
         ranks.take_buffers_of_first(trainer, model)
         parts = [part for of_rank in ranks.from_all(trainer, explain_share) for part in of_rank]
-    return {name: _join([part[name] for part in parts]) for name in methods}
+    return {name: join([part[name] for part in parts]) for name in methods}
 
 
 def _of_core(target: Target, samples: Samples, part: slice) -> Any:
@@ -74,13 +74,3 @@ def _of_core(target: Target, samples: Samples, part: slice) -> Any:
     if samples.labels is None or samples.labels.ndim != 1:
         raise VitxError('target="label" needs a class for each image: give a data set of (image, class)')
     return samples.labels[part]
-
-
-def _join(parts: Sequence[Explanation]) -> Explanation:
-    targets = [part.target for part in parts if part.target is not None]
-    return Explanation(
-        torch.cat([part.maps for part in parts]),
-        torch.cat([part.logits for part in parts]),
-        torch.cat(targets) if targets else None,
-        parts[0].image_size,
-    )

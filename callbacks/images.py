@@ -12,8 +12,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from vitx.callbacks.batches import Content, object_masks, read_batch
 from vitx.callbacks.labels import class_names, evenly_spaced, one_of_each_class
-from vitx.callbacks.loading import BATCH, fetch, join, load_files, validation_loader
+from vitx.callbacks.loading import BATCH, fetch, join, validation_loader
 from vitx.errors import VitxError
+from vitx.inputs import to_tensor
+from vitx.preprocessing import preprocessing_of
 
 _THUMBNAIL = 4  # pixels
 
@@ -91,7 +93,7 @@ class Selection:
         """
         images = self.images
         if _are(images, str | Path):
-            images = load_files(images, model)
+            images = to_tensor(images, preprocessing_of(model))
             return self._of_tensor(images, len(images), trainer)
         if isinstance(images, Tensor):
             return self._of_tensor(images, min(self.num_images, len(images)), trainer)

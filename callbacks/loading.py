@@ -1,12 +1,11 @@
 """Fetches chosen samples as the user's own loader does, and leaves that loader as it was."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from vitx.callbacks.batches import Content
@@ -98,22 +97,3 @@ def _cat(tensors: Sequence[Tensor | None]) -> Tensor:
     if len(shapes) > 1:
         raise VitxError(f"the images must have one size to be explained together, found {sorted(shapes)}")
     return torch.cat([tensor for tensor in tensors if tensor is not None])
-
-
-def load_files(files: Sequence[str | Path], model: nn.Module) -> Tensor:
-    """Reads image files through the transform that the model was trained with.
-
-    Raises:
-        VitxError: The model is none of timm's, or a file cannot be read.
-    """
-    from PIL import Image
-    from timm.data import create_transform, resolve_model_data_config
-
-    owner = next((module for module in model.modules() if hasattr(module, "pretrained_cfg")), None)
-    if owner is None:
-        raise VitxError("image files need a timm model, which knows its transform: give a tensor of images")
-    transform = create_transform(**resolve_model_data_config(owner))
-    try:
-        return torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
-    except OSError as error:
-        raise VitxError(f"an image file could not be read: {error}") from error

@@ -1,15 +1,14 @@
 """What a firing shows: the numbers, and the picture."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitx import metrics, render
 from vitx.callbacks.images import Samples
-from vitx.explain import Explanation
+from vitx.explanation import Explanation
 
 
 def measure(
@@ -68,12 +67,3 @@ def draw(
     labels = None if samples.labels is None else samples.labels[shown]
     captions = render.captions(logits, labels, class_names or samples.class_names)
     return render.grid(columns, captions, colormap=colormap)
-
-
-def normalisation(module: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
-    """Returns the mean and std that the model declares (timm does), else those that change nothing."""
-    for part in module.modules():
-        config: Any = getattr(part, "pretrained_cfg", None)
-        if isinstance(config, Mapping) and "mean" in config and "std" in config:
-            return config["mean"], config["std"]
-    return (0.0,), (1.0,)

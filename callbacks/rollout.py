@@ -15,10 +15,11 @@ from vitx.callbacks.explaining import Target, explain_samples
 from vitx.callbacks.images import Samples, Selection
 from vitx.callbacks.isolation import no_trace
 from vitx.callbacks.past import Past
-from vitx.callbacks.report import draw, measure, normalisation
+from vitx.callbacks.report import draw, measure
 from vitx.callbacks.subject import Forward, explained_module
 from vitx.errors import VitxError
 from vitx.methods import find_method
+from vitx.preprocessing import normalisation
 
 _PICTURE = "vitx/maps"
 

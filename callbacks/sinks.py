@@ -4,15 +4,16 @@ What a logger can hold is found by what it can do, as `lightning` and `pytorch_l
 their own, and so may you. To add a sink for pictures, write a function like those below and decorate it.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+from vitx.files import write_atomically
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
 Write = Callable[[str, Picture, int], Any]  # tag, picture, step
@@ -95,13 +96,13 @@ def show_picture(logger: Any, tag: str, picture: Picture, step: int) -> bool:
 def save_picture(folder: Path, tag: str, picture: Picture, step: int) -> None:
     """Writes a picture to a PNG file."""
     path = folder / f"{tag.replace('/', '-')}-{step:06d}.png"
-    _write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG"))
+    write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG"))
 
 
 def save_maps(folder: Path, maps: Mapping[str, NDArray[np.float32]], step: int) -> None:
     """Writes the raw maps of each method, (n, h, w), to one .npz file."""
     path = folder / f"maps-{step:06d}.npz"
-    _write_atomically(path, lambda file: np.savez_compressed(file, allow_pickle=False, **maps))
+    write_atomically(path, lambda file: np.savez_compressed(file, allow_pickle=False, **maps))
 
 
 def drop_from(logger: Any, step: int) -> None:
@@ -120,20 +121,3 @@ def drop_from(logger: Any, step: int) -> None:
 def _experiment(logger: Any) -> Any:
     """The object of the logger's own library; None where a logger of your own has none."""
     return getattr(logger, "experiment", None)
-
-
-def _write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes beside the path and renames, so that a reader never sees half a file.
-
-    What a killed run left half written has a name that the resumed run writes again.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.part")
-    try:
-        with unfinished.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

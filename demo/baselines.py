@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 import vitx
 from demo.digits import DigitScenes
-from demo.models import create_model
 from vitx import metrics
+from vitx.checkpoints import create_model
 
 PATCH = 8
 _SEEDS = range(3)

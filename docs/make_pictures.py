@@ -9,40 +9,32 @@ import io
 import sys
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vitx.render import font
+from vitx.render import beside
 
 FOLDER = Path(__file__).parent
-GAP, HEADING = 24, 26
 
 
 def main(demo: str, shortcut: str) -> None:
     """Writes docs/learning.png and docs/shortcut.png."""
     before, *_, after = grids(demo)
     cheated = grids(shortcut)[-1]
-    beside({"before the first step": before, "after the last": after}).save(FOLDER / "learning.png")
-    beside({"demo": after, "with a shortcut": cheated}).save(FOLDER / "shortcut.png")
+    learning = beside({"before the first step": before, "after the last": after})
+    shortcuts = beside({"demo": after, "with a shortcut": cheated})
+    Image.fromarray(learning).save(FOLDER / "learning.png")
+    Image.fromarray(shortcuts).save(FOLDER / "shortcut.png")
 
 
-def grids(run: str) -> list[Image.Image]:
+def grids(run: str) -> list[NDArray[np.uint8]]:
     """Reads the grid of every firing of a run, in order."""
     events = EventAccumulator(run, size_guidance={"images": 0}).Reload()
-    return [Image.open(io.BytesIO(event.encoded_image_string)) for event in events.Images("vitx/maps")]
-
-
-def beside(pictures: dict[str, Image.Image]) -> Image.Image:
-    """Sets pictures side by side under headings."""
-    width = sum(picture.width + GAP for picture in pictures.values()) - GAP
-    height = HEADING + max(picture.height for picture in pictures.values())
-    canvas = Image.new("RGB", (width, height), "white")
-    draw, left = ImageDraw.Draw(canvas), 0
-    for heading, picture in pictures.items():
-        draw.text((left + 6, 4), heading, "black", font(15, bold=True))
-        canvas.paste(picture, (left, HEADING))
-        left += picture.width + GAP
-    return canvas
+    return [
+        np.asarray(Image.open(io.BytesIO(event.encoded_image_string))) for event in events.Images("vitx/maps")
+    ]
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from torch.utils.data import Subset
 
 import train_demo
 from demo.folder import ImageFolderData, load_image
-from demo.models import create_model
 from vitx import VitxError
 from vitx.callbacks.labels import class_names
+from vitx.checkpoints import create_model
 
 CONFIG = Path(train_demo.__file__).parent / "configs" / "deit_tiny_imagefolder.yaml"
 SETTINGS = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bicubic"}
@@ -360,7 +360,7 @@ class TestRefusals:
         own = len(create_model("deit_tiny_patch16_224", False, 2, {"depth": 1}).state_dict())
         assert sentence.startswith(
             "error: other.safetensors holds weights of another model: "
-            f"0 of this one's {own} tensors are missing and 13 do not fit, such as "
+            f"of this one's {own} tensors 0 are missing and 1 have another shape, and 12 are not known to it"
         )
 
 

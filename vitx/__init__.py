@@ -10,7 +10,8 @@ During training: `from vitx.callbacks import RolloutCallback`.
 
 from vitx.capture import capture
 from vitx.errors import VitxError
-from vitx.explain import Explanation, explain, explain_methods
+from vitx.explain import explain, explain_methods
+from vitx.explanation import Explanation
 from vitx.methods import methods
 from vitx.relevance import attention_rollout, gradient_rollout
 from vitx.trace import Trace

@@ -3,86 +3,31 @@
 import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from vitx.capture import capture
 from vitx.errors import VitxError
+from vitx.explanation import Explanation, join
 from vitx.isolation import untouched
 from vitx.methods import Evidence, find_method
+from vitx.preprocessing import normalisation
 from vitx.propagation import propagate, propagate_gradients
 from vitx.tokens import find_tokens
 
+if TYPE_CHECKING:  # PIL is not imported before it is needed
+    from vitx.inputs import Images
+
+Methods = Mapping[str, Mapping[str, Any]]  # name -> options
 Target = int | Sequence[int] | Tensor | Callable[[Tensor], Tensor] | None
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What one method found in a batch of images.
-
-    Attributes:
-        maps: (B, h, w), >= 0, one value per patch, on the model's device; float32, or float64 for a
-            float64 model.
-        logits: (B, classes), what the model put out, in the precision of the maps.
-        target: (B,) long, the class that each map is about; None for methods without a class and for
-            targets that are a function.
-        image_size: height and width of the images, in pixels.
-    """
-
-    maps: Tensor
-    logits: Tensor
-    target: Tensor | None
-    image_size: tuple[int, int]
-
-    def cpu(self) -> "Explanation":
-        """Returns the same in host memory."""
-        target = None if self.target is None else self.target.cpu()
-        return Explanation(self.maps.cpu(), self.logits.cpu(), target, self.image_size)
-
-    def heatmaps(self, size: tuple[int, int] | None = None) -> Tensor:
-        """Scales the maps up bilinearly and each one to [0, 1].
-
-        Args:
-            size: height and width, by default those of the images.
-
-        Returns:
-            (B, H, W) in [0, 1]; a constant map gives zeros.
-        """
-        from vitx.render import heatmaps
-
-        return heatmaps(self.maps, size or self.image_size)
-
-    def overlays(
-        self,
-        images: Tensor,
-        mean: Sequence[float] = (0.0, 0.0, 0.0),
-        std: Sequence[float] = (1.0, 1.0, 1.0),
-        colormap: str = "inferno",
-    ) -> Tensor:
-        """Lays the heat maps over the images.
-
-        Args:
-            images: (B, C, H, W), those that were explained.
-            mean: what was subtracted from each channel of the images, in units of [0, 1].
-            std: what each channel was then divided by.
-            colormap: the name of a colour map of matplotlib.
-
-        Returns:
-            (B, H, W, 3) uint8, on the CPU.
-        """
-        from vitx.render import overlays, to_pixels
-
-        return overlays(
-            to_pixels(images, mean, std), self.heatmaps((images.shape[2], images.shape[3])), colormap
-        )
 
 
 def explain(
     model: nn.Module,
-    images: Tensor,
+    images: "Images | DataLoader[Any]",
     method: str = "rollout",
     *,
     target: Target = None,
@@ -90,11 +35,16 @@ def explain(
 ) -> Explanation:
     """Explains what a Vision Transformer looks at, for a batch of images in one forward pass.
 
+    `vitx.explain(model, "cat.jpg")` is a whole program.
+
     The model is left as it was, also when this raises; it runs in eval mode meanwhile.
 
     Args:
         model: a timm, torchvision, Hugging Face or open_clip Vision Transformer, or one that contains it.
-        images: (B, C, H, W), as the model takes them, on its device.
+        images: (B, C, H, W), floating point, as the model takes them, on its device. Or what the transform
+            that the model declares (timm's do) makes so: image files, PIL images, uint8 arrays (H, W, 3),
+            uint8 tensors (3, H, W), one or several. Or a DataLoader whose batches are such tensors, or
+            begin with one.
         method: one of `vitx.methods()`.
         target: what gradient methods explain: None for the predicted class of each image; a class; B
             classes; or a function from logits (B, ...) to scores (B,).
@@ -102,7 +52,7 @@ def explain(
             `discard_ratio` in [0, 1) and `start_layer`, the first layer that counts.
 
     Returns:
-        The maps with the logits and the targets.
+        The maps with the logits and the targets; of a DataLoader, on the CPU and without the images.
 
     Raises:
         VitxError: The input is wrong, or the model is none that can be explained.
@@ -119,8 +69,8 @@ def explain(
 
 def explain_methods(
     model: nn.Module,
-    images: Tensor,
-    methods: Mapping[str, Mapping[str, Any]],
+    images: "Images | DataLoader[Any]",
+    methods: Methods,
     *,
     target: Target = None,
 ) -> dict[str, Explanation]:
@@ -138,6 +88,18 @@ def explain_methods(
     Raises:
         VitxError: As for `explain`.
     """
+    if isinstance(images, DataLoader):
+        return _explain_loader(model, images, methods, target)
+    if isinstance(images, Tensor) and images.is_floating_point():
+        return _explain_batch(model, images, methods, target)
+    from vitx.inputs import as_tensor
+
+    return _explain_batch(model, as_tensor(model, images), methods, target)
+
+
+def _explain_batch(
+    model: nn.Module, images: Tensor, methods: Methods, target: Target
+) -> dict[str, Explanation]:
     chosen = {name: find_method(name) for name in methods}
     for name, method in chosen.items():
         method.check(name, dict(methods[name]))
@@ -175,13 +137,34 @@ def explain_methods(
         _check_finite(name, maps)
     size = (images.shape[2], images.shape[3])
     logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    mean, std = normalisation(model)
     return {
-        name: Explanation(maps, logits, classes if chosen[name].needs_gradients else None, size)
+        name: Explanation(
+            maps, logits, classes if chosen[name].needs_gradients else None, size, images, mean, std, name
+        )
         for name, maps in found.items()
     }
 
 
-def _check_images(model: nn.Module, images: Tensor) -> None:
+def _explain_loader(
+    model: nn.Module, loader: DataLoader[Any], methods: Methods, target: Target
+) -> dict[str, Explanation]:
+    """Explains batch by batch; nothing but what was found is kept."""
+    from vitx.inputs import batches_of
+
+    if not (target is None or callable(target) or isinstance(target, int)):
+        raise VitxError("for a DataLoader, target must be None, one class, or a function")
+    weight = next(model.parameters(), torch.empty(0))
+    parts: list[dict[str, Explanation]] = []
+    for images in batches_of(loader):
+        found = _explain_batch(model, images.to(weight.device), methods, target)
+        parts.append({name: explanation.cpu() for name, explanation in found.items()})
+    if not parts:
+        raise VitxError("the DataLoader is empty")
+    return {name: join([part[name] for part in parts]) for name in methods}
+
+
+def _check_images(model: nn.Module, images: Any) -> None:
     if not isinstance(model, nn.Module):
         raise VitxError(f"the model must be a torch.nn.Module, found {type(model).__name__}")
     if not isinstance(images, Tensor):

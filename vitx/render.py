@@ -21,6 +21,7 @@ OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay
 TILE_WIDTH, _GAP = 110, 5
 _TEXT_SIZE = 13
 _LINE = 19
+_HEADING_SIZE, _HEADING = 15, 26
 _PAPER, _INK, _FAINT = "#ffffff", "#1a1a1a", "#5c5c5c"
 _RIGHT, _WRONG = "#00695c", "#b71c1c"
 
@@ -193,6 +194,7 @@ def grid(
     *,
     colormap: str = "inferno",
     tile_width: int = TILE_WIDTH,
+    note: str = "",
 ) -> NDArray[np.uint8]:
     """Draws one row per image, with a caption, and one column per picture of it, with a title.
 
@@ -201,6 +203,7 @@ def grid(
         captions: one for each image.
         colormap: the one of the overlays, for the legend.
         tile_width: width of a picture in pixels; its height follows.
+        note: is written below, between the ends of the legend.
 
     Returns:
         (height, width, 3) uint8.
@@ -219,11 +222,31 @@ def grid(
     for index, caption in enumerate(captions):
         colour = {True: _RIGHT, False: _WRONG, None: _INK}[caption.right]
         _write(draw, (_GAP, _LINE + index * row + 2), str(caption), colour, width - 2 * _GAP, bold=True)
-    _legend(canvas, draw, colormap, _LINE + len(captions) * row)
+    _legend(canvas, draw, colormap, _LINE + len(captions) * row, note)
     return np.asarray(canvas)
 
 
-def _legend(canvas: Image.Image, draw: ImageDraw.ImageDraw, colormap: str, top: int) -> None:
+def beside(pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Sets pictures side by side, each under its heading.
+
+    Args:
+        pictures: heading -> (height, width, 3) uint8.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    width = sum(picture.shape[1] + _HEADING for picture in pictures.values()) - _HEADING
+    height = _HEADING + max(picture.shape[0] for picture in pictures.values())
+    canvas = Image.new("RGB", (width, height), _PAPER)
+    draw, left = ImageDraw.Draw(canvas), 0
+    for heading, picture in pictures.items():
+        draw.text((left + _GAP, 4), heading, _INK, font(_HEADING_SIZE, bold=True))
+        canvas.paste(Image.fromarray(picture), (left, _HEADING))
+        left += picture.shape[1] + _HEADING
+    return np.asarray(canvas)
+
+
+def _legend(canvas: Image.Image, draw: ImageDraw.ImageDraw, colormap: str, top: int, note: str) -> None:
     """Says what bright means: a colour bar over the full width, with its ends named."""
     width = canvas.width - 2 * _GAP
     bar = np.repeat(_colours(colormap)[np.linspace(0, 255, width).astype(int)][None], _LINE // 2, axis=0)
@@ -231,6 +254,7 @@ def _legend(canvas: Image.Image, draw: ImageDraw.ImageDraw, colormap: str, top: 
     below = top + _LINE // 2 + 4
     _write(draw, (_GAP, below), "looked at least", _FAINT, width)
     draw.text((canvas.width - _GAP, below), "most", _FAINT, font(_TEXT_SIZE), anchor="ra")
+    draw.text((canvas.width / 2, below), note, _FAINT, font(_TEXT_SIZE), anchor="ma")
 
 
 def _tile(pixels: NDArray[np.uint8], width: int) -> Image.Image:

@@ -1,0 +1,140 @@
+"""Files, PIL images and arrays become what the model takes; loaders are read batch by batch."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import vitx
+from tests import models
+from vitx import VitxError
+from vitx.inputs import as_tensor
+from vitx.preprocessing import Preprocessing, preprocessing_of
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return models.spread(
+        timm.create_model("deit_tiny_patch16_224", depth=1, embed_dim=48, num_classes=5)
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def wanted(model):
+    transform = create_transform(**resolve_model_data_config(model))
+    return transform(Image.fromarray(PIXELS))[None]
+
+
+def test_each_kind_is_prepared_as_timm_does(model, wanted, tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(PIXELS).save(path)
+    tensor = torch.from_numpy(PIXELS).movedim(-1, 0)
+    for image in (path, str(path), Image.fromarray(PIXELS), PIXELS, tensor):
+        assert torch.equal(as_tensor(model, image), wanted)
+        assert torch.equal(as_tensor(model, [image, image]), wanted.expand(2, -1, -1, -1))
+    for stack in (np.stack([PIXELS] * 3), torch.stack([tensor] * 3)):
+        assert torch.equal(as_tensor(model, stack), wanted.expand(3, -1, -1, -1))
+
+
+def test_grey_and_transparent_arrays(model):
+    grey = as_tensor(model, PIXELS[..., 0])
+    assert torch.equal(grey, as_tensor(model, PIXELS[..., :1]))
+    assert torch.equal(grey, as_tensor(model, np.repeat(PIXELS[..., :1], 3, -1)))
+    clear = np.concatenate([PIXELS, np.zeros((40, 60, 1), np.uint8)], -1)
+    assert torch.equal(as_tensor(model, clear), as_tensor(model, np.full_like(PIXELS, 255)))
+
+
+def test_a_file_name_is_a_whole_program(model, wanted, tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "cat.png")
+    found = vitx.explain(model, tmp_path / "cat.png")
+    assert found.maps.shape == (1, 14, 14)
+    assert torch.equal(found.maps, vitx.explain(model, wanted).maps)
+
+
+def test_the_models_precision_is_used():
+    model = timm.create_model("deit_tiny_patch16_224", depth=1, embed_dim=48, num_classes=5).double().eval()
+    assert vitx.explain(model, PIXELS).maps.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("images", "sentence"),
+    [
+        ("absent.jpg", "there is no file absent.jpg"),
+        (["absent.jpg"], "there is no file absent.jpg"),
+        ([], "images must be a tensor"),
+        (PIXELS.astype(np.float32), "images must be a tensor"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.int64), "images must be floating point"),
+        (torch.zeros(7, 9, 9, dtype=torch.uint8), "images must be"),
+        (7, "images must be a tensor"),
+    ],
+)
+def test_what_is_no_image(model, images, sentence):
+    with pytest.raises(VitxError, match=sentence):
+        vitx.explain(model, images)
+
+
+def test_a_model_that_does_not_say_how_it_wants_them():
+    with pytest.raises(VitxError, match="the model does not say how it wants its images"):
+        vitx.explain(nn.Linear(2, 2), PIXELS)
+
+
+class TestLoader:
+    IMAGES = models.FAMILIES["deit"].images(5)
+
+    @pytest.mark.parametrize("batch", ["pairs", "mapping", "images"])
+    def test_equals_one_batch(self, batch):
+        data = TensorDataset(self.IMAGES, torch.arange(5))
+        if batch == "mapping":
+            data = [{"pixel_values": image, "label": 1} for image in self.IMAGES]
+        if batch == "images":
+            data = list(self.IMAGES)
+        found = vitx.explain(models.built("deit"), DataLoader(data, 2), "grad_rollout", target=2)
+        wanted = vitx.explain(models.built("deit"), self.IMAGES, "grad_rollout", target=2)
+        assert torch.allclose(found.maps, wanted.maps, rtol=1e-4, atol=1e-7)
+        assert torch.allclose(found.logits, wanted.logits, rtol=1e-4, atol=1e-6)
+        assert found.target.tolist() == [2] * 5
+        assert found.images is None
+
+    def test_refusals(self):
+        model = models.built("deit")
+        with pytest.raises(VitxError, match="for a DataLoader, target must be None"):
+            vitx.explain(model, DataLoader(self.IMAGES, 2), "grad_rollout", target=[1] * 5)
+        with pytest.raises(VitxError, match="the DataLoader is empty"):
+            vitx.explain(model, DataLoader([], 2))
+        with pytest.raises(VitxError, match="batches of the DataLoader must be images"):
+            vitx.explain(model, DataLoader([{"text": 3}], 2))
+
+
+class TestPreprocessing:
+    def test_what_is_given_stands_over_what_is_declared(self, model):
+        found = preprocessing_of(model, size=96, mean=[0.5], std=[0.1, 0.2, 0.3])
+        assert (found.size, found.mean, found.std) == ((96, 96), (0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+        with pytest.raises(VitxError, match="mean has 2 values"):
+            preprocessing_of(model, mean=[0.5, 0.5])
+
+    def test_a_module_around_the_model(self, model):
+        assert preprocessing_of(nn.Sequential(nn.Identity(), model)) == preprocessing_of(model)
+
+    def test_the_size_that_the_model_was_made_for(self):
+        model = timm.create_model("deit_tiny_patch16_224", img_size=(64, 96), depth=1)
+        assert preprocessing_of(model).size == (64, 96)
+
+    @pytest.mark.parametrize("size", [(640, 320), (100, 400), (333, 333), (9, 900)])
+    def test_proportions_are_kept(self, size):
+        prepare = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, multiple=16, keep_aspect=True)
+        _, height, width = prepare(Image.new("RGB", size)).shape
+        assert height % 16 == width % 16 == 0
+        assert abs(np.log(width / height * size[1] / size[0])) < 0.55 if 9 in size else 0.1
+        assert height * width <= 2 * 224 * 224
+
+    def test_proportions_of_a_model_with_one_size(self, model):
+        with pytest.raises(VitxError, match="takes images of one size only"):
+            preprocessing_of(model, keep_aspect=True)
+        dynamic = timm.create_model("deit_tiny_patch16_224", depth=1, dynamic_img_size=True)
+        assert preprocessing_of(dynamic, keep_aspect=True).multiple == 16

@@ -1,0 +1,175 @@
+"""Image files of every kind, and what is no image."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitx import VitxError, pictures
+from vitx.pictures import find_pictures, read_picture, to_rgb
+
+LEFT = np.zeros((20, 30, 3), np.uint8)
+LEFT[:, :10] = (200, 40, 10)  # a bar on the left
+
+
+def saved(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+def close(picture, wanted, tolerance):
+    assert picture.mode == "RGB"
+    difference = np.abs(np.asarray(picture, int) - np.asarray(wanted, int))
+    return picture.size == (wanted.shape[1], wanted.shape[0]) and difference.max() <= tolerance
+
+
+class TestRead:
+    def test_png(self, tmp_path):
+        assert close(read_picture(saved(tmp_path / "a.png", Image.fromarray(LEFT))), LEFT, 0)
+
+    def test_cmyk(self, tmp_path):
+        path = saved(tmp_path / "a.jpg", Image.fromarray(LEFT).convert("CMYK"), quality=95)
+        assert close(read_picture(path), LEFT, 25)
+
+    def test_sixteen_bits_become_eight(self, tmp_path):
+        values = np.linspace(0, 65535, 20 * 30).reshape(20, 30).astype(np.uint16)
+        path = saved(tmp_path / "a.png", Image.fromarray(values))
+        wanted = np.repeat((values / 257)[..., None], 3, -1)
+        assert close(read_picture(path), wanted, 1)
+        path = saved(tmp_path / "a.tif", Image.fromarray(values))
+        assert close(read_picture(path), wanted, 1)
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA"])
+    def test_transparent_is_white(self, tmp_path, mode):
+        image = Image.new("RGBA", (30, 20), (10, 10, 10, 0))
+        image.paste((10, 10, 10, 255), (0, 0, 10, 20))
+        wanted = np.full((20, 30, 3), 255)
+        wanted[:, :10] = 10
+        assert close(read_picture(saved(tmp_path / "a.png", image.convert(mode))), wanted, 0)
+
+    def test_a_transparent_palette(self, tmp_path):
+        image = Image.fromarray(LEFT).quantize(4)
+        corner = image.getpixel((29, 0))
+        path = saved(tmp_path / "a.png", image, transparency=corner)
+        wanted = LEFT.copy()
+        wanted[:, 10:] = 255
+        assert close(read_picture(path), wanted, 4)
+
+    def test_of_an_animation_the_first_frame(self, tmp_path):
+        frames = [Image.fromarray(LEFT), Image.new("RGB", (30, 20), "blue")]
+        path = saved(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
+        assert close(read_picture(path), LEFT, 4)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_upright(self, tmp_path, orientation):
+        """As the EXIF standard defines the eight orientations of what is stored."""
+        stored = {
+            1: LEFT,
+            2: LEFT[:, ::-1],
+            3: LEFT[::-1, ::-1],
+            4: LEFT[::-1],
+            5: LEFT.swapaxes(0, 1),
+            6: np.rot90(LEFT, 1),
+            7: np.rot90(LEFT, 2).swapaxes(0, 1),
+            8: np.rot90(LEFT, -1),
+        }[orientation]
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = saved(tmp_path / "a.png", Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
+        assert close(read_picture(path), LEFT, 0)
+
+
+class TestRefusals:
+    def test_no_file(self, tmp_path):
+        with pytest.raises(VitxError, match=r"there is no file .*absent\.jpg"):
+            read_picture(tmp_path / "absent.jpg")
+
+    def test_a_folder(self, tmp_path):
+        with pytest.raises(VitxError, match="is no file"):
+            read_picture(tmp_path)
+
+    def test_text(self, tmp_path):
+        (tmp_path / "a.jpg").write_text("no picture")
+        with pytest.raises(VitxError, match=r"a\.jpg is no image file that can be read"):
+            read_picture(tmp_path / "a.jpg")
+
+    @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp"])
+    def test_truncated(self, tmp_path, suffix):
+        noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+        path = saved(tmp_path / f"a.{suffix}", Image.fromarray(noise))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(
+            VitxError, match=rf"a\.{suffix} (could not be read, it may be damaged|is no image)"
+        ):
+            read_picture(path)
+
+    def test_too_small(self, tmp_path):
+        with pytest.raises(VitxError, match="1 x 1 pixels: at least 8 x 8"):
+            read_picture(saved(tmp_path / "a.png", Image.new("RGB", (1, 1))))
+
+    def test_too_large_unless_allowed(self, tmp_path, monkeypatch):
+        path = saved(tmp_path / "a.png", Image.new("1", (20_000, 20_000)))
+        with pytest.raises(VitxError, match=r"20000 x 20000 pixels, more than the 100,000,000"):
+            read_picture(path)
+        limit = Image.MAX_IMAGE_PIXELS
+        monkeypatch.setattr(pictures, "to_rgb", lambda image, name: image.resize((10, 10)))
+        assert read_picture(path, 20_000**2).size == (10, 10)
+        assert limit == Image.MAX_IMAGE_PIXELS
+
+    def test_floating_point(self, tmp_path):
+        path = saved(tmp_path / "a.tif", Image.new("F", (20, 20), 0.5))
+        with pytest.raises(VitxError, match=r"a\.tif has floating point numbers"):
+            read_picture(path)
+
+
+def test_to_rgb_leaves_its_image_alone():
+    image = Image.new("RGBA", (20, 20), (1, 2, 3, 0))
+    to_rgb(image)
+    assert image.getpixel((0, 0)) == (1, 2, 3, 0)
+
+
+class TestFind:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        (tmp_path / "deep").mkdir()
+        for name in ("b.jpg", "a.PNG", "notes.txt", ".hidden.jpg", "deep/c d \N{SNOWMAN}.webp", "-dash.jpg"):
+            (tmp_path / name).write_bytes(b"x")
+        return tmp_path
+
+    def names(self, found, folder):
+        return [str(path.relative_to(folder)) for path in found]
+
+    def test_in_a_folder_at_any_depth(self, folder):
+        assert self.names(find_pictures([folder]), folder) == [
+            "-dash.jpg",
+            "a.PNG",
+            "b.jpg",
+            "deep/c d \N{SNOWMAN}.webp",
+        ]
+
+    def test_a_file_is_taken_as_it_is(self, folder):
+        assert self.names(find_pictures([folder / "notes.txt"]), folder) == ["notes.txt"]
+
+    def test_patterns(self, folder):
+        assert self.names(find_pictures([f"{folder}/**/*.webp", f"{folder}/b*"]), folder) == [
+            "deep/c d \N{SNOWMAN}.webp",
+            "b.jpg",
+        ]
+
+    def test_nothing_twice(self, folder):
+        assert len(find_pictures([folder, folder / "b.jpg", folder])) == 4
+
+    def test_a_name_with_magic_characters(self, tmp_path):
+        (tmp_path / "a[1].jpg").write_bytes(b"x")
+        assert len(find_pictures([tmp_path / "a[1].jpg"])) == 1
+
+    @pytest.mark.parametrize(
+        ("given", "sentence"),
+        [
+            ("absent.jpg", "there is no file or folder .*absent.jpg"),
+            ("*.jpg", "there are no image files in"),
+            ("", "there are no image files in"),
+        ],
+    )
+    def test_nothing_there(self, tmp_path, given, sentence):
+        with pytest.raises(VitxError, match=sentence):
+            find_pictures([f"{tmp_path}/{given}"])

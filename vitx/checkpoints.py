@@ -1,0 +1,237 @@
+"""Models of timm by name, their weights from files, and LightningModules from checkpoints."""
+
+import difflib
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.layers.helpers import to_2tuple
+from timm.models import load_state_dict
+from torch import Tensor, nn
+from torch.serialization import get_unsafe_globals_in_checkpoint
+
+from vitx.errors import VitxError
+
+State = Mapping[str, Tensor]
+
+
+def create_model(
+    name: str, pretrained: bool, num_classes: int | None, options: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Makes a model of timm.
+
+    Args:
+        name: with a tag of pretrained weights or without, as `vit_base_patch16_224.augreg_in21k`.
+        pretrained: take timm's weights, from the hub.
+        num_classes: None for the model's own.
+        options: further arguments of the model, as `img_size`.
+
+    Raises:
+        VitxError: timm has no such model, or its weights cannot be fetched.
+    """
+    options = dict(options or {})
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **classes, **options)
+    except RuntimeError as error:
+        if str(error).startswith(("Invalid pretrained tag", "No pretrained weights")):
+            raise VitxError(f"timm has no such weights of {name}: {error}") from error
+        if "Unknown model" not in str(error):
+            raise
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
+        raise VitxError(f"timm has no model {name!r}; some near it: {', '.join(near) or 'none'}") from error
+    except TypeError as error:
+        raise VitxError(f"{name} does not take these options: {error}") from error
+    except (OSError, ValueError) as error:  # what the hub's client raises, offline or unknown
+        if not pretrained:
+            raise
+        raise VitxError(
+            f"the weights of {name} could not be fetched from the hub: check the connection, or give a file "
+            "of weights"
+        ) from error
+    if size := options.get("img_size"):  # timm leaves it out of what the model says of its images
+        config: Any = model.pretrained_cfg
+        config["input_size"] = (3, *to_2tuple(size))
+    return model
+
+
+def model_of_weights(
+    name: str, path: Path, options: Mapping[str, Any] | None = None, trust: bool = False
+) -> nn.Module:
+    """Makes a model of timm with the weights of a file, and as many classes as they have.
+
+    Args:
+        name: of the model.
+        path: a state dict, in .safetensors or of torch; or a checkpoint of Lightning, timm and others that
+            holds one. What stands before the names of the weights, as `model.`, is found.
+        options: further arguments of the model.
+        trust: read also files that run code as they are read.
+
+    Raises:
+        VitxError: As for `create_model` and `read_weights`, or the weights are those of another model.
+    """
+    state = read_weights(path, trust)
+    plain = create_model(name, False, None, options)
+    state = _without_prefix(state, plain.state_dict())
+    classes = _classes(plain, state)
+    model = plain if classes is None else create_model(name, False, classes, options)
+    fill(model, state, path)
+    return model
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fills a model from a file; a head of another size keeps its random weights.
+
+    Args:
+        model: of timm.
+        path: as for `model_of_weights`.
+
+    Raises:
+        VitxError: As for `model_of_weights`.
+    """
+    own = model.state_dict()
+    state = _without_prefix(read_weights(path), own)
+    heads = tuple(f"{head}." for head in _heads(model))
+    other = {name for name in own if name.startswith(heads) and _shape(state, name) != own[name].shape}
+    fill(model, {name: value for name, value in state.items() if name not in other}, path, frozenset(other))
+
+
+def read_weights(path: Path, trust: bool = False) -> State:
+    """Reads names and tensors from a file.
+
+    Args:
+        path: as for `model_of_weights`.
+        trust: read also files that run code as they are read.
+
+    Raises:
+        VitxError: There is no such file, it cannot be read, or it would run code.
+    """
+    if not path.is_file():
+        raise VitxError(f"there is no weights file {path}")
+    try:
+        found = load_state_dict(str(path), use_ema=False, weights_only=not trust)
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    except Exception as error:  # each format has its own kinds
+        refused = not trust and _runs_code(path)
+        raise VitxError((_RUNS_CODE if refused else _UNREADABLE).format(path)) from error
+
+
+def fill(model: nn.Module, state: State, path: Path, may_miss: frozenset[str] = frozenset()) -> None:
+    """Loads weights into a model.
+
+    Args:
+        model: to be filled.
+        state: the weights, by the model's own names.
+        path: where they are from, for the message.
+        may_miss: names of weights that may stay as they are.
+
+    Raises:
+        VitxError: They are those of another model.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in state and name not in may_miss]
+    unknown = [name for name in state if name not in own]
+    other = [name for name in state if name in own and own[name].shape != state[name].shape]
+    if missing or unknown or other:
+        examples = [f"{name} is missing" for name in missing[:1]]
+        examples += [
+            f"{name} is {tuple(state[name].shape)} and not {tuple(own[name].shape)}" for name in other[:1]
+        ]
+        examples += [f"{name} is unknown" for name in unknown[:1]]
+        raise VitxError(
+            f"{path} holds weights of another model: of this one's {len(own)} tensors {len(missing)} are "
+            f"missing and {len(other)} have another shape, and {len(unknown)} are not known to it "
+            f"({'; '.join(examples)})"
+        )
+    model.load_state_dict(dict(state), strict=False)
+
+
+def load_module(
+    class_path: str, checkpoint: Path, options: Mapping[str, Any] | None = None, trust: bool = False
+) -> nn.Module:
+    """Loads a LightningModule from a checkpoint.
+
+    Args:
+        class_path: as `package.module.Class`; also from the current folder.
+        checkpoint: a .ckpt of Lightning.
+        options: arguments of the class, in place of those that the checkpoint remembers.
+        trust: read also checkpoints that run code as they are read.
+
+    Raises:
+        VitxError: There is no such class or checkpoint, or they do not go together.
+    """
+    if not checkpoint.is_file():
+        raise VitxError(f"there is no checkpoint {checkpoint}")
+    found = _find_class(class_path)
+    if not hasattr(found, "load_from_checkpoint"):
+        raise VitxError(f"{class_path} is no LightningModule: name one with --module")
+    try:
+        module: nn.Module = found.load_from_checkpoint(
+            checkpoint, map_location="cpu", weights_only=not trust, **(options or {})
+        )
+    except VitxError:
+        raise
+    except Exception as error:  # whatever the class does as it is made
+        if not trust and _runs_code(checkpoint):
+            raise VitxError(_RUNS_CODE.format(checkpoint)) from error
+        said = " ".join(str(error).split())
+        raise VitxError(
+            f"{class_path} could not be loaded from {checkpoint}: {type(error).__name__}: {said[:300]}"
+        ) from error
+    return module
+
+
+_RUNS_CODE = (
+    "{} holds more than weights: reading it would run code from the file; allow this (--trust) only if you "
+    "know where it is from"
+)
+_UNREADABLE = "{} holds no weights that torch or safetensors can read: give another file"
+
+
+def _runs_code(path: Path) -> bool:
+    """Whether a file of torch names functions that are none of torch's own."""
+    try:
+        return bool(get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # it is no such file
+        return False
+
+
+def _find_class(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    if not module:
+        raise VitxError(f"{class_path!r} names no class: write package.module.Class")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it, where people keep their modules
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise VitxError(f"there is no class {class_path}: {error}") from error
+
+
+def _without_prefix(state: State, own: State) -> State:
+    """Cuts off what stands before the names that the model knows, and leaves out what stands elsewhere."""
+    prefixes = {name.removesuffix(known) for name in state for known in own if name.endswith(known)}
+    prefixes = {prefix for prefix in prefixes if not prefix or prefix.endswith(".")}
+    if not prefixes:
+        return state
+    # Of several equally good ones the shortest: averaged weights are kept under a longer name.
+    best = max(prefixes, key=lambda prefix: (sum(prefix + known in state for known in own), -len(prefix)))
+    return {name.removeprefix(best): value for name, value in state.items() if name.startswith(best)}
+
+
+def _heads(model: nn.Module) -> tuple[str, ...]:
+    """The names of the modules that put out the logits."""
+    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    names = config.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _classes(model: nn.Module, state: State) -> int | None:
+    return next((len(state[f"{head}.weight"]) for head in _heads(model) if f"{head}.weight" in state), None)
+
+
+def _shape(state: State, name: str) -> Any:
+    return state[name].shape if name in state else None

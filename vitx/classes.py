@@ -1,0 +1,95 @@
+"""What the classes of a model are called, and which one a name means."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitx.errors import VitxError
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Reads the names of the classes from a file, one in each line.
+
+    Raises:
+        VitxError: There is no such file, or it is no text.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VitxError(f"the class names could not be read from {path}: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def known_class_names(classes: int) -> tuple[str, ...] | None:
+    """Returns the names that timm knows: of the 1,000 classes of ImageNet-1k; of others None.
+
+    Example:
+        >>> known_class_names(1000)[281]
+        'tabby, tabby cat'
+        >>> known_class_names(3)
+    """
+    if classes != 1000:
+        return None
+    from timm.data import ImageNetInfo
+
+    return tuple(ImageNetInfo("imagenet-1k").index_to_description(index) for index in range(classes))
+
+
+def find_class(target: str, classes: int, names: Sequence[str] | None) -> int:
+    """Returns the class that a number or a name means.
+
+    Args:
+        target: a number, a name, or one of the synonyms in a name, which commas divide; upper and lower
+            case are alike.
+        classes: how many there are.
+        names: of the classes, or None.
+
+    Raises:
+        VitxError: There is no such class, or several of that name.
+
+    Example:
+        >>> find_class("Tabby Cat", 3, ["tabby, tabby cat", "tiger cat", "beagle"])
+        0
+    """
+    wanted = _plain(target)
+    found = [index for index, name in enumerate(names or ()) if wanted in (_plain(name), *_synonyms(name))]
+    if len(found) > 1:
+        raise VitxError(
+            f"{len(found)} classes are called {target!r}: name one by its number, {_either(found)}"
+        )
+    if found:
+        return found[0]
+    if target.strip().isdecimal():
+        if int(target) < classes:
+            return int(target)
+        raise VitxError(f"there is no class {target}: the model has classes 0 to {classes - 1}")
+    if names is None:
+        raise VitxError(f"the names of the classes are not known, so {target!r} means none: give its number")
+    known = {synonym: name for name in names for synonym in (_plain(name), *_synonyms(name))}
+    inside = [name for synonym, name in known.items() if wanted and wanted in synonym]
+    near = [known[match] for match in difflib.get_close_matches(wanted, known, n=5, cutoff=0.6)]
+    hints = list(dict.fromkeys(near + inside))[:5]
+    hint = f"some near it: {'; '.join(hints)}" if hints else "give its number"
+    raise VitxError(f"there is no class {target!r}: {hint}")
+
+
+def short(name: str) -> str:
+    """Returns the first of the synonyms in a name.
+
+    Example:
+        >>> short("tabby, tabby cat")
+        'tabby'
+    """
+    return name.split(",")[0].strip()
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().split())
+
+
+def _synonyms(name: str) -> list[str]:
+    return [_plain(part) for part in name.split(",")]
+
+
+def _either(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))

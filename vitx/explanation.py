@@ -1,0 +1,189 @@
+"""What a method found in a batch of images, and how to look at it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitx.errors import VitxError
+from vitx.files import write_or_say, write_png
+
+_MOST_SHOWN = 16  # images, where a notebook asks for a picture
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What one method found in a batch of images.
+
+    A notebook shows it as a picture: each image beside its map.
+
+    Attributes:
+        maps: (B, h, w), >= 0, one value per patch, on the model's device; float32, or float64 for a
+            float64 model.
+        logits: (B, classes), what the model put out, in the precision of the maps.
+        target: (B,) long, the class that each map is about; None for methods without a class and for
+            targets that are a function.
+        image_size: height and width of the images, in pixels.
+        images: (B, C, H, W), what was explained; None where they are not kept, as those of a DataLoader.
+        mean: what was subtracted from each channel of the images, in units of [0, 1].
+        std: what each channel was then divided by.
+        method: the name of the method.
+    """
+
+    maps: Tensor
+    logits: Tensor
+    target: Tensor | None
+    image_size: tuple[int, int]
+    images: Tensor | None = None
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
+    method: str = ""
+
+    def cpu(self) -> "Explanation":
+        """Returns the same in host memory, without the images."""
+        target = None if self.target is None else self.target.cpu()
+        return replace(self, maps=self.maps.cpu(), logits=self.logits.cpu(), target=target, images=None)
+
+    def heatmaps(self, size: tuple[int, int] | None = None) -> Tensor:
+        """Scales the maps up bilinearly and each one to [0, 1].
+
+        Args:
+            size: height and width, by default those of the images.
+
+        Returns:
+            (B, H, W) in [0, 1]; a constant map gives zeros.
+        """
+        from vitx.render import heatmaps
+
+        return heatmaps(self.maps, size or self.image_size)
+
+    def pixels(
+        self,
+        images: Tensor | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Tensor:
+        """Returns the images as the model saw them, not normalised.
+
+        Args:
+            images: (B, C, H, W), those that were explained; by default the ones that are kept.
+            mean: by default what the model declares.
+            std: as for the mean.
+
+        Returns:
+            (B, H, W, 3) uint8, on the CPU.
+
+        Raises:
+            VitxError: The images are not kept and not given.
+        """
+        from vitx.render import to_pixels
+
+        images = self.images if images is None else images
+        if images is None:
+            raise VitxError("the images were not kept with the explanation: give those that were explained")
+        return to_pixels(images, self.mean if mean is None else mean, self.std if std is None else std)
+
+    def overlays(
+        self,
+        images: Tensor | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        colormap: str = "inferno",
+    ) -> Tensor:
+        """Lays the heat maps over the images.
+
+        Args:
+            images: as for `pixels`.
+            mean: as for `pixels`.
+            std: as for `pixels`.
+            colormap: the name of a colour map of matplotlib.
+
+        Returns:
+            (B, H, W, 3) uint8, on the CPU.
+        """
+        from vitx.render import overlays
+
+        pixels = self.pixels(images, mean, std)
+        return overlays(pixels, self.heatmaps((pixels.shape[1], pixels.shape[2])), colormap)
+
+    def picture(
+        self, class_names: Sequence[str] | None = None, colormap: str = "inferno"
+    ) -> NDArray[np.uint8]:
+        """Draws each image beside its map, with what the model predicted.
+
+        Args:
+            class_names: by default ImageNet's for 1,000 classes, else the numbers.
+            colormap: the name of a colour map of matplotlib.
+
+        Returns:
+            (height, width, 3) uint8.
+        """
+        from vitx.classes import known_class_names, short
+        from vitx.render import TITLES, captions, grid
+
+        if class_names is None and self.logits.ndim == 2:
+            known = known_class_names(self.logits.shape[1])
+            class_names = None if known is None else [short(name) for name in known]
+        columns = {
+            "input": self.pixels(),
+            TITLES.get(self.method, self.method or "map"): self.overlays(colormap=colormap),
+        }
+        return grid(
+            columns, captions(self.logits, class_names=class_names), colormap=colormap, tile_width=224
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes a picture (.png), or the maps, logits and targets as arrays (.npz), whole or not at all.
+
+        Raises:
+            VitxError: The name ends otherwise, or the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix == ".png":
+            write_png(path, self.picture())
+        elif path.suffix == ".npz":
+            arrays = {"maps": self.maps, "logits": self.logits, "target": self.target}
+            found = {name: array.cpu().numpy() for name, array in arrays.items() if array is not None}
+            write_or_say(path, lambda file: np.savez_compressed(file, allow_pickle=False, **found))
+        else:
+            raise VitxError(f"an explanation is saved as .png or .npz, found {path}")
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows; nothing where the images were not kept."""
+        if self.images is None:
+            return None
+        from PIL import Image
+
+        file = BytesIO()
+        Image.fromarray(self[:_MOST_SHOWN].picture()).save(file, "PNG")
+        return file.getvalue()
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __getitem__(self, part: slice) -> "Explanation":
+        """Returns the same of some of the images."""
+        return replace(
+            self,
+            maps=self.maps[part],
+            logits=self.logits[part],
+            target=None if self.target is None else self.target[part],
+            images=None if self.images is None else self.images[part],
+        )
+
+
+def join(parts: Sequence[Explanation]) -> Explanation:
+    """Joins the explanations of several batches, without their images."""
+    targets = [part.target for part in parts if part.target is not None]
+    return replace(
+        parts[0],
+        maps=torch.cat([part.maps for part in parts]),
+        logits=torch.cat([part.logits for part in parts]),
+        target=torch.cat(targets) if targets else None,
+        images=None,
+    )

@@ -1,0 +1,59 @@
+"""Files that are written whole or not at all."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitx.errors import VitxError
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Writes beside the path and renames, so that a reader never sees half a file.
+
+    What a killed run left half written has a name that the resumed run writes again.
+
+    Args:
+        path: of the file; its folder is made if there is none.
+        write: is given the open file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        with unfinished.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Writes a picture, (height, width, 3) uint8.
+
+    Raises:
+        VitxError: The file cannot be written.
+    """
+    from PIL import Image
+
+    write_or_say(path, lambda file: Image.fromarray(picture).save(file, "PNG"))
+
+
+def write_or_say(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """As `write_atomically`, but raises a VitxError if the file cannot be written."""
+    try:
+        write_atomically(path, write)
+    except OSError as error:
+        raise VitxError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def png_path(given: str | Path) -> Path:
+    """Returns a path that ends with .png, or raises a VitxError."""
+    path = Path(given)
+    if path.suffix.lower() != ".png":
+        raise VitxError(f"pictures are written as .png, found {given}")
+    return path

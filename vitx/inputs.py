@@ -1,0 +1,106 @@
+"""What people have: files, PIL images, arrays; and the tensors that become of them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from vitx.errors import VitxError
+from vitx.pictures import read_picture, to_rgb
+from vitx.preprocessing import Preprocessing, preprocessing_of
+
+IMAGES = ("image", "images", "pixel_values", "img", "x")  # what batches call them
+Picture = str | Path | Image.Image | np.ndarray | Tensor  # one image, not normalised
+Images = Tensor | Picture | Sequence[Picture]
+
+
+def as_tensor(model: nn.Module, images: Any) -> Any:
+    """Prepares images as the model takes them.
+
+    Args:
+        model: timm's, or one that contains it.
+        images: an image file, a PIL image, a uint8 array (H, W, 3) or (H, W), a uint8 tensor (3, H, W);
+            several of these in a list, or stacked.
+
+    Returns:
+        (B, C, H, W), on the model's device; what is none of these is returned as it is.
+
+    Raises:
+        VitxError: A file cannot be read, or the model does not say how it wants its images.
+    """
+    pictures = _pictures(images)
+    if pictures is None:
+        return images
+    weight = next(model.parameters(), torch.empty(0))
+    return to_tensor(pictures, preprocessing_of(model)).to(weight.device, weight.dtype)
+
+
+def batches_of(loader: DataLoader[Any]) -> Iterator[Tensor]:
+    """Yields the images of each batch: itself, its first item, or what is called as images usually are.
+
+    On a terminal, a bar shows how far it is.
+
+    Raises:
+        VitxError: A batch has no images.
+    """
+    for batch in tqdm(loader, "explaining", unit="batch", disable=None):
+        images = batch
+        if isinstance(batch, Mapping):
+            images = next((batch[name] for name in IMAGES if name in batch), None)
+        elif isinstance(batch, (list, tuple)) and batch:
+            images = batch[0]
+        if not isinstance(images, Tensor):
+            raise VitxError("the batches of the DataLoader must be images (B, C, H, W), or begin with them")
+        yield images
+
+
+def to_tensor(pictures: Sequence[Any], prepare: Preprocessing) -> Tensor:
+    """Prepares images.
+
+    Args:
+        pictures: as for `as_tensor`, one by one.
+        prepare: how the model wants them.
+
+    Returns:
+        (B, C, H, W), on the CPU.
+
+    Raises:
+        VitxError: A file cannot be read, or the images have several sizes.
+    """
+    tensors = [prepare(_open(picture)) for picture in pictures]
+    if len({tensor.shape for tensor in tensors}) > 1:
+        raise VitxError("images that keep their proportions have several sizes: explain them one by one")
+    return torch.stack(tensors)
+
+
+def _pictures(images: Any) -> list[Any] | None:
+    """Returns the images one by one; None if there are none that are to be prepared."""
+    if isinstance(images, (str, Path, Image.Image)):
+        return [images]
+    if isinstance(images, (list, tuple)):
+        found = [_pictures(image) for image in images]
+        if not found or any(one is None or len(one) != 1 for one in found):
+            return None
+        return [one[0] for one in found if one]
+    if isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim in (3, 4):
+        images = images.movedim(-3, -1).cpu().numpy()
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8:
+        if images.ndim == 2 or (images.ndim == 3 and images.shape[-1] in (1, 3, 4)):
+            return [images]
+        if images.ndim == 4 and images.shape[-1] in (1, 3, 4):
+            return list(images)
+    return None
+
+
+def _open(picture: Any) -> Image.Image:
+    if isinstance(picture, (str, Path)):
+        return read_picture(picture)
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
+    return to_rgb(picture)

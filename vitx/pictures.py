@@ -1,0 +1,132 @@
+"""Image files: found, opened, and brought to upright 8-bit RGB."""
+
+import glob
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vitx.errors import VitxError
+
+SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+MOST_PIXELS = 100_000_000
+_FEWEST = 8  # pixels in height and width: with fewer there is nothing to look at
+_WHOLE = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535}  # mode -> white
+
+
+def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
+    """Finds image files.
+
+    Args:
+        paths: files, which are taken as they are; folders, in which all image files count, at any depth;
+            and patterns such as `pictures/*.jpg`.
+
+    Returns:
+        The files without repetition, in the order given; those of a folder or pattern sorted by name.
+
+    Raises:
+        VitxError: There is no such file, or a folder or pattern holds no image files.
+    """
+    found: dict[Path, None] = {}
+    for given in paths:
+        path = Path(given)
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if _is_picture(file))
+        elif path.exists():
+            files = [path]
+        elif glob.has_magic(str(given)):
+            matches = glob.glob(str(given), recursive=True)  # noqa: PTH207 (Path.glob wants relative ones)
+            files = sorted(file for file in map(Path, matches) if file.is_file())
+        else:
+            raise VitxError(f"there is no file or folder {given}")
+        if not files:
+            raise VitxError(f"there are no image files in {given}: {', '.join(sorted(SUFFIXES))} count")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Image:
+    """Reads an image file.
+
+    Turned upright as its EXIF data say; 16 bits become 8, transparent parts white; of an animation, the
+    first frame.
+
+    Args:
+        path: of the file.
+        most_pixels: a larger image is refused before it is unpacked, as it might fill the memory.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        VitxError: There is no such file, it is no image, is damaged, or is too small or too large.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VitxError(f"there is no file {path}" if not path.exists() else f"{path} is no file")
+    try:
+        with _any_size(), Image.open(path) as image:
+            _check_size(path, image.size, most_pixels)
+            image.load()
+            return to_rgb(image, str(path))
+    except UnidentifiedImageError as error:
+        raise VitxError(f"{path} is no image file that can be read") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # each format has its own kinds
+        if isinstance(error, VitxError):
+            raise
+        said = str(error).strip().split("\n")[0]
+        raise VitxError(f"{path} could not be read, it may be damaged: {said}") from error
+
+
+def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
+    """Turns an image upright and makes it 8-bit RGB; transparent parts become white.
+
+    Args:
+        image: of any mode.
+        name: what the message calls it.
+
+    Raises:
+        VitxError: Its pixels are floating point numbers, whose range is not known.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise VitxError(f"{name} has floating point numbers, of no known range: save it with 8 or 16 bits")
+    if image.mode in _WHOLE:
+        values = np.asarray(image, np.float32) * (255 / _WHOLE[image.mode])
+        image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, "white")
+        image.alpha_composite(layer)
+    return image.convert("RGB")
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+
+
+def _check_size(path: Path, size: tuple[int, int], most_pixels: int) -> None:
+    width, height = size
+    if width * height > most_pixels:
+        raise VitxError(
+            f"{path} has {width} x {height} pixels, more than the {most_pixels:,} that are allowed: make it "
+            "smaller, or allow more"
+        )
+    if min(size) < _FEWEST:
+        raise VitxError(f"{path} has {width} x {height} pixels: at least {_FEWEST} x {_FEWEST} are needed")
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Leaves the limit on pixels to `_check_size`, which says what to do."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd but harmless metadata
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit

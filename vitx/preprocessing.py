@@ -1,0 +1,154 @@
+"""From pictures to what a model takes: its own size, crop and normalisation."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from vitx.errors import VitxError
+
+if TYPE_CHECKING:  # PIL is not imported before it is needed
+    from PIL import Image
+
+_UNKNOWN = (
+    "the model does not say how it wants its images (timm's do): give a tensor (B, C, H, W), or to the "
+    "command --image-size, --mean and --std"
+)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a model wants its images.
+
+    Attributes:
+        size: height and width, in pixels.
+        mean: what is subtracted from each channel, in units of [0, 1].
+        std: what each channel is then divided by.
+        interpolation: "bicubic", "bilinear", ...
+        crop_pct: share of the resized image that is kept.
+        crop_mode: "center", "squash" or "border", as timm knows them.
+        multiple: with `keep_aspect`, height and width are multiples of it.
+        keep_aspect: keep the whole image and its proportions, with about as many pixels.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+    multiple: int = 1
+    keep_aspect: bool = False
+
+    def __call__(self, picture: "Image.Image") -> Tensor:
+        """Returns the image as the model takes it, (C, H, W)."""
+        from timm.data import create_transform
+
+        transform: Any = create_transform(
+            input_size=(3, *self._size_of(picture)),
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            crop_pct=1.0 if self.keep_aspect else self.crop_pct,
+            crop_mode="squash" if self.keep_aspect else self.crop_mode,
+        )
+        tensor: Tensor = transform(picture)
+        return tensor
+
+    def _size_of(self, picture: "Image.Image") -> tuple[int, int]:
+        if not self.keep_aspect:
+            return self.size
+        height, width = self.size
+        scale = (height * width / (picture.height * picture.width)) ** 0.5
+        return self._rounded(picture.height * scale), self._rounded(picture.width * scale)
+
+    def _rounded(self, length: float) -> int:
+        return max(1, round(length / self.multiple)) * self.multiple
+
+
+def normalisation(module: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
+    """Returns the mean and std that the model declares (timm does), else those that change nothing."""
+    config = _config(module)
+    if config is None or "mean" not in config or "std" not in config:
+        return (0.0,), (1.0,)
+    return config["mean"], config["std"]
+
+
+def preprocessing_of(
+    model: nn.Module,
+    *,
+    size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    keep_aspect: bool = False,
+) -> Preprocessing:
+    """Returns what the model declares (timm's do, and modules that hold one), or what is given instead.
+
+    Args:
+        model: whose images are to be prepared.
+        size: height and width.
+        mean: what is subtracted from each channel.
+        std: what each channel is then divided by.
+        keep_aspect: keep the whole image and its proportions.
+
+    Raises:
+        VitxError: Something is neither declared nor given, or the model takes one size only.
+    """
+    from timm.data import resolve_data_config
+
+    config = _config(model)
+    if config is None and None in (size, mean, std):
+        raise VitxError(_UNKNOWN)
+    known = resolve_data_config(pretrained_cfg=dict(config or {}))
+    multiple = _patch(model) if keep_aspect else 1
+    return Preprocessing(
+        size=(size, size) if size else _size(model) or tuple(known["input_size"][1:]),
+        mean=_channels("mean", mean or known["mean"]),
+        std=_channels("std", std or known["std"]),
+        interpolation=known["interpolation"],
+        crop_pct=known["crop_pct"],
+        crop_mode=known["crop_mode"],
+        multiple=multiple,
+        keep_aspect=keep_aspect,
+    )
+
+
+def _channels(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    values = tuple(float(value) for value in values)
+    if len(values) == 1:
+        values *= 3
+    if len(values) != 3:
+        raise VitxError(
+            f"{name} has {len(values)} values: give one for each of the 3 channels, or one for all"
+        )
+    return values
+
+
+def _config(model: nn.Module) -> Mapping[str, Any] | None:
+    """What the first part of the model that says anything of its images says."""
+    for part in model.modules():
+        config: Any = getattr(part, "pretrained_cfg", None)
+        if isinstance(config, Mapping) and "input_size" in config:
+            return config
+    return None
+
+
+def _patch(model: nn.Module) -> int:
+    """The side of a patch, of a model that takes images of any proportions."""
+    for part in model.modules():
+        embedding = getattr(part, "patch_embed", None)
+        if embedding is not None:
+            if not getattr(part, "dynamic_img_size", False):
+                break
+            return int(max(embedding.patch_size))
+    raise VitxError(
+        "the model takes images of one size only: make it with dynamic_img_size=True to keep proportions"
+    )
+
+
+def _size(model: nn.Module) -> tuple[int, int] | None:
+    """The only size that the patch embedding takes, which models made for another one do not declare."""
+    embeddings = (getattr(part, "patch_embed", None) for part in model.modules())
+    found = next((getattr(embedding, "img_size", None) for embedding in embeddings if embedding), None)
+    return None if found is None else (int(found[0]), int(found[1]))
