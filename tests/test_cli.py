@@ -1,0 +1,151 @@
+"""The command as a whole, and what sweep and compare draw."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import vitx
+from tests import models
+from vitx.cli import COMMANDS, main
+from vitx.cli.compare import _names, difference
+from vitx.render import TILE_WIDTH
+
+NAME = "deit_tiny_patch16_224"
+OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A picture, and two models that differ."""
+    made = tmp_path_factory.mktemp("compared")
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(made / "cat.png")
+    model = models.spread(timm.create_model(NAME, num_classes=7, **OPTIONS))
+    save_file(model.state_dict(), made / "first.safetensors")
+    with torch.no_grad():
+        model.blocks[0].attn.qkv.weight.mul_(-1)
+    save_file(model.state_dict(), made / "last.safetensors")
+    return made
+
+
+def options(folder, *names):
+    words = ["--model", NAME, "--model-options", json.dumps(OPTIONS)]
+    for name in names:
+        words += ["--weights", str(folder / f"{name}.safetensors")]
+    return words
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_says_what_it_does(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert f"vitx {command} " in said
+    assert "--output" in said
+
+
+def test_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "vitx", "nope"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], 'expected "command"'),
+        (["explain"], "required: explain.paths"),
+        (["explain", "-cat.jpg"], "come last, after a lone --"),
+    ],
+)
+def test_words_that_are_missing_or_wrong(words, sentence, capsys):
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert sentence in said
+
+
+class TestSweep:
+    def test_every_cell_is_its_own_explanation(self, folder, tmp_path, capsys):
+        path = tmp_path / "sweep.png"
+        words = ["sweep", str(folder / "cat.png"), *options(folder, "last"), "--output", str(path)]
+        assert main([*words, "--discard-ratio", "0", "0.6", "0.95"]) == 0
+        picture = np.asarray(Image.open(path))
+        grid = 5 + 4 * (TILE_WIDTH + 5)
+        assert picture.shape[1] == 2 * grid + 26
+        model = timm.create_model(NAME, num_classes=7, **OPTIONS)
+        model.load_state_dict(vitx.checkpoints.read_weights(folder / "last.safetensors"))
+        for block, method in enumerate(("rollout", "grad_rollout")):
+            for row, fusion in enumerate(("mean", "max", "min")):
+                for column, ratio in enumerate((0, 0.6, 0.95), 1):
+                    found = vitx.explain(
+                        model.eval(), folder / "cat.png", method, head_fusion=fusion, discard_ratio=ratio
+                    )
+                    tile = Image.fromarray(found.overlays()[0].numpy())
+                    wanted = np.asarray(tile.resize((TILE_WIDTH, TILE_WIDTH), Image.Resampling.BICUBIC))
+                    top = 26 + 19 + row * (19 + TILE_WIDTH + 5) + 19
+                    left = block * (grid + 26) + 5 + column * (TILE_WIDTH + 5)
+                    cell = picture[top : top + TILE_WIDTH, left : left + TILE_WIDTH]
+                    assert np.abs(cell.astype(int) - wanted).max() <= 2
+
+    @pytest.mark.parametrize(
+        ("words", "sentence"),
+        [
+            (["--output", "a.jpg"], "pictures are written as .png"),
+            (["--discard-ratio", "1.5"], "discard_ratio must be"),
+            (["--target", "9"], "there is no class 9"),
+        ],
+    )
+    def test_refusals(self, folder, words, sentence, capsys, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        assert main(["sweep", str(folder / "cat.png"), *options(folder, "last"), *words]) == 2
+        assert sentence in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+
+
+class TestCompare:
+    def test_side_by_side(self, folder, tmp_path):
+        path = tmp_path / "compare.png"
+        words = ["compare", str(folder / "cat.png"), *options(folder, "first", "last")]
+        assert main([*words, "--output", str(path)]) == 0
+        picture = Image.open(path)
+        assert picture.width == 5 + 4 * (224 + 5)  # the input, two maps and their difference
+        assert picture.height == 19 + 2 * (19 + 224 + 5) + 38
+
+    def test_red_is_more_and_blue_is_less(self):
+        def explanation(*rows):
+            return vitx.Explanation(torch.tensor([rows]), torch.zeros(1, 2), None, (64, 64))
+
+        grey = torch.full((1, 64, 64, 3), 128, dtype=torch.uint8)
+        first = explanation((3.0, 1.0), (1.0, 1.0))
+        second = explanation((2.0, 2.0), (2.0, 6.0))  # of shares: .5 -> .17, .17 -> .5, others the same
+        drawn = difference(grey, [first], [second])[0].int()
+        red, _, blue = drawn.unbind(-1)
+        assert (red - blue)[-4:, -4:].min() > 60
+        assert (red - blue)[:4, :4].max() < -60
+        same = difference(grey, [first], [first])[0].int()
+        assert (same == same[0, 0]).all()
+
+    def test_a_map_of_zeros(self):
+        nothing = vitx.Explanation(torch.zeros(1, 2, 2), torch.zeros(1, 2), None, (8, 8))
+        drawn = difference(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), [nothing], [nothing])
+        assert (drawn == drawn[0, 0, 0]).all()
+
+    def test_names_are_as_short_as_they_can_be(self):
+        assert _names(["runs/a/last.ckpt", "runs/b/last.ckpt"]) == ["a/last", "b/last"]
+        assert _names(["runs/a/first.ckpt", "last.ckpt"]) == ["first", "last"]
+        assert _names(["a.ckpt", "a.ckpt"]) == ["1. a", "2. a"]
+
+    def test_one_alone(self, folder, capsys):
+        assert main(["compare", str(folder / "cat.png"), *options(folder, "first")]) == 2
+        assert "name at least two" in capsys.readouterr().err

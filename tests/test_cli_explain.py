@@ -1,0 +1,311 @@
+"""`vitx explain`: what it writes, what it refuses, on two processes, and killed in the middle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import vitx
+from tests import models
+from tests.processes import run_together
+from vitx.cli import main
+from vitx.cli.output import Output
+
+NAME = "deit_tiny_patch16_224"
+OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+def tiny(classes=7, **overrides):
+    return models.spread(timm.create_model(NAME, num_classes=classes, **(OPTIONS | overrides))).eval()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(tiny().state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five pictures, two of them deeper and odd in name, and two files that are none."""
+    generator = np.random.default_rng(0)
+    made = tmp_path / "photos"
+    (made / "deep").mkdir(parents=True)
+    for name in ("a.png", "b.jpg", "deep/a.png", "deep/c d \N{SNOWMAN}.png", "-dash.png"):
+        Image.fromarray(generator.integers(0, 255, (40, 50, 3), np.uint8)).save(made / name)
+    (made / "text.jpg").write_text("no picture")
+    (made / "broken.jpg").write_bytes((made / "b.jpg").read_bytes()[:300])
+    return made
+
+
+def command(*words, weights, options=OPTIONS):
+    model = ["--model", NAME, "--weights", str(weights), "--model-options", json.dumps(options)]
+    return ["explain", *map(str, words), *model, "--accelerator", "cpu", "--workers", "0"]
+
+
+def written(folder, suffix=".png"):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob(f"*{suffix}"))
+
+
+class TestFiles:
+    def test_a_folder(self, folder, weights, tmp_path, capsys):
+        output = tmp_path / "maps"
+        words = ["--output", output, "--json", "--save-maps", "--method", "rollout", "grad_rollout"]
+        assert main(command(folder, *words, "--batch-size", 2, weights=weights)) == 1
+        good = ["-dash.png", "a.png", "b.jpg", "deep/a.png", "deep/c d \N{SNOWMAN}.png"]
+        for suffix in (".png", ".npz", ".json"):
+            found = [name for name in written(output, suffix) if name != "vitx.json"]
+            assert found == sorted(name + suffix for name in good)
+        said = capsys.readouterr()
+        assert [line.split(":")[0] for line in said.err.splitlines()] == ["skipped", "skipped"]
+        assert "text.jpg is no image file" in said.err
+        assert "broken.jpg could not be read" in said.err
+        assert "5 pictures explained, 2 skipped" in said.out
+        assert not list(output.rglob("*.part"))
+
+    def test_what_is_in_them(self, folder, weights, tmp_path):
+        output = tmp_path / "maps"
+        words = ["--output", output, "--json", "--save-maps", "--method", "grad_rollout", "rollout"]
+        assert main(command(folder / "a.png", *words, "--target", "predicted", 5, weights=weights)) == 0
+        model, images = tiny(), folder / "a.png"
+        found = {target: vitx.explain(model, images, "grad_rollout", target=target) for target in (None, 5)}
+        best = int(found[None].target[0])
+        facts = json.loads((output / "a.png.json").read_text("utf-8"))
+        assert facts["prediction"] == best
+        assert facts["probability"] == pytest.approx(found[None].logits[0].softmax(-1)[best].item(), abs=1e-5)
+        assert [(made["method"], made["target"]) for made in facts["maps"]] == [
+            ("rollout", None),
+            ("grad_rollout", best),
+            ("grad_rollout", 5),
+        ]
+        assert all(Path(path).is_file() for path in facts["files"])
+        assert json.loads((output / "explanations.jsonl").read_text("utf-8")) == facts
+        with np.load(output / "a.png.npz", allow_pickle=False) as arrays:
+            assert np.allclose(arrays["grad_rollout_5"], found[5].maps[0], rtol=1e-4, atol=1e-7)
+            assert np.allclose(arrays[f"grad_rollout_{best}"], found[None].maps[0], rtol=1e-4, atol=1e-7)
+            assert np.allclose(arrays["rollout"], vitx.explain(model, images).maps[0], rtol=1e-4, atol=1e-7)
+            assert np.allclose(arrays["logits"], found[5].logits[0], rtol=1e-4, atol=1e-5)
+        picture = Image.open(output / "a.png.png")
+        assert picture.width == 5 + 4 * (224 + 5)  # the input and three maps
+
+    def test_a_leading_dash_comes_after_two(self, folder, weights, monkeypatch, capsys):
+        monkeypatch.chdir(folder)
+        first, *rest = command(weights=weights)
+        assert main([first, *rest, "--output", "maps", "--", "-dash.png"]) == 0
+        assert written(folder / "maps") == ["-dash.png.png"]
+
+    def test_what_an_earlier_run_wrote_is_no_input(self, folder, weights):
+        for _ in range(2):
+            main(command(folder, "--output", folder / "maps", weights=weights))
+        assert len(written(folder / "maps")) == 5
+
+    def test_proportions_are_kept(self, folder, weights, tmp_path):
+        output = tmp_path / "maps"
+        Image.new("RGB", (120, 40), "red").save(folder / "wide.png")
+        words = [folder / "wide.png", "--keep-aspect", "--save-maps", "--output", output]
+        assert main(command(*words, weights=weights)) == 0
+        with np.load(output / "wide.png.npz") as arrays:
+            (name,) = [name for name in arrays if name.startswith("grad_rollout")]
+            assert arrays[name].shape == (2, 7)
+
+
+class TestModels:
+    def test_a_lightning_module(self, folder, tmp_path, monkeypatch):
+        import lightning.pytorch as pl
+
+        from train_demo import Classifier
+
+        module = Classifier(4, model_options=OPTIONS)
+        trainer = pl.Trainer(barebones=True)
+        trainer.strategy.connect(module)
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+        (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\n")
+        output = tmp_path / "maps"
+        words = ["--checkpoint", tmp_path / "a.ckpt", "--module", "train_demo.Classifier"]
+        more = ["--class-names", tmp_path / "names.txt", "--target", "bee", "--json", "--output", output]
+        arguments = ["explain", folder / "a.png", *words, *more, "--accelerator", "cpu"]
+        assert main([str(word) for word in arguments]) == 0
+        (made,) = json.loads((output / "a.png.json").read_text())["maps"]
+        assert (made["target"], made["target_name"]) == (1, "bee")
+
+
+class TestResume:
+    def run(self, folder, output, weights, *words):
+        return main(command(folder, "--output", output, *words, weights=weights))
+
+    def test_only_what_is_left_is_done(self, folder, weights, tmp_path, capsys):
+        output = tmp_path / "maps"
+        self.run(folder, output, weights)
+        (output / "a.png.png").unlink()
+        times = {name: (output / name).stat().st_mtime_ns for name in written(output)}
+        capsys.readouterr()
+        assert self.run(folder, output, weights, "--resume") == 1
+        assert "4 of 7 pictures were finished before" in capsys.readouterr().out
+        assert len(written(output)) == 5
+        assert all((output / name).stat().st_mtime_ns == before for name, before in times.items())
+
+    def test_all_done(self, folder, weights, tmp_path, capsys):
+        output = tmp_path / "maps"
+        assert self.run(folder / "a.png", output, weights) == 0
+        assert self.run(folder / "a.png", output, weights, "--resume") == 0
+        assert "0 pictures explained" in capsys.readouterr().out
+
+    def test_other_options_are_refused(self, folder, weights, tmp_path, capsys):
+        output = tmp_path / "maps"
+        self.run(folder, output, weights)
+        assert self.run(folder, output, weights, "--resume", "--head-fusion", "max") == 2
+        assert "were made with other options" in capsys.readouterr().err
+
+    def test_killed_in_the_middle(self, folder, weights, tmp_path):
+        for number in range(300):
+            Image.new("RGB", (40, 40), (number % 255, 9, 9)).save(folder / f"many-{number:03d}.png")
+        output = tmp_path / "maps"
+        words = command(folder, "--output", output, "--batch-size", 2, weights=weights)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vitx", *words],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        deadline = time.monotonic() + 120
+        while len(written(output)) < 4 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        before = {name: (output / name).stat().st_mtime_ns for name in written(output)}
+        assert 4 <= len(before) < 305
+        for name in before:
+            Image.open(output / name).load()  # each is whole
+        assert self.run(folder, output, weights, "--resume") == 1
+        assert len(written(output)) == 305
+        assert all((output / name).stat().st_mtime_ns == time for name, time in before.items())
+        assert not list(output.rglob("*.part"))
+
+
+def explain_in_one_of_two(arguments, log):
+    write = Output.write
+
+    def logged(self, file, found, says=False):
+        with Path(f"{log}-{os.environ['RANK']}").open("a") as opened:
+            opened.write(f"{file.name}\n")
+        write(self, file, found, says)
+
+    Output.write = logged
+    status = main(arguments)
+    assert status == (1 if os.environ["RANK"] == "0" else 0)
+
+
+def test_two_processes_explain_each_picture_once(folder, weights, tmp_path):
+    output, log = tmp_path / "maps", tmp_path / "log"
+    words = ["--devices", 2, "--strategy", "ddp", "--batch-size", 2, "--output", output, "--json"]
+    run_together(2, explain_in_one_of_two, command(folder, *words, weights=weights), log)
+    shares = [Path(f"{log}-{rank}").read_text().splitlines() for rank in (0, 1)]
+    assert all(shares)
+    wanted = ["-dash.png", "a.png", "a.png", "b.jpg", "c d \N{SNOWMAN}.png"]
+    assert sorted(shares[0] + shares[1]) == wanted
+    assert len(written(output)) == 5
+    lines = (output / "explanations.jsonl").read_text("utf-8").splitlines()
+    assert len(lines) == 5
+
+
+def damaged(folder, name):
+    path = folder / name
+    if name == "tiny.png":
+        Image.new("RGB", (1, 1)).save(path)
+    if name == "bomb.png":
+        Image.new("1", (20_000, 20_000)).save(path)
+    return path
+
+
+class TestRefusals:
+    """One sentence, exit status 2, and nothing written."""
+
+    def refused(self, arguments, capsys, output):
+        try:
+            status = main([str(word) for word in arguments])
+        except SystemExit as stop:
+            status = stop.code
+        assert status == 2
+        assert not output.exists()
+        said = capsys.readouterr().err.strip().splitlines()
+        assert "Traceback" not in "".join(said)
+        assert said[-1].startswith("error: ")
+        return "\n".join(said)
+
+    @pytest.mark.parametrize(
+        ("name", "sentence"),
+        [
+            ("absent.jpg", "there is no file or folder"),
+            ("text.jpg", "is no image file that can be read"),
+            ("broken.jpg", "could not be read, it may be damaged"),
+            ("tiny.png", "1 x 1 pixels: at least 8 x 8"),
+            ("bomb.png", "more than the 100,000,000 that are allowed"),
+        ],
+    )
+    def test_files(self, folder, weights, tmp_path, capsys, name, sentence):
+        output = tmp_path / "maps"
+        arguments = command(damaged(folder, name), "--output", output, weights=weights)
+        assert sentence in self.refused(arguments, capsys, output)
+
+    @pytest.mark.parametrize(
+        ("words", "sentence"),
+        [
+            (["--discard-ratio", 1.5], "discard_ratio must be at least 0 and below 1, found 1.5"),
+            (["--discard-ratio", "x"], "Got value: x"),
+            (["--head-fusion", "sum"], "head_fusion must be one of mean, max, min"),
+            (["--start-layer", 9], "start_layer must be from 0 to 1"),
+            (["--method", "nope"], "there is no method 'nope'"),
+            (["--target", "tabby"], "the names of the classes are not known"),
+            (["--target", 7], "there is no class 7"),
+            (["--batch-size", 0], "--batch-size must be at least 1"),
+            (["--checkpoint", "a.ckpt", "--module", "a.B"], "either --model NAME, or --checkpoint"),
+            (["--module", "a.B"], "--checkpoint CKPT and --module CLASS go together"),
+            (["--mean", 0.5, 0.5], "mean has 2 values"),
+            (["--class-names", "absent.txt"], "the class names could not be read"),
+            (["--nope", 3], "--nope"),
+        ],
+    )
+    def test_options(self, folder, weights, tmp_path, capsys, words, sentence):
+        output = tmp_path / "maps"
+        arguments = command(folder, "--output", output, *words, weights=weights)
+        assert sentence in self.refused(arguments, capsys, output)
+
+    @pytest.mark.parametrize(
+        ("model", "sentence"),
+        [
+            ([], "say which model"),
+            (["--model", "deit_tinny_patch16_224", "--weights", "{}"], "some near it: deit_tiny"),
+            (["--model", "resnet10t", "--weights", "{}"], "holds weights of another model"),
+            (["--model", NAME, "--weights", "absent.pth"], "there is no weights file absent.pth"),
+            (["--checkpoint", "absent.ckpt", "--module", "train_demo.Classifier"], "there is no checkpoint"),
+        ],
+    )
+    def test_models(self, folder, weights, tmp_path, capsys, model, sentence):
+        output = tmp_path / "maps"
+        model = [word.format(weights) for word in model]
+        arguments = ["explain", folder, *model, "--output", output]
+        assert sentence in self.refused(arguments, capsys, output)
+
+    def test_a_model_without_attention(self, folder, tmp_path, capsys):
+        torch.save(timm.create_model("resnet10t", num_classes=3).state_dict(), tmp_path / "a.pth")
+        output = tmp_path / "maps"
+        arguments = ["explain", folder, "--model", "resnet10t", "--weights", tmp_path / "a.pth"]
+        said = self.refused([*arguments, "--output", output], capsys, output)
+        assert "no attention between tokens was found" in said
+
+    def test_an_output_that_cannot_be_written(self, folder, weights, tmp_path, capsys):
+        (tmp_path / "file").write_text("here")
+        output = tmp_path / "file" / "maps"
+        arguments = command(folder, "--output", output, weights=weights)
+        assert "could not be written" in self.refused(arguments, capsys, output)

@@ -1,0 +1,54 @@
+"""The command `vitx`: for the person after training.
+
+To add a command, write a module with `parser()` and `run(options)` and name it in `COMMANDS`.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from vitx.cli.formatting import HelpFormatter
+from vitx.errors import VitxError
+from vitx.pictures import SUFFIXES
+
+DESCRIPTION = """\
+See what a Vision Transformer looks at.
+
+  vitx explain cat.jpg --model deit_tiny_patch16_224       what does it look at in a picture?
+  vitx explain cat.jpg --model ... --target tabby beagle   where is the cat for it, and where the dog?
+  vitx explain photos/ --model ... --resume                in a folder, go on where it stopped
+  vitx sweep cat.jpg --model ...                           which options suit this model?
+  vitx compare cat.jpg --weights a.pth --weights b.pth ... what has changed between two checkpoints?
+"""
+COMMANDS = {
+    "explain": "explain pictures, one or a million",
+    "sweep": "one picture under every head fusion and several discard ratios",
+    "compare": "one picture through several checkpoints",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status: 0, 1 if a part was skipped, 2 for bad input."""
+    parser = ArgumentParser(
+        prog="vitx", description=DESCRIPTION, formatter_class=HelpFormatter, exit_on_error=False
+    )
+    commands = parser.add_subcommands(dest="command", title="commands")
+    modules = {name: import_module(f"vitx.cli.{name}") for name in COMMANDS}
+    for name, module in modules.items():
+        commands.add_subcommand(name, module.parser(), help=COMMANDS[name])
+    try:
+        options = parser.parse_args(arguments)
+        status: int = modules[options.command].run(options[options.command])
+    except (ArgumentError, VitxError) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _one_line(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    if "nrecognized arguments" in said and any(suffix in said.lower() for suffix in SUFFIXES):
+        said += "; file names that begin with a dash come last, after a lone --"
+    return said

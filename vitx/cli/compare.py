@@ -1,0 +1,124 @@
+"""`vitx compare`: one picture through several checkpoints."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor
+
+import vitx
+from vitx import render
+from vitx.cli.formatting import HelpFormatter
+from vitx.cli.subject import Subject, add_model_options, load_subject, target_class
+from vitx.errors import VitxError
+from vitx.files import png_path, write_png
+from vitx.inputs import to_tensor
+from vitx.methods import find_method
+from vitx.pictures import read_picture
+
+DESCRIPTION = """\
+Shows one picture through several checkpoints side by side, and where each looks more and less than the first.
+
+  vitx compare cat.jpg --module train_demo.Classifier --checkpoint first.ckpt --checkpoint last.ckpt
+  vitx compare cat.jpg --model deit_tiny_patch16_224 --weights a.safetensors --weights b.safetensors
+"""
+
+
+def parser() -> ArgumentParser:
+    """Returns what reads the options of the command."""
+    made = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
+    made.add_argument("image", type=str, metavar="IMAGE", help="an image file")
+    add_model_options(made, several=True)
+    group = made.add_argument_group("what is asked")
+    group.add_argument(
+        "--method", type=str, nargs="+", default=["rollout", "grad_rollout"], help="one row each"
+    )
+    group.add_argument("--target", type=str, default="predicted", metavar="CLASS", help="number or name")
+    made.add_argument("--output", type=str, default="vitx-compare.png", metavar="FILE", help="a PNG file")
+    return made
+
+
+def run(options: Any) -> int:
+    """Runs the command and returns its exit status."""
+    for name in options.method:
+        find_method(name)
+    weights, checkpoints = options.weights or [], options.checkpoint or []
+    if len(weights) + len(checkpoints) < 2:
+        raise VitxError(
+            "name at least two to compare: --checkpoint A --checkpoint B, or --weights A --weights B"
+        )
+    path = png_path(options.output)
+    picture = read_picture(options.image)
+    subjects = [load_subject(options, path, None) for path in weights]
+    subjects += [load_subject(options, None, path) for path in checkpoints]
+    names = _names([*weights, *checkpoints])
+    write_png(path, compare(dict(zip(names, subjects, strict=True)), picture, options))
+    print(f"see {options.output}")
+    return 0
+
+
+def compare(subjects: dict[str, Subject], picture: Any, options: Any) -> Any:
+    """Draws the input, each checkpoint's maps, and their differences, (height, width, 3) uint8."""
+    found = {name: _explain(subject, picture, options) for name, subject in subjects.items()}
+    first, *others = found
+    pixels = torch.cat([explanation.pixels() for explanation in found[first]])
+    columns = {"input": pixels}
+    for name, explanations in found.items():
+        columns[_title(name, subjects[name], explanations[0])] = torch.cat(
+            [e.overlays() for e in explanations]
+        )
+    for name in others:
+        columns[f"{name} \N{MINUS SIGN} {first}"] = difference(pixels, found[first], found[name])
+    rows = [render.Caption(render.TITLES.get(e.method, e.method)) for e in found[first]]
+    return render.grid(columns, rows, tile_width=224, note="difference: red more, blue less")
+
+
+def difference(
+    pixels: Tensor, first: Sequence[vitx.Explanation], second: Sequence[vitx.Explanation]
+) -> Tensor:
+    """Lays over the images where the second look more (red) and less (blue) than the first.
+
+    Maps are compared as shares of a whole of 1; each difference is scaled to its own largest value.
+
+    Args:
+        pixels: (B, H, W, 3) uint8.
+        first: one explanation of one image for each of them.
+        second: the same.
+
+    Returns:
+        (B, H, W, 3) uint8.
+    """
+    size = (pixels.shape[1], pixels.shape[2])
+    before, after = (torch.cat([_shares(e, size) for e in found]) for found in (first, second))
+    change = after - before
+    largest = change.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(change.dtype).tiny)
+    return render.overlays(pixels, (change / largest + 1) / 2, "coolwarm")
+
+
+def _shares(explanation: vitx.Explanation, size: tuple[int, int]) -> Tensor:
+    maps = torch.nn.functional.interpolate(explanation.maps[:, None], size, mode="bilinear")[:, 0]
+    return maps / maps.sum((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+def _explain(subject: Subject, picture: Any, options: Any) -> list[vitx.Explanation]:
+    images = to_tensor([picture], subject.prepare)
+    index = target_class(subject, options.target)
+    methods: dict[str, dict[str, Any]] = {name: {} for name in options.method}
+    return list(vitx.explain_methods(subject.model, images, methods, target=index).values())
+
+
+def _title(name: str, subject: Subject, found: vitx.Explanation) -> str:
+    said = render.captions(found.logits, class_names=subject.short_names)[0]
+    return f"{name}: {said}"
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [Path(path).with_suffix("").parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number}. {name}" for number, name in enumerate(names, 1)]

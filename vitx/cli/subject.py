@@ -1,0 +1,159 @@
+"""The options that say which model, and the model that they mean."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import nn
+
+import vitx
+from vitx.checkpoints import create_model, load_module, model_of_weights
+from vitx.classes import find_class, known_class_names, read_class_names, short
+from vitx.errors import VitxError
+from vitx.preprocessing import Preprocessing, preprocessing_of
+
+Methods = Mapping[str, Mapping[str, Any]]
+ROLLOUT: Methods = {"rollout": {}}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with what is known of it.
+
+    Attributes:
+        model: whose attention is explained.
+        prepare: how it wants its images.
+        classes: how many it tells apart.
+        class_names: the full name of each, or None.
+    """
+
+    model: nn.Module
+    prepare: Preprocessing
+    classes: int
+    class_names: tuple[str, ...] | None
+
+    @property
+    def short_names(self) -> list[str] | None:
+        """The first synonym of each class, or None."""
+        return None if self.class_names is None else [short(name) for name in self.class_names]
+
+    def name(self, index: int) -> str:
+        """Returns what to call a class."""
+        return str(index) if self.class_names is None else short(self.class_names[index])
+
+
+def add_model_options(parser: ArgumentParser, several: bool = False) -> None:
+    """Adds the options that say which model.
+
+    Args:
+        parser: of the command.
+        several: whether --weights and --checkpoint may be given again and again.
+    """
+    again: dict[str, Any] = {"action": "append"} if several else {}
+    group = parser.add_argument_group("which model")
+    group.add_argument("--model", type=str, metavar="NAME", help="any Vision Transformer of timm")
+    group.add_argument(
+        "--weights",
+        type=str,
+        metavar="FILE",
+        **again,
+        help="its weights: .safetensors, .pth, or a .ckpt of Lightning; without, timm's own from the hub",
+    )
+    group.add_argument(
+        "--model-options", type=dict[str, Any], default={}, metavar="JSON", help="as '{\"depth\": 4}'"
+    )
+    group.add_argument(
+        "--checkpoint", type=str, metavar="CKPT", **again, help="or a checkpoint of a LightningModule, ..."
+    )
+    group.add_argument(
+        "--module", type=str, metavar="CLASS", help="... and its class, as package.module.Class"
+    )
+    group.add_argument(
+        "--module-options",
+        type=dict[str, Any],
+        default={},
+        metavar="JSON",
+        help="arguments of the class, in place of those that the checkpoint remembers",
+    )
+    group.add_argument("--trust", action="store_true", help="read also files that run code as they are read")
+    group = parser.add_argument_group("how it takes its images, if not as it declares")
+    group.add_argument("--image-size", type=int, metavar="PIXELS", help="height and width")
+    group.add_argument("--mean", type=float, nargs="+", help="of the channels, in units of [0, 1]")
+    group.add_argument("--std", type=float, nargs="+", help="of the channels")
+    group.add_argument(
+        "--keep-aspect",
+        action="store_true",
+        help="keep the whole image and its proportions (models with dynamic_img_size)",
+    )
+    group.add_argument(
+        "--class-names", type=str, metavar="FILE", help="one in each line; ImageNet's are known"
+    )
+
+
+def load_subject(
+    options: Any, weights: str | None, checkpoint: str | None, methods: Methods = ROLLOUT
+) -> Subject:
+    """Loads the model that the options mean.
+
+    Args:
+        options: those of `add_model_options`.
+        weights: a file, or None.
+        checkpoint: of a LightningModule, or None.
+        methods: the options of each method that the model must take, by its name.
+
+    Raises:
+        VitxError: They do not say one model, or it cannot be loaded or explained so.
+    """
+    model = _model(options, weights, checkpoint).eval()
+    size = options.image_size
+    prepare = preprocessing_of(
+        model, size=size, mean=options.mean, std=options.std, keep_aspect=options.keep_aspect
+    )
+    # Tells the classes, and whether the model can be explained, before any image is read.
+    weight = next(model.parameters(), torch.empty(0))
+    trial = torch.zeros(1, 3, *prepare.size, dtype=weight.dtype, device=weight.device)
+    logits = next(iter(vitx.explain_methods(model, trial, methods).values())).logits
+    if logits.ndim != 2:
+        raise VitxError(f"the model must put out logits (B, classes), found {tuple(logits.shape)}")
+    classes = logits.shape[1]
+    if options.class_names is None:
+        return Subject(model, prepare, classes, known_class_names(classes))
+    names = read_class_names(Path(options.class_names))
+    if len(names) != classes:
+        raise VitxError(f"{options.class_names} names {len(names)} classes, and the model has {classes}")
+    return Subject(model, prepare, classes, names)
+
+
+def _model(options: Any, weights: str | None, checkpoint: str | None) -> nn.Module:
+    if (options.model is None) == (checkpoint is None):
+        raise VitxError("say which model: either --model NAME, or --checkpoint CKPT with --module CLASS")
+    if (options.module is None) != (checkpoint is None):
+        raise VitxError(
+            "--checkpoint CKPT and --module CLASS go together; for a model of timm, --weights FILE"
+        )
+    if checkpoint is not None:
+        if weights is not None:
+            raise VitxError("--weights is for a model of timm: --checkpoint has weights of its own")
+        return load_module(options.module, Path(checkpoint), options.module_options, options.trust)
+    own = dict(options.model_options)
+    if options.image_size:
+        own.setdefault("img_size", options.image_size)
+    if options.keep_aspect:
+        own.setdefault("dynamic_img_size", True)
+    if weights is None:
+        return create_model(options.model, True, None, own)
+    return model_of_weights(options.model, Path(weights), own, options.trust)
+
+
+def target_class(subject: Subject, target: str) -> int | None:
+    """Returns the class that a target means; None for the predicted one.
+
+    Raises:
+        VitxError: There is no such class.
+    """
+    if target == "predicted":
+        return None
+    return find_class(target, subject.classes, subject.class_names)

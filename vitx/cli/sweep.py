@@ -1,0 +1,80 @@
+"""`vitx sweep`: one picture under every head fusion and several discard ratios."""
+
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from tqdm import tqdm
+
+import vitx
+from vitx import render
+from vitx.cli.formatting import HelpFormatter
+from vitx.cli.subject import Subject, add_model_options, load_subject, target_class
+from vitx.files import png_path, write_png
+from vitx.inputs import to_tensor
+from vitx.pictures import read_picture
+from vitx.relevance import HEAD_FUSIONS, check_options
+
+DESCRIPTION = """\
+Shows one picture under every head fusion and several discard ratios, attention rollout beside gradient
+rollout: which options suit this model?
+
+  vitx sweep cat.jpg --model deit_tiny_patch16_224
+  vitx sweep cat.jpg --model deit_tiny_patch16_224 --discard-ratio 0 0.5 0.95 --target tabby
+"""
+
+
+def parser() -> ArgumentParser:
+    """Returns what reads the options of the command."""
+    made = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
+    made.add_argument("image", type=str, metavar="IMAGE", help="an image file")
+    add_model_options(made)
+    group = made.add_argument_group("what is asked")
+    group.add_argument("--target", type=str, default="predicted", metavar="CLASS", help="number or name")
+    group.add_argument(
+        "--discard-ratio", type=float, nargs="+", default=[0.0, 0.5, 0.9], help="one column each"
+    )
+    made.add_argument("--output", type=str, default="vitx-sweep.png", metavar="FILE", help="a PNG file")
+    return made
+
+
+def run(options: Any) -> int:
+    """Runs the command and returns its exit status."""
+    for ratio in options.discard_ratio:
+        check_options("mean", ratio)
+    path = png_path(options.output)
+    picture = read_picture(options.image)
+    subject = load_subject(options, options.weights, options.checkpoint)
+    write_png(path, sweep(subject, picture, options.target, options.discard_ratio))
+    print(f"see {options.output}")
+    return 0
+
+
+def sweep(subject: Subject, picture: Any, target: str, ratios: list[float]) -> Any:
+    """Draws the grid of each method, side by side, (height, width, 3) uint8."""
+    images = to_tensor([picture], subject.prepare)
+    index = target_class(subject, target)
+    grids = {}
+    with tqdm(total=2 * len(HEAD_FUSIONS) * len(ratios), unit="map", disable=None) as progress:
+        for method in ("rollout", "grad_rollout"):
+            columns: dict[str, list[Any]] = {"input": [], **{f"discard {ratio:g}": [] for ratio in ratios}}
+            for fusion in HEAD_FUSIONS:
+                for ratio in ratios:
+                    found = vitx.explain(
+                        subject.model, images, method, target=index, head_fusion=fusion, discard_ratio=ratio
+                    )
+                    columns[f"discard {ratio:g}"].append(found.overlays()[0])
+                    progress.update()
+                columns["input"].append(found.pixels()[0])
+            rows = [render.Caption(f"{fusion} over the heads") for fusion in HEAD_FUSIONS]
+            stacked = {title: torch.stack(pictures) for title, pictures in columns.items()}
+            grids[_heading(subject, method, found)] = render.grid(stacked, rows)
+    return render.beside(grids)
+
+
+def _heading(subject: Subject, method: str, found: vitx.Explanation) -> str:
+    title = render.TITLES[method]
+    if found.target is None:
+        return title
+    target = int(found.target[0])
+    return f"{title}: {subject.name(target)} {found.logits[0].softmax(-1)[target]:.0%}"
