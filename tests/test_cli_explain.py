@@ -167,7 +167,8 @@ class TestResume:
         assert self.run(folder, output, weights, "--resume", "--head-fusion", "max") == 2
         assert "were made with other options" in capsys.readouterr().err
 
-    def test_killed_in_the_middle(self, folder, weights, tmp_path):
+    @pytest.mark.parametrize(("how", "status"), [("SIGKILL", -9), ("SIGINT", 130)])
+    def test_stopped_in_the_middle(self, folder, weights, tmp_path, how, status):
         for number in range(300):
             Image.new("RGB", (40, 40), (number % 255, 9, 9)).save(folder / f"many-{number:03d}.png")
         output = tmp_path / "maps"
@@ -181,8 +182,8 @@ class TestResume:
         deadline = time.monotonic() + 120
         while len(written(output)) < 4 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(getattr(signal, how))
+        assert process.wait(60) == status
         before = {name: (output / name).stat().st_mtime_ns for name in written(output)}
         assert 4 <= len(before) < 305
         for name in before:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.layers.helpers import to_2tuple
 from timm.models import load_state_dict
 from torch import Tensor, nn
@@ -74,10 +75,10 @@ def model_of_weights(
         VitxError: As for `create_model` and `read_weights`, or the weights are those of another model.
     """
     state = read_weights(path, trust)
-    plain = create_model(name, False, None, options)
+    with torch.device("meta"):  # its names alone are wanted
+        plain = create_model(name, False, None, options)
     state = _without_prefix(state, plain.state_dict())
-    classes = _classes(plain, state)
-    model = plain if classes is None else create_model(name, False, classes, options)
+    model = create_model(name, False, _classes(plain, state), options)
     fill(model, state, path)
     return model
 

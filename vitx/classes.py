@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from vitx.errors import VitxError
@@ -20,6 +21,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
+@lru_cache
 def known_class_names(classes: int) -> tuple[str, ...] | None:
     """Returns the names that timm knows: of the 1,000 classes of ImageNet-1k; of others None.
 
@@ -32,7 +34,8 @@ def known_class_names(classes: int) -> tuple[str, ...] | None:
         return None
     from timm.data import ImageNetInfo
 
-    return tuple(ImageNetInfo("imagenet-1k").index_to_description(index) for index in range(classes))
+    known = ImageNetInfo("imagenet-1k")
+    return tuple(known.index_to_description(index) for index in range(classes))
 
 
 def find_class(target: str, classes: int, names: Sequence[str] | None) -> int:

@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ArgumentError, VitxError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: what was written is whole, and explain --resume goes on", file=sys.stderr)
+        return 130
     return status
 
 

@@ -70,9 +70,10 @@ def compare(subjects: dict[str, Subject], picture: Any, options: Any) -> Any:
             [e.overlays() for e in explanations]
         )
     for name in others:
-        columns[f"{name} \N{MINUS SIGN} {first}"] = difference(pixels, found[first], found[name])
+        title = "change" if len(others) == 1 else f"change to {name}"
+        columns[title] = difference(pixels, found[first], found[name])
     rows = [render.Caption(render.TITLES.get(e.method, e.method)) for e in found[first]]
-    return render.grid(columns, rows, tile_width=224, note="difference: red more, blue less")
+    return render.grid(columns, rows, tile_width=224, note="change: red more, blue less")
 
 
 def difference(
@@ -94,7 +95,8 @@ def difference(
     before, after = (torch.cat([_shares(e, size) for e in found]) for found in (first, second))
     change = after - before
     largest = change.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(change.dtype).tiny)
-    return render.overlays(pixels, (change / largest + 1) / 2, "coolwarm")
+    grey = pixels.float().mean(-1, keepdim=True).to(torch.uint8).expand_as(pixels)  # the map has the colours
+    return render.overlays(grey, (change / largest + 1) / 2, "coolwarm")
 
 
 def _shares(explanation: vitx.Explanation, size: tuple[int, int]) -> Tensor:

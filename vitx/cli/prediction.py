@@ -178,7 +178,10 @@ def predict(
             enable_progress_bar=progress,
             **settings,
         )
-        trainer.predict(explainer, loader, return_predictions=False)
+        try:
+            trainer.predict(explainer, loader, return_predictions=False)
+        except SystemExit as stop:  # what Lightning makes of an interrupt
+            raise KeyboardInterrupt from stop
     return writer.errors, trainer.is_global_zero
 
 
