@@ -71,7 +71,7 @@ def parser() -> ArgumentParser:
     group = made.add_argument_group("where it runs (Lightning's Trainer)")
     group.add_argument("--accelerator", type=str, default="auto", help="cpu, gpu, ...")
     group.add_argument("--devices", type=str, default="1", help="how many, or which")
-    group.add_argument("--num-nodes", type=int, default=1)
+    group.add_argument("--num-nodes", type=int, default=1, help="machines")
     group.add_argument("--strategy", type=str, default="auto", help="ddp shares the pictures among devices")
     group.add_argument("--batch-size", type=int, default=8, help="pictures at once on each device")
     group.add_argument(

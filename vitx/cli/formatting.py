@@ -1,9 +1,16 @@
 """How the help looks."""
 
-from argparse import RawDescriptionHelpFormatter
+from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
 
 from jsonargparse import DefaultHelpFormatter
 
 
 class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the lines of the description."""
+    """Keeps the lines of the description, and says of an option no more than what it is without."""
+
+    def _get_help_string(self, action: Action) -> str:
+        default, help = action.default, action.help or ""
+        if default is None or default is False or default in ({}, SUPPRESS) or not action.option_strings:
+            return help
+        words = default if isinstance(default, list) else [default]
+        return f"{help} (default: {' '.join(map(str, words))})".replace("%", "%%")
