@@ -1,6 +1,7 @@
-"""What a firing shows: the numbers, and the picture."""
+"""What a firing shows and keeps: the numbers, the picture, and what is needed to draw it anew."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from torch import Tensor
 from vitx import metrics, render
 from vitx.callbacks.images import Samples
 from vitx.explanation import Explanation
+from vitx.mapfiles import save_images, save_maps
 
 
 def measure(
@@ -41,7 +43,7 @@ def measure(
 def draw(
     found: Mapping[str, Explanation],
     samples: Samples,
-    normalisation: tuple[Sequence[float], Sequence[float]],
+    pixels: Tensor,
     class_names: Sequence[str] | None,
     colormap: str,
 ) -> NDArray[np.uint8]:
@@ -50,20 +52,46 @@ def draw(
     Args:
         found: the explanation of each method, by its name, of all samples.
         samples: the images with what is known of them.
-        normalisation: mean and std of the images.
-        class_names: by default those of the data set.
+        pixels: the images shown, (n, H, W, 3) uint8.
+        class_names: in the order of the logits.
         colormap: the name of a colour map of matplotlib.
 
     Returns:
         (height, width, 3) uint8.
     """
     shown = list(samples.shown)
-    pixels = render.to_pixels(samples.images[shown], *normalisation)
     columns = {"input": pixels}
     for name, explanation in found.items():
         heat = render.heatmaps(explanation.maps[shown], explanation.image_size)
         columns[render.TITLES.get(name, name)] = render.overlays(pixels, heat, colormap)
-    logits = next(iter(found.values())).logits[shown]
-    labels = None if samples.labels is None else samples.labels[shown]
-    captions = render.captions(logits, labels, class_names or samples.class_names)
+    captions = render.captions(_logits(found, samples), _labels(samples), class_names)
     return render.grid(columns, captions, colormap=colormap)
+
+
+def keep_maps(folder: Path, found: Mapping[str, Explanation], samples: Samples, step: int) -> None:
+    """Writes maps and logits of the images shown into the folder `vitx` of the run."""
+    maps = {name: explanation.maps[list(samples.shown)].numpy() for name, explanation in found.items()}
+    save_maps(folder, maps, step, _logits(found, samples).float().numpy())
+
+
+def keep_images(
+    folder: Path, samples: Samples, pixels: Tensor, class_names: Sequence[str] | None, colormap: str
+) -> bool:
+    """Writes the images shown and what is known of them, beside the maps; arguments as those of `draw`.
+
+    Returns:
+        True: they are written.
+    """
+    labels = _labels(samples)
+    if labels is not None and labels.is_floating_point():
+        labels = labels.float()  # numpy has no bfloat16
+    save_images(folder, pixels.numpy(), None if labels is None else labels.numpy(), class_names, colormap)
+    return True
+
+
+def _logits(found: Mapping[str, Explanation], samples: Samples) -> Tensor:
+    return next(iter(found.values())).logits[list(samples.shown)]
+
+
+def _labels(samples: Samples) -> Tensor | None:
+    return None if samples.labels is None else samples.labels[list(samples.shown)]

@@ -10,12 +10,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from vitx import render
 from vitx.callbacks import ranks, sinks
 from vitx.callbacks.explaining import Target, explain_samples
 from vitx.callbacks.images import Samples, Selection
 from vitx.callbacks.isolation import no_trace
 from vitx.callbacks.past import Past
-from vitx.callbacks.report import draw, measure
+from vitx.callbacks.report import draw, keep_images, keep_maps, measure
 from vitx.callbacks.subject import Forward, explained_module
 from vitx.errors import VitxError
 from vitx.methods import find_method
@@ -61,7 +62,8 @@ class RolloutCallback(pl.Callback):
         mean: what was subtracted from each channel of the images; by default the model's own.
         std: what each channel was then divided by; by default the model's own.
         colormap: the name of a colour map of matplotlib.
-        save_maps: write the raw maps of the images shown as .npz into the log folder.
+        save_maps: write maps, logits and pixels of the images shown into the log folder, from which
+            `vitx report` and `vitx timelapse` play the training back.
         on_error: "warn" lets the training go on when an explanation fails, "raise" does not.
 
     Raises:
@@ -125,6 +127,7 @@ class RolloutCallback(pl.Callback):
 
     def _forget(self) -> None:
         self._samples: Samples | None = None
+        self._images_kept = False
         self._past = Past()
         self._said: set[tuple[str, str]] = set()
 
@@ -221,11 +224,14 @@ class RolloutCallback(pl.Callback):
             for logger in trainer.loggers:
                 self._attempt(logger, partial(sinks.write_scalars, logger, scalars, step))
             if self.save_maps:
-                maps = {name: e.maps[list(samples.shown)].numpy() for name, e in found.items()}
-                self._attempt(self._folder, partial(sinks.save_maps, self._folder, maps, step))
+                self._attempt(self._folder, partial(keep_maps, self._folder, found, samples, step))
             mean, std = normalisation(module)
-            normal = (self.mean or mean, self.std or std)
-            self._show_picture(trainer, draw(found, samples, normal, self.class_names, self.colormap), step)
+            pixels = render.to_pixels(samples.images[list(samples.shown)], self.mean or mean, self.std or std)
+            look = (pixels, self.class_names or samples.class_names, self.colormap)
+            if self.save_maps and not self._images_kept:
+                kept = self._attempt(self._folder, partial(keep_images, self._folder, samples, *look))
+                self._images_kept = bool(kept)
+            self._show_picture(trainer, draw(found, samples, *look), step)
 
     def _choose(self, trainer: pl.Trainer, module: pl.LightningModule) -> Samples:
         samples = self.selection.choose(trainer, module, self._past.places)

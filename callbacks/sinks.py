@@ -1,4 +1,4 @@
-"""Where pictures, scalars and maps go.
+"""Where pictures and scalars go.
 
 What a logger can hold is found by what it can do, as `lightning` and `pytorch_lightning` have classes of
 their own, and so may you. To add a sink for pictures, write a function like those below and decorate it.
@@ -97,12 +97,6 @@ def save_picture(folder: Path, tag: str, picture: Picture, step: int) -> None:
     """Writes a picture to a PNG file."""
     path = folder / f"{tag.replace('/', '-')}-{step:06d}.png"
     write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG"))
-
-
-def save_maps(folder: Path, maps: Mapping[str, NDArray[np.float32]], step: int) -> None:
-    """Writes the raw maps of each method, (n, h, w), to one .npz file."""
-    path = folder / f"maps-{step:06d}.npz"
-    write_atomically(path, lambda file: np.savez_compressed(file, allow_pickle=False, **maps))
 
 
 def drop_from(logger: Any, step: int) -> None:

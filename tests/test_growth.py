@@ -110,7 +110,7 @@ def test_nothing_grows_in_200_firings(options, written, said, tmp_path):
         warnings.filterwarnings("always", message="RolloutCallback")
         trainer.fit(SmallClassifier(), data, validation)
 
-    assert len(list(Path(logger.log_dir, "vitx").glob("*.npz"))) == written
+    assert len(list(Path(logger.log_dir, "vitx").glob("maps-*.npz"))) == written
     assert len(warned) == said, [str(warning.message) for warning in warned]
     first, *others = watcher.counts[WARM:]
     assert len(others) * STEPS == 200

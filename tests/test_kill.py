@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch.utils.data import DataLoader
 
-from tests.lightning_models import SmallClassifier, samples
+from tests.lightning_models import IMAGE, SmallClassifier, samples
 from vitx.callbacks import RolloutCallback
 
 LOGGERS = {"tensorboard": TensorBoardLogger, "csv": CSVLogger}
@@ -118,9 +118,12 @@ def resume(folder, logger, checkpoint, torn, tmp_path):
 def steps_of_files(folder):
     """Opens every file, all of which must be whole, and returns the steps of each kind of them."""
     found = {}
-    for path in sorted(folder.iterdir()):
+    assert np.load(folder / "images.npz")["pixels"].shape == (1, IMAGE, IMAGE, 3)
+    for path in sorted(folder.glob("*-*")):
         if path.suffix == ".png":
             Image.open(path).load()
+        elif path.suffix == ".npy":
+            assert np.isfinite(np.load(path)).all()
         else:
             assert all(np.isfinite(maps).all() for maps in np.load(path).values())
         kind, step = path.stem.rsplit("-", 1)
@@ -158,13 +161,17 @@ def test_tensorboard_shows_each_step_once_and_in_order(checkpoint, torn, killed,
     assert [picture.step for picture in pictures] == FIRINGS
     for picture in pictures:
         Image.open(io.BytesIO(picture.encoded_image_string)).load()
-    assert steps_of_files(folder / "vitx") == {"maps.npz": FIRINGS}
+    assert steps_of_files(folder / "vitx") == {"logits.npy": FIRINGS, "maps.npz": FIRINGS}
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["whole", "torn"])
 def test_there_is_one_whole_file_of_each_step(torn, killed, tmp_path):
     folder = resume(killed["csv"], "csv", "last", torn, tmp_path)
-    assert steps_of_files(folder / "vitx") == {"maps.npz": FIRINGS, "vitx-maps.png": FIRINGS}
+    assert steps_of_files(folder / "vitx") == {
+        "logits.npy": FIRINGS,
+        "maps.npz": FIRINGS,
+        "vitx-maps.png": FIRINGS,
+    }
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ from tests.test_no_trace import Setting, assert_same, train
 from vitx.callbacks import RolloutCallback
 from vitx.callbacks.ranks import share
 
-NAMES = [
-    (f"{name}-{step:06d}", kind) for name, kind in (("maps", "npz"), ("vitx-maps", "png")) for step in (0, 1)
-]
+KINDS = {"logits": "npy", "maps": "npz", "vitx-maps": "png"}
+NAMES = ["images.npz", *(f"{name}-{step:06d}.{kind}" for name, kind in KINDS.items() for step in (0, 1))]
 WATCHED = {"num_images": 5, "on_error": "raise", "save_maps": True}
 
 
@@ -111,9 +110,9 @@ def test_two_processes(tmp_path):
     run_together(2, in_each_rank, tmp_path)
 
     written = sorted(path.name for path in (tmp_path / "two" / "vitx").iterdir())
-    assert written == [f"{name}.{kind}" for name, kind in NAMES]
+    assert written == NAMES
     fit(RolloutCallback(**WATCHED), default_root_dir=tmp_path / "one", max_epochs=1)
-    for name in written[::2]:  # of step 0, when the weights are the same
+    for name in NAMES[:1] + NAMES[1::2]:  # of step 0, when the weights are the same
         assert (tmp_path / "one" / "vitx" / name).read_bytes() == (
             tmp_path / "two" / "vitx" / name
         ).read_bytes()

@@ -86,6 +86,8 @@ def test_writes_png_files_and_maps_where_no_logger_shows_pictures(tmp_path):
     fit(RolloutCallback(num_images=3, save_maps=True, on_error="raise"), default_root_dir=tmp_path)
     written = sorted(path.name for path in (tmp_path / "vitx").iterdir())
     assert written == [
+        "images.npz",
+        *(f"logits-{step:06d}.npy" for step in (0, 3, 7)),
         *(f"maps-{step:06d}.npz" for step in (0, 3, 7)),
         *(f"vitx-maps-{step:06d}.png" for step in (0, 3, 7)),
     ]
@@ -96,6 +98,20 @@ def test_writes_png_files_and_maps_where_no_logger_shows_pictures(tmp_path):
         "rollout": (3, 4, 4),
         "grad_rollout": (3, 4, 4),
     }
+
+
+def test_the_images_are_kept_also_where_the_first_firing_fails(tmp_path, monkeypatch):
+    fails = iter([True, False, False])
+
+    def target(logits):
+        if next(fails):
+            raise RuntimeError("no picture yet")
+        return logits[:, 0]
+
+    with pytest.warns(UserWarning, match="no picture yet"):
+        fit(RolloutCallback(target=target, save_maps=True, num_images=2), default_root_dir=tmp_path)
+    assert np.load(tmp_path / "vitx" / "images.npz")["pixels"].shape == (2, IMAGE, IMAGE, 3)
+    assert len(list((tmp_path / "vitx").glob("maps-*.npz"))) == 2
 
 
 @pytest.mark.parametrize(

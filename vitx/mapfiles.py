@@ -1,0 +1,158 @@
+"""What the callback leaves behind with `save_maps=True`, written and read.
+
+In the folder `vitx` of a run: `maps-STEP.npz` with each method's maps by its name, `logits-STEP.npy` with
+what the model said, and, once, `images.npz` with the images shown and what is known of them.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitx.errors import VitxError
+from vitx.files import write_atomically
+
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class SavedMaps:
+    """All maps of a run.
+
+    Attributes:
+        steps: (T,) those of the firings, in order.
+        maps: each method's, (T, n, h, w).
+        logits: (T, n, classes), or whatever the model returns for n images.
+        pixels: the images shown, (n, H, W, 3) uint8.
+        labels: (n, ...), or None.
+        class_names: or None.
+        colormap: of the overlays.
+    """
+
+    steps: tuple[int, ...]
+    maps: Mapping[str, NDArray[np.float32]]
+    logits: NDArray[np.float32]
+    pixels: NDArray[np.uint8]
+    labels: NDArray[Any] | None = None
+    class_names: tuple[str, ...] | None = None
+    colormap: str = "inferno"
+
+
+def save_maps(
+    folder: Path,
+    maps: Mapping[str, NDArray[np.float32]],
+    step: int,
+    logits: NDArray[np.float32] | None = None,
+) -> None:
+    """Writes what was found at one step.
+
+    Args:
+        folder: `vitx` of the run.
+        maps: each method's, (n, h, w).
+        step: of `self.log`.
+        logits: (n, classes).
+    """
+    if logits is not None:  # first, so that there are no maps without them, where the run is killed
+        path = folder / f"logits-{step:06d}.npy"
+        write_atomically(path, lambda file: np.save(file, logits, allow_pickle=False))
+    _save(folder / f"maps-{step:06d}.npz", maps)
+
+
+def save_images(
+    folder: Path,
+    pixels: NDArray[np.uint8],
+    labels: NDArray[Any] | None = None,
+    class_names: Sequence[str] | None = None,
+    colormap: str = "inferno",
+) -> None:
+    """Writes the images that the maps are of.
+
+    Args:
+        folder: `vitx` of the run.
+        pixels: (n, H, W, 3).
+        labels: (n, ...).
+        class_names: in the order of the logits.
+        colormap: of the overlays.
+    """
+    arrays: dict[str, NDArray[Any]] = {"pixels": pixels, "colormap": np.array(colormap)}
+    if labels is not None:
+        arrays["labels"] = labels
+    if class_names:
+        arrays["class_names"] = np.array([str(name) for name in class_names])
+    _save(folder / "images.npz", arrays)
+
+
+def load_maps(folder: Path) -> SavedMaps | None:
+    """Reads all that was saved.
+
+    Args:
+        folder: `vitx` of the run.
+
+    Returns:
+        The maps, of the methods that every firing has; None if none were saved, or without their images, as
+        vitx did before it had this function.
+
+    Raises:
+        VitxError: A file is damaged, or does not fit the others.
+    """
+    files = {int(path.stem[5:]): path for path in folder.glob("maps-*.npz") if path.stem[5:].isdigit()}
+    steps = tuple(sorted(files))
+    if not steps or not (folder / "images.npz").is_file():
+        return None
+    images = _arrays(folder / "images.npz")
+    if "pixels" not in images:
+        raise VitxError(f"{folder / 'images.npz'} holds no pixels: it is none of vitx's files")
+    firings = [_arrays(files[step]) for step in steps]
+    names = [name for name in firings[-1] if all(name in firing for firing in firings)]
+    if not names:
+        raise VitxError(f"no method is in all of the maps in {folder}: keep those of one training alone")
+    count, class_names = len(images["pixels"]), images.get("class_names")
+    return SavedMaps(
+        steps,
+        {name: _stack(folder, steps, [firing[name] for firing in firings], count) for name in names},
+        _stack(folder, steps, [_load(folder / f"logits-{step:06d}.npy") for step in steps], count),
+        images["pixels"],
+        images.get("labels"),
+        None if class_names is None else tuple(class_names.tolist()),
+        str(images.get("colormap", "inferno")),
+    )
+
+
+def _stack(folder: Path, steps: Sequence[int], arrays: Sequence[NDArray[Any]], count: int) -> NDArray[Any]:
+    """Joins the arrays of all firings, (n, ...) each, to (T, n, ...)."""
+    for step, array in zip(steps, arrays, strict=True):
+        if len(array) != count or array.shape != arrays[-1].shape:
+            raise VitxError(
+                f"at step {step}, {folder} holds maps or logits {array.shape}, and {arrays[-1].shape} at the "
+                f"last, of {count} images: keep those of one training alone"
+            )
+    return np.stack(arrays)
+
+
+def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    write_atomically(path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Reads a .npz file whole."""
+    with _load(path) as file:
+        try:
+            return dict(file)
+        except _DAMAGED as error:
+            raise _damaged(path, error) from error
+
+
+def _load(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except _DAMAGED as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> VitxError:
+    return VitxError(f"cannot read {path} ({type(error).__name__}): it is damaged; delete it to do without")
