@@ -6,7 +6,7 @@ import torch
 
 from tests import models
 from vitx import VitxError, explain
-from vitx.render import _GAP, TILE_WIDTH, Caption, _colours, captions, grid, heatmaps, overlays, to_pixels
+from vitx.render import GAP, TILE_WIDTH, Caption, captions, grid, heatmaps, overlays, palette, to_pixels
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -245,12 +245,12 @@ class TestGrid:
         long = [Caption("a very long name of a class " * 5, 0.5, "another long name " * 5)] * 2
         picture = grid(columns(count), long)
         assert picture.shape == grid(columns(count), self.captions).shape
-        assert (picture[:, -_GAP:] == 255).all()
+        assert (picture[:, -GAP:] == 255).all()
 
     def test_long_titles_are_cut_to_fit(self):
         tiles = columns(2)
         tiles["a title that is far too long for its column " * 2] = tiles.pop("column 1")
-        assert (grid(tiles, self.captions)[:, -_GAP:] == 255).all()
+        assert (grid(tiles, self.captions)[:, -GAP:] == 255).all()
 
     def test_right_and_wrong_look_different_without_colour(self):
         tiles = columns(3, 1)
@@ -265,7 +265,7 @@ class TestGrid:
         for colormap in ("inferno", "viridis"):
             picture = grid(tiles, [Caption("cat", 1.0)], colormap=colormap)
             found = {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
-            first, *_, last = _colours(colormap).tolist()
+            first, *_, last = palette(colormap).tolist()
             assert {tuple(first), tuple(last)} <= found
 
     def test_unknown_colour_map(self):

@@ -18,12 +18,12 @@ TITLES = {"rollout": "attention rollout", "grad_rollout": "gradient rollout"}  #
 OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay
 # Three tiles with their gaps are 350 pixels wide, as TensorBoard's card is: text stays sharp where nothing
 # is scaled.
-TILE_WIDTH, _GAP = 110, 5
+TILE_WIDTH, GAP = 110, 5
 _TEXT_SIZE = 13
-_LINE = 19
+LINE = 19
 _HEADING_SIZE, _HEADING = 15, 26
-_PAPER, _INK, _FAINT = "#ffffff", "#1a1a1a", "#5c5c5c"
-_RIGHT, _WRONG = "#00695c", "#b71c1c"
+PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#5c5c5c"
+VERDICTS = {True: "#00695c", False: "#b71c1c", None: INK}  # colours of right, wrong and unknown
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
             f"{tuple(heat.shape[1:])} pixels: give the images that were explained"
         )
     index = (heat.detach().float().cpu() * 255).round().long()
-    colours = torch.from_numpy(_colours(colormap))[index].float()
+    colours = torch.from_numpy(palette(colormap))[index].float()
     mixed = torch.lerp(pixels.cpu().float(), colours, OVERLAY_STRENGTH)
     return mixed.round().to(torch.uint8)
 
@@ -210,19 +210,19 @@ def grid(
     """
     tiles = {title: [_tile(p, tile_width) for p in pixels.numpy()] for title, pixels in columns.items()}
     height = next(iter(tiles.values()))[0].height
-    row = _LINE + height + _GAP
-    width = _GAP + len(tiles) * (tile_width + _GAP)
-    canvas = Image.new("RGB", (width, _LINE + len(captions) * row + 2 * _LINE), _PAPER)
+    row = LINE + height + GAP
+    width = GAP + len(tiles) * (tile_width + GAP)
+    canvas = Image.new("RGB", (width, LINE + len(captions) * row + 2 * LINE), PAPER)
     draw = ImageDraw.Draw(canvas)
     for column, (title, pictures) in enumerate(tiles.items()):
-        left = _GAP + column * (tile_width + _GAP)
-        _write(draw, (left, 3), title, _FAINT, tile_width)
+        left = GAP + column * (tile_width + GAP)
+        write(draw, (left, 3), title, FAINT, tile_width)
         for index, picture in enumerate(pictures):
-            canvas.paste(picture, (left, _LINE + index * row + _LINE))
+            canvas.paste(picture, (left, LINE + index * row + LINE))
     for index, caption in enumerate(captions):
-        colour = {True: _RIGHT, False: _WRONG, None: _INK}[caption.right]
-        _write(draw, (_GAP, _LINE + index * row + 2), str(caption), colour, width - 2 * _GAP, bold=True)
-    _legend(canvas, draw, colormap, _LINE + len(captions) * row, note)
+        colour = VERDICTS[caption.right]
+        write(draw, (GAP, LINE + index * row + 2), str(caption), colour, width - 2 * GAP, bold=True)
+    _legend(canvas, draw, colormap, LINE + len(captions) * row, note)
     return np.asarray(canvas)
 
 
@@ -237,10 +237,10 @@ def beside(pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """
     width = sum(picture.shape[1] + _HEADING for picture in pictures.values()) - _HEADING
     height = _HEADING + max(picture.shape[0] for picture in pictures.values())
-    canvas = Image.new("RGB", (width, height), _PAPER)
+    canvas = Image.new("RGB", (width, height), PAPER)
     draw, left = ImageDraw.Draw(canvas), 0
     for heading, picture in pictures.items():
-        draw.text((left + _GAP, 4), heading, _INK, font(_HEADING_SIZE, bold=True))
+        draw.text((left + GAP, 4), heading, INK, font(_HEADING_SIZE, bold=True))
         canvas.paste(Image.fromarray(picture), (left, _HEADING))
         left += picture.shape[1] + _HEADING
     return np.asarray(canvas)
@@ -248,13 +248,13 @@ def beside(pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 def _legend(canvas: Image.Image, draw: ImageDraw.ImageDraw, colormap: str, top: int, note: str) -> None:
     """Says what bright means: a colour bar over the full width, with its ends named."""
-    width = canvas.width - 2 * _GAP
-    bar = np.repeat(_colours(colormap)[np.linspace(0, 255, width).astype(int)][None], _LINE // 2, axis=0)
-    canvas.paste(Image.fromarray(bar), (_GAP, top + 2))
-    below = top + _LINE // 2 + 4
-    _write(draw, (_GAP, below), "looked at least", _FAINT, width)
-    draw.text((canvas.width - _GAP, below), "most", _FAINT, font(_TEXT_SIZE), anchor="ra")
-    draw.text((canvas.width / 2, below), note, _FAINT, font(_TEXT_SIZE), anchor="ma")
+    width = canvas.width - 2 * GAP
+    bar = np.repeat(palette(colormap)[np.linspace(0, 255, width).astype(int)][None], LINE // 2, axis=0)
+    canvas.paste(Image.fromarray(bar), (GAP, top + 2))
+    below = top + LINE // 2 + 4
+    write(draw, (GAP, below), "looked at least", FAINT, width)
+    draw.text((canvas.width - GAP, below), "most", FAINT, font(_TEXT_SIZE), anchor="ra")
+    draw.text((canvas.width / 2, below), note, FAINT, font(_TEXT_SIZE), anchor="ma")
 
 
 def _tile(pixels: NDArray[np.uint8], width: int) -> Image.Image:
@@ -262,7 +262,7 @@ def _tile(pixels: NDArray[np.uint8], width: int) -> Image.Image:
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _write(
+def write(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, colour: str, room: int, bold: bool = False
 ) -> None:
     """Writes a line of text, cut off with an ellipsis where it would not fit."""
@@ -284,7 +284,7 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 @lru_cache
-def _colours(colormap: str) -> NDArray[np.uint8]:
+def palette(colormap: str) -> NDArray[np.uint8]:
     """Returns the 256 colours of a colour map, (256, 3)."""
     import matplotlib
 
