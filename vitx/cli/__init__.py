@@ -21,11 +21,13 @@ See what a Vision Transformer looks at.
   vitx explain photos/ --model ... --resume                in a folder, go on where it stopped
   vitx sweep cat.jpg --model ...                           which options suit this model?
   vitx compare cat.jpg --weights a.pth --weights b.pth ... what has changed between two checkpoints?
+  vitx timelapse logs/demo/version_0                       how did it learn to look there?
 """
 COMMANDS = {
     "explain": "explain pictures, one or a million",
     "sweep": "one picture under every head fusion and several discard ratios",
     "compare": "one picture through several checkpoints",
+    "timelapse": "a training as a film",
 }
 
 

@@ -1,0 +1,147 @@
+"""The films and strips of a training show what was saved, at the steps that they name."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.played_runs import COUNT, STEPS, frames, write_events, write_maps
+from vitx.cli import main
+from vitx.film import Subject, evenly, frame, timeline
+from vitx.mapfiles import save_images, save_maps
+from vitx.render import GAP, LINE, TILE_WIDTH
+from vitx.runs import open_run
+
+NEAR = 16  # of 255, by which the 256 colours of a film may differ from those of the picture
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_events(write_maps(tmp_path / "logs" / "demo"), grids=False)
+
+
+def film(*words):
+    return main(["timelapse", *map(str, words)])
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_writes_a_film_of_all_and_one_of_each_image_with_a_strip(run, tmp_path, capsys):
+    out = tmp_path / "film"
+    assert film(run, "--output", out) == 0
+    of_each = [f"image-{image}.{kind}" for image in range(COUNT) for kind in ("gif", "png")]
+    assert names(out) == sorted(["all.gif", *of_each])
+    assert sorted(capsys.readouterr().out.split()) == sorted(str(out / name) for name in names(out))
+    subject = Subject(open_run(run), range(COUNT))
+    shown = frames(out / "all.gif")
+    assert len(shown) == len(STEPS)
+    for firing, picture in enumerate(shown):
+        expected = frame([subject], [firing])
+        assert picture.shape == expected.shape
+        error = np.abs(picture.astype(int) - expected)
+        assert error.mean() < NEAR / 4
+        assert np.percentile(error, 99) < NEAR
+        assert not error[(expected == 255).all(-1)].any(), "paper is not white"
+    assert not np.array_equal(shown[0], shown[1])
+
+
+def test_a_film_plays_for_ever_and_holds_its_last_frame(run, tmp_path):
+    film(run, "--output", tmp_path / "film")
+    with Image.open(tmp_path / "film" / "all.gif") as gif:
+        assert gif.info["loop"] == 0
+        lengths = []
+        for place in range(gif.n_frames):
+            gif.seek(place)
+            lengths.append(gif.info["duration"])
+    assert lengths[-1] > 3 * lengths[0]
+    assert lengths[0] == lengths[1] > 0
+
+
+def test_a_strip_has_a_column_for_each_step_and_a_row_for_each_method(run, tmp_path):
+    film(run, "--image", 2, "--output", tmp_path / "film")
+    assert names(tmp_path / "film") == ["image-2.gif", "image-2.png"]
+    picture = np.asarray(Image.open(tmp_path / "film" / "image-2.png"))
+    columns, row = 1 + len(STEPS), LINE + TILE_WIDTH + GAP
+    assert picture.shape[1] == GAP + columns * (TILE_WIDTH + GAP)
+    head = picture.shape[0] - 2 * row
+    assert head % LINE == 0
+    playback = open_run(run).playback
+    for firing in range(len(STEPS)):
+        for place, title in enumerate(("attention rollout", "gradient rollout")):
+            top, left = head + place * row + LINE, GAP + (1 + firing) * (TILE_WIDTH + GAP)
+            tile = Image.fromarray(playback.tiles(firing, 2)[title])
+            expected = np.asarray(tile.resize((TILE_WIDTH, TILE_WIDTH), Image.Resampling.BICUBIC))
+            assert np.array_equal(picture[top : top + TILE_WIDTH, left : left + TILE_WIDTH], expected)
+
+
+def test_two_runs_stand_side_by_side_where_their_trainings_are_as_far(run, tmp_path):
+    other = write_events(tmp_path / "logs" / "shortcut", steps=(0, 50, 60, 70, 100))
+    subjects = [Subject(open_run(folder), range(COUNT), folder.name) for folder in (run, other)]
+    assert timeline(subjects, 60) == [(0, 0), (1, 1), (1, 2), (1, 3), (2, 4)]
+    assert timeline(subjects, 2) == [(0, 0), (2, 4)]
+    out = tmp_path / "film"
+    assert film(run, other, "--output", out) == 0
+    shown = frames(out / "all.gif")
+    assert len(shown) == 5
+    one = frame(subjects[:1], [0])
+    assert shown[0].shape[1] > 2 * one.shape[1]
+    assert names(out) == sorted(
+        ["all.gif", *(f"image-{i}.{kind}" for i in range(COUNT) for kind in ("gif", "png"))]
+    )
+
+
+def test_without_saved_maps_the_logged_grids_are_shown(tmp_path):
+    run = write_events(tmp_path / "run")
+    assert film(run, "--output", tmp_path / "film", "--frames", 2, "--stills", 2) == 0
+    assert len(frames(tmp_path / "film" / "all.gif")) == 2
+    strip = Image.open(tmp_path / "film" / "image-0.png")
+    assert strip.width == GAP + 3 * (TILE_WIDTH + GAP)
+
+
+def test_frames_are_chosen_evenly_with_the_first_and_the_last():
+    for count in range(1, 40):
+        for most in range(2, 12):
+            chosen = evenly(count, most)
+            assert (chosen[0], chosen[-1], len(chosen)) == (0, count - 1, min(count, most))
+
+
+def test_one_firing_is_a_film_too(tmp_path):
+    run = write_maps(tmp_path / "run", steps=(0,))
+    assert film(run, "--output", tmp_path / "film") == 0
+    assert len(frames(tmp_path / "film" / "all.gif")) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--image", "3"], "there are 3 images, 0 to 2: there is no image 3"),
+        (["--image", "-1"], "there is no image -1"),
+        (["--frames", "0"], "--frames must be at least 1, found 0"),
+        (["--stills", "0"], "--stills must be at least 1, found 0"),
+        (["absent"], "there is no folder absent"),
+    ],
+)
+def test_bad_input_is_said_in_a_sentence_and_nothing_is_written(words, sentence, run, tmp_path, capsys):
+    assert film(run, *words, "--output", tmp_path / "film") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert sentence in error
+    assert not (tmp_path / "film").exists()
+
+
+def test_the_output_may_not_be_a_file(run, tmp_path, capsys):
+    (tmp_path / "film").write_text("in the way")
+    assert film(run, "--output", tmp_path / "film") == 2
+    assert "--output" in capsys.readouterr().err
+    assert (tmp_path / "film").read_text() == "in the way"
+
+
+def test_the_height_of_wide_pictures_follows(tmp_path):
+    pixels = np.zeros((1, 16, 32, 3), np.uint8)
+    save_maps(tmp_path / "vitx", {"rollout": np.ones((1, 2, 4), np.float32)}, 0, np.zeros((1, 2), np.float32))
+    save_images(tmp_path / "vitx", pixels)
+    assert film(tmp_path, "--output", tmp_path / "film") == 0
+    strip = Image.open(tmp_path / "film" / "image-0.png")
+    assert (strip.height - GAP - TILE_WIDTH // 2) % LINE == 0
+    assert strip.width == TILE_WIDTH * 2 + 3 * GAP

@@ -1,0 +1,84 @@
+"""The command `vitx timelapse`: a training as a film."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from vitx.cli.formatting import HelpFormatter
+from vitx.cli.threads import one_thread
+from vitx.errors import VitxError
+from vitx.film import Subject, frame, joined, timeline
+from vitx.gif import write_gif
+from vitx.render import TILE_WIDTH
+from vitx.runs import names_apart, open_run
+from vitx.stills import strip, write_still
+
+DESCRIPTION = """\
+Play a training back: an animated GIF of all images, and a GIF and a strip of stills of each.
+
+  vitx timelapse logs/demo/version_0 --output film
+  vitx timelapse logs/demo/version_0 logs/shortcut/version_0     two runs side by side
+  vitx timelapse logs/demo/version_0 --image 2 5                 these images alone
+
+A run is the log folder of a training with vitx's callback. With `save_maps: true` all is drawn anew from
+the maps; without it, the grids in TensorBoard's event files are taken apart.
+"""
+_LARGE = 2 * TILE_WIDTH  # pictures in the film of a single image
+
+
+def parser() -> ArgumentParser:
+    """Returns the options of the command."""
+    options = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
+    add = options.add_argument
+    add("run", type=str, metavar="RUN", help="log folder of a run, or a folder that holds only that")
+    add("other", type=str, metavar="RUN2", nargs="?", help="a second run, to be shown beside the first")
+    add("--output", type=str, metavar="FOLDER", default="timelapse", help="where to write the files")
+    add("--image", type=int, metavar="N", nargs="+", help="images to show, counted from 0; by default all")
+    add("--frames", type=int, metavar="N", default=60, help="most frames of a film, evenly spaced")
+    add("--stills", type=int, metavar="N", default=6, help="most steps in a strip, evenly spaced")
+    return options
+
+
+@one_thread()
+def run(options: Namespace) -> int:
+    """Writes the films and the strips, and says which."""
+    for name in ("frames", "stills"):
+        if options[name] < 1:
+            raise VitxError(f"--{name} must be at least 1, found {options[name]}")
+    output = Path(options.output)
+    if output.exists() and not output.is_dir():
+        raise VitxError(f"--output is the file {output}: give a folder")
+    runs = [open_run(Path(folder)) for folder in (options.run, options.other) if folder]
+    images = _chosen(options.image, min(run.playback.count for run in runs))
+    names: list[str] | list[None] = names_apart([run.folder for run in runs]) if options.other else [None]
+    subjects = [Subject(run, images, name) for run, name in zip(runs, names, strict=True)]
+    for path in _write(subjects, output, options.frames, options.stills):
+        print(path)
+    return 0
+
+
+def _write(subjects: Sequence[Subject], folder: Path, frames: int, stills: int) -> Iterator[Path]:
+    """Writes one file after the other, and returns their paths."""
+    moments, images = timeline(subjects, frames), subjects[0].images
+    if len(images) > 1:
+        write_gif(folder / "all.gif", [frame(subjects, moment) for moment in moments])
+        yield folder / "all.gif"
+    large = len(subjects) == 1
+    for image in images:
+        alone = [replace(subject, images=[image]) for subject in subjects]
+        pictures = [frame(alone, moment, _LARGE if large else TILE_WIDTH) for moment in moments]
+        write_gif(folder / f"image-{image}.gif", pictures)
+        yield folder / f"image-{image}.gif"
+        strips = [strip(subject, image, stills) for subject in subjects]
+        write_still(folder / f"image-{image}.png", joined(strips, axis=0))
+        yield folder / f"image-{image}.png"
+
+
+def _chosen(images: Sequence[int] | None, count: int) -> list[int]:
+    """Returns the images to show, all of which each run has."""
+    for image in images or ():
+        if not 0 <= image < count:
+            raise VitxError(f"there are {count} images, 0 to {count - 1}: there is no image {image}")
+    return list(dict.fromkeys(images or range(count)))

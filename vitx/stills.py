@@ -1,0 +1,74 @@
+"""Strips of stills: one image at some steps of a training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vitx import render
+from vitx.files import write_atomically
+from vitx.film import Subject, evenly
+from vitx.playback import Picture
+from vitx.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH, VERDICTS
+from vitx.runs import Run
+
+
+def strip(subject: Subject, image: int, most: int) -> Picture:
+    """Draws one image at some firings: a column for each, a row for each method.
+
+    Args:
+        subject: the run, and its name.
+        image: which one.
+        most: firings; fewer are chosen evenly, the first and the last included.
+    """
+    run = subject.run
+    firings = evenly(len(run.playback.steps), most)
+    drawn = [run.playback.tiles(firing, image) for firing in firings]
+    first, *titles = drawn[0]
+    tiles = {title: [_scaled(pictures[title]) for pictures in drawn] for title in titles}
+    start = _scaled(drawn[0][first])
+    lefts = [GAP + column * (TILE_WIDTH + GAP) for column in range(1 + len(firings))]
+    head, row = _head(run, firings, image), LINE + start.height + GAP
+    width = lefts[-1] + TILE_WIDTH + GAP
+    canvas = Image.new("RGB", (width, LINE + LINE * len(head[0]) + len(titles) * row), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    name = f"{subject.name}, image {image}" if subject.name else f"image {image}"
+    render.write(draw, (GAP, 3), name, INK, width - 2 * GAP, bold=True)
+    for left, lines in zip(lefts[1:], head, strict=True):
+        for number, (text, colour) in enumerate(lines):
+            render.write(draw, (left, LINE * (1 + number) + 2), text, colour, TILE_WIDTH, bold=number == 0)
+    top = canvas.height - len(titles) * row
+    for title in titles:
+        for left, picture in zip(lefts, [start, *tiles[title]], strict=True):
+            canvas.paste(picture, (left, top + LINE))
+        render.write(draw, (lefts[0], top + 3), first, FAINT, TILE_WIDTH)
+        render.write(draw, (lefts[1], top + 3), title, FAINT, width - lefts[1])
+        top += row
+    return np.asarray(canvas)
+
+
+def _head(run: Run, firings: Sequence[int], image: int) -> list[list[tuple[str, str]]]:
+    """What stands above each column: (text, colour) of each line, the same lines in all of them."""
+    head = []
+    for firing in firings:
+        caption = run.playback.caption(firing, image)
+        step, _, accuracy = run.heading(firing).partition(", ")
+        lines = [(step, INK), (accuracy, FAINT)]
+        if isinstance(caption, render.Caption):
+            said, _, truth = str(caption).partition(", is ")
+            colour = VERDICTS[caption.right]
+            lines += [(said, colour), (f"is {truth}" if truth else "", colour)]
+        head.append(lines)
+    used = [any(text for text, _ in line) for line in zip(*head, strict=True)]
+    return [[line for line, use in zip(lines, used, strict=True) if use] for lines in head]
+
+
+def _scaled(picture: Picture) -> Image.Image:
+    height = round(TILE_WIDTH * picture.shape[0] / picture.shape[1])
+    return Image.fromarray(picture).resize((TILE_WIDTH, height), Image.Resampling.BICUBIC)
+
+
+def write_still(path: Path, picture: Picture) -> None:
+    """Writes a PNG."""
+    write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG", optimize=True))
