@@ -22,12 +22,14 @@ See what a Vision Transformer looks at.
   vitx sweep cat.jpg --model ...                           which options suit this model?
   vitx compare cat.jpg --weights a.pth --weights b.pth ... what has changed between two checkpoints?
   vitx timelapse logs/demo/version_0                       how did it learn to look there?
+  vitx report logs/demo/version_0                          the same on one page
 """
 COMMANDS = {
     "explain": "explain pictures, one or a million",
     "sweep": "one picture under every head fusion and several discard ratios",
     "compare": "one picture through several checkpoints",
     "timelapse": "a training as a film",
+    "report": "a training on one page",
 }
 
 
