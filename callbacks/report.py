@@ -10,7 +10,7 @@ from torch import Tensor
 from vitx import metrics, render
 from vitx.callbacks.images import Samples
 from vitx.explanation import Explanation
-from vitx.mapfiles import save_images, save_maps
+from vitx.runs.saved import save_images, save_maps
 
 
 def measure(

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from vitx import render
-from vitx.mapfiles import save_images, save_maps
+from vitx.runs.saved import save_images, save_maps
 
 STEPS, COUNT, SIZE = (0, 4, 9), 3, 32
 LABELS = np.array([0, 1, 2])

@@ -16,8 +16,8 @@ from tests.played_runs import CLASSES, COUNT, STEPS, same, write_events, write_m
 from vitx import render
 from vitx.cli import main
 from vitx.cli.curves import charts
-from vitx.events import Curve
-from vitx.runs import open_run
+from vitx.runs.events import Curve
+from vitx.runs.run import open_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)

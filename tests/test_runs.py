@@ -29,11 +29,11 @@ from vitx import VitxError, render
 from vitx.callbacks import RolloutCallback
 from vitx.callbacks.images import Samples
 from vitx.callbacks.report import keep_images
-from vitx.cutting import cut
-from vitx.mapfiles import load_maps, save_maps
-from vitx.playback import FromGrids, FromMaps
-from vitx.ranking import rank
-from vitx.runs import open_run
+from vitx.runs.cutting import cut
+from vitx.runs.playback import FromGrids, FromMaps
+from vitx.runs.ranking import rank
+from vitx.runs.run import open_run
+from vitx.runs.saved import load_maps, save_maps
 
 
 def test_saved_maps_are_read_as_they_were_written(tmp_path):

@@ -10,9 +10,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from vitx.events import Curve
-from vitx.film import evenly
 from vitx.render import TITLES
+from vitx.runs.events import Curve
+from vitx.runs.film import evenly
 
 EXPLAINED = {
     "entropy": "How spread out the maps are: 0 for one patch, 1 for all alike.",

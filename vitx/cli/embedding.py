@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vitx.playback import FromMaps, Picture, Playback
 from vitx.render import heatmaps, palette
+from vitx.runs.playback import FromMaps, Picture, Playback
 
 _FINER = 4  # pixels of an embedded map for each patch; the browser smooths the rest
 

@@ -12,12 +12,12 @@ from vitx.cli.embedding import layers, png
 from vitx.cli.formatting import HelpFormatter
 from vitx.cli.threads import one_thread
 from vitx.errors import VitxError
-from vitx.files import write_atomically
-from vitx.film import evenly
-from vitx.playback import FromMaps
-from vitx.ranking import Ranked, rank
+from vitx.files import write_or_say
 from vitx.render import OVERLAY_STRENGTH, Caption
-from vitx.runs import Run, names_apart, open_run
+from vitx.runs.film import evenly
+from vitx.runs.playback import FromMaps
+from vitx.runs.ranking import Ranked, rank
+from vitx.runs.run import Run, names_apart, open_run
 
 DESCRIPTION = """\
 Write one HTML page about a training: its settings and curves, the first and the last pictures, and each image
@@ -50,7 +50,7 @@ def run(options: Namespace) -> int:
     if output.is_dir():
         raise VitxError(f"--output is the folder {output}: give the name of a file in it")
     page = draw_page(open_run(Path(options.run)), options.steps).encode()
-    write_atomically(output, lambda file: file.write(page))
+    write_or_say(output, lambda file: file.write(page))
     print(f"{output}  {len(page) / 1e6:.1f} MB")
     return 0
 

@@ -9,11 +9,12 @@ from jsonargparse import ArgumentParser, Namespace
 from vitx.cli.formatting import HelpFormatter
 from vitx.cli.threads import one_thread
 from vitx.errors import VitxError
-from vitx.film import Subject, frame, joined, timeline
-from vitx.gif import write_gif
+from vitx.files import write_png
 from vitx.render import TILE_WIDTH
-from vitx.runs import names_apart, open_run
-from vitx.stills import strip, write_still
+from vitx.runs.film import Subject, frame, joined, timeline
+from vitx.runs.gif import write_gif
+from vitx.runs.run import names_apart, open_run
+from vitx.runs.stills import strip
 
 DESCRIPTION = """\
 Play a training back: an animated GIF of all images, and a GIF and a strip of stills of each.
@@ -72,7 +73,7 @@ def _write(subjects: Sequence[Subject], folder: Path, frames: int, stills: int) 
         write_gif(folder / f"image-{image}.gif", pictures)
         yield folder / f"image-{image}.gif"
         strips = [strip(subject, image, stills) for subject in subjects]
-        write_still(folder / f"image-{image}.png", joined(strips, axis=0))
+        write_png(folder / f"image-{image}.png", joined(strips, axis=0))
         yield folder / f"image-{image}.png"
 
 

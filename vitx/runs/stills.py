@@ -1,17 +1,15 @@
 """Strips of stills: one image at some steps of a training."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from vitx import render
-from vitx.files import write_atomically
-from vitx.film import Subject, evenly
-from vitx.playback import Picture
 from vitx.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH, VERDICTS
-from vitx.runs import Run
+from vitx.runs.film import Subject, evenly
+from vitx.runs.playback import Picture
+from vitx.runs.run import Run
 
 
 def strip(subject: Subject, image: int, most: int) -> Picture:
@@ -67,8 +65,3 @@ def _head(run: Run, firings: Sequence[int], image: int) -> list[list[tuple[str, 
 def _scaled(picture: Picture) -> Image.Image:
     height = round(TILE_WIDTH * picture.shape[0] / picture.shape[1])
     return Image.fromarray(picture).resize((TILE_WIDTH, height), Image.Resampling.BICUBIC)
-
-
-def write_still(path: Path, picture: Picture) -> None:
-    """Writes a PNG."""
-    write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG", optimize=True))

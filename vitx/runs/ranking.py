@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from vitx import metrics, render
-from vitx.mapfiles import SavedMaps
+from vitx.runs.saved import SavedMaps
 
 _NOTABLE = 0.005  # drift that two digits show
 

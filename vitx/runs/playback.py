@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from vitx import render
-from vitx.cutting import cut
 from vitx.errors import VitxError
-from vitx.mapfiles import SavedMaps
+from vitx.runs.cutting import cut
+from vitx.runs.saved import SavedMaps
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
 

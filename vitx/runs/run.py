@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from vitx.errors import VitxError
-from vitx.events import EVENT_FILES, Curve, Events, read_events
-from vitx.mapfiles import load_maps
-from vitx.playback import FromGrids, FromMaps, Picture, Playback
+from vitx.runs.events import EVENT_FILES, Curve, Events, read_events
+from vitx.runs.playback import FromGrids, FromMaps, Picture, Playback
+from vitx.runs.saved import load_maps
 
 _CONFIGS = ("config.yaml", "hparams.yaml")
 _ACCURACY = re.compile(r"acc(uracy)?(/dataloader_idx_0)?$", re.IGNORECASE)

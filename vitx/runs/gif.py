@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitx.files import write_atomically
-from vitx.playback import Picture
+from vitx.files import write_or_say
 from vitx.render import LINE
+from vitx.runs.playback import Picture
 
 _LENGTH, _SHORTEST, _LONGEST, _HELD = 8000, 80, 700, 2500  # of a film and of its frames, in milliseconds
 _PAPER, _SAME = 254, 255  # the colours after those that are chosen: white, and what stays as it was
@@ -42,7 +42,7 @@ def write_gif(path: Path, frames: Sequence[Picture]) -> None:
         "disposal": 1,  # a frame lies on the one before
         "optimize": False,  # which would renumber the colours
     }
-    write_atomically(path, lambda file: first.save(file, "GIF", **options))
+    write_or_say(path, lambda file: first.save(file, "GIF", **options))
 
 
 def _table(frames: Sequence[Picture]) -> Image.Image:

@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vitx import render
-from vitx.playback import Picture
 from vitx.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH
-from vitx.runs import Run
+from vitx.runs.playback import Picture
+from vitx.runs.run import Run
 
 _BAR = 4  # height of the bar that says where in the training a frame is
 _BELOW = 3  # between heading and bar

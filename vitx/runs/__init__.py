@@ -1,0 +1,1 @@
+"""What a run of training left behind, read and played back."""
