@@ -121,6 +121,15 @@ class TestFiles:
 
 
 class TestModels:
+    def test_another_normalisation(self, folder, weights, tmp_path):
+        """The picture shows what the model saw, in its own colours."""
+        output, path = tmp_path / "maps", folder / "flat.png"
+        Image.new("RGB", (40, 40), (90, 140, 190)).save(path)
+        words = [path, "--mean", 0.1, 0.2, 0.3, "--std", 0.4, "--output", output]
+        assert main(command(*words, weights=weights)) == 0
+        middle = Image.open(output / "flat.png.png").getpixel((5 + 112, 38 + 112))
+        assert np.abs(np.subtract(middle, (90, 140, 190))).max() <= 1
+
     def test_a_lightning_module(self, folder, tmp_path, monkeypatch):
         import lightning.pytorch as pl
 

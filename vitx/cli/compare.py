@@ -108,7 +108,7 @@ def _explain(subject: Subject, picture: Any, options: Any) -> list[vitx.Explanat
     images = to_tensor([picture], subject.prepare)
     index = target_class(subject, options.target)
     methods: dict[str, dict[str, Any]] = {name: {} for name in options.method}
-    return list(vitx.explain_methods(subject.model, images, methods, target=index).values())
+    return list(subject.explain(images, methods, index).values())
 
 
 def _title(name: str, subject: Subject, found: vitx.Explanation) -> str:

@@ -94,7 +94,7 @@ def run(options: Any) -> int:
     files = _files(options.paths, folder)
     subject = load_subject(options, options.weights, options.checkpoint, dict.fromkeys(needs, asked))
     explainer = Explainer(
-        subject.model,
+        subject,
         {name: asked for name, gradients in needs.items() if not gradients},
         {name: asked for name, gradients in needs.items() if gradients},
         list(dict.fromkeys(target_class(subject, target) for target in options.target)),

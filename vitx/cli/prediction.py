@@ -12,11 +12,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vitx.cli.subject import Subject
 from vitx.errors import VitxError
-from vitx.explain import explain_methods
 from vitx.explanation import Explanation
 from vitx.pictures import read_picture
 from vitx.preprocessing import Preprocessing
@@ -56,7 +56,7 @@ class Explainer(pl.LightningModule):
     """Explains batches.
 
     Args:
-        model: whose attention is explained.
+        subject: the model, and how it wants its images.
         plain: the options of each method without a class, by its name.
         for_a_class: the options of each method that explains a class, by its name.
         targets: the classes; None is the predicted one.
@@ -64,13 +64,14 @@ class Explainer(pl.LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        subject: Subject,
         plain: dict[str, dict[str, Any]],
         for_a_class: dict[str, dict[str, Any]],
         targets: Sequence[int | None],
     ) -> None:
         super().__init__()
-        self.model, self.plain, self.for_a_class, self.targets = model, plain, for_a_class, targets
+        self.model = subject.model  # as a part of the module, it goes to the device
+        self.subject, self.plain, self.for_a_class, self.targets = subject, plain, for_a_class, targets
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Explanation]:
         """Returns the explanations of a batch, on the CPU: first those by methods without a class."""
@@ -78,10 +79,10 @@ class Explainer(pl.LightningModule):
         if images is None:
             return []
         first, *others = self.targets
-        found = explain_methods(self.model, images, self.plain | self.for_a_class, target=first)
+        found = self.subject.explain(images, self.plain | self.for_a_class, first)
         explanations = list(found.values())
-        for target in others:
-            explanations += explain_methods(self.model, images, self.for_a_class, target=target).values()
+        for target in others if self.for_a_class else ():
+            explanations += self.subject.explain(images, self.for_a_class, target).values()
         shown = images.cpu()
         return [replace(explanation.cpu(), images=shown) for explanation in explanations]
 

@@ -1,13 +1,13 @@
 """The options that say which model, and the model that they mean."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
-from torch import nn
+from torch import Tensor, nn
 
 import vitx
 from vitx.checkpoints import create_model, load_module, model_of_weights
@@ -39,6 +39,14 @@ class Subject:
     def short_names(self) -> list[str] | None:
         """The first synonym of each class, or None."""
         return None if self.class_names is None else [short(name) for name in self.class_names]
+
+    def explain(
+        self, images: Tensor, methods: Methods, target: int | None = None
+    ) -> dict[str, vitx.Explanation]:
+        """Explains prepared images, (B, C, H, W), by each method; target None is the predicted class."""
+        found = vitx.explain_methods(self.model, images, methods, target=target)
+        mean, std = self.prepare.mean, self.prepare.std  # the model may declare others
+        return {name: replace(explanation, mean=mean, std=std) for name, explanation in found.items()}
 
     def name(self, index: int) -> str:
         """Returns what to call a class."""

@@ -60,9 +60,8 @@ def sweep(subject: Subject, picture: Any, target: str, ratios: list[float]) -> A
             columns: dict[str, list[Any]] = {"input": [], **{f"discard {ratio:g}": [] for ratio in ratios}}
             for fusion in HEAD_FUSIONS:
                 for ratio in ratios:
-                    found = vitx.explain(
-                        subject.model, images, method, target=index, head_fusion=fusion, discard_ratio=ratio
-                    )
+                    asked = {"head_fusion": fusion, "discard_ratio": ratio}
+                    found = subject.explain(images, {method: asked}, index)[method]
                     columns[f"discard {ratio:g}"].append(found.overlays()[0])
                     progress.update()
                 columns["input"].append(found.pixels()[0])
