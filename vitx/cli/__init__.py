@@ -39,11 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="vitx", description=DESCRIPTION, formatter_class=HelpFormatter, exit_on_error=False
     )
     commands = parser.add_subcommands(dest="command", title="commands")
-    modules = {name: import_module(f"vitx.cli.{name}") for name in COMMANDS}
-    for name, module in modules.items():
-        commands.add_subcommand(name, module.parser(), help=COMMANDS[name])
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Only the command that was named is imported.
+    modules = {name: import_module(f"vitx.cli.{name}") for name in COMMANDS if name in words[:1]}
+    for name, said in COMMANDS.items():
+        commands.add_subcommand(
+            name, modules[name].parser() if name in modules else ArgumentParser(), help=said
+        )
     try:
-        options = parser.parse_args(arguments)
+        options = parser.parse_args(words)
         status: int = modules[options.command].run(options[options.command])
     except (ArgumentError, VitxError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
