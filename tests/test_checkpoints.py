@@ -81,6 +81,17 @@ def test_weights_of_another_model_are_told_in_counts(tmp_path):
     assert "cls_token is (1, 1, 24) and not (1, 1, 48)" in said
 
 
+def test_weights_at_another_image_size(tmp_path):
+    source = trained()
+    torch.save(source.state_dict(), tmp_path / "a.pth")
+    model = model_of_weights(NAME, tmp_path / "a.pth", SMALL | {"img_size": 64})
+    assert model.pos_embed.shape == (1, 17, 48)
+    assert torch.equal(model.pos_embed[:, 0], source.pos_embed[:, 0])  # the class token's
+    corners = [model.pos_embed[0, place] for place in (1, 4, 13, 16)]
+    for corner, wanted in zip(corners, source.pos_embed[0, 1:], strict=True):
+        assert torch.cosine_similarity(corner, wanted, dim=0) > 0.9
+
+
 def test_weights_of_another_kind_of_model(tmp_path):
     torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "a.pth")
     with pytest.raises(VitxError, match="holds weights of another model"):

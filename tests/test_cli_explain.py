@@ -282,13 +282,20 @@ class TestRefusals:
             (["--checkpoint", "a.ckpt", "--module", "a.B"], "either --model NAME, or --checkpoint"),
             (["--module", "a.B"], "--checkpoint CKPT and --module CLASS go together"),
             (["--mean", 0.5, 0.5], "mean has 2 values"),
+            (["--std", 0], "std must be above 0"),
+            (["--image-size", 0], "--image-size must be at least 1"),
+            (["--workers", -1], "--workers must be at least 0"),
+            (["--devices", "foo"], "Lightning's Trainer does not take these settings"),
+            (["--accelerator", "nope"], "Lightning's Trainer does not take these settings"),
+            (["--model-options", '{"img_size": -4}'], "does not take these options"),
+            (["--output", ""], "--output is empty"),
             (["--class-names", "absent.txt"], "the class names could not be read"),
             (["--nope", 3], "--nope"),
         ],
     )
     def test_options(self, folder, weights, tmp_path, capsys, words, sentence):
         output = tmp_path / "maps"
-        arguments = command(folder, "--output", output, *words, weights=weights)
+        arguments = [*command(folder, "--output", output, weights=weights), *words]
         assert sentence in self.refused(arguments, capsys, output)
 
     @pytest.mark.parametrize(

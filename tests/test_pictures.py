@@ -168,8 +168,9 @@ class TestFind:
             ("absent.jpg", "there is no file or folder .*absent.jpg"),
             ("*.jpg", "there are no image files in"),
             ("", "there are no image files in"),
+            (None, "a path is empty"),
         ],
     )
     def test_nothing_there(self, tmp_path, given, sentence):
         with pytest.raises(VitxError, match=sentence):
-            find_pictures([f"{tmp_path}/{given}"])
+            find_pictures(["" if given is None else f"{tmp_path}/{given}"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 from timm.layers.helpers import to_2tuple
 from timm.models import load_state_dict
 from torch import Tensor, nn
@@ -41,18 +42,16 @@ def create_model(
         if str(error).startswith(("Invalid pretrained tag", "No pretrained weights")):
             raise VitxError(f"timm has no such weights of {name}: {error}") from error
         if "Unknown model" not in str(error):
-            raise
+            raise VitxError(f"{name} could not be made: {error}") from error
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
         raise VitxError(f"timm has no model {name!r}; some near it: {', '.join(near) or 'none'}") from error
-    except TypeError as error:
+    except (OSError, TypeError, ValueError, AssertionError) as error:
+        if isinstance(error, OSError | ValueError) and pretrained:  # the hub's client, offline or unknown
+            raise VitxError(
+                f"the weights of {name} could not be fetched from the hub: check the connection, or give a "
+                "file of weights"
+            ) from error
         raise VitxError(f"{name} does not take these options: {error}") from error
-    except (OSError, ValueError) as error:  # what the hub's client raises, offline or unknown
-        if not pretrained:
-            raise
-        raise VitxError(
-            f"the weights of {name} could not be fetched from the hub: check the connection, or give a file "
-            "of weights"
-        ) from error
     if size := options.get("img_size"):  # timm leaves it out of what the model says of its images
         config: Any = model.pretrained_cfg
         config["input_size"] = (3, *to_2tuple(size))
@@ -68,7 +67,7 @@ def model_of_weights(
         name: of the model.
         path: a state dict, in .safetensors or of torch; or a checkpoint of Lightning, timm and others that
             holds one. What stands before the names of the weights, as `model.`, is found.
-        options: further arguments of the model.
+        options: further arguments of the model. With `img_size`, position embeddings are resampled to it.
         trust: read also files that run code as they are read.
 
     Raises:
@@ -79,6 +78,8 @@ def model_of_weights(
         plain = create_model(name, False, None, options)
     state = _without_prefix(state, plain.state_dict())
     model = create_model(name, False, _classes(plain, state), options)
+    if options and "img_size" in options:
+        state = _at_size_of(model, state)
     fill(model, state, path)
     return model
 
@@ -221,6 +222,18 @@ def _without_prefix(state: State, own: State) -> State:
     # Of several equally good ones the shortest: averaged weights are kept under a longer name.
     best = max(prefixes, key=lambda prefix: (sum(prefix + known in state for known in own), -len(prefix)))
     return {name.removeprefix(best): value for name, value in state.items() if name.startswith(best)}
+
+
+def _at_size_of(model: nn.Module, state: State) -> State:
+    """Resamples what is learned of places to the model's own number of patches, as timm does."""
+    own: Any = getattr(model, "pos_embed", None)
+    learned = state.get("pos_embed")
+    if own is None or learned is None or own.shape == learned.shape or own.shape[-1] != learned.shape[-1]:
+        return state
+    some: Any = model
+    prefix = 0 if some.no_embed_class else some.num_prefix_tokens
+    resampled = resample_abs_pos_embed(learned, some.patch_embed.grid_size, num_prefix_tokens=prefix)
+    return {**state, "pos_embed": resampled}
 
 
 def _heads(model: nn.Module) -> tuple[str, ...]:

@@ -33,6 +33,8 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for given in paths:
         path = Path(given)
+        if not str(given):
+            raise VitxError("a path is empty: name a file or folder")
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if _is_picture(file))
         elif path.exists():

@@ -102,6 +102,8 @@ def preprocessing_of(
         raise VitxError(_UNKNOWN)
     known = resolve_data_config(pretrained_cfg=dict(config or {}))
     multiple = _patch(model) if keep_aspect else 1
+    if any(value <= 0 for value in std or ()):
+        raise VitxError(f"std must be above 0, found {list(std or ())}")
     return Preprocessing(
         size=(size, size) if size else _size(model) or tuple(known["input_size"][1:]),
         mean=_channels("mean", mean or known["mean"]),

@@ -84,9 +84,11 @@ def run(options: Any) -> int:
     """Runs the command and returns its exit status."""
     from vitx.cli.prediction import Explainer, predict
 
-    for name in ("batch_size", "max_pixels", "num_nodes"):
-        if options[name] < 1:
-            raise VitxError(f"--{name.replace('_', '-')} must be at least 1, found {options[name]}")
+    for name, least in (("batch_size", 1), ("max_pixels", 1), ("num_nodes", 1), ("workers", 0)):
+        if options[name] is not None and options[name] < least:
+            raise VitxError(f"--{name.replace('_', '-')} must be at least {least}, found {options[name]}")
+    if not options.output:
+        raise VitxError("--output is empty: name a folder")
     asked = {name: options[name] for name in ("head_fusion", "discard_ratio", "start_layer")}
     needs = {name: find_method(name).needs_gradients for name in options.method}
     check_options(options.head_fusion, options.discard_ratio)

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -169,21 +170,26 @@ def predict(
     )
     writer = Writer(files, begin, write)
     with _quiet():
-        trainer = pl.Trainer(
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            use_distributed_sampler=True,
-            inference_mode=False,
-            callbacks=[writer],
-            enable_progress_bar=progress,
-            **settings,
-        )
+        trainer = _trainer(callbacks=[writer], enable_progress_bar=progress, **settings)
         try:
             trainer.predict(explainer, loader, return_predictions=False)
         except SystemExit as stop:  # what Lightning makes of an interrupt
             raise KeyboardInterrupt from stop
     return writer.errors, trainer.is_global_zero
+
+
+def _trainer(**settings: Any) -> pl.Trainer:
+    try:
+        return pl.Trainer(
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            inference_mode=False,
+            **settings,
+        )
+    except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
+        said = " ".join(str(error).split())
+        raise VitxError(f"Lightning's Trainer does not take these settings: {said}") from error
 
 
 @contextmanager

@@ -136,6 +136,8 @@ def load_subject(
 
 
 def _model(options: Any, weights: str | None, checkpoint: str | None) -> nn.Module:
+    if options.image_size is not None and options.image_size < 1:
+        raise VitxError(f"--image-size must be at least 1, found {options.image_size}")
     if (options.model is None) == (checkpoint is None):
         raise VitxError("say which model: either --model NAME, or --checkpoint CKPT with --module CLASS")
     if (options.module is None) != (checkpoint is None):
@@ -147,7 +149,7 @@ def _model(options: Any, weights: str | None, checkpoint: str | None) -> nn.Modu
             raise VitxError("--weights is for a model of timm: --checkpoint has weights of its own")
         return load_module(options.module, Path(checkpoint), options.module_options, options.trust)
     own = dict(options.model_options)
-    if options.image_size:
+    if options.image_size is not None:
         own.setdefault("img_size", options.image_size)
     if options.keep_aspect:
         own.setdefault("dynamic_img_size", True)
