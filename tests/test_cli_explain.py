@@ -58,6 +58,26 @@ def written(folder, suffix=".png"):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob(f"*{suffix}"))
 
 
+def start(words):
+    """Starts the command in a process, and a group, of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "vitx", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        # Where the tests run in the background, interrupts are ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def wait_for(process, output):
+    """Waits until some pictures are written."""
+    deadline = time.monotonic() + 120
+    while len(written(output)) < 4 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 class TestFiles:
     def test_a_folder(self, folder, weights, tmp_path, capsys):
         output = tmp_path / "maps"
@@ -178,27 +198,20 @@ class TestResume:
 
     @pytest.mark.parametrize(("how", "status"), [("SIGKILL", -9), ("SIGINT", 130)])
     def test_stopped_in_the_middle(self, folder, weights, tmp_path, how, status):
-        for number in range(300):
-            Image.new("RGB", (40, 40), (number % 255, 9, 9)).save(folder / f"many-{number:03d}.png")
+        for number in range(120):
+            Image.new("RGB", (40, 40), (number, 9, 9)).save(folder / f"many-{number:03d}.png")
         output = tmp_path / "maps"
         words = command(folder, "--output", output, "--batch-size", 2, weights=weights)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vitx", *words],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        deadline = time.monotonic() + 120
-        while len(written(output)) < 4 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
+        process = start(words)
+        wait_for(process, output)
         process.send_signal(getattr(signal, how))
         assert process.wait(60) == status
         before = {name: (output / name).stat().st_mtime_ns for name in written(output)}
-        assert 4 <= len(before) < 305
+        assert 4 <= len(before) < 125
         for name in before:
             Image.open(output / name).load()  # each is whole
         assert self.run(folder, output, weights, "--resume") == 1
-        assert len(written(output)) == 305
+        assert len(written(output)) == 125
         assert all((output / name).stat().st_mtime_ns == time for name, time in before.items())
         assert not list(output.rglob("*.part"))
 
@@ -227,6 +240,23 @@ def test_two_processes_explain_each_picture_once(folder, weights, tmp_path):
     assert len(written(output)) == 5
     lines = (output / "explanations.jsonl").read_text("utf-8").splitlines()
     assert len(lines) == 5
+
+
+def test_two_processes_that_were_killed_go_on(folder, weights, tmp_path):
+    for number in range(120):
+        Image.new("RGB", (40, 40), (number, 9, 9)).save(folder / f"many-{number:03d}.png")
+    output, log = tmp_path / "maps", tmp_path / "log"
+    words = ["--devices", 2, "--strategy", "ddp", "--batch-size", 2, "--output", output]
+    process = start(command(folder, *words, weights=weights))
+    wait_for(process, output)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = written(output)
+    assert 4 <= len(before) < 125
+    run_together(2, explain_in_one_of_two, command(folder, *words, "--resume", weights=weights), log)
+    after = [name for rank in (0, 1) for name in Path(f"{log}-{rank}").read_text().splitlines()]
+    assert len(after) == 125 - len(before)
+    assert len(written(output)) == 125
 
 
 def damaged(folder, name):
