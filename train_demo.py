@@ -154,6 +154,7 @@ class DemoCLI(LightningCLI):
         print(f"what it looks at      {picture}")
         print(f"all steps             tensorboard --samples_per_plugin images=100 --logdir {folder}")
         print("                      then open http://localhost:6006/#images and move the slider")
+        print(f"on one page           vitx report {folder}")
 
 
 def explain_after_training(trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> Path | None:
