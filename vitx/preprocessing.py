@@ -69,10 +69,8 @@ class Preprocessing:
 
 def normalisation(module: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
     """Returns the mean and std that the model declares (timm does), else those that change nothing."""
-    config = _config(module)
-    if config is None or "mean" not in config or "std" not in config:
-        return (0.0,), (1.0,)
-    return config["mean"], config["std"]
+    config = _config(module, "mean", "std")
+    return ((0.0,), (1.0,)) if config is None else (config["mean"], config["std"])
 
 
 def preprocessing_of(
@@ -97,7 +95,7 @@ def preprocessing_of(
     """
     from timm.data import resolve_data_config
 
-    config = _config(model)
+    config = _config(model, "input_size")
     if config is None and None in (size, mean, std):
         raise VitxError(_UNKNOWN)
     known = resolve_data_config(pretrained_cfg=dict(config or {}))
@@ -127,11 +125,11 @@ def _channels(name: str, values: Sequence[float]) -> tuple[float, ...]:
     return values
 
 
-def _config(model: nn.Module) -> Mapping[str, Any] | None:
-    """What the first part of the model that says anything of its images says."""
+def _config(model: nn.Module, *names: str) -> Mapping[str, Any] | None:
+    """What the first part of the model that says all of this of its images says."""
     for part in model.modules():
         config: Any = getattr(part, "pretrained_cfg", None)
-        if isinstance(config, Mapping) and "input_size" in config:
+        if isinstance(config, Mapping) and all(name in config for name in names):
             return config
     return None
 

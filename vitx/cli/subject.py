@@ -1,7 +1,7 @@
 """The options that say which model, and the model that they mean."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import vitx
 from vitx.checkpoints import create_model, load_module, model_of_weights
 from vitx.classes import find_class, known_class_names, read_class_names, short
 from vitx.errors import VitxError
+from vitx.explain import Methods
 from vitx.preprocessing import Preprocessing, preprocessing_of
 
-Methods = Mapping[str, Mapping[str, Any]]
 ROLLOUT: Methods = {"rollout": {}}
 
 
@@ -35,7 +35,7 @@ class Subject:
     classes: int
     class_names: tuple[str, ...] | None
 
-    @property
+    @cached_property
     def short_names(self) -> list[str] | None:
         """The first synonym of each class, or None."""
         return None if self.class_names is None else [short(name) for name in self.class_names]
