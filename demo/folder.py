@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitx.errors import VitxError
+from vitx.pictures import SUFFIXES, is_picture, read_picture
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 _VALIDATION_FOLDERS = ("val", "valid", "validation")
 _MOST_WORKERS = 8
 
@@ -40,7 +39,7 @@ class FolderImages(Dataset[tuple[Any, int]]):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         path, label = self.files[index]
-        image = load_image(path)
+        image = _read(path)
         return (self.transform(image) if self.transform else image), label
 
 
@@ -162,22 +161,6 @@ class ImageFolderData(pl.LightningDataModule):
         )
 
 
-def load_image(path: Path) -> Image.Image:
-    """Reads an image in colour, turned as its EXIF says.
-
-    Raises:
-        VitxError: The file is no image, or is broken.
-    """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to white
-                upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
-            return upright.convert("RGB")
-    except Exception as error:  # Pillow raises a dozen kinds for broken files
-        raise VitxError(f"{path} is no image or is broken: replace or remove it") from error
-
-
 def split_per_class(files: list[File], fraction: float, seed: int) -> tuple[list[File], list[File]]:
     """Takes a share of each class, at least one image, but never the last one.
 
@@ -197,6 +180,14 @@ def split_per_class(files: list[File], fraction: float, seed: int) -> tuple[list
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         taken |= {members[place] for place in torch.randperm(len(members), generator=generator)[:count]}
     return [file for file in files if file not in taken], [file for file in files if file in taken]
+
+
+def _read(path: Path) -> Image.Image:
+    """Reads an image as `vitx explain` does, so that a model learns from what it is later shown."""
+    try:
+        return read_picture(path)
+    except VitxError as error:
+        raise VitxError(f"{error}; replace or remove it") from error
 
 
 def _find_parts(root: Path | None) -> tuple[Path, Path | None, Path | None]:
@@ -238,14 +229,10 @@ def _list_files(folder: Path, classes: tuple[str, ...]) -> list[File]:
         raise VitxError(f"{folder} holds no class folders: give it the same ones as the training images have")
     files = []
     for name in found:
-        images = [
-            path
-            for path in sorted((folder / name).rglob("*"))
-            if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-        ]
+        images = [path for path in sorted((folder / name).rglob("*")) if is_picture(path)]
         if not images:
             raise VitxError(
-                f"the class {name!r} has no images in {folder}: add some ({', '.join(EXTENSIONS)}), "
+                f"the class {name!r} has no images in {folder}: add some ({', '.join(sorted(SUFFIXES))}), "
                 "or remove its folder"
             )
         files += [(path, classes.index(name)) for path in images]

@@ -1,5 +1,7 @@
 """Image files of every kind, and what is no image."""
 
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +22,13 @@ def close(picture, wanted, tolerance):
     assert picture.mode == "RGB"
     difference = np.abs(np.asarray(picture, int) - np.asarray(wanted, int))
     return picture.size == (wanted.shape[1], wanted.shape[0]) and difference.max() <= tolerance
+
+
+def test_whatever_pillow_raises_is_one_sentence(tmp_path, monkeypatch):
+    Image.new("RGB", (9, 9)).save(tmp_path / "odd.png")
+    monkeypatch.setattr(Image.Image, "load", lambda _: struct.unpack(">H", b""))
+    with pytest.raises(VitxError, match=r"odd\.png could not be read, it may be damaged: unpack"):
+        read_picture(tmp_path / "odd.png")
 
 
 class TestRead:

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vitx.errors import VitxError
 
-SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 MOST_PIXELS = 100_000_000
 _FEWEST = 8  # pixels in height and width: with fewer there is nothing to look at
 _WHOLE = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535}  # mode -> white
@@ -36,7 +36,7 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
         if not str(given):
             raise VitxError("a path is empty: name a file or folder")
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if _is_picture(file))
+            files = sorted(file for file in path.rglob("*") if is_picture(file))
         elif path.exists():
             files = [path]
         elif glob.has_magic(str(given)):
@@ -76,9 +76,9 @@ def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Imag
             return to_rgb(image, str(path))
     except UnidentifiedImageError as error:
         raise VitxError(f"{path} is no image file that can be read") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # each format has its own kinds
-        if isinstance(error, VitxError):
-            raise
+    except VitxError:
+        raise
+    except Exception as error:  # each format has its own kinds
         said = str(error).strip().split("\n")[0]
         raise VitxError(f"{path} could not be read, it may be damaged: {said}") from error
 
@@ -106,7 +106,8 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     return image.convert("RGB")
 
 
-def _is_picture(path: Path) -> bool:
+def is_picture(path: Path) -> bool:
+    """Whether a file in a folder counts as a picture: by its name, and not if it is hidden."""
     return path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
 
 
@@ -115,7 +116,7 @@ def _check_size(path: Path, size: tuple[int, int], most_pixels: int) -> None:
     if width * height > most_pixels:
         raise VitxError(
             f"{path} has {width} x {height} pixels, more than the {most_pixels:,} that are allowed: make it "
-            "smaller, or allow more"
+            "smaller, or let `vitx explain` take more with --max-pixels"
         )
     if min(size) < _FEWEST:
         raise VitxError(f"{path} has {width} x {height} pixels: at least {_FEWEST} x {_FEWEST} are needed")
