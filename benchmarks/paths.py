@@ -20,7 +20,7 @@ from showing import table
 from torch import Tensor
 
 import vitx
-from vitx import attention, fused, relevance
+from vitx import attention, fused, rollout
 
 SMALL, LARGE = Case(TINY, 8, 224), Case(TINY, 1, 1024)
 
@@ -66,7 +66,7 @@ PATHS = (
     FastPath(
         "selection by NumPy",
         *("rollout", {"discard_ratio": 0.9}),
-        lambda: patch.object(relevance, "_cut_on_cpu", relevance._cut),
+        lambda: patch.object(rollout, "_cut_on_cpu", rollout._cut),
     ),
     FastPath(
         "tiles shared with the backward pass, and log-sum-exp",

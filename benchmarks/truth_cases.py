@@ -12,7 +12,7 @@ import vitx
 from vitx.methods import Observation, register
 from vitx.methods.evidence import Evidence
 from vitx.propagation import Propagation
-from vitx.relevance import Rollout
+from vitx.rollout import Rollout
 
 Contender = Callable[[nn.Module, Tensor, Sequence[int]], Any]
 

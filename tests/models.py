@@ -185,6 +185,46 @@ FAMILIES = {
 }
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A model that cannot be explained, and a part of the sentence that says why."""
+
+    build: Callable[[], nn.Module]
+    image_size: int
+    sentence: str
+
+
+def _unusual(name, **options):
+    """A model of timm that does not take the sizes of a plain Vision Transformer."""
+    return timm.create_model(name, num_classes=CLASSES, **options)
+
+
+def swin():
+    size = {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4)}
+    return _unusual("swin_tiny_patch4_window7_224", img_size=32, window_size=4, patch_size=2, **size)
+
+
+REFUSED = {
+    "Swin": Refused(swin, 32, "attention runs within windows"),
+    "SAM": Refused(lambda: timm_model("samvit_base_patch16"), 32, "attention runs within windows"),
+    "Hiera": Refused(lambda: _unusual("hiera_tiny_224", img_size=64), 64, "attention runs within windows"),
+    "PiT": Refused(
+        lambda: _unusual("pit_ti_224", img_size=64), 64, "number of tokens changes between layers"
+    ),
+    "ResNet": Refused(lambda: _unusual("resnet10t"), 32, "no attention between tokens was found"),
+    "parallel blocks": Refused(
+        lambda: timm_model("vit_small_patch16_18x2_224"), 32, "several attentions side by side"
+    ),
+    "XCiT": Refused(
+        lambda: _unusual("xcit_nano_12_p16_224", embed_dim=48, depth=2, num_heads=3), 32, "do not fit a grid"
+    ),
+    "CaiT": Refused(lambda: timm_model("cait_xxs24_224"), 32, "talking heads"),
+    "differential attention": Refused(
+        lambda: timm_model("vit_dlittle_patch16_reg1_gap_256"), 32, "differential attention"
+    ),
+}
+
+
 @cache
 def built(name, dtype=torch.float32):
     """The family's model in eval mode, built once; tests that change a model build their own."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -274,6 +273,7 @@ class TestSettings:
             found = explain(models.built("deit"), images, method, target=2)
             assert torch.is_inference_mode_enabled() == (context is torch.inference_mode)
             assert torch.is_grad_enabled() == (context is torch.enable_grad)
+        assert not found.maps.is_inference()
         assert same(found, reference(method), 1e-7)
 
     def test_a_model_made_in_inference_mode(self, method):
@@ -407,22 +407,6 @@ def test_compiled(form, backend, run_before):
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
 
 
-def windows(name, **overrides):
-    return timm.create_model(name, num_classes=models.CLASSES, **overrides)
-
-
-def swin():
-    return windows(
-        "swin_tiny_patch4_window7_224",
-        embed_dim=24,
-        depths=(1, 1),
-        num_heads=(2, 4),
-        img_size=32,
-        window_size=4,
-        patch_size=2,
-    )
-
-
 def patch_dropping():
     """Drops half of the patches in eval mode too."""
 
@@ -437,33 +421,19 @@ def patch_dropping():
 
 class TestRefusals:
     @pytest.mark.parametrize("method", METHODS)
-    @pytest.mark.parametrize(
-        ("build", "size", "sentence"),
-        [
-            (swin, 32, "attention runs within windows"),
-            (lambda: models.timm_model("samvit_base_patch16"), 32, "attention runs within windows"),
-            (lambda: windows("pit_ti_224", img_size=64), 64, "number of tokens changes between layers"),
-            (lambda: windows("hiera_tiny_224", img_size=64), 64, "attention runs within windows"),
-            (lambda: windows("resnet10t"), 32, "no attention between tokens was found"),
-            (lambda: models.timm_model("vit_small_patch16_18x2_224"), 32, "several attentions side by side"),
-            (
-                lambda: windows("xcit_nano_12_p16_224", embed_dim=48, depth=2, num_heads=3),
-                32,
-                "do not fit a grid",
-            ),
-            (lambda: models.timm_model("cait_xxs24_224"), 32, "talking heads"),
-            (lambda: models.timm_model("vit_dlittle_patch16_reg1_gap_256"), 32, "differential attention"),
-            (patch_dropping, 32, "8 tokens do not fit a grid of 4 x 4 patches and 1 prefix"),
-        ],
-        ids=["swin", "sam", "pit", "hiera", "cnn", "parallel", "xcit", "cait", "differential", "dropping"],
-    )
-    def test_models(self, build, size, sentence, method):
-        with pytest.raises(VitxError, match=sentence):
-            explain(build(), torch.randn(2, 3, size, size), method)
+    @pytest.mark.parametrize("name", models.REFUSED)
+    def test_models(self, name, method):
+        refused = models.REFUSED[name]
+        with pytest.raises(VitxError, match=refused.sentence):
+            explain(refused.build(), torch.randn(2, 3, refused.image_size, refused.image_size), method)
+
+    def test_a_model_that_drops_patches(self):
+        with pytest.raises(VitxError, match="8 tokens do not fit a grid of 4 x 4 patches and 1 prefix"):
+            explain(patch_dropping(), IMAGES)
 
     def test_each_model_that_is_refused_says_one_sentence(self):
         with pytest.raises(VitxError) as error:
-            explain(swin(), torch.randn(2, 3, 32, 32))
+            explain(models.swin(), torch.randn(2, 3, 32, 32))
         assert "\n" not in str(error.value)
         assert isinstance(error.value, ValueError)
 

@@ -224,7 +224,10 @@ def test_the_method_that_the_docs_add_is_right():
             {"gradient": "scores"},
             "the gradient that typo reads must be None or one of 'score', .*, found 'scores'",
         ),
-        ({"fused": True}, "typo cannot be fused: it reads a gradient, or has no option head_fusion"),
+        (
+            {"fused_heads": True},
+            "typo cannot have fused_heads: it reads a gradient, or has no option head_fusion",
+        ),
     ],
 )
 def test_a_method_that_cannot_be_is_refused(given, said):

@@ -15,7 +15,7 @@ from vitx.explanation import Explanation
 from vitx.flow import attention_flow
 from vitx.methods import methods
 from vitx.randomisation import Sanity, sanity
-from vitx.relevance import attention_rollout, gradient_rollout
+from vitx.rollout import attention_rollout, gradient_rollout
 from vitx.trace import Trace
 
 __version__ = "0.1.0"

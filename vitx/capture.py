@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from vitx.attention import Attention, DotProductAttention, StoredAttention
 from vitx.errors import VitxError
 from vitx.fused import Keep, attend
+from vitx.prediction import check_model
 from vitx.trace import Trace
 
 
@@ -54,8 +55,7 @@ def capture(
         >>> trace.attentions()[0].shape
         torch.Size([1, 2, 5, 5])
     """
-    if not isinstance(model, nn.Module):
-        raise VitxError(f"the model must be a torch.nn.Module, found {type(model).__name__}")
+    check_model(model)
     trace = Trace()
     watcher = _Watcher(trace, gradients, fixed, keep)
     with ExitStack() as stack:

@@ -1,6 +1,6 @@
 """From a model and images to maps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from vitx.lens import LogitLens
 from vitx.methods import Method, Methods, Observation, find_method, with_options
 from vitx.prediction import Target, check_images, check_model, predict, scores, target_classes
 from vitx.preprocessing import normalisation
-from vitx.propagation import propagate, propagate_gradients, propagate_layer_scores
+from vitx.propagation import Propagation, propagate, propagate_gradients, propagate_layer_scores
 from vitx.tokens import find_tokens
 from vitx.trace import Trace
 
@@ -150,35 +150,58 @@ def _explain_pass(
         ):
             logits = predict(model, pixels)
         trace.check(len(images))
-        tokens = find_tokens(model, trace, pixels)
+        seen = Observation(trace, find_tokens(model, trace, pixels))
         classes = target_classes(target, logits)
-        seen = Observation(trace, tokens)
         begun = {name: method.begin(seen, **methods[name]) for name, method in chosen.items()}
-        plain, of_layers, of_score = (
-            [begun[name] for name, method in chosen.items() if method.gradient in kinds]
-            for kinds in ((None,), ("layer scores",), ("score", "score with A fixed"))
-        )
-        total = scores(target, logits, classes).sum() if of_score else None
-        layer_scores = [] if lens is None else _layer_scores(lens, trace, logits, target, classes)
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            for propagation in plain:
-                propagate(trace, propagation)
-            if layer_scores:
-                propagate_layer_scores(trace, of_layers, layer_scores)
-            if total is not None:
-                propagate_gradients(trace, of_score, total)
-        found = {name: tokens.patches(propagation.relevance) for name, propagation in begun.items()}
-    for name, maps in found.items():
-        _check_finite(name, maps)
+        _propagate(chosen, begun, trace, logits, lens, lambda found: scores(target, found, classes).sum())
+        maps = {name: seen.tokens.patches(propagation.relevance) for name, propagation in begun.items()}
+    _check_finite(maps)
     size = (images.shape[2], images.shape[3])
     logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     mean, std = normalisation(model)
     return {
         name: Explanation(
-            maps, logits, classes if chosen[name].gradient else None, size, images, mean, std, name
+            maps[name], logits, classes if method.gradient else None, size, images, mean, std, name
         )
-        for name, maps in found.items()
+        for name, method in chosen.items()
     }
+
+
+def _propagate(
+    chosen: Mapping[str, Method],
+    begun: Mapping[str, Propagation],
+    trace: Trace,
+    logits: Tensor,
+    lens: LogitLens | None,
+    total: Callable[[Tensor], Tensor],
+) -> None:
+    """Shows each method all layers, with the gradient that it reads; `total` makes a score of logits."""
+    plain, of_layers, of_score = (
+        [begun[name] for name, method in chosen.items() if method.gradient in kinds]
+        for kinds in ((None,), ("layer scores",), ("score", "score with A fixed"))
+    )
+    score = total(logits) if of_score else None
+    layer_scores = [] if lens is None else [total(found) for found in _layer_logits(lens, trace, logits)]
+    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        for propagation in plain:
+            propagate(trace, propagation)
+        if layer_scores:
+            propagate_layer_scores(trace, of_layers, layer_scores)
+        if score is not None:
+            propagate_gradients(trace, of_score, score)
+
+
+def _layer_logits(lens: LogitLens, trace: Trace, logits: Tensor) -> list[Tensor]:
+    """Returns what the head makes of each layer, (B, classes)."""
+    of_layers = lens.logits()
+    if len(of_layers) != len(trace.layers) or any(found.shape != logits.shape for found in of_layers):
+        shapes = sorted({tuple(found.shape) for found in of_layers})
+        raise VitxError(
+            f"found {len(of_layers)} blocks with scores of shape {shapes}, {len(trace.layers)} attentions "
+            f"and an output of shape {tuple(logits.shape)}: legrad needs one attention in each block, and "
+            "the model's own head at its end"
+        )
+    return of_layers
 
 
 def _explain_loader(
@@ -200,25 +223,11 @@ def _explain_loader(
     return {name: join([part[name] for part in parts]) for name in methods}
 
 
-def _layer_scores(
-    lens: LogitLens, trace: Trace, logits: Tensor, target: Target, classes: Tensor | None
-) -> list[Tensor]:
-    """Returns the score of each layer, summed over the images."""
-    of_layers = lens.logits()
-    if len(of_layers) != len(trace.layers) or any(found.shape != logits.shape for found in of_layers):
-        shapes = sorted({tuple(found.shape) for found in of_layers})
-        raise VitxError(
-            f"found {len(of_layers)} blocks with scores of shape {shapes}, {len(trace.layers)} attentions "
-            f"and an output of shape {tuple(logits.shape)}: legrad needs one attention in each block, and "
-            "the model's own head at its end"
-        )
-    return [scores(target, found, classes).sum() for found in of_layers]
-
-
-def _check_finite(name: str, maps: Tensor) -> None:
-    bad = (~maps.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-    if bad:
-        raise VitxError(
-            f"the {name} maps of images {bad} are not finite: the images or the weights hold NaN or infinite "
-            "values"
-        )
+def _check_finite(found: Mapping[str, Tensor]) -> None:
+    for name, maps in found.items():
+        bad = (~maps.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        if bad:
+            raise VitxError(
+                f"the {name} maps of images {bad} are not finite: the images or the weights hold NaN or "
+                "infinite values"
+            )

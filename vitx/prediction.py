@@ -81,7 +81,7 @@ def target_classes(target: Target, logits: Tensor) -> Tensor | None:
         return None
     if logits.ndim != 2:
         if target is None:
-            return None  # methods without a class need none; the others complain in _score
+            return None  # methods without a class need none; the others complain in `scores`
         raise VitxError(_NOT_CLASSES.format(tuple(logits.shape)))
     batch, classes = logits.shape
     if target is None:

@@ -33,10 +33,8 @@ class Propagation(Protocol):
 
 def propagate(trace: Trace, propagation: Propagation) -> None:
     """Shows a method that needs no gradients each layer."""
-    for layer in reversed(trace.layers[propagation.start_layer :]):
-        for tile in layer.tiles():
-            propagation.read(tile)
-        propagation.end_layer()
+    for index in reversed(range(propagation.start_layer, len(trace.layers))):
+        _show([propagation], index, trace.layers[index].tiles())
 
 
 def propagate_gradients(trace: Trace, propagations: Sequence[Propagation], score: Tensor) -> None:
@@ -51,25 +49,15 @@ def propagate_gradients(trace: Trace, propagations: Sequence[Propagation], score
         score: a scalar, the sum over the images of what is explained.
     """
 
-    def through(index: int, tiles: Iterator[Tile]) -> Iterator[Tile]:
-        showing = [one for one in propagations if one.start_layer <= index]
-        for tile in tiles:
-            for one in showing:
-                one.read(tile)
-            yield tile
-        for one in showing:
-            one.end_layer()
-
     def show(index: int, gradient: Tensor) -> None:
-        for _ in through(index, trace.layers[index].tiles(gradient)):
-            pass
+        _show(propagations, index, trace.layers[index].tiles(gradient))
 
     first = min(one.start_layer for one in propagations)
     handles = []
     for index in range(first + 1, len(trace.layers)):
         layer = trace.layers[index]
         if isinstance(layer, SharedAttention):
-            layer.reader = partial(through, index)
+            layer.reader = partial(_read, propagations, index)
         else:
             handles.append(trace.outputs[index].register_hook(partial(show, index)))
     try:
@@ -93,13 +81,24 @@ def propagate_layer_scores(
         propagations: the methods.
         scores: of each layer, a scalar, the sum over the images.
     """
-    for index in reversed(range(len(trace.layers))):
-        showing = [one for one in propagations if one.start_layer <= index]
-        gradient = trace.output_gradient(scores[index], index, keep_graph=True) if showing else None
-        if gradient is None:
-            continue
-        for tile in trace.layers[index].tiles(gradient):
-            for one in showing:
-                one.read(tile)
-        for one in showing:
-            one.end_layer()
+    first = min(one.start_layer for one in propagations)
+    for index in reversed(range(first, len(trace.layers))):
+        gradient = trace.output_gradient(scores[index], index, keep_graph=True)
+        if gradient is not None:
+            _show(propagations, index, trace.layers[index].tiles(gradient))
+
+
+def _read(propagations: Sequence[Propagation], index: int, tiles: Iterator[Tile]) -> Iterator[Tile]:
+    """Passes on the tiles of a layer when all methods for which it counts have read them."""
+    reading = [one for one in propagations if one.start_layer <= index]
+    for tile in tiles:
+        for one in reading:
+            one.read(tile)
+        yield tile
+    for one in reading:
+        one.end_layer()
+
+
+def _show(propagations: Sequence[Propagation], index: int, tiles: Iterator[Tile]) -> None:
+    for _ in _read(propagations, index, tiles):
+        pass

@@ -1,169 +1,13 @@
-"""The maths of both rollouts, on plain tensors: fuse the heads, discard, chain the layers.
-
-Only readout^T R of the product R of all layers is needed, so the chain is a row vector times one matrix
-after another, last layer first, and each matrix is used tile by tile.
-"""
+"""What methods share: heads are fused, relevance is carried through a layer, input is checked."""
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from vitx.attention import ALL, Tile, full
 from vitx.errors import VitxError
 
 HEAD_FUSIONS = ("mean", "max", "min")
-
-
-def attention_rollout(
-    attentions: Sequence[Tensor],
-    *,
-    head_fusion: str = "mean",
-    discard_ratio: float = 0.0,
-    readout: Tensor | None = None,
-) -> Tensor:
-    """Attention rollout (Abnar & Zuidema 2020, arXiv 2005.00928): how attention flows to the output.
-
-    R = prod_l rownorm(W_l + I), last layer on the left, with W_l the fused heads of A_l; the result is
-    readout^T R.
-
-    Args:
-        attentions: per layer, first layer first, (B, heads, N, N) after the softmax, rows are queries.
-        head_fusion: "mean", "max" or "min" over the heads.
-        discard_ratio: share in [0, 1) of the smallest entries of each fused matrix that become 0; the
-            entry (0, 0) stays.
-        readout: (N,) or (B, N), how much the classifier reads from each token; token 0 by default.
-
-    Returns:
-        (B, N), >= 0: the share of each input token; float32, or float64 for float64 input.
-
-    Raises:
-        VitxError: An option or a shape is wrong.
-
-    Example:
-        >>> layers = [torch.eye(3).expand(1, 2, 3, 3), torch.full((1, 2, 3, 3), 1 / 3)]
-        >>> attention_rollout(layers)
-        tensor([[0.6667, 0.1667, 0.1667]])
-    """
-    check_options(head_fusion, discard_ratio)
-    check_layers(attentions, "attentions")
-    rollout = Rollout(check_readout(readout, attentions[0]), head_fusion, discard_ratio)
-    for attention in reversed(attentions):
-        rollout.read(Tile(ALL, ALL, full(attention.detach())))
-        rollout.end_layer()
-    return rollout.relevance
-
-
-def gradient_rollout(
-    attentions: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    *,
-    head_fusion: str = "mean",
-    discard_ratio: float = 0.0,
-    readout: Tensor | None = None,
-) -> Tensor:
-    """Gradient rollout: attention rollout of the attention that raises one target's score.
-
-    As `attention_rollout`, with W_l = relu(fuse(A_l * G_l)), where G_l is the gradient of the target's
-    score with respect to A_l (the idea of jacobgil/vit-explain).
-
-    Args:
-        attentions: as for `attention_rollout`.
-        gradients: the gradient of the score with respect to each of them, in the same order and shape.
-        head_fusion: as for `attention_rollout`.
-        discard_ratio: as for `attention_rollout`.
-        readout: as for `attention_rollout`.
-
-    Returns:
-        (B, N), >= 0; float32, or float64 for float64 input.
-
-    Raises:
-        VitxError: An option or a shape is wrong.
-    """
-    check_options(head_fusion, discard_ratio)
-    check_layers(attentions, "attentions")
-    check_layers(gradients, "gradients")
-    if len(attentions) != len(gradients):
-        raise VitxError(
-            f"found {len(attentions)} layers of attentions and {len(gradients)} of gradients: give one "
-            "gradient for each attention, in the same order"
-        )
-    for attention, gradient in zip(attentions, gradients, strict=True):
-        if attention.shape != gradient.shape:
-            raise VitxError(
-                f"each gradient must have the shape of its attention, {tuple(attention.shape)}, found "
-                f"{tuple(gradient.shape)}"
-            )
-    rollout = Rollout(check_readout(readout, attentions[0]), head_fusion, discard_ratio)
-    for attention, gradient in zip(reversed(attentions), reversed(gradients), strict=True):
-        rollout.read(Tile(ALL, ALL, full(attention.detach()), full(gradient.detach())))
-        rollout.end_layer()
-    return rollout.relevance
-
-
-class Rollout:
-    """readout^T R for R = prod rownorm(W_l + I), taken through one layer after another, last layer first.
-
-    W = discard(fuse(A)), or discard(relu(fuse(A * G))) of tiles with gradients.
-
-    Attributes:
-        relevance: (B, N), of the tokens that enter the layers seen so far.
-        start_layer: the first layer of the model that counts.
-    """
-
-    def __init__(
-        self, readout: Tensor, head_fusion: str = "mean", discard_ratio: float = 0.0, start_layer: int = 0
-    ) -> None:
-        self.head_fusion = head_fusion
-        self.discard_ratio = discard_ratio
-        self.start_layer = start_layer
-        self._images = ALL  # those of the matrix that waits for its other rows
-        self._matrix: Tensor | None = None
-        self._begin(readout)
-
-    def read(self, tile: Tile) -> None:
-        """Takes in some rows of the layer."""
-        matrix = self._fuse(tile)
-        if not self.discard_ratio:
-            self._move(tile.images, tile.rows, matrix)
-            return
-        if self._matrix is None or self._images != tile.images:
-            self._discard_and_move()
-            self._images = tile.images
-            self._matrix = matrix.new_zeros(len(matrix), matrix.shape[2], matrix.shape[2])
-        self._matrix[:, tile.rows] = matrix
-
-    def end_layer(self) -> None:
-        """Goes on to the layer below."""
-        self._discard_and_move()
-        self._begin(self._below)
-
-    def _begin(self, relevance: Tensor) -> None:
-        self.relevance = relevance
-        self._below = torch.zeros_like(relevance)
-
-    def _fuse(self, tile: Tile) -> Tensor:
-        if tile.gradient is None:
-            return fuse_heads(tile.weights, self.head_fusion)
-        return fuse_heads(tile.weights * tile.gradient, self.head_fusion).relu_()
-
-    def _move(self, images: slice, rows: slice, matrix: Tensor) -> None:
-        """Adds rownorm(W + I) of some rows: a part stays with the token, another goes where W says.
-
-        Args:
-            images: which, b of them.
-            rows: which, n of them.
-            matrix: W, (b, n, N).
-        """
-        share = self.relevance[images][:, rows] / (matrix.sum(-1) + 1)
-        self._below[images][:, rows] += share
-        self._below[images] += (share[:, None] @ matrix)[:, 0]
-
-    def _discard_and_move(self) -> None:
-        if self._matrix is not None:
-            self._move(self._images, ALL, discard(self._matrix, self.discard_ratio))
-            self._matrix = None
 
 
 def fuse_heads(heads: Tensor, head_fusion: str) -> Tensor:
@@ -173,9 +17,9 @@ def fuse_heads(heads: Tensor, head_fusion: str) -> Tensor:
     return heads.amax(1) if head_fusion == "max" else heads.amin(1)
 
 
-def carry(relevance: Tensor, tile: Tile, matrix: Tensor) -> Tensor:
-    """Takes the relevance of the tile's rows, of (B, N), through their matrix (b, n, N), to (b, N)."""
-    return (relevance[tile.images][:, tile.rows][:, None] @ matrix)[:, 0]
+def carry(relevance: Tensor, matrix: Tensor) -> Tensor:
+    """Takes the relevance of some tokens, (b, n), through their rows of a matrix, (b, n, N), to (b, N)."""
+    return (relevance[:, None] @ matrix)[:, 0]
 
 
 def check_options(head_fusion: str, discard_ratio: float = 0.0) -> None:
@@ -185,46 +29,6 @@ def check_options(head_fusion: str, discard_ratio: float = 0.0) -> None:
     number = isinstance(discard_ratio, (int, float)) and not isinstance(discard_ratio, bool)
     if not number or not 0 <= discard_ratio < 1:
         raise VitxError(f"discard_ratio must be at least 0 and below 1, found {discard_ratio!r}")
-
-
-def discard(matrix: Tensor, ratio: float) -> Tensor:
-    """Sets the floor(ratio * N * N) smallest entries of each matrix to 0, but never the entry (0, 0).
-
-    Of equal entries the first ones go, so that the result does not depend on the sorting algorithm.
-
-    Args:
-        matrix: (B, N, N), >= 0.
-        ratio: in [0, 1).
-    """
-    flat = matrix.flatten(1)
-    count = int(ratio * flat.shape[1])
-    if count == 0:
-        return matrix
-    kept = (_cut_on_cpu if matrix.device.type == "cpu" else _cut)(flat, count)
-    kept[:, 0] = flat[:, 0]
-    return kept.view_as(matrix)
-
-
-def _cut(flat: Tensor, count: int) -> Tensor:
-    """Sets the smallest entries of each row to 0, without a look at the values from the host."""
-    threshold = flat.kthvalue(count, dim=1, keepdim=True).values
-    below = flat < threshold
-    equal = flat == threshold
-    room = count - below.sum(1, keepdim=True)
-    return flat.masked_fill(below | (equal & (equal.cumsum(1) <= room)), 0)
-
-
-def _cut_on_cpu(flat: Tensor, count: int) -> Tensor:
-    """The same. NumPy's selection is vectorised: it takes a sixth of the time of torch's."""
-    kept = torch.empty_like(flat)
-    for values, found in zip(flat, kept, strict=True):
-        ordered = np.partition(values.numpy(), count - 1)
-        threshold = float(ordered[count - 1])
-        torch.threshold(values, threshold, 0, out=found)
-        equal = int((ordered[count:] == threshold).sum())
-        if equal and threshold:
-            found[(values == threshold).nonzero()[-equal:, 0]] = threshold
-    return kept
 
 
 def check_layers(layers: Sequence[Tensor], name: str) -> None:

@@ -24,13 +24,13 @@ class LastAttention:
     def read(self, tile: Tile) -> None:
         """Takes in some rows of the layer."""
         matrix = fuse_heads(tile.weights, self._head_fusion)
-        self.relevance[tile.images] += carry(self._readout, tile, matrix)
+        self.relevance[tile.images] += carry(self._readout[tile.images][:, tile.rows], matrix)
 
     def end_layer(self) -> None:
         """There is no layer below."""
 
 
-@register("attention", fused=True, title="last attention")
+@register("attention", fused_heads=True, title="last attention")
 def attention(seen: Observation, *, head_fusion: str = "mean") -> Propagation:
     """The attention of the last layer, see `LastAttention`."""
     check_options(head_fusion)

@@ -6,7 +6,7 @@ from vitx.propagation import Propagation
 from vitx.relevance import check_options
 
 
-@register("flow", fused=True, title="attention flow", slow=True)
+@register("flow", fused_heads=True, title="attention flow", slow=True)
 def flow(seen: Observation, *, head_fusion: str = "mean", start_layer: int = 0) -> Propagation:
     """Attention flow, see `vitx.attention_flow`."""
     check_options(head_fusion)

@@ -22,7 +22,7 @@ class Gae:
         """Takes in some rows of the layer."""
         assert tile.gradient is not None
         matrix = (tile.weights * tile.gradient).relu_().mean(1)
-        self._below[tile.images] += carry(self.relevance, tile, matrix)
+        self._below[tile.images] += carry(self.relevance[tile.images][:, tile.rows], matrix)
 
     def end_layer(self) -> None:
         """Goes on to the layer below."""

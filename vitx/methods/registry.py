@@ -61,20 +61,20 @@ class Method:
     Attributes:
         begin: the function.
         gradient: which gradient with respect to A it reads; None: it reads none.
-        fused: whether it reads nothing of A but what its option `head_fusion` makes of the heads.
+        fused_heads: whether it reads nothing of A but what its option `head_fusion` makes of the heads.
         title: what pictures call it; its name by default.
         slow: whether it takes seconds for each image, so that nobody asks for it but by name.
     """
 
     begin: Begin
     gradient: Gradient | None
-    fused: bool = False
+    fused_heads: bool = False
     title: str | None = None
     slow: bool = False
 
     def keep(self, options: Mapping[str, Any]) -> Keep | None:
         """Returns what the method needs of A, if that is less than all: its fused heads."""
-        if not self.fused:
+        if not self.fused_heads:
             return None
         fusion = options.get("head_fusion", inspect.signature(self.begin).parameters["head_fusion"].default)
         return lambda weights: fuse_heads(weights, fusion)[:, None]
@@ -96,23 +96,25 @@ def register(
     name: str,
     *,
     gradient: Gradient | None = None,
-    fused: bool = False,
+    fused_heads: bool = False,
     title: str | None = None,
     slow: bool = False,
 ) -> Callable[[Begin], Begin]:
     """Makes a function a method of that name, see `Method`.
 
     Raises:
-        VitxError: There is no such gradient, or `fused` is said of a function without `head_fusion`.
+        VitxError: There is no such gradient, or `fused_heads` is said of a function without `head_fusion`.
     """
     if gradient not in (None, *get_args(Gradient)):
         known = ", ".join(map(repr, get_args(Gradient)))
         raise VitxError(f"the gradient that {name} reads must be None or one of {known}, found {gradient!r}")
 
     def add(begin: Begin) -> Begin:
-        if fused and (gradient or "head_fusion" not in inspect.signature(begin).parameters):
-            raise VitxError(f"{name} cannot be fused: it reads a gradient, or has no option head_fusion")
-        _METHODS[name] = Method(begin, gradient, fused, title, slow)
+        if fused_heads and (gradient or "head_fusion" not in inspect.signature(begin).parameters):
+            raise VitxError(
+                f"{name} cannot have fused_heads: it reads a gradient, or has no option head_fusion"
+            )
+        _METHODS[name] = Method(begin, gradient, fused_heads, title, slow)
         return begin
 
     return add
