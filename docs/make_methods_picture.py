@@ -16,6 +16,7 @@ from skimage import data
 
 import vitx
 from vitx import render
+from vitx.captions import captions_of
 from vitx.checkpoints import model_of_weights
 from vitx.classes import known_class_names, short
 from vitx.inputs import as_tensor
@@ -37,7 +38,7 @@ def main(weights: str | None = None) -> None:
     columns = {"input": first.pixels()}
     columns |= {title_of(name): explanation.overlays() for name, explanation in found.items()}
     names = [short(name) for name in known_class_names(1000) or ()]
-    picture = render.grid(columns, render.captions(first.logits, class_names=names), tile_width=120)
+    picture = render.grid(columns, captions_of(first.logits, class_names=names), tile_width=120)
     Image.fromarray(picture).save(Path(__file__).parent / "methods.png")
 
 

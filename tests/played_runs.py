@@ -8,6 +8,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from vitx import render
+from vitx.captions import captions_of
 from vitx.methods import title_of
 from vitx.runs.saved import save_images, save_maps
 
@@ -50,7 +51,7 @@ def grid(step: int, count: int = COUNT, height: int = SIZE) -> np.ndarray:
     for name, found in maps(step, count).items():
         heat = render.heatmaps(torch.from_numpy(found), (height, SIZE))
         columns[title_of(name)] = render.overlays(shown, heat)
-    said = render.captions(torch.from_numpy(LOGITS[:count]), torch.from_numpy(LABELS[:count]), CLASSES)
+    said = captions_of(torch.from_numpy(LOGITS[:count]), torch.from_numpy(LABELS[:count]), CLASSES)
     return render.grid(columns, said)
 
 

@@ -29,6 +29,7 @@ from vitx import VitxError, render
 from vitx.callbacks import RolloutCallback
 from vitx.callbacks.images import Samples
 from vitx.callbacks.report import keep_images
+from vitx.captions import Caption, captions_of
 from vitx.runs.cutting import cut
 from vitx.runs.playback import FromGrids, FromMaps
 from vitx.runs.ranking import rank
@@ -90,7 +91,7 @@ def test_a_grid_is_cut_into_what_it_was_made_of(count, height):
     white = torch.full((count, height, SIZE, 3), 255, dtype=torch.uint8)  # must not pass for what is between
     heat = torch.linspace(0, 1, SIZE).expand(count, height, SIZE)
     columns = {"input": white, "map": render.overlays(white, heat)}
-    rows = cut(render.grid(columns, [render.Caption("newt", 0.5)] * count))
+    rows = cut(render.grid(columns, [Caption("newt", 0.5)] * count))
     assert len(rows) == count
     for row in rows:
         given, overlay = (render._tile(columns[title][0].numpy(), render.TILE_WIDTH) for title in columns)
@@ -145,7 +146,7 @@ def test_accuracy_in_percent_is_not_scaled_again(tmp_path):
 
 def test_wrong_and_sure_comes_first_and_then_what_moved(tmp_path):
     saved = load_maps(write_maps(tmp_path) / "vitx")
-    said = render.captions(torch.from_numpy(LOGITS), torch.from_numpy(LABELS), CLASSES)
+    said = captions_of(torch.from_numpy(LOGITS), torch.from_numpy(LABELS), CLASSES)
     first, second, third = rank(saved, said)
     assert [first.image, second.image, third.image] == [2, 1, 0]
     assert first.reason.startswith("wrong at the end, and 99% sure; its ")

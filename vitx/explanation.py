@@ -123,9 +123,10 @@ class Explanation:
         Returns:
             (height, width, 3) uint8.
         """
+        from vitx.captions import captions_of
         from vitx.classes import known_class_names, short
         from vitx.methods import title_of
-        from vitx.render import captions, grid
+        from vitx.render import grid
 
         if class_names is None and self.logits.ndim == 2:
             known = known_class_names(self.logits.shape[1])
@@ -135,7 +136,7 @@ class Explanation:
             title_of(self.method) or "map": self.overlays(colormap=colormap),
         }
         return grid(
-            columns, captions(self.logits, class_names=class_names), colormap=colormap, tile_width=224
+            columns, captions_of(self.logits, class_names=class_names), colormap=colormap, tile_width=224
         )
 
     def save(self, path: str | Path) -> None:

@@ -121,7 +121,8 @@ class Sanity:
         Returns:
             (height, width, 3) uint8.
         """
-        from vitx.render import Caption, grid, heatmaps, overlays
+        from vitx.captions import Caption
+        from vitx.render import grid, heatmaps, overlays
 
         pixels = torch.cat(
             [explanation[:1].pixels(mean=mean, std=std) for explanation in self.intact.values()]

@@ -1,7 +1,6 @@
 """Pictures: heat maps, overlays, and grids with captions and a legend."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitx.captions import Caption
 from vitx.errors import VitxError
 
 OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay
@@ -23,99 +23,6 @@ LINE = 19
 _HEADING_SIZE, _HEADING = 15, 26
 PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#5c5c5c"
 VERDICTS = {True: "#00695c", False: "#b71c1c", None: INK}  # colours of right, wrong and unknown
-
-
-@dataclass(frozen=True)
-class Caption:
-    """What is said of one image.
-
-    Attributes:
-        prediction: a class, several, or a number; empty if nothing is known.
-        probability: of the class, in [0, 1]; None where there is no single one.
-        label: what is true, in the words of the prediction.
-        right: whether the prediction is true; None where that is not known, or no yes or no.
-    """
-
-    prediction: str
-    probability: float | None = None
-    label: str | None = None
-    right: bool | None = None
-
-    def __str__(self) -> str:
-        said = self.prediction if self.probability is None else f"{self.prediction} {self.probability:.0%}"
-        if self.label is None:
-            return said
-        mark = {True: "\N{CHECK MARK} ", False: "\N{BALLOT X} ", None: ""}[self.right]
-        return f"{mark}{said}" if self.right else f"{mark}{said}, is {self.label}"
-
-
-def captions(
-    logits: Tensor, labels: Tensor | None = None, class_names: Sequence[str] | None = None
-) -> list[Caption]:
-    """Says what was predicted, and whether it is right.
-
-    The labels tell what the logits are: a class for each image (softmax, or sigmoid if there is but one
-    logit), 0 or 1 for each class (multi-label, sigmoid), or numbers (regression).
-
-    Args:
-        logits: (B, classes), or (B,).
-        labels: (B,), (B, 1) or (B, classes), or None: then each image has one class.
-        class_names: by default the numbers of the classes.
-
-    Example:
-        >>> [str(caption) for caption in captions(torch.tensor([[0.0, 3.0]]), class_names=["cat", "dog"])]
-        ['dog 95%']
-        >>> several = torch.tensor([[1.0, 1.0]])
-        >>> str(captions(torch.tensor([[2.0, -1.0]]), several, ["cat", "dog"])[0])
-        '\N{BALLOT X} cat, is cat + dog'
-        >>> str(captions(torch.tensor([[0.71]]), torch.tensor([0.5]))[0])
-        '0.71, is 0.5'
-    """
-    logits = logits.float()
-    if logits.ndim == 1:
-        logits = logits[:, None]
-    if logits.ndim != 2:
-        return [Caption("")] * len(logits)
-    if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels is not None and labels.ndim == 2 and labels.shape == logits.shape:
-        if (labels.sum(1) != 1).any():
-            return _several_classes(logits, labels > 0, class_names)
-        labels = labels.argmax(1)
-    if labels is not None and labels.ndim == 1 and labels.is_floating_point():
-        if logits.shape[1] == 1:
-            rows = zip(logits[:, 0].tolist(), labels.tolist(), strict=True)
-            return [Caption(f"{number:.3g}", label=f"{label:.3g}") for number, label in rows]
-        labels = None
-    return _one_class(logits, labels if labels is None or labels.ndim == 1 else None, class_names)
-
-
-def _one_class(logits: Tensor, labels: Tensor | None, class_names: Sequence[str] | None) -> list[Caption]:
-    shares = (
-        logits.softmax(-1) if logits.shape[1] > 1 else torch.cat([1 - logits.sigmoid(), logits.sigmoid()], 1)
-    )
-    probability, prediction = shares.max(-1)
-    truth: list[int | None] = [None] * len(logits) if labels is None else labels.tolist()
-    found = []
-    for index, share, label in zip(prediction.tolist(), probability.tolist(), truth, strict=True):
-        name = None if label is None else _name(label, class_names)
-        found.append(
-            Caption(_name(index, class_names), share, name, None if label is None else index == label)
-        )
-    return found
-
-
-def _several_classes(logits: Tensor, labels: Tensor, class_names: Sequence[str] | None) -> list[Caption]:
-    def names(present: Tensor) -> str:
-        return " + ".join(_name(index, class_names) for index in present.nonzero()[:, 0].tolist()) or "none"
-
-    predicted = logits > 0
-    rows = zip(predicted, labels, strict=True)
-    return [Caption(names(p), None, names(t), bool((p == t).all())) for p, t in rows]
-
-
-def _name(index: int, class_names: Sequence[str] | None) -> str:
-    return str(class_names[index]) if class_names and 0 <= index < len(class_names) else str(index)
 
 
 def heatmaps(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 import vitx
 from vitx import render
+from vitx.captions import Caption, captions_of
 from vitx.cli.formatting import HelpFormatter
 from vitx.cli.subject import Subject, add_model_options, load_subject, target_class
 from vitx.errors import VitxError
 from vitx.files import png_path, write_png
 from vitx.inputs import to_tensor
-from vitx.methods import find_method, title_of
+from vitx.methods import title_of, with_options
 from vitx.pictures import read_picture
 
 DESCRIPTION = """\
@@ -40,8 +41,7 @@ def parser() -> ArgumentParser:
 
 def run(options: Any) -> int:
     """Runs the command and returns its exit status."""
-    for name in options.method:
-        find_method(name)
+    asked = with_options(options.method)
     weights, checkpoints = options.weights or [], options.checkpoint or []
     if len(weights) + len(checkpoints) < 2:
         raise VitxError(
@@ -49,8 +49,8 @@ def run(options: Any) -> int:
         )
     path = png_path(options.output)
     picture = read_picture(options.image)
-    subjects = [load_subject(options, path, None) for path in weights]
-    subjects += [load_subject(options, None, path) for path in checkpoints]
+    subjects = [load_subject(options, path, None, asked) for path in weights]
+    subjects += [load_subject(options, None, path, asked) for path in checkpoints]
     names = _names([*weights, *checkpoints])
     write_png(path, compare(dict(zip(names, subjects, strict=True)), picture, options))
     print(f"see {options.output}")
@@ -70,7 +70,7 @@ def compare(subjects: dict[str, Subject], picture: Any, options: Any) -> Any:
     for name in others:
         title = "change" if len(others) == 1 else f"change to {name}"
         columns[title] = difference(pixels, found[first], found[name])
-    rows = [render.Caption(title_of(e.method)) for e in found[first]]
+    rows = [Caption(title_of(e.method)) for e in found[first]]
     return render.grid(columns, rows, tile_width=224, note="change: red more, blue less")
 
 
@@ -110,7 +110,7 @@ def _explain(subject: Subject, picture: Any, options: Any) -> list[vitx.Explanat
 
 
 def _title(name: str, subject: Subject, found: vitx.Explanation) -> str:
-    said = render.captions(found.logits, class_names=subject.short_names)[0]
+    said = captions_of(found.logits, class_names=subject.short_names)[0]
     return f"{name}: {said}"
 
 

@@ -13,7 +13,7 @@ from vitx.cli.formatting import HelpFormatter
 from vitx.cli.output import Output, Product
 from vitx.cli.subject import add_model_options, load_subject, target_class
 from vitx.errors import VitxError
-from vitx.methods import find_method, methods
+from vitx.methods import Methods, methods, with_options
 from vitx.pictures import MOST_PIXELS, find_pictures
 from vitx.relevance import HEAD_FUSIONS, check_options
 
@@ -82,29 +82,19 @@ def parser() -> ArgumentParser:
 
 def run(options: Any) -> int:
     """Runs the command and returns its exit status."""
-    from vitx.cli.prediction import Explainer, predict
+    from vitx.cli.prediction import Explainer, predict  # loads Lightning
 
     for name, least in (("batch_size", 1), ("max_pixels", 1), ("num_nodes", 1), ("workers", 0)):
         if options[name] is not None and options[name] < least:
             raise VitxError(f"--{name.replace('_', '-')} must be at least {least}, found {options[name]}")
     if not options.output:
         raise VitxError("--output is empty: name a folder")
-    asked = {name: options[name] for name in _OPTIONS if options[name] is not None}
-    needs = {}
-    for name in options.method:
-        method = find_method(name)
-        method.check(name, asked)
-        needs[name] = method.gradient is not None
-    check_options(asked.get("head_fusion", "mean"), asked.get("discard_ratio", 0))
+    asked = _methods(options)
     folder = Path(options.output)
     files = _files(options.paths, folder)
-    subject = load_subject(options, options.weights, options.checkpoint, dict.fromkeys(needs, asked))
-    explainer = Explainer(
-        subject,
-        {name: asked for name, gradients in needs.items() if not gradients},
-        {name: asked for name, gradients in needs.items() if gradients},
-        list(dict.fromkeys(target_class(subject, target) for target in options.target)),
-    )
+    subject = load_subject(options, options.weights, options.checkpoint, asked)
+    targets = dict.fromkeys(target_class(subject, target) for target in options.target)
+    explainer = Explainer(subject, asked, list(targets))
     output = Output(folder, files, Product(subject, options.save_maps, options.json), _settings(options))
     if options.resume:
         output.check()
@@ -140,6 +130,13 @@ def run(options: Any) -> int:
         output.join_json()
     _say_done(len(left) - len(errors), errors, folder)
     return 1 if errors else 0
+
+
+def _methods(options: Any) -> Methods:
+    """Returns the options of each method that is asked for, or raises a VitxError if one does not fit."""
+    given = {name: options[name] for name in _OPTIONS if options[name] is not None}
+    check_options(given.get("head_fusion", "mean"), given.get("discard_ratio", 0))
+    return with_options(dict.fromkeys(options.method, given))
 
 
 def _say_done(done: int, errors: dict[int, str], folder: Path) -> None:

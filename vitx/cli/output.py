@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitx import render
+from vitx.captions import captions_of
 from vitx.cli.subject import Subject
 from vitx.errors import VitxError
 from vitx.explanation import Explanation
@@ -60,7 +61,7 @@ class Product:
         columns = {"input": found[0].pixels()}
         for title, explanation in zip(self.columns(found), found, strict=True):
             columns[title] = explanation.overlays()
-        captions = render.captions(found[0].logits, class_names=self.subject.short_names)
+        captions = captions_of(found[0].logits, class_names=self.subject.short_names)
         return render.grid(columns, captions, tile_width=_TILE_WIDTH)
 
     def facts(self, file: Path, found: Sequence[Explanation], files: Sequence[Path]) -> dict[str, Any]:
@@ -159,7 +160,7 @@ class Output:
             else:
                 write_png(path, self.product.picture(found))
         if says:
-            best = render.captions(found[0].logits, class_names=self.product.subject.short_names)[0]
+            best = captions_of(found[0].logits, class_names=self.product.subject.short_names)[0]
             print(f"{file}: {best}, see {paths[-1]}")
 
     def join_json(self) -> None:

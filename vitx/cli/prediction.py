@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from vitx.cli.subject import Subject
 from vitx.errors import VitxError
 from vitx.explanation import Explanation
+from vitx.methods import Methods, find_method
 from vitx.pictures import read_picture
 from vitx.preprocessing import Preprocessing
 
@@ -58,21 +59,16 @@ class Explainer(pl.LightningModule):
 
     Args:
         subject: the model, and how it wants its images.
-        plain: the options of each method without a class, by its name.
-        for_a_class: the options of each method that explains a class, by its name.
+        methods: the options of each method, by its name.
         targets: the classes; None is the predicted one.
     """
 
-    def __init__(
-        self,
-        subject: Subject,
-        plain: dict[str, dict[str, Any]],
-        for_a_class: dict[str, dict[str, Any]],
-        targets: Sequence[int | None],
-    ) -> None:
+    def __init__(self, subject: Subject, methods: Methods, targets: Sequence[int | None]) -> None:
         super().__init__()
         self.model = subject.model  # as a part of the module, it goes to the device
-        self.subject, self.plain, self.for_a_class, self.targets = subject, plain, for_a_class, targets
+        self.subject, self.targets = subject, targets
+        self.for_a_class = {name: methods[name] for name in methods if find_method(name).gradient}
+        self.plain = {name: methods[name] for name in methods if name not in self.for_a_class}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Explanation]:
         """Returns the explanations of a batch, on the CPU: first those by methods without a class."""

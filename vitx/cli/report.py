@@ -7,13 +7,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jsonargparse import ArgumentParser, Namespace
 
+from vitx.captions import Caption
 from vitx.cli.curves import charts, number
 from vitx.cli.embedding import layers, png
 from vitx.cli.formatting import HelpFormatter
 from vitx.cli.threads import one_thread
 from vitx.errors import VitxError
 from vitx.files import write_or_say
-from vitx.render import OVERLAY_STRENGTH, Caption
+from vitx.render import OVERLAY_STRENGTH
 from vitx.runs.film import evenly
 from vitx.runs.playback import FromMaps
 from vitx.runs.ranking import Ranked, rank

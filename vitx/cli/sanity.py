@@ -6,10 +6,10 @@ from jsonargparse import ArgumentParser
 
 import vitx
 from vitx.cli.formatting import HelpFormatter
-from vitx.cli.subject import add_model_options, load_subject, target_class
+from vitx.cli.subject import ROLLOUT, add_model_options, load_subject, target_class
 from vitx.files import png_path, write_png
 from vitx.inputs import to_tensor
-from vitx.methods import find_method
+from vitx.methods import with_options
 from vitx.pictures import read_picture
 
 DESCRIPTION = """\
@@ -44,11 +44,10 @@ def parser() -> ArgumentParser:
 
 def run(options: Any) -> int:
     """Runs the command and returns its exit status."""
-    for name in options.method or ():
-        find_method(name)
+    asked = with_options(options.method) if options.method else ROLLOUT
     path = png_path(options.output)
     pictures = [read_picture(image) for image in options.images]
-    subject = load_subject(options, options.weights, options.checkpoint)
+    subject = load_subject(options, options.weights, options.checkpoint, asked)
     images = to_tensor(pictures, subject.prepare)
     target = target_class(subject, options.target)
     found = vitx.sanity(subject.model, images, options.method, target=target, seed=options.seed)

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 import vitx
 from vitx import render
+from vitx.captions import Caption
 from vitx.cli.formatting import HelpFormatter
 from vitx.cli.subject import Subject, add_model_options, load_subject, target_class
 from vitx.files import png_path, write_png
@@ -66,7 +67,7 @@ def sweep(subject: Subject, picture: Any, target: str, ratios: list[float]) -> A
                     columns[f"discard {ratio:g}"].append(found.overlays()[0])
                     progress.update()
                 columns["input"].append(found.pixels()[0])
-            rows = [render.Caption(f"{fusion} over the heads") for fusion in HEAD_FUSIONS]
+            rows = [Caption(f"{fusion} over the heads") for fusion in HEAD_FUSIONS]
             stacked = {title: torch.stack(pictures) for title, pictures in columns.items()}
             grids[_heading(subject, method, found)] = render.grid(stacked, rows)
     return render.beside(grids)

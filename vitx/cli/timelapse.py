@@ -11,7 +11,7 @@ from vitx.cli.threads import one_thread
 from vitx.errors import VitxError
 from vitx.files import write_png
 from vitx.render import TILE_WIDTH
-from vitx.runs.film import Subject, frame, joined, timeline
+from vitx.runs.film import Reel, frame, joined, timeline
 from vitx.runs.gif import write_gif
 from vitx.runs.run import names_apart, open_run
 from vitx.runs.stills import strip
@@ -54,25 +54,25 @@ def run(options: Namespace) -> int:
     runs = [open_run(Path(folder)) for folder in (options.run, options.other) if folder]
     images = _chosen(options.image, min(run.playback.count for run in runs))
     names: list[str] | list[None] = names_apart([run.folder for run in runs]) if options.other else [None]
-    subjects = [Subject(run, images, name) for run, name in zip(runs, names, strict=True)]
-    for path in _write(subjects, output, options.frames, options.stills):
+    reels = [Reel(run, images, name) for run, name in zip(runs, names, strict=True)]
+    for path in _write(reels, output, options.frames, options.stills):
         print(path)
     return 0
 
 
-def _write(subjects: Sequence[Subject], folder: Path, frames: int, stills: int) -> Iterator[Path]:
+def _write(reels: Sequence[Reel], folder: Path, frames: int, stills: int) -> Iterator[Path]:
     """Writes one file after the other, and returns their paths."""
-    moments, images = timeline(subjects, frames), subjects[0].images
+    moments, images = timeline(reels, frames), reels[0].images
     if len(images) > 1:
-        write_gif(folder / "all.gif", [frame(subjects, moment) for moment in moments])
+        write_gif(folder / "all.gif", [frame(reels, moment) for moment in moments])
         yield folder / "all.gif"
-    large = len(subjects) == 1
+    large = len(reels) == 1
     for image in images:
-        alone = [replace(subject, images=[image]) for subject in subjects]
+        alone = [replace(reel, images=[image]) for reel in reels]
         pictures = [frame(alone, moment, _LARGE if large else TILE_WIDTH) for moment in moments]
         write_gif(folder / f"image-{image}.gif", pictures)
         yield folder / f"image-{image}.gif"
-        strips = [strip(subject, image, stills) for subject in subjects]
+        strips = [strip(reel, image, stills) for reel in reels]
         write_png(folder / f"image-{image}.png", joined(strips, axis=0))
         yield folder / f"image-{image}.png"
 

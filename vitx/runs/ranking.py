@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vitx import metrics, render
+from vitx import metrics
+from vitx.captions import Caption
 from vitx.methods import title_of
 from vitx.runs.saved import SavedMaps
 
@@ -24,7 +25,7 @@ class Ranked:
     reason: str
 
 
-def rank(saved: SavedMaps, captions: list[render.Caption]) -> list[Ranked]:
+def rank(saved: SavedMaps, captions: list[Caption]) -> list[Ranked]:
     """Puts those first that are wrong at the end, the surest of them in front, then those that moved most.
 
     Args:
@@ -44,7 +45,7 @@ def rank(saved: SavedMaps, captions: list[render.Caption]) -> list[Ranked]:
     ]
 
 
-def _verdict(caption: render.Caption) -> str:
+def _verdict(caption: Caption) -> str:
     if caption.right is not False:
         return ""
     sure = "" if caption.probability is None else f", and {caption.probability:.0%} sure"
