@@ -1,40 +1,29 @@
-"""Makes the README's pictures from the event files of two runs.
+"""Makes the README's film and picture from the logs of two runs.
 
 python train_demo.py
 python train_demo.py --config configs/shortcut.yaml
 python docs/make_pictures.py logs/demo/version_0 logs/shortcut/version_0
 """
 
-import io
 import sys
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from vitx.render import beside
+from vitx.files import write_png
+from vitx.runs.film import Reel, frame, timeline
+from vitx.runs.gif import write_gif
+from vitx.runs.run import open_run
 
 FOLDER = Path(__file__).parent
+FILMED = (0, 4)  # few images, so that the film fits beside what it is about
 
 
 def main(demo: str, shortcut: str) -> None:
-    """Writes docs/learning.png and docs/shortcut.png."""
-    before, *_, after = grids(demo)
-    cheated = grids(shortcut)[-1]
-    learning = beside({"before the first step": before, "after the last": after})
-    shortcuts = beside({"demo": after, "with a shortcut": cheated})
-    Image.fromarray(learning).save(FOLDER / "learning.png")
-    Image.fromarray(shortcuts).save(FOLDER / "shortcut.png")
-
-
-def grids(run: str) -> list[NDArray[np.uint8]]:
-    """Reads the grid of every firing of a run, in order."""
-    events = EventAccumulator(run, size_guidance={"images": 0}).Reload()
-    return [
-        np.asarray(Image.open(io.BytesIO(event.encoded_image_string))) for event in events.Images("vitx/maps")
-    ]
+    """Writes docs/learning.gif and docs/shortcut.png."""
+    runs = {"the demo": open_run(Path(demo)), "with a mark that tells the digit": open_run(Path(shortcut))}
+    reels = [Reel(run, FILMED, name) for name, run in runs.items()]
+    write_gif(FOLDER / "learning.gif", [frame(reels, moment) for moment in timeline(reels, most=60)])
+    whole = [Reel(run, range(run.playback.count), name) for name, run in runs.items()]
+    write_png(FOLDER / "shortcut.png", frame(whole, timeline(whole, most=1)[0]))
 
 
 if __name__ == "__main__":

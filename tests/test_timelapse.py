@@ -7,7 +7,7 @@ from PIL import Image
 from tests.played_runs import COUNT, STEPS, frames, write_events, write_maps
 from vitx.cli import main
 from vitx.render import GAP, LINE, TILE_WIDTH
-from vitx.runs.film import Subject, evenly, frame, timeline
+from vitx.runs.film import Reel, evenly, frame, timeline
 from vitx.runs.run import open_run
 from vitx.runs.saved import save_images, save_maps
 
@@ -33,17 +33,22 @@ def test_writes_a_film_of_all_and_one_of_each_image_with_a_strip(run, tmp_path, 
     of_each = [f"image-{image}.{kind}" for image in range(COUNT) for kind in ("gif", "png")]
     assert names(out) == sorted(["all.gif", *of_each])
     assert sorted(capsys.readouterr().out.split()) == sorted(str(out / name) for name in names(out))
-    subject = Subject(open_run(run), range(COUNT))
+    reel = Reel(open_run(run), range(COUNT))
     shown = frames(out / "all.gif")
     assert len(shown) == len(STEPS)
     for firing, picture in enumerate(shown):
-        expected = frame([subject], [firing])
+        expected = frame([reel], [firing])
         assert picture.shape == expected.shape
         error = np.abs(picture.astype(int) - expected)
         assert error.mean() < NEAR / 4
         assert np.percentile(error, 99) < NEAR
         assert not error[(expected == 255).all(-1)].any(), "paper is not white"
     assert not np.array_equal(shown[0], shown[1])
+
+
+def test_the_images_may_be_any_sequence(run):
+    listed, other = (frame([Reel(open_run(run), kind((0, 1)))], [0]) for kind in (list, tuple))
+    assert np.array_equal(listed, other)
 
 
 def test_a_film_plays_for_ever_and_holds_its_last_frame(run, tmp_path):
@@ -77,14 +82,14 @@ def test_a_strip_has_a_column_for_each_step_and_a_row_for_each_method(run, tmp_p
 
 def test_two_runs_stand_side_by_side_where_their_trainings_are_as_far(run, tmp_path):
     other = write_events(tmp_path / "logs" / "shortcut", steps=(0, 50, 60, 70, 100))
-    subjects = [Subject(open_run(folder), range(COUNT), folder.name) for folder in (run, other)]
-    assert timeline(subjects, 60) == [(0, 0), (1, 1), (1, 2), (1, 3), (2, 4)]
-    assert timeline(subjects, 2) == [(0, 0), (2, 4)]
+    reels = [Reel(open_run(folder), range(COUNT), folder.name) for folder in (run, other)]
+    assert timeline(reels, 60) == [(0, 0), (1, 1), (1, 2), (1, 3), (2, 4)]
+    assert timeline(reels, 2) == [(0, 0), (2, 4)]
     out = tmp_path / "film"
     assert film(run, other, "--output", out) == 0
     shown = frames(out / "all.gif")
     assert len(shown) == 5
-    one = frame(subjects[:1], [0])
+    one = frame(reels[:1], [0])
     assert shown[0].shape[1] > 2 * one.shape[1]
     assert names(out) == sorted(
         ["all.gif", *(f"image-{i}.{kind}" for i in range(COUNT) for kind in ("gif", "png"))]

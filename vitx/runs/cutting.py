@@ -22,26 +22,25 @@ class Row:
     tiles: tuple[NDArray[np.uint8], ...]
 
 
-def cut(picture: NDArray[np.uint8], tile_width: int = TILE_WIDTH) -> list[Row]:
+def cut(picture: NDArray[np.uint8]) -> list[Row]:
     """Cuts a grid into what it was made of.
 
     Args:
         picture: as `grid` drew it, (height, width, 3) uint8.
-        tile_width: as it was given to `grid`.
 
     Raises:
         VitxError: The picture is no such grid.
     """
     height, width = picture.shape[0] - 3 * LINE, picture.shape[1]
-    columns = (width - GAP) // (tile_width + GAP)
+    columns = (width - GAP) // (TILE_WIDTH + GAP)
     # Overlays are never white, what is between the rows is: that tells how many there are.
-    fits = columns > 1 and (width - GAP) % (tile_width + GAP) == 0
+    fits = columns > 1 and (width - GAP) % (TILE_WIDTH + GAP) == 0
     for count in range(height // (LINE + GAP + 1) if fits else 0, 0, -1):
         rows = picture[LINE : LINE + height].reshape(count, -1, width, 3) if height % count == 0 else None
         if rows is not None and (rows[:, -GAP:] == 255).all():
-            lefts = [GAP + column * (tile_width + GAP) for column in range(columns)]
+            lefts = [GAP + column * (TILE_WIDTH + GAP) for column in range(columns)]
             return [
-                Row(row[:LINE], tuple(row[LINE:-GAP, left : left + tile_width] for left in lefts))
+                Row(row[:LINE], tuple(row[LINE:-GAP, left : left + TILE_WIDTH] for left in lefts))
                 for row in rows
             ]
     raise VitxError(f"a picture of {width} x {picture.shape[0]} pixels is no grid of vitx")

@@ -17,7 +17,7 @@ _BETWEEN = 24  # between two runs
 
 
 @dataclass(frozen=True)
-class Subject:
+class Reel:
     """What is filmed.
 
     Attributes:
@@ -48,49 +48,47 @@ def evenly(count: int, most: int) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
 
 
-def timeline(subjects: Sequence[Subject], most: int) -> list[tuple[int, ...]]:
+def timeline(reels: Sequence[Reel], most: int) -> list[tuple[int, ...]]:
     """Says which firing of each run a frame shows: those nearest to each other in their trainings.
 
     Args:
-        subjects: the runs.
+        reels: the runs.
         most: frames; fewer are chosen evenly.
 
     Returns:
         For each frame, the place of the firing in each run's steps.
     """
-    leader = max(subjects, key=lambda subject: len(subject.run.playback.steps))
+    leader = max(reels, key=lambda reel: len(reel.run.playback.steps))
     frames = []
     for firing in evenly(len(leader.run.playback.steps), most):
         position = leader.position(firing)
-        frames.append(tuple(_nearest(subject, position) for subject in subjects))
+        frames.append(tuple(_nearest(reel, position) for reel in reels))
     return frames
 
 
-def _nearest(subject: Subject, position: float) -> int:
-    firings = range(len(subject.run.playback.steps))
-    return min(firings, key=lambda firing: abs(subject.position(firing) - position))
+def _nearest(reel: Reel, position: float) -> int:
+    firings = range(len(reel.run.playback.steps))
+    return min(firings, key=lambda firing: abs(reel.position(firing) - position))
 
 
-def frame(subjects: Sequence[Subject], firings: Sequence[int], tile_width: int = TILE_WIDTH) -> Picture:
+def frame(reels: Sequence[Reel], firings: Sequence[int], tile_width: int = TILE_WIDTH) -> Picture:
     """Draws one moment: each run's grid under its name, step and accuracy, and a bar that fills up."""
-    panels = [_panel(*both, tile_width) for both in zip(subjects, firings, strict=True)]
+    panels = [_panel(*both, tile_width) for both in zip(reels, firings, strict=True)]
     return joined(panels, axis=1)
 
 
-def _panel(subject: Subject, firing: int, tile_width: int) -> Picture:
-    grid = subject.run.playback.grid(firing, subject.images, tile_width)
-    width, top = grid.shape[1], LINE if subject.name else 0
+def _panel(reel: Reel, firing: int, tile_width: int) -> Picture:
+    grid = reel.run.playback.grid(firing, reel.images, tile_width)
+    width, top = grid.shape[1], LINE if reel.name else 0
     canvas = Image.new("RGB", (width, top + LINE + _BELOW + _BAR + GAP + len(grid)), PAPER)
     draw = ImageDraw.Draw(canvas)
-    if subject.name:
-        render.write(draw, (GAP, 3), subject.name, INK, width - 2 * GAP, bold=True)
-    render.write(
-        draw, (GAP, top + 3), subject.run.heading(firing), INK, width - 2 * GAP, bold=not subject.name
-    )
+    if reel.name:
+        render.write(draw, (GAP, 3), reel.name, INK, width - 2 * GAP, bold=True)
+    render.write(draw, (GAP, top + 3), reel.run.heading(firing), INK, width - 2 * GAP, bold=not reel.name)
     top += LINE + _BELOW
     whole = width - 2 * GAP
     draw.rectangle((GAP, top, GAP + whole - 1, top + _BAR - 1), "#e4e4e4")
-    if done := round(whole * subject.position(firing)):
+    if done := round(whole * reel.position(firing)):
         draw.rectangle((GAP, top, GAP + done - 1, top + _BAR - 1), FAINT)
     canvas.paste(Image.fromarray(grid), (0, top + _BAR + GAP))
     return np.asarray(canvas)

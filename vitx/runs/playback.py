@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from vitx import render
+from vitx.captions import Caption, captions_of
 from vitx.errors import VitxError
 from vitx.methods import title_of
 from vitx.runs.cutting import cut
@@ -35,7 +36,7 @@ class Playback(Protocol):
     def tiles(self, firing: int, image: int) -> dict[str, Picture]:
         """Returns title -> picture of an image at a firing (its place in `steps`), the input first."""
 
-    def caption(self, firing: int, image: int) -> render.Caption | Picture:
+    def caption(self, firing: int, image: int) -> Caption | Picture:
         """Returns what the model says, in words, or, where only the grid was kept, as a picture."""
 
     def grid(self, firing: int, images: Sequence[int], tile_width: int = render.TILE_WIDTH) -> Picture:
@@ -62,7 +63,7 @@ class FromMaps:
         """Draws one image, title -> picture."""
         return {title: pictures[0].numpy() for title, pictures in self._columns(firing, [image]).items()}
 
-    def caption(self, firing: int, image: int) -> render.Caption:
+    def caption(self, firing: int, image: int) -> Caption:
         """Says what the model saw in one image."""
         return self.captions(firing)[image]
 
@@ -76,17 +77,17 @@ class FromMaps:
             tile_width=tile_width,
         )
 
-    def captions(self, firing: int) -> list[render.Caption]:
+    def captions(self, firing: int) -> list[Caption]:
         """Says what the model saw in all images."""
         labels = None if self.saved.labels is None else torch.from_numpy(self.saved.labels)
-        return render.captions(torch.from_numpy(self.saved.logits[firing]), labels, self.saved.class_names)
+        return captions_of(torch.from_numpy(self.saved.logits[firing]), labels, self.saved.class_names)
 
     def _columns(self, firing: int, images: Sequence[int]) -> dict[str, torch.Tensor]:
-        pixels = torch.from_numpy(self.saved.pixels[images])
+        pixels = torch.from_numpy(self.saved.pixels[list(images)])
         size = (pixels.shape[1], pixels.shape[2])
         columns = {"input": pixels}
         for name, maps in self.saved.maps.items():
-            heat = render.heatmaps(torch.from_numpy(maps[firing, images]), size)
+            heat = render.heatmaps(torch.from_numpy(maps[firing, list(images)]), size)
             columns[title_of(name)] = render.overlays(pixels, heat, self.saved.colormap)
         return columns
 

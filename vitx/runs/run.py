@@ -11,7 +11,7 @@ from PIL import Image
 from vitx.errors import VitxError
 from vitx.runs.events import EVENT_FILES, Curve, Events, read_events
 from vitx.runs.playback import FromGrids, FromMaps, Picture, Playback
-from vitx.runs.saved import load_maps
+from vitx.runs.saved import damaged, load_maps
 
 _CONFIGS = ("config.yaml", "hparams.yaml")
 _ACCURACY = re.compile(r"acc(uracy)?(/dataloader_idx_0)?$", re.IGNORECASE)
@@ -131,7 +131,7 @@ def _grid_files(folder: Path) -> dict[int, Picture]:
         try:
             found[int(path.stem.rsplit("-", 1)[1])] = np.asarray(Image.open(path).convert("RGB"))
         except (OSError, ValueError) as error:
-            raise VitxError(f"cannot read {path}: it is damaged; delete it to do without") from error
+            raise damaged(path, error) from error
     return found
 
 

@@ -144,15 +144,16 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         try:
             return dict(file)
         except _DAMAGED as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
 
 
 def _load(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
     except _DAMAGED as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> VitxError:
+def damaged(path: Path, error: Exception) -> VitxError:
+    """Returns what to raise of a file that cannot be read."""
     return VitxError(f"cannot read {path} ({type(error).__name__}): it is damaged; delete it to do without")

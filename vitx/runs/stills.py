@@ -6,21 +6,22 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vitx import render
+from vitx.captions import Caption
 from vitx.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH, VERDICTS
-from vitx.runs.film import Subject, evenly
+from vitx.runs.film import Reel, evenly
 from vitx.runs.playback import Picture
 from vitx.runs.run import Run
 
 
-def strip(subject: Subject, image: int, most: int) -> Picture:
+def strip(reel: Reel, image: int, most: int) -> Picture:
     """Draws one image at some firings: a column for each, a row for each method.
 
     Args:
-        subject: the run, and its name.
+        reel: the run, and its name.
         image: which one.
         most: firings; fewer are chosen evenly, the first and the last included.
     """
-    run = subject.run
+    run = reel.run
     firings = evenly(len(run.playback.steps), most)
     drawn = [run.playback.tiles(firing, image) for firing in firings]
     first, *titles = drawn[0]
@@ -31,7 +32,7 @@ def strip(subject: Subject, image: int, most: int) -> Picture:
     width = lefts[-1] + TILE_WIDTH + GAP
     canvas = Image.new("RGB", (width, LINE + LINE * len(head[0]) + len(titles) * row), PAPER)
     draw = ImageDraw.Draw(canvas)
-    name = f"{subject.name}, image {image}" if subject.name else f"image {image}"
+    name = f"{reel.name}, image {image}" if reel.name else f"image {image}"
     render.write(draw, (GAP, 3), name, INK, width - 2 * GAP, bold=True)
     for left, lines in zip(lefts[1:], head, strict=True):
         for number, (text, colour) in enumerate(lines):
@@ -53,7 +54,7 @@ def _head(run: Run, firings: Sequence[int], image: int) -> list[list[tuple[str, 
         caption = run.playback.caption(firing, image)
         step, _, accuracy = run.heading(firing).partition(", ")
         lines = [(step, INK), (accuracy, FAINT)]
-        if isinstance(caption, render.Caption):
+        if isinstance(caption, Caption):
             said, _, truth = str(caption).partition(", is ")
             colour = VERDICTS[caption.right]
             lines += [(said, colour), (f"is {truth}" if truth else "", colour)]
