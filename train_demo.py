@@ -5,8 +5,9 @@
     python train_demo.py --config configs/deit_tiny_imagefolder.yaml --data.root FOLDER
     python train_demo.py --config configs/pets.yaml --config configs/lora.yaml    one config over another
 
-Any setting can be overridden, as in `--trainer.max_epochs 3`. The first argument may be `fit` (the
-default), `validate`, `test` or `predict`; `python train_demo.py fit --help` lists all settings.
+It writes into `logs/`, and says at the end where the pictures are and how to open them. The configs are
+short: read them. Any setting can be overridden, as in `--trainer.max_epochs 3`. The first argument may be
+`fit` (the default), `validate`, `test` or `predict`; `python train_demo.py fit --help` lists all settings.
 """
 
 import sys
@@ -29,7 +30,9 @@ from demo.schedule import warmup_cosine
 from demo.tuning import add_lora
 from vitx import render
 from vitx.callbacks.images import Selection
+from vitx.captions import captions_of
 from vitx.checkpoints import create_model, load_weights
+from vitx.errors import last_line
 from vitx.methods import title_of
 
 PROJECT = Path(__file__).parent
@@ -140,7 +143,12 @@ class Classifier(pl.LightningModule):
 
 
 class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the lines of the description."""
+    """Keeps the lines of the description, and of what commands do the first sentence."""
+
+    def _expand_help(self, action: Any) -> str:
+        said: str = super()._expand_help(action)
+        # Lightning cuts its own words off in the second one.
+        return said.split(". ")[0] if action.dest in COMMANDS else said
 
 
 class DemoCLI(LightningCLI):
@@ -183,7 +191,7 @@ def explain_after_training(trainer: pl.Trainer, module: pl.LightningModule, fold
     found = vitx.explain_methods(module, images, {"rollout": {}, "grad_rollout": {}})
     for method, explanation in found.items():
         columns[title_of(method)] = explanation.overlays(images, config["mean"], config["std"])
-    captions = render.captions(explanation.logits, samples.labels, samples.class_names)
+    captions = captions_of(explanation.logits, samples.labels, samples.class_names)
     path = folder / "after_training.png"
     Image.fromarray(render.grid(columns, captions)).save(path)
     return path
@@ -237,8 +245,7 @@ def _sentence(error: Exception) -> str | None:
         if not isinstance(error, ArgumentError):
             return None
         return _ALONE if "Given value: {'init_args'" in str(error) else str(error)
-    # A worker process wraps the sentence in its traceback: the last line is what was meant.
-    return str(cause).strip().splitlines()[-1].removeprefix("vitx.errors.VitxError: ")
+    return last_line(cause)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from vitx.callbacks.batches import Content
-from vitx.errors import VitxError
+from vitx.errors import VitxError, last_line
 
 BATCH = 32  # images read at once where no loader says
 
@@ -67,10 +67,7 @@ def fetch(loader: DataLoader[Any], places: Sequence[int] | None) -> Iterator[Any
     except Exception as error:
         if "in DataLoader worker process" not in str(error):
             raise
-        # A worker wraps what happened in its traceback, whose last line says it.
-        raise VitxError(
-            str(error).strip().splitlines()[-1].removeprefix("vitx.errors.VitxError: ")
-        ) from error
+        raise VitxError(last_line(error)) from error
 
 
 def join(contents: Iterable[Content], count: int) -> Content:
@@ -83,13 +80,19 @@ def join(contents: Iterable[Content], count: int) -> Content:
     if not parts:
         raise VitxError("the data set to take images from is empty")
     first = parts[0]
-    names = [name for name in first.inputs if all(name in part.inputs for part in parts)]
+    # What is padded for each batch does not fit together; a forward that asks for it says that it is missing.
+    names = [name for name in first.inputs if len({_shape(part.inputs.get(name)) for part in parts}) == 1]
     return Content(
         _cat([part.images for part in parts])[:count],
         None if first.labels is None else _cat([part.labels for part in parts])[:count],
         None if first.masks is None else _cat([part.masks for part in parts])[:count],
         {name: _cat([part.inputs[name] for part in parts])[:count] for name in names},
     )
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    """Of one sample; None where there is none."""
+    return None if tensor is None else tuple(tensor.shape[1:])
 
 
 def _cat(tensors: Sequence[Tensor | None]) -> Tensor:

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from vitx.errors import VitxError
+from vitx.errors import VitxError, in_words
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ def from_first(trainer: pl.Trainer, compute: Callable[[], T]) -> T:
     if trainer.world_size == 1:
         return compute()
     value, error = _attempt(compute) if trainer.is_global_zero else (None, None)
-    value, message = trainer.strategy.broadcast((value, error and _message(error)), 0)
+    value, message = trainer.strategy.broadcast((value, error and in_words(error)), 0)
     if error is not None:
         raise error
     if message is not None:
@@ -49,7 +49,7 @@ def from_all(trainer: pl.Trainer, compute: Callable[[], T]) -> list[T]:
         return [compute()]
     value, error = _attempt(compute)
     found: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(found, (value, error and _message(error)))
+    torch.distributed.all_gather_object(found, (value, error and in_words(error)))
     if error is not None:
         raise error
     for rank, (_, message) in enumerate(found):
@@ -76,7 +76,3 @@ def _attempt(compute: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return compute(), None
     except Exception as error:
         return None, error
-
-
-def _message(error: Exception) -> str:
-    return str(error) if isinstance(error, VitxError) else f"{type(error).__name__}: {error}"

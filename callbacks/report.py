@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vitx import metrics, render
 from vitx.callbacks.images import Samples
+from vitx.captions import captions_of
 from vitx.explanation import Explanation
 from vitx.methods import title_of
 from vitx.runs.saved import save_images, save_maps
@@ -65,7 +66,7 @@ def draw(
     for name, explanation in found.items():
         heat = render.heatmaps(explanation.maps[shown], explanation.image_size)
         columns[title_of(name)] = render.overlays(pixels, heat, colormap)
-    captions = render.captions(_logits(found, samples), _labels(samples), class_names)
+    captions = captions_of(_logits(found, samples), _labels(samples), class_names)
     return render.grid(columns, captions, colormap=colormap)
 
 
@@ -77,17 +78,12 @@ def keep_maps(folder: Path, found: Mapping[str, Explanation], samples: Samples, 
 
 def keep_images(
     folder: Path, samples: Samples, pixels: Tensor, class_names: Sequence[str] | None, colormap: str
-) -> bool:
-    """Writes the images shown and what is known of them, beside the maps; arguments as those of `draw`.
-
-    Returns:
-        True: they are written.
-    """
+) -> None:
+    """Writes the images shown and what is known of them, beside the maps; arguments as those of `draw`."""
     labels = _labels(samples)
     if labels is not None and labels.is_floating_point():
         labels = labels.float()  # numpy has no bfloat16
     save_images(folder, pixels.numpy(), None if labels is None else labels.numpy(), class_names, colormap)
-    return True
 
 
 def _logits(found: Mapping[str, Explanation], samples: Samples) -> Tensor:

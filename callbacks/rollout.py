@@ -18,7 +18,7 @@ from vitx.callbacks.isolation import no_trace
 from vitx.callbacks.past import Past
 from vitx.callbacks.report import draw, keep_images, keep_maps, measure
 from vitx.callbacks.subject import Forward, explained_module
-from vitx.errors import VitxError
+from vitx.errors import VitxError, in_words
 from vitx.methods import with_options
 from vitx.preprocessing import normalisation
 
@@ -225,8 +225,8 @@ class RolloutCallback(pl.Callback):
             pixels = render.to_pixels(samples.images[list(samples.shown)], self.mean or mean, self.std or std)
             look = (pixels, self.class_names or samples.class_names, self.colormap)
             if self.save_maps and not self._images_kept:
-                kept = self._attempt(self._folder, partial(keep_images, self._folder, samples, *look))
-                self._images_kept = bool(kept)
+                keep = partial(keep_images, self._folder, samples, *look)
+                self._images_kept = self._attempt(self._folder, keep)
             self._show_picture(trainer, draw(found, samples, *look), step)
 
     def _choose(self, trainer: pl.Trainer, module: pl.LightningModule) -> Samples:
@@ -242,22 +242,22 @@ class RolloutCallback(pl.Callback):
         if not any(taken):
             self._attempt(self._folder, partial(sinks.save_picture, self._folder, _PICTURE, picture, step))
 
-    def _attempt(self, place: Any, write: Callable[[], Any]) -> Any:
-        """Writes to a logger or a folder; one that fails does not stop the others."""
+    def _attempt(self, place: Any, write: Callable[[], Any]) -> bool:
+        """Says whether a logger or a folder took what is written; one that fails does not stop the others."""
         try:
-            return write()
+            return write() is not False
         except Exception as error:
             if self.on_error == "raise":
                 raise
             self._say(f"cannot write to {place if isinstance(place, Path) else type(place).__name__}", error)
+            return False
 
     def _say(self, what: str, error: Exception, when: str = "") -> None:
         """Warns once of each kind of error in each place, as its text may name a step or an address."""
-        own, kind = isinstance(error, VitxError), type(error).__name__
-        known = (what, str(error) if own else kind)
+        known = (what, str(error) if isinstance(error, VitxError) else type(error).__name__)
         if known not in self._said:
             self._said.add(known)
-            rank_zero_warn(f"RolloutCallback {what}{when}: {error if own else f'{kind}: {error}'}")
+            rank_zero_warn(f"RolloutCallback {what}{when}: {in_words(error)}")
 
 
 def _publish(trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:
