@@ -1,0 +1,117 @@
+"""The README's table of the models that vitx explains, made from what each of them does here.
+
+python -m tests.supported_models    writes it anew
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+import vitx
+from tests.models import FAMILIES, REFUSED, Family, built
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN, END = "<!--- made by python -m tests.supported_models -->\n", "<!--- until here -->"
+READOUTS = {
+    "token": "the class token",
+    "distilled": "class and distillation token",
+    "patches": "the patches",
+    "all": "all tokens",
+    "token+patches": "the class token and the patches",
+    "attention": "what an attention pools",
+}
+# As people call them; a family that is not named here belongs to the one above it.
+TITLES = {
+    "deit": "ViT, DeiT",
+    "distilled deit": "DeiT distilled",
+    "deit3": "DeiT-III",
+    "dinov2 with registers": "DINOv2 with registers",
+    "dinov3": "DINOv3",
+    "siglip": "SigLIP",
+    "perception encoder": "Perception Encoder",
+    "average pooling": "ViT with average pooling",
+    "average of all tokens": "ViT with an average of all",
+    "eva02": "EVA-02",
+    "beit": "BEiT",
+    "relative position": "relative position",
+    "relative position, class token": "relative position with a class token",
+    "clip": "CLIP",
+    "rope": "RoPE",
+    "mixed rope": "RoPE mixed",
+    "flexivit": "FlexiViT",
+    "naflex": "NaFlexViT",
+    "hybrid": "ResNet hybrids",
+    "hf vit, sdpa": "ViT",
+    "hf deit, sdpa": "DeiT",
+    "hf distilled deit, sdpa": "DeiT distilled",
+    "hf dinov2, sdpa": "DINOv2",
+    "torchvision": "`vit_b_16` and its kind",
+    "open_clip": "CLIP's visual tower",
+    "open_clip, average pooling": "CLIP's visual tower with average pooling",
+}
+LIBRARIES = {"hf ": "Hugging Face", "torchvision": "torchvision", "open_clip": "open_clip"}
+
+
+def table() -> str:
+    """Explains every family by every method, and returns what became of it; then what is refused."""
+    rows = defaultdict(list)
+    for name, family in FAMILIES.items():
+        row = library(name), READOUTS[family.readout], methods(name, family)
+        if name in TITLES:
+            rows[row].append(TITLES[name])
+        else:
+            assert row in rows, f"{name} is unlike the others of its kind: give it a title of its own"
+    lines = ["| library | models | their classifier reads | methods |", "|---|---|---|---|"]
+    lines += [
+        f"| {source} | {', '.join(names)} | {reads} | {how} |" for (source, reads, how), names in rows.items()
+    ]
+    reasons = defaultdict(list)
+    for name, refused in REFUSED.items():
+        reasons[refused.sentence].append(name)
+    lines += ["", "Refused, in a sentence that says why:", ""]
+    lines += [f"- {', '.join(names)}: {said(names[0])}" for names in reasons.values()]
+    return "\n".join(lines) + "\n"
+
+
+def library(name: str) -> str:
+    """The library that a family comes from."""
+    return next((title for prefix, title in LIBRARIES.items() if name.startswith(prefix)), "timm")
+
+
+def methods(name: str, family: Family) -> str:
+    """The methods that give a map of the right shape, not all alike."""
+    target = None if family.classes else lambda output: output[:, 2]
+    refusing = []
+    for method in vitx.methods():
+        try:
+            maps = vitx.explain(built(name), family.images(), method, target=target).maps
+        except vitx.VitxError:
+            refusing.append(f"`{method}`")
+            continue
+        assert maps.shape == (2, *family.grid), (name, method)
+        assert torch.isfinite(maps).all(), (name, method)
+        assert (maps.flatten(1).std(1) > 0).all(), (name, method)
+    return f"all but {', '.join(refusing)}" if refusing else "all"
+
+
+def said(name: str) -> str:
+    """The sentence, without what to do about it."""
+    refused = REFUSED[name]
+    try:
+        vitx.explain(refused.build(), torch.randn(1, 3, refused.image_size, refused.image_size))
+    except vitx.VitxError as error:
+        return str(error).split(":")[0].split(" (found")[0]
+    raise AssertionError(f"{name} is explained")
+
+
+def parts() -> tuple[str, str, str]:
+    """The README before the table, the table as it stands there, and what follows."""
+    before, rest = README.read_text("utf-8").split(BEGIN)
+    between, after = rest.split(END)
+    return before, between, after
+
+
+if __name__ == "__main__":
+    before, _, after = parts()
+    README.write_text(before + BEGIN + table() + END + after, "utf-8")

@@ -1,0 +1,12 @@
+"""The README says of each kind of model what it does."""
+
+import pytest
+
+from tests import supported_models
+
+
+def test_the_readme_tells_the_truth():
+    pytest.importorskip("open_clip", reason="open_clip is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    _, written, _ = supported_models.parts()
+    assert written == supported_models.table(), supported_models.__doc__
