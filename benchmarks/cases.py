@@ -34,13 +34,14 @@ def explained(method: str, options: dict[str, Any], model: nn.Module, images: Te
     return vitx.explain(model, images, method, **options)
 
 
-METHODS = ("rollout", "grad_rollout")
+ROLLOUTS = ("rollout", "grad_rollout")
+METHODS = (*ROLLOUTS, "evidence")
 OPTIONS: tuple[dict[str, Any], ...] = ({"head_fusion": "max"}, {"head_fusion": "min"}, {"discard_ratio": 0.9})
 FORWARD, KEPT, BACKWARD = "forward", "forward, kept by autograd", "forward + backward to the pixels"
 VITX: dict[str, Peer] = {f"vitx {method}": partial(explained, method, {}) for method in METHODS}
 VARIANTS: dict[str, Peer] = {
     f"vitx {method}, {key} {value}": partial(explained, method, options)
-    for method in METHODS
+    for method in ROLLOUTS
     for options in OPTIONS
     for key, value in options.items()
 }

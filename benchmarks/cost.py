@@ -47,7 +47,7 @@ from peers import PACKAGES
 from showing import Panel, Row, case_table, draw, megabytes, memory_panel, table, time_panel
 
 ALONE = "_alone"  # the hidden command of a fresh process
-ROLLOUT, GRAD_ROLLOUT = VITX
+ROLLOUT, GRAD_ROLLOUT, EVIDENCE = VITX
 
 
 def alone(case: dict[str, Any], run: str, threads: int) -> dict[str, Any]:
@@ -129,6 +129,7 @@ def depth_part(depths: Iterable[int]) -> str:
         "grad_rollout over forward": (GRAD_ROLLOUT, FORWARD),
         "grad_rollout over forward kept by autograd": (GRAD_ROLLOUT, KEPT),
         "grad_rollout over forward + backward": (GRAD_ROLLOUT, BACKWARD),
+        "evidence over forward + backward": (EVIDENCE, BACKWARD),
     }
     lines = []
     for depth in depths:

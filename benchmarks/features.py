@@ -1,0 +1,254 @@
+"""What each tool can do on today's timm, found out by trying.
+
+    pip install -e ".[bench]" transformers
+    python benchmarks/features.py --vit-explain FOLDER
+
+FOLDER is a clone of jacobgil/vit-explain; without it, that row says so. Every cell comes from a call. Models
+are real ones of three layers, with random weights that make attention uneven. Below the table stands what was
+said or done where a cell says no. Tools that leave it to their user where the patches are and which layer to
+take get those functions written here, as their own pages do it: "glue".
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from feature_cases import TOOLS, Tool, of_hugging_face, of_timm, of_torchvision, pictures, without_fallback
+from measuring import first_line
+from peers import attentions, roll_out, unfused
+from showing import table
+from torch import Tensor, nn
+
+NO = "no: "
+
+
+def as_defined(model: Any, images: Tensor, read: int = 1, classes: Sequence[int] | None = None) -> Tensor:
+    """Attention rollout in float64, or gradient rollout where there are classes.
+
+    Args:
+        model: of timm.
+        images: (B, C, H, W).
+        read: how many tokens at the front are read.
+        classes: one for each image.
+
+    Returns:
+        (B, h, w).
+    """
+    with attentions(model.double()) as kept:
+        logits = model(images.double())
+    matrices = [attention.mean(1) for attention in kept]
+    if classes is not None:
+        gradients = torch.autograd.grad(logits[range(len(images)), list(classes)].sum(), kept)
+        pairs = zip(kept, gradients, strict=True)
+        matrices = [(attention * gradient).mean(1).relu() for attention, gradient in pairs]
+    row = roll_out(matrices)[:, :read, model.num_prefix_tokens :].mean(1).detach()
+    model.float()
+    return row.unflatten(1, model.patch_embed.grid_size)
+
+
+def stacked(maps: Any) -> Tensor:
+    """One map for each image."""
+    return torch.stack([torch.as_tensor(one).detach().double().squeeze() for one in maps])
+
+
+def error_of(maps: Any, wanted: Tensor) -> float:
+    """The largest error, each map over its own maximum: tools scale them differently."""
+    found = stacked(maps)
+    if found.shape != wanted.shape:
+        raise ValueError(f"maps of shape {tuple(found.shape[1:])}, where {tuple(wanted.shape[1:])} was right")
+    both = (one / one.amax((1, 2), keepdim=True) for one in (found, wanted))
+    return float((next(both) - next(both)).abs().max())
+
+
+def any_map(tool: Tool, model: nn.Module, images: Tensor) -> Any:
+    """What the tool has: rollout, or a map for a class."""
+    if tool.rollout is not None:
+        return tool.rollout(model, images)
+    assert tool.for_class is not None
+    return tool.for_class(model, images, [3, 5])
+
+
+def runs(tool: Tool) -> str:
+    """Whether it explains timm's DeiT as timm makes it."""
+    try:
+        maps = stacked(any_map(tool, of_timm(), pictures()))
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        with unfused(model := of_timm()):
+            any_map(tool, model, pictures())
+        return f"{NO}only without fused attention; with it, {first_line(error)}"
+    assert torch.isfinite(maps).all()
+    return "with glue" if tool.glue else "yes"
+
+
+def exact(tool: Tool) -> str:
+    """Whether its attention rollout is the paper's."""
+    if tool.rollout is None:
+        return "none"
+    model, images = of_timm(), pictures()
+    wanted = as_defined(model, images)
+    with unfused(model):
+        error = error_of((tool.patches or tool.rollout)(model, images), wanted)
+    return "exact" if error < 1e-4 else f"{NO}off by {error:.0%} of the largest value"
+
+
+def exact_with_gradients(tool: Tool) -> str:
+    """Whether its gradient rollout is relu(E[A * G]), chained in the order of the layers."""
+    if tool.gradient_rollout is None:
+        return "none"
+    model, images = of_timm(), pictures()
+    wanted = as_defined(model, images, classes=(3, 5))
+    with unfused(model):
+        error = error_of(tool.gradient_rollout(model, images, [3, 5]), wanted)
+    return "exact" if error < 1e-4 else f"off by {error:.0%}"
+
+
+def for_a_class(tool: Tool) -> str:
+    """Whether two classes have two maps."""
+    if tool.for_class is None:
+        return "no"
+    model, images = of_timm(), pictures()
+    with unfused(model):
+        one, other = (stacked(tool.for_class(model, images, [target] * 2)) for target in (3, 5))
+    if not (one.isfinite().all() and other.isfinite().all()):
+        return f"{NO}the maps are not finite"
+    return "yes" if not torch.allclose(one, other, rtol=1e-2) else f"{NO}the maps are alike"
+
+
+def batches(tool: Tool) -> str:
+    """Whether the model runs once for two images."""
+    model, calls = of_timm(), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    with unfused(model):
+        any_map(tool, model, pictures())
+    return "yes" if len(calls) == 1 else "one by one"
+
+
+ODD: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "distilled": (partial(of_timm, "deit_tiny_distilled_patch16_224"), 2),
+    "registers": (partial(of_timm, "vit_small_patch14_reg4_dinov2", img_size=224), 1),
+    "oblong": (partial(of_timm, img_size=(160, 224)), 1),
+}
+
+
+def odd_ones(tool: Tool) -> str:
+    """How many models with other tokens come out right, by the paper where the tool has rollout."""
+    right, wrong = 0, []
+    for name, (build, read) in ODD.items():
+        model = build()
+        images = pictures(model)
+        try:
+            with unfused(model):
+                if tool.rollout is None:
+                    shape = stacked(any_map(tool, model, images)).shape[1:]
+                    if shape not in (images.shape[2:], as_defined(model, images, read).shape[1:]):
+                        raise ValueError(f"maps of shape {tuple(shape)}")
+                else:
+                    maps = (tool.patches or tool.rollout)(model, images)
+                    if (error := error_of(maps, as_defined(model, images, read))) > 1e-4:
+                        raise ValueError(f"off by {error:.0%} of the largest value")
+            right += 1
+        except Exception as error:
+            wrong.append(f"{name}: {first_line(error)}")
+    return f"{right} of {len(ODD)}" + (f"{NO}{'; '.join(wrong)}" if wrong else "")
+
+
+def other_libraries(tool: Tool) -> str:
+    """Whether it explains the ViT of Hugging Face, and of torchvision, as they are."""
+    good, wrong = [], []
+    for name, build in {"Hugging Face": of_hugging_face, "torchvision": of_torchvision}.items():
+        try:
+            with without_fallback():
+                stacked(any_map(tool, build(), pictures()))
+            good.append(name)
+        except Exception as error:
+            wrong.append(f"{name}: {first_line(error)}")
+    found = " and ".join(good) or "neither"
+    return found + (" with glue" if good and tool.glue else "") + (f"{NO}{'; '.join(wrong)}" if wrong else "")
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """What an explanation might leave changed in a model."""
+    return {
+        "a module is in training mode or not": [module.training for module in model.modules()],
+        "hooks": sum(
+            len(hooks)
+            for module in model.modules()
+            for name, hooks in vars(module).items()
+            if name.endswith("_hooks")
+        ),
+        "fused attention": [getattr(module, "fused_attn", None) for module in model.modules()],
+        "gradients of weights": [parameter.grad is not None for parameter in model.parameters()],
+        "weights that ask for gradients": [parameter.requires_grad for parameter in model.parameters()],
+    }
+
+
+def leaves_no_trace(tool: Tool) -> str:
+    """Whether a model that is being trained is afterwards as it was."""
+    changed: set[str] = set()
+    for use in (tool.rollout, tool.for_class):
+        if use is not None:
+            model = of_timm().train()
+            before = state(model)
+            with unfused(model), suppress(NotImplementedError):
+                use(model, pictures(), *([[3, 5]] if use is tool.for_class else []))
+            changed |= {name for name, value in state(model).items() if value != before[name]}
+    return f"{NO}{', '.join(sorted(changed))}" if changed else "yes"
+
+
+CHECKS = {
+    "timm's DeiT as it is": runs,
+    "attention rollout": exact,
+    "gradient rollout": exact_with_gradients,
+    "a map for a class": for_a_class,
+    "a batch in one pass": batches,
+    "right on distilled, registers, oblong": odd_ones,
+    "other ViTs as they are": other_libraries,
+    "leaves the model as it was": leaves_no_trace,
+}
+
+
+def try_all(tool: Tool) -> tuple[list[str], list[str]]:
+    """Returns the cells of a row, and what was seen where a cell is not all good."""
+    cells, seen = [], []
+    for title, check in CHECKS.items():
+        try:
+            found = check(tool)
+        except NotImplementedError as no_map:
+            found = f"no map{NO}{no_map}"
+        except Exception as error:
+            found = f"{NO}{first_line(error)}"
+        short, _, why = found.partition(NO)
+        cells.append(short or "no")
+        if why:
+            seen.append(f"{title}: {why}")
+    return cells, seen
+
+
+def main() -> None:
+    """Prints the table, and what was seen."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--vit-explain", metavar="FOLDER", help="a clone of jacobgil/vit-explain")
+    if folder := parser.parse_args().vit_explain:
+        sys.path.append(folder)
+    rows, notes = [], []
+    for name, tool in TOOLS.items():
+        release = ""
+        with suppress(PackageNotFoundError, ValueError):
+            release = version(tool.package)
+        cells, seen = try_all(tool)
+        rows.append([f"{name} {release}".strip(), *cells])
+        notes += [f"- {name}, {line}" for line in seen]
+    print(table(["", *CHECKS], rows), *notes, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
