@@ -186,11 +186,10 @@ def explain_after_training(trainer: pl.Trainer, module: pl.LightningModule, fold
     samples = Selection().choose(trainer, module)
     images = samples.images.to(trainer.strategy.root_device)
     module = module.to(images.device)
-    config = resolve_model_data_config(module.model)
-    columns = {"input": render.to_pixels(images, config["mean"], config["std"])}
-    found = vitx.explain_methods(module, images, {"rollout": {}, "grad_rollout": {}})
-    for method, explanation in found.items():
-        columns[title_of(method)] = explanation.overlays(images, config["mean"], config["std"])
+    found = vitx.explain_methods(module, images, ["rollout", "grad_rollout"])
+    explanation = found["rollout"]
+    columns = {"input": explanation.pixels()}
+    columns |= {title_of(method): each.overlays() for method, each in found.items()}
     captions = captions_of(explanation.logits, samples.labels, samples.class_names)
     path = folder / "after_training.png"
     Image.fromarray(render.grid(columns, captions)).save(path)

@@ -21,8 +21,7 @@ from vitx.callbacks.subject import Forward, explained_module
 from vitx.errors import VitxError, in_words
 from vitx.methods import with_options
 from vitx.preprocessing import normalisation
-
-_PICTURE = "vitx/maps"
+from vitx.runs import FOLDER, GRIDS
 
 
 class RolloutCallback(pl.Callback):
@@ -132,7 +131,7 @@ class RolloutCallback(pl.Callback):
         if stage == "fit":
             self._forget()
         # On all ranks, as they agree on it together.
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "vitx"
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir) / FOLDER
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Shows what the weights look at before they are trained; after a resume, takes up the thread."""
@@ -237,10 +236,10 @@ class RolloutCallback(pl.Callback):
 
     def _show_picture(self, trainer: pl.Trainer, picture: sinks.Picture, step: int) -> None:
         """Shows a picture in every logger that can; where none took it, writes a file."""
-        shows = [partial(sinks.show_picture, logger, _PICTURE, picture, step) for logger in trainer.loggers]
+        shows = [partial(sinks.show_picture, logger, GRIDS, picture, step) for logger in trainer.loggers]
         taken = [self._attempt(logger, show) for logger, show in zip(trainer.loggers, shows, strict=True)]
         if not any(taken):
-            self._attempt(self._folder, partial(sinks.save_picture, self._folder, _PICTURE, picture, step))
+            self._attempt(self._folder, partial(sinks.save_picture, self._folder, GRIDS, picture, step))
 
     def _attempt(self, place: Any, write: Callable[[], Any]) -> bool:
         """Says whether a logger or a folder took what is written; one that fails does not stop the others."""

@@ -11,9 +11,9 @@ from PIL import Image, UnidentifiedImageError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitx.errors import VitxError
+from vitx.runs import GRIDS
 
 EVENT_FILES = "events.out.tfevents*"
-_GRIDS = "vitx/maps"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read_events(folder: Path, grids: bool = True) -> Events:
         values = {event.step: event.value for event in events.Scalars(tag)}
         steps = tuple(sorted(values))
         scalars[tag] = Curve(steps, tuple(values[step] for step in steps))
-    pictures = events.Images(_GRIDS) if grids and _GRIDS in tags["images"] else []
+    pictures = events.Images(GRIDS) if grids and GRIDS in tags["images"] else []
     return Events(scalars, {p.step: _pixels(p.encoded_image_string, folder) for p in pictures})
 
 

@@ -9,13 +9,15 @@ import numpy as np
 from PIL import Image
 
 from vitx.errors import VitxError
+from vitx.runs import FOLDER, GRIDS
 from vitx.runs.events import EVENT_FILES, Curve, Events, read_events
 from vitx.runs.playback import FromGrids, FromMaps, Picture, Playback
 from vitx.runs.saved import damaged, load_maps
 
 _CONFIGS = ("config.yaml", "hparams.yaml")
 _ACCURACY = re.compile(r"acc(uracy)?(/dataloader_idx_0)?$", re.IGNORECASE)
-_TRACES = (EVENT_FILES, "vitx/maps-*.npz", "vitx/vitx-maps-*.png")
+_GRID_FILES = f"{GRIDS.replace('/', '-')}-*.png"  # where no logger takes pictures
+_TRACES = (EVENT_FILES, f"{FOLDER}/maps-*.npz", f"{FOLDER}/{_GRID_FILES}")
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,12 @@ def open_run(folder: Path) -> Run:
         VitxError: There is no run, or more than one, or none with pictures, or a file is damaged.
     """
     folder = _find(Path(folder))
-    saved = load_maps(folder / "vitx")
+    saved = load_maps(folder / FOLDER)
     logged = any(folder.glob(EVENT_FILES))
     events = read_events(folder, grids=saved is None) if logged else Events({}, {})
     if saved is not None:
         playback: Playback = FromMaps(saved)
-    elif grids := events.grids or _grid_files(folder / "vitx"):
+    elif grids := events.grids or _grid_files(folder / FOLDER):
         playback = FromGrids(grids, _methods(events.scalars))
     else:
         raise VitxError(
@@ -127,7 +129,7 @@ def _methods(tags: Iterable[str]) -> list[str]:
 def _grid_files(folder: Path) -> dict[int, Picture]:
     """Reads the grids that the callback wrote where no logger takes pictures."""
     found = {}
-    for path in folder.glob("vitx-maps-*.png"):
+    for path in folder.glob(_GRID_FILES):
         try:
             found[int(path.stem.rsplit("-", 1)[1])] = np.asarray(Image.open(path).convert("RGB"))
         except (OSError, ValueError) as error:
