@@ -109,7 +109,8 @@ class Logits(nn.Module):
 def last_norm(model: nn.Module) -> nn.Module:
     """Glue: the layer that the READMEs name for a ViT, by what each library calls it."""
     names = ("norm1", "ln_1", "layernorm_before")
-    return [module for name, module in model.named_modules() if name.endswith(names)][-1]
+    found: list[nn.Module] = [module for name, module in model.named_modules() if name.endswith(names)]
+    return found[-1]
 
 
 def in_rows(model: Any, tokens: Tensor) -> Any:
@@ -207,8 +208,9 @@ def of_hugging_face() -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
     torch.manual_seed(0)
-    size = {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 768}
-    return uneven(ViTForImageClassification(ViTConfig(**size, num_labels=CLASSES)))
+    size: dict[str, Any] = {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 3}
+    size |= {"intermediate_size": 768, "num_labels": CLASSES}
+    return uneven(ViTForImageClassification(ViTConfig(**size)))
 
 
 def of_torchvision() -> nn.Module:

@@ -18,7 +18,16 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from feature_cases import TOOLS, Tool, of_hugging_face, of_timm, of_torchvision, pictures, without_fallback
+from feature_cases import (
+    TOOLS,
+    Logits,
+    Tool,
+    of_hugging_face,
+    of_timm,
+    of_torchvision,
+    pictures,
+    without_fallback,
+)
 from measuring import first_line
 from peers import attentions, roll_out, unfused
 from showing import table
@@ -48,7 +57,8 @@ def as_defined(model: Any, images: Tensor, read: int = 1, classes: Sequence[int]
         matrices = [(attention * gradient).mean(1).relu() for attention, gradient in pairs]
     row = roll_out(matrices)[:, :read, model.num_prefix_tokens :].mean(1).detach()
     model.float()
-    return row.unflatten(1, model.patch_embed.grid_size)
+    maps: Tensor = row.unflatten(1, model.patch_embed.grid_size)
+    return maps
 
 
 def stacked(maps: Any) -> Tensor:
@@ -169,6 +179,9 @@ def other_libraries(tool: Tool) -> str:
             good.append(name)
         except Exception as error:
             wrong.append(f"{name}: {first_line(error)}")
+            with suppress(Exception), without_fallback():
+                stacked(any_map(tool, Logits(build()).eval(), pictures()))
+                good.append(f"{name} in a wrapper that returns logits")
     found = " and ".join(good) or "neither"
     return found + (" with glue" if good and tool.glue else "") + (f"{NO}{'; '.join(wrong)}" if wrong else "")
 
