@@ -1,6 +1,6 @@
 """Brings what pages link to outside `docs/` to the site: relative links work there and on a code host.
 
-A hook of mkdocs. The README becomes the page `readme.md`, any other file a copy in the folder `repository`.
+A hook of mkdocs. The README and its like become pages, any other file a copy in the folder `repository`.
 """
 
 import re
@@ -9,16 +9,19 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+PAGES = {"README.md": "readme.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+_FROM_ROOT = re.compile(r"(?<=\]\()(?!https?:|#)")  # where a link begins, in a page that lies beside `docs/`
 _LINK = re.compile(r"(?<=\]\()\.\./([\w./]+)")  # as ../configs/demo.yaml, in a page that lies in docs/ itself
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the README, and the files that pages link to."""
+    """Adds the README and its like, and the files that pages link to."""
     root = Path(config.config_file_path).parent
-    readme = (root / "README.md").read_text("utf-8").replace("](docs/", "](")
-    files.append(File.generated(config, "readme.md", content=readme))
+    for name, page in PAGES.items():
+        content = _FROM_ROOT.sub("../", (root / name).read_text("utf-8")).replace("](../docs/", "](")
+        files.append(File.generated(config, page, content=content))
     linked = {name for page in _pages(files) for name in _LINK.findall(page.content_string)}
-    for name in sorted(linked - {"README.md"}):
+    for name in sorted(linked - set(PAGES)):
         if (root / name).is_file():
             files.append(File.generated(config, _place(name), content=(root / name).read_bytes()))
     return files
@@ -38,4 +41,4 @@ def _pages(files: Files) -> list[File]:
 
 
 def _place(name: str) -> str:
-    return "readme.md" if name == "README.md" else f"repository/{name}.txt"  # text is shown, not downloaded
+    return PAGES.get(name, f"repository/{name}.txt")  # text is shown, not downloaded
