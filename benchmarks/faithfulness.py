@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import first_line
 from PIL import Image
 from scipy.stats import bootstrap
 from showing import table
@@ -139,7 +140,7 @@ def measure(
         maps, found["seconds"], found["ratio"] = explain_all(CONTENDERS[name], model, data)
         found |= score(judge, data, maps)
     except Exception as error:  # others may fail as they like
-        found["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        found["error"] = first_line(error)
     path.write_text(json.dumps(found))
     return found
 
