@@ -1,29 +1,19 @@
 """Which tools are compared by what they can do, how each is called, and on which models."""
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import timm
 import torch
-from peers import channels_first
+from peers import grad_cam, torchcam_grad_cam, torchxai, without_fallback
 from torch import Tensor, nn
 
 import vitx
 
 Maps = Callable[..., Any]
 CLASSES = 10
-
-
-@contextmanager
-def without_fallback() -> Iterator[None]:
-    """Lets torchxai say that a method fails, in place of taking another."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", ".*[Ff]alling back")
-        yield
 
 
 @dataclass(frozen=True)
@@ -84,62 +74,6 @@ def torchxai_patches(model: nn.Module, images: Tensor) -> Any:
         return [rollout._compute_cam(image[None], None) for image in images]
 
 
-def torchxai_for_class(model: nn.Module, images: Tensor, classes: list[int]) -> Any:
-    """Its method with gradients of the attention."""
-    from torchxai import explain
-
-    with without_fallback():
-        pairs = zip(images, classes, strict=True)
-        return [explain(model, image, method="attribution", target_class=target) for image, target in pairs]
-
-
-class Logits(nn.Module):
-    """Glue for Hugging Face's models, whose output is an object."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits."""
-        output = self.model(images)
-        return output if isinstance(output, Tensor) else output.logits
-
-
-def last_norm(model: nn.Module) -> nn.Module:
-    """Glue: the layer that the READMEs name for a ViT, by what each library calls it."""
-    names = ("norm1", "ln_1", "layernorm_before")
-    found: list[nn.Module] = [module for name, module in model.named_modules() if name.endswith(names)]
-    return found[-1]
-
-
-def in_rows(model: Any, tokens: Tensor) -> Any:
-    """Glue: the patches laid out in rows and columns."""
-    if hasattr(model, "patch_embed"):
-        return channels_first(model, tokens)
-    side = int((tokens.shape[1] - 1) ** 0.5)
-    return tokens[:, 1:].mT.unflatten(2, (side, side))
-
-
-def grad_cam(model: nn.Module, images: Tensor, classes: list[int]) -> Any:
-    """Its Grad-CAM."""
-    from pytorch_grad_cam import GradCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    targets = [ClassifierOutputTarget(target) for target in classes]
-    with GradCAM(Logits(model), [last_norm(model)], reshape_transform=partial(in_rows, model)) as cam:
-        return cam(input_tensor=images, targets=targets)
-
-
-def torchcam_grad_cam(model: nn.Module, images: Tensor, classes: list[int]) -> Any:
-    """Its Grad-CAM."""
-    from torchcam.methods import GradCAM
-
-    whole = Logits(model)
-    with GradCAM(whole, last_norm(whole), reshape_transform=partial(in_rows, model)) as cam:
-        return cam(classes, whole(images))[0]
-
-
 def captum(model: nn.Module, images: Tensor, classes: list[int]) -> Any:
     """Integrated gradients: it has no method that is made for attention."""
     from captum.attr import IntegratedGradients
@@ -178,7 +112,9 @@ TOOLS = {
         "", vit_explain_rollout, vit_explain_for_class, gradient_rollout=vit_explain_for_class
     ),
     "fast-vit-rollout": Tool("fast-vit-rollout", fast_vit_rollout),
-    "torchxai-explain": Tool("torchxai-explain", torchxai_rollout, torchxai_for_class, torchxai_patches),
+    "torchxai-explain": Tool(
+        "torchxai-explain", torchxai_rollout, partial(torchxai, "attribution"), torchxai_patches
+    ),
     "pytorch-grad-cam": Tool("grad-cam", for_class=grad_cam, glue=True),
     "torch-cam": Tool("torchcam", for_class=torchcam_grad_cam, glue=True),
     "captum": Tool("captum", for_class=captum),

@@ -20,16 +20,14 @@ from typing import Any
 import torch
 from feature_cases import (
     TOOLS,
-    Logits,
     Tool,
     of_hugging_face,
     of_timm,
     of_torchvision,
     pictures,
-    without_fallback,
 )
 from measuring import first_line
-from peers import attentions, roll_out, unfused
+from peers import Logits, dense_grad_rollout, dense_rollout, unfused, without_fallback
 from showing import table
 from torch import Tensor, nn
 
@@ -48,16 +46,12 @@ def as_defined(model: Any, images: Tensor, read: int = 1, classes: Sequence[int]
     Returns:
         (B, h, w).
     """
-    with attentions(model.double()) as kept:
-        logits = model(images.double())
-    matrices = [attention.mean(1) for attention in kept]
-    if classes is not None:
-        gradients = torch.autograd.grad(logits[range(len(images)), list(classes)].sum(), kept)
-        pairs = zip(kept, gradients, strict=True)
-        matrices = [(attention * gradient).mean(1).relu() for attention, gradient in pairs]
-    row = roll_out(matrices)[:, :read, model.num_prefix_tokens :].mean(1).detach()
+    model, images = model.double(), images.double()
+    if classes is None:
+        maps: Tensor = dense_rollout(model, images, read)
+    else:
+        maps = dense_grad_rollout(model, images, classes)
     model.float()
-    maps: Tensor = row.unflatten(1, model.patch_embed.grid_size)
     return maps
 
 

@@ -1,8 +1,8 @@
 """What people use on a timm Vision Transformer without vitx, each as a function from model and images.
 
 Each peer is used as its own README does it, and imported in its function, so that one that is missing or
-fails does so alone. All leave the model as they found it. Those that explain a class take the predicted one,
-or the classes that they are given.
+fails does so alone. Those in `PEERS` leave the model as they found it. Those that explain a class take the
+predicted one, or the classes that they are given.
 """
 
 import warnings
@@ -62,29 +62,34 @@ def roll_out(matrices: Iterable[Tensor]) -> Tensor:
     return product
 
 
-def patches(model: Any, product: Tensor) -> Any:
-    """Returns what the class token reads from the patches, (B, h, w)."""
-    return product[:, 0, model.num_prefix_tokens :].unflatten(1, model.patch_embed.grid_size)
+def patches(model: Any, product: Tensor, read: int = 1) -> Any:
+    """Returns what so many tokens at the front read from the patches, (B, h, w): one class token, or two."""
+    row = product[:, :read, model.num_prefix_tokens :].mean(1)
+    return row.unflatten(1, model.patch_embed.grid_size)
 
 
 def channels_first(model: Any, tokens: Tensor) -> Any:
-    """Lays out the patches' tokens as a convolution would: (B, N, C) to (B, C, h, w)."""
-    return tokens[:, model.num_prefix_tokens :].mT.unflatten(2, model.patch_embed.grid_size)
+    """Glue: lays out the patches' tokens as a convolution would, (B, N, C) to (B, C, h, w)."""
+    if hasattr(model, "patch_embed"):  # timm's
+        return tokens[:, model.num_prefix_tokens :].mT.unflatten(2, model.patch_embed.grid_size)
+    side = int((tokens.shape[1] - 1) ** 0.5)  # others: behind one class token, in a square
+    return tokens[:, 1:].mT.unflatten(2, (side, side))
 
 
 @torch.no_grad()
-def dense_rollout(model: nn.Module, images: Tensor) -> Any:
+def dense_rollout(model: nn.Module, images: Tensor, read: int = 1) -> Any:
     """Attention rollout as it is usually written."""
     with attentions(model) as kept:
         model(images)
-        return patches(model, roll_out(attention.mean(1) for attention in kept))
+        return patches(model, roll_out(attention.mean(1) for attention in kept), read)
 
 
-def dense_grad_rollout(model: nn.Module, images: Tensor) -> Any:
+def dense_grad_rollout(model: nn.Module, images: Tensor, classes: Sequence[int] | None = None) -> Any:
     """Gradient rollout as it is usually written, without gradients of the weights."""
     with attentions(model) as kept:
-        score = model(images).amax(1).sum()
-        gradients = torch.autograd.grad(score, kept)
+        logits = model(images)
+        scores = logits.amax(1) if classes is None else logits[range(len(images)), list(classes)]
+        gradients = torch.autograd.grad(scores.sum(), kept)
         with torch.no_grad():
             pairs = zip(kept, gradients, strict=True)
             return patches(model, roll_out((attention * grad).mean(1).relu() for attention, grad in pairs))
@@ -102,45 +107,78 @@ def fast_vit_rollout(model: nn.Module, images: Tensor) -> Any:
             module._forward_hooks.clear()  # it never removes its own
 
 
+@contextmanager
+def without_fallback() -> Iterator[None]:
+    """Lets torchxai say that a method fails: it takes another instead, which would be measured."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*[Ff]alling back")
+        yield
+
+
 def torchxai(
     method: str, model: nn.Module, images: Tensor, classes: Sequence[int] | None = None
 ) -> list[Any]:
     """The package torchxai-explain, which takes one image at a time."""
     from torchxai import explain
 
-    with warnings.catch_warnings():
-        # It falls back to another method where this one fails, which would be measured instead.
-        warnings.filterwarnings("error", ".*[Ff]alling back")
-        asked = [None] * len(images) if classes is None else classes
-        maps = [
+    asked = [None] * len(images) if classes is None else classes
+    with without_fallback():
+        return [
             explain(model, image, method=method, target_class=target)
             for image, target in zip(images, asked, strict=True)
         ]
-    model.zero_grad()
-    return maps
 
 
-def grad_cam(model: Any, images: Tensor, classes: Sequence[int] | None = None) -> Any:
-    """The package grad-cam (pytorch-grad-cam): Grad-CAM on the layer that its README names for a ViT."""
+class Logits(nn.Module):
+    """Glue for Hugging Face's models, whose output is an object."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the logits."""
+        output = self.model(images)
+        return output if isinstance(output, Tensor) else output.logits
+
+
+def last_norm(model: nn.Module) -> nn.Module:
+    """Glue: the layer that the READMEs name for a ViT, by what each library calls it."""
+    names = ("norm1", "ln_1", "layernorm_before")
+    found: list[nn.Module] = [module for name, module in model.named_modules() if name.endswith(names)]
+    return found[-1]
+
+
+def grad_cam(model: nn.Module, images: Tensor, classes: Sequence[int] | None = None) -> Any:
+    """The package grad-cam (pytorch-grad-cam): Grad-CAM."""
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     targets = None if classes is None else [ClassifierOutputTarget(target) for target in classes]
-    layers = [model.blocks[-1].norm1]
-    with GradCAM(model, layers, reshape_transform=partial(channels_first, model)) as cam:
-        maps = cam(input_tensor=images, targets=targets)
-    model.zero_grad()
-    return maps
+    layers = [last_norm(model)]
+    with GradCAM(Logits(model), layers, reshape_transform=partial(channels_first, model)) as cam:
+        return cam(input_tensor=images, targets=targets)
 
 
-def torchcam_grad_cam(model: Any, images: Tensor, classes: Sequence[int] | None = None) -> Any:
+def torchcam_grad_cam(model: nn.Module, images: Tensor, classes: Sequence[int] | None = None) -> Any:
     """The package torchcam: Grad-CAM on the same layer."""
     from torchcam.methods import GradCAM
 
-    layer = model.blocks[-1].norm1
-    with GradCAM(model, layer, reshape_transform=partial(channels_first, model)) as cam:
-        scores = model(images)
+    whole = Logits(model)
+    with GradCAM(whole, last_norm(whole), reshape_transform=partial(channels_first, model)) as cam:
+        scores = whole(images)
         return cam(scores.argmax(1).tolist() if classes is None else list(classes), scores)[0]
+
+
+def tidied(peer: Peer) -> Peer:
+    """Makes a peer take away the gradients of the weights that it leaves behind."""
+
+    def explain(model: nn.Module, *arguments: Any) -> Any:
+        maps = peer(model, *arguments)
+        model.zero_grad()
+        return maps
+
+    return explain
 
 
 def torchcam_legrad(model: Any, images: Tensor) -> Any:
@@ -211,9 +249,9 @@ PEERS: dict[str, Peer] = {
     "dense rollout, hooked": dense_rollout,
     "dense gradient rollout, hooked": dense_grad_rollout,
     "fast-vit-rollout": fast_vit_rollout,
-    "torchxai-explain, rollout": partial(torchxai, "rollout"),
-    "torchxai-explain, attribution": partial(torchxai, "attribution"),
-    "pytorch-grad-cam, Grad-CAM": grad_cam,
+    "torchxai-explain, rollout": tidied(partial(torchxai, "rollout")),
+    "torchxai-explain, attribution": tidied(partial(torchxai, "attribution")),
+    "pytorch-grad-cam, Grad-CAM": tidied(grad_cam),
     "torch-cam, Grad-CAM": torchcam_grad_cam,
     "torch-cam, LeGrad": torchcam_legrad,
 }

@@ -79,9 +79,9 @@ REFERENCE = "vitx grad_rollout"
 CONTENDERS: dict[str, Contender] = {
     **{name: partial(explained, *asked) for name, asked in METHODS.items()},
     "fast-vit-rollout": partial(without_class, peers.fast_vit_rollout),
-    "torchxai-explain, rollout": partial(without_class, partial(peers.torchxai, "rollout")),
-    "torchxai-explain, attribution": partial(peers.torchxai, "attribution"),
-    "pytorch-grad-cam, Grad-CAM": peers.grad_cam,
+    "torchxai-explain, rollout": partial(without_class, peers.PEERS["torchxai-explain, rollout"]),
+    "torchxai-explain, attribution": peers.PEERS["torchxai-explain, attribution"],
+    "pytorch-grad-cam, Grad-CAM": peers.PEERS["pytorch-grad-cam, Grad-CAM"],
     "torch-cam, Grad-CAM": peers.torchcam_grad_cam,
     "torch-cam, LeGrad": peers.torchcam_legrad_twin,
     "a blob in the centre": centre,

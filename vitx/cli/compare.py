@@ -105,8 +105,7 @@ def _shares(explanation: vitx.Explanation, size: tuple[int, int]) -> Tensor:
 def _explain(subject: Subject, picture: Any, options: Any) -> list[vitx.Explanation]:
     images = to_tensor([picture], subject.prepare)
     index = target_class(subject, options.target)
-    methods: dict[str, dict[str, Any]] = {name: {} for name in options.method}
-    return list(subject.explain(images, methods, index).values())
+    return list(subject.explain(images, with_options(options.method), index).values())
 
 
 def _title(name: str, subject: Subject, found: vitx.Explanation) -> str:
