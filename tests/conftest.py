@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.class_folders import write_classes
+
 
 def pytest_xdist_auto_num_workers(config):
     """All tests run on all cores; those that are named run in one process, which starts sooner."""
@@ -33,3 +35,9 @@ def assets():
     if not (folder / "deit_tiny_patch16_224.safetensors").is_file():
         pytest.skip("no real weights: set VITX_ASSETS to a folder with deit_tiny_patch16_224.safetensors")
     return folder
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A folder of five cats and ten dogs."""
+    return write_classes(tmp_path / "pets", cat=5, dog=10)

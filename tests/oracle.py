@@ -285,3 +285,14 @@ def dense_multi_head(
     mixed = torch.softmax(scores, -1) @ v
     joined = mixed.permute(2, 0, 1, 3).reshape(query.shape)
     return joined @ out_proj_weight.T + out_proj_bias, None
+
+
+def relative_error(maps, wanted):
+    """Against each map's own maximum."""
+    maps = maps.double().flatten(1)
+    return ((maps - wanted).abs().amax(1) / wanted.amax(1)).max().item()
+
+
+def same(first, second, tolerance=1e-5):
+    """Whether two explanations have the same maps."""
+    return relative_error(first.maps, second.maps.double().flatten(1)) < tolerance

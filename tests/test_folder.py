@@ -1,53 +1,23 @@
 """A folder of one's own images: what is found in it, how it is prepared, what is wrong with it."""
 
 import shutil
-import sys
 from collections import Counter
-from csv import DictReader
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from timm.data.config import resolve_model_data_config
-from timm.models._hub import has_hf_hub
 from torch.utils.data import Subset
 
-import train_demo
 from demo.folder import FolderImages, ImageFolderData
+from tests.class_folders import write_classes, write_image
 from vitx import VitxError
 from vitx.callbacks.labels import class_names
-from vitx.checkpoints import create_model
 from vitx.pictures import read_picture
 
-CONFIG = Path(train_demo.__file__).parent / "configs" / "deit_tiny_imagefolder.yaml"
 SETTINGS = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bicubic"}
-TINY = {
-    "--model.pretrained": "false",
-    "--model.model_options.img_size": "32",
-    "--model.model_options.depth": "1",
-    "--trainer.accelerator": "cpu",
-    "--trainer.enable_model_summary": "false",
-    "--data.workers": "0",
-}
-
-
-def write_image(path, colour=(200, 100, 50), size=(12, 10)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
-
-
-def write_classes(folder, **counts):
-    for name, count in counts.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            write_image(folder / name / f"{number}.jpg", colour=(20 * number, 100, 50))
-    return folder
 
 
 def prepared(root, settings=SETTINGS, **options):
@@ -60,11 +30,6 @@ def prepared(root, settings=SETTINGS, **options):
 
 def names(images):
     return [str(Path(*path.parts[-2:])) for path, _ in images.files]
-
-
-@pytest.fixture
-def pets(tmp_path):
-    return write_classes(tmp_path / "pets", cat=5, dog=10)
 
 
 class TestPlainFolder:
@@ -255,157 +220,3 @@ def test_loaders(pets):
 def test_the_callback_findsclass_names(pets):
     images = prepared(pets).validation
     assert class_names(images) == class_names(Subset(images, [0])) == ("cat", "dog")
-
-
-@pytest.fixture
-def command(monkeypatch, tmp_path):
-    """Runs `python train_demo.py` with the config, small, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(root, *more, command="fit", **changes):
-        options = TINY | {f"--data.{key}": value for key, value in changes.items()}
-        root = [] if root is None else ["--data.root", str(root)]
-        words = [
-            command,
-            "--config",
-            str(CONFIG),
-            *root,
-            *(word for pair in options.items() for word in pair),
-        ]
-        monkeypatch.setattr(sys, "argv", ["train_demo.py"])
-        train_demo.main([*words, *more])
-
-    return run
-
-
-@pytest.fixture
-def refused(command, capsys):
-    """Runs the command line, which must end with one sentence; returns it."""
-
-    def run(*args, **changes):
-        with pytest.raises(SystemExit) as caught:
-            command(*args, "--trainer.fast_dev_run=true", **changes)
-        assert caught.value.code == 2
-        return capsys.readouterr().err.strip().splitlines()[-1]
-
-    return run
-
-
-@pytest.mark.parametrize("name", ["fit", "validate", "predict"])
-def test_config_runs(command, pets, capsys, name):
-    command(pets, "--trainer.fast_dev_run=true", command=name)
-    if name == "fit":
-        assert "val/accuracy" in capsys.readouterr().out
-        assert Path("after_training.png").is_file()
-
-
-class TestRefusals:
-    def test_no_folder_was_given(self, refused):
-        assert refused(None) == "error: no folder of images was given: give one with --data.root FOLDER"
-
-    def test_folder_is_missing(self, refused):
-        assert refused("nowhere").startswith("error: there is no folder nowhere: give one")
-
-    @pytest.mark.parametrize("workers", ["0", "1"])
-    def test_image_is_broken(self, refused, pets, workers):
-        for path in pets.rglob("*.jpg"):
-            path.write_text("no image")
-        sentence = refused(pets, workers=workers)
-        assert sentence.startswith(f"error: {pets}")
-        assert sentence.endswith(".jpg is no image file that can be read; replace or remove it")
-
-    def test_hub_cannot_be_reached(self, refused, pets, monkeypatch, tmp_path):
-        from huggingface_hub import constants
-
-        if not has_hf_hub():
-            pytest.skip(f"timm {timm.__version__} cannot use the huggingface_hub that is installed")
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "nothing cached"))
-        sentence = refused(pets, "--model.pretrained=true")
-        assert sentence.startswith(
-            "error: the weights of deit_tiny_patch16_224 could not be fetched from the hub: "
-        )
-
-    def test_model_is_unknown(self, refused, pets):
-        sentence = refused(pets, "--model.model_name=deit_teeny_patch16_224")
-        assert sentence.startswith("error: timm has no model 'deit_teeny_patch16_224'; some near it: deit")
-
-    def test_weights_have_an_unknown_tag(self, refused, pets):
-        name = "--model.model_name=deit_tiny_patch16_224.nothing"
-        assert refused(pets, name).startswith(
-            "error: timm has no such weights of deit_tiny_patch16_224.nothing"
-        )
-
-    def test_weights_are_missing(self, refused, pets):
-        assert refused(pets, "--model.weights=no.pth") == "error: there is no weights file no.pth"
-
-    @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-    def test_weights_cannot_be_read(self, refused, pets, name):
-        Path(name).write_text("no weights")
-        assert refused(pets, f"--model.weights={name}").startswith(f"error: {name} holds no weights that")
-
-    def test_weights_are_another_models(self, refused, pets):
-        other = timm.create_model("deit_tiny_patch16_224", depth=2, img_size=48)
-        save_file(other.state_dict(), "other.safetensors")
-        sentence = refused(pets, "--model.weights=other.safetensors")
-        own = len(create_model("deit_tiny_patch16_224", False, 2, {"depth": 1}).state_dict())
-        assert sentence.startswith(
-            "error: other.safetensors holds weights of another model: "
-            f"of this one's {own} tensors 0 are missing and 1 have another shape, and 12 are not known to it"
-        )
-
-
-class TestWeights:
-    def test_of_a_model_with_another_head(self, tmp_path):
-        options = {"depth": 1, "img_size": 32}
-        source = timm.create_model("deit_tiny_patch16_224", **options)
-        save_file(source.state_dict(), tmp_path / "source.safetensors")
-        module = train_demo.Classifier(2, weights=str(tmp_path / "source.safetensors"), model_options=options)
-        assert torch.equal(module.model.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)
-        assert module.model.head.weight.shape == (2, 192)
-
-    def test_of_a_checkpoint_of_an_earlier_run(self, command, pets):
-        command(pets, "--trainer.max_epochs=1")
-        (checkpoint,) = Path("logs").rglob("*.ckpt")
-        trained = torch.load(checkpoint)["state_dict"]
-        options = {"depth": 1, "img_size": 32}
-        module = train_demo.Classifier(2, weights=str(checkpoint), model_options=options)
-        assert all(torch.equal(value, trained[name]) for name, value in module.state_dict().items())
-
-
-def test_images_have_the_size_that_the_model_was_given():
-    module = train_demo.Classifier(2, model_options={"depth": 1, "img_size": 48})
-    assert (
-        module.data_config["input_size"]
-        == resolve_model_data_config(module.model)["input_size"]
-        == (3, 48, 48)
-    )
-    assert train_demo.Classifier(2, model_options={"depth": 1}).data_config["input_size"] == (3, 224, 224)
-
-
-def test_real_weights_and_images(assets, command, tmp_path, capsys):
-    """One step of DeiT-Tiny on two of ImageNet's classes, as the config says but for the hub."""
-    with (assets / "imagenet-val" / "boxes.csv").open() as file:
-        classes = {row["image"]: row["class_index"] for row in DictReader(file)}
-    frequent = Counter(classes.values()).most_common(2)
-    for image, label in classes.items():
-        if label in dict(frequent):
-            (tmp_path / "real" / label).mkdir(parents=True, exist_ok=True)
-            shutil.copy(assets / "imagenet-val" / image, tmp_path / "real" / label)
-    command(
-        tmp_path / "real",
-        f"--model.weights={assets / 'deit_tiny_patch16_224.safetensors'}",
-        "--model.model_options={drop_path_rate: 0.1}",
-        "--trainer.max_epochs=1",
-        "--trainer.limit_train_batches=1",
-        "--trainer.limit_val_batches=1",
-        batch_size="2",
-    )
-    (folder,) = Path("logs/imagefolder").iterdir()
-    events = EventAccumulator(str(folder)).Reload()
-    assert "vitx/maps" in events.Tags()["images"]
-    assert {"vitx/rollout/entropy", "vitx/grad_rollout/entropy", "val/accuracy"} <= set(
-        events.Tags()["scalars"]
-    )
-    assert (folder / "after_training.png").is_file()
-    assert "val/accuracy" in capsys.readouterr().out

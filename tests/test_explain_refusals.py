@@ -1,0 +1,143 @@
+"""What cannot be explained is refused in one sentence: models, images, options."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests import models
+from vitx import VitxError, explain
+
+METHODS = ["rollout", "grad_rollout"]
+IMAGES = models.FAMILIES["deit"].images()
+
+
+def patch_dropping():
+    """Drops half of the patches in eval mode too."""
+
+    class Half(nn.Module):
+        def forward(self, tokens):
+            return tokens[:, : len(tokens[0]) // 2]
+
+    model = models.deit()
+    model.norm_pre = Half()
+    return model
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("name", models.REFUSED)
+    def test_models(self, name, method):
+        refused = models.REFUSED[name]
+        with pytest.raises(VitxError, match=refused.sentence):
+            explain(refused.build(), torch.randn(2, 3, refused.image_size, refused.image_size), method)
+
+    def test_a_model_that_drops_patches(self):
+        with pytest.raises(VitxError, match="8 tokens do not fit a grid of 4 x 4 patches and 1 prefix"):
+            explain(patch_dropping(), IMAGES)
+
+    def test_each_model_that_is_refused_says_one_sentence(self):
+        with pytest.raises(VitxError) as error:
+            explain(models.swin(), torch.randn(2, 3, 32, 32))
+        assert "\n" not in str(error.value)
+        assert isinstance(error.value, ValueError)
+
+    def test_two_forward_passes(self):
+        class Twice(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.vit = models.built("deit")
+
+            def forward(self, images):
+                return self.vit(images) + self.vit(images.flip(-1))
+
+        with pytest.raises(VitxError, match="2 forward passes"):
+            explain(Twice(), IMAGES)
+
+    def test_crops(self):
+        class Crops(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.vit = models.built("deit")
+
+            def forward(self, images):
+                return self.vit(torch.cat([images, images.flip(-1)]))[: len(images)]
+
+        with pytest.raises(VitxError, match=r"several crops .*\(4, \d, 17, 17\) for 2 images"):
+            explain(Crops(), IMAGES)
+
+    @pytest.mark.parametrize(
+        ("images", "sentence"),
+        [
+            (IMAGES[0], r"found \(3, 32, 32\): add a batch dimension"),
+            (IMAGES[None], r"found \(1, 2, 3, 32, 32\)"),
+            (IMAGES[:0], r"found \(0, 3, 32, 32\)"),
+            (IMAGES.long(), "found torch.int64"),
+            (IMAGES.double(), "images are torch.float64 and the model is torch.float32"),
+            (IMAGES.numpy(), "found ndarray"),
+            ([IMAGES[0]], "found list"),
+            (IMAGES.to("meta"), "images are on meta and the model is on cpu"),
+        ],
+        ids=["rank 3", "rank 5", "empty", "int", "double", "numpy", "list", "device"],
+    )
+    @pytest.mark.parametrize("method", METHODS)
+    def test_images(self, images, sentence, method):
+        with pytest.raises(VitxError, match=sentence):
+            explain(models.built("deit"), images, method)
+
+    @pytest.mark.parametrize("name", ["deit", "hf vit, sdpa", "torchvision", "open_clip"])
+    @pytest.mark.parametrize("shape", [(2, 3, 40, 40), (2, 1, 32, 32)], ids=["size", "channels"])
+    def test_images_that_the_model_refuses(self, name, shape):
+        with pytest.raises(VitxError, match=rf"refused images of shape \({shape[0]}, {shape[1]}, {shape[2]}"):
+            explain(models.built(name), torch.randn(shape))
+
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_images_that_are_not_finite(self, method, value):
+        images = IMAGES.clone()
+        images[1, 0, 0, 0] = value
+        with pytest.raises(VitxError, match=rf"{method} maps of images \[1\] are not finite"):
+            explain(models.built("deit"), images, method)
+
+    def test_model_is_no_module(self):
+        with pytest.raises(VitxError, match="found function"):
+            explain(lambda images: images, IMAGES)
+
+    def test_model_returns_no_logits(self):
+        class Silent(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.vit = models.built("deit")
+
+            def forward(self, images):
+                self.vit(images)
+
+        with pytest.raises(VitxError, match="must return logits, found NoneType"):
+            explain(Silent(), IMAGES)
+
+    @pytest.mark.parametrize("method", ["gradcam", "", None, 3])
+    def test_unknown_method(self, method):
+        with pytest.raises(VitxError, match=r"there is no method .*: the methods are rollout, grad_rollout"):
+            explain(models.built("deit"), IMAGES, method)
+
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            ({"discard": 0.5}, "has no option 'discard': its options are head_fusion, discard_ratio, start"),
+            ({"head_fusion": "median"}, "head_fusion must be one of mean, max, min, found 'median'"),
+            ({"discard_ratio": 1.0}, "discard_ratio must be at least 0 and below 1, found 1.0"),
+            ({"discard_ratio": -0.5}, "found -0.5"),
+            ({"discard_ratio": "a"}, "found 'a'"),
+            ({"start_layer": 3}, "start_layer must be from 0 to 2, as the model has 3 layers, found 3"),
+            ({"start_layer": -1}, "found -1"),
+            ({"start_layer": 1.0}, "start_layer must be a whole number, found 1.0"),
+            ({"start_layer": True}, "found True"),
+        ],
+    )
+    def test_options(self, method, options, sentence):
+        with pytest.raises(VitxError, match=sentence):
+            explain(models.built("deit"), IMAGES, method, **options)
+
+    def test_parameters_of_the_method_are_no_options(self):
+        with pytest.raises(VitxError, match="has no option 'evidence'"):
+            explain(models.built("deit"), IMAGES, evidence=None)

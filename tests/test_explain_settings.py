@@ -1,0 +1,162 @@
+"""The same maps whatever a model runs under: modes of autograd, precision, wrappers, compilation."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tests import models
+from tests.oracle import same
+from vitx import VitxError, explain
+
+METHODS = ["rollout", "grad_rollout"]
+IMAGES = models.FAMILIES["deit"].images()
+
+
+def reference(method):
+    return explain(models.built("deit"), IMAGES, method, target=2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+class TestSettings:
+    @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+    def test_under_gradient_modes(self, method, context):
+        with context():
+            images = IMAGES.clone()
+            found = explain(models.built("deit"), images, method, target=2)
+            assert torch.is_inference_mode_enabled() == (context is torch.inference_mode)
+            assert torch.is_grad_enabled() == (context is torch.enable_grad)
+        assert not found.maps.is_inference()
+        assert same(found, reference(method), 1e-7)
+
+    def test_a_model_made_in_inference_mode(self, method):
+        """Its weights are inference tensors, which autograd refuses to save."""
+        with torch.inference_mode():
+            model = models.deit().eval()
+        if method == "grad_rollout":
+            with pytest.raises(VitxError, match="inference"):
+                explain(model, IMAGES, method, target=2)
+        else:
+            assert same(explain(model, IMAGES, method), reference(method), 1e-6)
+
+    @pytest.mark.parametrize("name", ["deit", "deit without fused attention", "torchvision", "hf vit, eager"])
+    def test_under_autocast(self, method, name):
+        model, images = models.built(name), models.FAMILIES[name].images()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = explain(model, images, method, target=2)
+            assert torch.is_autocast_enabled("cpu")
+        assert found.maps.dtype == torch.float32
+        assert same(found, explain(model, images, method, target=2), 0.2)
+
+    def test_the_maths_is_not_autocast(self, method):
+        class Precise(nn.Module):
+            """A model that leaves autocast, so that only vitx's own products could run in bf16."""
+
+            def __init__(self):
+                super().__init__()
+                self.vit = models.built("deit")
+
+            def forward(self, images):
+                with torch.autocast("cpu", enabled=False):
+                    return self.vit(images)
+
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = explain(Precise(), IMAGES, method, target=2)
+        assert same(found, reference(method), 1e-6)
+
+    @pytest.mark.parametrize("name", ["deit", "deit without fused attention", "torchvision", "hf vit, eager"])
+    def test_bf16_model(self, method, name):
+        model, images = models.FAMILIES[name].build().bfloat16(), models.FAMILIES[name].images()
+        found = explain(model, images.bfloat16(), method, target=2)
+        assert found.maps.dtype == found.logits.dtype == torch.float32
+        assert same(found, explain(models.built(name), images, method, target=2), 0.2)
+
+    @pytest.mark.parametrize("name", ["deit", "deit without fused attention", "torchvision", "hf vit, eager"])
+    @pytest.mark.parametrize("head_too", [False, True])
+    def test_frozen(self, method, name, head_too):
+        model = models.FAMILIES[name].build().requires_grad_(False)
+        if not head_too:
+            list(model.children())[-1].requires_grad_(True)
+        images = models.FAMILIES[name].images()
+        found = explain(model, images, method, target=2)
+        # Without gradients PyTorch may take another kernel, which rounds differently.
+        assert same(found, explain(models.built(name), images, method, target=2), 1e-5)
+
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_activation_checkpointing(self, method, frozen):
+        model = models.checkpointed(models.deit()).train()
+        model.requires_grad_(not frozen)
+        assert same(explain(model, IMAGES, method, target=2), reference(method), 1e-5)
+
+    def test_partly_frozen_activation_checkpointing(self, method):
+        """The first blocks need no gradient, the others do."""
+        model = models.checkpointed(models.deit())
+        model.requires_grad_(False)
+        model.blocks[2].requires_grad_(True)
+        assert same(explain(model, IMAGES, method, target=2), reference(method), 1e-5)
+
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_reentrant_checkpointing_is_right_or_refused(self, method, frozen):
+        class Checkpointed(nn.Module):
+            def __init__(self, block):
+                super().__init__()
+                self.block = block
+
+            def forward(self, tokens):
+                return checkpoint(self.block, tokens, use_reentrant=True)
+
+        model = models.deit().requires_grad_(not frozen)
+        model.blocks = nn.Sequential(*[Checkpointed(block) for block in model.blocks])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if method == "grad_rollout":
+                with pytest.raises(VitxError, match="reentrant checkpointing"):
+                    explain(model, IMAGES, method, target=2)
+            else:
+                assert same(explain(model, IMAGES, method), reference(method), 1e-6)
+
+    @pytest.mark.parametrize("wrap", ["attribute", "sequential", "data parallel"])
+    def test_wrapped(self, method, wrap):
+        class Task(nn.Module):
+            """As a LightningModule is written."""
+
+            def __init__(self):
+                super().__init__()
+                self.model = models.built("deit")
+                self.loss = nn.CrossEntropyLoss()
+
+            def forward(self, images):
+                return self.model(images)
+
+        built = models.built("deit")
+        wrapped = {
+            "attribute": Task,
+            "sequential": lambda: nn.Sequential(nn.Identity(), built),
+            "data parallel": lambda: nn.DataParallel(built),
+        }[wrap]()
+        assert same(explain(wrapped, IMAGES, method, target=2), reference(method), 1e-7)
+
+
+@pytest.mark.parametrize("run_before", [False, True], ids=["fresh", "already run"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("form", ["torch.compile", "model.compile"])
+def test_compiled(form, backend, run_before):
+    torch._dynamo.reset()
+    model = models.deit().eval()
+    if form == "torch.compile":
+        model = torch.compile(model, backend=backend)
+    else:
+        model.compile(backend=backend)
+    if run_before:
+        with torch.no_grad():
+            model(IMAGES)
+    for method in METHODS:
+        assert same(explain(model, IMAGES, method, target=2), reference(method))
+    if run_before:
+        # It is still compiled: no new graph is made for the same input.
+        torch._dynamo.utils.counters.clear()
+        with torch.no_grad():
+            model(IMAGES)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
