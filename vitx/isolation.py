@@ -12,19 +12,27 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Runs its block with the model in eval mode, and then puts everything back, whatever happened.
 
     What is put back: the train or eval flag of every module, buffers (values and identity), and the
-    state of the random number generators of the CPU and of the model's devices.
+    state of the random number generators of the CPU and of the model's devices. Meanwhile no parameter
+    requires a gradient, so that autograd keeps less of each layer.
     """
-    modules = list(model.modules())
+    modules = list(model.modules())  # walked once: in a small model that takes longer than all the rest
     flags = [(module, module.training) for module in modules]
     slots = [(module, dict(module._buffers)) for module in modules]
-    copies = [(b, b.detach().clone()) for _, named in slots for b in named.values() if b is not None]
-    with preserved_rng(model):
+    buffers = [b for _, named in slots for b in named.values() if b is not None]
+    copies = [(buffer, buffer.detach().clone()) for buffer in buffers]
+    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+    learning = [p for p in parameters if p.requires_grad]
+    with preserved_rng({tensor.device for tensor in (*parameters, *buffers)}):
         try:
             for module, flag in flags:
                 if flag:
                     module.training = False  # not .eval(): it may be overridden, to keep blocks frozen
+            for parameter in learning:
+                parameter.requires_grad = False
             yield
         finally:
+            for parameter in learning:
+                parameter.requires_grad = True
             for module, flag in flags:
                 if module.training != flag:
                     module.training = flag
@@ -40,14 +48,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def preserved_rng(model: nn.Module) -> Iterator[None]:
-    """Puts the state of torch's generators back: the CPU's and those of the model's devices."""
-    found = {p.device for p in model.parameters()} | {b.device for b in model.buffers()}
-    devices = [device for device in found if device.type not in ("cpu", "meta", "mps")]
+def preserved_rng(used: set[torch.device]) -> Iterator[None]:
+    """Puts the state of torch's generators back: the CPU's and those of the devices that are used."""
+    devices = [device for device in used if device.type not in ("cpu", "meta", "mps")]
     kind = devices[0].type if devices else "cuda"
     indices = [device.index or 0 for device in devices if device.type == kind]
     # fork_rng asks for a device's number, which Apple's generator does not take.
-    apple = torch.mps.get_rng_state() if any(device.type == "mps" for device in found) else None
+    apple = torch.mps.get_rng_state() if any(device.type == "mps" for device in used) else None
     with torch.random.fork_rng(indices, device_type=kind):
         try:
             yield
