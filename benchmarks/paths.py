@@ -7,8 +7,9 @@ and the quartiles of the ratios.
 """
 
 import argparse
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -18,10 +19,13 @@ from cases import TINY, Case
 from measuring import interleaved
 from showing import table
 from torch import Tensor
+from torch.nn import Parameter
 
 import vitx
-from vitx import attention, fused, rollout
+from vitx import attention, fused, rollout, tiles
+from vitx.tiles import ALL
 
+capture = importlib.import_module("vitx.capture")  # `vitx.capture` is the function
 SMALL, LARGE = Case(TINY, 8, 224), Case(TINY, 1, 1024)
 
 
@@ -47,6 +51,47 @@ def never(*_: Tensor) -> bool:
     return False
 
 
+def every_row(gradient: Tensor) -> slice:
+    """Says that each row has a gradient."""
+    return slice(0, gradient.shape[2])
+
+
+class Fresh(tiles.Scratch):
+    """Room that is not used again."""
+
+    def take(self, use: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Returns a new tensor."""
+        return like.new_empty(*shape)
+
+
+def all_heads(
+    shape: tuple[int, ...], device: torch.device, apart: slice = ALL
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Divides images, or the rows of one: each tile has all heads."""
+    images, heads, queries, keys = shape
+    room = tiles._room(device)
+    some, rows = max(1, room // (heads * queries * keys)), max(64, room // (heads * keys))
+    first, last, _ = apart.indices(queries)
+    for image in range(0, images, some):
+        for start, stop in ((0, first), (first, last), (last, queries)):
+            for row in range(start, stop, rows):
+                yield slice(image, image + some), slice(0, heads), slice(row, min(row + rows, stop))
+
+
+@contextmanager
+def with_all_heads() -> Iterator[None]:
+    """Puts `all_heads` in the place of the division that is used."""
+    with patch.object(attention, "split", all_heads), patch.object(fused, "split", all_heads):
+        yield
+
+
+@contextmanager
+def learning_parameters() -> Iterator[None]:
+    """Lets parameters require a gradient while the model is explained."""
+    with patch.object(Parameter, "is_leaf", False):
+        yield
+
+
 PATHS = (
     FastPath(
         "small attention by way of A, whose fused heads are kept",
@@ -59,14 +104,39 @@ PATHS = (
         lambda: patch.object(fused, "_is_plain", never),
     ),
     FastPath(
-        "large products one by one",
+        "one head after another",
         *("rollout", {}),
-        lambda: patch.object(attention, "_LARGE_PRODUCT", float("inf")),
+        with_all_heads,
+    ),
+    FastPath(
+        "one head after another",
+        *("grad_rollout", {}),
+        with_all_heads,
+    ),
+    FastPath(
+        "the same memory for all tiles",
+        *("rollout", {}),
+        lambda: patch.object(capture, "Scratch", Fresh),
+    ),
+    FastPath(
+        "the same memory for all tiles",
+        *("grad_rollout", {}),
+        lambda: patch.object(capture, "Scratch", Fresh),
     ),
     FastPath(
         "selection by NumPy",
         *("rollout", {"discard_ratio": 0.9}),
         lambda: patch.object(rollout, "_cut_on_cpu", rollout._cut),
+    ),
+    FastPath(
+        "rows without a gradient left out",
+        *("grad_rollout", {}),
+        lambda: patch.object(fused, "_used_rows", every_row),
+    ),
+    FastPath(
+        "no parameter requires a gradient",
+        *("grad_rollout", {}),
+        learning_parameters,
     ),
     FastPath(
         "tiles shared with the backward pass, and log-sum-exp",

@@ -3,24 +3,21 @@
 import pytest
 import torch
 
-from vitx import attention
-from vitx.attention import DotProductAttention, StoredAttention, products
+from vitx import tiles
+from vitx.attention import DotProductAttention, StoredAttention
 
 B, H, N, D = 5, 3, 37, 8
 
 
-@pytest.fixture(params=[2**30, 3 * H * N * N, 700])
+TILES = {"images": 2**30, "some images": 4 * N * N, "heads": 2 * N * N, "rows": 700}
+
+
+@pytest.fixture(params=TILES)
 def tile(request, monkeypatch):
-    """All in one tile; some images in each; and some rows of one image in each."""
-    monkeypatch.setitem(attention._TILE, "cpu", request.param)
-    monkeypatch.setattr(attention, "_FEWEST_ROWS", 4)
+    """A head of all images in each; one of some images; some of one image; some rows of one of one image."""
+    monkeypatch.setattr(tiles, "_room", lambda device: TILES[request.param])
+    monkeypatch.setattr(tiles, "_FEWEST_ROWS", 4)
     return request.param
-
-
-@pytest.fixture(params=[0, 2**23])
-def one_by_one(request, monkeypatch):
-    """Products one after another, and as a batch."""
-    monkeypatch.setattr(attention, "_LARGE_PRODUCT", request.param)
 
 
 def operands(dtype=torch.float32):
@@ -45,7 +42,7 @@ MASKS = {
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("known", [True, False], ids=["log_sum_exp", "softmax"])
 @pytest.mark.parametrize("gradients", [True, False])
-@pytest.mark.usefixtures("one_by_one", "tile")
+@pytest.mark.usefixtures("tile")
 def test_dot_product(mask, known, gradients):
     query, key, value, gradient = operands()
     scores, wanted = textbook(query, key, mask, 0.3)
@@ -83,8 +80,18 @@ def test_tiles_are_as_small_as_asked(tile):
     found = list(DotProductAttention(query, key, value, gradients=False).tiles())
     sizes = [part.weights.numel() for part in found]
     assert sum(sizes) == B * H * N * N
-    assert max(sizes) <= max(tile, H * 4 * N)
-    assert len(found) == {2**30: 1, 3 * H * N * N: 2, 700: B * -(-N // 6)}[tile]
+    assert max(sizes) <= TILES[tile]
+    assert len(found) == {"images": H, "some images": 2 * H, "heads": 2 * B, "rows": B * H * 3}[tile]
+
+
+def test_the_gradient_of_some_rows(tile):
+    query, key, value, gradient = operands()
+    found = DotProductAttention(query, key, value, gradients=True)
+    for part in found.tiles(gradient):
+        rows = torch.arange(part.rows.start, part.rows.stop)[::2] - part.rows.start
+        some = part.gradient_of(rows).clone()
+        assert torch.allclose(some, part.gradient[:, :, rows], atol=1e-6)
+        assert torch.equal(part.gradient_of(rows), part.gradient[:, :, rows])
 
 
 def test_without_gradients_nothing_of_the_model_is_held():
@@ -95,13 +102,3 @@ def test_without_gradients_nothing_of_the_model_is_held():
     before = found.weights()
     storage.zero_()
     assert torch.equal(found.weights(), before)
-
-
-@pytest.mark.usefixtures("one_by_one")
-def test_products():
-    left, right = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 4, 6)
-    assert torch.allclose(products(left, right), left @ right, atol=1e-6)
-    total = torch.randn(2, 3, 5, 6)
-    wanted = total + left @ right
-    assert products(left, right, out=total) is total
-    assert torch.allclose(total, wanted, atol=1e-6)

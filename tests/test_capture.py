@@ -1,6 +1,8 @@
 """What the capture sees in one forward pass."""
 
+import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -69,6 +71,19 @@ def test_attentions_are_rows_of_shares():
     assert [tuple(a.shape) for a in trace.attentions()] == [(2, 3, 17, 17)] * 3
     for attention in trace.attentions():
         assert torch.allclose(attention.sum(-1), torch.ones(()))
+
+
+@pytest.mark.parametrize("options", [{}, {"head_fusion": "mean"}, {"gradients": True}])
+def test_the_gradients_of_the_model_are_the_same(options):
+    found = {}
+    for name in ("watched", "alone"):
+        model = copy.deepcopy(models.built("deit"))
+        with capture(model, **options) if name == "watched" else nullcontext():
+            logits = model(models.FAMILIES["deit"].images())
+        logits[:, 1].sum().backward()
+        found[name] = [p.grad.clone() for p in model.parameters()]
+    for watched, alone in zip(*found.values(), strict=True):
+        assert torch.allclose(watched, alone, rtol=1e-4, atol=1e-6 if "gradients" in options else 0)
 
 
 def test_no_parameter_gradient_is_made():

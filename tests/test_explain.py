@@ -8,7 +8,7 @@ from torch import nn
 import vitx
 from tests import models, oracle
 from tests.oracle import relative_error, same
-from vitx import VitxError, attention, explain
+from vitx import VitxError, explain, fused, tiles
 
 FAMILIES = sorted(models.FAMILIES)
 METHODS = ["rollout", "grad_rollout"]
@@ -66,8 +66,9 @@ def test_every_family_equals_the_oracle(name, method, fusion, discard, start_lay
 @pytest.mark.parametrize(("name", "tile"), [("deit", "all"), ("siglip", "all"), ("deit", "some rows")])
 def test_every_option_equals_the_oracle(monkeypatch, name, method, fusion, discard, start_layer, tile):
     if tile == "some rows":  # as for large images, whose A is computed anew
-        monkeypatch.setitem(attention._TILE, "cpu", 3 * 17 * 5)
-        monkeypatch.setattr(attention, "_FEWEST_ROWS", 5)
+        monkeypatch.setattr(tiles, "_room", lambda device: 3 * 17 * 5)
+        monkeypatch.setattr(tiles, "_FEWEST_ROWS", 5)
+        monkeypatch.setattr(fused, "_SMALL", 0)
     check_parity(name, method, fusion, discard, start_layer)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torchvision.transforms import functional as transforms
 
 from tests import models, oracle
-from vitx import VitxError, attention, attention_flow, explain, flow
+from vitx import VitxError, attention_flow, explain, flow, tiles
 
 
 def mixed(layers, fusion="mean"):
@@ -223,8 +223,8 @@ def test_explain_is_attention_flow_of_the_patches():
 def test_tiles(monkeypatch):
     images = models.FAMILIES["deit"].images()
     whole = explain(models.built("deit without fused attention"), images, "flow")
-    monkeypatch.setitem(attention._TILE, "cpu", 200)
-    monkeypatch.setattr(attention, "_FEWEST_ROWS", 4)
+    monkeypatch.setattr(tiles, "_room", lambda device: 200)
+    monkeypatch.setattr(tiles, "_FEWEST_ROWS", 4)
     tiled = explain(models.built("deit without fused attention"), images, "flow")
     assert torch.allclose(tiled.maps, whole.maps, atol=1e-6)
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vitx import attention
+from vitx import fused, tiles
 from vitx.attention import StoredAttention
 from vitx.fused import SharedAttention, attend
 
@@ -80,39 +80,39 @@ def test_weights(name):
 
 @pytest.mark.parametrize("tile", [2**20, 3 * 21 * 5])
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("queries", ["all", "first"])
+@pytest.mark.parametrize("queries", [slice(None), slice(2), slice(7, 9), slice(0)])
 def test_gradients(monkeypatch, name, tile, queries):
-    monkeypatch.setitem(attention._TILE, "cpu", tile)
-    monkeypatch.setattr(attention, "_FEWEST_ROWS", 4)
-    read = slice(None) if queries == "all" else slice(2)
+    monkeypatch.setattr(tiles, "_room", lambda device: tile)
+    monkeypatch.setattr(tiles, "_FEWEST_ROWS", 4)
     inputs = operands()
     output, found = attend(*inputs, **SETTINGS[name], gradients=True)
     assert isinstance(found, SharedAttention) == (name != "learned mask")
     factor = torch.linspace(-1, 2, output.numel()).view_as(output)
-    (output * factor)[:, :, read].sum().backward()
+    (output * factor)[:, :, queries].sum().backward()
     exact = [t.detach().double().requires_grad_() for t in operands()]
-    (reference(*exact, **double(SETTINGS[name]))[1] * factor)[:, :, read].sum().backward()
+    (reference(*exact, **double(SETTINGS[name]))[1] * factor)[:, :, queries].sum().backward()
     for got, wanted in zip(inputs, exact, strict=True):
         assert torch.allclose(got.grad.double(), wanted.grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["plain", "scaled"])
-@pytest.mark.parametrize("tile", [3 * 21 * 21, 2**20])
-def test_what_is_needed_of_a_small_attention_is_kept(monkeypatch, name, tile):
-    monkeypatch.setitem(attention._TILE, "cpu", tile)
+@pytest.mark.parametrize("fusion", ["mean", "max", "min"])
+@pytest.mark.parametrize("tile", [5 * 21, 2 * 21 * 21, 2**20])
+def test_the_fused_heads_of_a_small_attention_are_kept(monkeypatch, name, fusion, tile):
+    monkeypatch.setattr(tiles, "_FEWEST_ROWS", 4)
+    monkeypatch.setattr(tiles, "_room", lambda device: tile)
     with torch.no_grad():
-        output, found = attend(
-            *operands(), **SETTINGS[name], gradients=False, keep=lambda weights: weights.amax(1)[:, None]
-        )
+        output, found = attend(*operands(), **SETTINGS[name], gradients=False, head_fusion=fusion)
     assert isinstance(found, StoredAttention)
     weights, wanted = reference(*(t.double() for t in operands()), **SETTINGS[name])
-    assert torch.allclose(found.weights()[:, 0].double(), weights.amax(1), rtol=2e-6, atol=1e-9)
+    fuse = {"mean": weights.mean, "max": weights.amax, "min": weights.amin}[fusion]
+    assert torch.allclose(found.weights()[:, 0].double(), fuse(1), rtol=2e-6, atol=1e-9)
     assert torch.allclose(output.double(), wanted, rtol=1e-5, atol=1e-6)
     assert output.stride() == F.scaled_dot_product_attention(*operands()).stride()
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "gradients", "tile"),
+    ("name", "dtype", "gradients", "small"),
     [
         ("plain", torch.float32, False, 3 * 21 * 21 - 1),
         ("plain", torch.bfloat16, False, 2**20),
@@ -121,35 +121,64 @@ def test_what_is_needed_of_a_small_attention_is_kept(monkeypatch, name, tile):
         ("causal", torch.float32, False, 2**20),
     ],
 )
-def test_all_other_attention_is_computed_anew(monkeypatch, name, dtype, gradients, tile):
-    monkeypatch.setitem(attention._TILE, "cpu", tile)
+def test_all_other_attention_is_computed_anew(monkeypatch, name, dtype, gradients, small):
+    monkeypatch.setattr(fused, "_SMALL", small)
     with torch.set_grad_enabled(gradients):
-        output, found = attend(
-            *operands(dtype), **SETTINGS[name], gradients=gradients, keep=lambda weights: weights.amax(1)
-        )
+        output, found = attend(*operands(dtype), **SETTINGS[name], gradients=gradients, head_fusion="max")
         wanted = F.scaled_dot_product_attention(*operands(dtype), **SETTINGS[name])
     assert not isinstance(found, StoredAttention)
     assert torch.equal(output, wanted)
 
 
+@pytest.mark.parametrize("head_fusion", [None, "mean"])
+def test_without_gradients_the_graph_stays_as_it_is(head_fusion):
+    inputs, others = operands(), operands()
+    output, found = attend(*inputs, gradients=False, head_fusion=head_fusion)
+    output.square().sum().backward()
+    F.scaled_dot_product_attention(*others).square().sum().backward()
+    for one, other in zip(inputs, others, strict=True):
+        assert torch.equal(one.grad, other.grad)
+    wanted, _ = reference(*(t.double() for t in inputs))
+    assert torch.allclose(found.weights().double(), wanted, rtol=2e-6, atol=1e-9)
+
+
 def test_tiles_are_read_on_the_way():
+    inputs = operands()
+    output, found = attend(*inputs, gradients=True)
+    weights, d_weights = shown = torch.full((2, 2, 3, 21, 21), torch.nan)
+
+    def reader(tiles):
+        for tile in tiles:
+            for whole, part in zip(shown, (tile.weights, tile.gradient), strict=True):
+                whole[tile.images, tile.heads, tile.rows] = part
+            yield tile
+
+    found.reader = reader
+    gradient = torch.linspace(-1, 1, output.numel()).view_as(output)
+    torch.autograd.grad(output, inputs, gradient)
+    exact = [t.double() for t in inputs]
+    wanted, _ = reference(*exact)
+    assert torch.allclose(weights.double(), wanted, atol=1e-6)
+    assert torch.allclose(d_weights.double(), gradient.double() @ exact[2].mT, atol=1e-5)
+
+
+def test_rows_that_nothing_depends_on_are_shown_but_not_computed():
     inputs = operands()
     output, found = attend(*inputs, gradients=True)
     shown = []
 
     def reader(tiles):
         for tile in tiles:
-            shown.append((tile.weights.clone(), tile.gradient.clone()))
+            shown.append(tile)
             yield tile
 
     found.reader = reader
-    gradient = torch.linspace(-1, 1, output.numel()).view_as(output)
+    gradient = torch.zeros_like(output)
+    gradient[:, :, 3:5] = 1
     torch.autograd.grad(output, inputs, gradient)
-    ((weights, d_weights),) = shown
-    exact = [t.double() for t in inputs]
-    wanted, _ = reference(*exact)
-    assert torch.allclose(weights.double(), wanted, atol=1e-6)
-    assert torch.allclose(d_weights.double(), gradient.double() @ exact[2].mT, atol=1e-5)
+    assert {(tile.rows.start, tile.rows.stop) for tile in shown} == {(0, 3), (3, 5), (5, 21)}
+    for tile in shown:
+        assert ("weights" in vars(tile)) == (tile.rows.start == 3)
 
 
 def not_shared(**options):

@@ -242,6 +242,14 @@ def test_capture_leaves_the_model_as_it_was():
 
 
 class TestUntouched:
+    def test_no_parameter_requires_a_gradient_inside(self):
+        model = fragile()
+        before = [p.requires_grad for p in model.parameters()]
+        with untouched(model):
+            assert not any(p.requires_grad for p in model.parameters())
+        assert [p.requires_grad for p in model.parameters()] == before
+        assert 0 < sum(before) < len(before)
+
     def test_eval_mode_inside(self):
         model = fragile()
         with untouched(model):

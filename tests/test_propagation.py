@@ -17,24 +17,37 @@ IMAGES = models.FAMILIES["deit"].images()
 
 
 class Watcher:
-    """Keeps what it is shown, one list of tiles for each layer."""
+    """Keeps what it is shown: of each layer A and, if there is one, its gradient."""
 
     def __init__(self, images=2, tokens=17, start_layer=0):
         self.relevance = torch.zeros(images, tokens)
         self.start_layer = start_layer
-        self.layers = [[]]
+        self.layers = []
+        self.end_layer()
 
     def read(self, tile):
-        self.layers[-1].append(
-            (tile.weights.clone(), None if tile.gradient is None else tile.gradient.clone())
-        )
+        part = tile.images, tile.heads, tile.rows
+        for whole, found in zip(self.whole, (tile.weights, tile.gradient), strict=True):
+            if found is not None:
+                whole.append((part, found.clone()))
 
     def end_layer(self):
-        self.layers.append([])
+        self.whole = ([], [])
+        self.layers.append(self.whole)
 
     def seen(self):
-        assert self.layers[-1] == []
-        return [tile for (tile,) in self.layers[:-1]]
+        assert self.layers[-1] == ([], [])
+        return [tuple(self.joined(parts) for parts in layer) for layer in self.layers[:-1]]
+
+    def joined(self, parts):
+        if not parts:
+            return None
+        heads = max(part[1].stop for part, _ in parts)
+        whole = torch.full((len(self.relevance), heads, *[self.relevance.shape[1]] * 2), torch.nan)
+        for part, found in parts:
+            assert whole[part].isnan().all()
+            whole[part] = found
+        return whole
 
 
 def score_of(model, images, **options):

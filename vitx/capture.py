@@ -9,7 +9,6 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,20 +18,22 @@ from torch.overrides import TorchFunctionMode
 
 from vitx.attention import Attention, DotProductAttention, StoredAttention
 from vitx.errors import VitxError
-from vitx.fused import Keep, attend
+from vitx.fused import attend
 from vitx.prediction import check_model
+from vitx.relevance import check_options
+from vitx.tiles import Scratch
 from vitx.trace import Trace
 
 
 @contextmanager
 def capture(
-    model: nn.Module, *, gradients: bool = False, fixed: bool = False, keep: Keep | None = None
+    model: nn.Module, *, gradients: bool = False, fixed: bool = False, head_fusion: str | None = None
 ) -> Iterator[Trace]:
     """Watches the attention of one forward pass of the model.
 
-    The model is not touched: no hooks, no flags. Its output is the same to the last bit, unless `keep` or
-    `fixed` is given: then up to rounding. With `gradients=True`, its gradients are the same up to rounding,
-    and cannot be differentiated again.
+    The model is not touched: no hooks, no flags. Its output is the same to the last bit, unless
+    `head_fusion` or `fixed` is given: then up to rounding. So are its gradients; with `gradients=True`, they
+    are so up to rounding, and cannot be differentiated again.
 
     Args:
         model: the model that runs inside the context.
@@ -40,9 +41,9 @@ def capture(
             attention that needs none (a frozen backbone) gets them.
         fixed: let no gradient through A, so that a score is differentiated while every layer attends as it
             does, through the values alone.
-        keep: what to keep of A, (b, H, N, N), for some of the images: (b, any number, N, N). Without
-            gradients, attention small enough to be computed in the cache then is, and what was kept is
-            the A that the trace tells.
+        head_fusion: how the heads will be fused, "mean", "max" or "min", if nothing else is made of A.
+            Without gradients, attention small enough is then computed by way of A, and the A that the
+            trace tells may be that of the fused heads, (B, 1, N, N).
 
     Yields:
         The trace, to be read after the pass.
@@ -56,8 +57,10 @@ def capture(
         torch.Size([1, 2, 5, 5])
     """
     check_model(model)
+    if head_fusion is not None:
+        check_options(head_fusion)
     trace = Trace()
-    watcher = _Watcher(trace, gradients, fixed, keep)
+    watcher = _Watcher(trace, gradients, fixed, head_fusion)
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # else nothing can be compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -68,10 +71,11 @@ def capture(
 class _Watcher(TorchFunctionMode):
     """Writes what it sees into a trace."""
 
-    def __init__(self, trace: Trace, gradients: bool, fixed: bool, keep: Keep | None) -> None:
+    def __init__(self, trace: Trace, gradients: bool, fixed: bool, head_fusion: str | None) -> None:
         super().__init__()
         self.fixed = fixed
-        self.keep = keep
+        self.head_fusion = head_fusion
+        self.scratch = Scratch()
         self.trace = trace
         self.gradients = gradients
         self._first_weight: Tensor | None = None
@@ -90,8 +94,14 @@ class _Watcher(TorchFunctionMode):
 
     def fused(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`scaled_dot_product_attention`: A is recomputed from queries and keys when it is needed."""
-        own = partial(attend, gradients=self.gradients, fixed=self.fixed, keep=self.keep)
-        out, attention = own(query, key, value, *args, **kwargs)
+        out, attention = attend(
+            *(query, key, value, *args),
+            **kwargs,
+            gradients=self.gradients,
+            fixed=self.fixed,
+            head_fusion=self.head_fusion,
+            scratch=self.scratch,
+        )
         self._record(out, attention, value)
         return out
 

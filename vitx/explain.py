@@ -134,8 +134,8 @@ def _explain_pass(
 ) -> dict[str, Explanation]:
     chosen = {name: find_method(name) for name in methods}
     gradients = any(method.gradient for method in chosen.values())
-    needed = [method.keep(methods[name]) for name, method in chosen.items()]
-    keep = needed[0] if len(needed) == 1 else None
+    fusions = [method.head_fusion(methods[name]) for name, method in chosen.items()]
+    fusion = fusions[0] if all(other == fusions[0] for other in fusions) else None
     lens = LogitLens(model) if any(m.gradient == "layer scores" for m in chosen.values()) else None
     with torch.inference_mode(False), torch.set_grad_enabled(gradients), untouched(model):
         # A copy: inference tensors cannot take part in gradients, and some models change their input.
@@ -145,7 +145,7 @@ def _explain_pass(
             # outside the capture. Cloned once more, as no leaf may be changed in place.
             pixels = pixels.requires_grad_().clone()
         with (
-            capture(model, gradients=gradients, fixed=fixed, keep=keep) as trace,
+            capture(model, gradients=gradients, fixed=fixed, head_fusion=fusion) as trace,
             nullcontext() if lens is None else lens.watch(),
         ):
             logits = predict(model, pixels)

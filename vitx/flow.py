@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitx.attention import ALL, Tile, full
 from vitx.errors import VitxError
-from vitx.relevance import check_layers, check_options, check_readout, fuse_heads
+from vitx.relevance import HeadFusion, check_layers, check_options, check_readout
+from vitx.tiles import Tile, full
 
 if TYPE_CHECKING:  # scipy is not imported before it is needed
     from scipy.sparse import csr_array
@@ -66,7 +66,7 @@ def attention_flow(
     check_layers(attentions, "attentions")
     flow = Flow(check_readout(readout, attentions[0]), head_fusion)
     for attention in reversed(attentions):
-        flow.read(Tile(ALL, ALL, full(attention.detach())))
+        flow.read(Tile.of(full(attention.detach())))
         flow.end_layer()
     return flow.relevance
 
@@ -92,14 +92,16 @@ class Flow:
         _check_not_negative("the read-out", readout)
         self.start_layer = start_layer
         self._readout = readout
-        self._head_fusion = head_fusion
+        self._fusion = HeadFusion(head_fusion)
         self._first_token = first_token
         self._layers: list[Tensor] = []  # rownorm(W + I), (B, N, N), first layer first
         self._matrix = self._empty()
 
     def read(self, tile: Tile) -> None:
         """Takes in some rows of the layer."""
-        self._matrix[tile.images, tile.rows] = fuse_heads(tile.weights, self._head_fusion)
+        fused = self._fusion.add(tile.weights, None, tile.of_heads)
+        if fused is not None:
+            self._matrix[tile.images, tile.rows] = fused
 
     def end_layer(self) -> None:
         """Goes on to the layer below, or raises a VitxError if the attention is negative."""

@@ -16,19 +16,12 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn import functional as F
 
-from vitx.attention import (
-    Attention,
-    DotProductAttention,
-    StoredAttention,
-    Tile,
-    budget,
-    full,
-    products,
-    split,
-)
+from vitx.attention import Attention, DotProductAttention, StoredAttention
+from vitx.relevance import fuse_into
+from vitx.tiles import Scratch, Tile, full, heads_first, products, split
 
 Reader = Callable[[Iterator[Tile]], Iterator[Tile]]
-Keep = Callable[[Tensor], Tensor]  # from A, (b, H, N, N), to what is needed of it, (b, any number, N, N)
+_SMALL = 2**21  # entries of the A of an image; the fused heads of larger ones would take too much memory
 
 
 def attend(
@@ -43,7 +36,8 @@ def attend(
     *,
     gradients: bool,
     fixed: bool = False,
-    keep: Keep | None = None,
+    head_fusion: str | None = None,
+    scratch: Scratch | None = None,
 ) -> tuple[Tensor, Attention]:
     """Runs `scaled_dot_product_attention`.
 
@@ -58,7 +52,9 @@ def attend(
         enable_gqa: as there.
         gradients: keep what the gradient of A needs.
         fixed: let no gradient through A, but through the values alone.
-        keep: what to keep of an A that is small; None: nothing, A is computed anew.
+        head_fusion: how to fuse the heads of an A that is small, so as to keep them; None: nothing is kept,
+            A is computed anew.
+        scratch: room for tiles, if it is shared with other calls.
 
     Returns:
         Its output, the same to the last bit (up to rounding if A was kept), and what describes A.
@@ -74,11 +70,13 @@ def attend(
     if fixed:
         query, key, attn_mask = query.detach(), key.detach(), mask
     learned_mask = attn_mask is not None and attn_mask.requires_grad
+    learning = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    special = dropout_p or enable_gqa or learned_mask or (learning and not gradients)
     output = log_sum_exp = None
-    if not (dropout_p or enable_gqa or learned_mask) and _is_plain(query, key, value):
+    if not special and _is_plain(query, key, value):
         masked = is_causal or mask is not None
-        if keep is not None and not (gradients or masked) and _is_small(query, key, value):
-            return _with_weights(query, key, value, scale, keep)
+        if head_fusion and not (gradients or masked) and _is_small(query, key, value):
+            return _with_fused_heads(query, key, value, scale, head_fusion, scratch or Scratch())
         output, log_sum_exp = _with_log_sum_exp(partial(call, attn_mask=mask), query, key, value)
     if output is None or (gradients and log_sum_exp is None):
         output = call(query, key, value, attn_mask=attn_mask)
@@ -96,6 +94,7 @@ def attend(
         mask=mask,
         scale=scale,
         log_sum_exp=log_sum_exp,
+        scratch=scratch,
     )
     if isinstance(attention, SharedAttention):
         output = attention.attend(query, key, value, output)
@@ -116,31 +115,47 @@ class SharedAttention(DotProductAttention):
         attended: Tensor = _Attend.apply(query, key, value, self, lambda: output)
         return attended
 
-    def backward(self, output: Tensor, gradient: Tensor, fixed: bool) -> tuple[Tensor | None, ...]:
+    def backward(
+        self, query: Tensor, key: Tensor, output: Tensor, gradient: Tensor, fixed: bool
+    ) -> tuple[Tensor | None, ...]:
         """Returns the gradients of query, key and value: Dao et al. 2022 (arXiv 2205.14135), algorithm 4.
 
         Args:
+            query: (B, H, Q, d).
+            key: (B, H, K, d).
             output: (B, H, Q, d).
             gradient: of the output, of the same shape.
             fixed: whether query and key need none.
         """
-        query, key = self._operands()
-        key = key.mT
-        into_query, into_key, into_value = (torch.zeros(t.shape, dtype=t.dtype) for t in (query, key, key))
-        gradient = full(gradient).contiguous()
+        query, key, gradient = full(query), full(key), full(gradient)
+        into_query, into_key, into_value = (heads_first(t.shape, t) for t in (query, key, key))
         along = (gradient * output).sum(-1, keepdim=True)  # of each row, the sum of A * dA
+        used = _used_rows(gradient)
 
-        tiles = self.tiles(gradient)
+        tiles = self.tiles(gradient, used)
         for tile in tiles if self.reader is None else self.reader(tiles):
-            assert tile.gradient is not None
-            images, part = tile.images, tile.rows
-            products(tile.weights.mT, gradient[images][:, :, part], out=into_value[images])
+            heads, rows = (tile.images, tile.heads), (tile.images, tile.heads, tile.rows)
+            if not used.start <= tile.rows.start < used.stop:
+                into_query[rows] = 0
+                continue
+            more = tile.rows.start > used.start
+            products(tile.weights.mT, gradient[rows], out=into_value[heads], add=more)
             if fixed:
                 continue
-            scores = tile.gradient.sub_(along[images][:, :, part]).mul_(tile.weights)
-            products(scores.mT, query[images][:, :, part], out=into_key[images])
-            into_query[images][:, :, part] = products(scores, key[images]).mul_(self._scale)
+            assert tile.gradient is not None
+            scores = tile.gradient.sub_(along[rows]).mul_(tile.weights)
+            products(scores.mT, query[rows], out=into_key[heads], scale=self._scale, add=more)
+            products(scores, key[heads], out=into_query[rows], scale=self._scale)
         return (None, None, into_value) if fixed else (into_query, into_key, into_value)
+
+
+def _used_rows(gradient: Tensor) -> slice:
+    """Finds the rows outside which a gradient, (B, H, Q, d), is 0: at least one.
+
+    Above the last layer, a classifier that reads the class token leaves all others without a gradient.
+    """
+    used = (gradient != 0).any(-1).flatten(0, 1).any(0).nonzero()[:, 0].tolist() or [0]
+    return slice(used[0], used[-1] + 1)
 
 
 class _Attend(torch.autograd.Function):
@@ -161,28 +176,33 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        *operands, output = ctx.saved_tensors
+        query, key, value, output = ctx.saved_tensors
         with torch.autocast(gradient.device.type, enabled=False):
-            found = ctx.attention.backward(output, gradient, not any(ctx.needs_input_grad[:2]))
-        pairs = zip(found, operands, strict=True)
+            found = ctx.attention.backward(query, key, output, gradient, not any(ctx.needs_input_grad[:2]))
+        pairs = zip(found, (query, key, value), strict=True)
         return *(None if g is None else g.to(t.dtype) for g, t in pairs), None, None
 
 
-def _with_weights(
-    query: Tensor, key: Tensor, value: Tensor, scale: float | None, keep: Keep
+def _with_fused_heads(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, head_fusion: str, scratch: Scratch
 ) -> tuple[Tensor, StoredAttention]:
-    """Runs attention by way of A; returns its output, laid out as the kernel does, and what was kept of A."""
+    """Runs attention by way of A; returns its output, laid out as the kernel does, and the fused heads.
+
+    Head by head, as far as that keeps A in the cache.
+    """
     batch, heads, queries, dim = query.shape
+    keys = key.shape[-2]
     scale = dim**-0.5 if scale is None else scale
     output = value.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
-    kept = []
-    for images, _ in split((batch, heads, queries, key.shape[-2]), query.device):
-        scores = products(query[images] * scale, key[images].contiguous().mT)
+    fused = value.new_empty(batch, 1, queries, keys)
+    for images, some, rows in split((batch, heads, queries, keys), query.device):
+        left = query[images, some, rows]
+        room = scratch.take("weights", (*left.shape[:-1], keys), left)
+        scores = products(left, key[images, some].mT, out=room, scale=scale)
         weights = torch.softmax(scores, -1, out=scores)
-        output[images] = products(weights, value[images])
-        kept.append(keep(weights))
-    whole = kept[0] if len(kept) == 1 else torch.cat(kept)
-    return output, StoredAttention(whole, value, gradients=False)
+        products(weights, value[images, some], out=output[images, some, rows])
+        fuse_into(fused[images, 0, rows], weights, head_fusion, heads, first=some.start == 0)
+    return output, StoredAttention(fused, value, gradients=False, sums_to_1=head_fusion == "mean")
 
 
 def _with_log_sum_exp(
@@ -217,8 +237,8 @@ def _is_plain(*tensors: Tensor) -> bool:
 
 
 def _is_small(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether the A of an image fits into a tile; half precision would round it otherwise than the kernel."""
+    """Whether the A of an image is small; half precision would round it otherwise than the kernel."""
     if query.ndim != 4 or not query.shape[:2] == key.shape[:2] == value.shape[:2]:
         return False
     entries = query.shape[1] * query.shape[2] * key.shape[2]
-    return query.dtype in (torch.float32, torch.float64) and entries <= budget(query.device)
+    return query.dtype in (torch.float32, torch.float64) and entries <= _SMALL

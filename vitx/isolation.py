@@ -21,7 +21,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     buffers = [b for _, named in slots for b in named.values() if b is not None]
     copies = [(buffer, buffer.detach().clone()) for buffer in buffers]
     parameters = [p for module in modules for p in module._parameters.values() if p is not None]
-    learning = [p for p in parameters if p.requires_grad]
+    # What was made under inference mode has no gradient anyway, and could not be put back.
+    learning = [p for p in parameters if p.requires_grad and p.is_leaf and not p.is_inference()]
     with preserved_rng({tensor.device for tensor in (*parameters, *buffers)}):
         try:
             for module, flag in flags:

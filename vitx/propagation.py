@@ -6,8 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from vitx.attention import Tile
 from vitx.fused import SharedAttention
+from vitx.tiles import Tile
 from vitx.trace import Trace
 
 

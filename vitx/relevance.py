@@ -1,6 +1,6 @@
 """What methods share: heads are fused, relevance is carried through a layer, input is checked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from vitx.errors import VitxError
 
 HEAD_FUSIONS = ("mean", "max", "min")
+_COMBINE: dict[str, Callable[..., Tensor]] = {"max": torch.maximum, "min": torch.minimum}
 
 
 def fuse_heads(heads: Tensor, head_fusion: str) -> Tensor:
@@ -17,9 +18,58 @@ def fuse_heads(heads: Tensor, head_fusion: str) -> Tensor:
     return heads.amax(1) if head_fusion == "max" else heads.amin(1)
 
 
+def fuse_into(fused: Tensor, heads: Tensor, head_fusion: str, of_heads: int, *, first: bool) -> None:
+    """Fuses some of the heads, (b, g, n, N), into those before them, (b, n, N); `first`: there are none."""
+    if head_fusion == "mean":
+        part = heads[:, 0] if heads.shape[1] == 1 else heads.sum(1)
+        torch.mul(part, 1 / of_heads, out=fused) if first else fused.add_(part, alpha=1 / of_heads)
+    else:
+        part = heads[:, 0] if heads.shape[1] == 1 else fuse_heads(heads, head_fusion)
+        fused.copy_(part) if first else _COMBINE[head_fusion](fused, part, out=fused)
+
+
+class HeadFusion:
+    """Fuses heads that come a few at a time, so that no more of them need to stay in the cache."""
+
+    def __init__(self, head_fusion: str) -> None:
+        self._head_fusion = head_fusion
+        self._fused: Tensor | None = None
+        self._seen = 0
+
+    def add(self, weights: Tensor, gradient: Tensor | None, of_heads: int) -> Tensor | None:
+        """Takes in A or A * G of some heads; returns that of all heads, fused, after the last ones.
+
+        Args:
+            weights: A, (b, g, n, N).
+            gradient: G, of the same shape; None: A alone is fused.
+            of_heads: how many heads there are.
+
+        Returns:
+            (b, n, N), or None: there are more heads to come.
+        """
+        first = self._fused is None
+        if self._fused is None:
+            self._fused = torch.empty_like(weights[:, 0])
+        if gradient is not None and self._head_fusion == "mean" and not first and weights.shape[1] == 1:
+            self._fused.addcmul_(weights[:, 0], gradient[:, 0], value=1 / of_heads)
+        else:
+            heads = weights if gradient is None else weights * gradient
+            fuse_into(self._fused, heads, self._head_fusion, of_heads, first=first)
+        self._seen += weights.shape[1]
+        if self._seen < of_heads:
+            return None
+        fused, self._fused, self._seen = self._fused, None, 0
+        return fused
+
+
 def carry(relevance: Tensor, matrix: Tensor) -> Tensor:
     """Takes the relevance of some tokens, (b, n), through their rows of a matrix, (b, n, N), to (b, N)."""
     return (relevance[:, None] @ matrix)[:, 0]
+
+
+def carry_heads(relevance: Tensor, heads: Tensor) -> Tensor:
+    """The same through the sum of some heads, (b, g, n, N)."""
+    return (relevance[:, None, None] @ heads).sum((1, 2))
 
 
 def check_options(head_fusion: str, discard_ratio: float = 0.0) -> None:

@@ -10,9 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitx.attention import ALL, Tile, full
 from vitx.errors import VitxError
-from vitx.relevance import carry, check_layers, check_options, check_readout, fuse_heads
+from vitx.relevance import (
+    HeadFusion,
+    carry,
+    carry_heads,
+    check_layers,
+    check_options,
+    check_readout,
+)
+from vitx.tiles import ALL, Tile, full
 
 
 def attention_rollout(
@@ -49,7 +56,7 @@ def attention_rollout(
     check_layers(attentions, "attentions")
     rollout = Rollout(check_readout(readout, attentions[0]), head_fusion, discard_ratio)
     for attention in reversed(attentions):
-        rollout.read(Tile(ALL, ALL, full(attention.detach())))
+        rollout.read(Tile.of(full(attention.detach())))
         rollout.end_layer()
     return rollout.relevance
 
@@ -96,7 +103,7 @@ def gradient_rollout(
             )
     rollout = Rollout(check_readout(readout, attentions[0]), head_fusion, discard_ratio)
     for attention, gradient in zip(reversed(attentions), reversed(gradients), strict=True):
-        rollout.read(Tile(ALL, ALL, full(attention.detach()), full(gradient.detach())))
+        rollout.read(Tile.of(full(attention.detach()), full(gradient.detach())))
         rollout.end_layer()
     return rollout.relevance
 
@@ -116,6 +123,7 @@ class Rollout:
     ) -> None:
         self.head_fusion = head_fusion
         self.discard_ratio = discard_ratio
+        self._fusion = HeadFusion(head_fusion)
         self.start_layer = start_layer
         self._images = ALL  # those of the matrix that waits for its other rows
         self._matrix: Tensor | None = None
@@ -123,7 +131,16 @@ class Rollout:
 
     def read(self, tile: Tile) -> None:
         """Takes in some rows of the layer."""
+        if not self.discard_ratio:
+            relevance = self.relevance[tile.images][:, tile.rows]
+            if relevance.device.type == "cpu" and not relevance.any():
+                return  # as for all but one row of the last layer; a GPU would have to be waited for
+            if tile.gradient is None and tile.sums_to_1 and self.head_fusion == "mean":
+                self._move_heads(tile, relevance)
+                return
         matrix = self._fuse(tile)
+        if matrix is None:
+            return
         if not self.discard_ratio:
             self._move(tile.images, tile.rows, matrix)
             return
@@ -142,10 +159,15 @@ class Rollout:
         self.relevance = relevance
         self._below = torch.zeros_like(relevance)
 
-    def _fuse(self, tile: Tile) -> Tensor:
-        if tile.gradient is None:
-            return fuse_heads(tile.weights, self.head_fusion)
-        return fuse_heads(tile.weights * tile.gradient, self.head_fusion).relu_()
+    def _fuse(self, tile: Tile) -> Tensor | None:
+        fused = self._fusion.add(tile.weights, tile.gradient, tile.of_heads)
+        return fused if fused is None or tile.gradient is None else fused.relu_()
+
+    def _move_heads(self, tile: Tile, relevance: Tensor) -> None:
+        """Adds the part of some heads, whose mean over all has rows that sum to 1."""
+        share = relevance / (2 * tile.of_heads)
+        self._below[tile.images][:, tile.rows] += share * tile.weights.shape[1]
+        self._below[tile.images] += carry_heads(share, tile.weights)
 
     def _move(self, images: slice, rows: slice, matrix: Tensor) -> None:
         """Adds rownorm(W + I) of some rows: a part stays with the token, another goes where W says.

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from vitx.attention import Tile
 from vitx.methods.registry import Observation, register
 from vitx.propagation import Propagation
-from vitx.relevance import carry, check_options, fuse_heads
+from vitx.relevance import HeadFusion, carry, check_options
+from vitx.tiles import Tile
 
 
 class LastAttention:
@@ -19,12 +19,13 @@ class LastAttention:
         self.start_layer = layers - 1
         self.relevance = torch.zeros_like(readout)
         self._readout = readout
-        self._head_fusion = head_fusion
+        self._fusion = HeadFusion(head_fusion)
 
     def read(self, tile: Tile) -> None:
         """Takes in some rows of the layer."""
-        matrix = fuse_heads(tile.weights, self._head_fusion)
-        self.relevance[tile.images] += carry(self._readout[tile.images][:, tile.rows], matrix)
+        matrix = self._fusion.add(tile.weights, None, tile.of_heads)
+        if matrix is not None:
+            self.relevance[tile.images] += carry(self._readout[tile.images][:, tile.rows], matrix)
 
     def end_layer(self) -> None:
         """There is no layer below."""

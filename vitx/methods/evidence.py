@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from vitx.attention import Tile
 from vitx.methods.registry import Observation, register
 from vitx.propagation import Propagation
+from vitx.tiles import Tile
 
 
 class Evidence:
@@ -28,10 +28,10 @@ class Evidence:
 
     def read(self, tile: Tile) -> None:
         """Takes in some rows of the layer."""
-        assert tile.gradient is not None
-        rows = self._read_out[tile.rows]
-        effect = tile.weights[:, :, rows] * tile.gradient[:, :, rows]
-        self._balance[tile.images] += effect.mean(1).sum(1)
+        rows = self._read_out[tile.rows].nonzero()[:, 0]
+        if len(rows):
+            effect = tile.weights[:, :, rows] * tile.gradient_of(rows)
+            self._balance[tile.images] += effect.sum((1, 2)) / tile.of_heads
 
     def end_layer(self) -> None:
         """Each layer adds to what is read out."""

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from vitx.attention import Tile
 from vitx.methods.registry import Observation, register
 from vitx.propagation import Propagation
-from vitx.relevance import carry
+from vitx.relevance import carry_heads
+from vitx.tiles import Tile
 
 
 class Gae:
@@ -21,8 +21,9 @@ class Gae:
     def read(self, tile: Tile) -> None:
         """Takes in some rows of the layer."""
         assert tile.gradient is not None
-        matrix = (tile.weights * tile.gradient).relu_().mean(1)
-        self._below[tile.images] += carry(self.relevance[tile.images][:, tile.rows], matrix)
+        heads = (tile.weights * tile.gradient).relu_()
+        share = self.relevance[tile.images][:, tile.rows] / tile.of_heads
+        self._below[tile.images] += carry_heads(share, heads)
 
     def end_layer(self) -> None:
         """Goes on to the layer below."""

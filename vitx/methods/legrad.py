@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from vitx.attention import Tile
 from vitx.methods.registry import Observation, register
 from vitx.propagation import Propagation
+from vitx.tiles import Tile
 
 
 class LeGrad:
@@ -22,8 +22,8 @@ class LeGrad:
     def read(self, tile: Tile) -> None:
         """Takes in some rows of the layer."""
         assert tile.gradient is not None
-        heads, keys = tile.gradient.shape[1], tile.gradient.shape[3]
-        self.relevance[tile.images] += tile.gradient.relu().sum((1, 2)) / (self._layers * heads * keys)
+        terms = self._layers * tile.of_heads * tile.gradient.shape[3]
+        self.relevance[tile.images] += tile.gradient.relu().sum((1, 2)) / terms
 
     def end_layer(self) -> None:
         """Each layer counts for itself."""

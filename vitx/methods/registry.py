@@ -9,9 +9,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.fused import Keep
 from vitx.propagation import Propagation
-from vitx.relevance import fuse_heads
 from vitx.tokens import Tokens
 from vitx.trace import Trace
 
@@ -72,12 +70,13 @@ class Method:
     title: str | None = None
     slow: bool = False
 
-    def keep(self, options: Mapping[str, Any]) -> Keep | None:
-        """Returns what the method needs of A, if that is less than all: its fused heads."""
+    def head_fusion(self, options: Mapping[str, Any]) -> str | None:
+        """Returns how the method fuses the heads, if it reads nothing else of A."""
         if not self.fused_heads:
             return None
-        fusion = options.get("head_fusion", inspect.signature(self.begin).parameters["head_fusion"].default)
-        return lambda weights: fuse_heads(weights, fusion)[:, None]
+        default = inspect.signature(self.begin).parameters["head_fusion"].default
+        fusion: str = options.get("head_fusion", default)
+        return fusion
 
     def check(self, name: str, options: dict[str, Any]) -> None:
         """Raises a VitxError if the method does not know an option."""

@@ -1,0 +1,72 @@
+"""How attention is divided, and products of its parts."""
+
+import pytest
+import torch
+
+from vitx import tiles
+from vitx.tiles import ALL, Scratch, Tile, products, split
+
+B, H, N = 5, 3, 37
+
+
+@pytest.mark.parametrize("tile", [2**30, 700])
+def test_rows_set_apart_share_no_tile_with_others(monkeypatch, tile):
+    monkeypatch.setattr(tiles, "_room", lambda device: tile)
+    parts = list(split((B, H, N, N), torch.device("cpu"), slice(2, 9)))
+    seen = torch.zeros(B, H, N)
+    for part in parts:
+        seen[part] += 1
+        assert part[2].stop <= 2 or part[2].start >= 9 or 2 <= part[2].start < part[2].stop <= 9
+    assert (seen == 1).all()
+
+
+def test_the_tiles_of_a_gpu_are_large():
+    assert len(list(split((B, H, N, N), torch.device("cuda")))) == 1
+    assert len(list(split((8, 12, 4097, 4097), torch.device("cuda")))) == 8 * 4
+
+
+def test_a_tile_is_computed_when_it_is_read():
+    calls = []
+    tile = Tile(ALL, ALL, ALL, H, lambda *part: calls.append(part) or torch.ones(1), None)
+    assert not calls
+    assert tile.weights is tile.weights
+    assert len(calls) == 1
+    assert tile.gradient is None
+
+
+def test_products():
+    left, right = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 4, 6)
+    assert torch.allclose(products(left, right), left @ right, atol=1e-6)
+    total = torch.randn(2, 3, 5, 6)
+    wanted = total + 0.5 * left @ right
+    assert products(left, right, out=total, scale=0.5, add=True) is total
+    assert torch.allclose(total, wanted, atol=1e-6)
+    assert products(left, right, out=total) is total
+    assert torch.allclose(total, left @ right, atol=1e-6)
+
+
+@pytest.mark.parametrize("add", [True, False])
+def test_products_that_are_written_between_others(add):
+    left, right = torch.randn(2, 1, 5, 4), torch.randn(2, 1, 4, 6)
+    whole = torch.randn(2, 3, 5, 6)
+    wanted = whole.clone()
+    wanted[:, 1:2] = left @ right + (whole[:, 1:2] if add else 0)
+    products(left, right, out=whole[:, 1:2], add=add)
+    assert torch.allclose(whole, wanted, atol=1e-6)
+
+
+def test_scratch_is_used_again():
+    scratch = Scratch()
+    first = scratch.take("this", (4, 5), torch.empty(1))
+    assert first.shape == (4, 5)
+    assert scratch.take("this", (3, 2), torch.empty(1)).data_ptr() == first.data_ptr()
+    assert scratch.take("that", (3, 2), torch.empty(1)).data_ptr() != first.data_ptr()
+    assert scratch.take("this", (5, 5), torch.empty(1)).shape == (5, 5)
+    assert scratch.take("this", (2,), torch.empty(1).double()).dtype == torch.float64
+
+
+def test_scratch_of_inference_mode_is_not_used_outside():
+    scratch = Scratch()
+    with torch.inference_mode():
+        scratch.take("this", (4,), torch.empty(1))
+    scratch.take("this", (4,), torch.empty(1)).zero_()

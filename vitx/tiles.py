@@ -1,0 +1,173 @@
+"""The tiles in which attention is computed: what fits into the caches, and is used before it leaves them.
+
+A tile is some rows of A for some images and heads, so no N x N matrix is kept.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+Part = Callable[[slice, slice, slice | Tensor], Tensor]  # of images, heads and rows
+ALL = slice(None)
+_CORE = 2**20  # entries of A for each core of a CPU: more would leave its caches
+_LARGE_TILE = 2**26  # entries that keep a GPU busy
+_FEWEST_ROWS = 64  # with fewer, matrix products read more than they compute
+
+
+class Tile:
+    """A part of the attention of one layer, computed when it is read, and valid until the next one is.
+
+    Attributes:
+        images: which of the B images, b of them.
+        heads: which of the H heads, g of them.
+        rows: which of the Q queries, n of them.
+        of_heads: H.
+        sums_to_1: whether each row of A is known to, up to rounding.
+    """
+
+    def __init__(
+        self,
+        images: slice,
+        heads: slice,
+        rows: slice,
+        of_heads: int,
+        weights: Part,
+        gradient: Part | None = None,
+        *,
+        sums_to_1: bool = False,
+    ) -> None:
+        """Describes a part.
+
+        Args:
+            images: see above.
+            heads: see above.
+            rows: see above.
+            of_heads: see above.
+            weights: computes A.
+            gradient: computes the gradient of A.
+            sums_to_1: see above.
+        """
+        self.images = images
+        self.heads = heads
+        self.rows = rows
+        self.of_heads = of_heads
+        self.sums_to_1 = sums_to_1
+        self._weights = weights
+        self._gradient = gradient
+
+    @classmethod
+    def of(cls, weights: Tensor, gradient: Tensor | None = None) -> "Tile":
+        """Returns a whole layer, from A and its gradient, (B, H, Q, K), as a tile."""
+        outer: Part | None = None if gradient is None else lambda *part: gradient[part]
+        return cls(ALL, ALL, ALL, weights.shape[1], lambda *part: weights[part], outer)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """A, (b, g, n, K), at least float32."""
+        return self._weights(self.images, self.heads, self.rows)
+
+    @cached_property
+    def gradient(self) -> Tensor | None:
+        """Of the score with respect to A, (b, g, n, K); None where it was not asked for."""
+        return self._gradient and self._gradient(self.images, self.heads, self.rows)
+
+    def gradient_of(self, rows: Tensor) -> Tensor:
+        """Returns the gradient of some of the rows alone, (b, g, r, K), from their positions among them."""
+        if "gradient" in vars(self):
+            assert self.gradient is not None
+            return self.gradient[:, :, rows]
+        assert self._gradient is not None
+        return self._gradient(self.images, self.heads, rows + (self.rows.start or 0))
+
+
+class Scratch:
+    """Room that one tile after another uses, as pages that are touched for the first time take time."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[str, Tensor] = {}
+
+    def take(self, use: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Returns an uninitialised tensor, valid until the next one is taken for the same use."""
+        size = math.prod(shape)
+        room = self._rooms.get(use)
+        fits = room is not None and room.numel() >= size and not room.is_inference()
+        if room is None or not fits or (room.dtype, room.device) != (like.dtype, like.device):
+            room = self._rooms[use] = like.new_empty(size)
+        return room[:size].view(*shape)
+
+
+def split(
+    shape: tuple[int, ...], device: torch.device, apart: slice = ALL
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Divides images, heads and rows into what fits into a tile; heads follow one another.
+
+    On a CPU, a tile has one head of several images, or several heads of one image: queries, keys and values
+    of anything else would have to be copied before a product.
+
+    Args:
+        shape: (B, H, Q, K).
+        device: where they are.
+        apart: rows that share no tile with others.
+    """
+    images, heads, queries, keys = shape
+    on_cpu = device.type == "cpu"
+    room = _room(device)
+    rows = min(queries, max(_FEWEST_ROWS, room // keys))
+    fit = max(1, room // (rows * keys))
+    some, group = min(fit, images), min(fit, heads)
+    if on_cpu or some * group > fit:
+        some, group = (some, 1) if some > group else (1, group)
+    first, last, _ = apart.indices(queries)
+    ranges = [range(0, first, rows), range(first, last, rows), range(last, queries, rows)]
+    for image in range(0, images, some):
+        for row, stop in ((row, within.stop) for within in ranges for row in within):
+            for head in range(0, heads, group):
+                yield (
+                    slice(image, min(image + some, images)),
+                    slice(head, min(head + group, heads)),
+                    slice(row, min(row + rows, stop)),
+                )
+
+
+def products(
+    left: Tensor, right: Tensor, out: Tensor | None = None, *, scale: float = 1.0, add: bool = False
+) -> Tensor:
+    """Multiplies matrices for each image and head, times a factor.
+
+    Args:
+        left: (b, g, n, m).
+        right: (b, g, m, k).
+        out: where to write the products, (b, g, n, k).
+        scale: the factor.
+        add: to what is in `out`, instead of writing over it.
+
+    Returns:
+        The products, (b, g, n, k).
+    """
+    if out is None:
+        out = left.new_empty(*left.shape[:-1], right.shape[-1])
+    elif not out.is_contiguous():  # torch would multiply matrix by matrix
+        found = products(left, right, scale=scale)
+        return out.add_(found) if add else out.copy_(found)
+    total, one, other = (tensor.flatten(0, 1) for tensor in (out, left, right))
+    total.baddbmm_(one, other, beta=1 if add else 0, alpha=scale)
+    return out
+
+
+def heads_first(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Room for (B, H, N, d), in which each head lies by itself, so that products are written at once."""
+    images, heads, *matrix = shape
+    return like.new_empty(heads, images, *matrix).transpose(0, 1)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """At least float32: half precision is for the model, not for the maps."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _room(device: torch.device) -> int:
+    """Returns how many entries of A a tile may have."""
+    return _CORE * torch.get_num_threads() if device.type == "cpu" else _LARGE_TILE
