@@ -5,15 +5,11 @@ A = exp(q k^T * scale - lse).
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from vitx.tiles import ALL, Part, Scratch, Tile, full, products, split
-
-T = TypeVar("T")
 
 
 class Attention:
@@ -63,7 +59,7 @@ class Attention:
         weights = self._weights()
         outer = None if gradient is None else self._outer(gradient)
         for part in split(self.shape, self.device, apart):
-            yield Tile(*part, self.shape[1], weights, outer, sums_to_1=self._sums_to_1)
+            yield Tile(*part, self.shape[1], weights, outer, self._sums_to_1)
 
     def weights(self) -> Tensor:
         """Computes A as a whole, (B, H, Q, K)."""
@@ -156,9 +152,8 @@ class DotProductAttention(Attention):
         self._mask = None if mask is None else mask.expand(self.shape)
         self._scale = query.shape[-1] ** -0.5 if scale is None else scale
         self._log_sum_exp = log_sum_exp
-        prepare = partial(_operands, query, key, self._scale, log_sum_exp)
         # Copies let go of what shares memory with query and key. With gradients, autograd keeps it anyway.
-        self._operands = prepare if gradients else _constant(prepare())
+        self._query, self._key = (query, key) if gradients else (_copy(query), _copy(key))
 
     def _weights(self) -> Part:
         query, key = self._operands()
@@ -175,26 +170,25 @@ class DotProductAttention(Attention):
 
         return weights
 
+    def _operands(self) -> tuple[Tensor, Tensor]:
+        """Returns Q * scale and K^T, contiguous and in the precision of the maps.
 
-def _operands(query: Tensor, key: Tensor, scale: float, log_sum_exp: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Copies of Q * scale and K^T, contiguous and in the precision of the maps.
-
-    If the log-sum-exp of the rows is known, one more column, and a row of ones, subtract it in the product.
-    """
-    dtype, dim = full(query[:0]).dtype, query.shape[-1]
-    dims = dim if log_sum_exp is None else dim + 1
-    left = torch.empty(*query.shape[:-1], dims, dtype=dtype, device=query.device)
-    right = torch.empty(*key.shape[:-2], dims, key.shape[-2], dtype=dtype, device=key.device)
-    left[..., :dim].copy_(query).mul_(scale)
-    right[..., :dim, :].copy_(key.mT)
-    if log_sum_exp is not None:
-        left[..., dim] = -log_sum_exp
-        right[..., dim, :] = 1
-    return left, right
+        If the log-sum-exp of the rows is known, one more column and a row of ones subtract it in the product.
+        """
+        *batch, queries, dim = self._query.shape
+        dims, like = dim + (self._log_sum_exp is not None), full(self._query[:0])
+        query = self._scratch.take("query", (*batch, queries, dims), like)
+        key = self._scratch.take("key", (*batch, dims, self.shape[-1]), like)
+        query[..., :dim].copy_(self._query).mul_(self._scale)
+        key[..., :dim, :].copy_(self._key.mT)
+        if self._log_sum_exp is not None:
+            query[..., dim] = -self._log_sum_exp
+            key[..., dim, :] = 1
+        return query, key
 
 
-def _constant(value: T) -> Callable[[], T]:
-    return lambda: value
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _add_mask(scores: Tensor, mask: Tensor) -> None:

@@ -152,7 +152,7 @@ class SharedAttention(DotProductAttention):
 def _used_rows(gradient: Tensor) -> slice:
     """Finds the rows outside which a gradient, (B, H, Q, d), is 0: at least one.
 
-    Above the last layer, a classifier that reads the class token leaves all others without a gradient.
+    A classifier that reads the class token leaves the last layer's other rows without a gradient.
     """
     used = (gradient != 0).any(-1).flatten(0, 1).any(0).nonzero()[:, 0].tolist() or [0]
     return slice(used[0], used[-1] + 1)

@@ -15,7 +15,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     state of the random number generators of the CPU and of the model's devices. Meanwhile no parameter
     requires a gradient, so that autograd keeps less of each layer.
     """
-    modules = list(model.modules())  # walked once: in a small model that takes longer than all the rest
+    modules = list(model.modules())  # walked once, as that takes its time
     flags = [(module, module.training) for module in modules]
     slots = [(module, dict(module._buffers)) for module in modules]
     buffers = [b for _, named in slots for b in named.values() if b is not None]

@@ -5,6 +5,7 @@ A tile is some rows of A for some images and heads, so no N x N matrix is kept.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor
 
 Part = Callable[[slice, slice, slice | Tensor], Tensor]  # of images, heads and rows
 ALL = slice(None)
-_CORE = 2**20  # entries of A for each core of a CPU: more would leave its caches
+_CORE = 2**20  # entries of A for each core of a CPU
+_MOST_CORES = 8  # more of them share a tile, which would take too much memory otherwise
 _LARGE_TILE = 2**26  # entries that keep a GPU busy
 _FEWEST_ROWS = 64  # with fewer, matrix products read more than they compute
 
 
+@dataclass(eq=False)
 class Tile:
     """A part of the attention of one layer, computed when it is read, and valid until the next one is.
 
@@ -25,38 +28,18 @@ class Tile:
         heads: which of the H heads, g of them.
         rows: which of the Q queries, n of them.
         of_heads: H.
+        compute: A of such a part.
+        compute_gradient: its gradient; None where it was not asked for.
         sums_to_1: whether each row of A is known to, up to rounding.
     """
 
-    def __init__(
-        self,
-        images: slice,
-        heads: slice,
-        rows: slice,
-        of_heads: int,
-        weights: Part,
-        gradient: Part | None = None,
-        *,
-        sums_to_1: bool = False,
-    ) -> None:
-        """Describes a part.
-
-        Args:
-            images: see above.
-            heads: see above.
-            rows: see above.
-            of_heads: see above.
-            weights: computes A.
-            gradient: computes the gradient of A.
-            sums_to_1: see above.
-        """
-        self.images = images
-        self.heads = heads
-        self.rows = rows
-        self.of_heads = of_heads
-        self.sums_to_1 = sums_to_1
-        self._weights = weights
-        self._gradient = gradient
+    images: slice
+    heads: slice
+    rows: slice
+    of_heads: int
+    compute: Part
+    compute_gradient: Part | None = None
+    sums_to_1: bool = False
 
     @classmethod
     def of(cls, weights: Tensor, gradient: Tensor | None = None) -> "Tile":
@@ -67,20 +50,20 @@ class Tile:
     @cached_property
     def weights(self) -> Tensor:
         """A, (b, g, n, K), at least float32."""
-        return self._weights(self.images, self.heads, self.rows)
+        return self.compute(self.images, self.heads, self.rows)
 
     @cached_property
     def gradient(self) -> Tensor | None:
         """Of the score with respect to A, (b, g, n, K); None where it was not asked for."""
-        return self._gradient and self._gradient(self.images, self.heads, self.rows)
+        return self.compute_gradient and self.compute_gradient(self.images, self.heads, self.rows)
 
     def gradient_of(self, rows: Tensor) -> Tensor:
         """Returns the gradient of some of the rows alone, (b, g, r, K), from their positions among them."""
         if "gradient" in vars(self):
             assert self.gradient is not None
             return self.gradient[:, :, rows]
-        assert self._gradient is not None
-        return self._gradient(self.images, self.heads, rows + (self.rows.start or 0))
+        assert self.compute_gradient is not None
+        return self.compute_gradient(self.images, self.heads, rows + (self.rows.start or 0))
 
 
 class Scratch:
@@ -170,4 +153,6 @@ def full(tensor: Tensor) -> Tensor:
 
 def _room(device: torch.device) -> int:
     """Returns how many entries of A a tile may have."""
-    return _CORE * torch.get_num_threads() if device.type == "cpu" else _LARGE_TILE
+    if device.type != "cpu":
+        return _LARGE_TILE
+    return _CORE * min(torch.get_num_threads(), _MOST_CORES)
