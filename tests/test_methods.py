@@ -108,6 +108,17 @@ def test_tiles_of_rows_give_the_same_maps(monkeypatch):
         assert torch.allclose(explain(models.built("deit"), IMAGES, method).maps, maps, rtol=1e-4), method
 
 
+@pytest.mark.parametrize("fusions", [("max", "max"), ("max", "min")])
+def test_methods_that_read_fused_heads_share_them_if_they_are_the_same(fusions):
+    options = dict(
+        zip(("rollout", "attention"), ({"head_fusion": fusion} for fusion in fusions), strict=True)
+    )
+    together = vitx.explain_methods(models.built("deit"), IMAGES, options)
+    for name, found in together.items():
+        alone = explain(models.built("deit"), IMAGES, name, **options[name])
+        assert torch.allclose(found.maps, alone.maps, rtol=1e-4), name
+
+
 def test_methods_together_give_what_each_gives_alone():
     together = vitx.explain_methods(models.built("deit"), IMAGES, {name: {} for name in METHODS}, target=3)
     for name, found in together.items():
