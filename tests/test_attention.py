@@ -9,12 +9,12 @@ from vitx.attention import DotProductAttention, StoredAttention
 B, H, N, D = 5, 3, 37, 8
 
 
-TILES = {"images": 2**30, "some images": 4 * N * N, "heads": 2 * N * N, "rows": 700}
+TILES = {"images": 2**30, "some images": 4 * N * N, "rows": 700}
 
 
 @pytest.fixture(params=TILES)
 def tile(request, monkeypatch):
-    """A head of all images in each; one of some images; some of one image; some rows of one of one image."""
+    """A head of all images in each; one of some images; some rows of one of one image."""
     monkeypatch.setattr(tiles, "_room", lambda device: TILES[request.param])
     monkeypatch.setattr(tiles, "_FEWEST_ROWS", 4)
     return request.param
@@ -81,7 +81,7 @@ def test_tiles_are_as_small_as_asked(tile):
     sizes = [part.weights.numel() for part in found]
     assert sum(sizes) == B * H * N * N
     assert max(sizes) <= TILES[tile]
-    assert len(found) == {"images": H, "some images": 2 * H, "heads": 2 * B, "rows": B * H * 3}[tile]
+    assert len(found) == {"images": H, "some images": 2 * H, "rows": B * H * 3}[tile]
 
 
 def test_the_gradient_of_some_rows(tile):

@@ -179,7 +179,9 @@ def last_attention():
 
         def read(self, tile):
             share = self.readout[tile.images][:, tile.rows]
-            self.relevance[tile.images] += torch.einsum("bi,bij->bj", share, tile.weights.mean(1))
+            self.relevance[tile.images] += torch.einsum(
+                "bi,bij->bj", share, tile.weights.sum(1) / tile.of_heads
+            )
 
         def end_layer(self):
             pass

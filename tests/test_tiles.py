@@ -20,9 +20,22 @@ def test_rows_set_apart_share_no_tile_with_others(monkeypatch, tile):
     assert (seen == 1).all()
 
 
+def test_the_division_of_an_image_does_not_depend_on_those_beside_it():
+    of_one, of_many = (
+        {part[1:] for part in map(bounds, split((images, 12, 577, 577), torch.device("cpu")))}
+        for images in (1, 40)
+    )
+    assert of_one == of_many
+    assert len(of_one) == 12
+
+
+def bounds(part):
+    return tuple((one.start, one.stop) for one in part)
+
+
 def test_the_tiles_of_a_gpu_are_large():
     assert len(list(split((B, H, N, N), torch.device("cuda")))) == 1
-    assert len(list(split((8, 12, 4097, 4097), torch.device("cuda")))) == 8 * 4
+    assert len(list(split((8, 12, 4097, 4097), torch.device("cuda")))) == 3 * 12
 
 
 def test_a_tile_is_computed_when_it_is_read():

@@ -87,8 +87,8 @@ def split(
 ) -> Iterator[tuple[slice, slice, slice]]:
     """Divides images, heads and rows into what fits into a tile; heads follow one another.
 
-    On a CPU, a tile has one head of several images, or several heads of one image: queries, keys and values
-    of anything else would have to be copied before a product.
+    On a CPU, a tile has one head: for several of several images, queries, keys and values would have to be
+    copied before a product. So what is found of an image does not depend on those beside it.
 
     Args:
         shape: (B, H, Q, K).
@@ -96,13 +96,10 @@ def split(
         apart: rows that share no tile with others.
     """
     images, heads, queries, keys = shape
-    on_cpu = device.type == "cpu"
     room = _room(device)
     rows = min(queries, max(_FEWEST_ROWS, room // keys))
-    fit = max(1, room // (rows * keys))
-    some, group = min(fit, images), min(fit, heads)
-    if on_cpu or some * group > fit:
-        some, group = (some, 1) if some > group else (1, group)
+    some = min(images, max(1, room // (rows * keys)))
+    group = 1 if device.type == "cpu" else min(heads, max(1, room // (some * rows * keys)))
     first, last, _ = apart.indices(queries)
     ranges = [range(0, first, rows), range(first, last, rows), range(last, queries, rows)]
     for image in range(0, images, some):
