@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from vitx.tiles import ALL, Part, Scratch, Tile, full, products, split
+from vitx.tiles import ALL, Part, Scratch, Tile, full, split
 
 
 class Attention:
@@ -82,8 +82,7 @@ class Attention:
 
         def outer(images: slice, heads: slice, rows: slice | Tensor) -> Tensor:
             left, right = gradient[images, heads, rows], value[images, heads].mT
-            room = self._scratch.take("gradient", (*left.shape[:-1], right.shape[-1]), left)
-            return products(left, right, out=room)
+            return self._scratch.products("gradient", left, right)
 
         return outer
 
@@ -159,9 +158,7 @@ class DotProductAttention(Attention):
         query, key = self._operands()
 
         def weights(images: slice, heads: slice, rows: slice | Tensor) -> Tensor:
-            left, right = query[images, heads, rows], key[images, heads]
-            room = self._scratch.take("weights", (*left.shape[:-1], right.shape[-1]), left)
-            scores = products(left, right, out=room)
+            scores = self._scratch.products("weights", query[images, heads, rows], key[images, heads])
             if self._mask is not None:
                 _add_mask(scores, self._mask[images, heads, rows])
             if self._log_sum_exp is None:

@@ -196,9 +196,8 @@ def _with_fused_heads(
     output = value.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
     fused = value.new_empty(batch, 1, queries, keys)
     for images, some, rows in split((batch, heads, queries, keys), query.device):
-        left = query[images, some, rows]
-        room = scratch.take("weights", (*left.shape[:-1], keys), left)
-        scores = products(left, key[images, some].mT, out=room, scale=scale)
+        left, right = query[images, some, rows], key[images, some].mT
+        scores = scratch.products("weights", left, right, scale=scale)
         weights = torch.softmax(scores, -1, out=scores)
         products(weights, value[images, some], out=output[images, some, rows])
         fuse_into(fused[images, 0, rows], weights, head_fusion, heads, first=some.start == 0)

@@ -81,6 +81,11 @@ class Scratch:
             room = self._rooms[use] = like.new_empty(size)
         return room[:size].view(*shape)
 
+    def products(self, use: str, left: Tensor, right: Tensor, *, scale: float = 1.0) -> Tensor:
+        """Multiplies as `products` does, into such room."""
+        room = self.take(use, (*left.shape[:-1], right.shape[-1]), left)
+        return products(left, right, out=room, scale=scale)
+
 
 def split(
     shape: tuple[int, ...], device: torch.device, apart: slice = ALL
