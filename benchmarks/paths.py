@@ -56,7 +56,7 @@ def every_row(gradient: Tensor) -> slice:
     return slice(0, gradient.shape[2])
 
 
-class Fresh(tiles.Scratch):
+class Fresh(tiles.Memory):
     """Room that is not used again."""
 
     def take(self, use: str, shape: Sequence[int], like: Tensor) -> Tensor:
@@ -116,12 +116,12 @@ PATHS = (
     FastPath(
         "the same memory for all tiles",
         *("rollout", {}),
-        lambda: patch.object(capture, "Scratch", Fresh),
+        lambda: patch.object(capture, "Memory", Fresh),
     ),
     FastPath(
         "the same memory for all tiles",
         *("grad_rollout", {}),
-        lambda: patch.object(capture, "Scratch", Fresh),
+        lambda: patch.object(capture, "Memory", Fresh),
     ),
     FastPath(
         "selection by NumPy",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vitx import tiles
-from vitx.tiles import ALL, Scratch, Tile, products, split
+from vitx.tiles import ALL, Memory, Tile, products, split
 
 B, H, N = 5, 3, 37
 
@@ -68,18 +68,41 @@ def test_products_that_are_written_between_others(add):
     assert torch.allclose(whole, wanted, atol=1e-6)
 
 
-def test_scratch_is_used_again():
-    scratch = Scratch()
-    first = scratch.take("this", (4, 5), torch.empty(1))
+def test_memory_is_used_again():
+    memory = Memory()
+    first = memory.take("this", (4, 5), torch.empty(1))
     assert first.shape == (4, 5)
-    assert scratch.take("this", (3, 2), torch.empty(1)).data_ptr() == first.data_ptr()
-    assert scratch.take("that", (3, 2), torch.empty(1)).data_ptr() != first.data_ptr()
-    assert scratch.take("this", (5, 5), torch.empty(1)).shape == (5, 5)
-    assert scratch.take("this", (2,), torch.empty(1).double()).dtype == torch.float64
+    assert memory.take("this", (3, 2), torch.empty(1)).data_ptr() == first.data_ptr()
+    assert memory.take("that", (3, 2), torch.empty(1)).data_ptr() != first.data_ptr()
+    assert memory.take("this", (5, 5), torch.empty(1)).shape == (5, 5)
+    assert memory.take("this", (2,), torch.empty(1).double()).dtype == torch.float64
 
 
-def test_scratch_of_inference_mode_is_not_used_outside():
-    scratch = Scratch()
+def test_memory_of_inference_mode_is_not_used_outside():
+    memory = Memory()
     with torch.inference_mode():
-        scratch.take("this", (4,), torch.empty(1))
-    scratch.take("this", (4,), torch.empty(1)).zero_()
+        memory.take("this", (4,), torch.empty(1))
+    memory.take("this", (4,), torch.empty(1)).zero_()
+
+
+def test_what_is_kept_lies_together_and_stays():
+    memory = Memory()
+    wanted = [torch.randn(3, 5, 7).mT, torch.arange(3), torch.randn(2, 9).to(torch.bfloat16)]
+    kept = [memory.keep(tensor) for tensor in wanted]
+    assert all(map(torch.equal, kept, wanted))
+    assert all(tensor.is_contiguous() and tensor.data_ptr() % 64 == 0 for tensor in kept)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in kept}) == 1
+
+
+def test_what_does_not_fit_into_a_block_is_kept_in_another(monkeypatch):
+    monkeypatch.setattr(tiles, "_BLOCK", 64)
+    memory = Memory()
+    wanted = [torch.randn(10), torch.randn(10), torch.randn(100), torch.randn(1)]
+    assert all(map(torch.equal, [memory.keep(tensor) for tensor in wanted], wanted))
+
+
+def test_what_is_kept_in_inference_mode():
+    with torch.inference_mode():
+        memory = Memory()
+        assert memory.keep(torch.ones(3, 2).mT).is_contiguous()
+    assert torch.equal(memory.keep(torch.ones(4)), torch.ones(4))

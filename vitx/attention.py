@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from vitx.tiles import ALL, Part, Scratch, Tile, full, split
+from vitx.tiles import ALL, Memory, Part, Tile, full, split
 
 
 class Attention:
@@ -28,7 +28,7 @@ class Attention:
         *,
         gradients: bool,
         to_heads: Callable[[Tensor], Tensor] | None = None,
-        scratch: Scratch | None = None,
+        memory: Memory | None = None,
         sums_to_1: bool = False,
     ) -> None:
         """Describes a call.
@@ -38,7 +38,7 @@ class Attention:
             value: what A multiplies, (B, H, K, d), detached.
             gradients: keep what the gradient of A needs.
             to_heads: turns a gradient of the output into one of A V, (B, H, Q, d), if they differ.
-            scratch: room for tiles, if it is shared with other calls.
+            memory: what other calls share with this one.
             sums_to_1: whether each row of A is known to, up to the rounding of single precision.
         """
         self.shape = shape
@@ -46,7 +46,7 @@ class Attention:
         self.device = value.device
         self._value = value if gradients else None
         self._to_heads = to_heads
-        self._scratch = scratch or Scratch()
+        self._memory = memory or Memory()
         self._sums_to_1 = sums_to_1
 
     def tiles(self, gradient: Tensor | None = None, apart: slice = ALL) -> Iterator[Tile]:
@@ -82,7 +82,7 @@ class Attention:
 
         def outer(images: slice, heads: slice, rows: slice | Tensor) -> Tensor:
             left, right = gradient[images, heads, rows], value[images, heads].mT
-            return self._scratch.products("gradient", left, right)
+            return self._memory.products("gradient", left, right)
 
         return outer
 
@@ -129,7 +129,7 @@ class DotProductAttention(Attention):
         scale: float | None = None,
         log_sum_exp: Tensor | None = None,
         to_heads: Callable[[Tensor], Tensor] | None = None,
-        scratch: Scratch | None = None,
+        memory: Memory | None = None,
     ) -> None:
         """Describes a call.
 
@@ -142,23 +142,22 @@ class DotProductAttention(Attention):
             scale: of the scores, d^-1/2 by default.
             log_sum_exp: of each row of scores, (B, H, Q), if it is known.
             to_heads: as for `Attention`.
-            scratch: as for `Attention`.
+            memory: as for `Attention`.
         """
         shape = (*query.shape[:-1], key.shape[-2])
-        super().__init__(
-            shape, value, gradients=gradients, to_heads=to_heads, scratch=scratch, sums_to_1=True
-        )
+        super().__init__(shape, value, gradients=gradients, to_heads=to_heads, memory=memory, sums_to_1=True)
         self._mask = None if mask is None else mask.expand(self.shape)
         self._scale = query.shape[-1] ** -0.5 if scale is None else scale
-        self._log_sum_exp = log_sum_exp
-        # Copies let go of what shares memory with query and key. With gradients, autograd keeps it anyway.
-        self._query, self._key = (query, key) if gradients else (_copy(query), _copy(key))
+        if not gradients:  # else autograd keeps them anyway, and all that shares memory with them
+            query, key = self._memory.keep(query), self._memory.keep(key)
+            log_sum_exp = None if log_sum_exp is None else self._memory.keep(log_sum_exp)
+        self._query, self._key, self._log_sum_exp = query, key, log_sum_exp
 
     def _weights(self) -> Part:
         query, key = self._operands()
 
         def weights(images: slice, heads: slice, rows: slice | Tensor) -> Tensor:
-            scores = self._scratch.products("weights", query[images, heads, rows], key[images, heads])
+            scores = self._memory.products("weights", query[images, heads, rows], key[images, heads])
             if self._mask is not None:
                 _add_mask(scores, self._mask[images, heads, rows])
             if self._log_sum_exp is None:
@@ -174,18 +173,14 @@ class DotProductAttention(Attention):
         """
         *batch, queries, dim = self._query.shape
         dims, like = dim + (self._log_sum_exp is not None), full(self._query[:0])
-        query = self._scratch.take("query", (*batch, queries, dims), like)
-        key = self._scratch.take("key", (*batch, dims, self.shape[-1]), like)
+        query = self._memory.take("query", (*batch, queries, dims), like)
+        key = self._memory.take("key", (*batch, dims, self.shape[-1]), like)
         query[..., :dim].copy_(self._query).mul_(self._scale)
         key[..., :dim, :].copy_(self._key.mT)
         if self._log_sum_exp is not None:
             query[..., dim] = -self._log_sum_exp
             key[..., dim, :] = 1
         return query, key
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _add_mask(scores: Tensor, mask: Tensor) -> None:

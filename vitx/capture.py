@@ -21,7 +21,7 @@ from vitx.errors import VitxError
 from vitx.fused import attend
 from vitx.prediction import check_model
 from vitx.relevance import check_options
-from vitx.tiles import Scratch
+from vitx.tiles import Memory
 from vitx.trace import Trace
 
 
@@ -75,7 +75,7 @@ class _Watcher(TorchFunctionMode):
         super().__init__()
         self.fixed = fixed
         self.head_fusion = head_fusion
-        self.scratch = Scratch()
+        self.memory = Memory()
         self.trace = trace
         self.gradients = gradients
         self._first_weight: Tensor | None = None
@@ -100,7 +100,7 @@ class _Watcher(TorchFunctionMode):
             gradients=self.gradients,
             fixed=self.fixed,
             head_fusion=self.head_fusion,
-            scratch=self.scratch,
+            memory=self.memory,
         )
         self._record(out, attention, value)
         return out

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from vitx.attention import Attention, DotProductAttention, StoredAttention
 from vitx.relevance import fuse_into
-from vitx.tiles import Scratch, Tile, full, heads_first, products, split
+from vitx.tiles import Memory, Tile, full, heads_first, products, split
 
 Reader = Callable[[Iterator[Tile]], Iterator[Tile]]
 _SMALL = 2**21  # entries of the A of an image; the fused heads of larger ones would take too much memory
@@ -37,7 +37,7 @@ def attend(
     gradients: bool,
     fixed: bool = False,
     head_fusion: str | None = None,
-    scratch: Scratch | None = None,
+    memory: Memory | None = None,
 ) -> tuple[Tensor, Attention]:
     """Runs `scaled_dot_product_attention`.
 
@@ -54,7 +54,7 @@ def attend(
         fixed: let no gradient through A, but through the values alone.
         head_fusion: how to fuse the heads of an A that is small, so as to keep them; None: nothing is kept,
             A is computed anew.
-        scratch: room for tiles, if it is shared with other calls.
+        memory: what other calls share with this one.
 
     Returns:
         Its output, the same to the last bit (up to rounding if A was kept), and what describes A.
@@ -76,7 +76,7 @@ def attend(
     if not special and _is_plain(query, key, value):
         masked = is_causal or mask is not None
         if head_fusion and not (gradients or masked) and _is_small(query, key, value):
-            return _with_fused_heads(query, key, value, scale, head_fusion, scratch or Scratch())
+            return _with_fused_heads(query, key, value, scale, head_fusion, memory or Memory())
         output, log_sum_exp = _with_log_sum_exp(partial(call, attn_mask=mask), query, key, value)
     if output is None or (gradients and log_sum_exp is None):
         output = call(query, key, value, attn_mask=attn_mask)
@@ -94,7 +94,7 @@ def attend(
         mask=mask,
         scale=scale,
         log_sum_exp=log_sum_exp,
-        scratch=scratch,
+        memory=memory,
     )
     if isinstance(attention, SharedAttention):
         output = attention.attend(query, key, value, output)
@@ -184,7 +184,7 @@ class _Attend(torch.autograd.Function):
 
 
 def _with_fused_heads(
-    query: Tensor, key: Tensor, value: Tensor, scale: float | None, head_fusion: str, scratch: Scratch
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, head_fusion: str, memory: Memory
 ) -> tuple[Tensor, StoredAttention]:
     """Runs attention by way of A; returns its output, laid out as the kernel does, and the fused heads.
 
@@ -197,7 +197,7 @@ def _with_fused_heads(
     fused = value.new_empty(batch, 1, queries, keys)
     for images, some, rows in split((batch, heads, queries, keys), query.device):
         left, right = query[images, some, rows], key[images, some].mT
-        scores = scratch.products("weights", left, right, scale=scale)
+        scores = memory.products("weights", left, right, scale=scale)
         weights = torch.softmax(scores, -1, out=scores)
         products(weights, value[images, some], out=output[images, some, rows])
         fuse_into(fused[images, 0, rows], weights, head_fusion, heads, first=some.start == 0)

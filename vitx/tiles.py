@@ -17,6 +17,8 @@ _CORE = 2**20  # entries of A for each core of a CPU
 _MOST_CORES = 8  # more of them share a tile, which would take too much memory otherwise
 _LARGE_TILE = 2**26  # entries that keep a GPU busy
 _FEWEST_ROWS = 64  # with fewer, matrix products read more than they compute
+_BLOCK = 2**25  # bytes: the least that glibc always takes from the system, which counts pages when touched
+_ALIGNMENT = 64  # bytes, as torch aligns what it allocates
 
 
 @dataclass(eq=False)
@@ -66,11 +68,16 @@ class Tile:
         return self.compute_gradient(self.images, self.heads, rows + (self.rows.start or 0))
 
 
-class Scratch:
-    """Room that one tile after another uses, as pages that are touched for the first time take time."""
+class Memory:
+    """The memory of one pass: room that one tile after another uses, and blocks for what stays.
+
+    Room is used again, as pages that are touched for the first time take time.
+    """
 
     def __init__(self) -> None:
         self._rooms: dict[str, Tensor] = {}
+        self._block = torch.empty(0, dtype=torch.uint8, device="cpu")
+        self._filled = 0
 
     def take(self, use: str, shape: Sequence[int], like: Tensor) -> Tensor:
         """Returns an uninitialised tensor, valid until the next one is taken for the same use."""
@@ -85,6 +92,21 @@ class Scratch:
         """Multiplies as `products` does, into such room."""
         room = self.take(use, (*left.shape[:-1], right.shape[-1]), left)
         return products(left, right, out=room, scale=scale)
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Returns a contiguous copy that stays, and lets go of what shares memory with the tensor.
+
+        On a CPU, copies lie in blocks: one by one, between what a layer needs for a moment, they would break
+        up the memory that the next layer could use again.
+        """
+        if tensor.device.type != "cpu" or torch.is_inference_mode_enabled():
+            return tensor.clone(memory_format=torch.contiguous_format)
+        size = tensor.numel() * tensor.element_size()
+        if self._filled + size > len(self._block):
+            self._block, self._filled = torch.empty(max(size, _BLOCK), dtype=torch.uint8, device="cpu"), 0
+        part = self._block[self._filled : self._filled + size]
+        self._filled += -(-size // _ALIGNMENT) * _ALIGNMENT
+        return part.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def split(
