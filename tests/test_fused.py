@@ -97,18 +97,28 @@ def test_gradients(monkeypatch, name, tile, queries):
 
 @pytest.mark.parametrize("name", ["plain", "scaled"])
 @pytest.mark.parametrize("fusion", ["mean", "max", "min"])
+@pytest.mark.parametrize("images", [2, 5])  # less and more than heads
 @pytest.mark.parametrize("tile", [5 * 21, 2 * 21 * 21, 2**20])
-def test_the_fused_heads_of_a_small_attention_are_kept(monkeypatch, name, fusion, tile):
-    monkeypatch.setattr(tiles, "_FEWEST_ROWS", 4)
+def test_the_fused_heads_of_a_small_attention_are_kept(monkeypatch, name, fusion, images, tile):
     monkeypatch.setattr(tiles, "_room", lambda device: tile)
+    inputs = operands(shape=(images, *SHAPE[1:]))
     with torch.no_grad():
-        output, found = attend(*operands(), **SETTINGS[name], gradients=False, head_fusion=fusion)
+        output, found = attend(*inputs, **SETTINGS[name], gradients=False, head_fusion=fusion)
     assert isinstance(found, StoredAttention)
-    weights, wanted = reference(*(t.double() for t in operands()), **SETTINGS[name])
+    weights, wanted = reference(*(t.double() for t in inputs), **SETTINGS[name])
     fuse = {"mean": weights.mean, "max": weights.amax, "min": weights.amin}[fusion]
     assert torch.allclose(found.weights()[:, 0].double(), fuse(1), rtol=2e-6, atol=1e-9)
     assert torch.allclose(output.double(), wanted, rtol=1e-5, atol=1e-6)
-    assert output.stride() == F.scaled_dot_product_attention(*operands()).stride()
+    assert output.stride() == F.scaled_dot_product_attention(*inputs).stride()
+
+
+def test_the_fused_heads_of_an_image_do_not_depend_on_those_beside_it():
+    inputs = operands(shape=(5, 3, 197, 64))
+    with torch.no_grad():
+        outputs, found = attend(*inputs, gradients=False, head_fusion="mean")
+        output, alone = attend(*(t[3:4] for t in inputs), gradients=False, head_fusion="mean")
+    assert torch.equal(alone.weights(), found.weights()[3:4])
+    assert torch.equal(output, outputs[3:4])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vitx import tiles
-from vitx.tiles import ALL, Memory, Tile, products, split
+from vitx.tiles import ALL, Memory, Tile, products, split, without_copies
 
 B, H, N = 5, 3, 37
 
@@ -106,3 +106,13 @@ def test_what_is_kept_in_inference_mode():
         memory = Memory()
         assert memory.keep(torch.ones(3, 2).mT).is_contiguous()
     assert torch.equal(memory.keep(torch.ones(4)), torch.ones(4))
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 7])
+@pytest.mark.parametrize("room", [1, 2 * N * N, 2**30])
+def test_each_matrix_is_multiplied_once(monkeypatch, images, room):
+    monkeypatch.setattr(tiles, "_room", lambda device: room)
+    seen = torch.zeros(images, H)
+    for part in without_copies(images, H, N * N, torch.device("cpu")):
+        seen[part] += 1
+    assert (seen == 1).all()

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from vitx.attention import Attention, DotProductAttention, StoredAttention
 from vitx.relevance import fuse_into
-from vitx.tiles import Memory, Tile, full, heads_first, products, split
+from vitx.tiles import Memory, Tile, full, heads_first, products, without_copies
 
 Reader = Callable[[Iterator[Tile]], Iterator[Tile]]
 _SMALL = 2**21  # entries of the A of an image; the fused heads of larger ones would take too much memory
@@ -154,7 +154,9 @@ def _used_rows(gradient: Tensor) -> slice:
 
     A classifier that reads the class token leaves the last layer's other rows without a gradient.
     """
-    used = (gradient != 0).any(-1).flatten(0, 1).any(0).nonzero()[:, 0].tolist() or [0]
+    if gradient[:, :, 0].any() and gradient[:, :, -1].any():  # as in any other layer
+        return slice(0, gradient.shape[2])
+    used = gradient.any(-1).flatten(0, 1).any(0).nonzero()[:, 0].tolist() or [0]
     return slice(used[0], used[-1] + 1)
 
 
@@ -188,20 +190,22 @@ def _with_fused_heads(
 ) -> tuple[Tensor, StoredAttention]:
     """Runs attention by way of A; returns its output, laid out as the kernel does, and the fused heads.
 
-    Head by head, as far as that keeps A in the cache.
+    Heads are fused one after another, so that what is found of an image does not depend on those beside it.
     """
     batch, heads, queries, dim = query.shape
     keys = key.shape[-2]
     scale = dim**-0.5 if scale is None else scale
     output = value.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
-    fused = value.new_empty(batch, 1, queries, keys)
-    for images, some, rows in split((batch, heads, queries, keys), query.device):
-        left, right = query[images, some, rows], key[images, some].mT
-        scores = memory.products("weights", left, right, scale=scale)
+    fused = value.new_empty(batch, queries, keys)
+    for part in without_copies(batch, heads, queries * keys, query.device):
+        q, k, v = query[part], key[part], value[part]
+        scores = memory.take("weights", (len(q), queries, keys), q).baddbmm_(q, k.mT, beta=0, alpha=scale)
         weights = torch.softmax(scores, -1, out=scores)
-        products(weights, value[images, some], out=output[images, some, rows])
-        fuse_into(fused[images, 0, rows], weights, head_fusion, heads, first=some.start == 0)
-    return output, StoredAttention(fused, value, gradients=False, sums_to_1=head_fusion == "mean")
+        output[part] = weights @ v
+        images, some = part
+        for head, matrix in enumerate(weights) if isinstance(images, int) else [(some, weights)]:
+            fuse_into(fused[images], matrix, head_fusion, heads, first=head == 0)
+    return output, StoredAttention(fused[:, None], value, gradients=False, sums_to_1=head_fusion == "mean")
 
 
 def _with_log_sum_exp(

@@ -18,14 +18,12 @@ def fuse_heads(heads: Tensor, head_fusion: str) -> Tensor:
     return heads.amax(1) if head_fusion == "max" else heads.amin(1)
 
 
-def fuse_into(fused: Tensor, heads: Tensor, head_fusion: str, of_heads: int, *, first: bool) -> None:
-    """Fuses some of the heads, (b, g, n, N), into those before them, (b, n, N); `first`: there are none."""
+def fuse_into(fused: Tensor, head: Tensor, head_fusion: str, of_heads: int, *, first: bool) -> None:
+    """Fuses a head, or the sum of some, into those before it, of the same shape; `first`: there are none."""
     if head_fusion == "mean":
-        part = heads[:, 0] if heads.shape[1] == 1 else heads.sum(1)
-        torch.mul(part, 1 / of_heads, out=fused) if first else fused.add_(part, alpha=1 / of_heads)
+        torch.mul(head, 1 / of_heads, out=fused) if first else fused.add_(head, alpha=1 / of_heads)
     else:
-        part = heads[:, 0] if heads.shape[1] == 1 else fuse_heads(heads, head_fusion)
-        fused.copy_(part) if first else _COMBINE[head_fusion](fused, part, out=fused)
+        fused.copy_(head) if first else _COMBINE[head_fusion](fused, head, out=fused)
 
 
 class HeadFusion:
@@ -49,12 +47,14 @@ class HeadFusion:
         """
         first = self._fused is None
         if self._fused is None:
-            self._fused = torch.empty_like(weights[:, 0])
-        if gradient is not None and self._head_fusion == "mean" and not first and weights.shape[1] == 1:
-            self._fused.addcmul_(weights[:, 0], gradient[:, 0], value=1 / of_heads)
+            self._fused = torch.zeros_like(weights[:, 0])
+        if gradient is not None and self._head_fusion == "mean":
+            for head, outer in zip(weights.unbind(1), gradient.unbind(1), strict=True):
+                self._fused.addcmul_(head, outer, value=1 / of_heads)
         else:
             heads = weights if gradient is None else weights * gradient
-            fuse_into(self._fused, heads, self._head_fusion, of_heads, first=first)
+            part = heads.sum(1) if self._head_fusion == "mean" else fuse_heads(heads, self._head_fusion)
+            fuse_into(self._fused, part, self._head_fusion, of_heads, first=first)
         self._seen += weights.shape[1]
         if self._seen < of_heads:
             return None

@@ -166,8 +166,9 @@ class Rollout:
     def _move_heads(self, tile: Tile, relevance: Tensor) -> None:
         """Adds the part of some heads, whose mean over all has rows that sum to 1."""
         share = relevance / (2 * tile.of_heads)
-        self._below[tile.images][:, tile.rows] += share * tile.weights.shape[1]
-        self._below[tile.images] += carry_heads(share, tile.weights)
+        below = self._below[tile.images]
+        below[:, tile.rows].add_(share, alpha=tile.weights.shape[1])
+        below.add_(carry_heads(share, tile.weights))
 
     def _move(self, images: slice, rows: slice, matrix: Tensor) -> None:
         """Adds rownorm(W + I) of some rows: a part stays with the token, another goes where W says.
@@ -178,8 +179,9 @@ class Rollout:
             matrix: W, (b, n, N).
         """
         share = self.relevance[images][:, rows] / (matrix.sum(-1) + 1)
-        self._below[images][:, rows] += share
-        self._below[images] += carry(share, matrix)
+        below = self._below[images]
+        below[:, rows].add_(share)
+        below.add_(carry(share, matrix))
 
     def _discard_and_move(self) -> None:
         if self._matrix is not None:

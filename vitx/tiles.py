@@ -139,6 +139,28 @@ def split(
                 )
 
 
+def without_copies(
+    images: int, heads: int, entries: int, device: torch.device
+) -> Iterator[tuple[int, slice] | tuple[slice, int]]:
+    """Divides images and heads so that torch multiplies many matrices at once as they lie.
+
+    Args:
+        images: how many.
+        heads: of each.
+        entries: of the A of an image and a head.
+        device: where they are.
+
+    Yields:
+        An image and all heads, or some images and a head.
+    """
+    if images < heads:
+        yield from ((image, ALL) for image in range(images))
+        return
+    some = max(1, _room(device) // entries)
+    for image in range(0, images, some):
+        yield from ((slice(image, image + some), head) for head in range(heads))
+
+
 def products(
     left: Tensor, right: Tensor, out: Tensor | None = None, *, scale: float = 1.0, add: bool = False
 ) -> Tensor:
@@ -159,8 +181,8 @@ def products(
     elif not out.is_contiguous():  # torch would multiply matrix by matrix
         found = products(left, right, scale=scale)
         return out.add_(found) if add else out.copy_(found)
-    total, one, other = (tensor.flatten(0, 1) for tensor in (out, left, right))
-    total.baddbmm_(one, other, beta=1 if add else 0, alpha=scale)
+    matrices, factors = out.flatten(0, 1), (left.flatten(0, 1), right.flatten(0, 1))
+    matrices.baddbmm_(*factors, beta=1 if add else 0, alpha=scale)
     return out
 
 
