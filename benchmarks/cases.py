@@ -47,6 +47,7 @@ VARIANTS: dict[str, Peer] = {
 }
 TIMED: dict[str, Peer] = {**VITX, BACKWARD: backward, **PEERS}
 RUNS: dict[str, Peer] = {FORWARD: forward, KEPT: kept, **TIMED, **VARIANTS}
+CLOSE = {FORWARD, KEPT, BACKWARD, *VITX}  # in memory; peers need a multiple
 WITHOUT_CLASS = {"vitx rollout", "dense rollout, hooked", "fast-vit-rollout", "torchxai-explain, rollout"}
 FOR_A_CLASS = set(TIMED) - WITHOUT_CLASS
 
