@@ -26,7 +26,7 @@ from vitx import attention, fused, rollout, tiles
 from vitx.tiles import ALL
 
 capture = importlib.import_module("vitx.capture")  # `vitx.capture` is the function
-SMALL, LARGE = Case(TINY, 8, 224), Case(TINY, 1, 1024)
+SMALL, LARGE, SINGLE = Case(TINY, 8, 224), Case(TINY, 1, 1024), Case("vit_base_patch16_224", 1, 224)
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ def all_heads(
                 yield slice(image, image + some), slice(0, heads), slice(row, min(row + rows, stop))
 
 
-@contextmanager
-def with_all_heads() -> Iterator[None]:
-    """Puts `all_heads` in the place of the division that is used."""
-    with patch.object(attention, "split", all_heads), patch.object(fused, "split", all_heads):
-        yield
+def head_by_head(images: int, heads: int, entries: int, device: torch.device) -> Iterator[tuple[slice, int]]:
+    """Divides heads, and images if they are many."""
+    some = max(1, tiles._room(device) // entries)
+    for image in range(0, images, some):
+        yield from ((slice(image, image + some), head) for head in range(heads))
 
 
 @contextmanager
@@ -104,14 +104,19 @@ PATHS = (
         lambda: patch.object(fused, "_is_plain", never),
     ),
     FastPath(
+        "the heads of an image at once, where they are more than images",
+        *("rollout", {}),
+        lambda: patch.object(fused, "without_copies", head_by_head),
+    ),
+    FastPath(
         "one head after another",
         *("rollout", {}),
-        with_all_heads,
+        lambda: patch.object(attention, "split", all_heads),
     ),
     FastPath(
         "one head after another",
         *("grad_rollout", {}),
-        with_all_heads,
+        lambda: patch.object(attention, "split", all_heads),
     ),
     FastPath(
         "the same memory for all tiles",
@@ -171,7 +176,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument(
-        "--rounds", type=int, default=15, help="of the small case; the large one takes a third"
+        "--rounds", type=int, default=15, help="of the small cases; the large one takes a third"
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -181,10 +186,11 @@ def main() -> None:
             path.method,
             worth(path, SMALL, options.rounds),
             worth(path, LARGE, -(-options.rounds // 3)),
+            worth(path, SINGLE, options.rounds),
         ]
         for path in PATHS
     ]
-    print(table(["path", "method", SMALL.title, LARGE.title], lines))
+    print(table(["path", "method", SMALL.title, LARGE.title, SINGLE.title], lines))
 
 
 if __name__ == "__main__":
