@@ -47,13 +47,18 @@ class HeadFusion:
         """
         first = self._fused is None
         if self._fused is None:
-            self._fused = torch.zeros_like(weights[:, 0])
+            self._fused = torch.empty_like(weights[:, 0])
         if gradient is not None and self._head_fusion == "mean":
+            if first:
+                self._fused.zero_()
             for head, outer in zip(weights.unbind(1), gradient.unbind(1), strict=True):
                 self._fused.addcmul_(head, outer, value=1 / of_heads)
         else:
             heads = weights if gradient is None else weights * gradient
-            part = heads.sum(1) if self._head_fusion == "mean" else fuse_heads(heads, self._head_fusion)
+            if heads.shape[1] == 1:
+                part = heads[:, 0]  # as on a CPU, where a sum would be a copy
+            else:
+                part = heads.sum(1) if self._head_fusion == "mean" else fuse_heads(heads, self._head_fusion)
             fuse_into(self._fused, part, self._head_fusion, of_heads, first=first)
         self._seen += weights.shape[1]
         if self._seen < of_heads:

@@ -88,10 +88,9 @@ class Memory:
             room = self._rooms[use] = like.new_empty(size)
         return room[:size].view(*shape)
 
-    def products(self, use: str, left: Tensor, right: Tensor, *, scale: float = 1.0) -> Tensor:
+    def products(self, use: str, left: Tensor, right: Tensor) -> Tensor:
         """Multiplies as `products` does, into such room."""
-        room = self.take(use, (*left.shape[:-1], right.shape[-1]), left)
-        return products(left, right, out=room, scale=scale)
+        return products(left, right, out=self.take(use, (*left.shape[:-1], right.shape[-1]), left))
 
     def keep(self, tensor: Tensor) -> Tensor:
         """Returns a contiguous copy that stays, and lets go of what shares memory with the tensor.
