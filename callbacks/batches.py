@@ -67,7 +67,8 @@ def read_batch(batch: Any) -> Content:
     }
     masks = object_masks(_first(per_image, MASKS), _first(per_image, BOXES), _size(images))
     inputs = {name: value for name, value in per_image.items() if name not in IMAGES}
-    return Content(images.detach(), _first(per_image, LABELS), masks, inputs)
+    # Subclasses of Tensor, as MONAI has them, bring rules of their own for slices.
+    return Content(images.detach().as_subclass(Tensor), _first(per_image, LABELS), masks, inputs)
 
 
 def object_masks(masks: Tensor | None, boxes: Tensor | None, size: tuple[int, int]) -> Tensor | None:

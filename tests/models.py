@@ -205,18 +205,26 @@ def swin():
 
 
 REFUSED = {
+    "ResNet": Refused(lambda: _unusual("resnet10t"), 32, "no attention between tokens was found"),
+    "XCiT": Refused(
+        lambda: _unusual("xcit_nano_12_p16_224", embed_dim=48, depth=2, num_heads=3),
+        32,
+        "keys are channels and not tokens",
+    ),
+    "EfficientViT": Refused(lambda: _unusual("efficientvit_b0"), 64, "linear attention"),
+}
+
+# What carries relevance takes these; the other methods take plain Vision Transformers, and say of these why
+# not.
+NOT_PLAIN = {
     "Swin": Refused(swin, 32, "attention runs within windows"),
     "SAM": Refused(lambda: timm_model("samvit_base_patch16"), 32, "attention runs within windows"),
     "Hiera": Refused(lambda: _unusual("hiera_tiny_224", img_size=64), 64, "attention runs within windows"),
     "PiT": Refused(
         lambda: _unusual("pit_ti_224", img_size=64), 64, "number of tokens changes between layers"
     ),
-    "ResNet": Refused(lambda: _unusual("resnet10t"), 32, "no attention between tokens was found"),
     "parallel blocks": Refused(
         lambda: timm_model("vit_small_patch16_18x2_224"), 32, "several attentions side by side"
-    ),
-    "XCiT": Refused(
-        lambda: _unusual("xcit_nano_12_p16_224", embed_dim=48, depth=2, num_heads=3), 32, "do not fit a grid"
     ),
     "CaiT": Refused(lambda: timm_model("cait_xxs24_224"), 32, "talking heads"),
     "differential attention": Refused(

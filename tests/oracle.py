@@ -49,7 +49,7 @@ def maps_of(seen, method, prefix, readout, fusion="mean", discard=0.0, start_lay
             matrices.append(drop_smallest(matrix, discard))
         product = rollout(matrices[start_layer:])
         weights = readout_weights(readout, prefix, len(product), seen.pooling, image, fusion)
-        rows.append((weights @ product)[prefix:])
+        rows.append((weights / weights.sum() @ product)[prefix:])
     return torch.stack(rows)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import vitx
-from tests.models import FAMILIES, REFUSED, Family, built
+from tests.models import FAMILIES, NOT_PLAIN, REFUSED, Family, Refused, built
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!--- made by python -m tests.supported_models -->\n", "<!--- until here -->"
@@ -66,6 +66,13 @@ def table() -> str:
     lines += [
         f"| {source} | {', '.join(names)} | {reads} | {how} |" for (source, reads, how), names in rows.items()
     ]
+    others = defaultdict(list)
+    for name, kind in NOT_PLAIN.items():
+        others[carrying(kind)].append(name)
+    lines += [
+        f"| timm | {', '.join(names)} | what its forward pass reads | {how} |"
+        for how, names in others.items()
+    ]
     reasons = defaultdict(list)
     for name, refused in REFUSED.items():
         reasons[refused.sentence].append(name)
@@ -93,6 +100,21 @@ def methods(name: str, family: Family) -> str:
         assert torch.isfinite(maps).all(), (name, method)
         assert (maps.flatten(1).std(1) > 0).all(), (name, method)
     return f"all but {', '.join(refusing)}" if refusing else "all"
+
+
+def carrying(kind: Refused) -> str:
+    """The methods that give a map of what is no plain Vision Transformer, and account for all of it."""
+    model = kind.build().eval()
+    images = torch.randn(1, 3, kind.image_size, kind.image_size, generator=torch.Generator().manual_seed(1))
+    found = []
+    for method in vitx.methods():
+        try:
+            explanation = vitx.explain(model, images, method)
+        except vitx.VitxError:
+            continue
+        assert explanation.conservation is not None, method
+        found.append(f"`{method}`")
+    return ", ".join(found)
 
 
 def said(name: str) -> str:

@@ -31,39 +31,22 @@ class TestRefusals:
         with pytest.raises(VitxError, match=refused.sentence):
             explain(refused.build(), torch.randn(2, 3, refused.image_size, refused.image_size), method)
 
+    @pytest.mark.parametrize("name", models.NOT_PLAIN)
+    def test_models_that_are_not_plain(self, name):
+        refused = models.NOT_PLAIN[name]
+        with pytest.raises(VitxError, match=refused.sentence):
+            explain(refused.build(), torch.randn(2, 3, refused.image_size, refused.image_size), "attention")
+
     def test_a_model_that_drops_patches(self):
         with pytest.raises(VitxError, match="8 tokens do not fit a grid of 4 x 4 patches and 1 prefix"):
-            explain(patch_dropping(), IMAGES)
+            explain(patch_dropping(), IMAGES, "attention")
+        assert (explain(patch_dropping(), IMAGES).maps.flatten(1)[:, 7:] == 0).all(), "7 patches are left"
 
     def test_each_model_that_is_refused_says_one_sentence(self):
         with pytest.raises(VitxError) as error:
-            explain(models.swin(), torch.randn(2, 3, 32, 32))
+            explain(models.swin(), torch.randn(2, 3, 32, 32), "attention")
         assert "\n" not in str(error.value)
         assert isinstance(error.value, ValueError)
-
-    def test_two_forward_passes(self):
-        class Twice(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.vit = models.built("deit")
-
-            def forward(self, images):
-                return self.vit(images) + self.vit(images.flip(-1))
-
-        with pytest.raises(VitxError, match="2 forward passes"):
-            explain(Twice(), IMAGES)
-
-    def test_crops(self):
-        class Crops(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.vit = models.built("deit")
-
-            def forward(self, images):
-                return self.vit(torch.cat([images, images.flip(-1)]))[: len(images)]
-
-        with pytest.raises(VitxError, match=r"several crops .*\(4, \d, 17, 17\) for 2 images"):
-            explain(Crops(), IMAGES)
 
     @pytest.mark.parametrize(
         ("images", "sentence"),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests import models, oracle
-from vitx import capture, explain, gradient_rollout
+from vitx import VitxError, capture, explain, gradient_rollout
 from vitx.fused import SharedAttention
 from vitx.propagation import propagate, propagate_gradients
 
@@ -131,14 +131,18 @@ def test_layers_without_a_gradient_are_not_shown(unread):
     )
 
 
-@pytest.mark.parametrize("unread", [True, False])
-def test_a_layer_without_a_gradient_is_the_identity(unread):
-    model = Detached(unread)
-    model.num_prefix_tokens, model.global_pool = 1, "token"
+def test_a_layer_that_nobody_reads_is_the_identity():
+    model = Detached(unread=True)
     found = explain(model, IMAGES, "grad_rollout", target=1)
     score, trace = score_of(model.double(), IMAGES.double())
     wanted = gradient_rollout(trace.attentions(), trace.gradients(score))[:, 1:]
     assert torch.allclose(found.maps.flatten(1).double(), wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_a_detached_path_is_said():
+    for method in ("rollout", "grad_rollout"):
+        with pytest.raises(VitxError, match="reached detach"):
+            explain(Detached(unread=False), IMAGES, method, target=1)
 
 
 @pytest.mark.parametrize("fused", [True, False])

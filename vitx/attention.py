@@ -99,16 +99,27 @@ class Attention:
 class StoredAttention(Attention):
     """Attention whose A the model itself computed."""
 
-    def __init__(self, weights: Tensor, value: Tensor, *, gradients: bool, sums_to_1: bool = False) -> None:
+    def __init__(
+        self,
+        weights: Tensor,
+        value: Tensor,
+        *,
+        gradients: bool,
+        to_heads: Callable[[Tensor], Tensor] | None = None,
+        sums_to_1: bool = False,
+    ) -> None:
         """Describes a call.
 
         Args:
             weights: A, (B, H, Q, K), detached.
             value: as for `Attention`.
             gradients: as for `Attention`.
+            to_heads: as for `Attention`.
             sums_to_1: as for `Attention`; half precision rounds too much.
         """
-        super().__init__(tuple(weights.shape), value, gradients=gradients, sums_to_1=sums_to_1)
+        super().__init__(
+            tuple(weights.shape), value, gradients=gradients, to_heads=to_heads, sums_to_1=sums_to_1
+        )
         self._stored = weights
 
     def _weights(self) -> Part:

@@ -20,7 +20,7 @@ from vitx.attention import Attention, DotProductAttention, StoredAttention
 from vitx.errors import VitxError
 from vitx.fused import attend
 from vitx.prediction import check_model
-from vitx.relevance import check_options
+from vitx.relevance.fusing import check_options
 from vitx.tiles import Memory
 from vitx.trace import Trace
 
@@ -149,7 +149,7 @@ class _Watcher(TorchFunctionMode):
                 heads(F.linear(x, w, b))  # type: ignore[arg-type]
                 for x, w, b in zip((query, key, value), weights, biases, strict=True)
             )
-        mask = _additive_mask(attn_mask, key_padding_mask, q)
+        mask = additive_mask(attn_mask, key_padding_mask, q)
         projection = out_proj_weight.detach()
         attention = DotProductAttention(
             *(q, k, v),
@@ -236,7 +236,7 @@ _HANDLERS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
-def _additive_mask(mask: Tensor | None, padding: Tensor | None, query: Tensor) -> Tensor | None:
+def additive_mask(mask: Tensor | None, padding: Tensor | None, query: Tensor) -> Tensor | None:
     """Joins the two masks of multi-head attention (True: not attended to) to one that is added."""
     total = None
     if mask is not None:

@@ -13,10 +13,11 @@ from vitx.errors import VitxError
 from vitx.explanation import Explanation, join
 from vitx.isolation import untouched
 from vitx.lens import LogitLens
-from vitx.methods import Method, Methods, Observation, find_method, with_options
+from vitx.methods import Method, Methods, Observation, find_method, first_layer, with_options
 from vitx.prediction import Target, check_images, check_model, predict, scores, target_classes
 from vitx.preprocessing import normalisation
 from vitx.propagation import Propagation, propagate, propagate_gradients, propagate_layer_scores
+from vitx.relevance.way_back import Found, shadowed, way_back
 from vitx.tokens import find_tokens
 from vitx.trace import Trace
 
@@ -114,16 +115,71 @@ def _explain_batch(
             "the model was made under torch.inference_mode, which rules out gradients: make it outside"
         )
     found: dict[str, Explanation] = {}
-    for names, fixed in _passes(chosen):
+    carrying = {name: method for name, method in chosen.items() if method.carries}
+    if carrying:
+        found |= _follow(model, images, {name: methods[name] for name in carrying}, target)
+    for names, fixed in _passes({name: chosen[name] for name in chosen if name not in carrying}):
         asked = {name: methods[name] for name in names}
         found |= _explain_pass(model, images, asked, target, fixed)
     return {name: found[name] for name in methods}
+
+
+def _follow(model: nn.Module, images: Tensor, methods: Methods, target: Target) -> dict[str, Explanation]:
+    """Explains by methods that carry relevance through the pass: one forward pass, one way back each."""
+    chosen = {name: find_method(name) for name in methods}
+    gradients = any(method.gradient for method in chosen.values())
+    carriers = {name: method.begin(bool(method.gradient), **methods[name]) for name, method in chosen.items()}
+    found: dict[str, Found] = {}
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients), untouched(model):
+        # A copy: some models change their input. Subclasses of Tensor bring calls of their own.
+        pixels = images.detach().as_subclass(Tensor).clone()
+        fusion = _common_fusion(chosen, methods)
+        with shadowed(pixels, gradients=gradients, head_fusion=fusion) as watched:
+            with watched:
+                logits = predict(model, pixels)
+            classes = target_classes(target, logits)
+            score = scores(target, logits, classes).sum() if gradients else None
+            layers = len(watched.attentions.layers())
+            for name, carrier in carriers.items():
+                if layers:
+                    first_layer(carrier.start_layer, layers)
+                found[name] = way_back(watched, carrier, logits, score if carrier.gradient else None)
+    _check_finite({name: one.maps for name, one in found.items()})
+    return {
+        name: _explanation(model, images, one.maps, logits, classes, chosen[name], name, one.conservation)
+        for name, one in found.items()
+    }
+
+
+def _common_fusion(chosen: Mapping[str, Method], methods: Methods) -> str | None:
+    """Returns how the heads are fused by all methods, if they read nothing else of A."""
+    fusions = [method.head_fusion(methods[name]) for name, method in chosen.items()]
+    return fusions[0] if all(other == fusions[0] for other in fusions) else None
+
+
+def _explanation(
+    model: nn.Module,
+    images: Tensor,
+    maps: Tensor,
+    logits: Tensor,
+    classes: Tensor | None,
+    method: Method,
+    name: str,
+    conservation: Tensor | None = None,
+) -> Explanation:
+    size = (images.shape[2], images.shape[3])
+    logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    target = classes if method.gradient else None
+    mean, std = normalisation(model)
+    return Explanation(maps, logits, target, size, images, mean, std, name, conservation)
 
 
 def _passes(chosen: Mapping[str, Method]) -> list[tuple[list[str], bool]]:
     """Divides the methods among forward passes; each comes with whether A is fixed in it."""
     fixed = [name for name, method in chosen.items() if method.gradient == "score with A fixed"]
     others = [name for name in chosen if name not in fixed]
+    if not chosen:
+        return []
     if not any(chosen[name].gradient for name in others):
         return [([*fixed, *others], bool(fixed))]
     return [(others, False), (fixed, True)] if fixed else [(others, False)]
@@ -134,12 +190,11 @@ def _explain_pass(
 ) -> dict[str, Explanation]:
     chosen = {name: find_method(name) for name in methods}
     gradients = any(method.gradient for method in chosen.values())
-    fusions = [method.head_fusion(methods[name]) for name, method in chosen.items()]
-    fusion = fusions[0] if all(other == fusions[0] for other in fusions) else None
+    fusion = _common_fusion(chosen, methods)
     lens = LogitLens(model) if any(m.gradient == "layer scores" for m in chosen.values()) else None
     with torch.inference_mode(False), torch.set_grad_enabled(gradients), untouched(model):
         # A copy: inference tensors cannot take part in gradients, and some models change their input.
-        pixels = images.detach().clone()
+        pixels = images.detach().as_subclass(Tensor).clone()
         if gradients:
             # Then a frozen backbone, too, runs with gradients, also when checkpointing runs it again
             # outside the capture. Cloned once more, as no leaf may be changed in place.
@@ -156,13 +211,8 @@ def _explain_pass(
         _propagate(chosen, begun, trace, logits, lens, lambda found: scores(target, found, classes).sum())
         maps = {name: seen.tokens.patches(propagation.relevance) for name, propagation in begun.items()}
     _check_finite(maps)
-    size = (images.shape[2], images.shape[3])
-    logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    mean, std = normalisation(model)
     return {
-        name: Explanation(
-            maps[name], logits, classes if method.gradient else None, size, images, mean, std, name
-        )
+        name: _explanation(model, images, maps[name], logits, classes, method, name)
         for name, method in chosen.items()
     }
 

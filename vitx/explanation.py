@@ -33,6 +33,9 @@ class Explanation:
         mean: what was subtracted from each channel of the images, in units of [0, 1].
         std: what each channel was then divided by.
         method: the name of the method.
+        conservation: (B,), what share of the relevance was accounted for, by the image and the model's own
+            tokens: 1 up to rounding, or an error was raised. None for methods that carry no relevance through
+            the whole model.
     """
 
     maps: Tensor
@@ -43,11 +46,18 @@ class Explanation:
     mean: Sequence[float] = (0.0,)
     std: Sequence[float] = (1.0,)
     method: str = ""
+    conservation: Tensor | None = None
 
     def cpu(self) -> "Explanation":
         """Returns the same in host memory, without the images."""
-        target = None if self.target is None else self.target.cpu()
-        return replace(self, maps=self.maps.cpu(), logits=self.logits.cpu(), target=target, images=None)
+        return replace(
+            self,
+            maps=self.maps.cpu(),
+            logits=self.logits.cpu(),
+            target=None if self.target is None else self.target.cpu(),
+            conservation=None if self.conservation is None else self.conservation.cpu(),
+            images=None,
+        )
 
     def heatmaps(self, size: tuple[int, int] | None = None) -> Tensor:
         """Scales the maps up bilinearly and each one to [0, 1].
@@ -176,16 +186,19 @@ class Explanation:
             logits=self.logits[part],
             target=None if self.target is None else self.target[part],
             images=None if self.images is None else self.images[part],
+            conservation=None if self.conservation is None else self.conservation[part],
         )
 
 
 def join(parts: Sequence[Explanation]) -> Explanation:
     """Joins the explanations of several batches, without their images."""
     targets = [part.target for part in parts if part.target is not None]
+    shares = [part.conservation for part in parts if part.conservation is not None]
     return replace(
         parts[0],
         maps=torch.cat([part.maps for part in parts]),
         logits=torch.cat([part.logits for part in parts]),
         target=torch.cat(targets) if targets else None,
         images=None,
+        conservation=torch.cat(shares) if shares else None,
     )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.relevance import HeadFusion, check_layers, check_options, check_readout
+from vitx.relevance.fusing import HeadFusion, check_layers, check_options, check_readout
 from vitx.tiles import Tile, full
 
 if TYPE_CHECKING:  # scipy is not imported before it is needed

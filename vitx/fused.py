@@ -17,14 +17,25 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn import functional as F
 
 from vitx.attention import Attention, DotProductAttention, StoredAttention
-from vitx.relevance import fuse_into
+from vitx.relevance.fusing import fuse_into
 from vitx.tiles import Memory, Tile, full, heads_first, products, without_copies
 
 Reader = Callable[[Iterator[Tile]], Iterator[Tile]]
 _SMALL = 2**21  # entries of the A of an image; the fused heads of larger ones would take too much memory
 
 
-def attend(
+def attend(*operands: Any, **options: Any) -> tuple[Tensor, Attention]:
+    """Runs `scaled_dot_product_attention` as `run` does; its output is a part of the graph."""
+    output, attention = run(*operands, **options)
+    if isinstance(attention, SharedAttention):
+        query, key, value = operands[:3]
+        if options.get("fixed"):
+            query, key = query.detach(), key.detach()
+        output = attention.attend(query, key, value, output)
+    return output, attention
+
+
+def run(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -57,7 +68,8 @@ def attend(
         memory: what other calls share with this one.
 
     Returns:
-        Its output, the same to the last bit (up to rounding if A was kept), and what describes A.
+        Its output, the same to the last bit (up to rounding if A was kept), and what describes A. The output
+        is a part of the graph unless that is a `SharedAttention`, whose `attend` makes it one.
     """
     call = partial(
         F.scaled_dot_product_attention,
@@ -96,8 +108,6 @@ def attend(
         log_sum_exp=log_sum_exp,
         memory=memory,
     )
-    if isinstance(attention, SharedAttention):
-        output = attention.attend(query, key, value, output)
     return output, attention
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.relevance import (
+from vitx.relevance.fusing import (
     HeadFusion,
     carry,
     carry_heads,
@@ -108,31 +108,39 @@ def gradient_rollout(
     return rollout.relevance
 
 
-class Rollout:
-    """readout^T R for R = prod rownorm(W_l + I), taken through one layer after another, last layer first.
+class RolloutLayer:
+    """Relevance through rownorm(W + I), or rownorm(W) without a residual, tile by tile.
 
     W = discard(fuse(A)), or discard(relu(fuse(A * G))) of tiles with gradients.
 
     Attributes:
-        relevance: (B, N), of the tokens that enter the layers seen so far.
-        start_layer: the first layer of the model that counts.
+        values: what the tokens that are attended to get, (B, K).
+        stays: what the tokens that attend keep, (B, Q).
     """
 
     def __init__(
-        self, readout: Tensor, head_fusion: str = "mean", discard_ratio: float = 0.0, start_layer: int = 0
+        self,
+        relevance: Tensor,
+        keys: int,
+        head_fusion: str = "mean",
+        discard_ratio: float = 0.0,
+        residual: bool = True,
     ) -> None:
+        """Begins with the relevance of the tokens that attend, (B, Q)."""
         self.head_fusion = head_fusion
         self.discard_ratio = discard_ratio
+        self.values = relevance.new_zeros(len(relevance), keys)
+        self.stays = torch.zeros_like(relevance)
+        self._relevance = relevance
+        self._identity = int(residual)
         self._fusion = HeadFusion(head_fusion)
-        self.start_layer = start_layer
         self._images = ALL  # those of the matrix that waits for its other rows
         self._matrix: Tensor | None = None
-        self._begin(readout)
 
     def read(self, tile: Tile) -> None:
         """Takes in some rows of the layer."""
         if not self.discard_ratio:
-            relevance = self.relevance[tile.images][:, tile.rows]
+            relevance = self._relevance[tile.images][:, tile.rows]
             if relevance.device.type == "cpu" and not relevance.any():
                 return  # as for all but one row of the last layer; a GPU would have to be waited for
             if tile.gradient is None and tile.sums_to_1 and self.head_fusion == "mean":
@@ -147,17 +155,12 @@ class Rollout:
         if self._matrix is None or self._images != tile.images:
             self._discard_and_move()
             self._images = tile.images
-            self._matrix = matrix.new_zeros(len(matrix), matrix.shape[2], matrix.shape[2])
+            self._matrix = matrix.new_zeros(len(matrix), self._relevance.shape[1], matrix.shape[2])
         self._matrix[:, tile.rows] = matrix
 
-    def end_layer(self) -> None:
-        """Goes on to the layer below."""
+    def end(self) -> None:
+        """All rows were read."""
         self._discard_and_move()
-        self._begin(self._below)
-
-    def _begin(self, relevance: Tensor) -> None:
-        self.relevance = relevance
-        self._below = torch.zeros_like(relevance)
 
     def _fuse(self, tile: Tile) -> Tensor | None:
         fused = self._fusion.add(tile.weights, tile.gradient, tile.of_heads)
@@ -165,10 +168,9 @@ class Rollout:
 
     def _move_heads(self, tile: Tile, relevance: Tensor) -> None:
         """Adds the part of some heads, whose mean over all has rows that sum to 1."""
-        share = relevance / (2 * tile.of_heads)
-        below = self._below[tile.images]
-        below[:, tile.rows].add_(share, alpha=tile.weights.shape[1])
-        below.add_(carry_heads(share, tile.weights))
+        share = relevance / ((1 + self._identity) * tile.of_heads)
+        self.stays[tile.images][:, tile.rows].add_(share, alpha=self._identity * tile.weights.shape[1])
+        self.values[tile.images].add_(carry_heads(share, tile.weights))
 
     def _move(self, images: slice, rows: slice, matrix: Tensor) -> None:
         """Adds rownorm(W + I) of some rows: a part stays with the token, another goes where W says.
@@ -176,17 +178,45 @@ class Rollout:
         Args:
             images: which, b of them.
             rows: which, n of them.
-            matrix: W, (b, n, N).
+            matrix: W, (b, n, K).
         """
-        share = self.relevance[images][:, rows] / (matrix.sum(-1) + 1)
-        below = self._below[images]
-        below[:, rows].add_(share)
-        below.add_(carry(share, matrix))
+        share = self._relevance[images][:, rows] / (matrix.sum(-1) + self._identity)
+        self.stays[images][:, rows].add_(share, alpha=self._identity)
+        self.values[images].add_(carry(share, matrix))
 
     def _discard_and_move(self) -> None:
         if self._matrix is not None:
             self._move(self._images, ALL, discard(self._matrix, self.discard_ratio))
             self._matrix = None
+
+
+class Rollout:
+    """readout^T R for R = prod rownorm(W_l + I), taken through one layer after another, last layer first.
+
+    Attributes:
+        relevance: (B, N), of the tokens that enter the layers seen so far.
+        start_layer: the first layer of the model that counts.
+    """
+
+    def __init__(
+        self, readout: Tensor, head_fusion: str = "mean", discard_ratio: float = 0.0, start_layer: int = 0
+    ) -> None:
+        self.start_layer = start_layer
+        self._options = head_fusion, discard_ratio
+        self._begin(readout)
+
+    def read(self, tile: Tile) -> None:
+        """Takes in some rows of the layer."""
+        self._layer.read(tile)
+
+    def end_layer(self) -> None:
+        """Goes on to the layer below."""
+        self._layer.end()
+        self._begin(self._layer.values + self._layer.stays)
+
+    def _begin(self, relevance: Tensor) -> None:
+        self.relevance = relevance
+        self._layer = RolloutLayer(relevance, relevance.shape[1], *self._options)
 
 
 def discard(matrix: Tensor, ratio: float) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitx.errors import VitxError
-from vitx.relevance import fuse_heads
+from vitx.relevance.fusing import fuse_heads
 from vitx.trace import Trace
 
 # timm's blocks whose attentions read the same tokens; a forward pass does not show that.

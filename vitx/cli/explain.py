@@ -15,7 +15,7 @@ from vitx.cli.subject import add_model_options, load_subject, target_class
 from vitx.errors import VitxError
 from vitx.methods import Methods, methods, with_options
 from vitx.pictures import MOST_PIXELS, find_pictures
-from vitx.relevance import HEAD_FUSIONS, check_options
+from vitx.relevance.fusing import HEAD_FUSIONS, check_options
 
 DESCRIPTION = """\
 Explains pictures: what does the model look at?

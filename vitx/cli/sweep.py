@@ -15,7 +15,7 @@ from vitx.files import png_path, write_png
 from vitx.inputs import to_tensor
 from vitx.methods import title_of
 from vitx.pictures import read_picture
-from vitx.relevance import HEAD_FUSIONS, check_options
+from vitx.relevance.fusing import HEAD_FUSIONS, check_options
 
 DESCRIPTION = """\
 Shows one picture under every head fusion and several discard ratios, attention rollout beside gradient

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vitx.methods.registry import Observation, register
 from vitx.propagation import Propagation
-from vitx.relevance import HeadFusion, carry, check_options
+from vitx.relevance.fusing import HeadFusion, carry, check_options
 from vitx.tiles import Tile
 
 

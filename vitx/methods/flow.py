@@ -3,7 +3,7 @@
 from vitx.flow import Flow
 from vitx.methods.registry import Observation, register
 from vitx.propagation import Propagation
-from vitx.relevance import check_options
+from vitx.relevance.fusing import check_options
 
 
 @register("flow", fused_heads=True, title="attention flow", slow=True)

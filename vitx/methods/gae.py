@@ -1,40 +1,61 @@
 """Generic attention explainability: rollout of what raises the score, head by head."""
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from vitx.methods.registry import Observation, register
-from vitx.propagation import Propagation
-from vitx.relevance import carry_heads
+from vitx.methods.registry import register
+from vitx.relevance.attending import Carrier
+from vitx.relevance.fusing import carry_heads
+from vitx.rollout import RolloutLayer
 from vitx.tiles import Tile
 
 
+class GaeLayer:
+    """Relevance through I + E[relu(A * G)]: what a token has, it keeps.
+
+    Attributes:
+        values: what the tokens that are attended to get, (B, K).
+        stays: what the tokens that attend keep, (B, Q).
+    """
+
+    def __init__(self, relevance: Tensor, keys: int) -> None:
+        self.values = relevance.new_zeros(len(relevance), keys)
+        self.stays = relevance
+
+    def read(self, tile: Tile) -> None:
+        """Takes in some rows of the layer."""
+        assert tile.gradient is not None
+        heads = (tile.weights * tile.gradient).relu_()
+        share = self.stays[tile.images][:, tile.rows] / tile.of_heads
+        self.values[tile.images] += carry_heads(share, heads)
+
+    def end(self) -> None:
+        """Nothing waits for other rows."""
+
+
+@dataclass(frozen=True)
 class Gae:
     """readout^T R for R = prod_l (I + E[relu(A_l * G_l)]), last layer on the left.
 
     Chefer et al. 2021, arXiv 2103.15679, eq. 5 and 6: E is the mean over the heads, and no row is scaled.
     """
 
-    def __init__(self, readout: Tensor, start_layer: int) -> None:
-        self.start_layer = start_layer
-        self._begin(readout)
+    start_layer: int
+    gradient = True
+    of_heads = True
+    grows = True
 
-    def read(self, tile: Tile) -> None:
-        """Takes in some rows of the layer."""
-        assert tile.gradient is not None
-        heads = (tile.weights * tile.gradient).relu_()
-        share = self.relevance[tile.images][:, tile.rows] / tile.of_heads
-        self._below[tile.images] += carry_heads(share, heads)
+    def layer(self, relevance: Tensor, keys: int) -> GaeLayer:
+        """An attention inside a residual."""
+        return GaeLayer(relevance, keys)
 
-    def end_layer(self) -> None:
-        """Goes on to the layer below."""
-        self._begin(self._below)
-
-    def _begin(self, relevance: Tensor) -> None:
-        self.relevance = relevance
-        self._below = relevance.clone()  # the identity: what a token has, it keeps
+    def pooling(self, relevance: Tensor, keys: int) -> RolloutLayer:
+        """An attention without one: the mean of its heads alone."""
+        return RolloutLayer(relevance, keys, residual=False)
 
 
-@register("gae", gradient="score", title="GAE")
-def gae(seen: Observation, *, start_layer: int = 0) -> Propagation:
+@register("gae", carries=True, gradient="score", title="GAE")
+def gae(gradient: bool, *, start_layer: int = 0) -> Carrier:
     """Generic attention explainability (Chefer et al. 2021), see `Gae`."""
-    return Gae(seen.readout("mean"), seen.first_layer(start_layer))
+    return Gae(start_layer)

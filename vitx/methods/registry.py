@@ -9,11 +9,10 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.propagation import Propagation
 from vitx.tokens import Tokens
 from vitx.trace import Trace
 
-Begin = Callable[..., Propagation]
+Begin = Callable[..., Any]  # returns a Propagation, or a Carrier
 Methods = Mapping[str, Mapping[str, Any]]  # name -> options
 # Of the score; of the score while the A of every layer stays as it is, so that it acts through the values
 # alone; or of each layer's own score, see `vitx.lens`.
@@ -40,16 +39,20 @@ class Observation:
 
     def first_layer(self, start_layer: int) -> int:
         """Returns the number of the first layer that counts, or raises a VitxError if there is none."""
-        layers = len(self.trace.layers)
-        if isinstance(start_layer, bool) or not hasattr(start_layer, "__index__"):
-            raise VitxError(f"start_layer must be a whole number, found {start_layer!r}")
-        start_layer = operator.index(start_layer)
-        if not 0 <= start_layer < layers:
-            raise VitxError(
-                f"start_layer must be from 0 to {layers - 1}, as the model has {layers} layers, "
-                f"found {start_layer}"
-            )
-        return start_layer
+        return first_layer(start_layer, len(self.trace.layers))
+
+
+def first_layer(start_layer: Any, layers: int) -> int:
+    """Returns the number of the first of some layers that counts, or raises a VitxError if there is none."""
+    if isinstance(start_layer, bool) or not hasattr(start_layer, "__index__"):
+        raise VitxError(f"start_layer must be a whole number, found {start_layer!r}")
+    start_layer = operator.index(start_layer)
+    if not 0 <= start_layer < layers:
+        raise VitxError(
+            f"start_layer must be from 0 to {layers - 1}, as the model has {layers} layers, "
+            f"found {start_layer}"
+        )
+    return int(start_layer)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ class Method:
         gradient: which gradient with respect to A it reads; None: it reads none.
         fused_heads: whether it reads nothing of A but what its option `head_fusion` makes of the heads.
         title: what pictures call it; its name by default.
+        carries: whether it carries relevance through the whole pass: the function then takes whether it
+            reads a gradient, and returns a `Carrier`; else it takes an `Observation`, and returns a
+            `Propagation`.
         slow: whether it takes seconds for each image, so that nobody asks for it but by name.
     """
 
@@ -69,6 +75,7 @@ class Method:
     fused_heads: bool = False
     title: str | None = None
     slow: bool = False
+    carries: bool = False
 
     def head_fusion(self, options: Mapping[str, Any]) -> str | None:
         """Returns how the method fuses the heads, if it reads nothing else of A."""
@@ -98,6 +105,7 @@ def register(
     fused_heads: bool = False,
     title: str | None = None,
     slow: bool = False,
+    carries: bool = False,
 ) -> Callable[[Begin], Begin]:
     """Makes a function a method of that name, see `Method`.
 
@@ -113,7 +121,7 @@ def register(
             raise VitxError(
                 f"{name} cannot have fused_heads: it reads a gradient, or has no option head_fusion"
             )
-        _METHODS[name] = Method(begin, gradient, fused_heads, title, slow)
+        _METHODS[name] = Method(begin, gradient, fused_heads, title, slow, carries)
         return begin
 
     return add

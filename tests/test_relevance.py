@@ -1,0 +1,379 @@
+"""Relevance follows what a forward pass computed: models of all kinds, and what breaks the way is said."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests import models, oracle
+from vitx import VitxError, explain
+
+IMAGES = models.FAMILIES["deit"].images(dtype=torch.float64)
+WIDTH, HEADS, DEPTH = 48, 3, 3
+
+
+def carried(name, **options):
+    """A model of timm with random weights and 7 classes."""
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=models.CLASSES, **options)
+
+
+# What no plain Vision Transformer is: windows, shifts, merges, pools, stems, branches, attentions side by
+# side.
+KINDS = {
+    "Swin": (models.swin, 32, (16, 16)),
+    "Swin-V2": (
+        lambda: models.spread(carried("swinv2_tiny_window8_256", img_size=64, window_size=4)),
+        64,
+        (16, 16),
+    ),
+    "Hiera": (lambda: carried("hiera_tiny_224", img_size=64), 64, (16, 16)),
+    "SAM": (lambda: models.timm_model("samvit_base_patch16"), 32, (4, 4)),
+    "PiT": (lambda: carried("pit_ti_224", img_size=64), 64, None),
+    "PVT-v2": (lambda: carried("pvt_v2_b0"), 64, (16, 16)),
+    "CaiT": (lambda: carried("cait_xxs24_224", img_size=32, patch_size=8, depth=3), 32, (4, 4)),
+    "Twins": (lambda: carried("twins_svt_small"), 64, (16, 16)),
+    "LeViT": (lambda: carried("levit_128s"), 224, (14, 14)),
+    "MobileViT": (lambda: carried("mobilevit_xxs"), 64, None),
+    "EfficientFormer": (lambda: carried("efficientformer_l1"), 224, None),
+    "ConViT": (lambda: carried("convit_tiny"), 224, (14, 14)),
+    "attentions side by side": (lambda: models.timm_model("vit_small_patch16_18x2_224"), 32, (4, 4)),
+    "attention beside MLP": (
+        lambda: carried("vit_tiny_patch16_224", img_size=32, patch_size=8, block_fn=parallel()),
+        32,
+        (4, 4),
+    ),
+    "differential attention": (lambda: models.timm_model("vit_dlittle_patch16_reg1_gap_256"), 32, (4, 4)),
+}
+
+
+def parallel():
+    return timm.models.vision_transformer.ParallelScalingBlock
+
+
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_accounts_for_all_relevance(kind, method):
+    build, size, grid = KINDS[kind]
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    found = explain(build().eval(), images, method)
+    assert (found.conservation - 1).abs().max() < 1e-3
+    assert grid is None or tuple(found.maps.shape[1:]) == grid
+    assert (found.maps.flatten(1).std(1) > 0).all()
+    if method == "rollout":
+        assert found.maps.min() >= -1e-6
+        assert (found.maps.sum((1, 2)) <= 1 + 1e-3).all()
+
+
+class Attention(nn.Module):
+    """The same attention, written in many ways."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.qkv, self.out = how, nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        batch, count, width = x.shape
+        dim, scale = width // HEADS, (width // HEADS) ** -0.5
+        q, k, v = (t.reshape(batch, count, HEADS, dim) for t in self.qkv(x).chunk(3, -1))
+        heads_first = [t.transpose(1, 2) for t in (q, k, v)]
+        folded = [t.reshape(batch * HEADS, count, dim) for t in heads_first]
+        if self.how == "fused":
+            mixed = F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+        elif self.how == "einsum of a list":
+            a = torch.softmax(torch.einsum("nqhd,nkhd->nhqk", [q, k]) * scale, dim=3)
+            mixed = torch.einsum("nhql,nlhd->nqhd", [a, v])
+        elif self.how == "einsum with an ellipsis":
+            q, k, v = heads_first
+            a = torch.softmax(torch.einsum("...id,...jd->...ij", q, k) * scale, dim=-1)
+            mixed = torch.einsum("...ij,...jd->...id", a, v).transpose(1, 2)
+        elif self.how == "einsum, values first":
+            a = torch.softmax(torch.einsum("bqhd,bkhd->bhqk", q, k) * scale, dim=-1)
+            mixed = torch.einsum("bkhd,bhqk->bqhd", v, a)
+        elif self.how == "bmm, heads in the batch":
+            q, k, v = folded
+            a = torch.bmm(q, k.mT).mul_(scale).softmax(-1)
+            mixed = torch.bmm(a, v).view(batch, HEADS, count, dim).transpose(1, 2)
+        elif self.how == "baddbmm":
+            q, k, v = folded
+            a = torch.baddbmm(q.new_zeros(1, 1, 1), q, k.mT, alpha=scale).softmax(-1)
+            mixed = (a @ v).view(batch, HEADS, count, dim).transpose(1, 2)
+        elif self.how == "fused, heads in the batch":
+            mixed = F.scaled_dot_product_attention(*folded).view(batch, HEADS, count, dim).transpose(1, 2)
+        elif self.how == "fused, a window dimension":
+            windows = [t[:, :, None] for t in heads_first]
+            mixed = F.scaled_dot_product_attention(*windows)[:, :, 0].transpose(1, 2)
+        elif self.how == "out= and a buffer":
+            q, k, v = heads_first
+            scores = torch.empty(batch, HEADS, count, count, dtype=x.dtype)
+            torch.matmul(q, k.mT, out=scores)
+            mixed = torch.empty_like(q)
+            for head in range(HEADS):
+                a = torch.softmax(scores[:, head] * scale, -1)
+                mixed[:, head] = a @ v[:, head]
+            mixed = mixed.transpose(1, 2)
+        else:
+            assert self.how == "a copy of A is kept, and one beside"
+            q, k, v = heads_first
+            self.beside = torch.softmax(q @ k.mT, -1)
+            a = torch.softmax(q @ k.mT * scale, -1)
+            self.kept = a.clone()
+            mixed = (a @ v).transpose(1, 2)
+        return self.out(mixed.reshape(batch, count, width))
+
+
+class Vit(nn.Module):
+    """A Vision Transformer that declares nothing; `read` says what its head makes of the tokens."""
+
+    def __init__(self, how="fused", read=lambda tokens: tokens[:, 0]):
+        super().__init__()
+        self.embed, self.read = nn.Conv2d(3, WIDTH, 8, 8), read
+        self.first = nn.Parameter(torch.zeros(1, 1, WIDTH))
+        self.place = nn.Parameter(torch.zeros(1, 17, WIDTH))
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(DEPTH))
+        self.layers = nn.ModuleList(Attention(how) for _ in range(DEPTH))
+        self.head = nn.Linear(WIDTH, models.CLASSES)
+
+    def tokens(self, x):
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.first.expand(len(x), -1, -1), tokens], 1) + self.place
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            tokens = tokens + layer(norm(tokens))
+        return tokens
+
+    def forward(self, x):
+        return self.head(self.read(self.tokens(x)))
+
+
+def vit(*args, **options):
+    return models.spread(Vit(*args, **options)).double().eval()
+
+
+def wanted(method, **options):
+    """The plain model's map, the slow way."""
+    plain = vit("einsum with an ellipsis")
+    seen = oracle.observe(plain, IMAGES)
+    return oracle.maps_of(seen, method, 1, "token", **options)
+
+
+# One head at a time there, so each row is scaled by its own sum; a mean of heads is the same.
+APART = ("out= and a buffer",)
+
+
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("fused", "einsum of a list", "einsum with an ellipsis", "einsum, values first"),
+        *("bmm, heads in the batch", "baddbmm", "fused, heads in the batch", "fused, a window dimension"),
+        *("out= and a buffer", "a copy of A is kept, and one beside"),
+    ],
+)
+def test_attention_however_it_is_written(how, method):
+    if method == "grad_rollout" and how in APART:
+        pytest.skip("an attention for each head: relu and rows are of each head then, another formula")
+    for options in ({}, {"fusion": "max", "discard": 0.4}):
+        if options and how in APART:
+            continue
+        named = {{"fusion": "head_fusion", "discard": "discard_ratio"}[k]: v for k, v in options.items()}
+        found = explain(vit(how), IMAGES, method, **named)
+        assert oracle.relative_error(found.maps, wanted(method, **options)) < 1e-9
+
+
+READS = {
+    "token": (lambda tokens: tokens[:, 0], "token"),
+    "patches": (lambda tokens: tokens[:, 1:].mean(1), "patches"),
+    "all": (lambda tokens: tokens.mean(1), "all"),
+    "sum of a stack": (
+        lambda tokens: torch.stack([tokens[:, 0], tokens[:, 1:].mean(1)]).sum(0),
+        "token+patches",
+    ),
+}
+
+
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout"])
+@pytest.mark.parametrize("name", READS)
+def test_what_the_head_reads_is_seen(name, method):
+    read, kind = READS[name]
+    model = vit(read=read)
+    slow = vit("einsum with an ellipsis", read)
+    maps = oracle.maps_of(oracle.observe(slow, IMAGES), method, 1, kind)
+    assert oracle.relative_error(explain(model, IMAGES, method).maps, maps) < 1e-9
+
+
+class Around(nn.Module):
+    """Does something to the images, and something to the logits, around a model."""
+
+    def __init__(self, before=lambda x: x, after=lambda x: x, inner=None):
+        super().__init__()
+        self.inner, self.before, self.after = inner or vit(), before, after
+
+    def forward(self, x):
+        return self.after(self.inner(self.before(x)))
+
+
+def test_a_picture_that_is_turned_on_the_way_comes_out_right():
+    turned = explain(Around(lambda x: x.transpose(2, 3).flip(3)), IMAGES).maps
+    plain = explain(vit(), IMAGES.transpose(2, 3).flip(3)).maps
+    assert torch.allclose(turned, plain.flip(2).transpose(1, 2), rtol=1e-9)
+
+
+def test_padding_inside_the_model_moves_nothing():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = vit()
+
+        def forward(self, x):
+            return self.inner(F.pad(x, (8, 0, 8, 0)))
+
+    small = IMAGES[:, :, 8:, 8:]
+    found = explain(Padded(), small)
+    plain = explain(vit(), F.pad(small, (8, 0, 8, 0))).maps[:, 1:, 1:]
+    assert torch.allclose(found.maps, plain, rtol=1e-9)
+    assert torch.allclose(found.conservation, torch.ones(2, dtype=torch.float64))
+
+
+def test_two_models_share_what_is_read():
+    class Ensemble(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = vit(), vit(read=lambda tokens: tokens.mean(1))
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.teacher = self.other(x.flip(3))
+            return self.one(x) + self.other(x)
+
+    model = Ensemble()
+    half = (explain(model.one, IMAGES).maps + explain(model.other, IMAGES).maps) / 2
+    assert torch.allclose(explain(model, IMAGES).maps, half, rtol=1e-9)
+
+
+def test_crops_of_an_image_are_added():
+    class Crops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = vit()
+
+        def forward(self, x):
+            return self.inner(torch.cat([x, x.flip(3)])).view(2, len(x), -1).mean(0)
+
+    found = explain(Crops(), IMAGES)
+    flipped = explain(vit(), IMAGES.flip(3)).maps.flip(2)
+    assert torch.allclose(found.maps, (explain(vit(), IMAGES).maps + flipped) / 2, rtol=1e-9)
+
+
+def test_windows_equal_full_matrices():
+    """Swin's own masks and shifts, as a matrix of all tokens for each layer."""
+    model = models.spread(models.swin()).double().eval()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    matrices = full_matrices(model, images)
+    for image in range(2):
+        row = torch.full((1, len(matrices[-1][image])), 1 / len(matrices[-1][image]), dtype=torch.float64)
+        for matrix in reversed(matrices):
+            row = row @ matrix[image]
+        found = explain(model, images).maps[image].flatten()
+        assert (found - row[0]).abs().max() < 1e-9 * row.max()
+
+
+def full_matrices(model, images):
+    """rownorm(mean A + I) over all tokens of each block, and the mean of four tokens for each merge."""
+    twin, seen = oracle.visible_twin(model), []
+    with oracle._softmaxes() as found:
+        twin(images)
+    found = [a.detach().double() for a in found]
+    side, matrices = 16, []
+    for stage, layer in enumerate(twin.layers):
+        if stage:
+            merge = torch.zeros(side * side // 4, side * side, dtype=torch.float64)
+            for r, c in itertools.product(range(side), range(side)):
+                merge[(r // 2) * (side // 2) + c // 2, r * side + c] = 1 / 4
+            matrices.append(merge.expand(len(images), -1, -1))
+            side //= 2
+        for block in layer.blocks:
+            attention = found[len(seen)].mean(1)
+            seen.append(block)
+            window, shift = block.window_size[0], block.shift_size[0]
+            places = torch.arange(side * side).view(side, side).roll((-shift, -shift), (0, 1))
+            cells = places.view(side // window, window, side // window, window).transpose(1, 2)
+            cells = cells.reshape(-1, window * window)
+            whole = torch.zeros(len(images), side * side, side * side, dtype=torch.float64)
+            for image, (number, cell) in itertools.product(range(len(images)), enumerate(cells)):
+                whole[image][cell[:, None], cell[None]] = attention[image * len(cells) + number]
+            mixed = whole + torch.eye(side * side, dtype=torch.float64)
+            matrices.append(mixed / mixed.sum(-1, keepdim=True))
+    return matrices
+
+
+class Foreign(torch.autograd.Function):
+    """What leaves torch on its way."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.from_numpy(np.tanh(x.detach().numpy()))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+BREAKS = {
+    "an unknown function": (lambda x: torch.special.bessel_j0(x), "reached special_bessel_j0"),
+    "a detached path": (lambda x: x.detach(), "reached detach"),
+    "a cumulative sum": (lambda x: x.cumsum(1), "reached cumsum"),
+    "quantised": (
+        lambda x: torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8).dequantize().double(),
+        "reached quantize_per_tensor|does not come from the image",
+    ),
+    "a function of one's own": (Foreign.apply, "does not come from the image|reached"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_what_no_rule_covers_is_said_by_name(name):
+    call, sentence = BREAKS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(VitxError, match=sentence) as error:
+            explain(vit(read=lambda tokens: call(tokens)[:, 0]), IMAGES)
+    assert "\n" not in str(error.value)
+
+
+def test_a_call_without_a_rule_that_nothing_reads_is_no_error():
+    class Curious(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = vit()
+
+        def forward(self, x):
+            self.seen = x.cumsum(1).detach().median()
+            return self.inner(x)
+
+    assert torch.allclose(explain(Curious(), IMAGES).maps, explain(vit(), IMAGES).maps)
+
+
+def test_linear_attention_is_refused():
+    class Linear(nn.Module):
+        def forward(self, x):
+            return x.relu() @ (x.mT @ x)
+
+    with pytest.raises(VitxError, match="linear attention"):
+        explain(vit(read=lambda tokens: Linear()(tokens).mean(1)), IMAGES)
+
+
+def test_the_output_is_the_same_to_the_last_bit():
+    for method in ("rollout", "grad_rollout"):
+        for name in ("deit without fused attention", "beit", "hf vit, eager"):
+            model, images = models.built(name), models.FAMILIES[name].images()
+            with torch.no_grad():
+                plain = model(images)
+            logits = plain if isinstance(plain, torch.Tensor) else plain.logits
+            assert torch.equal(explain(model, images, method).logits, logits)

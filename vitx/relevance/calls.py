@@ -1,0 +1,495 @@
+"""Which rule each torch function follows. What is not named here has none."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
+
+from vitx.relevance import rules
+from vitx.relevance.heads import Equation
+
+if TYPE_CHECKING:
+    from vitx.relevance.shadow import Live, Shadow
+
+Function = Callable[..., Any]
+Rule = Callable[["Shadow", Any, Any, dict[str, Any]], Any]
+
+
+def _named(*names: str) -> frozenset[Function]:
+    """The functions of these names in torch, of a tensor, and in torch.nn.functional."""
+    owners = (torch, Tensor, F, torch._C._nn, torch.special, torch.linalg)
+    return frozenset(
+        getattr(owner, name) for name in names for owner in owners if callable(getattr(owner, name, None))
+    )
+
+
+def _attributes(*names: str) -> frozenset[Function]:
+    return frozenset(getattr(Tensor, name).__get__ for name in names)
+
+
+SOFTMAX = _named("softmax")
+PRODUCTS = _named("matmul", "__matmul__", "bmm", "einsum", "baddbmm")
+ADDED = _named("add", "add_", "__add__", "__radd__", "__iadd__")
+CONVOLUTIONS = _named("conv1d", "conv2d", "conv3d")
+WEIGHTED = CONVOLUTIONS | PRODUCTS | _named("linear", "addmm")
+_CASTS = _named(
+    *("to", "float", "double", "half", "bfloat16", "type_as", "contiguous", "clone", "cpu", "cuda"),
+    *(
+        "dropout",
+        "dropout_",
+        "alpha_dropout",
+        "feature_dropout",
+        "dropout2d",
+        "as_subclass",
+        "requires_grad_",
+    ),
+    *("nan_to_num", "positive", "__pos__", "resolve_conj", "resolve_neg", "alias"),
+)
+_POINTWISE = _CASTS | _named(
+    *("relu", "relu_", "gelu", "silu", "silu_", "mish", "hardswish", "hardswish_", "hardsigmoid", "sigmoid"),
+    *("sigmoid_", "tanh", "tanh_", "softplus", "softsign", "elu", "selu", "celu", "leaky_relu", "prelu"),
+    *(
+        "relu6",
+        "hardtanh",
+        "hardtanh_",
+        "logsigmoid",
+        "log_softmax",
+        "erf",
+        "exp",
+        "exp_",
+        "log",
+        "log1p",
+        "sqrt",
+    ),
+    *(
+        "rsqrt",
+        "square",
+        "pow",
+        "pow_",
+        "__pow__",
+        "neg",
+        "__neg__",
+        "abs",
+        "__abs__",
+        "clamp",
+        "clamp_",
+        "clip",
+    ),
+    *("clamp_min", "clamp_max", "sign", "sin", "cos", "reciprocal", "softmax", "masked_fill", "masked_fill_"),
+    *(
+        "layer_norm",
+        "group_norm",
+        "batch_norm",
+        "instance_norm",
+        "rms_norm",
+        "normalize",
+        "local_response_norm",
+    ),
+    *("l1_loss", "logit", "sigmoid", "threshold", "rrelu", "hardshrink", "tanhshrink", "expm1"),
+)
+_DIVIDED = _named("div", "div_", "__div__", "__truediv__", "__itruediv__", "true_divide", "divide")
+_SUBTRACTED = _named("sub", "sub_", "__sub__", "__isub__", "subtract")
+# What takes no value from its input, and what takes from the second one nothing but its form.
+CONSTANT = _named(
+    *(
+        "zeros_like",
+        "ones_like",
+        "empty_like",
+        "full_like",
+        "rand_like",
+        "randn_like",
+        "new_zeros",
+        "new_ones",
+    ),
+    *("new_empty", "new_full", "new_tensor", "size", "bernoulli"),
+)
+REFERRING = _named("type_as", "view_as", "reshape_as", "expand_as")
+MULTIPLIED = _named("mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply")
+_REVERSED = _named("rsub", "__rsub__", "__rdiv__", "__rtruediv__", "__rpow__")
+_SHAPES = _named(
+    *("reshape", "view", "flatten", "unflatten", "permute", "transpose", "swapaxes", "swapdims", "movedim"),
+    *(
+        "moveaxis",
+        "t",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "expand_as",
+        "broadcast_to",
+        "view_as",
+        "reshape_as",
+    ),
+    *("repeat", "repeat_interleave", "tile", "unbind", "chunk", "split", "split_with_sizes", "tensor_split"),
+    *(
+        "select",
+        "narrow",
+        "index_select",
+        "gather",
+        "take_along_dim",
+        "take",
+        "roll",
+        "flip",
+        "fliplr",
+        "flipud",
+    ),
+    *(
+        "rot90",
+        "unfold",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "diagonal",
+        "ravel",
+        "adjoint",
+    ),
+    *("interpolate", "upsample", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+    *("atleast_1d", "atleast_2d", "atleast_3d", "masked_select", "hsplit", "vsplit", "unsafe_chunk"),
+    *("squeeze_", "unsqueeze_", "transpose_", "permute_copy", "as_strided"),
+) | _attributes("T", "mT", "H", "mH")
+_SHAPES = _SHAPES | {Tensor.__getitem__}
+_JOINED = _named(
+    *("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "where", "scatter", "index_add"),
+    *("index_copy", "masked_scatter", "index_put", "broadcast_tensors", "meshgrid"),
+)
+_SELECTED = _named(
+    *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "amax", "amin"),
+    *("maximum", "minimum", "max", "min", "topk", "sort", "fmax", "fmin", "median"),
+)
+# What leaves a tensor the same one: the stream is still the stream.
+KEEP_IDENTITY = (
+    (_SHAPES | _CASTS | ADDED | _SUBTRACTED | MULTIPLIED | _DIVIDED) | {Tensor.__setitem__}
+) | _named("pad", "masked_fill", "masked_fill_")
+
+
+def name_of(func: Function) -> str:
+    """Returns what people call a function."""
+    name = str(getattr(func, "__name__", func))
+    return str(getattr(getattr(func, "__self__", None), "__name__", name)) if name == "__get__" else name
+
+
+def operands(func: Function, args: Any, kwargs: Any) -> tuple[Equation | None, Tensor, Tensor] | None:
+    """Returns the two operands of a product; None if it is none of two operands."""
+    if func is torch.einsum:
+        return _of_einsum(*args)
+    if func in _BADDBMM:
+        args = args[1:]
+    given = (*args, *(value for name, value in kwargs.items() if name != "out"))
+    factors = [value for value in given if isinstance(value, Tensor)]
+    return (None, factors[0], factors[1]) if len(factors) == 2 else None
+
+
+_BADDBMM = _named("baddbmm")
+
+
+def _of_einsum(equation: Any, *given: Any) -> tuple[Equation, Tensor, Tensor] | None:
+    tensors = given[0] if len(given) == 1 and isinstance(given[0], (list, tuple)) else given
+    if not isinstance(equation, str) or len(tensors) != 2:
+        return None
+    parsed = parse(equation, [t.ndim for t in tensors])
+    return None if parsed is None else (Equation(*parsed), tensors[0], tensors[1])
+
+
+def parse(equation: str, ndims: Sequence[int]) -> list[str] | None:
+    """Returns the letters of operands and output, the ellipsis as capitals; None for repeated ones.
+
+    Example:
+        >>> parse("b h i d, b h j d -> b h i j", [4, 4])
+        ['bhid', 'bhjd', 'bhij']
+        >>> parse("...ij,...jk->...ik", [3, 3])
+        ['Aij', 'Ajk', 'Aik']
+    """
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    extra = ""
+    for term, count in zip(terms, _extra(terms, ndims), strict=True):
+        if "..." in term:
+            extra = max(extra, "ABCDEFGH"[:count], key=len)
+    if not arrow:
+        counted = "".join(terms).replace(".", "")
+        out = ("..." if extra else "") + "".join(sorted(c for c in set(counted) if counted.count(c) == 1))
+    found = []
+    for term, count in zip([*terms, out], [*_extra(terms, ndims), len(extra)], strict=True):
+        found.append(term.replace("...", extra[len(extra) - count :] if "..." in term and count else ""))
+    return None if any(len(set(term)) < len(term) for term in found) else found
+
+
+def _extra(terms: Sequence[str], ndims: Sequence[int]) -> list[int]:
+    """How many dimensions the ellipsis of each term stands for."""
+    return [ndim - len(term) + 3 for term, ndim in zip(terms, ndims, strict=True)]
+
+
+def whole_to_first(
+    watched: "Shadow", out: Tensor, left: Tensor, live: "Live", equation: Equation | None
+) -> Tensor:
+    """The shadow of q k^T: whole to the query."""
+    if equation is None:
+        return rules.evenly(live.shadow, out.shape, -1)
+    return _contracted(live.shadow, out.shape, equation.left, equation.out)
+
+
+def _contracted(shadow: Tensor, shape: Sequence[int], own: str, out: str) -> Tensor:
+    """A product by letters: what other letters have is summed, what is contracted is shared evenly."""
+    whole = shadow.shape
+    gone = [letter for letter in own if letter not in out]
+    size = math.prod(whole[own.index(letter)] for letter in gone)
+
+    def back(relevance: Tensor) -> list[Tensor]:
+        others = [index for index, letter in enumerate(out) if letter not in own]
+        share = rules.total(relevance, others)
+        share = share.squeeze(tuple(others)) if others else share
+        left = [letter for letter in out if letter in own]
+        for _ in gone:
+            share = share.unsqueeze(-1)
+        order = [(left + gone).index(letter) for letter in own]
+        return [(share / size).permute(order).expand(whole)]
+
+    return rules.follow(shape, back, shadow)
+
+
+def _first_live(watched: "Shadow", args: Any, kwargs: Any) -> "Live":
+    return watched.found_in(args, kwargs)[0]
+
+
+def _unchanged(watched: "Shadow", out: Any, args: Any, kwargs: Any) -> Any:
+    live = _first_live(watched, args, kwargs)
+    if not isinstance(out, Tensor):
+        return None
+    try:
+        fits = torch.broadcast_shapes(live.shadow.shape, out.shape) == out.shape
+    except RuntimeError:
+        fits = False
+    return rules.unchanged(live.shadow, out.shape) if fits else None
+
+
+def _multiplied(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+    live = watched.found_in(args, kwargs)
+    parts = [rules.unchanged(one.shadow, out.shape, 1 / len(live)) for one in live]
+    return sum(parts[1:], parts[0])
+
+
+def _subtracted(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+    live = watched.found_in(args, kwargs)
+    if len(live) == 2 and live[1].shadow.shape == live[0].shadow.shape:
+        return _multiplied(watched, out, args, kwargs)
+    return _unchanged(watched, out, args, kwargs)  # less its own mean: a norm
+
+
+def _divided(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+    return _unchanged(watched, out, args, kwargs) if watched.get(args[0]) is not None else None
+
+
+def _natural(func: Function) -> Rule:
+    def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any) -> Any:
+        def beside(tensor: Tensor) -> Tensor:
+            live = watched.get(tensor)
+            return tensor if live is None else live.shadow
+
+        given, named = tree_map_only(Tensor, beside, (args, kwargs))
+        if any(isinstance(value, torch.dtype) for value in args):  # bits read as another type
+            return None
+        return func(*given, **named)
+
+    return rule
+
+
+def _joined(func: Function) -> Rule:
+    def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any) -> Any:
+        def beside(tensor: Tensor) -> Tensor:
+            live = watched.get(tensor)
+            if live is not None:
+                return live.shadow
+            return watched.of_model(tensor.shape) if tensor.is_floating_point() else tensor
+
+        given, named = tree_map_only(Tensor, beside, (args, kwargs))
+        return func(*given, **named)
+
+    return rule
+
+
+def _linear(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+    given = args[0] if args else kwargs.get("input")
+    live = watched.get(given)
+    return None if live is None else rules.evenly(live.shadow, out.shape, -1)
+
+
+def _addmm(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+    live = watched.get(args[1]) if len(args) > 2 and watched.get(args[2]) is None else None
+    return None if live is None or watched.get(args[0]) else rules.evenly(live.shadow, out.shape, -1)
+
+
+def _weighted(func: Function) -> Rule:
+    """A product of a live tensor and a weight."""
+
+    def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+        if func is torch.einsum:
+            return _einsum(watched, out, args)
+        found = operands(func, args, kwargs)
+        if found is None or (func in _BADDBMM and watched.get(args[0]) is not None):
+            return None
+        _, left, right = found
+        first, second = watched.get(left), watched.get(right)
+        if first is not None:
+            if right.ndim == 1:
+                return None
+            return rules.evenly(first.shadow, out.shape, -1)
+        if second is None or right.ndim == 1 or left.ndim == 1:
+            return None
+        return rules.evenly(second.shadow, out.shape, -2)
+
+    return rule
+
+
+def _einsum(watched: "Shadow", out: Tensor, args: Any) -> Any:
+    given = args[1] if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:]
+    letters = parse(args[0], [t.ndim for t in given]) if isinstance(args[0], str) else None
+    live = [index for index, t in enumerate(given) if watched.get(t) is not None]
+    if letters is None or len(live) != 1:
+        return None
+    one = watched.get(given[live[0]])
+    assert one is not None
+    return _contracted(one.shadow, out.shape, letters[live[0]], letters[-1])
+
+
+def _averaged(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+    live = watched.get(args[0])
+    if live is None:
+        return None
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    if isinstance(dim, torch.dtype):
+        dim = None
+    ndim = live.shadow.ndim
+    dims = range(ndim) if dim is None or dim == () else [dim] if isinstance(dim, int) else dim
+    keepdim = kwargs.get("keepdim", len(args) > 2 and bool(args[2]))
+    return rules.averaged(live.shadow, out.shape, list(dims), keepdim)
+
+
+def _sizes(value: Any, dims: int) -> list[int]:
+    return [value] * dims if isinstance(value, int) else list(value) * (dims // len(value))
+
+
+def _convolved(dims: int) -> Rule:
+    def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+        def option(place: int, name: str, default: Any) -> Any:
+            return kwargs.get(name, args[place] if len(args) > place else default)
+
+        weight, padding = option(1, "weight", None), option(4, "padding", 0)
+        live = watched.get(option(0, "input", None))
+        if live is None or live.shadow.ndim != dims + 2:
+            return None
+        kernel = list(weight.shape[2:])
+        dilation = _sizes(option(5, "dilation", 1), dims)
+        if padding == "valid":
+            padding = 0
+        elif padding == "same":
+            if any((k - 1) * d % 2 for k, d in zip(kernel, dilation, strict=True)):
+                return None
+            padding = [(k - 1) * d // 2 for k, d in zip(kernel, dilation, strict=True)]
+        stride, padding = _sizes(option(3, "stride", 1), dims), _sizes(padding, dims)
+        groups, own = option(6, "groups", 1), watched.of_model(live.shadow.shape[:1])
+        return rules.convolved(
+            live.shadow, out.shape, kernel, stride, padding, dilation, groups, live.inside, own
+        )
+
+    return rule
+
+
+def _pooled(dims: int) -> Rule:
+    def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+        def option(place: int, name: str, default: Any) -> Any:
+            return kwargs.get(name, args[place] if len(args) > place else default)
+
+        live = watched.get(args[0])
+        if live is None or live.shadow.ndim != dims + 2:
+            return None
+        kernel = _sizes(option(1, "kernel_size", 1), dims)
+        stride = _sizes(option(2, "stride", None) or kernel, dims)
+        padding = _sizes(option(3, "padding", 0), dims)
+        channels, own = live.shadow.shape[1], watched.of_model(live.shadow.shape[:1])
+        return rules.convolved(
+            live.shadow, out.shape, kernel, stride, padding, [1] * dims, channels, live.inside, own
+        )
+
+    return rule
+
+
+def _padded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+    live = watched.get(args[0])
+    if live is None:
+        return None
+    padded = F.pad(live.shadow, *args[1:], **kwargs)
+    mode = kwargs.get("mode", args[2] if len(args) > 2 else "constant")
+    if mode != "constant":
+        return padded
+    kwargs = {name: value for name, value in kwargs.items() if name != "value"}
+    real = torch.ones(live.shadow.shape, device=padded.device, dtype=padded.dtype)
+    inside = F.pad(real, *args[1:3], **kwargs)
+    return rules.filled(padded, watched.of_model(out.shape), inside), inside[:1, :1]
+
+
+def _folded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+    """Overlapping patches are added: each has its share of what lies under it."""
+    live = watched.get(args[0])
+    if live is None:
+        return None
+    natural = F.fold(live.shadow, *args[1:], **kwargs)
+    count = F.fold(torch.ones_like(live.shadow), *args[1:], **kwargs).clamp(min=1)
+    return rules.follow(out.shape, lambda relevance: [relevance / count], natural)
+
+
+def _picked(func: Function) -> Rule:
+    def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any) -> Any:
+        live = [t for t in tensors((args, kwargs)) if watched.get(t) is not None]
+        real = out if isinstance(out, Tensor) else out[0]
+
+        def again(*leaves: Tensor) -> Tensor:
+            instead = {id(t): leaf for t, leaf in zip(live, leaves, strict=True)}
+            given, named = tree_map_only(Tensor, lambda t: instead.get(id(t), t), (args, kwargs))
+            found: Any = func(*given, **named)
+            picked: Tensor = found if isinstance(found, Tensor) else found[0]
+            return picked
+
+        shadows = [one.shadow for one in watched.found_in(args, kwargs)]
+        found = rules.selected(shadows, real.shape, again, live)
+        return found if isinstance(out, Tensor) else (found, *out[1:])
+
+    return rule
+
+
+def tensors(values: Any) -> list[Tensor]:
+    """The tensors in arguments, in their order."""
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = list(values.values())
+    if isinstance(values, (list, tuple)):
+        return [t for value in values for t in tensors(value)]
+    return []
+
+
+def _copied(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+    live = watched.get(args[1])
+    return watched.of_model(out.shape) if live is None else rules.unchanged(live.shadow, out.shape)
+
+
+RULES: dict[Function, Rule] = {
+    **dict.fromkeys(_POINTWISE | _REVERSED, _unchanged),
+    **dict.fromkeys(MULTIPLIED | ADDED, _multiplied),
+    **dict.fromkeys(_SUBTRACTED, _subtracted),
+    **dict.fromkeys(_DIVIDED, _divided),
+    **{func: _natural(func) for func in _SHAPES},
+    **{func: _joined(func) for func in _JOINED},
+    **{func: _picked(func) for func in _SELECTED},
+    **dict.fromkeys(_named("linear"), _linear),
+    **dict.fromkeys(_named("addmm"), _addmm),
+    **{func: _weighted(func) for func in PRODUCTS},
+    **dict.fromkeys(_named("mean", "sum"), _averaged),
+    **{func: _convolved(dims) for dims in (1, 2, 3) for func in _named(f"conv{dims}d")},
+    **{func: _pooled(dims) for dims in (1, 2, 3) for func in _named(f"avg_pool{dims}d")},
+    **dict.fromkeys(_named("pad"), _padded),
+    **dict.fromkeys(_named("fold"), _folded),
+    **dict.fromkeys(_named("copy_"), _copied),
+}

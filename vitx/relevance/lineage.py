@@ -1,0 +1,66 @@
+"""What a tensor came from: enough to tell a residual from any other sum."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any, Literal
+
+_fresh = count()
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a live tensor stands in the forward pass.
+
+    Attributes:
+        identity: a number that shape operations, casts, dropout and constants leave as it is.
+        ancestors: the identities that it came from since the last residual closed.
+        open: the attentions that it passed since then.
+        kind: "scores" for a product of two live tensors, "weights" for what a softmax made of such; else
+            None.
+    """
+
+    identity: int = field(default_factory=lambda: next(_fresh))
+    ancestors: frozenset[int] = frozenset()
+    open: frozenset[Any] = frozenset()
+    kind: Literal["scores", "weights"] | None = None
+
+    def with_kind(self, kind: Literal["scores", "weights"] | None) -> "Lineage":
+        """Returns the same of another kind."""
+        return replace(self, kind=kind)
+
+
+def derived(parents: Iterable[Lineage]) -> Lineage:
+    """Returns the lineage of what a call made of its live inputs."""
+    parents = list(parents)
+    kinds = {parent.kind for parent in parents}
+    kind: Literal["scores", "weights"] | None = None
+    if kinds & {"weights"}:
+        kind = "weights"
+    elif kinds & {"scores"}:
+        kind = "scores"
+    return Lineage(
+        ancestors=frozenset().union(*(parent.ancestors | {parent.identity} for parent in parents)),
+        open=frozenset().union(*(parent.open for parent in parents)),
+        kind=kind,
+    )
+
+
+def added(first: Lineage, second: Lineage) -> tuple[Lineage, tuple[float, float]]:
+    """Returns the lineage of a sum, and what share of its relevance goes to each summand.
+
+    A residual around attention gives all to both, as the attention gives back what it took. Of two branches
+    off the same stream, one through an attention, that one gets all. Any other sum is halved.
+    """
+    merged = derived((first, second))
+    if first.identity in second.ancestors or second.identity in first.ancestors:
+        within = first.open ^ second.open
+        for call in within:
+            call.residual = True
+        closed = replace(merged, ancestors=frozenset(), open=first.open & second.open)
+        return closed, (1.0, 1.0) if within else (0.5, 0.5)
+    if first.ancestors & second.ancestors:
+        ahead, behind = bool(first.open - second.open), bool(second.open - first.open)
+        if ahead != behind:
+            return merged, (1.0, 0.0) if ahead else (0.0, 1.0)
+    return merged, (0.5, 0.5)

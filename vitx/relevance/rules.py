@@ -1,0 +1,208 @@
+"""Where relevance goes on its way back: one rule for each kind of call.
+
+A *shadow* stands beside each tensor that depends on the image. It has the tensor's shape and strides of 0,
+so it costs no memory; its gradient is the tensor's relevance. A shape operation is simply done to the
+shadow, too. Any other call is a `follow`: the shadow of its output, and a function that shares out its
+relevance among the inputs.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Back = Callable[[Tensor], Sequence[Tensor | None]]
+_CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED: dict[int, Callable[..., Tensor]] = {
+    1: F.conv_transpose1d,
+    2: F.conv_transpose2d,
+    3: F.conv_transpose3d,
+}
+
+
+def blank(shape: Sequence[int], like: Tensor) -> Tensor:
+    """A shadow: a tensor of this shape that takes no memory."""
+    return like.new_zeros(()).expand(tuple(shape))
+
+
+class _Follow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, shape: Sequence[int], back: Back, *shadows: Tensor) -> Tensor:
+        ctx.back = back
+        return blank(shape, shadows[0])
+
+    @staticmethod
+    def backward(ctx: Any, relevance: Tensor) -> tuple[Any, ...]:
+        return None, None, *ctx.back(relevance)
+
+
+def follow(shape: Sequence[int], back: Back, *shadows: Tensor) -> Tensor:
+    """The shadow of an output: `back` takes its relevance to that of each input's shadow."""
+    found: Tensor = _Follow.apply(shape, back, *shadows)
+    return found
+
+
+def total(relevance: Tensor, dims: Sequence[int]) -> Tensor:
+    """Sums over some dimensions, which stay with size 1; those in which all is alike are not read."""
+    for dim in dims:
+        if relevance.stride(dim) == 0:
+            relevance = relevance.narrow(dim, 0, 1) * relevance.shape[dim]
+        else:
+            relevance = relevance.sum(dim, keepdim=True)
+    return relevance
+
+
+def scaled(relevance: Tensor, factor: float) -> Tensor:
+    """Multiplies, and keeps the strides of 0."""
+    if factor == 1:
+        return relevance
+    compact = relevance
+    for dim in range(relevance.ndim):
+        if relevance.stride(dim) == 0:
+            compact = compact.narrow(dim, 0, min(1, relevance.shape[dim]))
+    return (compact * factor).expand(relevance.shape)
+
+
+def evenly(shadow: Tensor, shape: Sequence[int], dim: int) -> Tensor:
+    """A product with a weight over `dim`: what all outputs of a token have goes evenly to its inputs."""
+    size, whole = shadow.shape[dim], shadow.shape
+
+    def back(relevance: Tensor) -> list[Tensor]:
+        share = total(relevance, [dim]) / size
+        found = share.expand(*share.shape[: share.ndim + dim], size, *share.shape[share.ndim + dim + 1 :])
+        return [found.sum_to_size(whole) if found.shape != whole else found]
+
+    return follow(shape, back, shadow)
+
+
+def unchanged(shadow: Tensor, shape: Sequence[int], share: float = 1.0) -> Tensor:
+    """All of it, or a share, goes to an input of the same shape, or one that was broadcast to it."""
+    whole = shadow.shape
+
+    def back(relevance: Tensor) -> list[Tensor]:
+        found = scaled(relevance, share)
+        return [found.sum_to_size(whole) if found.shape != whole else found]
+
+    return follow(shape, back, shadow)
+
+
+def averaged(shadow: Tensor, shape: Sequence[int], dims: Sequence[int], keepdim: bool) -> Tensor:
+    """A mean or a sum: evenly to all that was averaged."""
+    whole = shadow.shape
+    dims = sorted(dim % len(whole) for dim in dims)
+    size = math.prod(whole[dim] for dim in dims)
+
+    def back(relevance: Tensor) -> list[Tensor]:
+        if not keepdim:
+            for dim in dims:
+                relevance = relevance.unsqueeze(dim)
+        return [(relevance / size).expand(whole)]
+
+    return follow(shape, back, shadow)
+
+
+def convolved(
+    shadow: Tensor,
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    inside: Tensor | None,
+    own: Tensor,
+) -> Tensor:
+    """A convolution: evenly to the group's channels and the real positions under each window.
+
+    Args:
+        shadow: of its input, (B, C, *size).
+        shape: of its output.
+        kernel: its size.
+        stride: of the windows.
+        padding: on both sides; takes nothing.
+        dilation: of the kernel.
+        groups: of channels.
+        inside: 1 where the input is real, 0 where the model padded it before, (1, 1, *size); None: all is
+            real.
+        own: the model's own share of each image, (B,): what windows get that see nothing but padding.
+    """
+    whole, dims = shadow.shape, len(kernel)
+    batch, channels, *size = whole
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    left = [
+        length + 2 * p - r - (n - 1) * s
+        for length, p, r, n, s in zip(size, padding, reach, shape[2:], stride, strict=True)
+    ]
+
+    beyond = [max(0, -rest) for rest in left]  # ceil_mode: the last window reaches over the edge
+    if inside is not None and list(inside.shape[2:]) != size:
+        inside = None
+
+    def back(relevance: Tensor) -> list[Tensor | None]:
+        one = relevance.new_ones(1, 1, *kernel)
+        real = relevance.new_ones(1, 1, *size) if inside is None else inside.to(relevance)
+        real = F.pad(real, [side for more in reversed(beyond) for side in (0, more)])
+        under = _CONVOLVE[dims](real, one, None, stride, padding, dilation)
+        blind = relevance.masked_fill(under > 0, 0).flatten(1).sum(1) if inside is not None else None
+        under = under.clamp(min=1)
+        per = total(relevance.unflatten(1, (groups, -1)), [2]).squeeze(2) / under
+        spread = _TRANSPOSED[dims](
+            per.reshape(-1, 1, *per.shape[2:]),
+            one,
+            None,
+            stride,
+            padding,
+            [max(0, rest) for rest in left],
+            1,
+            dilation,
+        )
+        if inside is not None:
+            spread = spread * real
+        for dim, length in enumerate(size, 2):
+            spread = spread.narrow(dim, 0, length)
+        spread = spread.view(batch, groups, 1, *size) / (channels // groups)
+        return [spread.expand(batch, groups, channels // groups, *size).reshape(whole), blind]
+
+    return follow(shape, back, shadow, own)
+
+
+def selected(
+    shadows: Sequence[Tensor], shape: Sequence[int], again: Callable[..., Tensor], reals: Sequence[Tensor]
+) -> Tensor:
+    """What a maximum or a sort picked: relevance goes where the values came from.
+
+    Args:
+        shadows: of the live inputs.
+        shape: of the output.
+        again: the call as a function of its live inputs.
+        reals: their values.
+    """
+    kept = [real.detach() for real in reals]
+
+    def back(relevance: Tensor) -> Sequence[Tensor]:
+        with torch.enable_grad():
+            leaves = [real.clone().requires_grad_() for real in kept]
+            out = again(*leaves)
+            found = torch.autograd.grad(out, leaves, relevance.to(out.dtype))
+        return [part.to(relevance.dtype) for part in found]
+
+    return follow(shape, back, *shadows)
+
+
+def filled(shadow: Tensor, own: Tensor, inside: Tensor) -> Tensor:
+    """Adds to a padded shadow that what falls on the padding is the model's own.
+
+    Args:
+        shadow: of the padded tensor.
+        own: the model's own share of each element, of the same shape.
+        inside: what of it is no padding, 1 or 0.
+    """
+
+    def back(relevance: Tensor) -> list[Tensor]:
+        outside = relevance * (1 - inside)
+        return [relevance - outside, outside]
+
+    return follow(shadow.shape, back, shadow, own)
