@@ -347,6 +347,14 @@ def test_what_no_rule_covers_is_said_by_name(name):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout"])
+def test_what_torch_does_not_show_is_no_constant(method):
+    """Beside a path that is seen, it would else be taken for a part of the model."""
+    model = vit(read=lambda tokens: tokens[:, 0] + Foreign.apply(tokens)[:, 0])
+    with pytest.raises(VitxError, match="reached code that torch does not show"):
+        explain(model, IMAGES, method)
+
+
 def test_a_call_without_a_rule_that_nothing_reads_is_no_error():
     class Curious(nn.Module):
         def __init__(self):

@@ -134,7 +134,7 @@ def _follow(model: nn.Module, images: Tensor, methods: Methods, target: Target) 
         # A copy: some models change their input. Subclasses of Tensor bring calls of their own.
         pixels = images.detach().as_subclass(Tensor).clone()
         fusion = _common_fusion(chosen, methods)
-        with shadowed(pixels, gradients=gradients, head_fusion=fusion) as watched:
+        with shadowed(model, pixels, gradients=gradients, head_fusion=fusion) as watched:
             with watched:
                 logits = predict(model, pixels)
             classes = target_classes(target, logits)

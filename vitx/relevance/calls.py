@@ -107,6 +107,7 @@ CONSTANT = _named(
     ),
     *("new_empty", "new_full", "new_tensor", "size", "bernoulli"),
 )
+LEAVING = _named("numpy", "__array__", "tolist", "data_ptr", "__dlpack__")
 REFERRING = _named("type_as", "view_as", "reshape_as", "expand_as")
 MULTIPLIED = _named("mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply")
 _REVERSED = _named("rsub", "__rsub__", "__rdiv__", "__rtruediv__", "__rpow__")

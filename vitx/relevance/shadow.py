@@ -7,7 +7,7 @@ an error.
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -63,11 +63,14 @@ class Shadow(TorchFunctionMode):
         first: the first tokens; None before the first call with weights.
     """
 
-    def __init__(self, image: Tensor, *, gradients: bool, head_fusion: str | None) -> None:
+    def __init__(
+        self, image: Tensor, brought: Iterable[Tensor], *, gradients: bool, head_fusion: str | None
+    ) -> None:
         """Begins with an image, (B, C, H, W).
 
         Args:
             image: the tensor that the model will be given.
+            brought: the model's parameters and buffers.
             gradients: whether methods will ask for the gradient of A.
             head_fusion: as for `vitx.capture`.
         """
@@ -78,6 +81,8 @@ class Shadow(TorchFunctionMode):
         self._gradients = gradients
         self._head_fusion = head_fusion
         self._memory = Memory()
+        self._brought = {id(tensor) for tensor in brought}
+        self._left = False  # whether a live tensor has left torch
         self._live: dict[int, Live] = {}
         self._like = image.new_zeros((), dtype=torch.promote_types(image.dtype, torch.float32))
         self._batch = len(image)
@@ -97,6 +102,8 @@ class Shadow(TorchFunctionMode):
         live = self.found_in(args, kwargs)
         if not live:
             return func(*args, **kwargs)
+        live = self._with_strangers(args, kwargs, live)
+        self._left = self._left or func in calls.LEAVING
         if func in calls.PRODUCTS:
             product = self._product(func, args, kwargs)
             if product is not None:
@@ -159,12 +166,31 @@ class Shadow(TorchFunctionMode):
 
     def lose(self, name: str, shape: Sequence[int], live: Sequence[Live]) -> Tensor:
         """Returns the shadow of a call without a rule: what reaches it is lost, which ends as an error."""
+        shadows = [one.shadow for one in live] or [self.common]
 
         def back(relevance: Tensor) -> list[None]:
             self.lost[name] = self.lost.get(name, 0.0) + float(relevance.abs().sum()) / self._batch
-            return [None] * len(live)
+            return [None] * len(shadows)
 
-        return rules.follow(shape, back, *(one.shadow for one in live))
+        return rules.follow(shape, back, *shadows)
+
+    def _with_strangers(self, args: Any, kwargs: dict[str, Any], live: list[Live]) -> list[Live]:
+        """Finds what came from the image by code that cannot be seen: its relevance is lost, and no constant.
+
+        Such a tensor has a gradient, where gradients are asked for, though no seen call made it; or it
+        appeared after a live tensor had left torch, and is no parameter.
+        """
+        found = False
+        for tensor in tensors((args, kwargs)):
+            if self.get(tensor) is not None:
+                continue
+            appeared = self._left and tensor.is_floating_point() and id(tensor) not in self._brought
+            if tensor.grad_fn is not None or appeared:
+                with torch.enable_grad():
+                    name = "code that torch does not show (scripted, compiled, or by way of NumPy)"
+                    self.put(tensor, self.lose(name, tensor.shape, []), Lineage())
+                found = True
+        return self.found_in(args, kwargs) if found else live
 
     def _follow(
         self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], out: Any, live: list[Live]

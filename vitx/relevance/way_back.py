@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitx.errors import VitxError
 from vitx.relevance.attending import Carrier
@@ -31,9 +31,12 @@ class Found:
 
 
 @contextmanager
-def shadowed(image: Tensor, *, gradients: bool, head_fusion: str | None) -> Iterator[Shadow]:
+def shadowed(
+    model: nn.Module, image: Tensor, *, gradients: bool, head_fusion: str | None
+) -> Iterator[Shadow]:
     """Yields a shadow for the pass that begins with this image; it is to be entered for that pass alone."""
-    watched = Shadow(image, gradients=gradients, head_fusion=head_fusion)
+    brought = (*model.parameters(), *model.buffers())
+    watched = Shadow(image, brought, gradients=gradients, head_fusion=head_fusion)
     with ExitStack() as stack:
         stack.callback(watched.close)
         if "torch._dynamo" in sys.modules:  # else nothing can be compiled
