@@ -184,6 +184,9 @@ def operands(func: Function, args: Any, kwargs: Any) -> tuple[Equation | None, T
 
 
 _BADDBMM = _named("baddbmm")
+_UNBIND = _named("unbind")
+# These leave every token where it is, if the dimensions before the channels stay the same.
+_APART = _named("reshape", "view", "unflatten", "chunk", "split", "split_with_sizes", "tensor_split")
 
 
 def _of_einsum(equation: Any, *given: Any) -> tuple[Equation, Tensor, Tensor] | None:
@@ -289,9 +292,20 @@ def _natural(func: Function) -> Rule:
             live = watched.get(tensor)
             return tensor if live is None else live.shadow
 
-        given, named = tree_map_only(Tensor, beside, (args, kwargs))
         if any(isinstance(value, torch.dtype) for value in args):  # bits read as another type
             return None
+        given, named = tree_map_only(Tensor, beside, (args, kwargs))
+        live = watched.get(args[0]) if args else None
+        if func in _APART and live is not None and live.source is not None and live.source[0] is live.shadow:
+            lead, outs = live.shadow.shape[:-1], tensors(out)
+            if live.source[1] == -1 and all(
+                o.shape[: len(lead)] == lead and o.ndim > len(lead) for o in outs
+            ):
+                found = [rules.divided_channels(live.shadow, o.shape) for o in outs]
+                return found if len(found) > 1 or not isinstance(out, Tensor) else found[0]
+        if func in _UNBIND and live is not None:
+            dim = named.get("dim", given[1] if len(given) > 1 else 0)
+            return rules.unbound(live.shadow, dim % live.shadow.ndim)
         return func(*given, **named)
 
     return rule

@@ -55,15 +55,55 @@ def total(relevance: Tensor, dims: Sequence[int]) -> Tensor:
     return relevance
 
 
+def compact(relevance: Tensor, among: Sequence[Tensor] = ()) -> Tensor:
+    """Returns it with size 1 wherever it, and all others of its shape, have a stride of 0."""
+    for dim in range(relevance.ndim):
+        if relevance.shape[dim] and all(one.stride(dim) == 0 for one in (relevance, *among)):
+            relevance = relevance.narrow(dim, 0, 1)
+    return relevance
+
+
 def scaled(relevance: Tensor, factor: float) -> Tensor:
     """Multiplies, and keeps the strides of 0."""
-    if factor == 1:
-        return relevance
-    compact = relevance
-    for dim in range(relevance.ndim):
-        if relevance.stride(dim) == 0:
-            compact = compact.narrow(dim, 0, min(1, relevance.shape[dim]))
-    return (compact * factor).expand(relevance.shape)
+    return relevance if factor == 1 else (compact(relevance) * factor).expand(relevance.shape)
+
+
+def unbound(shadow: Tensor, dim: int) -> tuple[Tensor, ...]:
+    """`unbind`, which keeps the strides of 0 on the way back."""
+    parts: tuple[Tensor, ...] = _Unbind.apply(shadow, dim)
+    return parts
+
+
+class _Unbind(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, shadow: Tensor, dim: int) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.shape, ctx.dim = shadow.shape, dim
+        shape = [size for place, size in enumerate(shadow.shape) if place != dim]
+        return tuple(blank(shape, shadow) for _ in range(shadow.shape[dim]))
+
+    @staticmethod
+    def backward(ctx: Any, *relevance: Tensor | None) -> tuple[Tensor, None]:
+        there = [part for part in relevance if part is not None]
+        thin = [None if part is None else compact(part, there) for part in relevance]
+        like = next(part for part in thin if part is not None)
+        whole = torch.stack([like.new_zeros(like.shape) if part is None else part for part in thin], ctx.dim)
+        return whole.expand(ctx.shape), None
+
+
+def divided_channels(shadow: Tensor, shape: Sequence[int]) -> Tensor:
+    """Some of the channels of what a weight put out, or all of them, in dimensions of their own.
+
+    The weight's own rule will sum over them, so that only their sum counts.
+    """
+    whole = shadow.shape
+    lead = len(whole) - 1
+
+    def back(relevance: Tensor) -> list[Tensor]:
+        share = total(relevance, range(lead, relevance.ndim)) / whole[-1]
+        return [share.reshape(*whole[:-1], 1).expand(whole)]
+
+    return follow(shape, back, shadow)
 
 
 def evenly(shadow: Tensor, shape: Sequence[int], dim: int) -> Tensor:
@@ -140,15 +180,27 @@ def convolved(
     beyond = [max(0, -rest) for rest in left]  # ceil_mode: the last window reaches over the edge
     if inside is not None and list(inside.shape[2:]) != size:
         inside = None
+    tiled = inside is None and not any(padding) and list(kernel) == list(stride) and not any(left)
 
     def back(relevance: Tensor) -> list[Tensor | None]:
+        per = total(relevance.unflatten(1, (groups, -1)), [2]).squeeze(2)
+        if per.stride(1) == 0:
+            per = per.narrow(1, 0, 1)  # all groups are alike
+        alike = per.shape[1]
+        if tiled:
+            share = per / (channels // groups * math.prod(kernel))
+            for dim in range(dims):
+                share = share.unsqueeze(3 + 2 * dim)
+            apart = [n for pair in zip(shape[2:], kernel, strict=True) for n in pair]
+            spread = share.expand(batch, alike, *apart).reshape(batch, alike, 1, *size)
+            return [spread.expand(batch, groups, channels // groups, *size).reshape(whole), None]
         one = relevance.new_ones(1, 1, *kernel)
         real = relevance.new_ones(1, 1, *size) if inside is None else inside.to(relevance)
         real = F.pad(real, [side for more in reversed(beyond) for side in (0, more)])
         under = _CONVOLVE[dims](real, one, None, stride, padding, dilation)
         blind = relevance.masked_fill(under > 0, 0).flatten(1).sum(1) if inside is not None else None
         under = under.clamp(min=1)
-        per = total(relevance.unflatten(1, (groups, -1)), [2]).squeeze(2) / under
+        per = per / under
         spread = _TRANSPOSED[dims](
             per.reshape(-1, 1, *per.shape[2:]),
             one,
@@ -163,7 +215,7 @@ def convolved(
             spread = spread * real
         for dim, length in enumerate(size, 2):
             spread = spread.narrow(dim, 0, length)
-        spread = spread.view(batch, groups, 1, *size) / (channels // groups)
+        spread = spread.reshape(batch, alike, 1, *size) / (channels // groups)
         return [spread.expand(batch, groups, channels // groups, *size).reshape(whole), blind]
 
     return follow(shape, back, shadow, own)
