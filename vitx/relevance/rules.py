@@ -48,6 +48,8 @@ def follow(shape: Sequence[int], back: Back, *shadows: Tensor) -> Tensor:
 def total(relevance: Tensor, dims: Sequence[int]) -> Tensor:
     """Sums over some dimensions, which stay with size 1; those in which all is alike are not read."""
     for dim in dims:
+        if relevance.shape[dim] == 1:
+            continue
         if relevance.stride(dim) == 0:
             relevance = relevance.narrow(dim, 0, 1) * relevance.shape[dim]
         else:
