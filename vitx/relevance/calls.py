@@ -262,11 +262,10 @@ def _unchanged(watched: "Shadow", out: Any, args: Any, kwargs: Any) -> Any:
     live = _first_live(watched, args, kwargs)
     if not isinstance(out, Tensor):
         return None
-    try:
-        fits = torch.broadcast_shapes(live.shadow.shape, out.shape) == out.shape
-    except RuntimeError:
-        fits = False
-    return rules.unchanged(live.shadow, out.shape) if fits else None
+    there, shape = live.shadow.shape, out.shape
+    offset = len(shape) - len(there)
+    fits = offset >= 0 and all(n in (1, shape[offset + dim]) for dim, n in enumerate(there))
+    return rules.unchanged(live.shadow, shape) if fits else None
 
 
 def _multiplied(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:

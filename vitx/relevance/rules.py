@@ -8,6 +8,7 @@ relevance among the inputs.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,7 +26,13 @@ _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
 
 def blank(shape: Sequence[int], like: Tensor) -> Tensor:
     """A shadow: a tensor of this shape that takes no memory."""
-    return like.new_zeros(()).expand(tuple(shape))
+    return _zero(like.dtype, like.device).expand(tuple(shape))
+
+
+@cache
+def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.zeros((), dtype=dtype, device=device)
 
 
 class _Follow(torch.autograd.Function):
@@ -123,6 +130,8 @@ def evenly(shadow: Tensor, shape: Sequence[int], dim: int) -> Tensor:
 def unchanged(shadow: Tensor, shape: Sequence[int], share: float = 1.0) -> Tensor:
     """All of it, or a share, goes to an input of the same shape, or one that was broadcast to it."""
     whole = shadow.shape
+    if share == 1 and whole == tuple(shape):
+        return shadow
 
     def back(relevance: Tensor) -> list[Tensor]:
         found = scaled(relevance, share)
