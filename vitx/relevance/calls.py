@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map_only
 
 from vitx.relevance import rules
 from vitx.relevance.heads import Equation
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from vitx.relevance.shadow import Live, Shadow
 
 Function = Callable[..., Any]
-Rule = Callable[["Shadow", Any, Any, dict[str, Any]], Any]
+Rule = Callable[["Shadow", Any, Any, dict[str, Any], list["Live"]], Any]
 
 
 def _named(*names: str) -> frozenset[Function]:
@@ -254,46 +253,39 @@ def _contracted(shadow: Tensor, shape: Sequence[int], own: str, out: str) -> Ten
     return rules.follow(shape, back, shadow)
 
 
-def _first_live(watched: "Shadow", args: Any, kwargs: Any) -> "Live":
-    return watched.found_in(args, kwargs)[0]
-
-
-def _unchanged(watched: "Shadow", out: Any, args: Any, kwargs: Any) -> Any:
-    live = _first_live(watched, args, kwargs)
+def _unchanged(watched: "Shadow", out: Any, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
     if not isinstance(out, Tensor):
         return None
-    there, shape = live.shadow.shape, out.shape
+    there, shape = inputs[0].shadow.shape, out.shape
     offset = len(shape) - len(there)
     fits = offset >= 0 and all(n in (1, shape[offset + dim]) for dim, n in enumerate(there))
-    return rules.unchanged(live.shadow, shape) if fits else None
+    return rules.unchanged(inputs[0].shadow, shape) if fits else None
 
 
-def _multiplied(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
-    live = watched.found_in(args, kwargs)
-    parts = [rules.unchanged(one.shadow, out.shape, 1 / len(live)) for one in live]
+def _multiplied(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+    parts = [rules.unchanged(one.shadow, out.shape, 1 / len(inputs)) for one in inputs]
     return sum(parts[1:], parts[0])
 
 
-def _subtracted(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
-    live = watched.found_in(args, kwargs)
-    if len(live) == 2 and live[1].shadow.shape == live[0].shadow.shape:
-        return _multiplied(watched, out, args, kwargs)
-    return _unchanged(watched, out, args, kwargs)  # less its own mean: a norm
+def _subtracted(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+    if len(inputs) == 2 and inputs[1].shadow.shape == inputs[0].shadow.shape:
+        return _multiplied(watched, out, args, kwargs, inputs)
+    return _unchanged(watched, out, args, kwargs, inputs)  # less its own mean: a norm
 
 
-def _divided(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
-    return _unchanged(watched, out, args, kwargs) if watched.get(args[0]) is not None else None
+def _divided(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+    return _unchanged(watched, out, args, kwargs, inputs) if watched.get(args[0]) is not None else None
 
 
 def _natural(func: Function) -> Rule:
-    def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any) -> Any:
+    def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
         def beside(tensor: Tensor) -> Tensor:
             live = watched.get(tensor)
             return tensor if live is None else live.shadow
 
         if any(isinstance(value, torch.dtype) for value in args):  # bits read as another type
             return None
-        given, named = tree_map_only(Tensor, beside, (args, kwargs))
+        given, named = _replaced((args, kwargs), beside)
         live = watched.get(args[0]) if args else None
         if func in _APART and live is not None and live.source is not None and live.source[0] is live.shadow:
             lead, outs = live.shadow.shape[:-1], tensors(out)
@@ -311,26 +303,26 @@ def _natural(func: Function) -> Rule:
 
 
 def _joined(func: Function) -> Rule:
-    def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any) -> Any:
+    def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
         def beside(tensor: Tensor) -> Tensor:
             live = watched.get(tensor)
             if live is not None:
                 return live.shadow
             return watched.of_model(tensor.shape) if tensor.is_floating_point() else tensor
 
-        given, named = tree_map_only(Tensor, beside, (args, kwargs))
+        given, named = _replaced((args, kwargs), beside)
         return func(*given, **named)
 
     return rule
 
 
-def _linear(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+def _linear(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
     given = args[0] if args else kwargs.get("input")
     live = watched.get(given)
     return None if live is None else rules.evenly(live.shadow, out.shape, -1)
 
 
-def _addmm(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+def _addmm(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
     live = watched.get(args[1]) if len(args) > 2 and watched.get(args[2]) is None else None
     return None if live is None or watched.get(args[0]) else rules.evenly(live.shadow, out.shape, -1)
 
@@ -338,7 +330,7 @@ def _addmm(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
 def _weighted(func: Function) -> Rule:
     """A product of a live tensor and a weight."""
 
-    def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+    def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
         if func is torch.einsum:
             return _einsum(watched, out, args)
         found = operands(func, args, kwargs)
@@ -368,7 +360,7 @@ def _einsum(watched: "Shadow", out: Tensor, args: Any) -> Any:
     return _contracted(one.shadow, out.shape, letters[live[0]], letters[-1])
 
 
-def _averaged(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+def _averaged(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
     live = watched.get(args[0])
     if live is None:
         return None
@@ -386,7 +378,7 @@ def _sizes(value: Any, dims: int) -> list[int]:
 
 
 def _convolved(dims: int) -> Rule:
-    def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+    def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
         def option(place: int, name: str, default: Any) -> Any:
             return kwargs.get(name, args[place] if len(args) > place else default)
 
@@ -412,7 +404,7 @@ def _convolved(dims: int) -> Rule:
 
 
 def _pooled(dims: int) -> Rule:
-    def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+    def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
         def option(place: int, name: str, default: Any) -> Any:
             return kwargs.get(name, args[place] if len(args) > place else default)
 
@@ -430,7 +422,7 @@ def _pooled(dims: int) -> Rule:
     return rule
 
 
-def _padded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+def _padded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
     live = watched.get(args[0])
     if live is None:
         return None
@@ -444,7 +436,7 @@ def _padded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
     return rules.filled(padded, watched.of_model(out.shape), inside), inside[:1, :1]
 
 
-def _folded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+def _folded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
     """Overlapping patches are added: each has its share of what lies under it."""
     live = watched.get(args[0])
     if live is None:
@@ -455,13 +447,13 @@ def _folded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
 
 
 def _picked(func: Function) -> Rule:
-    def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any) -> Any:
+    def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
         live = [t for t in tensors((args, kwargs)) if watched.get(t) is not None]
         real = out if isinstance(out, Tensor) else out[0]
 
         def again(*leaves: Tensor) -> Tensor:
             instead = {id(t): leaf for t, leaf in zip(live, leaves, strict=True)}
-            given, named = tree_map_only(Tensor, lambda t: instead.get(id(t), t), (args, kwargs))
+            given, named = _replaced((args, kwargs), lambda t: instead.get(id(t), t))
             found: Any = func(*given, **named)
             picked: Tensor = found if isinstance(found, Tensor) else found[0]
             return picked
@@ -474,17 +466,35 @@ def _picked(func: Function) -> Rule:
 
 
 def tensors(values: Any) -> list[Tensor]:
-    """The tensors in arguments, in their order."""
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, dict):
-        values = list(values.values())
-    if isinstance(values, (list, tuple)):
-        return [t for value in values for t in tensors(value)]
-    return []
+    """The tensors in arguments or results, in their order."""
+    found: list[Tensor] = []
+    _collect(values, found)
+    return found
 
 
-def _copied(watched: "Shadow", out: Tensor, args: Any, kwargs: Any) -> Any:
+def _collect(value: Any, found: list[Tensor]) -> None:
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _collect(part, found)
+    elif isinstance(value, dict):
+        for part in value.values():
+            _collect(part, found)
+
+
+def _replaced(value: Any, by: Callable[[Tensor], Any]) -> Any:
+    """Arguments with other tensors in place of these."""
+    if isinstance(value, Tensor):
+        return by(value)
+    if type(value) in (list, tuple):
+        return type(value)(_replaced(part, by) for part in value)
+    if type(value) is dict:
+        return {name: _replaced(part, by) for name, part in value.items()}
+    return value
+
+
+def _copied(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
     live = watched.get(args[1])
     return watched.of_model(out.shape) if live is None else rules.unchanged(live.shadow, out.shape)
 

@@ -33,6 +33,9 @@ class Lineage:
 def derived(parents: Iterable[Lineage]) -> Lineage:
     """Returns the lineage of what a call made of its live inputs."""
     parents = list(parents)
+    if len(parents) == 1:
+        (one,) = parents
+        return Lineage(ancestors=one.ancestors | {one.identity}, open=one.open, kind=one.kind)
     kinds = {parent.kind for parent in parents}
     kind: Literal["scores", "weights"] | None = None
     if kinds & {"weights"}:

@@ -99,20 +99,25 @@ class Shadow(TorchFunctionMode):
         instead = _INSTEAD.get(func)
         if instead is not None:
             return instead(self, *args, **kwargs)
-        live = self.found_in(args, kwargs)
+        given = tensors((args, kwargs)) if kwargs else tensors(args)
+        live = self._live_among(given)
         if not live:
             return func(*args, **kwargs)
-        live = self._with_strangers(args, kwargs, live)
+        if len(live) < len(given):
+            live = self._with_strangers(given, live)
         self._left = self._left or func in calls.LEAVING
         if func in calls.PRODUCTS:
             product = self._product(func, args, kwargs)
             if product is not None:
                 return product
-        with self.recording():
+        if self._gradients:
+            with self.recording():
+                out = func(*args, **kwargs)
+        else:
             out = func(*args, **kwargs)
         if func in calls.CONSTANT or (func in calls.REFERRING and self.get(args[0]) is None):
             return out
-        if any(t.is_floating_point() for t in tensors(out)):
+        if any(t.is_floating_point() for t in tensors(out)):  # no question of a shape or a type
             with torch.enable_grad():
                 self._follow(func, args, kwargs, out, live)
         return out
@@ -153,7 +158,10 @@ class Shadow(TorchFunctionMode):
 
     def found_in(self, *values: Any) -> list[Live]:
         """Returns the live tensors in arguments, in their order."""
-        return [live for t in tensors(values) if (live := self.get(t)) is not None]
+        return self._live_among(tensors(values))
+
+    def _live_among(self, given: Iterable[Tensor]) -> list[Live]:
+        return [live for t in given if (live := self.get(t)) is not None]
 
     def of_model(self, shape: Sequence[int]) -> Tensor:
         """Returns the shadow of what the model brings itself: class tokens, registers, padding."""
@@ -174,14 +182,14 @@ class Shadow(TorchFunctionMode):
 
         return rules.follow(shape, back, *shadows)
 
-    def _with_strangers(self, args: Any, kwargs: dict[str, Any], live: list[Live]) -> list[Live]:
+    def _with_strangers(self, given: Sequence[Tensor], live: list[Live]) -> list[Live]:
         """Finds what came from the image by code that cannot be seen: its relevance is lost, and no constant.
 
         Such a tensor has a gradient, where gradients are asked for, though no seen call made it; or it
         appeared after a live tensor had left torch, and is no parameter.
         """
         found = False
-        for tensor in tensors((args, kwargs)):
+        for tensor in given:
             if self.get(tensor) is not None:
                 continue
             appeared = self._left and tensor.is_floating_point() and id(tensor) not in self._brought
@@ -190,21 +198,21 @@ class Shadow(TorchFunctionMode):
                     name = "code that torch does not show (scripted, compiled, or by way of NumPy)"
                     self.put(tensor, self.lose(name, tensor.shape, []), Lineage())
                 found = True
-        return self.found_in(args, kwargs) if found else live
+        return self._live_among(given) if found else live
 
     def _follow(
         self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], out: Any, live: list[Live]
     ) -> None:
+        if func in calls.ADDED and len(live) == 2:
+            self._add(out, live)
+            return
         lineage = derived(one.lineage for one in live)
         rule = calls.RULES.get(func)
         found: Any = None
-        if func in calls.ADDED and len(live) == 2:
-            self._add(func, out, live)
-            return
         if lineage.kind == "scores" and func in calls.PRODUCTS:
             found = None
         elif rule is not None:
-            found = rule(self, out, args, kwargs)
+            found = rule(self, out, args, kwargs, live)
         if found is None:
             found = [self.lose(calls.name_of(func), t.shape, live) for t in tensors(out)]
         inside = None
@@ -234,7 +242,7 @@ class Shadow(TorchFunctionMode):
         if func in calls.CONVOLUTIONS and shadow.ndim == 4:
             self.first.stem.insert(0, shadow)
 
-    def _add(self, func: Callable[..., Any], out: Tensor, live: list[Live]) -> None:
+    def _add(self, out: Tensor, live: list[Live]) -> None:
         first, second = live
         lineage, shares = added(first.lineage, second.lineage)
         parts = [
