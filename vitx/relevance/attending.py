@@ -133,9 +133,8 @@ class Attending:
         assert carrier is not None
         if not _alike(relevance):
             raise VitxError(
-                "an attention was found whose keys are channels and not tokens (cross-covariance "
-                "attention, as "
-                "in XCiT): no rule takes relevance through it"
+                "an attention was found whose keys are channels and not tokens (cross-covariance attention, "
+                "as in XCiT): no rule takes relevance through it"
             )
         keys = self.attention.shape[-1]
         of_queries = total(relevance, [1, 3])[:, 0, :, 0]
@@ -147,11 +146,9 @@ class Attending:
             return _Reading(None, of_queries, False)
         if carrier.of_heads and not self._heads_known:
             raise VitxError(
-                "the heads of an attention lie among other dimensions (windows, or heads folded into the "
-                "batch) "
-                "and cannot be told apart: only the method rollout with head_fusion='mean' and no "
-                "discard_ratio "
-                "does not depend on them"
+                "the heads of an attention lie among other dimensions (windows, or folded into the batch) and "
+                "cannot be told apart: only rollout with head_fusion='mean' and no discard_ratio does not "
+                "depend on them"
             )
         if carrier.gradient and gradient is None:
             raise VitxError(

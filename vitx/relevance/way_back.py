@@ -95,9 +95,8 @@ def _end(watched: Shadow, logits: Tensor) -> Tensor:
     live = watched.get(logits)
     if live is None:
         raise VitxError(
-            "the model's output does not come from the image by any torch function that was seen: code "
-            "that is "
-            "scripted, compiled in another process, or not torch's cannot be followed"
+            "the model's output does not come from the image by any torch function that was seen: code that "
+            "is scripted, compiled in another process, or not torch's cannot be followed"
         )
     if live.lineage.kind == "scores":
         raise VitxError(
@@ -114,26 +113,25 @@ def _end(watched: Shadow, logits: Tensor) -> Tensor:
 
 def _check(watched: Shadow, carrier: Carrier, pixels: Tensor, own: Tensor, conservation: Tensor) -> None:
     if not bool(conservation.isfinite().all()):
-        return  # the maps are not finite either, which is said elsewhere
+        if bool(pixels.isfinite().all()):  # else the maps are not finite either, which is said elsewhere
+            raise VitxError("the relevance of the model's own tokens is not finite: the map would be wrong")
+        return
     lost = max(watched.lost, key=lambda name: watched.lost[name], default=None)
     off = (conservation - 1).abs().max().item()
     if lost is not None and watched.lost[lost] > _TOLERANCE:
         raise VitxError(
             f"{watched.lost[lost]:.1%} of the relevance reached {lost}, and no rule takes it through that "
-            f"call: "
-            "the map would be wrong"
+            "call: the map would be wrong"
         )
     if off > _TOLERANCE:
         share = conservation[(conservation - 1).abs().argmax()].item()
         raise VitxError(
-            f"{share:.1%} of the relevance arrived at the image and the model's own tokens, not all of "
-            f"it: the "
-            "model computes something that vitx did not see, and the map would be wrong"
+            f"{share:.1%} of the relevance arrived at the image and the model's own tokens, not all of it: "
+            "the model computes something that vitx did not see, and the map would be wrong"
         )
     least = min(pixels.min().item(), own.min().item())
     if not carrier.grows and least < _NEGATIVE:
         raise VitxError(
             f"relevance below 0 was found ({least:.2g}): an attention gave back more than the residual "
-            f"around it "
-            "had, and the map would be wrong"
+            "around it had, and the map would be wrong"
         )
