@@ -146,8 +146,8 @@ class Attending:
             return _Reading(None, of_queries, False)
         if carrier.of_heads and not self._heads_known:
             raise VitxError(
-                "the heads of an attention lie among other dimensions (windows, or folded into the batch) and "
-                "cannot be told apart: only rollout with head_fusion='mean' and no discard_ratio does not "
+                "the heads of an attention lie among other dimensions (windows, or folded into the batch) "
+                "and cannot be told: only rollout with head_fusion='mean' and no discard_ratio does not "
                 "depend on them"
             )
         if carrier.gradient and gradient is None:

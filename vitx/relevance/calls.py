@@ -32,11 +32,27 @@ def _attributes(*names: str) -> frozenset[Function]:
 
 SOFTMAX = _named("softmax")
 PRODUCTS = _named("matmul", "__matmul__", "bmm", "einsum", "baddbmm")
-ADDED = _named("add", "add_", "__add__", "__radd__", "__iadd__")
+ADDED = _named("add", "add_", "__add__", "__radd__", "__iadd__", "lerp", "lerp_", "addcmul", "addcmul_")
 CONVOLUTIONS = _named("conv1d", "conv2d", "conv3d")
 WEIGHTED = CONVOLUTIONS | PRODUCTS | _named("linear", "addmm")
-_CASTS = _named(
-    *("to", "float", "double", "half", "bfloat16", "type_as", "contiguous", "clone", "cpu", "cuda"),
+CASTS = _named(
+    *(
+        "to",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "int",
+        "long",
+        "short",
+        "char",
+        "byte",
+        "type_as",
+        "contiguous",
+        "clone",
+        "cpu",
+        "cuda",
+    ),
     *(
         "dropout",
         "dropout_",
@@ -48,7 +64,7 @@ _CASTS = _named(
     ),
     *("nan_to_num", "positive", "__pos__", "resolve_conj", "resolve_neg", "alias"),
 )
-_POINTWISE = _CASTS | _named(
+_POINTWISE = CASTS | _named(
     *("relu", "relu_", "gelu", "silu", "silu_", "mish", "hardswish", "hardswish_", "hardsigmoid", "sigmoid"),
     *("sigmoid_", "tanh", "tanh_", "softplus", "softsign", "elu", "selu", "celu", "leaky_relu", "prelu"),
     *(
@@ -107,7 +123,7 @@ CONSTANT = _named(
     *("new_empty", "new_full", "new_tensor", "size", "bernoulli"),
 )
 LEAVING = _named("numpy", "__array__", "tolist", "data_ptr", "__dlpack__")
-REFERRING = _named("type_as", "view_as", "reshape_as", "expand_as")
+REFERRING = _named("to", "type_as", "view_as", "reshape_as", "expand_as")
 MULTIPLIED = _named("mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply")
 _REVERSED = _named("rsub", "__rsub__", "__rdiv__", "__rtruediv__", "__rpow__")
 _SHAPES = _named(
@@ -161,7 +177,7 @@ _SELECTED = _named(
 )
 # What leaves a tensor the same one: the stream is still the stream.
 KEEP_IDENTITY = (
-    (_SHAPES | _CASTS | ADDED | _SUBTRACTED | MULTIPLIED | _DIVIDED) | {Tensor.__setitem__}
+    (_SHAPES | CASTS | ADDED | _SUBTRACTED | MULTIPLIED | _DIVIDED) | {Tensor.__setitem__}
 ) | _named("pad", "masked_fill", "masked_fill_")
 
 
@@ -254,7 +270,7 @@ def _contracted(shadow: Tensor, shape: Sequence[int], own: str, out: str) -> Ten
 
 
 def _unchanged(watched: "Shadow", out: Any, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
-    if not isinstance(out, Tensor):
+    if not isinstance(out, Tensor) or not out.is_floating_point():  # rounded to whole numbers
         return None
     there, shape = inputs[0].shadow.shape, out.shape
     offset = len(shape) - len(there)
@@ -297,6 +313,8 @@ def _natural(func: Function) -> Rule:
         if func in _UNBIND and live is not None:
             dim = named.get("dim", given[1] if len(given) > 1 else 0)
             return rules.unbound(live.shadow, dim % live.shadow.ndim)
+        if func is Tensor.view or func is Tensor.view_as:  # the shadow has strides of its own
+            return given[0].reshape(out.shape)
         return func(*given, **named)
 
     return rule
@@ -446,6 +464,15 @@ def _folded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list
     return rules.follow(out.shape, lambda relevance: [relevance / count], natural)
 
 
+def _unfolded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+    """Patches that overlap; what falls on their padding is the model's own."""
+    live = watched.get(args[0])
+    if live is None:
+        return None
+    inside = F.unfold(torch.ones_like(live.shadow), *args[1:], **kwargs)
+    return rules.filled(F.unfold(live.shadow, *args[1:], **kwargs), watched.of_model(out.shape), inside)
+
+
 def _picked(func: Function) -> Rule:
     def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
         live = [t for t in tensors((args, kwargs)) if watched.get(t) is not None]
@@ -515,5 +542,6 @@ RULES: dict[Function, Rule] = {
     **{func: _pooled(dims) for dims in (1, 2, 3) for func in _named(f"avg_pool{dims}d")},
     **dict.fromkeys(_named("pad"), _padded),
     **dict.fromkeys(_named("fold"), _folded),
+    F.unfold: _unfolded,
     **dict.fromkeys(_named("copy_"), _copied),
 }

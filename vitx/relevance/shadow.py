@@ -117,7 +117,7 @@ class Shadow(TorchFunctionMode):
             out = func(*args, **kwargs)
         if func in calls.CONSTANT or (func in calls.REFERRING and self.get(args[0]) is None):
             return out
-        if any(t.is_floating_point() for t in tensors(out)):  # no question of a shape or a type
+        if any(_holds(t, func) for t in tensors(out)):  # no question of a shape or a type
             with torch.enable_grad():
                 self._follow(func, args, kwargs, out, live)
         return out
@@ -209,16 +209,17 @@ class Shadow(TorchFunctionMode):
         lineage = derived(one.lineage for one in live)
         rule = calls.RULES.get(func)
         found: Any = None
-        if lineage.kind == "scores" and func in calls.PRODUCTS:
-            found = None
-        elif rule is not None:
-            found = rule(self, out, args, kwargs, live)
+        if rule is not None:
+            try:
+                found = rule(self, out, args, kwargs, live)
+            except RuntimeError:  # what can be done to the tensor, but not to its shadow
+                found = None
         if found is None:
             found = [self.lose(calls.name_of(func), t.shape, live) for t in tensors(out)]
         inside = None
         if func is F.pad and isinstance(found, tuple):
             found, inside = found
-        if func in calls.SOFTMAX and out.ndim > 2:
+        if func in calls.SOFTMAX and out.ndim > 1:
             lineage = lineage.with_kind("weights")
         elif func in calls.MULTIPLIED and len({one.lineage.kind for one in live}) > 1:
             lineage = lineage.with_kind(None)  # a gate
@@ -228,7 +229,7 @@ class Shadow(TorchFunctionMode):
         if func in calls.WEIGHTED and isinstance(found, Tensor):
             source = found, 1 if func in calls.CONVOLUTIONS else -1
         for tensor, shadow in zip(tensors(out), tensors(found), strict=True):
-            if tensor.is_floating_point():
+            if _holds(tensor, func):
                 self.put(tensor, shadow, lineage, inside, source)
         if func in calls.WEIGHTED and not self.attentions.calls:
             self._embedded(func, found)
@@ -468,6 +469,13 @@ def _described(
     return DotProductAttention(
         query, key, value, gradients=gradients, mask=mask, scale=scale, to_heads=layout.outputs
     )
+
+
+def _holds(tensor: Tensor, func: Callable[..., Any]) -> bool:
+    """Whether a tensor holds what the image is made into, and not a mask, an index or an answer."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized:
+        return True
+    return func in calls.CASTS and tensor.dtype != torch.bool
 
 
 def _same(tensor: Tensor) -> Tensor:
