@@ -209,7 +209,7 @@ REFUSED = {
     "XCiT": Refused(
         lambda: _unusual("xcit_nano_12_p16_224", embed_dim=48, depth=2, num_heads=3),
         32,
-        "keys are channels and not tokens",
+        "some of its tokens did not pass",
     ),
     "EfficientViT": Refused(lambda: _unusual("efficientvit_b0"), 64, "linear attention"),
 }

@@ -67,6 +67,8 @@ KINDS = {
         32,
         (4, 4),
     ),
+    "DaViT": (lambda: carried("davit_tiny"), 64, (16, 16)),
+    "EdgeNeXt": (lambda: carried("edgenext_xx_small"), 64, (16, 16)),
     "hf Swin": (lambda: hugging_face("Swin"), 64, (16, 16)),
     "hf Swin-V2": (lambda: hugging_face("Swinv2"), 64, (16, 16)),
     "hf SegFormer": (lambda: hugging_face("Segformer", full=True), 64, (16, 16)),
@@ -141,6 +143,11 @@ class Attention(nn.Module):
                 a = torch.softmax(scores[:, head] * scale, -1)
                 mixed[:, head] = a @ v[:, head]
             mixed = mixed.transpose(1, 2)
+        elif self.how == "a softmax by hand":
+            q, k, v = heads_first
+            a = q @ k.mT * scale
+            a = (a - a.amax(-1, keepdim=True)).exp()
+            mixed = (a / a.sum(-1, keepdim=True) @ v).transpose(1, 2)
         else:
             assert self.how == "a copy of A is kept, and one beside"
             q, k, v = heads_first
@@ -195,7 +202,7 @@ APART = ("out= and a buffer",)
     [
         *("fused", "einsum of a list", "einsum with an ellipsis", "einsum, values first"),
         *("bmm, heads in the batch", "baddbmm", "fused, heads in the batch", "fused, a window dimension"),
-        *("out= and a buffer", "a copy of A is kept, and one beside"),
+        *("out= and a buffer", "a softmax by hand", "a copy of A is kept, and one beside"),
     ],
 )
 def test_attention_however_it_is_written(how, method):
@@ -411,6 +418,45 @@ def test_what_torch_does_not_show_is_no_constant(method):
         explain(model, IMAGES, method)
 
 
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout"])
+def test_a_scripted_module_is_no_constant(method):
+    class Scripted(Vit):
+        def __init__(self):
+            super().__init__()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.script = torch.jit.script(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()))
+
+        def tokens(self, x):
+            tokens = super().tokens(x)
+            return tokens + self.script(tokens)
+
+    with pytest.raises(VitxError, match="reached code that torch does not show"):
+        explain(models.spread(Scripted()).double().eval(), IMAGES, method)
+
+
+def test_tokens_that_are_merged_share_what_they_became():
+    """The last token goes into the first patch, as in token merging, before anything attends."""
+
+    class Merging(Vit):
+        def __init__(self, size):
+            super().__init__()
+            self.size = size
+
+        def tokens(self, x):
+            tokens = self.embed(x).flatten(2).transpose(1, 2)
+            target = torch.zeros(len(x), 1, WIDTH, dtype=torch.long)
+            merged = tokens[:, :-1].scatter_reduce(1, target, tokens[:, -1:], reduce=self.size)
+            return merged + self.layers[0](self.norms[0](merged))
+
+    for how in ("mean", "sum"):
+        model = models.spread(Merging(how)).double().eval()
+        model.read = lambda tokens: tokens.mean(1)
+        found = explain(model, IMAGES)
+        assert torch.allclose(found.maps[:, 0, 0], found.maps[:, 3, 3], rtol=1e-12)
+        assert torch.allclose(found.maps.sum((1, 2)), torch.ones(2, dtype=torch.float64))
+
+
 def test_a_call_without_a_rule_that_nothing_reads_is_no_error():
     class Curious(nn.Module):
         def __init__(self):
@@ -424,13 +470,23 @@ def test_a_call_without_a_rule_that_nothing_reads_is_no_error():
     assert torch.allclose(explain(Curious(), IMAGES).maps, explain(vit(), IMAGES).maps)
 
 
-def test_linear_attention_is_refused():
-    class Linear(nn.Module):
-        def forward(self, x):
-            return x.relu() @ (x.mT @ x)
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda x: x,
+        lambda x: x.relu(),
+        lambda x: x * x.sigmoid(),
+        lambda x: torch.cat([x, x], 1).mean(1, True),
+    ],
+)
+def test_linear_attention_is_refused(after):
+    """However its output is used."""
+
+    def read(tokens):
+        return after(tokens.relu() @ (tokens.mT @ tokens)).mean(1)
 
     with pytest.raises(VitxError, match="linear attention"):
-        explain(vit(read=lambda tokens: Linear()(tokens).mean(1)), IMAGES)
+        explain(vit(read=read), IMAGES)
 
 
 def test_the_output_is_the_same_to_the_last_bit():

@@ -128,13 +128,15 @@ def _follow(model: nn.Module, images: Tensor, methods: Methods, target: Target) 
     """Explains by methods that carry relevance through the pass: one forward pass, one way back each."""
     chosen = {name: find_method(name) for name in methods}
     gradients = any(method.gradient for method in chosen.values())
+    # Gradients alone show that a scripted module made something of the image.
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
     carriers = {name: method.begin(bool(method.gradient), **methods[name]) for name, method in chosen.items()}
     found: dict[str, Found] = {}
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients), untouched(model):
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients or scripted), untouched(model):
         # A copy: some models change their input. Subclasses of Tensor bring calls of their own.
         pixels = images.detach().as_subclass(Tensor).clone()
         fusion = _common_fusion(chosen, methods)
-        with shadowed(model, pixels, gradients=gradients, head_fusion=fusion) as watched:
+        with shadowed(model, pixels, gradients=gradients or scripted, head_fusion=fusion) as watched:
             with watched:
                 logits = predict(model, pixels)
             classes = target_classes(target, logits)

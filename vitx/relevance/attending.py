@@ -99,12 +99,27 @@ class Attending:
         counts: whether the method starts at or below it.
     """
 
-    def __init__(self, within: Pass, attention: Attention, heads_known: bool) -> None:
+    def __init__(
+        self,
+        within: Pass,
+        attention: Attention,
+        heads_known: bool,
+        over_channels: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Describes a call.
+
+        Args:
+            within: the pass that it is a part of.
+            attention: A.
+            heads_known: whether the heads have a dimension of their own.
+            over_channels: finds out whether its keys are channels of the same tokens.
+        """
         self.residual = False
         self.counts = True
         self.attention = attention
         self._within = within
         self._heads_known = heads_known
+        self._over_channels = over_channels
         within.calls.append(self)
 
     def join(
@@ -132,10 +147,7 @@ class Attending:
         carrier = self._within.carrier
         assert carrier is not None
         if not _alike(relevance):
-            raise VitxError(
-                "an attention was found whose keys are channels and not tokens (cross-covariance attention, "
-                "as in XCiT): no rule takes relevance through it"
-            )
+            return self._start_over_channels(relevance)
         keys = self.attention.shape[-1]
         of_queries = total(relevance, [1, 3])[:, 0, :, 0]
         if not self.residual:
@@ -157,6 +169,16 @@ class Attending:
             )
         return _Reading(carrier.layer(of_queries, keys), of_queries, carrier.gradient)
 
+    def _start_over_channels(self, relevance: Tensor) -> "_Reading":
+        """Cross-covariance attention, as in XCiT: what it mixes are channels, and a token keeps its own."""
+        if not self._over_channels():
+            raise VitxError(
+                "the channels of what an attention put out are read apart, with no weights between (as by a "
+                "maximum over tokens): no rule takes relevance through that"
+            )
+        share = None if self.residual else relevance.sum(2, keepdim=True) / self.attention.shape[-1]
+        return _Reading(None, relevance, False, share)
+
     def shared_out(
         self, reading: "_Reading", values: torch.Size, weights: torch.Size
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -164,7 +186,7 @@ class Attending:
         carrier = self._within.carrier
         assert carrier is not None
         if reading.layer is None:
-            return None, None
+            return None if reading.of_channels is None else reading.of_channels.expand(values), None
         if carrier.grows and self.residual:
             self._within.grow(reading.layer.values)
         into_values = _spread(reading.layer.values, values)
@@ -174,19 +196,33 @@ class Attending:
 
 
 class _Reading:
-    """The tiles of one attention on their way to the method."""
+    """The tiles of one attention on their way to the method; `of_channels` is what goes past it."""
 
-    def __init__(self, layer: Layer | None, relevance: Tensor, reads_gradient: bool) -> None:
+    def __init__(
+        self,
+        layer: Layer | None,
+        relevance: Tensor,
+        reads_gradient: bool,
+        of_channels: Tensor | None = None,
+    ) -> None:
         self.layer, self.relevance, self.reads_gradient = layer, relevance, reads_gradient
+        self.of_channels = of_channels
 
     def through(self, tiles: Iterator[Tile]) -> Iterator[Tile]:
         """Passes on the tiles when the method has read them."""
+        if self.layer is None:
+            yield from tiles
+            return
         for tile in tiles:
-            if self.layer is not None:
-                self.layer.read(tile)
+            self.layer.read(tile)
             yield tile
+        self.layer.end()
+
+    def read(self, tiles: Iterator[Tile]) -> None:
+        """Shows all tiles to the method; without one, none is computed."""
         if self.layer is not None:
-            self.layer.end()
+            for _ in self.through(tiles):
+                pass
 
 
 def _spread(relevance: Tensor, shape: torch.Size) -> Tensor:
@@ -213,8 +249,7 @@ class _Shadow(torch.autograd.Function):
         call: Attending = ctx.call
         reading = call.start(relevance, None)
         with torch.autocast(relevance.device.type, enabled=False):
-            for _ in reading.through(call.attention.tiles()):
-                pass
+            reading.read(call.attention.tiles())
         return None, *call.shared_out(reading, *ctx.shapes)
 
 
@@ -240,6 +275,8 @@ class _Join(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, relevance: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None and relevance is None:
+            return (None,) * 7
         call: Attending = ctx.call
         attention = call.attention
         shares: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -259,8 +296,7 @@ class _Join(torch.autograd.Function):
                 through = iter if attention.reader is not None else through
                 attention.reader = None
             if reading is not None and through is not iter:
-                for _ in through(attention.tiles(gradient if reading.reads_gradient else None)):
-                    pass
+                reading.read(attention.tiles(gradient if reading.reads_gradient else None))
         if reading is not None:
             shares = call.shared_out(reading, *ctx.shapes)
         return None, gradient if not ctx.saved_tensors else None, *into, *shares

@@ -106,6 +106,10 @@ _POINTWISE = CASTS | _named(
     ),
     *("l1_loss", "logit", "sigmoid", "threshold", "rrelu", "hardshrink", "tanhshrink", "expm1"),
 )
+# What turns scores into weights as a softmax does, though rows need not sum to 1.
+WEIGHING = SOFTMAX | _named(
+    "exp", "exp_", "sigmoid", "sigmoid_", "relu", "relu_", "softplus", "elu", "hardsigmoid"
+)
 _DIVIDED = _named("div", "div_", "__div__", "__truediv__", "__itruediv__", "true_divide", "divide")
 _SUBTRACTED = _named("sub", "sub_", "__sub__", "__isub__", "subtract")
 # What takes no value from its input, and what takes from the second one nothing but its form.
@@ -167,8 +171,8 @@ _SHAPES = _named(
     *("squeeze_", "unsqueeze_", "transpose_", "permute_copy", "as_strided"),
 ) | _attributes("T", "mT", "H", "mH")
 _SHAPES = _SHAPES | {Tensor.__getitem__}
-_JOINED = _named(
-    *("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "where", "scatter", "index_add"),
+JOINED = _named(
+    *("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "where", "scatter"),
     *("index_copy", "masked_scatter", "index_put", "broadcast_tensors", "meshgrid"),
 )
 _SELECTED = _named(
@@ -473,6 +477,31 @@ def _unfolded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: li
     return rules.filled(F.unfold(live.shadow, *args[1:], **kwargs), watched.of_model(out.shape), inside)
 
 
+def _scattered(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+    """Tokens that are added at their places, or averaged: each has an even share of what it became."""
+    given = dict(zip(("self", "dim", "index", "src", "reduce"), args, strict=False)) | kwargs
+    target, dim, index, source = (given.get(name) for name in ("self", "dim", "index", "src"))
+    if given.get("reduce", "sum") not in ("sum", "mean") or not isinstance(source, Tensor):
+        return None
+    assert isinstance(target, Tensor)
+    assert isinstance(index, Tensor)
+    assert isinstance(dim, int)
+    kept = bool(given.get("include_self", True))
+    parts = [live.shadow if (live := watched.get(t)) else watched.of_model(t.shape) for t in (target, source)]
+    index, like = index.detach(), parts[0]
+    count = torch.full(target.shape, float(kept), dtype=like.dtype, device=like.device)
+    count.scatter_add_(dim, index, torch.ones(index.shape, dtype=like.dtype, device=like.device))
+
+    def back(relevance: Tensor) -> list[Tensor]:
+        alone = count == 0  # nothing came: what was there stays
+        share = relevance / count.clamp(min=1)
+        into_source = torch.zeros(parts[1].shape, dtype=relevance.dtype, device=relevance.device)
+        into_source[tuple(slice(n) for n in index.shape)] = share.gather(dim, index)
+        return [share if kept else share.masked_fill(~alone, 0), into_source]
+
+    return rules.follow(out.shape, back, *parts)
+
+
 def _picked(func: Function) -> Rule:
     def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
         live = [t for t in tensors((args, kwargs)) if watched.get(t) is not None]
@@ -532,7 +561,7 @@ RULES: dict[Function, Rule] = {
     **dict.fromkeys(_SUBTRACTED, _subtracted),
     **dict.fromkeys(_DIVIDED, _divided),
     **{func: _natural(func) for func in _SHAPES},
-    **{func: _joined(func) for func in _JOINED},
+    **{func: _joined(func) for func in JOINED},
     **{func: _picked(func) for func in _SELECTED},
     **dict.fromkeys(_named("linear"), _linear),
     **dict.fromkeys(_named("addmm"), _addmm),
@@ -542,6 +571,7 @@ RULES: dict[Function, Rule] = {
     **{func: _pooled(dims) for dims in (1, 2, 3) for func in _named(f"avg_pool{dims}d")},
     **dict.fromkeys(_named("pad"), _padded),
     **dict.fromkeys(_named("fold"), _folded),
+    **dict.fromkeys(_named("scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_"), _scattered),
     F.unfold: _unfolded,
     **dict.fromkeys(_named("copy_"), _copied),
 }

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Literal
 
+Kind = Literal["weights", "scores", "gate"]
+_KINDS: tuple[Kind, ...] = ("weights", "scores", "gate")
 _fresh = count()
 
 
@@ -16,16 +18,18 @@ class Lineage:
         identity: a number that shape operations, casts, dropout and constants leave as it is.
         ancestors: the identities that it came from since the last residual closed.
         open: the attentions that it passed since then.
-        kind: "scores" for a product of two live tensors, "weights" for what a softmax made of such; else
-            None.
+        kind: "scores" for a product of two live tensors, "weights" for what a softmax or its like made of
+            such, "gate" for a softmax of anything else; None for what is none of these.
+        partial: whether some of its tokens passed none of these attentions.
     """
 
     identity: int = field(default_factory=lambda: next(_fresh))
     ancestors: frozenset[int] = frozenset()
     open: frozenset[Any] = frozenset()
-    kind: Literal["scores", "weights"] | None = None
+    kind: Kind | None = None
+    partial: bool = False
 
-    def with_kind(self, kind: Literal["scores", "weights"] | None) -> "Lineage":
+    def with_kind(self, kind: Kind | None) -> "Lineage":
         """Returns the same of another kind."""
         return replace(self, kind=kind)
 
@@ -35,17 +39,14 @@ def derived(parents: Iterable[Lineage]) -> Lineage:
     parents = list(parents)
     if len(parents) == 1:
         (one,) = parents
-        return Lineage(ancestors=one.ancestors | {one.identity}, open=one.open, kind=one.kind)
+        return replace(one, identity=next(_fresh), ancestors=one.ancestors | {one.identity})
     kinds = {parent.kind for parent in parents}
-    kind: Literal["scores", "weights"] | None = None
-    if kinds & {"weights"}:
-        kind = "weights"
-    elif kinds & {"scores"}:
-        kind = "scores"
+    kind = next((kind for kind in _KINDS if kind in kinds), None)
     return Lineage(
         ancestors=frozenset().union(*(parent.ancestors | {parent.identity} for parent in parents)),
         open=frozenset().union(*(parent.open for parent in parents)),
         kind=kind,
+        partial=any(parent.partial for parent in parents),
     )
 
 
@@ -60,7 +61,7 @@ def added(first: Lineage, second: Lineage) -> tuple[Lineage, tuple[float, float]
         within = first.open ^ second.open
         for call in within:
             call.residual = True
-        closed = replace(merged, ancestors=frozenset(), open=first.open & second.open)
+        closed = replace(merged, ancestors=frozenset(), open=first.open & second.open, partial=False)
         return closed, (1.0, 1.0) if within else (0.5, 0.5)
     if first.ancestors & second.ancestors:
         ahead, behind = bool(first.open - second.open), bool(second.open - first.open)

@@ -9,7 +9,7 @@ an error.
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -219,12 +219,18 @@ class Shadow(TorchFunctionMode):
         inside = None
         if func is F.pad and isinstance(found, tuple):
             found, inside = found
-        if func in calls.SOFTMAX and out.ndim > 1:
+        if func in calls.WEIGHING and lineage.kind == "scores":
             lineage = lineage.with_kind("weights")
-        elif func in calls.MULTIPLIED and len({one.lineage.kind for one in live}) > 1:
-            lineage = lineage.with_kind(None)  # a gate
+        elif func in calls.SOFTMAX and lineage.kind is None:
+            lineage = lineage.with_kind("gate")
+        elif func in calls.MULTIPLIED and lineage.kind == "gate":
+            lineage = lineage.with_kind(None)
         if func in calls.KEEP_IDENTITY and len({one.lineage.identity for one in live}) == 1:
             lineage = live[0].lineage.with_kind(lineage.kind)
+        if func in calls.JOINED and any(one.lineage.open for one in live):
+            apart = len(live) < len([t for t in tensors(args) if t.is_floating_point()])
+            if apart or not all(one.lineage.open for one in live):
+                lineage = replace(lineage, partial=True)
         source = live[0].source if func in calls.KEEP_IDENTITY and len(live) == 1 else None
         if func in calls.WEIGHTED and isinstance(found, Tensor):
             source = found, 1 if func in calls.CONVOLUTIONS else -1
@@ -246,6 +252,10 @@ class Shadow(TorchFunctionMode):
     def _add(self, out: Tensor, live: list[Live]) -> None:
         first, second = live
         lineage, shares = added(first.lineage, second.lineage)
+        if sum(shares) > 1 and (first.lineage.partial or second.lineage.partial):
+            name = "a residual around an attention that some of its tokens did not pass"
+            self.put(out, self.lose(name, out.shape, live), lineage)
+            return
         parts = [
             rules.unchanged(one.shadow, out.shape, share)
             for one, share in zip(live, shares, strict=True)
@@ -262,12 +272,12 @@ class Shadow(TorchFunctionMode):
         first, second = self.get(left), self.get(right)
         if first is None or second is None:
             return None
-        if second.lineage.kind == "weights" and first.lineage.kind is None and equation is not None:
+        if second.lineage.kind in ("weights", "gate") and first.lineage.kind is None and equation is not None:
             equation, left, right, first, second = equation.swapped(), right, left, second, first
         with self.recording():
             out: Tensor = func(*args, **kwargs)
         with torch.enable_grad():
-            if first.lineage.kind == "weights" and second.lineage.kind is None:
+            if first.lineage.kind in ("weights", "gate") and second.lineage.kind is None:
                 layout = Layout.of_product(left.shape, right.shape, equation, self._batch)
                 if layout is not None:
                     layout = self._layout(second, layout)
@@ -294,11 +304,11 @@ class Shadow(TorchFunctionMode):
         """`scaled_dot_product_attention`: A is recomputed from queries and keys when it is needed."""
         of_query, of_value = self.get(query), self.get(value)
         live = self.found_in(query, key, value)
-        if of_value is None:
+        if of_value is None or of_value.lineage.kind in ("scores", "weights"):
             out = F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
             if live:
                 with torch.enable_grad():
-                    name = "scaled_dot_product_attention of values that do not depend on the image"
+                    name = "scaled_dot_product_attention of values without a relevance of their own"
                     self.put(out, self.lose(name, out.shape, live), derived(one.lineage for one in live))
             return out
         layout = self._layout(of_value, Layout.of_attention(query.shape, value.shape[-1], self._batch))
@@ -333,16 +343,22 @@ class Shadow(TorchFunctionMode):
         """Finds the heads where they have no dimension of their own, but were channels of the same token."""
         if layout.head is not None or value.source is None:
             return layout
-        source, channels = value.source
 
         def of_tokens(marks: Tensor) -> Tensor:
-            shape = value.shadow.shape
-            one = marks.to(source).view(*layout.shared, 1, 1).expand(*layout.shared, *shape[-2:])
-            back = [layout.order_values.index(dim) for dim in range(len(shape))]
-            (found,) = torch.autograd.grad(value.shadow, source, one.permute(back), retain_graph=True)
-            return found.sum(channels).double().cpu() / shape[layout.order_values[-1]]
+            marks = marks.view(*layout.shared, 1, 1)
+            found = _seen_from(value, layout, marks) / value.shadow.shape[layout.order_values[-1]]
+            return found.flatten()
 
         return layout.with_heads(of_tokens)
+
+    def _over_channels(self, value: Live, layout: Layout) -> bool:
+        """Whether the keys of an attention are channels: then each token holds all of them alike."""
+        if value.source is None:
+            return False
+        keys = value.shadow.shape[layout.order_values[len(layout.shared)]]
+        marks = torch.rand(keys, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        found = _seen_from(value, layout, marks.view(*(1 for _ in layout.shared), keys, 1)).flatten(1)
+        return found.shape[1] > 1 and torch.allclose(found, found[:, :1], rtol=1e-5)
 
     def _attend(
         self,
@@ -354,7 +370,8 @@ class Shadow(TorchFunctionMode):
         weights: Tensor,
         live: list[Live],
     ) -> Tensor:
-        call = Attending(self.attentions, attention, layout.head is not None)
+        known = layout.head is not None
+        call = Attending(self.attentions, attention, known, lambda: self._over_channels(value, layout))
         shadow = layout.values(value.shadow)
         if self._gradients:
             joined, found = call.join(out, operands, shadow, weights)
@@ -469,6 +486,17 @@ def _described(
     return DotProductAttention(
         query, key, value, gradients=gradients, mask=mask, scale=scale, to_heads=layout.outputs
     )
+
+
+def _seen_from(value: Live, layout: Layout, marks: Tensor) -> Tensor:
+    """Marks places in the values, (shared, keys, channels); returns the sum for each token they came from."""
+    assert value.source is not None
+    source, channels = value.source
+    shape = [value.shadow.shape[dim] for dim in layout.order_values]
+    back = [layout.order_values.index(dim) for dim in range(len(shape))]
+    placed = marks.to(source).expand(shape).permute(back)
+    (found,) = torch.autograd.grad(value.shadow, source, placed, retain_graph=True)
+    return found.sum(channels).double().cpu()
 
 
 def _holds(tensor: Tensor, func: Callable[..., Any]) -> bool:

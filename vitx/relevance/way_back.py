@@ -98,10 +98,10 @@ def _end(watched: Shadow, logits: Tensor) -> Tensor:
             "the model's output does not come from the image by any torch function that was seen: code that "
             "is scripted, compiled in another process, or not torch's cannot be followed"
         )
-    if live.lineage.kind == "scores":
+    if live.lineage.kind in ("scores", "weights"):
         raise VitxError(
-            "the output is a product of two tensors that both depend on the image, with no softmax behind it "
-            "(linear attention): no rule takes relevance through it"
+            "the output comes from a product of two tensors that both depend on the image, with no softmax "
+            "behind it (linear attention): no rule takes relevance through it"
         )
     if not watched.attentions.calls:
         raise VitxError(
