@@ -54,14 +54,20 @@ def follow(shape: Sequence[int], back: Back, *shadows: Tensor) -> Tensor:
 
 def total(relevance: Tensor, dims: Sequence[int]) -> Tensor:
     """Sums over some dimensions, which stay with size 1; those in which all is alike are not read."""
-    for dim in dims:
-        if relevance.shape[dim] == 1:
-            continue
-        if relevance.stride(dim) == 0:
-            relevance = relevance.narrow(dim, 0, 1) * relevance.shape[dim]
-        else:
-            relevance = relevance.sum(dim, keepdim=True)
-    return relevance
+    sizes = relevance.shape
+    dims = [dim % len(sizes) for dim in dims]
+    alike = [dim for dim in dims if relevance.stride(dim) == 0 and relevance.shape[dim] > 1]
+    for dim in alike:
+        relevance = relevance.narrow(dim, 0, 1)
+    others = [dim for dim in dims if relevance.shape[dim] != 1]
+    if others:
+        relevance = (
+            compact(relevance)
+            .sum(others, keepdim=True)
+            .expand([1 if dim in others else size for dim, size in enumerate(relevance.shape)])
+        )
+    size = math.prod(sizes[dim] for dim in alike)
+    return scaled(relevance, size)
 
 
 def compact(relevance: Tensor, among: Sequence[Tensor] = ()) -> Tensor:
