@@ -1,17 +1,15 @@
 """What a tensor came from: enough to tell a residual from any other sum."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Kind = Literal["weights", "scores", "gate"]
 _KINDS: tuple[Kind, ...] = ("weights", "scores", "gate")
 _fresh = count()
 
 
-@dataclass(frozen=True)
-class Lineage:
+class Lineage(NamedTuple):
     """Where a live tensor stands in the forward pass.
 
     Attributes:
@@ -20,18 +18,19 @@ class Lineage:
         open: the attentions that it passed since then.
         kind: "scores" for a product of two live tensors, "weights" for what a softmax or its like made of
             such, "gate" for a softmax of anything else; None for what is none of these.
-        partial: whether some of its tokens passed none of these attentions.
+        partial: whether some of its tokens did not pass the last of these attentions.
     """
 
-    identity: int = field(default_factory=lambda: next(_fresh))
+    identity: int
     ancestors: frozenset[int] = frozenset()
     open: frozenset[Any] = frozenset()
     kind: Kind | None = None
     partial: bool = False
 
-    def with_kind(self, kind: Kind | None) -> "Lineage":
-        """Returns the same of another kind."""
-        return replace(self, kind=kind)
+
+def begun() -> Lineage:
+    """Returns the lineage of what came from nothing that was seen, as the image."""
+    return Lineage(next(_fresh))
 
 
 def derived(parents: Iterable[Lineage]) -> Lineage:
@@ -39,10 +38,11 @@ def derived(parents: Iterable[Lineage]) -> Lineage:
     parents = list(parents)
     if len(parents) == 1:
         (one,) = parents
-        return replace(one, identity=next(_fresh), ancestors=one.ancestors | {one.identity})
+        return Lineage(next(_fresh), one.ancestors | {one.identity}, one.open, one.kind, one.partial)
     kinds = {parent.kind for parent in parents}
     kind = next((kind for kind in _KINDS if kind in kinds), None)
     return Lineage(
+        next(_fresh),
         ancestors=frozenset().union(*(parent.ancestors | {parent.identity} for parent in parents)),
         open=frozenset().union(*(parent.open for parent in parents)),
         kind=kind,
@@ -61,7 +61,7 @@ def added(first: Lineage, second: Lineage) -> tuple[Lineage, tuple[float, float]
         within = first.open ^ second.open
         for call in within:
             call.residual = True
-        closed = replace(merged, ancestors=frozenset(), open=first.open & second.open, partial=False)
+        closed = merged._replace(ancestors=frozenset(), open=first.open & second.open, partial=False)
         return closed, (1.0, 1.0) if within else (0.5, 0.5)
     if first.ancestors & second.ancestors:
         ahead, behind = bool(first.open - second.open), bool(second.open - first.open)

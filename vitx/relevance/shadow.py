@@ -9,8 +9,7 @@ an error.
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,12 +26,11 @@ from vitx.relevance.attending import Attending, Pass
 from vitx.relevance.calls import tensors
 from vitx.relevance.grid import First
 from vitx.relevance.heads import Layout
-from vitx.relevance.lineage import Lineage, added, derived
+from vitx.relevance.lineage import Lineage, added, begun, derived
 from vitx.tiles import Memory
 
 
-@dataclass(frozen=True)
-class Live:
+class Live(NamedTuple):
     """What is known of a tensor that depends on the image.
 
     Attributes:
@@ -64,13 +62,18 @@ class Shadow(TorchFunctionMode):
     """
 
     def __init__(
-        self, image: Tensor, brought: Iterable[Tensor], *, gradients: bool, head_fusion: str | None
+        self,
+        image: Tensor,
+        brought: Callable[[], Iterable[Tensor]],
+        *,
+        gradients: bool,
+        head_fusion: str | None,
     ) -> None:
         """Begins with an image, (B, C, H, W).
 
         Args:
             image: the tensor that the model will be given.
-            brought: the model's parameters and buffers.
+            brought: what names the model's parameters and buffers.
             gradients: whether methods will ask for the gradient of A.
             head_fusion: as for `vitx.capture`.
         """
@@ -81,7 +84,7 @@ class Shadow(TorchFunctionMode):
         self._gradients = gradients
         self._head_fusion = head_fusion
         self._memory = Memory()
-        self._brought = {id(tensor) for tensor in brought}
+        self._brought = brought
         self._left = False  # whether a live tensor has left torch
         self._live: dict[int, Live] = {}
         self._like = image.new_zeros((), dtype=torch.promote_types(image.dtype, torch.float32))
@@ -90,7 +93,7 @@ class Shadow(TorchFunctionMode):
             self.image = rules.blank(image.shape, self._like).requires_grad_()
             self.own = rules.blank((self._batch,), self._like).requires_grad_()
             self.common = rules.blank((), self._like).requires_grad_()
-        self.put(image, self.image, Lineage())
+        self.put(image, self.image, begun())
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -189,14 +192,15 @@ class Shadow(TorchFunctionMode):
         appeared after a live tensor had left torch, and is no parameter.
         """
         found = False
+        brought = {id(tensor) for tensor in self._brought()} if self._left else set()
         for tensor in given:
             if self.get(tensor) is not None:
                 continue
-            appeared = self._left and tensor.is_floating_point() and id(tensor) not in self._brought
+            appeared = self._left and tensor.is_floating_point() and id(tensor) not in brought
             if tensor.grad_fn is not None or appeared:
                 with torch.enable_grad():
                     name = "code that torch does not show (scripted, compiled, or by way of NumPy)"
-                    self.put(tensor, self.lose(name, tensor.shape, []), Lineage())
+                    self.put(tensor, self.lose(name, tensor.shape, []), begun())
                 found = True
         return self._live_among(given) if found else live
 
@@ -206,7 +210,8 @@ class Shadow(TorchFunctionMode):
         if func in calls.ADDED and len(live) == 2:
             self._add(out, live)
             return
-        lineage = derived(one.lineage for one in live)
+        keeps = func in calls.KEEP_IDENTITY and len({one.lineage.identity for one in live}) == 1
+        lineage = live[0].lineage if keeps and len(live) == 1 else derived(one.lineage for one in live)
         rule = calls.RULES.get(func)
         found: Any = None
         if rule is not None:
@@ -220,17 +225,17 @@ class Shadow(TorchFunctionMode):
         if func is F.pad and isinstance(found, tuple):
             found, inside = found
         if func in calls.WEIGHING and lineage.kind == "scores":
-            lineage = lineage.with_kind("weights")
+            lineage = lineage._replace(kind="weights")
         elif func in calls.SOFTMAX and lineage.kind is None:
-            lineage = lineage.with_kind("gate")
+            lineage = lineage._replace(kind="gate")
         elif func in calls.MULTIPLIED and lineage.kind == "gate":
-            lineage = lineage.with_kind(None)
-        if func in calls.KEEP_IDENTITY and len({one.lineage.identity for one in live}) == 1:
-            lineage = live[0].lineage.with_kind(lineage.kind)
+            lineage = lineage._replace(kind=None)
+        if keeps and lineage.identity != live[0].lineage.identity:
+            lineage = live[0].lineage._replace(kind=lineage.kind)
         if func in calls.JOINED and any(one.lineage.open for one in live):
             apart = len(live) < len([t for t in tensors(args) if t.is_floating_point()])
             if apart or not all(one.lineage.open for one in live):
-                lineage = replace(lineage, partial=True)
+                lineage = lineage._replace(partial=True)
         source = live[0].source if func in calls.KEEP_IDENTITY and len(live) == 1 else None
         if func in calls.WEIGHTED and isinstance(found, Tensor):
             source = found, 1 if func in calls.CONVOLUTIONS else -1
@@ -292,7 +297,7 @@ class Shadow(TorchFunctionMode):
             lineage = derived((first.lineage, second.lineage))
             if first.lineage.kind is None and second.lineage.kind is None:
                 shadow = calls.whole_to_first(self, out, left, first, equation)
-                self.put(out, shadow, lineage.with_kind("scores"))
+                self.put(out, shadow, lineage._replace(kind="scores"))
             else:
                 name = f"{calls.name_of(func)} of scores without a softmax (linear attention)"
                 self.put(out, self.lose(name, out.shape, [first, second]), lineage)
@@ -378,7 +383,7 @@ class Shadow(TorchFunctionMode):
         else:
             joined, found = out, call.shadow(shadow, weights)
         lineage = derived(one.lineage for one in live)
-        opened = Lineage(lineage.identity, lineage.ancestors, lineage.open | {call})
+        opened = lineage._replace(open=lineage.open | {call}, kind=None, partial=False)  # all passed this one
         self.put(joined, layout.output(found, out.shape), opened)
         return joined
 

@@ -35,7 +35,11 @@ def shadowed(
     model: nn.Module, image: Tensor, *, gradients: bool, head_fusion: str | None
 ) -> Iterator[Shadow]:
     """Yields a shadow for the pass that begins with this image; it is to be entered for that pass alone."""
-    brought = (*model.parameters(), *model.buffers())
+
+    def brought() -> Iterator[Tensor]:
+        yield from model.parameters()
+        yield from model.buffers()
+
     watched = Shadow(image, brought, gradients=gradients, head_fusion=head_fusion)
     with ExitStack() as stack:
         stack.callback(watched.close)
