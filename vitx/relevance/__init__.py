@@ -1,8 +1,10 @@
 """How relevance travels: back through what a forward pass computed, from the logits to the pixels.
 
-`shadow` watches the pass, `rules` says where the relevance of each call goes, `lineage` tells a residual
-from any other sum, `attending` stands for one attention, `grid` makes a map of relevant pixels, and `fusing`
-is what methods share. Nothing here reads what a model declares.
+`shadow` watches the pass, and `attentions` what in it attends. `calls` says which rule each function
+follows, `names` and `equations` read its arguments, and `rules` are the rules. `lineage` tells a
+residual from any other sum, `attending` stands for one attention, and `heads` says how it lies in its
+tensors. `way_back` takes relevance from the logits to the pixels and checks it, `grid` makes it a map,
+and `fusing` is what methods share. Nothing here reads what a model declares.
 """
 
 from vitx.relevance.fusing import HeadFusion, carry, carry_heads

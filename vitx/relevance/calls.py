@@ -9,240 +9,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitx.relevance import rules
+from vitx.relevance.equations import operands, parse
 from vitx.relevance.heads import Equation
+from vitx.relevance.names import (
+    ADDED,
+    APART,
+    BADDBMM,
+    DIVIDED,
+    JOINED,
+    MULTIPLIED,
+    POINTWISE,
+    PRODUCTS,
+    REVERSED,
+    SELECTED,
+    SHAPES,
+    SUBTRACTED,
+    UNBIND,
+    Function,
+    named,
+    tensors,
+)
 
 if TYPE_CHECKING:
     from vitx.relevance.shadow import Live, Shadow
 
-Function = Callable[..., Any]
 Rule = Callable[["Shadow", Any, Any, dict[str, Any], list["Live"]], Any]
-
-
-def _named(*names: str) -> frozenset[Function]:
-    """The functions of these names in torch, of a tensor, and in torch.nn.functional."""
-    owners = (torch, Tensor, F, torch._C._nn, torch.special, torch.linalg)
-    return frozenset(
-        getattr(owner, name) for name in names for owner in owners if callable(getattr(owner, name, None))
-    )
-
-
-def _attributes(*names: str) -> frozenset[Function]:
-    return frozenset(getattr(Tensor, name).__get__ for name in names)
-
-
-SOFTMAX = _named("softmax")
-PRODUCTS = _named("matmul", "__matmul__", "bmm", "einsum", "baddbmm")
-ADDED = _named("add", "add_", "__add__", "__radd__", "__iadd__", "lerp", "lerp_", "addcmul", "addcmul_")
-CONVOLUTIONS = _named("conv1d", "conv2d", "conv3d")
-WEIGHTED = CONVOLUTIONS | PRODUCTS | _named("linear", "addmm")
-CASTS = _named(
-    *(
-        "to",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "int",
-        "long",
-        "short",
-        "char",
-        "byte",
-        "type_as",
-        "contiguous",
-        "clone",
-        "cpu",
-        "cuda",
-    ),
-    *(
-        "dropout",
-        "dropout_",
-        "alpha_dropout",
-        "feature_dropout",
-        "dropout2d",
-        "as_subclass",
-        "requires_grad_",
-    ),
-    *("nan_to_num", "positive", "__pos__", "resolve_conj", "resolve_neg", "alias"),
-)
-_POINTWISE = CASTS | _named(
-    *("relu", "relu_", "gelu", "silu", "silu_", "mish", "hardswish", "hardswish_", "hardsigmoid", "sigmoid"),
-    *("sigmoid_", "tanh", "tanh_", "softplus", "softsign", "elu", "selu", "celu", "leaky_relu", "prelu"),
-    *(
-        "relu6",
-        "hardtanh",
-        "hardtanh_",
-        "logsigmoid",
-        "log_softmax",
-        "erf",
-        "exp",
-        "exp_",
-        "log",
-        "log1p",
-        "sqrt",
-    ),
-    *(
-        "rsqrt",
-        "square",
-        "pow",
-        "pow_",
-        "__pow__",
-        "neg",
-        "__neg__",
-        "abs",
-        "__abs__",
-        "clamp",
-        "clamp_",
-        "clip",
-    ),
-    *("clamp_min", "clamp_max", "sign", "sin", "cos", "reciprocal", "softmax", "masked_fill", "masked_fill_"),
-    *(
-        "layer_norm",
-        "group_norm",
-        "batch_norm",
-        "instance_norm",
-        "rms_norm",
-        "normalize",
-        "local_response_norm",
-    ),
-    *("l1_loss", "logit", "sigmoid", "threshold", "rrelu", "hardshrink", "tanhshrink", "expm1"),
-)
-# What turns scores into weights as a softmax does, though rows need not sum to 1.
-WEIGHING = SOFTMAX | _named(
-    "exp", "exp_", "sigmoid", "sigmoid_", "relu", "relu_", "softplus", "elu", "hardsigmoid"
-)
-_DIVIDED = _named("div", "div_", "__div__", "__truediv__", "__itruediv__", "true_divide", "divide")
-_SUBTRACTED = _named("sub", "sub_", "__sub__", "__isub__", "subtract")
-# What takes no value from its input, and what takes from the second one nothing but its form.
-CONSTANT = _named(
-    *(
-        "zeros_like",
-        "ones_like",
-        "empty_like",
-        "full_like",
-        "rand_like",
-        "randn_like",
-        "new_zeros",
-        "new_ones",
-    ),
-    *("new_empty", "new_full", "new_tensor", "size", "bernoulli"),
-)
-LEAVING = _named("numpy", "__array__", "tolist", "data_ptr", "__dlpack__")
-REFERRING = _named("to", "type_as", "view_as", "reshape_as", "expand_as")
-MULTIPLIED = _named("mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply")
-_REVERSED = _named("rsub", "__rsub__", "__rdiv__", "__rtruediv__", "__rpow__")
-_SHAPES = _named(
-    *("reshape", "view", "flatten", "unflatten", "permute", "transpose", "swapaxes", "swapdims", "movedim"),
-    *(
-        "moveaxis",
-        "t",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "expand_as",
-        "broadcast_to",
-        "view_as",
-        "reshape_as",
-    ),
-    *("repeat", "repeat_interleave", "tile", "unbind", "chunk", "split", "split_with_sizes", "tensor_split"),
-    *(
-        "select",
-        "narrow",
-        "index_select",
-        "gather",
-        "take_along_dim",
-        "take",
-        "roll",
-        "flip",
-        "fliplr",
-        "flipud",
-    ),
-    *(
-        "rot90",
-        "unfold",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "channel_shuffle",
-        "diagonal",
-        "ravel",
-        "adjoint",
-    ),
-    *("interpolate", "upsample", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
-    *("atleast_1d", "atleast_2d", "atleast_3d", "masked_select", "hsplit", "vsplit", "unsafe_chunk"),
-    *("squeeze_", "unsqueeze_", "transpose_", "permute_copy", "as_strided"),
-) | _attributes("T", "mT", "H", "mH")
-_SHAPES = _SHAPES | {Tensor.__getitem__}
-JOINED = _named(
-    *("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "where", "scatter"),
-    *("index_copy", "masked_scatter", "index_put", "broadcast_tensors", "meshgrid"),
-)
-_SELECTED = _named(
-    *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "amax", "amin"),
-    *("maximum", "minimum", "max", "min", "topk", "sort", "fmax", "fmin", "median"),
-)
-# What leaves a tensor the same one: the stream is still the stream.
-KEEP_IDENTITY = (
-    (_SHAPES | CASTS | ADDED | _SUBTRACTED | MULTIPLIED | _DIVIDED) | {Tensor.__setitem__}
-) | _named("pad", "masked_fill", "masked_fill_")
-
-
-def name_of(func: Function) -> str:
-    """Returns what people call a function."""
-    name = str(getattr(func, "__name__", func))
-    return str(getattr(getattr(func, "__self__", None), "__name__", name)) if name == "__get__" else name
-
-
-def operands(func: Function, args: Any, kwargs: Any) -> tuple[Equation | None, Tensor, Tensor] | None:
-    """Returns the two operands of a product; None if it is none of two operands."""
-    if func is torch.einsum:
-        return _of_einsum(*args)
-    if func in _BADDBMM:
-        args = args[1:]
-    given = (*args, *(value for name, value in kwargs.items() if name != "out"))
-    factors = [value for value in given if isinstance(value, Tensor)]
-    return (None, factors[0], factors[1]) if len(factors) == 2 else None
-
-
-_BADDBMM = _named("baddbmm")
-_UNBIND = _named("unbind")
-# These leave every token where it is, if the dimensions before the channels stay the same.
-_APART = _named("reshape", "view", "unflatten", "chunk", "split", "split_with_sizes", "tensor_split")
-
-
-def _of_einsum(equation: Any, *given: Any) -> tuple[Equation, Tensor, Tensor] | None:
-    tensors = given[0] if len(given) == 1 and isinstance(given[0], (list, tuple)) else given
-    if not isinstance(equation, str) or len(tensors) != 2:
-        return None
-    parsed = parse(equation, [t.ndim for t in tensors])
-    return None if parsed is None else (Equation(*parsed), tensors[0], tensors[1])
-
-
-def parse(equation: str, ndims: Sequence[int]) -> list[str] | None:
-    """Returns the letters of operands and output, the ellipsis as capitals; None for repeated ones.
-
-    Example:
-        >>> parse("b h i d, b h j d -> b h i j", [4, 4])
-        ['bhid', 'bhjd', 'bhij']
-        >>> parse("...ij,...jk->...ik", [3, 3])
-        ['Aij', 'Ajk', 'Aik']
-    """
-    left, arrow, out = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    extra = ""
-    for term, count in zip(terms, _extra(terms, ndims), strict=True):
-        if "..." in term:
-            extra = max(extra, "ABCDEFGH"[:count], key=len)
-    if not arrow:
-        counted = "".join(terms).replace(".", "")
-        out = ("..." if extra else "") + "".join(sorted(c for c in set(counted) if counted.count(c) == 1))
-    found = []
-    for term, count in zip([*terms, out], [*_extra(terms, ndims), len(extra)], strict=True):
-        found.append(term.replace("...", extra[len(extra) - count :] if "..." in term and count else ""))
-    return None if any(len(set(term)) < len(term) for term in found) else found
-
-
-def _extra(terms: Sequence[str], ndims: Sequence[int]) -> list[int]:
-    """How many dimensions the ellipsis of each term stands for."""
-    return [ndim - len(term) + 3 for term, ndim in zip(terms, ndims, strict=True)]
 
 
 def whole_to_first(
@@ -307,14 +98,14 @@ def _natural(func: Function) -> Rule:
             return None
         given, named = _replaced((args, kwargs), beside)
         live = watched.get(args[0]) if args else None
-        if func in _APART and live is not None and live.source is not None and live.source[0] is live.shadow:
+        if func in APART and live is not None and live.source is not None and live.source[0] is live.shadow:
             lead, outs = live.shadow.shape[:-1], tensors(out)
             if live.source[1] == -1 and all(
                 o.shape[: len(lead)] == lead and o.ndim > len(lead) for o in outs
             ):
                 found = [rules.divided_channels(live.shadow, o.shape) for o in outs]
                 return found if len(found) > 1 or not isinstance(out, Tensor) else found[0]
-        if func in _UNBIND and live is not None:
+        if func in UNBIND and live is not None:
             dim = named.get("dim", given[1] if len(given) > 1 else 0)
             return rules.unbound(live.shadow, dim % live.shadow.ndim)
         if func is Tensor.view or func is Tensor.view_as:  # the shadow has strides of its own
@@ -356,7 +147,7 @@ def _weighted(func: Function) -> Rule:
         if func is torch.einsum:
             return _einsum(watched, out, args)
         found = operands(func, args, kwargs)
-        if found is None or (func in _BADDBMM and watched.get(args[0]) is not None):
+        if found is None or (func in BADDBMM and watched.get(args[0]) is not None):
             return None
         _, left, right = found
         first, second = watched.get(left), watched.get(right)
@@ -521,24 +312,6 @@ def _picked(func: Function) -> Rule:
     return rule
 
 
-def tensors(values: Any) -> list[Tensor]:
-    """The tensors in arguments or results, in their order."""
-    found: list[Tensor] = []
-    _collect(values, found)
-    return found
-
-
-def _collect(value: Any, found: list[Tensor]) -> None:
-    if isinstance(value, Tensor):
-        found.append(value)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            _collect(part, found)
-    elif isinstance(value, dict):
-        for part in value.values():
-            _collect(part, found)
-
-
 def _replaced(value: Any, by: Callable[[Tensor], Any]) -> Any:
     """Arguments with other tensors in place of these."""
     if isinstance(value, Tensor):
@@ -556,22 +329,22 @@ def _copied(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list
 
 
 RULES: dict[Function, Rule] = {
-    **dict.fromkeys(_POINTWISE | _REVERSED, _unchanged),
+    **dict.fromkeys(POINTWISE | REVERSED, _unchanged),
     **dict.fromkeys(MULTIPLIED | ADDED, _multiplied),
-    **dict.fromkeys(_SUBTRACTED, _subtracted),
-    **dict.fromkeys(_DIVIDED, _divided),
-    **{func: _natural(func) for func in _SHAPES},
+    **dict.fromkeys(SUBTRACTED, _subtracted),
+    **dict.fromkeys(DIVIDED, _divided),
+    **{func: _natural(func) for func in SHAPES},
     **{func: _joined(func) for func in JOINED},
-    **{func: _picked(func) for func in _SELECTED},
-    **dict.fromkeys(_named("linear"), _linear),
-    **dict.fromkeys(_named("addmm"), _addmm),
+    **{func: _picked(func) for func in SELECTED},
+    **dict.fromkeys(named("linear"), _linear),
+    **dict.fromkeys(named("addmm"), _addmm),
     **{func: _weighted(func) for func in PRODUCTS},
-    **dict.fromkeys(_named("mean", "sum"), _averaged),
-    **{func: _convolved(dims) for dims in (1, 2, 3) for func in _named(f"conv{dims}d")},
-    **{func: _pooled(dims) for dims in (1, 2, 3) for func in _named(f"avg_pool{dims}d")},
-    **dict.fromkeys(_named("pad"), _padded),
-    **dict.fromkeys(_named("fold"), _folded),
-    **dict.fromkeys(_named("scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_"), _scattered),
+    **dict.fromkeys(named("mean", "sum"), _averaged),
+    **{func: _convolved(dims) for dims in (1, 2, 3) for func in named(f"conv{dims}d")},
+    **{func: _pooled(dims) for dims in (1, 2, 3) for func in named(f"avg_pool{dims}d")},
+    **dict.fromkeys(named("pad"), _padded),
+    **dict.fromkeys(named("fold"), _folded),
+    **dict.fromkeys(named("scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_"), _scattered),
     F.unfold: _unfolded,
-    **dict.fromkeys(_named("copy_"), _copied),
+    **dict.fromkeys(named("copy_"), _copied),
 }

@@ -1,0 +1,234 @@
+"""The calls that are attentions: how each is seen, and what describes its A."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitx.attention import DotProductAttention, StoredAttention
+from vitx.capture import additive_mask
+from vitx.errors import VitxError
+from vitx.fused import SharedAttention, run
+from vitx.relevance import rules
+from vitx.relevance.attending import Attending
+from vitx.relevance.calls import whole_to_first
+from vitx.relevance.equations import operands
+from vitx.relevance.heads import Layout
+from vitx.relevance.lineage import derived
+from vitx.relevance.names import name_of
+
+if TYPE_CHECKING:
+    from vitx.relevance.shadow import Live, Shadow
+
+
+def product(watched: "Shadow", func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+    """A softmax times values is an attention; any other product of two live tensors makes scores."""
+    found = operands(func, args, kwargs)
+    if found is None:
+        return None
+    equation, left, right = found
+    first, second = watched.get(left), watched.get(right)
+    if first is None or second is None:
+        return None
+    if second.lineage.kind in ("weights", "gate") and first.lineage.kind is None and equation is not None:
+        equation, left, right, first, second = equation.swapped(), right, left, second, first
+    with watched.recording():
+        out: Tensor = func(*args, **kwargs)
+    with torch.enable_grad():
+        if first.lineage.kind in ("weights", "gate") and second.lineage.kind is None:
+            layout = Layout.of_product(left.shape, right.shape, equation, watched.batch)
+            if layout is not None:
+                layout = _layout(watched, second, layout)
+                attention = StoredAttention(
+                    layout.weights(left.detach()),
+                    layout.values(right.detach()),
+                    gradients=watched.gradients,
+                    to_heads=layout.outputs,
+                )
+                weights = layout.weights(first.shadow)
+                return _attend(watched, out, None, attention, layout, second, weights, [first, second])
+        lineage = derived((first.lineage, second.lineage))
+        if first.lineage.kind is None and second.lineage.kind is None:
+            shadow = whole_to_first(watched, out, left, first, equation)
+            watched.put(out, shadow, lineage._replace(kind="scores"))
+        else:
+            name = f"{name_of(func)} of scores without a softmax (linear attention)"
+            watched.put(out, watched.lose(name, out.shape, [first, second]), lineage)
+    return out
+
+
+def scaled_dot_product(
+    watched: "Shadow", query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """`scaled_dot_product_attention`: A is recomputed from queries and keys when it is needed."""
+    of_query, of_value = watched.get(query), watched.get(value)
+    live = watched.found_in(query, key, value)
+    if of_value is None or of_value.lineage.kind in ("scores", "weights"):
+        out = F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
+        if live:
+            with torch.enable_grad():
+                name = "scaled_dot_product_attention of values without a relevance of their own"
+                watched.put(out, watched.lose(name, out.shape, live), derived(one.lineage for one in live))
+        return out
+    layout = _layout(watched, of_value, Layout.of_attention(query.shape, value.shape[-1], watched.batch))
+    output, attention = None, None
+    with watched.recording():
+        if query.ndim == 4:
+            output, attention = run(
+                *(query, key, value, *args),
+                **kwargs,
+                gradients=watched.gradients,
+                head_fusion=watched.head_fusion,
+                memory=watched.memory,
+            )
+        else:
+            flat = [layout.operands(t) for t in (query, key, value)]  # vitx reads them in this order
+            output = F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
+            attention = _described(flat, layout, watched.gradients, *args, **kwargs)
+    shape = attention.shape
+    with torch.enable_grad():
+        shadow = of_value.shadow
+        if shadow.shape[-3] != query.shape[-3]:
+            shadow = shadow.repeat_interleave(query.shape[-3] // shadow.shape[-3], -3)
+        of_heads = of_query.shadow if of_query is not None else watched.of_model(query.shape)
+        scores = rules.evenly(of_heads, (*query.shape[:-1], key.shape[-2]), -1)
+        weights = layout.weights(scores) if query.ndim != 4 else scores
+        assert tuple(weights.shape[-2:]) == tuple(shape[-2:])
+        shared = (query, key, value) if isinstance(attention, SharedAttention) else None
+        value_live = of_value._replace(shadow=shadow)
+        return _attend(watched, output, shared, attention, layout, value_live, weights, live)
+
+
+def _layout(watched: "Shadow", value: "Live", layout: Layout) -> Layout:
+    """Finds the heads where they have no dimension of their own, but were channels of the same token."""
+    if layout.head is not None or value.source is None:
+        return layout
+
+    def of_tokens(marks: Tensor) -> Tensor:
+        marks = marks.view(*layout.shared, 1, 1)
+        found = _seen_from(value, layout, marks) / value.shadow.shape[layout.order_values[-1]]
+        return found.flatten()
+
+    return layout.with_heads(of_tokens)
+
+
+def _over_channels(value: "Live", layout: Layout) -> bool:
+    """Whether the keys of an attention are channels: then each token holds all of them alike."""
+    if value.source is None:
+        return False
+    keys = value.shadow.shape[layout.order_values[len(layout.shared)]]
+    marks = torch.rand(keys, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = _seen_from(value, layout, marks.view(*(1 for _ in layout.shared), keys, 1)).flatten(1)
+    return found.shape[1] > 1 and torch.allclose(found, found[:, :1], rtol=1e-5)
+
+
+def _attend(
+    watched: "Shadow",
+    out: Tensor,
+    operands: tuple[Tensor, ...] | None,
+    attention: Any,
+    layout: Layout,
+    value: "Live",
+    weights: Tensor,
+    live: list["Live"],
+) -> Tensor:
+    known = layout.head is not None
+    call = Attending(watched.attentions, attention, known, lambda: _over_channels(value, layout))
+    shadow = layout.values(value.shadow)
+    if watched.gradients:
+        joined, found = call.join(out, operands, shadow, weights)
+    else:
+        joined, found = out, call.shadow(shadow, weights)
+    lineage = derived(one.lineage for one in live)
+    opened = lineage._replace(open=lineage.open | {call}, kind=None, partial=False)  # all passed this one
+    watched.put(joined, layout.output(found, out.shape), opened)
+    return joined
+
+
+def multi_head(
+    watched: "Shadow",
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool = True,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Tensor | None = None,
+    k_proj_weight: Tensor | None = None,
+    v_proj_weight: Tensor | None = None,
+    static_k: Tensor | None = None,
+    static_v: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """`multi_head_attention_forward`, step by step, so that each step is seen."""
+    given = (bias_k, bias_v, static_k, static_v)
+    if add_zero_attn or query.ndim != 3 or any(one is not None for one in given):
+        raise VitxError(
+            "multi-head attention with add_bias_kv, add_zero_attn or unbatched input is not supported"
+        )
+    weights: Any = [q_proj_weight, k_proj_weight, v_proj_weight]
+    if in_proj_weight is not None and not use_separate_proj_weight:
+        weights = in_proj_weight.chunk(3)
+    biases: Any = [None] * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+    with watched:
+        q, k, v = (
+            F.linear(x, w, b).unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3)
+            for x, w, b in zip((query, key, value), weights, biases, strict=True)
+        )
+        mask = additive_mask(attn_mask, key_padding_mask, q)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        joined = mixed.permute(2, 0, 1, 3).flatten(2)
+        out = F.linear(joined, out_proj_weight, out_proj_bias)
+    if not need_weights:
+        return out, None
+    attention = DotProductAttention(q.detach(), k.detach(), v.detach(), gradients=False, mask=mask)
+    matrices = attention.weights().to(out.dtype)
+    return out, matrices.mean(1) if average_attn_weights else matrices
+
+
+def _described(
+    operands: Sequence[Tensor],
+    layout: Layout,
+    gradients: bool,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> DotProductAttention:
+    """An attention whose operands were brought into the order of (B, H, N, d)."""
+    query, key, value = (t.detach() for t in operands)
+    mask = None
+    if is_causal:
+        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    elif attn_mask is not None:
+        mask = layout.weights(attn_mask.detach().expand(layout.full(key.shape[-2])))
+    return DotProductAttention(
+        query, key, value, gradients=gradients, mask=mask, scale=scale, to_heads=layout.outputs
+    )
+
+
+def _seen_from(value: "Live", layout: Layout, marks: Tensor) -> Tensor:
+    """Marks places in the values, (shared, keys, channels); returns the sum for each token they came from."""
+    assert value.source is not None
+    source, channels = value.source
+    shape = [value.shadow.shape[dim] for dim in layout.order_values]
+    back = [layout.order_values.index(dim) for dim in range(len(shape))]
+    placed = marks.to(source).expand(shape).permute(back)
+    (found,) = torch.autograd.grad(value.shadow, source, placed, retain_graph=True)
+    return found.sum(channels).double().cpu()
