@@ -214,22 +214,19 @@ REFUSED = {
     "EfficientViT": Refused(lambda: _unusual("efficientvit_b0"), 64, "linear attention"),
 }
 
-# What carries relevance takes these; the other methods take plain Vision Transformers, and say of these why
-# not.
+# No plain Vision Transformers. Attention flow, which takes a chain of layers on the same tokens, refuses
+# them.
 NOT_PLAIN = {
-    "Swin": Refused(swin, 32, "attention runs within windows"),
-    "SAM": Refused(lambda: timm_model("samvit_base_patch16"), 32, "attention runs within windows"),
-    "Hiera": Refused(lambda: _unusual("hiera_tiny_224", img_size=64), 64, "attention runs within windows"),
-    "PiT": Refused(
-        lambda: _unusual("pit_ti_224", img_size=64), 64, "number of tokens changes between layers"
-    ),
-    "parallel blocks": Refused(
-        lambda: timm_model("vit_small_patch16_18x2_224"), 32, "several attentions side by side"
-    ),
-    "CaiT": Refused(lambda: timm_model("cait_xxs24_224"), 32, "talking heads"),
-    "differential attention": Refused(
-        lambda: timm_model("vit_dlittle_patch16_reg1_gap_256"), 32, "differential attention"
-    ),
+    name: Refused(build, size, "attention flow takes layers that follow one another")
+    for name, build, size in (
+        ("Swin", swin, 32),
+        ("SAM", lambda: timm_model("samvit_base_patch16"), 32),
+        ("Hiera", lambda: _unusual("hiera_tiny_224", img_size=64), 64),
+        ("PiT", lambda: _unusual("pit_ti_224", img_size=64), 64),
+        ("parallel blocks", lambda: timm_model("vit_small_patch16_18x2_224"), 32),
+        ("CaiT", lambda: timm_model("cait_xxs24_224"), 32),
+        ("differential attention", lambda: timm_model("vit_dlittle_patch16_reg1_gap_256"), 32),
+    )
 }
 
 

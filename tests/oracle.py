@@ -95,7 +95,7 @@ def attention_maps(seen, prefix, readout, fusion="mean"):
     for image in range(len(seen.logits)):
         fused = fuse(seen.attentions[-1][image].double(), fusion)
         weights = readout_weights(readout, prefix, len(fused), seen.pooling, image, fusion)
-        rows.append((weights @ fused)[prefix:])
+        rows.append((weights / weights.sum() @ fused)[prefix:])
     return torch.stack(rows)
 
 

@@ -35,16 +35,17 @@ class TestRefusals:
     def test_models_that_are_not_plain(self, name):
         refused = models.NOT_PLAIN[name]
         with pytest.raises(VitxError, match=refused.sentence):
-            explain(refused.build(), torch.randn(2, 3, refused.image_size, refused.image_size), "attention")
+            explain(refused.build(), torch.randn(2, 3, refused.image_size, refused.image_size), "flow")
 
-    def test_a_model_that_drops_patches(self):
-        with pytest.raises(VitxError, match="8 tokens do not fit a grid of 4 x 4 patches and 1 prefix"):
-            explain(patch_dropping(), IMAGES, "attention")
-        assert (explain(patch_dropping(), IMAGES).maps.flatten(1)[:, 7:] == 0).all(), "7 patches are left"
+    @pytest.mark.parametrize("method", ["rollout", "attention"])
+    def test_a_model_that_drops_patches(self, method):
+        found = explain(patch_dropping(), IMAGES, method)
+        assert (found.maps.flatten(1)[:, 7:] == 0).all(), "7 patches are left"
+        assert (found.maps.flatten(1)[:, :7] > 0).all()
 
     def test_each_model_that_is_refused_says_one_sentence(self):
         with pytest.raises(VitxError) as error:
-            explain(models.swin(), torch.randn(2, 3, 32, 32), "attention")
+            explain(models.swin(), torch.randn(2, 3, 32, 32), "flow")
         assert "\n" not in str(error.value)
         assert isinstance(error.value, ValueError)
 

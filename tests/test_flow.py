@@ -208,6 +208,7 @@ def test_explain_against_networkx(name, options):
         readout = oracle.readout_weights(
             family.readout, family.prefix, len(matrices[0]), seen.pooling, image, fusion
         )
+        readout /= readout.sum()
         for patch in range(image, 16, 5):
             wanted = by_networkx(matrices, readout.tolist(), family.prefix + patch)
             assert found.maps[image].flatten()[patch].item() == pytest.approx(wanted, abs=2e-5)

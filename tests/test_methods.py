@@ -172,25 +172,17 @@ class TestLegrad:
 def last_attention():
     """Registers the attention of the last layer as a method, for one test."""
 
-    class LastAttention:
-        def __init__(self, readout, layers):
-            self.readout, self.start_layer = readout, layers - 1
-            self.relevance = torch.zeros_like(readout)
-
-        def read(self, tile):
-            share = self.readout[tile.images][:, tile.rows]
-            self.relevance[tile.images] += torch.einsum(
-                "bi,bij->bj", share, tile.weights.sum(1) / tile.of_heads
-            )
-
-        def end_layer(self):
-            pass
-
     @register("last_attention")
-    def begin(evidence, *, head_fusion="mean"):
-        return LastAttention(evidence.readout(head_fusion), len(evidence.trace.layers))
+    def last_attention(way, *, head_fusion="mean"):
+        ((layer, readout),) = way.read_out(head_fusion)
 
-    yield begin
+        def attended(tile):
+            share = readout[tile.images][:, tile.rows]
+            return torch.einsum("bi,bij->bj", share, tile.weights.sum(1) / tile.of_heads)
+
+        return way.place([way.add_up(layer, attended)])
+
+    yield
     del _METHODS["last_attention"]
 
 
@@ -269,24 +261,12 @@ def test_a_removed_method_is_unknown():
         explain(models.built("deit"), IMAGES, "last_attention")
 
 
-class Sum:
-    """Adds up what `part` makes of each tile."""
-
-    def __init__(self, evidence, part, start_layer):
-        self.relevance = torch.zeros_like(evidence.readout("mean"))
-        self.part, self.start_layer = part, start_layer
-
-    def read(self, tile):
-        self.relevance[tile.images] += self.part(tile)
-
-    def end_layer(self):
-        pass
-
-
 def test_a_method_with_gradients():
     @register("output_gradient", gradient="score")
-    def begin(evidence):
-        return Sum(evidence, lambda tile: tile.gradient.abs().sum((1, 2)), 2)
+    def output_gradient(way):
+        return way.place(
+            [way.add_up(way.layers[2], lambda tile: tile.gradient.abs().sum((1, 2)), gradient=True)]
+        )
 
     try:
         found = explain(models.built("deit"), IMAGES, "output_gradient", target=1)
@@ -300,10 +280,10 @@ def test_a_method_with_gradients():
 
 def test_a_method_that_finds_nan_is_refused():
     @register("broken")
-    def begin(evidence):
-        begun = Sum(evidence, lambda tile: 0, 0)
-        begun.relevance[1, 3] = float("nan")
-        return begun
+    def broken(way):
+        shadow, found = way.add_up(way.layers[0], lambda tile: None)
+        found[1, 3] = float("nan")
+        return way.place([(shadow, found)])
 
     try:
         with pytest.raises(VitxError, match=r"the broken maps of images \[1\] are not finite"):

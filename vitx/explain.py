@@ -1,6 +1,6 @@
 """From a model and images to maps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,12 @@ from vitx.errors import VitxError
 from vitx.explanation import Explanation, join
 from vitx.isolation import untouched
 from vitx.lens import LogitLens
-from vitx.methods import Method, Methods, Observation, find_method, first_layer, with_options
+from vitx.methods import Method, Methods, Observation, find_method, with_options
 from vitx.prediction import Target, check_images, check_model, predict, scores, target_classes
 from vitx.preprocessing import normalisation
-from vitx.propagation import Propagation, propagate, propagate_gradients, propagate_layer_scores
-from vitx.relevance.way_back import Found, shadowed, way_back
+from vitx.propagation import propagate_gradients
+from vitx.relevance.way_back import Found, Way, shadowed
 from vitx.tokens import find_tokens
-from vitx.trace import Trace
 
 if TYPE_CHECKING:  # PIL is not imported before it is needed
     from vitx.inputs import Images
@@ -115,37 +114,42 @@ def _explain_batch(
             "the model was made under torch.inference_mode, which rules out gradients: make it outside"
         )
     found: dict[str, Explanation] = {}
-    carrying = {name: method for name, method in chosen.items() if method.carries}
-    if carrying:
-        found |= _follow(model, images, {name: methods[name] for name in carrying}, target)
-    for names, fixed in _passes({name: chosen[name] for name in chosen if name not in carrying}):
-        asked = {name: methods[name] for name in names}
-        found |= _explain_pass(model, images, asked, target, fixed)
+    fixed = [name for name, method in chosen.items() if method.gradient == "score with A fixed"]
+    for names, run in (([name for name in chosen if name not in fixed], _follow), (fixed, _explain_pass)):
+        if names:
+            found |= run(model, images, {name: methods[name] for name in names}, target)
     return {name: found[name] for name in methods}
 
 
 def _follow(model: nn.Module, images: Tensor, methods: Methods, target: Target) -> dict[str, Explanation]:
-    """Explains by methods that carry relevance through the pass: one forward pass, one way back each."""
+    """Explains by methods that share one forward pass, each of which has its own way back."""
     chosen = {name: find_method(name) for name in methods}
     gradients = any(method.gradient for method in chosen.values())
     # Gradients alone show that a scripted module made something of the image.
-    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
-    carriers = {name: method.begin(bool(method.gradient), **methods[name]) for name, method in chosen.items()}
+    recorded = gradients or any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    lens = LogitLens(model) if any(m.gradient == "layer scores" for m in chosen.values()) else None
+
+    def total(logits: Tensor) -> Tensor:
+        return scores(target, logits, classes).sum()
+
     found: dict[str, Found] = {}
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients or scripted), untouched(model):
+    with torch.inference_mode(False), torch.set_grad_enabled(recorded), untouched(model):
         # A copy: some models change their input. Subclasses of Tensor bring calls of their own.
         pixels = images.detach().as_subclass(Tensor).clone()
         fusion = _common_fusion(chosen, methods)
-        with shadowed(model, pixels, gradients=gradients or scripted, head_fusion=fusion) as watched:
-            with watched:
+        with shadowed(model, pixels, gradients=recorded, head_fusion=fusion) as watched:
+            with watched, nullcontext() if lens is None else lens.watch():
                 logits = predict(model, pixels)
             classes = target_classes(target, logits)
-            score = scores(target, logits, classes).sum() if gradients else None
-            layers = len(watched.attentions.layers())
-            for name, carrier in carriers.items():
-                if layers:
-                    first_layer(carrier.start_layer, layers)
-                found[name] = way_back(watched, carrier, logits, score if carrier.gradient else None)
+            of_gradient: dict[str | None, list[Tensor]] = {None: []}
+            if any(method.gradient == "score" for method in chosen.values()):
+                of_gradient["score"] = [total(logits)]
+            if lens is not None:
+                layers = len(watched.attentions.layers())
+                of_gradient["layer scores"] = [total(own) for own in _layer_logits(lens, layers, logits)]
+            for name, method in chosen.items():
+                way = Way(watched, logits, of_gradient[method.gradient])
+                found[name] = method.find(way, **methods[name])
     _check_finite({name: one.maps for name, one in found.items()})
     return {
         name: _explanation(model, images, one.maps, logits, classes, chosen[name], name, one.conservation)
@@ -176,41 +180,24 @@ def _explanation(
     return Explanation(maps, logits, target, size, images, mean, std, name, conservation)
 
 
-def _passes(chosen: Mapping[str, Method]) -> list[tuple[list[str], bool]]:
-    """Divides the methods among forward passes; each comes with whether A is fixed in it."""
-    fixed = [name for name, method in chosen.items() if method.gradient == "score with A fixed"]
-    others = [name for name in chosen if name not in fixed]
-    if not chosen:
-        return []
-    if not any(chosen[name].gradient for name in others):
-        return [([*fixed, *others], bool(fixed))]
-    return [(others, False), (fixed, True)] if fixed else [(others, False)]
-
-
 def _explain_pass(
-    model: nn.Module, images: Tensor, methods: Methods, target: Target, fixed: bool
+    model: nn.Module, images: Tensor, methods: Methods, target: Target
 ) -> dict[str, Explanation]:
     chosen = {name: find_method(name) for name in methods}
-    gradients = any(method.gradient for method in chosen.values())
-    fusion = _common_fusion(chosen, methods)
-    lens = LogitLens(model) if any(m.gradient == "layer scores" for m in chosen.values()) else None
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients), untouched(model):
-        # A copy: inference tensors cannot take part in gradients, and some models change their input.
-        pixels = images.detach().as_subclass(Tensor).clone()
-        if gradients:
-            # Then a frozen backbone, too, runs with gradients, also when checkpointing runs it again
-            # outside the capture. Cloned once more, as no leaf may be changed in place.
-            pixels = pixels.requires_grad_().clone()
-        with (
-            capture(model, gradients=gradients, fixed=fixed, head_fusion=fusion) as trace,
-            nullcontext() if lens is None else lens.watch(),
-        ):
+    with torch.inference_mode(False), torch.enable_grad(), untouched(model):
+        # A copy: inference tensors cannot take part in gradients, and some models change their input. Then a
+        # frozen backbone, too, runs with gradients, also when checkpointing runs it again outside the
+        # capture. Cloned once more, as no leaf may be changed in place.
+        pixels = images.detach().as_subclass(Tensor).clone().requires_grad_().clone()
+        with capture(model, gradients=True, fixed=True) as trace:
             logits = predict(model, pixels)
         trace.check(len(images))
         seen = Observation(trace, find_tokens(model, trace, pixels))
         classes = target_classes(target, logits)
-        begun = {name: method.begin(seen, **methods[name]) for name, method in chosen.items()}
-        _propagate(chosen, begun, trace, logits, lens, lambda found: scores(target, found, classes).sum())
+        begun = {name: method.find(seen, **methods[name]) for name, method in chosen.items()}
+        score = scores(target, logits, classes).sum()
+        with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+            propagate_gradients(trace, list(begun.values()), score)
         maps = {name: seen.tokens.patches(propagation.relevance) for name, propagation in begun.items()}
     _check_finite(maps)
     return {
@@ -219,37 +206,13 @@ def _explain_pass(
     }
 
 
-def _propagate(
-    chosen: Mapping[str, Method],
-    begun: Mapping[str, Propagation],
-    trace: Trace,
-    logits: Tensor,
-    lens: LogitLens | None,
-    total: Callable[[Tensor], Tensor],
-) -> None:
-    """Shows each method all layers, with the gradient that it reads; `total` makes a score of logits."""
-    plain, of_layers, of_score = (
-        [begun[name] for name, method in chosen.items() if method.gradient in kinds]
-        for kinds in ((None,), ("layer scores",), ("score", "score with A fixed"))
-    )
-    score = total(logits) if of_score else None
-    layer_scores = [] if lens is None else [total(found) for found in _layer_logits(lens, trace, logits)]
-    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        for propagation in plain:
-            propagate(trace, propagation)
-        if layer_scores:
-            propagate_layer_scores(trace, of_layers, layer_scores)
-        if score is not None:
-            propagate_gradients(trace, of_score, score)
-
-
-def _layer_logits(lens: LogitLens, trace: Trace, logits: Tensor) -> list[Tensor]:
+def _layer_logits(lens: LogitLens, layers: int, logits: Tensor) -> list[Tensor]:
     """Returns what the head makes of each layer, (B, classes)."""
     of_layers = lens.logits()
-    if len(of_layers) != len(trace.layers) or any(found.shape != logits.shape for found in of_layers):
+    if len(of_layers) != layers or any(found.shape != logits.shape for found in of_layers):
         shapes = sorted({tuple(found.shape) for found in of_layers})
         raise VitxError(
-            f"found {len(of_layers)} blocks with scores of shape {shapes}, {len(trace.layers)} attentions "
+            f"found {len(of_layers)} blocks with scores of shape {shapes}, {layers} attentions "
             f"and an output of shape {tuple(logits.shape)}: legrad needs one attention in each block, and "
             "the model's own head at its end"
         )

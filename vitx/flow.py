@@ -72,28 +72,18 @@ def attention_flow(
 
 
 class Flow:
-    """Collects the graph from one layer after another, last layer first, and finds the flows at the end.
+    """Collects the graph from one layer after another, last layer first, and finds the flows at the end."""
 
-    Attributes:
-        start_layer: the first layer of the model that counts.
-    """
-
-    def __init__(
-        self, readout: Tensor, head_fusion: str = "mean", start_layer: int = 0, first_token: int = 0
-    ) -> None:
+    def __init__(self, readout: Tensor, head_fusion: str = "mean") -> None:
         """Begins above the last layer.
 
         Args:
             readout: (B, N).
             head_fusion: "mean", "max" or "min".
-            start_layer: the first layer of the model that counts.
-            first_token: the first one whose flow is wanted.
         """
         _check_not_negative("the read-out", readout)
-        self.start_layer = start_layer
         self._readout = readout
         self._fusion = HeadFusion(head_fusion)
-        self._first_token = first_token
         self._layers: list[Tensor] = []  # rownorm(W + I), (B, N, N), first layer first
         self._matrix = self._empty()
 
@@ -113,11 +103,11 @@ class Flow:
 
     @property
     def relevance(self) -> Tensor:
-        """The flow to each token below the layers seen so far, (B, N); 0 for those that are not wanted."""
+        """The flow to each token below the layers seen so far, (B, N)."""
         from tqdm import tqdm
 
         batch, tokens = self._readout.shape
-        sinks = np.arange(self._first_token, tokens)
+        sinks = np.arange(tokens)
         readouts = self._readout.double().cpu().numpy()
         flows = np.zeros((batch, tokens))
         with tqdm(

@@ -31,12 +31,6 @@ class Propagation(Protocol):
         """Goes on to the layer below."""
 
 
-def propagate(trace: Trace, propagation: Propagation) -> None:
-    """Shows a method that needs no gradients each layer."""
-    for index in reversed(range(propagation.start_layer, len(trace.layers))):
-        _show([propagation], index, trace.layers[index].tiles())
-
-
 def propagate_gradients(trace: Trace, propagations: Sequence[Propagation], score: Tensor) -> None:
     """Shows methods that need gradients each layer, while the backward pass goes through it.
 
@@ -69,23 +63,6 @@ def propagate_gradients(trace: Trace, propagations: Sequence[Propagation], score
     finally:
         for handle in handles:
             handle.remove()  # else trace and hook would keep each other alive
-
-
-def propagate_layer_scores(
-    trace: Trace, propagations: Sequence[Propagation], scores: Sequence[Tensor]
-) -> None:
-    """Shows methods each layer with the gradient of that layer's own score.
-
-    Args:
-        trace: of a pass that was captured with gradients; its graph is kept.
-        propagations: the methods.
-        scores: of each layer, a scalar, the sum over the images.
-    """
-    first = min(one.start_layer for one in propagations)
-    for index in reversed(range(first, len(trace.layers))):
-        gradient = trace.output_gradient(scores[index], index, keep_graph=True)
-        if gradient is not None:
-            _show(propagations, index, trace.layers[index].tiles(gradient))
 
 
 def _read(propagations: Sequence[Propagation], index: int, tiles: Iterator[Tile]) -> Iterator[Tile]:

@@ -1,38 +1,29 @@
 """The attention of the last layer, as the pictures of DINO show it."""
 
-import torch
 from torch import Tensor
 
-from vitx.methods.registry import Observation, register
-from vitx.propagation import Propagation
+from vitx.methods.registry import register
 from vitx.relevance.fusing import HeadFusion, carry, check_options
+from vitx.relevance.way_back import Found, Way
 from vitx.tiles import Tile
 
 
-class LastAttention:
-    """readout^T fuse(A) of the last layer alone: where the token that is read out attends to.
+@register("attention", fused_heads=True)
+def attention(way: Way, *, head_fusion: str = "mean") -> Found:
+    """readout^T fuse(A) of the last layer alone: where the tokens that are read out attend to.
 
     Caron et al. 2021, arXiv 2104.14294, figure 1, the heads fused.
     """
-
-    def __init__(self, readout: Tensor, head_fusion: str, layers: int) -> None:
-        self.start_layer = layers - 1
-        self.relevance = torch.zeros_like(readout)
-        self._readout = readout
-        self._fusion = HeadFusion(head_fusion)
-
-    def read(self, tile: Tile) -> None:
-        """Takes in some rows of the layer."""
-        matrix = self._fusion.add(tile.weights, None, tile.of_heads)
-        if matrix is not None:
-            self.relevance[tile.images] += carry(self._readout[tile.images][:, tile.rows], matrix)
-
-    def end_layer(self) -> None:
-        """There is no layer below."""
-
-
-@register("attention", fused_heads=True, title="last attention")
-def attention(seen: Observation, *, head_fusion: str = "mean") -> Propagation:
-    """The attention of the last layer, see `LastAttention`."""
     check_options(head_fusion)
-    return LastAttention(seen.readout(head_fusion), head_fusion, len(seen.trace.layers))
+    found = []
+    for layer, readout in way.read_out(head_fusion):
+        if head_fusion != "mean":
+            layer.call.check_heads()
+        fusion = HeadFusion(head_fusion)
+
+        def attended(tile: Tile, readout: Tensor = readout, fusion: HeadFusion = fusion) -> Tensor | None:
+            matrix = fusion.add(tile.weights, None, tile.of_heads)
+            return None if matrix is None else carry(readout[tile.images][:, tile.rows], matrix)
+
+        found.append(way.add_up(layer, attended))
+    return way.place(found)

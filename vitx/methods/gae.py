@@ -7,6 +7,7 @@ from torch import Tensor
 from vitx.methods.registry import register
 from vitx.relevance.attending import Carrier
 from vitx.relevance.fusing import carry_heads
+from vitx.relevance.way_back import Found, Way
 from vitx.rollout import RolloutLayer
 from vitx.tiles import Tile
 
@@ -35,14 +36,14 @@ class GaeLayer:
 
 
 @dataclass(frozen=True)
-class Gae:
+class Gae(Carrier):
     """readout^T R for R = prod_l (I + E[relu(A_l * G_l)]), last layer on the left.
 
     Chefer et al. 2021, arXiv 2103.15679, eq. 5 and 6: E is the mean over the heads, and no row is scaled.
     """
 
     start_layer: int
-    gradient = True
+    reads_gradient = True
     of_heads = True
     grows = True
 
@@ -55,7 +56,7 @@ class Gae:
         return RolloutLayer(relevance, keys, residual=False)
 
 
-@register("gae", carries=True, gradient="score", title="GAE")
-def gae(gradient: bool, *, start_layer: int = 0) -> Carrier:
+@register("gae", gradient="score", title="GAE")
+def gae(way: Way, *, start_layer: int = 0) -> Found:
     """Generic attention explainability (Chefer et al. 2021), see `Gae`."""
-    return Gae(start_layer)
+    return way.through(Gae(start_layer))

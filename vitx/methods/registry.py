@@ -1,7 +1,6 @@
 """What a method is, and the methods by name."""
 
 import inspect
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -9,10 +8,11 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from vitx.errors import VitxError
+from vitx.relevance.fusing import check_options, first_layer
 from vitx.tokens import Tokens
 from vitx.trace import Trace
 
-Begin = Callable[..., Any]  # returns a Propagation, or a Carrier
+Find = Callable[..., Any]  # returns what was Found
 Methods = Mapping[str, Mapping[str, Any]]  # name -> options
 # Of the score; of the score while the A of every layer stays as it is, so that it acts through the values
 # alone; or of each layer's own score, see `vitx.lens`.
@@ -42,54 +42,36 @@ class Observation:
         return first_layer(start_layer, len(self.trace.layers))
 
 
-def first_layer(start_layer: Any, layers: int) -> int:
-    """Returns the number of the first of some layers that counts, or raises a VitxError if there is none."""
-    if isinstance(start_layer, bool) or not hasattr(start_layer, "__index__"):
-        raise VitxError(f"start_layer must be a whole number, found {start_layer!r}")
-    start_layer = operator.index(start_layer)
-    if not 0 <= start_layer < layers:
-        raise VitxError(
-            f"start_layer must be from 0 to {layers - 1}, as the model has {layers} layers, "
-            f"found {start_layer}"
-        )
-    return int(start_layer)
-
-
 @dataclass(frozen=True)
 class Method:
-    """A method: a function of what was observed and its options, which are its keyword arguments.
+    """A method: a function of the way back and its options, which are its keyword arguments.
 
     Attributes:
-        begin: the function.
+        find: the function, from a `Way` to what was `Found`.
         gradient: which gradient with respect to A it reads; None: it reads none.
         fused_heads: whether it reads nothing of A but what its option `head_fusion` makes of the heads.
         title: what pictures call it; its name by default.
-        carries: whether it carries relevance through the whole pass: the function then takes whether it
-            reads a gradient, and returns a `Carrier`; else it takes an `Observation`, and returns a
-            `Propagation`.
         slow: whether it takes seconds for each image, so that nobody asks for it but by name.
     """
 
-    begin: Begin
+    find: Find
     gradient: Gradient | None
     fused_heads: bool = False
     title: str | None = None
     slow: bool = False
-    carries: bool = False
 
     def head_fusion(self, options: Mapping[str, Any]) -> str | None:
         """Returns how the method fuses the heads, if it reads nothing else of A."""
         if not self.fused_heads:
             return None
-        default = inspect.signature(self.begin).parameters["head_fusion"].default
+        default = inspect.signature(self.find).parameters["head_fusion"].default
         fusion: str = options.get("head_fusion", default)
+        check_options(fusion)
         return fusion
 
     def check(self, name: str, options: dict[str, Any]) -> None:
         """Raises a VitxError if the method does not know an option."""
-        known = [
-            p.name for p in inspect.signature(self.begin).parameters.values() if p.kind == p.KEYWORD_ONLY
-        ]
+        known = [p.name for p in inspect.signature(self.find).parameters.values() if p.kind == p.KEYWORD_ONLY]
         unknown = sorted(set(options) - set(known))
         if unknown:
             raise VitxError(f"{name} has no option {unknown[0]!r}: its options are {', '.join(known)}")
@@ -105,8 +87,7 @@ def register(
     fused_heads: bool = False,
     title: str | None = None,
     slow: bool = False,
-    carries: bool = False,
-) -> Callable[[Begin], Begin]:
+) -> Callable[[Find], Find]:
     """Makes a function a method of that name, see `Method`.
 
     Raises:
@@ -116,13 +97,13 @@ def register(
         known = ", ".join(map(repr, get_args(Gradient)))
         raise VitxError(f"the gradient that {name} reads must be None or one of {known}, found {gradient!r}")
 
-    def add(begin: Begin) -> Begin:
-        if fused_heads and (gradient or "head_fusion" not in inspect.signature(begin).parameters):
+    def add(find: Find) -> Find:
+        if fused_heads and (gradient or "head_fusion" not in inspect.signature(find).parameters):
             raise VitxError(
                 f"{name} cannot have fused_heads: it reads a gradient, or has no option head_fusion"
             )
-        _METHODS[name] = Method(begin, gradient, fused_heads, title, slow, carries)
-        return begin
+        _METHODS[name] = Method(find, gradient, fused_heads, title, slow)
+        return find
 
     return add
 

@@ -5,7 +5,7 @@ gradient and the relevance of its output are known, so A is computed once for bo
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -36,30 +36,46 @@ class Layer(Protocol):
         """All rows were read."""
 
 
-class Carrier(Protocol):
+class Carrier:
     """A method that takes relevance through one attention after another.
 
     Attributes:
-        start_layer: the first attention inside a residual that counts.
-        gradient: whether it reads the gradient of A.
+        start_layer: the first attention inside a residual that counts; what is below keeps its place.
+        reads_gradient: whether it reads the gradient of A.
         of_heads: whether the map changes with which dimension holds the heads.
         grows: whether a layer hands on more than it got, as GAE's does.
     """
 
-    @property
-    def start_layer(self) -> int: ...  # noqa: D102
-    @property
-    def gradient(self) -> bool: ...  # noqa: D102
-    @property
-    def of_heads(self) -> bool: ...  # noqa: D102
-    @property
-    def grows(self) -> bool: ...  # noqa: D102
+    start_layer: int = 0
+    reads_gradient: bool = False
+    of_heads: bool = False
+    grows: bool = False
 
     def layer(self, relevance: Tensor, keys: int) -> Layer:
         """Begins with an attention inside a residual, from the relevance of its queries, (B, Q)."""
+        raise NotImplementedError
 
     def pooling(self, relevance: Tensor, keys: int) -> Layer:
         """Begins with an attention without a residual, whose rows are the fused A alone."""
+        raise NotImplementedError
+
+
+class Attended(NamedTuple):
+    """An attention call, and what stands beside it in the graph.
+
+    Attributes:
+        call: the attention.
+        output: what it put out, as autograd knows it; None where no gradient will be asked for.
+        shadow: of the output, (B, H, Q, d).
+        weights: the shadow of A, (B, H, Q, K), which is that of the queries.
+        values: the shadow of the values, (B, H, K, d).
+    """
+
+    call: "Attending"
+    output: Tensor | None
+    shadow: Tensor
+    weights: Tensor
+    values: Tensor
 
 
 class Pass:
@@ -67,28 +83,36 @@ class Pass:
 
     Attributes:
         carrier: the method whose relevance travels; set before each way back.
+        places: whether only places are asked for.
         calls: the attentions, in the order in which they ran.
         grown: what layers handed on beyond what they got, over all images.
     """
 
     def __init__(self) -> None:
         self.carrier: Carrier | None = None
-        self.calls: list[Attending] = []
+        self.places = False
+        self.calls: list[Attended] = []
         self.grown: Tensor | float = 0.0
 
-    def begin(self, carrier: Carrier) -> None:
-        """Makes a method the one whose relevance travels."""
-        self.carrier, self.grown = carrier, 0.0
-        for number, call in enumerate(self.layers()):
-            call.counts = number >= carrier.start_layer
+    def begin(self, carrier: Carrier, *, places: bool = False) -> None:
+        """Makes a method the one whose relevance travels.
+
+        Args:
+            carrier: the method.
+            places: whether only places are asked for: a residual gives all to the stream, nothing to the
+                branch.
+        """
+        self.carrier, self.places, self.grown = carrier, places, 0.0
+        for number, layer in enumerate(self.layers()):
+            layer.call.counts = number >= carrier.start_layer
 
     def grow(self, values: Tensor) -> None:
         """Counts what a layer handed on beyond what it got, (B, K)."""
         self.grown = self.grown + values.sum()
 
-    def layers(self) -> list["Attending"]:
+    def layers(self) -> list[Attended]:
         """Returns the attentions inside a residual, in the order in which they ran."""
-        return [call for call in self.calls if call.residual]
+        return [attended for attended in self.calls if attended.call.residual]
 
 
 class Attending:
@@ -120,7 +144,6 @@ class Attending:
         self._within = within
         self._heads_known = heads_known
         self._over_channels = over_channels
-        within.calls.append(self)
 
     def join(
         self, output: Tensor, operands: tuple[Tensor, ...] | None, value: Tensor, weights: Tensor
@@ -134,13 +157,24 @@ class Attending:
             weights: the shadow of A, (B, H, Q, K).
         """
         given = output if operands is None else lambda: output  # no input of the node: it makes this its own
-        joined: tuple[Tensor, Tensor] = _Join.apply(self, given, *(operands or (None,) * 3), value, weights)
-        return joined
+        joined, shadow = _Join.apply(self, given, *(operands or (None,) * 3), value, weights)
+        self._within.calls.append(Attended(self, joined, shadow, weights, value))
+        return joined, shadow
 
-    def shadow(self, value: Tensor, weights: Tensor) -> Tensor:
+    def beside(self, value: Tensor, weights: Tensor) -> Tensor:
         """Returns the shadow of the call alone, where no gradient will be asked for."""
-        found: Tensor = _Shadow.apply(self, value, weights)
-        return found
+        shadow: Tensor = _Shadow.apply(self, value, weights)
+        self._within.calls.append(Attended(self, None, shadow, weights, value))
+        return shadow
+
+    def check_heads(self) -> None:
+        """Raises a VitxError if the heads cannot be told from other dimensions."""
+        if not self._heads_known:
+            raise VitxError(
+                "the heads of an attention lie among other dimensions (windows, or folded into the batch) "
+                "and cannot be told: only rollout and attention with head_fusion='mean' and no discard_ratio "
+                "do not depend on them"
+            )
 
     def start(self, relevance: Tensor, gradient: Tensor | None) -> "_Reading":
         """Begins the way back through this call."""
@@ -154,20 +188,16 @@ class Attending:
             return _Reading(carrier.pooling(of_queries, keys), of_queries, False)
         if not self.counts:
             return _Reading(None, of_queries, False)
-        if carrier.gradient and gradient is None and not relevance.any():
+        if carrier.reads_gradient and gradient is None and not relevance.any():
             return _Reading(None, of_queries, False)
-        if carrier.of_heads and not self._heads_known:
-            raise VitxError(
-                "the heads of an attention lie among other dimensions (windows, or folded into the batch) "
-                "and cannot be told: only rollout with head_fusion='mean' and no discard_ratio does not "
-                "depend on them"
-            )
-        if carrier.gradient and gradient is None:
+        if carrier.of_heads:
+            self.check_heads()
+        if carrier.reads_gradient and gradient is None:
             raise VitxError(
                 "attention ran with gradients disabled (torch.no_grad or reentrant checkpointing inside "
                 "the model), or the score does not depend on it: gradient methods need them"
             )
-        return _Reading(carrier.layer(of_queries, keys), of_queries, carrier.gradient)
+        return _Reading(carrier.layer(of_queries, keys), of_queries, carrier.reads_gradient)
 
     def _start_over_channels(self, relevance: Tensor) -> "_Reading":
         """Cross-covariance attention, as in XCiT: what it mixes are channels, and a token keeps its own."""
@@ -189,10 +219,10 @@ class Attending:
             return None if reading.of_channels is None else reading.of_channels.expand(values), None
         if carrier.grows and self.residual:
             self._within.grow(reading.layer.values)
-        into_values = _spread(reading.layer.values, values)
+        into_values = spread(reading.layer.values, values)
         if not self.residual:
             return into_values, None
-        return into_values, _spread(reading.layer.stays - reading.relevance, weights)
+        return into_values, spread(reading.layer.stays - reading.relevance, weights)
 
 
 class _Reading:
@@ -225,7 +255,7 @@ class _Reading:
                 pass
 
 
-def _spread(relevance: Tensor, shape: torch.Size) -> Tensor:
+def spread(relevance: Tensor, shape: torch.Size) -> Tensor:
     """Shares out the relevance of tokens, (B, N), among heads and channels, (B, H, N, d)."""
     return (relevance[:, None, :, None] / (shape[1] * shape[3])).expand(shape)
 
@@ -240,12 +270,15 @@ def _alike(relevance: Tensor) -> bool:
 class _Shadow(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Attending, value: Tensor, weights: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.call, ctx.shapes = call, (value.shape, weights.shape)
         return blank((*weights.shape[:3], value.shape[-1]), value)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, relevance: Tensor | None) -> tuple[Tensor | None, ...]:
+        if relevance is None:
+            return None, None, None
         call: Attending = ctx.call
         reading = call.start(relevance, None)
         with torch.autocast(relevance.device.type, enabled=False):

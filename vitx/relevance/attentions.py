@@ -140,7 +140,7 @@ def _attend(
     if watched.gradients:
         joined, found = call.join(out, operands, shadow, weights)
     else:
-        joined, found = out, call.shadow(shadow, weights)
+        joined, found = out, call.beside(shadow, weights)
     lineage = derived(one.lineage for one in live)
     opened = lineage._replace(open=lineage.open | {call}, kind=None, partial=False)  # all passed this one
     watched.put(joined, layout.output(found, out.shape), opened)

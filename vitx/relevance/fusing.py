@@ -1,6 +1,8 @@
 """What methods share: heads are fused, relevance is carried through a layer, input is checked."""
 
+import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,6 +86,19 @@ def check_options(head_fusion: str, discard_ratio: float = 0.0) -> None:
     number = isinstance(discard_ratio, (int, float)) and not isinstance(discard_ratio, bool)
     if not number or not 0 <= discard_ratio < 1:
         raise VitxError(f"discard_ratio must be at least 0 and below 1, found {discard_ratio!r}")
+
+
+def first_layer(start_layer: Any, layers: int) -> int:
+    """Returns the number of the first of some layers that counts, or raises a VitxError if there is none."""
+    if isinstance(start_layer, bool) or not hasattr(start_layer, "__index__"):
+        raise VitxError(f"start_layer must be a whole number, found {start_layer!r}")
+    start_layer = operator.index(start_layer)
+    if not 0 <= start_layer < layers:
+        raise VitxError(
+            f"start_layer must be from 0 to {layers - 1}, as the model has {layers} layers, "
+            f"found {start_layer}"
+        )
+    return int(start_layer)
 
 
 def check_layers(layers: Sequence[Tensor], name: str) -> None:

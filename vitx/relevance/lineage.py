@@ -50,21 +50,38 @@ def derived(parents: Iterable[Lineage]) -> Lineage:
     )
 
 
-def added(first: Lineage, second: Lineage) -> tuple[Lineage, tuple[float, float]]:
-    """Returns the lineage of a sum, and what share of its relevance goes to each summand.
+class Sum(NamedTuple):
+    """What share of the relevance of a sum goes to each of its two summands.
+
+    Attributes:
+        shares: by the rules of the rollouts.
+        places: where only the place of a token is asked for: a residual gives all to the stream.
+        around: whether it is a residual around attention.
+    """
+
+    shares: tuple[float, float]
+    places: tuple[float, float]
+    around: bool = False
+
+
+def added(first: Lineage, second: Lineage) -> tuple[Lineage, Sum]:
+    """Returns the lineage of a sum, and how its relevance is shared.
 
     A residual around attention gives all to both, as the attention gives back what it took. Of two branches
     off the same stream, one through an attention, that one gets all. Any other sum is halved.
     """
     merged = derived((first, second))
-    if first.identity in second.ancestors or second.identity in first.ancestors:
+    stream = first.identity in second.ancestors
+    if stream or second.identity in first.ancestors:
         within = first.open ^ second.open
         for call in within:
             call.residual = True
         closed = merged._replace(ancestors=frozenset(), open=first.open & second.open, partial=False)
-        return closed, (1.0, 1.0) if within else (0.5, 0.5)
+        shares = (1.0, 1.0) if within else (0.5, 0.5)
+        return closed, Sum(shares, (1.0, 0.0) if stream else (0.0, 1.0), bool(within))
+    shares = (0.5, 0.5)
     if first.ancestors & second.ancestors:
         ahead, behind = bool(first.open - second.open), bool(second.open - first.open)
         if ahead != behind:
-            return merged, (1.0, 0.0) if ahead else (0.0, 1.0)
-    return merged, (0.5, 0.5)
+            shares = (1.0, 0.0) if ahead else (0.0, 1.0)
+    return merged, Sum(shares, shares)

@@ -38,12 +38,14 @@ def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
 class _Follow(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shape: Sequence[int], back: Back, *shadows: Tensor) -> Tensor:
-        ctx.back = back
+        ctx.set_materialize_grads(False)
+        ctx.back, ctx.inputs = back, len(shadows)
         return blank(shape, shadows[0])
 
     @staticmethod
-    def backward(ctx: Any, relevance: Tensor) -> tuple[Any, ...]:
-        return None, None, *ctx.back(relevance)
+    def backward(ctx: Any, relevance: Tensor | None) -> tuple[Any, ...]:
+        shares = [None] * ctx.inputs if relevance is None else ctx.back(relevance)
+        return None, None, *shares
 
 
 def follow(shape: Sequence[int], back: Back, *shadows: Tensor) -> Tensor:
@@ -98,8 +100,10 @@ class _Unbind(torch.autograd.Function):
         return tuple(blank(shape, shadow) for _ in range(shadow.shape[dim]))
 
     @staticmethod
-    def backward(ctx: Any, *relevance: Tensor | None) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *relevance: Tensor | None) -> tuple[Tensor | None, None]:
         there = [part for part in relevance if part is not None]
+        if not there:
+            return None, None
         thin = [None if part is None else compact(part, there) for part in relevance]
         like = next(part for part in thin if part is not None)
         whole = torch.stack([like.new_zeros(like.shape) if part is None else part for part in thin], ctx.dim)
@@ -128,7 +132,7 @@ def evenly(shadow: Tensor, shape: Sequence[int], dim: int) -> Tensor:
     def back(relevance: Tensor) -> list[Tensor]:
         share = total(relevance, [dim]) / size
         found = share.expand(*share.shape[: share.ndim + dim], size, *share.shape[share.ndim + dim + 1 :])
-        return [found.sum_to_size(whole) if found.shape != whole else found]
+        return [fitting(found, whole)]
 
     return follow(shape, back, shadow)
 
@@ -140,10 +144,22 @@ def unchanged(shadow: Tensor, shape: Sequence[int], share: float = 1.0) -> Tenso
         return shadow
 
     def back(relevance: Tensor) -> list[Tensor]:
-        found = scaled(relevance, share)
-        return [found.sum_to_size(whole) if found.shape != whole else found]
+        return [fitting(scaled(relevance, share), whole)]
 
     return follow(shape, back, shadow)
+
+
+def shared(relevance: Tensor, shares: Sequence[float], shadows: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gives each summand its share; one that was broadcast gets the sum, one without a share nothing."""
+    return [
+        fitting(scaled(relevance, share), shadow.shape) if share else None
+        for share, shadow in zip(shares, shadows, strict=True)
+    ]
+
+
+def fitting(relevance: Tensor, shape: torch.Size) -> Tensor:
+    """Sums over the dimensions along which an input was broadcast."""
+    return relevance if relevance.shape == shape else relevance.sum_to_size(shape)
 
 
 def averaged(shadow: Tensor, shape: Sequence[int], dims: Sequence[int], keepdim: bool) -> Tensor:

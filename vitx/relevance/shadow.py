@@ -179,10 +179,13 @@ class Shadow(TorchFunctionMode):
         shadows = [one.shadow for one in live] or [self.common]
 
         def back(relevance: Tensor) -> list[None]:
-            self.lost[name] = self.lost.get(name, 0.0) + float(relevance.abs().sum()) / self.batch
+            self._note(name, relevance)
             return [None] * len(shadows)
 
         return rules.follow(shape, back, *shadows)
+
+    def _note(self, name: str, relevance: Tensor) -> None:
+        self.lost[name] = self.lost.get(name, 0.0) + float(relevance.abs().sum()) / self.batch
 
     def _with_strangers(self, given: Sequence[Tensor], live: list[Live]) -> list[Live]:
         """Finds what came from the image by code that cannot be seen: its relevance is lost, and no constant.
@@ -255,17 +258,19 @@ class Shadow(TorchFunctionMode):
 
     def _add(self, out: Tensor, live: list[Live]) -> None:
         first, second = live
-        lineage, shares = added(first.lineage, second.lineage)
-        if sum(shares) > 1 and (first.lineage.partial or second.lineage.partial):
-            name = "a residual around an attention that some of its tokens did not pass"
-            self.put(out, self.lose(name, out.shape, live), lineage)
-            return
-        parts = [
-            rules.unchanged(one.shadow, out.shape, share)
-            for one, share in zip(live, shares, strict=True)
-            if share
-        ]
-        self.put(out, sum(parts[1:], parts[0]), lineage)
+        lineage, summed = added(first.lineage, second.lineage)
+        broken = summed.around and (first.lineage.partial or second.lineage.partial)
+
+        def back(relevance: Tensor) -> list[Tensor | None]:
+            if self.attentions.places:
+                return rules.shared(relevance, summed.places, shadows)
+            if broken:
+                self._note("a residual around an attention that some of its tokens did not pass", relevance)
+                return [None, None]
+            return rules.shared(relevance, summed.shares, shadows)
+
+        shadows = first.shadow, second.shadow
+        self.put(out, rules.follow(out.shape, back, *shadows), lineage)
 
     def written(self, tensor: Tensor, index: Any, value: Any) -> None:
         """`tensor[index] = value`: what the tensor held there is gone."""

@@ -1,17 +1,24 @@
-"""The way back from the logits to the pixels, and the check that nothing was lost on it."""
+"""The way back from the output of a pass to the pixels, and the check that nothing was lost on it."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from vitx.errors import VitxError
-from vitx.relevance.attending import Carrier
+from vitx.relevance.attending import Attended, Carrier, spread
+from vitx.relevance.fusing import first_layer
 from vitx.relevance.grid import in_grid
+from vitx.relevance.rules import total
 from vitx.relevance.shadow import Shadow
+from vitx.rollout import RolloutLayer
+from vitx.tiles import Tile
 
 _TOLERANCE = 1e-3  # of what was accounted for
 _NEGATIVE = -1e-6
@@ -48,42 +55,236 @@ def shadowed(
         yield watched
 
 
-def way_back(watched: Shadow, carrier: Carrier, logits: Tensor, score: Tensor | None) -> Found:
-    """Takes relevance from the logits to the image: 1 for each image, spread evenly over its logits.
+class Reading(Carrier):
+    """No layer counts, so that relevance goes no further than to the tokens that are read out."""
 
-    Args:
-        watched: the pass.
-        carrier: the method.
-        logits: what the model put out, (B, ...).
-        score: the sum over the images of what is explained, for methods that read its gradient.
+    start_layer = sys.maxsize
 
-    Raises:
-        VitxError: Relevance was lost, or is negative: the map would be wrong.
+    def __init__(self, head_fusion: str = "mean") -> None:
+        self.of_heads = head_fusion != "mean"
+        self._head_fusion = head_fusion
+
+    def pooling(self, relevance: Tensor, keys: int) -> RolloutLayer:
+        """The fused A alone."""
+        return RolloutLayer(relevance, keys, self._head_fusion, residual=False)
+
+
+class Way:
+    """The way back through one pass, for one method.
+
+    Attributes:
+        layers: the attentions inside a residual, in the order in which they ran.
     """
-    end = _end(watched, logits)
-    watched.lost.clear()
-    watched.attentions.begin(carrier)
-    start = torch.full(end.shape, 1 / end[0].numel(), dtype=end.dtype, device=end.device)
-    ends: list[Tensor] = [end]
-    starts: list[Tensor | None] = [start]
-    if score is not None:
-        if not score.requires_grad:
+
+    def __init__(self, watched: Shadow, logits: Tensor, scores: Sequence[Tensor] = ()) -> None:
+        """Begins at the output.
+
+        Args:
+            watched: the pass.
+            logits: what the model put out, (B, ...).
+            scores: what methods of a class take the gradient of, summed over the images: one score, or one
+                for each layer.
+
+        Raises:
+            VitxError: The output cannot be followed back to an attention.
+        """
+        self._watched, self._scores = watched, scores
+        self._end = _end(watched, logits)
+        self.layers = watched.attentions.layers()
+        self._device = logits.device.type
+
+    def counting(self, start_layer: int) -> list[Attended]:
+        """Returns the layers from that number on, or raises a VitxError if there is no such layer."""
+        return self.layers[first_layer(start_layer, len(self.layers)) :]
+
+    def through(self, carrier: Carrier) -> Found:
+        """Takes relevance from the logits to the pixels: 1 for each image, spread evenly over its logits.
+
+        Raises:
+            VitxError: Relevance was lost, or is negative: the map would be wrong.
+        """
+        if self.layers:
+            first_layer(carrier.start_layer, len(self.layers))
+        ends: list[Tensor] = [self._end]
+        starts: list[Tensor | None] = [self._start()]
+        if carrier.reads_gradient:
+            ends, starts = [*ends, self._score], [*starts, None]
+        pixels, own, common, tokens = self._arrived(carrier, ends, starts)
+        arrived = pixels.sum((1, 2)) + own
+        conservation = _accounted(arrived, common, self._watched.attentions.grown)
+        self._check(conservation, pixels.isfinite().all())
+        if not carrier.grows:
+            _check_positive(pixels, own)
+        return Found(in_grid(self._watched.image, pixels, self._watched.first, tokens), conservation)
+
+    def read_out(self, head_fusion: str = "mean") -> list[tuple[Attended, Tensor]]:
+        """Finds what is read out: the relevance that arrives at the queries of the last attentions, (B, Q).
+
+        Last are those that no other attention builds upon: more than one where some stand side by side.
+        """
+        last = _last(self.layers)
+        self._watched.attentions.begin(Reading(head_fusion))
+        found = self._gradients([self._end], [one.shadow for one in last], [self._start()])
+        self._check_lost()
+        return [
+            (one, one.shadow.new_zeros(one.shadow.shape[::2]) if part is None else _of_tokens(part))
+            for one, part in zip(last, found, strict=True)
+        ]
+
+    def add_up(
+        self, layer: Attended, part: Callable[[Tile], Tensor | None], gradient: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Adds up what a function makes of the tiles of a layer.
+
+        Args:
+            layer: the attention.
+            part: from a tile to something for each token that is attended to, (b, K).
+            gradient: whether the tiles come with the gradient of A.
+
+        Returns:
+            The shadow of those tokens, and what was found of them, (B, K): to be given to `place`.
+        """
+        attention = layer.call.attention
+        shape = attention.shape
+        found = torch.zeros(shape[0], shape[-1], dtype=attention.dtype, device=attention.device)
+        of_output = self._output_gradients[self.layers.index(layer)] if gradient else None
+        with torch.no_grad(), torch.autocast(self._device, enabled=False):
+            for tile in attention.tiles(of_output):
+                more = part(tile)
+                if more is not None:
+                    found[tile.images] += more
+        return layer.values, found
+
+    def place(self, found: Iterable[tuple[Tensor, Tensor]]) -> Found:
+        """Draws what was found of tokens where they sit in the picture.
+
+        Args:
+            found: a shadow, and what was found of its tokens: for each element, or (B, K) for (B, H, K, d).
+
+        Raises:
+            VitxError: It does not arrive at the image and the model's own tokens.
+        """
+        ends, starts = [], []
+        for shadow, of_tokens in found:
+            ends.append(shadow)
+            starts.append(spread(of_tokens, shadow.shape) if of_tokens.ndim == 2 else of_tokens)
+        pixels, own, common, tokens = self._arrived(Reading(), ends, starts, places=True)
+        size, begun = (
+            torch.stack([part.sum() for part in parts]).sum()
+            for parts in ([start.abs() for start in starts], starts)
+        )
+        arrived = pixels.sum() + own.sum() + common
+        share = 1 + (arrived - begun) / torch.where(size == 0, 1, size)
+        self._check(share[None], pixels.isfinite().all())
+        maps = in_grid(self._watched.image, pixels, self._watched.first, tokens)
+        return Found(maps, share.expand(len(pixels)))
+
+    def _arrived(
+        self,
+        carrier: Carrier,
+        ends: Sequence[Tensor],
+        starts: Sequence[Tensor | None],
+        *,
+        places: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """Returns what arrives at the pixels, (B, H, W), at the model's own tokens, and at the first ones."""
+        watched = self._watched
+        watched.attentions.begin(carrier, places=places)
+        stem = [] if watched.first is None else watched.first.stem
+        inputs = [watched.image, watched.own, watched.common, *stem]
+        found = self._gradients(ends, inputs, starts)
+        pixels, own, common, *tokens = (
+            torch.zeros_like(i) if part is None else part for part, i in zip(found, inputs, strict=True)
+        )
+        return pixels.sum(1), own, common, tokens
+
+    def _gradients(
+        self, ends: Sequence[Tensor], inputs: Sequence[Tensor], starts: Sequence[Tensor | None] | None = None
+    ) -> tuple[Tensor | None, ...]:
+        self._watched.lost.clear()
+        # Autocast is for forward passes: left on, it would round the backward pass to half precision.
+        try:
+            with torch.autocast(self._device, enabled=False):
+                return torch.autograd.grad(ends, inputs, starts, retain_graph=True, allow_unused=True)
+        except CheckpointError:
             raise VitxError(
-                "the score does not depend on any attention in a differentiable way (reentrant checkpointing "
-                "hides it): compute it from the model's output, with gradients enabled"
+                "activation checkpointing ran a block again in another way than it was watched: turn it off "
+                "for the explanation"
+            ) from None
+
+    def _start(self) -> Tensor:
+        end = self._end
+        return torch.full(end.shape, 1 / end[0].numel(), dtype=end.dtype, device=end.device)
+
+    @property
+    def _score(self) -> Tensor:
+        for score in self._scores:
+            if not score.requires_grad:
+                raise VitxError(
+                    "the score does not depend on any attention in a differentiable way (reentrant "
+                    "checkpointing hides it): compute it from the model's output, with gradients enabled"
+                )
+        return self._scores[0]
+
+    @cached_property
+    def _output_gradients(self) -> list[Tensor]:
+        """Of each layer's output; of each layer's own score where there are as many of them."""
+        outputs = [layer.output for layer in self.layers]
+        assert all(output is not None for output in outputs)
+        _ = self._score
+        if len(self._scores) > 1:
+            pairs = zip(self._scores, outputs, strict=True)
+            found = tuple(self._gradients([score], [output])[0] for score, output in pairs)  # type: ignore[list-item]
+        else:
+            found = self._gradients(self._scores, outputs)  # type: ignore[arg-type]
+        return [
+            torch.zeros_like(output) if part is None else part  # type: ignore[arg-type]
+            for output, part in zip(outputs, found, strict=True)
+        ]
+
+    def _check_lost(self) -> None:
+        lost = self._watched.lost
+        name = max(lost, key=lost.__getitem__, default=None)
+        if name is not None and lost[name] > _TOLERANCE:
+            raise VitxError(
+                f"{lost[name]:.1%} of the relevance reached {name}, and no rule takes it through that "
+                "call: the map would be wrong"
             )
-        ends, starts = [end, score], [start, None]
-    stem = [] if watched.first is None else watched.first.stem
-    inputs = [watched.image, watched.own, watched.common, *stem]
-    with torch.autocast(logits.device.type, enabled=False):
-        found = torch.autograd.grad(ends, inputs, starts, retain_graph=True, allow_unused=True)
-    pixels, own, common, *tokens = (
-        torch.zeros_like(i) if part is None else part for part, i in zip(found, inputs, strict=True)
-    )
-    pixels = pixels.sum(1)
-    conservation = _accounted(pixels.sum((1, 2)) + own, common, watched.attentions.grown)
-    _check(watched, carrier, pixels, own, conservation)
-    return Found(in_grid(watched.image, pixels, watched.first, tokens), conservation)
+
+    def _check(self, conservation: Tensor, finite: Tensor) -> None:
+        if not bool(conservation.isfinite().all()):
+            if bool(finite):  # else the maps are not finite either, which is said elsewhere
+                raise VitxError(
+                    "the relevance of the model's own tokens is not finite: the map would be wrong"
+                )
+            return
+        self._check_lost()
+        off = conservation - 1
+        if off.abs().max().item() > _TOLERANCE:
+            share = conservation[off.abs().argmax()].item()
+            raise VitxError(
+                f"{share:.1%} of the relevance arrived at the image and the model's own tokens, not all of "
+                "it: the model computes something that vitx did not see, and the map would be wrong"
+            )
+
+
+def _of_tokens(relevance: Tensor) -> Tensor:
+    """Sums over heads and channels: (B, H, Q, d) to (B, Q)."""
+    return total(relevance, [1, 3])[:, 0, :, 0]
+
+
+def _last(layers: Sequence[Attended]) -> list[Attended]:
+    """Returns the layers that no other layer builds upon."""
+    below: set[Any] = set()
+    waiting = [layer.shadow.grad_fn for layer in layers]
+    own = set(waiting)
+    while waiting:
+        for node, _ in getattr(waiting.pop(), "next_functions", ()):
+            if node is not None and node not in below:
+                below.add(node)
+                if node not in own:
+                    waiting.append(node)
+    return [layer for layer in layers if layer.shadow.grad_fn not in below]
 
 
 def _accounted(arrived: Tensor, common: Tensor, grown: Tensor | float) -> Tensor:
@@ -115,26 +316,9 @@ def _end(watched: Shadow, logits: Tensor) -> Tensor:
     return live.shadow
 
 
-def _check(watched: Shadow, carrier: Carrier, pixels: Tensor, own: Tensor, conservation: Tensor) -> None:
-    if not bool(conservation.isfinite().all()):
-        if bool(pixels.isfinite().all()):  # else the maps are not finite either, which is said elsewhere
-            raise VitxError("the relevance of the model's own tokens is not finite: the map would be wrong")
-        return
-    lost = max(watched.lost, key=lambda name: watched.lost[name], default=None)
-    off = (conservation - 1).abs().max().item()
-    if lost is not None and watched.lost[lost] > _TOLERANCE:
-        raise VitxError(
-            f"{watched.lost[lost]:.1%} of the relevance reached {lost}, and no rule takes it through that "
-            "call: the map would be wrong"
-        )
-    if off > _TOLERANCE:
-        share = conservation[(conservation - 1).abs().argmax()].item()
-        raise VitxError(
-            f"{share:.1%} of the relevance arrived at the image and the model's own tokens, not all of it: "
-            "the model computes something that vitx did not see, and the map would be wrong"
-        )
+def _check_positive(pixels: Tensor, own: Tensor) -> None:
     least = min(pixels.min().item(), own.min().item())
-    if not carrier.grows and least < _NEGATIVE:
+    if least < _NEGATIVE:
         raise VitxError(
             f"relevance below 0 was found ({least:.2g}): an attention gave back more than the residual "
             "around it had, and the map would be wrong"
