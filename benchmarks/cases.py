@@ -34,6 +34,11 @@ def explained(method: str, options: dict[str, Any], model: nn.Module, images: Te
     return vitx.explain(model, images, method, **options)
 
 
+def explain_by(explain: Peer, method: str, model: nn.Module, images: Tensor) -> Any:
+    """The same by another version of vitx."""
+    return explain(model, images, method)
+
+
 ROLLOUTS = ("rollout", "grad_rollout")
 METHODS = (*ROLLOUTS, "evidence")
 OPTIONS: tuple[dict[str, Any], ...] = ({"head_fusion": "max"}, {"head_fusion": "min"}, {"discard_ratio": 0.9})
@@ -65,6 +70,7 @@ class Case:
         variants: whether vitx is measured with its options, too.
         memory: whether memory is measured, too.
         every: only one in so many rounds, as a round takes longer.
+        sized: whether the model is built for one size of images.
     """
 
     model: str
@@ -75,6 +81,7 @@ class Case:
     variants: bool = False
     memory: bool = False
     every: int = 1
+    sized: bool = True
 
     @property
     def title(self) -> str:
@@ -86,7 +93,8 @@ class Case:
         """Returns the model and the images."""
         torch.manual_seed(0)
         dtype: torch.dtype = getattr(torch, self.dtype)
-        model = timm.create_model(self.model, img_size=self.size, **self.options)
+        sized = {"img_size": self.size} if self.sized else {}
+        model = timm.create_model(self.model, **sized, **self.options)
         images = torch.randn(self.batch, 3, self.size, self.size, device=device, dtype=dtype)
         return model.eval().to(device, dtype), images
 
@@ -96,8 +104,11 @@ CPU_CASES = {
     "tiny-224": Case(TINY, 8, 224, variants=True),
     "tiny-1024": Case(TINY, 1, 1024, memory=True, every=3),
     "tiny-512": Case(TINY, 1, 512, memory=True),
+    "small-224": Case("vit_small_patch16_224", 8, 224, every=2),
     "small-384": Case("vit_small_patch16_224", 2, 384, every=2),
     "distilled-224": Case("deit_tiny_distilled_patch16_224", 8, 224),
+    "swin-224": Case("swin_tiny_patch4_window7_224", 8, 224, every=3),
+    "pvt-224": Case("pvt_v2_b0", 8, 224, every=3, sized=False),
     "tiny-768": Case(TINY, 1, 768, every=2),
     "dinov2-224": Case("vit_small_patch14_reg4_dinov2", 4, 224, {"num_classes": 10}),
 }

@@ -42,14 +42,26 @@ from cases import (
     VARIANTS,
     VITX,
     Case,
+    explain_by,
 )
 from measuring import first_line, fresh_process, growth, import_seconds, interleaved, resident_peak
-from peers import PACKAGES
+from other_version import explain_of
+from peers import PACKAGES, PEERS
 from showing import Panel, Row, case_table, draw, megabytes, memory_panel, table, time_panel
 
 ALONE = "_alone"  # the hidden command of a fresh process
 PROCESSES = 5
 ROLLOUT, GRAD_ROLLOUT, EVIDENCE = VITX
+BESIDE: dict[str, tuple[str, Path]] = {}  # of another version: what it is here, and where that is
+
+
+def set_beside(folder: Path) -> None:
+    """Lets the methods of another version of vitx take part."""
+    explain = explain_of(folder)
+    for name in VITX:
+        title = f"{name}, {folder.name}"
+        BESIDE[title] = name, folder
+        RUNS[title] = partial(explain_by, explain, name.removeprefix("vitx "))
 
 
 def alone(case: dict[str, Any], run: str, threads: int) -> dict[str, Any]:
@@ -68,14 +80,15 @@ def alone(case: dict[str, Any], run: str, threads: int) -> dict[str, Any]:
 
 def in_fresh_process(case: Case, run: str) -> dict[str, Any]:
     """Returns what `alone` finds there."""
-    spec = {"case": asdict(case), "run": run, "threads": torch.get_num_threads()}
-    return fresh_process(str(Path(__file__).resolve()), ALONE, json.dumps(spec))
+    name, folder = BESIDE.get(run, (run, None))
+    spec = {"case": asdict(case), "run": name, "threads": torch.get_num_threads()}
+    return fresh_process(str(Path(__file__).resolve()), ALONE, json.dumps(spec), path=folder)
 
 
 def in_fresh_processes(case: Case, run: str) -> int | str:
     """Returns the bytes that a call needs, or its error: the median, where a few megabytes matter."""
     grown = []
-    for _ in range(PROCESSES if run in CLOSE else 1):
+    for _ in range(PROCESSES if run in CLOSE | set(BESIDE) else 1):
         found = in_fresh_process(case, run)
         if "error" in found:
             return str(found["error"])
@@ -108,6 +121,7 @@ def measure(case: Case, rounds: int, device: str) -> tuple[float, dict[str, Row]
     """Returns the seconds of the forward pass, and what was found out about each contender."""
     model, images = case.build(device)
     runs = {FORWARD: RUNS[FORWARD], **VITX, **(VARIANTS if case.variants else {}), **TIMED}
+    runs |= {name: RUNS[name] for name in BESIDE}
     calls = {name: partial(run, model, images) for name, run in runs.items()}
     timings = interleaved(calls, FORWARD, max(rounds // case.every, 1), device)
     plain = timings.pop(FORWARD)
@@ -118,7 +132,7 @@ def measure(case: Case, rounds: int, device: str) -> tuple[float, dict[str, Row]
         needs = growths(case, [FORWARD, *working], device)
         for name in working:
             rows[name].over_forward = over(needs[name], needs[FORWARD])
-            if name in FOR_A_CLASS and name != BACKWARD:
+            if BESIDE.get(name, (name,))[0] in FOR_A_CLASS and name != BACKWARD:
                 rows[name].over_backward = over(needs[name], needs[BACKWARD])
     return median(plain.seconds), rows
 
@@ -223,6 +237,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="of timing, 15 by default; large cases take fewer")
     parser.add_argument("--cases", nargs="+", metavar="CASE", help="by default all; a wrong name lists them")
     parser.add_argument("--quick", action="store_true", help="3 rounds of three small cases")
+    parser.add_argument("--beside", type=Path, metavar="FOLDER", help="of another version of vitx")
+    parser.add_argument("--only-vitx", action="store_true", help="leave the peers out")
     parser.add_argument("--output", type=Path, default=Path("logs/cost"), help="folder of cost.md, cost.png")
     options = parser.parse_args()
     options.rounds = options.rounds or (3 if options.quick else 15)
@@ -238,6 +254,11 @@ def main() -> None:
     options = read_options()
     torch.set_num_threads(options.threads)
     options.output.mkdir(parents=True, exist_ok=True)
+    if options.beside:
+        set_beside(options.beside)
+    if options.only_vitx:
+        for name in PEERS:
+            del TIMED[name]
     panels: list[Panel] = []
     where = machine(options.device)
     sections = [f"# What an explanation costs\n\n{where}."]

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import time
@@ -134,9 +135,17 @@ def growth(call: Call, device: str) -> int:
     return resident_peak() - before
 
 
-def fresh_process(*arguments: str) -> dict[str, Any]:
-    """Runs this Python with the arguments and returns the JSON on its last line, or {"error": ...}."""
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+def fresh_process(*arguments: str, path: Path | None = None) -> dict[str, Any]:
+    """Runs this Python with the arguments and returns the JSON on its last line, or {"error": ...}.
+
+    Args:
+        *arguments: of the command.
+        path: where packages are looked for first.
+    """
+    first = {} if path is None else {"PYTHONPATH": str(path.resolve())}
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=os.environ | first
+    )
     if done.returncode < 0:
         return {"error": f"ended by signal {-done.returncode}, probably out of memory"}
     if done.returncode:

@@ -328,48 +328,6 @@ def test_crops_of_an_image_are_added():
     assert torch.allclose(found.maps, (explain(vit(), IMAGES).maps + flipped) / 2, rtol=1e-9)
 
 
-def test_windows_equal_full_matrices():
-    """Swin's own masks and shifts, as a matrix of all tokens for each layer."""
-    model = models.spread(models.swin()).double().eval()
-    images = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    matrices = full_matrices(model, images)
-    for image in range(2):
-        row = torch.full((1, len(matrices[-1][image])), 1 / len(matrices[-1][image]), dtype=torch.float64)
-        for matrix in reversed(matrices):
-            row = row @ matrix[image]
-        found = explain(model, images).maps[image].flatten()
-        assert (found - row[0]).abs().max() < 1e-9 * row.max()
-
-
-def full_matrices(model, images):
-    """rownorm(mean A + I) over all tokens of each block, and the mean of four tokens for each merge."""
-    twin, seen = oracle.visible_twin(model), []
-    with oracle._softmaxes() as found:
-        twin(images)
-    found = [a.detach().double() for a in found]
-    side, matrices = 16, []
-    for stage, layer in enumerate(twin.layers):
-        if stage:
-            merge = torch.zeros(side * side // 4, side * side, dtype=torch.float64)
-            for r, c in itertools.product(range(side), range(side)):
-                merge[(r // 2) * (side // 2) + c // 2, r * side + c] = 1 / 4
-            matrices.append(merge.expand(len(images), -1, -1))
-            side //= 2
-        for block in layer.blocks:
-            attention = found[len(seen)].mean(1)
-            seen.append(block)
-            window, shift = block.window_size[0], block.shift_size[0]
-            places = torch.arange(side * side).view(side, side).roll((-shift, -shift), (0, 1))
-            cells = places.view(side // window, window, side // window, window).transpose(1, 2)
-            cells = cells.reshape(-1, window * window)
-            whole = torch.zeros(len(images), side * side, side * side, dtype=torch.float64)
-            for image, (number, cell) in itertools.product(range(len(images)), enumerate(cells)):
-                whole[image][cell[:, None], cell[None]] = attention[image * len(cells) + number]
-            mixed = whole + torch.eye(side * side, dtype=torch.float64)
-            matrices.append(mixed / mixed.sum(-1, keepdim=True))
-    return matrices
-
-
 class Foreign(torch.autograd.Function):
     """What leaves torch on its way."""
 
@@ -497,3 +455,50 @@ def test_the_output_is_the_same_to_the_last_bit():
                 plain = model(images)
             logits = plain if isinstance(plain, torch.Tensor) else plain.logits
             assert torch.equal(explain(model, images, method).logits, logits)
+
+
+def test_a_transposed_convolution_shares_among_what_reaches_each_pixel():
+    """As decoders and FPNs have it: overlapping, with a row that nothing reaches, in two groups."""
+    torch.manual_seed(0)
+
+    class Up(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = vit()
+            self.up = nn.ConvTranspose2d(WIDTH, 4, 3, 2, padding=1, output_padding=1, groups=2).double()
+
+        def forward(self, x):
+            tokens = self.inner.tokens(x)[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+            return self.up(tokens).flatten(1)
+
+    reach = np.zeros((8, 8, 4, 4))  # what of each output comes from each token
+    for r, c, down, right in itertools.product(range(4), range(4), range(3), range(3)):
+        y, x = 2 * r + down - 1, 2 * c + right - 1
+        if 0 <= y < 8 and 0 <= x < 8:
+            reach[y, x, r, c] = 1
+    share = reach / reach.sum((2, 3), keepdims=True).clip(1)
+    row = torch.from_numpy(share.sum((0, 1)) / 64).flatten()
+    assert share.sum() == 64
+    seen = oracle.observe(vit("einsum with an ellipsis"), IMAGES)
+    for image, found in enumerate(explain(Up(), IMAGES, target=lambda out: out[:, 0]).maps):
+        rollout = oracle.rollout([oracle.fuse(a[image], "mean") for a in seen.attentions])
+        read = torch.cat([torch.zeros(1, dtype=torch.float64), row])
+        assert (found.flatten() - (read @ rollout)[1:]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout"])
+def test_flex_attention_is_refused_in_a_sentence(method):
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+
+    class Flex(Attention):
+        def forward(self, x):
+            q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+            return self.out(flex.flex_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    model = Vit()
+    model.layers = nn.ModuleList(Flex("flex") for _ in range(DEPTH))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(VitxError, match=r"flex.attention") as error:
+            explain(model, IMAGES.float(), method)
+    assert "\n" not in str(error.value)

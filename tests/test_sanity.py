@@ -15,6 +15,7 @@ from tests.test_stages import STAGES, Wrapped, by_name
 from vitx import VitxError, metrics, randomisation
 from vitx.methods.registry import _METHODS, Method
 from vitx.randomisation import BLIND, FOLLOWS, randomise
+from vitx.relevance.way_back import Found
 
 IMAGES = models.FAMILIES["deit"].images()
 ROLLOUTS = ["rollout", "grad_rollout"]
@@ -159,32 +160,19 @@ def test_under_inference_mode_and_in_half_precision():
     assert found.correlations["grad_rollout"].isfinite().all()
 
 
-class Fixed:
+def fixed(way):
     """A method that shows the same blob for every model and image."""
-
-    start_layer = 0
-
-    def __init__(self, evidence):
-        rows, columns = evidence.tokens.grid
-        y, x = torch.meshgrid(
-            torch.arange(rows) - rows / 2, torch.arange(columns) - columns / 2, indexing="ij"
-        )
-        blob = (-(x**2 + y**2) / 8).exp().flatten().expand(evidence.trace.layers[0].shape[0], -1)
-        self.relevance = nn.functional.pad(blob, (evidence.tokens.prefix, 0))
-
-    def read(self, tile):
-        pass
-
-    def end_layer(self):
-        pass
+    y, x = torch.meshgrid(torch.arange(4) - 2, torch.arange(4) - 2, indexing="ij")
+    blob = (-(x**2 + y**2) / 8).exp().expand(len(IMAGES), -1, -1)
+    return Found(blob, torch.ones(len(IMAGES)))
 
 
-def refusing(evidence):
+def refusing(way):
     raise VitxError("this model is not to my taste")
 
 
 def test_a_blind_method_is_found_out(monkeypatch):
-    monkeypatch.setitem(_METHODS, "blob", Method(Fixed, None))
+    monkeypatch.setitem(_METHODS, "blob", Method(fixed, None))
     found = vitx.sanity(models.built("deit"), IMAGES, ["rollout", "blob"])
     assert (found.correlations["blob"] == 1).all()
     assert found.verdict("blob") == BLIND

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from vitx.isolation import without_autocast
 from vitx.tiles import ALL, Memory, Part, Tile, full, split
 
 
@@ -88,7 +89,7 @@ class Attention:
 
     def _whole(self, part: Callable[[Tile], Tensor | None], gradient: Tensor | None = None) -> Tensor:
         whole = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(self.device):
             for tile in self.tiles(gradient):
                 found = part(tile)
                 assert found is not None

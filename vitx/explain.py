@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from vitx.capture import capture
 from vitx.errors import VitxError
 from vitx.explanation import Explanation, join
-from vitx.isolation import untouched
+from vitx.isolation import untouched, without_autocast
 from vitx.lens import LogitLens
 from vitx.methods import Method, Methods, Observation, find_method, with_options
 from vitx.prediction import Target, check_images, check_model, predict, scores, target_classes
@@ -196,7 +196,7 @@ def _explain_pass(
         classes = target_classes(target, logits)
         begun = {name: method.find(seen, **methods[name]) for name, method in chosen.items()}
         score = scores(target, logits, classes).sum()
-        with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(logits.device):
             propagate_gradients(trace, list(begun.values()), score)
         maps = {name: seen.tokens.patches(propagation.relevance) for name, propagation in begun.items()}
     _check_finite(maps)

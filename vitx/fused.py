@@ -17,6 +17,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn import functional as F
 
 from vitx.attention import Attention, DotProductAttention, StoredAttention
+from vitx.isolation import without_autocast
 from vitx.relevance.fusing import fuse_into
 from vitx.tiles import Memory, Tile, full, heads_first, products, without_copies
 
@@ -189,7 +190,7 @@ class _Attend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output = ctx.saved_tensors
-        with torch.autocast(gradient.device.type, enabled=False):
+        with without_autocast(gradient.device):
             found = ctx.attention.backward(query, key, output, gradient, not any(ctx.needs_input_grad[:2]))
         pairs = zip(found, (query, key, value), strict=True)
         return *(None if g is None else g.to(t.dtype) for g, t in pairs), None, None

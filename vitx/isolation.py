@@ -1,10 +1,10 @@
 """Leaves a model and the random number generators as they were."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -42,10 +42,35 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     module._buffers.clear()
                     module._buffers.update(named)
             with torch.no_grad():
-                for buffer, copy in copies:
-                    # By value: BatchNorm and `.data` write without counting up the tensor's version.
-                    if not torch.equal(buffer, copy):
-                        buffer.copy_(copy)
+                for buffer, copy in _changed(copies):
+                    buffer.copy_(copy)
+
+
+def _changed(copies: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Finds the tensors that are no longer as they were copied, with one read from each device.
+
+    By value: BatchNorm and `.data` write without counting up the tensor's version.
+    """
+    found = []
+    for device in {buffer.device for buffer, _ in copies}:
+        here = [pair for pair in copies if pair[0].device == device]
+        flags = torch.stack([(buffer != copy).any() for buffer, copy in here]).tolist()
+        found += [pair for pair, changed in zip(here, flags, strict=True) if changed]
+    return found
+
+
+@contextmanager
+def without_autocast(device: torch.device) -> Iterator[None]:
+    """Runs its block in the precision of its tensors: autocast is for forward passes.
+
+    Left on, it would round a backward pass, and what is made of attention, to half precision.
+    """
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            yield
+    else:
+        yield
 
 
 @contextmanager

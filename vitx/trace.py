@@ -6,6 +6,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from vitx.attention import Attention
 from vitx.errors import VitxError
+from vitx.isolation import without_autocast
 
 
 class Trace:
@@ -73,7 +74,7 @@ class Trace:
             )
         # Autocast is for forward passes: left on, it would round the backward pass to half precision.
         try:
-            with torch.autocast(score.device.type, enabled=False):
+            with without_autocast(score.device):
                 return torch.autograd.grad(score, outputs, allow_unused=True, retain_graph=keep_graph)
         except CheckpointError:
             raise VitxError(

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.flow import Flow
+from vitx.isolation import without_autocast
 from vitx.methods.registry import register
 from vitx.relevance.attending import Attended
 from vitx.relevance.fusing import check_options
@@ -21,7 +22,7 @@ def flow(way: Way, *, head_fusion: str = "mean", start_layer: int = 0) -> Found:
     ((_, readout),) = read
     flow = Flow(readout, head_fusion)
     for layer in reversed(layers):
-        with torch.no_grad(), torch.autocast(readout.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(readout.device):
             for tile in layer.call.attention.tiles():
                 flow.read(tile)
         flow.end_layer()

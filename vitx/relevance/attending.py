@@ -14,7 +14,8 @@ from torch.autograd.function import once_differentiable
 from vitx.attention import Attention
 from vitx.errors import VitxError
 from vitx.fused import SharedAttention
-from vitx.relevance.rules import blank, total
+from vitx.isolation import without_autocast
+from vitx.relevance.rules import blank
 from vitx.tiles import Tile
 
 
@@ -183,7 +184,7 @@ class Attending:
         if not _alike(relevance):
             return self._start_over_channels(relevance)
         keys = self.attention.shape[-1]
-        of_queries = total(relevance, [1, 3])[:, 0, :, 0]
+        of_queries = relevance.sum((1, 3))
         if not self.residual:
             return _Reading(carrier.pooling(of_queries, keys), of_queries, False)
         if not self.counts:
@@ -281,7 +282,7 @@ class _Shadow(torch.autograd.Function):
             return None, None, None
         call: Attending = ctx.call
         reading = call.start(relevance, None)
-        with torch.autocast(relevance.device.type, enabled=False):
+        with without_autocast(relevance.device):
             reading.read(call.attention.tiles())
         return None, *call.shared_out(reading, *ctx.shapes)
 
@@ -316,8 +317,8 @@ class _Join(torch.autograd.Function):
         into: tuple[Tensor | None, ...] = (None, None, None)
         reading = None if relevance is None else call.start(relevance, gradient)
         through: Callable[[Iterator[Tile]], Iterator[Tile]] = iter if reading is None else reading.through
-        device = (gradient if gradient is not None else relevance).device.type  # type: ignore[union-attr]
-        with torch.autocast(device, enabled=False):
+        device = (gradient if gradient is not None else relevance).device  # type: ignore[union-attr]
+        with without_autocast(device):
             if ctx.saved_tensors and gradient is not None:
                 assert isinstance(attention, SharedAttention)
                 query, key, value, output = ctx.saved_tensors

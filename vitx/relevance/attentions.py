@@ -47,8 +47,12 @@ def product(watched: "Shadow", func: Callable[..., Any], args: Any, kwargs: dict
                     gradients=watched.gradients,
                     to_heads=layout.outputs,
                 )
-                weights = layout.weights(first.shadow)
-                return _attend(watched, out, None, attention, layout, second, weights, [first, second])
+                return _attend(
+                    *(watched, out, None, attention, layout, second),
+                    layout.values(second.shadow),
+                    layout.weights(first.shadow),
+                    [first, second],
+                )
         lineage = derived((first.lineage, second.lineage))
         if first.lineage.kind is None and second.lineage.kind is None:
             shadow = whole_to_first(watched, out, left, first, equation)
@@ -87,18 +91,29 @@ def scaled_dot_product(
             flat = [layout.operands(t) for t in (query, key, value)]  # vitx reads them in this order
             output = F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
             attention = _described(flat, layout, watched.gradients, *args, **kwargs)
-    shape = attention.shape
+    shared = (query, key, value) if isinstance(attention, SharedAttention) else None
     with torch.enable_grad():
-        shadow = of_value.shadow
-        if shadow.shape[-3] != query.shape[-3]:
-            shadow = shadow.repeat_interleave(query.shape[-3] // shadow.shape[-3], -3)
-        of_heads = of_query.shadow if of_query is not None else watched.of_model(query.shape)
-        scores = rules.evenly(of_heads, (*query.shape[:-1], key.shape[-2]), -1)
-        weights = layout.weights(scores) if query.ndim != 4 else scores
-        assert tuple(weights.shape[-2:]) == tuple(shape[-2:])
-        shared = (query, key, value) if isinstance(attention, SharedAttention) else None
-        value_live = of_value._replace(shadow=shadow)
-        return _attend(watched, output, shared, attention, layout, value_live, weights, live)
+        values, weights = _beside(watched, of_query, of_value, query, key, layout)
+        return _attend(watched, output, shared, attention, layout, of_value, values, weights, live)
+
+
+def _beside(
+    watched: "Shadow", of_query: "Live | None", of_value: "Live", query: Tensor, key: Tensor, layout: Layout
+) -> tuple[Tensor, Tensor]:
+    """The shadows of values and A, both thin over heads and channels, or both as they are."""
+    if query.ndim == 4 and layout.head == 1 and of_query and _is_thin(of_query) and _is_thin(of_value):
+        return of_value.thin, of_query.thin
+    values = of_value.shadow
+    if values.shape[-3] != query.shape[-3]:
+        values = values.repeat_interleave(query.shape[-3] // values.shape[-3], -3)
+    of_heads = of_query.shadow if of_query is not None else watched.of_model(query.shape)
+    scores = rules.evenly(of_heads, -1).expand(*query.shape[:-1], key.shape[-2])
+    return layout.values(values), layout.weights(scores)
+
+
+def _is_thin(live: "Live") -> bool:
+    batch, _, tokens, _ = live.shape
+    return live.thin.shape == (batch, 1, tokens, 1)
 
 
 def _layout(watched: "Shadow", value: "Live", layout: Layout) -> Layout:
@@ -108,7 +123,7 @@ def _layout(watched: "Shadow", value: "Live", layout: Layout) -> Layout:
 
     def of_tokens(marks: Tensor) -> Tensor:
         marks = marks.view(*layout.shared, 1, 1)
-        found = _seen_from(value, layout, marks) / value.shadow.shape[layout.order_values[-1]]
+        found = _seen_from(value, layout, marks) / value.shape[layout.order_values[-1]]
         return found.flatten()
 
     return layout.with_heads(of_tokens)
@@ -118,7 +133,7 @@ def _over_channels(value: "Live", layout: Layout) -> bool:
     """Whether the keys of an attention are channels: then each token holds all of them alike."""
     if value.source is None:
         return False
-    keys = value.shadow.shape[layout.order_values[len(layout.shared)]]
+    keys = value.shape[layout.order_values[len(layout.shared)]]
     marks = torch.rand(keys, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = _seen_from(value, layout, marks.view(*(1 for _ in layout.shared), keys, 1)).flatten(1)
     return found.shape[1] > 1 and torch.allclose(found, found[:, :1], rtol=1e-5)
@@ -131,19 +146,20 @@ def _attend(
     attention: Any,
     layout: Layout,
     value: "Live",
+    shadow: Tensor,
     weights: Tensor,
     live: list["Live"],
 ) -> Tensor:
     known = layout.head is not None
     call = Attending(watched.attentions, attention, known, lambda: _over_channels(value, layout))
-    shadow = layout.values(value.shadow)
     if watched.gradients:
         joined, found = call.join(out, operands, shadow, weights)
     else:
         joined, found = out, call.beside(shadow, weights)
     lineage = derived(one.lineage for one in live)
     opened = lineage._replace(open=lineage.open | {call}, kind=None, partial=False)  # all passed this one
-    watched.put(joined, layout.output(found, out.shape), opened)
+    thin = found.shape[1] == found.shape[3] == 1
+    watched.put(joined, found if thin else layout.output(found, out.shape), opened)
     return joined
 
 
@@ -227,7 +243,7 @@ def _seen_from(value: "Live", layout: Layout, marks: Tensor) -> Tensor:
     """Marks places in the values, (shared, keys, channels); returns the sum for each token they came from."""
     assert value.source is not None
     source, channels = value.source
-    shape = [value.shadow.shape[dim] for dim in layout.order_values]
+    shape = [value.shape[dim] for dim in layout.order_values]
     back = [layout.order_values.index(dim) for dim in range(len(shape))]
     placed = marks.to(source).expand(shape).permute(back)
     (found,) = torch.autograd.grad(value.shadow, source, placed, retain_graph=True)

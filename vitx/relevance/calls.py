@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitx.relevance import rules
+from vitx.relevance import rules, shapes
 from vitx.relevance.equations import operands, parse
 from vitx.relevance.heads import Equation
 from vitx.relevance.names import (
     ADDED,
-    APART,
     BADDBMM,
     DIVIDED,
     JOINED,
@@ -24,9 +23,9 @@ from vitx.relevance.names import (
     SELECTED,
     SHAPES,
     SUBTRACTED,
-    UNBIND,
     Function,
     named,
+    replaced,
     tensors,
 )
 
@@ -41,8 +40,19 @@ def whole_to_first(
 ) -> Tensor:
     """The shadow of q k^T: whole to the query."""
     if equation is None:
-        return rules.evenly(live.shadow, out.shape, -1)
+        return _multiplied_by(live, out, -1)
     return _contracted(live.shadow, out.shape, equation.left, equation.out)
+
+
+def _multiplied_by(live: "Live", out: Tensor, dim: int) -> Tensor:
+    """A product with a weight over one dimension of a live tensor."""
+    apart = [n for d, n in enumerate(live.shape) if d != dim % len(live.shape)]
+    if apart == [n for d, n in enumerate(out.shape) if d != dim % out.ndim]:
+        return rules.evenly(live.thin, dim)
+    whole = live.shadow  # the weight has dimensions of its own, to which it was broadcast
+    shape = list(out.shape)
+    shape[dim] = live.shape[dim]
+    return rules.evenly(rules.unchanged(whole, shape), dim)
 
 
 def _contracted(shadow: Tensor, shape: Sequence[int], own: str, out: str) -> Tensor:
@@ -53,8 +63,7 @@ def _contracted(shadow: Tensor, shape: Sequence[int], own: str, out: str) -> Ten
 
     def back(relevance: Tensor) -> list[Tensor]:
         others = [index for index, letter in enumerate(out) if letter not in own]
-        share = rules.total(relevance, others)
-        share = share.squeeze(tuple(others)) if others else share
+        share = relevance.sum(others) if others else relevance
         left = [letter for letter in out if letter in own]
         for _ in gone:
             share = share.unsqueeze(-1)
@@ -67,19 +76,32 @@ def _contracted(shadow: Tensor, shape: Sequence[int], own: str, out: str) -> Ten
 def _unchanged(watched: "Shadow", out: Any, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
     if not isinstance(out, Tensor) or not out.is_floating_point():  # rounded to whole numbers
         return None
-    there, shape = inputs[0].shadow.shape, out.shape
+    there, shape = inputs[0].shape, out.shape
+    if there == shape:
+        return inputs[0].thin
     offset = len(shape) - len(there)
     fits = offset >= 0 and all(n in (1, shape[offset + dim]) for dim, n in enumerate(there))
     return rules.unchanged(inputs[0].shadow, shape) if fits else None
 
 
+def alike(shape: torch.Size, inputs: Sequence["Live"]) -> list[Tensor]:
+    """The shadows of inputs of one call, thin if they are so in the same dimensions, and as large as this."""
+    thin = [one.thin for one in inputs]
+    if all(one.shape == shape for one in inputs) and all(one.shape == thin[0].shape for one in thin):
+        return thin
+    return [rules.unchanged(one.shadow, shape) for one in inputs]
+
+
 def _multiplied(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
-    parts = [rules.unchanged(one.shadow, out.shape, 1 / len(inputs)) for one in inputs]
-    return sum(parts[1:], parts[0])
+    if len(inputs) == 1:
+        return _unchanged(watched, out, args, kwargs, inputs)
+    parts = alike(out.shape, inputs)
+    shares = [1 / len(parts)] * len(parts)
+    return rules.follow(parts[0].shape, lambda r: rules.shared(r, shares, parts), *parts)
 
 
 def _subtracted(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
-    if len(inputs) == 2 and inputs[1].shadow.shape == inputs[0].shadow.shape:
+    if len(inputs) == 2 and inputs[1].shape == inputs[0].shape:
         return _multiplied(watched, out, args, kwargs, inputs)
     return _unchanged(watched, out, args, kwargs, inputs)  # less its own mean: a norm
 
@@ -88,56 +110,15 @@ def _divided(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: lis
     return _unchanged(watched, out, args, kwargs, inputs) if watched.get(args[0]) is not None else None
 
 
-def _natural(func: Function) -> Rule:
-    def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
-        def beside(tensor: Tensor) -> Tensor:
-            live = watched.get(tensor)
-            return tensor if live is None else live.shadow
-
-        if any(isinstance(value, torch.dtype) for value in args):  # bits read as another type
-            return None
-        given, named = _replaced((args, kwargs), beside)
-        live = watched.get(args[0]) if args else None
-        if func in APART and live is not None and live.source is not None and live.source[0] is live.shadow:
-            lead, outs = live.shadow.shape[:-1], tensors(out)
-            if live.source[1] == -1 and all(
-                o.shape[: len(lead)] == lead and o.ndim > len(lead) for o in outs
-            ):
-                found = [rules.divided_channels(live.shadow, o.shape) for o in outs]
-                return found if len(found) > 1 or not isinstance(out, Tensor) else found[0]
-        if func in UNBIND and live is not None:
-            dim = named.get("dim", given[1] if len(given) > 1 else 0)
-            return rules.unbound(live.shadow, dim % live.shadow.ndim)
-        if func is Tensor.view or func is Tensor.view_as:  # the shadow has strides of its own
-            return given[0].reshape(out.shape)
-        return func(*given, **named)
-
-    return rule
-
-
-def _joined(func: Function) -> Rule:
-    def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
-        def beside(tensor: Tensor) -> Tensor:
-            live = watched.get(tensor)
-            if live is not None:
-                return live.shadow
-            return watched.of_model(tensor.shape) if tensor.is_floating_point() else tensor
-
-        given, named = _replaced((args, kwargs), beside)
-        return func(*given, **named)
-
-    return rule
-
-
 def _linear(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
     given = args[0] if args else kwargs.get("input")
     live = watched.get(given)
-    return None if live is None else rules.evenly(live.shadow, out.shape, -1)
+    return None if live is None else _multiplied_by(live, out, -1)
 
 
 def _addmm(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
     live = watched.get(args[1]) if len(args) > 2 and watched.get(args[2]) is None else None
-    return None if live is None or watched.get(args[0]) else rules.evenly(live.shadow, out.shape, -1)
+    return None if live is None or watched.get(args[0]) else _multiplied_by(live, out, -1)
 
 
 def _weighted(func: Function) -> Rule:
@@ -154,10 +135,10 @@ def _weighted(func: Function) -> Rule:
         if first is not None:
             if right.ndim == 1:
                 return None
-            return rules.evenly(first.shadow, out.shape, -1)
+            return _multiplied_by(first, out, -1)
         if second is None or right.ndim == 1 or left.ndim == 1:
             return None
-        return rules.evenly(second.shadow, out.shape, -2)
+        return _multiplied_by(second, out, -2)
 
     return rule
 
@@ -180,14 +161,19 @@ def _averaged(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: li
     dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
     if isinstance(dim, torch.dtype):
         dim = None
-    ndim = live.shadow.ndim
+    ndim = len(live.shape)
     dims = range(ndim) if dim is None or dim == () else [dim] if isinstance(dim, int) else dim
     keepdim = kwargs.get("keepdim", len(args) > 2 and bool(args[2]))
-    return rules.averaged(live.shadow, out.shape, list(dims), keepdim)
+    return rules.averaged(live.thin, list(dims), keepdim)
 
 
 def _sizes(value: Any, dims: int) -> list[int]:
     return [value] * dims if isinstance(value, int) else list(value) * (dims // len(value))
+
+
+def _of_places(live: "Live") -> Tensor:
+    """The shadow of a feature map, thin in its channels alone."""
+    return live.thin if live.thin.shape[2:] == live.shape[2:] else live.shadow
 
 
 def _convolved(dims: int) -> Rule:
@@ -197,7 +183,7 @@ def _convolved(dims: int) -> Rule:
 
         weight, padding = option(1, "weight", None), option(4, "padding", 0)
         live = watched.get(option(0, "input", None))
-        if live is None or live.shadow.ndim != dims + 2:
+        if live is None or len(live.shape) != dims + 2:
             return None
         kernel = list(weight.shape[2:])
         dilation = _sizes(option(5, "dilation", 1), dims)
@@ -208,9 +194,28 @@ def _convolved(dims: int) -> Rule:
                 return None
             padding = [(k - 1) * d // 2 for k, d in zip(kernel, dilation, strict=True)]
         stride, padding = _sizes(option(3, "stride", 1), dims), _sizes(padding, dims)
-        groups, own = option(6, "groups", 1), watched.of_model(live.shadow.shape[:1])
+        groups, own = option(6, "groups", 1), watched.of_model(live.shape[:1])
         return rules.convolved(
-            live.shadow, out.shape, kernel, stride, padding, dilation, groups, live.inside, own
+            _of_places(live), out.shape, kernel, stride, padding, dilation, groups, live.inside, own
+        )
+
+    return rule
+
+
+def _transposed(dims: int) -> Rule:
+    def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+        def sizes(place: int, name: str, default: int) -> list[int]:
+            return _sizes(kwargs.get(name, args[place] if len(args) > place else default), dims)
+
+        live = watched.get(kwargs.get("input", args[0] if args else None))
+        weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+        if live is None or len(live.shape) != dims + 2:
+            return None
+        return rules.transposed(
+            *(_of_places(live), out.shape, list(weight.shape[2:])),
+            *(sizes(3, "stride", 1), sizes(4, "padding", 0), sizes(5, "output_padding", 0)),
+            *(sizes(7, "dilation", 1), kwargs.get("groups", args[6] if len(args) > 6 else 1)),
+            watched.of_model(live.shape[:1]),
         )
 
     return rule
@@ -222,14 +227,14 @@ def _pooled(dims: int) -> Rule:
             return kwargs.get(name, args[place] if len(args) > place else default)
 
         live = watched.get(args[0])
-        if live is None or live.shadow.ndim != dims + 2:
+        if live is None or len(live.shape) != dims + 2:
             return None
         kernel = _sizes(option(1, "kernel_size", 1), dims)
         stride = _sizes(option(2, "stride", None) or kernel, dims)
         padding = _sizes(option(3, "padding", 0), dims)
-        channels, own = live.shadow.shape[1], watched.of_model(live.shadow.shape[:1])
+        channels, own = live.shape[1], watched.of_model(live.shape[:1])
         return rules.convolved(
-            live.shadow, out.shape, kernel, stride, padding, [1] * dims, channels, live.inside, own
+            _of_places(live), out.shape, kernel, stride, padding, [1] * dims, channels, live.inside, own
         )
 
     return rule
@@ -239,14 +244,23 @@ def _padded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list
     live = watched.get(args[0])
     if live is None:
         return None
-    padded = F.pad(live.shadow, *args[1:], **kwargs)
+    thin = _where_padded(live, args, kwargs)
+    padded = F.pad(thin, *args[1:], **kwargs)
     mode = kwargs.get("mode", args[2] if len(args) > 2 else "constant")
     if mode != "constant":
         return padded
     kwargs = {name: value for name, value in kwargs.items() if name != "value"}
-    real = torch.ones(live.shadow.shape, device=padded.device, dtype=padded.dtype)
+    real = torch.ones(thin.shape, device=padded.device, dtype=padded.dtype)
     inside = F.pad(real, *args[1:3], **kwargs)
-    return rules.filled(padded, watched.of_model(out.shape), inside), inside[:1, :1]
+    return rules.filled(padded, watched.of_model(padded.shape), inside), inside[:1, :1]
+
+
+def _where_padded(live: "Live", args: Any, kwargs: Any) -> Tensor:
+    """The shadow, thin if no dimension is padded along which it is so."""
+    sides = args[1] if len(args) > 1 else kwargs["pad"]
+    count = len(sides) // 2
+    padded = [len(live.shape) - 1 - place for place in range(count) if any(sides[2 * place : 2 * place + 2])]
+    return live.thin if all(live.thin.shape[dim] == live.shape[dim] for dim in padded) else live.shadow
 
 
 def _folded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
@@ -300,7 +314,7 @@ def _picked(func: Function) -> Rule:
 
         def again(*leaves: Tensor) -> Tensor:
             instead = {id(t): leaf for t, leaf in zip(live, leaves, strict=True)}
-            given, named = _replaced((args, kwargs), lambda t: instead.get(id(t), t))
+            given, named = replaced((args, kwargs), lambda t: instead.get(id(t), t))
             found: Any = func(*given, **named)
             picked: Tensor = found if isinstance(found, Tensor) else found[0]
             return picked
@@ -310,17 +324,6 @@ def _picked(func: Function) -> Rule:
         return found if isinstance(out, Tensor) else (found, *out[1:])
 
     return rule
-
-
-def _replaced(value: Any, by: Callable[[Tensor], Any]) -> Any:
-    """Arguments with other tensors in place of these."""
-    if isinstance(value, Tensor):
-        return by(value)
-    if type(value) in (list, tuple):
-        return type(value)(_replaced(part, by) for part in value)
-    if type(value) is dict:
-        return {name: _replaced(part, by) for name, part in value.items()}
-    return value
 
 
 def _copied(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
@@ -333,14 +336,15 @@ RULES: dict[Function, Rule] = {
     **dict.fromkeys(MULTIPLIED | ADDED, _multiplied),
     **dict.fromkeys(SUBTRACTED, _subtracted),
     **dict.fromkeys(DIVIDED, _divided),
-    **{func: _natural(func) for func in SHAPES},
-    **{func: _joined(func) for func in JOINED},
+    **{func: shapes.natural(func) for func in SHAPES},
+    **{func: shapes.joined(func) for func in JOINED},
     **{func: _picked(func) for func in SELECTED},
     **dict.fromkeys(named("linear"), _linear),
     **dict.fromkeys(named("addmm"), _addmm),
     **{func: _weighted(func) for func in PRODUCTS},
     **dict.fromkeys(named("mean", "sum"), _averaged),
     **{func: _convolved(dims) for dims in (1, 2, 3) for func in named(f"conv{dims}d")},
+    **{func: _transposed(dims) for dims in (1, 2, 3) for func in named(f"conv_transpose{dims}d")},
     **{func: _pooled(dims) for dims in (1, 2, 3) for func in named(f"avg_pool{dims}d")},
     **dict.fromkeys(named("pad"), _padded),
     **dict.fromkeys(named("fold"), _folded),

@@ -34,7 +34,7 @@ def in_grid(image: Tensor, pixels: Tensor, first: First | None, tokens: Sequence
     they lie in the picture as they do in the tensor.
 
     Args:
-        image: the shadow of the image, (B, C, H, W).
+        image: the shadow of the image, (B, 1, H, W).
         pixels: their relevance, (B, H, W).
         first: the first tokens.
         tokens: the relevance of those in `first.stem`.
@@ -48,10 +48,9 @@ def in_grid(image: Tensor, pixels: Tensor, first: First | None, tokens: Sequence
     if grid != tuple(pixels.shape[1:]):
         cells = pooled(pixels, grid)
         rows, columns = pixels.shape[1] // grid[0], pixels.shape[2] // grid[1]
-        if not bool(cells.isfinite().all()):
-            return cells
-        even = (cells / (rows * columns)).repeat_interleave(rows, 1).repeat_interleave(columns, 2)
-        if torch.allclose(even, pixels, rtol=_ALIKE, atol=_ALIKE * float(pixels.abs().max())):
+        even = (cells / (rows * columns))[:, :, None, :, None]
+        apart = pixels.view(len(pixels), grid[0], rows, grid[1], columns) - even
+        if bool(apart.abs_().amax() <= _ALIKE * pixels.abs().amax()):
             return cells
     for shadow, found in zip(first.stem, tokens, strict=True):
         cells = found.sum(1)
@@ -68,7 +67,7 @@ def _marked(image: Tensor, shadow: Tensor, channels: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     marks = torch.rand(shape, generator=generator, dtype=torch.float64).to(shadow).expand(shadow.shape)
     (found,) = torch.autograd.grad(shadow, image, marks, retain_graph=True)
-    return found.sum(1)[:1]
+    return found.sum(1)[:1].cpu()  # one read: what follows would wait for a GPU more than once
 
 
 def _upright(image: Tensor, stem: Tensor) -> bool:

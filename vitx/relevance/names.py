@@ -177,9 +177,10 @@ KEEP_IDENTITY = ((SHAPES | CASTS | ADDED | SUBTRACTED | MULTIPLIED | DIVIDED) | 
 )
 
 
-UNBIND = named("unbind")
-# These leave every token where it is, if the dimensions before the channels stay the same.
-APART = named("reshape", "view", "unflatten", "chunk", "split", "split_with_sizes", "tensor_split")
+TURNED = named("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis") | _attributes("mT")
+LAID_OUT = named("reshape", "view", "flatten", "unflatten", "view_as", "reshape_as")
+DIVIDED_UP = named("unbind", "chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk")
+CONCATENATED = named("cat", "concat", "concatenate")
 BADDBMM = named("baddbmm")
 
 
@@ -191,17 +192,27 @@ def name_of(func: Function) -> str:
 
 def tensors(values: Any) -> list[Tensor]:
     """The tensors in arguments or results, in their order."""
+    if isinstance(values, Tensor):
+        return [values]
     found: list[Tensor] = []
-    _collect(values, found)
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, (list, tuple)):
+        return found
+    for part in values:
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif isinstance(part, (list, tuple, dict)):
+            found += tensors(part)
     return found
 
 
-def _collect(value: Any, found: list[Tensor]) -> None:
+def replaced(value: Any, by: Callable[[Tensor], Any]) -> Any:
+    """Arguments with other tensors in place of these."""
     if isinstance(value, Tensor):
-        found.append(value)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            _collect(part, found)
-    elif isinstance(value, dict):
-        for part in value.values():
-            _collect(part, found)
+        return by(value)
+    if type(value) in (list, tuple):
+        return type(value)(replaced(part, by) for part in value)
+    if type(value) is dict:
+        return {name: replaced(part, by) for name, part in value.items()}
+    return value

@@ -1,9 +1,10 @@
 """Where relevance goes on its way back: one rule for each kind of call.
 
-A *shadow* stands beside each tensor that depends on the image. It has the tensor's shape and strides of 0,
-so it costs no memory; its gradient is the tensor's relevance. A shape operation is simply done to the
-shadow, too. Any other call is a `follow`: the shadow of its output, and a function that shares out its
-relevance among the inputs.
+A *shadow* stands beside each tensor that depends on the image; its gradient is the tensor's relevance. It has
+the tensor's shape and strides of 0, so it costs no memory. It is *thin* where only the sum over a dimension
+counts, as over the channels that a weight put out: there it has size 1, and relevance is one number for each
+token. A shape operation is simply done to the shadow, too. Any other call is a `follow`: the shadow of its
+output, and a function that shares out its relevance among the inputs.
 """
 
 import math
@@ -54,105 +55,34 @@ def follow(shape: Sequence[int], back: Back, *shadows: Tensor) -> Tensor:
     return found
 
 
-def total(relevance: Tensor, dims: Sequence[int]) -> Tensor:
-    """Sums over some dimensions, which stay with size 1; those in which all is alike are not read."""
-    sizes = relevance.shape
-    dims = [dim % len(sizes) for dim in dims]
-    alike = [dim for dim in dims if relevance.stride(dim) == 0 and relevance.shape[dim] > 1]
-    for dim in alike:
-        relevance = relevance.narrow(dim, 0, 1)
-    others = [dim for dim in dims if relevance.shape[dim] != 1]
-    if others:
-        relevance = (
-            compact(relevance)
-            .sum(others, keepdim=True)
-            .expand([1 if dim in others else size for dim, size in enumerate(relevance.shape)])
-        )
-    size = math.prod(sizes[dim] for dim in alike)
-    return scaled(relevance, size)
+def evenly(shadow: Tensor, dim: int) -> Tensor:
+    """A product with a weight over `dim`: what all outputs of a token have goes evenly to its inputs.
 
-
-def compact(relevance: Tensor, among: Sequence[Tensor] = ()) -> Tensor:
-    """Returns it with size 1 wherever it, and all others of its shape, have a stride of 0."""
-    for dim in range(relevance.ndim):
-        if relevance.shape[dim] and all(one.stride(dim) == 0 for one in (relevance, *among)):
-            relevance = relevance.narrow(dim, 0, 1)
-    return relevance
-
-
-def scaled(relevance: Tensor, factor: float) -> Tensor:
-    """Multiplies, and keeps the strides of 0."""
-    return relevance if factor == 1 else (compact(relevance) * factor).expand(relevance.shape)
-
-
-def unbound(shadow: Tensor, dim: int) -> tuple[Tensor, ...]:
-    """`unbind`, which keeps the strides of 0 on the way back."""
-    parts: tuple[Tensor, ...] = _Unbind.apply(shadow, dim)
-    return parts
-
-
-class _Unbind(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, shadow: Tensor, dim: int) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.shape, ctx.dim = shadow.shape, dim
-        shape = [size for place, size in enumerate(shadow.shape) if place != dim]
-        return tuple(blank(shape, shadow) for _ in range(shadow.shape[dim]))
-
-    @staticmethod
-    def backward(ctx: Any, *relevance: Tensor | None) -> tuple[Tensor | None, None]:
-        there = [part for part in relevance if part is not None]
-        if not there:
-            return None, None
-        thin = [None if part is None else compact(part, there) for part in relevance]
-        like = next(part for part in thin if part is not None)
-        whole = torch.stack([like.new_zeros(like.shape) if part is None else part for part in thin], ctx.dim)
-        return whole.expand(ctx.shape), None
-
-
-def divided_channels(shadow: Tensor, shape: Sequence[int]) -> Tensor:
-    """Some of the channels of what a weight put out, or all of them, in dimensions of their own.
-
-    The weight's own rule will sum over them, so that only their sum counts.
+    Returns:
+        A shadow that is thin along `dim`.
     """
-    whole = shadow.shape
-    lead = len(whole) - 1
-
-    def back(relevance: Tensor) -> list[Tensor]:
-        share = total(relevance, range(lead, relevance.ndim)) / whole[-1]
-        return [share.reshape(*whole[:-1], 1).expand(whole)]
-
-    return follow(shape, back, shadow)
-
-
-def evenly(shadow: Tensor, shape: Sequence[int], dim: int) -> Tensor:
-    """A product with a weight over `dim`: what all outputs of a token have goes evenly to its inputs."""
-    size, whole = shadow.shape[dim], shadow.shape
-
-    def back(relevance: Tensor) -> list[Tensor]:
-        share = total(relevance, [dim]) / size
-        found = share.expand(*share.shape[: share.ndim + dim], size, *share.shape[share.ndim + dim + 1 :])
-        return [fitting(found, whole)]
-
-    return follow(shape, back, shadow)
-
-
-def unchanged(shadow: Tensor, shape: Sequence[int], share: float = 1.0) -> Tensor:
-    """All of it, or a share, goes to an input of the same shape, or one that was broadcast to it."""
-    whole = shadow.shape
-    if share == 1 and whole == tuple(shape):
+    whole, size = shadow.shape, shadow.shape[dim]
+    if size == 1:
         return shadow
 
     def back(relevance: Tensor) -> list[Tensor]:
-        return [fitting(scaled(relevance, share), whole)]
+        return [(relevance / size).expand(whole)]
 
-    return follow(shape, back, shadow)
+    return follow([n if d != dim % len(whole) else 1 for d, n in enumerate(whole)], back, shadow)
+
+
+def unchanged(shadow: Tensor, shape: Sequence[int]) -> Tensor:
+    """All of it goes to an input of the same shape, or one that was broadcast to it."""
+    whole = shadow.shape
+    if whole == tuple(shape):
+        return shadow
+    return follow(shape, lambda relevance: [fitting(relevance, whole)], shadow)
 
 
 def shared(relevance: Tensor, shares: Sequence[float], shadows: Sequence[Tensor]) -> list[Tensor | None]:
     """Gives each summand its share; one that was broadcast gets the sum, one without a share nothing."""
     return [
-        fitting(scaled(relevance, share), shadow.shape) if share else None
+        fitting(relevance if share == 1 else relevance * share, shadow.shape) if share else None
         for share, shadow in zip(shares, shadows, strict=True)
     ]
 
@@ -162,11 +92,12 @@ def fitting(relevance: Tensor, shape: torch.Size) -> Tensor:
     return relevance if relevance.shape == shape else relevance.sum_to_size(shape)
 
 
-def averaged(shadow: Tensor, shape: Sequence[int], dims: Sequence[int], keepdim: bool) -> Tensor:
+def averaged(shadow: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
     """A mean or a sum: evenly to all that was averaged."""
     whole = shadow.shape
     dims = sorted(dim % len(whole) for dim in dims)
     size = math.prod(whole[dim] for dim in dims)
+    kept = [1 if dim in dims else n for dim, n in enumerate(whole) if keepdim or dim not in dims]
 
     def back(relevance: Tensor) -> list[Tensor]:
         if not keepdim:
@@ -174,7 +105,7 @@ def averaged(shadow: Tensor, shape: Sequence[int], dims: Sequence[int], keepdim:
                 relevance = relevance.unsqueeze(dim)
         return [(relevance / size).expand(whole)]
 
-    return follow(shape, back, shadow)
+    return follow(kept, back, shadow)
 
 
 def convolved(
@@ -191,8 +122,8 @@ def convolved(
     """A convolution: evenly to the group's channels and the real positions under each window.
 
     Args:
-        shadow: of its input, (B, C, *size).
-        shape: of its output.
+        shadow: of its input, (B, C, *size), or (B, 1, *size) where only the sum over its channels counts.
+        shape: of its output; its shadow is thin where there are no groups.
         kernel: its size.
         stride: of the windows.
         padding: on both sides; takes nothing.
@@ -204,6 +135,8 @@ def convolved(
     """
     whole, dims = shadow.shape, len(kernel)
     batch, channels, *size = whole
+    groups = 1 if channels == 1 else groups
+    put_out = (batch, 1, *shape[2:]) if groups == 1 else tuple(shape)
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     left = [
         length + 2 * p - r - (n - 1) * s
@@ -216,16 +149,13 @@ def convolved(
     tiled = inside is None and not any(padding) and list(kernel) == list(stride) and not any(left)
 
     def back(relevance: Tensor) -> list[Tensor | None]:
-        per = total(relevance.unflatten(1, (groups, -1)), [2]).squeeze(2)
-        if per.stride(1) == 0:
-            per = per.narrow(1, 0, 1)  # all groups are alike
-        alike = per.shape[1]
+        per = _of_groups(relevance, groups)
         if tiled:
             share = per / (channels // groups * math.prod(kernel))
             for dim in range(dims):
                 share = share.unsqueeze(3 + 2 * dim)
             apart = [n for pair in zip(shape[2:], kernel, strict=True) for n in pair]
-            spread = share.expand(batch, alike, *apart).reshape(batch, alike, 1, *size)
+            spread = share.expand(batch, groups, *apart).reshape(batch, groups, 1, *size)
             return [spread.expand(batch, groups, channels // groups, *size).reshape(whole), None]
         one = relevance.new_ones(1, 1, *kernel)
         real = relevance.new_ones(1, 1, *size) if inside is None else inside.to(relevance)
@@ -248,10 +178,60 @@ def convolved(
             spread = spread * real
         for dim, length in enumerate(size, 2):
             spread = spread.narrow(dim, 0, length)
-        spread = spread.reshape(batch, alike, 1, *size) / (channels // groups)
-        return [spread.expand(batch, groups, channels // groups, *size).reshape(whole), blind]
+        return [_to_channels(spread, whole, groups), blind]
 
-    return follow(shape, back, shadow, own)
+    return follow(put_out, back, shadow, own)
+
+
+def transposed(
+    shadow: Tensor,
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    own: Tensor,
+) -> Tensor:
+    """A transposed convolution: evenly to the group's channels and the positions that reach each output.
+
+    Args:
+        shadow: as for `convolved`.
+        shape: as for `convolved`.
+        kernel: its size.
+        stride: of the outputs of neighbours.
+        padding: what is cut off on both sides.
+        output_padding: what is added at the end.
+        dilation: of the kernel.
+        groups: of channels.
+        own: the model's own share of each image, (B,): what no input reaches.
+    """
+    whole, dims = shadow.shape, len(kernel)
+    groups = 1 if whole[1] == 1 else groups
+    put_out = (whole[0], 1, *shape[2:]) if groups == 1 else tuple(shape)
+
+    def back(relevance: Tensor) -> list[Tensor | None]:
+        one, real = relevance.new_ones(1, 1, *kernel), relevance.new_ones(1, 1, *whole[2:])
+        over = _TRANSPOSED[dims](real, one, None, stride, padding, output_padding, 1, dilation)
+        blind = relevance.masked_fill(over > 0, 0).flatten(1).sum(1)
+        per = _of_groups(relevance, groups) / over.clamp(min=1)
+        spread = _CONVOLVE[dims](per.reshape(-1, 1, *shape[2:]), one, None, stride, padding, dilation)
+        return [_to_channels(spread, whole, groups), blind]
+
+    return follow(put_out, back, shadow, own)
+
+
+def _of_groups(relevance: Tensor, groups: int) -> Tensor:
+    """Sums over the channels of each group, (B, groups, *size)."""
+    return relevance if groups == 1 else relevance.unflatten(1, (groups, -1)).sum(2)
+
+
+def _to_channels(relevance: Tensor, whole: torch.Size, groups: int) -> Tensor:
+    """Shares out what groups have among their channels."""
+    batch, channels, *size = whole
+    share = relevance.reshape(batch, groups, 1, *size) / (channels // groups)
+    return share.expand(batch, groups, channels // groups, *size).reshape(whole)
 
 
 def selected(

@@ -30,7 +30,8 @@ class Live(NamedTuple):
 
     Attributes:
         real: the tensor.
-        shadow: what stands beside it.
+        shape: its shape.
+        thin: what stands beside it, with size 1 in dimensions over which only the sum counts.
         lineage: where it stands in the pass.
         inside: of one that was padded with a constant, what of it is real: 1, or 0 for the padding.
         source: the shadow that the last weights put out, and the dimension of its channels, if nothing but
@@ -38,10 +39,19 @@ class Live(NamedTuple):
     """
 
     real: "weakref.ref[Tensor]"
-    shadow: Tensor
+    shape: torch.Size
+    thin: Tensor
     lineage: Lineage
     inside: Tensor | None = None
     source: tuple[Tensor, int] | None = None
+
+    @property
+    def shadow(self) -> Tensor:
+        """What stands beside the tensor, in its shape."""
+        if self.thin.shape == self.shape:
+            return self.thin
+        with torch.enable_grad():
+            return self.thin.expand(self.shape)
 
 
 class Shadow(TorchFunctionMode):
@@ -49,10 +59,11 @@ class Shadow(TorchFunctionMode):
 
     Attributes:
         attentions: what the attentions of the pass share.
-        image: the shadow of the image, where relevance ends.
+        image: the shadow of the image, (B, 1, H, W), where relevance ends.
         own: the shadow of the model's own tokens and paddings, (B,), where the rest ends.
         common: the same of those that lie among windows or crops, so that no image can be told, ().
-        lost: how much relevance reached each call that has no rule, by its name.
+        unknown: the names of the calls that have no rule.
+        lost: how much relevance reached each of them.
         first: the first tokens; None before the first call with weights.
         gradients: whether methods will ask for the gradient of A.
         head_fusion: as for `vitx.capture`.
@@ -78,6 +89,7 @@ class Shadow(TorchFunctionMode):
         """
         super().__init__()
         self.attentions = Pass()
+        self.unknown: list[str] = []
         self.lost: dict[str, float] = {}
         self.first: First | None = None
         self.gradients = gradients
@@ -89,7 +101,8 @@ class Shadow(TorchFunctionMode):
         self._like = image.new_zeros((), dtype=torch.promote_types(image.dtype, torch.float32))
         self.batch = len(image)
         with torch.enable_grad():
-            self.image = rules.blank(image.shape, self._like).requires_grad_()
+            thin = (len(image), 1, *image.shape[2:])  # only the sum over its channels counts
+            self.image = rules.blank(thin, self._like).requires_grad_()
             self.own = rules.blank((self.batch,), self._like).requires_grad_()
             self.common = rules.blank((), self._like).requires_grad_()
         self.put(image, self.image, begun())
@@ -119,9 +132,10 @@ class Shadow(TorchFunctionMode):
             out = func(*args, **kwargs)
         if func in names.CONSTANT or (func in names.REFERRING and self.get(args[0]) is None):
             return out
-        if any(_holds(t, func) for t in tensors(out)):  # no question of a shape or a type
+        outs = tensors(out)
+        if any(_holds(t, func) for t in outs):  # no question of a shape or a type
             with torch.enable_grad():
-                self._follow(func, args, kwargs, out, live)
+                self._follow(func, args, kwargs, out, outs, live)
         return out
 
     @contextmanager
@@ -151,7 +165,7 @@ class Shadow(TorchFunctionMode):
         source: tuple[Tensor, int] | None = None,
     ) -> None:
         """Remembers what stands beside a tensor."""
-        self._live[id(tensor)] = Live(weakref.ref(tensor), shadow, lineage, inside, source)
+        self._live[id(tensor)] = Live(weakref.ref(tensor), tensor.shape, shadow, lineage, inside, source)
 
     def get(self, tensor: Any) -> Live | None:
         """Returns what stands beside a tensor; None if it does not depend on the image."""
@@ -177,6 +191,7 @@ class Shadow(TorchFunctionMode):
     def lose(self, name: str, shape: Sequence[int], live: Sequence[Live]) -> Tensor:
         """Returns the shadow of a call without a rule: what reaches it is lost, which ends as an error."""
         shadows = [one.shadow for one in live] or [self.common]
+        self.unknown.append(name)
 
         def back(relevance: Tensor) -> list[None]:
             self._note(name, relevance)
@@ -207,13 +222,17 @@ class Shadow(TorchFunctionMode):
         return self._live_among(given) if found else live
 
     def _follow(
-        self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], out: Any, live: list[Live]
+        self,
+        func: Callable[..., Any],
+        args: Any,
+        kwargs: dict[str, Any],
+        out: Any,
+        outs: list[Tensor],
+        live: list[Live],
     ) -> None:
         if func in names.ADDED and len(live) == 2:
             self._add(out, live)
             return
-        keeps = func in names.KEEP_IDENTITY and len({one.lineage.identity for one in live}) == 1
-        lineage = live[0].lineage if keeps and len(live) == 1 else derived(one.lineage for one in live)
         rule = calls.RULES.get(func)
         found: Any = None
         if rule is not None:
@@ -222,35 +241,22 @@ class Shadow(TorchFunctionMode):
             except RuntimeError:  # what can be done to the tensor, but not to its shadow
                 found = None
         if found is None:
-            found = [self.lose(names.name_of(func), t.shape, live) for t in tensors(out)]
+            found = [self.lose(names.name_of(func), t.shape, live) for t in outs]
         inside = None
         if func is F.pad and isinstance(found, tuple):
             found, inside = found
-        if func in names.WEIGHING and lineage.kind == "scores":
-            lineage = lineage._replace(kind="weights")
-        elif func in names.SOFTMAX and lineage.kind is None:
-            lineage = lineage._replace(kind="gate")
-        elif func in names.MULTIPLIED and lineage.kind == "gate":
-            lineage = lineage._replace(kind=None)
-        if keeps and lineage.identity != live[0].lineage.identity:
-            lineage = live[0].lineage._replace(kind=lineage.kind)
-        if func in names.JOINED and any(one.lineage.open for one in live):
-            apart = len(live) < len([t for t in tensors(args) if t.is_floating_point()])
-            if apart or not all(one.lineage.open for one in live):
-                lineage = lineage._replace(partial=True)
+        lineage = _lineage(func, args, live)
         source = live[0].source if func in names.KEEP_IDENTITY and len(live) == 1 else None
         if func in names.WEIGHTED and isinstance(found, Tensor):
             source = found, 1 if func in names.CONVOLUTIONS else -1
-        for tensor, shadow in zip(tensors(out), tensors(found), strict=True):
+            if not self.attentions.calls:
+                self._embedded(func, found)
+        for tensor, shadow in zip(outs, tensors(found), strict=True):
             if _holds(tensor, func):
                 self.put(tensor, shadow, lineage, inside, source)
-        if func in names.WEIGHTED and not self.attentions.calls:
-            self._embedded(func, found)
 
-    def _embedded(self, func: Callable[..., Any], shadow: Any) -> None:
+    def _embedded(self, func: Callable[..., Any], shadow: Tensor) -> None:
         """Remembers the first tokens."""
-        if not isinstance(shadow, Tensor):
-            return
         if self.first is None:
             self.first = First(shadow, 1 if func in names.CONVOLUTIONS else -1)
         if func in names.CONVOLUTIONS and shadow.ndim == 4:
@@ -269,8 +275,8 @@ class Shadow(TorchFunctionMode):
                 return [None, None]
             return rules.shared(relevance, summed.shares, shadows)
 
-        shadows = first.shadow, second.shadow
-        self.put(out, rules.follow(out.shape, back, *shadows), lineage)
+        shadows = calls.alike(out.shape, live)
+        self.put(out, rules.follow(shadows[0].shape, back, *shadows), lineage)
 
     def written(self, tensor: Tensor, index: Any, value: Any) -> None:
         """`tensor[index] = value`: what the tensor held there is gone."""
@@ -301,6 +307,24 @@ _INSTEAD: Mapping[Callable[..., Any], Callable[..., Any]] = {
     Tensor.__setitem__: Shadow.written,
     Tensor.__iter__: Shadow.iterated,
 }
+
+
+def _lineage(func: Callable[..., Any], args: Any, live: Sequence[Live]) -> Lineage:
+    """Where the output of a call stands in the pass."""
+    first = live[0].lineage
+    keeps = func in names.KEEP_IDENTITY and all(one.lineage.identity == first.identity for one in live)
+    lineage = first if keeps else derived([one.lineage for one in live])
+    if func in names.WEIGHING and lineage.kind == "scores":
+        lineage = lineage._replace(kind="weights")
+    elif func in names.SOFTMAX and lineage.kind is None:
+        lineage = lineage._replace(kind="gate")
+    elif func in names.MULTIPLIED and lineage.kind == "gate":
+        lineage = lineage._replace(kind=None)
+    if func in names.JOINED and any(one.lineage.open for one in live):
+        apart = len(live) < len([t for t in tensors(args) if t.is_floating_point()])
+        if apart or not all(one.lineage.open for one in live):
+            lineage = lineage._replace(partial=True)
+    return lineage
 
 
 def _holds(tensor: Tensor, func: Callable[..., Any]) -> bool:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
 from vitx.errors import VitxError
+from vitx.isolation import without_autocast
 from vitx.relevance.attending import Attended, Carrier, spread
 from vitx.relevance.fusing import first_layer
 from vitx.relevance.grid import in_grid
-from vitx.relevance.rules import total
 from vitx.relevance.shadow import Shadow
 from vitx.rollout import RolloutLayer
 from vitx.tiles import Tile
@@ -52,7 +52,15 @@ def shadowed(
         stack.callback(watched.close)
         if "torch._dynamo" in sys.modules:  # else nothing can be compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield watched
+        try:
+            yield watched
+        except Exception as error:
+            if type(error).__module__ == "torch._dynamo.exc":
+                raise VitxError(
+                    "the model compiles a part of itself as it runs, where nothing can be seen, as flex "
+                    "attention does: let it attend by scaled_dot_product_attention for the explanation"
+                ) from error
+            raise
 
 
 class Reading(Carrier):
@@ -91,7 +99,7 @@ class Way:
         self._watched, self._scores = watched, scores
         self._end = _end(watched, logits)
         self.layers = watched.attentions.layers()
-        self._device = logits.device.type
+        self._device = logits.device
 
     def counting(self, start_layer: int) -> list[Attended]:
         """Returns the layers from that number on, or raises a VitxError if there is no such layer."""
@@ -112,9 +120,7 @@ class Way:
         pixels, own, common, tokens = self._arrived(carrier, ends, starts)
         arrived = pixels.sum((1, 2)) + own
         conservation = _accounted(arrived, common, self._watched.attentions.grown)
-        self._check(conservation, pixels.isfinite().all())
-        if not carrier.grows:
-            _check_positive(pixels, own)
+        self._check(conservation, pixels, own, positive=not carrier.grows)
         return Found(in_grid(self._watched.image, pixels, self._watched.first, tokens), conservation)
 
     def read_out(self, head_fusion: str = "mean") -> list[tuple[Attended, Tensor]]:
@@ -127,7 +133,7 @@ class Way:
         found = self._gradients([self._end], [one.shadow for one in last], [self._start()])
         self._check_lost()
         return [
-            (one, one.shadow.new_zeros(one.shadow.shape[::2]) if part is None else _of_tokens(part))
+            (one, one.shadow.new_zeros(one.shadow.shape[::2]) if part is None else part.sum((1, 3)))
             for one, part in zip(last, found, strict=True)
         ]
 
@@ -148,7 +154,7 @@ class Way:
         shape = attention.shape
         found = torch.zeros(shape[0], shape[-1], dtype=attention.dtype, device=attention.device)
         of_output = self._output_gradients[self.layers.index(layer)] if gradient else None
-        with torch.no_grad(), torch.autocast(self._device, enabled=False):
+        with torch.no_grad(), without_autocast(self._device):
             for tile in attention.tiles(of_output):
                 more = part(tile)
                 if more is not None:
@@ -175,7 +181,7 @@ class Way:
         )
         arrived = pixels.sum() + own.sum() + common
         share = 1 + (arrived - begun) / torch.where(size == 0, 1, size)
-        self._check(share[None], pixels.isfinite().all())
+        self._check(share[None], pixels, own, positive=False)
         maps = in_grid(self._watched.image, pixels, self._watched.first, tokens)
         return Found(maps, share.expand(len(pixels)))
 
@@ -204,7 +210,7 @@ class Way:
         self._watched.lost.clear()
         # Autocast is for forward passes: left on, it would round the backward pass to half precision.
         try:
-            with torch.autocast(self._device, enabled=False):
+            with without_autocast(self._device):
                 return torch.autograd.grad(ends, inputs, starts, retain_graph=True, allow_unused=True)
         except CheckpointError:
             raise VitxError(
@@ -251,26 +257,29 @@ class Way:
                 "call: the map would be wrong"
             )
 
-    def _check(self, conservation: Tensor, finite: Tensor) -> None:
-        if not bool(conservation.isfinite().all()):
-            if bool(finite):  # else the maps are not finite either, which is said elsewhere
+    def _check(self, conservation: Tensor, pixels: Tensor, own: Tensor, *, positive: bool) -> None:
+        """Raises a VitxError if relevance was lost, or is below 0; all values are read at once."""
+        worst = conservation[(conservation - 1).abs().argmax()]
+        finite = torch.stack([conservation.isfinite().all(), pixels.isfinite().all()])
+        least = torch.stack([worst, pixels.amin(), own.amin()])
+        known, pixels_known, share, *smallest = torch.cat([finite.to(least.dtype), least]).tolist()
+        if not known:
+            if pixels_known:  # else the maps are not finite either, which is said elsewhere
                 raise VitxError(
                     "the relevance of the model's own tokens is not finite: the map would be wrong"
                 )
             return
         self._check_lost()
-        off = conservation - 1
-        if off.abs().max().item() > _TOLERANCE:
-            share = conservation[off.abs().argmax()].item()
+        if abs(share - 1) > _TOLERANCE:
             raise VitxError(
                 f"{share:.1%} of the relevance arrived at the image and the model's own tokens, not all of "
                 "it: the model computes something that vitx did not see, and the map would be wrong"
             )
-
-
-def _of_tokens(relevance: Tensor) -> Tensor:
-    """Sums over heads and channels: (B, H, Q, d) to (B, Q)."""
-    return total(relevance, [1, 3])[:, 0, :, 0]
+        if positive and min(smallest) < _NEGATIVE:
+            raise VitxError(
+                f"relevance below 0 was found ({min(smallest):.2g}): an attention gave back more than the "
+                "residual around it had, and the map would be wrong"
+            )
 
 
 def _last(layers: Sequence[Attended]) -> list[Attended]:
@@ -309,17 +318,10 @@ def _end(watched: Shadow, logits: Tensor) -> Tensor:
             "behind it (linear attention): no rule takes relevance through it"
         )
     if not watched.attentions.calls:
+        unknown = ", ".join(dict.fromkeys(watched.unknown))
         raise VitxError(
             "no attention between tokens was found: vitx explains Vision Transformers whose attention "
             "is scaled_dot_product_attention, nn.MultiheadAttention or a softmax times the values"
+            + (f" (what it does not know of this one: {unknown})" if unknown else "")
         )
     return live.shadow
-
-
-def _check_positive(pixels: Tensor, own: Tensor) -> None:
-    least = min(pixels.min().item(), own.min().item())
-    if least < _NEGATIVE:
-        raise VitxError(
-            f"relevance below 0 was found ({least:.2g}): an attention gave back more than the residual "
-            "around it had, and the map would be wrong"
-        )

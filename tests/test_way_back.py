@@ -1,0 +1,52 @@
+"""The way back reads no value before its end, so that a GPU does not have to be waited for."""
+
+import sys
+
+import pytest
+import torch
+
+import vitx
+from tests import models
+from vitx import isolation
+from vitx.relevance import way_back
+
+KINDS = {
+    "deit": models.deit,
+    "deit without fused attention": models.without_fused_attention,
+    "deit3": lambda: models.FAMILIES["deit3"].build(),
+    "Swin": models.swin,
+    "siglip": lambda: models.FAMILIES["siglip"].build(),
+}
+
+
+@pytest.fixture
+def nothing_is_read(monkeypatch):
+    """Takes away what reads values once all is computed: the grid, the checks, and what to put back."""
+    monkeypatch.setattr(way_back, "in_grid", lambda image, pixels, first, tokens: pixels)
+    monkeypatch.setattr(way_back.Way, "_check", lambda *_, **__: None)
+    monkeypatch.setattr(sys.modules["vitx.explain"], "_check_finite", lambda maps: None)
+    monkeypatch.setattr(isolation, "_changed", lambda copies: [])
+
+
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae", "attention"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_without_values_can_be_explained(kind, method, nothing_is_read):
+    """A `meta` tensor has none: a read of one, or a tensor made on the CPU, would be an error."""
+    model = KINDS[kind]().to("meta").eval()
+    images = torch.empty(2, 3, 32, 32, device="meta")
+    found = vitx.explain(model, images, method, target=1)
+    assert found.maps.device.type == "meta"
+    assert found.maps.shape == (2, 32, 32)
+
+
+def test_a_read_in_the_middle_would_be_seen(nothing_is_read):
+    class Reads(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = models.deit()
+
+        def forward(self, x):
+            return self.inner(x if bool((x == x).all()) else -x)
+
+    with pytest.raises(Exception, match=r"[Mm]eta"):
+        vitx.explain(Reads().to("meta").eval(), torch.empty(2, 3, 32, 32, device="meta"))
