@@ -9,10 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import vitx
-from vitx.methods import Observation, register
-from vitx.methods.evidence import Evidence
-from vitx.propagation import Propagation
-from vitx.rollout import Rollout
 
 Contender = Callable[[nn.Module, Tensor, Sequence[int]], Any]
 
@@ -47,18 +43,6 @@ def centre(model: Any, images: Tensor, _: Sequence[int]) -> Tensor:
     return torch.exp(-2 * (rows[:, None] ** 2 + columns**2)).expand(len(images), -1, -1)
 
 
-@register("fixed_rollout", gradient="score with A fixed")
-def fixed_rollout(seen: Observation) -> Propagation:
-    """Gradient rollout with the gradient of `evidence`."""
-    return Rollout(seen.readout("mean"))
-
-
-@register("full_evidence", gradient="score")
-def full_evidence(seen: Observation) -> Propagation:
-    """What `evidence` is with the gradient of gradient rollout."""
-    return Evidence(seen.readout("mean"), 0)
-
-
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "vitx grad_rollout": ("grad_rollout", {}),
     "vitx evidence": ("evidence", {}),
@@ -68,8 +52,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "vitx legrad": ("legrad", {}),
     "vitx flow": ("flow", {}),
     "vitx evidence, layers 7 to 12": ("evidence", {"start_layer": 6}),
-    "evidence, but attention not fixed": ("full_evidence", {}),
-    "grad_rollout, but attention fixed": ("fixed_rollout", {}),
+    "vitx grad_rollout, plain gradient": ("grad_rollout", {"gradient": "plain"}),
+    "vitx gae, plain gradient": ("gae", {"gradient": "plain"}),
+    "vitx legrad, plain gradient": ("legrad", {"gradient": "plain"}),
     "vitx grad_rollout, layers 7 to 12": ("grad_rollout", {"start_layer": 6}),
     "vitx grad_rollout, discard 0.9": ("grad_rollout", {"discard_ratio": 0.9}),
     "vitx rollout, max, discard 0.9": ("rollout", {"head_fusion": "max", "discard_ratio": 0.9}),

@@ -6,12 +6,13 @@ and multiplies full N x N matrices, one image at a time.
 
 import copy
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from unittest import mock
 
 import torch
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 
 @dataclass(frozen=True)
@@ -53,26 +54,28 @@ def maps_of(seen, method, prefix, readout, fusion="mean", discard=0.0, start_lay
     return torch.stack(rows)
 
 
-def evidence_maps(model, images, target, prefix, readout, start_layer):
-    """Evidence, with gradients taken in a network whose attention matrices are constants."""
-    twin = visible_twin(model)
-    with torch.enable_grad(), _softmaxes(constant=True) as found:
-        output = twin(images)
-    logits = output if isinstance(output, torch.Tensor) else output.logits
+def evidence_signed(model, images, target, prefix, readout, start_layer=0):
+    """Evidence of a timm model: what residuals hold and what read tokens take in, each over its sum."""
+    twin, streams = visible_twin(model), []
+    for block in twin.blocks:
+        block.norm2.register_forward_pre_hook(lambda _, inputs: streams.append(inputs[0]))
+        block.register_forward_hook(lambda _, inputs, output: streams.append(output))
+    with torch.enable_grad(), _softmaxes(constant=True) as found, Linearised():
+        logits = twin(images)
     square = [a for a in found if a.shape[-1] == a.shape[-2]]
-    gradients = torch.autograd.grad(_score(logits, target), square)
+    gradients = torch.autograd.grad(_score(logits, target), [*square, *streams], allow_unused=True)
     count = square[0].shape[-1]
-    read = {"token": range(1), "distilled": range(2), "patches": range(prefix, count)}.get(
-        readout, range(count)
-    )
-    if readout == "token+patches":
-        read = [0, *range(prefix, count)]
-    balance = torch.zeros(len(logits), count, dtype=torch.float64)
-    for attention, gradient in list(zip(square, gradients, strict=True))[start_layer:]:
+    read = {"token": [0], "distilled": [0, 1], "patches": range(prefix, count)}.get(readout, range(count))
+    taken, held = torch.zeros(2, len(logits), count, dtype=torch.float64)
+    for attention, gradient in list(zip(square, gradients, strict=False))[start_layer:]:
         for query in read:
-            effect = attention[:, :, query].detach().double() * gradient[:, :, query].double()
-            balance += effect.sum(1) / effect.shape[1]
-    return balance[:, prefix:].clamp(min=0)
+            taken += (attention[:, :, query] * gradient[:, :, query]).sum(1).detach()
+    pairs = list(zip(streams, gradients[len(square) :], strict=True))[2 * start_layer :]
+    for stream, gradient in pairs:
+        if gradient is not None:
+            held += (stream * gradient).sum(-1).detach()
+    taken, held = taken[:, prefix:], held[:, prefix:]
+    return taken / taken.abs().sum(1, keepdim=True) + held / held.abs().sum(1, keepdim=True)
 
 
 def gae_maps(seen, prefix, readout, start_layer=0):
@@ -99,14 +102,15 @@ def attention_maps(seen, prefix, readout, fusion="mean"):
     return torch.stack(rows)
 
 
-def legrad_maps(model, images, target, prefix, start_layer=0):
+def legrad_maps(model, images, target, prefix, start_layer=0, network="linearised"):
     """LeGrad on a timm model, the gradient of each block's own score taken on A itself."""
+    held = network == "linearised"
     twin, tokens = visible_twin(model), []
     handles = [
         block.register_forward_hook(lambda _module, _inputs, output: tokens.append(output))
         for block in twin.blocks
     ]
-    with torch.enable_grad(), _softmaxes() as found:
+    with torch.enable_grad(), _softmaxes(constant=held) as found, Linearised() if held else nullcontext():
         logits = twin(images)
     for handle in handles:
         handle.remove()
@@ -115,7 +119,8 @@ def legrad_maps(model, images, target, prefix, start_layer=0):
         target = logits.argmax(1).tolist()
     total = 0
     for attention, output in list(zip(square, tokens, strict=True))[start_layer:]:
-        score = _score(own_logits(twin, output), target)
+        with torch.enable_grad(), Linearised() if held else nullcontext():
+            score = _score(own_logits(twin, output), target)
         gradient = torch.autograd.grad(score, attention, retain_graph=True)[0]
         total = total + gradient.clamp(min=0).mean((1, 2))[:, prefix:]
     return total.double() / (len(square) - start_layer)
@@ -178,10 +183,11 @@ def readout_weights(kind, prefix, count, pooling=None, image=0, fusion="mean"):
     return weights
 
 
-def observe(model, images, target=None):
+def observe(model, images, target=None, network="linearised"):
     """Runs a copy of the model in which every attention is a softmax that can be seen."""
     twin = visible_twin(model)
-    with torch.enable_grad(), _softmaxes() as found:
+    held = network == "linearised"
+    with torch.enable_grad(), _softmaxes(constant=held) as found, Linearised() if held else nullcontext():
         output = twin(images)
     logits = output if isinstance(output, torch.Tensor) else output.logits
     square = [a for a in found if a.shape[-1] == a.shape[-2]]
@@ -193,6 +199,50 @@ def observe(model, images, target=None):
         pooling[0][:, :, 0].detach() if pooling else None,
         logits.detach(),
     )
+
+
+class Linearised(TorchFunctionMode):
+    """Norms and activations written out, with what scales and gates them detached; products halved."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is F.layer_norm:
+            return self.layer_norm(*args, **kwargs)
+        if func is F.rms_norm:
+            return self.rms_norm(*args, **kwargs)
+        if func is F.group_norm:
+            return self.group_norm(*args, **kwargs)
+        if func in (F.gelu, F.silu, torch.tanh):
+            x = args[0]
+            gate = func(*args, **kwargs).detach() / x.detach()
+            return x * torch.where(x == 0, 0.5, gate)
+        if func in (torch.mul, torch.Tensor.mul, torch.Tensor.__mul__) and all(map(inner, args[:2])):
+            first, second = args[:2]
+            return (first * second.detach() + first.detach() * second) / 2
+        return func(*args, **kwargs)
+
+    def layer_norm(self, x, shape, weight=None, bias=None, eps=1e-5):
+        dims = tuple(range(-len(shape), 0))
+        centred = x - x.mean(dims, keepdim=True)
+        y = centred / (centred.pow(2).mean(dims, keepdim=True) + eps).sqrt().detach()
+        y = y if weight is None else y * weight
+        return y if bias is None else y + bias
+
+    def rms_norm(self, x, shape, weight=None, eps=None):
+        eps = torch.finfo(x.dtype).eps if eps is None else eps
+        y = x / (x.pow(2).mean(tuple(range(-len(shape), 0)), keepdim=True) + eps).sqrt().detach()
+        return y if weight is None else y * weight
+
+    def group_norm(self, x, groups, weight=None, bias=None, eps=1e-5):
+        y = torch.cat([self.layer_norm(part, part.shape[1:], eps=eps) for part in x.chunk(groups, 1)], 1)
+        over = (1, -1, *[1] * (x.ndim - 2))
+        y = y if weight is None else y * weight.view(over)
+        return y if bias is None else y + bias.view(over)
+
+
+def inner(value):
+    """Whether it is a tensor of the network that depends on the image, and no parameter."""
+    return isinstance(value, torch.Tensor) and value.requires_grad and not value.is_leaf
 
 
 def visible_twin(model):

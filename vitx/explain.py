@@ -8,17 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vitx.capture import capture
 from vitx.errors import VitxError
 from vitx.explanation import Explanation, join
-from vitx.isolation import untouched, without_autocast
+from vitx.isolation import untouched
 from vitx.lens import LogitLens
-from vitx.methods import Method, Methods, Observation, find_method, with_options
+from vitx.methods import NETWORKS, Method, Methods, find_method, with_options
 from vitx.prediction import Target, check_images, check_model, predict, scores, target_classes
 from vitx.preprocessing import normalisation
-from vitx.propagation import propagate_gradients
 from vitx.relevance.way_back import Found, Way, shadowed
-from vitx.tokens import find_tokens
 
 if TYPE_CHECKING:  # PIL is not imported before it is needed
     from vitx.inputs import Images
@@ -77,9 +74,8 @@ def explain_methods(
 ) -> dict[str, Explanation]:
     """Explains the same images by several methods that share their passes.
 
-    One forward pass, and one backward pass for the methods that need the gradient of the score. `evidence`,
-    whose gradient is another, takes its own two beside `grad_rollout`, `gae` or `legrad`; `legrad` goes back
-    through each block once more.
+    One forward pass, or two where some ask for `gradient="plain"`; one backward pass for each method of a
+    class, and for `legrad` one through each block.
 
     Args:
         model: as for `explain`.
@@ -113,21 +109,25 @@ def _explain_batch(
         raise VitxError(
             "the model was made under torch.inference_mode, which rules out gradients: make it outside"
         )
+    networks = {name: method.network(methods[name]) for name, method in chosen.items()}
+    asked = [network for network in NETWORKS if network in networks.values()]
     found: dict[str, Explanation] = {}
-    fixed = [name for name, method in chosen.items() if method.gradient == "score with A fixed"]
-    for names, run in (([name for name in chosen if name not in fixed], _follow), (fixed, _explain_pass)):
-        if names:
-            found |= run(model, images, {name: methods[name] for name in names}, target)
+    for network in asked or (None,):  # methods without a gradient take part in the first pass
+        names = [name for name in chosen if networks[name] == network or (not networks[name] and not found)]
+        found |= _follow(model, images, {name: methods[name] for name in names}, target, network)
     return {name: found[name] for name in methods}
 
 
-def _follow(model: nn.Module, images: Tensor, methods: Methods, target: Target) -> dict[str, Explanation]:
+def _follow(
+    model: nn.Module, images: Tensor, methods: Methods, target: Target, network: str | None
+) -> dict[str, Explanation]:
     """Explains by methods that share one forward pass, each of which has its own way back."""
     chosen = {name: find_method(name) for name in methods}
-    gradients = any(method.gradient for method in chosen.values())
     # Gradients alone show that a scripted module made something of the image.
-    recorded = gradients or any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    recorded = network is not None or scripted
     lens = LogitLens(model) if any(m.gradient == "layer scores" for m in chosen.values()) else None
+    accounts = any(method.accounts for method in chosen.values())
 
     def total(logits: Tensor) -> Tensor:
         return scores(target, logits, classes).sum()
@@ -136,8 +136,16 @@ def _follow(model: nn.Module, images: Tensor, methods: Methods, target: Target) 
     with torch.inference_mode(False), torch.set_grad_enabled(recorded), untouched(model):
         # A copy: some models change their input. Subclasses of Tensor bring calls of their own.
         pixels = images.detach().as_subclass(Tensor).clone()
+        if accounts:
+            pixels = pixels.requires_grad_().clone()  # no leaf, which may not be changed in place
         fusion = _common_fusion(chosen, methods)
-        with shadowed(model, pixels, gradients=recorded, head_fusion=fusion) as watched:
+        with shadowed(
+            *(model, pixels),
+            gradients=recorded,
+            linearised=network == "linearised",
+            accounts=accounts,
+            head_fusion=fusion,
+        ) as watched:
             with watched, nullcontext() if lens is None else lens.watch():
                 logits = predict(model, pixels)
             classes = target_classes(target, logits)
@@ -146,13 +154,15 @@ def _follow(model: nn.Module, images: Tensor, methods: Methods, target: Target) 
                 of_gradient["score"] = [total(logits)]
             if lens is not None:
                 layers = len(watched.attentions.layers())
-                of_gradient["layer scores"] = [total(own) for own in _layer_logits(lens, layers, logits)]
+                with watched.aside():
+                    of_layers = _layer_logits(lens, layers, logits)
+                of_gradient["layer scores"] = [total(own) for own in of_layers]
             for name, method in chosen.items():
                 way = Way(watched, logits, of_gradient[method.gradient])
                 found[name] = method.find(way, **methods[name])
     _check_finite({name: one.maps for name, one in found.items()})
     return {
-        name: _explanation(model, images, one.maps, logits, classes, chosen[name], name, one.conservation)
+        name: _explanation(model, images, one, logits, classes, chosen[name], name)
         for name, one in found.items()
     }
 
@@ -166,44 +176,19 @@ def _common_fusion(chosen: Mapping[str, Method], methods: Methods) -> str | None
 def _explanation(
     model: nn.Module,
     images: Tensor,
-    maps: Tensor,
+    found: Found,
     logits: Tensor,
     classes: Tensor | None,
     method: Method,
     name: str,
-    conservation: Tensor | None = None,
 ) -> Explanation:
     size = (images.shape[2], images.shape[3])
     logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     target = classes if method.gradient else None
     mean, std = normalisation(model)
-    return Explanation(maps, logits, target, size, images, mean, std, name, conservation)
-
-
-def _explain_pass(
-    model: nn.Module, images: Tensor, methods: Methods, target: Target
-) -> dict[str, Explanation]:
-    chosen = {name: find_method(name) for name in methods}
-    with torch.inference_mode(False), torch.enable_grad(), untouched(model):
-        # A copy: inference tensors cannot take part in gradients, and some models change their input. Then a
-        # frozen backbone, too, runs with gradients, also when checkpointing runs it again outside the
-        # capture. Cloned once more, as no leaf may be changed in place.
-        pixels = images.detach().as_subclass(Tensor).clone().requires_grad_().clone()
-        with capture(model, gradients=True, fixed=True) as trace:
-            logits = predict(model, pixels)
-        trace.check(len(images))
-        seen = Observation(trace, find_tokens(model, trace, pixels))
-        classes = target_classes(target, logits)
-        begun = {name: method.find(seen, **methods[name]) for name, method in chosen.items()}
-        score = scores(target, logits, classes).sum()
-        with torch.no_grad(), without_autocast(logits.device):
-            propagate_gradients(trace, list(begun.values()), score)
-        maps = {name: seen.tokens.patches(propagation.relevance) for name, propagation in begun.items()}
-    _check_finite(maps)
-    return {
-        name: _explanation(model, images, maps[name], logits, classes, method, name)
-        for name, method in chosen.items()
-    }
+    return Explanation(
+        *(found.maps, logits, target, size, images, mean, std, name, found.conservation, found.signed)
+    )
 
 
 def _layer_logits(lens: LogitLens, layers: int, logits: Tensor) -> list[Tensor]:

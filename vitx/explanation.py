@@ -33,9 +33,9 @@ class Explanation:
         mean: what was subtracted from each channel of the images, in units of [0, 1].
         std: what each channel was then divided by.
         method: the name of the method.
-        conservation: (B,), what share of the relevance was accounted for, by the image and the model's own
-            tokens: 1 up to rounding, or an error was raised. None for methods that carry no relevance through
-            the whole model.
+        conservation: (B,), what share of the relevance was accounted for by the image and the model's own
+            tokens, or of the score by all that adds to it: 1 up to rounding, or an error was raised.
+        signed: (B, h, w), below 0 where a patch speaks against the class; None for methods without a sign.
     """
 
     maps: Tensor
@@ -47,6 +47,7 @@ class Explanation:
     std: Sequence[float] = (1.0,)
     method: str = ""
     conservation: Tensor | None = None
+    signed: Tensor | None = None
 
     def cpu(self) -> "Explanation":
         """Returns the same in host memory, without the images."""
@@ -56,6 +57,7 @@ class Explanation:
             logits=self.logits.cpu(),
             target=None if self.target is None else self.target.cpu(),
             conservation=None if self.conservation is None else self.conservation.cpu(),
+            signed=None if self.signed is None else self.signed.cpu(),
             images=None,
         )
 
@@ -194,6 +196,7 @@ def join(parts: Sequence[Explanation]) -> Explanation:
     """Joins the explanations of several batches, without their images."""
     targets = [part.target for part in parts if part.target is not None]
     shares = [part.conservation for part in parts if part.conservation is not None]
+    signed = [part.signed for part in parts if part.signed is not None]
     return replace(
         parts[0],
         maps=torch.cat([part.maps for part in parts]),
@@ -201,4 +204,5 @@ def join(parts: Sequence[Explanation]) -> Explanation:
         target=torch.cat(targets) if targets else None,
         images=None,
         conservation=torch.cat(shares) if shares else None,
+        signed=torch.cat(signed) if signed else None,
     )

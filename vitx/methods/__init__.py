@@ -11,9 +11,9 @@ from vitx.methods import flow as flow
 
 # isort: on
 from vitx.methods.registry import (
+    NETWORKS,
     Method,
     Methods,
-    Observation,
     find_method,
     methods,
     register,
@@ -22,9 +22,9 @@ from vitx.methods.registry import (
 )
 
 __all__ = [
+    "NETWORKS",
     "Method",
     "Methods",
-    "Observation",
     "find_method",
     "methods",
     "register",

@@ -1,48 +1,66 @@
-"""Evidence: what the content of each patch adds to the score where the classifier reads."""
+"""Evidence: what speaks for the class, and what against it."""
 
 import torch
 from torch import Tensor
 
-from vitx.methods.registry import Observation, register
-from vitx.propagation import Propagation
+from vitx.methods.registry import register
+from vitx.relevance.attending import Attended
+from vitx.relevance.way_back import Found, Way
 from vitx.tiles import Tile
 
+_BELOW = 1e-6  # of the largest value: where what speaks against lies
 
-class Evidence:
-    """relu(sum_l sum_i E[A_l * G_l](i, j)), over the tokens i that are read out: patch j's contribution.
 
-    G is the gradient of the score while every layer attends as it does, so that attention passes on what
-    tokens hold and nothing else (Ali et al. 2022, arXiv 2202.07304, fix it in the same way). Then A(i, j) *
-    G(i, j) is what the value of token j, as token i takes it in, adds to the score: to first order for what
-    comes after, and negative where it speaks against the class. E is the mean over the heads.
+@register("evidence", gradient="score", accounts=True)
+def evidence(way: Way, *, start_layer: int = 0) -> Found:
+    """What each patch adds to the score in the linearised network, by two accounts that are shown as one.
 
-    Nothing is rolled out: what reaches a class token over other tokens does not count. In models that
-    average the patches, or pool them by attention, every token is read out: the map then shows what tokens
-    take in from each other, and not what each one keeps of its own.
+    The first is what it holds after each residual, x * dS/dx (as Mehri et al. 2025, arXiv 2411.16760, sum it
+    over the blocks). The second is what attention takes from it to the tokens that the output reads, A * G.
+    Each is divided by the sum of its absolute values. What speaks against the class is below 0 in
+    `Found.signed`; the map, which is not, keeps its order below all that speaks for it.
     """
-
-    def __init__(self, readout: Tensor, start_layer: int) -> None:
-        self.start_layer = start_layer
-        self._read_out = (readout > 0).any(0)  # which tokens
-        self._balance = torch.zeros_like(readout)
-
-    def read(self, tile: Tile) -> None:
-        """Takes in some rows of the layer."""
-        rows = self._read_out[tile.rows].nonzero()[:, 0]
-        if len(rows):
-            effect = tile.weights[:, :, rows] * tile.gradient_of(rows)
-            self._balance[tile.images] += effect.sum((1, 2)) / tile.of_heads
-
-    def end_layer(self) -> None:
-        """Each layer adds to what is read out."""
-
-    @property
-    def relevance(self) -> Tensor:
-        """What speaks for the score in all layers seen so far, less what speaks against it, (B, N), >= 0."""
-        return self._balance.relu()
+    layers = way.counting(start_layer)
+    rows = way.rows_read(layers)
+    taken = way.place([_taken(way, layer, read) for layer, read in zip(layers, rows, strict=True) if read])
+    held = way.place(way.contributions(start_layer))
+    signed = _shares(taken.maps) + _shares(held.maps)
+    return Found(ranked(signed), way.accounted().expand(len(signed)), signed)
 
 
-@register("evidence", gradient="score with A fixed")
-def evidence(seen: Observation, *, start_layer: int = 0) -> Propagation:
-    """What speaks for the class, less what speaks against it, see `Evidence`."""
-    return Evidence(seen.readout("mean"), seen.first_layer(start_layer))
+def _taken(way: Way, layer: Attended, read: list[int]) -> tuple[Tensor, Tensor]:
+    """E[A * G] of the rows that are read: what their tokens take in from each other token."""
+
+    def taken(tile: Tile) -> Tensor | None:
+        rows = [row - tile.rows.start for row in read if tile.rows.start <= row < tile.rows.stop]
+        if not rows:
+            return None
+        if len(rows) < tile.rows.stop - tile.rows.start:
+            some = torch.tensor(rows, device=layer.values.device)
+            return (tile.weights[:, :, some] * tile.gradient_of(some)).sum((1, 2))
+        assert tile.gradient is not None
+        return (tile.weights * tile.gradient).sum((1, 2))
+
+    return way.add_up(layer, taken, gradient=True, apart=slice(read[0], read[-1] + 1))
+
+
+def _shares(maps: Tensor) -> Tensor:
+    size = maps.abs().sum((1, 2), keepdim=True)
+    return maps / torch.where(size == 0, 1, size)
+
+
+def ranked(signed: Tensor) -> Tensor:
+    """Makes a map of a signed one, >= 0: what is below 0 keeps its order, below all that is above.
+
+    Args:
+        signed: (B, h, w).
+
+    Example:
+        >>> ranked(torch.tensor([[[2.0, -1.0], [-3.0, 0.0]]])).argsort().tolist()
+        [[[1, 0], [0, 1]]]
+    """
+    above, below = signed.clamp(min=0), signed.clamp(max=0)
+    top = above.amax((1, 2), keepdim=True)
+    lowest = below.amin((1, 2), keepdim=True)
+    height = 1 - below / torch.where(lowest == 0, -1, lowest)
+    return above + _BELOW * top * height

@@ -57,6 +57,6 @@ class Gae(Carrier):
 
 
 @register("gae", gradient="score", title="GAE")
-def gae(way: Way, *, start_layer: int = 0) -> Found:
+def gae(way: Way, *, start_layer: int = 0, gradient: str = "linearised") -> Found:
     """Generic attention explainability (Chefer et al. 2021), see `Gae`."""
     return way.through(Gae(start_layer))

@@ -8,7 +8,7 @@ from vitx.tiles import Tile
 
 
 @register("legrad", gradient="layer scores", title="LeGrad")
-def legrad(way: Way, *, start_layer: int = 0) -> Found:
+def legrad(way: Way, *, start_layer: int = 0, gradient: str = "linearised") -> Found:
     """The mean over layers, heads and queries of relu(d s_l / d A_l), for s_l the score of layer l itself.
 
     Bousselham et al. 2025, arXiv 2404.03214, eq. 6 to 9. The attention does not enter, but for its gradient.

@@ -5,41 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from torch import Tensor
-
 from vitx.errors import VitxError
-from vitx.relevance.fusing import check_options, first_layer
-from vitx.tokens import Tokens
-from vitx.trace import Trace
+from vitx.relevance.fusing import check_options
 
 Find = Callable[..., Any]  # returns what was Found
 Methods = Mapping[str, Mapping[str, Any]]  # name -> options
-# Of the score; of the score while the A of every layer stays as it is, so that it acts through the values
-# alone; or of each layer's own score, see `vitx.lens`.
-Gradient = Literal["score", "score with A fixed", "layer scores"]
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What a method works on.
-
-    Attributes:
-        trace: the attention of the forward pass.
-        tokens: prefix, grid and read-out.
-    """
-
-    trace: Trace
-    tokens: Tokens
-
-    def readout(self, head_fusion: str) -> Tensor:
-        """Returns the read-out as (B, N), in the precision of the maps."""
-        layer = self.trace.layers[-1]
-        row = self.tokens.readout(head_fusion)
-        return row.to(layer.dtype).to(layer.device).expand(layer.shape[0], -1)
-
-    def first_layer(self, start_layer: int) -> int:
-        """Returns the number of the first layer that counts, or raises a VitxError if there is none."""
-        return first_layer(start_layer, len(self.trace.layers))
+# Of the score, or of each layer's own score, see `vitx.lens`.
+Gradient = Literal["score", "layer scores"]
+NETWORKS = ("linearised", "plain")  # what is differentiated, see `vitx.relevance.linearised`
 
 
 @dataclass(frozen=True)
@@ -48,10 +21,11 @@ class Method:
 
     Attributes:
         find: the function, from a `Way` to what was `Found`.
-        gradient: which gradient with respect to A it reads; None: it reads none.
+        gradient: which gradient it reads; None: it reads none.
         fused_heads: whether it reads nothing of A but what its option `head_fusion` makes of the heads.
         title: what pictures call it; its name by default.
         slow: whether it takes seconds for each image, so that nobody asks for it but by name.
+        accounts: whether it reads what residuals and constants add to the score.
     """
 
     find: Find
@@ -59,6 +33,7 @@ class Method:
     fused_heads: bool = False
     title: str | None = None
     slow: bool = False
+    accounts: bool = False
 
     def head_fusion(self, options: Mapping[str, Any]) -> str | None:
         """Returns how the method fuses the heads, if it reads nothing else of A."""
@@ -68,6 +43,19 @@ class Method:
         fusion: str = options.get("head_fusion", default)
         check_options(fusion)
         return fusion
+
+    def network(self, options: Mapping[str, Any]) -> str | None:
+        """Returns which network the method differentiates; None: it reads no gradient.
+
+        Raises:
+            VitxError: There is no such network.
+        """
+        if self.gradient is None:
+            return None
+        network: str = options.get("gradient", NETWORKS[0])
+        if network not in NETWORKS:
+            raise VitxError(f"gradient must be one of {', '.join(NETWORKS)}, found {network!r}")
+        return network
 
     def check(self, name: str, options: dict[str, Any]) -> None:
         """Raises a VitxError if the method does not know an option."""
@@ -87,6 +75,7 @@ def register(
     fused_heads: bool = False,
     title: str | None = None,
     slow: bool = False,
+    accounts: bool = False,
 ) -> Callable[[Find], Find]:
     """Makes a function a method of that name, see `Method`.
 
@@ -102,7 +91,7 @@ def register(
             raise VitxError(
                 f"{name} cannot have fused_heads: it reads a gradient, or has no option head_fusion"
             )
-        _METHODS[name] = Method(find, gradient, fused_heads, title, slow)
+        _METHODS[name] = Method(find, gradient, fused_heads, title, slow, accounts)
         return find
 
     return add

@@ -48,7 +48,12 @@ def rollout(
 
 @register("grad_rollout", gradient="score", title="gradient rollout")
 def grad_rollout(
-    way: Way, *, head_fusion: str = "mean", discard_ratio: float = 0.0, start_layer: int = 0
+    way: Way,
+    *,
+    head_fusion: str = "mean",
+    discard_ratio: float = 0.0,
+    start_layer: int = 0,
+    gradient: str = "linearised",
 ) -> Found:
     """Gradient rollout, see `vitx.gradient_rollout`."""
     return way.through(Rollouts(head_fusion, discard_ratio, start_layer, reads_gradient=True))

@@ -17,7 +17,7 @@ from vitx.relevance.calls import whole_to_first
 from vitx.relevance.equations import operands
 from vitx.relevance.heads import Layout
 from vitx.relevance.lineage import derived
-from vitx.relevance.names import name_of
+from vitx.relevance.names import name_of, replaced
 
 if TYPE_CHECKING:
     from vitx.relevance.shadow import Live, Shadow
@@ -34,10 +34,12 @@ def product(watched: "Shadow", func: Callable[..., Any], args: Any, kwargs: dict
         return None
     if second.lineage.kind in ("weights", "gate") and first.lineage.kind is None and equation is not None:
         equation, left, right, first, second = equation.swapped(), right, left, second, first
-    with watched.recording():
-        out: Tensor = func(*args, **kwargs)
+    attends = first.lineage.kind in ("weights", "gate") and second.lineage.kind is None
+    if attends and watched.linearised:
+        args, kwargs = replaced((args, kwargs), lambda t: t.detach() if t is left else t)
+    out: Tensor = watched.run(func, args, kwargs, [] if attends else [first, second])
     with torch.enable_grad():
-        if first.lineage.kind in ("weights", "gate") and second.lineage.kind is None:
+        if attends:
             layout = Layout.of_product(left.shape, right.shape, equation, watched.batch)
             if layout is not None:
                 layout = _layout(watched, second, layout)
@@ -78,12 +80,15 @@ def scaled_dot_product(
         return out
     layout = _layout(watched, of_value, Layout.of_attention(query.shape, value.shape[-1], watched.batch))
     output, attention = None, None
+    if watched.linearised:  # A is a constant, and so is what it is made of
+        (query, key, *args), kwargs = replaced(([query, key, *args], kwargs), Tensor.detach)
     with watched.recording():
         if query.ndim == 4:
             output, attention = run(
                 *(query, key, value, *args),
                 **kwargs,
                 gradients=watched.gradients,
+                fixed=watched.linearised,
                 head_fusion=watched.head_fusion,
                 memory=watched.memory,
             )

@@ -110,6 +110,12 @@ def _divided(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: lis
     return _unchanged(watched, out, args, kwargs, inputs) if watched.get(args[0]) is not None else None
 
 
+def _glu(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+    """Half of a tensor times a gate of the other half: each has its share."""
+    parts = inputs[0].shadow.chunk(2, kwargs.get("dim", args[1] if len(args) > 1 else -1))
+    return rules.follow(out.shape, lambda r: rules.shared(r, (0.5, 0.5), parts), *parts)
+
+
 def _linear(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
     given = args[0] if args else kwargs.get("input")
     live = watched.get(given)
@@ -163,8 +169,7 @@ def _averaged(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: li
         dim = None
     ndim = len(live.shape)
     dims = range(ndim) if dim is None or dim == () else [dim] if isinstance(dim, int) else dim
-    keepdim = kwargs.get("keepdim", len(args) > 2 and bool(args[2]))
-    return rules.averaged(live.thin, list(dims), keepdim)
+    return rules.averaged(live.thin, list(dims), out.ndim == ndim)
 
 
 def _sizes(value: Any, dims: int) -> list[int]:
@@ -341,8 +346,9 @@ RULES: dict[Function, Rule] = {
     **{func: _picked(func) for func in SELECTED},
     **dict.fromkeys(named("linear"), _linear),
     **dict.fromkeys(named("addmm"), _addmm),
+    F.glu: _glu,
     **{func: _weighted(func) for func in PRODUCTS},
-    **dict.fromkeys(named("mean", "sum"), _averaged),
+    **dict.fromkeys(named("mean", "sum", "var", "std"), _averaged),
     **{func: _convolved(dims) for dims in (1, 2, 3) for func in named(f"conv{dims}d")},
     **{func: _transposed(dims) for dims in (1, 2, 3) for func in named(f"conv_transpose{dims}d")},
     **{func: _pooled(dims) for dims in (1, 2, 3) for func in named(f"avg_pool{dims}d")},

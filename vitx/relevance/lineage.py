@@ -56,11 +56,13 @@ class Sum(NamedTuple):
     Attributes:
         shares: by the rules of the rollouts.
         places: where only the place of a token is asked for: a residual gives all to the stream.
-        around: whether it is a residual around attention.
+        residual: whether it is one.
+        around: whether it is one around attention.
     """
 
     shares: tuple[float, float]
     places: tuple[float, float]
+    residual: bool = False
     around: bool = False
 
 
@@ -78,7 +80,7 @@ def added(first: Lineage, second: Lineage) -> tuple[Lineage, Sum]:
             call.residual = True
         closed = merged._replace(ancestors=frozenset(), open=first.open & second.open, partial=False)
         shares = (1.0, 1.0) if within else (0.5, 0.5)
-        return closed, Sum(shares, (1.0, 0.0) if stream else (0.0, 1.0), bool(within))
+        return closed, Sum(shares, (1.0, 0.0) if stream else (0.0, 1.0), True, bool(within))
     shares = (0.5, 0.5)
     if first.ancestors & second.ancestors:
         ahead, behind = bool(first.open - second.open), bool(second.open - first.open)

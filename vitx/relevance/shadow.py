@@ -17,7 +17,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hook
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from vitx.relevance import attentions, calls, names, rules
+from vitx.relevance import attentions, calls, linearised, names, rules
 from vitx.relevance.attending import Pass
 from vitx.relevance.grid import First
 from vitx.relevance.lineage import Lineage, added, begun, derived
@@ -54,6 +54,20 @@ class Live(NamedTuple):
             return self.thin.expand(self.shape)
 
 
+class Stream(NamedTuple):
+    """What a residual put out.
+
+    Attributes:
+        output: the tensor.
+        shadow: what stands beside it.
+        layers: how many attentions with a residual came before.
+    """
+
+    output: Tensor
+    shadow: Tensor
+    layers: int
+
+
 class Shadow(TorchFunctionMode):
     """A forward pass and its shadow.
 
@@ -65,7 +79,12 @@ class Shadow(TorchFunctionMode):
         unknown: the names of the calls that have no rule.
         lost: how much relevance reached each of them.
         first: the first tokens; None before the first call with weights.
-        gradients: whether methods will ask for the gradient of A.
+        gradients: whether methods will ask for a gradient.
+        linearised: whether that is one of the linearised network, see `vitx.relevance.linearised`.
+        accounts: whether it is kept what constants the pass adds.
+        pixels: the image itself.
+        constants: what the pass adds, as leaves of the graph.
+        streams: what each residual put out, where it is kept.
         head_fusion: as for `vitx.capture`.
         memory: what the attentions of the pass share.
         batch: how many images there are.
@@ -77,6 +96,8 @@ class Shadow(TorchFunctionMode):
         brought: Callable[[], Iterable[Tensor]],
         *,
         gradients: bool,
+        linearised: bool,
+        accounts: bool,
         head_fusion: str | None,
     ) -> None:
         """Begins with an image, (B, C, H, W).
@@ -84,7 +105,9 @@ class Shadow(TorchFunctionMode):
         Args:
             image: the tensor that the model will be given.
             brought: what names the model's parameters and buffers.
-            gradients: whether methods will ask for the gradient of A.
+            gradients: whether methods will ask for a gradient.
+            linearised: whether that is one of the linearised network.
+            accounts: whether streams and constants are kept.
             head_fusion: as for `vitx.capture`.
         """
         super().__init__()
@@ -92,7 +115,10 @@ class Shadow(TorchFunctionMode):
         self.unknown: list[str] = []
         self.lost: dict[str, float] = {}
         self.first: First | None = None
-        self.gradients = gradients
+        self.gradients, self.linearised, self.accounts = gradients, linearised, accounts
+        self.pixels = image
+        self.constants: list[Tensor] = []
+        self.streams: list[Stream] = []
         self.head_fusion = head_fusion
         self.memory = Memory()
         self._brought = brought
@@ -125,11 +151,7 @@ class Shadow(TorchFunctionMode):
             product = attentions.product(self, func, args, kwargs)
             if product is not None:
                 return product
-        if self.gradients:
-            with self.recording():
-                out = func(*args, **kwargs)
-        else:
-            out = func(*args, **kwargs)
+        out = self.run(func, args, kwargs, live)
         if func in names.CONSTANT or (func in names.REFERRING and self.get(args[0]) is None):
             return out
         outs = tensors(out)
@@ -137,6 +159,22 @@ class Shadow(TorchFunctionMode):
             with torch.enable_grad():
                 self._follow(func, args, kwargs, out, outs, live)
         return out
+
+    def run(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], live: list[Live]) -> Any:
+        """Makes a call of the model, with a gradient if one will be asked for."""
+        if not self.gradients:
+            return func(*args, **kwargs)
+        with self.recording():
+            held = linearised.RULES.get(func) if self.linearised else None
+            return func(*args, **kwargs) if held is None else held(self, func, args, kwargs, live)
+
+    def added(self, constant: Tensor | None) -> Tensor | None:
+        """Returns a constant that the pass adds, as a leaf of the graph where that is kept."""
+        if not self.accounts or constant is None or not constant.is_floating_point():
+            return constant
+        leaf = constant.detach().requires_grad_()
+        self.constants.append(leaf)
+        return leaf
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -150,10 +188,23 @@ class Shadow(TorchFunctionMode):
         with torch.enable_grad(), saved_tensors_hooks(_same, _same) if _hooked() else nullcontext():
             yield
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Watches what is done beside the pass, and is no part of it."""
+        kept = self.attentions.calls, self.streams, self.constants
+        self.attentions.calls, self.streams, self.constants = list(kept[0]), list(kept[1]), list(kept[2])
+        try:
+            with self:
+                yield
+        finally:
+            self.attentions.calls, self.streams, self.constants = kept
+
     def close(self) -> None:
         """Lets go of the graph, which holds what it is held by."""
         self._live.clear()
         self.attentions.calls.clear()
+        self.constants.clear()
+        self.streams.clear()
         self.first = None
 
     def put(
@@ -276,7 +327,10 @@ class Shadow(TorchFunctionMode):
             return rules.shared(relevance, summed.shares, shadows)
 
         shadows = calls.alike(out.shape, live)
-        self.put(out, rules.follow(shadows[0].shape, back, *shadows), lineage)
+        shadow = rules.follow(shadows[0].shape, back, *shadows)
+        if self.accounts and summed.residual:
+            self.streams.append(Stream(out, shadow, len(self.attentions.layers())))
+        self.put(out, shadow, lineage)
 
     def written(self, tensor: Tensor, index: Any, value: Any) -> None:
         """`tensor[index] = value`: what the tensor held there is gone."""

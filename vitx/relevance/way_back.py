@@ -18,7 +18,7 @@ from vitx.relevance.fusing import first_layer
 from vitx.relevance.grid import in_grid
 from vitx.relevance.shadow import Shadow
 from vitx.rollout import RolloutLayer
-from vitx.tiles import Tile
+from vitx.tiles import ALL, Tile
 
 _TOLERANCE = 1e-3  # of what was accounted for
 _NEGATIVE = -1e-6
@@ -30,16 +30,24 @@ class Found:
 
     Attributes:
         maps: (B, h, w).
-        conservation: (B,), what share of the relevance was accounted for.
+        conservation: (B,), what share of the relevance, or of the score, was accounted for.
+        signed: (B, h, w), below 0 where a patch speaks against; None for what has no sign.
     """
 
     maps: Tensor
     conservation: Tensor
+    signed: Tensor | None = None
 
 
 @contextmanager
 def shadowed(
-    model: nn.Module, image: Tensor, *, gradients: bool, head_fusion: str | None
+    model: nn.Module,
+    image: Tensor,
+    *,
+    gradients: bool,
+    linearised: bool,
+    accounts: bool,
+    head_fusion: str | None,
 ) -> Iterator[Shadow]:
     """Yields a shadow for the pass that begins with this image; it is to be entered for that pass alone."""
 
@@ -47,7 +55,13 @@ def shadowed(
         yield from model.parameters()
         yield from model.buffers()
 
-    watched = Shadow(image, brought, gradients=gradients, head_fusion=head_fusion)
+    watched = Shadow(
+        *(image, brought),
+        gradients=gradients,
+        linearised=linearised,
+        accounts=accounts,
+        head_fusion=head_fusion,
+    )
     with ExitStack() as stack:
         stack.callback(watched.close)
         if "torch._dynamo" in sys.modules:  # else nothing can be compiled
@@ -96,7 +110,7 @@ class Way:
         Raises:
             VitxError: The output cannot be followed back to an attention.
         """
-        self._watched, self._scores = watched, scores
+        self._watched, self._logits, self._scores = watched, logits, scores
         self._end = _end(watched, logits)
         self.layers = watched.attentions.layers()
         self._device = logits.device
@@ -128,17 +142,34 @@ class Way:
 
         Last are those that no other attention builds upon: more than one where some stand side by side.
         """
-        last = _last(self.layers)
+        return self.read_at(_last(self.layers), head_fusion)
+
+    def read_at(self, layers: Sequence[Attended], head_fusion: str = "mean") -> list[tuple[Attended, Tensor]]:
+        """Finds how much the output reads of each layer's queries, (B, Q), if no attention mixes them."""
         self._watched.attentions.begin(Reading(head_fusion))
-        found = self._gradients([self._end], [one.shadow for one in last], [self._start()])
+        found = self._gradients([self._end], [one.shadow for one in layers], [self._start()])
         self._check_lost()
         return [
             (one, one.shadow.new_zeros(one.shadow.shape[::2]) if part is None else part.sum((1, 3)))
-            for one, part in zip(last, found, strict=True)
+            for one, part in zip(layers, found, strict=True)
+        ]
+
+    def rows_read(self, layers: Sequence[Attended]) -> list[list[int]]:
+        """Finds which queries of each layer are read out: those that hold what the output reads."""
+        read = [(readout.abs() > 1e-9).any(0) for _, readout in self.read_at(layers)]
+        flags = torch.cat(read).tolist() if read else []  # all at once: a GPU would have to be waited for
+        ends = [sum(len(rows) for rows in read[:number]) for number in range(len(read))]
+        return [
+            [row for row in range(len(rows)) if flags[end + row]]
+            for end, rows in zip(ends, read, strict=True)
         ]
 
     def add_up(
-        self, layer: Attended, part: Callable[[Tile], Tensor | None], gradient: bool = False
+        self,
+        layer: Attended,
+        part: Callable[[Tile], Tensor | None],
+        gradient: bool = False,
+        apart: slice = ALL,
     ) -> tuple[Tensor, Tensor]:
         """Adds up what a function makes of the tiles of a layer.
 
@@ -146,6 +177,7 @@ class Way:
             layer: the attention.
             part: from a tile to something for each token that is attended to, (b, K).
             gradient: whether the tiles come with the gradient of A.
+            apart: rows that share no tile with others.
 
         Returns:
             The shadow of those tokens, and what was found of them, (B, K): to be given to `place`.
@@ -153,9 +185,9 @@ class Way:
         attention = layer.call.attention
         shape = attention.shape
         found = torch.zeros(shape[0], shape[-1], dtype=attention.dtype, device=attention.device)
-        of_output = self._output_gradients[self.layers.index(layer)] if gradient else None
+        of_output = self._of_outputs[self.layers.index(layer)] if gradient else None
         with torch.no_grad(), without_autocast(self._device):
-            for tile in attention.tiles(of_output):
+            for tile in attention.tiles(of_output, apart):
                 more = part(tile)
                 if more is not None:
                     found[tile.images] += more
@@ -173,17 +205,18 @@ class Way:
         ends, starts = [], []
         for shadow, of_tokens in found:
             ends.append(shadow)
-            starts.append(spread(of_tokens, shadow.shape) if of_tokens.ndim == 2 else of_tokens)
-        pixels, own, common, tokens = self._arrived(Reading(), ends, starts, places=True)
+            spreads = of_tokens.ndim == 2 and shadow.ndim == 4
+            starts.append(spread(of_tokens, shadow.shape) if spreads else of_tokens)
+        pixels, own, common, first = self._arrived(Reading(), ends, starts, places=True)
         size, begun = (
             torch.stack([part.sum() for part in parts]).sum()
             for parts in ([start.abs() for start in starts], starts)
         )
         arrived = pixels.sum() + own.sum() + common
-        share = 1 + (arrived - begun) / torch.where(size == 0, 1, size)
-        self._check(share[None], pixels, own, positive=False)
-        maps = in_grid(self._watched.image, pixels, self._watched.first, tokens)
-        return Found(maps, share.expand(len(pixels)))
+        share = (1 + (arrived - begun) / torch.where(size == 0, 1, size))[None]
+        self._check(share, pixels, own, positive=False)
+        maps = in_grid(self._watched.image, pixels, self._watched.first, first)
+        return Found(maps, share.expand(len(maps)))
 
     def _arrived(
         self,
@@ -222,6 +255,41 @@ class Way:
         end = self._end
         return torch.full(end.shape, 1 / end[0].numel(), dtype=end.dtype, device=end.device)
 
+    def contributions(self, start_layer: int = 0) -> list[tuple[Tensor, Tensor]]:
+        """Finds what is added to the score by what each residual put out, x * dS/dx.
+
+        Args:
+            start_layer: the first layer that counts.
+
+        Returns:
+            The shadow of each output with what was found of its tokens: to be given to `place`.
+        """
+        first, streams = len(self.layers), self._watched.streams
+        counting = [stream.layers > start_layer for stream in streams]
+        parts = self._parts[first : first + len(streams)]
+        return [
+            (stream.shadow, part.sum_to_size(stream.shadow.shape))
+            for stream, part, counts in zip(streams, parts, counting, strict=True)
+            if counts
+        ]
+
+    def accounted(self) -> Tensor:
+        """Returns what share of the score image and constants add, (1,), in the linearised network.
+
+        Raises:
+            VitxError: That is not all: the model computes something that was not linearised.
+        """
+        logits, *rest = (part.sum() for part in self._parts[len(self.layers) + len(self._watched.streams) :])
+        added = torch.stack(rest)
+        size = added.abs().sum()
+        share = 1 + (added.sum() - logits) / torch.where(size == 0, 1, size)
+        if abs(share.item() - 1) > _TOLERANCE:
+            raise VitxError(
+                f"{share.item():.1%} of the score was accounted for by the image and the constants of the "
+                "model, not all of it: the model computes something whose part in the score is not known"
+            )
+        return share[None]
+
     @property
     def _score(self) -> Tensor:
         for score in self._scores:
@@ -233,20 +301,38 @@ class Way:
         return self._scores[0]
 
     @cached_property
-    def _output_gradients(self) -> list[Tensor]:
-        """Of each layer's output; of each layer's own score where there are as many of them."""
-        outputs = [layer.output for layer in self.layers]
-        assert all(output is not None for output in outputs)
+    def _inputs(self) -> list[Tensor]:
+        """What gradients are asked of: what layers, residuals and model put out, the image, and constants."""
+        watched = self._watched
+        outputs = [layer.output for layer in self.layers if layer.output is not None]
+        if not watched.accounts:
+            return outputs
+        streams = [stream.output for stream in watched.streams]
+        return [*outputs, *streams, self._logits, watched.pixels, *watched.constants]
+
+    @cached_property
+    def _parts(self) -> list[Tensor]:
+        """What each of these adds to the score, element by element."""
+        dtype = self._watched.image.dtype
+        pairs = zip(self._inputs, self._backward, strict=True)
+        return [(value.detach() * gradient).to(dtype) for value, gradient in pairs]
+
+    @cached_property
+    def _backward(self) -> list[Tensor]:
+        """The gradient of the score with respect to each of these, in one backward pass."""
+        found = self._gradients([self._score], self._inputs)
+        pairs = zip(self._inputs, found, strict=True)
+        return [torch.zeros_like(value) if part is None else part for value, part in pairs]
+
+    @cached_property
+    def _of_outputs(self) -> list[Tensor]:
+        """The gradient of each layer's output; of each layer's own score where there are as many of them."""
+        if len(self._scores) < 2:
+            return self._backward[: len(self.layers)]
         _ = self._score
-        if len(self._scores) > 1:
-            pairs = zip(self._scores, outputs, strict=True)
-            found = tuple(self._gradients([score], [output])[0] for score, output in pairs)  # type: ignore[list-item]
-        else:
-            found = self._gradients(self._scores, outputs)  # type: ignore[arg-type]
-        return [
-            torch.zeros_like(output) if part is None else part  # type: ignore[arg-type]
-            for output, part in zip(outputs, found, strict=True)
-        ]
+        pairs = zip(self._scores, self._inputs[: len(self.layers)], strict=True)
+        found = [(output, self._gradients([score], [output])[0]) for score, output in pairs]
+        return [torch.zeros_like(output) if part is None else part for output, part in found]
 
     def _check_lost(self) -> None:
         lost = self._watched.lost

@@ -1,0 +1,113 @@
+"""The linearised network: the same values, and the parts of the score sum to it."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests import models, oracle
+from tests.test_relevance import IMAGES, KINDS, WIDTH, vit
+from vitx import VitxError, explain, explain_methods
+
+WEIGHTS = torch.rand(4, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) + 0.5
+
+
+def channels_first(call):
+    return lambda x: call(x.transpose(1, 2)).transpose(1, 2)
+
+
+CALLS = {
+    "gelu": F.gelu,
+    "gelu, tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu by hand": lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)),
+    "gelu by hand, tanh": lambda x: 0.5 * x * (1 + torch.tanh(0.797 * (x + 0.0447 * x.pow(3)))),
+    "silu by hand": lambda x: x * x.sigmoid(),
+    "silu in place": lambda x: F.silu(x.clone(), inplace=True),
+    "a gate in place": lambda x: x.sigmoid().mul_(x),
+    "mish": F.mish,
+    "hardswish": F.hardswish,
+    "softplus": F.softplus,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "elu": F.elu,
+    "relu in place": lambda x: x.clone().relu_(),
+    "relu6": F.relu6,
+    "clamp": lambda x: x.clamp(-0.5, 0.5),
+    "squared relu": lambda x: F.relu(x) ** 2,
+    "glu": lambda x: F.glu(torch.cat([x, x.flip(2)], -1)),
+    "SwiGLU": lambda x: F.silu(x[..., : WIDTH // 2]).repeat(1, 1, 2) * x,
+    "GEGLU, parts of one": lambda x: torch.cat([x.chunk(2, -1)[0] * F.gelu(x.chunk(2, -1)[1])] * 2, -1),
+    "squeeze and excitation": lambda x: x * x.mean(1, keepdim=True).sigmoid(),
+    "softcap": lambda x: 5 * torch.tanh(x / 5),
+    "layer norm by hand": lambda x: (x - x.mean(-1, True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt(),
+    "layer norm by hand, rsqrt": lambda x: (
+        (x - x.mean(-1, True)) * (x.var(-1, keepdim=True) + 1).rsqrt() + 0.3
+    ),
+    "rms norm": lambda x: F.rms_norm(x, (WIDTH,), WEIGHTS[0]),
+    "rms norm by hand": lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+    "normalize": lambda x: F.normalize(x, dim=-1),
+    "over its length": lambda x: x / x.norm(dim=-1, keepdim=True),
+    "group norm": channels_first(lambda x: F.group_norm(x, 4, WEIGHTS[0], WEIGHTS[1])),
+    "batch norm": channels_first(lambda x: F.batch_norm(x, *WEIGHTS)),
+    "instance norm": channels_first(F.instance_norm),
+    "log softmax": lambda x: x.log_softmax(-1),
+    "softmax": lambda x: x.softmax(-1),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_image_and_constants_add_up_to_the_score(name):
+    model = vit(read=lambda tokens: CALLS[name](tokens)[:, 0])
+    found = explain(model, IMAGES, "evidence", target=2)
+    assert (found.conservation - 1).abs().max() < 1e-9
+    with torch.no_grad():
+        assert torch.equal(found.logits, model(IMAGES))
+
+
+def test_what_is_not_linearised_is_said():
+    model = vit(read=lambda tokens: torch.sin(3 * tokens)[:, 0])
+    with pytest.raises(VitxError, match=r"% of the score was accounted for"):
+        explain(model, IMAGES, "evidence")
+
+
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_every_family_is_complete(name):
+    family = models.FAMILIES[name]
+    target = 2 if family.classes else lambda output: output[:, 2]
+    images = family.images(dtype=torch.float64)
+    model = models.built(name, torch.float64)
+    asked = {"evidence": {}, "grad_rollout": {}, "rollout": {}}
+    found = explain_methods(model, images, asked, target=target)
+    assert (found["evidence"].conservation - 1).abs().max() < 1e-6
+    assert found["evidence"].signed.shape == (2, *family.grid)
+    plain = explain(model, images, target=target).logits
+    assert torch.allclose(found["evidence"].logits, plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_complete(kind):
+    build, size, grid = KINDS[kind]
+    images = torch.randn(1, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = explain(build().double().eval(), images, "evidence", target=1)
+    assert (found.conservation - 1).abs().max() < 1e-6
+    assert grid is None or tuple(found.maps.shape[1:]) == grid
+    assert found.signed.flatten(1).std(1) > 0 or not found.logits.any()
+
+
+@pytest.mark.parametrize("name", ["deit", "deit3", "siglip", "average pooling", "eva02", "beit", "hybrid"])
+def test_the_network_written_out_is_complete(name):
+    """The oracle's own network: the parameters that are added, and the image, sum to the score."""
+    model = oracle.visible_twin(models.built(name, torch.float64))
+    images = models.FAMILIES[name].images(dtype=torch.float64).requires_grad_()
+    with torch.enable_grad(), oracle._softmaxes(constant=True), oracle.Linearised():
+        score = model(images)[:, 2].sum()
+    added = [
+        parameter
+        for path, parameter in model.named_parameters()
+        if path.rsplit(".", 1)[-1] in ("bias", "cls_token", "pos_embed", "reg_token", "q_bias", "v_bias")
+        and "relative" not in path
+        and "latent" not in path
+    ]
+    gradients = torch.autograd.grad(score, [images, *added], allow_unused=True)
+    pairs = zip([images, *added], gradients, strict=True)
+    parts = [(value * gradient).sum() for value, gradient in pairs if gradient is not None]
+    assert sum(parts).item() == pytest.approx(score.item(), rel=1e-6)
