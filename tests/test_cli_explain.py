@@ -119,6 +119,22 @@ class TestFiles:
         picture = Image.open(output / "a.png.png")
         assert picture.width == 5 + 4 * (224 + 5)  # the input and three maps
 
+    def test_both_signs(self, folder, weights, tmp_path, capsys):
+        out = tmp_path / "out"
+        words = (folder / "a.png", "--signed", "--save-maps", "--output", out)
+        assert main(command(*words, weights=weights)) == 0
+        with np.load(out / "a.png.npz") as arrays:
+            (name,) = [name for name in arrays if name.startswith("evidence")]
+            assert arrays[name].min() < 0 < arrays[name].max()
+        drawn = np.asarray(Image.open(out / "a.png.png")).astype(int)
+        legend = drawn[-30, 5:-5]
+        assert legend[0][2] - legend[0][0] > 100
+        assert legend[-1][0] - legend[-1][2] > 100
+        assert (legend[len(legend) // 2] > 240).all()  # blue, white in the middle, red
+        refused = command(*words, "--method", "rollout", weights=weights)
+        assert main(refused) == 2
+        assert "--signed needs a method with a sign, which rollout has not" in capsys.readouterr().err
+
     def test_a_leading_dash_comes_after_two(self, folder, weights, monkeypatch, capsys):
         monkeypatch.chdir(folder)
         first, *rest = command(weights=weights)

@@ -34,6 +34,23 @@ def test_images_that_were_not_kept_must_be_given(found):
     assert torch.equal(found.cpu().overlays(IMAGES), found.overlays())
 
 
+def test_a_picture_of_both_signs():
+    found = explain(models.built("deit"), IMAGES, "evidence", target=[1, 2, 3])
+    drawn = found.signed_overlays().int()
+    heat = torch.nn.functional.interpolate(found.signed[:, None], (32, 32), mode="bilinear")[:, 0]
+    far = heat.abs() > 0.5 * heat.abs().amax((1, 2), keepdim=True)
+    redder = drawn[..., 0] > drawn[..., 2]
+    assert torch.equal(redder[far], heat[far] > 0)
+    assert found.picture(signed=True).shape == found.picture().shape
+    assert torch.equal(found[1:].signed, found.signed[1:])
+    assert torch.equal(found.cpu().signed, found.signed)
+
+
+def test_no_sign_no_picture_of_it(found):
+    with pytest.raises(VitxError, match="the maps of grad_rollout have no sign: take evidence"):
+        found.picture(signed=True)
+
+
 def test_saved_as_arrays(found, tmp_path):
     found.save(tmp_path / "deep" / "a.npz")
     with np.load(tmp_path / "deep" / "a.npz", allow_pickle=False) as arrays:

@@ -33,6 +33,22 @@ def test_pointing_game_takes_the_brightest_point():
     assert metrics.pointing_game(maps, masks).tolist() == [1.0, 0.0]
 
 
+def test_pointing_game_takes_the_middle_of_a_patch():
+    """A mark in the corner that leaves a margin: the corner's own pixel is not on it."""
+    maps, masks = torch.zeros(1, 8, 8), torch.zeros(1, 64, 64, dtype=torch.bool)
+    maps[0, 0, 0] = 1
+    masks[0, 1:15, 1:15] = True
+    assert metrics.pointing_game(maps, masks).item() == 1
+
+
+def test_pointing_game_shares_among_equals():
+    maps = torch.zeros(1, 4, 4)
+    maps[0, 0] = 1
+    masks = torch.zeros(1, 8, 8, dtype=torch.bool)
+    masks[0, :, :2] = True
+    assert metrics.pointing_game(maps, masks).item() == pytest.approx(1 / 4)
+
+
 def test_energy_is_the_share_inside():
     maps = torch.ones(1, 4, 4)
     masks = torch.zeros(1, 4, 4, dtype=torch.bool)

@@ -123,33 +123,59 @@ class Explanation:
         pixels = self.pixels(images, mean, std)
         return overlays(pixels, self.heatmaps((pixels.shape[1], pixels.shape[2])), colormap)
 
+    def signed_overlays(self) -> Tensor:
+        """Lays what speaks for the class, in red, and against it, in blue, over the images in grey.
+
+        Returns:
+            (B, H, W, 3) uint8, on the CPU.
+
+        Raises:
+            VitxError: The maps have no sign.
+        """
+        from vitx.render import signed_overlays
+
+        if self.signed is None:
+            raise VitxError(f"the maps of {self.method or 'this method'} have no sign: take evidence")
+        return signed_overlays(self.pixels(), self.signed)
+
     def picture(
-        self, class_names: Sequence[str] | None = None, colormap: str = "inferno"
+        self,
+        class_names: Sequence[str] | None = None,
+        colormap: str = "inferno",
+        *,
+        signed: bool = False,
     ) -> NDArray[np.uint8]:
         """Draws each image beside its map, with what the model predicted.
 
         Args:
             class_names: by default ImageNet's for 1,000 classes, else the numbers.
-            colormap: the name of a colour map of matplotlib.
+            colormap: the name of a colour map of matplotlib, for maps without a sign.
+            signed: show what speaks for the class, and what against it.
 
         Returns:
             (height, width, 3) uint8.
+
+        Raises:
+            VitxError: A sign is asked for, and the maps have none.
         """
         from vitx.captions import captions_of
         from vitx.classes import known_class_names, short
         from vitx.methods import title_of
-        from vitx.render import grid
+        from vitx.render import SIGNED, grid
 
         if class_names is None and self.logits.ndim == 2:
             known = known_class_names(self.logits.shape[1])
             class_names = None if known is None else [short(name) for name in known]
         columns = {
             "input": self.pixels(),
-            title_of(self.method) or "map": self.overlays(colormap=colormap),
+            title_of(self.method) or "map": (
+                self.signed_overlays() if signed else self.overlays(colormap=colormap)
+            ),
         }
-        return grid(
-            columns, captions_of(self.logits, class_names=class_names), colormap=colormap, tile_width=224
-        )
+        captions = captions_of(self.logits, class_names=class_names)
+        if signed:
+            return grid(columns, captions, tile_width=224, colormap=SIGNED[0], ends=SIGNED[1])
+        return grid(columns, captions, tile_width=224, colormap=colormap)
 
     def save(self, path: str | Path) -> None:
         """Writes a picture (.png), or the maps, logits and targets as arrays (.npz), whole or not at all.
@@ -161,7 +187,12 @@ class Explanation:
         if path.suffix == ".png":
             write_png(path, self.picture())
         elif path.suffix == ".npz":
-            arrays = {"maps": self.maps, "logits": self.logits, "target": self.target}
+            arrays = {
+                "maps": self.maps,
+                "signed": self.signed,
+                "logits": self.logits,
+                "target": self.target,
+            }
             found = {name: array.cpu().numpy() for name, array in arrays.items() if array is not None}
             write_or_say(path, lambda file: savez(file, found))
         else:
@@ -189,6 +220,7 @@ class Explanation:
             target=None if self.target is None else self.target[part],
             images=None if self.images is None else self.images[part],
             conservation=None if self.conservation is None else self.conservation[part],
+            signed=None if self.signed is None else self.signed[part],
         )
 
 

@@ -47,20 +47,31 @@ def drift(maps: Tensor, before: Tensor) -> Tensor:
 
 
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
-    """Whether the brightest point of each heat map lies on the object (Zhang et al. 2018).
+    """Whether the middle of the brightest patch of each map lies on the object (Zhang et al. 2018).
 
-    Of equal points, the first one from the upper left counts.
+    Of equally bright patches each counts for its share.
 
     Args:
         maps: (B, h, w), >= 0.
         masks: (B, H, W), True on the object (or in its box).
 
     Returns:
-        (B,) of 0 and 1, in the precision of the maps.
+        (B,) in [0, 1], mostly 0 or 1, in the precision of the maps.
+
+    Example:
+        >>> corner = torch.zeros(1, 8, 8, dtype=torch.bool)
+        >>> corner[:, 1:4, 1:4] = True  # but not the first pixel
+        >>> pointing_game(torch.tensor([[[3.0, 1.0], [1.0, 1.0]]]), corner)
+        tensor([1.])
     """
     masks = _checked(maps, masks)
-    brightest = _scaled(maps, masks).argmax(1, keepdim=True)
-    return masks.flatten(1).gather(1, brightest)[:, 0].to(maps.dtype)
+    rows, columns = (
+        ((torch.arange(count, device=maps.device) + 0.5) * size / count).long()
+        for count, size in zip(maps.shape[1:], masks.shape[1:], strict=True)
+    )
+    brightest = (maps == maps.amax((1, 2), keepdim=True)).to(maps.dtype)
+    on_object = masks[:, rows][:, :, columns]
+    return (brightest * on_object).sum((1, 2)) / brightest.sum((1, 2))
 
 
 def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from vitx.captions import Caption
 from vitx.errors import VitxError
 
+SIGNED = "bwr", ("against", "for")  # blue, white in the middle, red; and what the ends mean
 OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay
 # Three tiles with their gaps are 350 pixels wide, as TensorBoard's card is: text stays sharp where nothing
 # is scaled.
@@ -94,6 +95,24 @@ def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
     return mixed.round().to(torch.uint8)
 
 
+def signed_overlays(pixels: Tensor, signed: Tensor) -> Tensor:
+    """Lays maps with a sign over images in grey: what speaks for is red, what speaks against blue.
+
+    Args:
+        pixels: (B, H, W, 3) uint8.
+        signed: (B, h, w); each map is scaled so that its largest value of either sign is 1.
+
+    Returns:
+        (B, H, W, 3) uint8, on the CPU; white where it is 0.
+    """
+    size = (pixels.shape[1], pixels.shape[2])
+    scaled = F.interpolate(signed[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+    largest = scaled.abs().amax((1, 2), keepdim=True)
+    scaled = scaled / torch.where(largest == 0, 1, largest)
+    grey = pixels.float().mean(3, keepdim=True).expand(-1, -1, -1, 3)
+    return overlays(grey.round().to(torch.uint8), (scaled + 1) / 2, SIGNED[0])
+
+
 def grid(
     columns: Mapping[str, Tensor],
     captions: Sequence[Caption],
@@ -102,6 +121,7 @@ def grid(
     tile_width: int = TILE_WIDTH,
     note: str = "",
     marks: Mapping[str, Sequence[str]] | None = None,
+    ends: tuple[str, str] = ("looked at least", "most"),
 ) -> NDArray[np.uint8]:
     """Draws one row per image, with a caption, and one column per picture of it, with a title.
 
@@ -112,6 +132,7 @@ def grid(
         tile_width: width of a picture in pixels; its height follows.
         note: is written below, between the ends of the legend.
         marks: title -> what is written above each picture of that column, right of the captions.
+        ends: what both ends of the legend mean.
 
     Returns:
         (height, width, 3) uint8.
@@ -135,7 +156,7 @@ def grid(
     for index, caption in enumerate(captions):
         colour = VERDICTS[caption.right]
         write(draw, (GAP, LINE + index * row + 2), str(caption), colour, room, bold=True)
-    _legend(canvas, draw, colormap, LINE + len(captions) * row, note)
+    _legend(canvas, draw, colormap, LINE + len(captions) * row, note, ends)
     return np.asarray(canvas)
 
 
@@ -159,14 +180,21 @@ def beside(pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return np.asarray(canvas)
 
 
-def _legend(canvas: Image.Image, draw: ImageDraw.ImageDraw, colormap: str, top: int, note: str) -> None:
+def _legend(
+    canvas: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    colormap: str,
+    top: int,
+    note: str,
+    ends: tuple[str, str],
+) -> None:
     """Says what bright means: a colour bar over the full width, with its ends named."""
     width = canvas.width - 2 * GAP
     bar = np.repeat(palette(colormap)[np.linspace(0, 255, width).astype(int)][None], LINE // 2, axis=0)
     canvas.paste(Image.fromarray(bar), (GAP, top + 2))
     below = top + LINE // 2 + 4
-    write(draw, (GAP, below), "looked at least", FAINT, width)
-    draw.text((canvas.width - GAP, below), "most", FAINT, font(_TEXT_SIZE), anchor="ra")
+    write(draw, (GAP, below), ends[0], FAINT, width)
+    draw.text((canvas.width - GAP, below), ends[1], FAINT, font(_TEXT_SIZE), anchor="ra")
     draw.text((canvas.width / 2, below), note, FAINT, font(_TEXT_SIZE), anchor="ma")
 
 

@@ -13,7 +13,7 @@ from vitx.cli.formatting import HelpFormatter
 from vitx.cli.output import Output, Product
 from vitx.cli.subject import add_model_options, load_subject, target_class
 from vitx.errors import VitxError
-from vitx.methods import Methods, methods, with_options
+from vitx.methods import NETWORKS, Methods, find_method, methods, with_options
 from vitx.pictures import MOST_PIXELS, find_pictures
 from vitx.relevance.fusing import HEAD_FUSIONS, check_options
 
@@ -29,7 +29,7 @@ Each picture becomes one of the same name in the output folder: the input beside
 and target. Files that cannot be read are named and skipped. A file whose name begins with a dash comes after
 a lone "--". The exit status is 0 if all is well, 1 if some pictures were skipped, 2 if nothing was done.
 """
-_OPTIONS = ("head_fusion", "discard_ratio", "start_layer")
+_OPTIONS = ("head_fusion", "discard_ratio", "start_layer", "gradient")
 _FEW = 20  # pictures that are reported one by one
 
 
@@ -56,8 +56,12 @@ def parser() -> ArgumentParser:
     group.add_argument("--head-fusion", type=str, help=f"one of {', '.join(HEAD_FUSIONS)}")
     group.add_argument("--discard-ratio", type=float, help="share in [0, 1) of each layer's smallest entries")
     group.add_argument("--start-layer", type=int, help="the first layer that counts")
+    group.add_argument("--gradient", type=str, help=f"one of {', '.join(NETWORKS)}: what is differentiated")
     group = made.add_argument_group("what is written")
     group.add_argument("--output", type=str, default="vitx-maps", metavar="FOLDER", help="made if need be")
+    group.add_argument(
+        "--signed", action="store_true", help="what speaks for the class in red, against it in blue"
+    )
     group.add_argument("--save-maps", action="store_true", help="the raw maps, too, as .npz")
     group.add_argument(
         "--json",
@@ -90,12 +94,16 @@ def run(options: Any) -> int:
     if not options.output:
         raise VitxError("--output is empty: name a folder")
     asked = _methods(options)
+    unsigned = [name for name in asked if not find_method(name).accounts]
+    if options.signed and unsigned:
+        raise VitxError(f"--signed needs a method with a sign, which {unsigned[0]} has not: take evidence")
     folder = Path(options.output)
     files = _files(options.paths, folder)
     subject = load_subject(options, options.weights, options.checkpoint, asked)
     targets = dict.fromkeys(target_class(subject, target) for target in options.target)
     explainer = Explainer(subject, asked, list(targets))
-    output = Output(folder, files, Product(subject, options.save_maps, options.json), _settings(options))
+    product = Product(subject, options.save_maps, options.json, options.signed)
+    output = Output(folder, files, product, _settings(options))
     if options.resume:
         output.check()
     left = [file for file in files if not (options.resume and output.is_done(file))]
@@ -158,7 +166,7 @@ def _settings(options: Any) -> str:
     names = (
         *("model", "weights", "model_options", "checkpoint", "module", "module_options"),
         *("image_size", "mean", "std", "keep_aspect", "class_names"),
-        *("method", "target", *_OPTIONS),
+        *("method", "target", "signed", *_OPTIONS),
     )
     return json.dumps({name: options[name] for name in names}, indent=1, default=str)
 

@@ -30,11 +30,13 @@ class Product:
         subject: the model that it was shown to.
         maps: whether the raw maps are written, too.
         json: whether the prediction is written, too.
+        signed: whether what speaks against the class is shown, too.
     """
 
     subject: Subject
     maps: bool
     json: bool
+    signed: bool = False
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -60,8 +62,11 @@ class Product:
         """Draws the input beside the maps, (height, width, 3) uint8."""
         columns = {"input": found[0].pixels()}
         for title, explanation in zip(self.columns(found), found, strict=True):
-            columns[title] = explanation.overlays()
+            columns[title] = explanation.signed_overlays() if self.signed else explanation.overlays()
         captions = captions_of(found[0].logits, class_names=self.subject.short_names)
+        if self.signed:
+            legend = render.SIGNED
+            return render.grid(columns, captions, tile_width=_TILE_WIDTH, colormap=legend[0], ends=legend[1])
         return render.grid(columns, captions, tile_width=_TILE_WIDTH)
 
     def facts(self, file: Path, found: Sequence[Explanation], files: Sequence[Path]) -> dict[str, Any]:
@@ -175,7 +180,8 @@ class Output:
         for explanation in found:
             target = _target(explanation)
             name = explanation.method if target is None else f"{explanation.method}_{target}"
-            arrays[name] = explanation.maps[0].numpy()
+            shown = explanation.signed if self.product.signed else None
+            arrays[name] = (explanation.maps if shown is None else shown)[0].numpy()
         return arrays
 
     def _put(self, path: Path, content: bytes) -> None:
