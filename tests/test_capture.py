@@ -45,7 +45,7 @@ def close(found, wanted, tolerance=1e-9):
 def test_attentions_and_gradients_equal_the_oracle(name):
     family = models.FAMILIES[name]
     model, images = models.built(name, torch.float64), family.images(dtype=torch.float64)
-    wanted = oracle.observe(model, images, lambda logits: logits[:, 2])
+    wanted = oracle.observe(model, images, lambda logits: logits[:, 2], "plain")
     with capture(model, gradients=True) as trace:
         output = model(images)
     tolerance = 1e-9 if family.exact else 1e-5
