@@ -1,7 +1,9 @@
 """The linearised network: the same values, and the parts of the score sum to it."""
 
 import pytest
+import timm
 import torch
+from packaging.version import Version
 from torch.nn import functional as F
 
 from tests import models, oracle
@@ -86,6 +88,8 @@ def test_every_family_is_complete(name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_complete(kind):
     build, size, grid = KINDS[kind]
+    if kind == "ConViT" and Version(timm.__version__) < Version("1.0.20"):
+        pytest.skip("an older ConViT makes tensors of single precision")
     images = torch.randn(1, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found = explain(build().double().eval(), images, "evidence", target=1)
     assert (found.conservation - 1).abs().max() < 1e-6

@@ -61,13 +61,16 @@ class _Linear(torch.autograd.Function):
         value: Callable[[], Tensor],
         back: Callable[[Tensor], Tensor],
     ) -> Tensor:
+        ctx.set_materialize_grads(False)  # else a way back of relevance alone would compute with zeros
         ctx.back, ctx.dtype = back, x.dtype
         ctx.adds = None if constant is None else constant.shape
         return value()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return None, None, None, None
         adds = gradient.sum_to_size(ctx.adds) if ctx.needs_input_grad[1] else None
         into = ctx.back(gradient).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         return into, adds, None, None
@@ -122,8 +125,13 @@ def _layer_norm(
     dims = tuple(range(-len(given["normalized_shape"]), 0))
     with torch.no_grad():
         value = func(*args, **kwargs)
-        wide = x.to(value.dtype)
-        scale = _scale(wide, dims, func in CENTRED, given.get("eps"))
+        wide, eps = x.to(value.dtype), given.get("eps")
+        if func in CENTRED:  # which kernels know better than one reads it off the tensor
+            shape = list(given["normalized_shape"])
+            scale = torch.native_layer_norm(wide, shape, None, None, 1e-5 if eps is None else eps)[2]
+        else:
+            eps = torch.finfo(wide.dtype).eps if eps is None else eps
+            scale = (wide.square().mean(dims, keepdim=True) + eps).rsqrt()
         if given.get("weight") is not None:
             scale = scale * given["weight"]
 
@@ -139,14 +147,6 @@ _LAYER_NORM = ("input", "normalized_shape", "weight", "bias", "eps")
 _RMS_NORM = ("input", "normalized_shape", "weight", "eps")
 
 
-def _scale(x: Tensor, dims: Sequence[int], centred: bool, eps: float | None) -> Tensor:
-    """One over the standard deviation, or over the root of the mean of squares."""
-    eps = (1e-5 if centred else torch.finfo(x.dtype).eps) if eps is None else eps
-    dims = tuple(dims)
-    spread = x.var(dims, unbiased=False, keepdim=True) if centred else x.square().mean(dims, keepdim=True)
-    return (spread + eps).rsqrt()
-
-
 def _group_norm(
     watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]
 ) -> Tensor:
@@ -160,7 +160,8 @@ def _group_norm(
         value = func(*args, **kwargs)
         apart = x.to(value.dtype).unflatten(1, (groups, -1))
         dims = tuple(range(2, apart.ndim))
-        scale = _scale(apart, dims, True, given.get("eps"))
+        eps = given.get("eps", 1e-5)
+        scale = (apart.var(dims, unbiased=False, keepdim=True) + eps).rsqrt()
 
     def back(gradient: Tensor) -> Tensor:
         if weight is not None:
@@ -310,8 +311,8 @@ def _halved(out: Tensor) -> Tensor:
     return out
 
 
-def _half(gradient: Tensor) -> Tensor:
-    return gradient / 2
+def _half(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient / 2  # None: a way back of relevance alone
 
 
 def _held(value: Any) -> Any:
