@@ -26,21 +26,17 @@ from vitx.trace import Trace
 
 
 @contextmanager
-def capture(
-    model: nn.Module, *, gradients: bool = False, fixed: bool = False, head_fusion: str | None = None
-) -> Iterator[Trace]:
+def capture(model: nn.Module, *, gradients: bool = False, head_fusion: str | None = None) -> Iterator[Trace]:
     """Watches the attention of one forward pass of the model.
 
     The model is not touched: no hooks, no flags. Its output is the same to the last bit, unless
-    `head_fusion` or `fixed` is given: then up to rounding. So are its gradients; with `gradients=True`, they
+    `head_fusion` is given: then up to rounding. So are its gradients; with `gradients=True`, they
     are so up to rounding, and cannot be differentiated again.
 
     Args:
         model: the model that runs inside the context.
         gradients: keep what `Trace.gradients` needs. The pass must then run with gradients enabled;
             attention that needs none (a frozen backbone) gets them.
-        fixed: let no gradient through A, so that a score is differentiated while every layer attends as it
-            does, through the values alone.
         head_fusion: how the heads will be fused, "mean", "max" or "min", if nothing else is made of A.
             Without gradients, attention small enough is then computed by way of A, and the A that the
             trace tells may be that of the fused heads, (B, 1, N, N).
@@ -60,7 +56,7 @@ def capture(
     if head_fusion is not None:
         check_options(head_fusion)
     trace = Trace()
-    watcher = _Watcher(trace, gradients, fixed, head_fusion)
+    watcher = _Watcher(trace, gradients, head_fusion)
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # else nothing can be compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -71,9 +67,8 @@ def capture(
 class _Watcher(TorchFunctionMode):
     """Writes what it sees into a trace."""
 
-    def __init__(self, trace: Trace, gradients: bool, fixed: bool, head_fusion: str | None) -> None:
+    def __init__(self, trace: Trace, gradients: bool, head_fusion: str | None) -> None:
         super().__init__()
-        self.fixed = fixed
         self.head_fusion = head_fusion
         self.memory = Memory()
         self.trace = trace
@@ -89,8 +84,9 @@ class _Watcher(TorchFunctionMode):
             return self.fused(*args, **kwargs)
         out = func(*args, **kwargs)
         handle = _HANDLERS.get(func)
-        instead = None if handle is None else handle(self, out, *args, **kwargs)
-        return out if instead is None else instead
+        if handle is not None:
+            handle(self, out, *args, **kwargs)
+        return out
 
     def fused(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`scaled_dot_product_attention`: A is recomputed from queries and keys when it is needed."""
@@ -98,7 +94,6 @@ class _Watcher(TorchFunctionMode):
             *(query, key, value, *args),
             **kwargs,
             gradients=self.gradients,
-            fixed=self.fixed,
             head_fusion=self.head_fusion,
             memory=self.memory,
         )
@@ -130,7 +125,7 @@ class _Watcher(TorchFunctionMode):
         k_proj_weight: Tensor | None = None,
         v_proj_weight: Tensor | None = None,
         **_: Any,
-    ) -> tuple[Tensor, Tensor | None] | None:
+    ) -> None:
         """`multi_head_attention_forward`: only the outer call is seen, so heads are projected anew."""
         if bias_k is not None or add_zero_attn or query.ndim != 3:
             raise VitxError(
@@ -158,21 +153,11 @@ class _Watcher(TorchFunctionMode):
             # The output projection is linear: its transpose takes the gradient back to the heads.
             to_heads=lambda gradient: heads(gradient @ projection.to(gradient.dtype)),
         )
-        instead = None
-        if self.fixed:
-            live = heads(F.linear(value, weights[2], biases[2]))  # type: ignore[arg-type]
-            dropped = dropout_p if training else 0.0
-            mixed = F.scaled_dot_product_attention(q, k, live, attn_mask=mask, dropout_p=dropped)
-            projected = F.linear(mixed.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)
-            instead = projected, None if out[1] is None else out[1].detach()
-        self._record((instead or out)[0], attention, v)
-        return instead
+        self._record(out[0], attention, v)
 
     def softmax(self, out: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any) -> None:
         if out.ndim == 4 and dim in (-1, 3):
             self.trace.pending[id(out)] = out  # kept, so that ids stay unique
-            if self.fixed and out.requires_grad:
-                out.register_hook(torch.zeros_like)
 
     def same_weights(self, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
         """A change of type, a copy, dropout in eval mode: still the same attention."""

@@ -30,8 +30,6 @@ def attend(*operands: Any, **options: Any) -> tuple[Tensor, Attention]:
     output, attention = run(*operands, **options)
     if isinstance(attention, SharedAttention):
         query, key, value = operands[:3]
-        if options.get("fixed"):
-            query, key = query.detach(), key.detach()
         output = attention.attend(query, key, value, output)
     return output, attention
 

@@ -58,13 +58,7 @@ class Trace:
             for layer, gradient, output in pairs
         ]
 
-    def output_gradient(self, score: Tensor, layer: int, *, keep_graph: bool = False) -> Tensor | None:
-        """Returns the gradient of the score with respect to the output of a layer; None if unused."""
-        return self._output_gradients(score, self.outputs[layer : layer + 1], keep_graph)[0]
-
-    def _output_gradients(
-        self, score: Tensor, outputs: list[Tensor], keep_graph: bool = False
-    ) -> tuple[Tensor | None, ...]:
+    def _output_gradients(self, score: Tensor, outputs: list[Tensor]) -> tuple[Tensor | None, ...]:
         if len(self.outputs) < len(self.layers):
             raise VitxError("this pass was captured without gradients: use capture(model, gradients=True)")
         if not score.requires_grad:
@@ -75,7 +69,7 @@ class Trace:
         # Autocast is for forward passes: left on, it would round the backward pass to half precision.
         try:
             with without_autocast(score.device):
-                return torch.autograd.grad(score, outputs, allow_unused=True, retain_graph=keep_graph)
+                return torch.autograd.grad(score, outputs, allow_unused=True)
         except CheckpointError:
             raise VitxError(
                 "activation checkpointing ran a block again in another way than it was watched: turn it off "
