@@ -24,6 +24,8 @@ CALLS = {
     "gelu by hand, tanh": lambda x: 0.5 * x * (1 + torch.tanh(0.797 * (x + 0.0447 * x.pow(3)))),
     "silu by hand": lambda x: x * x.sigmoid(),
     "silu in place": lambda x: F.silu(x.clone(), inplace=True),
+    "hardswish in place": lambda x: F.hardswish(x.clone(), True),
+    "elu in place": lambda x: F.elu(x.clone(), 0.7, True),
     "a gate in place": lambda x: x.sigmoid().mul_(x),
     "mish": F.mish,
     "hardswish": F.hardswish,

@@ -1,7 +1,7 @@
 """Which rule each torch function follows. What is not named here has none."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,11 +28,10 @@ from vitx.relevance.names import (
     replaced,
     tensors,
 )
+from vitx.relevance.shapes import Rule
 
 if TYPE_CHECKING:
     from vitx.relevance.shadow import Live, Shadow
-
-Rule = Callable[["Shadow", Any, Any, dict[str, Any], list["Live"]], Any]
 
 
 def whole_to_first(

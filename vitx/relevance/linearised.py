@@ -9,6 +9,7 @@ Sources: Ali et al. 2022 (arXiv 2202.07304), Achtibat et al. 2024 (arXiv 2402.05
 2411.16760).
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from vitx.isolation import without_autocast
 from vitx.relevance.names import (
     ADDED,
     CONVOLUTIONS,
@@ -87,9 +89,23 @@ def _linear(
 def _gated(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]) -> Any:
     """An activation: x times a constant gate."""
     x, rest = _first(args, kwargs)
-    if rest.pop("inplace", False) or func.__name__.endswith("_"):
-        return x.copy_(_gate(watched, func, x.clone(), args[1:], rest))
-    return _gate(watched, func, x, args[1:], rest)
+    others, place = args[1:], _place_of_in_place(func)
+    in_place = rest.pop("inplace", False) or func.__name__.endswith("_")
+    if place is not None and len(args) > place:  # as nn.Hardswish gives it
+        in_place, others = args[place], args[1:place]
+    if in_place:
+        return x.copy_(_gate(watched, func, x.clone(), others, rest))
+    return _gate(watched, func, x, others, rest)
+
+
+@lru_cache
+def _place_of_in_place(func: Function) -> int | None:
+    """Where an activation takes `inplace`; None: nowhere, or it is no function of Python."""
+    try:
+        names = list(inspect.signature(func).parameters)
+    except ValueError:
+        return None
+    return names.index("inplace") if "inplace" in names else None
 
 
 def _gate(
@@ -109,7 +125,7 @@ def _around_0(
     func: Function, args: tuple[Any, ...], options: tuple[tuple[str, Any], ...]
 ) -> tuple[float, float]:
     """Returns value and slope of an activation at 0."""
-    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+    with torch.enable_grad(), without_autocast(torch.device("cpu")):
         x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
         value = func(x.clone(), *args, **dict(options))
         (slope,) = torch.autograd.grad(value, x)
@@ -374,9 +390,7 @@ RULES: dict[Function, Held] = {
     **dict.fromkeys(named("normalize"), _normalised),
     **dict.fromkeys(named("batch_norm"), _batch_norm),
     **dict.fromkeys(SUMS | JOINED, _added),
-    **dict.fromkeys(
-        named("linear") | CONVOLUTIONS | named(*(f"conv_transpose{d}d" for d in (1, 2, 3))), _biased
-    ),
+    **dict.fromkeys(named("linear") | CONVOLUTIONS | TRANSPOSED, _biased),
     **dict.fromkeys(MULTIPLIED, _multiplied),
     **dict.fromkeys(DIVIDED, _divided),
     **dict.fromkeys(PRODUCTS, _product),

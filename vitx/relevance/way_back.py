@@ -77,7 +77,7 @@ def shadowed(
             raise
 
 
-class Reading(Carrier):
+class ReadOut(Carrier):
     """No layer counts, so that relevance goes no further than to the tokens that are read out."""
 
     start_layer = sys.maxsize
@@ -146,7 +146,7 @@ class Way:
 
     def read_at(self, layers: Sequence[Attended], head_fusion: str = "mean") -> list[tuple[Attended, Tensor]]:
         """Finds how much the output reads of each layer's queries, (B, Q), if no attention mixes them."""
-        self._watched.attentions.begin(Reading(head_fusion))
+        self._watched.attentions.begin(ReadOut(head_fusion))
         found = self._gradients([self._end], [one.shadow for one in layers], [self._start()])
         self._check_lost()
         return [
@@ -207,7 +207,7 @@ class Way:
             ends.append(shadow)
             spreads = of_tokens.ndim == 2 and shadow.ndim == 4
             starts.append(spread(of_tokens, shadow.shape) if spreads else of_tokens)
-        pixels, own, common, first = self._arrived(Reading(), ends, starts, places=True)
+        pixels, own, common, first = self._arrived(ReadOut(), ends, starts, places=True)
         size, begun = (
             torch.stack([part.sum() for part in parts]).sum()
             for parts in ([start.abs() for start in starts], starts)
@@ -241,7 +241,6 @@ class Way:
         self, ends: Sequence[Tensor], inputs: Sequence[Tensor], starts: Sequence[Tensor | None] | None = None
     ) -> tuple[Tensor | None, ...]:
         self._watched.lost.clear()
-        # Autocast is for forward passes: left on, it would round the backward pass to half precision.
         try:
             with without_autocast(self._device):
                 return torch.autograd.grad(ends, inputs, starts, retain_graph=True, allow_unused=True)
@@ -264,13 +263,10 @@ class Way:
         Returns:
             The shadow of each output with what was found of its tokens: to be given to `place`.
         """
-        first, streams = len(self.layers), self._watched.streams
-        counting = [stream.layers > start_layer for stream in streams]
-        parts = self._parts[first : first + len(streams)]
         return [
             (stream.shadow, part.sum_to_size(stream.shadow.shape))
-            for stream, part, counts in zip(streams, parts, counting, strict=True)
-            if counts
+            for stream, part in zip(self._watched.streams, self._parts, strict=False)  # which come first
+            if stream.layers > start_layer
         ]
 
     def accounted(self) -> Tensor:
@@ -279,7 +275,7 @@ class Way:
         Raises:
             VitxError: That is not all: the model computes something that was not linearised.
         """
-        logits, *rest = (part.sum() for part in self._parts[len(self.layers) + len(self._watched.streams) :])
+        logits, *rest = (part.sum() for part in self._parts[len(self._watched.streams) :])
         added = torch.stack(rest)
         size = added.abs().sum()
         share = 1 + (added.sum() - logits) / torch.where(size == 0, 1, size)
@@ -312,9 +308,9 @@ class Way:
 
     @cached_property
     def _parts(self) -> list[Tensor]:
-        """What each of these adds to the score, element by element."""
-        dtype = self._watched.image.dtype
-        pairs = zip(self._inputs, self._backward, strict=True)
+        """What each of them but the layers adds to the score, element by element."""
+        dtype, first = self._watched.image.dtype, len(self.layers)
+        pairs = zip(self._inputs[first:], self._backward[first:], strict=True)
         return [(value.detach() * gradient).to(dtype) for value, gradient in pairs]
 
     @cached_property
