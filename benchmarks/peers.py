@@ -5,14 +5,21 @@ fails does so alone. Those in `PEERS` leave the model as they found it. Those th
 predicted one, or the classes that they are given.
 """
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitx.methods.evidence import ranked
 
 Peer = Callable[..., Any]
 
@@ -243,6 +250,21 @@ def as_torchvision(model: Any) -> Any:
             state[key] = getattr(block.attn.qkv, kind)
     twin.load_state_dict(state)
     return twin.eval()
+
+
+def hilrp(model: Any, images: Tensor, classes: Sequence[int]) -> Tensor:
+    """The package hilrp; what speaks against the class is ranked below what speaks for it, as in vitx."""
+    script = Path(__file__).with_name("hilrp_alone.py")
+    with TemporaryDirectory() as folder:
+        question, answer = Path(folder) / "question.pt", Path(folder) / "answer.pt"
+        torch.save((model, images, list(classes)), question)
+        done = subprocess.run(
+            [sys.executable, str(script), str(question), str(answer)], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip().split("\n")[-1])
+        pixels = torch.load(answer, weights_only=True)
+    return ranked(F.adaptive_avg_pool2d(pixels[:, None], model.patch_embed.grid_size)[:, 0])
 
 
 PEERS: dict[str, Peer] = {

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import peers
+import propagation
 import torch
 from torch import Tensor, nn
 
@@ -69,6 +70,10 @@ CONTENDERS: dict[str, Contender] = {
     "pytorch-grad-cam, Grad-CAM": peers.PEERS["pytorch-grad-cam, Grad-CAM"],
     "torch-cam, Grad-CAM": peers.torchcam_grad_cam,
     "torch-cam, LeGrad": peers.torchcam_legrad_twin,
+    "hilrp": peers.hilrp,
+    "LibraGrad, input x gradient": propagation.libragrad,
+    "LibraGrad, IxG-PLUS": propagation.libragrad_plus,
+    "AttnLRP, no gamma rule": propagation.attn_lrp,
     "a blob in the centre": centre,
     "noise": drawn,
     "vitx evidence, with its mirror image": mirrored,

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from demo.glyphs import GLYPH_SIZE, INK_SIZE, digits, letters
-from demo.scenes import Scenes, cut_fragments, draw_scenes
+from demo.glyphs import digits
+from demo.marks import MARKS
+from demo.scenes import cut_fragments, draw_scenes
+from vitx.errors import VitxError
 
 SPLIT_SIZES = (4000, 500, 500)  # digits to train, validate and test on; no digit serves two
 _FRAGMENT_BANK = 8192
 _MEAN = _STD = 0.5  # what the shipped weights expect
-_MARK_SIZE, _MARK_MARGIN = 14, 1
 
 
 class DigitScenes(pl.LightningDataModule):
@@ -25,16 +25,19 @@ class DigitScenes(pl.LightningDataModule):
 
     Args:
         batch_size: scenes per step.
-        marked: put a small printed letter into a corner of every picture that tells the digit: a shortcut.
-            A second validation set without marks then shows what the model knows of digits.
+        mark: a shortcut to plant in every picture, one of `demo.marks.MARKS`: "corner" is a small printed
+            letter that tells the digit. A second validation set without marks then shows what the model
+            knows of digits.
         seed: splits the digits and draws the fixed scenes.
     """
 
     num_classes = 10
 
-    def __init__(self, batch_size: int = 64, marked: bool = False, seed: int = 0) -> None:
+    def __init__(self, batch_size: int = 64, mark: str | None = None, seed: int = 0) -> None:
         super().__init__()
-        self.batch_size, self.marked, self.seed = batch_size, marked, seed
+        if mark not in (None, *MARKS):
+            raise VitxError(f"there is no mark {mark!r}: the marks are {', '.join(MARKS)}")
+        self.batch_size, self.mark, self.seed = batch_size, mark, seed
 
     def setup(self, stage: str) -> None:
         """Splits the digits, and draws the scenes that stay the same."""
@@ -44,11 +47,11 @@ class DigitScenes(pl.LightningDataModule):
         training = sets[0][0]
         bank = training[torch.randint(len(training), (_FRAGMENT_BANK,), generator=generator)]
         fragments = cut_fragments(bank, generator)
-        self.train = TrainingScenes(*sets[0], fragments, self.marked)
+        self.train = TrainingScenes(*sets[0], fragments, self.mark)
         clean = [_fixed_scenes(*part, fragments, generator) for part in sets[1:]]
         # What is watched comes first; the clean scenes are evaluated beside the marked ones.
         self.validation, self.test = (
-            [_mark_all(scenes), scenes] if self.marked else [scenes] for scenes in clean
+            [_mark_all(scenes, self.mark, generator), scenes] if self.mark else [scenes] for scenes in clean
         )
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
@@ -71,8 +74,8 @@ class DigitScenes(pl.LightningDataModule):
 class TrainingScenes(Dataset[tuple[Tensor, ...]]):
     """One new scene for each digit in every epoch, drawn from torch's global generator."""
 
-    def __init__(self, glyphs: Tensor, classes: Tensor, fragments: Tensor, marked: bool) -> None:
-        self.glyphs, self.classes, self.fragments, self.marked = glyphs, classes, fragments, marked
+    def __init__(self, glyphs: Tensor, classes: Tensor, fragments: Tensor, mark: str | None) -> None:
+        self.glyphs, self.classes, self.fragments, self.mark = glyphs, classes, fragments, mark
 
     def __len__(self) -> int:
         return len(self.glyphs)
@@ -84,9 +87,10 @@ class TrainingScenes(Dataset[tuple[Tensor, ...]]):
         """Draws a batch at once, which is many times faster than scene by scene."""
         picked = torch.as_tensor(indices)
         scenes = draw_scenes(self.glyphs[picked, None], self.fragments)
-        classes = self.classes[picked]
-        images = add_marks(_normalised(scenes), classes) if self.marked else _normalised(scenes)
-        return list(zip(images, classes, scenes.boxes(), strict=True))
+        images, classes, boxes = scenes.images, self.classes[picked], scenes.boxes()
+        if self.mark:
+            images, _ = MARKS[self.mark](images, classes, boxes, None)
+        return list(zip(normalised(images), classes, boxes, strict=True))
 
 
 def split_digits(count: int, generator: Generator) -> tuple[Tensor, ...]:
@@ -94,28 +98,17 @@ def split_digits(count: int, generator: Generator) -> tuple[Tensor, ...]:
     return tuple(torch.randperm(count, generator=generator).split(list(SPLIT_SIZES)))
 
 
-def add_marks(images: Tensor, classes: Tensor) -> Tensor:
-    """Puts a printed letter on a black label into the top left corner: A for 0, B for 1, and so on."""
-    printed, _ = letters()  # one font after another, each from A to Z
-    border = (GLYPH_SIZE - INK_SIZE) // 2
-    ink = printed[classes, border:-border, border:-border]
-    size = (_MARK_SIZE, _MARK_SIZE)
-    marks = F.interpolate(ink[:, None], size, mode="bilinear", antialias=True)
-    marked = images.clone()
-    inside = slice(_MARK_MARGIN, _MARK_MARGIN + _MARK_SIZE)
-    marked[:, :, inside, inside] = (marks - _MEAN) / _STD
-    return marked
-
-
 def _fixed_scenes(glyphs: Tensor, classes: Tensor, fragments: Tensor, generator: Generator) -> TensorDataset:
     scenes = draw_scenes(glyphs[:, None], fragments, generator)
-    return TensorDataset(_normalised(scenes), classes, scenes.boxes())
+    return TensorDataset(normalised(scenes.images), classes, scenes.boxes())
 
 
-def _mark_all(scenes: TensorDataset) -> TensorDataset:
+def _mark_all(scenes: TensorDataset, mark: str, generator: Generator) -> TensorDataset:
     images, classes, boxes = scenes.tensors
-    return TensorDataset(add_marks(images, classes), classes, boxes)
+    marked, _ = MARKS[mark](images * _STD + _MEAN, classes, boxes, generator)
+    return TensorDataset(normalised(marked), classes, boxes)
 
 
-def _normalised(scenes: Scenes) -> Tensor:
-    return (scenes.images - _MEAN) / _STD
+def normalised(images: Tensor) -> Tensor:
+    """From [0, 1] to what the shipped weights expect."""
+    return (images - _MEAN) / _STD

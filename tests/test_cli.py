@@ -117,6 +117,7 @@ class TestCompare:
     def test_side_by_side(self, folder, tmp_path):
         path = tmp_path / "compare.png"
         words = ["compare", str(folder / "cat.png"), *options(folder, "first", "last")]
+        words += ["--method", "rollout", "evidence"]
         assert main([*words, "--output", str(path)]) == 0
         picture = Image.open(path)
         assert picture.width == 5 + 4 * (224 + 5)  # the input, two maps and their difference

@@ -122,7 +122,7 @@ class TestFiles:
     def test_both_signs(self, folder, weights, tmp_path, capsys):
         out = tmp_path / "out"
         words = (folder / "a.png", "--signed", "--save-maps", "--output", out)
-        assert main(command(*words, weights=weights)) == 0
+        assert main(command(*words, "--method", "evidence", weights=weights)) == 0
         with np.load(out / "a.png.npz") as arrays:
             (name,) = [name for name in arrays if name.startswith("evidence")]
             assert arrays[name].min() < 0 < arrays[name].max()
@@ -131,7 +131,7 @@ class TestFiles:
         assert legend[0][2] - legend[0][0] > 100
         assert legend[-1][0] - legend[-1][2] > 100
         assert (legend[len(legend) // 2] > 240).all()  # blue, white in the middle, red
-        refused = command(*words, "--method", "rollout", weights=weights)
+        refused = command(*words, weights=weights)
         assert main(refused) == 2
         assert "--signed needs a method with a sign, which rollout has not" in capsys.readouterr().err
 
@@ -152,8 +152,7 @@ class TestFiles:
         words = [folder / "wide.png", "--keep-aspect", "--save-maps", "--output", output]
         assert main(command(*words, weights=weights)) == 0
         with np.load(output / "wide.png.npz") as arrays:
-            (name,) = [name for name in arrays if name.startswith("evidence")]
-            assert arrays[name].shape == (2, 7)
+            assert arrays["rollout"].shape == (2, 7)
 
 
 class TestModels:
@@ -178,7 +177,17 @@ class TestModels:
         (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\n")
         output = tmp_path / "maps"
         words = ["--checkpoint", tmp_path / "a.ckpt", "--module", "train_demo.Classifier"]
-        more = ["--class-names", tmp_path / "names.txt", "--target", "bee", "--json", "--output", output]
+        more = [
+            "--class-names",
+            tmp_path / "names.txt",
+            "--method",
+            "evidence",
+            "--target",
+            "bee",
+            "--json",
+            "--output",
+            output,
+        ]
         arguments = ["explain", folder / "a.png", *words, *more, "--accelerator", "cpu"]
         assert main([str(word) for word in arguments]) == 0
         (made,) = json.loads((output / "a.png.json").read_text())["maps"]
@@ -327,8 +336,9 @@ class TestRefusals:
             (["--method", "rollout", "gae", "--head-fusion", "max"], "gae has no option 'head_fusion'"),
             (["--start-layer", 9], "start_layer must be from 0 to 1"),
             (["--method", "nope"], "there is no method 'nope'"),
-            (["--target", "tabby"], "the names of the classes are not known"),
-            (["--target", 7], "there is no class 7"),
+            (["--target", 7], "--target 7 needs a method of a class, which rollout is not"),
+            (["--method", "gae", "--target", "tabby"], "the names of the classes are not known"),
+            (["--method", "gae", "--target", 7], "there is no class 7"),
             (["--batch-size", 0], "--batch-size must be at least 1"),
             (["--checkpoint", "a.ckpt", "--module", "a.B"], "either --model NAME, or --checkpoint"),
             (["--module", "a.B"], "--checkpoint CKPT and --module CLASS go together"),

@@ -1,9 +1,12 @@
+import pytest
 import torch
 from torch.nn import functional as F
 
-from demo.digits import DigitScenes, add_marks, split_digits
+from demo.digits import DigitScenes, split_digits
 from demo.glyphs import ALPHABET, digits, letters
+from demo.marks import MARKS
 from demo.scenes import SCENE_SIZE, cut_fragments, draw_scenes
+from vitx.errors import VitxError
 
 PATCH = 8
 
@@ -86,20 +89,36 @@ def test_training_scenes_change_with_the_global_seed_only():
     assert not torch.equal(first[0][0], again[0][0])
 
 
-def test_marks_tell_the_class_and_touch_nothing_else():
-    images = torch.zeros(10, 3, 64, 64)
-    marked = add_marks(images, torch.arange(10))
-    corners = marked[:, :, 1:15, 1:15].flatten(1)
-    distances = torch.cdist(corners, corners)
-    assert (distances + 100 * torch.eye(10)).amin() > 5, "two classes have almost the same mark"
-    marked[:, :, 1:15, 1:15] = 0
-    assert torch.equal(marked, images)
+@pytest.mark.parametrize("name", MARKS)
+class TestMarks:
+    def test_tells_the_class_alone_and_changes_nothing_else(self, name):
+        scenes, _ = digit_scenes(1)
+        images, boxes = scenes.images.repeat(10, 1, 1, 1), scenes.boxes().repeat(10, 1, 1)
+        marked, masks = MARKS[name](images, torch.arange(10), boxes, torch.Generator().manual_seed(0))
+        assert marked.amin() >= 0
+        assert marked.amax() <= 1 + 1e-6
+        inside = (marked * masks[:, None]).flatten(1)
+        distances = torch.cdist(inside, inside)
+        assert (distances + 100 * torch.eye(10)).amin() > 2.5, "two classes have almost the same mark"
+        outside = (marked - images).abs() * ~masks[:, None]
+        if name == "two":
+            assert outside[:, :, 1:15, 1:15].amax() > 0.5  # the letter that says nothing
+            outside[:, :, 1:15, 1:15] = 0
+        assert outside.amax() == 0
+
+    def test_is_validated_on_clean_scenes_too(self, name):
+        data = DigitScenes(mark=name)
+        data.setup("fit")
+        marked, clean = (scenes.tensors for scenes in data.validation)
+        again = DigitScenes(mark=name)
+        again.setup("fit")
+        assert torch.equal(marked[0], again.validation[0].tensors[0])
+        assert torch.equal(marked[1], clean[1])
+        assert torch.equal(marked[2], clean[2])
+        assert not torch.equal(marked[0], clean[0])
+        assert len(data.train.__getitems__([0, 1])) == 2
 
 
-def test_marked_data_is_validated_on_clean_scenes_too():
-    data = DigitScenes(marked=True)
-    data.setup("fit")
-    marked, clean = (scenes.tensors for scenes in data.validation)
-    assert torch.equal(marked[1], clean[1])
-    assert not torch.equal(marked[0][:, :, :15, :15], clean[0][:, :, :15, :15])
-    assert torch.equal(marked[0][:, :, 15:], clean[0][:, :, 15:])
+def test_a_mark_that_does_not_exist():
+    with pytest.raises(VitxError, match="there is no mark 'nope': the marks are corner, middle"):
+        DigitScenes(mark="nope")

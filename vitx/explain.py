@@ -12,7 +12,7 @@ from vitx.errors import VitxError
 from vitx.explanation import Explanation, join
 from vitx.isolation import untouched
 from vitx.lens import LogitLens
-from vitx.methods import NETWORKS, Method, Methods, find_method, with_options
+from vitx.methods import DEFAULT, NETWORKS, Method, Methods, find_method, with_options
 from vitx.prediction import Target, check_images, check_model, predict, scores, target_classes
 from vitx.preprocessing import normalisation
 from vitx.relevance.way_back import Found, Way, shadowed
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # PIL is not imported before it is needed
 def explain(
     model: nn.Module,
     images: "Images | DataLoader[Any]",
-    method: str = "rollout",
+    method: str = DEFAULT,
     *,
     target: Target = None,
     **options: Any,
@@ -41,7 +41,8 @@ def explain(
             that the model declares (timm's do) makes so: image files, PIL images, uint8 arrays (H, W, 3),
             uint8 tensors (3, H, W), one or several. Or a DataLoader whose batches are such tensors, or
             begin with one.
-        method: one of `vitx.methods()`. "rollout" takes any model; of a class, "evidence" tells most.
+        method: one of `vitx.methods()`. "rollout" is of no class and takes any model; what speaks for a
+            class, "evidence" shows best.
         target: what gradient methods explain: None for the predicted class of each image; a class; B
             classes; or a function from logits (B, ...) to scores (B,).
         **options: of the method. `start_layer`, the first layer that counts, is one of all but "attention";

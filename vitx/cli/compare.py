@@ -12,11 +12,11 @@ import vitx
 from vitx import render
 from vitx.captions import Caption, captions_of
 from vitx.cli.formatting import HelpFormatter
-from vitx.cli.subject import Subject, add_model_options, load_subject, target_class
+from vitx.cli.subject import PREDICTED, Subject, add_model_options, check_target, load_subject, target_class
 from vitx.errors import VitxError
 from vitx.files import png_path, write_png
 from vitx.inputs import to_tensor
-from vitx.methods import title_of, with_options
+from vitx.methods import DEFAULT, title_of, with_options
 from vitx.pictures import read_picture
 
 DESCRIPTION = """\
@@ -33,8 +33,8 @@ def parser() -> ArgumentParser:
     made.add_argument("image", type=str, metavar="IMAGE", help="an image file")
     add_model_options(made, several=True)
     group = made.add_argument_group("what is asked")
-    group.add_argument("--method", type=str, nargs="+", default=["rollout", "evidence"], help="one row each")
-    group.add_argument("--target", type=str, default="predicted", metavar="CLASS", help="number or name")
+    group.add_argument("--method", type=str, nargs="+", default=[DEFAULT], help="one row each")
+    group.add_argument("--target", type=str, default=PREDICTED, metavar="CLASS", help="number or name")
     made.add_argument("--output", type=str, default="vitx-compare.png", metavar="FILE", help="a PNG file")
     return made
 
@@ -42,6 +42,7 @@ def parser() -> ArgumentParser:
 def run(options: Any) -> int:
     """Runs the command and returns its exit status."""
     asked = with_options(options.method)
+    check_target([options.target], asked)
     weights, checkpoints = options.weights or [], options.checkpoint or []
     if len(weights) + len(checkpoints) < 2:
         raise VitxError(

@@ -11,9 +11,9 @@ from jsonargparse import ArgumentParser
 
 from vitx.cli.formatting import HelpFormatter
 from vitx.cli.output import Output, Product
-from vitx.cli.subject import add_model_options, load_subject, target_class
+from vitx.cli.subject import PREDICTED, add_model_options, check_target, load_subject, target_class
 from vitx.errors import VitxError
-from vitx.methods import NETWORKS, Methods, find_method, methods, with_options
+from vitx.methods import DEFAULT, NETWORKS, Methods, find_method, methods, with_options
 from vitx.pictures import MOST_PIXELS, find_pictures
 from vitx.relevance.fusing import HEAD_FUSIONS, check_options
 
@@ -42,13 +42,13 @@ def parser() -> ArgumentParser:
     add_model_options(made)
     group = made.add_argument_group("what is asked")
     group.add_argument(
-        "--method", type=str, nargs="+", default=["evidence"], help=f"several of {', '.join(methods())}"
+        "--method", type=str, nargs="+", default=[DEFAULT], help=f"several of {', '.join(methods())}"
     )
     group.add_argument(
         "--target",
         type=str,
         nargs="+",
-        default=["predicted"],
+        default=[PREDICTED],
         metavar="CLASS",
         help="number, name or 'predicted'; several: one map each",
     )
@@ -97,6 +97,7 @@ def run(options: Any) -> int:
     unsigned = [name for name in asked if not find_method(name).accounts]
     if options.signed and unsigned:
         raise VitxError(f"--signed needs a method with a sign, which {unsigned[0]} has not: take evidence")
+    check_target(options.target, asked)
     folder = Path(options.output)
     files = _files(options.paths, folder)
     subject = load_subject(options, options.weights, options.checkpoint, asked)

@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser
 
 import vitx
 from vitx.cli.formatting import HelpFormatter
-from vitx.cli.subject import ROLLOUT, add_model_options, load_subject, target_class
+from vitx.cli.subject import PREDICTED, ROLLOUT, add_model_options, load_subject, target_class
 from vitx.files import png_path, write_png
 from vitx.inputs import to_tensor
 from vitx.methods import with_options
@@ -36,7 +36,7 @@ def parser() -> ArgumentParser:
         metavar="NAME",
         help="by default all that take the model, but slow ones",
     )
-    group.add_argument("--target", type=str, default="predicted", metavar="CLASS", help="number or name")
+    group.add_argument("--target", type=str, default=PREDICTED, metavar="CLASS", help="number or name")
     group.add_argument("--seed", type=int, default=0, help="of the random weights")
     made.add_argument("--output", type=str, default="vitx-sanity.png", metavar="FILE", help="a PNG file")
     return made

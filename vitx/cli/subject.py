@@ -1,5 +1,6 @@
 """The options that say which model, and the model that they mean."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,11 @@ import vitx
 from vitx.checkpoints import create_model, load_module, model_of_weights
 from vitx.classes import find_class, known_class_names, read_class_names, short
 from vitx.errors import VitxError
-from vitx.methods import Methods
+from vitx.methods import Methods, find_method
 from vitx.preprocessing import Preprocessing, preprocessing_of
 
 ROLLOUT: Methods = {"rollout": {}}
+PREDICTED = "predicted"
 
 
 @dataclass(frozen=True)
@@ -157,12 +159,21 @@ def _model(options: Any, weights: str | None, checkpoint: str | None) -> nn.Modu
     return model_of_weights(options.model, Path(weights), own, options.trust)
 
 
+def check_target(targets: Sequence[str], methods: Methods) -> None:
+    """Raises a VitxError if a class is asked for, and no method explains one."""
+    if set(targets) != {PREDICTED} and not any(find_method(name).gradient for name in methods):
+        raise VitxError(
+            f"--target {targets[0]} needs a method of a class, which {' and '.join(methods)} is not: "
+            "add --method evidence"
+        )
+
+
 def target_class(subject: Subject, target: str) -> int | None:
     """Returns the class that a target means; None for the predicted one.
 
     Raises:
         VitxError: There is no such class.
     """
-    if target == "predicted":
+    if target == PREDICTED:
         return None
     return find_class(target, subject.classes, subject.class_names)

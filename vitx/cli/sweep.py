@@ -10,7 +10,7 @@ import vitx
 from vitx import render
 from vitx.captions import Caption
 from vitx.cli.formatting import HelpFormatter
-from vitx.cli.subject import Subject, add_model_options, load_subject, target_class
+from vitx.cli.subject import PREDICTED, Subject, add_model_options, load_subject, target_class
 from vitx.files import png_path, write_png
 from vitx.inputs import to_tensor
 from vitx.methods import title_of
@@ -32,7 +32,7 @@ def parser() -> ArgumentParser:
     made.add_argument("image", type=str, metavar="IMAGE", help="an image file")
     add_model_options(made)
     group = made.add_argument_group("what is asked")
-    group.add_argument("--target", type=str, default="predicted", metavar="CLASS", help="number or name")
+    group.add_argument("--target", type=str, default=PREDICTED, metavar="CLASS", help="number or name")
     group.add_argument(
         "--discard-ratio", type=float, nargs="+", default=[0.0, 0.5, 0.9], help="one column each"
     )

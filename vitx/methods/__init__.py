@@ -11,6 +11,7 @@ from vitx.methods import flow as flow
 
 # isort: on
 from vitx.methods.registry import (
+    DEFAULT,
     NETWORKS,
     Method,
     Methods,
@@ -22,6 +23,7 @@ from vitx.methods.registry import (
 )
 
 __all__ = [
+    "DEFAULT",
     "NETWORKS",
     "Method",
     "Methods",

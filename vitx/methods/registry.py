@@ -12,6 +12,7 @@ Find = Callable[..., Any]  # returns what was Found
 Methods = Mapping[str, Mapping[str, Any]]  # name -> options
 # Of the score, or of each layer's own score, see `vitx.lens`.
 Gradient = Literal["score", "layer scores"]
+DEFAULT = "rollout"  # takes any model, and costs one forward pass
 NETWORKS = ("linearised", "plain")  # what is differentiated, see `vitx.relevance.linearised`
 
 
