@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests import models, oracle
-from vitx import VitxError, explain
+from vitx import VitxError, explain, explain_methods
 
 IMAGES = models.FAMILIES["deit"].images(dtype=torch.float64)
 WIDTH, HEADS, DEPTH = 48, 3, 3
@@ -502,3 +502,31 @@ def test_flex_attention_is_refused_in_a_sentence(method):
         with pytest.raises(VitxError, match=r"flex.attention") as error:
             explain(model, IMAGES.float(), method)
     assert "\n" not in str(error.value)
+
+
+BY_NAME = {
+    "mean": lambda x: torch.mean(input=x, dim=1, keepdim=True) + 0 * x,
+    "where": lambda x: torch.where(torch.ones_like(x).bool(), input=x, other=-x),
+    "cat": lambda x: torch.cat(tensors=[x, x], dim=1),
+    "linear": lambda x: F.linear(input=x, weight=torch.eye(WIDTH, dtype=x.dtype)),
+    "add": lambda x: torch.add(input=x, other=x, alpha=2),
+    "mul": lambda x: torch.mul(x, other=x.sigmoid()),
+    "matmul": lambda x: torch.matmul(input=x, other=torch.eye(WIDTH, dtype=x.dtype)),
+    "pad": lambda x: F.pad(input=x, pad=(0, 0, 0, 1)),
+    "conv1d": lambda x: F.conv1d(input=x.mT, weight=torch.eye(WIDTH, dtype=x.dtype)[:, :, None]).mT,
+    "softmax": lambda x: torch.softmax(input=x, dim=-1),
+    "layer_norm": lambda x: F.layer_norm(input=x, normalized_shape=(WIDTH,)),
+    "gelu": lambda x: F.gelu(input=x),
+    "transpose": lambda x: torch.transpose(input=x, dim0=0, dim1=1).transpose(0, 1),
+    "addmm": lambda x: torch.addmm(
+        input=torch.zeros(WIDTH, dtype=x.dtype), mat1=x.flatten(0, 1), mat2=torch.eye(WIDTH, dtype=x.dtype)
+    ).view_as(x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_operands_given_by_name(name):
+    found = explain_methods(
+        vit(read=lambda x: BY_NAME[name](x)[:, 0]), IMAGES, ["rollout", "evidence"], target=0
+    )
+    assert all((one.conservation - 1).abs().max() < 1e-6 for one in found.values())

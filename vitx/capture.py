@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from vitx.attention import Attention, DotProductAttention, StoredAttention
 from vitx.errors import VitxError
 from vitx.fused import attend
+from vitx.multihead import MultiHead
 from vitx.prediction import check_model
 from vitx.relevance.fusing import check_options
 from vitx.tiles import Memory
@@ -100,60 +101,19 @@ class _Watcher(TorchFunctionMode):
         self._record(out, attention, value)
         return out
 
-    def multi_head(
-        self,
-        out: tuple[Tensor, Tensor | None],
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        embed_dim_to_check: int,
-        num_heads: int,
-        in_proj_weight: Tensor | None,
-        in_proj_bias: Tensor | None,
-        bias_k: Tensor | None,
-        bias_v: Tensor | None,
-        add_zero_attn: bool,
-        dropout_p: float,
-        out_proj_weight: Tensor,
-        out_proj_bias: Tensor | None,
-        training: bool = True,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        use_separate_proj_weight: bool = False,
-        q_proj_weight: Tensor | None = None,
-        k_proj_weight: Tensor | None = None,
-        v_proj_weight: Tensor | None = None,
-        **_: Any,
-    ) -> None:
+    def multi_head(self, out: tuple[Tensor, Tensor | None], *args: Any, **kwargs: Any) -> None:
         """`multi_head_attention_forward`: only the outer call is seen, so heads are projected anew."""
-        if bias_k is not None or add_zero_attn or query.ndim != 3:
-            raise VitxError(
-                "multi-head attention with add_bias_kv, add_zero_attn or unbatched input is not supported"
-            )
-        weights = [q_proj_weight, k_proj_weight, v_proj_weight]
-        if in_proj_weight is not None and not use_separate_proj_weight:
-            weights = list(in_proj_weight.chunk(3))
-        biases = [None] * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
-
-        def heads(tokens: Tensor) -> Tensor:  # (N, B, H * d) -> (B, H, N, d)
-            return tokens.view(*tokens.shape[:2], num_heads, -1).permute(1, 2, 0, 3)
-
         with torch.no_grad():
-            q, k, v = (
-                heads(F.linear(x, w, b))  # type: ignore[arg-type]
-                for x, w, b in zip((query, key, value), weights, biases, strict=True)
-            )
-        mask = additive_mask(attn_mask, key_padding_mask, q)
-        projection = out_proj_weight.detach()
+            given = MultiHead(*args, **kwargs)
+        projection = given.option["out_proj_weight"].detach()
         attention = DotProductAttention(
-            *(q, k, v),
+            *given.heads,
             gradients=self.gradients,
-            mask=mask,
+            mask=given.mask,
             # The output projection is linear: its transpose takes the gradient back to the heads.
-            to_heads=lambda gradient: heads(gradient @ projection.to(gradient.dtype)),
+            to_heads=lambda gradient: given.to_heads(gradient @ projection.to(gradient.dtype)),
         )
-        self._record(out[0], attention, v)
+        self._record(out[0], attention, given.heads[2])
 
     def softmax(self, out: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any) -> None:
         if out.ndim == 4 and dim in (-1, 3):
@@ -219,21 +179,3 @@ _HANDLERS: dict[Callable[..., Any], Callable[..., Any]] = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.einsum), _Watcher.product),
     **dict.fromkeys((F.conv2d, F.linear), _Watcher.weighted),
 }
-
-
-def additive_mask(mask: Tensor | None, padding: Tensor | None, query: Tensor) -> Tensor | None:
-    """Joins the two masks of multi-head attention (True: not attended to) to one that is added."""
-    total = None
-    if mask is not None:
-        total = mask.view(*query.shape[:2], *mask.shape[1:]) if mask.ndim == 3 else mask
-        total = _added(total.detach(), query)
-    if padding is not None:
-        added = _added(padding.detach()[:, None, None], query)
-        total = added if total is None else total + added
-    return total
-
-
-def _added(mask: Tensor, query: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
-        return mask
-    return torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask, -torch.inf)

@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitx.attention import DotProductAttention, StoredAttention
-from vitx.capture import additive_mask
-from vitx.errors import VitxError
 from vitx.fused import SharedAttention, run
+from vitx.multihead import MultiHead
 from vitx.relevance import rules
 from vitx.relevance.attending import Attending
 from vitx.relevance.calls import whole_to_first
@@ -168,58 +167,19 @@ def _attend(
     return joined
 
 
-def multi_head(
-    watched: "Shadow",
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    embed_dim_to_check: int,
-    num_heads: int,
-    in_proj_weight: Tensor | None,
-    in_proj_bias: Tensor | None,
-    bias_k: Tensor | None,
-    bias_v: Tensor | None,
-    add_zero_attn: bool,
-    dropout_p: float,
-    out_proj_weight: Tensor,
-    out_proj_bias: Tensor | None,
-    training: bool = True,
-    key_padding_mask: Tensor | None = None,
-    need_weights: bool = True,
-    attn_mask: Tensor | None = None,
-    use_separate_proj_weight: bool = False,
-    q_proj_weight: Tensor | None = None,
-    k_proj_weight: Tensor | None = None,
-    v_proj_weight: Tensor | None = None,
-    static_k: Tensor | None = None,
-    static_v: Tensor | None = None,
-    average_attn_weights: bool = True,
-    is_causal: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+def multi_head(watched: "Shadow", *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """`multi_head_attention_forward`, step by step, so that each step is seen."""
-    given = (bias_k, bias_v, static_k, static_v)
-    if add_zero_attn or query.ndim != 3 or any(one is not None for one in given):
-        raise VitxError(
-            "multi-head attention with add_bias_kv, add_zero_attn or unbatched input is not supported"
-        )
-    weights: Any = [q_proj_weight, k_proj_weight, v_proj_weight]
-    if in_proj_weight is not None and not use_separate_proj_weight:
-        weights = in_proj_weight.chunk(3)
-    biases: Any = [None] * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
     with watched:
-        q, k, v = (
-            F.linear(x, w, b).unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3)
-            for x, w, b in zip((query, key, value), weights, biases, strict=True)
-        )
-        mask = additive_mask(attn_mask, key_padding_mask, q)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        given = MultiHead(*args, **kwargs)
+        mixed = F.scaled_dot_product_attention(*given.heads, attn_mask=given.mask)
         joined = mixed.permute(2, 0, 1, 3).flatten(2)
-        out = F.linear(joined, out_proj_weight, out_proj_bias)
-    if not need_weights:
+        out = F.linear(joined, given.option["out_proj_weight"], given.option["out_proj_bias"])
+    if not given.option["need_weights"]:
         return out, None
-    attention = DotProductAttention(q.detach(), k.detach(), v.detach(), gradients=False, mask=mask)
+    q, k, v = (heads.detach() for heads in given.heads)
+    attention = DotProductAttention(q, k, v, gradients=False, mask=given.mask)
     matrices = attention.weights().to(out.dtype)
-    return out, matrices.mean(1) if average_attn_weights else matrices
+    return out, matrices.mean(1) if given.option["average_attn_weights"] else matrices
 
 
 def _described(

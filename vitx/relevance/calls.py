@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ from vitx.relevance.names import (
     SHAPES,
     SUBTRACTED,
     Function,
+    argument,
     named,
     replaced,
     tensors,
@@ -111,13 +113,12 @@ def _divided(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: lis
 
 def _glu(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
     """Half of a tensor times a gate of the other half: each has its share."""
-    parts = inputs[0].shadow.chunk(2, kwargs.get("dim", args[1] if len(args) > 1 else -1))
+    parts = inputs[0].shadow.chunk(2, argument(args, kwargs, 1, "dim", -1))
     return rules.follow(out.shape, lambda r: rules.shared(r, (0.5, 0.5), parts), *parts)
 
 
 def _linear(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
-    given = args[0] if args else kwargs.get("input")
-    live = watched.get(given)
+    live = watched.get(args[0])
     return None if live is None else _multiplied_by(live, out, -1)
 
 
@@ -163,7 +164,7 @@ def _averaged(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: li
     live = watched.get(args[0])
     if live is None:
         return None
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    dim = argument(args, kwargs, 1, "dim")
     if isinstance(dim, torch.dtype):
         dim = None
     ndim = len(live.shape)
@@ -182,11 +183,9 @@ def _of_places(live: "Live") -> Tensor:
 
 def _convolved(dims: int) -> Rule:
     def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
-        def option(place: int, name: str, default: Any) -> Any:
-            return kwargs.get(name, args[place] if len(args) > place else default)
-
-        weight, padding = option(1, "weight", None), option(4, "padding", 0)
-        live = watched.get(option(0, "input", None))
+        option = partial(argument, args, kwargs)
+        weight, padding = option(1, "weight"), option(4, "padding", 0)
+        live = watched.get(args[0])
         if live is None or len(live.shape) != dims + 2:
             return None
         kernel = list(weight.shape[2:])
@@ -209,16 +208,16 @@ def _convolved(dims: int) -> Rule:
 def _transposed(dims: int) -> Rule:
     def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
         def sizes(place: int, name: str, default: int) -> list[int]:
-            return _sizes(kwargs.get(name, args[place] if len(args) > place else default), dims)
+            return _sizes(argument(args, kwargs, place, name, default), dims)
 
-        live = watched.get(kwargs.get("input", args[0] if args else None))
-        weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+        live = watched.get(args[0])
+        weight = argument(args, kwargs, 1, "weight")
         if live is None or len(live.shape) != dims + 2:
             return None
         return rules.transposed(
             *(_of_places(live), out.shape, list(weight.shape[2:])),
             *(sizes(3, "stride", 1), sizes(4, "padding", 0), sizes(5, "output_padding", 0)),
-            *(sizes(7, "dilation", 1), kwargs.get("groups", args[6] if len(args) > 6 else 1)),
+            *(sizes(7, "dilation", 1), argument(args, kwargs, 6, "groups", 1)),
             watched.of_model(live.shape[:1]),
         )
 
@@ -227,14 +226,12 @@ def _transposed(dims: int) -> Rule:
 
 def _pooled(dims: int) -> Rule:
     def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
-        def option(place: int, name: str, default: Any) -> Any:
-            return kwargs.get(name, args[place] if len(args) > place else default)
-
+        option = partial(argument, args, kwargs)
         live = watched.get(args[0])
         if live is None or len(live.shape) != dims + 2:
             return None
         kernel = _sizes(option(1, "kernel_size", 1), dims)
-        stride = _sizes(option(2, "stride", None) or kernel, dims)
+        stride = _sizes(option(2, "stride") or kernel, dims)
         padding = _sizes(option(3, "padding", 0), dims)
         channels, own = live.shape[1], watched.of_model(live.shape[:1])
         return rules.convolved(
@@ -250,7 +247,7 @@ def _padded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list
         return None
     thin = _where_padded(live, args, kwargs)
     padded = F.pad(thin, *args[1:], **kwargs)
-    mode = kwargs.get("mode", args[2] if len(args) > 2 else "constant")
+    mode = argument(args, kwargs, 2, "mode", "constant")
     if mode != "constant":
         return padded
     kwargs = {name: value for name, value in kwargs.items() if name != "value"}
@@ -261,7 +258,7 @@ def _padded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list
 
 def _where_padded(live: "Live", args: Any, kwargs: Any) -> Tensor:
     """The shadow, thin if no dimension is padded along which it is so."""
-    sides = args[1] if len(args) > 1 else kwargs["pad"]
+    sides = argument(args, kwargs, 1, "pad")
     count = len(sides) // 2
     padded = [len(live.shape) - 1 - place for place in range(count) if any(sides[2 * place : 2 * place + 2])]
     return live.thin if all(live.thin.shape[dim] == live.shape[dim] for dim in padded) else live.shadow

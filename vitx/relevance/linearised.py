@@ -31,6 +31,7 @@ from vitx.relevance.names import (
     SOFTMAX,
     SUBTRACTED,
     Function,
+    argument,
     named,
     replaced,
     tensors,
@@ -88,7 +89,7 @@ def _linear(
 
 def _gated(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]) -> Any:
     """An activation: x times a constant gate."""
-    x, rest = _first(args, kwargs)
+    x, rest = args[0], dict(kwargs)
     others, place = args[1:], _place_of_in_place(func)
     in_place = rest.pop("inplace", False) or func.__name__.endswith("_")
     if place is not None and len(args) > place:  # as nn.Hardswish gives it
@@ -136,7 +137,7 @@ def _layer_norm(
     watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]
 ) -> Tensor:
     """`layer_norm` and `rms_norm`: all but the scale is linear."""
-    x, _ = _first(args, kwargs)
+    x = args[0]
     given = dict(zip(_LAYER_NORM if func in CENTRED else _RMS_NORM, args, strict=False)) | kwargs
     dims = tuple(range(-len(given["normalized_shape"]), 0))
     with torch.no_grad():
@@ -251,7 +252,7 @@ def _normalised(
     watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]
 ) -> Tensor:
     """`normalize`: x over its length."""
-    x, _ = _first(args, kwargs)
+    x = args[0]
     given = dict(zip(("input", "p", "dim", "eps"), args, strict=False)) | kwargs
     with torch.no_grad():
         value = func(*args, **kwargs)
@@ -264,7 +265,7 @@ def _log_softmax(
     watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]
 ) -> Tensor:
     """`log_softmax`: x less a constant."""
-    x, _ = _first(args, kwargs)
+    x = args[0]
     with torch.no_grad():
         value = func(*args, **kwargs)
         constant = watched.added(value - x)
@@ -277,8 +278,8 @@ def _softmax(
     """A `softmax` that is no attention, as of classes: to first order, where that counts."""
     if not watched.accounts or live[0].lineage.kind == "scores":
         return func(*args, **kwargs)  # type: ignore[no-any-return]
-    x, rest = _first(args, kwargs)
-    dim = rest.get("dim", args[1] if len(args) > 1 else -1)
+    x = args[0]
+    dim = argument(args, kwargs, 1, "dim", -1)
     with torch.no_grad():
         value: Tensor = func(*args, **kwargs)
 
@@ -355,7 +356,7 @@ def _product(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any
 
 def _power(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]) -> Any:
     """A positive power is an activation, another one a scale."""
-    exponent = kwargs.get("exponent", args[1] if len(args) > 1 else None)
+    exponent = argument(args, kwargs, 1, "exponent")
     if not isinstance(exponent, (int, float)) or not exponent > 0 or not math.isfinite(exponent):
         return _constant(watched, func, args, kwargs, live)
     x = args[0]
@@ -367,17 +368,12 @@ def _power(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any],
 
 def _glu(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]) -> Tensor:
     """`glu`: half of it times a constant gate."""
-    x, _ = _first(args, kwargs)
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
+    x = args[0]
+    dim = argument(args, kwargs, 1, "dim", -1)
     with torch.no_grad():
         value = func(*args, **kwargs)
         gate = x.chunk(2, dim)[1].sigmoid()
     return _linear(x, value, lambda g: torch.cat([g * gate, torch.zeros_like(g)], dim))
-
-
-def _first(args: Any, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    rest = {name: value for name, value in kwargs.items() if name != "input"}
-    return (args[0] if args else kwargs["input"]), rest
 
 
 RULES: dict[Function, Held] = {

@@ -179,7 +179,9 @@ KEEP_IDENTITY = ((SHAPES | CASTS | ADDED | SUBTRACTED | MULTIPLIED | DIVIDED) | 
 
 TURNED = named("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis") | _attributes("mT")
 LAID_OUT = named("reshape", "view", "flatten", "unflatten", "view_as", "reshape_as")
-DIVIDED_UP = named("unbind", "chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk")
+_OPERANDS = ("condition", "tensors", "input", "mat1", "mat2", "batch1", "batch2", "other")  # in their order
+UNBOUND = named("unbind")
+DIVIDED_UP = named("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk")
 CONCATENATED = named("cat", "concat", "concatenate")
 BADDBMM = named("baddbmm")
 
@@ -188,6 +190,23 @@ def name_of(func: Function) -> str:
     """Returns what people call a function."""
     name = str(getattr(func, "__name__", func))
     return str(getattr(getattr(func, "__self__", None), "__name__", name)) if name == "__get__" else name
+
+
+def by_place(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Brings operands that are given by name to their places.
+
+    Example:
+        >>> by_place((1,), {"other": 2, "alpha": 3})
+        ((1, 2), {'alpha': 3})
+    """
+    named = [name for name in _OPERANDS if name in kwargs]
+    rest = {name: value for name, value in kwargs.items() if name not in named}
+    return (*args, *(kwargs[name] for name in named)), rest
+
+
+def argument(args: Any, kwargs: Any, place: int, name: str, default: Any = None) -> Any:
+    """Returns what was given for a parameter, by its place or by its name."""
+    return kwargs.get(name, args[place] if len(args) > place else default)
 
 
 def tensors(values: Any) -> list[Tensor]:

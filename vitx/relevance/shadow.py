@@ -140,6 +140,8 @@ class Shadow(TorchFunctionMode):
         instead = _INSTEAD.get(func)
         if instead is not None:
             return instead(self, *args, **kwargs)
+        if kwargs:
+            args, kwargs = names.by_place(args, kwargs)
         given = tensors((args, kwargs)) if kwargs else tensors(args)
         live = self._live_among(given)
         if not live:

@@ -17,7 +17,9 @@ from vitx.relevance.names import (
     DIVIDED_UP,
     LAID_OUT,
     TURNED,
+    UNBOUND,
     Function,
+    argument,
     replaced,
     tensors,
 )
@@ -57,7 +59,7 @@ def joined(func: Function) -> Rule:
 
     def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
         thin = _thin_dims(inputs[0])
-        along = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        along = argument(args, kwargs, 1, "dim", 0)
         thinly = func in CONCATENATED and isinstance(along, int) and along % out.ndim not in thin
         thinly = thinly and all(_thin_dims(one) == thin for one in inputs)
 
@@ -88,8 +90,8 @@ def _thinly(func: Function, live: "Live", out: Any, args: Any, kwargs: Any) -> A
     if func in LAID_OUT:
         sizes = _laid_out(tuple(live.thin.shape), tuple(live.shape), tuple(out.shape))
         return None if sizes is None else live.thin.reshape(sizes)
-    if func in DIVIDED_UP:
-        dim = _dim_of(func, args, kwargs) % len(live.shape)
+    if func in DIVIDED_UP | UNBOUND:
+        dim = argument(args, kwargs, 1 if func in UNBOUND else 2, "dim", 0) % len(live.shape)
         if dim not in _thin_dims(live):
             return func(live.thin, *args[1:], **kwargs)
         part = live.thin.squeeze(dim) if tensors(out)[0].ndim < len(live.shape) else live.thin
@@ -97,12 +99,6 @@ def _thinly(func: Function, live: "Live", out: Any, args: Any, kwargs: Any) -> A
     if func is Tensor.__getitem__:
         return _item(live, args[1], out)
     return None
-
-
-def _dim_of(func: Function, args: Any, kwargs: Any) -> int:
-    place = 1 if "unbind" in str(getattr(func, "__name__", "")) else 2
-    dim: int = kwargs.get("dim", args[place] if len(args) > place else 0)
-    return dim
 
 
 def _item(live: "Live", index: Any, out: Tensor) -> Tensor | None:
