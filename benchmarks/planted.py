@@ -187,19 +187,17 @@ def scores(of: Planted, contender: Callable[..., Any]) -> dict[str, float]:
 
 def candidates(maps: Tensor) -> dict[str, float]:
     """Returns the numbers that need no boxes: what all maps have in common, in several ways."""
-    shares = maps.flatten(1) / maps.flatten(1).sum(1, keepdim=True)
     unit = F.normalize(maps.flatten(1), dim=1)
-    cosines = unit @ unit.T
     pairs = ~torch.eye(len(maps), dtype=torch.bool)
-    ranks = shares.argsort(1).argsort(1).float()
+    ranks = maps.flatten(1).argsort(1).argsort(1).float()
     ranks = F.normalize(ranks - ranks.mean(1, keepdim=True), dim=1)
-    entropies = torch.special.entr(shares).sum(1)
+    inner = maps[:, 1:-1, 1:-1].sum() / maps.sum()
     return {
-        "mean cosine of two maps": cosines[pairs].mean().item(),
+        "information": metrics.information(maps).mean().item(),
+        "mean cosine of two maps": (unit @ unit.T)[pairs].mean().item(),
         "mean rank correlation of two maps": (ranks @ ranks.T)[pairs].mean().item(),
-        "information of the place": (torch.special.entr(shares.mean(0)).sum() - entropies.mean()).item(),
         "entropy": metrics.entropy(maps).mean().item(),
-        "border": metrics.border_share(maps).mean().item(),
+        "share on the border": 1 - inner.item(),
     }
 
 

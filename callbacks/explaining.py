@@ -1,6 +1,7 @@
 """Explains the watched images, each rank its share of them."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from vitx.callbacks import ranks
 from vitx.callbacks.images import Samples
-from vitx.callbacks.subject import Forward, with_forward
+from vitx.callbacks.subject import Forward, by_any_way, ways_to_call
 from vitx.errors import VitxError
 from vitx.explain import explain_methods
 from vitx.explanation import Explanation, join
@@ -26,8 +27,8 @@ def explain_samples(
     methods: Mapping[str, Mapping[str, Any]],
     target: Target = "predicted",
     forward_fn: Forward | None = None,
-) -> dict[str, Explanation]:
-    """Explains all samples; called by all ranks.
+) -> tuple[dict[str, Explanation], dict[str, Exception]]:
+    """Explains all samples; called by all ranks. A method that fails takes no other with it.
 
     Args:
         trainer: knows the ranks and the precision.
@@ -38,33 +39,45 @@ def explain_samples(
         forward_fn: a function from (model, images) to logits; by default the model's own forward.
 
     Returns:
-        The explanation of each method, by its name, on the CPU; the same on every rank.
-
-    Raises:
-        VitxError: The input is wrong, or the model is none that can be explained, on any of the ranks.
+        The explanation of each method, by its name, on the CPU, the same on every rank; and the error of each
+        that failed, on any of the ranks.
     """
 
-    def explain_share() -> list[dict[str, Explanation]]:
+    def explain_share(methods: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Explanation]]:
         share = ranks.share(trainer, len(samples))
         starts = range(share.start, share.stop, _BATCH)
-        return [explain_part(slice(start, min(start + _BATCH, share.stop))) for start in starts]
+        return [explain_part(methods, slice(start, min(start + _BATCH, share.stop))) for start in starts]
 
-    def explain_part(part: slice) -> dict[str, Explanation]:
+    def explain_part(methods: Mapping[str, Mapping[str, Any]], part: slice) -> dict[str, Explanation]:
         device = next(model.parameters(), samples.images).device
         inputs = {name: value[part].to(device) for name, value in samples.inputs.items()}
         with trainer.precision_plugin.forward_context():
-            found = explain_methods(
-                with_forward(model, forward_fn, inputs),
-                samples.images[part].to(device),
-                methods,
-                target=_of_core(target, samples, part),
+            images, wanted = samples.images[part].to(device), _of_core(target, samples, part)
+            found = by_any_way(
+                ways_to_call(model, forward_fn, samples.name, inputs),
+                lambda way: explain_methods(way, images, methods, target=wanted),
             )
         return {name: explanation.cpu() for name, explanation in found.items()}
 
+    def explain_by(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Explanation]:
+        of_ranks = ranks.from_all(trainer, partial(explain_share, methods))
+        parts = [part for of_rank in of_ranks for part in of_rank]
+        return {name: join([part[name] for part in parts]) for name in methods}
+
     with untouched(model):
         ranks.take_buffers_of_first(trainer, model)
-        parts = [part for of_rank in ranks.from_all(trainer, explain_share) for part in of_rank]
-    return {name: join([part[name] for part in parts]) for name in methods}
+        found, errors = dict[str, Explanation](), dict[str, Exception]()
+        try:
+            return explain_by(methods), errors  # together, as they share their passes
+        except Exception as error:
+            if len(methods) == 1:
+                return found, dict.fromkeys(methods, error)
+        for name, options in methods.items():
+            try:
+                found |= explain_by({name: options})
+            except Exception as error:
+                errors[name] = error
+    return found, errors
 
 
 def _of_core(target: Target, samples: Samples, part: slice) -> Any:

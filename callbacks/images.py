@@ -2,22 +2,26 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from vitx.callbacks.batches import Content, object_masks, read_batch
+from vitx.callbacks.batches import ITEM, Content, object_masks, read_batch
 from vitx.callbacks.labels import class_names, evenly_spaced, one_of_each_class
-from vitx.callbacks.loading import BATCH, fetch, join, validation_loader
+from vitx.callbacks.loading import BATCH, fetch, join, sampled, validation_loader
+from vitx.callbacks.scales import held_by
+from vitx.colours import Scale
 from vitx.errors import VitxError
 from vitx.inputs import to_tensor
 from vitx.preprocessing import preprocessing_of
 
 _THUMBNAIL = 4  # pixels
+_SCALES = 16  # of those that a data set holds
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Samples:
         places: where they are in the data set, or None.
         out_of: how many images the data set has, or None.
         class_names: the data set's own, or None.
+        scales: mean and std of each normalisation that the data set holds.
+        name: what the batch calls the images.
     """
 
     images: Tensor
@@ -43,6 +49,8 @@ class Samples:
     places: tuple[int, ...] | None = None
     out_of: int | None = None
     class_names: tuple[str, ...] | None = None
+    scales: tuple[Scale, ...] = ()
+    name: str = ITEM.format(0)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -108,17 +116,17 @@ class Selection:
         samples = Samples(content.images.cpu(), shown=evenly_spaced(len(images), count))
         return self._with_masks(samples)
 
-    def _of_loader(
-        self, loader: DataLoader[Any], trainer: pl.Trainer, before: Sequence[int] | None
-    ) -> Samples:
-        data: Any = loader.dataset
-        stream = isinstance(data, IterableDataset) or loader.batch_sampler is None
-        if stream and (self.per_class or _are(self.images, int)):
+    def _of_loader(self, loader: Any, trainer: pl.Trainer, before: Sequence[int] | None) -> Samples:
+        data: Any = getattr(loader, "dataset", None)
+        keys = sampled(loader)
+        if keys is None and (self.per_class or _are(self.images, int)):
             raise VitxError(
                 "the validation set is a stream, whose images have no places: give images instead"
             )
-        places = None if stream else self._places(loader, trainer, before)
-        contents = (self._read(batch, trainer) for batch in fetch(loader, places))
+        key_of = None if keys is None else _by_place(keys)
+        places = None if key_of is None else self._places(loader, key_of, trainer, before)
+        chosen = None if key_of is None else [key_of.get(place, place) for place in places or ()]
+        contents = (self._read(batch, trainer) for batch in fetch(loader, chosen))
         content = join(contents, self.num_measured if places is None else len(places))
         count = len(content.images)
         samples = Samples(
@@ -128,33 +136,44 @@ class Selection:
             content.inputs,
             self._shown(count),
             places,
-            None if places is None else len(data),
+            None if key_of is None else max(len(data), len(key_of)),
             class_names(data),
+            tuple(islice(held_by([data, getattr(loader, "collate_fn", None)]), _SCALES)),
+            content.name,
         )
         return self._with_masks(samples)
 
     def _places(
-        self, loader: DataLoader[Any], trainer: pl.Trainer, before: Sequence[int] | None
+        self,
+        loader: DataLoader[Any],
+        key_of: Mapping[int, Any],
+        trainer: pl.Trainer,
+        before: Sequence[int] | None,
     ) -> tuple[int, ...]:
-        data: Any = loader.dataset
-        if len(data) == 0:
+        """Chooses among the places that the loader reads."""
+        among = list(key_of)
+        if not among:
             raise VitxError("the data set to take images from is empty")
         if _are(self.images, int):
-            return _within(self.images, len(data))
-        count = min(self.num_measured, len(data))
-        if before is not None and len(before) == count and max(before) < len(data):
+            return _within(self.images, len(loader.dataset))  # type: ignore[arg-type]
+        count = min(self.num_measured, len(among))
+        if before is not None and len(before) == count and set(before) <= set(among):
             return tuple(before)
         if not self.per_class:
-            return evenly_spaced(len(data), count)
-        return one_of_each_class(data, count, lambda order: self._labels(loader, order, trainer))
+            return tuple(among[number] for number in evenly_spaced(len(among), count))
+        found = one_of_each_class(
+            *(Subset(loader.dataset, list(key_of.values())), count),
+            lambda order: self._labels(loader, [key_of[among[number]] for number in order], trainer),
+        )
+        return tuple(among[number] for number in found)
 
     def _shown(self, count: int) -> tuple[int, ...]:
         return evenly_spaced(count, count if _are(self.images, int) else min(self.num_images, count))
 
     def _labels(
-        self, loader: DataLoader[Any], places: Sequence[int], trainer: pl.Trainer
+        self, loader: DataLoader[Any], keys: Sequence[Any], trainer: pl.Trainer
     ) -> Iterator[int | None]:
-        for batch in fetch(loader, places):
+        for batch in fetch(loader, keys):
             content = self._read(batch, trainer)
             if content.labels is None or content.labels.ndim != 1:
                 yield None
@@ -197,6 +216,11 @@ def _data_set(images: Any) -> Any:
         "images must be a tensor, a data set, a list of files, places in the validation set or None, found "
         f"{type(images).__name__}"
     )
+
+
+def _by_place(keys: Sequence[Any]) -> dict[int, Any]:
+    """The key of each place; keys that are no numbers are counted."""
+    return {key if isinstance(key, int) else number: key for number, key in enumerate(keys)}
 
 
 def _within(places: Sequence[int], length: int) -> tuple[int, ...]:

@@ -26,13 +26,15 @@ def measure(
         before: the maps of each method at the firing before.
 
     Returns:
-        Tag -> value: `entropy`, `border` (share on the outermost patches), `drift` if there was a firing
+        Tag -> value: `entropy`, `information` if there are several images, `drift` if there was a firing
         before, `pointing` and `energy` if there are masks; see `vitx.metrics`.
     """
     scalars: dict[str, float] = {}
     for name, explanation in found.items():
         maps = explanation.maps
-        values = {"entropy": metrics.entropy(maps), "border": metrics.border_share(maps)}
+        values = {"entropy": metrics.entropy(maps)}
+        if len(maps) > 1:
+            values["information"] = metrics.information(maps)
         if name in before and before[name].shape == maps.shape:
             values["drift"] = metrics.drift(maps, before[name])
         if masks is not None:
@@ -48,6 +50,7 @@ def draw(
     pixels: Tensor,
     class_names: Sequence[str] | None,
     colormap: str,
+    note: str = "",
 ) -> NDArray[np.uint8]:
     """Draws the grid of the images shown: the input and each method's overlay.
 
@@ -57,6 +60,7 @@ def draw(
         pixels: the images shown, (n, H, W, 3) uint8.
         class_names: in the order of the logits.
         colormap: the name of a colour map of matplotlib.
+        note: is written below.
 
     Returns:
         (height, width, 3) uint8.
@@ -67,7 +71,7 @@ def draw(
         heat = render.heatmaps(explanation.maps[shown], explanation.image_size)
         columns[title_of(name)] = render.overlays(pixels, heat, colormap)
     captions = captions_of(_logits(found, samples), _labels(samples), class_names)
-    return render.grid(columns, captions, colormap=colormap)
+    return render.grid(columns, captions, colormap=colormap, note=note)
 
 
 def keep_maps(folder: Path, found: Mapping[str, Explanation], samples: Samples, step: int) -> None:

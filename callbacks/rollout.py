@@ -7,19 +7,21 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from vitx import render
 from vitx.callbacks import ranks, sinks
 from vitx.callbacks.explaining import Target, explain_samples
 from vitx.callbacks.images import Samples, Selection
 from vitx.callbacks.isolation import no_trace
 from vitx.callbacks.past import Past
 from vitx.callbacks.report import draw, keep_images, keep_maps, measure
+from vitx.callbacks.saying import warn
+from vitx.callbacks.scales import likely_scales
 from vitx.callbacks.subject import Forward, explained_module
+from vitx.colours import Colours, choose_colours, given_scale
 from vitx.errors import VitxError, in_words
-from vitx.methods import with_options
+from vitx.explanation import Explanation
+from vitx.methods import title_of, with_options
 from vitx.preprocessing import normalisation
 from vitx.runs import FOLDER, GRIDS
 
@@ -29,10 +31,10 @@ class RolloutCallback(pl.Callback):
 
     Fires before the first step, every n epochs or steps, and at the end of `fit`. Each firing logs one
     grid (rows: images; columns: the input and each method's overlay) under `vitx/maps`, and for each
-    method, as means over the images, `vitx/METHOD/...`: `entropy` (how spread out), `border` (share on the
-    outermost patches), `drift` (how far from the firing before), and, where masks or boxes are known,
-    `pointing` (pointing-game rate) and `energy` (share of the map on the object). The step is that of
-    `self.log`, and any of these names can be the `monitor` of other callbacks.
+    method, as means over the images, `vitx/METHOD/...`: `entropy` (how spread out), `information` (how much
+    the maps of different images differ), `drift` (how far from the firing before), and, where masks or boxes
+    are known, `pointing` (pointing-game rate) and `energy` (share of the map on the object). The step is that
+    of `self.log`, and any of these names can be the `monitor` of other callbacks.
 
     The training is the same, bit for bit, with and without the callback. With several processes, the
     images are shared among them and rank 0 writes.
@@ -58,8 +60,10 @@ class RolloutCallback(pl.Callback):
         class_names: by default those of the data set, else the numbers.
         masks: (n, h, w), True on the object of each image; by default the third item of each sample.
         boxes: (n, 4) or (n, K, 4): x1, y1, x2, y2 in pixels, instead of masks.
-        mean: what was subtracted from each channel of the images; by default the model's own.
-        std: what each channel was then divided by; by default the model's own.
+        mean: what was subtracted from each channel of the images; by default what the data set's transforms
+            hold, else what the model declares. Where neither fits, colours are guessed; the picture says so.
+        std: what each channel was then divided by; by default as for the mean.
+        bands: which channels are shown, one or three, as (3, 2, 1); by default the first three.
         colormap: the name of a colour map of matplotlib.
         save_maps: write maps, logits and pixels of the images shown into the log folder, from which
             `vitx report` and `vitx timelapse` play the training back.
@@ -92,6 +96,7 @@ class RolloutCallback(pl.Callback):
         boxes: Tensor | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        bands: Sequence[int] | None = None,
         colormap: str = "inferno",
         save_maps: bool = False,
         on_error: Literal["warn", "raise"] = "warn",
@@ -114,7 +119,7 @@ class RolloutCallback(pl.Callback):
         self.every_n_steps = every_n_steps or 0
         self.at_start = at_start
         self.class_names = class_names
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.bands = mean, std, bands
         self.colormap = colormap
         self.save_maps = save_maps
         self.on_error = _one_of("on_error", on_error, ("warn", "raise"))
@@ -122,6 +127,7 @@ class RolloutCallback(pl.Callback):
 
     def _forget(self) -> None:
         self._samples: Samples | None = None
+        self._pixels: tuple[Tensor, str] | None = None  # of the images shown, and what is said of them
         self._images_kept = False
         self._past = Past()
         self._said: set[tuple[str, str]] = set()
@@ -178,7 +184,7 @@ class RolloutCallback(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Lets the images go."""
-        self._samples = None
+        self._samples = self._pixels = None
 
     def state_dict(self) -> dict[str, Any]:
         """Keeps which images were watched and what was seen last."""
@@ -209,7 +215,11 @@ class RolloutCallback(pl.Callback):
         if self._samples is None:
             self._samples = ranks.from_first(trainer, partial(self._choose, trainer, module))
         samples, model = self._samples, explained_module(trainer, module, self.weights)
-        found = explain_samples(trainer, model, samples, self.methods, self.target, self.forward_fn)
+        found, errors = explain_samples(trainer, model, samples, self.methods, self.target, self.forward_fn)
+        if errors and (not found or self.on_error == "raise"):
+            raise next(iter(errors.values()))
+        for name, error in errors.items():
+            self._say(f"shows no {title_of(name)}", error, f" at step {step}")
         # Sharded models may differ in the last bits among ranks, whose monitors must agree.
         scalars = ranks.from_first(trainer, partial(measure, found, samples.masks, self._past.maps))
         self._past.maps = {name: explanation.maps for name, explanation in found.items()}
@@ -220,18 +230,50 @@ class RolloutCallback(pl.Callback):
                 self._attempt(logger, partial(sinks.write_scalars, logger, scalars, step))
             if self.save_maps:
                 self._attempt(self._folder, partial(keep_maps, self._folder, found, samples, step))
-            mean, std = normalisation(module)
-            pixels = render.to_pixels(samples.images[list(samples.shown)], self.mean or mean, self.std or std)
+            self._picture(trainer, module, found, samples, step)
+
+    def _picture(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        found: Mapping[str, Explanation],
+        samples: Samples,
+        step: int,
+    ) -> None:
+        """Draws and shows the grid; what fails here takes no number with it."""
+        try:
+            if self._pixels is None:
+                self._pixels = self._look(trainer, module, samples)
+            pixels, note = self._pixels
             look = (pixels, self.class_names or samples.class_names, self.colormap)
-            if self.save_maps and not self._images_kept:
-                keep = partial(keep_images, self._folder, samples, *look)
-                self._images_kept = self._attempt(self._folder, keep)
-            self._show_picture(trainer, draw(found, samples, *look), step)
+            picture = draw(found, samples, *look, note)
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            self._say("shows no picture", error, f" at step {step}")
+            return
+        if self.save_maps and not self._images_kept:
+            keep = partial(keep_images, self._folder, samples, *look)
+            self._images_kept = self._attempt(self._folder, keep)
+        self._show_picture(trainer, picture, step)
+
+    def _look(self, trainer: pl.Trainer, module: pl.LightningModule, samples: Samples) -> tuple[Tensor, str]:
+        """Draws the inputs in their true colours, and says what a picture has to say of these."""
+        images, channels = samples.images, samples.images.shape[1]
+        if self.bands is None and channels in (1, 3) and (self.mean or self.std):
+            declared = normalisation(module)
+            scale = given_scale(self.mean or declared[0], self.std or declared[1], channels)
+            colours = Colours(tuple(range(channels)), scale)
+        else:
+            colours = choose_colours(
+                images, likely_scales(trainer, module, images, samples.scales), self.bands
+            )
+        return colours.pixels(images)[list(samples.shown)], colours.note
 
     def _choose(self, trainer: pl.Trainer, module: pl.LightningModule) -> Samples:
         samples = self.selection.choose(trainer, module, self._past.places)
         if change := self._past.meet(samples):
-            rank_zero_warn(f"RolloutCallback: {change}")
+            warn(f"RolloutCallback: {change}")
         return samples
 
     def _show_picture(self, trainer: pl.Trainer, picture: sinks.Picture, step: int) -> None:
@@ -256,7 +298,7 @@ class RolloutCallback(pl.Callback):
         known = (what, str(error) if isinstance(error, VitxError) else type(error).__name__)
         if known not in self._said:
             self._said.add(known)
-            rank_zero_warn(f"RolloutCallback {what}{when}: {in_words(error)}")
+            warn(f"RolloutCallback {what}{when}: {in_words(error)}")
 
 
 def _publish(trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:

@@ -1,18 +1,21 @@
 """What is explained: which weights, and how they are called."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from vitx.callbacks.batches import is_item
 from vitx.callbacks.ranks import in_step
 from vitx.errors import VitxError
 
+T = TypeVar("T")
 Forward = Callable[..., Tensor]
+_FORWARD_FN = "give the callback forward_fn=lambda module, images: ..."
 _LIGHTNING = ("lightning.pytorch.core.module", "pytorch_lightning.core.module")
 
 
@@ -34,43 +37,88 @@ def explained_module(trainer: pl.Trainer, module: pl.LightningModule, weights: s
     return trainer.strategy.model or module if in_step(trainer) else module
 
 
-def with_forward(module: nn.Module, forward_fn: Forward | None, inputs: Mapping[str, Tensor]) -> nn.Module:
-    """Returns a module whose forward takes images alone.
+def ways_to_call(
+    module: nn.Module, forward_fn: Forward | None, name: str, inputs: Mapping[str, Tensor]
+) -> Iterator[nn.Module]:
+    """Yields modules whose forward takes images alone: the ways to call a module, the likeliest first.
 
     Args:
         module: the one that is explained.
         forward_fn: a function from it and images to logits; by default its own forward.
-        inputs: what else there is of these images: passed on where the forward asks for it by name.
+        name: what the batch calls the images.
+        inputs: what else there is of these images, by its name or place: passed on where the forward asks for
+            it by name, or by the order of its parameters; or as the batch that the forward takes.
 
     Raises:
         VitxError: The module has no forward, or asks for more than there is.
     """
-    name = "forward_fn" if forward_fn else f"{type(module).__name__}.forward"
+    called = "forward_fn" if forward_fn else f"{type(module).__name__}.forward"
     if forward_fn is None and not _has_forward(module):
-        raise VitxError(f"{name} is not written: give the callback forward_fn=lambda module, images: ...")
+        raise VitxError(f"{called} is not written: {_FORWARD_FN}")
+    own = {key: value for key, value in inputs.items() if not is_item(key)}
+    if forward_fn is None and not _takes_images(module.forward):
+        yield Call(lambda images: module(**{name: images}), module)
+        yield Call(lambda images: module(**{name: images, **own}), module)
+        return
     wanted = _required(forward_fn)[2:] if forward_fn else _required(module.forward)[1:]
+    items = [value for key, value in inputs.items() if is_item(key)]
+    given = {parameter: inputs[parameter] for parameter in wanted if parameter in inputs}
     missing = [parameter for parameter in wanted if parameter not in inputs]
-    if missing:
+    if len(missing) > len(items):
         raise VitxError(
-            f"{name} takes more than images, and the batch has no {missing[0]!r}: give the callback "
-            "forward_fn=lambda module, images: ..., or a batch_transform that names it"
+            f"{called} takes more than images, and the batch has no {missing[0]!r}: {_FORWARD_FN}, or "
+            'batch_transform=lambda batch: {"image": ..., "label": ..., "' + missing[0] + '": ...}'
         )
-    if forward_fn is None and not wanted:
-        return module
-    return _Call(module, forward_fn, {parameter: inputs[parameter] for parameter in wanted})
+    given |= dict(zip(missing, items, strict=False))
+    if forward_fn is not None:
+        yield Call(lambda images: forward_fn(module, images, **given), module)
+        return
+    yield Call(lambda images: module(images, **given), module) if given else module
+    if not wanted:  # the forward may take a batch
+        if is_item(name):
+            yield Call(lambda images: module((images, *items)), module)
+        else:
+            yield Call(lambda images: module({**own, name: images}), module)
 
 
-class _Call(nn.Module):
-    """Calls a module with images and what belongs to them."""
+class Call(nn.Module):
+    """Calls a module in a way of its own."""
 
-    def __init__(self, module: nn.Module, function: Forward | None, inputs: Mapping[str, Tensor]) -> None:
+    def __init__(self, function: Callable[[Tensor], Any], module: nn.Module) -> None:
         super().__init__()
-        self.module, self.function, self.inputs = module, function, inputs
+        self.module, self.function = module, function
 
     def forward(self, images: Tensor) -> Any:
-        if self.function is None:
-            return self.module(images, **self.inputs)
-        return self.function(self.module, images, **self.inputs)
+        """Returns what the module puts out."""
+        return self.function(images)
+
+
+def by_any_way(ways: Iterable[nn.Module], explain: Callable[[nn.Module], T]) -> T:
+    """Explains by the first way to call a module that it takes.
+
+    Raises:
+        VitxError: It takes none.
+    """
+    first: Exception | None = None
+    for way in ways:
+        try:
+            return explain(way)
+        except (TypeError, KeyError, IndexError, AttributeError) as error:
+            first = first or error
+    raise VitxError(f"the forward of the module did not take the images: {_FORWARD_FN}") from first
+
+
+def _takes_images(function: Callable[..., Any]) -> bool:
+    """Whether there is a parameter that is given by its place."""
+    places = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.VAR_POSITIONAL,
+    )
+    try:
+        return any(p.kind in places for p in inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # written in C
+        return True
 
 
 def _has_forward(module: nn.Module) -> bool:

@@ -75,14 +75,14 @@ def test_keeps_what_else_comes_with_each_image():
 @pytest.mark.parametrize(
     ("batch", "description"),
     [
-        ({"picture": IMAGES, "id": 3}, "the keys picture, id"),
+        ({"picture": LABELS, "id": 3}, "the keys picture, id"),
         (torch.rand(3, 8, 8), r"shape \(3, 8, 8\)"),
         ("a text", "type str"),
-        ((LABELS, IMAGES), "type tuple"),
+        ((LABELS, MASKS), "type tuple"),
         ([], "type list"),
         (None, "type NoneType"),
     ],
 )
 def test_says_what_it_found_where_there_are_no_images(batch, description):
-    with pytest.raises(VitxError, match=f"no images.*{description}: give a batch_transform"):
+    with pytest.raises(VitxError, match=f"no images.*{description}: give the callback batch_transform"):
         read_batch(batch)

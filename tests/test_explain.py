@@ -258,8 +258,14 @@ class TestTargets:
             def forward(self, images):
                 return self.vit(images)[:, 0]
 
-        with pytest.raises(VitxError, match=r"shape \(2,\), not \(B, classes\)"):
-            explain(Regressor(), IMAGES, "grad_rollout")
+        class Deeper(Regressor):
+            def forward(self, images):
+                return self.vit(images)[:, None]
+
+        with pytest.raises(VitxError, match=r"shape \(2, 1, 7\), not \(B, classes\)"):
+            explain(Deeper(), IMAGES, "grad_rollout")
         found = explain(Regressor(), IMAGES, "grad_rollout", target=lambda output: output)
         assert same(found, self.explained(0), 1e-6)
+        signs = explain(Regressor(), IMAGES, "evidence")
+        assert torch.equal(signs.target, (signs.logits > 0).long())
         assert tuple(explain(Regressor(), IMAGES, "rollout").maps.shape) == (2, 4, 4)

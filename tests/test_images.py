@@ -133,8 +133,17 @@ def test_no_such_loader():
 
 
 def test_a_loader_that_is_none_of_torchs():
-    with pytest.raises(VitxError, match="the validation loader is a list and no DataLoader"):
-        chosen({"some": [[torch.rand(1, 3, IMAGE, IMAGE)]]}, dataloader_idx="some")
+    """WebDataset's, for instance: anything that yields batches, more than once."""
+    batches = [[torch.full((2, 3, IMAGE, IMAGE), float(number))] for number in range(9)]
+    found = chosen({"some": batches}, dataloader_idx="some", num_images=3)
+    assert found.images[:4, 0, 0, 0].tolist() == [0, 0, 1, 1]
+    assert len(found.shown) == 3
+    assert found.places is None
+
+
+def test_a_loader_that_can_be_read_only_once():
+    with pytest.raises(VitxError, match="the validation loader is a generator, which can be read only once"):
+        chosen({"some": (batch for batch in [])}, dataloader_idx="some")
 
 
 def test_a_batch_transform_where_nothing_fits():
@@ -142,12 +151,12 @@ def test_a_batch_transform_where_nothing_fits():
         label_name = "kind"
 
         def __getitem__(self, index):
-            return {"data": super().__getitem__(index)}
+            return {"data": [super().__getitem__(index)]}
 
     def transform(batch):
-        return batch["data"]["image"], batch["data"]["kind"]
+        return batch["data"][0]["image"], batch["data"][0]["kind"]
 
-    with pytest.raises(VitxError, match="the keys data: give a batch_transform"):
+    with pytest.raises(VitxError, match="the keys data: give the callback batch_transform"):
         chosen(DataLoader(Odd()))
     found = chosen(DataLoader(Odd()), batch_transform=transform)
     assert numbers(found) == [2, 7, 12, 17]

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import entropy, spearmanr
 
 from vitx import VitxError, metrics
 
@@ -116,13 +116,21 @@ def test_entropy_equals_quantus(drawn):
     assert metrics.entropy(maps).numpy() * math.log(64) == pytest.approx(np.array(wanted), abs=1e-5)
 
 
-def test_border_share_of_hand_worked_maps():
-    centre, corner, flat = torch.zeros(3, 4, 5)
-    centre[1, 2] = centre[2, 3] = 3
-    corner[0, 0] = 7
-    found = metrics.border_share(torch.stack([centre, corner, flat + 1]))
-    assert torch.allclose(found, torch.tensor([0.0, 1.0, 14 / 20]))
-    assert metrics.border_share(torch.rand(1, 2, 2)).tolist() == [1.0], "all patches are on the border"
+def test_information_is_the_divergence_from_the_mean():
+    maps = torch.rand(5, 3, 4, dtype=torch.float64)
+    shares = (maps / maps.sum((1, 2), keepdim=True)).flatten(1).numpy()
+    wanted = [entropy(one, shares.mean(0)) for one in shares]
+    assert metrics.information(maps).tolist() == pytest.approx(wanted)
+    mutual = entropy(shares.mean(0)) - entropy(shares, axis=1).mean()
+    assert metrics.information(maps).mean().item() == pytest.approx(mutual)
+    assert metrics.information(maps * 7).tolist() == pytest.approx(wanted)
+
+
+def test_information_of_maps_at_one_place_and_at_places_of_their_own():
+    apart = torch.eye(6).view(6, 2, 3)
+    assert metrics.information(apart).tolist() == pytest.approx([math.log(6)] * 6)
+    assert metrics.information(apart[:1].expand(6, -1, -1)).tolist() == [0] * 6
+    assert metrics.information(torch.zeros(2, 2, 3)).tolist() == [0, 0], "a map of zeros counts as uniform"
 
 
 def test_boxes_hold_the_pixels_whose_centres_they_hold():

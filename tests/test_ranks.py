@@ -97,7 +97,8 @@ def explains_a_sharded_model(folder):
 def one_rank_fails(folder):
     first = os.environ["RANK"] == "0"  # which speaks for all
     with pytest.warns(UserWarning, match="rank 1 has no picture") if first else warnings.catch_warnings():
-        trainer, _ = fit(RolloutCallback(target=FailsOnOneRank()), default_root_dir=folder, **ddp())
+        watched = RolloutCallback(target=FailsOnOneRank(), methods=["grad_rollout"])
+        trainer, _ = fit(watched, default_root_dir=folder, **ddp())
     assert trainer.global_step == 4, "the training did not go on"
     with pytest.raises(Exception, match="rank 1 has no picture today"):
         fit(RolloutCallback(target=FailsOnOneRank(), on_error="raise"), default_root_dir=folder, **ddp())

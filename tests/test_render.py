@@ -15,10 +15,7 @@ from vitx.render import (
     heatmaps,
     overlays,
     palette,
-    to_pixels,
 )
-
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class TestHeatmaps:
@@ -57,62 +54,6 @@ class TestHeatmaps:
         heat = heatmaps(maps, (40, 60))[0]
         row, column = divmod(heat.argmax().item(), 60)
         assert (row // 10, column // 10) == (3, 1)
-
-
-class TestPixels:
-    @pytest.mark.parametrize(("mean", "std"), [IMAGENET, ((0.5,), (0.5,)), ((0, 0, 0), (1, 1, 1))])
-    def test_undoes_the_normalisation_exactly(self, mean, std):
-        pixels = torch.randint(0, 256, (2, 9, 7, 3), dtype=torch.uint8)
-        images = pixels.permute(0, 3, 1, 2).float() / 255
-        images = (images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
-        found = to_pixels(images, mean, std)
-        assert found.dtype == torch.uint8
-        assert torch.equal(found, pixels)
-
-    def test_all_values(self):
-        pixels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(-1, -1, -1, 3)
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in IMAGENET)
-        images = (pixels.permute(0, 3, 1, 2) / 255 - mean) / std
-        assert torch.equal(to_pixels(images, *IMAGENET), pixels)
-
-    def test_greyscale(self):
-        pixels = torch.randint(0, 256, (2, 5, 5, 1), dtype=torch.uint8)
-        images = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.13) / 0.3
-        assert torch.equal(to_pixels(images, (0.13,), (0.3,)), pixels.expand(-1, -1, -1, 3))
-
-    def test_greyscale_with_the_default_of_three_channels(self):
-        images = torch.rand(1, 1, 5, 5)
-        assert to_pixels(images, (0, 0, 0), (1, 1, 1)).shape == (1, 5, 5, 3)
-
-    def test_out_of_range_is_cut(self):
-        images = torch.tensor([-1.0, 2.0]).view(1, 1, 1, 2)
-        assert to_pixels(images, (0,), (1,))[0, 0, :, 0].tolist() == [0, 255]
-
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-    def test_other_types(self, dtype):
-        images = torch.ones(1, 3, 2, 2, dtype=dtype, requires_grad=True)
-        assert (to_pixels(images, (0, 0, 0), (1, 1, 1)) == 255).all()
-
-    @pytest.mark.parametrize("channels", [2, 4])
-    def test_wrong_channels(self, channels):
-        with pytest.raises(VitxError, match=f"images of 1 or 3 channels can be shown, found {channels}"):
-            to_pixels(torch.rand(1, channels, 4, 4), (0,) * channels, (1,) * channels)
-
-    @pytest.mark.parametrize(
-        ("mean", "std", "sentence"),
-        [
-            ((0, 0), (1, 1, 1), "mean has 2 values for 3 channels"),
-            ((0, 0, 0), (1, 1), "std has 2 values for 3 channels"),
-            ((), (1,), "mean has 0 values"),
-        ],
-    )
-    def test_values_that_do_not_fit(self, mean, std, sentence):
-        with pytest.raises(VitxError, match=sentence):
-            to_pixels(torch.rand(1, 3, 4, 4), mean, std)
-
-    def test_three_different_values_do_not_fit_greyscale(self):
-        with pytest.raises(VitxError, match="mean has 3 values for 1 channels"):
-            to_pixels(torch.rand(1, 1, 4, 4), *IMAGENET)
 
 
 def brightness(pixels):
@@ -261,10 +202,14 @@ class TestExplanation:
         assert tuple(self.found.heatmaps((6, 8)).shape) == (2, 6, 8)
 
     def test_overlays(self):
-        found = self.found.overlays(self.images, *IMAGENET)
+        found = self.found.overlays()
         assert tuple(found.shape) == (2, 24, 40, 3)
-        assert torch.equal(found, overlays(to_pixels(self.images, *IMAGENET), self.found.heatmaps()))
-        assert not torch.equal(found, self.found.overlays(self.images, *IMAGENET, "viridis"))
+        assert torch.equal(found, overlays(self.found.pixels(), self.found.heatmaps()))
+        assert not torch.equal(found, self.found.overlays(colormap="viridis"))
+        darker = self.found.overlays(self.images, (0.0,), (0.1,))
+        assert torch.equal(
+            darker, overlays(self.found.pixels(mean=(0.0,), std=(0.1,)), self.found.heatmaps())
+        )
 
     def test_overlays_on_larger_images(self):
         assert tuple(self.found.overlays(torch.rand(2, 3, 48, 80)).shape) == (2, 48, 80, 3)

@@ -34,7 +34,7 @@ def test_tensorboard_holds_a_grid_and_scalars_for_each_firing(tmp_path):
 
     assert [event.step for event in found.Images("vitx/maps")] == [0, 3, 7]
     for method in ("rollout", "grad_rollout"):
-        for name in ("entropy", "border", "pointing", "energy"):
+        for name in ("entropy", "information", "pointing", "energy"):
             values = found.Scalars(f"vitx/{method}/{name}")
             assert [event.step for event in values] == [0, 3, 7]
             assert all(0 <= event.value <= 1 for event in values)
@@ -101,7 +101,7 @@ def test_writes_png_files_and_maps_where_no_logger_shows_pictures(tmp_path):
 
 
 def test_the_images_are_kept_also_where_the_first_firing_fails(tmp_path, monkeypatch):
-    fails = iter([True, False, False])
+    fails = iter([True, True, False, False])  # also when it is tried alone
 
     def target(logits):
         if next(fails):
@@ -111,7 +111,9 @@ def test_the_images_are_kept_also_where_the_first_firing_fails(tmp_path, monkeyp
     with pytest.warns(UserWarning, match="no picture yet"):
         fit(RolloutCallback(target=target, save_maps=True, num_images=2), default_root_dir=tmp_path)
     assert np.load(tmp_path / "vitx" / "images.npz")["pixels"].shape == (2, IMAGE, IMAGE, 3)
-    assert len(list((tmp_path / "vitx").glob("maps-*.npz"))) == 2
+    first, *_, last = sorted((tmp_path / "vitx").glob("maps-*.npz"))
+    assert list(np.load(first)) == ["rollout"]
+    assert list(np.load(last)) == ["rollout", "grad_rollout"]
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,7 @@ def test_checkpoints_and_early_stopping_can_monitor_the_numbers(tmp_path):
         filename="often-{step}",
         save_top_k=-1,
     )
-    stop = EarlyStopping("vitx/rollout/border", mode="min", patience=1, min_delta=1)
+    stop = EarlyStopping("vitx/rollout/information", mode="max", patience=1, min_delta=1)
     callback = RolloutCallback(on_error="raise", every_n_steps=3)
     trainer, _ = fit(
         best, often, stop, callback, default_root_dir=tmp_path, enable_checkpointing=True, max_epochs=9

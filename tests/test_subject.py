@@ -215,8 +215,8 @@ def test_says_what_is_missing(module, options, sentence):
 
 
 def test_the_module_is_not_wrapped_where_it_need_not_be():
-    from vitx.callbacks.subject import with_forward
+    from vitx.callbacks.subject import ways_to_call
 
     module = SmallClassifier()
-    assert with_forward(module, None, {}) is module
-    assert with_forward(copy.deepcopy(module), lambda m, images: m(images), {}) is not module
+    assert next(ways_to_call(module, None, "image", {})) is module
+    assert next(ways_to_call(copy.deepcopy(module), lambda m, images: m(images), "image", {})) is not module

@@ -37,7 +37,7 @@ def captions_of(
     """Says what was predicted, and whether it is right.
 
     The labels tell what the logits are: a class for each image (softmax, or sigmoid if there is but one
-    logit), 0 or 1 for each class (multi-label, sigmoid), or numbers (regression).
+    logit, then also as 0.0 or 1.0), 0 or 1 for each class (multi-label, sigmoid), or numbers (regression).
 
     Args:
         logits: (B, classes), or (B,).
@@ -65,10 +65,13 @@ def captions_of(
             return _several_classes(logits, labels > 0, class_names)
         labels = labels.argmax(1)
     if labels is not None and labels.ndim == 1 and labels.is_floating_point():
-        if logits.shape[1] == 1:
+        if logits.shape[1] > 1:
+            labels = None
+        elif ((labels == 0) | (labels == 1)).all():  # as binary_cross_entropy_with_logits takes them
+            labels = labels.long()
+        else:
             rows = zip(logits[:, 0].tolist(), labels.tolist(), strict=True)
             return [Caption(f"{number:.3g}", label=f"{label:.3g}") for number, label in rows]
-        labels = None
     return _one_class(logits, labels if labels is None or labels.ndim == 1 else None, class_names)
 
 

@@ -148,7 +148,7 @@ def _follow(
             head_fusion=fusion,
         ) as watched:
             with watched, nullcontext() if lens is None else lens.watch():
-                logits = predict(model, pixels)
+                logits = predict(model, pixels, watched.made_last)
             classes = target_classes(target, logits)
             of_gradient: dict[str | None, list[Tensor]] = {None: []}
             if any(method.gradient == "score" for method in chosen.values()):

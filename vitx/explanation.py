@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.files import savez, write_or_say, write_png
+
+if TYPE_CHECKING:
+    from vitx.colours import Colours
 
 _MOST_SHOWN = 16  # images, where a notebook asks for a picture
 
@@ -79,26 +83,42 @@ class Explanation:
         images: Tensor | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        bands: Sequence[int] | None = None,
     ) -> Tensor:
         """Returns the images as the model saw them, not normalised.
 
         Args:
             images: (B, C, H, W), those that were explained; by default the ones that are kept.
-            mean: by default what the model declares.
-            std: as for the mean.
+            mean: what was subtracted from each channel; by default what the model declares, if that brings
+                the images into [0, 1], else colours are guessed.
+            std: what each channel was then divided by; as for the mean.
+            bands: the channels to show, one or three; by default the first three, and of two the mean.
 
         Returns:
             (B, H, W, 3) uint8, on the CPU.
 
         Raises:
-            VitxError: The images are not kept and not given.
+            VitxError: The images are not kept and not given, or mean, std or bands do not fit them.
         """
-        from vitx.render import to_pixels
-
         images = self.images if images is None else images
         if images is None:
             raise VitxError("the images were not kept with the explanation: give those that were explained")
-        return to_pixels(images, self.mean if mean is None else mean, self.std if std is None else std)
+        return self._colours(images, mean, std, bands).pixels(images)
+
+    def _colours(
+        self,
+        images: Tensor,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        bands: Sequence[int] | None = None,
+    ) -> "Colours":
+        from vitx.colours import Colours, choose_colours, given_scale
+
+        declared = (self.mean if mean is None else mean, self.std if std is None else std)
+        if bands is None and (mean is not None or std is not None) and images.shape[1] in (1, 3):
+            channels = images.shape[1]
+            return Colours(tuple(range(channels)), given_scale(*declared, channels))
+        return choose_colours(images, [declared], bands)
 
     def overlays(
         self,
@@ -173,9 +193,10 @@ class Explanation:
             ),
         }
         captions = captions_of(self.logits, class_names=class_names)
+        note = "" if self.images is None else self._colours(self.images).note
         if signed:
-            return grid(columns, captions, tile_width=224, colormap=SIGNED[0], ends=SIGNED[1])
-        return grid(columns, captions, tile_width=224, colormap=colormap)
+            return grid(columns, captions, tile_width=224, colormap=SIGNED[0], ends=SIGNED[1], note=note)
+        return grid(columns, captions, tile_width=224, colormap=colormap, note=note)
 
     def save(self, path: str | Path) -> None:
         """Writes a picture (.png), or the maps, logits and targets as arrays (.npz), whole or not at all.

@@ -108,21 +108,29 @@ def mean_iou(maps: Tensor, masks: Tensor) -> Tensor:
     return (_iou(found, wanted) + _iou(~found, ~wanted)) / 2
 
 
-def border_share(maps: Tensor) -> Tensor:
-    """Which share of each map lies on its outermost ring of patches, where marks and watermarks live.
+def information(maps: Tensor) -> Tensor:
+    """How much the map of an image differs from what all images have in common.
+
+    The Kullback-Leibler divergence of each map from the mean of all maps, each of them as shares of 1. Its
+    mean over the images is their generalised Jensen-Shannon divergence (Lin 1991), the mutual information of
+    image and place. It is small where all maps are bright at one place, as on a mark that is always there, or
+    bright everywhere, as with a colour cast; and large where each image has its object somewhere else.
 
     Args:
-        maps: (B, h, w), >= 0.
+        maps: (B, h, w), >= 0, of different images; some 64 or more.
 
     Returns:
-        (B,) in [0, 1]; a constant map gives the ring's share of the patches.
+        (B,) in nats, >= 0; their mean is at most log(B).
 
     Example:
-        >>> border_share(torch.tensor([[[2.0, 1.0, 1.0], [0.0, 4.0, 0.0], [0.0, 0.0, 0.0]]]))
-        tensor([0.5000])
+        >>> information(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        tensor([0.6931, 0.6931])
+        >>> information(torch.tensor([[[0.5, 0.5]], [[3.0, 3.0]]]))
+        tensor([0., 0.])
     """
-    shares = _shares(maps).view_as(maps)
-    return 1 - shares[:, 1:-1, 1:-1].sum((1, 2))
+    shares = _shares(maps)
+    common = shares.mean(0, keepdim=True)
+    return (torch.xlogy(shares, shares) - torch.xlogy(shares, common)).sum(1).clamp(min=0)
 
 
 def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,9 +43,23 @@ def check_images(model: nn.Module, images: Any) -> None:
         raise VitxError(f"the images are {images.dtype} and the model is {weight.dtype}: convert one")
 
 
-def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """Runs the model and returns its logits, (B, ...), or raises a VitxError."""
-    return _logits(_forward(model, images))
+def predict(
+    model: nn.Module, images: Tensor, made_last: Callable[[Sequence[Tensor]], Tensor | None] | None = None
+) -> Tensor:
+    """Runs the model and returns its logits.
+
+    Args:
+        model: whose output is a tensor, Hugging Face's output object, or several tensors.
+        images: (B, C, H, W).
+        made_last: tells which of several outputs was made of all others; None where none was.
+
+    Returns:
+        The logits, (B, ...).
+
+    Raises:
+        VitxError: The model refuses the images, or it cannot be told which output the logits are.
+    """
+    return _logits(_forward(model, images), len(images), made_last)
 
 
 def _forward(model: nn.Module, images: Tensor) -> Any:
@@ -62,30 +76,48 @@ def _forward(model: nn.Module, images: Tensor) -> Any:
         raise VitxError(f"the model refused images of shape {tuple(images.shape)}: {said}") from error
 
 
-def _logits(output: Any) -> Tensor:
-    """Finds the logits in what a model returns: a tensor, or Hugging Face's output object."""
+def _logits(output: Any, batch: int, made_last: Callable[[Sequence[Tensor]], Tensor | None] | None) -> Tensor:
+    """Finds the logits in what a model returns: what is called so, else the only scores, or the last made."""
     if isinstance(output, Tensor):
         return output
     for name in ("logits", "pooler_output", "last_hidden_state"):
         value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
         if isinstance(value, Tensor):
             return value
-    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
-        return output[0]
-    raise VitxError(f"the model must return logits, found {type(output).__name__}: wrap it so that it does")
+    parts = output.values() if isinstance(output, Mapping) else output
+    tensors = [part for part in parts if isinstance(part, Tensor)] if isinstance(parts, Iterable) else []
+    scores = [one for one in tensors if one.ndim in (1, 2) and len(one) == batch and one.is_floating_point()]
+    found = scores or tensors
+    if not found:
+        raise VitxError(
+            f"the model must return logits, found {type(output).__name__}: wrap it so that it does"
+        )
+    last = found[0] if len(found) == 1 else made_last(found) if made_last else None
+    if last is None:
+        shapes = ", ".join(str(tuple(one.shape)) for one in found)
+        raise VitxError(
+            f"the model returns {len(found)} tensors, {shapes}, none of which was made of all others: "
+            "wrap it so that it returns the one to explain (to the callback, give forward_fn=lambda module, "
+            "images: ...)"
+        )
+    return last
 
 
 def target_classes(target: Target, logits: Tensor) -> Tensor | None:
-    """Returns the class that is meant in each image, (B,); None where the target is a function."""
+    """Returns the class that is meant in each image, (B,); None where the target is a function.
+
+    One logit tells two classes apart: 1 where it is above 0, else 0.
+    """
     if callable(target) and not isinstance(target, Tensor):
         return None
-    if logits.ndim != 2:
+    if logits.ndim not in (1, 2):
         if target is None:
             return None  # methods without a class need none; the others complain in `scores`
         raise VitxError(_NOT_CLASSES.format(tuple(logits.shape)))
-    batch, classes = logits.shape
+    single = _single(logits)
+    batch, classes = len(logits), 2 if single is not None else logits.shape[1]
     if target is None:
-        return logits.argmax(1)
+        return logits.argmax(1) if single is None else (single > 0).long()
     found = _whole_numbers(target)
     if isinstance(found, int):
         found = [found] * batch
@@ -95,6 +127,13 @@ def target_classes(target: Target, logits: Tensor) -> Tensor | None:
     if wrong:
         raise VitxError(f"target {wrong[0]} is out of range: the model has classes 0 to {classes - 1}")
     return torch.tensor(found, device=logits.device)
+
+
+def _single(logits: Tensor) -> Tensor | None:
+    """The logit of each image, (B,), where there is but one."""
+    if logits.ndim == 1:
+        return logits
+    return logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else None
 
 
 def _whole_numbers(target: Any) -> int | list[int]:
@@ -116,7 +155,13 @@ def _whole_numbers(target: Any) -> int | list[int]:
 
 
 def scores(target: Target, logits: Tensor, classes: Tensor | None) -> Tensor:
-    """Returns the score of each image, (B,): the logit of its class, or what the target function says."""
+    """Returns the score of each image, (B,): the logit of its class, or what the target function says.
+
+    Of one logit, it is the logit for class 1, and minus the logit for class 0.
+    """
+    single = _single(logits)
+    if classes is not None and single is not None:
+        return torch.where(classes == 1, single, -single)
     if classes is not None:
         return logits.gather(1, classes[:, None])[:, 0]
     if not callable(target):

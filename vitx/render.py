@@ -47,32 +47,6 @@ def heatmaps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return ((scaled - low) / (high - low).masked_fill(flat, 1)).masked_fill(flat, 0)
 
 
-def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Undoes a normalisation: (B, C, H, W) -> (B, H, W, 3) uint8 on the CPU.
-
-    Args:
-        images: (B, 1 or 3, H, W), normalised.
-        mean: what was subtracted from each channel, in units of [0, 1]; one value serves all.
-        std: what each channel was then divided by.
-
-    Raises:
-        VitxError: The images have neither 1 nor 3 channels, or mean and std do not fit them.
-    """
-    if images.ndim != 4:
-        raise VitxError(f"images must be (B, C, H, W), found {tuple(images.shape)}")
-    channels = images.shape[1]
-    if channels not in (1, 3):
-        raise VitxError(f"only images of 1 or 3 channels can be shown, found {channels}")
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) not in (1, channels) and not (channels == 1 and len(set(values)) == 1):
-            raise VitxError(f"{name} has {len(values)} values for {channels} channels: give one for each")
-    images = images.detach().float().cpu()
-    scale = torch.tensor(std[:channels]).view(-1, 1, 1)
-    shift = torch.tensor(mean[:channels]).view(-1, 1, 1)
-    pixels = ((images * scale + shift).clamp(0, 1) * 255).round().to(torch.uint8)
-    return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
-
-
 def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
     """Lays heat maps over images: what is looked at glows, the rest is dimmed.
 

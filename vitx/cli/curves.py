@@ -16,7 +16,7 @@ from vitx.runs.film import evenly
 
 EXPLAINED = {
     "entropy": "How spread out the maps are: 0 for one patch, 1 for all alike.",
-    "border": "Their share on the outermost ring of patches, where marks and watermarks live.",
+    "information": "How much the maps of different images differ, in nats: 0 if all are alike.",
     "drift": "How far they moved since the firing before: 0 for not at all, 1 for to other patches.",
     "pointing": "How often the brightest point lies on the object.",
     "energy": "Their share on the object.",

@@ -162,6 +162,15 @@ class Shadow(TorchFunctionMode):
                 self._follow(func, args, kwargs, out, outs, live)
         return out
 
+    def made_last(self, tensors: Sequence[Tensor]) -> Tensor | None:
+        """Returns the one of several tensors that was made of all others; None where there is none."""
+        found = [self.get(tensor) for tensor in tensors]
+        for tensor, live in zip(tensors, found, strict=True):
+            others = {other and other.lineage.identity for other in found if other is not live}
+            if live is not None and others <= set(live.lineage.ancestors):
+                return tensor
+        return None
+
     def run(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], live: list[Live]) -> Any:
         """Makes a call of the model, with a gradient if one will be asked for."""
         if not self.gradients:

@@ -1,0 +1,118 @@
+"""From what a model takes to what a person can see: which channels, and on which scale."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitx.errors import VitxError
+
+Scale = tuple[Sequence[float], Sequence[float]]  # mean and std, one of each for all channels or for each
+_BEYOND = 0.02  # of [0, 1]: what resampling overshoots
+_FEW = 0.01  # share of the values that may lie further out
+_DARK, _BRIGHT = 0.01, 0.99  # what is shown as black and as white where the scale is not known
+
+GUESSED = "colours guessed"
+
+
+@dataclass(frozen=True)
+class Colours:
+    """How images are shown.
+
+    Attributes:
+        bands: the channels that are shown as grey (one) or as red, green and blue (three); two: their mean.
+        scale: mean and std of the normalisation to undo; None: values are stretched instead, each channel
+            from its 1st to its 99th percentile.
+        note: what a picture has to say of it, or nothing.
+    """
+
+    bands: tuple[int, ...]
+    scale: Scale | None
+    note: str = ""
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Draws images: (B, C, H, W) -> (B, H, W, 3) uint8 on the CPU."""
+        chosen = images.detach().float().cpu()[:, list(self.bands)]
+        shown = _stretched(chosen) if self.scale is None else _undone(chosen, self.scale, self.bands, images)
+        if len(self.bands) == 2:
+            shown = shown.mean(1, keepdim=True)
+        pixels = (shown.clamp(0, 1) * 255).round().to(torch.uint8)
+        return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
+
+
+def choose_colours(
+    images: Tensor, scales: Iterable[Scale | None], bands: Sequence[int] | None = None
+) -> Colours:
+    """Finds how images can be shown.
+
+    Args:
+        images: (B, C, H, W), as the model takes them.
+        scales: normalisations that may have made them, the likeliest first. Taken is the first one that
+            brings them into [0, 1]; if none does, colours are guessed.
+        bands: the channels to show, one or three; by default the first three, and of two channels the mean.
+
+    Raises:
+        VitxError: There is no such channel, or their number is wrong.
+    """
+    if images.ndim != 4:
+        raise VitxError(f"images must be (B, C, H, W), found {tuple(images.shape)}")
+    channels = images.shape[1]
+    if bands is not None:
+        return Colours(_checked(bands, channels), None, f"bands {', '.join(map(str, bands))}, stretched")
+    if channels == 2:
+        return Colours((0, 1), None, "mean of 2 channels, stretched")
+    if channels > 3:
+        return Colours((0, 1, 2), None, f"channels 0, 1, 2 of {channels}, stretched")
+    chosen, values = tuple(range(channels)), images.detach().float().cpu()
+    for scale in scales:
+        if scale is not None and _fits(scale, channels) and _in_range(_undone(values, scale, chosen, images)):
+            return Colours(chosen, scale)
+    return Colours(chosen, None, GUESSED)
+
+
+def given_scale(mean: Sequence[float], std: Sequence[float], channels: int) -> Scale:
+    """Returns the scale that was asked for.
+
+    Raises:
+        VitxError: Mean and std do not fit the channels.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels) and not (channels == 1 and values):
+            raise VitxError(f"{name} has {len(values)} values for {channels} channels: give one for each")
+    return mean, std
+
+
+def _checked(bands: Sequence[int], channels: int) -> tuple[int, ...]:
+    if len(bands) not in (1, 3) or not all(0 <= band < channels for band in bands):
+        raise VitxError(
+            f"bands must be one or three channels, from 0 to {channels - 1}, found {tuple(bands)}"
+        )
+    return tuple(bands)
+
+
+def _fits(scale: Scale, channels: int) -> bool:
+    return all(len(values) in (1, channels) or (channels == 1 and values) for values in scale)
+
+
+def _undone(chosen: Tensor, scale: Scale, bands: Sequence[int], images: Tensor) -> Tensor:
+    """Undoes the normalisation; of one channel in a model that declares three, by their mean."""
+    channels = images.shape[1]
+    mean, std = (torch.tensor([float(value) for value in values]) for values in scale)
+    if channels == 1:
+        mean, std = mean.mean()[None], std.mean()[None]
+    mean, std = (values.expand(channels)[list(bands), None, None] for values in (mean, std))
+    return chosen * std + mean
+
+
+def _in_range(values: Tensor) -> bool:
+    outside = (values < -_BEYOND) | (values > 1 + _BEYOND)
+    return bool(outside.float().mean() <= _FEW)
+
+
+def _stretched(values: Tensor) -> Tensor:
+    """Stretches each channel of all images from its 1st to its 99th percentile."""
+    flat = values.transpose(0, 1).flatten(1).nan_to_num()
+    ordered = flat.sort(1).values  # quantile() takes no more than 16 million values
+    low, high = (ordered[:, round(share * (flat.shape[1] - 1))].view(-1, 1, 1) for share in (_DARK, _BRIGHT))
+    return (values - low) / torch.where(high > low, high - low, 1)
