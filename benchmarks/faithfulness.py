@@ -109,25 +109,31 @@ def explain_all(contender: Callable[..., Any], model: nn.Module, data: Data) -> 
     return torch.cat(maps), taken / len(data.images), taken / forward
 
 
-def score(judge: Any, data: Data, maps: Tensor) -> dict[str, list[float]]:
+def score(judge: Any, data: Data, maps: Tensor, perturbed: int | None) -> dict[str, list[float]]:
     """Returns each measure of each image; the judge is the model that perturbed images are shown to."""
     grid = judge.patch_embed.grid_size
     if tuple(maps.shape[1:]) != tuple(grid):
         maps = F.adaptive_avg_pool2d(maps[:, None], grid)[:, 0]
-    images = data.images.to(judge.head.weight.dtype)
-    asked: dict[str, Any] = {"target": data.classes, "measure": "accuracy", "batch_size": 50}
+    images, some = data.images[:perturbed].to(judge.head.weight.dtype), maps[:perturbed]
+    asked: dict[str, Any] = {"target": data.classes[:perturbed], "measure": "accuracy", "batch_size": 50}
     found = {
         "pointing": metrics.pointing_game(maps, data.masks),
         "energy": metrics.energy_inside(maps, data.masks),
         "IoU": metrics.mean_iou(maps, data.masks),
-        "deletion": metrics.deletion(judge, images, maps, **asked),
-        "insertion": metrics.insertion(judge, images, maps, **asked),
+        "deletion": metrics.deletion(judge, images, some, **asked),
+        "insertion": metrics.insertion(judge, images, some, **asked),
     }
     return {name: values.tolist() for name, values in found.items()}
 
 
 def measure(
-    name: str, model: nn.Module, judge: nn.Module, data: Data, folder: Path, asked: str
+    name: str,
+    model: nn.Module,
+    judge: nn.Module,
+    data: Data,
+    folder: Path,
+    asked: str,
+    perturbed: int | None,
 ) -> dict[str, Any]:
     """Returns the scores and times of a contender, or its error; from the file if the same was asked."""
     path = folder / f"{name.replace(' ', '_').replace(',', '').replace('/', '-')}.json"
@@ -138,7 +144,7 @@ def measure(
     found: dict[str, Any] = {"asked": asked}
     try:
         maps, found["seconds"], found["ratio"] = explain_all(CONTENDERS[name], model, data)
-        found |= score(judge, data, maps)
+        found |= score(judge, data, maps, perturbed)
     except Exception as error:  # others may fail as they like
         found["error"] = first_line(error)
     path.write_text(json.dumps(found))
@@ -193,6 +199,9 @@ def main() -> None:
     parser.add_argument("--model", default="deit_tiny_patch16_224", metavar="NAME", help="of timm")
     parser.add_argument("--count", type=int, metavar="N", help="the first images alone")
     parser.add_argument(
+        "--perturbed", type=int, metavar="N", help="deletion and insertion of the first alone"
+    )
+    parser.add_argument(
         "--only", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS), metavar="NAME"
     )
     parser.add_argument(
@@ -208,9 +217,10 @@ def main() -> None:
     data = load(options.data, options.boxes, model, options.count)
     options.output.mkdir(parents=True, exist_ok=True)
     asked = f"{options.model} {options.weights} {options.data} {len(data.images)} {judge.head.weight.dtype}"
+    asked += f" {options.perturbed}"
     found = {}
     for name in dict.fromkeys([*options.only, REFERENCE]):
-        found[name] = measure(name, model, judge, data, options.output, asked)
+        found[name] = measure(name, model, judge, data, options.output, asked, options.perturbed)
         known = found[name]
         print(name, known.get("error") or {key: round(float(np.mean(known[key])), 3) for key in MEASURES})
     parts = {"All images": slice(None), "Odd images": slice(1, None, 2), "Even images": slice(0, None, 2)}
