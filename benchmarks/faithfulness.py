@@ -216,8 +216,8 @@ def main() -> None:
     judge: Any = copy.deepcopy(model).bfloat16() if options.bfloat16 else model
     data = load(options.data, options.boxes, model, options.count)
     options.output.mkdir(parents=True, exist_ok=True)
-    asked = f"{options.model} {options.weights} {options.data} {len(data.images)} {judge.head.weight.dtype}"
-    asked += f" {options.perturbed}"
+    what = (options.model, options.weights.name, options.data.name, len(data.images))
+    asked = " ".join(map(str, (*what, judge.head.weight.dtype, options.perturbed)))
     found = {}
     for name in dict.fromkeys([*options.only, REFERENCE]):
         found[name] = measure(name, model, judge, data, options.output, asked, options.perturbed)

@@ -143,16 +143,15 @@ def _first(
 
 
 def _label(per_image: Mapping[str, Tensor], others: Sequence[str]) -> str | None:
-    """The name of the labels: the usual one, else what are whole numbers, but numbers of samples last."""
+    """The name of the labels: the usual one, else the first that may be classes, else the first item."""
     left = [name for name in per_image if name not in (*others, *MASKS, *BOXES)]
     usual = next((name for name in LABELS if name in left), None)
     if usual is not None:
         return usual
-    whole = [name for name in left if _are_classes(per_image[name])]
-    if whole:
-        return min(whole, key=lambda name: _number_samples(per_image[name]))
+    classes = [name for name in left if _are_classes(per_image[name])]
     items = [name for name in left if is_item(name) and per_image[name].ndim <= 2]
-    return items[0] if items else None
+    numbers = [name for name in left if _are_whole(per_image[name])]
+    return next(iter((*classes, *items, *numbers)), None)
 
 
 def is_item(name: str) -> bool:
@@ -160,13 +159,16 @@ def is_item(name: str) -> bool:
     return name.startswith(ITEM[:-2])
 
 
-def _are_classes(values: Tensor) -> bool:
+def _are_whole(values: Tensor) -> bool:
     return values.ndim == 1 and not values.is_floating_point() and values.dtype != torch.bool
 
 
-def _number_samples(values: Tensor) -> bool:
-    """Whether no two are the same, and there are too few images for that to be likely of classes."""
-    return len(values) > 2 and len(values.unique()) == len(values) and bool(values.max() >= len(values))
+def _are_classes(values: Tensor) -> bool:
+    """Whether there is a whole number for each image, but not each another, or 0 or 1 for each class."""
+    if values.ndim == 2:
+        return values.shape[1] > 1 and bool(((values == 0) | (values == 1)).all())
+    numbered = len(values) > 2 and len(values.unique()) == len(values) and bool(values.max() >= len(values))
+    return _are_whole(values) and not numbered
 
 
 def _is_mask(values: Tensor, size: tuple[int, int]) -> bool:

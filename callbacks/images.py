@@ -39,6 +39,7 @@ class Samples:
         class_names: the data set's own, or None.
         scales: mean and std of each normalisation that the data set holds.
         name: what the batch calls the images.
+        source: the kind of their data set; empty for a tensor or files.
     """
 
     images: Tensor
@@ -51,6 +52,7 @@ class Samples:
     class_names: tuple[str, ...] | None = None
     scales: tuple[Scale, ...] = ()
     name: str = ITEM.format(0)
+    source: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -140,6 +142,7 @@ class Selection:
             class_names(data),
             tuple(islice(held_by([data, getattr(loader, "collate_fn", None)]), _SCALES)),
             content.name,
+            type(loader if data is None else data).__name__,
         )
         return self._with_masks(samples)
 

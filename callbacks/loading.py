@@ -25,13 +25,14 @@ def validation_loader(trainer: pl.Trainer, place: int | str) -> Any:
     """Returns one of the validation loaders: a DataLoader, or anything that yields batches.
 
     Args:
-        trainer: in `fit`.
+        trainer: in `fit`, `validate` or, whose loaders then count, `test`.
         place: the number of the loader, or its name where they are a mapping.
 
     Raises:
         VitxError: There is none, none of that name, or it can be read only once.
     """
-    loaders = getattr(trainer.val_dataloaders, "iterables", trainer.val_dataloaders)  # of a CombinedLoader
+    own = trainer.test_dataloaders if trainer.state.fn == "test" else trainer.val_dataloaders
+    loaders = getattr(own, "iterables", own)  # of a CombinedLoader
     named = dict(enumerate(_flat(loaders))) | (loaders if isinstance(loaders, dict) else {})
     if not named:
         raise VitxError("there is no validation set: give the callback images to watch")

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitx import metrics, render
+from vitx.callbacks.explaining import Target
 from vitx.callbacks.images import Samples
 from vitx.captions import captions_of
 from vitx.explanation import Explanation
@@ -68,10 +69,21 @@ def draw(
     shown = list(samples.shown)
     columns = {"input": pixels}
     for name, explanation in found.items():
-        heat = render.heatmaps(explanation.maps[shown], explanation.image_size)
-        columns[title_of(name)] = render.overlays(pixels, heat, colormap)
+        columns[title_of(name)] = render.overlaid(pixels, explanation.maps[shown], colormap)
     captions = captions_of(_logits(found, samples), _labels(samples), class_names)
     return render.grid(columns, captions, colormap=colormap, note=note)
+
+
+def about(target: Target, class_names: Sequence[str] | None) -> str:
+    """Says which class the maps are about, where it is not the one that the captions name first."""
+    if target == "predicted":
+        return ""
+    if target == "label":
+        return "maps of the true class"
+    if isinstance(target, int):
+        known = class_names is not None and 0 <= target < len(class_names)
+        return f"maps of {class_names[target] if known and class_names else target}"
+    return "maps of a score of yours"
 
 
 def keep_maps(folder: Path, found: Mapping[str, Explanation], samples: Samples, step: int) -> None:
@@ -81,13 +93,19 @@ def keep_maps(folder: Path, found: Mapping[str, Explanation], samples: Samples, 
 
 
 def keep_images(
-    folder: Path, samples: Samples, pixels: Tensor, class_names: Sequence[str] | None, colormap: str
+    folder: Path,
+    samples: Samples,
+    pixels: Tensor,
+    class_names: Sequence[str] | None,
+    colormap: str,
+    note: str = "",
 ) -> None:
     """Writes the images shown and what is known of them, beside the maps; arguments as those of `draw`."""
     labels = _labels(samples)
     if labels is not None and labels.is_floating_point():
         labels = labels.float()  # numpy has no bfloat16
-    save_images(folder, pixels.numpy(), None if labels is None else labels.numpy(), class_names, colormap)
+    known = None if labels is None else labels.numpy()
+    save_images(folder, pixels.numpy(), known, class_names, colormap, note)
 
 
 def _logits(found: Mapping[str, Explanation], samples: Samples) -> Tensor:

@@ -13,20 +13,19 @@ from vitx.callbacks import ranks, sinks
 from vitx.callbacks.explaining import Target, explain_samples
 from vitx.callbacks.images import Samples, Selection
 from vitx.callbacks.isolation import no_trace
+from vitx.callbacks.namespaces import Callback
 from vitx.callbacks.past import Past
-from vitx.callbacks.report import draw, keep_images, keep_maps, measure
-from vitx.callbacks.saying import warn
-from vitx.callbacks.scales import likely_scales
+from vitx.callbacks.report import about, draw, keep_images, keep_maps, measure
+from vitx.callbacks.saying import first_words, inform, warn
+from vitx.callbacks.scales import true_colours
 from vitx.callbacks.subject import Forward, explained_module
-from vitx.colours import Colours, choose_colours, given_scale
 from vitx.errors import VitxError, in_words
 from vitx.explanation import Explanation
 from vitx.methods import title_of, with_options
-from vitx.preprocessing import normalisation
 from vitx.runs import FOLDER, GRIDS
 
 
-class RolloutCallback(pl.Callback):
+class RolloutCallback(Callback):
     """Logs what the model looks at on fixed images, as pictures and numbers, while it trains.
 
     Fires before the first step, every n epochs or steps, and at the end of `fit`. Each firing logs one
@@ -57,6 +56,7 @@ class RolloutCallback(pl.Callback):
         every_n_epochs: fire at the end of every n-th epoch; None or 0 for never.
         every_n_steps: fire after every n-th step; None or 0 for never.
         at_start: fire before the first step.
+        on_validate: fire at the end of `trainer.validate` and of `trainer.test`, too.
         class_names: by default those of the data set, else the numbers.
         masks: (n, h, w), True on the object of each image; by default the third item of each sample.
         boxes: (n, 4) or (n, K, 4): x1, y1, x2, y2 in pixels, instead of masks.
@@ -91,6 +91,7 @@ class RolloutCallback(pl.Callback):
         every_n_epochs: int | None = 1,
         every_n_steps: int | None = None,
         at_start: bool = True,
+        on_validate: bool = False,
         class_names: Sequence[str] | None = None,
         masks: Tensor | None = None,
         boxes: Tensor | None = None,
@@ -117,7 +118,7 @@ class RolloutCallback(pl.Callback):
         self.weights = _one_of("weights", weights, ("current", "ema"))
         self.every_n_epochs = every_n_epochs or 0
         self.every_n_steps = every_n_steps or 0
-        self.at_start = at_start
+        self.at_start, self.on_validate = at_start, on_validate
         self.class_names = class_names
         self.mean, self.std, self.bands = mean, std, bands
         self.colormap = colormap
@@ -134,7 +135,7 @@ class RolloutCallback(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Starts anew, as each `fit` is a run of its own (a checkpoint's state is loaded after this)."""
-        if stage == "fit":
+        if stage == "fit" or self.on_validate:
             self._forget()
         # On all ranks, as they agree on it together.
         self._folder = Path(trainer.log_dir or trainer.default_root_dir) / FOLDER
@@ -150,7 +151,10 @@ class RolloutCallback(pl.Callback):
             if trainer.is_global_zero:
                 for logger in trainer.loggers:
                     self._attempt(logger, partial(sinks.drop_from, logger, step))
-        elif self.at_start:
+            return
+        if trainer.is_global_zero and not _only_tried(trainer):
+            self._attempt(self._folder, partial(sinks.put_aside, self._folder))
+        if self.at_start:
             self._fire(trainer, pl_module, 0)
 
     def on_train_batch_end(
@@ -162,6 +166,8 @@ class RolloutCallback(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fires at the end of every n-th epoch, before what monitors the validation saves a checkpoint."""
+        if trainer.state.fn == "validate" and self.on_validate:
+            self._fire(trainer, pl_module, trainer.global_step)
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
         if (
             fitting
@@ -169,6 +175,11 @@ class RolloutCallback(pl.Callback):
             and trainer.fit_loop.epoch_loop._num_ready_batches_reached()
         ):
             self._fire(trainer, pl_module, _steps_logged(trainer))
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Shows what the tested weights look at, in the first images of the test set."""
+        if self.on_validate:
+            self._fire(trainer, pl_module, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fires at the end of every n-th epoch that does not end with a validation."""
@@ -228,7 +239,7 @@ class RolloutCallback(pl.Callback):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 self._attempt(logger, partial(sinks.write_scalars, logger, scalars, step))
-            if self.save_maps:
+            if self.save_maps and not _only_tried(trainer):
                 self._attempt(self._folder, partial(keep_maps, self._folder, found, samples, step))
             self._picture(trainer, module, found, samples, step)
 
@@ -243,32 +254,26 @@ class RolloutCallback(pl.Callback):
         """Draws and shows the grid; what fails here takes no number with it."""
         try:
             if self._pixels is None:
-                self._pixels = self._look(trainer, module, samples)
+                scale = (self.mean, self.std)
+                colours = true_colours(trainer, module, samples.images, samples.scales, scale, self.bands)
+                self._pixels = colours.pixels(samples.images)[list(samples.shown)], colours.note
+                inform(
+                    f"RolloutCallback {first_words(samples, self.methods, colours, trainer, self._folder)}"
+                )
             pixels, note = self._pixels
-            look = (pixels, self.class_names or samples.class_names, self.colormap)
-            picture = draw(found, samples, *look, note)
+            names = self.class_names or samples.class_names
+            note = "; ".join(filter(None, (note, about(self.target, names))))
+            look = (pixels, names, self.colormap, note)
+            picture = draw(found, samples, *look)
         except Exception as error:
             if self.on_error == "raise":
                 raise
             self._say("shows no picture", error, f" at step {step}")
             return
-        if self.save_maps and not self._images_kept:
+        if self.save_maps and not self._images_kept and not _only_tried(trainer):
             keep = partial(keep_images, self._folder, samples, *look)
             self._images_kept = self._attempt(self._folder, keep)
         self._show_picture(trainer, picture, step)
-
-    def _look(self, trainer: pl.Trainer, module: pl.LightningModule, samples: Samples) -> tuple[Tensor, str]:
-        """Draws the inputs in their true colours, and says what a picture has to say of these."""
-        images, channels = samples.images, samples.images.shape[1]
-        if self.bands is None and channels in (1, 3) and (self.mean or self.std):
-            declared = normalisation(module)
-            scale = given_scale(self.mean or declared[0], self.std or declared[1], channels)
-            colours = Colours(tuple(range(channels)), scale)
-        else:
-            colours = choose_colours(
-                images, likely_scales(trainer, module, images, samples.scales), self.bands
-            )
-        return colours.pixels(images)[list(samples.shown)], colours.note
 
     def _choose(self, trainer: pl.Trainer, module: pl.LightningModule) -> Samples:
         samples = self.selection.choose(trainer, module, self._past.places)
@@ -280,7 +285,7 @@ class RolloutCallback(pl.Callback):
         """Shows a picture in every logger that can; where none took it, writes a file."""
         shows = [partial(sinks.show_picture, logger, GRIDS, picture, step) for logger in trainer.loggers]
         taken = [self._attempt(logger, show) for logger, show in zip(trainer.loggers, shows, strict=True)]
-        if not any(taken):
+        if not any(taken) and not _only_tried(trainer):  # which leaves nothing behind
             self._attempt(self._folder, partial(sinks.save_picture, self._folder, GRIDS, picture, step))
 
     def _attempt(self, place: Any, write: Callable[[], Any]) -> bool:
@@ -304,6 +309,11 @@ class RolloutCallback(pl.Callback):
 def _publish(trainer: pl.Trainer, scalars: Mapping[str, float]) -> None:
     """Makes the numbers known to callbacks that monitor some, as `self.log` does, on every rank."""
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})
+
+
+def _only_tried(trainer: pl.Trainer) -> bool:
+    """Whether nothing is to be left behind."""
+    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def _steps_logged(trainer: pl.Trainer) -> int:

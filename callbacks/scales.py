@@ -1,6 +1,6 @@
 """How images were normalised: what the data says of it, and what the hooks that prepare a batch hold."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -10,14 +10,41 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from vitx.colours import Scale
+from vitx.colours import UNSCALED, Colours, Scale, choose_colours, given_scale
 from vitx.preprocessing import normalisation
 
 _OTHERS = (str, bytes, int, float, bool, type, ModuleType, Tensor, pl.Trainer)
 _LIBRARIES = ("builtins", "torch", "torchvision", "lightning", "pytorch_lightning", "typing", "collections")
-UNSCALED: Scale = ((0.0,), (1.0,))
 _DEEP = 12  # attributes of attributes
 _MOST = 20_000  # objects looked at
+
+
+def true_colours(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    images: Tensor,
+    of_data: Iterable[Scale],
+    given: tuple[Sequence[float] | None, Sequence[float] | None] = (None, None),
+    bands: Sequence[int] | None = None,
+) -> Colours:
+    """Finds how the watched images are shown.
+
+    Args:
+        trainer: as for `likely_scales`.
+        module: as for `likely_scales`.
+        images: as for `likely_scales`.
+        of_data: as for `likely_scales`.
+        given: mean and std that were asked for; where one is, nothing is searched.
+        bands: the channels to show.
+
+    Raises:
+        VitxError: Mean, std or bands do not fit the images.
+    """
+    channels = images.shape[1]
+    if bands is None and channels in (1, 3) and any(given):
+        mean, std = (one or other for one, other in zip(given, normalisation(module), strict=True))
+        return Colours(tuple(range(channels)), given_scale(mean, std, channels))
+    return choose_colours(images, likely_scales(trainer, module, images, of_data), bands)
 
 
 def likely_scales(

@@ -4,7 +4,10 @@ What a logger can hold is found by what it can do, as `lightning` and `pytorch_l
 their own, and so may you. To add a sink for pictures, write a function like those below and decorate it.
 """
 
+import re
+import zipfile
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,9 @@ from vitx.files import write_atomically
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
 Write = Callable[[str, Picture, int], Any]  # tag, picture, step
+
+# What vitx writes into the folder of a run, see also `vitx.runs.saved`.
+_OWN = re.compile(r"images\.npz|maps-\d{6,}\.npz|logits-\d{6,}\.npy|vitx-maps-\d{6,}\.png")
 
 _SINKS: list[Callable[[Any], Write | None]] = []
 
@@ -97,6 +103,27 @@ def save_picture(folder: Path, tag: str, picture: Picture, step: int) -> None:
     """Writes a picture to a PNG file."""
     path = folder / f"{tag.replace('/', '-')}-{step:06d}.png"
     write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG"))
+
+
+def put_aside(folder: Path) -> None:
+    """Makes room for a new run: what an earlier one left in its folder goes into a zip file beside it.
+
+    Nothing else that lies there is touched.
+    """
+    found = [path for path in sorted(folder.glob("*.*")) if _OWN.fullmatch(path.name)]
+    if not found:
+        return
+    names = (folder.with_name(f"{folder.name}-{number}.zip") for number in count(1))
+    path = next(path for path in names if not path.exists())
+
+    def write(file: Any) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            for one in found:
+                archive.write(one, one.name)
+
+    write_atomically(path, write)
+    for one in found:
+        one.unlink()
 
 
 def drop_from(logger: Any, step: int) -> None:

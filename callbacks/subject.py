@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vitx.callbacks.batches import is_item
 from vitx.callbacks.ranks import in_step
-from vitx.errors import VitxError
+from vitx.errors import VitxError, in_words
 
 T = TypeVar("T")
 Forward = Callable[..., Tensor]
@@ -103,9 +103,14 @@ def by_any_way(ways: Iterable[nn.Module], explain: Callable[[nn.Module], T]) -> 
     for way in ways:
         try:
             return explain(way)
-        except (TypeError, KeyError, IndexError, AttributeError) as error:
+        except (TypeError, KeyError, IndexError, AttributeError, ValueError, AssertionError) as error:
             first = first or error
-    raise VitxError(f"the forward of the module did not take the images: {_FORWARD_FN}") from first
+    if isinstance(first, VitxError):
+        raise first
+    assert first is not None, "there was no way"
+    raise VitxError(
+        f"the forward of the module did not take the images: {_FORWARD_FN} (it said {in_words(first)})"
+    ) from first
 
 
 def _takes_images(function: Callable[..., Any]) -> bool:

@@ -1,5 +1,6 @@
 """A small classifier with everything that random numbers and batches change, and data for it."""
 
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning.pytorch as pl
@@ -81,7 +82,8 @@ def fit(
         "enable_model_summary": False,
         "log_every_n_steps": 1,
     }
-    trainer = pl.Trainer(callbacks=list(callbacks), **(settings | options))
-    train = DataLoader(samples(16), batch_size=4, shuffle=True)
-    trainer.fit(model, train, DataLoader(samples(8, seed=1), batch_size=4))
+    with TemporaryDirectory() as folder:  # where none is given
+        trainer = pl.Trainer(callbacks=list(callbacks), **({"default_root_dir": folder} | settings | options))
+        train = DataLoader(samples(16), batch_size=4, shuffle=True)
+        trainer.fit(model, train, DataLoader(samples(8, seed=1), batch_size=4))
     return trainer, model

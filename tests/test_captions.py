@@ -54,3 +54,32 @@ class TestCaptions:
 
     def test_outputs_that_are_no_classes_have_no_caption(self):
         assert [str(caption) for caption in captions_of(torch.rand(2, 4, 5))] == ["", ""]
+
+
+class TestRoom:
+    """A caption that has to fit into a number of letters."""
+
+    NAMES = ("Cardiomegaly", "Effusion", "Pneumonia", "Pneumothorax")
+
+    def fitted(self, caption, letters):
+        return caption.fitted(lambda text: len(text) <= letters)
+
+    def test_what_fits_stays(self):
+        caption = Caption("dog", 0.5, "cat", right=False)
+        assert self.fitted(caption, 19) == str(caption)
+
+    def test_long_names_are_shortened_in_the_middle_and_the_truth_last(self):
+        caption = Caption("greater swiss mountain dog", 0.5, "affenpinscher", right=False)
+        assert self.fitted(caption, 40) == "✗ greater …ain dog 50%, is affenpinscher"
+        assert self.fitted(caption, 20) == "✗ gr…g 50%, is aff…r"
+
+    def test_many_that_were_predicted_give_way_to_what_is_true(self):
+        caption = Caption(" + ".join(self.NAMES), None, "Pneumonia + Effusion", right=False)
+        assert self.fitted(caption, 60) == "✗ Car…ly + Eff…on + Pne…ia + Pne…ax, is Pneumonia + Effusion"
+        assert self.fitted(caption, 40) == "✗ 4 classes, is Pneumonia + Effusion"
+        assert self.fitted(caption, 1) == "✗ 4 classes, is Pn…a + Ef…n"
+
+    @pytest.mark.parametrize("labels", [[0.0, 1.0], [[0.0], [1.0]]])
+    def test_floats_of_one_logit_are_two_classes(self, labels):
+        said = captions_of(torch.tensor([[2.0], [-2.0]]), torch.tensor(labels), ["healthy", "ill"])
+        assert [str(one) for one in said] == ["✗ ill 88%, is healthy", "✗ healthy 88%, is ill"]

@@ -5,10 +5,9 @@ import torch
 
 from tests import models
 from vitx import VitxError, explain
-from vitx.colours import GUESSED, Colours, choose_colours, given_scale
+from vitx.colours import GUESSED, UNSCALED, Colours, choose_colours, given_scale
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-UNSCALED = ((0.0,), (1.0,))
 
 
 def normalised(pixels, mean, std):

@@ -249,6 +249,52 @@ class TestTargets:
         with pytest.raises(VitxError, match=sentence):
             self.explained(function)
 
+    @pytest.mark.parametrize(
+        "output",
+        [
+            lambda features, logits: (features, logits),
+            lambda features, logits: (None, logits),
+            lambda features, logits: {"tokens": features, "scores": logits},
+        ],
+    )
+    def test_of_several_outputs_the_one_that_was_made_of_the_others(self, output):
+        class Several(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.vit = models.built("deit")
+
+            def forward(self, images):
+                features = self.vit.forward_features(images)[:, 0]
+                return output(features, self.vit.head(features))
+
+        for method in ("rollout", "grad_rollout"):
+            found = explain(Several(), IMAGES, method)
+            assert torch.equal(found.maps, explain(models.built("deit"), IMAGES, method).maps)
+
+    def test_several_outputs_none_of_which_was_made_of_the_others(self):
+        class Heads(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.vit = models.built("deit")
+
+            def forward(self, images):
+                logits = self.vit(images)
+                return {"one": logits[:, :3].exp(), "other": logits[:, 3:].exp()}
+
+        with pytest.raises(VitxError, match=r"2 tensors, \(2, 3\), \(2, 4\), none of which"):
+            explain(Heads(), IMAGES)
+
+    def test_one_logit_is_for_class_1_and_against_class_0(self):
+        model = models.deit(num_classes=1).eval()
+        found = {target: explain(model, IMAGES, "evidence", target=target) for target in (None, 0, 1)}
+        assert torch.allclose(found[0].signed, -found[1].signed, atol=1e-6)
+        positive = found[None].logits[:, 0] > 0
+        assert torch.equal(found[None].target, positive.long())
+        wanted = torch.where(positive[:, None, None], found[1].maps, found[0].maps)
+        assert torch.allclose(found[None].maps, wanted, atol=1e-6)
+        with pytest.raises(VitxError, match="target 2 is out of range: the model has classes 0 to 1"):
+            explain(model, IMAGES, "evidence", target=2)
+
     def test_an_output_without_classes_needs_a_function(self):
         class Regressor(nn.Module):
             def __init__(self):

@@ -1,13 +1,24 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from PIL import Image
 from timm import create_model
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from tests.lightning_models import IMAGE, SmallClassifier, fit, samples
 from vitx import VitxError
-from vitx.callbacks import RolloutCallback
+from vitx.callbacks import RolloutCallback, loading
 from vitx.callbacks.images import Selection
 
 
@@ -287,3 +298,80 @@ def test_what_holds_no_images_is_refused(tmp_path):
     for images, sentence in cases:
         with pytest.raises(VitxError, match=sentence):
             chosen(DataLoader(Numbered()), images=images, model=model)
+
+
+class Boxes(Sampler):
+    """Yields keys that are no numbers, as torchgeo's samplers do."""
+
+    def __iter__(self):
+        return iter([(5, 6), (1, 2), (9, 10)])
+
+
+class ByKey(Numbered):
+    def __getitem__(self, key):
+        return super().__getitem__(key[0])
+
+
+class Backwards(BatchSampler):
+    """A sampler of batches of one's own, which counts how often it was asked."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def __iter__(self):
+        self.asked += 1
+        return iter([[3, 2], [1]])
+
+    def __len__(self):
+        return 2
+
+
+def seeded(kind, *arguments, **options):
+    return kind(*arguments, generator=torch.Generator().manual_seed(3), **options)
+
+
+class TestSamplers:
+    """What is watched is what the loader reads."""
+
+    @pytest.mark.parametrize(
+        ("sampler", "among"),
+        [
+            (lambda: SubsetRandomSampler([4, 8, 15, 16]), {4, 8, 15, 16}),
+            (lambda: seeded(SubsetRandomSampler, [4, 8, 15, 16]), {4, 8, 15, 16}),
+            (lambda: seeded(RandomSampler, range(20)), set(range(20))),
+            (lambda: seeded(WeightedRandomSampler, [0.0] * 10 + [1.0] * 10, 30), set(range(10, 20))),
+        ],
+    )
+    def test_the_samplers_own_places(self, sampler, among):
+        first, again = (chosen(DataLoader(Numbered(), sampler=sampler())) for _ in range(2))
+        assert set(first.places) <= among
+        assert numbers(first) == list(first.places)
+        assert first.places == again.places == tuple(sorted(first.places))
+
+    def test_a_sampler_of_batches(self):
+        sampler = Backwards()
+        found = chosen(DataLoader(Numbered(), batch_sampler=sampler))
+        assert found.places == (1, 2, 3)
+        # Lightning asks once for the validation that fast_dev_run makes.
+        assert sampler.asked == 1
+
+    def test_keys_that_are_no_numbers(self):
+        found = chosen(DataLoader(ByKey(), sampler=Boxes()))
+        assert numbers(found) == [5, 1, 9]
+        assert found.places == (0, 1, 2)
+
+    def test_one_of_each_class_among_them(self):
+        found = chosen(DataLoader(Numbered(), sampler=SubsetRandomSampler([7, 8, 16, 17])), per_class=True)
+        assert [number // 5 for number in numbers(found)] == [1, 3]
+        assert set(found.places) <= {7, 8, 16, 17}
+
+    def test_a_generator_is_left_as_it_was(self):
+        sampler = seeded(RandomSampler, range(20))
+        before = sampler.generator.get_state()
+        loading.sampled(DataLoader(Numbered(), sampler=sampler))
+        assert torch.equal(sampler.generator.get_state(), before)
+
+    def test_several_loaders_in_one(self):
+        loaders = {"some": DataLoader(Numbered(4)), "more": DataLoader(Numbered(9))}
+        both = CombinedLoader(loaders, "sequential")
+        assert numbers(chosen(both, dataloader_idx="more")) == [1, 3, 5, 7]

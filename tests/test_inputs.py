@@ -144,3 +144,21 @@ class TestPreprocessing:
             preprocessing_of(model, keep_aspect=True)
         dynamic = timm.create_model("deit_tiny_patch16_224", depth=1, dynamic_img_size=True)
         assert preprocessing_of(dynamic, keep_aspect=True).multiple == 16
+
+
+def test_files_and_arrays_for_a_model_of_one_channel(tmp_path):
+    model = models.deit(in_chans=1).eval()
+    grey = np.full((32, 32), 60, np.uint8)
+    grey[:, 16:] = 200
+    Image.fromarray(grey).convert("RGB").save(tmp_path / "scan.png")
+    found = [vitx.explain(model, given) for given in (tmp_path / "scan.png", grey, grey[..., None])]
+    assert found[0].images.shape == (1, 1, 32, 32)
+    assert all(torch.equal(one.maps, found[0].maps) for one in found)
+    shown = found[0].pixels()[0, 16, :, 0].tolist()
+    assert abs(shown[0] - 60) <= 1
+    assert abs(shown[-1] - 200) <= 1
+
+
+def test_files_are_none_for_a_model_of_many_channels():
+    with pytest.raises(VitxError, match="takes images of 13 channels, which no image file has"):
+        vitx.explain(models.deit(in_chans=13).eval(), PIXELS)

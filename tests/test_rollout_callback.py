@@ -1,5 +1,6 @@
 import sys
 import warnings
+import zipfile
 from collections import defaultdict
 from pathlib import Path
 
@@ -124,7 +125,95 @@ def test_works_in_other_settings_of_the_trainer(options, tmp_path):
         warnings.filterwarnings("error", message="RolloutCallback")
         given = torch.randn(2, 3, IMAGE, IMAGE)
         fit(RolloutCallback(images=given), default_root_dir=tmp_path, **options)
+    assert list((tmp_path / "vitx").glob("*.png")) or options == {"fast_dev_run": True}
+
+
+def test_a_dry_run_leaves_nothing(tmp_path):
+    fit(RolloutCallback(save_maps=True, on_error="raise"), default_root_dir=tmp_path, fast_dev_run=True)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_second_run_does_not_mix_with_the_first(tmp_path):
+    (tmp_path / "vitx").mkdir()
+    (tmp_path / "vitx" / "notes.txt").write_text("mine")
+    for epochs in (2, 1):
+        fit(RolloutCallback(save_maps=True), default_root_dir=tmp_path, max_epochs=epochs)
+    assert len(list((tmp_path / "vitx").glob("maps-*.npz"))) == 2
+    with zipfile.ZipFile(tmp_path / "vitx-1.zip") as first:
+        assert len([name for name in first.namelist() if name.startswith("maps-")]) == 3
+        assert first.testzip() is None
+    assert (tmp_path / "vitx" / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "vitx-2.zip").exists()
+
+
+class Probe(SmallClassifier):
+    """Has no gradient before its head."""
+
+    def forward(self, images):
+        with torch.no_grad():
+            features = self.vit(images)
+        return self.head(self.norm(features))
+
+
+def test_a_method_that_fails_takes_no_other_with_it(tmp_path):
+    def target(logits):
+        raise RuntimeError("no score today")
+
+    logger = TensorBoardLogger(tmp_path, name="run")
+    with pytest.warns(UserWarning, match="shows no gradient rollout at step 0: RuntimeError: no score today"):
+        fit(RolloutCallback(target=target), logger=logger)
+    found = events(logger.log_dir)
+    assert len(found.Images("vitx/maps")) == 3
+    assert "vitx/rollout/entropy" in found.scalars.Keys()
+    assert "vitx/grad_rollout/entropy" not in found.scalars.Keys()
+
+
+def test_a_probe_without_gradients_is_shown(tmp_path):
+    fit(RolloutCallback(on_error="raise", methods=["rollout"]), module=Probe, default_root_dir=tmp_path)
     assert list((tmp_path / "vitx").glob("*.png"))
+
+
+def test_a_picture_that_fails_takes_no_number_with_it(tmp_path):
+    trainer = None
+    with pytest.warns(UserWarning, match="shows no picture at step 0: bands must be one or three channels"):
+        trainer, _ = fit(RolloutCallback(bands=(7,)), default_root_dir=tmp_path)
+    assert "vitx/rollout/entropy" in trainer.callback_metrics
+
+
+def test_is_heard_where_warnings_are_silenced(caplog):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(RolloutCallback(bands=(7,)))
+    assert "RolloutCallback shows no picture" in caplog.text
+
+
+def test_says_at_first_what_was_found(caplog):
+    with caplog.at_level("INFO"):
+        fit(RolloutCallback(num_images=2))
+    (said,) = {record.message for record in caplog.records if "watches" in record.message}
+    assert "watches 2 of 8 images of TensorDataset by attention rollout, gradient rollout" in said
+
+
+@pytest.mark.parametrize("name", ["validate", "test"])
+def test_shows_what_is_validated_or_tested_if_asked(name, tmp_path):
+    class Tested(SmallClassifier):
+        test_step = SmallClassifier.validation_step
+
+    options = {"accelerator": "cpu", "logger": False, "default_root_dir": tmp_path}
+    for on_validate in (False, True):
+        trainer = pl.Trainer(
+            callbacks=[RolloutCallback(on_validate=on_validate, on_error="raise")],
+            enable_progress_bar=False,
+            **options,
+        )
+        getattr(trainer, name)(Tested(), DataLoader(samples(8), 4), verbose=False)
+        assert len(list(tmp_path.glob("vitx/*.png"))) == int(on_validate)
+
+
+def test_belongs_to_both_packages_of_lightning():
+    twin = pytest.importorskip("pytorch_lightning", reason="pytorch_lightning is not installed")
+    assert isinstance(RolloutCallback(), twin.Callback)
+    assert isinstance(RolloutCallback(), pl.Callback)
 
 
 def test_a_failing_explanation_warns_and_training_goes_on(tmp_path, monkeypatch):
@@ -365,3 +454,20 @@ def test_a_checkpoint_of_the_validation_sees_the_numbers_of_its_own_epoch(tmp_pa
     assert [score.item() for score in keep.best_k_models.values()] == [
         pytest.approx(event.value) for event in logged
     ]
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("predicted", ""),
+        ("label", "maps of the true class"),
+        (1, "maps of owl"),
+        (7, "maps of 7"),
+        (len, "maps of a score of yours"),
+    ],
+)
+def test_says_what_the_maps_are_about(target, said):
+    from vitx.callbacks.report import about
+
+    assert about(target, ["cat", "owl"]) == said
+    assert about(1, None) == "maps of 1"

@@ -17,7 +17,7 @@ from vitx.methods.registry import _METHODS, Method
 from vitx.randomisation import BLIND, FOLLOWS, randomise
 from vitx.relevance.way_back import Found
 
-IMAGES = models.FAMILIES["deit"].images()
+IMAGES = models.FAMILIES["deit"].images().sigmoid() * 3.5 - 1.75  # as normalised pixels are
 ROLLOUTS = ["rollout", "grad_rollout"]
 
 

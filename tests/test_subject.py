@@ -220,3 +220,53 @@ def test_the_module_is_not_wrapped_where_it_need_not_be():
     module = SmallClassifier()
     assert next(ways_to_call(module, None, "image", {})) is module
     assert next(ways_to_call(copy.deepcopy(module), lambda m, images: m(images), "image", {})) is not module
+
+
+class TakesKeywords(SmallClassifier):
+    def forward(self, **inputs):
+        return super().forward(inputs["image"])
+
+
+class TakesABatch(SmallClassifier):
+    def forward(self, batch):
+        return super().forward(batch["image"])
+
+
+class TakesItems(SmallClassifier):
+    def forward(self, batch):
+        images, ages = batch[:2]
+        return super().forward(images) + 0 * ages[:, None]
+
+
+class TakesOrder(SmallClassifier):
+    def forward(self, images, age):
+        return super().forward(images) * age[:, None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "inputs"),
+    [
+        (TakesKeywords, "image", {}),
+        (TakesABatch, "image", {"label": torch.zeros(2)}),
+        (TakesItems, "item 0", {"item 1": torch.ones(2)}),
+        (TakesOrder, "item 0", {"item 1": torch.ones(2), "item 2": torch.zeros(2)}),
+        (TakesOrder, "image", {"age": torch.ones(2), "label": torch.zeros(2)}),
+    ],
+)
+def test_ways_to_call_a_module(kind, name, inputs):
+    from vitx.callbacks.subject import by_any_way, ways_to_call
+
+    module = kind().eval()
+    found = by_any_way(ways_to_call(module, None, name, inputs), lambda way: way(IMAGES[:2]))
+    assert torch.equal(found, SmallClassifier.forward(module, IMAGES[:2]))
+
+
+def test_no_way_to_call_a_module():
+    from vitx.callbacks.subject import by_any_way, ways_to_call
+
+    class TakesText(SmallClassifier):
+        def forward(self, text):
+            return text.split()
+
+    with pytest.raises(VitxError, match="did not take the images: give the callback forward_fn=lambda"):
+        by_any_way(ways_to_call(TakesText(), None, "image", {}), lambda way: way(IMAGES[:2]))

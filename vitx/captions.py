@@ -1,10 +1,13 @@
 """What is said of an image, of what a model puts out and of what is true."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+_AND = " + "  # between several classes
+_SHORTEST = 4  # letters of a name
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,21 @@ class Caption:
     probability: float | None = None
     label: str | None = None
     right: bool | None = None
+
+    def fitted(self, fits: Callable[[str], bool]) -> str:
+        """Returns the caption, shortened until it fits: what is true last, as the picture cannot tell it.
+
+        Names are shortened in the middle; several that were predicted give way to their number.
+        """
+        predicted = self.prediction.split(_AND)
+        longest = max(map(len, f"{self.prediction}{_AND}{self.label}".split(_AND)))
+        lengths = range(max(longest, _SHORTEST), _SHORTEST - 1, -1)
+        tries = [replace(self, prediction=_shortened(self.prediction, length)) for length in lengths]
+        if len(predicted) > 1:
+            tries.append(replace(self, prediction=f"{len(predicted)} classes"))
+        tries += [replace(tries[-1], label=self.label and _shortened(self.label, n)) for n in lengths]
+        said = map(str, tries)
+        return next(filter(fits, said), str(tries[-1]))
 
     def __str__(self) -> str:
         said = self.prediction if self.probability is None else f"{self.prediction} {self.probability:.0%}"
@@ -92,11 +110,20 @@ def _one_class(logits: Tensor, labels: Tensor | None, class_names: Sequence[str]
 
 def _several_classes(logits: Tensor, labels: Tensor, class_names: Sequence[str] | None) -> list[Caption]:
     def names(present: Tensor) -> str:
-        return " + ".join(_name(index, class_names) for index in present.nonzero()[:, 0].tolist()) or "none"
+        return _AND.join(_name(index, class_names) for index in present.nonzero()[:, 0].tolist()) or "none"
 
     predicted = logits > 0
     rows = zip(predicted, labels, strict=True)
     return [Caption(names(p), None, names(t), bool((p == t).all())) for p, t in rows]
+
+
+def _shortened(names: str, length: int) -> str:
+    """Shortens each of several names in its middle, which tells fewer of them apart than their ends do."""
+    head, tail = length - length // 2, length // 2 - 1
+    return _AND.join(
+        name if len(name) <= length else f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[-tail:]}"
+        for name in names.split(_AND)
+    )
 
 
 def _name(index: int, class_names: Sequence[str] | None) -> str:

@@ -13,6 +13,7 @@ _BEYOND = 0.02  # of [0, 1]: what resampling overshoots
 _FEW = 0.01  # share of the values that may lie further out
 _DARK, _BRIGHT = 0.01, 0.99  # what is shown as black and as white where the scale is not known
 
+UNSCALED: Scale = ((0.0,), (1.0,))
 GUESSED = "colours guessed"
 
 
@@ -30,6 +31,14 @@ class Colours:
     bands: tuple[int, ...]
     scale: Scale | None
     note: str = ""
+
+    def __str__(self) -> str:
+        if self.scale is None:
+            return self.note
+        if self.scale == UNSCALED:
+            return "colours as they are"
+        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in self.scale)
+        return f"mean {mean} and std {std} undone"
 
     def pixels(self, images: Tensor) -> Tensor:
         """Draws images: (B, C, H, W) -> (B, H, W, 3) uint8 on the CPU."""

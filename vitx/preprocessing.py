@@ -23,7 +23,7 @@ class Preprocessing:
 
     Attributes:
         size: height and width, in pixels.
-        mean: what is subtracted from each channel, in units of [0, 1].
+        mean: what is subtracted from each channel, one or three, in units of [0, 1].
         std: what each channel is then divided by.
         interpolation: "bicubic", "bilinear", ...
         crop_pct: share of the resized image that is kept.
@@ -45,8 +45,11 @@ class Preprocessing:
         """Returns the image as the model takes it, (C, H, W)."""
         from timm.data import create_transform
 
+        channels = len(self.mean)
+        if channels == 1:
+            picture = picture.convert("L")
         transform: Any = create_transform(
-            input_size=(3, *self._size_of(picture)),
+            input_size=(channels, *self._size_of(picture)),
             mean=self.mean,
             std=self.std,
             interpolation=self.interpolation,
@@ -104,8 +107,8 @@ def preprocessing_of(
         raise VitxError(f"std must be above 0, found {list(std or ())}")
     return Preprocessing(
         size=(size, size) if size else _size(model) or tuple(known["input_size"][1:]),
-        mean=_channels("mean", mean or known["mean"]),
-        std=_channels("std", std or known["std"]),
+        mean=_channels("mean", mean or known["mean"], model),
+        std=_channels("std", std or known["std"], model),
         interpolation=known["interpolation"],
         crop_pct=known["crop_pct"],
         crop_mode=known["crop_mode"],
@@ -114,13 +117,21 @@ def preprocessing_of(
     )
 
 
-def _channels(name: str, values: Sequence[float]) -> tuple[float, ...]:
+def _channels(name: str, values: Sequence[float], model: nn.Module) -> tuple[float, ...]:
+    """One value for each channel of the model; for a single one, the mean of what is declared for three."""
+    taken = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3)
     values = tuple(float(value) for value in values)
-    if len(values) == 1:
-        values *= 3
-    if len(values) != 3:
+    if taken not in (1, 3):
         raise VitxError(
-            f"{name} has {len(values)} values: give one for each of the 3 channels, or one for all"
+            f"the model takes images of {taken} channels, which no image file has: give a tensor (B, C, H, W)"
+        )
+    if taken == 1 and len(values) == 3:
+        values = (sum(values) / 3,)
+    if len(values) == 1:
+        values *= taken
+    if len(values) != taken:
+        raise VitxError(
+            f"{name} has {len(values)} values: give one for each of the {taken} channels, or one for all"
         )
     return values
 

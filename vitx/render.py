@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from vitx.captions import Caption
 from vitx.errors import VitxError
+from vitx.metrics import entropy
 
 SIGNED = "bwr", ("against", "for")  # blue, white in the middle, red; and what the ends mean
 OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay
@@ -21,6 +22,7 @@ OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay
 TILE_WIDTH, GAP = 110, 5
 _TEXT_SIZE = 13
 LINE = 19
+_UNIFORM = 0.99  # of the entropy
 _HEADING_SIZE, _HEADING = 15, 26
 PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#5c5c5c"
 VERDICTS = {True: "#00695c", False: "#b71c1c", None: INK}  # colours of right, wrong and unknown
@@ -129,9 +131,48 @@ def grid(
                 write(draw, (left, LINE + index * row + 2), mark, FAINT, tile_width)
     for index, caption in enumerate(captions):
         colour = VERDICTS[caption.right]
-        write(draw, (GAP, LINE + index * row + 2), str(caption), colour, room, bold=True)
+        said = caption.fitted(lambda text: draw.textlength(text, font(_TEXT_SIZE, bold=True)) <= room)
+        write(draw, (GAP, LINE + index * row + 2), said, colour, room, bold=True)
     _legend(canvas, draw, colormap, LINE + len(captions) * row, note, ends)
     return np.asarray(canvas)
+
+
+def overlaid(pixels: Tensor, maps: Tensor, colormap: str = "inferno") -> Tensor:
+    """Lays maps over images; one that is nearly uniform says so, as scaling makes blotches of it.
+
+    Args:
+        pixels: (B, H, W, 3) uint8.
+        maps: (B, h, w), >= 0.
+        colormap: the name of a colour map of matplotlib.
+
+    Returns:
+        (B, H, W, 3) uint8, on the CPU.
+    """
+    drawn = overlays(pixels, heatmaps(maps, (pixels.shape[1], pixels.shape[2])), colormap)
+    flat = (entropy(maps) > _UNIFORM).tolist()
+    return stamp(drawn, ["nearly uniform" if one else "" for one in flat]) if any(flat) else drawn
+
+
+def stamp(pictures: Tensor, texts: Sequence[str]) -> Tensor:
+    """Writes a few words into the lower edge of each picture; nothing where they are empty.
+
+    Args:
+        pictures: (B, H, W, 3) uint8.
+        texts: one for each.
+
+    Returns:
+        (B, H, W, 3) uint8.
+    """
+    stamped = []
+    for picture, text in zip(pictures.cpu(), texts, strict=True):
+        canvas = Image.fromarray(picture.numpy())
+        if text:
+            height = max(8, round(canvas.width * _TEXT_SIZE / TILE_WIDTH))
+            draw, typeface = ImageDraw.Draw(canvas), font(height)
+            draw.rectangle((0, canvas.height - 1.4 * height, canvas.width, canvas.height), INK)
+            draw.text((canvas.width / 2, canvas.height - 0.2 * height), text, PAPER, typeface, anchor="md")
+        stamped.append(torch.from_numpy(np.array(canvas)))
+    return torch.stack(stamped)
 
 
 def beside(pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -169,7 +210,10 @@ def _legend(
     below = top + LINE // 2 + 4
     write(draw, (GAP, below), ends[0], FAINT, width)
     draw.text((canvas.width - GAP, below), ends[1], FAINT, font(_TEXT_SIZE), anchor="ra")
-    draw.text((canvas.width / 2, below), note, FAINT, font(_TEXT_SIZE), anchor="ma")
+    left, right = (draw.textlength(end, font(_TEXT_SIZE)) + 2 * GAP for end in ends)
+    room = canvas.width - round(left + right)
+    taken = min(room, round(draw.textlength(note, font(_TEXT_SIZE))))
+    write(draw, (round(left) + (room - taken) // 2, below), note, FAINT, room)
 
 
 def _tile(pixels: NDArray[np.uint8], width: int) -> Image.Image:

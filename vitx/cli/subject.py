@@ -123,7 +123,7 @@ def load_subject(
     )
     # Tells the classes, and whether the model can be explained, before any image is read.
     weight = next(model.parameters(), torch.empty(0))
-    trial = torch.zeros(1, 3, *prepare.size, dtype=weight.dtype, device=weight.device)
+    trial = torch.zeros(1, len(prepare.mean), *prepare.size, dtype=weight.dtype, device=weight.device)
     logits = next(iter(vitx.explain_methods(model, trial, methods).values())).logits
     if logits.ndim != 2:
         raise VitxError(f"the model must put out logits (B, classes), found {tuple(logits.shape)}")

@@ -75,6 +75,7 @@ class FromMaps:
             [captions[image] for image in images],
             colormap=self.saved.colormap,
             tile_width=tile_width,
+            note=self.saved.note,
         )
 
     def captions(self, firing: int) -> list[Caption]:
@@ -84,11 +85,10 @@ class FromMaps:
 
     def _columns(self, firing: int, images: Sequence[int]) -> dict[str, torch.Tensor]:
         pixels = torch.from_numpy(self.saved.pixels[list(images)])
-        size = (pixels.shape[1], pixels.shape[2])
         columns = {"input": pixels}
         for name, maps in self.saved.maps.items():
-            heat = render.heatmaps(torch.from_numpy(maps[firing, list(images)]), size)
-            columns[title_of(name)] = render.overlays(pixels, heat, self.saved.colormap)
+            chosen = torch.from_numpy(maps[firing, list(images)])
+            columns[title_of(name)] = render.overlaid(pixels, chosen, self.saved.colormap)
         return columns
 
 

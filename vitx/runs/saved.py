@@ -32,6 +32,7 @@ class SavedMaps:
         labels: (n, ...), or None.
         class_names: or None.
         colormap: of the overlays.
+        note: what is written below each grid.
     """
 
     steps: tuple[int, ...]
@@ -41,6 +42,7 @@ class SavedMaps:
     labels: NDArray[Any] | None = None
     class_names: tuple[str, ...] | None = None
     colormap: str = "inferno"
+    note: str = ""
 
 
 def save_maps(
@@ -69,6 +71,7 @@ def save_images(
     labels: NDArray[Any] | None = None,
     class_names: Sequence[str] | None = None,
     colormap: str = "inferno",
+    note: str = "",
 ) -> None:
     """Writes the images that the maps are of.
 
@@ -78,8 +81,13 @@ def save_images(
         labels: (n, ...).
         class_names: in the order of the logits.
         colormap: of the overlays.
+        note: what is written below each grid.
     """
-    arrays: dict[str, NDArray[Any]] = {"pixels": pixels, "colormap": np.array(colormap)}
+    arrays: dict[str, NDArray[Any]] = {
+        "pixels": pixels,
+        "colormap": np.array(colormap),
+        "note": np.array(note),
+    }
     if labels is not None:
         arrays["labels"] = labels
     if class_names:
@@ -120,6 +128,7 @@ def load_maps(folder: Path) -> SavedMaps | None:
         images.get("labels"),
         None if class_names is None else tuple(class_names.tolist()),
         str(images.get("colormap", "inferno")),
+        str(images.get("note", "")),
     )
 
 
