@@ -118,6 +118,11 @@ class TestPreprocessing:
         with pytest.raises(VitxError, match="mean has 2 values"):
             preprocessing_of(model, mean=[0.5, 0.5])
 
+    def test_a_model_that_declares_nothing(self):
+        found = preprocessing_of(models.torchvision_vit(), size=32, mean=[0.5], std=[0.25])
+        assert (found.size, found.mean, found.std, found.crop_pct) == ((32, 32), (0.5,) * 3, (0.25,) * 3, 1.0)
+        assert found(Image.new("RGB", (40, 60), "white")).amin() == pytest.approx(2)
+
     def test_a_module_around_the_model(self, model):
         assert preprocessing_of(nn.Sequential(nn.Identity(), model)) == preprocessing_of(model)
 

@@ -101,7 +101,7 @@ def preprocessing_of(
     config = _config(model, "input_size")
     if config is None and None in (size, mean, std):
         raise VitxError(_UNKNOWN)
-    known = resolve_data_config(pretrained_cfg=dict(config or {}))
+    known = resolve_data_config(pretrained_cfg=dict(config or {"crop_pct": 1.0}))  # else the whole image
     multiple = _patch(model) if keep_aspect else 1
     if any(value <= 0 for value in std or ()):
         raise VitxError(f"std must be above 0, found {list(std or ())}")
