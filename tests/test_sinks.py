@@ -326,7 +326,7 @@ def test_a_logger_of_ones_own_needs_but_log_image(tmp_path):
 )
 def test_without_a_logger_for_pictures_there_are_files(make, tmp_path):
     logger = make()
-    trainer, _ = fit(callback(), logger=logger)
+    trainer, _ = fit(callback(), logger=logger, default_root_dir=tmp_path)
     assert files(tmp_path) == numbered(FIRINGS)
     folder = tmp_path / (trainer.log_dir or "") / "vitx"
     assert files(folder) == numbered(FIRINGS), "they are not in the folder of the logger"
