@@ -37,11 +37,10 @@ import torch
 from measuring import first_line
 from PIL import Image
 from scipy.stats import bootstrap
-from showing import table
+from showing import set_apart, table
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
-from truth_cases import CONTENDERS, REFERENCE
+from truth_cases import CONTENDERS, REFERENCE, as_maps, on_grid
 
 from vitx import metrics
 from vitx.checkpoints import model_of_weights
@@ -103,17 +102,13 @@ def explain_all(contender: Callable[..., Any], model: nn.Module, data: Data) -> 
         found = contender(model, part.images, part.classes.tolist())
         forward += between - begin
         taken += time.perf_counter() - between
-        if not isinstance(found, Tensor):
-            found = torch.from_numpy(np.stack(found))
-        maps.append(found.detach().float())
+        maps.append(as_maps(found))
     return torch.cat(maps), taken / len(data.images), taken / forward
 
 
 def score(judge: Any, data: Data, maps: Tensor, perturbed: int | None) -> dict[str, list[float]]:
     """Returns each measure of each image; the judge is the model that perturbed images are shown to."""
-    grid = judge.patch_embed.grid_size
-    if tuple(maps.shape[1:]) != tuple(grid):
-        maps = F.adaptive_avg_pool2d(maps[:, None], grid)[:, 0]
+    maps = on_grid(maps, judge)
     images, some = data.images[:perturbed].to(judge.head.weight.dtype), maps[:perturbed]
     asked: dict[str, Any] = {"target": data.classes[:perturbed], "measure": "accuracy", "batch_size": 50}
     found = {
@@ -183,8 +178,7 @@ def show(found: Mapping[str, Mapping[str, Any]], chosen: slice) -> str:
                 better = sign * (np.mean(values) - np.mean(found[REFERENCE][key][chosen])) > 0
                 mark = " ▲" if better else " ▽"
             cells.append(f"{np.mean(values):.3f}{mark} ({low:.2f}–{high:.2f})")
-        shown = f"**{name}**" if name.startswith("vitx") else name
-        lines.append([shown, *cells, f"{known['seconds']:.3f}", f"{known['ratio']:.1f}"])
+        lines.append([set_apart(name), *cells, f"{known['seconds']:.3f}", f"{known['ratio']:.1f}"])
     return table(head, lines)
 
 

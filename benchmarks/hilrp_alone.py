@@ -17,6 +17,7 @@ def main(question: str, answer: str) -> None:
     pairs = zip(images.split(1), classes, strict=True)
     maps = [hilrp.attribute(model, image, target=target)["pixel_map"] for image, target in pairs]
     torch.save(torch.stack(maps), answer)
+    print("{}")  # no error
 
 
 if __name__ == "__main__":

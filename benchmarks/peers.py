@@ -5,8 +5,6 @@ fails does so alone. Those in `PEERS` leave the model as they found it. Those th
 predicted one, or the classes that they are given.
 """
 
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from measuring import fresh_process
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -258,11 +257,8 @@ def hilrp(model: Any, images: Tensor, classes: Sequence[int]) -> Tensor:
     with TemporaryDirectory() as folder:
         question, answer = Path(folder) / "question.pt", Path(folder) / "answer.pt"
         torch.save((model, images, list(classes)), question)
-        done = subprocess.run(
-            [sys.executable, str(script), str(question), str(answer)], capture_output=True, text=True
-        )
-        if done.returncode:
-            raise RuntimeError(done.stderr.strip().split("\n")[-1])
+        if error := fresh_process(str(script), str(question), str(answer)).get("error"):
+            raise RuntimeError(error)
         pixels = torch.load(answer, weights_only=True)
     return ranked(F.adaptive_avg_pool2d(pixels[:, None], model.patch_embed.grid_size)[:, 0])
 

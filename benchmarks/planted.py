@@ -29,21 +29,20 @@ from statistics import mean
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 import yaml
 from measuring import first_line
-from showing import table
+from showing import set_apart, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
-from truth_cases import CONTENDERS
+from truth_cases import CONTENDERS, as_maps, on_grid
 
 from vitx import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the demo is no package that is installed
-from demo.digits import DigitScenes, normalised  # noqa: E402
+from demo.digits import DigitScenes, normalised, unnormalised  # noqa: E402
 from demo.marks import MARKS  # noqa: E402
 from train_demo import Classifier  # noqa: E402
 
@@ -142,7 +141,7 @@ def planted(mark: str, seed: int, folder: Path) -> Planted:
 
     def marked(digits: Tensor) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(0)
-        images, masks = MARKS[mark](clean * 0.5 + 0.5, digits, boxes, generator)
+        images, masks = MARKS[mark](unnormalised(clean), digits, boxes, generator)
         return normalised(images), masks
 
     images, masks = marked(classes)
@@ -161,11 +160,8 @@ def maps_of(contender: Callable[..., Any], model: nn.Module, images: Tensor, cla
     """Returns the maps (B, 8, 8)."""
     maps = []
     for part, asked in zip(images.split(BATCH), classes.split(BATCH), strict=True):
-        found = contender(model, part, asked.tolist())
-        maps.append(found if isinstance(found, Tensor) else torch.from_numpy(np.stack(found)))
-    whole = torch.cat(maps).detach().float()
-    grid: Any = model.patch_embed.grid_size  # type: ignore[union-attr]
-    return F.adaptive_avg_pool2d(whole[:, None], grid)[:, 0]
+        maps.append(as_maps(contender(model, part, asked.tolist())))
+    return on_grid(torch.cat(maps), model)
 
 
 def scores(of: Planted, contender: Callable[..., Any]) -> dict[str, float]:
@@ -189,13 +185,13 @@ def candidates(maps: Tensor) -> dict[str, float]:
     """Returns the numbers that need no boxes: what all maps have in common, in several ways."""
     unit = F.normalize(maps.flatten(1), dim=1)
     pairs = ~torch.eye(len(maps), dtype=torch.bool)
-    ranks = maps.flatten(1).argsort(1).argsort(1).float()
-    ranks = F.normalize(ranks - ranks.mean(1, keepdim=True), dim=1)
+    first, second = pairs.nonzero(as_tuple=True)
+    orders = metrics.rank_correlation(maps[first], maps[second])
     inner = maps[:, 1:-1, 1:-1].sum() / maps.sum()
     return {
         "information": metrics.information(maps).mean().item(),
         "mean cosine of two maps": (unit @ unit.T)[pairs].mean().item(),
-        "mean rank correlation of two maps": (ranks @ ranks.T)[pairs].mean().item(),
+        "mean rank correlation of two maps": orders.mean().item(),
         "entropy": metrics.entropy(maps).mean().item(),
         "share on the border": 1 - inner.item(),
     }
@@ -235,17 +231,12 @@ def truth_tables(runs: Mapping[tuple[str, int], Planted], names: Sequence[str]) 
     parts = []
     for measure in MEASURES:
         lines = [
-            [shown(name), *(cell(of_marks[mark], measure) for mark in marks)]
+            [set_apart(name), *(cell(of_marks[mark], measure) for mark in marks)]
             for name, of_marks in found.items()
         ]
         parts.append(f"## {measure.capitalize()}\n\n{table(['', *marks], lines)}")
     parts += [f"{name} fails: {error}" for name, error in failures.items()]
     return "\n\n".join(parts)
-
-
-def shown(name: str) -> str:
-    """Sets vitx's own apart."""
-    return f"**{name}**" if name.startswith("vitx") else name
 
 
 def cell(found: Sequence[Mapping[str, float]], measure: str) -> str:

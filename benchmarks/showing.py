@@ -52,6 +52,11 @@ class Panel:
     factors: bool
 
 
+def set_apart(name: str) -> str:
+    """Prints vitx's own in bold."""
+    return f"**{name}**" if name.startswith("vitx") else name
+
+
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Returns a markdown table, the first column left aligned, without columns that are empty."""
     lines = list(lines)
@@ -79,7 +84,7 @@ def case_table(rows: Rows) -> str:
         spread = f"{low:.2f} to {high:.2f}" if len(row.timing.ratios) > 1 else ""
         lines.append(
             [
-                f"**{name}**" if name.startswith("vitx") else name,
+                set_apart(name),
                 f"{row.timing.ratio:.2f}",
                 spread,
                 megabytes(row.over_forward),

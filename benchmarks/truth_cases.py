@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import peers
 import propagation
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import vitx
 
@@ -42,6 +44,17 @@ def centre(model: Any, images: Tensor, _: Sequence[int]) -> Tensor:
     """A blob in the middle, whatever the image: where photographers put things."""
     rows, columns = (torch.linspace(-1, 1, count) for count in model.patch_embed.grid_size)
     return torch.exp(-2 * (rows[:, None] ** 2 + columns**2)).expand(len(images), -1, -1)
+
+
+def as_maps(found: Any) -> Tensor:
+    """What a contender returns, a tensor or a list of arrays, as maps (B, h, w)."""
+    maps = found if isinstance(found, Tensor) else torch.from_numpy(np.stack(found))
+    return maps.detach().float()
+
+
+def on_grid(maps: Tensor, model: Any) -> Tensor:
+    """Brings maps to the grid of the model's patches."""
+    return F.adaptive_avg_pool2d(maps[:, None], model.patch_embed.grid_size)[:, 0]
 
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {

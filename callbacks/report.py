@@ -10,7 +10,7 @@ from torch import Tensor
 from vitx import metrics, render
 from vitx.callbacks.explaining import Target
 from vitx.callbacks.images import Samples
-from vitx.captions import captions_of
+from vitx.captions import captions_of, class_name
 from vitx.explanation import Explanation
 from vitx.methods import title_of
 from vitx.runs.saved import save_images, save_maps
@@ -81,8 +81,7 @@ def about(target: Target, class_names: Sequence[str] | None) -> str:
     if target == "label":
         return "maps of the true class"
     if isinstance(target, int):
-        known = class_names is not None and 0 <= target < len(class_names)
-        return f"maps of {class_names[target] if known and class_names else target}"
+        return f"maps of {class_name(target, class_names)}"
     return "maps of a score of yours"
 
 

@@ -1,6 +1,7 @@
 """The callback: what a Vision Transformer looks at, at every stage of its training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,9 @@ from vitx.errors import VitxError, in_words
 from vitx.explanation import Explanation
 from vitx.methods import title_of, with_options
 from vitx.runs import FOLDER, GRIDS
+
+# As `draw` takes them: the images shown, the names of the classes, the colour map, and what is written below.
+Look = tuple[Tensor, Sequence[str] | None, str, str]
 
 
 class RolloutCallback(Callback):
@@ -128,7 +132,7 @@ class RolloutCallback(Callback):
 
     def _forget(self) -> None:
         self._samples: Samples | None = None
-        self._pixels: tuple[Tensor, str] | None = None  # of the images shown, and what is said of them
+        self._look: Look | None = None
         self._images_kept = False
         self._past = Past()
         self._said: set[tuple[str, str]] = set()
@@ -195,7 +199,7 @@ class RolloutCallback(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Lets the images go."""
-        self._samples = self._pixels = None
+        self._samples = self._look = None
 
     def state_dict(self) -> dict[str, Any]:
         """Keeps which images were watched and what was seen last."""
@@ -213,13 +217,8 @@ class RolloutCallback(Callback):
         if not due:
             return
         self._past.step = step
-        try:
-            with no_trace(trainer, module):
-                self._show(trainer, module, step)
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            self._say("shows nothing", error, f" at step {step}")
+        with self._forgiving("shows nothing", f" at step {step}"), no_trace(trainer, module):
+            self._show(trainer, module, step)
 
     def _show(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
         """Every rank explains its share of the images; rank 0 writes what all found."""
@@ -252,28 +251,25 @@ class RolloutCallback(Callback):
         step: int,
     ) -> None:
         """Draws and shows the grid; what fails here takes no number with it."""
-        try:
-            if self._pixels is None:
-                scale = (self.mean, self.std)
-                colours = true_colours(trainer, module, samples.images, samples.scales, scale, self.bands)
-                self._pixels = colours.pixels(samples.images)[list(samples.shown)], colours.note
-                inform(
-                    f"RolloutCallback {first_words(samples, self.methods, colours, trainer, self._folder)}"
-                )
-            pixels, note = self._pixels
-            names = self.class_names or samples.class_names
-            note = "; ".join(filter(None, (note, about(self.target, names))))
-            look = (pixels, names, self.colormap, note)
-            picture = draw(found, samples, *look)
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            self._say("shows no picture", error, f" at step {step}")
-            return
-        if self.save_maps and not self._images_kept and not _only_tried(trainer):
-            keep = partial(keep_images, self._folder, samples, *look)
-            self._images_kept = self._attempt(self._folder, keep)
-        self._show_picture(trainer, picture, step)
+        with self._forgiving("shows no picture", f" at step {step}"):
+            if self._look is None:
+                self._look = self._looked_at(trainer, module, samples)
+            picture = draw(found, samples, *self._look)
+            if self.save_maps and not self._images_kept and not _only_tried(trainer):
+                keep = partial(keep_images, self._folder, samples, *self._look)
+                self._images_kept = self._attempt(self._folder, keep)
+            self._show_picture(trainer, picture, step)
+
+    def _looked_at(self, trainer: pl.Trainer, module: pl.LightningModule, samples: Samples) -> Look:
+        """Draws the images shown in their true colours, and says what was found."""
+        scale = (self.mean, self.std)
+        colours = true_colours(trainer, module, samples.images, samples.scales, scale, self.bands)
+        pixels = colours.pixels(samples.images)[list(samples.shown)]
+        words = first_words(samples, self.methods, colours, trainer, self._folder)
+        inform(f"RolloutCallback {words}")
+        names = self.class_names or samples.class_names
+        note = "; ".join(filter(None, (colours.note, about(self.target, names))))
+        return pixels, names, self.colormap, note
 
     def _choose(self, trainer: pl.Trainer, module: pl.LightningModule) -> Samples:
         samples = self.selection.choose(trainer, module, self._past.places)
@@ -290,13 +286,21 @@ class RolloutCallback(Callback):
 
     def _attempt(self, place: Any, write: Callable[[], Any]) -> bool:
         """Says whether a logger or a folder took what is written; one that fails does not stop the others."""
+        name = place if isinstance(place, Path) else type(place).__name__
+        taken: Any = False
+        with self._forgiving(f"cannot write to {name}"):
+            taken = write()
+        return taken is not False
+
+    @contextmanager
+    def _forgiving(self, what: str, when: str = "") -> Iterator[None]:
+        """Says what its block could not do, and goes on, unless errors are to be raised."""
         try:
-            return write() is not False
+            yield
         except Exception as error:
             if self.on_error == "raise":
                 raise
-            self._say(f"cannot write to {place if isinstance(place, Path) else type(place).__name__}", error)
-            return False
+            self._say(what, error, when)
 
     def _say(self, what: str, error: Exception, when: str = "") -> None:
         """Warns once of each kind of error in each place, as its text may name a step or an address."""

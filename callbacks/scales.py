@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from vitx.colours import UNSCALED, Colours, Scale, choose_colours, given_scale
+from vitx.colours import UNSCALED, Colours, Scale, choose_colours
 from vitx.preprocessing import normalisation
 
 _OTHERS = (str, bytes, int, float, bool, type, ModuleType, Tensor, pl.Trainer)
@@ -40,11 +40,9 @@ def true_colours(
     Raises:
         VitxError: Mean, std or bands do not fit the images.
     """
-    channels = images.shape[1]
-    if bands is None and channels in (1, 3) and any(given):
-        mean, std = (one or other for one, other in zip(given, normalisation(module), strict=True))
-        return Colours(tuple(range(channels)), given_scale(mean, std, channels))
-    return choose_colours(images, likely_scales(trainer, module, images, of_data), bands)
+    mean, std = (one or other for one, other in zip(given, normalisation(module), strict=True))
+    scales = likely_scales(trainer, module, images, of_data)
+    return choose_colours(images, scales, bands, (mean, std) if any(given) else None)
 
 
 def likely_scales(

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import vitx
-from demo.digits import DigitScenes
+from demo.digits import DigitScenes, unnormalised
 from vitx import metrics
 from vitx.checkpoints import create_model
 
@@ -20,7 +20,7 @@ def baselines() -> Iterator[tuple[str, Tensor, Tensor]]:
     data = DigitScenes()
     data.setup("fit")
     images, _, boxes = data.validation[0].tensors
-    pixels = (images + 1) / 2
+    pixels = unnormalised(images)
     yield "brightness", F.avg_pool2d(pixels.mean(1), PATCH), boxes
     yield "colourfulness", F.avg_pool2d(pixels.amax(1) - pixels.amin(1), PATCH), boxes
     centre = torch.zeros(len(images), 8, 8)

@@ -105,10 +105,15 @@ def _fixed_scenes(glyphs: Tensor, classes: Tensor, fragments: Tensor, generator:
 
 def _mark_all(scenes: TensorDataset, mark: str, generator: Generator) -> TensorDataset:
     images, classes, boxes = scenes.tensors
-    marked, _ = MARKS[mark](images * _STD + _MEAN, classes, boxes, generator)
+    marked, _ = MARKS[mark](unnormalised(images), classes, boxes, generator)
     return TensorDataset(normalised(marked), classes, boxes)
 
 
 def normalised(images: Tensor) -> Tensor:
     """From [0, 1] to what the shipped weights expect."""
     return (images - _MEAN) / _STD
+
+
+def unnormalised(images: Tensor) -> Tensor:
+    """Back to [0, 1]."""
+    return images * _STD + _MEAN

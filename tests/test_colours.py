@@ -5,7 +5,7 @@ import torch
 
 from tests import models
 from vitx import VitxError, explain
-from vitx.colours import GUESSED, UNSCALED, Colours, choose_colours, given_scale
+from vitx.colours import GUESSED, UNSCALED, Colours, choose_colours
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -114,7 +114,7 @@ def test_other_types(dtype):
 )
 def test_given_values_that_do_not_fit(mean, std, sentence):
     with pytest.raises(VitxError, match=sentence):
-        given_scale(mean, std, 3)
+        choose_colours(torch.rand(1, 3, 4, 4), [], given=(mean, std))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 13])

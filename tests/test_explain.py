@@ -152,6 +152,17 @@ class TestExplanation:
         assert calls == [1]
 
 
+class Around(nn.Module):
+    """Calls the model in a way of its own."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.vit, self.call = models.built("deit"), call
+
+    def forward(self, images):
+        return self.call(self.vit, images)
+
+
 class TestTargets:
     def explained(self, target, images=IMAGES):
         return explain(models.built("deit"), images, "grad_rollout", target=target)
@@ -258,31 +269,21 @@ class TestTargets:
         ],
     )
     def test_of_several_outputs_the_one_that_was_made_of_the_others(self, output):
-        class Several(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.vit = models.built("deit")
-
-            def forward(self, images):
-                features = self.vit.forward_features(images)[:, 0]
-                return output(features, self.vit.head(features))
+        def several(vit, images):
+            features = vit.forward_features(images)[:, 0]
+            return output(features, vit.head(features))
 
         for method in ("rollout", "grad_rollout"):
-            found = explain(Several(), IMAGES, method)
+            found = explain(Around(several), IMAGES, method)
             assert torch.equal(found.maps, explain(models.built("deit"), IMAGES, method).maps)
 
     def test_several_outputs_none_of_which_was_made_of_the_others(self):
-        class Heads(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.vit = models.built("deit")
-
-            def forward(self, images):
-                logits = self.vit(images)
-                return {"one": logits[:, :3].exp(), "other": logits[:, 3:].exp()}
+        def heads(vit, images):
+            logits = vit(images)
+            return {"one": logits[:, :3].exp(), "other": logits[:, 3:].exp()}
 
         with pytest.raises(VitxError, match=r"2 tensors, \(2, 3\), \(2, 4\), none of which"):
-            explain(Heads(), IMAGES)
+            explain(Around(heads), IMAGES)
 
     def test_one_logit_is_for_class_1_and_against_class_0(self):
         model = models.deit(num_classes=1).eval()
@@ -296,22 +297,12 @@ class TestTargets:
             explain(model, IMAGES, "evidence", target=2)
 
     def test_an_output_without_classes_needs_a_function(self):
-        class Regressor(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.vit = models.built("deit")
-
-            def forward(self, images):
-                return self.vit(images)[:, 0]
-
-        class Deeper(Regressor):
-            def forward(self, images):
-                return self.vit(images)[:, None]
-
+        regressor = Around(lambda vit, images: vit(images)[:, 0])
+        deeper = Around(lambda vit, images: vit(images)[:, None])
         with pytest.raises(VitxError, match=r"shape \(2, 1, 7\), not \(B, classes\)"):
-            explain(Deeper(), IMAGES, "grad_rollout")
-        found = explain(Regressor(), IMAGES, "grad_rollout", target=lambda output: output)
+            explain(deeper, IMAGES, "grad_rollout")
+        found = explain(regressor, IMAGES, "grad_rollout", target=lambda output: output)
         assert same(found, self.explained(0), 1e-6)
-        signs = explain(Regressor(), IMAGES, "evidence")
+        signs = explain(regressor, IMAGES, "evidence")
         assert torch.equal(signs.target, (signs.logits > 0).long())
-        assert tuple(explain(Regressor(), IMAGES, "rollout").maps.shape) == (2, 4, 4)
+        assert tuple(explain(regressor, IMAGES, "rollout").maps.shape) == (2, 4, 4)

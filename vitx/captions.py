@@ -101,16 +101,18 @@ def _one_class(logits: Tensor, labels: Tensor | None, class_names: Sequence[str]
     truth: list[int | None] = [None] * len(logits) if labels is None else labels.tolist()
     found = []
     for index, share, label in zip(prediction.tolist(), probability.tolist(), truth, strict=True):
-        name = None if label is None else _name(label, class_names)
+        name = None if label is None else class_name(label, class_names)
         found.append(
-            Caption(_name(index, class_names), share, name, None if label is None else index == label)
+            Caption(class_name(index, class_names), share, name, None if label is None else index == label)
         )
     return found
 
 
 def _several_classes(logits: Tensor, labels: Tensor, class_names: Sequence[str] | None) -> list[Caption]:
     def names(present: Tensor) -> str:
-        return _AND.join(_name(index, class_names) for index in present.nonzero()[:, 0].tolist()) or "none"
+        return (
+            _AND.join(class_name(index, class_names) for index in present.nonzero()[:, 0].tolist()) or "none"
+        )
 
     predicted = logits > 0
     rows = zip(predicted, labels, strict=True)
@@ -126,5 +128,6 @@ def _shortened(names: str, length: int) -> str:
     )
 
 
-def _name(index: int, class_names: Sequence[str] | None) -> str:
+def class_name(index: int, class_names: Sequence[str] | None) -> str:
+    """Returns what to call a class: its number where it has no name."""
     return str(class_names[index]) if class_names and 0 <= index < len(class_names) else str(index)

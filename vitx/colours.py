@@ -43,7 +43,7 @@ class Colours:
     def pixels(self, images: Tensor) -> Tensor:
         """Draws images: (B, C, H, W) -> (B, H, W, 3) uint8 on the CPU."""
         chosen = images.detach().float().cpu()[:, list(self.bands)]
-        shown = _stretched(chosen) if self.scale is None else _undone(chosen, self.scale, self.bands, images)
+        shown = _stretched(chosen) if self.scale is None else _undone(chosen, self.scale)
         if len(self.bands) == 2:
             shown = shown.mean(1, keepdim=True)
         pixels = (shown.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -51,7 +51,10 @@ class Colours:
 
 
 def choose_colours(
-    images: Tensor, scales: Iterable[Scale | None], bands: Sequence[int] | None = None
+    images: Tensor,
+    scales: Iterable[Scale | None],
+    bands: Sequence[int] | None = None,
+    given: Scale | None = None,
 ) -> Colours:
     """Finds how images can be shown.
 
@@ -60,9 +63,10 @@ def choose_colours(
         scales: normalisations that may have made them, the likeliest first. Taken is the first one that
             brings them into [0, 1]; if none does, colours are guessed.
         bands: the channels to show, one or three; by default the first three, and of two channels the mean.
+        given: the normalisation that was asked for, of images of one or three channels: none is searched.
 
     Raises:
-        VitxError: There is no such channel, or their number is wrong.
+        VitxError: There is no such channel, their number is wrong, or what was asked for does not fit them.
     """
     if images.ndim != 4:
         raise VitxError(f"images must be (B, C, H, W), found {tuple(images.shape)}")
@@ -74,22 +78,16 @@ def choose_colours(
     if channels > 3:
         return Colours((0, 1, 2), None, f"channels 0, 1, 2 of {channels}, stretched")
     chosen, values = tuple(range(channels)), images.detach().float().cpu()
+    if given is not None:
+        for name, one in zip(("mean", "std"), given, strict=True):
+            if not _fit(one, channels):
+                raise VitxError(f"{name} has {len(one)} values for {channels} channels: give one for each")
+        return Colours(chosen, given)
     for scale in scales:
-        if scale is not None and _fits(scale, channels) and _in_range(_undone(values, scale, chosen, images)):
+        fits = scale is not None and all(_fit(one, channels) for one in scale)
+        if scale is not None and fits and _in_range(_undone(values, scale)):
             return Colours(chosen, scale)
     return Colours(chosen, None, GUESSED)
-
-
-def given_scale(mean: Sequence[float], std: Sequence[float], channels: int) -> Scale:
-    """Returns the scale that was asked for.
-
-    Raises:
-        VitxError: Mean and std do not fit the channels.
-    """
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) not in (1, channels) and not (channels == 1 and values):
-            raise VitxError(f"{name} has {len(values)} values for {channels} channels: give one for each")
-    return mean, std
 
 
 def _checked(bands: Sequence[int], channels: int) -> tuple[int, ...]:
@@ -100,18 +98,16 @@ def _checked(bands: Sequence[int], channels: int) -> tuple[int, ...]:
     return tuple(bands)
 
 
-def _fits(scale: Scale, channels: int) -> bool:
-    return all(len(values) in (1, channels) or (channels == 1 and values) for values in scale)
+def _fit(values: Sequence[float], channels: int) -> bool:
+    return len(values) in (1, channels) or (channels == 1 and len(values) > 0)
 
 
-def _undone(chosen: Tensor, scale: Scale, bands: Sequence[int], images: Tensor) -> Tensor:
+def _undone(images: Tensor, scale: Scale) -> Tensor:
     """Undoes the normalisation; of one channel in a model that declares three, by their mean."""
-    channels = images.shape[1]
-    mean, std = (torch.tensor([float(value) for value in values]) for values in scale)
-    if channels == 1:
-        mean, std = mean.mean()[None], std.mean()[None]
-    mean, std = (values.expand(channels)[list(bands), None, None] for values in (mean, std))
-    return chosen * std + mean
+    mean, std = (torch.tensor([float(value) for value in values]).view(-1, 1, 1) for values in scale)
+    if images.shape[1] == 1:
+        mean, std = mean.mean(), std.mean()
+    return images * std + mean
 
 
 def _in_range(values: Tensor) -> bool:

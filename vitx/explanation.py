@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,9 +12,6 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.files import savez, write_or_say, write_png
-
-if TYPE_CHECKING:
-    from vitx.colours import Colours
 
 _MOST_SHOWN = 16  # images, where a notebook asks for a picture
 
@@ -100,25 +96,25 @@ class Explanation:
         Raises:
             VitxError: The images are not kept and not given, or mean, std or bands do not fit them.
         """
-        images = self.images if images is None else images
-        if images is None:
-            raise VitxError("the images were not kept with the explanation: give those that were explained")
-        return self._colours(images, mean, std, bands).pixels(images)
+        return self._shown(images, mean, std, bands)[0]
 
-    def _colours(
+    def _shown(
         self,
-        images: Tensor,
+        images: Tensor | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         bands: Sequence[int] | None = None,
-    ) -> "Colours":
-        from vitx.colours import Colours, choose_colours, given_scale
+    ) -> tuple[Tensor, str]:
+        """Returns what `pixels` does, and what a picture has to say of the colours."""
+        from vitx.colours import choose_colours
 
-        declared = (self.mean if mean is None else mean, self.std if std is None else std)
-        if bands is None and (mean is not None or std is not None) and images.shape[1] in (1, 3):
-            channels = images.shape[1]
-            return Colours(tuple(range(channels)), given_scale(*declared, channels))
-        return choose_colours(images, [declared], bands)
+        images = self.images if images is None else images
+        if images is None:
+            raise VitxError("the images were not kept with the explanation: give those that were explained")
+        scale = (self.mean if mean is None else mean, self.std if std is None else std)
+        asked = mean is not None or std is not None
+        colours = choose_colours(images, [scale], bands, scale if asked else None)
+        return colours.pixels(images), colours.note
 
     def overlays(
         self,
@@ -181,19 +177,21 @@ class Explanation:
         from vitx.captions import captions_of
         from vitx.classes import known_class_names, short
         from vitx.methods import title_of
-        from vitx.render import SIGNED, grid
+        from vitx.render import SIGNED, grid, overlays
 
         if class_names is None and self.logits.ndim == 2:
             known = known_class_names(self.logits.shape[1])
             class_names = None if known is None else [short(name) for name in known]
+        pixels, note = self._shown()
         columns = {
-            "input": self.pixels(),
+            "input": pixels,
             title_of(self.method) or "map": (
-                self.signed_overlays() if signed else self.overlays(colormap=colormap)
+                self.signed_overlays()
+                if signed
+                else overlays(pixels, self.heatmaps((pixels.shape[1], pixels.shape[2])), colormap)
             ),
         }
         captions = captions_of(self.logits, class_names=class_names)
-        note = "" if self.images is None else self._colours(self.images).note
         if signed:
             return grid(columns, captions, tile_width=224, colormap=SIGNED[0], ends=SIGNED[1], note=note)
         return grid(columns, captions, tile_width=224, colormap=colormap, note=note)

@@ -105,10 +105,11 @@ def preprocessing_of(
     multiple = _patch(model) if keep_aspect else 1
     if any(value <= 0 for value in std or ()):
         raise VitxError(f"std must be above 0, found {list(std or ())}")
+    taken = _channels_taken(model)
     return Preprocessing(
         size=(size, size) if size else _size(model) or tuple(known["input_size"][1:]),
-        mean=_channels("mean", mean or known["mean"], model),
-        std=_channels("std", std or known["std"], model),
+        mean=_channels("mean", mean or known["mean"], taken),
+        std=_channels("std", std or known["std"], taken),
         interpolation=known["interpolation"],
         crop_pct=known["crop_pct"],
         crop_mode=known["crop_mode"],
@@ -117,14 +118,19 @@ def preprocessing_of(
     )
 
 
-def _channels(name: str, values: Sequence[float], model: nn.Module) -> tuple[float, ...]:
-    """One value for each channel of the model; for a single one, the mean of what is declared for three."""
+def _channels_taken(model: nn.Module) -> int:
+    """How many channels the model takes, one or three."""
     taken = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3)
-    values = tuple(float(value) for value in values)
     if taken not in (1, 3):
         raise VitxError(
             f"the model takes images of {taken} channels, which no image file has: give a tensor (B, C, H, W)"
         )
+    return taken
+
+
+def _channels(name: str, values: Sequence[float], taken: int) -> tuple[float, ...]:
+    """One value for each channel; for a single one, the mean of what is declared for three."""
+    values = tuple(float(value) for value in values)
     if taken == 1 and len(values) == 3:
         values = (sum(values) / 3,)
     if len(values) == 1:

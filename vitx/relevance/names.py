@@ -181,7 +181,7 @@ TURNED = named("permute", "transpose", "swapaxes", "swapdims", "movedim", "movea
 LAID_OUT = named("reshape", "view", "flatten", "unflatten", "view_as", "reshape_as")
 _OPERANDS = ("condition", "tensors", "input", "mat1", "mat2", "batch1", "batch2", "other")  # in their order
 UNBOUND = named("unbind")
-DIVIDED_UP = named("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk")
+DIVIDED_UP = UNBOUND | named("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk")
 CONCATENATED = named("cat", "concat", "concatenate")
 BADDBMM = named("baddbmm")
 

@@ -90,7 +90,7 @@ def _thinly(func: Function, live: "Live", out: Any, args: Any, kwargs: Any) -> A
     if func in LAID_OUT:
         sizes = _laid_out(tuple(live.thin.shape), tuple(live.shape), tuple(out.shape))
         return None if sizes is None else live.thin.reshape(sizes)
-    if func in DIVIDED_UP | UNBOUND:
+    if func in DIVIDED_UP:
         dim = argument(args, kwargs, 1 if func in UNBOUND else 2, "dim", 0) % len(live.shape)
         if dim not in _thin_dims(live):
             return func(live.thin, *args[1:], **kwargs)
