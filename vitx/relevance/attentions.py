@@ -96,9 +96,12 @@ def scaled_dot_product(
             output = F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
             attention = _described(flat, layout, watched.gradients, *args, **kwargs)
     shared = (query, key, value) if isinstance(attention, SharedAttention) else None
-    with torch.enable_grad():
+
+    def follow() -> Tensor:
         values, weights = _beside(watched, of_query, of_value, query, key, layout)
         return _attend(watched, output, shared, attention, layout, of_value, values, weights, live)
+
+    return watched.apart(follow)
 
 
 def _beside(

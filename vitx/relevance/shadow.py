@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from vitx.relevance import attentions, calls, linearised, names, rules
+from vitx.relevance.apart import Apart
 from vitx.relevance.attending import Pass
 from vitx.relevance.grid import First
 from vitx.relevance.lineage import Lineage, added, begun, derived
@@ -87,6 +88,7 @@ class Shadow(TorchFunctionMode):
         streams: what each residual put out, where it is kept.
         head_fusion: as for `vitx.capture`.
         memory: what the attentions of the pass share.
+        apart: makes what stays of the pass.
         batch: how many images there are.
     """
 
@@ -121,6 +123,7 @@ class Shadow(TorchFunctionMode):
         self.streams: list[Stream] = []
         self.head_fusion = head_fusion
         self.memory = Memory()
+        self.apart = Apart(image, gradients=gradients)
         self._brought = brought
         self._left = False  # whether a live tensor has left torch
         self._live: dict[int, Live] = {}
@@ -158,8 +161,7 @@ class Shadow(TorchFunctionMode):
             return out
         outs = tensors(out)
         if any(_holds(t, func) for t in outs):  # no question of a shape or a type
-            with torch.enable_grad():
-                self._follow(func, args, kwargs, out, outs, live)
+            self.apart(self._follow, func, args, kwargs, out, outs, live)
         return out
 
     def made_last(self, tensors: Sequence[Tensor]) -> Tensor | None:
@@ -217,6 +219,7 @@ class Shadow(TorchFunctionMode):
         self.constants.clear()
         self.streams.clear()
         self.first = None
+        self.apart.close()
 
     def put(
         self,
