@@ -206,11 +206,6 @@ def swin():
 
 REFUSED = {
     "ResNet": Refused(lambda: _unusual("resnet10t"), 32, "no attention between tokens was found"),
-    "XCiT": Refused(
-        lambda: _unusual("xcit_nano_12_p16_224", embed_dim=48, depth=2, num_heads=3),
-        32,
-        "some of its tokens did not pass",
-    ),
     "EfficientViT": Refused(lambda: _unusual("efficientvit_b0"), 64, "linear attention"),
 }
 
@@ -225,6 +220,9 @@ NOT_PLAIN = {
         ("PiT", lambda: _unusual("pit_ti_224", img_size=64), 64),
         ("parallel blocks", lambda: timm_model("vit_small_patch16_18x2_224"), 32),
         ("CaiT", lambda: timm_model("cait_xxs24_224"), 32),
+        ("XCiT", lambda: _unusual("xcit_nano_12_p16_224", embed_dim=48, depth=2, num_heads=3), 32),
+        ("VOLO", lambda: _unusual("volo_d1_224", img_size=64), 64),
+        ("GC-ViT", lambda: _unusual("gcvit_xxtiny"), 224),
         ("differential attention", lambda: timm_model("vit_dlittle_patch16_reg1_gap_256"), 32),
     )
 }

@@ -75,6 +75,12 @@ KINDS = {
     "hf PVT-v2": (lambda: hugging_face("PvtV2", full=True), 64, (16, 16)),
     "torchvision Swin": (torchvision_swin, 64, (16, 16)),
     "differential attention": (lambda: models.timm_model("vit_dlittle_patch16_reg1_gap_256"), 32, (4, 4)),
+    "XCiT": (lambda: carried("xcit_nano_12_p16_224"), 64, (4, 4)),
+}
+# What a token keeps in a gradient rollout cannot be told: heads or queries lie elsewhere.
+ROLLOUT_ALONE = {
+    "VOLO": (lambda: carried("volo_d1_224", img_size=64), 64, (8, 8)),
+    "GC-ViT": (lambda: carried("gcvit_xxtiny"), 224, (56, 56)),
 }
 
 
@@ -94,6 +100,19 @@ def test_every_kind_accounts_for_all_relevance(kind, method):
     if method == "rollout":
         assert found.maps.min() >= -1e-6
         assert (found.maps.sum((1, 2)) <= 1 + 1e-3).all()
+
+
+@pytest.mark.parametrize("kind", ROLLOUT_ALONE)
+def test_what_a_gradient_rollout_cannot_tell_a_rollout_can(kind):
+    build, size, grid = ROLLOUT_ALONE[kind]
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    model = build().eval()
+    found = explain(model, images, "rollout")
+    assert (found.conservation - 1).abs().max() < 1e-3
+    assert found.maps.min() >= -1e-6
+    assert tuple(found.maps.shape[1:]) == grid
+    with pytest.raises(VitxError, match="cannot be told"):
+        explain(model, images, "grad_rollout")
 
 
 class Attention(nn.Module):

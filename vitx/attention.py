@@ -20,6 +20,7 @@ class Attention:
         shape: (B, H, Q, K).
         dtype: of the tiles: float32, or float64 in a float64 model.
         device: of the model.
+        sums_to_1: whether each row of A is known to, up to the rounding of single precision.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Attention:
             gradients: keep what the gradient of A needs.
             to_heads: turns a gradient of the output into one of A V, (B, H, Q, d), if they differ.
             memory: what other calls share with this one.
-            sums_to_1: whether each row of A is known to, up to the rounding of single precision.
+            sums_to_1: whether each row of A is known to.
         """
         self.shape = shape
         self.dtype = torch.promote_types(value.dtype, torch.float32)
@@ -48,7 +49,7 @@ class Attention:
         self._value = value if gradients else None
         self._to_heads = to_heads
         self._memory = memory or Memory()
-        self._sums_to_1 = sums_to_1
+        self.sums_to_1 = sums_to_1
 
     def tiles(self, gradient: Tensor | None = None, apart: slice = ALL) -> Iterator[Tile]:
         """Computes A tile by tile and, from a gradient of the output, the gradient of A.
@@ -60,7 +61,7 @@ class Attention:
         weights = self._weights()
         outer = None if gradient is None else self._outer(gradient)
         for part in split(self.shape, self.device, apart):
-            yield Tile(*part, self.shape[1], weights, outer, self._sums_to_1)
+            yield Tile(*part, self.shape[1], weights, outer, self.sums_to_1)
 
     def weights(self) -> Tensor:
         """Computes A as a whole, (B, H, Q, K)."""

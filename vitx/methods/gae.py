@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vitx.attention import Attention
 from vitx.methods.registry import register
-from vitx.relevance.attending import Carrier
+from vitx.relevance.carrier import Carrier
 from vitx.relevance.fusing import carry_heads
 from vitx.relevance.way_back import Found, Way
 from vitx.rollout import RolloutLayer
@@ -46,6 +47,10 @@ class Gae(Carrier):
     reads_gradient = True
     of_heads = True
     grows = True
+
+    def keeps(self, attention: Attention) -> float:
+        """All of it."""
+        return 1.0
 
     def layer(self, relevance: Tensor, keys: int) -> GaeLayer:
         """An attention inside a residual."""

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vitx.attention import Attention
 from vitx.methods.registry import register
-from vitx.relevance.attending import Carrier
+from vitx.relevance.carrier import Carrier
 from vitx.relevance.fusing import check_options
 from vitx.relevance.way_back import Found, Way
 from vitx.rollout import RolloutLayer
@@ -28,6 +29,11 @@ class Rollouts(Carrier):
     def of_heads(self) -> bool:  # type: ignore[override]
         """Whether heads apart give another map than heads together: not where only their mean counts."""
         return self.reads_gradient or self.head_fusion != "mean" or self.discard_ratio > 0
+
+    def keeps(self, attention: Attention) -> float | None:
+        """A half where the rows of the fused A sum to 1."""
+        fixed = not self.of_heads and attention.sums_to_1
+        return 0.5 if fixed else None
 
     def layer(self, relevance: Tensor, keys: int) -> RolloutLayer:
         """An attention inside a residual."""

@@ -2,9 +2,10 @@
 
 `shadow` watches the pass, and `attentions` what in it attends. `calls` says which rule each function
 follows, `names` and `equations` read its arguments, and `rules` are the rules. `lineage` tells a
-residual from any other sum, `attending` stands for one attention, and `heads` says how it lies in its
-tensors. `way_back` takes relevance from the logits to the pixels and checks it, `grid` makes it a map,
-and `fusing` is what methods share. Nothing here reads what a model declares.
+residual from any other sum, `residual` says what it gives to whom, `attending` stands for one attention,
+and `heads` says how it lies in its tensors. `carrier` is what a method makes of it. `way_back` takes
+relevance from the logits to the pixels and checks it, `grid` makes it a map, and `fusing` is what methods
+share. `apart` is about memory. Nothing here reads what a model declares.
 """
 
 from vitx.relevance.fusing import HeadFusion, carry, carry_heads

@@ -5,7 +5,8 @@ gradient and the relevance of its output are known, so A is computed once for bo
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,50 +16,10 @@ from vitx.attention import Attention
 from vitx.errors import VitxError
 from vitx.fused import SharedAttention
 from vitx.isolation import without_autocast
-from vitx.relevance.rules import blank
+from vitx.relevance.carrier import Carrier, Layer
+from vitx.relevance.residual import Residual
+from vitx.relevance.rules import blank, spread
 from vitx.tiles import Tile
-
-
-class Layer(Protocol):
-    """What a method makes of one attention.
-
-    Attributes:
-        values: the relevance of the tokens that were attended to, (B, K).
-        stays: what the tokens that attended keep by the residual, (B, Q).
-    """
-
-    values: Tensor
-    stays: Tensor
-
-    def read(self, tile: Tile) -> None:
-        """Takes in some rows."""
-
-    def end(self) -> None:
-        """All rows were read."""
-
-
-class Carrier:
-    """A method that takes relevance through one attention after another.
-
-    Attributes:
-        start_layer: the first attention inside a residual that counts; what is below keeps its place.
-        reads_gradient: whether it reads the gradient of A.
-        of_heads: whether the map changes with which dimension holds the heads.
-        grows: whether a layer hands on more than it got, as GAE's does.
-    """
-
-    start_layer: int = 0
-    reads_gradient: bool = False
-    of_heads: bool = False
-    grows: bool = False
-
-    def layer(self, relevance: Tensor, keys: int) -> Layer:
-        """Begins with an attention inside a residual, from the relevance of its queries, (B, Q)."""
-        raise NotImplementedError
-
-    def pooling(self, relevance: Tensor, keys: int) -> Layer:
-        """Begins with an attention without a residual, whose rows are the fused A alone."""
-        raise NotImplementedError
 
 
 class Attended(NamedTuple):
@@ -86,14 +47,20 @@ class Pass:
         carrier: the method whose relevance travels; set before each way back.
         places: whether only places are asked for.
         calls: the attentions, in the order in which they ran.
+        around: the residual around each of them that is inside one.
         grown: what layers handed on beyond what they got, over all images.
+        astray: how much relevance of an image went to other tokens than the rules say.
+        batch: how many images there are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
         self.carrier: Carrier | None = None
         self.places = False
         self.calls: list[Attended] = []
+        self.around: dict[Attending, Residual] = {}
         self.grown: Tensor | float = 0.0
+        self.astray: Tensor | float = 0.0
 
     def begin(self, carrier: Carrier, *, places: bool = False) -> None:
         """Makes a method the one whose relevance travels.
@@ -103,9 +70,30 @@ class Pass:
             places: whether only places are asked for: a residual gives all to the stream, nothing to the
                 branch.
         """
-        self.carrier, self.places, self.grown = carrier, places, 0.0
+        self.carrier, self.places, self.grown, self.astray = carrier, places, 0.0, 0.0
         for number, layer in enumerate(self.layers()):
             layer.call.counts = number >= carrier.start_layer
+        if not places:
+            self._try_residuals()
+
+    def _try_residuals(self) -> None:
+        """Finds out of residuals, where that counts, whether what their attentions put out comes home."""
+        waiting = [one for one in dict.fromkeys(self.around.values()) if one.matters and one.home is None]
+        if not waiting:
+            return
+        counted = {call: call.counts for call in self.around}
+        for call in counted:
+            call.counts = False  # no attention passes on what is only a mark
+        for residual in waiting:
+            residual.try_with([one for one in self.calls if one.call in residual.calls])
+        for call, counts in counted.items():
+            call.counts = counts
+
+    def shares(self, residual: Residual, relevance: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what stream and branch of a residual get, and counts what goes astray."""
+        if residual.matters and residual.home is not None:
+            self.astray = self.astray + relevance.abs().sum() * ~residual.home / self.batch
+        return residual.shares(relevance)
 
     def grow(self, values: Tensor) -> None:
         """Counts what a layer handed on beyond what it got, (B, K)."""
@@ -113,14 +101,13 @@ class Pass:
 
     def layers(self) -> list[Attended]:
         """Returns the attentions inside a residual, in the order in which they ran."""
-        return [attended for attended in self.calls if attended.call.residual]
+        return [attended for attended in self.calls if attended.call in self.around]
 
 
 class Attending:
     """An attention call: A, and whether a residual goes around it.
 
     Attributes:
-        residual: set when the sum around it is seen.
         counts: whether the method starts at or below it.
     """
 
@@ -129,7 +116,7 @@ class Attending:
         within: Pass,
         attention: Attention,
         heads_known: bool,
-        over_channels: Callable[[], bool] = lambda: False,
+        over_channels: Callable[[], bool],
     ) -> None:
         """Describes a call.
 
@@ -139,12 +126,28 @@ class Attending:
             heads_known: whether the heads have a dimension of their own.
             over_channels: finds out whether its keys are channels of the same tokens.
         """
-        self.residual = False
         self.counts = True
         self.attention = attention
         self._within = within
         self._heads_known = heads_known
-        self._over_channels = over_channels
+        self._find_channels = over_channels
+
+    @property
+    def residual(self) -> Residual | None:
+        """The residual around it; None: there is none, or the sum was not seen yet."""
+        return self._within.around.get(self)
+
+    @property
+    def keeps(self) -> float | None:
+        """What share of its relevance a token keeps by that residual; None if it depends on A."""
+        carrier = self._within.carrier
+        assert carrier is not None
+        return 1.0 if not self.counts or self._over_channels else carrier.keeps(self.attention)
+
+    @cached_property
+    def _over_channels(self) -> bool:
+        """Whether its keys are channels of the same tokens."""
+        return self._find_channels()
 
     def join(
         self, output: Tensor, operands: tuple[Tensor, ...] | None, value: Tensor, weights: Tensor
@@ -181,11 +184,16 @@ class Attending:
         """Begins the way back through this call."""
         carrier = self._within.carrier
         assert carrier is not None
-        if not _alike(relevance):
+        if self._over_channels:
             return self._start_over_channels(relevance)
+        if not _alike(relevance):
+            raise VitxError(
+                "the channels of what an attention put out are read apart, with no weights between (as by a "
+                "maximum over tokens): no rule takes relevance through that"
+            )
         keys = self.attention.shape[-1]
         of_queries = relevance.sum((1, 3))
-        if not self.residual:
+        if self.residual is None:
             return _Reading(carrier.pooling(of_queries, keys), of_queries, False)
         if not self.counts:
             return _Reading(None, of_queries, False)
@@ -202,12 +210,9 @@ class Attending:
 
     def _start_over_channels(self, relevance: Tensor) -> "_Reading":
         """Cross-covariance attention, as in XCiT: what it mixes are channels, and a token keeps its own."""
-        if not self._over_channels():
-            raise VitxError(
-                "the channels of what an attention put out are read apart, with no weights between (as by a "
-                "maximum over tokens): no rule takes relevance through that"
-            )
-        share = None if self.residual else relevance.sum(2, keepdim=True) / self.attention.shape[-1]
+        share = (
+            None if self.residual is not None else relevance.sum(2, keepdim=True) / self.attention.shape[-1]
+        )
         return _Reading(None, relevance, False, share)
 
     def shared_out(
@@ -218,10 +223,10 @@ class Attending:
         assert carrier is not None
         if reading.layer is None:
             return None if reading.of_channels is None else reading.of_channels.expand(values), None
-        if carrier.grows and self.residual:
+        if carrier.grows and self.residual is not None:
             self._within.grow(reading.layer.values)
         into_values = spread(reading.layer.values, values)
-        if not self.residual:
+        if self.residual is None or self.residual.kept is not None:
             return into_values, None
         return into_values, spread(reading.layer.stays - reading.relevance, weights)
 
@@ -254,11 +259,6 @@ class _Reading:
         if self.layer is not None:
             for _ in self.through(tiles):
                 pass
-
-
-def spread(relevance: Tensor, shape: torch.Size) -> Tensor:
-    """Shares out the relevance of tokens, (B, N), among heads and channels, (B, H, N, d)."""
-    return (relevance[:, None, :, None] / (shape[1] * shape[3])).expand(shape)
 
 
 def _alike(relevance: Tensor) -> bool:

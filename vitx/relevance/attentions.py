@@ -1,6 +1,7 @@
 """The calls that are attentions: how each is seen, and what describes its A."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +48,7 @@ def product(watched: "Shadow", func: Callable[..., Any], args: Any, kwargs: dict
                     layout.values(right.detach()),
                     gradients=watched.gradients,
                     to_heads=layout.outputs,
+                    sums_to_1=first.sums_to_1 is not None and first.sums_to_1 == layout.order_weights[-1],
                 )
                 return _attend(
                     *(watched, out, None, attention, layout, second),
@@ -124,9 +126,10 @@ def _is_thin(live: "Live") -> bool:
 
 
 def _layout(watched: "Shadow", value: "Live", layout: Layout) -> Layout:
-    """Finds the heads where they have no dimension of their own, but were channels of the same token."""
-    if layout.head is not None or value.source is None:
+    """Finds the heads, which were channels of the same token: where torch has them, or elsewhere."""
+    if value.source is None or (layout.head is not None and _holds_heads(value, layout)):
         return layout
+    layout = replace(layout, head=None)
 
     def of_tokens(marks: Tensor) -> Tensor:
         marks = marks.view(*layout.shared, 1, 1)
@@ -136,11 +139,22 @@ def _layout(watched: "Shadow", value: "Live", layout: Layout) -> Layout:
     return layout.with_heads(of_tokens)
 
 
+def _holds_heads(value: "Live", layout: Layout) -> bool:
+    """Whether only the sum over the heads counts, as over any channels; else they may be windows."""
+    if layout.head is None or layout.head >= len(layout.shared):
+        return layout.head is not None
+    dim = layout.order_values[layout.head]
+    return value.thin.shape[dim] == 1 or layout.shared[layout.head] == 1
+
+
 def _over_channels(value: "Live", layout: Layout) -> bool:
     """Whether the keys of an attention are channels: then each token holds all of them alike."""
     if value.source is None:
         return False
-    keys = value.shape[layout.order_values[len(layout.shared)]]
+    *_, of_keys, of_channels = layout.order_values
+    keys = value.shape[of_keys]
+    if value.thin.shape[of_channels] == 1 and value.thin.shape[of_keys] == keys:  # only tokens are apart
+        return False
     marks = torch.rand(keys, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = _seen_from(value, layout, marks.view(*(1 for _ in layout.shared), keys, 1)).flatten(1)
     return found.shape[1] > 1 and torch.allclose(found, found[:, :1], rtol=1e-5)

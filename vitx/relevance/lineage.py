@@ -54,33 +54,29 @@ class Sum(NamedTuple):
     """What share of the relevance of a sum goes to each of its two summands.
 
     Attributes:
-        shares: by the rules of the rollouts.
+        shares: by the rules of the rollouts; of no use where it is a residual around attention.
         places: where only the place of a token is asked for: a residual gives all to the stream.
         residual: whether it is one.
-        around: whether it is one around attention.
+        around: the attentions that it is one around.
     """
 
     shares: tuple[float, float]
     places: tuple[float, float]
     residual: bool = False
-    around: bool = False
+    around: frozenset[Any] = frozenset()
 
 
 def added(first: Lineage, second: Lineage) -> tuple[Lineage, Sum]:
     """Returns the lineage of a sum, and how its relevance is shared.
 
-    A residual around attention gives all to both, as the attention gives back what it took. Of two branches
-    off the same stream, one through an attention, that one gets all. Any other sum is halved.
+    Of two branches off the same stream, one through an attention, that one gets all. Any other sum is halved.
     """
     merged = derived((first, second))
     stream = first.identity in second.ancestors
     if stream or second.identity in first.ancestors:
         within = first.open ^ second.open
-        for call in within:
-            call.residual = True
         closed = merged._replace(ancestors=frozenset(), open=first.open & second.open, partial=False)
-        shares = (1.0, 1.0) if within else (0.5, 0.5)
-        return closed, Sum(shares, (1.0, 0.0) if stream else (0.0, 1.0), True, bool(within))
+        return closed, Sum((0.5, 0.5), (1.0, 0.0) if stream else (0.0, 1.0), True, within)
     shares = (0.5, 0.5)
     if first.ancestors & second.ancestors:
         ahead, behind = bool(first.open - second.open), bool(second.open - first.open)

@@ -56,6 +56,7 @@ CASTS = named(
     ),
     *("nan_to_num", "positive", "__pos__", "resolve_conj", "resolve_neg", "alias"),
 )
+SAME = named("to", "float", "double", "type_as", "contiguous", "clone")  # values, but for their precision
 POINTWISE = CASTS | named(
     *("relu", "relu_", "gelu", "silu", "silu_", "mish", "hardswish", "hardswish_", "hardsigmoid", "sigmoid"),
     *("sigmoid_", "tanh", "tanh_", "softplus", "softsign", "elu", "selu", "celu", "leaky_relu", "prelu"),

@@ -87,6 +87,11 @@ def shared(relevance: Tensor, shares: Sequence[float], shadows: Sequence[Tensor]
     ]
 
 
+def spread(relevance: Tensor, shape: torch.Size) -> Tensor:
+    """Shares out the relevance of tokens, (B, N), among heads and channels, (B, H, N, d)."""
+    return (relevance[:, None, :, None] / (shape[1] * shape[3])).expand(shape)
+
+
 def fitting(relevance: Tensor, shape: torch.Size) -> Tensor:
     """Sums over the dimensions along which an input was broadcast."""
     return relevance if relevance.shape == shape else relevance.sum_to_size(shape)

@@ -23,6 +23,7 @@ from vitx.relevance.attending import Pass
 from vitx.relevance.grid import First
 from vitx.relevance.lineage import Lineage, added, begun, derived
 from vitx.relevance.names import tensors
+from vitx.relevance.residual import Residual
 from vitx.tiles import Memory
 
 
@@ -37,6 +38,7 @@ class Live(NamedTuple):
         inside: of one that was padded with a constant, what of it is real: 1, or 0 for the padding.
         source: the shadow that the last weights put out, and the dimension of its channels, if nothing but
             shape operations came after.
+        sums_to_1: the dimension of a softmax, if nothing came after that changes a value.
     """
 
     real: "weakref.ref[Tensor]"
@@ -45,6 +47,7 @@ class Live(NamedTuple):
     lineage: Lineage
     inside: Tensor | None = None
     source: tuple[Tensor, int] | None = None
+    sums_to_1: int | None = None
 
     @property
     def shadow(self) -> Tensor:
@@ -113,7 +116,7 @@ class Shadow(TorchFunctionMode):
             head_fusion: as for `vitx.capture`.
         """
         super().__init__()
-        self.attentions = Pass()
+        self.attentions = Pass(len(image))
         self.unknown: list[str] = []
         self.lost: dict[str, float] = {}
         self.first: First | None = None
@@ -204,18 +207,20 @@ class Shadow(TorchFunctionMode):
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Watches what is done beside the pass, and is no part of it."""
-        kept = self.attentions.calls, self.streams, self.constants
-        self.attentions.calls, self.streams, self.constants = list(kept[0]), list(kept[1]), list(kept[2])
+        kept = self.attentions.calls, self.attentions.around, self.streams, self.constants
+        self.attentions.calls, self.attentions.around = list(kept[0]), dict(kept[1])
+        self.streams, self.constants = list(kept[2]), list(kept[3])
         try:
             with self:
                 yield
         finally:
-            self.attentions.calls, self.streams, self.constants = kept
+            self.attentions.calls, self.attentions.around, self.streams, self.constants = kept
 
     def close(self) -> None:
         """Lets go of the graph, which holds what it is held by."""
         self._live.clear()
         self.attentions.calls.clear()
+        self.attentions.around.clear()
         self.constants.clear()
         self.streams.clear()
         self.first = None
@@ -228,9 +233,11 @@ class Shadow(TorchFunctionMode):
         lineage: Lineage,
         inside: Tensor | None = None,
         source: tuple[Tensor, int] | None = None,
+        sums_to_1: int | None = None,
     ) -> None:
         """Remembers what stands beside a tensor."""
-        self._live[id(tensor)] = Live(weakref.ref(tensor), tensor.shape, shadow, lineage, inside, source)
+        found = Live(weakref.ref(tensor), tensor.shape, shadow, lineage, inside, source, sums_to_1)
+        self._live[id(tensor)] = found
 
     def get(self, tensor: Any) -> Live | None:
         """Returns what stands beside a tensor; None if it does not depend on the image."""
@@ -318,7 +325,8 @@ class Shadow(TorchFunctionMode):
                 self._embedded(func, found)
         for tensor, shadow in zip(outs, tensors(found), strict=True):
             if _holds(tensor, func):
-                self.put(tensor, shadow, lineage, inside, source)
+                sums_to_1 = _sums_to_1(func, args, kwargs, tensor, live[0])
+                self.put(tensor, shadow, lineage, inside, source, sums_to_1)
 
     def _embedded(self, func: Callable[..., Any], shadow: Tensor) -> None:
         """Remembers the first tokens."""
@@ -330,17 +338,22 @@ class Shadow(TorchFunctionMode):
     def _add(self, out: Tensor, live: list[Live]) -> None:
         first, second = live
         lineage, summed = added(first.lineage, second.lineage)
-        broken = summed.around and (first.lineage.partial or second.lineage.partial)
+        shadows = calls.alike(out.shape, live)
+        stream, branch = (0, 1) if summed.places[0] else (1, 0)
+        residual = None
+        if summed.around:
+            partial = live[branch].lineage.partial
+            residual = Residual(tuple(summed.around), live[stream].thin, shadows[branch], partial)
+            self.attentions.around.update(dict.fromkeys(summed.around, residual))
 
-        def back(relevance: Tensor) -> list[Tensor | None]:
+        def back(relevance: Tensor) -> Sequence[Tensor | None]:
             if self.attentions.places:
                 return rules.shared(relevance, summed.places, shadows)
-            if broken:
-                self._note("a residual around an attention that some of its tokens did not pass", relevance)
-                return [None, None]
-            return rules.shared(relevance, summed.shares, shadows)
+            if residual is None:
+                return rules.shared(relevance, summed.shares, shadows)
+            shares = self.attentions.shares(residual, relevance)
+            return shares if stream == 0 else shares[::-1]
 
-        shadows = calls.alike(out.shape, live)
         shadow = rules.follow(shadows[0].shape, back, *shadows)
         if self.accounts and summed.residual:
             self.streams.append(Stream(out, shadow, len(self.attentions.layers())))
@@ -393,6 +406,19 @@ def _lineage(func: Callable[..., Any], args: Any, live: Sequence[Live]) -> Linea
         if apart or not all(one.lineage.open for one in live):
             lineage = lineage._replace(partial=True)
     return lineage
+
+
+def _sums_to_1(
+    func: Callable[..., Any], args: Any, kwargs: dict[str, Any], out: Tensor, given: Live
+) -> int | None:
+    """The dimension of a softmax, as long as only its precision is changed, and not to half of it."""
+    if out.dtype not in (torch.float32, torch.float64):
+        return None
+    if func in names.SOFTMAX:
+        dim = names.argument(args, kwargs, 1, "dim")
+        return dim % out.ndim if isinstance(dim, int) else None
+    off = func is F.dropout and not names.argument(args, kwargs, 2, "training", True)
+    return given.sums_to_1 if off or func in names.SAME else None
 
 
 def _holds(tensor: Tensor, func: Callable[..., Any]) -> bool:

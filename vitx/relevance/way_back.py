@@ -13,9 +13,11 @@ from torch.utils.checkpoint import CheckpointError
 
 from vitx.errors import VitxError
 from vitx.isolation import without_autocast
-from vitx.relevance.attending import Attended, Carrier, spread
+from vitx.relevance.attending import Attended
+from vitx.relevance.carrier import Carrier
 from vitx.relevance.fusing import first_layer
 from vitx.relevance.grid import in_grid
+from vitx.relevance.rules import spread
 from vitx.relevance.shadow import Shadow
 from vitx.rollout import RolloutLayer
 from vitx.tiles import ALL, Tile
@@ -148,7 +150,7 @@ class Way:
         """Finds how much the output reads of each layer's queries, (B, Q), if no attention mixes them."""
         self._watched.attentions.begin(ReadOut(head_fusion))
         found = self._gradients([self._end], [one.shadow for one in layers], [self._start()])
-        self._check_lost()
+        self._check_lost(float(self._watched.attentions.astray))
         return [
             (one, one.shadow.new_zeros(one.shadow.shape[::2]) if part is None else part.sum((1, 3)))
             for one, part in zip(layers, found, strict=True)
@@ -330,7 +332,13 @@ class Way:
         found = [(output, self._gradients([score], [output])[0]) for score, output in pairs]
         return [torch.zeros_like(output) if part is None else part for output, part in found]
 
-    def _check_lost(self) -> None:
+    def _check_lost(self, astray: float) -> None:
+        if astray > _TOLERANCE:
+            raise VitxError(
+                "an attention puts out at other tokens than its queries came from (they are shared, or a "
+                "convolution follows), so what a token keeps by the residual cannot be told: it can in a "
+                "rollout by the mean of the heads, without discard_ratio"
+            )
         lost = self._watched.lost
         name = max(lost, key=lost.__getitem__, default=None)
         if name is not None and lost[name] > _TOLERANCE:
@@ -343,15 +351,16 @@ class Way:
         """Raises a VitxError if relevance was lost, or is below 0; all values are read at once."""
         worst = conservation[(conservation - 1).abs().argmax()]
         finite = torch.stack([conservation.isfinite().all(), pixels.isfinite().all()])
-        least = torch.stack([worst, pixels.amin(), own.amin()])
-        known, pixels_known, share, *smallest = torch.cat([finite.to(least.dtype), least]).tolist()
+        astray = torch.as_tensor(self._watched.attentions.astray).to(worst)
+        least = torch.stack([worst, astray, pixels.amin(), own.amin()])
+        known, pixels_known, share, astray, *smallest = torch.cat([finite.to(least.dtype), least]).tolist()
         if not known:
             if pixels_known:  # else the maps are not finite either, which is said elsewhere
                 raise VitxError(
                     "the relevance of the model's own tokens is not finite: the map would be wrong"
                 )
             return
-        self._check_lost()
+        self._check_lost(astray)
         if abs(share - 1) > _TOLERANCE:
             raise VitxError(
                 f"{share:.1%} of the relevance arrived at the image and the model's own tokens, not all of "
