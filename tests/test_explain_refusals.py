@@ -52,8 +52,9 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("images", "sentence"),
         [
-            (IMAGES[0], r"found \(3, 32, 32\): add a batch dimension"),
-            (IMAGES[None], r"found \(1, 2, 3, 32, 32\)"),
+            (IMAGES[0], r"shape \(3, 32, 32\): .*: add a batch dimension"),
+            (IMAGES[None], r"the model refused images of shape \(1, 2, 3, 32, 32\)"),
+            (IMAGES[None, None], r"found \(1, 1, 2, 3, 32, 32\)"),
             (IMAGES[:0], r"found \(0, 3, 32, 32\)"),
             (IMAGES.long(), "found torch.int64"),
             (IMAGES.double(), "images are torch.float64 and the model is torch.float32"),
@@ -61,7 +62,7 @@ class TestRefusals:
             ([IMAGES[0]], "found list"),
             (IMAGES.to("meta"), "images are on meta and the model is on cpu"),
         ],
-        ids=["rank 3", "rank 5", "empty", "int", "double", "numpy", "list", "device"],
+        ids=["rank 3", "rank 5", "rank 6", "empty", "int", "double", "numpy", "list", "device"],
     )
     @pytest.mark.parametrize("method", METHODS)
     def test_images(self, images, sentence, method):

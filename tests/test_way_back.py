@@ -22,7 +22,7 @@ KINDS = {
 @pytest.fixture
 def nothing_is_read(monkeypatch):
     """Takes away what reads values once all is computed: the grid, the checks, and what to put back."""
-    monkeypatch.setattr(way_back, "in_grid", lambda image, pixels, first, tokens: pixels)
+    monkeypatch.setattr(way_back, "in_grid", lambda image, pixels, *_: pixels)
     monkeypatch.setattr(way_back.Way, "_check", lambda *_, **__: None)
     monkeypatch.setattr(sys.modules["vitx.explain"], "_check_finite", lambda maps: None)
     monkeypatch.setattr(isolation, "_changed", lambda copies: [])

@@ -37,7 +37,8 @@ def explain(
 
     Args:
         model: a timm, torchvision, Hugging Face or open_clip Vision Transformer, or one that contains it.
-        images: (B, C, H, W), floating point, as the model takes them, on its device. Or what the transform
+        images: (B, C, H, W), floating point, as the model takes them, on its device; clips (B, C, T, H, W)
+            or (B, T, C, H, W), volumes (B, C, D, H, W), or spectrograms (B, F, T). Or what the transform
             that the model declares (timm's do) makes so: image files, PIL images, uint8 arrays (H, W, 3),
             uint8 tensors (3, H, W), one or several. Or a DataLoader whose batches are such tensors, or
             begin with one.
@@ -161,9 +162,10 @@ def _follow(
             for name, method in chosen.items():
                 way = Way(watched, logits, of_gradient[method.gradient])
                 found[name] = method.find(way, **methods[name])
+            channels = way.channels
     _check_finite({name: one.maps for name, one in found.items()})
     return {
-        name: _explanation(model, images, one, logits, classes, chosen[name], name)
+        name: _explanation(model, images, one, logits, classes, chosen[name], name, channels)
         for name, one in found.items()
     }
 
@@ -182,13 +184,15 @@ def _explanation(
     classes: Tensor | None,
     method: Method,
     name: str,
+    channels: int | None,
 ) -> Explanation:
-    size = (images.shape[2], images.shape[3])
+    size = tuple(count for dim, count in enumerate(images.shape) if dim not in (0, channels))
     logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     target = classes if method.gradient else None
     mean, std = normalisation(model)
     return Explanation(
-        *(found.maps, logits, target, size, images, mean, std, name, found.conservation, found.signed)
+        *(found.maps, logits, target, size, images, mean, std, name, found.conservation, found.signed),
+        channels=channels,
     )
 
 

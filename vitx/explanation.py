@@ -24,30 +24,34 @@ class Explanation:
 
     Attributes:
         maps: (B, h, w), >= 0, one value per patch, on the model's device; float32, or float64 for a
-            float64 model.
+            float64 model. (B, t, h, w) of clips and volumes, (B, f, t) of spectrograms.
         logits: (B, classes), what the model put out, in the precision of the maps.
         target: (B,) long, the class that each map is about; None for methods without a class and for
             targets that are a function.
-        image_size: height and width of the images, in pixels.
-        images: (B, C, H, W), what was explained; None where they are not kept, as those of a DataLoader.
+        image_size: height and width of the images, in pixels; of clips, frames come first.
+        images: (B, C, H, W), or what else was explained; None where they are not kept, as those of a
+            DataLoader.
         mean: what was subtracted from each channel of the images, in units of [0, 1].
         std: what each channel was then divided by.
         method: the name of the method.
         conservation: (B,), what share of the relevance was accounted for by the image and the model's own
             tokens, or of the score by all that adds to it: 1 up to rounding, or an error was raised.
-        signed: (B, h, w), below 0 where a patch speaks against the class; None for methods without a sign.
+        signed: of the shape of the maps, below 0 where a patch speaks against the class; None for methods
+            without a sign.
+        channels: the dimension of the images that holds their channels; None: there is none.
     """
 
     maps: Tensor
     logits: Tensor
     target: Tensor | None
-    image_size: tuple[int, int]
+    image_size: tuple[int, ...]
     images: Tensor | None = None
     mean: Sequence[float] = (0.0,)
     std: Sequence[float] = (1.0,)
     method: str = ""
     conservation: Tensor | None = None
     signed: Tensor | None = None
+    channels: int | None = 1
 
     def cpu(self) -> "Explanation":
         """Returns the same in host memory, without the images."""
@@ -61,14 +65,14 @@ class Explanation:
             images=None,
         )
 
-    def heatmaps(self, size: tuple[int, int] | None = None) -> Tensor:
-        """Scales the maps up bilinearly and each one to [0, 1].
+    def heatmaps(self, size: tuple[int, ...] | None = None) -> Tensor:
+        """Scales the maps up linearly and each one to [0, 1].
 
         Args:
-            size: height and width, by default those of the images.
+            size: height and width, behind the number of frames of clips; by default those of the images.
 
         Returns:
-            (B, H, W) in [0, 1]; a constant map gives zeros.
+            (B, H, W) or (B, T, H, W) in [0, 1]; a constant map gives zeros.
         """
         from vitx.render import heatmaps
 

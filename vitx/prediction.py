@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 
 Target = int | Sequence[int] | Tensor | Callable[[Tensor], Tensor] | None
+_INPUTS = "pixel_values", "input_values"  # what Hugging Face's models call what they look at
+_BATCHED = ": add a batch dimension with images[None]"
 _NOT_CLASSES = (
     "the model's output has shape {}, not (B, classes): give a target that is a function from it to "
     "scores (B,)"
@@ -28,9 +30,11 @@ def check_images(model: nn.Module, images: Any) -> None:
     check_model(model)
     if not isinstance(images, Tensor):
         raise VitxError(f"images must be a tensor (B, C, H, W), found {type(images).__name__}")
-    if images.ndim != 4 or 0 in images.shape:
-        hint = ": add a batch dimension with images[None]" if images.ndim == 3 else ""
-        raise VitxError(f"images must be (B, C, H, W) and not empty, found {tuple(images.shape)}{hint}")
+    if images.ndim not in (3, 4, 5) or 0 in images.shape:
+        raise VitxError(
+            "images must be (B, C, H, W), clips (B, C, T, H, W) or (B, T, C, H, W), or spectrograms "
+            f"(B, F, T), and not empty, found {tuple(images.shape)}"
+        )
     if not images.is_floating_point():
         raise VitxError(
             f"images must be floating point, as the model takes them, found {images.dtype}: scale and "
@@ -59,21 +63,30 @@ def predict(
     Raises:
         VitxError: The model refuses the images, or it cannot be told which output the logits are.
     """
-    return _logits(_forward(model, images), len(images), made_last)
+    logits = _logits(_forward(model, images), len(images), made_last)
+    if logits.ndim in (1, 2) and len(logits) != len(images):
+        hint = _BATCHED if images.ndim == 3 else ": wrap it so that it puts out one row for each"
+        raise VitxError(
+            f"the model put out {tuple(logits.shape)} for {len(images)} images of shape "
+            f"{tuple(images.shape[1:])}{hint}"
+        )
+    return logits
 
 
 def _forward(model: nn.Module, images: Tensor) -> Any:
     """Runs the model; Hugging Face models that take several inputs get the images by name."""
     try:
-        takes_pixels = "pixel_values" in inspect.signature(model.forward).parameters
-        return model(pixel_values=images) if takes_pixels else model(images)
+        takes = inspect.signature(model.forward).parameters
+        named = next((name for name in _INPUTS if name in takes), None)
+        return model(images) if named is None else model(**{named: images})
     except (AssertionError, ValueError, RuntimeError) as error:
         said = str(error).split("\n")[0]
         # timm and torchvision assert, Hugging Face raises ValueErrors; the rest is left to torch.
         about_size = "channels" in said or "size of tensor" in said or "cannot be multiplied" in said
         if isinstance(error, VitxError) or (isinstance(error, RuntimeError) and not about_size):
             raise
-        raise VitxError(f"the model refused images of shape {tuple(images.shape)}: {said}") from error
+        hint = _BATCHED if images.ndim == 3 else ""
+        raise VitxError(f"the model refused images of shape {tuple(images.shape)}: {said}{hint}") from error
 
 
 def _logits(output: Any, batch: int, made_last: Callable[[Sequence[Tensor]], Tensor | None] | None) -> Tensor:

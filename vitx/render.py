@@ -28,22 +28,24 @@ PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#5c5c5c"
 VERDICTS = {True: "#00695c", False: "#b71c1c", None: INK}  # colours of right, wrong and unknown
 
 
-def heatmaps(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scales maps up bilinearly and each one to [0, 1].
+def heatmaps(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Scales maps up linearly along each dimension, and each one to [0, 1].
 
     Args:
-        maps: (B, h, w).
-        size: height and width.
+        maps: (B, h, w), or (B, t, h, w).
+        size: height and width, behind the number of frames where the maps have any.
 
     Returns:
-        (B, H, W) in [0, 1]; a constant map gives zeros.
+        (B, H, W) or (B, T, H, W) in [0, 1]; a constant map gives zeros.
 
     Example:
         >>> heatmaps(torch.tensor([[[0.0, 2.0]]]), (1, 2))
         tensor([[[0., 1.]]])
     """
-    scaled = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    low, high = scaled.amin((1, 2), keepdim=True), scaled.amax((1, 2), keepdim=True)
+    mode = "bilinear" if maps.ndim == 3 else "trilinear"
+    scaled = F.interpolate(maps[:, None], size, mode=mode, align_corners=False)[:, 0]
+    whole = tuple(range(1, maps.ndim))
+    low, high = scaled.amin(whole, keepdim=True), scaled.amax(whole, keepdim=True)
     # Interpolating a constant map may leave rounding errors, which must not be blown up to a picture.
     flat = high - low <= 1e-6 * high.abs()
     return ((scaled - low) / (high - low).masked_fill(flat, 1)).masked_fill(flat, 0)

@@ -45,7 +45,7 @@ def _taken(way: Way, layer: Attended, read: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def _shares(maps: Tensor) -> Tensor:
-    size = maps.abs().sum((1, 2), keepdim=True)
+    size = maps.abs().sum(tuple(range(1, maps.ndim)), keepdim=True)
     return maps / torch.where(size == 0, 1, size)
 
 
@@ -53,14 +53,14 @@ def ranked(signed: Tensor) -> Tensor:
     """Makes a map of a signed one, >= 0: what is below 0 keeps its order, below all that is above.
 
     Args:
-        signed: (B, h, w).
+        signed: (B, h, w), or with any other dimensions.
 
     Example:
         >>> ranked(torch.tensor([[[2.0, -1.0], [-3.0, 0.0]]])).argsort().tolist()
         [[[1, 0], [0, 1]]]
     """
     above, below = signed.clamp(min=0), signed.clamp(max=0)
-    top = above.amax((1, 2), keepdim=True)
-    lowest = below.amin((1, 2), keepdim=True)
+    whole = tuple(range(1, signed.ndim))
+    top, lowest = above.amax(whole, keepdim=True), below.amin(whole, keepdim=True)
     height = 1 - below / torch.where(lowest == 0, -1, lowest)
     return above + _BELOW * top * height

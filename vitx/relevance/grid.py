@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vitx.errors import VitxError
 from vitx.relevance.rules import blank
 
 _ALIKE = 1e-5  # of the largest value
@@ -26,7 +28,41 @@ class First:
     stem: list[Tensor] = field(default_factory=list)
 
 
-def in_grid(image: Tensor, pixels: Tensor, first: First | None, tokens: Sequence[Tensor]) -> Tensor:
+def channel_axis(image: Tensor, first: First | None) -> int | None:
+    """Finds the dimension of an input that holds its channels: the first weights take all of them alike.
+
+    Args:
+        image: the shadow of the input: (B, 1, H, W), (B, C, T, H, W) or (B, T, C, H, W), or (B, F, T).
+        first: the first tokens.
+
+    Returns:
+        The dimension; None where there is none, as in a spectrogram (B, F, T).
+
+    Raises:
+        VitxError: Neither dimension of a clip is taken so.
+    """
+    if image.ndim == 3:
+        return None
+    if image.ndim == 4 or first is None:
+        return 1
+    marked = _marked(image, first.embedded, first.channels)
+    for dim in (1, 2):
+        if _steps(marked, dim) == 1:
+            return dim
+    raise VitxError(
+        f"the model takes apart both dimensions 1 and 2 of an input of shape {tuple(image.shape)}: one of "
+        "them must be its channels"
+    )
+
+
+def without(values: Tensor, channels: int | None) -> Tensor:
+    """Sums over the channels."""
+    return values if channels is None else values.sum(channels)
+
+
+def in_grid(
+    image: Tensor, pixels: Tensor, first: First | None, tokens: Sequence[Tensor], channels: int | None = 1
+) -> Tensor:
     """Returns the map in the grid of the first tokens, or the pixels as they are.
 
     The first tokens lie in a grid if each one is made of a block of pixels. If their pixels overlap, as
@@ -34,75 +70,77 @@ def in_grid(image: Tensor, pixels: Tensor, first: First | None, tokens: Sequence
     they lie in the picture as they do in the tensor.
 
     Args:
-        image: the shadow of the image, (B, 1, H, W).
-        pixels: their relevance, (B, H, W).
+        image: the shadow of the image, as for `channel_axis`.
+        pixels: their relevance, (B, H, W), (B, T, H, W) or (B, F, T).
         first: the first tokens.
         tokens: the relevance of those in `first.stem`.
+        channels: the dimension of the image that holds its channels.
 
     Returns:
-        (B, h, w).
+        (B, h, w), (B, t, h, w) or (B, f, t).
     """
     if first is None:
         return pixels
-    grid = blocks(_marked(image, first.embedded, first.channels))
+    grid = blocks(without(_marked(image, first.embedded, first.channels), channels))
     if grid != tuple(pixels.shape[1:]):
         cells = pooled(pixels, grid)
-        rows, columns = pixels.shape[1] // grid[0], pixels.shape[2] // grid[1]
-        even = (cells / (rows * columns))[:, :, None, :, None]
-        apart = pixels.view(len(pixels), grid[0], rows, grid[1], columns) - even
-        if bool(apart.abs_().amax() <= _ALIKE * pixels.abs().amax()):
+        even = cells
+        for dim, (size, count) in enumerate(zip(pixels.shape[1:], grid, strict=True), 1):
+            even = even.repeat_interleave(size // count, dim) / (size // count)
+        if bool((pixels - even).abs_().amax() <= _ALIKE * pixels.abs().amax()):
             return cells
     for shadow, found in zip(first.stem, tokens, strict=True):
         cells = found.sum(1)
-        whole = torch.allclose(cells.sum((1, 2)), pixels.sum((1, 2)), rtol=1e-3, atol=1e-6)
-        if whole and _upright(image, shadow):
+        if cells.ndim != pixels.ndim or len(cells) != len(pixels):
+            continue  # as of frames one by one
+        whole = torch.allclose(cells.flatten(1).sum(1), pixels.flatten(1).sum(1), rtol=1e-3, atol=1e-6)
+        if whole and _upright(image, shadow, channels):
             return cells
     return pixels
 
 
 def _marked(image: Tensor, shadow: Tensor, channels: int) -> Tensor:
-    """Gives each token a number of its own, and returns what the pixels get, (1, H, W)."""
+    """Gives each token a number of its own, and returns what the first image gets, (1, ...)."""
     shape = list(shadow.shape)
     shape[channels] = 1
     generator = torch.Generator().manual_seed(0)
     marks = torch.rand(shape, generator=generator, dtype=torch.float64).to(shadow).expand(shadow.shape)
     (found,) = torch.autograd.grad(shadow, image, marks, retain_graph=True)
-    return found.sum(1)[:1].cpu()  # one read: what follows would wait for a GPU more than once
+    return found[:1].cpu()  # one read: what follows would wait for a GPU more than once
 
 
-def _upright(image: Tensor, stem: Tensor) -> bool:
-    """Whether rows of tokens are rows of the picture, from top to bottom, and columns from left to right."""
-    height, width = image.shape[2:]
-    rows, columns = stem.shape[2:]
-    if height % rows or width % columns:
+def _upright(image: Tensor, stem: Tensor, channels: int | None) -> bool:
+    """Whether tokens lie in each dimension as the pixels do, from the first to the last."""
+    size = without(image, channels).shape[1:]
+    grid = stem.shape[2:]
+    if any(pixels % count for pixels, count in zip(size, grid, strict=True)):
         return False
-    for row, column in ((0, columns - 1), (rows - 1, 0)):
+    for swapped in range(2):  # a corner, and the opposite one
+        ends = [(number + swapped) % 2 for number in range(len(grid))]  # 1: at the last place
         marks = blank(stem.shape, stem).clone()
-        marks[:, :, row, column] = 1
+        corner: tuple[Any, ...] = (slice(None), slice(None), *(-end for end in ends))
+        marks[corner] = 1
         (found,) = torch.autograd.grad(stem, image, marks, retain_graph=True)
-        lit = found[0].sum(0)
-        centre = [
-            float((lit.sum(1 - dim) * torch.arange(size, device=lit.device)).sum() / lit.sum()) / (size - 1)
-            for dim, size in enumerate((height, width))
-        ]
-        if (rows > 1 and (centre[0] < 0.5) != (row == 0)) or (
-            columns > 1 and (centre[1] < 0.5) != (column == 0)
-        ):
-            return False
+        lit = without(found, channels)[0]
+        for dim, (count, end) in enumerate(zip(grid, ends, strict=True)):
+            along = lit.sum([other for other in range(lit.ndim) if other != dim])
+            middle = float((along * torch.arange(len(along), device=along.device)).sum() / along.sum())
+            if count > 1 and (middle / (len(along) - 1) > 0.5) != bool(end):
+                return False
     return True
 
 
-def blocks(pixels: Tensor) -> tuple[int, int]:
-    """Finds the coarsest regular grid that holds an image exactly: rows and columns of constant blocks.
+def blocks(pixels: Tensor) -> tuple[int, ...]:
+    """Finds the coarsest regular grid that holds images exactly: how many constant blocks in each dimension.
 
     Args:
-        pixels: (B, H, W).
+        pixels: (B, H, W), or with any other dimensions.
 
     Example:
         >>> blocks(torch.arange(6.0).view(1, 2, 3).repeat_interleave(4, 1).repeat_interleave(2, 2))
         (2, 3)
     """
-    return _steps(pixels, 1), _steps(pixels, 2)
+    return tuple(_steps(pixels, dim) for dim in range(1, pixels.ndim))
 
 
 def _steps(pixels: Tensor, dim: int) -> int:
@@ -117,8 +155,8 @@ def _steps(pixels: Tensor, dim: int) -> int:
     return size
 
 
-def pooled(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Sums the pixels, (B, H, W), of each cell of a grid that divides the image."""
-    batch, height, width = pixels.shape
-    rows, columns = grid
-    return pixels.view(batch, rows, height // rows, columns, width // columns).sum((2, 4))
+def pooled(pixels: Tensor, grid: Sequence[int]) -> Tensor:
+    """Sums the pixels, (B, ...), of each cell of a grid that divides the image."""
+    for dim, count in enumerate(grid, 1):
+        pixels = pixels.unflatten(dim, (count, -1)).sum(dim + 1)
+    return pixels

@@ -13,7 +13,8 @@ class Lineage(NamedTuple):
     """Where a live tensor stands in the forward pass.
 
     Attributes:
-        identity: a number that shape operations, casts, dropout and constants leave as it is.
+        identity: a number that shape operations, casts, dropout and constants leave as it is; of what was
+            joined, those of all its parts.
         ancestors: the identities that it came from since the last residual closed.
         open: the attentions that it passed since then.
         kind: "scores" for a product of two live tensors, "weights" for what a softmax or its like made of
@@ -21,7 +22,7 @@ class Lineage(NamedTuple):
         partial: whether some of its tokens did not pass the last of these attentions.
     """
 
-    identity: int
+    identity: frozenset[int]
     ancestors: frozenset[int] = frozenset()
     open: frozenset[Any] = frozenset()
     kind: Kind | None = None
@@ -30,7 +31,17 @@ class Lineage(NamedTuple):
 
 def begun() -> Lineage:
     """Returns the lineage of what came from nothing that was seen, as the image."""
-    return Lineage(next(_fresh))
+    return Lineage(_new())
+
+
+def _new() -> frozenset[int]:
+    return frozenset((next(_fresh),))
+
+
+def joined(parents: Iterable[Lineage]) -> Lineage:
+    """Returns the lineage of what holds several tensors, and nothing else that came from the image."""
+    parents = list(parents)
+    return derived(parents)._replace(identity=frozenset().union(*(parent.identity for parent in parents)))
 
 
 def derived(parents: Iterable[Lineage]) -> Lineage:
@@ -38,12 +49,12 @@ def derived(parents: Iterable[Lineage]) -> Lineage:
     parents = list(parents)
     if len(parents) == 1:
         (one,) = parents
-        return Lineage(next(_fresh), one.ancestors | {one.identity}, one.open, one.kind, one.partial)
+        return Lineage(_new(), one.ancestors | one.identity, one.open, one.kind, one.partial)
     kinds = {parent.kind for parent in parents}
     kind = next((kind for kind in _KINDS if kind in kinds), None)
     return Lineage(
-        next(_fresh),
-        ancestors=frozenset().union(*(parent.ancestors | {parent.identity} for parent in parents)),
+        _new(),
+        ancestors=frozenset().union(*(parent.ancestors | parent.identity for parent in parents)),
         open=frozenset().union(*(parent.open for parent in parents)),
         kind=kind,
         partial=any(parent.partial for parent in parents),
@@ -72,8 +83,8 @@ def added(first: Lineage, second: Lineage) -> tuple[Lineage, Sum]:
     Of two branches off the same stream, one through an attention, that one gets all. Any other sum is halved.
     """
     merged = derived((first, second))
-    stream = first.identity in second.ancestors
-    if stream or second.identity in first.ancestors:
+    stream = first.identity <= second.ancestors
+    if stream or second.identity <= first.ancestors:
         within = first.open ^ second.open
         closed = merged._replace(ancestors=frozenset(), open=first.open & second.open, partial=False)
         return closed, Sum((0.5, 0.5), (1.0, 0.0) if stream else (0.0, 1.0), True, within)

@@ -308,7 +308,7 @@ def _multiplied(
 
 def _made_of(made: Tensor, live: "Live", of: Tensor, other: "Live") -> bool:
     """Whether a tensor was made of another one, and not of another part of what that is a part of."""
-    if other.lineage.identity not in live.lineage.ancestors:
+    if not other.lineage.identity <= live.lineage.ancestors:
         return False
     seen, waiting = {of.grad_fn}, [made.grad_fn]
     while waiting:

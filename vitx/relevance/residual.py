@@ -72,20 +72,25 @@ class Residual:
 
     def _share_through(self, attended: "Attended") -> tuple[Tensor, Tensor]:
         """Returns what share of each element came through an attention, and whether that comes home."""
-        batch, queries = attended.weights.shape[0], attended.weights.shape[2]
-        marks = torch.arange(batch * queries, device=self.stream.device, dtype=self.stream.dtype)
-        marks = marks.mul_(_IRRATIONAL).frac_().add_(0.5).view(batch, queries)  # all of them differ
-        read = self._at_queries(attended, torch.ones_like(self.branch))
-        marks = marks.masked_fill_(read == 0, 0)  # as of the padding of a window
-        asked = _arriving(attended.weights, self.stream, spread(marks, attended.weights.shape))
-        asked = asked.expand(self.branch.shape) * (asked.numel() / self.branch.numel())
-        back = self._at_queries(attended, asked)
-        share = back.sum() / marks.sum().clamp(min=_TOLERANCE)
-        whole = torch.isclose(asked.sum(), marks.sum(), rtol=_TOLERANCE)
-        return share * (asked != 0), whole & torch.isclose(back, share * marks, rtol=_TOLERANCE).all()
+        marks = self._marks(attended.values) + self._marks(attended.weights)
+        at_queries = _arriving(self.branch, attended.shadow, marks).sum((1, 3))
+        home = self._on_branch(attended.weights, at_queries)
+        passed = home / marks.clamp(min=1e-30)
+        through = passed > _TOLERANCE
+        share = home.sum() / (marks * through).sum().clamp(min=1e-30)
+        whole = torch.isclose(home.sum(), at_queries.sum(), rtol=_TOLERANCE)
+        return passed, whole & (torch.isclose(passed, share, rtol=_TOLERANCE) | ~through).all()
 
-    def _at_queries(self, attended: "Attended", relevance: Tensor) -> Tensor:
-        return _arriving(self.branch, attended.shadow, relevance).sum((1, 3))
+    def _marks(self, shadow: Tensor) -> Tensor:
+        """Gives each token that an attention reads, or asks for, a number of its own."""
+        batch, tokens = shadow.shape[0], shadow.shape[2]
+        numbers = torch.arange(batch * tokens, device=shadow.device, dtype=shadow.dtype)
+        return self._on_branch(shadow, numbers.mul_(_IRRATIONAL).frac_().add_(0.5).view(batch, tokens))
+
+    def _on_branch(self, shadow: Tensor, of_tokens: Tensor) -> Tensor:
+        """Takes what tokens of an attention have, (B, N), to those of the stream, and so of the branch."""
+        found = _arriving(shadow, self.stream, spread(of_tokens, shadow.shape))
+        return found.expand(self.branch.shape) * (found.numel() / self.branch.numel())
 
 
 def _arriving(end: Tensor, begin: Tensor, relevance: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from vitx.relevance import attentions, calls, linearised, names, rules
 from vitx.relevance.apart import Apart
 from vitx.relevance.attending import Pass
 from vitx.relevance.grid import First
-from vitx.relevance.lineage import Lineage, added, begun, derived
+from vitx.relevance.lineage import Lineage, added, begun, derived, joined
 from vitx.relevance.names import tensors
 from vitx.relevance.residual import Residual
 from vitx.tiles import Memory
@@ -77,7 +77,7 @@ class Shadow(TorchFunctionMode):
 
     Attributes:
         attentions: what the attentions of the pass share.
-        image: the shadow of the image, (B, 1, H, W), where relevance ends.
+        image: the shadow of the image, (B, 1, H, W), or of what else the model takes, where relevance ends.
         own: the shadow of the model's own tokens and paddings, (B,), where the rest ends.
         common: the same of those that lie among windows or crops, so that no image can be told, ().
         unknown: the names of the calls that have no rule.
@@ -105,7 +105,7 @@ class Shadow(TorchFunctionMode):
         accounts: bool,
         head_fusion: str | None,
     ) -> None:
-        """Begins with an image, (B, C, H, W).
+        """Begins with an image, (B, C, H, W), a clip or volume, or a spectrogram, (B, F, T).
 
         Args:
             image: the tensor that the model will be given.
@@ -133,7 +133,8 @@ class Shadow(TorchFunctionMode):
         self._like = image.new_zeros((), dtype=torch.promote_types(image.dtype, torch.float32))
         self.batch = len(image)
         with torch.enable_grad():
-            thin = (len(image), 1, *image.shape[2:])  # only the sum over its channels counts
+            # Only the sum over the channels of an image counts; those of a clip have no fixed place.
+            thin = (len(image), 1, *image.shape[2:]) if image.ndim == 4 else image.shape
             self.image = rules.blank(thin, self._like).requires_grad_()
             self.own = rules.blank((self.batch,), self._like).requires_grad_()
             self.common = rules.blank((), self._like).requires_grad_()
@@ -171,8 +172,10 @@ class Shadow(TorchFunctionMode):
         """Returns the one of several tensors that was made of all others; None where there is none."""
         found = [self.get(tensor) for tensor in tensors]
         for tensor, live in zip(tensors, found, strict=True):
-            others = {other and other.lineage.identity for other in found if other is not live}
-            if live is not None and others <= set(live.lineage.ancestors):
+            others = [other for other in found if other is not live]
+            if live is not None and all(
+                other is not None and other.lineage.identity <= live.lineage.ancestors for other in others
+            ):
                 return tensor
         return None
 
@@ -332,7 +335,7 @@ class Shadow(TorchFunctionMode):
         """Remembers the first tokens."""
         if self.first is None:
             self.first = First(shadow, 1 if func in names.CONVOLUTIONS else -1)
-        if func in names.CONVOLUTIONS and shadow.ndim == 4:
+        if func in names.CONVOLUTIONS:
             self.first.stem.insert(0, shadow)
 
     def _add(self, out: Tensor, live: list[Live]) -> None:
@@ -394,7 +397,8 @@ def _lineage(func: Callable[..., Any], args: Any, live: Sequence[Live]) -> Linea
     """Where the output of a call stands in the pass."""
     first = live[0].lineage
     keeps = func in names.KEEP_IDENTITY and all(one.lineage.identity == first.identity for one in live)
-    lineage = first if keeps else derived([one.lineage for one in live])
+    of = [one.lineage for one in live]
+    lineage = first if keeps else joined(of) if func in names.JOINED else derived(of)
     if func in names.WEIGHING and lineage.kind == "scores":
         lineage = lineage._replace(kind="weights")
     elif func in names.SOFTMAX and lineage.kind is None:
@@ -411,14 +415,15 @@ def _lineage(func: Callable[..., Any], args: Any, live: Sequence[Live]) -> Linea
 def _sums_to_1(
     func: Callable[..., Any], args: Any, kwargs: dict[str, Any], out: Tensor, given: Live
 ) -> int | None:
-    """The dimension of a softmax, as long as only its precision is changed, and not to half of it."""
+    """The dimension of a softmax, as long as nothing changes a value, not even by rounding."""
     if out.dtype not in (torch.float32, torch.float64):
         return None
     if func in names.SOFTMAX:
         dim = names.argument(args, kwargs, 1, "dim")
         return dim % out.ndim if isinstance(dim, int) else None
-    off = func is F.dropout and not names.argument(args, kwargs, 2, "training", True)
-    return given.sums_to_1 if off or func in names.SAME else None
+    real, off = given.real(), func is F.dropout and not names.argument(args, kwargs, 2, "training", True)
+    same = (off or func in names.SAME) and real is not None and real.dtype == out.dtype
+    return given.sums_to_1 if same else None
 
 
 def _holds(tensor: Tensor, func: Callable[..., Any]) -> bool:

@@ -16,7 +16,7 @@ from vitx.isolation import without_autocast
 from vitx.relevance.attending import Attended
 from vitx.relevance.carrier import Carrier
 from vitx.relevance.fusing import first_layer
-from vitx.relevance.grid import in_grid
+from vitx.relevance.grid import channel_axis, in_grid, without
 from vitx.relevance.rules import spread
 from vitx.relevance.shadow import Shadow
 from vitx.rollout import RolloutLayer
@@ -31,9 +31,9 @@ class Found:
     """What one method found.
 
     Attributes:
-        maps: (B, h, w).
+        maps: (B, h, w); (B, t, h, w) of clips and volumes, (B, f, t) of spectrograms.
         conservation: (B,), what share of the relevance, or of the score, was accounted for.
-        signed: (B, h, w), below 0 where a patch speaks against; None for what has no sign.
+        signed: of the same shape, below 0 where a patch speaks against; None for what has no sign.
     """
 
     maps: Tensor
@@ -134,10 +134,10 @@ class Way:
         if carrier.reads_gradient:
             ends, starts = [*ends, self._score], [*starts, None]
         pixels, own, common, tokens = self._arrived(carrier, ends, starts)
-        arrived = pixels.sum((1, 2)) + own
+        arrived = pixels.flatten(1).sum(1) + own
         conservation = _accounted(arrived, common, self._watched.attentions.grown)
         self._check(conservation, pixels, own, positive=not carrier.grows)
-        return Found(in_grid(self._watched.image, pixels, self._watched.first, tokens), conservation)
+        return Found(self._in_grid(pixels, tokens), conservation)
 
     def read_out(self, head_fusion: str = "mean") -> list[tuple[Attended, Tensor]]:
         """Finds what is read out: the relevance that arrives at the queries of the last attentions, (B, Q).
@@ -217,7 +217,7 @@ class Way:
         arrived = pixels.sum() + own.sum() + common
         share = (1 + (arrived - begun) / torch.where(size == 0, 1, size))[None]
         self._check(share, pixels, own, positive=False)
-        maps = in_grid(self._watched.image, pixels, self._watched.first, first)
+        maps = self._in_grid(pixels, first)
         return Found(maps, share.expand(len(maps)))
 
     def _arrived(
@@ -228,7 +228,7 @@ class Way:
         *,
         places: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Returns what arrives at the pixels, (B, H, W), at the model's own tokens, and at the first ones."""
+        """Returns what arrives at the pixels, at the model's own tokens, and at the first ones."""
         watched = self._watched
         watched.attentions.begin(carrier, places=places)
         stem = [] if watched.first is None else watched.first.stem
@@ -237,7 +237,15 @@ class Way:
         pixels, own, common, *tokens = (
             torch.zeros_like(i) if part is None else part for part, i in zip(found, inputs, strict=True)
         )
-        return pixels.sum(1), own, common, tokens
+        return without(pixels, self.channels), own, common, tokens
+
+    @cached_property
+    def channels(self) -> int | None:
+        """The dimension of the input that holds its channels."""
+        return channel_axis(self._watched.image, self._watched.first)
+
+    def _in_grid(self, pixels: Tensor, tokens: Sequence[Tensor]) -> Tensor:
+        return in_grid(self._watched.image, pixels, self._watched.first, tokens, self.channels)
 
     def _gradients(
         self, ends: Sequence[Tensor], inputs: Sequence[Tensor], starts: Sequence[Tensor | None] | None = None
