@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.files import savez, write_or_say, write_png
+
+if TYPE_CHECKING:
+    from vitx.views import View
 
 _MOST_SHOWN = 16  # images, where a notebook asks for a picture
 
@@ -95,7 +99,8 @@ class Explanation:
             bands: the channels to show, one or three; by default the first three, and of two the mean.
 
         Returns:
-            (B, H, W, 3) uint8, on the CPU.
+            (B, H, W, 3) uint8, on the CPU; (B, T, H, W, 3) of clips and volumes, (B, F, T, 3) of
+            spectrograms.
 
         Raises:
             VitxError: The images are not kept and not given, or mean, std or bands do not fit them.
@@ -117,8 +122,20 @@ class Explanation:
             raise VitxError("the images were not kept with the explanation: give those that were explained")
         scale = (self.mean if mean is None else mean, self.std if std is None else std)
         asked = mean is not None or std is not None
-        colours = choose_colours(images, [scale], bands, scale if asked else None)
-        return colours.pixels(images), colours.note
+        flat = self._flat(images)
+        colours = choose_colours(flat, [scale], bands, scale if asked else None)
+        pixels = colours.pixels(flat).view(len(images), *self._size_of(images), 3)
+        note = colours.note
+        return pixels, "" if self.channels is None else note  # a spectrogram has no colours
+
+    def _flat(self, images: Tensor) -> Tensor:
+        """Brings what was explained to (B, C, H, W), frame by frame."""
+        if self.channels is None:
+            return images[:, None]
+        return images.movedim(self.channels, 2).flatten(0, 1) if images.ndim == 5 else images
+
+    def _size_of(self, images: Tensor) -> tuple[int, ...]:
+        return tuple(count for dim, count in enumerate(images.shape) if dim not in (0, self.channels))
 
     def overlays(
         self,
@@ -136,18 +153,18 @@ class Explanation:
             colormap: the name of a colour map of matplotlib.
 
         Returns:
-            (B, H, W, 3) uint8, on the CPU.
+            uint8 of the shape of the pixels, on the CPU.
         """
         from vitx.render import overlays
 
         pixels = self.pixels(images, mean, std)
-        return overlays(pixels, self.heatmaps((pixels.shape[1], pixels.shape[2])), colormap)
+        return overlays(pixels, self.heatmaps(tuple(pixels.shape[1:-1])), colormap)
 
     def signed_overlays(self) -> Tensor:
         """Lays what speaks for the class, in red, and against it, in blue, over the images in grey.
 
         Returns:
-            (B, H, W, 3) uint8, on the CPU.
+            uint8 of the shape of the pixels, on the CPU.
 
         Raises:
             VitxError: The maps have no sign.
@@ -164,13 +181,20 @@ class Explanation:
         colormap: str = "inferno",
         *,
         signed: bool = False,
+        view: "View | None" = None,
+        time_axis: int | None = None,
     ) -> NDArray[np.uint8]:
         """Draws each image beside its map, with what the model predicted.
+
+        A clip is a strip of at most 8 frames above their maps, a volume the three planes through the
+        brightest place, a spectrogram lies with time to the right.
 
         Args:
             class_names: by default ImageNet's for 1,000 classes, else the numbers.
             colormap: the name of a colour map of matplotlib, for maps without a sign.
             signed: show what speaks for the class, and what against it.
+            view: "frames" or "planes"; by default frames where there are three channels.
+            time_axis: of spectrograms, the dimension of time, 1 or 2; by default the longer one.
 
         Returns:
             (height, width, 3) uint8.
@@ -178,30 +202,67 @@ class Explanation:
         Raises:
             VitxError: A sign is asked for, and the maps have none.
         """
+        from vitx.methods import title_of
+        from vitx.render import overlays
+        from vitx.views import slices_of, strips
+
+        pixels, note = self._shown()
+        heat = self.heatmaps(tuple(pixels.shape[1:-1]))
+        drawn = self.signed_overlays() if signed else overlays(pixels, heat, colormap)
+        title = title_of(self.method) or "map"
+        if pixels.ndim == 4 and self.channels is not None:
+            return self._drawn({"input": pixels, title: drawn}, 224, note, class_names, colormap, signed)
+        of_image = 1 if self.channels is None or self.images is None else self.images.shape[self.channels]
+        slices = slices_of(tuple(pixels.shape[1:-1]), of_image, view, time_axis)
+        found = strips(pixels, drawn, heat, slices)
+        columns = {f"{slices.said}; below, {title}": found}
+        width = min(max(found.shape[2], 448), 1344)
+        return self._drawn(columns, width, note, class_names, colormap, signed)
+
+    def _drawn(
+        self,
+        columns: dict[str, Tensor],
+        width: int,
+        note: str,
+        class_names: Sequence[str] | None = None,
+        colormap: str = "inferno",
+        signed: bool = False,
+    ) -> NDArray[np.uint8]:
         from vitx.captions import captions_of
         from vitx.classes import known_class_names, short
-        from vitx.methods import title_of
-        from vitx.render import SIGNED, grid, overlays
+        from vitx.render import SIGNED, grid
 
         if class_names is None and self.logits.ndim == 2:
             known = known_class_names(self.logits.shape[1])
             class_names = None if known is None else [short(name) for name in known]
-        pixels, note = self._shown()
-        columns = {
-            "input": pixels,
-            title_of(self.method) or "map": (
-                self.signed_overlays()
-                if signed
-                else overlays(pixels, self.heatmaps((pixels.shape[1], pixels.shape[2])), colormap)
-            ),
-        }
         captions = captions_of(self.logits, class_names=class_names)
         if signed:
-            return grid(columns, captions, tile_width=224, colormap=SIGNED[0], ends=SIGNED[1], note=note)
-        return grid(columns, captions, tile_width=224, colormap=colormap, note=note)
+            return grid(columns, captions, tile_width=width, colormap=SIGNED[0], ends=SIGNED[1], note=note)
+        return grid(columns, captions, tile_width=width, colormap=colormap, note=note)
+
+    def film(self, class_names: Sequence[str] | None = None) -> list[NDArray[np.uint8]]:
+        """Draws a clip or volume frame by frame, each beside its map: what `save` writes as .gif.
+
+        Raises:
+            VitxError: There are no frames.
+        """
+        from vitx.methods import title_of
+        from vitx.render import overlays
+
+        pixels, note = self._shown()
+        if pixels.ndim != 5:
+            raise VitxError("only clips and volumes have frames for a film: save a picture (.png)")
+        drawn = overlays(pixels, self.heatmaps(tuple(pixels.shape[1:-1])))
+        title = title_of(self.method) or "map"
+        return [
+            self._drawn({"input": pixels[:, frame], title: drawn[:, frame]}, 224, note, class_names)
+            for frame in range(pixels.shape[1])
+        ]
 
     def save(self, path: str | Path) -> None:
-        """Writes a picture (.png), or the maps, logits and targets as arrays (.npz), whole or not at all.
+        """Writes a picture (.png), a film of the frames (.gif), or all that was found as arrays (.npz).
+
+        The file is whole, or there is none.
 
         Raises:
             VitxError: The name ends otherwise, or the file cannot be written.
@@ -209,6 +270,10 @@ class Explanation:
         path = Path(path)
         if path.suffix == ".png":
             write_png(path, self.picture())
+        elif path.suffix == ".gif":
+            from vitx.runs.gif import write_gif
+
+            write_gif(path, self.film())
         elif path.suffix == ".npz":
             arrays = {
                 "maps": self.maps,
@@ -219,7 +284,7 @@ class Explanation:
             found = {name: array.cpu().numpy() for name, array in arrays.items() if array is not None}
             write_or_say(path, lambda file: savez(file, found))
         else:
-            raise VitxError(f"an explanation is saved as .png or .npz, found {path}")
+            raise VitxError(f"an explanation is saved as .png, .gif or .npz, found {path}")
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows; nothing where the images were not kept."""

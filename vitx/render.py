@@ -42,8 +42,7 @@ def heatmaps(maps: Tensor, size: tuple[int, ...]) -> Tensor:
         >>> heatmaps(torch.tensor([[[0.0, 2.0]]]), (1, 2))
         tensor([[[0., 1.]]])
     """
-    mode = "bilinear" if maps.ndim == 3 else "trilinear"
-    scaled = F.interpolate(maps[:, None], size, mode=mode, align_corners=False)[:, 0]
+    scaled = _scaled_up(maps, size)
     whole = tuple(range(1, maps.ndim))
     low, high = scaled.amin(whole, keepdim=True), scaled.amax(whole, keepdim=True)
     # Interpolating a constant map may leave rounding errors, which must not be blown up to a picture.
@@ -51,20 +50,25 @@ def heatmaps(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return ((scaled - low) / (high - low).masked_fill(flat, 1)).masked_fill(flat, 0)
 
 
+def _scaled_up(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    mode = "bilinear" if maps.ndim == 3 else "trilinear"
+    return F.interpolate(maps[:, None], size, mode=mode, align_corners=False)[:, 0]
+
+
 def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
     """Lays heat maps over images: what is looked at glows, the rest is dimmed.
 
     Args:
-        pixels: (B, H, W, 3) uint8.
-        heat: (B, H, W) in [0, 1].
+        pixels: (B, H, W, 3) uint8, or (B, T, H, W, 3).
+        heat: (B, H, W) or (B, T, H, W), in [0, 1].
         colormap: the name of a colour map of matplotlib; the default is perceptually uniform.
 
     Returns:
-        (B, H, W, 3) uint8, on the CPU.
+        uint8 of the shape of the pixels, on the CPU.
     """
-    if pixels.shape[:3] != heat.shape:
+    if pixels.shape[:-1] != heat.shape:
         raise VitxError(
-            f"found {len(pixels)} images for {len(heat)} maps, of {tuple(pixels.shape[1:3])} and "
+            f"found {len(pixels)} images for {len(heat)} maps, of {tuple(pixels.shape[1:-1])} and "
             f"{tuple(heat.shape[1:])} pixels: give the images that were explained"
         )
     index = (heat.detach().float().cpu() * 255).round().long()
@@ -77,17 +81,16 @@ def signed_overlays(pixels: Tensor, signed: Tensor) -> Tensor:
     """Lays maps with a sign over images in grey: what speaks for is red, what speaks against blue.
 
     Args:
-        pixels: (B, H, W, 3) uint8.
-        signed: (B, h, w); each map is scaled so that its largest value of either sign is 1.
+        pixels: (B, H, W, 3) uint8, or (B, T, H, W, 3).
+        signed: (B, h, w) or (B, t, h, w); each map is scaled so that its largest value of either sign is 1.
 
     Returns:
-        (B, H, W, 3) uint8, on the CPU; white where it is 0.
+        uint8 of the shape of the pixels, on the CPU; white where it is 0.
     """
-    size = (pixels.shape[1], pixels.shape[2])
-    scaled = F.interpolate(signed[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
-    largest = scaled.abs().amax((1, 2), keepdim=True)
+    scaled = _scaled_up(signed.float(), tuple(pixels.shape[1:-1]))
+    largest = scaled.abs().amax(tuple(range(1, scaled.ndim)), keepdim=True)
     scaled = scaled / torch.where(largest == 0, 1, largest)
-    grey = pixels.float().mean(3, keepdim=True).expand(-1, -1, -1, 3)
+    grey = pixels.float().mean(-1, keepdim=True).expand(pixels.shape)
     return overlays(grey.round().to(torch.uint8), (scaled + 1) / 2, SIGNED[0])
 
 

@@ -1,0 +1,106 @@
+"""Clips, volumes and spectrograms as flat pictures: a few slices side by side, their maps below."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitx.errors import VitxError
+
+View = Literal["frames", "planes"]
+MOST_FRAMES = 8
+_GAP, _PAPER = 2, 255  # pixels between slices, and their colour
+
+
+class Slices(NamedTuple):
+    """What of something is shown.
+
+    Attributes:
+        said: what it is, in a few words.
+        cut: takes it from pixels, (..., 3), of one clip, volume or spectrogram, whose brightest place is
+            given; (h, w, 3) each.
+    """
+
+    said: str
+    cut: Callable[[Tensor, tuple[int, ...]], Sequence[Tensor]]
+
+
+def slices_of(size: tuple[int, ...], channels: int, view: View | None, time_axis: int | None) -> Slices:
+    """Chooses what is shown.
+
+    Args:
+        size: (T, H, W) of a clip, (D, H, W) of a volume, (F, T) of a spectrogram.
+        channels: how many there are.
+        view: "frames", evenly spaced, or "planes", the three through the brightest place; by default frames
+            where there are three channels, as of colours.
+        time_axis: of a spectrogram (B, F, T) or (B, T, F), the dimension of time; by default the longer one.
+
+    Raises:
+        VitxError: There is no such view or axis.
+    """
+    if len(size) == 2:
+        return _spectrogram(size, time_axis)
+    if view not in ("frames", "planes", None):
+        raise VitxError(f"view must be 'frames' or 'planes', found {view!r}")
+    if view == "planes" or (view is None and channels != 3):
+        return Slices("the planes through the brightest place", _planes)
+    shown = evenly(size[0])
+    numbers = ", ".join(str(number + 1) for number in shown)
+    said = f"frames {numbers}" + (f" of {size[0]}" if len(shown) < size[0] else "")
+    return Slices(said, lambda clip, _: [clip[number] for number in shown])
+
+
+def evenly(count: int, most: int = MOST_FRAMES) -> list[int]:
+    """Chooses evenly spaced frames, the first and the last among them.
+
+    Example:
+        >>> evenly(4), evenly(16, 4)
+        ([0, 1, 2, 3], [0, 5, 10, 15])
+    """
+    return [round(float(place)) for place in torch.linspace(0, count - 1, min(count, most))]
+
+
+def strips(pixels: Tensor, drawn: Tensor, heat: Tensor, slices: Slices) -> Tensor:
+    """Sets the slices of each one side by side, and what was drawn over them below.
+
+    Args:
+        pixels: (B, ..., 3) uint8.
+        drawn: of the same shape, with the maps.
+        heat: (B, ...), the maps.
+        slices: what of it is shown.
+
+    Returns:
+        (B, height, width, 3) uint8.
+    """
+    rows = []
+    for shown, over, found in zip(pixels, drawn, heat, strict=True):
+        peak = tuple(int(place) for place in torch.unravel_index(found.cpu().argmax(), found.shape))
+        rows.append(torch.cat([_beside(slices.cut(part, peak)) for part in (shown, over)]))
+    return torch.stack(rows)
+
+
+def _planes(volume: Tensor, peak: tuple[int, ...]) -> list[Tensor]:
+    return [volume.select(dim, place) for dim, place in enumerate(peak)]
+
+
+def _spectrogram(size: tuple[int, ...], time_axis: int | None) -> Slices:
+    if time_axis not in (None, 1, 2):
+        raise VitxError(f"time_axis must be 1 or 2, a dimension of a spectrogram, found {time_axis!r}")
+    turned = time_axis == 1 or (time_axis is None and size[0] > size[1])
+
+    def upright(values: Tensor, _: tuple[int, ...]) -> list[Tensor]:
+        return [(values.transpose(0, 1) if turned else values).flip(0)]
+
+    return Slices("time to the right, frequency upwards", upright)
+
+
+def _beside(pictures: Sequence[Tensor]) -> Tensor:
+    """Sets pictures, (h, w, 3), side by side, with a gap around each, on paper."""
+    height = max(len(picture) for picture in pictures) + _GAP
+    columns = []
+    for picture in pictures:
+        paper = picture.new_full((height, picture.shape[1] + _GAP, 3), _PAPER)
+        paper[: len(picture), : picture.shape[1]] = picture
+        columns.append(paper)
+    return torch.cat(columns, 1)
