@@ -51,7 +51,7 @@ KINDS = {
         64,
         (16, 16),
     ),
-    "Hiera": (lambda: carried("hiera_tiny_224", img_size=64), 64, (16, 16)),
+    "Hiera": (lambda: models.spread(carried("hiera_tiny_224", img_size=64)), 64, (16, 16)),
     "SAM": (lambda: models.timm_model("samvit_base_patch16"), 32, (4, 4)),
     "PiT": (lambda: carried("pit_ti_224", img_size=64), 64, None),
     "PVT-v2": (lambda: carried("pvt_v2_b0"), 64, (16, 16)),
@@ -75,6 +75,7 @@ KINDS = {
     "hf PVT-v2": (lambda: hugging_face("PvtV2", full=True), 64, (16, 16)),
     "torchvision Swin": (torchvision_swin, 64, (16, 16)),
     "differential attention": (lambda: models.timm_model("vit_dlittle_patch16_reg1_gap_256"), 32, (4, 4)),
+    "BoTNet": (lambda: carried("botnet26t_256"), 256, None),
     "XCiT": (lambda: carried("xcit_nano_12_p16_224"), 64, (4, 4)),
 }
 # What a token keeps in a gradient rollout cannot be told: heads or queries lie elsewhere.
@@ -88,7 +89,7 @@ def parallel():
     return timm.models.vision_transformer.ParallelScalingBlock
 
 
-@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae"])
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae", "evidence"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_accounts_for_all_relevance(kind, method):
     build, size, grid = KINDS[kind]

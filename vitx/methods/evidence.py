@@ -1,10 +1,13 @@
 """Evidence: what speaks for the class, and what against it."""
 
+from math import lcm
+
 import torch
 from torch import Tensor
 
 from vitx.methods.registry import register
 from vitx.relevance.attending import Attended
+from vitx.relevance.grid import divided
 from vitx.relevance.way_back import Found, Way
 from vitx.tiles import Tile
 
@@ -24,7 +27,8 @@ def evidence(way: Way, *, start_layer: int = 0) -> Found:
     rows = way.rows_read(layers)
     taken = way.place([_taken(way, layer, read) for layer, read in zip(layers, rows, strict=True) if read])
     held = way.place(way.contributions(start_layer))
-    signed = _shares(taken.maps) + _shares(held.maps)
+    grid = [lcm(*counts) for counts in zip(taken.maps.shape[1:], held.maps.shape[1:], strict=True)]
+    signed = divided(_shares(taken.maps), grid) + divided(_shares(held.maps), grid)
     return Found(ranked(signed), way.accounted().expand(len(signed)), signed)
 
 

@@ -84,9 +84,7 @@ def in_grid(
     grid = blocks(without(_marked(image, first.embedded, first.channels), channels))
     if grid != tuple(pixels.shape[1:]):
         cells = pooled(pixels, grid)
-        even = cells
-        for dim, (size, count) in enumerate(zip(pixels.shape[1:], grid, strict=True), 1):
-            even = even.repeat_interleave(size // count, dim) / (size // count)
+        even = divided(cells, pixels.shape[1:])
         if bool((pixels - even).abs_().amax() <= _ALIKE * pixels.abs().amax()):
             return cells
     for shadow, found in zip(first.stem, tokens, strict=True):
@@ -160,3 +158,11 @@ def pooled(pixels: Tensor, grid: Sequence[int]) -> Tensor:
     for dim, count in enumerate(grid, 1):
         pixels = pixels.unflatten(dim, (count, -1)).sum(dim + 1)
     return pixels
+
+
+def divided(cells: Tensor, grid: Sequence[int]) -> Tensor:
+    """Shares out each cell of maps, (B, ...), evenly among those of a finer grid that it divides."""
+    for dim, count in enumerate(grid, 1):
+        parts = count // cells.shape[dim]
+        cells = cells.repeat_interleave(parts, dim) / parts
+    return cells
