@@ -19,7 +19,7 @@ import vitx
 from tests import models
 from tests.processes import run_together
 from vitx.cli import main
-from vitx.cli.output import Output
+from vitx.cli.delivery import Delivery
 
 NAME = "deit_tiny_patch16_224"
 OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -241,14 +241,14 @@ class TestResume:
 
 
 def explain_in_one_of_two(arguments, log):
-    write = Output.write
+    add = Delivery.add
 
-    def logged(self, file, found, says=False):
+    def logged(self, finding):
         with Path(f"{log}-{os.environ['RANK']}").open("a") as opened:
-            opened.write(f"{file.name}\n")
-        write(self, file, found, says)
+            opened.write(f"{finding.file.name}\n")
+        add(self, finding)
 
-    Output.write = logged
+    Delivery.add = logged
     status = main(arguments)
     assert status == (1 if os.environ["RANK"] == "0" else 0)
 

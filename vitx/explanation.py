@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.files import savez, write_or_say, write_png
+from vitx.files import encode, savez, write_or_say, write_png
 
 _MOST_SHOWN = 16  # images, where a notebook asks for a picture
 
@@ -221,10 +221,8 @@ class Explanation:
         """What a notebook shows; nothing where the images were not kept."""
         if self.images is None:
             return None
-        from PIL import Image
-
         file = BytesIO()
-        Image.fromarray(self[:_MOST_SHOWN].picture()).save(file, "PNG")
+        encode(file, self[:_MOST_SHOWN].picture())
         return file.getvalue()
 
     def __len__(self) -> int:
