@@ -81,9 +81,7 @@ def main() -> None:
     _on(options.cores)
     subject = _subject(options)
     images = to_tensor([read_picture(file) for file in files], subject.prepare)
-    print(
-        f"{len(files)} pictures, {options.model}, {options.method}; batches of {BATCH}, {options.cores} cores\n"
-    )
+    print(f"{len(files)} pictures; {options.model}, {options.method}; on {options.cores} cores\n")
     _many(options, subject, files, images)
     _without_model(options, subject, files, images)
     _on(options.cores)

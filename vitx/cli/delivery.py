@@ -48,7 +48,7 @@ class Delivery:
         shown = finding if self._output.product.picture else finding.without_pixels()
         if paths or self._tell:
             self._writers.do(then, Product.write, shown, paths)
-        if self._output.sharded:
+        if self._output.wants_shard(finding.file):
             self._kept.append(finding.without_pixels())
             if len(self._kept) == SHARD:
                 self._write_shard()

@@ -123,8 +123,7 @@ def run(options: Any) -> int:
     targets = dict.fromkeys(target_class(subject, target) for target in options.target)
     explainer = Explainer(subject, asked, list(targets))
     output = _output(options, folder, files, subject)
-    if options.resume:
-        output.check()
+    output.check(options.resume)
     left = output.left() if options.resume else files
     if len(left) < len(files):
         print(f"{len(files) - len(left):,} of {len(files):,} pictures were finished before")

@@ -33,14 +33,20 @@ class Output:
         self.folder, self.files, self.product, self.settings = folder, files, product, settings
         self.sharded, self.shards = sharded, folder / "shards"
         self._note = folder / _SETTINGS
+        self._in_shards: set[str] = set()
         parents = {str(file.absolute().parent) for file in files}
         self._above: Path | None = None
         with suppress(ValueError):  # there are no pictures, or they are on several drives
             self._above = Path(os.path.commonpath(parents))
 
-    def check(self) -> None:
-        """Raises a VitxError if what is there was made with other settings."""
-        if self._note.is_file() and self._note.read_text("utf-8") != self.settings:
+    def check(self, resume: bool) -> None:
+        """Raises a VitxError if what is there does not go with what is to come."""
+        if self.sharded and not resume and any(self.shards.glob("*.npz")):
+            raise VitxError(
+                f"{self.shards} holds maps of an earlier run: go on with it by --resume, or take another "
+                "--output"
+            )
+        if resume and self._note.is_file() and self._note.read_text("utf-8") != self.settings:
             raise VitxError(
                 f"the maps in {self.folder} were made with other options, see {self._note}: take another "
                 "--output, or leave out --resume"
@@ -77,15 +83,18 @@ class Output:
         Raises:
             VitxError: A shard cannot be read.
         """
-        names = self._in_shards() if self.sharded else set()
+        self._in_shards = self._read_shards() if self.sharded else set()
         return [
             file
             for file in self.files
-            if (self.sharded and self.name(file) not in names)
-            or not all(path.is_file() for path in self.paths(file))
+            if self.wants_shard(file) or not all(path.is_file() for path in self.paths(file))
         ]
 
-    def _in_shards(self) -> set[str]:
+    def wants_shard(self, file: Path) -> bool:
+        """Whether the maps of a picture are still to go into a shard."""
+        return self.sharded and self.name(file) not in self._in_shards
+
+    def _read_shards(self) -> set[str]:
         names: set[str] = set()
         for path in self.shards.glob("*.npz"):
             try:
