@@ -54,8 +54,8 @@ name, weights, picture, method = sys.argv[1:]
 begun = time.perf_counter()
 model = model_of_weights(name, Path(weights)) if weights else create_model(name, False, None)
 made = time.perf_counter()
-from vitx.inputs import as_tensor
-images = as_tensor(model.eval(), picture)
+from vitx.inputs import prepared
+images, _ = prepared(model.eval(), picture)
 ready = time.perf_counter()
 vitx.explain(model, images, method)
 print(made - begun + time.perf_counter() - ready)

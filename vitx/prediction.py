@@ -39,7 +39,8 @@ def check_images(model: nn.Module, images: Any) -> None:
     weight = next(model.parameters(), images)
     if weight.device != images.device:
         raise VitxError(f"the images are on {images.device} and the model is on {weight.device}: move one")
-    if weight.dtype != images.dtype and not torch.is_autocast_enabled(images.device.type):
+    casts = torch.is_autocast_enabled(images.device.type) or _precision(model) is not None
+    if weight.dtype != images.dtype and not casts:
         raise VitxError(f"the images are {images.dtype} and the model is {weight.dtype}: convert one")
 
 
@@ -62,8 +63,23 @@ def predict(
     return _logits(_forward(model, images), len(images), made_last)
 
 
-def _forward(model: nn.Module, images: Tensor) -> Any:
+def _precision(model: Any) -> Any:
+    """The precision of what Lightning's Fabric wraps; None where it does not.
+
+    The wrapper lets nobody else go backwards from its output, so what is in it is called in its place.
+    """
+    if type(model).__module__ not in ("lightning.fabric.wrappers", "lightning_fabric.wrappers"):
+        return None
+    return model._strategy.precision
+
+
+def _forward(model: Any, images: Tensor) -> Any:
     """Runs the model; Hugging Face models that take several inputs get the images by name."""
+    precision = _precision(model)
+    if precision is not None:
+        ((images,), _) = precision.convert_input(((images,), {}))
+        with precision.forward_context():
+            return _forward(model._forward_module, images)
     try:
         takes_pixels = "pixel_values" in inspect.signature(model.forward).parameters
         return model(pixel_values=images) if takes_pixels else model(images)

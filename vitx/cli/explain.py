@@ -8,6 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from vitx.bands import ARRAYS
 from vitx.cli.delivery import SHARD, Delivery
 from vitx.cli.formatting import HelpFormatter
 from vitx.cli.output import Output
@@ -119,7 +120,7 @@ def run(options: Any) -> int:
         raise VitxError(f"--signed needs a method with a sign, which {unsigned[0]} has not: take evidence")
     folder = Path(options.output)
     files = _files(options.paths, folder)
-    subject = load_subject(options, options.weights, options.checkpoint, asked)
+    subject = load_subject(options, options.weights, options.checkpoint, options.hf, methods=asked)
     targets = dict.fromkeys(target_class(subject, target) for target in options.target)
     explainer = Explainer(subject, asked, list(targets))
     output = _output(options, folder, files, subject)
@@ -164,6 +165,7 @@ def _check(options: Any) -> None:
 def _output(options: Any, folder: Path, files: Sequence[Path], subject: Subject) -> Output:
     product = Product(
         class_names=subject.class_names,
+        predicts=subject.classes > 0,
         picture=f".{options.format}" if options.pictures else None,
         maps=options.save_maps == "files",
         json=options.json,
@@ -227,7 +229,7 @@ def _say_done(done: int, errors: dict[int, str], folder: Path) -> None:
 def _files(paths: Sequence[str], folder: Path) -> list[Path]:
     """The pictures, without those that an earlier run wrote among them."""
     written = folder.absolute()
-    files = [file for file in find_pictures(paths) if written not in file.absolute().parents]
+    files = [file for file in find_pictures(paths, ARRAYS) if written not in file.absolute().parents]
     if not files:
         raise VitxError(f"all pictures are in the output folder {folder}: take another --output")
     return files
@@ -236,7 +238,7 @@ def _files(paths: Sequence[str], folder: Path) -> list[Path]:
 def _settings(options: Any) -> str:
     """What must be the same for a run that goes on with another's output."""
     names = (
-        *("model", "weights", "model_options", "checkpoint", "module", "module_options"),
+        *("model", "weights", "model_options", "factory", "hf", "checkpoint", "module", "module_options"),
         *("image_size", "mean", "std", "keep_aspect", "class_names"),
         *("method", "target", "signed", *_OPTIONS),
     )

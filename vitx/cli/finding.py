@@ -86,7 +86,7 @@ def findings(batch: dict[str, Any], asked: Sequence[Asked], files: Sequence[Path
         yield Finding(
             place=place,
             file=files[place],
-            logits=asked[0].explanation.logits[row].numpy(),
+            logits=asked[0].explanation.logits[row].reshape(-1).numpy(),
             maps=tuple(one.row(row) for one in asked),
             pixels=batch["pixels"][row].numpy(),
             note=batch["notes"][row],

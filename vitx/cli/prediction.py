@@ -16,8 +16,8 @@ from vitx.cli.subject import Subject
 from vitx.cli.threads import give_way, one_thread
 from vitx.colours import choose_colours
 from vitx.errors import VitxError
+from vitx.inputs import read_image
 from vitx.methods import Methods, find_method
-from vitx.pictures import read_picture
 from vitx.preprocessing import Preprocessing
 
 _MANY = 64  # pictures; for fewer, starting processes takes longer than what they would do
@@ -36,7 +36,7 @@ class Pictures(Dataset[dict[str, Any]]):
     def __getitem__(self, place: int) -> dict[str, Any]:
         try:
             with one_thread():
-                image = self.prepare(read_picture(self.files[place], self.most_pixels))
+                image = self.prepare(read_image(self.files[place], len(self.prepare.mean), self.most_pixels))
                 colours = choose_colours(image[None], [(self.prepare.mean, self.prepare.std)])
                 pixels = colours.pixels(image[None])[0]
             return {"place": place, "image": image, "pixels": pixels, "note": colours.note}

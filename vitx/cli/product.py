@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitx import render
-from vitx.captions import captions_of
+from vitx.captions import Caption, captions_of
 from vitx.classes import short
 from vitx.cli.finding import Finding, Map
 from vitx.files import encode, savez, write_or_say
@@ -32,6 +32,7 @@ class Product:
         maps: whether the raw maps of each picture are written, too.
         json: whether the prediction is written, too.
         signed: whether what speaks against the class is shown, too.
+        predicts: whether the model tells classes apart, so that there is something to say.
     """
 
     class_names: tuple[str, ...] | None
@@ -39,6 +40,7 @@ class Product:
     maps: bool
     json: bool
     signed: bool = False
+    predicts: bool = True
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -125,19 +127,21 @@ class Product:
         named = f"for {self._short_name(one.target)}, {_shares(finding)[one.target]:.0%}"
         return f"{method} {named}" if several_methods else named
 
-    def _caption(self, finding: Finding) -> Any:
+    def _caption(self, finding: Finding) -> Caption:
+        if not self.predicts:
+            return Caption("features, no classes")
         names = None if self.class_names is None else [short(name) for name in self.class_names]
         return captions_of(torch.from_numpy(finding.logits)[None], class_names=names)[0]
 
     def _facts(self, finding: Finding, paths: Sequence[Path]) -> dict[str, Any]:
         """Returns what the JSON says."""
         shares = _shares(finding)
-        best = int(shares.argmax())
+        best = int(shares.argmax()) if self.predicts else None
         return {
             "file": str(finding.file),
             "prediction": best,
-            "name": self._full_name(best),
-            "probability": round(shares[best].item(), 6),
+            "name": None if best is None else self._full_name(best),
+            "probability": None if best is None else round(shares[best].item(), 6),
             "maps": [
                 {
                     "method": one.method,
