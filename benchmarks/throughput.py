@@ -39,6 +39,7 @@ from vitx.files import PICTURES, encode
 from vitx.inputs import to_tensor
 from vitx.methods import Methods
 from vitx.pictures import MOST_PIXELS, find_pictures, read_picture
+from vitx.prediction import Target
 from vitx.preprocessing import preprocessing_of
 
 BATCH = 8
@@ -68,7 +69,7 @@ class Known(Subject):
 
     maps: dict[str, vitx.Explanation] | None = None
 
-    def explain(self, images: Tensor, methods: Methods, target: Any = None) -> dict[str, vitx.Explanation]:
+    def explain(self, images: Tensor, methods: Methods, target: Target = None) -> dict[str, vitx.Explanation]:
         """Returns those of the first batch."""
         assert self.maps is not None
         return {name: found[: len(images)] for name, found in self.maps.items()}

@@ -165,6 +165,25 @@ class TestFiles:
         assert main(command(folder / "a.png", *words, weights=weights)) == 0
         assert sorted(path.name for path in output.iterdir()) == ["a.png.npz", "vitx.json"]
 
+    def test_one_class_against_another(self, folder, weights, tmp_path, capsys):
+        output = tmp_path / "maps"
+        words = ("--method", "rollout", "evidence", "--target", 5, 2, "--against", 3, "--save-maps", "--json")
+        assert main(command(folder / "a.png", *words, "--output", output, weights=weights)) == 0
+        assert "why 5 or 2 and not 3" in capsys.readouterr().out
+        with np.load(output / "a.png.npz") as arrays:
+            assert set(arrays) == {"logits", "rollout", "evidence_5_not_3", "evidence_2_not_3"}
+            for target in (5, 2):
+                wanted = vitx.explain(
+                    tiny(),
+                    folder / "a.png",
+                    "evidence",
+                    target=lambda logits, own=target: logits[:, own] - logits[:, 3],
+                )
+                assert np.allclose(arrays[f"evidence_{target}_not_3"], wanted.maps[0], rtol=1e-3, atol=1e-6)
+        facts = json.loads((output / "a.png.json").read_text("utf-8"))
+        told = [(one["target"], one.get("against")) for one in facts["maps"]]
+        assert told == [(None, None), (5, 3), (2, 3)]
+
     def test_a_leading_dash_comes_after_two(self, folder, weights, monkeypatch, capsys):
         monkeypatch.chdir(folder)
         first, *rest = command(weights=weights)
@@ -432,6 +451,13 @@ class TestRefusals:
             (["--target", 7], "--target 7 needs a method of a class, which rollout is not"),
             (["--method", "gae", "--target", "tabby"], "the names of the classes are not known"),
             (["--method", "gae", "--target", 7], "there is no class 7"),
+            (["--method", "gae", "--against", 1], "--against holds one class against another: name both"),
+            (
+                ["--method", "gae", "--target", 1, "--against", 1],
+                "--target and --against are the same class, 1",
+            ),
+            (["--target", 1, "--against", 2], "--target 1 needs a method of a class"),
+            (["--against", 2], "--against needs a method of a class"),
             (["--batch-size", 0], "--batch-size must be at least 1"),
             (["--checkpoint", "a.ckpt", "--module", "a.B"], "either --model NAME, or --checkpoint"),
             (["--module", "a.B"], "--checkpoint CKPT and --module CLASS go together"),

@@ -170,6 +170,22 @@ def _whole_numbers(target: Any) -> int | list[int]:
         ) from None
 
 
+def difference(target: int, other: int) -> Callable[[Tensor], Tensor]:
+    """Returns the target function that asks why one class and not another: the difference of their scores.
+
+    Example:
+        >>> difference(2, 0)(torch.tensor([[1.0, 2.0, 5.0]]))
+        tensor([4.])
+    """
+
+    def score(logits: Tensor) -> Tensor:
+        both = (torch.full((len(logits),), index, device=logits.device) for index in (target, other))
+        ours, theirs = (scores(None, logits, classes) for classes in both)
+        return ours - theirs
+
+    return score
+
+
 def scores(target: Target, logits: Tensor, classes: Tensor | None) -> Tensor:
     """Returns the score of each image, (B,): the logit of its class, or what the target function says.
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ Explains pictures: what does the model look at?
 
   vitx explain cat.jpg --model deit_tiny_patch16_224
   vitx explain cat.jpg --model deit_tiny_patch16_224 --weights mine.safetensors --target tabby beagle
+  vitx explain cat.jpg --model deit_tiny_patch16_224 --method evidence --target tabby --against beagle
+  vitx explain cat.jpg --hf my_model/ --method evidence --signed
   vitx explain photos/ --checkpoint last.ckpt --module train_demo.Classifier --json --save-maps
   vitx explain photos/ --model vit_base_patch16_224 --devices 4 --strategy ddp --resume
 
@@ -64,6 +66,12 @@ def parser() -> ArgumentParser:
         default=[PREDICTED],
         metavar="CLASS",
         help="number, name or 'predicted'; several: one map each",
+    )
+    group.add_argument(
+        "--against",
+        type=str,
+        metavar="CLASS",
+        help="why --target and not this class: the difference of their scores, one map",
     )
     group = made.add_argument_group("options of the methods that have them")
     group.add_argument("--head-fusion", type=str, help=f"one of {', '.join(HEAD_FUSIONS)}")
@@ -114,7 +122,7 @@ def run(options: Any) -> int:
     """Runs the command and returns its exit status."""
     _check(options)
     asked = _methods(options)
-    check_target(options.target, asked)
+    check_target(options.target, asked, options.against)
     unsigned = [name for name in asked if not find_method(name).accounts]
     if options.signed and unsigned:
         raise VitxError(f"--signed needs a method with a sign, which {unsigned[0]} has not: take evidence")
@@ -122,7 +130,7 @@ def run(options: Any) -> int:
     files = _files(options.paths, folder)
     subject = load_subject(options, options.weights, options.checkpoint, options.hf, methods=asked)
     targets = dict.fromkeys(target_class(subject, target) for target in options.target)
-    explainer = Explainer(subject, asked, list(targets))
+    explainer = Explainer(subject, asked, list(targets), _against(options, subject, targets))
     output = _output(options, folder, files, subject)
     output.check(options.resume)
     left = output.left() if options.resume else files
@@ -160,6 +168,18 @@ def _check(options: Any) -> None:
         raise VitxError("--no-pictures leaves nothing to write: add --save-maps or --json")
     if options.save_maps == "shards" and options.keep_aspect:
         raise VitxError("--save-maps shards needs maps of one size: leave out shards, or --keep-aspect")
+
+
+def _against(options: Any, subject: Subject, targets: Iterable[int | None]) -> int | None:
+    """Returns the class that the targets are held against, if any."""
+    if options.against is None:
+        return None
+    found = target_class(subject, options.against)
+    if found is None or None in targets:
+        raise VitxError("--against holds one class against another: name both, --target dog --against wolf")
+    if found in targets:
+        raise VitxError(f"--target and --against are the same class, {subject.name(found)}: name two")
+    return found
 
 
 def _output(options: Any, folder: Path, files: Sequence[Path], subject: Subject) -> Output:
@@ -240,7 +260,7 @@ def _settings(options: Any) -> str:
     names = (
         *("model", "weights", "model_options", "factory", "hf", "checkpoint", "module", "module_options"),
         *("image_size", "mean", "std", "keep_aspect", "class_names"),
-        *("method", "target", "signed", *_OPTIONS),
+        *("method", "target", "against", "signed", *_OPTIONS),
     )
     return json.dumps({name: options[name] for name in names}, indent=1, default=str)
 

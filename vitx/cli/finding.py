@@ -21,6 +21,7 @@ class Map:
         asked: how the target was asked for: the class, or None for the predicted one.
         values: (h, w), >= 0.
         signed: (h, w), below 0 where a patch speaks against the class; None for methods without a sign.
+        against: the class that it is held against, or None.
     """
 
     method: str
@@ -28,6 +29,17 @@ class Map:
     asked: int | None
     values: NDArray[np.floating[Any]]
     signed: NDArray[np.floating[Any]] | None = None
+    against: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What it is called among the arrays of a picture."""
+        classes = "" if self.target is None else f"_{self.target}"
+        return (
+            f"{self.method}{classes}"
+            if self.against is None
+            else f"{self.method}{classes}_not_{self.against}"
+        )
 
 
 @dataclass(frozen=True)
@@ -57,20 +69,29 @@ class Finding:
 
 @dataclass(frozen=True)
 class Asked:
-    """An explanation of a batch, and the class that was asked for: None for the predicted one."""
+    """An explanation of a batch.
+
+    Attributes:
+        explanation: of the batch.
+        target: the class that was asked for; None for the predicted one.
+        against: the class that it is held against, or None.
+    """
 
     explanation: Explanation
     target: int | None
+    against: int | None = None
 
     def row(self, row: int) -> Map:
         """Returns the map of one picture of the batch."""
         found = self.explanation
+        target = self.target if self.against is not None else None  # which the target function hides
         return Map(
             method=found.method,
-            target=None if found.target is None else int(found.target[row]),
+            target=target if found.target is None else int(found.target[row]),
             asked=self.target,
             values=found.maps[row].numpy(),
             signed=None if found.signed is None else found.signed[row].numpy(),
+            against=self.against,
         )
 
 

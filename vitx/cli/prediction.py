@@ -18,6 +18,7 @@ from vitx.colours import choose_colours
 from vitx.errors import VitxError
 from vitx.inputs import read_image
 from vitx.methods import Methods, find_method
+from vitx.prediction import Target, difference
 from vitx.preprocessing import Preprocessing
 
 _MANY = 64  # pictures; for fewer, starting processes takes longer than what they would do
@@ -92,10 +93,13 @@ class Explainer:
         subject: the model, and how it wants its images.
         methods: the options of each method, by its name.
         targets: the classes; None is the predicted one.
+        against: the class that each of them is held against, or None.
     """
 
-    def __init__(self, subject: Subject, methods: Methods, targets: Sequence[int | None]) -> None:
-        self.subject, self.targets = subject, targets
+    def __init__(
+        self, subject: Subject, methods: Methods, targets: Sequence[int | None], against: int | None = None
+    ) -> None:
+        self.subject, self.targets, self.against = subject, targets, against
         self.for_a_class = {name: methods[name] for name in methods if find_method(name).gradient}
         self.plain = {name: methods[name] for name in methods if name not in self.for_a_class}
 
@@ -113,8 +117,14 @@ class Explainer:
     def _asked(self, images: Tensor, methods: Methods, target: int | None) -> list[Asked]:
         weight = next(self.subject.model.parameters(), images)
         images = images.to(weight.device, weight.dtype)
-        found = self.subject.explain(images, methods, target).values()
-        return [Asked(explanation.cpu(), target) for explanation in found]
+        score: Target = target
+        if target is not None and self.against is not None:
+            score = difference(target, self.against)
+        found = self.subject.explain(images, methods, score)
+        return [
+            Asked(one.cpu(), target, self.against if name in self.for_a_class else None)
+            for name, one in found.items()
+        ]
 
 
 def predict(

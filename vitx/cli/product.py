@@ -69,7 +69,7 @@ class Product:
                 write_or_say(path, lambda file, said=said: file.write(said))  # type: ignore[misc]
             else:
                 write_or_say(path, partial(encode, picture=self.drawn(finding), suffix=suffix))
-        return str(self._caption(finding))
+        return "; ".join(filter(None, (str(self._caption(finding)), self._question(finding))))
 
     def write_shard(self, path: Path, names: Sequence[str], found: Sequence[Finding]) -> None:
         """Writes the maps of several pictures into one file.
@@ -90,7 +90,7 @@ class Product:
             first = maps[0]
             name = first.method
             if first.target is not None:
-                name += "_predicted" if first.asked is None else f"_{first.target}"
+                name = first.key if first.asked is not None else f"{name}_predicted"
                 arrays[f"{name}_target"] = np.array([one.target for one in maps])
             arrays[name] = np.stack([self._values(one) for one in maps])
         write_or_say(path, partial(savez, arrays=arrays))
@@ -106,7 +106,8 @@ class Product:
             {"colormap": render.SIGNED[0], "ends": render.SIGNED[1]} if self.signed else {}
         )
         captions = [self._caption(finding)]
-        return render.grid(columns, captions, tile_width=_TILE_WIDTH, note=finding.note, **legend)
+        note = "; ".join(filter(None, (self._question(finding), finding.note)))
+        return render.grid(columns, captions, tile_width=_TILE_WIDTH, note=note, **legend)
 
     def columns(self, finding: Finding) -> list[str]:
         """Returns a title for each map: the method, and the class where there are several."""
@@ -133,6 +134,15 @@ class Product:
         names = None if self.class_names is None else [short(name) for name in self.class_names]
         return captions_of(torch.from_numpy(finding.logits)[None], class_names=names)[0]
 
+    def _question(self, finding: Finding) -> str:
+        """What the maps say of two classes, or nothing."""
+        asked = {one.target: one.against for one in finding.maps if one.against is not None}
+        if not asked:
+            return ""
+        other = self._short_name(next(iter(asked.values())))
+        ours = " or ".join(self._short_name(target) for target in asked if target is not None)
+        return f"why {ours} and not {other}"
+
     def _facts(self, finding: Finding, paths: Sequence[Path]) -> dict[str, Any]:
         """Returns what the JSON says."""
         shares = _shares(finding)
@@ -142,24 +152,25 @@ class Product:
             "prediction": best,
             "name": None if best is None else self._full_name(best),
             "probability": None if best is None else round(shares[best].item(), 6),
-            "maps": [
-                {
-                    "method": one.method,
-                    "target": one.target,
-                    "target_name": None if one.target is None else self._full_name(one.target),
-                    "target_probability": None if one.target is None else round(shares[one.target].item(), 6),
-                }
-                for one in finding.maps
-            ],
+            "maps": [self._facts_of(one, shares) for one in finding.maps],
             "files": [str(path) for path in paths],
         }
 
+    def _facts_of(self, one: Map, shares: Tensor) -> dict[str, Any]:
+        target = one.target
+        facts: dict[str, Any] = {
+            "method": one.method,
+            "target": target,
+            "target_name": None if target is None else self._full_name(target),
+            "target_probability": None if target is None else round(shares[target].item(), 6),
+        }
+        if one.against is not None:
+            facts |= {"against": one.against, "against_name": self._full_name(one.against)}
+        return facts
+
     def _arrays(self, finding: Finding) -> dict[str, NDArray[Any]]:
         """The raw maps, each (h, w), by method and class, and the logits."""
-        named = {
-            one.method if one.target is None else f"{one.method}_{one.target}": self._values(one)
-            for one in finding.maps
-        }
+        named = {one.key: self._values(one) for one in finding.maps}
         return {"logits": finding.logits, **named}
 
     def _values(self, one: Map) -> NDArray[np.floating[Any]]:

@@ -17,6 +17,7 @@ from vitx.errors import VitxError
 from vitx.huggingface import load_hugging_face
 from vitx.methods import Methods, find_method
 from vitx.own_models import load_module, make_model
+from vitx.prediction import Target
 from vitx.preprocessing import Preprocessing, preprocessing_of
 
 ROLLOUT: Methods = {"rollout": {}}
@@ -44,9 +45,7 @@ class Subject:
         """The first synonym of each class, or None."""
         return None if self.class_names is None else [short(name) for name in self.class_names]
 
-    def explain(
-        self, images: Tensor, methods: Methods, target: int | None = None
-    ) -> dict[str, vitx.Explanation]:
+    def explain(self, images: Tensor, methods: Methods, target: Target = None) -> dict[str, vitx.Explanation]:
         """Explains prepared images, (B, C, H, W), by each method; target None is the predicted class."""
         found = vitx.explain_methods(self.model, images, methods, target=target)
         mean, std = self.prepare.mean, self.prepare.std  # the model may declare others
@@ -230,12 +229,13 @@ def _classes(model: nn.Module, prepare: Preprocessing, methods: Methods) -> int:
     return 2 if logits.ndim == 1 or logits.shape[1] == 1 else logits.shape[1]  # one logit tells two apart
 
 
-def check_target(targets: Sequence[str], methods: Methods) -> None:
+def check_target(targets: Sequence[str], methods: Methods, against: str | None = None) -> None:
     """Raises a VitxError if a class is asked for, and no method explains one."""
-    if set(targets) != {PREDICTED} and not any(find_method(name).gradient for name in methods):
+    asked = next((f"--target {target}" for target in targets if target != PREDICTED), None)
+    asked = asked or (None if against is None else "--against")
+    if asked and not any(find_method(name).gradient for name in methods):
         raise VitxError(
-            f"--target {targets[0]} needs a method of a class, which {' and '.join(methods)} is not: "
-            "add --method evidence"
+            f"{asked} needs a method of a class, which {' and '.join(methods)} is not: add --method evidence"
         )
 
 
