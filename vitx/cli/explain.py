@@ -32,11 +32,12 @@ DESCRIPTION = """\
 Explains pictures: what does the model look at?
 
   vitx explain cat.jpg --model deit_tiny_patch16_224
-  vitx explain cat.jpg --model deit_tiny_patch16_224 --weights mine.safetensors --target tabby beagle
+  vitx explain cat.jpg --model deit_tiny_patch16_224 --weights mine.safetensors
+  vitx explain cat.jpg --model deit_tiny_patch16_224 --method evidence --target tabby beagle
   vitx explain cat.jpg --model deit_tiny_patch16_224 --method evidence --target tabby --against beagle
-  vitx explain cat.jpg --hf my_model/ --method evidence --signed
+  vitx explain cat.jpg --hf my_model/
   vitx explain photos/ --checkpoint last.ckpt --module train_demo.Classifier --json --save-maps
-  vitx explain photos/ --model vit_base_patch16_224 --devices 4 --strategy ddp --resume
+  vitx explain photos/ --model vit_base_patch16_224 --devices 4 --strategy ddp --format jpg --resume
 
 Each picture becomes one of the same name in the output folder: the input beside one map for each method
 and target. Files that cannot be read are named and skipped. A file whose name begins with a dash comes after
@@ -71,7 +72,7 @@ def parser() -> ArgumentParser:
         "--against",
         type=str,
         metavar="CLASS",
-        help="why --target and not this class: the difference of their scores, one map",
+        help="why --target, and not this class: one map of the difference of their scores",
     )
     group = made.add_argument_group("options of the methods that have them")
     group.add_argument("--head-fusion", type=str, help=f"one of {', '.join(HEAD_FUSIONS)}")
@@ -84,14 +85,14 @@ def parser() -> ArgumentParser:
         "--signed", action="store_true", help="what speaks for the class in red, against it in blue"
     )
     group.add_argument("--format", type=str, default="png", help=f"of the pictures: {', '.join(_FORMATS)}")
-    group.add_argument("--no-pictures", dest="pictures", action="store_false", help="maps or JSON alone")
+    group.add_argument("--no-pictures", action="store_true", help="maps or JSON alone")
     group.add_argument(
         "--save-maps",
         type=str,
         nargs="?",
         const="files",
         metavar="shards",
-        help=f"the raw maps, too, as .npz: a file for each picture, or for {SHARD} ('--save-maps shards')",
+        help=f"the raw maps, too, as .npz: a file for each picture, or with 'shards' for {SHARD}",
     )
     group.add_argument(
         "--json",
@@ -112,9 +113,9 @@ def parser() -> ArgumentParser:
         "--workers",
         type=int,
         metavar="N",
-        help="processes that read, for each device; by default as many as help",
+        help="processes that read, for each device (default: as many as help)",
     )
-    group.add_argument("--writers", type=int, metavar="N", help="the same of those that draw and write")
+    group.add_argument("--writers", type=int, metavar="N", help="processes that draw and write, as --workers")
     return made
 
 
@@ -164,7 +165,7 @@ def _check(options: Any) -> None:
             )
     if not options.output:
         raise VitxError("--output is empty: name a folder")
-    if not options.pictures and not options.save_maps and not options.json:
+    if options.no_pictures and not options.save_maps and not options.json:
         raise VitxError("--no-pictures leaves nothing to write: add --save-maps or --json")
     if options.save_maps == "shards" and options.keep_aspect:
         raise VitxError("--save-maps shards needs maps of one size: leave out shards, or --keep-aspect")
@@ -186,7 +187,7 @@ def _output(options: Any, folder: Path, files: Sequence[Path], subject: Subject)
     product = Product(
         class_names=subject.class_names,
         predicts=subject.classes > 0,
-        picture=f".{options.format}" if options.pictures else None,
+        picture=None if options.no_pictures else f".{options.format}",
         maps=options.save_maps == "files",
         json=options.json,
         signed=options.signed,

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +131,7 @@ class Product:
     def _caption(self, finding: Finding) -> Caption:
         if not self.predicts:
             return Caption("features, no classes")
-        names = None if self.class_names is None else [short(name) for name in self.class_names]
-        return captions_of(torch.from_numpy(finding.logits)[None], class_names=names)[0]
+        return captions_of(torch.from_numpy(finding.logits)[None], class_names=self._short_names)[0]
 
     def _question(self, finding: Finding) -> str:
         """What the maps say of two classes, or nothing."""
@@ -180,7 +179,11 @@ class Product:
         return None if self.class_names is None else self.class_names[index]
 
     def _short_name(self, index: int) -> str:
-        return str(index) if self.class_names is None else short(self.class_names[index])
+        return str(index) if self._short_names is None else self._short_names[index]
+
+    @cached_property
+    def _short_names(self) -> list[str] | None:
+        return None if self.class_names is None else [short(name) for name in self.class_names]
 
 
 def _shares(finding: Finding) -> Tensor:

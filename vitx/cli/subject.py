@@ -67,32 +67,33 @@ def add_model_options(parser: ArgumentParser, several: bool = False) -> None:
     group = parser.add_argument_group("which model")
     group.add_argument("--model", type=str, metavar="NAME", help="any Vision Transformer of timm")
     group.add_argument(
+        "--factory",
+        type=str,
+        metavar="FUNCTION",
+        help="or what a function or class of your own makes, as package.function",
+    )
+    group.add_argument(
         "--weights",
         metavar="FILE",
         **text,
-        help="its weights: .safetensors, .pth, or a .ckpt of Lightning; without, timm's own from the hub",
+        help="the weights of either: .safetensors, .pth, or a .ckpt of Lightning; without, those of timm's "
+        "hub, or those that the function gives",
     )
     group.add_argument(
         "--model-options",
         type=dict[str, Any],
         default={},
         metavar="JSON",
-        help="arguments of the model or function, as '{\"depth\": 4}'",
+        help="the arguments of either, as '{\"depth\": 4}'",
     )
     group.add_argument(
-        "--factory",
-        type=str,
-        metavar="FUNCTION",
-        help="or a function or class of yours that makes the model, as package.function; --weights fill it",
-    )
-    group.add_argument(
-        "--hf", metavar="NAME", **text, help="or a folder or name of Hugging Face's transformers"
+        "--hf", metavar="NAME", **text, help="or a model of Hugging Face: a folder, or a name on its hub"
     )
     group.add_argument(
         "--checkpoint",
         metavar="CKPT",
         **text,
-        help="or a checkpoint of a LightningModule or other class, ...",
+        help="or a checkpoint of a LightningModule, or of any other, ...",
     )
     group.add_argument(
         "--module", type=str, metavar="CLASS", help="... and its class, as package.module.Class"
@@ -102,14 +103,17 @@ def add_model_options(parser: ArgumentParser, several: bool = False) -> None:
         type=dict[str, Any],
         default={},
         metavar="JSON",
-        help="its arguments, in place of those that the checkpoint remembers; what has a class_path (and "
-        'init_args) is made first: \'{"net": {"class_path": "timm.create_model", ...}}\'',
+        help="arguments of the class, in place of those that the checkpoint remembers; what has a class_path "
+        'is made first: \'{"net": {"class_path": "timm.create_model", "init_args": {...}}}\'',
     )
     group.add_argument("--trust", action="store_true", help="read also files that run code as they are read")
     group = parser.add_argument_group("how it takes its images, if not as it declares")
     group.add_argument("--image-size", type=int, metavar="PIXELS", help="height and width")
     group.add_argument(
-        "--mean", type=float, nargs="+", help="of the channels, in units of [0, 1] (.npy of floats: its own)"
+        "--mean",
+        type=float,
+        nargs="+",
+        help="of the channels, in units of [0, 1]; of files of floating point numbers, in theirs",
     )
     group.add_argument("--std", type=float, nargs="+", help="of the channels")
     group.add_argument(
