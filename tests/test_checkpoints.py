@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from vitx import VitxError
-from vitx.checkpoints import create_model, load_module, load_weights, model_of_weights, read_weights
+from vitx.checkpoints import create_model, load_weights, model_of_weights, read_weights
+from vitx.own_models import load_module
 
 NAME = "deit_tiny_patch16_224"
 SMALL = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -175,9 +176,9 @@ class TestModule:
         ("path", "sentence"),
         [
             ("Module", "names no class"),
-            ("absent_package.Module", "there is no class absent_package.Module"),
+            ("absent_package.Module", "there is no class or function absent_package.Module"),
             ("torch.nn.Absent", "there is no class"),
-            ("torch.nn.Linear", "is no LightningModule"),
+            ("torch.nn.Linear", "Linear could not be made: TypeError"),
         ],
     )
     def test_no_such_class(self, tmp_path, path, sentence):

@@ -19,7 +19,7 @@ import vitx
 from tests import models
 from tests.processes import run_together
 from vitx.cli import main
-from vitx.cli.output import Output
+from vitx.cli.delivery import Delivery
 
 NAME = "deit_tiny_patch16_224"
 OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -58,10 +58,23 @@ def written(folder, suffix=".png"):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob(f"*{suffix}"))
 
 
-def start(words):
+def shards(output):
+    """The names of the pictures in each shard."""
+    return [np.load(path)["files"].tolist() for path in sorted((output / "shards").glob("*.npz"))]
+
+
+SMALL_SHARDS = """
+import sys
+from vitx.cli import delivery, main
+delivery.SHARD = 8
+sys.exit(main())
+"""
+
+
+def start(words, *interpreter):
     """Starts the command in a process, and a group, of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "vitx", *words],
+        [sys.executable, *(interpreter or ("-m", "vitx")), *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -135,6 +148,42 @@ class TestFiles:
         assert main(refused) == 2
         assert "--signed needs a method with a sign, which rollout has not" in capsys.readouterr().err
 
+    @pytest.mark.parametrize(("kind", "known"), [("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP")])
+    def test_formats(self, folder, weights, tmp_path, kind, known):
+        Image.new("RGB", (40, 40), (90, 140, 190)).save(folder / "flat.png")
+        output = tmp_path / "maps"
+        for words in ([], ["--format", kind]):
+            assert main(command(folder / "flat.png", *words, "--output", output, weights=weights)) == 0
+        found, wanted = (Image.open(output / f"flat.png.{suffix}") for suffix in (kind, "png"))
+        assert found.format == known
+        assert found.size == wanted.size
+        assert np.abs(np.subtract(found, wanted, dtype=float)).mean() < 3
+
+    def test_maps_alone(self, folder, weights, tmp_path):
+        output = tmp_path / "maps"
+        words = ("--no-pictures", "--save-maps", "--output", output)
+        assert main(command(folder / "a.png", *words, weights=weights)) == 0
+        assert sorted(path.name for path in output.iterdir()) == ["a.png.npz", "vitx.json"]
+
+    def test_one_class_against_another(self, folder, weights, tmp_path, capsys):
+        output = tmp_path / "maps"
+        words = ("--method", "rollout", "evidence", "--target", 5, 2, "--against", 3, "--save-maps", "--json")
+        assert main(command(folder / "a.png", *words, "--output", output, weights=weights)) == 0
+        assert "why 5 or 2 and not 3" in capsys.readouterr().out
+        with np.load(output / "a.png.npz") as arrays:
+            assert set(arrays) == {"logits", "rollout", "evidence_5_not_3", "evidence_2_not_3"}
+            for target in (5, 2):
+                wanted = vitx.explain(
+                    tiny(),
+                    folder / "a.png",
+                    "evidence",
+                    target=lambda logits, own=target: logits[:, own] - logits[:, 3],
+                )
+                assert np.allclose(arrays[f"evidence_{target}_not_3"], wanted.maps[0], rtol=1e-3, atol=1e-6)
+        facts = json.loads((output / "a.png.json").read_text("utf-8"))
+        told = [(one["target"], one.get("against")) for one in facts["maps"]]
+        assert told == [(None, None), (5, 3), (2, 3)]
+
     def test_a_leading_dash_comes_after_two(self, folder, weights, monkeypatch, capsys):
         monkeypatch.chdir(folder)
         first, *rest = command(weights=weights)
@@ -153,6 +202,45 @@ class TestFiles:
         assert main(command(*words, weights=weights)) == 0
         with np.load(output / "wide.png.npz") as arrays:
             assert arrays["rollout"].shape == (2, 7)
+
+
+class TestShards:
+    METHODS = ("--method", "rollout", "grad_rollout", "--target", "predicted", 5)
+
+    def test_hold_what_single_files_hold(self, folder, weights, tmp_path, monkeypatch):
+        monkeypatch.setattr("vitx.cli.delivery.SHARD", 2)
+        single, output = tmp_path / "single", tmp_path / "sharded"
+        main(command(folder, "--save-maps", "--output", single, *self.METHODS, weights=weights))
+        words = ("--save-maps", "shards", "--no-pictures", "--output", output, *self.METHODS)
+        assert main(command(folder, *words, weights=weights)) == 1
+        assert [len(names) for names in shards(output)] == [2, 2, 1]
+        for path in sorted((output / "shards").iterdir()):
+            with np.load(path, allow_pickle=False) as arrays:
+                for row, name in enumerate(arrays["files"]):
+                    with np.load(single / f"{name}.npz") as wanted:
+                        best = arrays["grad_rollout_predicted_target"][row]
+                        assert best == wanted["logits"].argmax()
+                        for key in ("logits", "rollout", "grad_rollout_5"):
+                            assert np.array_equal(arrays[key][row], wanted[key])
+                        assert np.array_equal(
+                            arrays["grad_rollout_predicted"][row], wanted[f"grad_rollout_{best}"]
+                        )
+
+    def test_a_picture_that_was_lost_is_in_no_second_one(self, folder, weights, tmp_path):
+        output = tmp_path / "maps"
+        arguments = command(folder, "--save-maps", "shards", "--output", output, weights=weights)
+        main(arguments)
+        (output / "a.png.png").unlink()
+        assert main([*arguments, "--resume"]) == 1
+        assert (output / "a.png.png").is_file()
+        assert [len(names) for names in shards(output)] == [5]
+
+    def test_are_not_mixed_with_those_of_another_run(self, folder, weights, tmp_path, capsys):
+        arguments = command(folder, "--save-maps", "shards", "--output", tmp_path / "maps", weights=weights)
+        main(arguments)
+        capsys.readouterr()
+        assert main(arguments) == 2
+        assert "holds maps of an earlier run: go on with it by --resume" in capsys.readouterr().err
 
 
 class TestModels:
@@ -240,15 +328,39 @@ class TestResume:
         assert not list(output.rglob("*.part"))
 
 
+def test_the_model_alone_was_killed(folder, weights, tmp_path):
+    """What draws and writes ends with it, and the next run completes what is there."""
+    for number in range(200):
+        Image.new("RGB", (40, 40), (number, 9, 9)).save(folder / f"many-{number:03d}.png")
+    output = tmp_path / "maps"
+    words = command(folder, "--output", output, "--save-maps", "shards", "--writers", 3, weights=weights)
+    process = start(words, "-c", SMALL_SHARDS)
+    wait_for(process, output)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while subprocess.run(["pgrep", "-g", str(process.pid)], stdout=subprocess.DEVNULL).returncode == 0:
+        assert time.monotonic() < deadline, "its writers live on"
+        time.sleep(0.05)
+    assert 4 <= len(written(output)) < 205
+    for name in written(output):
+        Image.open(output / name).load()  # each is whole
+    assert main([*words, "--resume"]) == 1
+    assert len(written(output)) == 205
+    assert not list(output.rglob("*.part"))
+    names = [name for names in shards(output) for name in names]
+    assert len(names) == len(set(names)) == 205
+
+
 def explain_in_one_of_two(arguments, log):
-    write = Output.write
+    add = Delivery.add
 
-    def logged(self, file, found, says=False):
+    def logged(self, finding):
         with Path(f"{log}-{os.environ['RANK']}").open("a") as opened:
-            opened.write(f"{file.name}\n")
-        write(self, file, found, says)
+            opened.write(f"{finding.file.name}\n")
+        add(self, finding)
 
-    Output.write = logged
+    Delivery.add = logged
     status = main(arguments)
     assert status == (1 if os.environ["RANK"] == "0" else 0)
 
@@ -339,6 +451,13 @@ class TestRefusals:
             (["--target", 7], "--target 7 needs a method of a class, which rollout is not"),
             (["--method", "gae", "--target", "tabby"], "the names of the classes are not known"),
             (["--method", "gae", "--target", 7], "there is no class 7"),
+            (["--method", "gae", "--against", 1], "--against holds one class against another: name both"),
+            (
+                ["--method", "gae", "--target", 1, "--against", 1],
+                "--target and --against are the same class, 1",
+            ),
+            (["--target", 1, "--against", 2], "--target 1 needs a method of a class"),
+            (["--against", 2], "--against needs a method of a class"),
             (["--batch-size", 0], "--batch-size must be at least 1"),
             (["--checkpoint", "a.ckpt", "--module", "a.B"], "either --model NAME, or --checkpoint"),
             (["--module", "a.B"], "--checkpoint CKPT and --module CLASS go together"),
@@ -346,6 +465,12 @@ class TestRefusals:
             (["--std", 0], "std must be above 0"),
             (["--image-size", 0], "--image-size must be at least 1"),
             (["--workers", -1], "--workers must be at least 0"),
+            (["--writers", -1], "--writers must be at least 0"),
+            (["--format", "gif"], "--format is one of png, webp, jpg, found gif"),
+            (["--save-maps", "photos"], "--save-maps is one of files, shards, found photos"),
+            (["--no-pictures"], "--no-pictures leaves nothing to write"),
+            (["--save-maps", "shards", "--keep-aspect"], "--save-maps shards needs maps of one size"),
+            (["--accelerator", "gpu"], "there is no gpu that torch can use here"),
             (["--devices", "foo"], "Lightning's Trainer does not take these settings"),
             (["--accelerator", "nope"], "Lightning's Trainer does not take these settings"),
             (["--model-options", '{"img_size": "big"}'], "does not take these options"),

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import lightning.pytorch as pl
@@ -24,6 +25,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from torch.utils.data import DataLoader
 
 import train_demo
+from tests.hugging_face import hugging_face
 from tests.lightning_models import SmallClassifier, samples
 from tests.played_runs import write_events, write_maps
 from vitx import cli
@@ -39,7 +41,18 @@ import train_demo
 class MyLightningModule(train_demo.Classifier): ...
 
 Module = MyLightningModule
-"""
+
+def make_model(classes=1000):
+    return train_demo.create_model("deit_tiny_patch16_224", False, classes, TINY)
+
+class Wrapper(train_demo.pl.LightningModule):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net(images)
+""".replace("TINY", str(TINY))
 
 
 def shell(example: Example) -> None:
@@ -114,11 +127,17 @@ def belongings(tmp_path_factory):
     (folder / "configs").symlink_to(ROOT / "configs")
     save_file(timm.create_model("deit_tiny_patch16_224").state_dict(), folder / "mine.safetensors")
     (folder / "my_package.py").write_text(MODULE)
+    own: dict[str, Any] = {}
+    exec(MODULE, own)
+    torch.save(own["make_model"]().state_dict(), folder / "mine.pth")
+    hugging_face(folder / "my_model")
     options = {"img_size": 32, "patch_size": 8, **TINY}
     for name in ("first", "last"):
         trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
         trainer.strategy.connect(train_demo.Classifier(5, model_options=options))
         trainer.save_checkpoint(folder / f"{name}.ckpt")
+    trainer.strategy.connect(own["Wrapper"](own["make_model"](3)))
+    trainer.save_checkpoint(folder / "wrapped.ckpt")
     for run in ("demo", "shortcut"):
         write_maps(write_events(folder / "logs" / run / "version_0"))
     return folder
@@ -149,7 +168,7 @@ OWN = {
         "train": DataLoader(samples(8), batch_size=4),
         "val": DataLoader(samples(8), batch_size=4),
     },
-    "docs/shell.md": lambda: {"loader": DataLoader(torch.rand(2, 3, 224, 224))},
+    "docs/shell.md": lambda: {"Path": Path, "loader": DataLoader(torch.rand(2, 3, 224, 224))},
 }
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import vitx
 from tests import models
 from vitx import VitxError
-from vitx.inputs import as_tensor
+from vitx.inputs import prepared
 from vitx.preprocessing import Preprocessing, normalisation, preprocessing_of
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
@@ -29,6 +29,10 @@ def model():
 def wanted(model):
     transform = create_transform(**resolve_model_data_config(model))
     return transform(Image.fromarray(PIXELS))[None]
+
+
+def as_tensor(model, images):
+    return prepared(model, images)[0]
 
 
 def test_each_kind_is_prepared_as_timm_does(model, wanted, tmp_path):
@@ -165,5 +169,5 @@ def test_files_and_arrays_for_a_model_of_one_channel(tmp_path):
 
 
 def test_files_are_none_for_a_model_of_many_channels():
-    with pytest.raises(VitxError, match="takes images of 13 channels, which no image file has"):
+    with pytest.raises(VitxError, match="mean has 3 values, and the model takes 13 channels: give a tensor"):
         vitx.explain(models.deit(in_chans=13).eval(), PIXELS)

@@ -1,10 +1,7 @@
-"""Models of timm by name, their weights from files, and LightningModules from checkpoints."""
+"""Models of timm by name, and weights from files."""
 
 import difflib
-import sys
 from collections.abc import Mapping
-from importlib import import_module
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +61,9 @@ def model_of_weights(
 ) -> nn.Module:
     """Makes a model of timm with the weights of a file, and as many classes as they have.
 
+    Where the head stands elsewhere in the file, as a linear layer beside the backbone, it is taken from
+    there; where there is none, the model has no classes and puts out its features.
+
     Args:
         name: of the model.
         path: a state dict, in .safetensors or of torch; or a checkpoint of Lightning, timm and others that
@@ -80,7 +80,7 @@ def model_of_weights(
             plain = create_model(name, False, None, options)
     except VitxError:  # an older timm reads numbers from the tensors as it makes the model
         plain = create_model(name, False, None, options)
-    state = _without_prefix(state, plain.state_dict())
+    state = _with_head(plain, state, path)
     model = create_model(name, False, _classes(plain, state), options)
     if options and "img_size" in options:
         state = _at_size_of(model, state)
@@ -99,7 +99,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         VitxError: As for `model_of_weights`.
     """
     own = model.state_dict()
-    state = _without_prefix(read_weights(path), own)
+    state = without_prefix(read_weights(path), own)
     heads = tuple(f"{head}." for head in _heads(model))
     other = {name for name in own if name.startswith(heads) and _shape(state, name) != own[name].shape}
     fill(model, {name: value for name, value in state.items() if name not in other}, path, frozenset(other))
@@ -121,8 +121,8 @@ def read_weights(path: Path, trust: bool = False) -> State:
         found = load_state_dict(str(path), use_ema=False, weights_only=not trust)
         return {name: value for name, value in found.items() if isinstance(value, Tensor)}
     except Exception as error:  # each format has its own kinds
-        refused = not trust and _runs_code(path)
-        raise VitxError((_RUNS_CODE if refused else _UNREADABLE).format(path)) from error
+        refused = not trust and runs_code(path)
+        raise VitxError((RUNS_CODE if refused else _UNREADABLE).format(path)) from error
 
 
 def fill(model: nn.Module, state: State, path: Path, may_miss: frozenset[str] = frozenset()) -> None:
@@ -155,51 +155,14 @@ def fill(model: nn.Module, state: State, path: Path, may_miss: frozenset[str] = 
     model.load_state_dict(dict(state), strict=False)
 
 
-def load_module(
-    class_path: str, checkpoint: Path, options: Mapping[str, Any] | None = None, trust: bool = False
-) -> nn.Module:
-    """Loads a LightningModule from a checkpoint.
-
-    Args:
-        class_path: as `package.module.Class`; also from the current folder.
-        checkpoint: a .ckpt of Lightning.
-        options: arguments of the class, in place of those that the checkpoint remembers.
-        trust: read also checkpoints that run code as they are read.
-
-    Raises:
-        VitxError: There is no such class or checkpoint, or they do not go together.
-    """
-    if not checkpoint.is_file():
-        raise VitxError(f"there is no checkpoint {checkpoint}")
-    found = _find_class(class_path)
-    if not hasattr(found, "load_from_checkpoint"):
-        raise VitxError(f"{class_path} is no LightningModule: name one with --module")
-    try:
-        if "weights_only" in signature(found.load_from_checkpoint).parameters:
-            options = {**(options or {}), "weights_only": not trust}
-        elif not trust:  # an older Lightning runs any code: this raises first
-            torch.load(checkpoint, map_location="meta", weights_only=True)
-        module: nn.Module = found.load_from_checkpoint(checkpoint, map_location="cpu", **(options or {}))
-    except VitxError:
-        raise
-    except Exception as error:  # whatever the class does as it is made
-        if not trust and _runs_code(checkpoint):
-            raise VitxError(_RUNS_CODE.format(checkpoint)) from error
-        said = " ".join(str(error).split())
-        raise VitxError(
-            f"{class_path} could not be loaded from {checkpoint}: {type(error).__name__}: {said[:300]}"
-        ) from error
-    return module
-
-
-_RUNS_CODE = (
+RUNS_CODE = (
     "{} holds more than weights: reading it would run code from the file; allow this (--trust) only if you "
     "know where it is from"
 )
 _UNREADABLE = "{} holds no weights that torch or safetensors can read: give another file"
 
 
-def _runs_code(path: Path) -> bool:
+def runs_code(path: Path) -> bool:
     """Whether a file of torch names functions that are none of torch's own."""
     try:
         return bool(get_unsafe_globals_in_checkpoint(path))
@@ -207,19 +170,7 @@ def _runs_code(path: Path) -> bool:
         return False
 
 
-def _find_class(class_path: str) -> Any:
-    module, _, name = class_path.rpartition(".")
-    if not module:
-        raise VitxError(f"{class_path!r} names no class: write package.module.Class")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it, where people keep their modules
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise VitxError(f"there is no class {class_path}: {error}") from error
-
-
-def _without_prefix(state: State, own: State) -> State:
+def without_prefix(state: State, own: State) -> State:
     """Cuts off what stands before the names that the model knows, and leaves out what stands elsewhere."""
     prefixes = {name.removesuffix(known) for name in state for known in own if name.endswith(known)}
     prefixes = {prefix for prefix in prefixes if not prefix or prefix.endswith(".")}
@@ -228,6 +179,29 @@ def _without_prefix(state: State, own: State) -> State:
     # Of several equally good ones the shortest: averaged weights are kept under a longer name.
     best = max(prefixes, key=lambda prefix: (sum(prefix + known in state for known in own), -len(prefix)))
     return {name.removeprefix(best): value for name, value in state.items() if name.startswith(best)}
+
+
+def _with_head(model: nn.Module, state: State, path: Path) -> State:
+    """The weights by the model's own names; a head that stands beside the backbone is put in its place."""
+    own = model.state_dict()
+    inside, heads = without_prefix(state, own), _heads(model)
+    if len(heads) != 1 or {name for name in own if not name.startswith(f"{heads[0]}.")} != set(inside):
+        return inside  # it has its head, or is another model
+    kept = {id(value) for value in inside.values()}
+    beside = {name: value for name, value in state.items() if id(value) not in kept}
+    weights = [name for name in beside if name.endswith(".weight")]
+    parts = (
+        {f"{weights[0].removesuffix('weight')}{kind}" for kind in ("weight", "bias")} if weights else set()
+    )
+    features = getattr(model, "num_features", None)
+    if not beside:
+        return inside
+    if len(weights) != 1 or set(beside) - parts or beside[weights[0]].shape[1:] != (features,):
+        raise VitxError(
+            f"{path} holds a backbone without a head, and beside it {', '.join(sorted(beside)[:4])}, "
+            "which is no single linear layer: name what puts them together by --factory or --module"
+        )
+    return {**inside, **{f"{heads[0]}.{name.rpartition('.')[2]}": beside[name] for name in beside}}
 
 
 def _at_size_of(model: nn.Module, state: State) -> State:
@@ -250,7 +224,11 @@ def _heads(model: nn.Module) -> tuple[str, ...]:
 
 
 def _classes(model: nn.Module, state: State) -> int | None:
-    return next((len(state[f"{head}.weight"]) for head in _heads(model) if f"{head}.weight" in state), None)
+    """How many classes the weights tell apart: none without a head; None where it is no linear layer."""
+    heads = _heads(model)
+    if heads and not any(name.startswith(f"{head}.") for head in heads for name in state):
+        return 0
+    return next((len(state[f"{head}.weight"]) for head in heads if f"{head}.weight" in state), None)
 
 
 def _shape(state: State, name: str) -> Any:

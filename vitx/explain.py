@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,9 +97,13 @@ def explain_methods(
         return _explain_loader(model, images, asked, target)
     if isinstance(images, Tensor) and images.is_floating_point():
         return _explain_batch(model, images, asked, target)
-    from vitx.inputs import as_tensor
+    from vitx.inputs import prepared
 
-    return _explain_batch(model, as_tensor(model, images), asked, target)
+    tensor, prepare = prepared(model, images)
+    found = _explain_batch(model, tensor, asked, target)
+    if prepare is None:
+        return found
+    return {name: replace(one, mean=prepare.mean, std=prepare.std) for name, one in found.items()}
 
 
 def _explain_batch(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.files import savez, write_or_say, write_png
+from vitx.files import encode, savez, write_or_say, write_png
 
 if TYPE_CHECKING:
     from vitx.views import View
@@ -290,10 +290,8 @@ class Explanation:
         """What a notebook shows; nothing where the images were not kept."""
         if self.images is None:
             return None
-        from PIL import Image
-
         file = BytesIO()
-        Image.fromarray(self[:_MOST_SHOWN].picture()).save(file, "PNG")
+        encode(file, self[:_MOST_SHOWN].picture())
         return file.getvalue()
 
     def __len__(self) -> int:

@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from vitx.bands import has_bands, read_bands
 from vitx.errors import VitxError
-from vitx.pictures import read_picture, to_rgb
+from vitx.pictures import MOST_PIXELS, read_picture, to_rgb
 from vitx.preprocessing import Preprocessing, preprocessing_of
 
 IMAGES = ("image", "images", "pixel_values", "img", "x")  # what batches call them
@@ -20,7 +22,7 @@ Picture = str | Path | Image.Image | np.ndarray | Tensor  # one image, not norma
 Images = Tensor | Picture | Sequence[Picture]
 
 
-def as_tensor(model: nn.Module, images: Any) -> Any:
+def prepared(model: nn.Module, images: Any) -> tuple[Any, Preprocessing | None]:
     """Prepares images as the model takes them.
 
     Args:
@@ -29,16 +31,18 @@ def as_tensor(model: nn.Module, images: Any) -> Any:
             several of these in a list, or stacked.
 
     Returns:
-        (B, C, H, W), on the model's device; what is none of these is returned as it is.
+        (B, C, H, W), on the model's device, and how they were prepared; what is none of these is returned as
+        it is, with None.
 
     Raises:
         VitxError: A file cannot be read, or the model does not say how it wants its images.
     """
     pictures = _pictures(images)
     if pictures is None:
-        return images
+        return images, None
     weight = next(model.parameters(), torch.empty(0))
-    return to_tensor(pictures, preprocessing_of(model)).to(weight.device, weight.dtype)
+    prepare = preprocessing_of(model)
+    return to_tensor(pictures, prepare).to(weight.device, weight.dtype), prepare
 
 
 def batches_of(loader: DataLoader[Any]) -> Iterator[Tensor]:
@@ -64,7 +68,7 @@ def to_tensor(pictures: Sequence[Any], prepare: Preprocessing) -> Tensor:
     """Prepares images.
 
     Args:
-        pictures: as for `as_tensor`, one by one.
+        pictures: as for `prepared`, one by one.
         prepare: how the model wants them.
 
     Returns:
@@ -73,7 +77,7 @@ def to_tensor(pictures: Sequence[Any], prepare: Preprocessing) -> Tensor:
     Raises:
         VitxError: A file cannot be read, or the images have several sizes.
     """
-    tensors = [prepare(_open(picture)) for picture in pictures]
+    tensors = [prepare(_open(picture, len(prepare.mean))) for picture in pictures]
     if len({tensor.shape for tensor in tensors}) > 1:
         raise VitxError("images that keep their proportions have several sizes: explain them one by one")
     return torch.stack(tensors)
@@ -98,9 +102,24 @@ def _pictures(images: Any) -> list[Any] | None:
     return None
 
 
-def _open(picture: Any) -> Image.Image:
+def read_image(
+    path: Path, channels: int, most_pixels: int = MOST_PIXELS
+) -> Image.Image | NDArray[np.float32]:
+    """Reads a file for a model of so many channels: as a picture, or as channels (C, H, W).
+
+    Raises:
+        VitxError: It cannot be read, or has other channels.
+    """
+    if has_bands(path, channels):
+        return read_bands(path, channels, most_pixels)
+    return read_picture(path, most_pixels)
+
+
+def _open(picture: Any, channels: int) -> Image.Image | NDArray[np.float32]:
     if isinstance(picture, (str, Path)):
-        return read_picture(picture)
+        return read_image(Path(picture), channels)
+    if channels not in (1, 3):
+        raise VitxError(f"the model takes {channels} channels, as no picture has: give a tensor (B, C, H, W)")
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
     return to_rgb(picture)

@@ -17,12 +17,13 @@ _FEWEST = 8  # pixels in height and width: with fewer there is nothing to look a
 _WHOLE = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535}  # mode -> white
 
 
-def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
+def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset()) -> list[Path]:
     """Finds image files.
 
     Args:
         paths: files, which are taken as they are; folders, in which all image files count, at any depth;
             and patterns such as `pictures/*.jpg`.
+        more: further suffixes of files that count.
 
     Returns:
         The files without repetition, in the order given; those of a folder or pattern sorted by name.
@@ -36,7 +37,7 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
         if not str(given):
             raise VitxError("a path is empty: name a file or folder")
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if is_picture(file))
+            files = sorted(file for file in path.rglob("*") if is_picture(file, more))
         elif path.exists():
             files = [path]
         elif glob.has_magic(str(given)):
@@ -45,7 +46,9 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
         else:
             raise VitxError(f"there is no file or folder {given}")
         if not files:
-            raise VitxError(f"there are no image files in {given}: {', '.join(sorted(SUFFIXES))} count")
+            raise VitxError(
+                f"there are no image files in {given}: {', '.join(sorted(SUFFIXES | more))} count"
+            )
         found.update(dict.fromkeys(files))
     return list(found)
 
@@ -71,7 +74,7 @@ def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Imag
         raise VitxError(f"there is no file {path}" if not path.exists() else f"{path} is no file")
     try:
         with _any_size(), Image.open(path) as image:
-            _check_size(path, image.size, most_pixels)
+            check_size(path, image.size, most_pixels)
             image.load()
             return to_rgb(image, str(path))
     except UnidentifiedImageError as error:
@@ -106,12 +109,13 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     return image.convert("RGB")
 
 
-def is_picture(path: Path) -> bool:
+def is_picture(path: Path, more: frozenset[str] = frozenset()) -> bool:
     """Whether a file in a folder counts as a picture: by its name, and not if it is hidden."""
-    return path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    return path.suffix.lower() in SUFFIXES | more and path.is_file() and not path.name.startswith(".")
 
 
-def _check_size(path: Path, size: tuple[int, int], most_pixels: int) -> None:
+def check_size(path: Path, size: tuple[int, int], most_pixels: int) -> None:
+    """Raises a VitxError if an image, of a width and height, has too many pixels or too few."""
     width, height = size
     if width * height > most_pixels:
         raise VitxError(
@@ -124,7 +128,7 @@ def _check_size(path: Path, size: tuple[int, int], most_pixels: int) -> None:
 
 @contextmanager
 def _any_size() -> Iterator[None]:
-    """Leaves the limit on pixels to `_check_size`, which says what to do."""
+    """Leaves the limit on pixels to `check_size`, which says what to do."""
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:

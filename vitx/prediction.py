@@ -43,7 +43,8 @@ def check_images(model: nn.Module, images: Any) -> None:
     weight = next(model.parameters(), images)
     if weight.device != images.device:
         raise VitxError(f"the images are on {images.device} and the model is on {weight.device}: move one")
-    if weight.dtype != images.dtype and not torch.is_autocast_enabled(images.device.type):
+    casts = torch.is_autocast_enabled(images.device.type) or _precision(model) is not None
+    if weight.dtype != images.dtype and not casts:
         raise VitxError(f"the images are {images.dtype} and the model is {weight.dtype}: convert one")
 
 
@@ -73,8 +74,23 @@ def predict(
     return logits
 
 
-def _forward(model: nn.Module, images: Tensor) -> Any:
+def _precision(model: Any) -> Any:
+    """The precision of what Lightning's Fabric wraps; None where it does not.
+
+    The wrapper lets nobody else go backwards from its output, so what is in it is called in its place.
+    """
+    if type(model).__module__ not in ("lightning.fabric.wrappers", "lightning_fabric.wrappers"):
+        return None
+    return model._strategy.precision
+
+
+def _forward(model: Any, images: Tensor) -> Any:
     """Runs the model; Hugging Face models that take several inputs get the images by name."""
+    precision = _precision(model)
+    if precision is not None:
+        ((images,), _) = precision.convert_input(((images,), {}))
+        with precision.forward_context():
+            return _forward(model._forward_module, images)
     try:
         takes = inspect.signature(model.forward).parameters
         named = next((name for name in _INPUTS if name in takes), None)
@@ -165,6 +181,22 @@ def _whole_numbers(target: Any) -> int | list[int]:
         raise VitxError(
             f"target must be None, a class, one class for each image, or a function, found {target!r}"
         ) from None
+
+
+def difference(target: int, other: int) -> Callable[[Tensor], Tensor]:
+    """Returns the target function that asks why one class and not another: the difference of their scores.
+
+    Example:
+        >>> difference(2, 0)(torch.tensor([[1.0, 2.0, 5.0]]))
+        tensor([4.])
+    """
+
+    def score(logits: Tensor) -> Tensor:
+        both = (torch.full((len(logits),), index, device=logits.device) for index in (target, other))
+        ours, theirs = (scores(None, logits, classes) for classes in both)
+        return ours - theirs
+
+    return score
 
 
 def scores(target: Target, logits: Tensor, classes: Tensor | None) -> Tensor:

@@ -1,14 +1,19 @@
 """From pictures to what a model takes: its own size, crop and normalisation."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vitx.errors import VitxError
 
 if TYPE_CHECKING:  # PIL is not imported before it is needed
+    from numpy.typing import NDArray
     from PIL import Image
 
 _UNKNOWN = (
@@ -23,7 +28,7 @@ class Preprocessing:
 
     Attributes:
         size: height and width, in pixels.
-        mean: what is subtracted from each channel, one or three, in units of [0, 1].
+        mean: what is subtracted from each channel, in units of [0, 1].
         std: what each channel is then divided by.
         interpolation: "bicubic", "bilinear", ...
         crop_pct: share of the resized image that is kept.
@@ -41,15 +46,17 @@ class Preprocessing:
     multiple: int = 1
     keep_aspect: bool = False
 
-    def __call__(self, picture: "Image.Image") -> Tensor:
-        """Returns the image as the model takes it, (C, H, W)."""
+    def __call__(self, picture: "Image.Image | NDArray[np.float32]") -> Tensor:
+        """Returns the image, or channels (C, H, W), as the model takes it, (C, H, W)."""
+        if isinstance(picture, np.ndarray):
+            return self._of_channels(torch.from_numpy(picture))
         from timm.data import create_transform
 
         channels = len(self.mean)
         if channels == 1:
             picture = picture.convert("L")
         transform: Any = create_transform(
-            input_size=(channels, *self._size_of(picture)),
+            input_size=(channels, *self._size_of(picture.width, picture.height)),
             mean=self.mean,
             std=self.std,
             interpolation=self.interpolation,
@@ -59,12 +66,26 @@ class Preprocessing:
         tensor: Tensor = transform(picture)
         return tensor
 
-    def _size_of(self, picture: "Image.Image") -> tuple[int, int]:
+    def _of_channels(self, channels: Tensor) -> Tensor:
+        """The same for what is no picture: resized, cut to its middle, normalised."""
+        height, width = channels.shape[1:]
+        wanted = self._size_of(width, height)
+        resized = wanted
+        if not self.keep_aspect and self.crop_mode != "squash":
+            scale = max(wanted[0] / height, wanted[1] / width) / self.crop_pct
+            resized = round(height * scale), round(width * scale)
+        mode = self.interpolation if self.interpolation in ("bilinear", "bicubic") else "bicubic"
+        found = F.interpolate(channels[None], resized, mode=mode, antialias=True)[0]
+        top, left = ((have - want) // 2 for have, want in zip(resized, wanted, strict=True))
+        found = found[:, top : top + wanted[0], left : left + wanted[1]]
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (found - mean) / std
+
+    def _size_of(self, width: int, height: int) -> tuple[int, int]:
         if not self.keep_aspect:
             return self.size
-        height, width = self.size
-        scale = (height * width / (picture.height * picture.width)) ** 0.5
-        return self._rounded(picture.height * scale), self._rounded(picture.width * scale)
+        scale = (self.size[0] * self.size[1] / (height * width)) ** 0.5
+        return self._rounded(height * scale), self._rounded(width * scale)
 
     def _rounded(self, length: float) -> int:
         return max(1, round(length / self.multiple)) * self.multiple
@@ -100,12 +121,15 @@ def preprocessing_of(
 
     config = _config(model, "input_size")
     if config is None and None in (size, mean, std):
+        saved = None if "transformers" not in sys.modules else _saved_processor(model)
+        if saved is not None and not keep_aspect and (size, mean, std) == (None, None, None):
+            return saved
         raise VitxError(_UNKNOWN)
     known = resolve_data_config(pretrained_cfg=dict(config or {"crop_pct": 1.0}))  # else the whole image
     multiple = _patch(model) if keep_aspect else 1
     if any(value <= 0 for value in std or ()):
         raise VitxError(f"std must be above 0, found {list(std or ())}")
-    taken = _channels_taken(model)
+    taken = channels_taken(model)
     return Preprocessing(
         size=(size, size) if size else _size(model) or tuple(known["input_size"][1:]),
         mean=_channels("mean", mean or known["mean"], taken),
@@ -118,14 +142,15 @@ def preprocessing_of(
     )
 
 
-def _channels_taken(model: nn.Module) -> int:
-    """How many channels the model takes, one or three."""
-    taken = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3)
-    if taken not in (1, 3):
-        raise VitxError(
-            f"the model takes images of {taken} channels, which no image file has: give a tensor (B, C, H, W)"
-        )
-    return taken
+def _saved_processor(model: nn.Module) -> Preprocessing | None:
+    from vitx.huggingface import saved_processor  # which prepares images in its own way
+
+    return saved_processor(model)
+
+
+def channels_taken(model: nn.Module) -> int:
+    """How many channels the model takes."""
+    return next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3)
 
 
 def _channels(name: str, values: Sequence[float], taken: int) -> tuple[float, ...]:
@@ -137,7 +162,8 @@ def _channels(name: str, values: Sequence[float], taken: int) -> tuple[float, ..
         values *= taken
     if len(values) != taken:
         raise VitxError(
-            f"{name} has {len(values)} values: give one for each of the {taken} channels, or one for all"
+            f"{name} has {len(values)} values, and the model takes {taken} channels: give a tensor "
+            f"(B, C, H, W), or to the command --{name} with one value for each, or one for all"
         )
     return values
 

@@ -17,7 +17,7 @@ DESCRIPTION = """\
 See what a Vision Transformer looks at.
 
   vitx explain cat.jpg --model deit_tiny_patch16_224       what does it look at in a picture?
-  vitx explain cat.jpg --model ... --target tabby beagle   where is the cat for it, and where the dog?
+  vitx explain cat.jpg --model ... --method evidence       what speaks for the class that it predicts?
   vitx explain photos/ --model ... --resume                in a folder, go on where it stopped
   vitx sweep cat.jpg --model ...                           which options suit this model?
   vitx compare cat.jpg --weights a.pth --weights b.pth ... what has changed between two checkpoints?

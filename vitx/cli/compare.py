@@ -17,7 +17,7 @@ from vitx.errors import VitxError
 from vitx.files import png_path, write_png
 from vitx.inputs import to_tensor
 from vitx.methods import DEFAULT, title_of, with_options
-from vitx.pictures import read_picture
+from vitx.pictures import find_pictures
 
 DESCRIPTION = """\
 Shows one picture through several checkpoints side by side, and where each looks more and less than the first.
@@ -43,16 +43,17 @@ def run(options: Any) -> int:
     """Runs the command and returns its exit status."""
     asked = with_options(options.method)
     check_target([options.target], asked)
-    weights, checkpoints = options.weights or [], options.checkpoint or []
-    if len(weights) + len(checkpoints) < 2:
+    kinds = [[(kind, path) for path in options[kind] or []] for kind in ("weights", "checkpoint", "hf")]
+    named = [one for kind in kinds for one in kind]
+    if len(named) < 2:
         raise VitxError(
-            "name at least two to compare: --checkpoint A --checkpoint B, or --weights A --weights B"
+            "name at least two to compare: --checkpoint A --checkpoint B, or --weights A --weights B, or "
+            "--hf A --hf B"
         )
     path = png_path(options.output)
-    picture = read_picture(options.image)
-    subjects = [load_subject(options, path, None, asked) for path in weights]
-    subjects += [load_subject(options, None, path, asked) for path in checkpoints]
-    names = _names([*weights, *checkpoints])
+    (picture,) = find_pictures([options.image])
+    subjects = [load_subject(options, **{kind: path}, methods=asked) for kind, path in named]
+    names = _names([path for _, path in named])
     write_png(path, compare(dict(zip(names, subjects, strict=True)), picture, options))
     print(f"see {options.output}")
     return 0

@@ -2,17 +2,28 @@
 
 import json
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from vitx.bands import ARRAYS
+from vitx.cli.delivery import SHARD, Delivery
 from vitx.cli.formatting import HelpFormatter
-from vitx.cli.output import Output, Product
-from vitx.cli.subject import PREDICTED, add_model_options, check_target, load_subject, target_class
+from vitx.cli.output import Output
+from vitx.cli.prediction import Explainer, helpers, loader_of, one_device, predict
+from vitx.cli.product import Product
+from vitx.cli.subject import (
+    PREDICTED,
+    Subject,
+    add_model_options,
+    check_target,
+    load_subject,
+    target_class,
+)
 from vitx.errors import VitxError
+from vitx.files import PICTURES
 from vitx.methods import DEFAULT, NETWORKS, Methods, find_method, methods, with_options
 from vitx.pictures import MOST_PIXELS, find_pictures
 from vitx.relevance.fusing import HEAD_FUSIONS, check_options
@@ -21,15 +32,20 @@ DESCRIPTION = """\
 Explains pictures: what does the model look at?
 
   vitx explain cat.jpg --model deit_tiny_patch16_224
-  vitx explain cat.jpg --model deit_tiny_patch16_224 --weights mine.safetensors --target tabby beagle
+  vitx explain cat.jpg --model deit_tiny_patch16_224 --weights mine.safetensors
+  vitx explain cat.jpg --model deit_tiny_patch16_224 --method evidence --target tabby beagle
+  vitx explain cat.jpg --model deit_tiny_patch16_224 --method evidence --target tabby --against beagle
+  vitx explain cat.jpg --hf my_model/
   vitx explain photos/ --checkpoint last.ckpt --module train_demo.Classifier --json --save-maps
-  vitx explain photos/ --model vit_base_patch16_224 --devices 4 --strategy ddp --resume
+  vitx explain photos/ --model vit_base_patch16_224 --devices 4 --strategy ddp --format jpg --resume
 
 Each picture becomes one of the same name in the output folder: the input beside one map for each method
 and target. Files that cannot be read are named and skipped. A file whose name begins with a dash comes after
 a lone "--". The exit status is 0 if all is well, 1 if some pictures were skipped, 2 if nothing was done.
 """
 _OPTIONS = ("head_fusion", "discard_ratio", "start_layer", "gradient")
+_FORMATS = tuple(suffix[1:] for suffix in PICTURES)
+_KEPT = ("files", "shards")
 _FEW = 20  # pictures that are reported one by one
 
 
@@ -52,6 +68,12 @@ def parser() -> ArgumentParser:
         metavar="CLASS",
         help="number, name or 'predicted'; several: one map each",
     )
+    group.add_argument(
+        "--against",
+        type=str,
+        metavar="CLASS",
+        help="why --target, and not this class: one map of the difference of their scores",
+    )
     group = made.add_argument_group("options of the methods that have them")
     group.add_argument("--head-fusion", type=str, help=f"one of {', '.join(HEAD_FUSIONS)}")
     group.add_argument("--discard-ratio", type=float, help="share in [0, 1) of each layer's smallest entries")
@@ -62,7 +84,16 @@ def parser() -> ArgumentParser:
     group.add_argument(
         "--signed", action="store_true", help="what speaks for the class in red, against it in blue"
     )
-    group.add_argument("--save-maps", action="store_true", help="the raw maps, too, as .npz")
+    group.add_argument("--format", type=str, default="png", help=f"of the pictures: {', '.join(_FORMATS)}")
+    group.add_argument("--no-pictures", action="store_true", help="maps or JSON alone")
+    group.add_argument(
+        "--save-maps",
+        type=str,
+        nargs="?",
+        const="files",
+        metavar="shards",
+        help=f"the raw maps, too, as .npz: a file for each picture, or with 'shards' for {SHARD}",
+    )
     group.add_argument(
         "--json",
         action="store_true",
@@ -72,62 +103,41 @@ def parser() -> ArgumentParser:
     group.add_argument(
         "--max-pixels", type=int, default=MOST_PIXELS, help="larger pictures are refused, not unpacked"
     )
-    group = made.add_argument_group("where it runs (Lightning's Trainer)")
+    group = made.add_argument_group("where it runs")
     group.add_argument("--accelerator", type=str, default="auto", help="cpu, gpu, ...")
     group.add_argument("--devices", type=str, default="1", help="how many, or which")
     group.add_argument("--num-nodes", type=int, default=1, help="machines")
     group.add_argument("--strategy", type=str, default="auto", help="ddp shares the pictures among devices")
     group.add_argument("--batch-size", type=int, default=8, help="pictures at once on each device")
     group.add_argument(
-        "--workers", type=int, metavar="N", help="processes that read pictures, if not as many as help"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that read, for each device (default: as many as help)",
     )
+    group.add_argument("--writers", type=int, metavar="N", help="processes that draw and write, as --workers")
     return made
 
 
 def run(options: Any) -> int:
     """Runs the command and returns its exit status."""
-    from vitx.cli.prediction import Explainer, predict  # loads Lightning
-
-    for name, least in (("batch_size", 1), ("max_pixels", 1), ("num_nodes", 1), ("workers", 0)):
-        if options[name] is not None and options[name] < least:
-            raise VitxError(f"--{name.replace('_', '-')} must be at least {least}, found {options[name]}")
-    if not options.output:
-        raise VitxError("--output is empty: name a folder")
+    _check(options)
     asked = _methods(options)
+    check_target(options.target, asked, options.against)
     unsigned = [name for name in asked if not find_method(name).accounts]
     if options.signed and unsigned:
         raise VitxError(f"--signed needs a method with a sign, which {unsigned[0]} has not: take evidence")
-    check_target(options.target, asked)
     folder = Path(options.output)
     files = _files(options.paths, folder)
-    subject = load_subject(options, options.weights, options.checkpoint, asked)
+    subject = load_subject(options, options.weights, options.checkpoint, options.hf, methods=asked)
     targets = dict.fromkeys(target_class(subject, target) for target in options.target)
-    explainer = Explainer(subject, asked, list(targets))
-    product = Product(subject, options.save_maps, options.json, options.signed)
-    output = Output(folder, files, product, _settings(options))
-    if options.resume:
-        output.check()
-    left = [file for file in files if not (options.resume and output.is_done(file))]
+    explainer = Explainer(subject, asked, list(targets), _against(options, subject, targets))
+    output = _output(options, folder, files, subject)
+    output.check(options.resume)
+    left = output.left() if options.resume else files
     if len(left) < len(files):
         print(f"{len(files) - len(left):,} of {len(files):,} pictures were finished before")
-    errors: dict[int, str] = {}
-    speaks = True
-    if left:
-        errors, speaks = predict(
-            explainer,
-            left,
-            subject.prepare,
-            output.begin,
-            partial(output.write, says=len(left) <= _FEW),
-            progress=len(left) > _FEW,
-            most_pixels=options.max_pixels,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            accelerator=options.accelerator,
-            devices=_devices(options.devices),
-            num_nodes=options.num_nodes,
-            strategy=options.strategy,
-        )
+    errors, speaks = _explain(explainer, left, output, options) if left else ({}, True)
     if not speaks:
         return 0
     for _, error in sorted(errors.items()):
@@ -141,11 +151,95 @@ def run(options: Any) -> int:
     return 1 if errors else 0
 
 
+def _check(options: Any) -> None:
+    """Raises a VitxError for what no model is needed to refuse."""
+    least = {"batch_size": 1, "max_pixels": 1, "num_nodes": 1, "workers": 0, "writers": 0}
+    for name, number in least.items():
+        if options[name] is not None and options[name] < number:
+            raise VitxError(f"--{name.replace('_', '-')} must be at least {number}, found {options[name]}")
+    for name, known in (("format", _FORMATS), ("save_maps", _KEPT)):
+        if options[name] is not None and options[name] not in known:
+            raise VitxError(
+                f"--{name.replace('_', '-')} is one of {', '.join(known)}, found {options[name]}: "
+                "paths come before the options"
+            )
+    if not options.output:
+        raise VitxError("--output is empty: name a folder")
+    if options.no_pictures and not options.save_maps and not options.json:
+        raise VitxError("--no-pictures leaves nothing to write: add --save-maps or --json")
+    if options.save_maps == "shards" and options.keep_aspect:
+        raise VitxError("--save-maps shards needs maps of one size: leave out shards, or --keep-aspect")
+
+
+def _against(options: Any, subject: Subject, targets: Iterable[int | None]) -> int | None:
+    """Returns the class that the targets are held against, if any."""
+    if options.against is None:
+        return None
+    found = target_class(subject, options.against)
+    if found is None or None in targets:
+        raise VitxError("--against holds one class against another: name both, --target dog --against wolf")
+    if found in targets:
+        raise VitxError(f"--target and --against are the same class, {subject.name(found)}: name two")
+    return found
+
+
+def _output(options: Any, folder: Path, files: Sequence[Path], subject: Subject) -> Output:
+    product = Product(
+        class_names=subject.class_names,
+        predicts=subject.classes > 0,
+        picture=None if options.no_pictures else f".{options.format}",
+        maps=options.save_maps == "files",
+        json=options.json,
+        signed=options.signed,
+    )
+    return Output(folder, files, product, _settings(options), options.save_maps == "shards")
+
+
+def _explain(
+    explainer: Explainer, files: Sequence[Path], output: Output, options: Any
+) -> tuple[dict[int, str], bool]:
+    """Returns why pictures could not be read, by their place; and whether this process speaks for all."""
+
+    def processes(devices: int) -> tuple[int, int]:
+        readers, writers = helpers(len(files), devices)
+        return (
+            readers if options.workers is None else options.workers,
+            writers if options.writers is None else options.writers,
+        )
+
+    def loader(devices: int) -> Any:
+        prepare = explainer.subject.prepare
+        return loader_of(files, prepare, options.max_pixels, options.batch_size, processes(devices)[0])
+
+    def deliver(devices: int) -> Delivery:
+        writers = processes(devices)[1]
+        most = 4 * writers + 2 * options.batch_size
+        return Delivery(output, writers, most, _tell if len(files) <= _FEW else None)
+
+    progress, device = len(files) > _FEW, one_device(options)
+    if device is not None:
+        return predict(explainer, files, loader(1), deliver, device=device, progress=progress), True
+    from vitx.cli import trainer  # loads Lightning
+
+    return trainer.predict(
+        *(explainer, files, loader, deliver),
+        progress=progress,
+        accelerator=options.accelerator,
+        devices=_devices(options.devices),
+        num_nodes=options.num_nodes,
+        strategy=options.strategy,
+    )
+
+
 def _methods(options: Any) -> Methods:
     """Returns the options of each method that is asked for, or raises a VitxError if one does not fit."""
     given = {name: options[name] for name in _OPTIONS if options[name] is not None}
     check_options(given.get("head_fusion", "mean"), given.get("discard_ratio", 0))
     return with_options(dict.fromkeys(options.method, given))
+
+
+def _tell(file: Path, said: str, paths: Sequence[Path]) -> None:
+    print(f"{file}: {said}, see {paths[-1]}" if paths else f"{file}: {said}")
 
 
 def _say_done(done: int, errors: dict[int, str], folder: Path) -> None:
@@ -156,7 +250,7 @@ def _say_done(done: int, errors: dict[int, str], folder: Path) -> None:
 def _files(paths: Sequence[str], folder: Path) -> list[Path]:
     """The pictures, without those that an earlier run wrote among them."""
     written = folder.absolute()
-    files = [file for file in find_pictures(paths) if written not in file.absolute().parents]
+    files = [file for file in find_pictures(paths, ARRAYS) if written not in file.absolute().parents]
     if not files:
         raise VitxError(f"all pictures are in the output folder {folder}: take another --output")
     return files
@@ -165,9 +259,9 @@ def _files(paths: Sequence[str], folder: Path) -> list[Path]:
 def _settings(options: Any) -> str:
     """What must be the same for a run that goes on with another's output."""
     names = (
-        *("model", "weights", "model_options", "checkpoint", "module", "module_options"),
+        *("model", "weights", "model_options", "factory", "hf", "checkpoint", "module", "module_options"),
         *("image_size", "mean", "std", "keep_aspect", "class_names"),
-        *("method", "target", "signed", *_OPTIONS),
+        *("method", "target", "against", "signed", *_OPTIONS),
     )
     return json.dumps({name: options[name] for name in names}, indent=1, default=str)
 

@@ -1,34 +1,32 @@
-"""Many pictures through Lightning's `Trainer.predict`: shared among devices, each one exactly once."""
+"""Many pictures through a model on one device: read beside it, explained batch by batch."""
 
-import logging
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
+from vitx.cli.delivery import Delivery
+from vitx.cli.finding import Asked, Finding, findings
 from vitx.cli.subject import Subject
+from vitx.cli.threads import give_way, one_thread
+from vitx.colours import choose_colours
 from vitx.errors import VitxError
-from vitx.explanation import Explanation
+from vitx.inputs import read_image
 from vitx.methods import Methods, find_method
-from vitx.pictures import read_picture
+from vitx.prediction import Target, difference
 from vitx.preprocessing import Preprocessing
 
-Write = Callable[[Path, list[Explanation]], None]
-_MANY = 64  # pictures; for fewer, starting processes that read them takes longer than reading
+_MANY = 64  # pictures; for fewer, starting processes takes longer than what they would do
+_MOST_READERS, _MOST_WRITERS = 8, 16
 
 
 class Pictures(Dataset[dict[str, Any]]):
-    """Image files, prepared; one that cannot be read is a sentence that says why."""
+    """Image files, prepared, and as they are shown; one that cannot be read is a sentence that says why."""
 
     def __init__(self, files: Sequence[Path], prepare: Preprocessing, most_pixels: int) -> None:
         self.files, self.prepare, self.most_pixels = files, prepare, most_pixels
@@ -38,166 +36,153 @@ class Pictures(Dataset[dict[str, Any]]):
 
     def __getitem__(self, place: int) -> dict[str, Any]:
         try:
-            picture = read_picture(self.files[place], self.most_pixels)
-            return {"place": place, "image": self.prepare(picture)}
+            with one_thread():
+                image = self.prepare(read_image(self.files[place], len(self.prepare.mean), self.most_pixels))
+                colours = choose_colours(image[None], [(self.prepare.mean, self.prepare.std)])
+                pixels = colours.pixels(image[None])[0]
+            return {"place": place, "image": image, "pixels": pixels, "note": colours.note}
         except VitxError as error:
             return {"place": place, "error": str(error)}
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Makes a batch of those that could be read: images (B, C, H, W), their places, and the errors."""
+    """Makes a batch of those that could be read: images (B, C, H, W), as they are shown, and the errors."""
     good = [sample for sample in samples if "image" in sample]
     return {
         "images": torch.stack([sample["image"] for sample in good]) if good else None,
+        "pixels": [sample["pixels"] for sample in good],
+        "notes": [sample["note"] for sample in good],
         "places": [sample["place"] for sample in good],
         "errors": {sample["place"]: sample["error"] for sample in samples if "error" in sample},
     }
 
 
-class Explainer(pl.LightningModule):
+def loader_of(
+    files: Sequence[Path], prepare: Preprocessing, most_pixels: int, batch_size: int, readers: int
+) -> DataLoader[Any]:
+    """Returns what reads the pictures, in other processes if there are any."""
+    return DataLoader(
+        Pictures(files, prepare, most_pixels),
+        batch_size=1 if prepare.keep_aspect else batch_size,
+        num_workers=readers,
+        collate_fn=collate,
+        worker_init_fn=_begin,
+    )
+
+
+def _begin(_: int) -> None:
+    give_way()
+
+
+def helpers(pictures: int, devices: int = 1) -> tuple[int, int]:
+    """How many processes read and how many write for each device, if nobody says.
+
+    Drawing and writing take about twice as long as reading.
+    """
+    if pictures < _MANY:
+        return 0, 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // devices)
+    return max(1, min(_MOST_READERS, cores // 4)), max(1, min(_MOST_WRITERS, cores // 2))
+
+
+class Explainer:
     """Explains batches.
 
     Args:
         subject: the model, and how it wants its images.
         methods: the options of each method, by its name.
         targets: the classes; None is the predicted one.
+        against: the class that each of them is held against, or None.
     """
 
-    def __init__(self, subject: Subject, methods: Methods, targets: Sequence[int | None]) -> None:
-        super().__init__()
-        self.model = subject.model  # as a part of the module, it goes to the device
-        self.subject, self.targets = subject, targets
+    def __init__(
+        self, subject: Subject, methods: Methods, targets: Sequence[int | None], against: int | None = None
+    ) -> None:
+        self.subject, self.targets, self.against = subject, targets, against
         self.for_a_class = {name: methods[name] for name in methods if find_method(name).gradient}
         self.plain = {name: methods[name] for name in methods if name not in self.for_a_class}
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Explanation]:
-        """Returns the explanations of a batch, on the CPU: first those by methods without a class."""
+    def __call__(self, batch: dict[str, Any], files: Sequence[Path]) -> Iterator[Finding]:
+        """Yields what is found in each picture of a batch: first the maps of methods without a class."""
         images: Tensor | None = batch["images"]
         if images is None:
-            return []
+            return iter(())
         first, *others = self.targets
-        found = self.subject.explain(images, self.plain | self.for_a_class, first)
-        explanations = list(found.values())
+        asked = self._asked(images, self.plain | self.for_a_class, first)
         for target in others if self.for_a_class else ():
-            explanations += self.subject.explain(images, self.for_a_class, target).values()
-        shown = images.cpu()
-        return [replace(explanation.cpu(), images=shown) for explanation in explanations]
+            asked += self._asked(images, self.for_a_class, target)
+        return findings(batch, asked, files)
 
-
-class Writer(BasePredictionWriter):
-    """Writes what was found in each picture as soon as it was found.
-
-    Args:
-        files: the pictures.
-        begin: is called once before them, by one process for all.
-        write: is given a picture's file and its explanations.
-    """
-
-    def __init__(self, files: Sequence[Path], begin: Callable[[], None], write: Write) -> None:
-        super().__init__("batch")
-        self.files, self.begin, self.write = files, begin, write
-        self.errors: dict[int, str] = {}
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Prepares what is written to."""
-        if trainer.is_global_zero:
-            self.begin()
-
-    def write_on_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        """Writes the pictures of a batch one by one, and remembers those that could not be read."""
-        self.errors |= batch["errors"]
-        for row, place in enumerate(batch["places"]):
-            self.write(self.files[place], [explanation[row : row + 1] for explanation in prediction])
-
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tells every rank what the others could not read."""
-        if trainer.world_size > 1:
-            parts: list[dict[int, str]] = [{} for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(parts, self.errors)
-            self.errors = {place: error for part in parts for place, error in part.items()}
+    def _asked(self, images: Tensor, methods: Methods, target: int | None) -> list[Asked]:
+        weight = next(self.subject.model.parameters(), images)
+        images = images.to(weight.device, weight.dtype)
+        score: Target = target
+        if target is not None and self.against is not None:
+            score = difference(target, self.against)
+        found = self.subject.explain(images, methods, score)
+        return [
+            Asked(one.cpu(), target, self.against if name in self.for_a_class else None)
+            for name, one in found.items()
+        ]
 
 
 def predict(
     explainer: Explainer,
     files: Sequence[Path],
-    prepare: Preprocessing,
-    begin: Callable[[], None],
-    write: Write,
+    loader: DataLoader[Any],
+    deliver: Callable[[int], Delivery],
     *,
-    most_pixels: int,
-    batch_size: int,
-    workers: int | None,
+    device: torch.device,
     progress: bool,
-    **settings: Any,
-) -> tuple[dict[int, str], bool]:
-    """Explains all pictures.
+) -> dict[int, str]:
+    """Explains all pictures on one device.
 
     Args:
         explainer: explains a batch.
         files: the pictures.
-        prepare: how the model wants them.
-        begin: is called before the first one, by one process for all.
-        write: is given each picture's file and its explanations.
-        most_pixels: a larger picture is refused.
-        batch_size: pictures explained at once on each device.
-        workers: processes that read pictures, on each device; None: as many as help.
-        progress: show how far it is.
-        **settings: of Lightning's Trainer: `accelerator`, `devices`, `num_nodes`, `strategy`.
+        loader: reads them.
+        deliver: returns what is given the findings, in order; its processes begin after those that read.
+        device: where the model runs.
+        progress: show how far it is, on a terminal.
 
     Returns:
-        By its place, why a picture could not be read; and whether this process is to speak for all.
+        By its place, why a picture could not be read.
     """
-    if workers is None:
-        workers = min(4, (os.cpu_count() or 1) // 2) if len(files) >= _MANY else 0
-    loader: DataLoader[Any] = DataLoader(
-        Pictures(files, prepare, most_pixels),
-        batch_size=1 if prepare.keep_aspect else batch_size,
-        num_workers=workers,
-        collate_fn=collate,
-    )
-    writer = Writer(files, begin, write)
-    with _quiet():
-        trainer = _trainer(callbacks=[writer], enable_progress_bar=progress, **settings)
-        try:
-            trainer.predict(explainer, loader, return_predictions=False)
-        except SystemExit as stop:  # what Lightning makes of an interrupt
-            raise KeyboardInterrupt from stop
-    return writer.errors, trainer.is_global_zero
-
-
-def _trainer(**settings: Any) -> pl.Trainer:
+    errors: dict[int, str] = {}
+    begun = False
+    batches = iter(loader)
+    delivery = deliver(1)
     try:
-        return pl.Trainer(
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            inference_mode=False,
-            **settings,
-        )
-    except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
-        said = " ".join(str(error).split())
-        raise VitxError(f"Lightning's Trainer does not take these settings: {said}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps to itself what Lightning says of its own set-up."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            yield
+        explainer.subject.model.to(device)
+        with tqdm(total=len(files), unit="picture", disable=None if progress else True) as bar:
+            for batch in batches:
+                errors |= batch["errors"]
+                for finding in explainer(batch, files):
+                    if not begun:  # nothing is written for a model that cannot be explained
+                        delivery.begin()
+                        begun = True
+                    delivery.add(finding)
+                bar.update(len(batch["places"]) + len(batch["errors"]))
+        delivery.finish()
     finally:
-        logger.setLevel(level)
+        delivery.close()
+    return errors
+
+
+def one_device(options: Any) -> torch.device | None:
+    """Returns the one device that the options mean; None where the pictures are shared among several.
+
+    Raises:
+        VitxError: There is no such device.
+    """
+    started = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    kinds = {"auto": ("cuda", "mps", "cpu"), "gpu": ("cuda", "mps")}
+    known = kinds.get(options.accelerator, (options.accelerator,))
+    alone = options.devices == "1" and options.num_nodes == 1 and options.strategy == "auto" and started == 1
+    if not alone or not set(known) <= {"cuda", "mps", "cpu"}:
+        return None
+    for kind in known:
+        if kind == "cpu" or getattr(torch, kind).is_available():
+            return torch.device(kind)
+    raise VitxError(f"there is no {options.accelerator} that torch can use here: take --accelerator cpu")

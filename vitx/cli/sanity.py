@@ -10,7 +10,7 @@ from vitx.cli.subject import PREDICTED, ROLLOUT, add_model_options, load_subject
 from vitx.files import png_path, write_png
 from vitx.inputs import to_tensor
 from vitx.methods import with_options
-from vitx.pictures import read_picture
+from vitx.pictures import find_pictures
 
 DESCRIPTION = """\
 Makes the model random, layer by layer from the head down, and compares its maps with those of the model as
@@ -46,8 +46,8 @@ def run(options: Any) -> int:
     """Runs the command and returns its exit status."""
     asked = with_options(options.method) if options.method else ROLLOUT
     path = png_path(options.output)
-    pictures = [read_picture(image) for image in options.images]
-    subject = load_subject(options, options.weights, options.checkpoint, asked)
+    pictures = find_pictures(options.images)
+    subject = load_subject(options, options.weights, options.checkpoint, options.hf, methods=asked)
     images = to_tensor(pictures, subject.prepare)
     target = target_class(subject, options.target)
     found = vitx.sanity(subject.model, images, options.method, target=target, seed=options.seed)

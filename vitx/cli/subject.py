@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor, nn
 
 import vitx
-from vitx.checkpoints import create_model, load_module, model_of_weights
+from vitx.checkpoints import create_model, model_of_weights
 from vitx.classes import find_class, known_class_names, read_class_names, short
 from vitx.errors import VitxError
+from vitx.huggingface import load_hugging_face
 from vitx.methods import Methods, find_method
+from vitx.own_models import load_module, make_model
+from vitx.prediction import Target
 from vitx.preprocessing import Preprocessing, preprocessing_of
 
 ROLLOUT: Methods = {"rollout": {}}
@@ -28,7 +31,7 @@ class Subject:
     Attributes:
         model: whose attention is explained.
         prepare: how it wants its images.
-        classes: how many it tells apart.
+        classes: how many it tells apart; 0 for a backbone without a head, which puts out features.
         class_names: the full name of each, or None.
     """
 
@@ -42,9 +45,7 @@ class Subject:
         """The first synonym of each class, or None."""
         return None if self.class_names is None else [short(name) for name in self.class_names]
 
-    def explain(
-        self, images: Tensor, methods: Methods, target: int | None = None
-    ) -> dict[str, vitx.Explanation]:
+    def explain(self, images: Tensor, methods: Methods, target: Target = None) -> dict[str, vitx.Explanation]:
         """Explains prepared images, (B, C, H, W), by each method; target None is the predicted class."""
         found = vitx.explain_methods(self.model, images, methods, target=target)
         mean, std = self.prepare.mean, self.prepare.std  # the model may declare others
@@ -66,16 +67,33 @@ def add_model_options(parser: ArgumentParser, several: bool = False) -> None:
     group = parser.add_argument_group("which model")
     group.add_argument("--model", type=str, metavar="NAME", help="any Vision Transformer of timm")
     group.add_argument(
+        "--factory",
+        type=str,
+        metavar="FUNCTION",
+        help="or what a function or class of your own makes, as package.function",
+    )
+    group.add_argument(
         "--weights",
         metavar="FILE",
         **text,
-        help="its weights: .safetensors, .pth, or a .ckpt of Lightning; without, timm's own from the hub",
+        help="the weights of either: .safetensors, .pth, or a .ckpt of Lightning; without, those of timm's "
+        "hub, or those that the function gives",
     )
     group.add_argument(
-        "--model-options", type=dict[str, Any], default={}, metavar="JSON", help="as '{\"depth\": 4}'"
+        "--model-options",
+        type=dict[str, Any],
+        default={},
+        metavar="JSON",
+        help="the arguments of either, as '{\"depth\": 4}'",
     )
     group.add_argument(
-        "--checkpoint", metavar="CKPT", **text, help="or a checkpoint of a LightningModule, ..."
+        "--hf", metavar="NAME", **text, help="or a model of Hugging Face: a folder, or a name on its hub"
+    )
+    group.add_argument(
+        "--checkpoint",
+        metavar="CKPT",
+        **text,
+        help="or a checkpoint of a LightningModule, or of any other, ...",
     )
     group.add_argument(
         "--module", type=str, metavar="CLASS", help="... and its class, as package.module.Class"
@@ -85,12 +103,18 @@ def add_model_options(parser: ArgumentParser, several: bool = False) -> None:
         type=dict[str, Any],
         default={},
         metavar="JSON",
-        help="arguments of the class, in place of those that the checkpoint remembers",
+        help="arguments of the class, in place of those that the checkpoint remembers; what has a class_path "
+        'is made first: \'{"net": {"class_path": "timm.create_model", "init_args": {...}}}\'',
     )
     group.add_argument("--trust", action="store_true", help="read also files that run code as they are read")
     group = parser.add_argument_group("how it takes its images, if not as it declares")
     group.add_argument("--image-size", type=int, metavar="PIXELS", help="height and width")
-    group.add_argument("--mean", type=float, nargs="+", help="of the channels, in units of [0, 1]")
+    group.add_argument(
+        "--mean",
+        type=float,
+        nargs="+",
+        help="of the channels, in units of [0, 1]; of files of floating point numbers, in theirs",
+    )
     group.add_argument("--std", type=float, nargs="+", help="of the channels")
     group.add_argument(
         "--keep-aspect",
@@ -103,7 +127,12 @@ def add_model_options(parser: ArgumentParser, several: bool = False) -> None:
 
 
 def load_subject(
-    options: Any, weights: str | None, checkpoint: str | None, methods: Methods = ROLLOUT
+    options: Any,
+    weights: str | None = None,
+    checkpoint: str | None = None,
+    hf: str | None = None,
+    *,
+    methods: Methods = ROLLOUT,
 ) -> Subject:
     """Loads the model that the options mean.
 
@@ -111,60 +140,106 @@ def load_subject(
         options: those of `add_model_options`.
         weights: a file, or None.
         checkpoint: of a LightningModule, or None.
+        hf: a folder or name of transformers, or None.
         methods: the options of each method that the model must take, by its name.
 
     Raises:
         VitxError: They do not say one model, or it cannot be loaded or explained so.
     """
-    model = _model(options, weights, checkpoint).eval()
-    size = options.image_size
-    prepare = preprocessing_of(
-        model, size=size, mean=options.mean, std=options.std, keep_aspect=options.keep_aspect
+    _check(options, weights, checkpoint, hf)
+    prepare: Preprocessing | None = None
+    names: tuple[str, ...] | None = None
+    if hf is not None:
+        model, prepare, names = load_hugging_face(hf, options.trust)
+    else:
+        model = _model(options, weights, checkpoint)
+    model = model.eval()
+    prepare = prepare or preprocessing_of(
+        model,
+        size=options.image_size,
+        mean=options.mean,
+        std=options.std,
+        keep_aspect=options.keep_aspect,
     )
-    # Tells the classes, and whether the model can be explained, before any image is read.
-    weight = next(model.parameters(), torch.empty(0))
-    trial = torch.zeros(1, len(prepare.mean), *prepare.size, dtype=weight.dtype, device=weight.device)
-    logits = next(iter(vitx.explain_methods(model, trial, methods).values())).logits
-    if logits.ndim != 2:
-        raise VitxError(f"the model must put out logits (B, classes), found {tuple(logits.shape)}")
-    classes = logits.shape[1]
-    if options.class_names is None:
-        return Subject(model, prepare, classes, known_class_names(classes))
-    names = read_class_names(Path(options.class_names))
-    if len(names) != classes:
-        raise VitxError(f"{options.class_names} names {len(names)} classes, and the model has {classes}")
-    return Subject(model, prepare, classes, names)
+    classes = _classes(model, prepare, methods)
+    if options.class_names is not None:
+        names = read_class_names(Path(options.class_names))
+        if len(names) != classes:
+            raise VitxError(f"{options.class_names} names {len(names)} classes, and the model has {classes}")
+    return Subject(model, prepare, classes, names or known_class_names(classes))
 
 
-def _model(options: Any, weights: str | None, checkpoint: str | None) -> nn.Module:
+def _check(options: Any, weights: str | None, checkpoint: str | None, hf: str | None) -> None:
+    """Raises a VitxError unless the options say one model."""
     if options.image_size is not None and options.image_size < 1:
         raise VitxError(f"--image-size must be at least 1, found {options.image_size}")
-    if (options.model is None) == (checkpoint is None):
-        raise VitxError("say which model: either --model NAME, or --checkpoint CKPT with --module CLASS")
+    if sum(one is not None for one in (options.model, checkpoint, options.factory, hf)) != 1:
+        raise VitxError(
+            "say which model: either --model NAME, or --checkpoint CKPT with --module CLASS, or "
+            "--factory FUNCTION, or --hf NAME"
+        )
     if (options.module is None) != (checkpoint is None):
         raise VitxError(
             "--checkpoint CKPT and --module CLASS go together; for a model of timm, --weights FILE"
         )
+    if weights is not None and (checkpoint or hf):
+        raise VitxError(f"--{'hf' if hf else 'checkpoint'} has weights of its own: leave out --weights")
+    own = [name for name in ("image_size", "mean", "std", "keep_aspect") if options[name]]
+    if hf is not None and own:
+        option = own[0].replace("_", "-")
+        raise VitxError(f"--hf prepares images by the processor of its own: leave out --{option}")
+
+
+def _model(options: Any, weights: str | None, checkpoint: str | None) -> nn.Module:
     if checkpoint is not None:
-        if weights is not None:
-            raise VitxError("--weights is for a model of timm: --checkpoint has weights of its own")
-        return load_module(options.module, Path(checkpoint), options.module_options, options.trust)
-    own = dict(options.model_options)
+        return load_module(options.module, Path(checkpoint), _as_given(options.module_options), options.trust)
+    file = None if weights is None else Path(weights)
+    if options.factory is not None:
+        return make_model(options.factory, _as_given(options.model_options), file, options.trust)
+    own = _as_given(options.model_options)
     if options.image_size is not None:
         own.setdefault("img_size", options.image_size)
     if options.keep_aspect:
         own.setdefault("dynamic_img_size", True)
-    if weights is None:
+    if file is None:
         return create_model(options.model, True, None, own)
-    return model_of_weights(options.model, Path(weights), own, options.trust)
+    return model_of_weights(options.model, file, own, options.trust)
 
 
-def check_target(targets: Sequence[str], methods: Methods) -> None:
+def _as_given(value: Any) -> Any:
+    """Undoes what jsonargparse makes of mappings with a class_path."""
+    if isinstance(value, list):
+        return [_as_given(one) for one in value]
+    if isinstance(value, Namespace):
+        value = vars(value)
+    return {name: _as_given(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+def _classes(model: nn.Module, prepare: Preprocessing, methods: Methods) -> int:
+    """Returns how many classes there are; and tells, before any image is read, what cannot be explained."""
+    weight = next(model.parameters(), torch.empty(0))
+    trial = torch.zeros(1, len(prepare.mean), *prepare.size, dtype=weight.dtype, device=weight.device)
+    logits = next(iter(vitx.explain_methods(model, trial, methods).values())).logits
+    if logits.ndim > 2:
+        raise VitxError(f"the model must put out logits (B, classes), found {tuple(logits.shape)}")
+    if getattr(model, "num_classes", None) == 0:
+        needs = [name for name in methods if find_method(name).gradient]
+        if needs:
+            raise VitxError(
+                f"the model has no head, and {needs[0]} explains a class: take --method rollout, or the "
+                "whole model"
+            )
+        return 0
+    return 2 if logits.ndim == 1 or logits.shape[1] == 1 else logits.shape[1]  # one logit tells two apart
+
+
+def check_target(targets: Sequence[str], methods: Methods, against: str | None = None) -> None:
     """Raises a VitxError if a class is asked for, and no method explains one."""
-    if set(targets) != {PREDICTED} and not any(find_method(name).gradient for name in methods):
+    asked = next((f"--target {target}" for target in targets if target != PREDICTED), None)
+    asked = asked or (None if against is None else "--against")
+    if asked and not any(find_method(name).gradient for name in methods):
         raise VitxError(
-            f"--target {targets[0]} needs a method of a class, which {' and '.join(methods)} is not: "
-            "add --method evidence"
+            f"{asked} needs a method of a class, which {' and '.join(methods)} is not: add --method evidence"
         )
 
 

@@ -14,7 +14,7 @@ from vitx.cli.subject import PREDICTED, Subject, add_model_options, load_subject
 from vitx.files import png_path, write_png
 from vitx.inputs import to_tensor
 from vitx.methods import title_of
-from vitx.pictures import read_picture
+from vitx.pictures import find_pictures
 from vitx.relevance.fusing import HEAD_FUSIONS, check_options
 
 DESCRIPTION = """\
@@ -45,8 +45,8 @@ def run(options: Any) -> int:
     for ratio in options.discard_ratio:
         check_options("mean", ratio)
     path = png_path(options.output)
-    picture = read_picture(options.image)
-    subject = load_subject(options, options.weights, options.checkpoint)
+    (picture,) = find_pictures([options.image])
+    subject = load_subject(options, options.weights, options.checkpoint, options.hf)
     write_png(path, sweep(subject, picture, options.target, options.discard_ratio))
     print(f"see {options.output}")
     return 0

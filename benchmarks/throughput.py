@@ -1,0 +1,227 @@
+"""How fast `vitx explain` is: beside the model alone, without the model, and for one picture.
+
+    python benchmarks/throughput.py --pictures FOLDER --weights FILE
+
+*Many pictures:* the command's own way, from files to files, beside `vitx.explain` alone on the same pictures,
+held ready as tensors, in batches of the same size; in turn, on `--cores` cores.
+*What is not the model:* the same way with maps that are known before, all of it on one core: what a core
+reads, prepares, draws and writes. The model's own process can be helped with all but its share.
+*One picture:* `vitx explain cat.jpg` from start to end, beside the import of torch and timm and what the
+model itself does: it is made, filled with its weights, and explains the picture.
+
+All numbers are medians.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vitx
+from vitx.checkpoints import create_model, model_of_weights
+from vitx.classes import known_class_names
+from vitx.cli.delivery import Delivery
+from vitx.cli.output import Output
+from vitx.cli.prediction import Explainer, helpers, loader_of, predict
+from vitx.cli.product import Product
+from vitx.cli.subject import Subject
+from vitx.files import PICTURES, encode
+from vitx.inputs import to_tensor
+from vitx.methods import Methods
+from vitx.pictures import MOST_PIXELS, find_pictures, read_picture
+from vitx.prediction import Target
+from vitx.preprocessing import preprocessing_of
+
+BATCH = 8
+MANY = 16  # cores of the machine that the measure of one core is taken to
+GOALS = {"share": 0.75, "rate": 300, "start": 1.5, "drawing": 10}
+IMPORT = "import torch, timm"
+OWN = """
+import sys, time, torch, timm
+from pathlib import Path
+import vitx
+from vitx.checkpoints import create_model, model_of_weights
+name, weights, picture, method = sys.argv[1:]
+begun = time.perf_counter()
+model = model_of_weights(name, Path(weights)) if weights else create_model(name, False, None)
+made = time.perf_counter()
+from vitx.inputs import prepared
+images, _ = prepared(model.eval(), picture)
+ready = time.perf_counter()
+vitx.explain(model, images, method)
+print(made - begun + time.perf_counter() - ready)
+"""
+
+
+@dataclass(frozen=True)
+class Known(Subject):
+    """A model that knows its maps before it sees an image."""
+
+    maps: dict[str, vitx.Explanation] | None = None
+
+    def explain(self, images: Tensor, methods: Methods, target: Target = None) -> dict[str, vitx.Explanation]:
+        """Returns those of the first batch."""
+        assert self.maps is not None
+        return {name: found[: len(images)] for name, found in self.maps.items()}
+
+
+def main() -> None:
+    """Measures and prints."""
+    options = _options()
+    files = find_pictures([options.pictures])[: options.count]
+    _on(options.cores)
+    subject = _subject(options)
+    images = to_tensor([read_picture(file) for file in files], subject.prepare)
+    print(f"{len(files)} pictures; {options.model}, {options.method}; on {options.cores} cores\n")
+    _many(options, subject, files, images)
+    _without_model(options, subject, files, images)
+    _on(options.cores)
+    _one(options, files[0])
+
+
+def _many(options: Any, subject: Subject, files: list[Path], images: Tensor) -> None:
+    alone, whole = [], []
+    vitx.explain(subject.model, images[:BATCH], options.method)
+    for _ in range(options.rounds):
+        begun = time.perf_counter()
+        for batch in images.split(BATCH):
+            vitx.explain(subject.model, batch, options.method)
+        alone.append(len(files) / (time.perf_counter() - begun))
+        whole.append(_rate(options, subject, files, *helpers(len(files))))
+    share = median(w / a for w, a in zip(whole, alone, strict=True))
+    print(f"vitx.explain alone            {median(alone):8.1f} pictures/s")
+    print(f"vitx explain, files to files  {median(whole):8.1f} pictures/s")
+    print(f"  share                       {share:8.2f} (goal: at least {GOALS['share']})\n")
+
+
+def _without_model(options: Any, subject: Subject, files: list[Path], images: Tensor) -> None:
+    maps = vitx.explain_methods(subject.model, images[:BATCH], [options.method])
+    known = Known(subject.model, subject.prepare, subject.classes, subject.class_names, maps)
+    _on(1)
+    _parts(known, files[:50], options.method)
+    for suffix in PICTURES:
+        used = time.process_time()  # of this process, not of those that read and write
+        rate = _rate(options, known, files, 1, 1, suffix)
+        own = (time.process_time() - used) / len(files)
+        print(f"all but the model, {suffix:5}      {rate:8.1f} pictures/s on one core")
+        print(f"  in the model's process      {1000 * own:8.2f} ms each")
+        reached = min(MANY * rate, 1 / own)
+        print(f"  on {MANY} cores               {reached:8.0f} pictures/s (goal: {GOALS['rate']})")
+    print()
+
+
+def _parts(subject: Subject, files: list[Path], method: str) -> None:
+    """Prints what drawing and encoding take."""
+    product, explainer = _product(subject, ".png"), Explainer(subject, {method: {}}, [None])
+    batches = loader_of(files, subject.prepare, MOST_PIXELS, BATCH, 0)
+    found = [finding for batch in batches for finding in explainer(batch, files)]
+    product.drawn(found[0])
+    begun = time.perf_counter()
+    drawn = [product.drawn(finding) for finding in found]
+    taken = 1000 * (time.perf_counter() - begun) / len(found)
+    print(f"drawing                       {taken:8.1f} ms each, on one core (goal: {GOALS['drawing']})")
+    for suffix in PICTURES:
+        with BytesIO() as file:
+            begun = time.perf_counter()
+            for picture in drawn:
+                encode(file, picture, suffix)
+            taken = 1000 * (time.perf_counter() - begun) / len(found)
+            size = file.tell() / len(found) / 1000
+        print(f"encoding as {suffix:5}             {taken:8.1f} ms each, {size:.0f} kB")
+
+
+def _rate(
+    options: Any, subject: Subject, files: list[Path], readers: int, writers: int, suffix: str = ".png"
+) -> float:
+    """Explains all pictures as the command does, and returns how many in a second."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Output(Path(folder) / "maps", files, _product(subject, suffix), "")
+        explainer = Explainer(subject, {options.method: {}}, [None])
+        begun = time.perf_counter()
+        errors = predict(
+            explainer,
+            files,
+            loader_of(files, subject.prepare, MOST_PIXELS, BATCH, readers),
+            lambda _: Delivery(output, writers, 4 * writers + 2 * BATCH),
+            device=torch.device("cpu"),
+            progress=False,
+        )
+        taken = time.perf_counter() - begun
+        assert not errors
+        assert not output.left()
+    return len(files) / taken
+
+
+def _one(options: Any, picture: Path) -> None:
+    imports, own, whole = [], [], []
+    model = ["--model", options.model, "--weights", str(options.weights)]
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            imports.append(_seconds([sys.executable, "-c", IMPORT]))
+            words = [options.model, str(options.weights), str(picture), options.method]
+            own.append(float(subprocess.check_output([sys.executable, "-c", OWN, *words], text=True)))
+            words = ["explain", str(picture), *model, "--method", options.method, "--output", folder]
+            whole.append(_seconds([sys.executable, "-m", "vitx", *words, "--accelerator", "cpu"]))
+    ratio = median(w / (i + o) for w, i, o in zip(whole, imports, own, strict=True))
+    print(f"importing torch and timm      {median(imports):8.2f} s")
+    print(f"the model's own work          {median(own):8.2f} s")
+    print(f"vitx explain, start to end    {median(whole):8.2f} s")
+    print(f"  ratio                       {ratio:8.2f} (goal: at most {GOALS['start']})")
+
+
+def _seconds(words: list[str]) -> float:
+    begun = time.perf_counter()
+    subprocess.run(words, check=True, capture_output=True)
+    return time.perf_counter() - begun
+
+
+def _subject(options: Any) -> Subject:
+    if options.weights:
+        model = model_of_weights(options.model, options.weights)
+    else:
+        model = create_model(options.model, False, None)
+    prepare = preprocessing_of(model.eval())
+    classes = vitx.explain(model, torch.zeros(1, 3, *prepare.size)).logits.shape[1]
+    return Subject(model, prepare, classes, known_class_names(classes))
+
+
+def _product(subject: Subject, suffix: str) -> Product:
+    return Product(subject.class_names, suffix, maps=False, json=False)
+
+
+def _on(cores: int) -> None:
+    """Keeps this process, and all that it starts, to some cores."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, _CORES[:cores])
+    torch.set_num_threads(cores)
+
+
+_CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _options() -> Any:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pictures", required=True, metavar="FOLDER", help="photographs")
+    parser.add_argument("--model", default="deit_tiny_patch16_224", help="of timm")
+    parser.add_argument("--weights", type=Path, default="", metavar="FILE", help="without, they are random")
+    parser.add_argument("--method", default="evidence")
+    parser.add_argument("--count", type=int, default=200, help="pictures")
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

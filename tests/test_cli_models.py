@@ -1,0 +1,270 @@
+"""The models that people have, through `vitx explain` and from Python."""
+
+import json
+import sys
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import tifffile
+import timm
+import torch
+import transformers
+from lightning.fabric import Fabric
+from PIL import Image
+from safetensors.torch import save_file
+
+import vitx
+from tests import models
+from tests.hugging_face import hugging_face
+from vitx.cli import main
+
+NAME = "deit_tiny_patch16_224"
+OPTIONS = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
+SIZED = ["--image-size", 32, "--mean", 0.4, "--std", 0.2]
+OWN = f"""
+import timm, torch
+import lightning.pytorch as pl
+
+class Net(torch.nn.Module):
+    def __init__(self, backbone, classes=3):
+        super().__init__()
+        self.backbone, self.classifier = backbone, torch.nn.Linear(48, classes)
+
+    def forward(self, images):
+        return self.classifier(self.backbone(images))
+
+class Module(pl.LightningModule):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net(images)
+
+def backbone():
+    return timm.create_model("{NAME}", num_classes=0, **{OPTIONS})
+
+def net(classes=3):
+    return Net(backbone(), classes)
+
+def nothing():
+    return 3
+"""
+BACKBONE = {"class_path": "own.backbone"}
+NET = {"class_path": "own.Net", "init_args": {"backbone": BACKBONE}}
+
+
+@pytest.fixture(scope="module")
+def belongings(tmp_path_factory):
+    """A folder with modules, weights, models and pictures of many kinds."""
+    made = tmp_path_factory.mktemp("models")
+    (made / "own.py").write_text(OWN)
+    sys.path.insert(0, str(made))
+    import own
+
+    torch.manual_seed(0)
+    net = models.spread(own.net())
+    save_file(net.state_dict(), made / "net.safetensors")
+    state = {name: value for name, value in net.state_dict().items() if name.startswith("backbone.")}
+    save_file(state, made / "bare.safetensors")
+    save_file(
+        state | {"mlp.0.weight": torch.ones(9, 48)} | {"mlp.2.weight": torch.ones(3, 9)},
+        made / "mlp.safetensors",
+    )
+    trainer = pl.Trainer(barebones=True)
+    trainer.strategy.connect(own.Module(net))
+    trainer.save_checkpoint(made / "net.ckpt")
+    for channels in (1, 13):
+        model = timm.create_model(NAME, in_chans=channels, num_classes=3, **OPTIONS)
+        save_file(model.state_dict(), made / f"{channels}.safetensors")
+    hugging_face(
+        made / "hf", id2label={0: "cat", 1: "dog", 2: "owl"}, label2id={"cat": 0, "dog": 1, "owl": 2}
+    )
+    hugging_face(made / "gray", num_channels=1)
+    hugging_face(made / "headless", "bare")
+    hugging_face(made / "without", processor=False)
+    Image.new("RGB", (60, 40), (200, 30, 30)).save(made / "x.png")
+    Image.new("L", (60, 40), 90).save(made / "grey.png")
+    bands(made)
+    yield made
+    sys.path.remove(str(made))
+    del sys.modules["own"]
+
+
+def bands(folder):
+    """Saves the same 13 bands in four ways, and some that cannot be taken."""
+    whole = np.random.default_rng(0).integers(0, 256, (13, 40, 50)).astype(np.uint8)
+    np.save(folder / "bytes.npy", whole)
+    np.save(folder / "words.npy", whole.astype(np.uint16) * 257)
+    np.save(folder / "last.npy", whole.transpose(1, 2, 0).astype(np.float32) / 255)
+    tifffile.imwrite(folder / "bytes.tif", whole)
+    np.save(folder / "few.npy", whole[:5])
+    np.save(folder / "signed.npy", whole.astype(np.int16))
+    np.save(folder / "gaps.npy", np.where(whole == 3, np.nan, whole))
+    (folder / "broken.npy").write_bytes((folder / "bytes.npy").read_bytes()[:500])
+
+
+def timm_model(name, **options):
+    return ["--model", NAME, "--weights", name, "--model-options", json.dumps(OPTIONS | options)]
+
+
+@pytest.fixture
+def explained(belongings, tmp_path, monkeypatch, capsys):
+    """Runs the command in the folder; returns its status, what it said, and where it wrote."""
+    monkeypatch.chdir(belongings)
+
+    def run(*words):
+        output = tmp_path / "maps"
+        try:
+            status = main(["explain", *map(str, words), "--output", str(output), "--accelerator", "cpu"])
+        except SystemExit as stop:
+            status = stop.code
+        said = capsys.readouterr()
+        return status, said.out + said.err, output
+
+    return run
+
+
+MANY = timm_model("13.safetensors", in_chans=13)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--factory", "own.net", "--weights", "net.safetensors"],
+        ["--factory", "own.net", "--weights", "net.ckpt", *SIZED],
+        [
+            "--checkpoint",
+            "net.safetensors",
+            "--module",
+            "own.Net",
+            "--module-options",
+            {"backbone": BACKBONE},
+        ],
+        ["--checkpoint", "net.ckpt", "--module", "own.Module", "--module-options", {"net": NET}],
+        timm_model("net.safetensors"),  # the head stands beside the backbone
+    ],
+)
+def test_ways_to_one_model(explained, belongings, words):
+    words = [json.dumps(word) if isinstance(word, dict) else word for word in words]
+    status, said, output = explained("x.png", *words, "--method", "evidence", "--save-maps", "--no-pictures")
+    assert status == 0, said
+    import own
+
+    model = own.net().eval()
+    model.load_state_dict(vitx.checkpoints.read_weights(belongings / "net.safetensors"))
+    prepare = vitx.preprocessing.preprocessing_of(
+        model, mean=[0.4] if SIZED[0] in words else None, std=[0.2] if SIZED[0] in words else None
+    )
+    wanted = vitx.explain(model, prepare(Image.open("x.png"))[None], "evidence")
+    with np.load(output / "x.png.npz") as arrays:
+        assert np.allclose(arrays["logits"], wanted.logits[0], rtol=1e-4, atol=1e-5)
+        assert np.allclose(arrays[f"evidence_{int(wanted.target)}"], wanted.maps[0], rtol=1e-3, atol=1e-6)
+
+
+def test_a_backbone_alone_has_no_prediction(explained):
+    status, said, output = explained("x.png", *timm_model("bare.safetensors"), "--json")
+    assert status == 0
+    assert "x.png: features, no classes" in said
+    assert json.loads((output / "x.png.json").read_text())["prediction"] is None
+
+
+@pytest.mark.parametrize("file", ["x.png", "grey.png"])
+@pytest.mark.parametrize("words", [timm_model("1.safetensors", in_chans=1), ["--hf", "gray"]])
+def test_one_channel(explained, words, file):
+    status, said, _ = explained(file, *words)
+    assert status == 0, said
+
+
+def test_many_channels(explained):
+    files = ["bytes.npy", "words.npy", "last.npy", "bytes.tif"]
+    words = [*MANY, "--mean", 0.5, "--std", 0.25, "--method", "evidence", "--save-maps"]
+    status, said, output = explained(*files, *words)
+    assert status == 0, said
+    first, *others = (np.load(output / f"{file}.npz") for file in files)
+    for other in others:
+        assert np.allclose(first["logits"], other["logits"], atol=1e-4)
+
+
+def test_hugging_face(explained, belongings):
+    status, said, output = explained(
+        "x.png", "--hf", "hf", "--method", "evidence", "--target", "owl", "--json"
+    )
+    assert status == 0, said
+    facts = json.loads((output / "x.png.json").read_text())
+    assert facts["maps"][0]["target_name"] == "owl"
+    model = transformers.ViTForImageClassification.from_pretrained(belongings / "hf").eval()
+    found = vitx.explain(model, "x.png", "evidence", target=2)  # by the same processor, from Python
+    processor = transformers.AutoImageProcessor.from_pretrained(belongings / "hf")
+    wanted = processor(images=Image.open("x.png"), return_tensors="pt")["pixel_values"]
+    assert torch.equal(found.images, wanted)
+    assert found.logits[0].softmax(-1)[2].item() == pytest.approx(
+        facts["maps"][0]["target_probability"], abs=1e-4
+    )
+    assert (found.pixels() == torch.tensor([200, 30, 30])).all()
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "32-true"])
+@pytest.mark.parametrize("method", ["rollout", "evidence"])
+def test_what_fabric_set_up(belongings, precision, method):
+    torch.manual_seed(0)
+    plain = timm.create_model(NAME, num_classes=3, **OPTIONS).eval()
+    wanted = vitx.explain(plain, belongings / "x.png", method, target=None if method == "rollout" else 1)
+    model = Fabric(accelerator="cpu", devices=1, precision=precision).setup(plain)
+    found = vitx.explain(model, belongings / "x.png", method, target=None if method == "rollout" else 1)
+    assert torch.allclose(found.logits, wanted.logits, atol=0.05)
+    assert torch.allclose(found.maps, wanted.maps, atol=0.05 * wanted.maps.max())
+    tensor = vitx.explain(model, wanted.images, "rollout")  # it casts what it is given
+    assert tensor.maps.shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["x.png", "--factory", "own.nothing"], "own.nothing must make a torch.nn.Module, found int"),
+        (["x.png", "--factory", "own.absent"], "there is no class or function own.absent"),
+        (
+            ["x.png", "--factory", "own.net", "--model-options", '{"a": 1}'],
+            "own.net could not be made: TypeError",
+        ),
+        (["x.png", "--factory", "own.net", "--hf", "hf"], "say which model"),
+        (["x.png", "--checkpoint", "net.ckpt", "--module", "own.Module"], "give it by --module-options"),
+        (
+            ["x.png", *timm_model("net.safetensors", a={"class_path": "own.net", "args": 1})],
+            "does not take these options",
+        ),
+        (
+            [
+                "x.png",
+                "--factory",
+                "own.net",
+                "--model-options",
+                '{"classes": {"class_path": "a.b", "args": 1}}',
+            ],
+            "beside class_path stand init_args alone",
+        ),
+        (["x.png", *timm_model("mlp.safetensors")], "which is no single linear layer"),
+        (
+            ["x.png", *timm_model("bare.safetensors"), "--method", "gae"],
+            "the model has no head, and gae explains",
+        ),
+        (["x.png", "--hf", "without"], "holds no image processor"),
+        (["x.png", "--hf", "headless"], "2 of its tensors are missing"),
+        (["x.png", "--hf", "hf", "--mean", 0.5], "leave out --mean"),
+        (["x.png", "--hf", "hf", "--weights", "net.ckpt"], "leave out --weights"),
+        (["x.png", *MANY, *SIZED], "has three channels at most"),
+        (["bytes.npy", *MANY], "mean has 3 values, and the model takes 13 channels"),
+        (["few.npy", *MANY, *SIZED], "few.npy is 5 x 40 x 50: the model takes 13 channels"),
+        (["signed.npy", *MANY, *SIZED], "numbers of the type int16, of no known range"),
+        (["gaps.npy", *MANY, *SIZED], "holds NaN or infinite values"),
+        (["broken.npy", *MANY, *SIZED], "could not be read, it may be damaged"),
+    ],
+)
+def test_refusals(explained, words, sentence):
+    status, said, output = explained(*words)
+    assert status == 2
+    assert sentence in said
+    assert said.startswith("error: ")
+    assert "Traceback" not in said
+    assert not output.exists()

@@ -1,0 +1,94 @@
+"""Images of any number of channels, from .npy and .tif files."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitx.errors import VitxError
+from vitx.pictures import MOST_PIXELS, check_size
+
+ARRAYS = frozenset((".npy",))
+_TIFF = frozenset((".tif", ".tiff"))
+_WHOLE = {"uint8": 255, "uint16": 65535}
+
+
+def has_bands(path: Path, channels: int) -> bool:
+    """Whether a file is read here, for a model of so many channels, or as a picture."""
+    return path.suffix.lower() in ARRAYS or channels not in (1, 3)
+
+
+def read_bands(path: Path, channels: int, most_pixels: int = MOST_PIXELS) -> NDArray[np.float32]:
+    """Reads an image of so many channels.
+
+    Args:
+        path: of the file: .npy, or .tif where tifffile is there.
+        channels: first or last of its dimensions.
+        most_pixels: a larger image is refused before it is read.
+
+    Returns:
+        (channels, H, W). Whole numbers of 8 or 16 bits are scaled to [0, 1]; others are as they are.
+
+    Raises:
+        VitxError: It cannot be read, has another number of channels, or numbers of no known range.
+    """
+    if not path.is_file():
+        raise VitxError(f"there is no file {path}" if not path.exists() else f"{path} is no file")
+    try:
+        found, values = _opened(path)
+        first = _channels_first(path, found, channels)
+        height, width = found[1:] if first else found[:2]
+        check_size(path, (width, height), most_pixels)
+        read = np.asarray(values())
+    except VitxError:
+        raise
+    except Exception as error:  # each format has its own kinds
+        said = str(error).strip().split("\n")[0]
+        raise VitxError(f"{path} could not be read, it may be damaged: {said}") from error
+    scaled = _scaled(path, read.reshape(found))
+    return np.ascontiguousarray(scaled if first else scaled.transpose(2, 0, 1))
+
+
+def _opened(path: Path) -> tuple[tuple[int, ...], Any]:
+    """Returns the shape, (C, H, W) or (H, W, C), and what reads the values."""
+    suffix = path.suffix.lower()
+    if suffix in ARRAYS:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        shape, read = array.shape, lambda: array
+    elif suffix in _TIFF:
+        try:
+            import tifffile
+        except ImportError as error:
+            raise VitxError(f"{path} needs tifffile to be read: pip install 'vitx[bands]'") from error
+        logging.getLogger("tifffile").disabled = True  # what is wrong is said here
+        with tifffile.TiffFile(path) as file:
+            shape = file.series[0].shape
+        read = lambda: tifffile.imread(path)  # noqa: E731
+    else:
+        raise VitxError(f"{path} has three channels at most, not those of the model: give .npy or .tif")
+    return (*shape, 1) if len(shape) == 2 else tuple(shape), read
+
+
+def _channels_first(path: Path, shape: tuple[int, ...], channels: int) -> bool:
+    if len(shape) == 3 and (shape[0] == channels) != (shape[2] == channels):
+        return shape[0] == channels
+    raise VitxError(
+        f"{path} is {' x '.join(map(str, shape))}: the model takes {channels} channels, as the first or "
+        "the last of three dimensions"
+    )
+
+
+def _scaled(path: Path, values: NDArray[Any]) -> NDArray[np.float32]:
+    if values.dtype.name in _WHOLE:
+        scaled: NDArray[np.float32] = values.astype(np.float32) / np.float32(_WHOLE[values.dtype.name])
+        return scaled
+    if not np.issubdtype(values.dtype, np.floating):
+        raise VitxError(
+            f"{path} holds numbers of the type {values.dtype}, of no known range: save uint8 or uint16, "
+            "which are scaled to [0, 1], or floating point numbers in the units of --mean and --std"
+        )
+    if not np.isfinite(values).all():
+        raise VitxError(f"{path} holds NaN or infinite values: fill them in")
+    return values.astype(np.float32)

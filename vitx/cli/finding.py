@@ -1,0 +1,114 @@
+"""What was found in one picture, as arrays: they go from process to process at little cost."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitx.explanation import Explanation
+
+
+@dataclass(frozen=True)
+class Map:
+    """One map of a picture.
+
+    Attributes:
+        method: that found it.
+        target: the class that it is about, or None.
+        asked: how the target was asked for: the class, or None for the predicted one.
+        values: (h, w), >= 0.
+        signed: (h, w), below 0 where a patch speaks against the class; None for methods without a sign.
+        against: the class that it is held against, or None.
+    """
+
+    method: str
+    target: int | None
+    asked: int | None
+    values: NDArray[np.floating[Any]]
+    signed: NDArray[np.floating[Any]] | None = None
+    against: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What it is called among the arrays of a picture."""
+        classes = "" if self.target is None else f"_{self.target}"
+        return (
+            f"{self.method}{classes}"
+            if self.against is None
+            else f"{self.method}{classes}_not_{self.against}"
+        )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found in one picture.
+
+    Attributes:
+        place: of the picture among all.
+        file: the picture.
+        logits: (classes,).
+        maps: one for each method and target.
+        pixels: (H, W, 3) uint8, what the model saw; None where it is no longer wanted.
+        note: what is to be said of its colours, or nothing.
+    """
+
+    place: int
+    file: Path
+    logits: NDArray[np.floating[Any]]
+    maps: tuple[Map, ...]
+    pixels: NDArray[np.uint8] | None = None
+    note: str = ""
+
+    def without_pixels(self) -> "Finding":
+        """Returns the same without what takes the most room."""
+        return replace(self, pixels=None)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An explanation of a batch.
+
+    Attributes:
+        explanation: of the batch.
+        target: the class that was asked for; None for the predicted one.
+        against: the class that it is held against, or None.
+    """
+
+    explanation: Explanation
+    target: int | None
+    against: int | None = None
+
+    def row(self, row: int) -> Map:
+        """Returns the map of one picture of the batch."""
+        found = self.explanation
+        target = self.target if self.against is not None else None  # which the target function hides
+        return Map(
+            method=found.method,
+            target=target if found.target is None else int(found.target[row]),
+            asked=self.target,
+            values=found.maps[row].numpy(),
+            signed=None if found.signed is None else found.signed[row].numpy(),
+            against=self.against,
+        )
+
+
+def findings(batch: dict[str, Any], asked: Sequence[Asked], files: Sequence[Path]) -> Iterator[Finding]:
+    """Takes a batch apart.
+
+    Args:
+        batch: of `prediction.collate`.
+        asked: what was found in it, on the CPU.
+        files: all pictures.
+    """
+    for row, place in enumerate(batch["places"]):
+        yield Finding(
+            place=place,
+            file=files[place],
+            logits=asked[0].explanation.logits[row].reshape(-1).numpy(),
+            maps=tuple(one.row(row) for one in asked),
+            pixels=batch["pixels"][row].numpy(),
+            note=batch["notes"][row],
+        )

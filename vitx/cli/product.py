@@ -1,0 +1,192 @@
+"""What `vitx explain` makes of a picture: drawn, told as JSON, or kept as arrays."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitx import render
+from vitx.captions import Caption, captions_of
+from vitx.classes import short
+from vitx.cli.finding import Finding, Map
+from vitx.files import encode, savez, write_or_say
+from vitx.methods import title_of
+
+_TILE_WIDTH = 224
+
+
+@dataclass(frozen=True)
+class Product:
+    """What is made of a picture. It knows no model, so that it goes to other processes as it is.
+
+    Attributes:
+        class_names: the full name of each class, or None.
+        picture: the suffix of the pictures, one of `vitx.files.PICTURES`; None: none are drawn.
+        maps: whether the raw maps of each picture are written, too.
+        json: whether the prediction is written, too.
+        signed: whether what speaks against the class is shown, too.
+        predicts: whether the model tells classes apart, so that there is something to say.
+    """
+
+    class_names: tuple[str, ...] | None
+    picture: str | None
+    maps: bool
+    json: bool
+    signed: bool = False
+    predicts: bool = True
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Those of the files of a picture."""
+        return (
+            *((".npz",) if self.maps else ()),
+            *((".json",) if self.json else ()),
+            *((self.picture,) if self.picture else ()),
+        )
+
+    def write(self, finding: Finding, paths: Sequence[Path]) -> str:
+        """Writes the files of one picture, and returns what is said of it.
+
+        Args:
+            finding: what was found.
+            paths: where each of `suffixes` goes.
+
+        Raises:
+            VitxError: One of them cannot be written.
+        """
+        for path, suffix in zip(paths, self.suffixes, strict=True):
+            if suffix == ".npz":
+                write_or_say(path, partial(savez, arrays=self._arrays(finding)))
+            elif suffix == ".json":
+                said = json.dumps(self._facts(finding, paths), ensure_ascii=False).encode()
+                write_or_say(path, lambda file, said=said: file.write(said))  # type: ignore[misc]
+            else:
+                write_or_say(path, partial(encode, picture=self.drawn(finding), suffix=suffix))
+        return "; ".join(filter(None, (str(self._caption(finding)), self._question(finding))))
+
+    def write_shard(self, path: Path, names: Sequence[str], found: Sequence[Finding]) -> None:
+        """Writes the maps of several pictures into one file.
+
+        Args:
+            path: of the file.
+            names: what each picture is called.
+            found: what was found in each, in the same order.
+
+        Raises:
+            VitxError: The file cannot be written.
+        """
+        arrays: dict[str, NDArray[Any]] = {
+            "files": np.array(names),
+            "logits": np.stack([finding.logits for finding in found]),
+        }
+        for maps in zip(*(finding.maps for finding in found), strict=True):
+            first = maps[0]
+            name = first.method
+            if first.target is not None:
+                name = first.key if first.asked is not None else f"{name}_predicted"
+                arrays[f"{name}_target"] = np.array([one.target for one in maps])
+            arrays[name] = np.stack([self._values(one) for one in maps])
+        write_or_say(path, partial(savez, arrays=arrays))
+
+    def drawn(self, finding: Finding) -> NDArray[np.uint8]:
+        """Draws the input beside the maps, (height, width, 3) uint8."""
+        assert finding.pixels is not None
+        pixels = torch.from_numpy(finding.pixels)[None]
+        columns = {"input": pixels}
+        for title, one in zip(self.columns(finding), finding.maps, strict=True):
+            columns[title] = self._overlay(pixels, one)
+        legend: dict[str, Any] = (
+            {"colormap": render.SIGNED[0], "ends": render.SIGNED[1]} if self.signed else {}
+        )
+        captions = [self._caption(finding)]
+        note = "; ".join(filter(None, (self._question(finding), finding.note)))
+        return render.grid(columns, captions, tile_width=_TILE_WIDTH, note=note, **legend)
+
+    def columns(self, finding: Finding) -> list[str]:
+        """Returns a title for each map: the method, and the class where there are several."""
+        several_methods = len({one.method for one in finding.maps if one.target is not None}) > 1
+        several_targets = len({one.target for one in finding.maps} - {None}) > 1
+        return [self._title(finding, one, several_methods, several_targets) for one in finding.maps]
+
+    def _overlay(self, pixels: Tensor, one: Map) -> Tensor:
+        values = torch.from_numpy(self._values(one))[None]
+        if self.signed:
+            return render.signed_overlays(pixels, values)
+        return render.overlays(pixels, render.heatmaps(values, (pixels.shape[1], pixels.shape[2])))
+
+    def _title(self, finding: Finding, one: Map, several_methods: bool, several_targets: bool) -> str:
+        method = title_of(one.method)
+        if one.target is None or not several_targets:
+            return method
+        named = f"for {self._short_name(one.target)}, {_shares(finding)[one.target]:.0%}"
+        return f"{method} {named}" if several_methods else named
+
+    def _caption(self, finding: Finding) -> Caption:
+        if not self.predicts:
+            return Caption("features, no classes")
+        return captions_of(torch.from_numpy(finding.logits)[None], class_names=self._short_names)[0]
+
+    def _question(self, finding: Finding) -> str:
+        """What the maps say of two classes, or nothing."""
+        asked = {one.target: one.against for one in finding.maps if one.against is not None}
+        if not asked:
+            return ""
+        other = self._short_name(next(iter(asked.values())))
+        ours = " or ".join(self._short_name(target) for target in asked if target is not None)
+        return f"why {ours} and not {other}"
+
+    def _facts(self, finding: Finding, paths: Sequence[Path]) -> dict[str, Any]:
+        """Returns what the JSON says."""
+        shares = _shares(finding)
+        best = int(shares.argmax()) if self.predicts else None
+        return {
+            "file": str(finding.file),
+            "prediction": best,
+            "name": None if best is None else self._full_name(best),
+            "probability": None if best is None else round(shares[best].item(), 6),
+            "maps": [self._facts_of(one, shares) for one in finding.maps],
+            "files": [str(path) for path in paths],
+        }
+
+    def _facts_of(self, one: Map, shares: Tensor) -> dict[str, Any]:
+        target = one.target
+        facts: dict[str, Any] = {
+            "method": one.method,
+            "target": target,
+            "target_name": None if target is None else self._full_name(target),
+            "target_probability": None if target is None else round(shares[target].item(), 6),
+        }
+        if one.against is not None:
+            facts |= {"against": one.against, "against_name": self._full_name(one.against)}
+        return facts
+
+    def _arrays(self, finding: Finding) -> dict[str, NDArray[Any]]:
+        """The raw maps, each (h, w), by method and class, and the logits."""
+        named = {one.key: self._values(one) for one in finding.maps}
+        return {"logits": finding.logits, **named}
+
+    def _values(self, one: Map) -> NDArray[np.floating[Any]]:
+        return one.signed if self.signed and one.signed is not None else one.values
+
+    def _full_name(self, index: int) -> str | None:
+        return None if self.class_names is None else self.class_names[index]
+
+    def _short_name(self, index: int) -> str:
+        return str(index) if self._short_names is None else self._short_names[index]
+
+    @cached_property
+    def _short_names(self) -> list[str] | None:
+        return None if self.class_names is None else [short(name) for name in self.class_names]
+
+
+def _shares(finding: Finding) -> Tensor:
+    """The probability of each class; of one logit, that of not being and of being it."""
+    logits = torch.from_numpy(finding.logits).float()
+    return logits.softmax(-1) if len(logits) > 1 else torch.cat([1 - logits.sigmoid(), logits.sigmoid()])

@@ -1,0 +1,154 @@
+"""Models of Hugging Face's transformers, with the image processor that is saved beside them."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vitx.errors import VitxError
+from vitx.preprocessing import Preprocessing, channels_taken
+
+_SIDE = 64  # of the pictures that tell what a processor does to black and to white
+
+
+@dataclass(frozen=True)
+class Processor(Preprocessing):
+    """How a model wants its images, in the words of an image processor.
+
+    Attributes:
+        processor: of transformers.
+    """
+
+    processor: Any = None
+
+    def __call__(self, picture: Any) -> Tensor:
+        """Returns the image as the model takes it, (C, H, W)."""
+        return _processed(self.processor, picture, len(self.mean))
+
+
+def load_hugging_face(
+    name: str, trust: bool = False
+) -> tuple[nn.Module, Preprocessing, tuple[str, ...] | None]:
+    """Loads a model that classifies images.
+
+    Args:
+        name: of a folder, or on the hub.
+        trust: run also code that comes with the model.
+
+    Returns:
+        The model, how it wants its images, and the names of its classes, if it has any.
+
+    Raises:
+        VitxError: transformers is not there, or there is no such model, or it has no trained head.
+    """
+    try:
+        from transformers import AutoModelForImageClassification
+    except ImportError as error:
+        raise VitxError("models of Hugging Face need transformers: pip install 'vitx[hf]'") from error
+    with _quiet():
+        try:
+            model, told = AutoModelForImageClassification.from_pretrained(
+                name, trust_remote_code=trust, output_loading_info=True
+            )
+        except Exception as error:  # whatever the model does as it is made
+            raise VitxError(f"{name} holds no model that classifies images: {_said(error)}") from error
+    missing = sorted(told["missing_keys"])
+    if missing:
+        raise VitxError(
+            f"{name} holds no trained model that classifies images: {len(missing)} of its tensors are "
+            f"missing ({missing[0]})"
+        )
+    names = [str(model.config.id2label[index]) for index in range(len(model.config.id2label))]
+    known = names != [f"LABEL_{index}" for index in range(len(names))]
+    return model, _processor(model, name, trust=trust), tuple(names) if known else None
+
+
+def _processor(model: nn.Module, name: str, *, local: bool = False, trust: bool = False) -> Preprocessing:
+    """Loads the image processor of a model.
+
+    Args:
+        model: that takes what it makes.
+        name: of a folder, or on the hub.
+        local: look on this machine alone.
+        trust: run also code that comes with it.
+
+    Raises:
+        VitxError: There is none.
+    """
+    import transformers
+
+    kinds: Any = transformers  # some without types
+
+    with _quiet():
+        try:
+            processor = kinds.AutoImageProcessor.from_pretrained(
+                name, local_files_only=local, trust_remote_code=trust
+            )
+            plain = [Image.new("RGB", (_SIDE, _SIDE), colour) for colour in ("black", "white")]
+            black, white = (_processed(processor, picture, channels_taken(model)) for picture in plain)
+        except Exception as error:  # each kind has its own
+            raise VitxError(
+                f"{name} holds no image processor that can be used: save one beside the model "
+                "(preprocessor_config.json), or make the model by --factory and give --image-size, --mean "
+                "and --std"
+            ) from error
+    low, high = black.mean((1, 2)), white.mean((1, 2))
+    return Processor(
+        size=(black.shape[1], black.shape[2]),
+        mean=tuple((-low / (high - low)).tolist()),
+        std=tuple((1 / (high - low)).tolist()),
+        processor=processor,
+    )
+
+
+def saved_processor(model: nn.Module) -> Preprocessing | None:
+    """Returns the image processor saved where a model of transformers, or one inside, was loaded from."""
+    for part in model.modules():
+        name = getattr(part, "name_or_path", None) if _of_transformers(part) else None
+        if name:
+            try:
+                return _processor(model, str(name), local=True)
+            except VitxError:
+                return None
+    return None
+
+
+def _of_transformers(part: nn.Module) -> bool:
+    return any(kind.__module__.startswith("transformers.") for kind in type(part).__mro__)
+
+
+def _processed(processor: Any, picture: Image.Image, channels: int) -> Tensor:
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    found = processor(images=picture, return_tensors="pt")["pixel_values"][0]
+    return torch.as_tensor(np.asarray(found), dtype=torch.float32)
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps to itself what transformers says of what is loaded."""
+    from transformers.utils import logging as transformers_logging
+
+    told: Any = transformers_logging  # without types
+
+    shown, level = told.is_progress_bar_enabled(), told.get_verbosity()
+    hub = logging.getLogger("huggingface_hub")  # tells each try to reach it
+    told.disable_progress_bar()
+    told.set_verbosity(logging.CRITICAL)
+    hub.disabled = True
+    try:
+        yield
+    finally:
+        hub.disabled = False
+        told.set_verbosity(level)
+        if shown:
+            told.enable_progress_bar()

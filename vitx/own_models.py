@@ -1,0 +1,123 @@
+"""Models of one's own: LightningModules from checkpoints, and what a function or class makes."""
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitx.checkpoints import RUNS_CODE, fill, read_weights, runs_code, without_prefix
+from vitx.errors import VitxError
+
+
+def make_model(
+    path: str, options: Mapping[str, Any] | None = None, weights: Path | None = None, trust: bool = False
+) -> nn.Module:
+    """Makes a model by a function or a class of one's own.
+
+    Args:
+        path: as `package.function`; also from the current folder.
+        options: its arguments; what has a `class_path` is made first, at any depth.
+        weights: as for `read_weights`; what stands before their names, as `model.`, is found. None: those
+            that it was made with.
+        trust: read also files that run code as they are read.
+
+    Raises:
+        VitxError: There is no such function, it makes no model, or the weights are those of another one.
+    """
+    model = _call(path, options or {})
+    if not isinstance(model, nn.Module):
+        raise VitxError(f"{path} must make a torch.nn.Module, found {type(model).__name__}")
+    if weights is not None:
+        fill(model, without_prefix(read_weights(weights, trust), model.state_dict()), weights)
+    return model
+
+
+def made(value: Any) -> Any:
+    """Makes what is described as `{"class_path": ..., "init_args": {...}}`, at any depth of a value.
+
+    Example:
+        >>> made({"n": 1, "pool": {"class_path": "torch.nn.MaxPool1d", "init_args": {"kernel_size": 2}}})["n"]
+        1
+
+    Raises:
+        VitxError: There is no such class or function, or it does not take these arguments.
+    """
+    if isinstance(value, list):
+        return [made(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "class_path" not in value:
+        return {name: made(one) for name, one in value.items()}
+    unknown = set(value) - {"class_path", "init_args"}
+    arguments = value.get("init_args", {})
+    if unknown or not isinstance(arguments, Mapping):
+        raise VitxError(f"beside class_path stand init_args alone, a mapping: found {dict(value)}")
+    return _call(str(value["class_path"]), arguments)
+
+
+def _call(path: str, options: Mapping[str, Any]) -> Any:
+    found, arguments = _find_class(path), made(options)
+    try:
+        return found(**arguments)
+    except VitxError:
+        raise
+    except Exception as error:  # whatever it does
+        said = " ".join(str(error).split())
+        raise VitxError(f"{path} could not be made: {type(error).__name__}: {said[:300]}") from error
+
+
+def load_module(
+    class_path: str, checkpoint: Path, options: Mapping[str, Any] | None = None, trust: bool = False
+) -> nn.Module:
+    """Loads a LightningModule, or any module, from a checkpoint.
+
+    Args:
+        class_path: as `package.module.Class`; also from the current folder.
+        checkpoint: a .ckpt of Lightning, or of a module that is none: a file of weights.
+        options: arguments of the class, in place of those that the checkpoint remembers; what has a
+            `class_path` is made first, at any depth.
+        trust: read also checkpoints that run code as they are read.
+
+    Raises:
+        VitxError: There is no such class or checkpoint, or they do not go together.
+    """
+    if not checkpoint.is_file():
+        raise VitxError(f"there is no checkpoint {checkpoint}")
+    found = _find_class(class_path)
+    if not hasattr(found, "load_from_checkpoint"):
+        return make_model(class_path, options, checkpoint, trust)
+    options = made(options or {})
+    try:
+        if "weights_only" in signature(found.load_from_checkpoint).parameters:
+            options = {**options, "weights_only": not trust}
+        elif not trust:  # an older Lightning runs any code: this raises first
+            torch.load(checkpoint, map_location="meta", weights_only=True)
+        module: nn.Module = found.load_from_checkpoint(checkpoint, map_location="cpu", **options)
+    except VitxError:
+        raise
+    except Exception as error:  # whatever the class does as it is made
+        if not trust and runs_code(checkpoint):
+            raise VitxError(RUNS_CODE.format(checkpoint)) from error
+        said = " ".join(str(error).split())
+        hint = "; give it by --module-options" if "missing" in said and "argument" in said else ""
+        raise VitxError(
+            f"{class_path} could not be loaded from {checkpoint}: {type(error).__name__}: {said[:300]}{hint}"
+        ) from error
+    return module
+
+
+def _find_class(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    if not module:
+        raise VitxError(f"{class_path!r} names no class or function: write package.module.Name")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it, where people keep their modules
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise VitxError(f"there is no class or function {class_path}: {error}") from error
