@@ -1,4 +1,4 @@
-"""A small model of Hugging Face, saved as people have it."""
+"""Small models of Hugging Face, saved as people have them."""
 
 import transformers
 
@@ -14,3 +14,12 @@ def hugging_face(folder, kind="vit", processor=True, **config):
         scale = {"image_mean": [0.4, 0.5, 0.6][:channels], "image_std": [0.2, 0.3, 0.4][:channels]}
         size = {"height": 32, "width": 32}
         transformers.ViTImageProcessor(size=size, **scale).save_pretrained(folder)
+
+
+def hugging_face_of_clips(folder):
+    """Saves a small model of clips with its processor."""
+    small = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.VideoMAEConfig(image_size=32, num_frames=4, **small)
+    transformers.VideoMAEForVideoClassification(config).save_pretrained(folder)
+    crop = {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}}
+    transformers.VideoMAEImageProcessor(**crop).save_pretrained(folder)

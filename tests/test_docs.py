@@ -25,7 +25,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from torch.utils.data import DataLoader
 
 import train_demo
-from tests.hugging_face import hugging_face
+from tests.hugging_face import hugging_face, hugging_face_of_clips
 from tests.lightning_models import SmallClassifier, samples
 from tests.played_runs import write_events, write_maps
 from vitx import cli
@@ -131,6 +131,12 @@ def belongings(tmp_path_factory):
     exec(MODULE, own)
     torch.save(own["make_model"]().state_dict(), folder / "mine.pth")
     hugging_face(folder / "my_model")
+    hugging_face_of_clips(folder / "my_video_model")
+    Image.new("RGB", (32, 32)).save(
+        folder / "dance.gif",
+        save_all=True,
+        append_images=[Image.new("RGB", (32, 32), (0, 0, 9 * number)) for number in range(20)],
+    )
     options = {"img_size": 32, "patch_size": 8, **TINY}
     for name in ("first", "last"):
         trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)

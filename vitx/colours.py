@@ -50,6 +50,34 @@ class Colours:
         return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
 
 
+def draw(
+    images: Tensor,
+    channels: int | None,
+    scales: Iterable[Scale | None],
+    bands: Sequence[int] | None = None,
+    given: Scale | None = None,
+) -> tuple[Tensor, str]:
+    """Draws images, clips, volumes or spectrograms.
+
+    Args:
+        images: (B, ...), with any dimensions.
+        channels: which of them holds the channels; None: there is none.
+        scales: as for `choose_colours`.
+        bands: as there.
+        given: as there.
+
+    Returns:
+        (B, ..., 3) uint8 on the CPU, without the channels, and what a picture has to say of the colours.
+    """
+    if channels is None:
+        pixels = choose_colours(images[:, None], scales, bands, given).pixels(images[:, None])
+        return pixels, ""  # there are no colours
+    flat = images.movedim(channels, 2).flatten(0, 1) if images.ndim == 5 else images
+    colours = choose_colours(flat, scales, bands, given)
+    pixels = colours.pixels(flat)
+    return pixels.view(len(images), -1, *pixels.shape[1:]) if images.ndim == 5 else pixels, colours.note
+
+
 def choose_colours(
     images: Tensor,
     scales: Iterable[Scale | None],

@@ -115,27 +115,14 @@ class Explanation:
         bands: Sequence[int] | None = None,
     ) -> tuple[Tensor, str]:
         """Returns what `pixels` does, and what a picture has to say of the colours."""
-        from vitx.colours import choose_colours
+        from vitx.colours import draw
 
         images = self.images if images is None else images
         if images is None:
             raise VitxError("the images were not kept with the explanation: give those that were explained")
         scale = (self.mean if mean is None else mean, self.std if std is None else std)
         asked = mean is not None or std is not None
-        flat = self._flat(images)
-        colours = choose_colours(flat, [scale], bands, scale if asked else None)
-        pixels = colours.pixels(flat).view(len(images), *self._size_of(images), 3)
-        note = colours.note
-        return pixels, "" if self.channels is None else note  # a spectrogram has no colours
-
-    def _flat(self, images: Tensor) -> Tensor:
-        """Brings what was explained to (B, C, H, W), frame by frame."""
-        if self.channels is None:
-            return images[:, None]
-        return images.movedim(self.channels, 2).flatten(0, 1) if images.ndim == 5 else images
-
-    def _size_of(self, images: Tensor) -> tuple[int, ...]:
-        return tuple(count for dim, count in enumerate(images.shape) if dim not in (0, self.channels))
+        return draw(images, self.channels, [scale], bands, scale if asked else None)
 
     def overlays(
         self,
@@ -204,7 +191,7 @@ class Explanation:
         """
         from vitx.methods import title_of
         from vitx.render import overlays
-        from vitx.views import slices_of, strips
+        from vitx.views import slices_of, strip_width, strips
 
         pixels, note = self._shown()
         heat = self.heatmaps(tuple(pixels.shape[1:-1]))
@@ -214,10 +201,9 @@ class Explanation:
             return self._drawn({"input": pixels, title: drawn}, 224, note, class_names, colormap, signed)
         of_image = 1 if self.channels is None or self.images is None else self.images.shape[self.channels]
         slices = slices_of(tuple(pixels.shape[1:-1]), of_image, view, time_axis)
-        found = strips(pixels, drawn, heat, slices)
+        found = strips([pixels, drawn], heat, slices)
         columns = {f"{slices.said}; below, {title}": found}
-        width = min(max(found.shape[2], 448), 1344)
-        return self._drawn(columns, width, note, class_names, colormap, signed)
+        return self._drawn(columns, strip_width(found), note, class_names, colormap, signed)
 
     def _drawn(
         self,

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vitx.clips import FRAMES_FIRST, ClipPreprocessing
 from vitx.errors import VitxError
 from vitx.preprocessing import Preprocessing, channels_taken
 
@@ -32,49 +33,74 @@ class Processor(Preprocessing):
         return _processed(self.processor, picture, len(self.mean))
 
 
+@dataclass(frozen=True)
+class ClipProcessor(ClipPreprocessing):
+    """How a model wants its clips, in the words of a processor: frames first.
+
+    Attributes:
+        processor: of transformers.
+    """
+
+    processor: Any = None
+
+    def __call__(self, clip: Any) -> Tensor:
+        """Returns a clip, (T, H, W, 3) uint8, as the model takes it, (T, C, H, W)."""
+        return _clip_processed(self.processor, [np.array(frame) for frame in clip])  # which may be read-only
+
+
 def load_hugging_face(
     name: str, trust: bool = False
 ) -> tuple[nn.Module, Preprocessing, tuple[str, ...] | None]:
-    """Loads a model that classifies images.
+    """Loads a model that classifies images or clips.
 
     Args:
         name: of a folder, or on the hub.
         trust: run also code that comes with the model.
 
     Returns:
-        The model, how it wants its images, and the names of its classes, if it has any.
+        The model, how it wants its images or clips, and the names of its classes, if it has any.
 
     Raises:
         VitxError: transformers is not there, or there is no such model, or it has no trained head.
     """
     try:
-        from transformers import AutoModelForImageClassification
+        import transformers
     except ImportError as error:
         raise VitxError("models of Hugging Face need transformers: pip install 'vitx[hf]'") from error
+    kinds: Any = transformers  # some without types
     with _quiet():
         try:
-            model, told = AutoModelForImageClassification.from_pretrained(
-                name, trust_remote_code=trust, output_loading_info=True
+            config = kinds.AutoConfig.from_pretrained(name, trust_remote_code=trust)
+            of_clips = type(config) in kinds.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING
+            known = (
+                kinds.AutoModelForVideoClassification if of_clips else kinds.AutoModelForImageClassification
             )
+            model, told = known.from_pretrained(name, trust_remote_code=trust, output_loading_info=True)
         except Exception as error:  # whatever the model does as it is made
-            raise VitxError(f"{name} holds no model that classifies images: {_said(error)}") from error
+            raise VitxError(
+                f"{name} holds no model that classifies images or clips: {_said(error)}"
+            ) from error
     missing = sorted(told["missing_keys"])
     if missing:
         raise VitxError(
-            f"{name} holds no trained model that classifies images: {len(missing)} of its tensors are "
-            f"missing ({missing[0]})"
+            f"{name} holds no trained model that classifies images or clips: {len(missing)} of its tensors "
+            f"are missing ({missing[0]})"
         )
     names = [str(model.config.id2label[index]) for index in range(len(model.config.id2label))]
-    known = names != [f"LABEL_{index}" for index in range(len(names))]
-    return model, _processor(model, name, trust=trust), tuple(names) if known else None
+    named = names != [f"LABEL_{index}" for index in range(len(names))]
+    frames = int(config.num_frames) if of_clips else 0
+    return model, _processor(model, name, frames, trust=trust), tuple(names) if named else None
 
 
-def _processor(model: nn.Module, name: str, *, local: bool = False, trust: bool = False) -> Preprocessing:
+def _processor(
+    model: nn.Module, name: str, frames: int = 0, *, local: bool = False, trust: bool = False
+) -> Preprocessing:
     """Loads the image processor of a model.
 
     Args:
         model: that takes what it makes.
         name: of a folder, or on the hub.
+        frames: of a clip; 0: the model takes images.
         local: look on this machine alone.
         trust: run also code that comes with it.
 
@@ -91,7 +117,12 @@ def _processor(model: nn.Module, name: str, *, local: bool = False, trust: bool 
                 name, local_files_only=local, trust_remote_code=trust
             )
             plain = [Image.new("RGB", (_SIDE, _SIDE), colour) for colour in ("black", "white")]
-            black, white = (_processed(processor, picture, channels_taken(model)) for picture in plain)
+            black, white = (
+                _clip_processed(processor, [np.array(picture)] * frames)[0]
+                if frames
+                else _processed(processor, picture, channels_taken(model))
+                for picture in plain
+            )
         except Exception as error:  # each kind has its own
             raise VitxError(
                 f"{name} holds no image processor that can be used: save one beside the model "
@@ -99,12 +130,11 @@ def _processor(model: nn.Module, name: str, *, local: bool = False, trust: bool 
                 "and --std"
             ) from error
     low, high = black.mean((1, 2)), white.mean((1, 2))
-    return Processor(
-        size=(black.shape[1], black.shape[2]),
-        mean=tuple((-low / (high - low)).tolist()),
-        std=tuple((1 / (high - low)).tolist()),
-        processor=processor,
-    )
+    size = black.shape[1], black.shape[2]
+    mean, std = tuple((-low / (high - low)).tolist()), tuple((1 / (high - low)).tolist())
+    if frames:
+        return ClipProcessor(size, mean, std, frames=frames, time_axis=FRAMES_FIRST, processor=processor)
+    return Processor(size, mean, std, processor=processor)
 
 
 def saved_processor(model: nn.Module) -> Preprocessing | None:
@@ -126,6 +156,11 @@ def _of_transformers(part: nn.Module) -> bool:
 def _processed(processor: Any, picture: Image.Image, channels: int) -> Tensor:
     picture = picture.convert("L" if channels == 1 else "RGB")
     found = processor(images=picture, return_tensors="pt")["pixel_values"][0]
+    return torch.as_tensor(np.asarray(found), dtype=torch.float32)
+
+
+def _clip_processed(processor: Any, frames: list[Any]) -> Tensor:
+    found = processor(frames, return_tensors="pt")["pixel_values"][0]
     return torch.as_tensor(np.asarray(found), dtype=torch.float32)
 
 

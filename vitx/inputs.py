@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vitx.bands import has_bands, read_bands
+from vitx.clips import ClipPreprocessing, read_clip
 from vitx.errors import VitxError
 from vitx.pictures import MOST_PIXELS, read_picture, to_rgb
 from vitx.preprocessing import Preprocessing, preprocessing_of
@@ -113,6 +114,17 @@ def read_image(
     if has_bands(path, channels):
         return read_bands(path, channels, most_pixels)
     return read_picture(path, most_pixels)
+
+
+def read_for(prepare: Preprocessing, path: Path, most_pixels: int = MOST_PIXELS) -> Any:
+    """Reads a file for what prepares it: a clip, (T, H, W, 3), a picture, or channels, (C, H, W).
+
+    Raises:
+        VitxError: It cannot be read, or is none of what the model takes.
+    """
+    if isinstance(prepare, ClipPreprocessing):
+        return read_clip(path, prepare.frames)
+    return read_image(path, len(prepare.mean), most_pixels)
 
 
 def _open(picture: Any, channels: int) -> Image.Image | NDArray[np.float32]:

@@ -46,6 +46,16 @@ class Preprocessing:
     multiple: int = 1
     keep_aspect: bool = False
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what the model takes: (C, H, W)."""
+        return (len(self.mean), *self.size)
+
+    @property
+    def channels(self) -> int:
+        """The dimension of the channels in a batch."""
+        return 1
+
     def __call__(self, picture: "Image.Image | NDArray[np.float32]") -> Tensor:
         """Returns the image, or channels (C, H, W), as the model takes it, (C, H, W)."""
         if isinstance(picture, np.ndarray):
@@ -150,7 +160,8 @@ def _saved_processor(model: nn.Module) -> Preprocessing | None:
 
 def channels_taken(model: nn.Module) -> int:
     """How many channels the model takes."""
-    return next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3)
+    kinds = (nn.Conv2d, nn.Conv3d)
+    return next((layer.in_channels for layer in model.modules() if isinstance(layer, kinds)), 3)
 
 
 def _channels(name: str, values: Sequence[float], taken: int) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from vitx.errors import VitxError
 
 View = Literal["frames", "planes"]
 MOST_FRAMES = 8
+_NARROWEST, _WIDEST = 448, 1344  # pixels of a strip
 _GAP, _PAPER = 2, 255  # pixels between slices, and their colour
 
 
@@ -61,23 +62,27 @@ def evenly(count: int, most: int = MOST_FRAMES) -> list[int]:
     return [round(float(place)) for place in torch.linspace(0, count - 1, min(count, most))]
 
 
-def strips(pixels: Tensor, drawn: Tensor, heat: Tensor, slices: Slices) -> Tensor:
-    """Sets the slices of each one side by side, and what was drawn over them below.
+def strips(shown: Sequence[Tensor], heat: Tensor, slices: Slices) -> Tensor:
+    """Sets the slices of each one side by side, one strip below the other.
 
     Args:
-        pixels: (B, ..., 3) uint8.
-        drawn: of the same shape, with the maps.
-        heat: (B, ...), the maps.
+        shown: what of each one is a strip, as the input and what was drawn over it; (B, ..., 3) uint8 each.
+        heat: (B, ...), the map that tells the brightest place.
         slices: what of it is shown.
 
     Returns:
         (B, height, width, 3) uint8.
     """
     rows = []
-    for shown, over, found in zip(pixels, drawn, heat, strict=True):
-        peak = tuple(int(place) for place in torch.unravel_index(found.cpu().argmax(), found.shape))
-        rows.append(torch.cat([_beside(slices.cut(part, peak)) for part in (shown, over)]))
+    for number, found in enumerate(heat.cpu()):
+        peak = tuple(int(place) for place in torch.unravel_index(found.argmax(), found.shape))
+        rows.append(torch.cat([_beside(slices.cut(part[number], peak)) for part in shown]))
     return torch.stack(rows)
+
+
+def strip_width(found: Tensor) -> int:
+    """How wide strips, (B, height, width, 3), are drawn: readable, and no wider than a screen."""
+    return min(max(found.shape[2], _NARROWEST), _WIDEST)
 
 
 def _planes(volume: Tensor, peak: tuple[int, ...]) -> list[Tensor]:

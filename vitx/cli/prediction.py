@@ -14,9 +14,9 @@ from vitx.cli.delivery import Delivery
 from vitx.cli.finding import Asked, Finding, findings
 from vitx.cli.subject import Subject
 from vitx.cli.threads import give_way, one_thread
-from vitx.colours import choose_colours
+from vitx.colours import draw
 from vitx.errors import VitxError
-from vitx.inputs import read_image
+from vitx.inputs import read_for
 from vitx.methods import Methods, find_method
 from vitx.prediction import Target, difference
 from vitx.preprocessing import Preprocessing
@@ -37,10 +37,10 @@ class Pictures(Dataset[dict[str, Any]]):
     def __getitem__(self, place: int) -> dict[str, Any]:
         try:
             with one_thread():
-                image = self.prepare(read_image(self.files[place], len(self.prepare.mean), self.most_pixels))
-                colours = choose_colours(image[None], [(self.prepare.mean, self.prepare.std)])
-                pixels = colours.pixels(image[None])[0]
-            return {"place": place, "image": image, "pixels": pixels, "note": colours.note}
+                image = self.prepare(read_for(self.prepare, self.files[place], self.most_pixels))
+                scale = (self.prepare.mean, self.prepare.std)
+                pixels, note = draw(image[None], self.prepare.channels, [scale])
+            return {"place": place, "image": image, "pixels": pixels[0], "note": note}
         except VitxError as error:
             return {"place": place, "error": str(error)}
 

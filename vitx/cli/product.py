@@ -18,6 +18,7 @@ from vitx.classes import short
 from vitx.cli.finding import Finding, Map
 from vitx.files import encode, savez, write_or_say
 from vitx.methods import title_of
+from vitx.views import slices_of, strip_width, strips
 
 _TILE_WIDTH = 224
 
@@ -99,15 +100,25 @@ class Product:
         """Draws the input beside the maps, (height, width, 3) uint8."""
         assert finding.pixels is not None
         pixels = torch.from_numpy(finding.pixels)[None]
-        columns = {"input": pixels}
+        columns, width = {"input": pixels}, _TILE_WIDTH
         for title, one in zip(self.columns(finding), finding.maps, strict=True):
             columns[title] = self._overlay(pixels, one)
+        if pixels.ndim == 5:
+            columns, width = self._strip(columns, finding)
         legend: dict[str, Any] = (
             {"colormap": render.SIGNED[0], "ends": render.SIGNED[1]} if self.signed else {}
         )
         captions = [self._caption(finding)]
         note = "; ".join(filter(None, (self._question(finding), finding.note)))
-        return render.grid(columns, captions, tile_width=_TILE_WIDTH, note=note, **legend)
+        return render.grid(columns, captions, tile_width=width, note=note, **legend)
+
+    def _strip(self, columns: dict[str, Tensor], finding: Finding) -> tuple[dict[str, Tensor], int]:
+        """Returns a clip as one column, its frames side by side and its maps below; and how wide that is."""
+        pixels = columns["input"]
+        slices = slices_of(tuple(pixels.shape[1:-1]), 3, None, None)
+        heat = torch.from_numpy(finding.maps[0].values)[None]
+        found = strips(list(columns.values()), heat, slices)
+        return {f"{slices.said}; rows: {', '.join(columns)}": found}, strip_width(found)
 
     def columns(self, finding: Finding) -> list[str]:
         """Returns a title for each map: the method, and the class where there are several."""
@@ -119,7 +130,7 @@ class Product:
         values = torch.from_numpy(self._values(one))[None]
         if self.signed:
             return render.signed_overlays(pixels, values)
-        return render.overlays(pixels, render.heatmaps(values, (pixels.shape[1], pixels.shape[2])))
+        return render.overlays(pixels, render.heatmaps(values, tuple(pixels.shape[1:-1])))
 
     def _title(self, finding: Finding, one: Map, several_methods: bool, several_targets: bool) -> str:
         method = title_of(one.method)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import vitx
 from vitx.checkpoints import create_model, model_of_weights
 from vitx.classes import find_class, known_class_names, read_class_names, short
+from vitx.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing
 from vitx.errors import VitxError
 from vitx.huggingface import load_hugging_face
 from vitx.methods import Methods, find_method
@@ -116,6 +117,13 @@ def add_model_options(parser: ArgumentParser, several: bool = False) -> None:
         help="of the channels, in units of [0, 1]; of files of floating point numbers, in theirs",
     )
     group.add_argument("--std", type=float, nargs="+", help="of the channels")
+    group.add_argument("--frames", type=int, metavar="N", help="of a clip, for models that take clips")
+    group.add_argument(
+        "--time-axis",
+        type=int,
+        metavar="1|2",
+        help="where the frames lie in a batch of clips: (B, T, C, H, W) or, by default, (B, C, T, H, W)",
+    )
     group.add_argument(
         "--keep-aspect",
         action="store_true",
@@ -154,13 +162,7 @@ def load_subject(
     else:
         model = _model(options, weights, checkpoint)
     model = model.eval()
-    prepare = prepare or preprocessing_of(
-        model,
-        size=options.image_size,
-        mean=options.mean,
-        std=options.std,
-        keep_aspect=options.keep_aspect,
-    )
+    prepare = prepare or _prepared(model, options)
     classes = _classes(model, prepare, methods)
     if options.class_names is not None:
         names = read_class_names(Path(options.class_names))
@@ -169,10 +171,31 @@ def load_subject(
     return Subject(model, prepare, classes, names or known_class_names(classes))
 
 
+def _prepared(model: nn.Module, options: Any) -> Preprocessing:
+    """How the model wants its images, or each frame of its clips."""
+    prepare = preprocessing_of(
+        model,
+        size=options.image_size,
+        mean=options.mean,
+        std=options.std,
+        keep_aspect=options.keep_aspect,
+    )
+    if options.frames is None:
+        return prepare
+    time_axis = options.time_axis or CHANNELS_FIRST
+    return ClipPreprocessing(**vars(prepare), frames=options.frames, time_axis=time_axis)
+
+
 def _check(options: Any, weights: str | None, checkpoint: str | None, hf: str | None) -> None:
     """Raises a VitxError unless the options say one model."""
     if options.image_size is not None and options.image_size < 1:
         raise VitxError(f"--image-size must be at least 1, found {options.image_size}")
+    if options.frames is not None and options.frames < 1:
+        raise VitxError(f"--frames must be at least 1, found {options.frames}")
+    if options.time_axis not in (None, FRAMES_FIRST, CHANNELS_FIRST) or (
+        options.time_axis and options.frames is None
+    ):
+        raise VitxError(f"--time-axis is 1 or 2, and goes with --frames: found {options.time_axis}")
     if sum(one is not None for one in (options.model, checkpoint, options.factory, hf)) != 1:
         raise VitxError(
             "say which model: either --model NAME, or --checkpoint CKPT with --module CLASS, or "
@@ -184,7 +207,7 @@ def _check(options: Any, weights: str | None, checkpoint: str | None, hf: str | 
         )
     if weights is not None and (checkpoint or hf):
         raise VitxError(f"--{'hf' if hf else 'checkpoint'} has weights of its own: leave out --weights")
-    own = [name for name in ("image_size", "mean", "std", "keep_aspect") if options[name]]
+    own = [name for name in ("image_size", "mean", "std", "keep_aspect", "frames") if options[name]]
     if hf is not None and own:
         option = own[0].replace("_", "-")
         raise VitxError(f"--hf prepares images by the processor of its own: leave out --{option}")
@@ -218,7 +241,7 @@ def _as_given(value: Any) -> Any:
 def _classes(model: nn.Module, prepare: Preprocessing, methods: Methods) -> int:
     """Returns how many classes there are; and tells, before any image is read, what cannot be explained."""
     weight = next(model.parameters(), torch.empty(0))
-    trial = torch.zeros(1, len(prepare.mean), *prepare.size, dtype=weight.dtype, device=weight.device)
+    trial = torch.zeros(1, *prepare.shape, dtype=weight.dtype, device=weight.device)
     logits = next(iter(vitx.explain_methods(model, trial, methods).values())).logits
     if logits.ndim > 2:
         raise VitxError(f"the model must put out logits (B, classes), found {tuple(logits.shape)}")

@@ -1,0 +1,149 @@
+"""Clips are read from films, animated GIFs and arrays, and explained by the command."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from tests.hugging_face import hugging_face_of_clips
+from vitx import VitxError, cli
+from vitx.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing, read_clip
+
+COUNT, HEIGHT, WIDTH = 12, 48, 64
+
+
+@pytest.fixture
+def frames():
+    """Each frame is brighter than the one before."""
+    shades = np.linspace(20, 230, COUNT).astype(np.uint8)
+    return np.broadcast_to(shades[:, None, None, None], (COUNT, HEIGHT, WIDTH, 3)).copy()
+
+
+def write_film(path, frames):
+    av = pytest.importorskip("av", reason="av is not installed")
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream("mpeg4", rate=12)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for frame in frames:
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        film.mux(stream.encode())
+
+
+def write_gif(path, frames):
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    first.save(path, save_all=True, append_images=others)
+
+
+WRITERS = {"film.mp4": write_film, "film.gif": write_gif, "film.npy": np.save}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_evenly_spaced_frames_are_read(name, frames, tmp_path):
+    WRITERS[name](tmp_path / name, frames)
+    found = read_clip(tmp_path / name, 4)
+    assert found.shape == (4, HEIGHT, WIDTH, 3)
+    expected = frames[[0, 4, 7, 11]].astype(float)
+    assert np.abs(found - expected).max() < 8  # films and GIFs lose a little
+    with pytest.raises(VitxError, match="has 12 frames, and the model takes 13"):
+        read_clip(tmp_path / name, 13)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("gone.mp4", None, "there is no file"),
+        ("broken.mp4", b"no film", "could not be read as a clip"),
+        ("broken.npy", b"no array", "could not be read as a clip"),
+        ("flat.npy", np.zeros((4, 5, 3), np.uint8), "a clip is uint8"),
+        ("half.npy", np.zeros((4, 5, 5, 3)), "holds float64"),
+    ],
+)
+def test_what_is_no_clip_is_said_in_a_sentence(name, content, said, tmp_path):
+    if name.endswith(".mp4"):
+        pytest.importorskip("av", reason="av is not installed")
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    elif content is not None:
+        np.save(tmp_path / name, content)
+    with pytest.raises(VitxError, match=said):
+        read_clip(tmp_path / name, 2)
+
+
+@pytest.mark.parametrize(
+    ("time_axis", "shape"), [(CHANNELS_FIRST, (3, 12, 16, 16)), (FRAMES_FIRST, (12, 3, 16, 16))]
+)
+def test_frames_are_prepared_as_images_in_their_order(time_axis, shape, frames):
+    prepare = ClipPreprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, frames=COUNT, time_axis=time_axis)
+    found = prepare(frames)
+    assert found.shape == shape == prepare.shape
+    over_time = found.movedim(time_axis - 1, 0).flatten(1).mean(1)
+    expected = torch.from_numpy(frames[:, 0, 0, 0] / 255 * 2 - 1).float()
+    torch.testing.assert_close(over_time, expected, rtol=0, atol=0.02)
+
+
+class Net(nn.Module):
+    """Takes clips (B, 3, T, 16, 16)."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(24, 2, 48, batch_first=True)
+        self.embed, self.head = nn.Conv3d(3, 24, (2, 8, 8), (2, 8, 8)), nn.Linear(24, 4)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.embed(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+OWN = ["--factory", "tests.test_read_clips.Net", "--image-size", "16", "--mean", "0.5", "--std", "0.5"]
+
+
+def test_the_command_explains_a_clip(frames, tmp_path, capsys):
+    np.save(tmp_path / "film.npy", frames)
+    (tmp_path / "notes.txt").write_text("no clip")
+    Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")
+    asked = [
+        "--frames",
+        "6",
+        "--method",
+        "rollout",
+        "evidence",
+        "--save-maps",
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    assert cli.main(["explain", str(tmp_path), *OWN, *asked]) == 0
+    assert "1 picture explained" in capsys.readouterr().out
+    drawn = np.asarray(Image.open(tmp_path / "o" / "film.npy.png"))
+    assert drawn.shape[1] > 400
+    with np.load(tmp_path / "o" / "film.npy.npz") as found:
+        assert found["rollout"].shape == (3, 2, 2)
+
+
+def test_the_command_takes_a_video_model_of_hugging_face(frames, tmp_path):
+    torch.manual_seed(0)
+    hugging_face_of_clips(tmp_path / "model")
+    np.save(tmp_path / "film.npy", frames)
+    asked = ["--hf", str(tmp_path / "model"), "--save-maps", "--output", str(tmp_path / "o")]
+    assert cli.main(["explain", str(tmp_path / "film.npy"), *asked]) == 0
+    with np.load(tmp_path / "o" / "film.npy.npz") as found:
+        assert found["rollout"].shape == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--frames", "0"], "--frames must be at least 1"),
+        (["--time-axis", "1"], "--time-axis is 1 or 2, and goes with --frames"),
+        (["--frames", "6", "--time-axis", "3"], "--time-axis is 1 or 2"),
+        (["--frames", "99"], "has 12 frames, and the model takes 99"),
+    ],
+)
+def test_bad_options_are_said_in_a_sentence(options, said, frames, tmp_path, capsys):
+    np.save(tmp_path / "film.npy", frames)
+    output = tmp_path / "o"
+    asked = [str(tmp_path / "film.npy"), *OWN, *options, "--output", str(output)]
+    assert cli.main(["explain", *asked]) == 2
+    assert said in capsys.readouterr().err
+    assert not output.exists()

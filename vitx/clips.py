@@ -1,0 +1,109 @@
+"""Clips: read from files, frame by frame, and prepared for a model that takes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageSequence
+from torch import Tensor
+
+from vitx.errors import VitxError
+from vitx.preprocessing import Preprocessing
+from vitx.views import evenly
+
+CLIPS = frozenset((".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
+FRAMES_FIRST, CHANNELS_FIRST = 1, 2  # the dimension of time in a batch: (B, T, C, H, W) or (B, C, T, H, W)
+
+
+@dataclass(frozen=True)
+class ClipPreprocessing(Preprocessing):
+    """How a model wants its clips: each frame as an image, in their order.
+
+    Attributes:
+        frames: how many.
+        time_axis: the dimension of time in a batch, 1 or 2.
+    """
+
+    frames: int = 0
+    time_axis: int = CHANNELS_FIRST
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a clip."""
+        dims = [len(self.mean), *self.size]
+        dims.insert(self.time_axis - 1, self.frames)
+        return tuple(dims)
+
+    @property
+    def channels(self) -> int:
+        """The dimension of the channels in a batch."""
+        return 3 - self.time_axis
+
+    def __call__(self, clip: Any) -> Tensor:
+        """Returns a clip, (T, H, W, 3) uint8, as the model takes it, of `shape`."""
+        frames = [super(ClipPreprocessing, self).__call__(Image.fromarray(frame)) for frame in clip]
+        return torch.stack(frames, self.time_axis - 1)
+
+
+def read_clip(path: Path, frames: int) -> NDArray[np.uint8]:
+    """Reads some frames of a clip, evenly spaced.
+
+    Args:
+        path: of a film (PyAV is needed), an animated GIF, or an array .npy, (T, H, W, 3) uint8.
+        frames: how many.
+
+    Returns:
+        (frames, H, W, 3).
+
+    Raises:
+        VitxError: It cannot be read, or has fewer frames.
+    """
+    if not path.is_file():
+        raise VitxError(f"there is no file {path}" if not path.exists() else f"{path} is no file")
+    read = {".npy": _of_array, ".gif": _of_gif}.get(path.suffix.lower(), _of_film)
+    try:
+        return read(path, frames)
+    except VitxError:
+        raise
+    except Exception as error:  # each format has its own kinds
+        said = str(error).strip().split("\n")[0]
+        raise VitxError(f"{path} could not be read as a clip, it may be damaged: {said}") from error
+
+
+def _of_array(path: Path, frames: int) -> NDArray[np.uint8]:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
+        raise VitxError(
+            f"{path} holds {array.dtype} of shape {array.shape}: a clip is uint8 (frames, height, width, 3)"
+        )
+    return np.stack([array[place] for place in _places(path, len(array), frames)])
+
+
+def _of_gif(path: Path, frames: int) -> NDArray[np.uint8]:
+    with Image.open(path) as film:
+        places = set(_places(path, getattr(film, "n_frames", 1), frames))
+        shown = enumerate(ImageSequence.Iterator(film))
+        return np.stack([np.asarray(frame.convert("RGB")) for place, frame in shown if place in places])
+
+
+def _of_film(path: Path, frames: int) -> NDArray[np.uint8]:
+    try:
+        import av
+    except ImportError as error:
+        raise VitxError(f"{path} needs PyAV to be read: pip install 'vitx[video]'") from error
+    with av.open(str(path)) as film:
+        count = sum(1 for _ in film.decode(video=0))  # what the file says of it may be wrong, or missing
+    places = set(_places(path, count, frames))
+    with av.open(str(path)) as film:
+        shown = enumerate(film.decode(video=0))
+        return np.stack([frame.to_ndarray(format="rgb24") for place, frame in shown if place in places])
+
+
+def _places(path: Path, count: int, frames: int) -> Sequence[int]:
+    if count < frames:
+        raise VitxError(f"{path} has {count} frames, and the model takes {frames}")
+    return evenly(count, frames)
