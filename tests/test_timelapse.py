@@ -8,7 +8,7 @@ from tests.played_runs import COUNT, STEPS, frames, write_events, write_maps
 from vitx.cli import main
 from vitx.render import GAP, LINE, TILE_WIDTH
 from vitx.runs.film import Reel, evenly, frame, timeline
-from vitx.runs.run import open_run
+from vitx.runs.finding import open_run
 from vitx.runs.saved import save_images, save_maps
 
 NEAR = 16  # of 255, by which the 256 colours of a film may differ from those of the picture
