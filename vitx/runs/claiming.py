@@ -6,7 +6,6 @@ Nothing but the pictures says whose they are: the grid that the maps draw must b
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +18,33 @@ from vitx.runs.saved import SavedMaps, load_maps
 _ALIKE = 1  # of 255, on average: fonts differ a little from version to version
 
 
-def claim(
-    grids: Mapping[int, bytes], beside: Sequence[Path], place: Path, claimed: set[Path]
-) -> SavedMaps | None:
-    """Returns the maps that the logged grids were drawn from, if they are there.
+class Claims:
+    """Folders and zip files of maps, and which of them are some run's own.
 
-    Args:
-        grids: step -> the grid that was logged there.
-        beside: folders of maps that may be the run's own; those put aside in zip files beside them, too.
-        place: of the run.
-        claimed: folders and files that are other runs' own; the one that is found is added.
+    Attributes:
+        taken: those that are.
     """
-    for path in _candidates(beside):
-        if path not in claimed and (saved := _loaded(path)) is not None and _drew(saved, grids, place):
-            claimed.add(path)
-            return saved
-    return None
+
+    def __init__(self) -> None:
+        self.taken: set[Path] = set()
+        self._loaded: dict[Path, SavedMaps | None] = {}
+
+    def claim(self, grids: Mapping[int, bytes], beside: Sequence[Path], place: Path) -> SavedMaps | None:
+        """Returns the maps that the logged grids were drawn from, if they are there, and takes them.
+
+        Args:
+            grids: step -> the grid that was logged there.
+            beside: folders of maps that may be the run's own; those put aside in zip files beside them, too.
+            place: of the run.
+        """
+        for path in _candidates(beside):
+            if path not in self._loaded:
+                self._loaded[path] = _load(path)
+            saved = self._loaded[path]
+            if path not in self.taken and saved is not None and _drew(saved, grids, place):
+                self.taken.add(path)
+                return saved
+        return None
 
 
 def _candidates(folders: Sequence[Path]) -> Iterator[Path]:
@@ -43,8 +53,7 @@ def _candidates(folders: Sequence[Path]) -> Iterator[Path]:
         yield from sorted(folder.parent.glob(f"{FOLDER}-*.zip"))
 
 
-@lru_cache(maxsize=64)
-def _loaded(path: Path) -> SavedMaps | None:
+def _load(path: Path) -> SavedMaps | None:
     """Loads maps from a folder or a zip file; what is damaged is nobody's."""
     try:
         if path.suffix != ".zip":

@@ -11,10 +11,10 @@ from pathlib import Path
 from vitx.errors import VitxError
 from vitx.methods import methods
 from vitx.runs import FOLDER
-from vitx.runs.claiming import claim
+from vitx.runs.claiming import Claims
 from vitx.runs.folders import EVENT_FILES, GRID_FILES, TABLE, read_folder
 from vitx.runs.logged import Logged
-from vitx.runs.mlflow_store import is_database, is_folder, read_stored, stored_runs
+from vitx.runs.mlflow_store import database, is_database, is_folder, read_stored, stored_runs
 from vitx.runs.playback import FromGrids, FromMaps, NoPictures, Playback
 from vitx.runs.run import Run, names_apart
 from vitx.runs.saved import load_maps
@@ -81,12 +81,12 @@ def open_runs(found: Sequence[Found]) -> Iterator[tuple[Found, Run | VitxError]]
 
     Folders of maps alone come last: they may be those of a run that logged elsewhere, and are no run then.
     """
-    claimed: set[Path] = set()
+    claims = Claims()
     for one in sorted(found, key=lambda one: one.bare):
-        if one.folder in claimed:
+        if one.folder in claims.taken:
             continue
         try:
-            yield one, _open(one, claimed)
+            yield one, _open(one, claims)
         except VitxError as error:
             yield one, error
 
@@ -118,11 +118,11 @@ def with_pictures(run: Run | VitxError) -> Run:
     return run
 
 
-def _open(found: Found, claimed: set[Path]) -> Run:
+def _open(found: Found, claims: Claims) -> Run:
     saved = load_maps(found.folder) if found.folder else None
     logged = found.read()
     if saved is None and logged.grids:
-        saved = claim(logged.grids, found.beside, found.path, claimed)
+        saved = claims.claim(logged.grids, found.beside, found.path)
     playback: Playback = NoPictures()
     if saved is not None:
         playback = FromMaps(saved)
@@ -136,7 +136,7 @@ def _in_place(place: str) -> Iterator[Found]:
     """Finds the runs in one place."""
     path = Path(place)
     if re.match(r"[a-z][a-z0-9+.-]+://", place):
-        yield from _of_store(place, Path(place.rstrip("/").rpartition("/")[2]))
+        yield from _of_store(place, database(place) or Path(place.rstrip("/").rpartition("/")[2]))
     elif path.is_file() and is_database(path):
         yield from _of_store(f"sqlite:///{path.absolute()}", path)
     elif path.is_dir():
@@ -187,9 +187,9 @@ def _of_logs(folder: Path, files: Sequence[str], logs: set[Path]) -> Iterator[Fo
 
 
 def _of_store(uri: str, path: Path) -> Iterator[Found]:
-    """Finds the runs in a store of MLflow; maps lie in the folder that the training was started in."""
+    """Finds the runs in a store of MLflow; maps lie where the training was started, or in it."""
+    beside = (path.absolute().parent / FOLDER, path.absolute() / FOLDER)
     for run in stored_runs(uri):
-        beside = (path.absolute().parent / FOLDER,)
         yield Found(path / run.experiment / run.name, partial(read_stored, run), run.id[:8], beside=beside)
 
 

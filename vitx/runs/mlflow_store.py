@@ -1,5 +1,6 @@
 """Reads the store of MLflow: a data base, a folder of an earlier version, or a server."""
 
+import logging
 import os
 import re
 import sqlite3
@@ -52,6 +53,20 @@ def is_database(file: Path) -> bool:
         tables = {name for (name,) in base.execute("select name from sqlite_master where type = 'table'")}
         return {"experiments", "runs", "params", "latest_metrics"} <= tables
     return False
+
+
+def database(uri: str) -> Path | None:
+    """Returns the file of an address as sqlite:///mlflow.db; None of another kind.
+
+    Raises:
+        VitxError: There is no such file, which MLflow would make.
+    """
+    kind, _, path = uri.partition(":///")
+    if kind != "sqlite":
+        return None
+    if not is_database(Path(path)):
+        raise VitxError(f"there is no data base of MLflow at {path}, as {uri} says")
+    return Path(path)
 
 
 def is_folder(folder: Path) -> bool:
@@ -118,7 +133,9 @@ def _pictures(client: Any, run_id: str) -> Iterator[tuple[int, bytes]]:
 def _client(uri: str) -> Iterator[Any]:
     """Asks a store, and says in a sentence what it answers to that it cannot."""
     before = {name: os.environ.get(name) for name in _SETTINGS}
+    silenced = logging.root.manager.disable
     os.environ.update(_SETTINGS)
+    logging.disable(logging.WARNING)  # it tells of each folder that is none of its own
     try:
         yield library("mlflow", "mlflow").MlflowClient(uri)
     except VitxError:
@@ -127,6 +144,7 @@ def _client(uri: str) -> Iterator[Any]:
         said = str(error).strip().split("\n")[0]
         raise VitxError(f"MLflow cannot read {uri} ({type(error).__name__}): {said}") from error
     finally:
+        logging.disable(silenced)
         for name, value in before.items():
             os.environ.pop(name)
             if value is not None:
