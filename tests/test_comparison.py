@@ -87,7 +87,7 @@ def test_what_is_the_same_stands_together_and_what_is_not_apart(page):
     assert "in 2 parts" in page
     first, second = re.findall(r'<h3 class="group-name">(.*?)</h3>', page)
     assert first == "What &lt;b&gt;fast, half and slow watch"
-    assert second == "What only other watches"
+    assert second == "What only other watches: other images"
     shown = articles(page)
     assert [len(re.findall(r'class="cell shown', article)) for article in shown] == [3] * COUNT + [1] * COUNT
 

@@ -50,7 +50,9 @@ def draw_comparison(runs: Mapping[str, Run], left_out: Mapping[str, str], steps:
     }
     moments = wanted
     while True:
-        groups = [_group(all_runs, names, meeting, moments) for meeting in met]
+        groups = [
+            _group(all_runs, names, meeting, moments) | {"apart": _apart(meeting, met[0])} for meeting in met
+        ]
         page = _fill(fixed, all_runs, groups, moments)
         size, films = len(page.encode()), sum(group["size"] for group in groups)
         if size <= _MOST_BYTES or moments <= 2:
@@ -107,6 +109,15 @@ def _group(runs: Sequence[Run], names: Sequence[str], meeting: Meeting, moments:
         "figures": figures,
         "size": sum(figure["size"] for figure in figures),
     }
+
+
+def _apart(meeting: Meeting, first: Meeting) -> str:
+    """Says why images do not stand with those of most runs."""
+    if meeting is first:
+        return ""
+    if meeting.titles != first.titles:
+        return "by other methods"
+    return "other images" if meeting.note == first.note else f"other maps ({meeting.note or 'no note'})"
 
 
 def _figure(runs: Sequence[Run], images: Mapping[int, int], place: int, moments: int) -> dict[str, Any]:
