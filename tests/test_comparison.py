@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from tests.browsers import shoot
 from tests.played_runs import CLASSES, COUNT, LABELS, LOGITS, maps, pixels, write_events, write_maps
 from tests.test_report import articles, films, report, said
 from vitx import cli
+from vitx.cli.table import columns
 from vitx.runs.finding import open_run
+from vitx.runs.logged import Curve
 from vitx.runs.meeting import disagreement, meetings
+from vitx.runs.playback import NoPictures
 from vitx.runs.run import Run
 from vitx.runs.saved import save_images, save_maps
 from vitx.runs.settings import compare_settings
@@ -78,7 +82,7 @@ def test_the_table_has_what_differs_and_what_came_out(page):
     assert [row["depth"] for row in found] == ["none", "4", "4", "4"]
     assert [row["accuracy"] for row in found] == ["0.75", "0.25", "0.25", "0.5"]
     assert [row["steps"] for row in found] == ["9", "40", "9", "9"]
-    assert "max_epochs" not in found[0]
+    assert not {"max_epochs", "model.learning_rate"} & set(found[0])
     assert "name" not in found[0], "where a run lies is no setting"
     assert re.search(r"<dt>trainer.max_epochs</dt><dd>3</dd>", page)
 
@@ -108,12 +112,25 @@ def test_the_slider_goes_by_the_share_of_the_training(page, logs):
         assert [int(frame.argmax()) for frame in frames] == [int(expected[k].argmax()) for k in (0, 0, 1)]
 
 
+def test_what_is_no_number_has_a_place_in_no_order():
+    values = [2.0, float("nan"), float("inf"), 1.0]
+    runs = [
+        Run(Path("r"), NoPictures(), {"val/loss": Curve((3,), (value,))}, {"config": f"rate: {rate}"})
+        for value, rate in zip(values, (0.5, ".inf", "none", 0.25), strict=True)
+    ]
+    rate, steps, loss = columns(runs, compare_settings(runs)[0])
+    assert [(cell.text, cell.value) for cell in rate.cells] == [
+        ("0.5", 0.5), ("inf", None), ("none", "none"), ("0.25", 0.25)
+    ]  # fmt: skip
+    assert [(cell.text, cell.value, cell.share) for cell in loss.cells] == [
+        ("2", 2, 1), ("nan", None, None), ("inf", None, None), ("1", 1, 0)
+    ]  # fmt: skip
+    assert [cell.share for cell in steps.cells] == [None] * 4, "all are alike"
+
+
 def test_a_setting_is_read_from_what_loggers_write():
     texts = ["lr: 1\nopt: {name: adam}\n", "lr: 2\nopt: {name: adam}\nextra: [{a: 1}]\n", "{broken"]
-    runs = [
-        Run(open_run_path, None, {}, {"config": text})
-        for open_run_path, text in zip("abc", texts, strict=True)
-    ]
+    runs = [Run(Path(name), NoPictures(), {}, {"c": text}) for name, text in zip("abc", texts, strict=True)]
     differing, shared = compare_settings(runs)
     assert {setting.name: dict(setting.values) for setting in differing} == {
         "lr": {0: 1, 1: 2}, "name": {0: "adam", 1: "adam"}, "a": {1: 1}

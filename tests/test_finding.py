@@ -138,8 +138,8 @@ def test_they_are_reported_and_filmed(place, tmp_path):
 
 
 def test_without_its_library_a_logger_is_named(place, tmp_path, monkeypatch, capsys):
-    address, _ = place
-    name = "mlflow" if "mlflow" in address else "wandb"
+    address, folder = place
+    name, address = ("mlflow", address) if "mlflow" in address else ("wandb", str(folder / "wandb"))
     for module in [name, *(one for one in sys.modules if one.startswith(f"{name}."))]:
         monkeypatch.setitem(sys.modules, module, None)
     assert main(["report", address, "--output", str(tmp_path / "page.html")]) == 2
@@ -189,6 +189,15 @@ def test_a_file_that_is_not_wandbs_is_named(spoil, wandb_run, capsys, tmp_path):
     assert said.startswith("error: ")
     assert file.name in said
     assert said.count("\n") == 1
+
+
+def test_what_is_damaged_takes_nothing_else_with_it(wandb_run, tmp_path, capsys):
+    (file,) = wandb_run.glob("*.wandb")
+    file.write_bytes(b"nothing")
+    write_events(tmp_path / "one")
+    assert main(["report", str(tmp_path), "--output", str(tmp_path / "page.html")]) == 1
+    assert f"left out wandb/{wandb_run.name}: " in capsys.readouterr().err
+    assert "one: what the model looks at" in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_folders_of_an_earlier_mlflow_are_read(home, tmp_path):

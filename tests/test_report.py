@@ -16,7 +16,7 @@ from tests.browsers import playwright, shoot
 from tests.played_runs import CLASSES, COUNT, LOGITS, STEPS, pixels, same, write_events, write_maps
 from vitx import render
 from vitx.cli import main
-from vitx.cli.curves import charts
+from vitx.cli.curves import charts, charts_of_runs
 from vitx.cli.embedding import columns_of
 from vitx.runs.finding import open_run
 from vitx.runs.logged import Curve
@@ -159,6 +159,19 @@ def test_curves_of_one_measure_share_a_chart():
     assert found[0].svg.startswith("<svg")
     for line in found[1].lines:
         assert line.colour in found[1].svg
+
+
+def test_curves_of_runs_lie_over_each_other_and_long_ones_are_thinned():
+    long = Curve(tuple(range(9000)), tuple(np.random.default_rng(0).random(9000)))
+    runs = [{"train/loss": long, "val/loss": long}, {"val/loss": long}, {}]
+    val, train = charts_of_runs(runs, ["a", "<b>", "c"])
+    assert (val.name, train.name) == ("val: loss", "train: loss")
+    assert [line.name for line in val.lines] == ["a", "<b>"]
+    assert [line.colour for line in train.lines] == [val.lines[0].colour]
+    assert '<g class="curve run-1"><title>&lt;b&gt;</title>' in val.svg
+    assert 400 < val.svg.count("\nL") / 2 < 600
+    many = [{"loss": long}] * 700
+    assert charts_of_runs(many, list("x" * 700))[0].svg.count("\nL") < 200_000
 
 
 def test_numbers_that_are_none_are_drawn_too():

@@ -96,6 +96,25 @@ def test_two_runs_stand_side_by_side_where_their_trainings_are_as_far(run, tmp_p
     )
 
 
+def test_more_runs_stand_in_rows_of_a_screens_form(run, tmp_path, capsys):
+    others = [write_maps(tmp_path / "logs" / name) for name in ("even", "odd")]
+    write_events(tmp_path / "logs" / "numbers", grids=False)
+    out = tmp_path / "film"
+    assert film(tmp_path / "logs", "--image", 0, "--output", out) == 1
+    assert "left out numbers: no pictures were logged" in capsys.readouterr().err
+    reels = [Reel(open_run(folder), [0], folder.name) for folder in (run, *others)]
+    panels = [frame([reel], [2]) for reel in reels]
+    shown = frames(out / "image-0.gif")[2]
+    high, wide = panels[0].shape[:2]
+    assert shown.shape[0] > 2 * high
+    assert 2 * wide < shown.shape[1] < 3 * wide
+    for panel, (top, left) in zip(panels, ((0, 0), (0, -wide), (-high, 0)), strict=True):
+        seen = np.roll(shown, (-top, -left), (0, 1))[:high, :wide]
+        assert np.abs(seen.astype(int) - panel).mean() < NEAR / 4
+    strips = np.asarray(Image.open(out / "image-0.png"))
+    assert strips.shape[0] > 3 * TILE_WIDTH
+
+
 def test_without_saved_maps_the_logged_grids_are_shown(tmp_path):
     run = write_events(tmp_path / "run")
     assert film(run, "--output", tmp_path / "film", "--frames", 2, "--stills", 2) == 0

@@ -19,7 +19,7 @@ class Cell:
 
     Attributes:
         text: as it is shown.
-        value: what it is sorted by; None where there is nothing.
+        value: what it is sorted by; None where there is nothing, or no number.
         share: where a number lies between the least and the largest of its column; None of words.
     """
 
@@ -79,19 +79,22 @@ def _last(curve: Curve | None) -> float | None:
 
 def _settings(values: Mapping[int, Value], count: int) -> list[Cell]:
     texts = {run: "none" if value is None else str(value) for run, value in values.items()}
-    orders = {run: float(value) if _is_number(value) else texts[run] for run, value in values.items()}
+    orders = {run: _finite(value) if _is_number(value) else texts[run] for run, value in values.items()}
     return [Cell(texts.get(run, _ABSENT), orders.get(run), None) for run in range(count)]
 
 
 def _numbers(values: Sequence[float | None]) -> list[Cell]:
-    known = [value for value in values if value is not None and isfinite(value)]
-    low, high = min(known, default=0), max(known, default=0)
-    cells = []
-    for value in values:
-        inside = value is not None and isfinite(value) and high > low
-        share = (value - low) / (high - low) if value is not None and inside else None
-        cells.append(Cell(_ABSENT if value is None else number(value), value, share))
-    return cells
+    finite = [None if value is None else _finite(value) for value in values]
+    known = [value for value in finite if value is not None]
+    low, span = min(known, default=0), max(known, default=0) - min(known, default=0)
+    texts = [_ABSENT if value is None else number(value) for value in values]
+    shares = [(value - low) / span if value is not None and span > 0 else None for value in finite]
+    return [Cell(*cell) for cell in zip(texts, finite, shares, strict=True)]
+
+
+def _finite(value: float) -> float | None:
+    """Leaves out what has no place in an order."""
+    return float(value) if isfinite(value) else None
 
 
 def _is_number(value: Value) -> TypeGuard[int | float]:

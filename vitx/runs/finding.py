@@ -61,7 +61,7 @@ def find_runs(places: Sequence[str]) -> list[Found]:
         here = list(_in_place(place))
         if not here:
             raise VitxError(f"{place} holds neither event files nor saved maps: it is no folder of a run")
-        found |= {(run.path.absolute(), run.id): run for run in here}
+        found |= {(run.path.resolve(), run.id): run for run in here}
     bare = tuple(run.folder for run in found.values() if run.folder and run.bare)
     runs = [replace(run, beside=(*run.beside, *bare)) if run.beside else run for run in found.values()]
     return sorted(runs, key=lambda run: [_natural(part) for part in (*run.path.parts, run.id)])
@@ -168,7 +168,10 @@ def _in_folder(top: Path) -> Iterator[Found]:
         parts.sort(key=lambda part: part.parent.name.rpartition("run-")[2])  # by date and time
         run_id = parts[0].stem.removeprefix("run-")
         beside = (folder.absolute().parent / FOLDER,)
-        yield Found(folder / name_of(parts[0]), partial(read_wandb, parts), run_id, beside=beside)
+        try:
+            yield Found(folder / name_of(parts[0]), partial(read_wandb, parts), run_id, beside=beside)
+        except VitxError as error:
+            yield _unreadable(parts[0].parent, error)
 
 
 def _of_logs(folder: Path, files: Sequence[str], logs: set[Path]) -> Iterator[Found]:
@@ -189,8 +192,22 @@ def _of_logs(folder: Path, files: Sequence[str], logs: set[Path]) -> Iterator[Fo
 def _of_store(uri: str, path: Path) -> Iterator[Found]:
     """Finds the runs in a store of MLflow; maps lie where the training was started, or in it."""
     beside = (path.absolute().parent / FOLDER, path.absolute() / FOLDER)
-    for run in stored_runs(uri):
+    try:
+        runs = stored_runs(uri)
+    except VitxError as error:
+        yield _unreadable(path, error)
+        return
+    for run in runs:
         yield Found(path / run.experiment / run.name, partial(read_stored, run), run.id[:8], beside=beside)
+
+
+def _unreadable(path: Path, error: VitxError) -> Found:
+    """What stands for a run, or a store, of which not even the names can be read."""
+
+    def read() -> Logged:
+        raise error
+
+    return Found(path, read)
 
 
 def _natural(text: str) -> list[tuple[bool, int, str]]:

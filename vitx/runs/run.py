@@ -73,7 +73,7 @@ def names_apart(paths: Sequence[Path]) -> list[str]:
         >>> names_apart([Path("logs/demo/version_0")])
         ['demo/version_0']
     """
-    whole = [list(path.absolute().parts) for path in paths]
+    whole = [list(path.resolve().parts) for path in paths]
     apart = [list(parts) for parts in whole]
     for end in (0, -1):
         while all(apart) and len({parts[end] for parts in apart}) == 1:
