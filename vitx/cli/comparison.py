@@ -8,7 +8,7 @@ import numpy as np
 
 from vitx.captions import Caption
 from vitx.cli.curves import charts_of_runs, look
-from vitx.cli.embedding import columns_of, photo, show
+from vitx.cli.embedding import Shown, columns_of, photo, show
 from vitx.cli.page import beside, fill
 from vitx.cli.table import columns
 from vitx.runs.meeting import Meeting, disagreement, meetings
@@ -50,8 +50,9 @@ def draw_comparison(runs: Mapping[str, Run], left_out: Mapping[str, str], steps:
     }
     moments = wanted
     while True:
+        shown = [show(run.playback, _firings(run, moments)) for run in all_runs]
         groups = [
-            _group(all_runs, names, meeting, moments) | {"apart": _apart(meeting, met[0])} for meeting in met
+            _group(all_runs, names, meeting, shown) | {"apart": _apart(meeting, met[0])} for meeting in met
         ]
         page = _fill(fixed, all_runs, groups, moments)
         size, films = len(page.encode()), sum(group["size"] for group in groups)
@@ -62,17 +63,13 @@ def draw_comparison(runs: Mapping[str, Run], left_out: Mapping[str, str], steps:
 
 
 def _fill(fixed: Mapping[str, Any], runs: Sequence[Run], groups: list[dict[str, Any]], moments: int) -> str:
-    shares = _shares(moments)
     return fill(
         "comparison",
         groups=groups,
         frames=moments,
         columns=columns_of(moments),
-        moments=[_moment(share) for share in shares],
-        headings=[
-            [run.heading(run.nearest(share)) if run.playback.count else "" for share in shares]
-            for run in runs
-        ],
+        moments=[_moment(share) for share in _shares(moments)],
+        headings=[[run.heading(firing) for firing in _firings(run, moments)] for run in runs],
         **fixed,
     )
 
@@ -93,13 +90,20 @@ def _run(place: int, name: str, run: Run) -> dict[str, Any]:
     return {"place": place, "name": name, "path": str(run.path), "colour": colour, "dash": dash}
 
 
-def _group(runs: Sequence[Run], names: Sequence[str], meeting: Meeting, moments: int) -> dict[str, Any]:
+def _firings(run: Run, moments: int) -> list[int]:
+    """Those that are nearest to some moments; none of a run without pictures."""
+    return [run.nearest(share) for share in _shares(moments)] if run.playback.count else []
+
+
+def _group(
+    runs: Sequence[Run], names: Sequence[str], meeting: Meeting, shown: Sequence[Sequence[Shown]]
+) -> dict[str, Any]:
     """Images that the same runs watch."""
     apart = {n: disagreement(runs, images) for n, images in enumerate(meeting.images)}
     ranked = all(isinstance(runs[number].playback, FromMaps) for number in meeting.runs)
     ranked = ranked and len(meeting.runs) > 1
     order = sorted(apart, key=lambda n: apart[n], reverse=True) if ranked else list(apart)
-    figures = [_figure(runs, meeting.images[n], n, moments) for n in order]
+    figures = [_figure(runs, meeting.images[n], shown) for n in order]
     return {
         "names": [names[number] for number in meeting.runs],
         "everyone": len(meeting.runs) == sum(run.playback.count > 0 for run in runs),
@@ -120,11 +124,13 @@ def _apart(meeting: Meeting, first: Meeting) -> str:
     return "other images" if meeting.note == first.note else f"other maps ({meeting.note or 'no note'})"
 
 
-def _figure(runs: Sequence[Run], images: Mapping[int, int], place: int, moments: int) -> dict[str, Any]:
+def _figure(
+    runs: Sequence[Run], images: Mapping[int, int], shown: Sequence[Sequence[Shown]]
+) -> dict[str, Any]:
     """One image under each run."""
     first, image = next(iter(images.items()))
     pixels = runs[first].playback.input(image)
-    cells = [_cell(runs[number], number, at, moments) for number, at in images.items()]
+    cells = [_cell(runs[number], number, shown[number][at]) for number, at in images.items()]
     said = [runs[number].playback.caption(-1, at) for number, at in images.items()]
     captions = [caption for caption in said if isinstance(caption, Caption)]
     return {
@@ -139,16 +145,14 @@ def _figure(runs: Sequence[Run], images: Mapping[int, int], place: int, moments:
     }
 
 
-def _cell(run: Run, number: int, image: int, moments: int) -> dict[str, Any]:
-    shown = show(run.playback, image, [run.nearest(share) for share in _shares(moments)])
+def _cell(run: Run, number: int, shown: Shown) -> dict[str, Any]:
     films = [*shown.films.values(), *([shown.strip] if shown.strip else [])]
     colormap = run.playback.saved.colormap if isinstance(run.playback, FromMaps) else ""
     return {
         "run": number,
-        "image": image,
         "shown": shown,
         "colormap": colormap,
-        "said": beside(shown, moments),
+        "said": beside(shown),
         "size": sum(len(film.uri) for film in films),
     }
 

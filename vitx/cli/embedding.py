@@ -15,7 +15,7 @@ from PIL import Image
 
 from vitx.captions import Caption
 from vitx.metrics import entropy
-from vitx.render import UNIFORM, palette
+from vitx.render import GAP, UNIFORM, palette
 from vitx.runs.playback import FromMaps, Picture, Playback
 
 _EDGE = 1  # pixels of a frame that are repeated around it, as a browser that enlarges it mixes neighbours
@@ -44,7 +44,7 @@ class Shown:
     Attributes:
         films: title of each method -> its maps, to be coloured and laid over the input, or whole overlays.
         coloured: whether they are such overlays.
-        said: the captions, where they are known in words.
+        said: the caption of each firing, where they are known in words.
         strip: the captions as pictures, where they are not.
         flat: title of each method -> for each firing, whether its map is nearly uniform.
     """
@@ -61,24 +61,41 @@ def columns_of(count: int) -> int:
     return ceil(sqrt(count))
 
 
-def show(playback: Playback, image: int, firings: Sequence[int]) -> Shown:
-    """Encodes one image at some firings.
+def show(playback: Playback, firings: Sequence[int]) -> list[Shown]:
+    """Encodes each image at some firings.
 
     The browser lays a small map over the input itself: that takes a hundredth of the bytes of an overlay.
     """
-    captions = [playback.caption(firing, image) for firing in firings]
-    said = [caption for caption in captions if isinstance(caption, Caption)]
+    # Firing by firing, as a logged grid has all images.
+    captions = [playback.captions(firing) for firing in firings]
     if isinstance(playback, FromMaps):
-        maps = {title: torch.from_numpy(m[list(firings), image]) for title, m in playback.maps.items()}
-        flat = {title: (entropy(found) > UNIFORM).tolist() for title, found in maps.items()}
-        films = {title: _film(_levels(found), _grey) for title, found in maps.items()}
-        return Shown(films, False, said, None, flat)
-    drawn = [playback.tiles(firing, image) for firing in firings]
-    overlays = {
-        title: _film(np.stack([tiles[title] for tiles in drawn]), _photos) for title in [*drawn[0]][1:]
-    }
-    strips = np.stack([caption for caption in captions if not isinstance(caption, Caption)])
-    return Shown(overlays, True, said, _film(strips, _drawing), {})
+        return [_from_maps(playback, image, firings, captions) for image in range(playback.count)]
+    images = range(playback.count)
+    drawn = [[playback.tiles(firing, image) for image in images] for firing in firings]
+    found = []
+    for image in images:
+        films = {
+            title: _film(np.stack([tiles[image][title] for tiles in drawn]), _photos)
+            for title in playback.titles
+        }
+        lines = np.stack([np.asarray(of_all[image]) for of_all in captions])
+        found.append(Shown(films, True, [], _film(_without_margin(lines), _drawing), {}))
+    return found
+
+
+def _from_maps(
+    playback: FromMaps, image: int, firings: Sequence[int], captions: Sequence[Sequence[Any]]
+) -> Shown:
+    maps = {title: torch.from_numpy(m[list(firings), image]) for title, m in playback.maps.items()}
+    flat = {title: (entropy(found) > UNIFORM).tolist() for title, found in maps.items()}
+    films = {title: _film(_levels(found), _grey) for title, found in maps.items()}
+    return Shown(films, False, [of_all[image] for of_all in captions], None, flat)
+
+
+def _without_margin(lines: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Cuts off what is empty right of some lines of text, (n, h, w, 3)."""
+    used = (lines < 255).any((0, 1, 3)).nonzero()[0]
+    return lines[:, :, : used.max(initial=GAP) + GAP]
 
 
 def _levels(maps: torch.Tensor) -> NDArray[np.uint8]:

@@ -22,8 +22,8 @@ def fill(template: str, **values: Any) -> str:
     return page.render(tables=tables, strength=OVERLAY_STRENGTH, **values)
 
 
-def beside(shown: Shown, frames: int) -> list[list[Any]]:
+def beside(shown: Shown) -> list[list[Any]]:
     """Returns what stands beside each frame: the caption, whether it is right, and which maps are flat."""
-    texts = [(str(caption), caption.right) for caption in shown.said] or [("", None)] * frames
-    flat = [[place for place, of in enumerate(shown.flat.values()) if of[at]] for at in range(frames)]
-    return [[text, right, *places] for (text, right), places in zip(texts, flat, strict=True)]
+    flat = [[place for place, of in enumerate(map_) if of] for map_ in zip(*shown.flat.values(), strict=True)]
+    captions = zip(shown.said, flat, strict=True)
+    return [[str(caption), caption.right, *places] for caption, places in captions]

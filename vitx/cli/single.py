@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from vitx.cli.curves import charts, number
-from vitx.cli.embedding import columns_of, photo, png, show
+from vitx.cli.embedding import Shown, columns_of, photo, png, show
 from vitx.cli.page import beside, fill
 from vitx.runs.film import evenly
 from vitx.runs.playback import FromMaps
@@ -25,6 +25,7 @@ def draw_run(name: str, run: Run, steps: int) -> str:
     """
     playback = run.playback
     firings = evenly(len(playback.steps), steps)
+    shown = show(playback, firings)
     return fill(
         "run",
         name=name,
@@ -40,7 +41,7 @@ def draw_run(name: str, run: Run, steps: int) -> str:
         frames=len(firings),
         moments=[run.heading(firing) for firing in firings],
         headings=[[run.heading(firing) for firing in firings]],
-        figures=[_figure(run, ranked, firings) for ranked in _order(run)],
+        figures=[_figure(run, ranked, shown[ranked.image]) for ranked in _order(run)],
         config=run.config,
     )
 
@@ -68,10 +69,9 @@ def _facts(run: Run) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
-def _figure(run: Run, ranked: Ranked, firings: list[int]) -> dict[str, Any]:
+def _figure(run: Run, ranked: Ranked, shown: Shown) -> dict[str, Any]:
     """One image at some steps."""
     pixels = run.playback.input(ranked.image)
-    shown = show(run.playback, ranked.image, firings)
     return {
         "image": ranked.image,
         "reason": ranked.reason,
@@ -79,5 +79,5 @@ def _figure(run: Run, ranked: Ranked, firings: list[int]) -> dict[str, Any]:
         "ratio": f"{pixels.shape[1]} / {pixels.shape[0]}",
         "shown": shown,
         "colormap": run.playback.saved.colormap if isinstance(run.playback, FromMaps) else "",
-        "said": [beside(shown, len(firings))],
+        "said": [beside(shown)],
     }

@@ -18,7 +18,7 @@ from vitx import render
 from vitx.captions import Caption, captions_of
 from vitx.errors import VitxError
 from vitx.methods import title_of
-from vitx.runs.cutting import cut, read_titles
+from vitx.runs.cutting import Row, cut, read_titles
 from vitx.runs.logged import decode
 from vitx.runs.saved import SavedMaps
 
@@ -48,6 +48,9 @@ class Playback(Protocol):
 
     def caption(self, firing: int, image: int) -> Caption | Picture:
         """Returns what the model says, in words, or, where only the grid was kept, as a picture."""
+
+    def captions(self, firing: int) -> Sequence[Caption | Picture]:
+        """Returns those of all images."""
 
     def grid(self, firing: int, images: Sequence[int], tile_width: int = render.TILE_WIDTH) -> Picture:
         """Draws the grid of some images at one firing; logged grids keep the width that they have."""
@@ -138,42 +141,51 @@ class FromGrids:
         self.count = min(count for _, count, _ in kinds)
         columns = min(columns for _, _, columns in kinds)
         known = ("input", *map(title_of, methods))
-        self._columns = read_titles(self._decoded(-1), known)[:columns]
+        self._columns = read_titles(self._seen(-1)[0], known)[:columns]
         self.titles: Sequence[str] = self._columns[1:]
 
     def input(self, image: int) -> Picture:
         """Cuts an image out as it was shown last."""
-        return cut(self._decoded(-1))[image].tiles[0]
+        return self._rows(-1)[image].tiles[0]
 
     def tiles(self, firing: int, image: int) -> dict[str, Picture]:
         """Cuts one image out, title -> picture."""
-        return dict(zip(self._columns, cut(self._decoded(firing))[image].tiles, strict=False))
+        return dict(zip(self._columns, self._rows(firing)[image].tiles, strict=False))
 
     def caption(self, firing: int, image: int) -> Picture:
         """Cuts the line of text out."""
-        return cut(self._decoded(firing))[image].caption
+        return self._rows(firing)[image].caption
+
+    def captions(self, firing: int) -> Sequence[Picture]:
+        """Cuts the lines of text out."""
+        return [row.caption for row in self._rows(firing)[: self.count]]
 
     def grid(self, firing: int, images: Sequence[int], tile_width: int = render.TILE_WIDTH) -> Picture:
         """Joins the rows of some images anew, between the titles and the legend."""
-        grid = self._decoded(firing)
-        height = (len(grid) - 3 * render.LINE) // len(cut(grid))
+        grid, cut_out = self._seen(firing)
+        height = (len(grid) - 3 * render.LINE) // len(cut_out)
         tops = [render.LINE + image * height for image in images]
         rows = [grid[top : top + height] for top in tops]
         return np.concatenate([grid[: render.LINE], *rows, grid[-2 * render.LINE :]])
 
     def _kind(self, firing: int) -> tuple[tuple[int, ...], int, int]:
         """The shape of the pictures at a firing, how many images there are, and how many columns."""
-        rows = cut(self._decoded(firing))
+        rows = self._rows(firing)
         return rows[0].tiles[0].shape, len(rows), len(rows[0].tiles)
 
-    def _decoded(self, firing: int) -> Picture:
-        """A grid is a hundred times as large as its file: few are held at once."""
-        return _decode(
-            self._encoded[firing], f"the picture that {self._place} logged at step {self.steps[firing]}"
-        )
+    def _rows(self, firing: int) -> list[Row]:
+        return self._seen(firing)[1]
+
+    def _seen(self, firing: int) -> tuple[Picture, list[Row]]:
+        """A grid and its rows; it is a hundred times as large as its file, so few are held at once."""
+        step = self.steps[firing]
+        return _decode_and_cut(self._encoded[firing], f"the picture that {self._place} logged at step {step}")
 
 
-_decode = lru_cache(maxsize=8)(decode)
+@lru_cache(maxsize=8)
+def _decode_and_cut(picture: bytes, what: str) -> tuple[Picture, list[Row]]:
+    grid = decode(picture, what)
+    return grid, cut(grid)
 
 
 class NoPictures:
@@ -194,6 +206,10 @@ class NoPictures:
     def caption(self, firing: int, image: int) -> Caption:
         """There are none."""
         raise IndexError(image)
+
+    def captions(self, firing: int) -> Sequence[Caption]:
+        """There are none."""
+        raise IndexError(firing)
 
     def grid(self, firing: int, images: Sequence[int], tile_width: int = render.TILE_WIDTH) -> Picture:
         """There are none."""

@@ -10,7 +10,7 @@ const articles = [...document.querySelectorAll("article")].map(article => ({
 
 // What stands beside the frame of a cell.
 function tell(cell, said, at) {
-  const [text, right, ...flat] = said[at];
+  const [text, right, ...flat] = said[at] ?? [];  // nothing where all of it is in the film
   const caption = cell.querySelector(".caption");
   if (caption) [caption.textContent, caption.dataset.right] = [text, right];
   cell.querySelectorAll(".flat").forEach((note, place) => note.hidden = !flat.includes(place));
