@@ -99,11 +99,11 @@ def _group(
     runs: Sequence[Run], names: Sequence[str], meeting: Meeting, shown: Sequence[Sequence[Shown]]
 ) -> dict[str, Any]:
     """Images that the same runs watch."""
-    apart = {n: disagreement(runs, images) for n, images in enumerate(meeting.images)}
-    ranked = all(isinstance(runs[number].playback, FromMaps) for number in meeting.runs)
-    ranked = ranked and len(meeting.runs) > 1
-    order = sorted(apart, key=lambda n: apart[n], reverse=True) if ranked else list(apart)
-    figures = [_figure(runs, meeting.images[n], shown) for n in order]
+    images = meeting.images
+    ranked = len(meeting.runs) > 1 and all(isinstance(runs[n].playback, FromMaps) for n in meeting.runs)
+    if ranked:
+        images = sorted(images, key=lambda one: disagreement(runs, one), reverse=True)
+    figures = [_figure(runs, one, shown) for one in images]
     return {
         "names": [names[number] for number in meeting.runs],
         "everyone": len(meeting.runs) == sum(run.playback.count > 0 for run in runs),
@@ -131,8 +131,7 @@ def _figure(
     first, image = next(iter(images.items()))
     pixels = runs[first].playback.input(image)
     cells = [_cell(runs[number], number, shown[number][at]) for number, at in images.items()]
-    said = [runs[number].playback.caption(-1, at) for number, at in images.items()]
-    captions = [caption for caption in said if isinstance(caption, Caption)]
+    captions = [caption for number, at in images.items() for caption in shown[number][at].said[-1:]]
     return {
         "image": image,
         "label": next((caption.label for caption in captions if caption.label is not None), ""),
