@@ -58,7 +58,7 @@ def _facts(run: Run) -> dict[str, str]:
     steps = run.playback.steps
     model = re.search(r"^\s*model_name: *([^\s#]+)", "\n".join(run.config.values()), re.MULTILINE)
     facts = {
-        "folder": str(run.path),
+        "logged in": str(run.path),
         "model": model[1] if model else "",
         "watched": f"{run.playback.count} images at {len(steps)} steps, from {steps[0]} to {steps[-1]}",
         "methods": ", ".join(run.playback.titles),

@@ -10,6 +10,7 @@ from vitx.runs.logged import Curve
 from vitx.runs.run import Run
 from vitx.runs.settings import Setting, Value
 
+_SETTINGS, _LENGTH = "settings that differ", "training"  # groups
 _ABSENT = "\N{EN DASH}"
 
 
@@ -44,12 +45,17 @@ class Column:
     title: str
     cells: list[Cell]
 
+    @property
+    def label(self) -> str:
+        """What it is called where no group stands above it."""
+        return self.name if self.group in (_SETTINGS, _LENGTH) else f"{self.group} {self.name}"
+
 
 def columns(runs: Sequence[Run], differing: Sequence[Setting]) -> list[Column]:
     """Returns the settings that differ, how long each run is, and the last value of each number."""
     found = [
         Column(
-            "settings that differ",
+            _SETTINGS,
             setting.name,
             setting.key,
             _settings(setting.values, len(runs)),
@@ -57,7 +63,7 @@ def columns(runs: Sequence[Run], differing: Sequence[Setting]) -> list[Column]:
         for setting in differing
     ]
     lengths = [max((curve.steps[-1] for curve in run.scalars.values()), default=None) for run in runs]
-    found.append(Column("training", "steps", "the last step that was logged", _numbers(lengths)))
+    found.append(Column(_LENGTH, "steps", "the last step that was logged", _numbers(lengths)))
     tags = in_order(dict.fromkeys(tag for run in runs for tag in run.scalars))
     for tag in sorted(tags, key=lambda tag: _group_order(tag, tags)):
         where, measure = parts(tag)

@@ -1,5 +1,6 @@
 """The command `vitx timelapse`: a training as a film."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from vitx.files import write_png
 from vitx.render import TILE_WIDTH
 from vitx.runs.film import Reel, frame, joined, timeline
 from vitx.runs.gif import write_gif
+from vitx.runs.meeting import meetings
 from vitx.runs.stills import strip
 
 DESCRIPTION = """\
@@ -59,6 +61,9 @@ def run(options: Namespace) -> int:
     images = _chosen(options.image, min(run.playback.count for run in shown.values()))
     reels = [Reel(run, images, name if len(shown) > 1 else None) for name, run in shown.items()]
     say_left_out(left_out)
+    watched = [one for meeting in meetings([*shown.values()]) for one in meeting.images]
+    if any(dict.fromkeys(range(len(shown)), image) not in watched for image in images):
+        print("these runs watch other images than each other, or by other methods", file=sys.stderr)
     for path in _write(reels, output, options.frames, options.stills):
         print(path)
     return int(bool(left_out))
