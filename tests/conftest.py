@@ -44,7 +44,7 @@ def pets(tmp_path):
     return write_classes(tmp_path / "pets", cat=5, dog=10)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     """A browser without a window; skips where there is none."""
     if CHROMIUM is None:
