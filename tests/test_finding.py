@@ -67,11 +67,22 @@ def train_with_mlflow(folder):
     return store
 
 
-@pytest.fixture(scope="module", params=[train_with_wandb, train_with_mlflow])
-def place(request, home, tmp_path_factory):
-    """Where two runs were logged, by one logger, in one folder: its path or address, and the folder."""
-    folder = tmp_path_factory.mktemp("runs")
-    return request.param(folder), folder
+@pytest.fixture(scope="module")
+def wandb_place(home, tmp_path_factory):
+    """Where two runs were logged, in one folder: its path or address, and the folder."""
+    folder = tmp_path_factory.mktemp("wandb")
+    return train_with_wandb(folder), folder
+
+
+@pytest.fixture(scope="module")
+def mlflow_place(home, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mlflow")
+    return train_with_mlflow(folder), folder
+
+
+@pytest.fixture(params=["wandb_place", "mlflow_place"])
+def place(request):
+    return request.getfixturevalue(request.param)
 
 
 def opened(place):
@@ -114,6 +125,13 @@ def test_each_run_gets_the_maps_that_are_its_own(place):
     assert same(run.playback.saved.maps["rollout"][1], saved["rollout"])
 
 
+def test_a_place_may_be_named_from_where_one_is(place, monkeypatch):
+    address, folder = place
+    monkeypatch.chdir(folder)
+    assert len(opened(".")) == 2
+    assert len(opened("mlflow.db" if address.startswith("sqlite") else "wandb")) == 2
+
+
 def test_maps_that_drew_other_pictures_are_nobodys(place, tmp_path):
     address, folder = place
     shutil.copytree(folder / "vitx", tmp_path / "vitx")
@@ -139,7 +157,7 @@ def test_they_are_reported_and_filmed(place, tmp_path):
 
 def test_without_its_library_a_logger_is_named(place, tmp_path, monkeypatch, capsys):
     address, folder = place
-    name, address = ("mlflow", address) if "mlflow" in address else ("wandb", str(folder / "wandb"))
+    name, address = ("mlflow", address) if address.startswith("sqlite") else ("wandb", str(folder / "wandb"))
     for module in [name, *(one for one in sys.modules if one.startswith(f"{name}."))]:
         monkeypatch.setitem(sys.modules, module, None)
     assert main(["report", address, "--output", str(tmp_path / "page.html")]) == 2
@@ -148,12 +166,9 @@ def test_without_its_library_a_logger_is_named(place, tmp_path, monkeypatch, cap
 
 
 @pytest.fixture
-def wandb_run(place, tmp_path):
+def wandb_run(wandb_place, tmp_path):
     """A copy of the second run of Weights & Biases."""
-    address, folder = place
-    if "mlflow" in address:
-        pytest.skip("this is about Weights & Biases")
-    source = sorted(folder.glob("wandb/offline-run-*"))[-1]
+    source = sorted(wandb_place[1].glob("wandb/offline-run-*"))[-1]
     return Path(shutil.copytree(source, tmp_path / "wandb" / source.name))
 
 

@@ -22,7 +22,7 @@ class Claims:
     """Folders and zip files of maps, and which of them are some run's own.
 
     Attributes:
-        taken: those that are.
+        taken: those that are, as whole paths.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Claims:
 
 
 def _candidates(folders: Sequence[Path]) -> Iterator[Path]:
-    for folder in folders:
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
         yield folder
         yield from sorted(folder.parent.glob(f"{FOLDER}-*.zip"))
 

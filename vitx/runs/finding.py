@@ -29,7 +29,7 @@ class Found:
 
     Attributes:
         path: what it is called by: its folder, or its store with the names of experiment and run.
-        read: reads what was logged.
+        read: reads what was logged, with or without the pictures.
         id: tells runs of one path apart.
         folder: that of saved maps which are its own, or None.
         bare: whether it is such a folder and nothing else.
@@ -37,7 +37,7 @@ class Found:
     """
 
     path: Path
-    read: Callable[[], Logged]
+    read: Callable[[bool], Logged]
     id: str = ""
     folder: Path | None = None
     bare: bool = False
@@ -83,7 +83,7 @@ def open_runs(found: Sequence[Found]) -> Iterator[tuple[Found, Run | VitxError]]
     """
     claims = Claims()
     for one in sorted(found, key=lambda one: one.bare):
-        if one.folder in claims.taken:
+        if one.folder and one.folder.resolve() in claims.taken:
             continue
         try:
             yield one, _open(one, claims)
@@ -120,7 +120,7 @@ def with_pictures(run: Run | VitxError) -> Run:
 
 def _open(found: Found, claims: Claims) -> Run:
     saved = load_maps(found.folder) if found.folder else None
-    logged = found.read()
+    logged = found.read(saved is None)
     if saved is None and logged.grids:
         saved = claims.claim(logged.grids, found.beside, found.path)
     playback: Playback = NoPictures()
@@ -167,7 +167,7 @@ def _in_folder(top: Path) -> Iterator[Found]:
     for (folder, _), parts in resumed.items():
         parts.sort(key=lambda part: part.parent.name.rpartition("run-")[2])  # by date and time
         run_id = parts[0].stem.removeprefix("run-")
-        beside = (folder.absolute().parent / FOLDER,)
+        beside = (folder.resolve().parent / FOLDER,)
         try:
             yield Found(folder / name_of(parts[0]), partial(read_wandb, parts), run_id, beside=beside)
         except VitxError as error:
@@ -191,7 +191,7 @@ def _of_logs(folder: Path, files: Sequence[str], logs: set[Path]) -> Iterator[Fo
 
 def _of_store(uri: str, path: Path) -> Iterator[Found]:
     """Finds the runs in a store of MLflow; maps lie where the training was started, or in it."""
-    beside = (path.absolute().parent / FOLDER, path.absolute() / FOLDER)
+    beside = (path.resolve().parent / FOLDER, path / FOLDER)
     try:
         runs = stored_runs(uri)
     except VitxError as error:
@@ -204,7 +204,7 @@ def _of_store(uri: str, path: Path) -> Iterator[Found]:
 def _unreadable(path: Path, error: VitxError) -> Found:
     """What stands for a run, or a store, of which not even the names can be read."""
 
-    def read() -> Logged:
+    def read(_: bool) -> Logged:
         raise error
 
     return Found(path, read)

@@ -16,7 +16,7 @@ GRID_FILES = f"{GRIDS.replace('/', '-')}-*.png"  # where no logger takes picture
 _CONFIGS = ("config.yaml", "hparams.yaml")
 
 
-def read_folder(folder: Path, grids: bool = True) -> Logged:
+def read_folder(folder: Path, grids: bool) -> Logged:
     """Reads what is in the folder of a run, but for saved maps.
 
     Args:

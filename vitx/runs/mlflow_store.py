@@ -95,8 +95,8 @@ def stored_runs(uri: str) -> list[Stored]:
     return found
 
 
-def read_stored(run: Stored) -> Logged:
-    """Reads a run.
+def read_stored(run: Stored, grids: bool) -> Logged:
+    """Reads a run, with its pictures if they are wanted.
 
     Raises:
         VitxError: mlflow is not installed, or cannot read the store.
@@ -110,7 +110,7 @@ def read_stored(run: Stored) -> Logged:
         # It keeps all settings as text, and Lightning joins nested names by slashes.
         settings = {name.replace("/", "."): _value(text) for name, text in data.params.items()}
         config = {"parameters": yaml.safe_dump(settings, allow_unicode=True)} if settings else {}
-        return Logged(scalars, dict(_pictures(client, run.id)), config)
+        return Logged(scalars, dict(_pictures(client, run.id)) if grids else {}, config)
 
 
 def _value(text: str) -> Any:

@@ -26,17 +26,18 @@ def name_of(file: Path) -> str:
     return file.stem
 
 
-def read_wandb(files: Sequence[Path]) -> Logged:
+def read_wandb(files: Sequence[Path], grids: bool) -> Logged:
     """Reads a run.
 
     Args:
         files: `run-ID.wandb` of the run, and of each resumption in order; the last one holds.
+        grids: whether the pictures are wanted.
 
     Raises:
         VitxError: wandb is not installed, or a file is none of its own.
     """
     values: dict[str, dict[int, float]] = {}
-    grids: dict[int, bytes] = {}
+    pictures: dict[int, bytes] = {}
     settings: dict[str, Any] = {}
     for file in files:
         for record in _records(file):
@@ -46,26 +47,36 @@ def read_wandb(files: Sequence[Path]) -> Logged:
                 settings |= {_key(item): json.loads(item.value_json) for item in updates}
             elif kind == "history":
                 row = {_key(item): json.loads(item.value_json) for item in record.history.item}
-                _take(row, file.parent / "files", values, grids)
+                _take(row, values)
+                if grids:
+                    pictures |= _picture(row, file.parent / "files")
     settings.pop("_wandb", None)  # its own
     config = {"config": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)} if settings else {}
-    return Logged({tag: Curve.of(points) for tag, points in values.items()}, grids, config)
+    return Logged({tag: Curve.of(points) for tag, points in values.items()}, pictures, config)
 
 
-def _take(
-    row: dict[str, Any], folder: Path, values: dict[str, dict[int, float]], grids: dict[int, bytes]
-) -> None:
-    """Sorts what was logged at once into numbers and pictures."""
-    step = next((int(row[name]) for name in _STEPS if isinstance(row.get(name), int | float)), None)
+def _take(row: dict[str, Any], values: dict[str, dict[int, float]]) -> None:
+    """Adds the numbers of what was logged at once."""
+    step = _step(row)
     if step is None:
         return
-    for name in row.get(f"{GRIDS}/filenames", ())[:1]:
-        with suppress(OSError):  # deleted since
-            grids[step] = (folder / name).read_bytes()
     for tag, value in row.items():
         own = tag.startswith(("_", f"{GRIDS}/")) or tag in _STEPS
         if isinstance(value, int | float) and not isinstance(value, bool) and not own:
             values.setdefault(tag, {})[step] = value
+
+
+def _picture(row: dict[str, Any], folder: Path) -> dict[int, bytes]:
+    """Returns step -> the grid of what was logged at once, if there is one."""
+    step, names = _step(row), row.get(f"{GRIDS}/filenames")
+    if step is not None and names:
+        with suppress(OSError):  # deleted since
+            return {step: (folder / names[0]).read_bytes()}
+    return {}
+
+
+def _step(row: dict[str, Any]) -> int | None:
+    return next((int(row[name]) for name in _STEPS if isinstance(row.get(name), int | float)), None)
 
 
 def _key(item: Any) -> str:
