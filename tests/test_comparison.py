@@ -9,7 +9,7 @@ import pytest
 
 from tests.browsers import opened as open_page
 from tests.browsers import shoot
-from tests.played_runs import CLASSES, COUNT, LABELS, LOGITS, maps, pixels, write_events, write_maps
+from tests.played_runs import CLASSES, COUNT, LABELS, LOGITS, STEPS, maps, pixels, write_events, write_maps
 from tests.test_report import articles, films, report, said
 from vitx import cli
 from vitx.cli.table import columns
@@ -154,6 +154,21 @@ def test_images_meet_whatever_their_place_and_methods_must_be_the_same(tmp_path)
         ([0, 2], 2, [{0: 1, 2: 1}]),
         ([3], 1, [{3: 0}, {3: 1}, {3: 2}]),
     ]
+
+
+def test_maps_of_one_method_stand_in_one_row(tmp_path):
+    write_maps(tmp_path / "logs" / "a")
+    other = write_maps(tmp_path / "logs" / "b") / "vitx"
+    for step in STEPS:
+        found = maps(step)
+        found["grad_rollout"][1] = 1  # flat
+        save_maps(other, dict(reversed(found.items())), step, LOGITS)
+    assert report(tmp_path / "logs", "--output", tmp_path / "page.html") == 0
+    for article in articles((tmp_path / "page.html").read_text("utf-8")):
+        titles = re.findall(r'<span class="title">(\w+ rollout)', article)
+        assert titles == ["attention rollout", "gradient rollout"] * 2
+        image = int(re.search(r"Image (\d)", article)[1])
+        assert said(article)[1][-1][2:] == ([1] if image == 1 else [])
 
 
 def test_the_image_that_runs_disagree_about_is_found(tmp_path):

@@ -103,7 +103,7 @@ def _group(
     ranked = len(meeting.runs) > 1 and all(isinstance(runs[n].playback, FromMaps) for n in meeting.runs)
     if ranked:
         images = sorted(images, key=lambda one: disagreement(runs, one), reverse=True)
-    figures = [_figure(runs, one, shown) for one in images]
+    figures = [_figure(runs, one, shown, meeting.titles) for one in images]
     return {
         "names": [names[number] for number in meeting.runs],
         "everyone": len(meeting.runs) == sum(run.playback.count > 0 for run in runs),
@@ -125,12 +125,15 @@ def _apart(meeting: Meeting, first: Meeting) -> str:
 
 
 def _figure(
-    runs: Sequence[Run], images: Mapping[int, int], shown: Sequence[Sequence[Shown]]
+    runs: Sequence[Run],
+    images: Mapping[int, int],
+    shown: Sequence[Sequence[Shown]],
+    titles: Sequence[str],
 ) -> dict[str, Any]:
     """One image under each run."""
     first, image = next(iter(images.items()))
     pixels = runs[first].playback.input(image)
-    cells = [_cell(runs[number], number, shown[number][at]) for number, at in images.items()]
+    cells = [_cell(runs[n], n, shown[n][at].in_order(titles)) for n, at in images.items()]
     captions = [caption for number, at in images.items() for caption in shown[number][at].said[-1:]]
     return {
         "image": image,

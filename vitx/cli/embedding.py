@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, sqrt
 from typing import Any
@@ -54,6 +54,11 @@ class Shown:
     said: list[Caption]
     strip: Film | None
     flat: dict[str, list[bool]]
+
+    def in_order(self, titles: Sequence[str]) -> "Shown":
+        """Returns the same with the methods in another order."""
+        films = {title: self.films[title] for title in titles}
+        return replace(self, films=films, flat={title: self.flat[title] for title in titles if self.flat})
 
 
 def columns_of(count: int) -> int:

@@ -22,7 +22,7 @@ class Meeting:
     """Images that the same runs watch.
 
     Attributes:
-        titles: of their methods.
+        titles: of their methods, in the order of the first run.
         note: what is written below their maps.
         images: of each image, the run's number -> the number that the image has in the run.
     """
@@ -46,11 +46,13 @@ def meetings(runs: Sequence[Run]) -> list[Meeting]:
             kinds.setdefault(_kind(runs[number]), {})[number] = image
         for (titles, note), images in kinds.items():
             key = (tuple(images), titles, note)
-            found.setdefault(key, Meeting(titles, note, [])).images.append(images)
+            order = tuple(runs[next(iter(images))].playback.titles)
+            found.setdefault(key, Meeting(order, note, [])).images.append(images)
     return sorted(found.values(), key=lambda meeting: (-len(meeting.runs), meeting.runs))
 
 
 def _kind(run: Run) -> tuple[tuple[str, ...], str]:
+    """What maps must have in common to be compared."""
     note = run.playback.saved.note if isinstance(run.playback, FromMaps) else ""
     return tuple(sorted(run.playback.titles)), note
 
