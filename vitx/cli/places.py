@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 
 from vitx.errors import VitxError
 from vitx.runs.finding import Found, find_runs, name_runs, open_runs, with_pictures
@@ -56,7 +56,11 @@ def _chosen(found: Sequence[Found], only: Sequence[str] | None) -> Sequence[Foun
     if only is None:
         return found
     names = name_runs(found)
-    chosen = [run for run, name in zip(found, names, strict=True) if any(fnmatch(name, p) for p in only)]
+    chosen = [
+        run
+        for run, name in zip(found, names, strict=True)
+        if name in only or any(fnmatchcase(name, pattern) for pattern in only)
+    ]
     if not chosen:
         some = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
         raise VitxError(f"no run is called {' or '.join(only)}: there are {some}")
