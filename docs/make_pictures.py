@@ -10,8 +10,8 @@ from pathlib import Path
 
 from vitx.files import write_png
 from vitx.runs.film import Reel, frame, timeline
+from vitx.runs.finding import open_run
 from vitx.runs.gif import write_gif
-from vitx.runs.run import open_run
 
 FOLDER = Path(__file__).parent
 FILMED = (0, 4)  # few images, so that the film fits beside what it is about

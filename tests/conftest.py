@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.browsers import CHROMIUM, OFFLINE, WITHOUT, playwright
 from tests.class_folders import write_classes
 
 
@@ -41,3 +42,15 @@ def assets():
 def pets(tmp_path):
     """A folder of five cats and ten dogs."""
     return write_classes(tmp_path / "pets", cat=5, dog=10)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A browser without a window; skips where there is none."""
+    if CHROMIUM is None:
+        pytest.skip(WITHOUT)
+    with (
+        playwright().sync_playwright() as engine,
+        engine.chromium.launch(executable_path=CHROMIUM, args=OFFLINE) as started,
+    ):
+        yield started

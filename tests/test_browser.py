@@ -4,7 +4,6 @@ import base64
 import io
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -20,27 +19,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests import browsers
 from tests.lightning_models import IMAGE, SmallClassifier
 from vitx.callbacks import RolloutCallback
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="no browser without playwright: pip install it", exc_type=ImportError
-)
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no browser on the PATH: none of {BROWSERS}")
+playwright = browsers.playwright()
+pytestmark = pytest.mark.skipif(browsers.CHROMIUM is None, reason=browsers.WITHOUT)
 
 PATIENCE = 60  # seconds; far more than is needed, as busy machines are slow
-OFFLINE = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]
 # What an <img> shows now, as a PNG; null while it loads.
 SHOWN = """image => {
     if (!image.complete || !image.naturalWidth) return null;
@@ -133,19 +119,10 @@ def tensorboard(logs, tmp_path_factory):
             process.wait()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright.expect.set_options(timeout=PATIENCE * 1000)
-    with (
-        playwright.sync_playwright() as engine,
-        engine.chromium.launch(executable_path=CHROMIUM, args=OFFLINE) as browser,
-    ):
-        yield browser
-
-
 @pytest.fixture
 def page(tensorboard, logged, browser):
     """An empty page, once TensorBoard has read all that was logged."""
+    playwright.expect.set_options(timeout=PATIENCE * 1000)
     with browser.new_page(base_url=tensorboard, viewport={"width": 1280, "height": 900}) as page:
         page.set_default_timeout(PATIENCE * 1000)
         query = "data/plugin/images/images?run=training&tag=vitx/maps&sample=0"

@@ -5,22 +5,24 @@ import io
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.played_runs import CLASSES, COUNT, STEPS, same, write_events, write_maps
+from tests.browsers import opened as open_page
+from tests.browsers import playwright, shoot
+from tests.played_runs import CLASSES, COUNT, LOGITS, STEPS, pixels, same, write_events, write_maps
 from vitx import render
 from vitx.cli import main
-from vitx.cli.curves import charts
-from vitx.runs.events import Curve
-from vitx.runs.run import open_run
+from vitx.cli.curves import charts, charts_of_runs
+from vitx.cli.embedding import columns_of
+from vitx.runs.finding import open_run
+from vitx.runs.logged import Curve
+from vitx.runs.saved import save_images, save_maps
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+TITLES = ("attention rollout", "gradient rollout")
 
 
 def report(*words):
@@ -32,9 +34,26 @@ def picture(uri):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"))
 
 
-def looks(page):
-    """What each slider leads to, in the order of the page."""
-    return [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', page)]
+def articles(page):
+    """The parts about an image each, in the order of the page."""
+    return re.findall(r"<article.*?</article>", page, re.DOTALL)
+
+
+def said(article):
+    """What stands beside each frame, of each run."""
+    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', article)[1])
+
+
+def films(article, count):
+    """The frames of each film in an article: title -> (count, h, w, 3)."""
+    found = {}
+    pattern = r'--w: (\d+); --h: (\d+).*?class="film" src="([^"]+)" alt="([^"]+)"'
+    for width, height, uri, title in re.findall(pattern, article):
+        sheet, width, height = picture(uri), int(width) + 2, int(height) + 2  # with the edge
+        tops = [(at // columns_of(count) * height, at % columns_of(count) * width) for at in range(count)]
+        frames = [sheet[y + 1 : y + height - 1, x + 1 : x + width - 1] for y, x in tops]
+        found.setdefault(title.partition(" of image")[0], np.stack(frames))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +86,33 @@ def test_the_page_says_what_the_run_was(page):
 
 
 def test_the_page_has_every_picture_of_every_step(page, run):
-    found, playback = looks(page), open_run(run).playback
-    assert [len(of_image) for of_image in found] == [len(STEPS)] * COUNT
+    playback = open_run(run).playback
     order = [int(number) for number in re.findall(r'<article id="image-(\d+)"', page)]
     assert order == [2, 1, 0]
-    for image, of_image in zip(order, found, strict=True):
-        for firing, look in enumerate(of_image):
+    for image, article in zip(order, articles(page), strict=True):
+        (beside,), found = said(article), films(article, len(STEPS))
+        assert [text for text, _ in beside] == [str(playback.caption(at, image)) for at in range(len(STEPS))]
+        for firing, title in [(firing, title) for firing in range(len(STEPS)) for title in TITLES]:
             shown = playback.tiles(firing, image)
-            assert look["caption"] == str(playback.caption(firing, image))
-            for uri, title in zip(look["pictures"], ("attention rollout", "gradient rollout"), strict=True):
-                heat = Image.fromarray(picture(uri)).resize((32, 32), Image.Resampling.BILINEAR)
-                mixed = np.asarray(heat) * render.OVERLAY_STRENGTH
-                mixed = mixed + shown["input"] * (1 - render.OVERLAY_STRENGTH)
-                assert np.abs(mixed - shown[title]).mean() < 4
+            grey = Image.fromarray(found[title][firing][..., 0]).resize((32, 32), Image.Resampling.BILINEAR)
+            heat = render.palette("inferno")[np.asarray(grey)].astype(float)
+            mixed = heat * render.OVERLAY_STRENGTH + shown["input"] * (1 - render.OVERLAY_STRENGTH)
+            assert np.abs(mixed - shown[title]).mean() < 4
+
+
+def test_a_map_that_is_nearly_uniform_says_so(tmp_path):
+    flat = np.ones((1, 4, 4), np.float32)
+    bright = flat.copy()
+    bright[0, 0, 0] = 99
+    for step, maps in enumerate(([bright, flat], [flat, bright])):
+        save_maps(tmp_path / "vitx", dict(zip(("rollout", "gae"), maps, strict=True)), step, LOGITS[:1])
+    save_images(tmp_path / "vitx", pixels(1))
+    assert report(tmp_path, "--output", tmp_path / "page.html") == 0
+    (article,) = articles((tmp_path / "page.html").read_text("utf-8"))
+    assert [flat for _, _, *flat in said(article)[0]] == [[1], [0]]
+    live, first, last = article.split('<span class="title">input</span>')[1:]
+    assert [part.count('class="flat" hidden') for part in (live, first, last)] == [1, 1, 1]
+    assert 'class="flat" hidden' in first.split("gae")[0], "at first, the other one is flat"
 
 
 def test_the_page_has_the_first_and_the_last_grid(page, run):
@@ -99,12 +132,17 @@ def test_without_saved_maps_the_page_shows_what_was_logged(tmp_path):
     assert report(run, "--output", tmp_path / "page.html", "--steps", 2) == 0
     page = (tmp_path / "page.html").read_text("utf-8")
     assert "save_maps=True" in page
-    first, *_ = found = looks(page)
-    assert [len(of_image) for of_image in found] == [2] * COUNT
     playback = open_run(run).playback
-    assert same(picture(first[0]["strip"]), playback.caption(0, 0))
-    error = np.abs(picture(first[0]["pictures"][0]).astype(int) - playback.tiles(0, 0)["attention rollout"])
-    assert error.mean() < 4
+    for image, article in enumerate(articles(page)):
+        found = films(article, 2)
+        for at, firing in enumerate((0, len(STEPS) - 1)):
+            words = found["what the model says, as a picture"][at].astype(int)
+            caption, width = playback.caption(firing, image), words.shape[1]
+            assert np.abs(words - caption[:, :width]).mean() < 2
+            assert (caption[:, width:] == 255).all(), "a word is cut off"
+            error = np.abs(found[TITLES[0]][at].astype(int) - playback.tiles(firing, image)[TITLES[0]])
+            assert error.mean() < 4
+    assert image == COUNT - 1
 
 
 def test_curves_of_one_measure_share_a_chart():
@@ -118,6 +156,19 @@ def test_curves_of_one_measure_share_a_chart():
     assert found[0].svg.startswith("<svg")
     for line in found[1].lines:
         assert line.colour in found[1].svg
+
+
+def test_curves_of_runs_lie_over_each_other_and_long_ones_are_thinned():
+    long = Curve(tuple(range(9000)), tuple(np.random.default_rng(0).random(9000)))
+    runs = [{"train/loss": long, "val/loss": long}, {"val/loss": long}, {}]
+    val, train = charts_of_runs(runs, ["a", "<b>", "c"])
+    assert (val.name, train.name) == ("val: loss", "train: loss")
+    assert [line.name for line in val.lines] == ["a", "<b>"]
+    assert [line.colour for line in train.lines] == [val.lines[0].colour]
+    assert '<g class="curve run-1"><title>&lt;b&gt;</title>' in val.svg
+    assert 400 < val.svg.count("\nL") / 2 < 600
+    many = [{"loss": long}] * 700
+    assert charts_of_runs(many, list("x" * 700))[0].svg.count("\nL") < 200_000
 
 
 def test_numbers_that_are_none_are_drawn_too():
@@ -142,45 +193,15 @@ def test_bad_input_is_said_in_a_sentence(words, sentence, run, capsys, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip(f"no browser on the PATH: none of {BROWSERS}")
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="no browser without playwright: pip install it", exc_type=ImportError
-    )
-    offline = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    with (
-        playwright.sync_playwright() as engine,
-        engine.chromium.launch(executable_path=CHROMIUM, args=offline) as browser,
-    ):
-        yield browser
-
-
 @pytest.fixture
 def opened(browser, path):
-    """The page in a browser, with what it asks for and what goes wrong in it."""
-    with browser.new_page(viewport={"width": 1400, "height": 900}) as page:
-        page.asked, page.wrong = [], []
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.on("pageerror", lambda error: page.wrong.append(str(error)))
-        page.on("console", lambda message: page.wrong.append(message.text))
-        page.goto(path.as_uri())
+    with open_page(browser, path) as page:
         yield page
-        fetched = [url for url in page.asked if not url.startswith("data:")]
-        assert fetched == [path.as_uri()], "the page fetches something"
-        assert not page.wrong
-
-
-def shoot(page, name, **options):
-    """Takes a screenshot, for the eye too."""
-    folder = os.environ.get("VITX_SCREENSHOTS")
-    return page.screenshot(path=folder and Path(folder) / f"report-{name}.png", **options)
 
 
 def test_the_slider_moves_the_picture(opened):
     article = opened.locator("article").first
-    slider, pictures = article.get_by_role("slider"), article.locator("[data-picture]")
+    slider, tiles = article.get_by_role("slider"), article.locator(".live .tile")
     assert slider.get_attribute("aria-valuetext") == "step 9, accuracy 50%"
     seen = {}
     for key, step in ((None, 9), ("ArrowLeft", 4), ("Home", 0), ("End", 9)):
@@ -188,15 +209,43 @@ def test_the_slider_moves_the_picture(opened):
             slider.press(key)
         assert article.locator("output").text_content().startswith(f"step {step}")
         assert slider.get_attribute("aria-valuetext").startswith(f"step {step}")
-        assert f"step {step}" in pictures.first.get_attribute("alt")
-        now = (pictures.first.get_attribute("src"), article.locator(".live .tiles").screenshot())
+        now = tuple(tile.screenshot() for tile in tiles.all())
         assert seen.setdefault(step, now) == now
-    assert len({source for source, _ in seen.values()}) == len({shot for _, shot in seen.values()}) == 3
-    shoot(opened, "wide", full_page=True)
+    assert len({shot[0] for shot in seen.values()}) == 1, "the input moves"
+    assert len(set(seen.values())) == 3
+    shoot(opened, "report-wide", full_page=True)
+
+
+def test_what_the_browser_shows_is_the_overlay(opened, run):
+    """The maps are enlarged, coloured and laid over the input by the browser alone."""
+    playback = open_run(run).playback
+    tiles = opened.locator("#image-2 .live .tile")
+    for tile, title in zip(tiles.all(), ("input", *TITLES), strict=True):
+        shot = Image.open(io.BytesIO(tile.screenshot())).convert("RGB").resize((32, 32), Image.Resampling.BOX)
+        inside = (slice(1, -1), slice(1, -1))  # the corners are round
+        error = np.abs(np.asarray(shot).astype(int) - playback.tiles(2, 2)[title])[inside]
+        assert error.mean() < 6, title
+
+
+def test_one_slider_moves_all_images(opened):
+    opened.get_by_role("slider", name="step of all images").press("Home")
+    says = [article.locator("output").text_content() for article in opened.locator("article").all()]
+    assert says == ["step 0"] * COUNT
+    opened.locator("article").first.get_by_role("slider").press("End")
+    says = [article.locator("output").text_content() for article in opened.locator("article").all()]
+    assert says == ["step 9, accuracy 50%", *["step 0"] * (COUNT - 1)]
+
+
+def test_it_plays_to_the_end(opened):
+    opened.get_by_role("button", name="play").click()
+    output, expect = opened.locator(".bar output"), playwright().expect
+    assert output.text_content() == "step 0"
+    expect(output).to_have_text("step 9, accuracy 50%", timeout=60_000)
+    expect(opened.locator("#play")).to_have_attribute("title", "play", timeout=60_000)
 
 
 def test_captions_are_text(opened):
-    said = opened.locator("article").first.locator("[data-caption]")
+    said = opened.locator("article").first.locator(".live .caption")
     assert said.text_content() == f"\N{BALLOT X} {CLASSES[1]} 99%, is newt"
     assert said.get_attribute("data-right") == "false"
 
@@ -207,7 +256,7 @@ def test_the_page_fits_its_window(width, scheme, opened):
     opened.set_viewport_size({"width": width, "height": 800})
     opened.emulate_media(color_scheme=scheme)
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
-    shoot(opened, f"{width}-{scheme}", full_page=True)
+    shoot(opened, f"report-{width}-{scheme}", full_page=True)
     ink, paper = (
         opened.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor")
     )
@@ -224,8 +273,8 @@ def test_it_prints_the_first_and_the_last_step_of_each_image_whole(opened, tmp_p
         assert [still.locator("p").first.text_content() for still in shown.all()] == [
             "step 0", "step 9, accuracy 50%"
         ]  # fmt: skip
-        for image in shown.locator("img").all():
-            box = image.bounding_box()
+        for tile in shown.locator(".tile").all():
+            box = tile.bounding_box()
             assert box["width"] > 50
             assert box["x"] + box["width"] <= 700
     folder = Path(os.environ.get("VITX_SCREENSHOTS", tmp_path))
@@ -233,7 +282,7 @@ def test_it_prints_the_first_and_the_last_step_of_each_image_whole(opened, tmp_p
     assert pdf.startswith(b"%PDF")
     assert len(re.findall(rb"/Type\s*/Page\b", pdf)) >= 2
     assert len(re.findall(rb"/Subtype\s*/Image", pdf)) >= COUNT * 3
-    shoot(opened, "print", full_page=True)
+    shoot(opened, "report-print", full_page=True)
 
 
 def test_without_scripts_the_first_and_the_last_step_are_there(browser, path):
@@ -241,5 +290,6 @@ def test_without_scripts_the_first_and_the_last_step_are_there(browser, path):
     page = context.new_page()
     page.goto(path.as_uri())
     assert page.locator(".still").first.is_visible()
-    assert not page.get_by_role("slider").first.is_visible()
+    assert not page.get_by_role("slider").count()
+    assert page.locator(".still .caption").first.text_content() == f"\N{BALLOT X} {CLASSES[1]} 99%, is newt"
     context.close()

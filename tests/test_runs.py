@@ -31,9 +31,9 @@ from vitx.callbacks.images import Samples
 from vitx.callbacks.report import keep_images
 from vitx.captions import Caption, captions_of
 from vitx.runs.cutting import cut
+from vitx.runs.finding import open_run
 from vitx.runs.playback import FromGrids, FromMaps
 from vitx.runs.ranking import rank
-from vitx.runs.run import open_run
 from vitx.runs.saved import load_maps, save_maps
 
 
@@ -57,13 +57,13 @@ def test_a_real_run_is_played_back_from_its_maps_as_it_was_logged(tmp_path):
     )
     fit(callback, logger=logger)
     run = open_run(tmp_path)
-    assert run.folder == Path(logger.log_dir)
+    assert run.path == Path(logger.log_dir)
     assert isinstance(run.playback, FromMaps)
     assert run.playback.steps == (0, 3, 7)
     assert run.scalars["val/loss"].steps == (3, 7)
     assert run.playback.saved.pixels.shape == (3, IMAGE, IMAGE, 3)
     assert run.playback.saved.class_names == tuple(names)
-    shutil.rmtree(run.folder / "vitx")
+    shutil.rmtree(run.path / "vitx")
     logged = open_run(tmp_path).playback
     assert isinstance(logged, FromGrids)
     for firing in range(3):
@@ -214,7 +214,7 @@ def test_folders_without_a_run_or_with_several_are_refused(tmp_path):
     with pytest.raises(VitxError, match="neither event files nor saved maps"):
         open_run(tmp_path)
     one = write_maps(tmp_path / "logs" / "one")
-    assert open_run(tmp_path).folder == one
+    assert open_run(tmp_path).path == one
     write_events(tmp_path / "logs" / "two", grids=False)
     with pytest.raises(VitxError, match=r"holds 2 runs: give one of .*one, .*two"):
         open_run(tmp_path)
@@ -228,5 +228,5 @@ def test_damaged_pictures_and_event_files_are_said_or_left_out(tmp_path):
     assert open_run(tmp_path / "run").scalars == {}
     (tmp_path / "files" / "vitx").mkdir(parents=True)
     (tmp_path / "files" / "vitx" / "vitx-maps-000000.png").write_bytes(b"")
-    with pytest.raises(VitxError, match=r"cannot read .*vitx-maps-000000.png"):
+    with pytest.raises(VitxError, match=r"cannot read the picture that .*files logged at step 0 .*damaged"):
         open_run(tmp_path / "files")

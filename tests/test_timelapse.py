@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.played_runs import COUNT, STEPS, frames, write_events, write_maps
+from tests.played_runs import COUNT, STEPS, frames, pixels, write_events, write_maps
 from vitx.cli import main
 from vitx.render import GAP, LINE, TILE_WIDTH
 from vitx.runs.film import Reel, evenly, frame, timeline
-from vitx.runs.run import open_run
+from vitx.runs.finding import open_run
 from vitx.runs.saved import save_images, save_maps
 
 NEAR = 16  # of 255, by which the 256 colours of a film may differ from those of the picture
@@ -80,13 +80,14 @@ def test_a_strip_has_a_column_for_each_step_and_a_row_for_each_method(run, tmp_p
             assert np.array_equal(picture[top : top + TILE_WIDTH, left : left + TILE_WIDTH], expected)
 
 
-def test_two_runs_stand_side_by_side_where_their_trainings_are_as_far(run, tmp_path):
+def test_two_runs_stand_side_by_side_where_their_trainings_are_as_far(run, tmp_path, capsys):
     other = write_events(tmp_path / "logs" / "shortcut", steps=(0, 50, 60, 70, 100))
     reels = [Reel(open_run(folder), range(COUNT), folder.name) for folder in (run, other)]
     assert timeline(reels, 60) == [(0, 0), (1, 1), (1, 2), (1, 3), (2, 4)]
     assert timeline(reels, 2) == [(0, 0), (2, 4)]
     out = tmp_path / "film"
     assert film(run, other, "--output", out) == 0
+    assert not capsys.readouterr().err
     shown = frames(out / "all.gif")
     assert len(shown) == 5
     one = frame(reels[:1], [0])
@@ -94,6 +95,34 @@ def test_two_runs_stand_side_by_side_where_their_trainings_are_as_far(run, tmp_p
     assert names(out) == sorted(
         ["all.gif", *(f"image-{i}.{kind}" for i in range(COUNT) for kind in ("gif", "png"))]
     )
+
+
+def test_more_runs_stand_in_rows_of_a_screens_form(run, tmp_path, capsys):
+    others = [write_maps(tmp_path / "logs" / name) for name in ("even", "odd")]
+    write_events(tmp_path / "logs" / "numbers", grids=False)
+    out = tmp_path / "film"
+    assert film(tmp_path / "logs", "--image", 0, "--output", out) == 1
+    assert "left out numbers: no pictures were logged" in capsys.readouterr().err
+    reels = [Reel(open_run(folder), [0], folder.name) for folder in (run, *others)]
+    panels = [frame([reel], [2]) for reel in reels]
+    shown = frames(out / "image-0.gif")[2]
+    high, wide = panels[0].shape[:2]
+    assert shown.shape[0] > 2 * high
+    assert 2 * wide < shown.shape[1] < 3 * wide
+    for panel, (top, left) in zip(panels, ((0, 0), (0, -wide), (-high, 0)), strict=True):
+        seen = np.roll(shown, (-top, -left), (0, 1))[:high, :wide]
+        assert np.abs(seen.astype(int) - panel).mean() < NEAR / 4
+    strips = np.asarray(Image.open(out / "image-0.png"))
+    assert strips.shape[0] > 3 * TILE_WIDTH
+
+
+def test_runs_with_different_images_are_said(run, tmp_path, capsys):
+    other = write_maps(tmp_path / "logs" / "other")
+    save_images(other / "vitx", pixels()[::-1])
+    assert film(run, other, "--image", 1, "--output", tmp_path / "film") == 0
+    assert not capsys.readouterr().err, "they have one in common"
+    assert film(run, other, "--image", 0, "--output", tmp_path / "film") == 0
+    assert "watch other images than each other" in capsys.readouterr().err
 
 
 def test_without_saved_maps_the_logged_grids_are_shown(tmp_path):

@@ -22,7 +22,7 @@ OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay
 TILE_WIDTH, GAP = 110, 5
 _TEXT_SIZE = 13
 LINE = 19
-_UNIFORM = 0.99  # of the entropy
+UNIFORM = 0.99  # of the entropy
 _HEADING_SIZE, _HEADING = 15, 26
 PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#5c5c5c"
 VERDICTS = {True: "#00695c", False: "#b71c1c", None: INK}  # colours of right, wrong and unknown
@@ -154,7 +154,7 @@ def overlaid(pixels: Tensor, maps: Tensor, colormap: str = "inferno") -> Tensor:
         (B, H, W, 3) uint8, on the CPU.
     """
     drawn = overlays(pixels, heatmaps(maps, (pixels.shape[1], pixels.shape[2])), colormap)
-    flat = (entropy(maps) > _UNIFORM).tolist()
+    flat = (entropy(maps) > UNIFORM).tolist()
     return stamp(drawn, ["nearly uniform" if one else "" for one in flat]) if any(flat) else drawn
 
 

@@ -24,14 +24,15 @@ See what a Vision Transformer looks at.
   vitx sanity cat.jpg dog.jpg --model ...                  do the maps show what the model has learned?
   vitx timelapse logs/demo/version_0                       how did it learn to look there?
   vitx report logs/demo/version_0                          the same on one page
+  vitx report logs/                                        how do my trainings differ?
 """
 COMMANDS = {
     "explain": "explain pictures, one or a million",
     "sweep": "one picture under every head fusion and several discard ratios",
     "compare": "one picture through several checkpoints",
     "sanity": "maps of the model while its layers are made random: do they follow it?",
-    "timelapse": "a training as a film",
-    "report": "a training on one page",
+    "timelapse": "a training as a film, or several side by side",
+    "report": "a training on one page, or several compared",
 }
 
 

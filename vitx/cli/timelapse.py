@@ -1,5 +1,6 @@
 """The command `vitx timelapse`: a training as a film."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,24 +8,26 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from vitx.cli.formatting import HelpFormatter
+from vitx.cli.places import ONLY, RUN, open_places, say_left_out
 from vitx.cli.threads import one_thread
 from vitx.errors import VitxError
 from vitx.files import write_png
 from vitx.render import TILE_WIDTH
 from vitx.runs.film import Reel, frame, joined, timeline
 from vitx.runs.gif import write_gif
-from vitx.runs.run import names_apart, open_run
+from vitx.runs.meeting import meetings
 from vitx.runs.stills import strip
 
 DESCRIPTION = """\
 Play a training back: an animated GIF of all images, and a GIF and a strip of stills of each.
 
   vitx timelapse logs/demo/version_0 --output film
-  vitx timelapse logs/demo/version_0 logs/shortcut/version_0     two runs side by side
+  vitx timelapse logs/demo/version_0 logs/shortcut/version_0     runs side by side
+  vitx timelapse logs/                                           all runs below it
   vitx timelapse logs/demo/version_0 --image 2 5                 these images alone
 
-A run is the log folder of a training with vitx's callback. With `save_maps: true` all is drawn anew from
-the maps; without it, the grids in TensorBoard's event files are taken apart.
+A run is a training with vitx's callback, read where it was logged, see `vitx report --help`. With
+`save_maps: true` all is drawn anew from the maps; without it, the logged grids are taken apart.
 """
 _LARGE = 2 * TILE_WIDTH  # pictures in the film of a single image
 
@@ -33,8 +36,8 @@ def parser() -> ArgumentParser:
     """Returns the options of the command."""
     options = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
     add = options.add_argument
-    add("run", type=str, metavar="RUN", help="log folder of a run, or a folder that holds only that")
-    add("other", type=str, metavar="RUN2", nargs="?", help="a second run, to be shown beside the first")
+    add("run", type=str, metavar="RUN", nargs="+", help=RUN)
+    add("--only", type=str, metavar="NAME", nargs="+", help=ONLY)
     add("--output", type=str, metavar="FOLDER", default="timelapse", help="where to write the files")
     add("--image", type=int, metavar="N", nargs="+", help="images to show, counted from 0; by default all")
     add("--frames", type=int, metavar="N", default=60, help="most frames of a film, evenly spaced")
@@ -51,13 +54,19 @@ def run(options: Namespace) -> int:
     output = Path(options.output)
     if output.exists() and not output.is_dir():
         raise VitxError(f"--output is the file {output}: give a folder")
-    runs = [open_run(Path(folder)) for folder in (options.run, options.other) if folder]
-    images = _chosen(options.image, min(run.playback.count for run in runs))
-    names: list[str] | list[None] = names_apart([run.folder for run in runs]) if options.other else [None]
-    reels = [Reel(run, images, name) for run, name in zip(runs, names, strict=True)]
+    runs, left_out = open_places(options.run, options.only)
+    without = [name for name, run in runs.items() if not run.playback.count]
+    left_out |= dict.fromkeys(without, "no pictures were logged")
+    shown = {name: run for name, run in runs.items() if name not in without}
+    images = _chosen(options.image, min(run.playback.count for run in shown.values()))
+    reels = [Reel(run, images, name if len(shown) > 1 else None) for name, run in shown.items()]
+    say_left_out(left_out)
+    watched = [one for meeting in meetings([*shown.values()]) for one in meeting.images]
+    if any(dict.fromkeys(range(len(shown)), image) not in watched for image in images):
+        print("these runs watch other images than each other, or by other methods", file=sys.stderr)
     for path in _write(reels, output, options.frames, options.stills):
         print(path)
-    return 0
+    return int(bool(left_out))
 
 
 def _write(reels: Sequence[Reel], folder: Path, frames: int, stills: int) -> Iterator[Path]:

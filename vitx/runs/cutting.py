@@ -1,12 +1,16 @@
 """Takes a logged grid apart, where the pictures in it are all that was kept."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from vitx.errors import VitxError
-from vitx.render import GAP, LINE, TILE_WIDTH
+from vitx.render import FAINT, GAP, LINE, PAPER, TILE_WIDTH, write
+
+_LIKE = 0.5  # of the difference to an empty line: fonts differ a little from version to version
 
 
 @dataclass(frozen=True)
@@ -44,3 +48,31 @@ def cut(picture: NDArray[np.uint8]) -> list[Row]:
                 for row in rows
             ]
     raise VitxError(f"a picture of {width} x {picture.shape[0]} pixels is no grid of vitx")
+
+
+def read_titles(picture: NDArray[np.uint8], known: Iterable[str]) -> list[str]:
+    """Reads what stands above the columns of a grid, as no logger keeps the order of its methods.
+
+    Args:
+        picture: as `grid` drew it, (height, width, 3) uint8.
+        known: the titles that there may be.
+
+    Returns:
+        The title of each column; `column 2` where it is none of those.
+    """
+    drawn = {title: _title(title) for title in dict.fromkeys(known)}
+    found = []
+    for column in range((picture.shape[1] - GAP) // (TILE_WIDTH + GAP)):
+        left = GAP + column * (TILE_WIDTH + GAP)
+        seen = picture[:LINE, left : left + TILE_WIDTH].astype(int)
+        apart = {title: np.abs(seen - line).sum() for title, line in drawn.items()}
+        best = min(apart, key=apart.__getitem__)
+        read = best not in found and apart[best] <= _LIKE * np.abs(seen - 255).sum()
+        found.append(best if read else f"column {column}")
+    return found
+
+
+def _title(text: str) -> NDArray[np.int64]:
+    line = Image.new("RGB", (TILE_WIDTH, LINE), PAPER)
+    write(ImageDraw.Draw(line), (0, 3), text, FAINT, TILE_WIDTH)
+    return np.asarray(line).astype(int)

@@ -1,7 +1,8 @@
-"""Films of a training, or of two beside each other."""
+"""Films of a training, or of several beside each other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil, log
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -13,7 +14,8 @@ from vitx.runs.run import Run
 
 _BAR = 4  # height of the bar that says where in the training a frame is
 _BELOW = 3  # between heading and bar
-_BETWEEN = 24  # between two runs
+_BETWEEN = 24  # between runs
+_SCREEN = 16 / 10  # width to height
 
 
 @dataclass(frozen=True)
@@ -23,17 +25,12 @@ class Reel:
     Attributes:
         run: where the pictures come from.
         images: which of them are shown.
-        name: written above it, where there are two.
+        name: written above it, where there are several.
     """
 
     run: Run
     images: Sequence[int]
     name: str | None = None
-
-    def position(self, firing: int) -> float:
-        """Where in the training a firing is, in [0, 1]."""
-        steps = self.run.playback.steps
-        return steps[firing] / max(steps[-1], 1)
 
 
 def evenly(count: int, most: int) -> list[int]:
@@ -61,20 +58,24 @@ def timeline(reels: Sequence[Reel], most: int) -> list[tuple[int, ...]]:
     leader = max(reels, key=lambda reel: len(reel.run.playback.steps))
     frames = []
     for firing in evenly(len(leader.run.playback.steps), most):
-        position = leader.position(firing)
-        frames.append(tuple(_nearest(reel, position) for reel in reels))
+        position = leader.run.position(firing)
+        frames.append(tuple(reel.run.nearest(position) for reel in reels))
     return frames
-
-
-def _nearest(reel: Reel, position: float) -> int:
-    firings = range(len(reel.run.playback.steps))
-    return min(firings, key=lambda firing: abs(reel.position(firing) - position))
 
 
 def frame(reels: Sequence[Reel], firings: Sequence[int], tile_width: int = TILE_WIDTH) -> Picture:
     """Draws one moment: each run's grid under its name, step and accuracy, and a bar that fills up."""
     panels = [_panel(*both, tile_width) for both in zip(reels, firings, strict=True)]
-    return joined(panels, axis=1)
+    height, width = (max(panel.shape[axis] for panel in panels) for axis in (0, 1))
+    columns = min(range(1, len(panels) + 1), key=lambda count: _ratio_off(count, len(panels), height, width))
+    rows = [joined(panels[at : at + columns], axis=1) for at in range(0, len(panels), columns)]
+    return joined(rows, axis=0)
+
+
+def _ratio_off(columns: int, count: int, height: int, width: int) -> float:
+    """How far from a screen's form panels are that stand in some columns; two always stand side by side."""
+    form = columns * width / (ceil(count / columns) * height)
+    return abs(log(form / _SCREEN)) if count > 2 else -columns
 
 
 def _panel(reel: Reel, firing: int, tile_width: int) -> Picture:
@@ -88,7 +89,7 @@ def _panel(reel: Reel, firing: int, tile_width: int) -> Picture:
     top += LINE + _BELOW
     whole = width - 2 * GAP
     draw.rectangle((GAP, top, GAP + whole - 1, top + _BAR - 1), "#e4e4e4")
-    if done := round(whole * reel.position(firing)):
+    if done := round(whole * reel.run.position(firing)):
         draw.rectangle((GAP, top, GAP + done - 1, top + _BAR - 1), FAINT)
     canvas.paste(Image.fromarray(grid), (0, top + _BAR + GAP))
     return np.asarray(canvas)

@@ -4,8 +4,10 @@ There are two sources: the maps that the callback saved, from which everything i
 that it logged, which are taken apart.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +18,8 @@ from vitx import render
 from vitx.captions import Caption, captions_of
 from vitx.errors import VitxError
 from vitx.methods import title_of
-from vitx.runs.cutting import cut
+from vitx.runs.cutting import Row, cut, read_titles
+from vitx.runs.logged import decode
 from vitx.runs.saved import SavedMaps
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
@@ -33,11 +36,21 @@ class Playback(Protocol):
     def count(self) -> int:
         """How many images there are."""
 
+    @property
+    def titles(self) -> Sequence[str]:
+        """Those of the methods."""
+
+    def input(self, image: int) -> Picture:
+        """Returns an image as it is."""
+
     def tiles(self, firing: int, image: int) -> dict[str, Picture]:
         """Returns title -> picture of an image at a firing (its place in `steps`), the input first."""
 
     def caption(self, firing: int, image: int) -> Caption | Picture:
         """Returns what the model says, in words, or, where only the grid was kept, as a picture."""
+
+    def captions(self, firing: int) -> Sequence[Caption | Picture]:
+        """Returns those of all images."""
 
     def grid(self, firing: int, images: Sequence[int], tile_width: int = render.TILE_WIDTH) -> Picture:
         """Draws the grid of some images at one firing; logged grids keep the width that they have."""
@@ -58,6 +71,21 @@ class FromMaps:
     def count(self) -> int:
         """How many images there are."""
         return len(self.saved.pixels)
+
+    @property
+    def maps(self) -> dict[str, NDArray[np.float32]]:
+        """Those of each method by its title, (firings, images, h, w)."""
+        return {title_of(name): maps for name, maps in self.saved.maps.items()}
+
+    @property
+    def titles(self) -> Sequence[str]:
+        """Those of the methods."""
+        return list(self.maps)
+
+    def input(self, image: int) -> Picture:
+        """Returns an image in its own size."""
+        pixels: Picture = self.saved.pixels[image]
+        return pixels
 
     def tiles(self, firing: int, image: int) -> dict[str, Picture]:
         """Draws one image, title -> picture."""
@@ -96,36 +124,93 @@ class FromGrids:
     """Takes logged grids apart.
 
     Args:
-        grids: step -> the grid that was logged there.
-        methods: their names, in the order of the columns.
+        grids: step -> the grid that was logged there, as the bytes of a picture file.
+        methods: names of those that there may be.
+        place: of the run.
 
     Raises:
-        VitxError: One of the pictures is no grid.
+        VitxError: One of the pictures is damaged, or no grid.
     """
 
-    def __init__(self, grids: Mapping[int, Picture], methods: Sequence[str]) -> None:
+    def __init__(self, grids: Mapping[int, bytes], methods: Iterable[str], place: Path) -> None:
         self.steps: Sequence[int] = tuple(sorted(grids))
-        self._grids = [grids[step] for step in self.steps]
-        self._rows = [cut(grid) for grid in self._grids]
-        if len({rows[0].tiles[0].shape for rows in self._rows}) > 1:
+        self._encoded, self._place = [grids[step] for step in self.steps], place
+        kinds = [self._kind(firing) for firing in range(len(self.steps))]
+        if len({shape for shape, _, _ in kinds}) > 1:
             raise VitxError("the logged pictures changed their size: keep those of one training alone")
-        self.count = min(map(len, self._rows))
-        columns = min(len(rows[0].tiles) for rows in self._rows)
-        names = [*methods, *(f"method {number}" for number in range(len(methods) + 1, columns))]
-        self._titles = ["input", *(title_of(name) for name in names)][:columns]
+        self.count = min(count for _, count, _ in kinds)
+        columns = min(columns for _, _, columns in kinds)
+        known = ("input", *map(title_of, methods))
+        self._columns = read_titles(self._seen(-1)[0], known)[:columns]
+        self.titles: Sequence[str] = self._columns[1:]
+
+    def input(self, image: int) -> Picture:
+        """Cuts an image out as it was shown last."""
+        return self._rows(-1)[image].tiles[0]
 
     def tiles(self, firing: int, image: int) -> dict[str, Picture]:
         """Cuts one image out, title -> picture."""
-        return dict(zip(self._titles, self._rows[firing][image].tiles, strict=False))
+        return dict(zip(self._columns, self._rows(firing)[image].tiles, strict=False))
 
     def caption(self, firing: int, image: int) -> Picture:
         """Cuts the line of text out."""
-        return self._rows[firing][image].caption
+        return self._rows(firing)[image].caption
+
+    def captions(self, firing: int) -> Sequence[Picture]:
+        """Cuts the lines of text out."""
+        return [row.caption for row in self._rows(firing)[: self.count]]
 
     def grid(self, firing: int, images: Sequence[int], tile_width: int = render.TILE_WIDTH) -> Picture:
         """Joins the rows of some images anew, between the titles and the legend."""
-        grid = self._grids[firing]
-        height = (len(grid) - 3 * render.LINE) // len(self._rows[firing])
+        grid, cut_out = self._seen(firing)
+        height = (len(grid) - 3 * render.LINE) // len(cut_out)
         tops = [render.LINE + image * height for image in images]
         rows = [grid[top : top + height] for top in tops]
         return np.concatenate([grid[: render.LINE], *rows, grid[-2 * render.LINE :]])
+
+    def _kind(self, firing: int) -> tuple[tuple[int, ...], int, int]:
+        """The shape of the pictures at a firing, how many images there are, and how many columns."""
+        rows = self._rows(firing)
+        return rows[0].tiles[0].shape, len(rows), len(rows[0].tiles)
+
+    def _rows(self, firing: int) -> list[Row]:
+        return self._seen(firing)[1]
+
+    def _seen(self, firing: int) -> tuple[Picture, list[Row]]:
+        """A grid and its rows; it is a hundred times as large as its file, so few are held at once."""
+        step = self.steps[firing]
+        return _decode_and_cut(self._encoded[firing], f"the picture that {self._place} logged at step {step}")
+
+
+@lru_cache(maxsize=8)
+def _decode_and_cut(picture: bytes, what: str) -> tuple[Picture, list[Row]]:
+    grid = decode(picture, what)
+    return grid, cut(grid)
+
+
+class NoPictures:
+    """Of a run that logged numbers alone."""
+
+    steps: Sequence[int] = ()
+    titles: Sequence[str] = ()
+    count = 0
+
+    def input(self, image: int) -> Picture:
+        """There are none."""
+        raise IndexError(image)
+
+    def tiles(self, firing: int, image: int) -> dict[str, Picture]:
+        """There are none."""
+        raise IndexError(image)
+
+    def caption(self, firing: int, image: int) -> Caption:
+        """There are none."""
+        raise IndexError(image)
+
+    def captions(self, firing: int) -> Sequence[Caption]:
+        """There are none."""
+        raise IndexError(firing)
+
+    def grid(self, firing: int, images: Sequence[int], tile_width: int = render.TILE_WIDTH) -> Picture:
+        """There are none."""
+        raise IndexError(firing)

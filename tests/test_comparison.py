@@ -1,0 +1,329 @@
+"""The page that compares trainings: what is in it, and what a browser makes of it."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.browsers import opened as open_page
+from tests.browsers import shoot
+from tests.played_runs import CLASSES, COUNT, LABELS, LOGITS, STEPS, maps, pixels, write_events, write_maps
+from tests.test_report import articles, films, report, said
+from vitx import cli
+from vitx.cli.table import columns
+from vitx.runs.finding import open_run
+from vitx.runs.logged import Curve
+from vitx.runs.meeting import disagreement, meetings
+from vitx.runs.playback import NoPictures
+from vitx.runs.run import Run
+from vitx.runs.saved import save_images, save_maps
+from vitx.runs.settings import compare_settings
+
+CONFIG = """
+trainer: {{logger: {{init_args: {{name: {name}}}}}, max_epochs: 3}}
+model: {{class_path: !!python/name:my.Model '', learning_rate: {rate}, depth: {depth}, names: [a, b]}}
+"""
+
+
+def write_run(folder, rate, accuracy, depth="4", steps=(0, 4, 9)):
+    write_events(write_maps(folder, steps=steps), steps=steps, grids=False, accuracy=accuracy)
+    (folder / "config.yaml").write_text(CONFIG.format(name=folder.name, rate=rate, depth=depth))
+    (folder / "hparams.yaml").write_text(f"learning_rate: {rate}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    """Three runs that watch the same images, one of them half as often, and one that watches others."""
+    folder = tmp_path_factory.mktemp("logs")
+    write_run(folder / "slow", "1.0e-4", 0.5)
+    write_run(folder / "<b>fast", "1.0e-3", 0.75, depth="null")
+    write_run(folder / "half", "1.0e-3", 0.25, steps=(0, 40))
+    other = write_run(folder / "other", "1.0e-3", 0.25)
+    save_images(other / "vitx", 255 - pixels(), LABELS, CLASSES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def path(logs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    assert report(logs, "--output", path) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(path):
+    return path.read_text("utf-8")
+
+
+@pytest.fixture
+def opened(browser, path):
+    with open_page(browser, path) as page:
+        yield page
+
+
+def rows(page):
+    """The table: what stands in each row, by the heading of its column."""
+    headings = re.findall(r"<button type=\"button\">(.*?)</button></th>", page)
+    found = []
+    for row in re.findall(r"<tr class=\"run-\d+\".*?</tr>", page, re.DOTALL):
+        cells = [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td.*?>(.*?)</td>", row, re.DOTALL)]
+        found.append(dict(zip(headings, cells, strict=True)))
+    return found
+
+
+def test_the_table_has_what_differs_and_what_came_out(page):
+    found = rows(page)
+    names = ["&lt;b&gt;fast", "half", "other", "slow"]
+    assert [row["run"] for row in found] == names, "a name became markup, or the order is not theirs"
+    assert [row["learning_rate"] for row in found] == ["0.001", "0.001", "0.001", "0.0001"]
+    assert [row["depth"] for row in found] == ["none", "4", "4", "4"]
+    assert [row["accuracy"] for row in found] == ["0.75", "0.25", "0.25", "0.5"]
+    assert [row["steps"] for row in found] == ["9", "40", "9", "9"]
+    assert not {"max_epochs", "model.learning_rate"} & set(found[0])
+    assert "name" not in found[0], "where a run lies is no setting"
+    assert re.search(r"<dt>trainer.max_epochs</dt><dd>3</dd>", page)
+
+
+def test_what_is_the_same_stands_together_and_what_is_not_apart(page):
+    assert "in 2 parts" in page
+    first, second = re.findall(r'<h3 class="group-name">(.*?)</h3>', page)
+    assert first == "What &lt;b&gt;fast, half and slow watch"
+    assert second == "What only other watches: other images"
+    shown = articles(page)
+    assert [len(re.findall(r'class="cell shown', article)) for article in shown] == [3] * COUNT + [1] * COUNT
+
+
+def test_the_slider_goes_by_the_share_of_the_training(page, logs):
+    moments = json.loads(re.search(r'id="moments">(.*?)</script>', page)[1])
+    assert moments["moments"] == ["the start", "50% of the training", "the end"]
+    fast, half, *_ = moments["headings"]
+    assert [heading.partition(",")[0] for heading in fast] == ["step 0", "step 4", "step 9"]
+    assert [heading.partition(",")[0] for heading in half] == ["step 0", "step 0", "step 40"]
+    playback = open_run(logs / "half").playback
+    for article in articles(page)[:COUNT]:
+        image = int(re.search(r"Image (\d)", article)[1])
+        assert [text for text, *_ in said(article)[1]] == [str(playback.caption(1, image))] * 3
+        cell = article.split('class="cell shown')[2]
+        frames = films(cell, 3)["attention rollout"][..., 0]
+        expected = maps(0)["rollout"][image], maps(40)["rollout"][image]
+        assert [int(frame.argmax()) for frame in frames] == [int(expected[k].argmax()) for k in (0, 0, 1)]
+
+
+def test_what_is_no_number_has_a_place_in_no_order():
+    values = [2.0, float("nan"), float("inf"), 1.0]
+    runs = [
+        Run(Path("r"), NoPictures(), {"val/loss": Curve((3,), (value,))}, {"config": f"rate: {rate}"})
+        for value, rate in zip(values, (0.5, ".inf", "none", 0.25), strict=True)
+    ]
+    rate, steps, loss = columns(runs, compare_settings(runs)[0])
+    assert [(cell.text, cell.value) for cell in rate.cells] == [
+        ("0.5", 0.5), ("inf", None), ("none", "none"), ("0.25", 0.25)
+    ]  # fmt: skip
+    assert [(cell.text, cell.value, cell.share) for cell in loss.cells] == [
+        ("2", 2, 1), ("nan", None, None), ("inf", None, None), ("1", 1, 0)
+    ]  # fmt: skip
+    assert [cell.share for cell in steps.cells] == [None] * 4, "all are alike"
+
+
+def test_a_setting_is_read_from_what_loggers_write():
+    texts = ["lr: 1\nopt: {name: adam}\n", "lr: 2\nopt: {name: adam}\nextra: [{a: 1}]\n", "{broken"]
+    runs = [Run(Path(name), NoPictures(), {}, {"c": text}) for name, text in zip("abc", texts, strict=True)]
+    differing, shared = compare_settings(runs)
+    assert {setting.name: dict(setting.values) for setting in differing} == {
+        "lr": {0: 1, 1: 2}, "name": {0: "adam", 1: "adam"}, "a": {1: 1}
+    }  # fmt: skip
+    assert shared == []
+
+
+def test_images_meet_whatever_their_place_and_methods_must_be_the_same(tmp_path):
+    write_maps(tmp_path / "a")
+    write_maps(tmp_path / "b", count=2)
+    save_images(tmp_path / "b" / "vitx", pixels()[[2, 0]], LABELS[[2, 0]], CLASSES)
+    logged = write_events(tmp_path / "c")  # has no maps, and its pictures are larger
+    for step in (0, 4):
+        rollout = {"rollout": maps(step)["rollout"]}
+        save_maps(tmp_path / "d" / "vitx", rollout, step, LOGITS)
+    save_images(tmp_path / "d" / "vitx", pixels(), LABELS, CLASSES)
+    runs = [open_run(folder) for folder in (tmp_path / "a", tmp_path / "b", logged, tmp_path / "d")]
+    found = meetings(runs)
+    assert [(meeting.runs, len(meeting.titles), meeting.images) for meeting in found] == [
+        ([0, 1, 2], 2, [{0: 0, 1: 1, 2: 0}, {0: 2, 1: 0, 2: 2}]),
+        ([0, 2], 2, [{0: 1, 2: 1}]),
+        ([3], 1, [{3: 0}, {3: 1}, {3: 2}]),
+    ]
+
+
+def test_maps_of_one_method_stand_in_one_row(tmp_path):
+    write_maps(tmp_path / "logs" / "a")
+    other = write_maps(tmp_path / "logs" / "b") / "vitx"
+    for step in STEPS:
+        found = maps(step)
+        found["grad_rollout"][1] = 1  # flat
+        save_maps(other, dict(reversed(found.items())), step, LOGITS)
+    assert report(tmp_path / "logs", "--output", tmp_path / "page.html") == 0
+    for article in articles((tmp_path / "page.html").read_text("utf-8")):
+        titles = re.findall(r'<span class="title">(\w+ rollout)', article)
+        assert titles == ["attention rollout", "gradient rollout"] * 2
+        image = int(re.search(r"Image (\d)", article)[1])
+        assert said(article)[1][-1][2:] == ([1] if image == 1 else [])
+
+
+def test_the_image_that_runs_disagree_about_is_found(tmp_path):
+    write_maps(tmp_path / "a")
+    write_maps(tmp_path / "b")
+    same = maps(9)
+    apart = {name: found.copy() for name, found in same.items()}
+    apart["rollout"][1] = apart["rollout"][1][::-1]
+    logits = LOGITS.copy()
+    logits[2] = np.roll(logits[2], 1)
+    save_maps(tmp_path / "b" / "vitx", apart, 9, logits)
+    runs = [open_run(tmp_path / name) for name in "ab"]
+    scores = [disagreement(runs, {0: image, 1: image}) for image in range(COUNT)]
+    assert scores[0] == (0, pytest.approx(0, abs=1e-6))
+    assert scores[1][0] == 0
+    assert scores[1][1] > 0.05
+    assert scores[2][0] == 1
+
+
+def test_runs_without_pictures_are_compared_by_their_numbers_and_damaged_ones_are_named(tmp_path, capsys):
+    write_run(tmp_path / "logs" / "one", "1.0e-3", 0.5)
+    write_events(tmp_path / "logs" / "numbers", grids=False)
+    broken = write_run(tmp_path / "logs" / "broken", "1.0e-3", 0.5)
+    (broken / "vitx" / "images.npz").write_bytes(b"")
+    assert report(tmp_path / "logs", "--output", tmp_path / "page.html") == 1
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert [row["run"] for row in rows(page)] == ["numbers", "one"]
+    assert "No pictures were logged by numbers" in page
+    assert re.search(r"Left out: broken \(cannot read .*images.npz", page)
+    assert "left out broken: cannot read" in capsys.readouterr().err
+
+
+def test_only_some_runs_are_asked_for(logs, tmp_path, capsys):
+    assert report(logs, "--only", "s*", "half", "--output", tmp_path / "page.html") == 0
+    assert [row["run"] for row in rows((tmp_path / "page.html").read_text("utf-8"))] == ["half", "slow"]
+    assert report(logs, "--only", "slow", "--output", tmp_path / "page.html") == 0
+    assert "slow: what the model looks at" in (tmp_path / "page.html").read_text("utf-8")
+    assert report(logs, "--only", "none", "--output", tmp_path / "no.html") == 2
+    assert "no run is called none: there are <b>fast, half, other, slow" in capsys.readouterr().err
+    assert not (tmp_path / "no.html").exists()
+
+
+def test_where_none_has_pictures_nothing_is_written(tmp_path, capsys):
+    for name in "ab":
+        write_events(tmp_path / "logs" / name, grids=False)
+    assert report(tmp_path / "logs", "--output", tmp_path / "page.html") == 2
+    assert "holds no pictures" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_where_there_is_much_the_slider_has_fewer_places(saved, tmp_path, monkeypatch):
+    for name in "ab":
+        run = tmp_path / "logs" / name
+        (write_maps if saved else write_events)(run, steps=range(12))
+    assert report(tmp_path / "logs", "--output", tmp_path / "all.html") == 0
+    whole = (tmp_path / "all.html").read_text("utf-8")
+    assert "has 12 places" not in whole
+    films_of_it = sum(map(len, re.findall(r'class="film" src="(.*?)"', whole)))
+    limit = len(whole.encode()) - films_of_it // 2
+    monkeypatch.setattr(cli.comparison, "_MOST_BYTES", limit)
+    assert report(tmp_path / "logs", "--output", tmp_path / "page.html") == 0
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert len(page.encode()) <= limit
+    places = int(re.search(r"it has (\d+) places, not 12", page)[1])
+    assert 2 <= places < 12
+    assert len(films(articles(page)[0], places)) == 2 + (not saved)
+
+
+def test_one_slider_moves_all_runs(opened):
+    cells = opened.locator("article").first.locator(".cell.shown")
+    slider = opened.get_by_role("slider")
+    assert slider.count() == 1
+    before = [cell.screenshot() for cell in cells.all()]
+    slider.press("Home")
+    assert opened.locator(".bar output").text_content() == "the start"
+    assert cells.locator(".heading").all_text_contents() == ["step 0"] * 3
+    assert all(cell.screenshot() != shot for cell, shot in zip(cells.all(), before, strict=True))
+    slider.press("ArrowRight")
+    assert cells.locator(".heading").all_text_contents() == [
+        "step 4, accuracy 75%",
+        "step 0",
+        "step 4, accuracy 50%",
+    ]
+    shoot(opened, "comparison-wide", full_page=True)
+
+
+def test_a_click_sorts_the_table_and_the_pictures(opened):
+    def order():
+        boxes = {cell.locator(".name").text_content(): cell.bounding_box()["x"] for cell in cells.all()}
+        return sorted(boxes, key=boxes.get)
+
+    cells = opened.locator("article").first.locator(".cell.shown")
+    table, heading = opened.locator("tbody"), opened.get_by_role("columnheader", name="accuracy")
+    assert order() == ["<b>fast", "half", "slow"]
+    heading.get_by_role("button").click()
+    assert heading.get_attribute("aria-sort") == "ascending"
+    assert table.locator("td.run").all_text_contents() == ["half", "other", "slow", "<b>fast"]
+    assert order() == ["half", "slow", "<b>fast"]
+    heading.get_by_role("button").click()
+    assert table.locator("td.run").all_text_contents() == ["<b>fast", "slow", "half", "other"]
+    opened.get_by_role("columnheader", name="depth").get_by_role("button").click()
+    assert table.locator("td.run").all_text_contents()[-1] == "<b>fast", "words come after numbers"
+
+
+def test_runs_are_hidden_and_stand_out(opened):
+    cell, curve = opened.locator(".cell.run-1").first, opened.locator(".curve.run-1").first
+    opened.get_by_role("checkbox", name="show half").uncheck()
+    assert not cell.is_visible()
+    assert not curve.is_visible()
+    assert opened.locator("tbody tr").nth(1).is_visible()
+    opened.get_by_role("checkbox", name="show all runs").uncheck()
+    assert not opened.locator(".cell.shown").first.is_visible()
+    opened.get_by_role("checkbox", name="show all runs").check()
+    assert cell.is_visible()
+    opened.locator(".legend .run-1").hover()
+    assert "focus-1" in opened.locator("html").get_attribute("class")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 390])
+def test_the_page_fits_its_window(width, scheme, opened):
+    opened.set_viewport_size({"width": width, "height": 800})
+    opened.emulate_media(color_scheme=scheme)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    for tile in opened.locator(".cell .tile").all():
+        assert tile.bounding_box()["width"] > 90
+    shoot(opened, f"comparison-{width}-{scheme}", full_page=True)
+
+
+def test_it_prints_the_moment_that_is_shown(opened, tmp_path):
+    opened.get_by_role("slider").press("Home")
+    opened.emulate_media(media="print")
+    opened.set_viewport_size({"width": 1000, "height": 700})  # a sheet of paper
+    assert opened.get_by_role("slider").count() == 0
+    assert "The maps are those at the start." in opened.locator("body").inner_text()
+    for part in opened.locator("td, .cell .tile").all():
+        box = part.bounding_box()
+        assert box["x"] + box["width"] <= 1000
+    drawn = opened.evaluate("""() => {
+        dispatchEvent(new Event("beforeprint"));
+        const count = document.querySelectorAll("canvas").length;
+        dispatchEvent(new Event("afterprint"));
+        return [count, document.querySelectorAll("canvas").length];
+    }""")
+    assert drawn == [(3 + 1) * COUNT * 2, 0], "maps are not drawn large for paper, or are so for ever"
+    assert opened.pdf(path=tmp_path / "page.pdf").startswith(b"%PDF")
+
+
+def test_without_scripts_the_end_is_there(browser, path):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    cell = page.locator(".cell.run-3").first
+    assert cell.locator(".heading").text_content() == "step 9, accuracy 50%"
+    assert cell.locator(".caption").text_content()
+    assert not page.get_by_role("slider").count()
+    context.close()

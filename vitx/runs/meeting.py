@@ -1,0 +1,110 @@
+"""Which runs watch the same images by the same methods, and where they disagree most."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitx import metrics
+from vitx.captions import Caption
+from vitx.runs.playback import FromMaps, Picture
+from vitx.runs.run import Run
+
+_THUMBNAIL = 16  # pixels a side
+_TOLERANCE = 12  # of 255: a picture that was enlarged or written anew differs a little
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Images that the same runs watch.
+
+    Attributes:
+        titles: of their methods, in the order of the first run.
+        note: what is written below their maps.
+        images: of each image, the run's number -> the number that the image has in the run.
+    """
+
+    titles: tuple[str, ...]
+    note: str
+    images: list[dict[int, int]]
+
+    @property
+    def runs(self) -> list[int]:
+        """The runs' numbers."""
+        return list(self.images[0])
+
+
+def meetings(runs: Sequence[Run]) -> list[Meeting]:
+    """Puts the images together that the same runs watch; those of most runs come first."""
+    found: dict[tuple[tuple[int, ...], tuple[str, ...], str], Meeting] = {}
+    for watched in _same_images(runs):
+        kinds: dict[tuple[tuple[str, ...], str], dict[int, int]] = {}
+        for number, image in watched.items():
+            kinds.setdefault(_kind(runs[number]), {})[number] = image
+        for (titles, note), images in kinds.items():
+            key = (tuple(images), titles, note)
+            order = tuple(runs[next(iter(images))].playback.titles)
+            found.setdefault(key, Meeting(order, note, [])).images.append(images)
+    return sorted(found.values(), key=lambda meeting: (-len(meeting.runs), meeting.runs))
+
+
+def _kind(run: Run) -> tuple[tuple[str, ...], str]:
+    """What maps must have in common to be compared."""
+    note = run.playback.saved.note if isinstance(run.playback, FromMaps) else ""
+    return tuple(sorted(run.playback.titles)), note
+
+
+def _same_images(runs: Sequence[Run]) -> list[dict[int, int]]:
+    """Returns each image as the run's number -> its number there."""
+    known: dict[tuple[int, int], list[tuple[NDArray[np.int16], dict[int, int]]]] = {}
+    for number, run in enumerate(runs):
+        for image in range(run.playback.count):
+            form, thumbnail = _thumbnail(run.playback.input(image))
+            alike = known.setdefault(form, [])
+            for seen, watched in alike:
+                if number not in watched and np.abs(seen - thumbnail).max() <= _TOLERANCE:
+                    watched[number] = image
+                    break
+            else:
+                alike.append((thumbnail, {number: image}))
+    return [watched for alike in known.values() for _, watched in alike]
+
+
+def _thumbnail(picture: Picture) -> tuple[tuple[int, int], NDArray[np.int16]]:
+    """Returns the form of a picture in some hundred parts, and the picture in little."""
+    height, width = picture.shape[:2]
+    size = (_THUMBNAIL, _THUMBNAIL)
+    small = Image.fromarray(picture).resize(size, Image.Resampling.BOX)
+    return (round(16 * height / width), 16), np.asarray(small).astype(np.int16)
+
+
+def disagreement(runs: Sequence[Run], images: Mapping[int, int]) -> tuple[int, float]:
+    """Says how much runs disagree about an image at their ends.
+
+    Args:
+        runs: all of them.
+        images: the run's number -> the image's number in it.
+
+    Returns:
+        How many classes they name beyond one, and how far their maps are from the mean of all: the mean over
+        runs and methods of 1 - cosine. 0 of runs that kept no maps.
+    """
+    said = [runs[number].playback.caption(-1, image) for number, image in images.items()]
+    named = {caption.prediction for caption in said if isinstance(caption, Caption)}
+    kept: dict[str, list[torch.Tensor]] = {}
+    for number, image in images.items():
+        playback = runs[number].playback
+        for title, maps in playback.maps.items() if isinstance(playback, FromMaps) else ():
+            last = torch.from_numpy(maps[-1, image])[None, None]
+            size = (_THUMBNAIL, _THUMBNAIL)
+            one = torch.nn.functional.interpolate(last, size, mode="bilinear")[0, 0]
+            kept.setdefault(title, []).append(one / one.sum().clamp_min(torch.finfo(one.dtype).tiny))
+    apart = [_apart(torch.stack(of_method)) for of_method in kept.values()]
+    return max(len(named) - 1, 0), sum(apart) / max(len(apart), 1)
+
+
+def _apart(maps: torch.Tensor) -> float:
+    return metrics.drift(maps, maps.mean(0, keepdim=True).expand_as(maps)).mean().item()
