@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from vitx import VitxError
+from vitx.clips import evenly
 from vitx.explanation import Explanation
-from vitx.views import evenly, slices_of, strips
+from vitx.views import slices_of, strips
 
 
 def explanation(images, maps, channels):

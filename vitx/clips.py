@@ -13,7 +13,6 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.preprocessing import Preprocessing
-from vitx.views import evenly
 
 CLIPS = frozenset((".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
 FRAMES_FIRST, CHANNELS_FIRST = 1, 2  # the dimension of time in a batch: (B, T, C, H, W) or (B, C, T, H, W)
@@ -47,6 +46,16 @@ class ClipPreprocessing(Preprocessing):
         """Returns a clip, (T, H, W, 3) uint8, as the model takes it, of `shape`."""
         frames = [super(ClipPreprocessing, self).__call__(Image.fromarray(frame)) for frame in clip]
         return torch.stack(frames, self.time_axis - 1)
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Chooses evenly spaced frames, the first and the last among them.
+
+    Example:
+        >>> evenly(4, 8), evenly(16, 4)
+        ([0, 1, 2, 3], [0, 5, 10, 15])
+    """
+    return [round(float(place)) for place in torch.linspace(0, count - 1, min(count, most))]
 
 
 def read_clip(path: Path, frames: int) -> NDArray[np.uint8]:

@@ -1,51 +1,12 @@
 """Models of Hugging Face's transformers, with the image processor that is saved beside them."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from vitx.clips import FRAMES_FIRST, ClipPreprocessing
 from vitx.errors import VitxError
-from vitx.preprocessing import Preprocessing, channels_taken
-
-_SIDE = 64  # of the pictures that tell what a processor does to black and to white
-
-
-@dataclass(frozen=True)
-class Processor(Preprocessing):
-    """How a model wants its images, in the words of an image processor.
-
-    Attributes:
-        processor: of transformers.
-    """
-
-    processor: Any = None
-
-    def __call__(self, picture: Any) -> Tensor:
-        """Returns the image as the model takes it, (C, H, W)."""
-        return _processed(self.processor, picture, len(self.mean))
-
-
-@dataclass(frozen=True)
-class ClipProcessor(ClipPreprocessing):
-    """How a model wants its clips, in the words of a processor: frames first.
-
-    Attributes:
-        processor: of transformers.
-    """
-
-    processor: Any = None
-
-    def __call__(self, clip: Any) -> Tensor:
-        """Returns a clip, (T, H, W, 3) uint8, as the model takes it, (T, C, H, W)."""
-        return _clip_processed(self.processor, [np.array(frame) for frame in clip])  # which may be read-only
+from vitx.preprocessing import Preprocessing
+from vitx.processors import load_processor, quiet
 
 
 def load_hugging_face(
@@ -68,7 +29,7 @@ def load_hugging_face(
     except ImportError as error:
         raise VitxError("models of Hugging Face need transformers: pip install 'vitx[hf]'") from error
     kinds: Any = transformers  # some without types
-    with _quiet():
+    with quiet():
         try:
             config = kinds.AutoConfig.from_pretrained(name, trust_remote_code=trust)
             of_clips = type(config) in kinds.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING
@@ -89,101 +50,8 @@ def load_hugging_face(
     names = [str(model.config.id2label[index]) for index in range(len(model.config.id2label))]
     named = names != [f"LABEL_{index}" for index in range(len(names))]
     frames = int(config.num_frames) if of_clips else 0
-    return model, _processor(model, name, frames, trust=trust), tuple(names) if named else None
-
-
-def _processor(
-    model: nn.Module, name: str, frames: int = 0, *, local: bool = False, trust: bool = False
-) -> Preprocessing:
-    """Loads the image processor of a model.
-
-    Args:
-        model: that takes what it makes.
-        name: of a folder, or on the hub.
-        frames: of a clip; 0: the model takes images.
-        local: look on this machine alone.
-        trust: run also code that comes with it.
-
-    Raises:
-        VitxError: There is none.
-    """
-    import transformers
-
-    kinds: Any = transformers  # some without types
-
-    with _quiet():
-        try:
-            processor = kinds.AutoImageProcessor.from_pretrained(
-                name, local_files_only=local, trust_remote_code=trust
-            )
-            plain = [Image.new("RGB", (_SIDE, _SIDE), colour) for colour in ("black", "white")]
-            black, white = (
-                _clip_processed(processor, [np.array(picture)] * frames)[0]
-                if frames
-                else _processed(processor, picture, channels_taken(model))
-                for picture in plain
-            )
-        except Exception as error:  # each kind has its own
-            raise VitxError(
-                f"{name} holds no image processor that can be used: save one beside the model "
-                "(preprocessor_config.json), or make the model by --factory and give --image-size, --mean "
-                "and --std"
-            ) from error
-    low, high = black.mean((1, 2)), white.mean((1, 2))
-    size = black.shape[1], black.shape[2]
-    mean, std = tuple((-low / (high - low)).tolist()), tuple((1 / (high - low)).tolist())
-    if frames:
-        return ClipProcessor(size, mean, std, frames=frames, time_axis=FRAMES_FIRST, processor=processor)
-    return Processor(size, mean, std, processor=processor)
-
-
-def saved_processor(model: nn.Module) -> Preprocessing | None:
-    """Returns the image processor saved where a model of transformers, or one inside, was loaded from."""
-    for part in model.modules():
-        name = getattr(part, "name_or_path", None) if _of_transformers(part) else None
-        if name:
-            try:
-                return _processor(model, str(name), local=True)
-            except VitxError:
-                return None
-    return None
-
-
-def _of_transformers(part: nn.Module) -> bool:
-    return any(kind.__module__.startswith("transformers.") for kind in type(part).__mro__)
-
-
-def _processed(processor: Any, picture: Image.Image, channels: int) -> Tensor:
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    found = processor(images=picture, return_tensors="pt")["pixel_values"][0]
-    return torch.as_tensor(np.asarray(found), dtype=torch.float32)
-
-
-def _clip_processed(processor: Any, frames: list[Any]) -> Tensor:
-    found = processor(frames, return_tensors="pt")["pixel_values"][0]
-    return torch.as_tensor(np.asarray(found), dtype=torch.float32)
+    return model, load_processor(model, name, frames, trust=trust), tuple(names) if named else None
 
 
 def _said(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps to itself what transformers says of what is loaded."""
-    from transformers.utils import logging as transformers_logging
-
-    told: Any = transformers_logging  # without types
-
-    shown, level = told.is_progress_bar_enabled(), told.get_verbosity()
-    hub = logging.getLogger("huggingface_hub")  # tells each try to reach it
-    told.disable_progress_bar()
-    told.set_verbosity(logging.CRITICAL)
-    hub.disabled = True
-    try:
-        yield
-    finally:
-        hub.disabled = False
-        told.set_verbosity(level)
-        if shown:
-            told.enable_progress_bar()

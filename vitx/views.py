@@ -6,10 +6,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vitx.clips import evenly
 from vitx.errors import VitxError
 
 View = Literal["frames", "planes"]
-MOST_FRAMES = 8
+_MOST_FRAMES = 8
 _NARROWEST, _WIDEST = 448, 1344  # pixels of a strip
 _GAP, _PAPER = 2, 255  # pixels between slices, and their colour
 
@@ -46,20 +47,10 @@ def slices_of(size: tuple[int, ...], channels: int, view: View | None, time_axis
         raise VitxError(f"view must be 'frames' or 'planes', found {view!r}")
     if view == "planes" or (view is None and channels != 3):
         return Slices("the planes through the brightest place", _planes)
-    shown = evenly(size[0])
+    shown = evenly(size[0], _MOST_FRAMES)
     numbers = ", ".join(str(number + 1) for number in shown)
     said = f"frames {numbers}" + (f" of {size[0]}" if len(shown) < size[0] else "")
     return Slices(said, lambda clip, _: [clip[number] for number in shown])
-
-
-def evenly(count: int, most: int = MOST_FRAMES) -> list[int]:
-    """Chooses evenly spaced frames, the first and the last among them.
-
-    Example:
-        >>> evenly(4), evenly(16, 4)
-        ([0, 1, 2, 3], [0, 5, 10, 15])
-    """
-    return [round(float(place)) for place in torch.linspace(0, count - 1, min(count, most))]
 
 
 def strips(shown: Sequence[Tensor], heat: Tensor, slices: Slices) -> Tensor:
