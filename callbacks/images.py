@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from vitx.callbacks.batches import ITEM, Content, object_masks, read_batch
-from vitx.callbacks.labels import class_names, evenly_spaced, one_of_each_class
+from vitx.callbacks.labels import class_counts, class_names, evenly_spaced, one_of_each_class
 from vitx.callbacks.loading import BATCH, fetch, join, sampled, validation_loader
 from vitx.callbacks.scales import held_by
 from vitx.colours import Scale
@@ -37,6 +37,8 @@ class Samples:
         places: where they are in the data set, or None.
         out_of: how many images the data set has, or None.
         class_names: the data set's own, or None.
+        counts: how many outputs a model of the data set's classes may have, or None.
+        unlabelled: whether it is the set that the model is judged by, and has no labels.
         scales: mean and std of each normalisation that the data set holds.
         name: what the batch calls the images.
         source: the kind of their data set; empty for a tensor or files.
@@ -50,6 +52,8 @@ class Samples:
     places: tuple[int, ...] | None = None
     out_of: int | None = None
     class_names: tuple[str, ...] | None = None
+    counts: range | None = None
+    unlabelled: bool = False
     scales: tuple[Scale, ...] = ()
     name: str = ITEM.format(0)
     source: str = ""
@@ -130,7 +134,7 @@ class Selection:
         chosen = None if key_of is None else [key_of.get(place, place) for place in places or ()]
         contents = (self._read(batch, trainer) for batch in fetch(loader, chosen))
         content = join(contents, self.num_measured if places is None else len(places))
-        count = len(content.images)
+        count, names = len(content.images), class_names(data)
         samples = Samples(
             content.images,
             content.labels,
@@ -139,7 +143,9 @@ class Selection:
             self._shown(count),
             places,
             None if key_of is None else max(len(data), len(key_of)),
-            class_names(data),
+            names,
+            class_counts(data, names),
+            content.labels is None and (self.images is None or _are(self.images, int)),
             tuple(islice(held_by([data, getattr(loader, "collate_fn", None)]), _SCALES)),
             content.name,
             type(loader if data is None else data).__name__,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitx.callbacks import ranks, sinks
-from vitx.callbacks.explaining import Target, explain_samples
+from vitx.callbacks.explaining import Explainer, Target
 from vitx.callbacks.images import Samples, Selection
 from vitx.callbacks.isolation import no_trace
 from vitx.callbacks.namespaces import Callback
@@ -135,6 +135,7 @@ class RolloutCallback(Callback):
         self._look: Look | None = None
         self._images_kept = False
         self._past = Past()
+        self._explainer = Explainer(self.methods, self.target, self.forward_fn, self.class_names)
         self._said: set[tuple[str, str]] = set()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -225,11 +226,13 @@ class RolloutCallback(Callback):
         if self._samples is None:
             self._samples = ranks.from_first(trainer, partial(self._choose, trainer, module))
         samples, model = self._samples, explained_module(trainer, module, self.weights)
-        found, errors = explain_samples(trainer, model, samples, self.methods, self.target, self.forward_fn)
+        found, errors = self._explainer.explain(trainer, model, samples)
         if errors and (not found or self.on_error == "raise"):
             raise next(iter(errors.values()))
         for name, error in errors.items():
             self._say(f"shows no {title_of(name)}", error, f" at step {step}")
+        if not found:
+            return  # what failed before, and was said, is not tried now
         # Sharded models may differ in the last bits among ranks, whose monitors must agree.
         scalars = ranks.from_first(trainer, partial(measure, found, samples.masks, self._past.maps))
         self._past.maps = {name: explanation.maps for name, explanation in found.items()}
@@ -239,7 +242,8 @@ class RolloutCallback(Callback):
             for logger in trainer.loggers:
                 self._attempt(logger, partial(sinks.write_scalars, logger, scalars, step))
             if self.save_maps and not _only_tried(trainer):
-                self._attempt(self._folder, partial(keep_maps, self._folder, found, samples, step))
+                kept = self._folder, found, samples, step, self._explainer.kind
+                self._attempt(self._folder, partial(keep_maps, *kept))
             self._picture(trainer, module, found, samples, step)
 
     def _picture(
@@ -254,7 +258,7 @@ class RolloutCallback(Callback):
         with self._forgiving("shows no picture", f" at step {step}"):
             if self._look is None:
                 self._look = self._looked_at(trainer, module, samples)
-            picture = draw(found, samples, *self._look)
+            picture = draw(found, samples, *self._look, self._explainer.kind)
             if self.save_maps and not self._images_kept and not _only_tried(trainer):
                 keep = partial(keep_images, self._folder, samples, *self._look)
                 self._images_kept = self._attempt(self._folder, keep)
@@ -265,10 +269,10 @@ class RolloutCallback(Callback):
         scale = (self.mean, self.std)
         colours = true_colours(trainer, module, samples.images, samples.scales, scale, self.bands)
         pixels = colours.pixels(samples.images)[list(samples.shown)]
-        words = first_words(samples, self.methods, colours, trainer, self._folder)
+        words = first_words(samples, self._explainer, colours, trainer, self._folder)
         inform(f"RolloutCallback {words}")
         names = self.class_names or samples.class_names
-        note = "; ".join(filter(None, (colours.note, about(self.target, names))))
+        note = "; ".join(filter(None, (colours.note, about(self.target, names, self._explainer.kind))))
         return pixels, names, self.colormap, note
 
     def _choose(self, trainer: pl.Trainer, module: pl.LightningModule) -> Samples:

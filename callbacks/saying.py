@@ -2,12 +2,12 @@
 
 import re
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning_utilities.core import rank_zero
 
+from vitx.callbacks.explaining import Explainer
 from vitx.callbacks.images import Samples
 from vitx.colours import Colours
 from vitx.methods import title_of
@@ -36,7 +36,7 @@ def _silenced(sentence: str) -> bool:
 
 
 def first_words(
-    samples: Samples, methods: Iterable[str], colours: Colours, trainer: pl.Trainer, folder: Path
+    samples: Samples, explainer: Explainer, colours: Colours, trainer: pl.Trainer, folder: Path
 ) -> str:
     """Says what was found: which images, how they are shown, what names the classes, where pictures are."""
     if samples.out_of is not None:
@@ -46,7 +46,8 @@ def first_words(
     else:
         images = f"{len(samples)} images"
     of = f" of {samples.source}" if samples.source else ""
-    shown = ", ".join(title_of(name) for name in methods)
+    shown = ", ".join(title_of(name) for name in explainer.explained)
     known = f"{len(samples.class_names)} names of classes" if samples.class_names else "no names of classes"
     where = ", ".join(type(logger).__name__ for logger in trainer.loggers) or str(folder)
-    return f"watches {images}{of} by {shown}: {colours}; {known}; pictures in {where}"
+    hint = "; the model puts out features: methods of a score need a target function" * explainer.classless
+    return f"watches {images}{of} by {shown}: {colours}; {known}; pictures in {where}{hint}"

@@ -93,16 +93,16 @@ class Call(nn.Module):
         return self.function(images)
 
 
-def by_any_way(ways: Iterable[nn.Module], explain: Callable[[nn.Module], T]) -> T:
-    """Explains by the first way to call a module that it takes.
+def by_any_way(ways: Iterable[nn.Module], explain: Callable[[nn.Module], T]) -> tuple[T, int]:
+    """Explains by the first way to call a module that it takes; returns also which one that was.
 
     Raises:
         VitxError: It takes none.
     """
     first: Exception | None = None
-    for way in ways:
+    for number, way in enumerate(ways):
         try:
-            return explain(way)
+            return explain(way), number
         except (TypeError, KeyError, IndexError, AttributeError, ValueError, AssertionError) as error:
             first = first or error
     if isinstance(first, VitxError):

@@ -257,7 +257,7 @@ def test_ways_to_call_a_module(kind, name, inputs):
     from vitx.callbacks.subject import by_any_way, ways_to_call
 
     module = kind().eval()
-    found = by_any_way(ways_to_call(module, None, name, inputs), lambda way: way(IMAGES[:2]))
+    found, _ = by_any_way(ways_to_call(module, None, name, inputs), lambda way: way(IMAGES[:2]))
     assert torch.equal(found, SmallClassifier.forward(module, IMAGES[:2]))
 
 
