@@ -79,7 +79,7 @@ def test_fires_once_per_step_and_when_told(options, steps, tmp_path):
 
 def test_never_fires_in_the_sanity_check_nor_in_validate(tmp_path, monkeypatch):
     fired = []
-    monkeypatch.setattr(RolloutCallback, "_show", lambda *args: fired.append(args[1].state.stage))
+    monkeypatch.setattr(RolloutCallback, "_show", lambda *args: fired.append(args[1].trainer.state.stage))
     trainer, module = fit(RolloutCallback(), default_root_dir=tmp_path, num_sanity_val_steps=2)
     count = len(fired)
     trainer.validate(module, DataLoader(samples(4)), verbose=False)
@@ -224,7 +224,7 @@ def test_a_failing_explanation_warns_and_training_goes_on(tmp_path, monkeypatch)
     def fail(*_, **__):
         raise RuntimeError("no picture today")
 
-    monkeypatch.setattr(sys.modules["vitx.callbacks.explaining"], "explain_methods", fail)
+    monkeypatch.setattr(sys.modules["vitx.watch.explaining"], "explain_methods", fail)
     with pytest.warns(UserWarning, match="no picture today"):
         trainer, watched = fit(RolloutCallback(), default_root_dir=tmp_path)
     assert trainer.global_step == 8
@@ -519,7 +519,7 @@ def test_a_method_that_always_fails_is_tried_ever_more_rarely(tmp_path):
 
 
 def test_each_error_is_said_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["vitx.callbacks.explaining"], "explain_methods", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(sys.modules["vitx.watch.explaining"], "explain_methods", lambda *_, **__: 1 / 0)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         fit(RolloutCallback(every_n_steps=1), default_root_dir=tmp_path)
@@ -549,7 +549,7 @@ def test_a_checkpoint_of_the_validation_sees_the_numbers_of_its_own_epoch(tmp_pa
     ],
 )
 def test_says_what_the_maps_are_about(target, said):
-    from vitx.callbacks.report import about
+    from vitx.watch.showing import about
 
     assert about(target, ["cat", "owl"]) == said
     assert about(1, None) == "maps of 1"

@@ -27,14 +27,14 @@ from tests.played_runs import (
 )
 from vitx import VitxError, render
 from vitx.callbacks import RolloutCallback
-from vitx.callbacks.images import Samples
-from vitx.callbacks.report import keep_images
 from vitx.captions import Caption, captions_of
 from vitx.runs.cutting import cut
 from vitx.runs.playback import FromGrids, FromMaps
 from vitx.runs.ranking import rank
 from vitx.runs.run import open_run
 from vitx.runs.saved import load_maps, save_maps
+from vitx.watch.images import Samples
+from vitx.watch.showing import keep_images
 
 
 def test_saved_maps_are_read_as_they_were_written(tmp_path):

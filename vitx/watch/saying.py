@@ -1,32 +1,36 @@
-"""What the callback says: once, and where it is heard."""
+"""What a watch says: once, and where it is heard."""
 
+import logging
 import re
+import sys
 import warnings
-from pathlib import Path
+from collections.abc import Sequence
 
-import lightning.pytorch as pl
-from lightning_utilities.core import rank_zero
-
-from vitx.callbacks.explaining import Explainer
-from vitx.callbacks.images import Samples
 from vitx.colours import Colours
 from vitx.methods import title_of
+from vitx.watch.explaining import Explainer
+from vitx.watch.images import Samples
+
+_log = logging.getLogger("vitx")
 
 
 def warn(sentence: str) -> None:
-    """Warns, on rank 0; through Lightning's logger where a project silences warnings."""
-    if _silenced(sentence):
-        rank_zero.rank_zero_only(rank_zero.log.warning)(sentence)
+    """Warns; through the logger, which ends at stderr, where a project silences warnings."""
+    if silenced(sentence):
+        _log.warning(sentence)
     else:
-        rank_zero.rank_zero_warn(sentence)
+        warnings.warn(sentence, stacklevel=2)
 
 
 def inform(sentence: str) -> None:
-    """Says what went well, on rank 0."""
-    rank_zero.rank_zero_info(sentence)
+    """Says what went well: through the logger where someone listens to it, else to stderr."""
+    if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
+        _log.info(sentence)
+    else:
+        print(sentence, file=sys.stderr)
 
 
-def _silenced(sentence: str) -> bool:
+def silenced(sentence: str) -> bool:
     """Whether the filters of `warnings` ignore it; those of a module or a line are none of ours."""
     for action, message, category, module, line in warnings.filters:
         about_us = issubclass(UserWarning, category) and not (module or line)
@@ -36,7 +40,11 @@ def _silenced(sentence: str) -> bool:
 
 
 def first_words(
-    samples: Samples, explainer: Explainer, colours: Colours, trainer: pl.Trainer, folder: Path
+    samples: Samples,
+    explainer: Explainer,
+    colours: Colours,
+    names: Sequence[str] | None,
+    places: Sequence[str],
 ) -> str:
     """Says what was found: which images, how they are shown, what names the classes, where pictures are."""
     if samples.out_of is not None:
@@ -47,7 +55,6 @@ def first_words(
         images = f"{len(samples)} images"
     of = f" of {samples.source}" if samples.source else ""
     shown = ", ".join(title_of(name) for name in explainer.explained)
-    known = f"{len(samples.class_names)} names of classes" if samples.class_names else "no names of classes"
-    where = ", ".join(type(logger).__name__ for logger in trainer.loggers) or str(folder)
+    known = f"{len(names)} names of classes" if names else "no names of classes"
     hint = "; the model puts out features: methods of a score need a target function" * explainer.classless
-    return f"watches {images}{of} by {shown}: {colours}; {known}; pictures in {where}{hint}"
+    return f"watches {images}{of} by {shown}: {colours}; {known}; pictures in {', '.join(places)}{hint}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vitx.callbacks.images import Samples
+from vitx.watch.images import Samples
 
 _TOLERANCE = 0.05  # of thumbnails: another version of a decoder changes the last bits of an image
 

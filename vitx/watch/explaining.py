@@ -3,22 +3,25 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
+import torch
 from torch import Tensor, nn
 
-from vitx.callbacks import ranks
-from vitx.callbacks.images import Samples
-from vitx.callbacks.subject import Forward, by_any_way, ways_to_call
 from vitx.errors import VitxError
 from vitx.explain import explain_methods
 from vitx.explanation import Explanation, join
 from vitx.isolation import untouched
 from vitx.methods import find_method
 from vitx.outputs import Kind, declared_classes, kind_of
+from vitx.watch.calling import Forward, by_any_way, ways_to_call
+from vitx.watch.images import Samples
+
+if TYPE_CHECKING:
+    from vitx.watch.host import Host
 
 _BATCH = 32  # images explained at once
+_LONGEST = 64  # firings
 
 Target = str | int | Callable[[Tensor], Tensor]
 Options = Mapping[str, Mapping[str, Any]]  # of each method, by its name
@@ -44,19 +47,18 @@ class Explainer:
     kind: Kind | None = None
     _single: bool = False  # it is one number for each image
     _way: int | None = None  # to call the module
-    _firings: int = 0
-    _failed: dict[str, int] = field(default_factory=dict)  # how often, one after the other
-    _again: dict[str, int] = field(default_factory=dict)  # at which firing a failed one is due
+    _pauses: dict[str, int] = field(default_factory=dict)  # firings between two tries of what fails
+    _left: dict[str, int] = field(default_factory=dict)  # of these
 
     def explain(
-        self, trainer: pl.Trainer, model: nn.Module, samples: Samples
+        self, host: "Host", model: nn.Module, samples: Samples
     ) -> tuple[dict[str, Explanation], dict[str, Exception]]:
         """Explains all samples; called by all ranks. A method that fails takes no other with it.
 
-        It is tried again after 1, 2, 4, ... firings, alone.
+        It is tried again after 1, 2, 4, ... 64 firings, alone.
 
         Args:
-            trainer: knows the ranks and the precision.
+            host: knows the ranks and the precision.
             model: what is explained.
             samples: the images with what is known of them.
 
@@ -64,19 +66,19 @@ class Explainer:
             The explanation of each method, by its name, on the CPU, the same on every rank; and the error of
             each that was tried and failed, on any of the ranks.
         """
-        self._firings += 1
+        self._left = {name: left - 1 for name, left in self._left.items()}
         if not self._due():
             return {}, {}
         with untouched(model):
-            ranks.take_buffers_of_first(trainer, model)
+            host.group.take_buffers_of_first(model)
             if self.kind is None:
-                self._look(trainer, model, samples)
-            found, errors = self._try(trainer, model, samples, self._due())
+                self._look(host, model, samples)
+            found, errors = self._try(host, model, samples, self._due())
         for name in errors:
-            self._failed[name] = self._failed.get(name, 0) + 1
-            self._again[name] = self._firings + 2 ** (self._failed[name] - 1)
+            self._left[name] = self._pauses[name] = min(2 * self._pauses.get(name, 0) or 1, _LONGEST)
         for name in found:
-            self._failed.pop(name, None)
+            self._pauses.pop(name, None)
+            self._left.pop(name, None)
         return {name: found[name] for name in self.explained if name in found}, errors
 
     @property
@@ -95,20 +97,22 @@ class Explainer:
 
     def _due(self) -> Options:
         methods = self.explained.items()
-        return {name: options for name, options in methods if self._again.get(name, 0) <= self._firings}
+        return {
+            name: options for name, options in methods if name not in self._pauses or self._left[name] <= 0
+        }
 
     def _try(
-        self, trainer: pl.Trainer, model: nn.Module, samples: Samples, methods: Options
+        self, host: "Host", model: nn.Module, samples: Samples, methods: Options
     ) -> tuple[dict[str, Explanation], dict[str, Exception]]:
         """Tries methods together, as they share their passes, but for those that failed before."""
         found, errors = dict[str, Explanation](), dict[str, Exception]()
-        together = {name: options for name, options in methods.items() if name not in self._failed}
+        together = {name: options for name, options in methods.items() if name not in self._pauses}
         groups = [together] if together else []
-        groups += [{name: options} for name, options in methods.items() if name in self._failed]
+        groups += [{name: options} for name, options in methods.items() if name in self._pauses]
         while groups:
             group = groups.pop(0)
             try:
-                found |= self._explain(trainer, model, samples, group)
+                found |= self._explain(host, model, samples, group)
             except Exception as error:
                 if len(group) > 1:
                     groups += [{name: options} for name, options in group.items()]
@@ -117,32 +121,31 @@ class Explainer:
         return found, errors
 
     def _explain(
-        self, trainer: pl.Trainer, model: nn.Module, samples: Samples, methods: Options
+        self, host: "Host", model: nn.Module, samples: Samples, methods: Options
     ) -> dict[str, Explanation]:
         def explain_share() -> list[dict[str, Explanation]]:
-            share = ranks.share(trainer, len(samples))
+            share = host.group.share(len(samples))
             starts = range(share.start, share.stop, _BATCH)
             parts = [slice(start, min(start + _BATCH, share.stop)) for start in starts]
-            return [
-                self._part(trainer, model, samples, methods, part, self._target(samples)) for part in parts
-            ]
+            return [self._part(host, model, samples, methods, part, self._target(samples)) for part in parts]
 
-        parts = [part for of_rank in ranks.from_all(trainer, explain_share) for part in of_rank]
+        parts = [part for of_rank in host.group.from_all(explain_share) for part in of_rank]
         return {name: join([part[name] for part in parts]) for name in methods}
 
     def _part(
         self,
-        trainer: pl.Trainer,
+        host: "Host",
         model: nn.Module,
         samples: Samples,
         methods: Options,
         part: slice,
         target: Any = None,
     ) -> dict[str, Explanation]:
-        device = next(model.parameters(), samples.images).device
+        weight = next(model.parameters(), samples.images)
+        device, kind = weight.device, weight.dtype if weight.is_floating_point() else torch.float32
         inputs = {name: value[part].to(device) for name, value in samples.inputs.items()}
-        with trainer.precision_plugin.forward_context():
-            images = samples.images[part].to(device)
+        with host.precision():
+            images = samples.images[part].to(device, kind)
             target = target[part] if isinstance(target, Tensor) else target
             ways = list(ways_to_call(model, self.forward_fn, samples.name, inputs))
             if self._way is not None:
@@ -152,18 +155,18 @@ class Explainer:
             )
         return _on_cpu(found)
 
-    def _look(self, trainer: pl.Trainer, model: nn.Module, samples: Samples) -> None:
+    def _look(self, host: "Host", model: nn.Module, samples: Samples) -> None:
         """Learns from one image how the module is called and what it puts out.
 
         Where that fails, nothing is learnt: then the methods fail, too, and say so.
         """
         try:
-            one = partial(self._part, trainer, model, samples, {"rollout": {}}, slice(0, 1))
-            logits = ranks.from_all(trainer, one)[0]["rollout"].logits
+            one = partial(self._part, host, model, samples, {"rollout": {}}, slice(0, 1))
+            logits = host.group.from_all(one)[0]["rollout"].logits
         except Exception:
             return
         said = self.target != "predicted" and not callable(self.target)
-        names = self.class_names or samples.class_names
+        names = self.class_names or samples.class_names or host.class_names()
         declared = {*declared_classes(model), *([len(self.class_names)] if self.class_names else [])}
         counts = range(len(names), len(names) + 1) if names else samples.counts
         kind = kind_of(logits, samples.labels, counts, frozenset(declared))

@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitx import metrics, render
-from vitx.callbacks.explaining import Target
-from vitx.callbacks.images import Samples
 from vitx.captions import captions_of, class_name
 from vitx.explanation import Explanation
 from vitx.methods import title_of
 from vitx.outputs import Kind
 from vitx.runs.saved import save_images, save_maps
+from vitx.watch.explaining import Target
+from vitx.watch.images import Samples
 
 
 def measure(
