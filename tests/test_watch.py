@@ -25,6 +25,7 @@ from tests.lightning_models import IMAGE, SmallClassifier, samples
 from tests.models import checkpointed
 from tests.processes import run_together
 from tests.test_no_trace import assert_same
+from tests.test_sinks import end, history
 from vitx import VitxError, Watch
 
 IMAGES = torch.randn(3, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(5))
@@ -182,6 +183,10 @@ DATA = {
     "a tensor": lambda: IMAGES,
     "several loaders": lambda: {"one": DataLoader(samples(8)), "two": DataLoader(samples(4))},
     "batches of one's own": lambda: BATCHES,
+    "a list of samples": lambda: [{"image": image, "label": 1} for image in IMAGES],
+    "one batch": lambda: [torch.cat([IMAGES, IMAGES]), torch.arange(6) % 3],
+    "a batch with names": lambda: {"pixel_values": IMAGES, "labels": torch.arange(3)},
+    "an array": lambda: IMAGES.numpy(),
 }
 
 
@@ -193,7 +198,9 @@ class Batches:
 BATCHES = Batches()
 
 
-@pytest.mark.parametrize(("data", "count"), list(zip(DATA.values(), [2, 8, 3, 8, 3], strict=True)), ids=DATA)
+@pytest.mark.parametrize(
+    ("data", "count"), list(zip(DATA.values(), [2, 8, 3, 8, 3, 3, 6, 3, 3], strict=True)), ids=DATA
+)
 def test_what_images_are_taken_from(data, count, net, tmp_path):
     watch = Watch(net, data(), tmp_path, logger=False, on_error="raise")
     assert watch(0)
@@ -273,6 +280,28 @@ def test_the_trackers_of_an_accelerator(net, loader, tmp_path):
     Watch(net, prepared, tmp_path, logger=accelerator, on_error="raise")(2)
     accelerator.end_training()
     assert steps(tmp_path / "run") == [2]
+
+
+def test_a_run_of_weights_and_biases(net, loader, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    quiet = wandb.Settings(console="off", silent=True)
+    run = wandb.init(mode="offline", dir=tmp_path, settings=quiet)
+    watch = Watch(net, loader, tmp_path, logger=run, on_error="raise")
+    for step in (4, 9):
+        run.log({"loss": 1.0})
+        watch(step)
+    end(wandb)
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    rows = history(folder)
+    for name in ("vitx/rollout/entropy", "vitx/maps/height"):
+        assert [row["vitx/step"] for row in rows if name in row] == [4, 9]
+    assert len([row for row in rows if "loss" in row]) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_the_loop_goes_on(net, loader, tmp_path):
+    (tmp_path / "file").write_text("a file where the folder should be")
+    with pytest.warns(UserWarning, match="Watch cannot write to"):
+        assert Watch(net, loader, tmp_path / "file")(0), "the numbers are lost"
 
 
 def test_a_run_of_mlflow(net, loader, tmp_path):

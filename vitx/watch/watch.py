@@ -1,7 +1,7 @@
 """The watch of a training loop of one's own."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vitx.errors import VitxError
+from vitx.runs import FOLDER
 from vitx.watch import sinks
 from vitx.watch.host import Host
 from vitx.watch.loading import BATCH
@@ -30,8 +31,8 @@ class Watch(Observer):
 
     Args:
         model: the one that is trained; also compiled, wrapped for several processes, or averaged.
-        data: what images are taken from: the validation loader, a data set, a tensor (n, C, H, W), or a list
-            of image files. Of several loaders, in a list or a mapping, `dataloader_idx` chooses.
+        data: what images are taken from: the validation loader, a data set, a batch, a tensor (n, C, H, W),
+            or a list of image files. Of several loaders, in a list or a mapping, `dataloader_idx` chooses.
         log_dir: the folder of the run. Pictures and numbers go to TensorBoard files there, unless a logger
             is given; maps that are saved, and pictures that no logger takes, to its folder `vitx`.
         logger: where pictures and numbers go: a SummaryWriter, a run of Weights & Biases, the module mlflow,
@@ -66,15 +67,12 @@ class Watch(Observer):
             raise VitxError(f"{wrong[0]} is for callbacks: a watch fires when it is called")
         if not isinstance(model, nn.Module):
             raise VitxError(f"the model must be a torch.nn.Module, found {type(model).__name__}")
-        data = DataLoader(data, BATCH) if isinstance(data, Dataset) else data
-        if not _is_loader(data):
-            options["images"], data = data, None
+        loaders = _as_loaders(data)
+        if loaders is None and data is not None:
+            options = {"images": data} | options
         super().__init__(**options)
-        self._own = logger is None  # the writer is of this watch
-        places = [] if logger in (None, False) else list(sinks.places_of(logger))
-        known = (getattr(place, "log_dir", None) for place in places)
-        folder = str(log_dir if log_dir is not None else next(filter(None, known), "runs"))
-        self._host = Host(model, data, folder, places)
+        self._logger, self._log_dir = logger, log_dir
+        self._host = Host(model, loaders)
         self._resumed = self._begun = False
 
     def __call__(self, step: int) -> Mapping[str, float]:
@@ -98,28 +96,56 @@ class Watch(Observer):
         self._resumed = True
 
     def _begin(self) -> None:
+        """Finds where to write, as processes and trackers may be started after the watch is made."""
         self._begun = True
-        purged = not (self._own and self._host.group.rank == 0) or self._open_writer()
+        host = self._host = Host(self._host.model, self._host.data)
+        host.sinks = list(sinks.places_of(self._logger)) if self._logger else []
+        of_sinks = (getattr(sink, "log_dir", None) for sink in host.sinks)
+        folder = Path(self._log_dir or next(filter(None, of_sinks), "runs"))
+        host.folder = folder / FOLDER
+        alone = False
+        if self._logger is None and host.group.rank == 0:
+            with self._forgiving(host, f"cannot write to {folder}"):
+                alone = all(path.name.endswith(_SUFFIX) for path in folder.glob("events.out.tfevents.*"))
+                host.sinks = [_writer(folder)]
         if not self._resumed:
-            self.begin(self._host)
-        elif self._own and purged:
-            self.resume(self._host, -1, self._past.step + 1)
-
-    def _open_writer(self) -> bool:
-        """Opens files of TensorBoard; returns whether all that are there are of watches."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder = Path(self._host.folder).parent
-        alone = all(path.name.endswith(_SUFFIX) for path in folder.glob("events.out.tfevents.*"))
-        self._host.sinks = [SummaryWriter(str(folder), filename_suffix=_SUFFIX)]
-        return alone
+            self.begin(host)
+        elif alone:  # else others would lose what they wrote in the same folder
+            self.resume(host, -1, self._past.step + 1)
 
 
-def _is_loader(data: Any) -> bool:
-    """Whether it yields batches, or is a list or a mapping of what does."""
-    if isinstance(data, Mapping):
-        return True
-    if isinstance(data, (list, tuple)):
-        return any(_is_loader(one) for one in data[:1])
-    plain = isinstance(data, (Tensor, str, Path, Dataset)) or hasattr(data, "__getitem__")
-    return isinstance(data, DataLoader) or (isinstance(data, Iterable) and not plain)
+def _writer(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), filename_suffix=_SUFFIX)
+
+
+class Batch:
+    """A loader of one batch."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.content
+
+
+def _as_loaders(data: Any) -> Any:
+    """Returns what yields batches: one loader, or several of them; None for images alone."""
+    parts = list(data.values()) if isinstance(data, Mapping) else data
+    if isinstance(data, Tensor) or data is None:
+        return None
+    if isinstance(parts, (list, tuple)):
+        if any(isinstance(part, Tensor) and part.ndim == 4 for part in parts):
+            return Batch(data)
+        if all(isinstance(part, (str, Path)) for part in parts):
+            return None
+        if all(isinstance(part, DataLoader) or _only_iterates(part) for part in parts):
+            return data
+    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        return DataLoader(data, BATCH)
+    return data if isinstance(data, Iterable) else None
+
+
+def _only_iterates(data: Any) -> bool:
+    return isinstance(data, Iterable) and not hasattr(data, "__getitem__")
