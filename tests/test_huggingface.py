@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import Dataset
 
 import vitx
+from tests.processes import run_together
 from tests.test_no_trace import assert_same
 from tests.test_sinks import end, history
 from vitx import VitxError, render
@@ -136,6 +137,22 @@ def test_the_training_is_the_same(setting, tmp_path):
         outcomes.append(outcome.found)
     assert files(tmp_path)[:3] == [0, 1, 2]
     assert_same(*outcomes)
+
+
+def in_each_rank(folder):
+    outcomes = []
+    for every in ({}, {"every_n_steps": 1, "num_images": 5}):
+        outcome, name = Outcome(), {"callback": every} if every else {}
+        made = (watched if every else trainer)(folder, **name, callbacks=[outcome], ddp_backend="gloo")
+        made.train()
+        outcomes.append(outcome.found)
+    assert_same(*outcomes)
+    assert made.args.world_size == 2
+
+
+def test_two_processes_share_the_images(tmp_path):
+    run_together(2, in_each_rank, tmp_path)
+    assert files(tmp_path) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ def averaged(held: Iterable[Any]) -> nn.Module:
                 found: nn.Module = candidate.module
                 return found
     raise VitxError(
-        'weights="ema" needs averaged weights: add Lightning\'s EMAWeightAveraging callback, or keep a '
-        "torch.optim.swa_utils.AveragedModel or a ModelEmaV3 of timm in the module"
+        'weights="ema" needs averaged weights: keep a torch.optim.swa_utils.AveragedModel or a ModelEmaV3 of '
+        "timm in the module, or add a callback that has one"
     )
 
 
