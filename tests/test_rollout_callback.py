@@ -518,6 +518,19 @@ def test_a_method_that_always_fails_is_tried_ever_more_rarely(tmp_path):
     assert "vitx/rollout/entropy" in trainer.callback_metrics
 
 
+def test_the_map_of_a_regression_is_about_the_number(tmp_path):
+    data = TensorDataset(samples(4).tensors[0], torch.tensor([0.5, 1.5, -0.5, 2.0]))
+    maps = []
+    for target in ("predicted", lambda numbers: numbers):
+        pl.seed_everything(1)
+        callback = RolloutCallback(target=target, on_error="raise")
+        options = {"logger": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
+        trainer = pl.Trainer(max_steps=1, accelerator="cpu", callbacks=[callback], **options)
+        trainer.fit(Regression(), DataLoader(data, batch_size=4), DataLoader(data, batch_size=4))
+        maps.append(callback.state_dict()["maps"]["grad_rollout"])
+    assert torch.equal(*maps)
+
+
 def test_each_error_is_said_once(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["vitx.watch.explaining"], "explain_methods", lambda *_, **__: 1 / 0)
     with warnings.catch_warnings(record=True) as said:
@@ -553,3 +566,5 @@ def test_says_what_the_maps_are_about(target, said):
 
     assert about(target, ["cat", "owl"]) == said
     assert about(1, None) == "maps of 1"
+    assert about("predicted", None, "numbers") == "maps of the number"
+    assert about("predicted", None, "classes") == "maps of the likeliest class"

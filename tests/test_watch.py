@@ -244,9 +244,19 @@ def test_a_resumed_run_goes_on_where_it_stopped(net, loader, tmp_path):
 
 
 def test_a_second_run_does_not_mix_with_the_first(net, loader, tmp_path):
-    for _ in range(2):
-        Watch(net, loader, tmp_path, logger=False, save_maps=True, on_error="raise")(0)
+    for count in (3, 2):
+        watch = Watch(net, loader, tmp_path, save_maps=True, on_error="raise")
+        for step in range(count):
+            watch(step)
     assert (tmp_path / "vitx-1.zip").exists()
+    assert steps(tmp_path) == [0, 1]
+
+
+def test_what_others_wrote_in_the_same_folder_stays(net, loader, tmp_path):
+    with SummaryWriter(tmp_path) as own:
+        own.add_scalar("loss", 1.0, 7)
+    Watch(net, loader, tmp_path, on_error="raise")(0)
+    assert [point.step for point in events(tmp_path).Scalars("loss")] == [7]
 
 
 class Own:
@@ -327,6 +337,7 @@ def test_a_run_of_mlflow(net, loader, tmp_path):
         ({"log_dir": "x", "at_start": False}, "at_start is for callbacks: a watch fires when it is called"),
         ({"log_dir": "x", "methods": ["saliency"]}, "there is no method 'saliency'"),
         ({"log_dir": "x", "data": 42}, "images must be a tensor, a data set"),
+        ({"log_dir": "x", "data": IMAGES, "images": [1]}, "images are places in a data set or a loader"),
         ({"log_dir": "x", "data": None}, "there is no validation set: give images"),
         ({"log_dir": "x", "logger": object()}, "numbers cannot go to a object: give a SummaryWriter"),
         ({"log_dir": "x", "model": "deit"}, "must be a torch.nn.Module, found str"),

@@ -69,7 +69,9 @@ class Watch(Observer):
             raise VitxError(f"the model must be a torch.nn.Module, found {type(model).__name__}")
         loaders = _as_loaders(data)
         if loaders is None and data is not None:
-            options = {"images": data} | options
+            if "images" in options:
+                raise VitxError("images are places in a data set or a loader: of what was given, give a part")
+            options["images"] = data
         super().__init__(**options)
         self._logger, self._log_dir = logger, log_dir
         self._host = Host(model, loaders)
@@ -110,7 +112,7 @@ class Watch(Observer):
                 host.sinks = [_writer(folder)]
         if not self._resumed:
             self.begin(host)
-        elif alone:  # else others would lose what they wrote in the same folder
+        if alone:  # else others would lose what they wrote in the same folder
             self.resume(host, -1, self._past.step + 1)
 
 
