@@ -122,6 +122,7 @@ SETTINGS = {
     "evaluated": {"eval_strategy": "steps", "eval_steps": 3},
     "gradient checkpointing": {"gradient_checkpointing": True},
     "workers": {"dataloader_num_workers": 1},
+    "compiled": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
 }
 
 
@@ -192,6 +193,24 @@ def test_the_trainers_own_run_of_weights_and_biases(tmp_path, monkeypatch):
     for name in ("vitx/rollout/entropy", "vitx/maps/height"):
         assert [row["train/global_step"] for row in rows if name in row] == [0, 4, 8]
     assert len([row for row in rows if "train/loss" in row]) == 8
+
+
+def test_the_trainers_own_run_of_mlflow(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    mlflow.set_tracking_uri(store)
+    try:
+        mlflow.create_experiment("watched", f"{tmp_path}/artifacts")
+        mlflow.set_experiment("watched")
+        watched(tmp_path / "out", {"num_images": 2, "every_n_epochs": None}, report_to=["mlflow"]).train()
+        client = mlflow.MlflowClient()
+        (run,) = client.search_runs([client.get_experiment_by_name("watched").experiment_id])
+        history = client.get_metric_history(run.info.run_id, "vitx/rollout/entropy")
+        assert [point.step for point in history] == [0, 8], "the last is written as its run has ended"
+        assert len(client.list_artifacts(run.info.run_id, "images")) == 4
+    finally:
+        mlflow.set_tracking_uri(None)
 
 
 def test_images_labels_names_and_colours(tmp_path, monkeypatch, capsys):
