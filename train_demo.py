@@ -29,11 +29,12 @@ import vitx
 from demo.schedule import warmup_cosine
 from demo.tuning import add_lora
 from vitx import render
-from vitx.callbacks.images import Selection
+from vitx.callbacks.lightning import LightningHost
 from vitx.captions import captions_of
 from vitx.checkpoints import create_model, load_weights
 from vitx.errors import last_line
 from vitx.methods import title_of
+from vitx.watch.images import Selection
 
 PROJECT = Path(__file__).parent
 CONFIGS = PROJECT / "configs"
@@ -183,7 +184,7 @@ def explain_after_training(trainer: pl.Trainer, module: pl.LightningModule, fold
     """Explains eight validation images from Python, and writes the picture into the folder."""
     if trainer.val_dataloaders is None:
         return None
-    samples = Selection().choose(trainer, module)
+    samples = Selection().choose(LightningHost(trainer, module, str(folder)))
     images = samples.images.to(trainer.strategy.root_device)
     module = module.to(images.device)
     found = vitx.explain_methods(module, images, ["rollout", "grad_rollout"])

@@ -25,12 +25,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from vitx.callbacks import RolloutCallback, explaining, rollout, sinks
+from vitx.callbacks import RolloutCallback
+from vitx.watch import explaining, observer, sinks
 
 PARTS = {
     "explaining": (explaining, "explain_methods"),
-    "measuring": (rollout, "measure"),
-    "drawing": (rollout, "draw"),
+    "measuring": (observer, "measure"),
+    "drawing": (observer, "draw"),
     "writing numbers": (sinks, "write_scalars"),
     "writing the picture": (sinks, "show_picture"),
 }

@@ -7,7 +7,7 @@ import torch
 from transformers import BatchFeature
 
 from vitx import VitxError
-from vitx.callbacks.batches import read_batch
+from vitx.watch.batches import read_batch
 
 IMAGES = torch.rand(2, 3, 8, 8)
 LABELS = torch.tensor([1, 0])
@@ -84,7 +84,7 @@ def test_keeps_what_else_comes_with_each_image():
     ],
 )
 def test_says_what_it_found_where_there_are_no_images(batch, description):
-    with pytest.raises(VitxError, match=f"no images.*{description}: give the callback batch_transform"):
+    with pytest.raises(VitxError, match=f"no images.*{description}: give batch_transform"):
         read_batch(batch)
 
 

@@ -46,11 +46,32 @@ class TestCaptions:
     @pytest.mark.parametrize("logits", [[[1.234], [-0.5]], [1.234, -0.5]])
     @pytest.mark.parametrize("labels", [[1.0, 2.5], [[1.0], [2.5]]])
     def test_numbers(self, logits, labels):
-        assert self.said(logits, labels) == ["1.23, is 1", "-0.5, is 2.5"]
+        assert self.said(logits, labels) == ["1.23, is 1.00", "-0.50, is 2.50"]
+
+    @pytest.mark.parametrize(
+        ("found", "labels", "said"),
+        [
+            ([[312_345.6], [99.5]], [312_000.0, 1500.0], ["312346, is 312000", "100, is 1500"]),
+            ([[0.01234], [2.0]], [0.02, 0.001], ["0.0123, is 0.0200", "2.0000, is 0.0010"]),
+            ([[1e-9], [1.0]], [2e-9, 1e-9], ["1.00e-09, is 2.00e-09", "1.00e+00, is 1.00e-09"]),
+            ([[31.4], [7.0]], [30, 8], ["31.4, is 30.0", "7.0, is 8.0"]),
+            (
+                [[0.1, 0.2], [3.0, 4.0]],
+                [[0.5, 0.25], [1.0, 2.0]],
+                ["0.10, 0.20, is 0.50, 0.25", "3.00, 4.00, is 1.00, 2.00"],
+            ),
+        ],
+    )
+    def test_the_labels_say_on_which_scale_numbers_are_written(self, found, labels, said):
+        assert self.said(found, labels) == said
 
     def test_labels_of_another_kind_are_left_out(self):
-        for labels in ([0.5, 1.5], [[1, 2, 3, 4], [1, 2, 3, 4]], [[[1]], [[2]]]):
+        for labels in ([[1, 2, 3, 4], [1, 2, 3, 4]], [[[1]], [[2]]], [-1, -1]):
             assert self.said([[0.0, 3.0], [0.0, 3.0]], labels) == ["1 95%", "1 95%"]
+
+    @pytest.mark.parametrize("labels", [[0.5, 1.5], [0, 7]])
+    def test_of_features_nothing_is_said(self, labels):
+        assert self.said([[0.0, 3.0], [0.0, 3.0]], labels) == ["", ""]
 
     def test_outputs_that_are_no_classes_have_no_caption(self):
         assert [str(caption) for caption in captions_of(torch.rand(2, 4, 5))] == ["", ""]
@@ -61,23 +82,25 @@ class TestRoom:
 
     NAMES = ("Cardiomegaly", "Effusion", "Pneumonia", "Pneumothorax")
 
-    def fitted(self, caption, letters):
-        return caption.fitted(lambda text: len(text) <= letters)
+    def lines(self, caption, letters):
+        return caption.lines(lambda text: len(text) <= letters)
 
     def test_what_fits_stays(self):
         caption = Caption("dog", 0.5, "cat", right=False)
-        assert self.fitted(caption, 19) == str(caption)
+        assert self.lines(caption, 19) == [str(caption)]
 
     def test_long_names_are_shortened_in_the_middle_and_the_truth_last(self):
         caption = Caption("greater swiss mountain dog", 0.5, "affenpinscher", right=False)
-        assert self.fitted(caption, 40) == "✗ greater …ain dog 50%, is affenpinscher"
-        assert self.fitted(caption, 20) == "✗ gr…g 50%, is aff…r"
+        assert self.lines(caption, 40) == ["✗ greater …ain dog 50%, is affenpinscher"]
+        assert self.lines(caption, 20) == ["✗ greater…n dog 50%,", "is affenpinscher"]
+        assert self.lines(caption, 10) == ["✗ gr…g 50%,", "is af…r"]
 
-    def test_many_that_were_predicted_give_way_to_what_is_true(self):
+    def test_several_classes_take_several_lines(self):
         caption = Caption(" + ".join(self.NAMES), None, "Pneumonia + Effusion", right=False)
-        assert self.fitted(caption, 60) == "✗ Car…ly + Eff…on + Pne…ia + Pne…ax, is Pneumonia + Effusion"
-        assert self.fitted(caption, 40) == "✗ 4 classes, is Pneumonia + Effusion"
-        assert self.fitted(caption, 1) == "✗ 4 classes, is Pn…a + Ef…n"
+        whole = ["✗ Cardiomegaly + Effusion +", "Pneumonia + Pneumothorax,", "is Pneumonia + Effusion"]
+        assert self.lines(caption, 28) == whole
+        assert self.lines(caption, 14)[-2:] == ["is Pneumonia +", "Effusion"]
+        assert self.lines(caption, 14)[0] == "✗ 4 classes,"
 
     @pytest.mark.parametrize("labels", [[0.0, 1.0], [[0.0], [1.0]]])
     def test_floats_of_one_logit_are_two_classes(self, labels):

@@ -264,7 +264,7 @@ class TestPets:
 
 
 def test_ddp_has_two_processes():
-    """Made, not trained: two processes take most of a minute to start, and tests/test_ranks.py trains two."""
+    """Made, not trained: two processes take most of a minute to start, and tests/test_group.py trains two."""
     cli = train_demo.DemoCLI(
         train_demo.Classifier,
         pl.LightningDataModule,

@@ -29,8 +29,8 @@ from tests.hugging_face import hugging_face, hugging_face_of_clips
 from tests.lightning_models import SmallClassifier, samples
 from tests.played_runs import write_events, write_maps
 from vitx import cli
-from vitx.callbacks import sinks
 from vitx.methods import registry
+from vitx.watch import sinks
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))]

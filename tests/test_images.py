@@ -18,8 +18,10 @@ from torch.utils.data import (
 
 from tests.lightning_models import IMAGE, SmallClassifier, fit, samples
 from vitx import VitxError
-from vitx.callbacks import RolloutCallback, loading
-from vitx.callbacks.images import Selection
+from vitx.callbacks import RolloutCallback
+from vitx.callbacks.lightning import LightningHost
+from vitx.watch import loading
+from vitx.watch.images import Selection
 
 
 class Watch(pl.Callback):
@@ -29,7 +31,9 @@ class Watch(pl.Callback):
         self.selection, self.model, self.before = selection, model, before
 
     def on_train_start(self, trainer, pl_module):
-        self.found = self.selection.choose(trainer, self.model or pl_module, self.before)
+        host = LightningHost(trainer, pl_module, ".")
+        host.model = self.model or pl_module
+        self.found = self.selection.choose(host, self.before)
 
 
 class Lenient(SmallClassifier):
@@ -167,7 +171,7 @@ def test_a_batch_transform_where_nothing_fits():
     def transform(batch):
         return batch["data"][0]["image"], batch["data"][0]["kind"]
 
-    with pytest.raises(VitxError, match="the keys data: give the callback batch_transform"):
+    with pytest.raises(VitxError, match="the keys data: give batch_transform"):
         chosen(DataLoader(Odd()))
     found = chosen(DataLoader(Odd()), batch_transform=transform)
     assert numbers(found) == [2, 7, 12, 17]

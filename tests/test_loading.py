@@ -2,8 +2,8 @@
 
 import torch
 
-from vitx.callbacks.batches import Content
-from vitx.callbacks.loading import join
+from vitx.watch.batches import Content
+from vitx.watch.loading import join
 
 
 def content(boxes):

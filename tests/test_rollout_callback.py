@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -19,6 +20,9 @@ import vitx
 from tests.lightning_models import IMAGE, SmallClassifier, fit, samples
 from vitx import render
 from vitx.callbacks import RolloutCallback
+from vitx.captions import captions_of
+from vitx.methods import title_of
+from vitx.runs.saved import load_maps
 
 GRID = np.zeros((4, 4, 3), np.uint8)
 
@@ -75,7 +79,7 @@ def test_fires_once_per_step_and_when_told(options, steps, tmp_path):
 
 def test_never_fires_in_the_sanity_check_nor_in_validate(tmp_path, monkeypatch):
     fired = []
-    monkeypatch.setattr(RolloutCallback, "_show", lambda *args: fired.append(args[1].state.stage))
+    monkeypatch.setattr(RolloutCallback, "_show", lambda *args: fired.append(args[1].trainer.state.stage))
     trainer, module = fit(RolloutCallback(), default_root_dir=tmp_path, num_sanity_val_steps=2)
     count = len(fired)
     trainer.validate(module, DataLoader(samples(4)), verbose=False)
@@ -220,7 +224,7 @@ def test_a_failing_explanation_warns_and_training_goes_on(tmp_path, monkeypatch)
     def fail(*_, **__):
         raise RuntimeError("no picture today")
 
-    monkeypatch.setattr(sys.modules["vitx.callbacks.explaining"], "explain_methods", fail)
+    monkeypatch.setattr(sys.modules["vitx.watch.explaining"], "explain_methods", fail)
     with pytest.warns(UserWarning, match="no picture today"):
         trainer, watched = fit(RolloutCallback(), default_root_dir=tmp_path)
     assert trainer.global_step == 8
@@ -432,12 +436,103 @@ def test_several_classes_and_numbers(module, labels, target, tmp_path, monkeypat
     )
     trainer.fit(module(), DataLoader(data, batch_size=4), DataLoader(data, batch_size=4))
     assert [caption.label for caption in seen[0]] == (
-        ["0.5", "1.5", "-0.5", "2"] if module is Regression else ["0 + 1", "none", "1 + 2", "0"]
+        ["0.50", "1.50", "-0.50", "2.00"] if module is Regression else ["0 + 1", "none", "1 + 2", "0"]
     )
 
 
+class Features(ManyLabels):
+    """A backbone alone; its training is none that the callback could know."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.norm = nn.Identity(), nn.Identity()
+
+    def training_step(self, batch, _):
+        images = batch[0] if isinstance(batch, list) else batch
+        return self(images).square().mean()
+
+
+class Tokens(Features):
+    def forward(self, images):
+        return self.vit.forward_features(images)
+
+
+class TwoNumbers(Features):
+    def forward(self, images):
+        return super().forward(images)[:, :2]
+
+
+NAMED = samples(4)
+NAMED.classes = ["cat", "dog", "owl"]
+WITHOUT = samples(4).tensors[0]
+FEATURES = {
+    "labels of few classes": (Features, samples(4), {}, ["rollout", "attention"]),
+    "names of few classes": (Features, NAMED, {}, ["rollout", "attention"]),
+    "no labels": (Features, WITHOUT, {}, ["rollout", "attention"]),
+    "tokens": (Tokens, samples(4), {}, ["rollout", "attention"]),
+    "coordinates": (TwoNumbers, TensorDataset(WITHOUT, torch.randn(4, 2)), {}, ["rollout", "attention"]),
+    "one method": (Features, samples(4), {"methods": ["flow"]}, ["flow"]),
+    "a score of features": (
+        Features,
+        samples(4),
+        {"target": lambda x: x.norm(dim=1)},
+        ["rollout", "grad_rollout"],
+    ),
+    "a score of tokens": (Tokens, samples(4), {"target": lambda x: x[:, 0, 0]}, ["rollout", "grad_rollout"]),
+    "classes": (SmallClassifier, samples(4), {}, ["rollout", "grad_rollout"]),
+}
+
+
+@pytest.mark.parametrize(("module", "data", "options", "methods"), FEATURES.values(), ids=FEATURES)
+def test_features_are_no_classes(module, data, options, methods, tmp_path, monkeypatch, caplog):
+    seen = []
+    grid = render.grid
+    monkeypatch.setattr(render, "grid", lambda *args, **kwargs: seen.append(args) or grid(*args, **kwargs))
+    callback = RolloutCallback(on_error="raise", save_maps=True, **options)
+    trainer = pl.Trainer(
+        max_steps=1, accelerator="cpu", callbacks=[callback], logger=False, default_root_dir=tmp_path
+    )
+    with caplog.at_level("INFO"):
+        trainer.fit(module(), DataLoader(data, batch_size=4), DataLoader(data, batch_size=4))
+    columns, captions = seen[0]
+    assert list(columns)[1:] == [title_of(name) for name in methods]
+    assert list(callback.state_dict()["maps"]) == methods
+    says = module in (SmallClassifier, TwoNumbers)
+    assert all(bool(str(caption)) == says for caption in captions)
+    assert ("puts out features" in caplog.text) == (methods[-1] != "grad_rollout")
+    saved = load_maps(tmp_path / "vitx")
+    played = captions_of(torch.from_numpy(saved.logits[0]), torch.zeros(4).long())
+    assert all(bool(str(caption)) == says for caption in played), "the report would say classes"
+
+
+def test_a_method_that_always_fails_is_tried_ever_more_rarely(tmp_path):
+    calls = []
+
+    def target(logits):
+        calls.append(len(logits))
+        raise RuntimeError("no score at all")
+
+    with pytest.warns(UserWarning, match="no score at all"):
+        trainer, _ = fit(RolloutCallback(target=target, every_n_steps=1), default_root_dir=tmp_path)
+    assert len(calls) == 5, "together and alone at the first of 8 firings, then alone at the 2nd, 4th and 8th"
+    assert "vitx/rollout/entropy" in trainer.callback_metrics
+
+
+def test_the_map_of_a_regression_is_about_the_number(tmp_path):
+    data = TensorDataset(samples(4).tensors[0], torch.tensor([0.5, 1.5, -0.5, 2.0]))
+    maps = []
+    for target in ("predicted", lambda numbers: numbers):
+        pl.seed_everything(1)
+        callback = RolloutCallback(target=target, on_error="raise")
+        options = {"logger": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
+        trainer = pl.Trainer(max_steps=1, accelerator="cpu", callbacks=[callback], **options)
+        trainer.fit(Regression(), DataLoader(data, batch_size=4), DataLoader(data, batch_size=4))
+        maps.append(callback.state_dict()["maps"]["grad_rollout"])
+    assert torch.equal(*maps)
+
+
 def test_each_error_is_said_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["vitx.callbacks.explaining"], "explain_methods", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(sys.modules["vitx.watch.explaining"], "explain_methods", lambda *_, **__: 1 / 0)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         fit(RolloutCallback(every_n_steps=1), default_root_dir=tmp_path)
@@ -467,7 +562,9 @@ def test_a_checkpoint_of_the_validation_sees_the_numbers_of_its_own_epoch(tmp_pa
     ],
 )
 def test_says_what_the_maps_are_about(target, said):
-    from vitx.callbacks.report import about
+    from vitx.watch.showing import about
 
     assert about(target, ["cat", "owl"]) == said
     assert about(1, None) == "maps of 1"
+    assert about("predicted", None, "numbers") == "maps of the number"
+    assert about("predicted", None, "classes") == "maps of the likeliest class"

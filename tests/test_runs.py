@@ -27,14 +27,14 @@ from tests.played_runs import (
 )
 from vitx import VitxError, render
 from vitx.callbacks import RolloutCallback
-from vitx.callbacks.images import Samples
-from vitx.callbacks.report import keep_images
 from vitx.captions import Caption, captions_of
 from vitx.runs.cutting import cut
 from vitx.runs.finding import open_run
 from vitx.runs.playback import FromGrids, FromMaps
 from vitx.runs.ranking import rank
 from vitx.runs.saved import load_maps, save_maps
+from vitx.watch.images import Samples
+from vitx.watch.showing import keep_images
 
 
 def test_saved_maps_are_read_as_they_were_written(tmp_path):
@@ -87,17 +87,19 @@ def test_labels_of_all_kinds_can_be_kept(tmp_path):
 
 @pytest.mark.parametrize("height", [SIZE, SIZE // 2, SIZE * 2, 7])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_grid_is_cut_into_what_it_was_made_of(count, height):
+@pytest.mark.parametrize("lines", [1, 3])
+def test_a_grid_is_cut_into_what_it_was_made_of(count, height, lines):
     white = torch.full((count, height, SIZE, 3), 255, dtype=torch.uint8)  # must not pass for what is between
     heat = torch.linspace(0, 1, SIZE).expand(count, height, SIZE)
     columns = {"input": white, "map": render.overlays(white, heat)}
-    rows = cut(render.grid(columns, [Caption("newt", 0.5)] * count))
+    long = Caption(" + ".join(["great crested newt"] * lines), 0.5)
+    rows = cut(render.grid(columns, [Caption("newt", 0.5), Caption("newt", 0.5), long][-count:]))
     assert len(rows) == count
     for row in rows:
         given, overlay = (render._tile(columns[title][0].numpy(), render.TILE_WIDTH) for title in columns)
         assert same(row.tiles[0], np.asarray(given))
         assert same(row.tiles[1], np.asarray(overlay))
-        assert row.caption.shape[0] == render.LINE
+        assert row.caption.shape[0] == lines * render.LINE
         assert row.caption.min() < 100, "there is text"
 
 

@@ -3,6 +3,7 @@
 import functools
 from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from timm.data import create_transform
@@ -12,8 +13,9 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from tests.lightning_models import SmallClassifier
-from vitx.callbacks.scales import held_by, likely_scales, true_colours
+from vitx.callbacks.lightning import LightningHost
 from vitx.colours import UNSCALED
+from vitx.watch.scales import held_by, likely_scales, true_colours
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 MODULE_LEVEL = transforms.Compose([transforms.Normalize(MEAN, STD)])
@@ -124,7 +126,9 @@ def test_nothing_is_computed_on_the_way():
 
 
 def scales(module, images, of_data=(), datamodule=None):
-    return list(likely_scales(SimpleNamespace(datamodule=datamodule), module, images, of_data))
+    host = LightningHost(pl.Trainer(logger=False, barebones=True), module, ".")
+    host.trainer.datamodule = datamodule
+    return list(likely_scales(module, images, of_data, host.normalisers()))
 
 
 class Declares(SmallClassifier):
@@ -156,6 +160,5 @@ class TestOrder:
         assert scales(Declares(), self.images - 0.5)[0] != UNSCALED
 
     def test_what_was_asked_for_is_taken(self):
-        trainer = SimpleNamespace(datamodule=None)
-        found = true_colours(trainer, Declares(), self.images, [(MEAN, STD)], ([0.5], None))
+        found = true_colours(Declares(), self.images, [(MEAN, STD)], given=([0.5], None))
         assert found.scale == ([0.5], (0.1,) * 3)

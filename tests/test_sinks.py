@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 
 from tests.lightning_models import SmallClassifier, fit, samples
 from vitx.callbacks import RolloutCallback
-from vitx.callbacks.sinks import drop_from, save_picture, show_picture, write_scalars
 from vitx.runs.saved import save_maps
+from vitx.watch.sinks import drop_from, save_picture, show_picture, write_scalars
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
 MAPS = {"rollout": np.random.default_rng(0).random((4, 14, 14), np.float32)}

@@ -5,8 +5,11 @@
     explanation = vitx.explain(model, images, "grad_rollout")
     pictures = explanation.overlays(images, mean, std)
 
-During training: `from vitx.callbacks import RolloutCallback`.
+During training: `vitx.Watch` in a loop of your own, `from vitx.callbacks import RolloutCallback` for
+Lightning, and `from vitx.callbacks.huggingface import RolloutCallback` for Hugging Face's Trainer.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from vitx.capture import capture
 from vitx.errors import VitxError
@@ -18,12 +21,16 @@ from vitx.randomisation import Sanity, sanity
 from vitx.rollout import attention_rollout, gradient_rollout
 from vitx.trace import Trace
 
+if TYPE_CHECKING:
+    from vitx.watch import Watch
+
 __version__ = "0.1.0"
 __all__ = [
     "Explanation",
     "Sanity",
     "Trace",
     "VitxError",
+    "Watch",
     "attention_flow",
     "attention_rollout",
     "capture",
@@ -33,3 +40,12 @@ __all__ = [
     "methods",
     "sanity",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the watch when it is asked for: an explanation does without."""
+    if name != "Watch":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from vitx.watch import Watch
+
+    return Watch

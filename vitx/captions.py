@@ -1,13 +1,20 @@
 """What is said of an image, of what a model puts out and of what is true."""
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from vitx.outputs import Kind, kind_of
+
 _AND = " + "  # between several classes
-_SHORTEST = 4  # letters of a name
+_SHORTEST, _READABLE = 4, 12  # letters of a name
+_MOST_LINES = 4
+_DIGITS = 3  # of the largest number
+_BREAK = re.compile(r"(?<=, )|(?<=\+ )")  # where a line may end
 
 
 @dataclass(frozen=True)
@@ -26,20 +33,32 @@ class Caption:
     label: str | None = None
     right: bool | None = None
 
-    def fitted(self, fits: Callable[[str], bool]) -> str:
-        """Returns the caption, shortened until it fits: what is true last, as the picture cannot tell it.
+    def lines(self, fits: Callable[[str], bool]) -> list[str]:
+        """Returns the caption on as few lines as it is readable on; what is true is shortened last.
 
         Names are shortened in the middle; several that were predicted give way to their number.
+
+        Args:
+            fits: whether a text has room on a line.
         """
-        predicted = self.prediction.split(_AND)
-        longest = max(map(len, f"{self.prediction}{_AND}{self.label}".split(_AND)))
-        lengths = range(max(longest, _SHORTEST), _SHORTEST - 1, -1)
-        tries = [replace(self, prediction=_shortened(self.prediction, length)) for length in lengths]
-        if len(predicted) > 1:
-            tries.append(replace(self, prediction=f"{len(predicted)} classes"))
+        names = f"{self.prediction}{_AND}{self.label or ''}".split(_AND)
+        lengths = range(max(_SHORTEST, *map(len, names)), _SHORTEST - 1, -1)
+        readable = [length for length in lengths if length >= _READABLE] or [lengths[0]]
+        for count in range(1, _MOST_LINES + 1):
+            for length in readable:
+                lines = _wrapped(str(self._shortened(length)), fits)
+                if len(lines) <= count and all(map(fits, lines)):
+                    return lines
+        tries = [self._shortened(length) for length in lengths]
+        if _AND in self.prediction:
+            tries.append(replace(self, prediction=f"{len(self.prediction.split(_AND))} classes"))
         tries += [replace(tries[-1], label=self.label and _shortened(self.label, n)) for n in lengths]
-        said = map(str, tries)
-        return next(filter(fits, said), str(tries[-1]))
+        wrapped = [_wrapped(str(one), fits) for one in tries]
+        good = (one for one in wrapped if len(one) <= _MOST_LINES and all(map(fits, one)))
+        return next(good, wrapped[-1][:_MOST_LINES])
+
+    def _shortened(self, length: int) -> "Caption":
+        return replace(self, prediction=_shortened(self.prediction, length))
 
     def __str__(self) -> str:
         said = self.prediction if self.probability is None else f"{self.prediction} {self.probability:.0%}"
@@ -50,17 +69,22 @@ class Caption:
 
 
 def captions_of(
-    logits: Tensor, labels: Tensor | None = None, class_names: Sequence[str] | None = None
+    logits: Tensor,
+    labels: Tensor | None = None,
+    class_names: Sequence[str] | None = None,
+    kind: Kind | None = None,
 ) -> list[Caption]:
     """Says what was predicted, and whether it is right.
 
     The labels tell what the logits are: a class for each image (softmax, or sigmoid if there is but one
-    logit, then also as 0.0 or 1.0), 0 or 1 for each class (multi-label, sigmoid), or numbers (regression).
+    logit, then also as 0.0 or 1.0), 0 or 1 for each class (multi-label, sigmoid), or numbers (regression),
+    which are all written with as many decimals as the labels need. Of features, nothing is said.
 
     Args:
         logits: (B, classes), or (B,).
         labels: (B,), (B, 1) or (B, classes), or None: then each image has one class.
         class_names: by default the numbers of the classes.
+        kind: what the logits are, where it is known.
 
     Example:
         >>> [str(caption) for caption in captions_of(torch.tensor([[0.0, 3.0]]), class_names=["cat", "dog"])]
@@ -68,29 +92,38 @@ def captions_of(
         >>> several = torch.tensor([[1.0, 1.0]])
         >>> str(captions_of(torch.tensor([[2.0, -1.0]]), several, ["cat", "dog"])[0])
         '\N{BALLOT X} cat, is cat + dog'
-        >>> str(captions_of(torch.tensor([[0.71]]), torch.tensor([0.5]))[0])
-        '0.71, is 0.5'
+        >>> str(captions_of(torch.tensor([[0.7143]]), torch.tensor([0.5]))[0])
+        '0.714, is 0.500'
     """
+    kind = kind or kind_of(logits, labels)
+    if kind == "features" or logits.ndim not in (1, 2):
+        return [Caption("")] * len(logits)
     logits = logits.float()
     if logits.ndim == 1:
         logits = logits[:, None]
-    if logits.ndim != 2:
-        return [Caption("")] * len(logits)
     if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if kind == "numbers" and labels is not None:
+        return _numbers(logits, labels.reshape(len(labels), -1).float())
     if labels is not None and labels.ndim == 2 and labels.shape == logits.shape:
-        if (labels.sum(1) != 1).any():
+        if kind == "classes":
             return _several_classes(logits, labels > 0, class_names)
         labels = labels.argmax(1)
     if labels is not None and labels.ndim == 1 and labels.is_floating_point():
-        if logits.shape[1] > 1:
-            labels = None
-        elif ((labels == 0) | (labels == 1)).all():  # as binary_cross_entropy_with_logits takes them
-            labels = labels.long()
-        else:
-            rows = zip(logits[:, 0].tolist(), labels.tolist(), strict=True)
-            return [Caption(f"{number:.3g}", label=f"{label:.3g}") for number, label in rows]
+        labels = None if logits.shape[1] > 1 else labels.long()
     return _one_class(logits, labels if labels is None or labels.ndim == 1 else None, class_names)
+
+
+def _numbers(logits: Tensor, labels: Tensor) -> list[Caption]:
+    """Writes all numbers of a run on one scale: the labels', which do not change as the model learns."""
+    largest = float(labels.abs().max())
+    decimals = max(0, _DIGITS - 1 - math.floor(math.log10(largest))) if largest > 0 else _DIGITS - 1
+    form = f".{decimals}f" if decimals <= 2 * _DIGITS else f".{_DIGITS - 1}e"
+
+    def said(numbers: Tensor) -> str:
+        return ", ".join(f"{number:{form}}" for number in numbers.tolist())
+
+    return [Caption(said(found), label=said(true)) for found, true in zip(logits, labels, strict=True)]
 
 
 def _one_class(logits: Tensor, labels: Tensor | None, class_names: Sequence[str] | None) -> list[Caption]:
@@ -98,7 +131,9 @@ def _one_class(logits: Tensor, labels: Tensor | None, class_names: Sequence[str]
         logits.softmax(-1) if logits.shape[1] > 1 else torch.cat([1 - logits.sigmoid(), logits.sigmoid()], 1)
     )
     probability, prediction = shares.max(-1)
-    truth: list[int | None] = [None] * len(logits) if labels is None else labels.tolist()
+    truth: list[int | None] = [None] * len(logits)
+    if labels is not None:  # below 0 stands for none
+        truth = [None if label < 0 else label for label in labels.tolist()]
     found = []
     for index, share, label in zip(prediction.tolist(), probability.tolist(), truth, strict=True):
         name = None if label is None else class_name(label, class_names)
@@ -126,6 +161,16 @@ def _shortened(names: str, length: int) -> str:
         name if len(name) <= length else f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[-tail:]}"
         for name in names.split(_AND)
     )
+
+
+def _wrapped(text: str, fits: Callable[[str], bool]) -> list[str]:
+    """Breaks a text where it does not fit, between names."""
+    lines = [""]
+    for piece in _BREAK.split(text):
+        if lines[-1] and not fits(f"{lines[-1]}{piece}".rstrip()):
+            lines.append("")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]
 
 
 def class_name(index: int, class_names: Sequence[str] | None) -> str:

@@ -106,6 +106,8 @@ def grid(
 ) -> NDArray[np.uint8]:
     """Draws one row per image, with a caption, and one column per picture of it, with a title.
 
+    Captions have as many lines as the longest of them needs, so that all rows are alike.
+
     Args:
         columns: title -> (B, H, W, 3) uint8.
         captions: one for each image.
@@ -119,25 +121,28 @@ def grid(
         (height, width, 3) uint8.
     """
     tiles = {title: [_tile(p, tile_width) for p in pixels.numpy()] for title, pixels in columns.items()}
-    height = next(iter(tiles.values()))[0].height
-    row = LINE + height + GAP
+    lefts = {title: GAP + column * (tile_width + GAP) for column, title in enumerate(tiles)}
     width = GAP + len(tiles) * (tile_width + GAP)
+    room = min([width - GAP, *(lefts[title] - GAP for title in marks or ())]) - GAP  # of a caption
+    said = [
+        caption.lines(lambda text: font(_TEXT_SIZE, bold=True).getlength(text) <= room)
+        for caption in captions
+    ]
+    lines = max(map(len, said), default=1)
+    row = lines * LINE + next(iter(tiles.values()))[0].height + GAP
     canvas = Image.new("RGB", (width, LINE + len(captions) * row + 2 * LINE), PAPER)
     draw = ImageDraw.Draw(canvas)
-    room = width - 2 * GAP  # of a caption
-    for column, (title, pictures) in enumerate(tiles.items()):
-        left = GAP + column * (tile_width + GAP)
-        write(draw, (left, 3), title, FAINT, tile_width)
+    for title, pictures in tiles.items():
+        write(draw, (lefts[title], 3), title, FAINT, tile_width)
         for index, picture in enumerate(pictures):
-            canvas.paste(picture, (left, LINE + index * row + LINE))
-        if marks and title in marks:
-            room = min(room, left - 2 * GAP)
-            for index, mark in enumerate(marks[title]):
-                write(draw, (left, LINE + index * row + 2), mark, FAINT, tile_width)
+            canvas.paste(picture, (lefts[title], LINE + index * row + lines * LINE))
+    for title, texts in (marks or {}).items():
+        for index, mark in enumerate(texts):
+            write(draw, (lefts[title], LINE + index * row + 2), mark, FAINT, tile_width)
     for index, caption in enumerate(captions):
-        colour = VERDICTS[caption.right]
-        said = caption.fitted(lambda text: draw.textlength(text, font(_TEXT_SIZE, bold=True)) <= room)
-        write(draw, (GAP, LINE + index * row + 2), said, colour, room, bold=True)
+        for number, line in enumerate(said[index]):
+            at = (GAP, LINE + index * row + number * LINE + 2)
+            write(draw, at, line, VERDICTS[caption.right], room, bold=True)
     _legend(canvas, draw, colormap, LINE + len(captions) * row, note, ends)
     return np.asarray(canvas)
 

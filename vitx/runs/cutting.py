@@ -37,14 +37,18 @@ def cut(picture: NDArray[np.uint8]) -> list[Row]:
     """
     height, width = picture.shape[0] - 3 * LINE, picture.shape[1]
     columns = (width - GAP) // (TILE_WIDTH + GAP)
+    lefts = [GAP + column * (TILE_WIDTH + GAP) for column in range(columns)]
     # Overlays are never white, what is between the rows is: that tells how many there are.
     fits = columns > 1 and (width - GAP) % (TILE_WIDTH + GAP) == 0
     for count in range(height // (LINE + GAP + 1) if fits else 0, 0, -1):
-        rows = picture[LINE : LINE + height].reshape(count, -1, width, 3) if height % count == 0 else None
-        if rows is not None and (rows[:, -GAP:] == 255).all():
-            lefts = [GAP + column * (TILE_WIDTH + GAP) for column in range(columns)]
+        if height % count:
+            continue
+        rows = picture[LINE : LINE + height].reshape(count, -1, width, 3)
+        drawn = (rows[:, :, lefts[-1] : lefts[-1] + TILE_WIDTH] != 255).any(-1).all((0, 2))
+        if (rows[:, -GAP:] == 255).all() and drawn[-GAP - 1]:
+            top = LINE * max(1, int(drawn[::LINE].argmax()))  # captions have one or more lines
             return [
-                Row(row[:LINE], tuple(row[LINE:-GAP, left : left + TILE_WIDTH] for left in lefts))
+                Row(row[:top], tuple(row[top:-GAP, left : left + TILE_WIDTH] for left in lefts))
                 for row in rows
             ]
     raise VitxError(f"a picture of {width} x {picture.shape[0]} pixels is no grid of vitx")

@@ -25,8 +25,10 @@ def write_gif(path: Path, frames: Sequence[Picture]) -> None:
 
     Args:
         path: of the file.
-        frames: (height, width, 3) uint8, all of one size, with a legend at the bottom.
+        frames: (height, width, 3) uint8, all of one width, with a legend at the bottom.
     """
+    tallest = max(map(len, frames))  # captions may take several lines
+    frames = [np.pad(one, ((0, tallest - len(one)), (0, 0), (0, 0)), constant_values=255) for one in frames]
     # One table of colours for all: with a table for each frame, what stands still would flicker.
     table = _table(frames)
     indices = [_indices(frame, table) for frame in frames]

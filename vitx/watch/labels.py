@@ -28,6 +28,21 @@ def class_names(data: Any) -> tuple[str, ...] | None:
     return None
 
 
+def class_counts(data: Any, names: Sequence[str] | None) -> range | None:
+    """Returns how many outputs a model of these classes may have; None where that is not known.
+
+    As many as there are names; where the data set but lists its labels, most outputs must have one.
+
+    Example:
+        >>> class_counts(TensorDataset(torch.rand(3, 1), torch.tensor([0, 2, 1])), None)
+        range(3, 7)
+    """
+    if names:
+        return range(len(names), len(names) + 1)
+    count = max((hasattr(data, "__len__") and _labels(data)) or [-1]) + 1
+    return range(count, 2 * count + 1) if count else None
+
+
 def one_of_each_class(
     data: Any, count: int, read_labels: Callable[[Sequence[int]], Iterable[int | None]]
 ) -> tuple[int, ...]:

@@ -1,24 +1,26 @@
-"""Which images the callback watches: the same ones at every firing and in every run."""
+"""Which images are watched: the same ones at every firing and in every run."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from vitx.callbacks.batches import ITEM, Content, object_masks, read_batch
-from vitx.callbacks.labels import class_names, evenly_spaced, one_of_each_class
-from vitx.callbacks.loading import BATCH, fetch, join, sampled, validation_loader
-from vitx.callbacks.scales import held_by
 from vitx.colours import Scale
 from vitx.errors import VitxError
 from vitx.inputs import to_tensor
 from vitx.preprocessing import preprocessing_of
+from vitx.watch.batches import ITEM, Content, object_masks, read_batch
+from vitx.watch.labels import class_counts, class_names, evenly_spaced, one_of_each_class
+from vitx.watch.loading import fetch, join, one_of, sampled
+from vitx.watch.scales import held_by
+
+if TYPE_CHECKING:
+    from vitx.watch.host import Host
 
 _THUMBNAIL = 4  # pixels
 _SCALES = 16  # of those that a data set holds
@@ -37,6 +39,8 @@ class Samples:
         places: where they are in the data set, or None.
         out_of: how many images the data set has, or None.
         class_names: the data set's own, or None.
+        counts: how many outputs a model of the data set's classes may have, or None.
+        unlabelled: whether it is the set that the model is judged by, and has no labels.
         scales: mean and std of each normalisation that the data set holds.
         name: what the batch calls the images.
         source: the kind of their data set; empty for a tensor or files.
@@ -50,6 +54,8 @@ class Samples:
     places: tuple[int, ...] | None = None
     out_of: int | None = None
     class_names: tuple[str, ...] | None = None
+    counts: range | None = None
+    unlabelled: bool = False
     scales: tuple[Scale, ...] = ()
     name: str = ITEM.format(0)
     source: str = ""
@@ -87,12 +93,11 @@ class Selection:
     masks: Tensor | None = None
     boxes: Tensor | None = None
 
-    def choose(self, trainer: pl.Trainer, model: nn.Module, before: Sequence[int] | None = None) -> Samples:
+    def choose(self, host: "Host", before: Sequence[int] | None = None) -> Samples:
         """Fetches the images, prepared as validation batches are.
 
         Args:
-            trainer: gives the validation set, and prepares the batches.
-            model: gives the transform for image files.
+            host: gives the validation set, prepares the batches, and knows the transform for image files.
             before: places in the data set that were chosen before a resume; they are kept if they fit.
 
         Returns:
@@ -103,22 +108,22 @@ class Selection:
         """
         images = self.images
         if _are(images, str | Path):
-            images = to_tensor(images, preprocessing_of(model))
-            return self._of_tensor(images, len(images), trainer)
+            images = to_tensor(images, preprocessing_of(host.model))
+            return self._of_tensor(images, len(images))
         if isinstance(images, Tensor):
-            return self._of_tensor(images, min(self.num_images, len(images)), trainer)
+            return self._of_tensor(images, min(self.num_images, len(images)))
         if images is None or _are(images, int):
-            loader = validation_loader(trainer, self.dataloader_idx)
+            loader = one_of(host.validation(), self.dataloader_idx)
         else:
-            loader = DataLoader(_data_set(images), BATCH)
-        return self._of_loader(loader, trainer, before)
+            loader = host.loader(_data_set(images))
+        return self._of_loader(loader, host, before)
 
-    def _of_tensor(self, images: Tensor, count: int, trainer: pl.Trainer) -> Samples:
-        content = read_batch(trainer.precision_plugin.convert_input(images))
+    def _of_tensor(self, images: Tensor, count: int) -> Samples:
+        content = read_batch(images)
         samples = Samples(content.images.cpu(), shown=evenly_spaced(len(images), count))
         return self._with_masks(samples)
 
-    def _of_loader(self, loader: Any, trainer: pl.Trainer, before: Sequence[int] | None) -> Samples:
+    def _of_loader(self, loader: Any, host: "Host", before: Sequence[int] | None) -> Samples:
         data: Any = getattr(loader, "dataset", None)
         keys = sampled(loader)
         if keys is None and (self.per_class or _are(self.images, int)):
@@ -126,11 +131,11 @@ class Selection:
                 "the validation set is a stream, whose images have no places: give images instead"
             )
         key_of = None if keys is None else _by_place(keys)
-        places = None if key_of is None else self._places(loader, key_of, trainer, before)
+        places = None if key_of is None else self._places(loader, key_of, host, before)
         chosen = None if key_of is None else [key_of.get(place, place) for place in places or ()]
-        contents = (self._read(batch, trainer) for batch in fetch(loader, chosen))
+        contents = (self._read(batch, host) for batch in fetch(loader, chosen))
         content = join(contents, self.num_measured if places is None else len(places))
-        count = len(content.images)
+        count, names = len(content.images), class_names(data)
         samples = Samples(
             content.images,
             content.labels,
@@ -139,7 +144,9 @@ class Selection:
             self._shown(count),
             places,
             None if key_of is None else max(len(data), len(key_of)),
-            class_names(data),
+            names,
+            class_counts(data, names),
+            content.labels is None and (self.images is None or _are(self.images, int)),
             tuple(islice(held_by([data, getattr(loader, "collate_fn", None)]), _SCALES)),
             content.name,
             type(loader if data is None else data).__name__,
@@ -150,7 +157,7 @@ class Selection:
         self,
         loader: DataLoader[Any],
         key_of: Mapping[int, Any],
-        trainer: pl.Trainer,
+        host: "Host",
         before: Sequence[int] | None,
     ) -> tuple[int, ...]:
         """Chooses among the places that the loader reads."""
@@ -166,29 +173,25 @@ class Selection:
             return tuple(among[number] for number in evenly_spaced(len(among), count))
         found = one_of_each_class(
             *(Subset(loader.dataset, list(key_of.values())), count),
-            lambda order: self._labels(loader, [key_of[among[number]] for number in order], trainer),
+            lambda order: self._labels(loader, [key_of[among[number]] for number in order], host),
         )
         return tuple(among[number] for number in found)
 
     def _shown(self, count: int) -> tuple[int, ...]:
         return evenly_spaced(count, count if _are(self.images, int) else min(self.num_images, count))
 
-    def _labels(
-        self, loader: DataLoader[Any], keys: Sequence[Any], trainer: pl.Trainer
-    ) -> Iterator[int | None]:
+    def _labels(self, loader: DataLoader[Any], keys: Sequence[Any], host: "Host") -> Iterator[int | None]:
         for batch in fetch(loader, keys):
-            content = self._read(batch, trainer)
+            content = self._read(batch, host)
             if content.labels is None or content.labels.ndim != 1:
                 yield None
             else:
                 yield from map(int, content.labels)
 
-    def _read(self, batch: Any, trainer: pl.Trainer) -> Content:
-        """Prepares a batch as Lightning does for the model, and reads it."""
+    def _read(self, batch: Any, host: "Host") -> Content:
+        """Prepares a batch as it is for the model, and reads it."""
         place = self.dataloader_idx if isinstance(self.dataloader_idx, int) else 0
-        batch = trainer.precision_plugin.convert_input(batch)
-        batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=place)
-        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=place)
+        batch = host.prepared(batch, place)
         return read_batch(self.batch_transform(batch) if self.batch_transform else batch).cpu()
 
     def _with_masks(self, samples: Samples) -> Samples:

@@ -203,7 +203,7 @@ def test_what_a_forward_asks_for_by_name_is_taken_from_the_batch():
 @pytest.mark.parametrize(
     ("module", "options", "sentence"),
     [
-        (NoForward, {}, "NoForward.forward is not written: give the callback forward_fn"),
+        (NoForward, {}, "NoForward.forward is not written: give forward_fn"),
         (NeedsAge, {}, "NeedsAge.forward takes more than images, and the batch has no 'age'"),
         (SmallClassifier, {"forward_fn": lambda module, images, age: None}, "forward_fn takes more than im"),
         (SmallClassifier, {"weights": "ema"}, "needs averaged weights"),
@@ -215,7 +215,7 @@ def test_says_what_is_missing(module, options, sentence):
 
 
 def test_the_module_is_not_wrapped_where_it_need_not_be():
-    from vitx.callbacks.subject import ways_to_call
+    from vitx.watch.calling import ways_to_call
 
     module = SmallClassifier()
     assert next(ways_to_call(module, None, "image", {})) is module
@@ -254,19 +254,19 @@ class TakesOrder(SmallClassifier):
     ],
 )
 def test_ways_to_call_a_module(kind, name, inputs):
-    from vitx.callbacks.subject import by_any_way, ways_to_call
+    from vitx.watch.calling import by_any_way, ways_to_call
 
     module = kind().eval()
-    found = by_any_way(ways_to_call(module, None, name, inputs), lambda way: way(IMAGES[:2]))
+    found, _ = by_any_way(ways_to_call(module, None, name, inputs), lambda way: way(IMAGES[:2]))
     assert torch.equal(found, SmallClassifier.forward(module, IMAGES[:2]))
 
 
 def test_no_way_to_call_a_module():
-    from vitx.callbacks.subject import by_any_way, ways_to_call
+    from vitx.watch.calling import by_any_way, ways_to_call
 
     class TakesText(SmallClassifier):
         def forward(self, text):
             return text.split()
 
-    with pytest.raises(VitxError, match="did not take the images: give the callback forward_fn=lambda"):
+    with pytest.raises(VitxError, match="did not take the images: give forward_fn=lambda"):
         by_any_way(ways_to_call(TakesText(), None, "image", {}), lambda way: way(IMAGES[:2]))

@@ -1,12 +1,13 @@
-"""Where pictures and scalars go.
+"""Where pictures and numbers go: loggers of frameworks, writers and runs of their libraries, trackers.
 
-What a logger can hold is found by what it can do, as `lightning` and `pytorch_lightning` have classes of
-their own, and so may you. To add a sink for pictures, write a function like those below and decorate it.
+What a place can hold is found by what it can do, as classes of one name are made in many packages, and so may
+you. To add a sink for pictures, write a function like those below and decorate it.
 """
 
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from vitx.errors import VitxError
 from vitx.files import write_atomically
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
@@ -43,6 +44,67 @@ def _tensorboard(logger: Any) -> Write | None:
         writer.flush()
 
     return write
+
+
+@dataclass(frozen=True)
+class WandbRun:
+    """A run of Weights & Biases, whose own steps count calls: the step of the training is an axis beside.
+
+    Attributes:
+        run: what `wandb.init` returns.
+        axis: what the step is called.
+    """
+
+    run: Any
+    axis: str = "vitx/step"
+
+    def write(self, values: Mapping[str, Any], step: int) -> None:
+        """Logs numbers and pictures at a step."""
+        self.run.define_metric("vitx/*", step_metric=self.axis)
+        self.run.log({**values, self.axis: step})
+
+
+@dataclass(frozen=True)
+class MlflowRun:
+    """A run of MLflow, which may have ended.
+
+    Attributes:
+        experiment: an `MlflowClient`.
+        run_id: of the run.
+    """
+
+    experiment: Any
+    run_id: str
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Logs numbers at a step."""
+        for name, value in metrics.items():
+            self.experiment.log_metric(self.run_id, name, value, step=step)
+
+
+def _wandb_run(place: Any) -> WandbRun | None:
+    if isinstance(place, WandbRun):
+        return place
+    run = _experiment(place)
+    raw = callable(getattr(run, "define_metric", None)) and not hasattr(place, "log_metrics")
+    return WandbRun(run) if raw else None
+
+
+@_sink
+def _wandb(place: Any) -> Write | None:
+    found = _wandb_run(place)
+    if found is None:
+        return None
+    from wandb import Image as WandbImage
+
+    return lambda tag, picture, step: found.write({tag: WandbImage(picture)}, step)
+
+
+@_sink
+def _mlflow_module(place: Any) -> Write | None:
+    if not (callable(getattr(place, "log_image", None)) and hasattr(place, "active_run")):
+        return None
+    return lambda tag, picture, step: place.log_image(picture, key=tag, step=step)
 
 
 @_sink
@@ -76,24 +138,50 @@ def _comet(logger: Any) -> Write | None:
     return lambda tag, picture, step: experiment.log_image(picture, name=tag, step=step)
 
 
-def write_scalars(logger: Any, scalars: Mapping[str, float], step: int) -> None:
+def write_scalars(place: Any, scalars: Mapping[str, float], step: int) -> None:
     """Logs numbers, tag -> value."""
-    logger.log_metrics(dict(scalars), step=step)
+    writer, run = _experiment(place), _wandb_run(place)
+    if run is not None:
+        run.write(scalars, step)
+    elif callable(getattr(place, "log_metrics", None)):
+        place.log_metrics(dict(scalars), step=step)
+    elif callable(getattr(writer, "add_scalar", None)):
+        for tag, value in scalars.items():
+            writer.add_scalar(tag, value, step)
+        writer.flush()
+    elif callable(getattr(place, "log", None)):  # a tracker of Accelerate
+        place.log(dict(scalars), step=step)
+    else:
+        raise VitxError(
+            f"numbers cannot go to a {type(place).__name__}: give a SummaryWriter, a run of Weights & "
+            "Biases, mlflow, an Accelerator, or an object with a method log_metrics(metrics, step)"
+        )
 
 
-def show_picture(logger: Any, tag: str, picture: Picture, step: int) -> bool:
-    """Shows a picture in a logger.
+def places_of(given: Any) -> Iterator[Any]:
+    """Yields one or several places, and those that an Accelerator writes to."""
+    for place in given if isinstance(given, (list, tuple)) else [given]:
+        yield from getattr(place, "trackers", [place])
+
+
+def name_of(place: Any) -> str:
+    """Returns what to call it."""
+    return str(getattr(place, "__name__", type(place).__name__))
+
+
+def show_picture(place: Any, tag: str, picture: Picture, step: int) -> bool:
+    """Shows a picture.
 
     Args:
-        logger: one of the trainer's.
+        place: a logger of a framework, or the writer or run of a library.
         tag: name of the picture; the part before the first slash is its group.
         picture: (height, width, 3) uint8.
         step: the training step that it belongs to.
 
     Returns:
-        Whether this logger can hold pictures.
+        Whether this place can hold pictures.
     """
-    write = next(filter(None, (find(logger) for find in _SINKS)), None)
+    write = next(filter(None, (find(place) for find in _SINKS)), None)
     if write is not None:
         write(tag, picture, step)
     return write is not None
@@ -134,11 +222,16 @@ def drop_from(logger: Any, step: int) -> None:
     """
     writer = getattr(_experiment(logger), "file_writer", None)
     if writer is not None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
         writer.add_event(Event(file_version="brain.Event:2"), step)
         writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
         writer.flush()
 
 
-def _experiment(logger: Any) -> Any:
-    """The object of the logger's own library; None where a logger of your own has none."""
-    return getattr(logger, "experiment", None)
+def _experiment(place: Any) -> Any:
+    """The object of a library that a logger or a tracker writes to; else the place itself."""
+    for name in ("experiment", "tracker"):
+        if getattr(place, name, None) is not None:
+            return getattr(place, name)
+    return place

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vitx.callbacks.images import Samples
+from vitx.watch.images import Samples
 
 _TOLERANCE = 0.05  # of thumbnails: another version of a decoder changes the last bits of an image
 
@@ -15,8 +15,8 @@ class Past:
     """What a resumed run must know.
 
     Attributes:
-        fired_at: the trainer's `global_step` when it last could fire.
-        step: of `self.log` at the last firing; what the start and the first step show is both at step 0.
+        fired_at: the moment of the training when it last could fire.
+        step: that the last firing was logged at, which may be that of several moments.
         places: of the images in the data set.
         out_of: how many images the data set had.
         thumbnails: of the images, (n, C, 4, 4).

@@ -15,7 +15,7 @@ from tests.lightning_models import SmallClassifier, fit, samples
 from tests.processes import run_together
 from tests.test_no_trace import Setting, assert_same, train
 from vitx.callbacks import RolloutCallback
-from vitx.callbacks.ranks import share
+from vitx.watch.group import Group
 
 KINDS = {"logits": "npy", "maps": "npz", "vitx-maps": "png"}
 NAMES = ["images.npz", *(f"{name}-{step:06d}.{kind}" for name, kind in KINDS.items() for step in (0, 1))]
@@ -138,17 +138,7 @@ def test_two_processes(tmp_path):
 
 @pytest.mark.parametrize(("ranks", "count"), [(1, 5), (2, 5), (3, 8), (4, 2), (8, 0)])
 def test_every_image_is_one_ranks(ranks, count):
-    class DDPStrategy:
-        pass
-
-    class Trainer:
-        world_size = ranks
-        strategy = DDPStrategy()
-
-        def __init__(self, rank):
-            self.global_rank = rank
-
-    shares = [range(count)[share(Trainer(rank), count)] for rank in range(ranks)]
+    shares = [range(count)[Group(rank, ranks).share(count)] for rank in range(ranks)]
     assert [place for part in shares for place in part] == list(range(count))
     sizes = [len(part) for part in shares]
     assert max(sizes) - min(sizes) <= 1

@@ -1,40 +1,44 @@
-"""What is explained: which weights, and how they are called."""
+"""What is explained: which weights, and how a model is called."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-import lightning.pytorch as pl
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from vitx.callbacks.batches import is_item
-from vitx.callbacks.ranks import in_step
 from vitx.errors import VitxError, in_words
+from vitx.watch.batches import is_item
 
 T = TypeVar("T")
 Forward = Callable[..., Tensor]
-_FORWARD_FN = "give the callback forward_fn=lambda module, images: ..."
-_LIGHTNING = ("lightning.pytorch.core.module", "pytorch_lightning.core.module")
+_FORWARD_FN = "give forward_fn=lambda module, images: ..."
 
 
-def explained_module(trainer: pl.Trainer, module: pl.LightningModule, weights: str) -> nn.Module:
-    """Returns the module whose weights are explained.
-
-    Args:
-        trainer: with its callbacks, which may hold averaged weights.
-        module: the one that is trained.
-        weights: "current" or "ema".
+def averaged(held: Iterable[Any]) -> nn.Module:
+    """Returns averaged weights of torch or timm that are held, also by a module.
 
     Raises:
-        VitxError: There are no averaged weights, or no rank sees all attention heads.
+        VitxError: There are none.
     """
-    if weights == "ema":
-        return _averaged(trainer, module)
-    _refuse_split_heads(trainer)
-    # Sharded strategies gather their parameters as the module that they wrap is called.
-    return trainer.strategy.model or module if in_step(trainer) else module
+    for one in held:
+        for candidate in one.modules() if isinstance(one, nn.Module) else (one,):
+            if isinstance(candidate, (AveragedModel, ModelEmaV2, ModelEmaV3)):
+                found: nn.Module = candidate.module
+                return found
+    raise VitxError(
+        'weights="ema" needs averaged weights: keep a torch.optim.swa_utils.AveragedModel or a ModelEmaV3 of '
+        "timm in the module, or add a callback that has one"
+    )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Returns a model without what runs it on several devices: that would synchronise ranks at each call."""
+    while isinstance(model, (DistributedDataParallel, DataParallel)):
+        model = model.module
+    return model
 
 
 def ways_to_call(
@@ -50,11 +54,9 @@ def ways_to_call(
             it by name, or by the order of its parameters; or as the batch that the forward takes.
 
     Raises:
-        VitxError: The module has no forward, or asks for more than there is.
+        VitxError: The module asks for more than there is.
     """
     called = "forward_fn" if forward_fn else f"{type(module).__name__}.forward"
-    if forward_fn is None and not _has_forward(module):
-        raise VitxError(f"{called} is not written: {_FORWARD_FN}")
     own = {key: value for key, value in inputs.items() if not is_item(key)}
     if forward_fn is None and not _takes_images(module.forward):
         yield Call(lambda images: module(**{name: images}), module)
@@ -93,16 +95,19 @@ class Call(nn.Module):
         return self.function(images)
 
 
-def by_any_way(ways: Iterable[nn.Module], explain: Callable[[nn.Module], T]) -> T:
-    """Explains by the first way to call a module that it takes.
+def by_any_way(ways: Iterable[nn.Module], explain: Callable[[nn.Module], T]) -> tuple[T, int]:
+    """Explains by the first way to call a module that it takes; returns also which one that was.
 
     Raises:
         VitxError: It takes none.
     """
     first: Exception | None = None
-    for way in ways:
+    for number, way in enumerate(ways):
         try:
-            return explain(way)
+            return explain(way), number
+        except NotImplementedError as error:
+            kind = type(way.module if isinstance(way, Call) else way).__name__
+            raise VitxError(f"{kind}.forward is not written: {_FORWARD_FN} (it said {error})") from error
         except (TypeError, KeyError, IndexError, AttributeError, ValueError, AssertionError) as error:
             first = first or error
     if isinstance(first, VitxError):
@@ -126,11 +131,6 @@ def _takes_images(function: Callable[..., Any]) -> bool:
         return True
 
 
-def _has_forward(module: nn.Module) -> bool:
-    """Whether anyone wrote one: those of the base classes only raise."""
-    return getattr(module.forward, "__module__", "") not in (nn.Module.__module__, *_LIGHTNING)
-
-
 def _required(function: Callable[..., Any]) -> list[str]:
     """The names of the parameters without a default."""
     try:
@@ -139,24 +139,3 @@ def _required(function: Callable[..., Any]) -> list[str]:
         return []
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
-
-
-def _refuse_split_heads(trainer: pl.Trainer) -> None:
-    mesh = getattr(trainer.strategy, "_device_mesh", None)
-    if mesh is not None and "tensor_parallel" in mesh.mesh_dim_names and mesh["tensor_parallel"].size() > 1:
-        raise VitxError(
-            "tensor parallelism gives each rank a part of the attention heads: explain a checkpoint"
-        )
-
-
-def _averaged(trainer: pl.Trainer, module: pl.LightningModule) -> nn.Module:
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    held = [value for callback in callbacks for value in vars(callback).values()]
-    for candidate in (*held, *module.modules()):
-        if isinstance(candidate, (AveragedModel, ModelEmaV2, ModelEmaV3)):
-            averaged: nn.Module = candidate.module
-            return averaged
-    raise VitxError(
-        'weights="ema" needs averaged weights: add Lightning\'s EMAWeightAveraging callback, or keep a '
-        "torch.optim.swa_utils.AveragedModel or a ModelEmaV3 of timm in the module"
-    )

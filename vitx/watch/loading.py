@@ -8,34 +8,31 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Subset
 
-from vitx.callbacks.batches import Content
 from vitx.errors import VitxError, last_line
+from vitx.watch.batches import Content
 
 BATCH = 32  # images read at once where no loader says
 _MOST = 1_000_000  # places, of a sampler that never ends
 
 
-def validation_loader(trainer: pl.Trainer, place: int | str) -> Any:
+def one_of(loaders: Any, place: int | str) -> Any:
     """Returns one of the validation loaders: a DataLoader, or anything that yields batches.
 
     Args:
-        trainer: in `fit`, `validate` or, whose loaders then count, `test`.
+        loaders: one, a list or a mapping of them, or None.
         place: the number of the loader, or its name where they are a mapping.
 
     Raises:
         VitxError: There is none, none of that name, or it can be read only once.
     """
-    own = trainer.test_dataloaders if trainer.state.fn == "test" else trainer.val_dataloaders
-    loaders = getattr(own, "iterables", own)  # of a CombinedLoader
     named = dict(enumerate(_flat(loaders))) | (loaders if isinstance(loaders, dict) else {})
     if not named:
-        raise VitxError("there is no validation set: give the callback images to watch")
+        raise VitxError("there is no validation set: give images to watch")
     if place not in named:
         raise VitxError(f"there is no validation loader {place!r}: there are {', '.join(map(str, named))}")
     loader = named[place]
@@ -43,8 +40,7 @@ def validation_loader(trainer: pl.Trainer, place: int | str) -> Any:
         not isinstance(loader, Iterable) or isinstance(loader, Iterator)
     ):
         raise VitxError(
-            f"the validation loader is a {type(loader).__name__}, which can be read only once: give the "
-            "callback images"
+            f"the validation loader is a {type(loader).__name__}, which can be read only once: give images"
         )
     return loader
 
@@ -74,10 +70,12 @@ def sampled(loader: Any) -> list[Any] | None:
     if loader.batch_sampler is None:  # the data set yields batches
         return None
     sampler: Any = loader.batch_sampler
+    while hasattr(sampler, "batch_sampler"):  # this rank's share of it, as Accelerate makes it
+        sampler = sampler.batch_sampler
     batches = True
     if type(sampler) is BatchSampler or isinstance(getattr(sampler, "sampler", None), DistributedSampler):
         sampler, batches = sampler.sampler, False
-    if isinstance(sampler, DistributedSampler):  # this rank's share; Lightning wraps the user's own so
+    if isinstance(sampler, DistributedSampler):  # this rank's share, maybe of a sampler of the user's own
         whole = getattr(sampler.dataset, "_sampler", None)
         sampler = range(len(data)) if whole is None else whole
     found: list[Any]

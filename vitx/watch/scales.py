@@ -6,65 +6,64 @@ from functools import partial
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
 from vitx.colours import UNSCALED, Colours, Scale, choose_colours
 from vitx.preprocessing import normalisation
 
-_OTHERS = (str, bytes, int, float, bool, type, ModuleType, Tensor, pl.Trainer)
+_OTHERS = (str, bytes, int, float, bool, type, ModuleType, Tensor)
 _LIBRARIES = ("builtins", "torch", "torchvision", "lightning", "pytorch_lightning", "typing", "collections")
 _DEEP = 12  # attributes of attributes
 _MOST = 20_000  # objects looked at
 
 
 def true_colours(
-    trainer: pl.Trainer,
-    module: pl.LightningModule,
+    model: nn.Module,
     images: Tensor,
     of_data: Iterable[Scale],
+    holders: Iterable[Any] = (),
     given: tuple[Sequence[float] | None, Sequence[float] | None] = (None, None),
     bands: Sequence[int] | None = None,
 ) -> Colours:
     """Finds how the watched images are shown.
 
     Args:
-        trainer: as for `likely_scales`.
-        module: as for `likely_scales`.
+        model: as for `likely_scales`.
         images: as for `likely_scales`.
         of_data: as for `likely_scales`.
+        holders: as for `likely_scales`.
         given: mean and std that were asked for; where one is, nothing is searched.
         bands: the channels to show.
 
     Raises:
         VitxError: Mean, std or bands do not fit the images.
     """
-    mean, std = (one or other for one, other in zip(given, normalisation(module), strict=True))
-    scales = likely_scales(trainer, module, images, of_data)
+    mean, std = (one or other for one, other in zip(given, normalisation(model), strict=True))
+    scales = likely_scales(model, images, of_data, holders)
     return choose_colours(images, scales, bands, (mean, std) if any(given) else None)
 
 
 def likely_scales(
-    trainer: pl.Trainer, module: pl.LightningModule, images: Tensor, of_data: Iterable[Scale]
+    model: nn.Module, images: Tensor, of_data: Iterable[Scale], holders: Iterable[Any] = ()
 ) -> Iterator[Scale]:
     """Yields the normalisations that may have made the watched images, the likeliest first.
 
     Args:
-        trainer: with its data module.
-        module: the one that is trained.
+        model: the one that is trained.
         images: (n, C, H, W), as the model takes them.
         of_data: what the data set holds, see `held_by`.
+        holders: what else may hold a normalisation.
 
     Yields:
-        What the data holds; what data module and module hold beside networks; that which changes nothing, if
+        What the data holds; what the holders hold beside networks; that which changes nothing, if
         all values lie in [0, 1]; and what the model declares.
     """
     yield from of_data
-    yield from held_by([vars(holder) for holder in (getattr(trainer, "datamodule", None), module) if holder])
+    yield from held_by(list(holders))
     if images.amin() >= 0 and images.amax() <= 1:
         yield UNSCALED
-    yield normalisation(module)
+    yield normalisation(model)
     yield UNSCALED
 
 
@@ -153,5 +152,6 @@ def _used_by(function: FunctionType) -> Iterator[Any]:
 def _is_no_transform(value: Any) -> bool:
     """Whether to look no further: values, and what the data belongs to."""
     if isinstance(value, nn.Module):
-        return isinstance(value, pl.LightningModule) or any(True for _ in value.parameters())
-    return value is None or isinstance(value, _OTHERS)
+        return any(True for _ in value.parameters())
+    trains = callable(getattr(type(value), "fit", None))  # and holds the data of the training, too
+    return value is None or trains or isinstance(value, _OTHERS)

@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitx import metrics, render
-from vitx.callbacks.explaining import Target
-from vitx.callbacks.images import Samples
 from vitx.captions import captions_of, class_name
 from vitx.explanation import Explanation
 from vitx.methods import title_of
+from vitx.outputs import Kind
 from vitx.runs.saved import save_images, save_maps
+from vitx.watch.explaining import Target
+from vitx.watch.images import Samples
 
 
 def measure(
@@ -52,6 +53,7 @@ def draw(
     class_names: Sequence[str] | None,
     colormap: str,
     note: str = "",
+    kind: Kind | None = None,
 ) -> NDArray[np.uint8]:
     """Draws the grid of the images shown: the input and each method's overlay.
 
@@ -62,6 +64,7 @@ def draw(
         class_names: in the order of the logits.
         colormap: the name of a colour map of matplotlib.
         note: is written below.
+        kind: what the logits are.
 
     Returns:
         (height, width, 3) uint8.
@@ -70,14 +73,14 @@ def draw(
     columns = {"input": pixels}
     for name, explanation in found.items():
         columns[title_of(name)] = render.overlaid(pixels, explanation.maps[shown], colormap)
-    captions = captions_of(_logits(found, samples), _labels(samples), class_names)
+    captions = captions_of(_logits(found, samples), _labels(samples), class_names, kind)
     return render.grid(columns, captions, colormap=colormap, note=note)
 
 
-def about(target: Target, class_names: Sequence[str] | None) -> str:
-    """Says which class the maps are about, where it is not the one that the captions name first."""
+def about(target: Target, class_names: Sequence[str] | None, kind: Kind | None = "class") -> str:
+    """Says what the maps are about, where it is not the class that the captions name first."""
     if target == "predicted":
-        return ""
+        return {"classes": "maps of the likeliest class", "numbers": "maps of the number"}.get(kind or "", "")
     if target == "label":
         return "maps of the true class"
     if isinstance(target, int):
@@ -85,10 +88,16 @@ def about(target: Target, class_names: Sequence[str] | None) -> str:
     return "maps of a score of yours"
 
 
-def keep_maps(folder: Path, found: Mapping[str, Explanation], samples: Samples, step: int) -> None:
-    """Writes maps and logits of the images shown into the folder `vitx` of the run."""
+def keep_maps(
+    folder: Path, found: Mapping[str, Explanation], samples: Samples, step: int, kind: Kind | None = None
+) -> None:
+    """Writes maps and logits of the images shown into the folder `vitx` of the run.
+
+    Features go there as (n, 1, ...), so that nobody takes them for scores of classes.
+    """
     maps = {name: explanation.maps[list(samples.shown)].numpy() for name, explanation in found.items()}
-    save_maps(folder, maps, step, _logits(found, samples).float().numpy())
+    logits = _logits(found, samples).float().numpy()
+    save_maps(folder, maps, step, logits[:, None] if kind == "features" else logits)
 
 
 def keep_images(

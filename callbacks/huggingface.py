@@ -1,0 +1,177 @@
+"""The callback for Hugging Face's Trainer."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vitx.errors import VitxError
+from vitx.watch import Host, Observer
+from vitx.watch.calling import averaged, unwrapped
+from vitx.watch.sinks import MlflowRun, WandbRun
+
+_STATE = "vitx.pt"  # in the folder of a checkpoint
+
+
+class RolloutCallback(Observer, TrainerCallback):
+    """Logs what the model looks at on fixed images, as pictures and numbers, while it trains.
+
+    Fires before the first step, every n epochs or steps, and at the end of the training. The images are those
+    of the Trainer's `eval_dataset`, through its collator. Pictures (`vitx/maps`) and numbers
+    (`vitx/METHOD/...`) go to the Trainer's own runs of TensorBoard, Weights & Biases and MLflow, at its
+    `global_step`; else pictures become PNG files in the folder `vitx` of `output_dir`. The numbers are among
+    the metrics of each evaluation, so that `metric_for_best_model="vitx/rollout/entropy"` works.
+
+    The training is the same, bit for bit, with and without the callback.
+
+    Args:
+        trainer: whose `add_callback` this is for.
+        **options: those of `vitx.watch.Settings`; `dataloader_idx` is the name of an `eval_dataset` where
+            these are a mapping, and `on_validate` is about `trainer.evaluate()` outside of a training.
+
+    Raises:
+        VitxError: An argument is wrong.
+    """
+
+    def __init__(self, trainer: Trainer, **options: Any) -> None:
+        if not isinstance(trainer, Trainer):
+            raise VitxError(
+                f"RolloutCallback needs the Trainer, found {type(trainer).__name__}: call "
+                "trainer.add_callback(RolloutCallback(trainer))"
+            )
+        super().__init__(**options)
+        self._trainer = trainer
+
+    @cached_property
+    def _host(self) -> "TrainerHost":
+        return TrainerHost(self._trainer)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Shows what the weights look at before they are trained; after a resume, takes up the thread."""
+        vars(self).pop("_host", None)  # with the writers of this training
+        self.forget()
+        if state.global_step:
+            folders = [str(args.resume_from_checkpoint or ""), str(_checkpoint(args, state))]
+            kept = next(filter(Path.is_file, (Path(one, _STATE) for one in folders if one)), None)
+            if kept is not None:
+                self.load_state_dict(torch.load(kept, weights_only=True))
+            self.resume(self._host, state.global_step, state.global_step + 1)
+            return
+        self.begin(self._host)
+        if self.at_start:
+            self._fire(state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Fires after every n-th step."""
+        if self.every_n_steps and state.global_step % self.every_n_steps == 0:
+            self._fire(state)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Fires at the end of every n-th epoch, before the model is evaluated."""
+        if self.every_n_epochs and round(state.epoch or 0) % self.every_n_epochs == 0:
+            self._fire(state)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any
+    ) -> None:
+        """Adds the numbers to the metrics, by which the best model is chosen."""
+        numbers: Mapping[str, float] = self._past.scalars
+        if not self._trainer.is_in_train:
+            numbers = self._fire(state) if self.on_validate else {}
+        found.get("metrics", {}).update({f"eval_{name}": number for name, number in numbers.items()})
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Shows what the trained weights look at."""
+        self._fire(state)
+        self._host.close()
+        self.let_go()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Keeps beside the checkpoint which images were watched and what was seen last."""
+        folder = _checkpoint(args, state)
+        if state.is_world_process_zero and folder.is_dir():
+            torch.save(self.state_dict(), folder / _STATE)
+
+    def _fire(self, state: TrainerState) -> Mapping[str, float]:
+        return self.observe(self._host, state.global_step)
+
+
+class TrainerHost(Host):
+    """What the Trainer knows of the training."""
+
+    name = "RolloutCallback"
+
+    def __init__(self, trainer: Trainer) -> None:
+        folder = trainer.args.output_dir or "."
+        super().__init__(trainer.model_wrapped, folder=folder, sinks=list(_sinks(trainer)))
+        self.trainer, self.model = trainer, unwrapped(trainer.model)  # type: ignore[arg-type]
+        # Beside the files of TensorBoard, where `vitx report` looks for what belongs together.
+        writers = [sink for sink in self.sinks if hasattr(sink, "log_dir")]
+        self.folder = Path(writers[0].log_dir, self.folder.name) if writers else self.folder
+
+    def validation(self) -> Any:
+        """Returns the loader of the `eval_dataset`, or one for each of them."""
+        data = self.trainer.eval_dataset
+        if isinstance(data, Mapping) and not hasattr(data, "features"):
+            return {name: self.trainer.get_eval_dataloader(name) for name in data}
+        return None if data is None else self.trainer.get_eval_dataloader()
+
+    def loader(self, data: Any) -> Any:
+        """Returns a loader of a data set that was given, with the Trainer's collator."""
+        return self.trainer.get_eval_dataloader(data)
+
+    def explained(self, weights: str) -> nn.Module:
+        """Returns the model, or the averaged weights that it or a callback holds."""
+        if weights == "ema":
+            callbacks = self.trainer.callback_handler.callbacks
+            return averaged([*(v for one in callbacks for v in vars(one).values()), self.model])
+        return self.trainer.model_wrapped if self.group.in_step else self.model
+
+    def normalisers(self) -> Iterable[Any]:
+        """Returns the mean and std of the image processor."""
+        processor = getattr(self.trainer, "processing_class", None)
+        mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+        return [SimpleNamespace(mean=mean, std=std)] if mean and std else []
+
+    def class_names(self) -> Sequence[str] | None:
+        """Returns those of the model's config, unless they are numbers in other words."""
+        names = getattr(getattr(self.model, "config", None), "id2label", None) or {}
+        named = any(name != f"LABEL_{index}" for index, name in names.items())
+        return [str(names[index]) for index in sorted(names)] if named else None
+
+    def close(self) -> None:
+        """Closes writers that writing has opened again after the Trainer closed them."""
+        for sink in self.sinks:
+            if hasattr(sink, "file_writer"):
+                sink.close()
+
+
+def _sinks(trainer: Trainer) -> Iterator[Any]:
+    """The runs that the Trainer itself reports to, on rank 0; they outlive its callbacks' end of training."""
+    for callback in trainer.callback_handler.callbacks:
+        if (writer := getattr(callback, "tb_writer", None)) is not None:
+            yield writer
+        if (run := getattr(getattr(callback, "_wandb", None), "run", None)) is not None:
+            yield WandbRun(run, "train/global_step")
+        mlflow = getattr(callback, "_ml_flow", None)
+        if mlflow is not None and mlflow.active_run() is not None:
+            yield MlflowRun(mlflow.MlflowClient(), mlflow.active_run().info.run_id)
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(args.output_dir or ".", f"checkpoint-{state.global_step}")

@@ -1,0 +1,187 @@
+"""The callback for PyTorch Lightning."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from lightning_utilities.core import rank_zero
+from torch import nn
+
+from vitx.errors import VitxError
+from vitx.watch import Host, Observer
+from vitx.watch.calling import averaged
+from vitx.watch.group import Group
+from vitx.watch.saying import silenced
+
+if TYPE_CHECKING or find_spec("pytorch_lightning") is None:
+    Callback = pl.Callback
+else:
+    from pytorch_lightning import Callback as _Twin
+
+    class Callback(pl.Callback, _Twin):
+        """A callback of both packages: command lines and Hydra ask for an instance of their own."""
+
+
+class RolloutCallback(Observer, Callback):
+    """Logs what the model looks at on fixed images, as pictures and numbers, while it trains.
+
+    Fires before the first step, every n epochs or steps, and at the end of `fit`. Each firing logs one
+    grid (rows: images; columns: the input and each method's overlay) under `vitx/maps`, and for each
+    method, as means over the images, `vitx/METHOD/...`: `entropy` (how spread out), `information` (how much
+    the maps of different images differ), `drift` (how far from the firing before), and, where masks or boxes
+    are known, `pointing` (pointing-game rate) and `energy` (share of the map on the object). The step is that
+    of `self.log`, and any of these names can be the `monitor` of other callbacks.
+
+    The training is the same, bit for bit, with and without the callback. With several processes, the
+    images are shared among them and rank 0 writes.
+
+    The options are those of `vitx.watch.Settings`.
+
+    Example:
+        >>> trainer = pl.Trainer(callbacks=[RolloutCallback(num_images=4)], logger=False)
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Starts anew, as each `fit` is a run of its own (a checkpoint's state is loaded after this)."""
+        if stage == "fit" or self.on_validate:
+            self.forget()
+        # On all ranks, as they agree on it together.
+        self._folder = trainer.log_dir or trainer.default_root_dir
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Shows what the weights look at before they are trained; after a resume, takes up the thread."""
+        host = LightningHost(trainer, pl_module, self._folder)
+        if trainer.global_step:
+            # The first is right for one optimiser; for several, the second is one too high at most.
+            step = min(trainer.global_step, _steps_logged(trainer) + 1)
+            self.resume(host, trainer.global_step, step)
+            return
+        self.begin(host)
+        if self.at_start:
+            self._fire(trainer, pl_module, 0)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Fires after every n-th step."""
+        if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
+            self._fire(trainer, pl_module, _steps_logged(trainer))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Fires at the end of every n-th epoch, before what monitors the validation saves a checkpoint."""
+        if trainer.state.fn == "validate" and self.on_validate:
+            self._fire(trainer, pl_module, trainer.global_step)
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking and self._epoch_is_due(trainer)
+        if fitting and trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+            self._fire(trainer, pl_module, _steps_logged(trainer))
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Shows what the tested weights look at, in the first images of the test set."""
+        if self.on_validate:
+            self._fire(trainer, pl_module, trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Fires at the end of every n-th epoch that does not end with a validation."""
+        if self._epoch_is_due(trainer):
+            self._fire(trainer, pl_module, _steps_logged(trainer) - 1)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Shows what the trained weights look at."""
+        self._fire(trainer, pl_module, _steps_logged(trainer) - 1)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Lets the images go."""
+        self.let_go()
+
+    def _epoch_is_due(self, trainer: pl.Trainer) -> bool:
+        return bool(self.every_n_epochs) and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def _fire(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
+        """Fires once between two steps of the optimiser; `step` is where `self.log` is."""
+        self.observe(LightningHost(trainer, module, self._folder), step, trainer.global_step)
+
+
+class LightningHost(Host):
+    """What Lightning knows of the training."""
+
+    name = "RolloutCallback"
+
+    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, folder: str) -> None:
+        super().__init__(module, folder=folder, sinks=trainer.loggers)
+        self.trainer, self.module = trainer, module
+        self.leaves_files = not getattr(trainer, "fast_dev_run", False)
+        # In all strategies but DDP, each rank holds only a part of the model.
+        in_step = "DDPStrategy" not in {kind.__name__ for kind in type(trainer.strategy).__mro__}
+        size = trainer.world_size
+        self.group = Group(trainer.global_rank, size, size > 1 and in_step)
+
+    def validation(self) -> Any:
+        """Returns the validation loaders, or those of the test."""
+        testing = self.trainer.state.fn == "test"
+        loaders = self.trainer.test_dataloaders if testing else self.trainer.val_dataloaders
+        return getattr(loaders, "iterables", loaders)  # of a CombinedLoader
+
+    def explained(self, weights: str) -> nn.Module:
+        """Returns the module, or the averaged weights that it or a callback holds."""
+        if weights == "ema":
+            callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+            held = [value for callback in callbacks for value in vars(callback).values()]
+            return averaged([one for one in held if not isinstance(one, pl.LightningModule)] + [self.module])
+        mesh: Any = getattr(self.trainer.strategy, "_device_mesh", None)
+        split = mesh is not None and "tensor_parallel" in mesh.mesh_dim_names
+        if split and mesh["tensor_parallel"].size() > 1:
+            raise VitxError(
+                "tensor parallelism gives each rank a part of the attention heads: explain a checkpoint"
+            )
+        # Sharded strategies gather their parameters as the module that they wrap is called.
+        return self.trainer.strategy.model or self.module if self.group.in_step else self.module
+
+    def prepared(self, batch: Any, place: int) -> Any:
+        """Runs the hooks of the module, and moves the batch to its device."""
+        batch = self.trainer.precision_plugin.convert_input(batch)
+        batch = self.module._on_before_batch_transfer(batch, dataloader_idx=place)
+        return self.trainer.strategy.batch_to_device(batch, dataloader_idx=place)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Returns the context that the trainer's precision asks for."""
+        return self.trainer.precision_plugin.forward_context()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stands as in validation; what the forward pass logs of these images is no part of the training."""
+        state, log = self.trainer.state.stage, vars(self.module).get("log")
+        self.module.log = lambda *_, **__: None  # type: ignore[method-assign]
+        self.trainer.state.stage = type(state)("validate")  # type: ignore[misc]
+        try:
+            yield
+        finally:
+            self.trainer.state.stage = state
+            del self.module.log
+            if log is not None:
+                self.module.log = log  # type: ignore[method-assign]
+
+    def normalisers(self) -> Iterable[Any]:
+        """Returns what the data module and the module hold: their hooks may normalise."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        return [vars(holder) for holder in (datamodule, self.module) if holder]
+
+    def publish(self, numbers: Mapping[str, float]) -> None:
+        """Makes the numbers known to callbacks that monitor some, as `self.log` does."""
+        self.trainer.callback_metrics.update({name: torch.tensor(n) for name, n in numbers.items()})
+
+    def warn(self, sentence: str) -> None:
+        """Warns as Lightning does; through its logger where a project silences warnings."""
+        (rank_zero.log.warning if silenced(sentence) else rank_zero.rank_zero_warn)(sentence)
+
+    def inform(self, sentence: str) -> None:
+        """Says it through Lightning's logger."""
+        rank_zero.rank_zero_info(sentence)
+
+
+def _steps_logged(trainer: pl.Trainer) -> int:
+    """The step axis of `self.log`: unlike `global_step`, it counts several optimisers once."""
+    steps: int = trainer.fit_loop.epoch_loop._batches_that_stepped
+    return steps

@@ -1,0 +1,309 @@
+"""The callback in Hugging Face's Trainer, in whole trainings."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import Dataset
+
+import vitx
+from tests.processes import run_together
+from tests.test_no_trace import assert_same
+from tests.test_sinks import end, history
+from vitx import VitxError, render
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("accelerate", reason="accelerate is not installed")
+from transformers import (  # noqa: E402
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from vitx.callbacks.huggingface import RolloutCallback  # noqa: E402
+
+NAMES = ("cat", "dog", "owl")
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+PROCESSOR = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=MEAN, image_std=STD)
+
+
+class Pictures(Dataset):
+    """PIL images of one colour, each of a class; the collator makes tensors of them."""
+
+    def __init__(self, count=16):
+        shades = np.random.default_rng(count).integers(0, 255, (count, 3), np.uint8)
+        self.images = [Image.new("RGB", (40, 40), tuple(map(int, shade))) for shade in shades]
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return {"picture": self.images[index], "label": index % 3}
+
+
+def collate(examples):
+    pixels = PROCESSOR([example["picture"] for example in examples], return_tensors="pt")["pixel_values"]
+    return {"pixel_values": pixels, "labels": torch.tensor([example["label"] for example in examples])}
+
+
+def model(**options):
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        image_size=32,
+        patch_size=8,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+        id2label=dict(enumerate(NAMES)),
+        label2id={name: index for index, name in enumerate(NAMES)},
+    )
+    return ViTForImageClassification(config)
+
+
+def trainer(folder, callbacks=(), data=None, **options):
+    """Trains for two epochs of four steps."""
+    defaults = {
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+        "use_cpu": True,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }
+    return Trainer(
+        model=model(),
+        args=TrainingArguments(str(folder), **defaults | options),
+        train_dataset=Pictures(16),
+        eval_dataset=Pictures(8) if data is None else data,
+        data_collator=collate,
+        processing_class=PROCESSOR,
+        callbacks=list(callbacks),
+    )
+
+
+def watched(folder, callback=(), **options):
+    made = trainer(folder, **options)
+    made.add_callback(RolloutCallback(made, **{"on_error": "raise"} | dict(callback)))
+    return made
+
+
+def files(folder):
+    return sorted(int(path.stem[-6:]) for path in (folder / "vitx").glob("vitx-maps-*.png"))
+
+
+class Outcome(TrainerCallback):
+    """Keeps the optimiser's state and the next random numbers, which the end of the training lets go."""
+
+    def on_train_end(self, args, state, control, model, optimizer, **_):
+        self.found = {name: value.clone() for name, value in model.state_dict().items()}
+        for index, kept in optimizer.state_dict()["state"].items():
+            self.found |= {f"optimiser, {index}.{name}": value for name, value in kept.items()}
+        self.found |= {f"mode {name}": torch.tensor(part.training) for name, part in model.named_modules()}
+        losses = [row["loss"] for row in state.log_history if "loss" in row]
+        self.found |= {"losses": torch.tensor(losses), "random": torch.rand(3)}
+
+
+SETTINGS = {
+    "plain": {},
+    "bf16": {"bf16": True},
+    "accumulating, clipped": {"gradient_accumulation_steps": 3, "max_grad_norm": 0.1},
+    "evaluated": {"eval_strategy": "steps", "eval_steps": 3},
+    "gradient checkpointing": {"gradient_checkpointing": True},
+    "workers": {"dataloader_num_workers": 1},
+    "compiled": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_the_training_is_the_same(setting, tmp_path):
+    outcomes = []
+    for every in ({}, {"every_n_steps": 1}):
+        outcome = Outcome()
+        made = (watched if every else trainer)(
+            tmp_path, **({"callback": every} if every else {}), callbacks=[outcome], **setting
+        )
+        made.train()
+        outcomes.append(outcome.found)
+    assert files(tmp_path)[:3] == [0, 1, 2]
+    assert_same(*outcomes)
+
+
+def in_each_rank(folder):
+    outcomes = []
+    for every in ({}, {"every_n_steps": 1, "num_images": 5}):
+        outcome, name = Outcome(), {"callback": every} if every else {}
+        made = (watched if every else trainer)(folder, **name, callbacks=[outcome], ddp_backend="gloo")
+        made.train()
+        outcomes.append(outcome.found)
+    assert_same(*outcomes)
+    assert made.args.world_size == 2
+
+
+def test_two_processes_share_the_images(tmp_path):
+    run_together(2, in_each_rank, tmp_path)
+    assert files(tmp_path) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, [0, 4, 8]),
+        ({"at_start": False}, [4, 8]),
+        ({"every_n_epochs": None}, [0, 8]),
+        ({"every_n_epochs": 2}, [0, 8]),
+        ({"every_n_epochs": None, "every_n_steps": 3}, [0, 3, 6, 8]),
+    ],
+)
+def test_fires_when_told(options, steps, tmp_path):
+    watched(tmp_path, {"num_images": 1} | options).train()
+    assert files(tmp_path) == steps
+
+
+def test_the_trainers_own_run_of_tensorboard_holds_pictures_and_numbers(tmp_path):
+    made = watched(tmp_path, {"num_images": 2}, report_to=["tensorboard"], eval_strategy="epoch")
+    made.train()
+    (folder,) = (tmp_path / "runs").iterdir()
+    found = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
+    for points in (found.Images("vitx/maps"), found.Scalars("vitx/rollout/entropy")):
+        assert [point.step for point in points] == [0, 4, 8]
+    assert [point.step for point in found.Scalars("train/loss")] == list(range(1, 9))
+    assert not files(tmp_path)
+
+
+def test_the_trainers_own_run_of_weights_and_biases(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true", "CONSOLE": "off"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    watched(tmp_path / "out", {"num_images": 2}, report_to=["wandb"]).train()
+    end(wandb)
+    (run,) = tmp_path.glob("wandb/offline-run-*")
+    rows = history(run)
+    for name in ("vitx/rollout/entropy", "vitx/maps/height"):
+        assert [row["train/global_step"] for row in rows if name in row] == [0, 4, 8]
+    assert len([row for row in rows if "train/loss" in row]) == 8
+
+
+def test_the_trainers_own_run_of_mlflow(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    mlflow.set_tracking_uri(store)
+    try:
+        mlflow.create_experiment("watched", f"{tmp_path}/artifacts")
+        mlflow.set_experiment("watched")
+        watched(tmp_path / "out", {"num_images": 2, "every_n_epochs": None}, report_to=["mlflow"]).train()
+        client = mlflow.MlflowClient()
+        (run,) = client.search_runs([client.get_experiment_by_name("watched").experiment_id])
+        history = client.get_metric_history(run.info.run_id, "vitx/rollout/entropy")
+        assert [point.step for point in history] == [0, 8], "the last is written as its run has ended"
+        assert len(client.list_artifacts(run.info.run_id, "images")) == 4
+    finally:
+        mlflow.set_tracking_uri(None)
+
+
+def test_images_labels_names_and_colours(tmp_path, monkeypatch, capsys):
+    seen = []
+    grid = render.grid
+    monkeypatch.setattr(render, "grid", lambda *args, **kwargs: seen.append(args) or grid(*args, **kwargs))
+    made = watched(tmp_path, {"num_images": 4})
+    made.train()
+    columns, captions = seen[0]
+    data = Pictures(8)
+    shown = torch.stack([torch.from_numpy(np.array(data.images[place])[:32, :32]) for place in (1, 3, 5, 7)])
+    assert (columns["input"].int() - shown.int()).abs().max() <= 2, "the colours are not true"
+    assert [caption.label for caption in captions] == [NAMES[place % 3] for place in (1, 3, 5, 7)]
+    said = capsys.readouterr().err
+    assert "RolloutCallback watches 4 of 8 images of Pictures" in said
+    assert "mean 0.5, 0.4, 0.3 and std 0.2, 0.3, 0.25 undone; 3 names of classes" in said
+
+
+def test_the_maps_are_those_of_the_core(tmp_path):
+    made = watched(tmp_path, {"num_images": 8, "save_maps": True})
+    made.train()
+    images = collate([Pictures(8)[place] for place in range(8)])["pixel_values"]
+    with np.load(tmp_path / "vitx" / "maps-000008.npz") as maps:
+        for method in ("rollout", "grad_rollout"):
+            expected = vitx.explain(made.model, images, method).maps
+            assert torch.allclose(torch.from_numpy(maps[method]), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_one_of_several_sets_and_a_given_one(tmp_path):
+    sets = {"few": Pictures(3), "many": Pictures(6)}
+    callback = {"num_images": 8, "dataloader_idx": "many"}
+    made = watched(tmp_path / "named", callback, data=sets)
+    made.train()
+    assert len(made.callback_handler.callbacks[-1].state_dict()["maps"]["rollout"]) == 6
+    made = watched(tmp_path / "given", {"num_images": 8, "images": Pictures(5)})
+    made.train()
+    assert len(made.callback_handler.callbacks[-1].state_dict()["maps"]["rollout"]) == 5
+
+
+def test_a_resumed_run_goes_on_where_it_stopped(tmp_path):
+    watched(tmp_path, save_strategy="epoch").train()
+    whole = files(tmp_path)
+    for path in (tmp_path / "vitx").iterdir():
+        path.unlink()
+    again = watched(tmp_path, save_strategy="epoch")
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert whole == [0, 4, 8]
+    assert files(tmp_path) == [8], "what was shown before the stop is shown again"
+    assert "vitx/rollout/drift" in again.callback_handler.callbacks[-1].state_dict()["scalars"]
+
+
+def test_the_best_model_can_be_chosen_by_a_number(tmp_path):
+    options = {
+        "metric_for_best_model": "vitx/grad_rollout/entropy",
+        "greater_is_better": False,
+        "load_best_model_at_end": True,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+    }
+    made = watched(tmp_path, **options)
+    made.add_callback(EarlyStoppingCallback(9))
+    made.train()
+    assert 0 < made.state.best_metric < 1
+    assert made.state.best_model_checkpoint
+
+
+def test_is_shown_in_an_evaluation_alone_if_asked(tmp_path):
+    for asked in (False, True):
+        found = watched(tmp_path, {"on_validate": asked}).evaluate()
+        assert len(files(tmp_path)) == int(asked)
+        assert ("eval_vitx/rollout/entropy" in found) == asked
+
+
+def test_an_error_is_said_once_and_the_training_goes_on(tmp_path):
+    def target(logits):
+        raise RuntimeError("no score today")
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        made = watched(tmp_path, {"on_error": "warn", "target": target, "every_n_steps": 1})
+        made.train()
+    sentences = [str(one.message) for one in said if "RolloutCallback" in str(one.message)]
+    assert sentences == ["RolloutCallback shows no gradient rollout at step 0: RuntimeError: no score today"]
+    assert made.state.global_step == 8
+    assert len(files(tmp_path)) == 9
+
+
+def test_says_what_is_wrong(tmp_path):
+    with pytest.raises(VitxError, match=r"needs the Trainer, found NoneType: call trainer\.add_callback"):
+        RolloutCallback(None)
+    with pytest.raises(VitxError, match="num_images must be at least 1"):
+        RolloutCallback(trainer(tmp_path), num_images=0)
+    without = watched(tmp_path)
+    without.eval_dataset = None
+    with pytest.raises(VitxError, match="there is no validation set: give images"):
+        without.train()

@@ -1,0 +1,77 @@
+"""What a model puts out: scores of classes, numbers or features, as the labels tell."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from torch import Tensor, nn
+
+Kind = Literal["class", "classes", "numbers", "features"]
+
+
+def kind_of(
+    logits: Tensor, labels: Tensor | None, widths: range | None = None, declared: frozenset[int] = frozenset()
+) -> Kind:
+    """Tells what an output is.
+
+    Args:
+        logits: (B, ...), what the model put out.
+        labels: (B, ...), or None: then it is taken for scores of classes. Whole numbers below 0 are none.
+        widths: how many outputs fit the classes of the data set; None if these are not known.
+        declared: how many classes a part of the model declares: an output of that width is of classes.
+
+    Returns:
+        "class": one of several for each image, also by one logit; "classes": any number of them
+        (multi-label); "numbers" (regression); or "features".
+
+    Example:
+        >>> import torch
+        >>> kind_of(torch.rand(2, 10), torch.tensor([3, 9]))
+        'class'
+        >>> kind_of(torch.rand(2, 384), torch.tensor([3, 9]), range(10, 11))
+        'features'
+        >>> kind_of(torch.rand(2, 1), torch.tensor([3.5, 9]))
+        'numbers'
+    """
+    if logits.ndim not in (1, 2):
+        return "features"
+    width = 1 if logits.ndim == 1 else logits.shape[1]
+    if labels is None:
+        return "class"
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim == 2 and labels.shape[1] == width:
+        return _of_matrix(labels)
+    if labels.ndim != 1 or (width > 1 and width in declared):
+        return "class"
+    return _of_vector(labels, width, widths)
+
+
+def declared_classes(model: nn.Module) -> Iterator[int]:
+    """Yields the numbers of classes that parts of a model declare, as timm's and Hugging Face's do."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        for count in (getattr(module, "num_classes", None), getattr(config, "num_labels", None)):
+            if isinstance(count, int) and count > 0:
+                yield count
+
+
+def _of_matrix(labels: Tensor) -> Kind:
+    """Of labels for each output: 0 and 1, shares of classes, or numbers."""
+    one = bool(((labels.float().sum(1) - 1).abs() < 1e-3).all() and (labels >= 0).all())
+    return "class" if one else "classes" if _binary(labels) else "numbers"
+
+
+def _of_vector(labels: Tensor, width: int, widths: range | None) -> Kind:
+    """Of one label for each image."""
+    if labels.is_floating_point() and not (width == 1 and _binary(labels)):
+        return "numbers" if width == 1 else "features"
+    known = labels[labels >= 0].long()
+    largest, classes = int(known.max()) if len(known) else -1, max(width, 2)
+    if largest >= classes:
+        return "numbers" if width == 1 else "features"
+    contradicts = widths is not None and classes not in widths and largest < widths.start
+    return "features" if contradicts else "class"
+
+
+def _binary(labels: Tensor) -> bool:
+    return bool(((labels == 0) | (labels == 1)).all())

@@ -1,0 +1,12 @@
+"""Watches a Vision Transformer while it learns, in any training: no framework is named here.
+
+`Watch` serves a loop of one's own. The callbacks in `vitx.callbacks` are adapters: each answers, as a `Host`,
+what an `Observer` asks of a training.
+"""
+
+from vitx.watch.host import Host
+from vitx.watch.observer import Observer
+from vitx.watch.settings import Settings
+from vitx.watch.watch import Watch
+
+__all__ = ["Host", "Observer", "Settings", "Watch"]

@@ -1,0 +1,191 @@
+"""Explains the watched images, each rank its share of them, and learns how that is done."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vitx.errors import VitxError
+from vitx.explain import explain_methods
+from vitx.explanation import Explanation, join
+from vitx.isolation import untouched
+from vitx.methods import find_method
+from vitx.outputs import Kind, declared_classes, kind_of
+from vitx.watch.calling import Forward, by_any_way, ways_to_call
+from vitx.watch.images import Samples
+
+if TYPE_CHECKING:
+    from vitx.watch.host import Host
+
+_BATCH = 32  # images explained at once
+_LONGEST = 64  # firings
+
+Target = str | int | Callable[[Tensor], Tensor]
+Options = Mapping[str, Mapping[str, Any]]  # of each method, by its name
+
+
+@dataclass
+class Explainer:
+    """Explains the same images again and again.
+
+    Attributes:
+        methods: the options of each method, by its name.
+        target: "predicted", "label", a class, or a function from logits to scores.
+        forward_fn: a function from (model, images) to logits; by default the model's own forward.
+        class_names: what the user calls the classes, or None.
+        kind: what the model puts out; None as long as that is not known.
+        explained: the methods in use: where there are no classes, `attention` in place of those of a class.
+    """
+
+    methods: Options
+    target: Target = "predicted"
+    forward_fn: Forward | None = None
+    class_names: Sequence[str] | None = None
+    kind: Kind | None = None
+    _single: bool = False  # it is one number for each image
+    _way: int | None = None  # to call the module
+    _pauses: dict[str, int] = field(default_factory=dict)  # firings between two tries of what fails
+    _left: dict[str, int] = field(default_factory=dict)  # of these
+
+    def explain(
+        self, host: "Host", model: nn.Module, samples: Samples
+    ) -> tuple[dict[str, Explanation], dict[str, Exception]]:
+        """Explains all samples; called by all ranks. A method that fails takes no other with it.
+
+        It is tried again after 1, 2, 4, ... 64 firings, alone.
+
+        Args:
+            host: knows the ranks and the precision.
+            model: what is explained.
+            samples: the images with what is known of them.
+
+        Returns:
+            The explanation of each method, by its name, on the CPU, the same on every rank; and the error of
+            each that was tried and failed, on any of the ranks.
+        """
+        self._left = {name: left - 1 for name, left in self._left.items()}
+        if not self._due():
+            return {}, {}
+        with untouched(model):
+            host.group.take_buffers_of_first(model)
+            if self.kind is None:
+                self._look(host, model, samples)
+            found, errors = self._try(host, model, samples, self._due())
+        for name in errors:
+            self._left[name] = self._pauses[name] = min(2 * self._pauses.get(name, 0) or 1, _LONGEST)
+        for name in found:
+            self._pauses.pop(name, None)
+            self._left.pop(name, None)
+        return {name: found[name] for name in self.explained if name in found}, errors
+
+    @property
+    def explained(self) -> Options:
+        """The options of the methods in use, by their names."""
+        if not self.classless:
+            return self.methods
+        kept = {name: options for name, options in self.methods.items() if not find_method(name).gradient}
+        return kept if len(kept) == len(self.methods) else kept | {"attention": kept.get("attention", {})}
+
+    @property
+    def classless(self) -> bool:
+        """Whether it is asked for what the model predicts, and its output says nothing of the kind."""
+        numbers = self.kind == "numbers" and not self._single
+        return self.target == "predicted" and (self.kind == "features" or numbers)
+
+    def _due(self) -> Options:
+        methods = self.explained.items()
+        return {
+            name: options for name, options in methods if name not in self._pauses or self._left[name] <= 0
+        }
+
+    def _try(
+        self, host: "Host", model: nn.Module, samples: Samples, methods: Options
+    ) -> tuple[dict[str, Explanation], dict[str, Exception]]:
+        """Tries methods together, as they share their passes, but for those that failed before."""
+        found, errors = dict[str, Explanation](), dict[str, Exception]()
+        together = {name: options for name, options in methods.items() if name not in self._pauses}
+        groups = [together] if together else []
+        groups += [{name: options} for name, options in methods.items() if name in self._pauses]
+        while groups:
+            group = groups.pop(0)
+            try:
+                found |= self._explain(host, model, samples, group)
+            except Exception as error:
+                if len(group) > 1:
+                    groups += [{name: options} for name, options in group.items()]
+                else:
+                    errors |= dict.fromkeys(group, error)
+        return found, errors
+
+    def _explain(
+        self, host: "Host", model: nn.Module, samples: Samples, methods: Options
+    ) -> dict[str, Explanation]:
+        def explain_share() -> list[dict[str, Explanation]]:
+            share = host.group.share(len(samples))
+            starts = range(share.start, share.stop, _BATCH)
+            parts = [slice(start, min(start + _BATCH, share.stop)) for start in starts]
+            return [self._part(host, model, samples, methods, part, self._target(samples)) for part in parts]
+
+        parts = [part for of_rank in host.group.from_all(explain_share) for part in of_rank]
+        return {name: join([part[name] for part in parts]) for name in methods}
+
+    def _part(
+        self,
+        host: "Host",
+        model: nn.Module,
+        samples: Samples,
+        methods: Options,
+        part: slice,
+        target: Any = None,
+    ) -> dict[str, Explanation]:
+        weight = next(model.parameters(), samples.images)
+        device, kind = weight.device, weight.dtype if weight.is_floating_point() else torch.float32
+        inputs = {name: value[part].to(device) for name, value in samples.inputs.items()}
+        with host.precision():
+            images = samples.images[part].to(device, kind)
+            target = target[part] if isinstance(target, Tensor) else target
+            ways = list(ways_to_call(model, self.forward_fn, samples.name, inputs))
+            if self._way is not None:
+                return _on_cpu(explain_methods(ways[self._way], images, methods, target=target))
+            found, self._way = by_any_way(
+                ways, lambda way: explain_methods(way, images, methods, target=target)
+            )
+        return _on_cpu(found)
+
+    def _look(self, host: "Host", model: nn.Module, samples: Samples) -> None:
+        """Learns from one image how the module is called and what it puts out.
+
+        Where that fails, nothing is learnt: then the methods fail, too, and say so.
+        """
+        try:
+            one = partial(self._part, host, model, samples, {"rollout": {}}, slice(0, 1))
+            logits = host.group.from_all(one)[0]["rollout"].logits
+        except Exception:
+            return
+        said = self.target != "predicted" and not callable(self.target)
+        names = self.class_names or samples.class_names or host.class_names()
+        declared = {*declared_classes(model), *([len(self.class_names)] if self.class_names else [])}
+        counts = range(len(names), len(names) + 1) if names else samples.counts
+        kind = kind_of(logits, samples.labels, counts, frozenset(declared))
+        if logits.ndim in (1, 2) and said and kind == "features":
+            kind = "class"
+        elif samples.unlabelled and not said and logits.shape[-1] not in declared:
+            kind = "features"
+        self.kind, self._single = kind, logits[0].numel() == 1
+
+    def _target(self, samples: Samples) -> Any:
+        """Says the target as `vitx.explain` takes it; of a number, it is the number."""
+        if self.target == "predicted":
+            return (lambda output: output.reshape(len(output))) if self.kind == "numbers" else None
+        if self.target != "label":
+            return self.target
+        if samples.labels is None or samples.labels.ndim != 1:
+            raise VitxError('target="label" needs a class for each image: give a data set of (image, class)')
+        return samples.labels
+
+
+def _on_cpu(found: Mapping[str, Explanation]) -> dict[str, Explanation]:
+    return {name: explanation.cpu() for name, explanation in found.items()}

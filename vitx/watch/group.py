@@ -1,0 +1,105 @@
+"""Several processes that train together: they share the work, and fail together.
+
+Every method here is called by all of them, in the same order. An error in one is told to the others, so
+that none waits for a message that never comes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from vitx.errors import VitxError, in_words
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of a training; without a process group, it is one.
+
+    Attributes:
+        rank: of this process.
+        size: how many there are.
+        in_step: whether all must run the same passes, as each holds only a part of the model.
+    """
+
+    rank: int = 0
+    size: int = 1
+    in_step: bool = False
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Group":
+        """Returns the processes that torch.distributed knows, and whether they share the parts of a model."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return cls()
+        size = torch.distributed.get_world_size()
+        return cls(torch.distributed.get_rank(), size, size > 1 and _is_sharded(model))
+
+    def share(self, count: int) -> slice:
+        """Returns which of `count` images are this rank's: equal parts, some empty if there are few."""
+        if self.size == 1 or self.in_step:
+            return slice(0, count)
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def from_first(self, compute: Callable[[], T]) -> T:
+        """Computes something on rank 0, and returns it on all ranks."""
+        if self.size == 1:
+            return compute()
+        value, error = _attempt(compute) if self.rank == 0 else (None, None)
+        value, message = _broadcast((value, error and in_words(error)))
+        if error is not None:
+            raise error
+        if message is not None:
+            raise VitxError(f"on rank 0: {message}")
+        return value  # type: ignore[no-any-return]
+
+    def from_all(self, compute: Callable[[], T]) -> list[T]:
+        """Computes something on every rank, and returns on each of them what all computed, by rank."""
+        if self.size == 1 or self.in_step:
+            return [compute()]
+        value, error = _attempt(compute)
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, (value, error and in_words(error)))
+        if error is not None:
+            raise error
+        for rank, (_, message) in enumerate(found):
+            if message is not None:
+                raise VitxError(f"on rank {rank}: {message}")
+        return [value for value, _ in found]
+
+    def take_buffers_of_first(self, model: nn.Module) -> None:
+        """Gives every rank the buffers of rank 0, as BatchNorm's statistics differ if they are not shared."""
+        if self.size == 1:
+            return
+        buffers = [buffer for buffer in model.buffers() if type(buffer) is torch.Tensor]  # none is sharded
+        values = _broadcast([buffer.detach().cpu() for buffer in buffers])
+        if self.rank == 0:
+            return
+        with torch.no_grad():
+            for buffer, value in zip(buffers, values, strict=True):
+                buffer.copy_(value)
+
+
+def _broadcast(value: Any) -> Any:
+    """Returns what rank 0 has."""
+    held = [value]
+    torch.distributed.broadcast_object_list(held, 0)
+    return held[0]
+
+
+def _attempt(compute: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return compute(), None
+    except Exception as error:
+        return None, error
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether a rank holds but a part of it, by torch's FSDP (1 or 2) or DeepSpeed's ZeRO."""
+    sharded = {"DTensor", "FlatParameter"}
+    return any(type(p).__name__ in sharded or hasattr(p, "ds_id") for p in model.parameters()) or any(
+        type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()
+    )

@@ -1,0 +1,86 @@
+"""What a watch asks of a training."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from vitx.runs import FOLDER
+from vitx.watch import saying
+from vitx.watch.calling import averaged, unwrapped
+from vitx.watch.group import Group
+from vitx.watch.loading import BATCH
+
+
+class Host:
+    """Answers what a watch asks of a training. These are the answers of a plain loop.
+
+    An adapter for a framework is a subclass that answers otherwise where the framework knows better.
+
+    Attributes:
+        name: begins each sentence that the watch says.
+        model: the one that is trained.
+        data: what `validation` returns.
+        folder: where files go, the folder `vitx` of the run.
+        sinks: where pictures and numbers go, see `vitx.watch.sinks`.
+        group: the processes that train together.
+        leaves_files: whether the run may leave any.
+    """
+
+    name = "Watch"
+    leaves_files = True
+
+    def __init__(
+        self, model: nn.Module, data: Any = None, folder: str | Path = ".", sinks: Sequence[Any] = ()
+    ) -> None:
+        self.model = model
+        self.data = data
+        self.folder = Path(folder) / FOLDER
+        self.sinks = sinks
+        self.group = Group.of(model)
+
+    def validation(self) -> Any:
+        """Returns the validation loader, several of them (a list or a mapping), or None."""
+        return self.data
+
+    def loader(self, data: Any) -> Any:
+        """Returns a loader of a data set that was given."""
+        return DataLoader(data, BATCH)
+
+    def explained(self, weights: str) -> nn.Module:
+        """Returns the module that is explained now; averaged weights ("ema") are looked for in the model."""
+        return averaged([self.model]) if weights == "ema" else unwrapped(self.model)
+
+    def prepared(self, batch: Any, place: int) -> Any:
+        """Returns a batch of the validation loader at a place as the model gets it."""
+        return batch
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Returns the context of a forward pass."""
+        return nullcontext()
+
+    def paused(self) -> AbstractContextManager[Any]:
+        """Returns a context that keeps a firing out of what the framework counts and logs."""
+        return nullcontext()
+
+    def normalisers(self) -> Iterable[Any]:
+        """Returns what may hold the normalisation of the images, beside the data set and the model."""
+        return ()
+
+    def class_names(self) -> Sequence[str] | None:
+        """Returns the names of the classes, where neither the user nor the data set says them."""
+        return None
+
+    def publish(self, numbers: Mapping[str, float]) -> None:
+        """Tells other parts of the training the numbers of a firing, on every rank."""
+
+    def warn(self, sentence: str) -> None:
+        """Says what went wrong, on rank 0."""
+        saying.warn(sentence)
+
+    def inform(self, sentence: str) -> None:
+        """Says what went well, on rank 0."""
+        saying.inform(sentence)

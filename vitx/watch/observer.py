@@ -1,0 +1,199 @@
+"""A firing: explains the watched images, measures, draws, writes, and remembers."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitx.errors import VitxError, in_words
+from vitx.explanation import Explanation
+from vitx.methods import title_of
+from vitx.runs import GRIDS
+from vitx.watch import sinks
+from vitx.watch.explaining import Explainer
+from vitx.watch.host import Host
+from vitx.watch.images import Samples
+from vitx.watch.past import Past
+from vitx.watch.quiet import same_random_numbers
+from vitx.watch.saying import first_words
+from vitx.watch.scales import true_colours
+from vitx.watch.settings import Settings
+from vitx.watch.showing import about, draw, keep_images, keep_maps, measure
+
+# As `draw` takes them: the images shown, the names of the classes, the colour map, and what is written below.
+Look = tuple[Tensor, Sequence[str] | None, str, str]
+
+
+class Observer(Settings):
+    """Watches one training, as its settings say; each method is called on all ranks.
+
+    A callback is an observer that tells it when to look.
+    """
+
+    def forget(self) -> None:
+        """Makes ready for a training from its start."""
+        self._explainer = Explainer(self.methods, self.target, self.forward_fn, self.class_names)
+        self._past = Past()
+        self._said: set[tuple[str, str]] = set()
+        self._images_kept = False
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Lets the images go."""
+        self._samples: Samples | None = None
+        self._look: Look | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run must know: which images were watched, and what was seen last."""
+        return dict(vars(self._past))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on after the last firing; what another version of vitx kept besides is left out."""
+        known = vars(Past())
+        self._past = Past(**{name: value for name, value in state_dict.items() if name in known})
+
+    def begin(self, host: Host) -> None:
+        """Puts aside what an earlier run left in the same folder."""
+        if host.group.rank == 0 and host.leaves_files:
+            self._attempt(host, host.folder, partial(sinks.put_aside, host.folder))
+
+    def resume(self, host: Host, moment: int, next_step: int) -> None:
+        """Takes up the thread of an interrupted run.
+
+        Args:
+            host: the training.
+            moment: at which the run goes on; what was due there was shown.
+            next_step: what the interrupted run wrote there and later is void.
+        """
+        self._past.fired_at = moment
+        host.publish(self._past.scalars)
+        if host.group.rank == 0:
+            for sink in host.sinks:
+                self._attempt(host, sink, partial(sinks.drop_from, sink, next_step))
+
+    def observe(self, host: Host, step: int, moment: int | None = None) -> Mapping[str, float]:
+        """Explains and logs, once for each step.
+
+        Args:
+            host: the training.
+            step: what pictures and numbers are logged at.
+            moment: of the training, at which it is done but once; by default the step.
+
+        Returns:
+            The numbers, tag -> value; none where nothing was due or found.
+        """
+        moment = step if moment is None else moment
+        due = self._past.fired_at != moment and step > self._past.step
+        self._past.fired_at = moment
+        if not due:
+            return {}
+        self._past.step = step
+        with (
+            self._forgiving(host, "shows nothing", f" at step {step}"),
+            same_random_numbers(),
+            torch.inference_mode(False),
+            host.paused(),
+        ):
+            return self._show(host, step)
+        return {}  # type: ignore[unreachable]  # what failed was said
+
+    def _show(self, host: Host, step: int) -> Mapping[str, float]:
+        """Every rank explains its share of the images; rank 0 writes what all found."""
+        if self._samples is None:
+            self._samples = host.group.from_first(partial(self._choose, host))
+        samples, model = self._samples, host.explained(self.weights)
+        found, errors = self._explainer.explain(host, model, samples)
+        if errors and (not found or self.on_error == "raise"):
+            raise next(iter(errors.values()))
+        for name, error in errors.items():
+            self._say(host, f"shows no {title_of(name)}", error, f" at step {step}")
+        if not found:
+            return {}  # what failed before, and was said, is not tried now
+        # Sharded models may differ in the last bits among ranks, whose monitors must agree.
+        numbers = host.group.from_first(partial(measure, found, samples.masks, self._past.maps))
+        self._past.maps = {name: explanation.maps for name, explanation in found.items()}
+        self._past.scalars = numbers
+        host.publish(numbers)
+        if host.group.rank == 0:
+            self._write(host, found, samples, numbers, step)
+        return numbers
+
+    def _write(
+        self,
+        host: Host,
+        found: Mapping[str, Explanation],
+        samples: Samples,
+        numbers: Mapping[str, float],
+        step: int,
+    ) -> None:
+        """Writes numbers, maps and the grid; what fails here takes nothing else with it."""
+        for sink in host.sinks:
+            self._attempt(host, sink, partial(sinks.write_scalars, sink, numbers, step))
+        kept = host.folder, found, samples, step, self._explainer.kind
+        keeps = self.save_maps and host.leaves_files
+        if keeps:
+            self._attempt(host, host.folder, partial(keep_maps, *kept))
+        with self._forgiving(host, "shows no picture", f" at step {step}"):
+            if self._look is None:
+                self._look = self._looked_at(host, samples)
+            picture = draw(found, samples, *self._look, self._explainer.kind)
+            if keeps and not self._images_kept:
+                keep = partial(keep_images, host.folder, samples, *self._look)
+                self._images_kept = self._attempt(host, host.folder, keep)
+            self._show_picture(host, picture, step)
+
+    def _looked_at(self, host: Host, samples: Samples) -> Look:
+        """Draws the images shown in their true colours, and says what was found."""
+        scale = (self.mean, self.std)
+        colours = true_colours(
+            *(host.model, samples.images, samples.scales, host.normalisers(), scale, self.bands)
+        )
+        pixels = colours.pixels(samples.images)[list(samples.shown)]
+        places = [sinks.name_of(sink) for sink in host.sinks] or [str(host.folder)]
+        names = self.class_names or samples.class_names or host.class_names()
+        host.inform(f"{host.name} {first_words(samples, self._explainer, colours, names, places)}")
+        said = about(self.target, names, self._explainer.kind)
+        return pixels, names, self.colormap, "; ".join(filter(None, (colours.note, said)))
+
+    def _choose(self, host: Host) -> Samples:
+        samples = self.selection.choose(host, self._past.places)
+        if change := self._past.meet(samples):
+            host.warn(f"{host.name}: {change}")
+        return samples
+
+    def _show_picture(self, host: Host, picture: sinks.Picture, step: int) -> None:
+        """Shows a picture in every sink that can; where none took it, writes a file."""
+        shows = [partial(sinks.show_picture, sink, GRIDS, picture, step) for sink in host.sinks]
+        taken = [self._attempt(host, sink, show) for sink, show in zip(host.sinks, shows, strict=True)]
+        if not any(taken) and host.leaves_files:
+            self._attempt(host, host.folder, partial(sinks.save_picture, host.folder, GRIDS, picture, step))
+
+    def _attempt(self, host: Host, place: Any, write: Callable[[], Any]) -> bool:
+        """Says whether a sink or a folder took what is written; one that fails does not stop the others."""
+        name = place if isinstance(place, Path) else sinks.name_of(place)
+        taken: Any = False
+        with self._forgiving(host, f"cannot write to {name}"):
+            taken = write()
+        return taken is not False
+
+    @contextmanager
+    def _forgiving(self, host: Host, what: str, when: str = "") -> Iterator[None]:
+        """Says what its block could not do, and goes on, unless errors are to be raised."""
+        try:
+            yield
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            self._say(host, what, error, when)
+
+    def _say(self, host: Host, what: str, error: Exception, when: str = "") -> None:
+        """Warns once of each kind of error in each place, as its text may name a step or an address."""
+        known = (what, str(error) if isinstance(error, VitxError) else type(error).__name__)
+        if known not in self._said:
+            self._said.add(known)
+            if host.group.rank == 0:
+                host.warn(f"{host.name} {what}{when}: {in_words(error)}")

@@ -1,0 +1,60 @@
+"""What a watch says: once, and where it is heard."""
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+
+from vitx.colours import Colours
+from vitx.methods import title_of
+from vitx.watch.explaining import Explainer
+from vitx.watch.images import Samples
+
+_log = logging.getLogger("vitx")
+
+
+def warn(sentence: str) -> None:
+    """Warns; through the logger, which ends at stderr, where a project silences warnings."""
+    if silenced(sentence):
+        _log.warning(sentence)
+    else:
+        warnings.warn(sentence, stacklevel=2)
+
+
+def inform(sentence: str) -> None:
+    """Says what went well: through the logger where someone listens to it, else to stderr."""
+    if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
+        _log.info(sentence)
+    else:
+        print(sentence, file=sys.stderr)
+
+
+def silenced(sentence: str) -> bool:
+    """Whether the filters of `warnings` ignore it; those of a module or a line are none of ours."""
+    for action, message, category, module, line in warnings.filters:
+        about_us = issubclass(UserWarning, category) and not (module or line)
+        if about_us and (message is None or re.match(message, sentence)):
+            return action == "ignore"
+    return False
+
+
+def first_words(
+    samples: Samples,
+    explainer: Explainer,
+    colours: Colours,
+    names: Sequence[str] | None,
+    places: Sequence[str],
+) -> str:
+    """Says what was found: which images, how they are shown, what names the classes, where pictures are."""
+    if samples.out_of is not None:
+        images = f"{len(samples)} of {samples.out_of:,} images"
+    elif samples.places is None and samples.source:
+        images = f"the first {len(samples)} images, as their places cannot be known"
+    else:
+        images = f"{len(samples)} images"
+    of = f" of {samples.source}" if samples.source else ""
+    shown = ", ".join(title_of(name) for name in explainer.explained)
+    known = f"{len(names)} names of classes" if names else "no names of classes"
+    hint = "; the model puts out features: methods of a score need a target function" * explainer.classless
+    return f"watches {images}{of} by {shown}: {colours}; {known}; pictures in {', '.join(places)}{hint}"

@@ -1,0 +1,119 @@
+"""What the user says: which images, which methods, when, and how it is shown."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor
+
+from vitx.errors import VitxError
+from vitx.methods import with_options
+from vitx.watch.calling import Forward
+from vitx.watch.explaining import Target
+from vitx.watch.images import Selection
+
+
+class Settings:
+    """The options of a watch, which all callbacks share."""
+
+    def __init__(
+        self,
+        images: Any = None,
+        num_images: int = 8,
+        num_measured: int | None = None,
+        per_class: bool = False,
+        dataloader_idx: int | str = 0,
+        batch_transform: Callable[[Any], Any] | None = None,
+        methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = ("rollout", "grad_rollout"),
+        target: Target = "predicted",
+        forward_fn: Forward | None = None,
+        weights: Literal["current", "ema"] = "current",
+        every_n_epochs: int | None = 1,
+        every_n_steps: int | None = None,
+        at_start: bool = True,
+        on_validate: bool = False,
+        class_names: Sequence[str] | None = None,
+        masks: Tensor | None = None,
+        boxes: Tensor | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        bands: Sequence[int] | None = None,
+        colormap: str = "inferno",
+        save_maps: bool = False,
+        on_error: Literal["warn", "raise"] = "warn",
+    ) -> None:
+        """Takes what the user says.
+
+        Args:
+            images: a tensor (n, C, H, W), a data set, a list of image files, a list of places in the
+                validation set, or None: evenly spaced from the validation set.
+            num_images: how many of a tensor or a data set the grid shows; named files and places are all
+                shown.
+            num_measured: how many images the numbers are means over; by default the ones shown.
+            per_class: take one image of each class of the data set, not evenly spaced ones.
+            dataloader_idx: which of several validation loaders, by its number or its name.
+            batch_transform: a function from a batch of your loader to images, to (images, labels, masks), or
+                to a mapping with such names, where they are not found without it.
+            methods: names, or a mapping from names to the options of each, see `vitx.methods()`.
+            target: the class that gradient methods explain: "predicted", "label", a class, or a function from
+                logits to scores (regression, multi-label).
+            forward_fn: a function from (module, images) to logits; by default the module's own forward. What
+                else it or the forward asks for by name is taken from batches that are mappings.
+            weights: "current", or "ema" for averaged ones that a callback or the module keeps.
+            every_n_epochs: fire at the end of every n-th epoch; None or 0 for never.
+            every_n_steps: fire after every n-th step; None or 0 for never.
+            at_start: fire before the first step.
+            on_validate: fire when the model is validated or tested outside of a training, too.
+            class_names: by default those of the data set, else the numbers.
+            masks: (n, h, w), True on the object of each image; by default the third item of each sample.
+            boxes: (n, 4) or (n, K, 4): x1, y1, x2, y2 in pixels, instead of masks.
+            mean: what was subtracted from each channel of the images; by default what the data set's
+                transforms hold, else what the model declares. Where neither fits, colours are guessed; the
+                picture says so.
+            std: what each channel was then divided by; by default as for the mean.
+            bands: which channels are shown, one or three, as (3, 2, 1); by default the first three.
+            colormap: the name of a colour map of matplotlib.
+            save_maps: write maps, logits and pixels of the images shown into the log folder, from which `vitx
+                report` and `vitx timelapse` play the training back.
+            on_error: "warn" lets the training go on when an explanation fails, "raise" does not.
+
+        Raises:
+            VitxError: An argument is wrong.
+        """
+        super().__init__()
+        num_images = _positive("num_images", num_images)
+        num_measured = max(num_images, _positive("num_measured", num_measured or num_images))
+        if getattr(images, "ndim", None) == 1:  # places in a tensor or an array
+            images = images.tolist()
+        self.selection = Selection(
+            images, num_images, num_measured, per_class, dataloader_idx, batch_transform, masks, boxes
+        )
+        self.methods = with_options(methods)
+        if isinstance(target, str) and target not in ("predicted", "label"):
+            raise VitxError(f'target must be "predicted", "label", a class or a function, found {target!r}')
+        self.target = target
+        self.forward_fn = forward_fn
+        self.weights = _one_of("weights", weights, ("current", "ema"))
+        self.every_n_epochs = every_n_epochs or 0
+        self.every_n_steps = every_n_steps or 0
+        self.at_start, self.on_validate = at_start, on_validate
+        self.class_names = class_names
+        self.mean, self.std, self.bands = mean, std, bands
+        self.colormap = colormap
+        self.save_maps = save_maps
+        self.on_error = _one_of("on_error", on_error, ("warn", "raise"))
+        self.forget()
+
+    def forget(self) -> None:
+        """Makes ready for a training from its start."""
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise VitxError(f"{name} must be at least 1, found {value}")
+    return value
+
+
+def _one_of(name: str, value: str, known: tuple[str, str]) -> str:
+    if value not in known:
+        raise VitxError(f'{name} must be "{known[0]}" or "{known[1]}", found {value!r}')
+    return value

@@ -1,0 +1,153 @@
+"""The watch of a training loop of one's own."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from vitx.errors import VitxError
+from vitx.runs import FOLDER
+from vitx.watch import sinks
+from vitx.watch.host import Host
+from vitx.watch.loading import BATCH
+from vitx.watch.observer import Observer
+
+_SUFFIX = ".vitx"  # of the files of TensorBoard that a watch writes
+_WHEN = ("every_n_epochs", "at_start", "on_validate")  # a loop of one's own says that itself
+
+
+class Watch(Observer):
+    """Shows what a Vision Transformer looks at, while a loop of your own trains it.
+
+    Each call logs one grid (rows: images; columns: the input and each method's overlay) under `vitx/maps`,
+    and for each method, as means over the images, `vitx/METHOD/...`: `entropy`, `information`, `drift`, and,
+    where masks or boxes are known, `pointing` and `energy`.
+
+    The training is the same, bit for bit, with and without the watch. Several processes that train together
+    all call it; they share the images, and rank 0 writes.
+
+    Args:
+        model: the one that is trained; also compiled, wrapped for several processes, or averaged.
+        data: what images are taken from: the validation loader, a data set, a batch, a tensor (n, C, H, W),
+            or a list of image files. Of several loaders, in a list or a mapping, `dataloader_idx` chooses.
+        log_dir: the folder of the run. Pictures and numbers go to TensorBoard files there, unless a logger
+            is given; maps that are saved, and pictures that no logger takes, to its folder `vitx`.
+        logger: where pictures and numbers go: a SummaryWriter, a run of Weights & Biases, the module mlflow,
+            an Accelerator with trackers, an object with methods `log_image(key, images, step)` and
+            `log_metrics(metrics, step)`, or several of these. False: pictures become PNG files.
+        **options: those of `vitx.watch.Settings`, as of all callbacks. With `every_n_steps`, calls between
+            are passed over.
+
+    Raises:
+        VitxError: An argument is wrong.
+
+    Example:
+        >>> import tempfile, timm, torch
+        >>> model, data = timm.create_model("test_vit", num_classes=10), torch.rand(2, 3, 160, 160)
+        >>> watch = Watch(model, data, log_dir=tempfile.mkdtemp())
+        >>> sorted(watch(step=0))[:2]
+        ['vitx/grad_rollout/entropy', 'vitx/grad_rollout/information']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        log_dir: str | os.PathLike[str] | None = None,
+        *,
+        logger: Any = None,
+        **options: Any,
+    ) -> None:
+        if log_dir is None and logger is None:
+            raise VitxError('a watch needs a place to write to: give log_dir="runs/first", or a logger')
+        if wrong := [name for name in _WHEN if name in options]:
+            raise VitxError(f"{wrong[0]} is for callbacks: a watch fires when it is called")
+        if not isinstance(model, nn.Module):
+            raise VitxError(f"the model must be a torch.nn.Module, found {type(model).__name__}")
+        loaders = _as_loaders(data)
+        if loaders is None and data is not None:
+            if "images" in options:
+                raise VitxError("images are places in a data set or a loader: of what was given, give a part")
+            options["images"] = data
+        super().__init__(**options)
+        self._logger, self._log_dir = logger, log_dir
+        self._host = Host(model, loaders)
+        self._resumed = self._begun = False
+
+    def __call__(self, step: int) -> Mapping[str, float]:
+        """Explains the images, and logs what was found, once for each step.
+
+        Args:
+            step: of the training, on the axis of what else is logged.
+
+        Returns:
+            The numbers, tag -> value; none where the step is passed over, or where it failed, as is said.
+        """
+        if self.every_n_steps and step % self.every_n_steps:
+            return {}
+        if not self._begun:
+            self._begin()
+        return self.observe(self._host, step)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on after the last call of an interrupted run; to be called before the first one of this."""
+        super().load_state_dict(state_dict)
+        self._resumed = True
+
+    def _begin(self) -> None:
+        """Finds where to write, as processes and trackers may be started after the watch is made."""
+        self._begun = True
+        host = self._host = Host(self._host.model, self._host.data)
+        host.sinks = list(sinks.places_of(self._logger)) if self._logger else []
+        of_sinks = (getattr(sink, "log_dir", None) for sink in host.sinks)
+        folder = Path(self._log_dir or next(filter(None, of_sinks), "runs"))
+        host.folder = folder / FOLDER
+        alone = False
+        if self._logger is None and host.group.rank == 0:
+            with self._forgiving(host, f"cannot write to {folder}"):
+                alone = all(path.name.endswith(_SUFFIX) for path in folder.glob("events.out.tfevents.*"))
+                host.sinks = [_writer(folder)]
+        if not self._resumed:
+            self.begin(host)
+        if alone:  # else others would lose what they wrote in the same folder
+            self.resume(host, -1, self._past.step + 1)
+
+
+def _writer(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), filename_suffix=_SUFFIX)
+
+
+class Batch:
+    """A loader of one batch."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.content
+
+
+def _as_loaders(data: Any) -> Any:
+    """Returns what yields batches: one loader, or several of them; None for images alone."""
+    parts = list(data.values()) if isinstance(data, Mapping) else data
+    if isinstance(data, Tensor) or data is None:
+        return None
+    if isinstance(parts, (list, tuple)):
+        if any(isinstance(part, Tensor) and part.ndim == 4 for part in parts):
+            return Batch(data)
+        if all(isinstance(part, (str, Path)) for part in parts):
+            return None
+        if all(isinstance(part, DataLoader) or _only_iterates(part) for part in parts):
+            return data
+    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        return DataLoader(data, BATCH)
+    return data if isinstance(data, Iterable) else None
+
+
+def _only_iterates(data: Any) -> bool:
+    return isinstance(data, Iterable) and not hasattr(data, "__getitem__")
