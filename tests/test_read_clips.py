@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.utils.data import DataLoader
 
 from tests.hugging_face import hugging_face_of_clips
-from vitx import VitxError, cli
+from vitx import VitxError, Watch, cli
 from vitx.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing, read_clip
+from vitx.runs.finding import open_run
+from vitx.runs.saved import load_maps
 
 COUNT, HEIGHT, WIDTH = 12, 48, 64
 
@@ -96,6 +100,17 @@ class Net(nn.Module):
         return self.head(self.encoder(self.embed(x).flatten(2).transpose(1, 2)).mean(1))
 
 
+class Heard(Net):
+    """Takes spectrograms (B, T, F), and turns them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(1, 24, 8, 8)
+
+    def forward(self, input_values):
+        return super().forward(input_values.transpose(1, 2)[:, None])
+
+
 OWN = ["--factory", "tests.test_read_clips.Net", "--image-size", "16", "--mean", "0.5", "--std", "0.5"]
 
 
@@ -147,3 +162,24 @@ def test_bad_options_are_said_in_a_sentence(options, said, frames, tmp_path, cap
     assert cli.main(["explain", *asked]) == 2
     assert said in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize("kind", ["clips", "spectrograms"])
+def test_a_watch_shows_them_in_one_card(kind, tmp_path):
+    if kind == "clips":
+        model, data = Net(), torch.rand(3, 3, 8, 16, 16)
+    else:
+        model, data = Heard(), DataLoader([{"input_values": torch.rand(32, 16)} for _ in range(3)], 3)
+    watch = Watch(
+        model, data, log_dir=tmp_path, methods=("rollout", "evidence"), save_maps=True, on_error="raise"
+    )
+    numbers = watch(step=0)
+    assert numbers["vitx/rollout/entropy"] > 0
+    run = open_run(tmp_path)
+    assert run.playback.count == 3
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
+    (event,) = events.Images("vitx/maps")
+    assert event.width == 350
+    saved = load_maps(tmp_path / "vitx")
+    assert saved.maps["rollout"].ndim == 4
+    assert saved.pixels.ndim == 4

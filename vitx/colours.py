@@ -49,6 +49,11 @@ class Colours:
         pixels = (shown.clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
 
+    def draw(self, images: Tensor, channels: int | None) -> Tensor:
+        """Draws whatever `as_images` takes: (B, ...) -> (B, ..., 3), without the channels."""
+        pixels = self.pixels(as_images(images, channels))
+        return pixels.view(len(images), -1, *pixels.shape[1:]) if images.ndim == 5 else pixels
+
 
 def draw(
     images: Tensor,
@@ -69,13 +74,20 @@ def draw(
     Returns:
         (B, ..., 3) uint8 on the CPU, without the channels, and what a picture has to say of the colours.
     """
+    colours = choose_colours(as_images(images, channels), scales, bands, given)
+    return colours.draw(images, channels), "" if channels is None else colours.note
+
+
+def as_images(images: Tensor, channels: int | None) -> Tensor:
+    """Brings clips, volumes or spectrograms to (N, C, H, W), frame by frame; images stay as they are.
+
+    Args:
+        images: (B, ...).
+        channels: which dimension holds the channels; None: there is none.
+    """
     if channels is None:
-        pixels = choose_colours(images[:, None], scales, bands, given).pixels(images[:, None])
-        return pixels, ""  # there are no colours
-    flat = images.movedim(channels, 2).flatten(0, 1) if images.ndim == 5 else images
-    colours = choose_colours(flat, scales, bands, given)
-    pixels = colours.pixels(flat)
-    return pixels.view(len(images), -1, *pixels.shape[1:]) if images.ndim == 5 else pixels, colours.note
+        return images[:, None]
+    return images.movedim(channels, 2).flatten(0, 1) if images.ndim == 5 else images
 
 
 def choose_colours(

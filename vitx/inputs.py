@@ -18,7 +18,7 @@ from vitx.errors import VitxError
 from vitx.pictures import MOST_PIXELS, read_picture, to_rgb
 from vitx.preprocessing import Preprocessing, preprocessing_of
 
-IMAGES = ("image", "images", "pixel_values", "img", "x")  # what batches call them
+IMAGES = ("image", "images", "pixel_values", "input_values", "video", "img", "x")  # what batches call them
 Picture = str | Path | Image.Image | np.ndarray | Tensor  # one image, not normalised
 Images = Tensor | Picture | Sequence[Picture]
 

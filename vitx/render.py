@@ -158,7 +158,11 @@ def overlaid(pixels: Tensor, maps: Tensor, colormap: str = "inferno") -> Tensor:
     Returns:
         (B, H, W, 3) uint8, on the CPU.
     """
-    drawn = overlays(pixels, heatmaps(maps, (pixels.shape[1], pixels.shape[2])), colormap)
+    return say_uniform(overlays(pixels, heatmaps(maps, (pixels.shape[1], pixels.shape[2])), colormap), maps)
+
+
+def say_uniform(drawn: Tensor, maps: Tensor) -> Tensor:
+    """Stamps the pictures of maps that are nearly uniform, (B, H, W, 3) uint8."""
     flat = (entropy(maps) > UNIFORM).tolist()
     return stamp(drawn, ["nearly uniform" if one else "" for one in flat]) if any(flat) else drawn
 
@@ -177,7 +181,7 @@ def stamp(pictures: Tensor, texts: Sequence[str]) -> Tensor:
     for picture, text in zip(pictures.cpu(), texts, strict=True):
         canvas = Image.fromarray(picture.numpy())
         if text:
-            height = max(8, round(canvas.width * _TEXT_SIZE / TILE_WIDTH))
+            height = max(8, round(min(canvas.size) * _TEXT_SIZE / TILE_WIDTH))
             draw, typeface = ImageDraw.Draw(canvas), font(height)
             draw.rectangle((0, canvas.height - 1.4 * height, canvas.width, canvas.height), INK)
             draw.text((canvas.width / 2, canvas.height - 0.2 * height), text, PAPER, typeface, anchor="md")

@@ -10,7 +10,7 @@ from vitx.clips import evenly
 from vitx.errors import VitxError
 
 View = Literal["frames", "planes"]
-_MOST_FRAMES = 8
+MOST_FRAMES = 8
 _NARROWEST, _WIDEST = 448, 1344  # pixels of a strip
 _GAP, _PAPER = 2, 255  # pixels between slices, and their colour
 
@@ -28,7 +28,13 @@ class Slices(NamedTuple):
     cut: Callable[[Tensor, tuple[int, ...]], Sequence[Tensor]]
 
 
-def slices_of(size: tuple[int, ...], channels: int, view: View | None, time_axis: int | None) -> Slices:
+def slices_of(
+    size: tuple[int, ...],
+    channels: int,
+    view: View | None = None,
+    time_axis: int | None = None,
+    most_frames: int = MOST_FRAMES,
+) -> Slices:
     """Chooses what is shown.
 
     Args:
@@ -37,6 +43,7 @@ def slices_of(size: tuple[int, ...], channels: int, view: View | None, time_axis
         view: "frames", evenly spaced, or "planes", the three through the brightest place; by default frames
             where there are three channels, as of colours.
         time_axis: of a spectrogram (B, F, T) or (B, T, F), the dimension of time; by default the longer one.
+        most_frames: how many are shown.
 
     Raises:
         VitxError: There is no such view or axis.
@@ -47,7 +54,7 @@ def slices_of(size: tuple[int, ...], channels: int, view: View | None, time_axis
         raise VitxError(f"view must be 'frames' or 'planes', found {view!r}")
     if view == "planes" or (view is None and channels != 3):
         return Slices("the planes through the brightest place", _planes)
-    shown = evenly(size[0], _MOST_FRAMES)
+    shown = evenly(size[0], most_frames)
     numbers = ", ".join(str(number + 1) for number in shown)
     said = f"frames {numbers}" + (f" of {size[0]}" if len(shown) < size[0] else "")
     return Slices(said, lambda clip, _: [clip[number] for number in shown])

@@ -115,7 +115,7 @@ class Product:
     def _strip(self, columns: dict[str, Tensor], finding: Finding) -> tuple[dict[str, Tensor], int]:
         """Returns a clip as one column, its frames side by side and its maps below; and how wide that is."""
         pixels = columns["input"]
-        slices = slices_of(tuple(pixels.shape[1:-1]), 3, None, None)
+        slices = slices_of(tuple(pixels.shape[1:-1]), channels=3)
         heat = torch.from_numpy(finding.maps[0].values)[None]
         found = strips(list(columns.values()), heat, slices)
         return {f"{slices.said}; rows: {', '.join(columns)}": found}, strip_width(found)

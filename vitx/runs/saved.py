@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitx.clips import evenly
 from vitx.errors import VitxError
 from vitx.files import savez, write_atomically
 
+MOST_FRAMES = 4  # of a clip, in a picture of TensorBoard's width and in a report
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
@@ -26,7 +28,7 @@ class SavedMaps:
 
     Attributes:
         steps: (T,) those of the firings, in order.
-        maps: each method's, (T, n, h, w).
+        maps: each method's, (T, n, h, w); some frames of clips side by side.
         logits: (T, n, classes), or whatever the model returns for n images.
         pixels: the images shown, (n, H, W, 3) uint8.
         labels: (n, ...), or None.
@@ -55,7 +57,7 @@ def save_maps(
 
     Args:
         folder: `vitx` of the run.
-        maps: each method's, (n, h, w).
+        maps: each method's, (n, h, w), or (n, t, h, w) of clips.
         step: of `self.log`.
         logits: (n, classes).
     """
@@ -77,7 +79,7 @@ def save_images(
 
     Args:
         folder: `vitx` of the run.
-        pixels: (n, H, W, 3).
+        pixels: (n, H, W, 3), or frame by frame, (n, T, H, W, 3).
         labels: (n, ...).
         class_names: in the order of the logits.
         colormap: of the overlays.
@@ -120,16 +122,33 @@ def load_maps(folder: Path) -> SavedMaps | None:
     if not names:
         raise VitxError(f"no method is in all of the maps in {folder}: keep those of one training alone")
     count, class_names = len(images["pixels"]), images.get("class_names")
+    maps = {name: _stack(folder, steps, [firing[name] for firing in firings], count) for name in names}
+    pixels = images["pixels"]
+    if pixels.ndim == 5:
+        maps = {name: _side_by_side(values, pixels.shape[1], 2) for name, values in maps.items()}
+        pixels = _side_by_side(pixels, pixels.shape[1], 1)
     return SavedMaps(
         steps,
-        {name: _stack(folder, steps, [firing[name] for firing in firings], count) for name in names},
+        maps,
         _stack(folder, steps, [_load(folder / f"logits-{step:06d}.npy") for step in steps], count),
-        images["pixels"],
+        pixels,
         images.get("labels"),
         None if class_names is None else tuple(class_names.tolist()),
         str(images.get("colormap", "inferno")),
         str(images.get("note", "")),
     )
+
+
+def _side_by_side(values: NDArray[Any], frames: int, axis: int) -> NDArray[Any]:
+    """Sets a few frames of clips side by side, so that they are played as wide images.
+
+    Args:
+        values: pixels or maps, which have as many frames or fewer along the axis, then rows and columns.
+        frames: how many the clip has.
+        axis: that of the frames.
+    """
+    shown = [place * values.shape[axis] // frames for place in evenly(frames, MOST_FRAMES)]
+    return np.concatenate([values.take(place, axis) for place in shown], axis + 1)
 
 
 def _stack(folder: Path, steps: Sequence[int], arrays: Sequence[NDArray[Any]], count: int) -> NDArray[Any]:

@@ -14,6 +14,9 @@ from vitx.metrics import box_masks
 LABELS = ("label", "labels", "target", "targets", "y")
 MASKS = ("mask", "masks")
 ITEM = "item {}"  # of a sequence
+_DIMENSIONS = 5, 4, 3  # of clips and volumes, images, spectrograms
+_FEWEST = min(_DIMENSIONS)
+SPECTROGRAMS = "input_values"  # as Hugging Face's processors of sounds call them
 _NEARLY_ALL = 0.95
 BOXES = ("box", "boxes", "bbox", "bboxes")
 
@@ -23,7 +26,7 @@ class Content:
     """What was found in a batch of B images.
 
     Attributes:
-        images: (B, C, H, W).
+        images: (B, C, H, W); clips and volumes have five dimensions, spectrograms three.
         labels: (B, ...): classes, several for each image, or numbers; None if there are none.
         masks: (B, h, w) bool, True on the object (or in its boxes), or None.
         inputs: whatever comes with each image, by the name or place it has in the batch, (B, ...).
@@ -51,8 +54,8 @@ def read_batch(batch: Any) -> Content:
     """Finds images, labels, and masks or boxes in a batch.
 
     What has a usual name (`IMAGES`, `LABELS`, `MASKS`, `BOXES`) goes by it, if it has such a form. The rest
-    goes by its form: images are (B, C, H, W); labels come first that are no numbers of samples; masks have
-    the form of the images; boxes lie within them.
+    goes by its form: images are (B, C, H, W), clips have a dimension more; labels come first that are no
+    numbers of samples; masks have the form of the images; boxes lie within them.
 
     Args:
         batch: images; a sequence of images and other things; a mapping, also of mappings; or an object with
@@ -120,12 +123,22 @@ def _by_name(batch: Any) -> dict[str, Any]:
 
 
 def _images(named: Mapping[str, Any]) -> Tensor | None:
-    """What is called so, else the first item, else the only tensor of that form."""
+    """What is called so, else the first item, else the only tensor of that form: clips, images or others."""
+    for dims in _DIMENSIONS:
+        found = _of_dimensions(named, dims)
+        if found is not None:
+            return found
+    return None
+
+
+def _of_dimensions(named: Mapping[str, Any], dims: int) -> Tensor | None:
     fit = {
         name: value
         for name, value in named.items()
-        if isinstance(value, Tensor) and value.ndim == 4 and (name in IMAGES or value.dtype != torch.bool)
+        if isinstance(value, Tensor) and value.ndim == dims and (name in IMAGES or value.dtype != torch.bool)
     }
+    if dims == _FEWEST:  # masks have as many, and so has a single image
+        fit = {name: value for name, value in fit.items() if name == SPECTROGRAMS}
     usual = next((fit[name] for name in IMAGES if name in fit), None)
     if usual is not None:
         return usual
@@ -192,7 +205,7 @@ def _are_boxes(values: Tensor, size: tuple[int, int]) -> bool:
 
 
 def _size(images: Tensor) -> tuple[int, int]:
-    return images.shape[2], images.shape[3]
+    return images.shape[-2], images.shape[-1]
 
 
 def _description(batch: Any) -> str:

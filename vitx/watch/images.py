@@ -65,7 +65,8 @@ class Samples:
 
     def thumbnails(self) -> Tensor:
         """Returns tiny copies, (n, C, 4, 4), by which the images are known again after a resume."""
-        return F.adaptive_avg_pool2d(self.images.float(), _THUMBNAIL)
+        images = self.images.float()
+        return F.adaptive_avg_pool2d(images.flatten(1, -3) if images.ndim > 4 else images, _THUMBNAIL)
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class Selection:
             if tensor is not None and len(tensor) != len(samples):
                 tensor = tensor[list(samples.places or ())]
             given[name] = tensor
-        size = (samples.images.shape[2], samples.images.shape[3])
+        size = (samples.images.shape[-2], samples.images.shape[-1])
         masks = object_masks(given["masks"], given["boxes"], size)
         return samples if masks is None else replace(samples, masks=masks)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitx.colours import as_images
 from vitx.errors import VitxError, in_words
 from vitx.explanation import Explanation
 from vitx.methods import title_of
@@ -139,20 +140,27 @@ class Observer(Settings):
             self._attempt(host, host.folder, partial(keep_maps, *kept))
         with self._forgiving(host, "shows no picture", f" at step {step}"):
             if self._look is None:
-                self._look = self._looked_at(host, samples)
+                self._look = self._looked_at(host, samples, next(iter(found.values())).channels)
             picture = draw(found, samples, *self._look, self._explainer.kind)
             if keeps and not self._images_kept:
                 keep = partial(keep_images, host.folder, samples, *self._look)
                 self._images_kept = self._attempt(host, host.folder, keep)
             self._show_picture(host, picture, step)
 
-    def _looked_at(self, host: Host, samples: Samples) -> Look:
+    def _looked_at(self, host: Host, samples: Samples, channels: int | None) -> Look:
         """Draws the images shown in their true colours, and says what was found."""
         scale = (self.mean, self.std)
         colours = true_colours(
-            *(host.model, samples.images, samples.scales, host.normalisers(), scale, self.bands)
+            *(
+                host.model,
+                as_images(samples.images, channels),
+                samples.scales,
+                host.normalisers(),
+                scale,
+                self.bands,
+            )
         )
-        pixels = colours.pixels(samples.images)[list(samples.shown)]
+        pixels = colours.draw(samples.images[list(samples.shown)], channels)
         places = [sinks.name_of(sink) for sink in host.sinks] or [str(host.folder)]
         names = self.class_names or samples.class_names or host.class_names()
         host.inform(f"{host.name} {first_words(samples, self._explainer, colours, names, places)}")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -12,9 +13,12 @@ from vitx.captions import captions_of, class_name
 from vitx.explanation import Explanation
 from vitx.methods import title_of
 from vitx.outputs import Kind
-from vitx.runs.saved import save_images, save_maps
+from vitx.runs.saved import MOST_FRAMES, save_images, save_maps
+from vitx.views import slices_of, strips
 from vitx.watch.explaining import Target
 from vitx.watch.images import Samples
+
+_CARD = 350 - 2 * render.GAP  # pixels in TensorBoard, of a strip
 
 
 def measure(
@@ -60,7 +64,7 @@ def draw(
     Args:
         found: the explanation of each method, by its name, of all samples.
         samples: the images with what is known of them.
-        pixels: the images shown, (n, H, W, 3) uint8.
+        pixels: the images shown, (n, H, W, 3) uint8, or frame by frame, (n, T, H, W, 3).
         class_names: in the order of the logits.
         colormap: the name of a colour map of matplotlib.
         note: is written below.
@@ -70,11 +74,29 @@ def draw(
         (height, width, 3) uint8.
     """
     shown = list(samples.shown)
-    columns = {"input": pixels}
-    for name, explanation in found.items():
-        columns[title_of(name)] = render.overlaid(pixels, explanation.maps[shown], colormap)
+    maps = {title_of(name): explanation.maps[shown] for name, explanation in found.items()}
     captions = captions_of(_logits(found, samples), _labels(samples), class_names, kind)
+    of_one = next(iter(found.values()))
+    if pixels.ndim > 4 or of_one.channels is None:
+        channels = 1 if of_one.channels is None else samples.images.shape[of_one.channels]
+        columns = _strip(pixels, maps, channels, colormap)
+        return render.grid(columns, captions, colormap=colormap, note=note, tile_width=_CARD)
+    columns = {"input": pixels}
+    for title, values in maps.items():
+        columns[title] = render.overlaid(pixels, values, colormap)
     return render.grid(columns, captions, colormap=colormap, note=note)
+
+
+def _strip(pixels: Tensor, maps: Mapping[str, Tensor], channels: int, colormap: str) -> dict[str, Tensor]:
+    """Returns clips, volumes or spectrograms as one column: the input, and each method's map below."""
+    size = tuple(pixels.shape[1:-1])
+    slices = slices_of(size, channels, most_frames=MOST_FRAMES)
+    first = render.heatmaps(next(iter(maps.values())), size)
+    rows = [strips([pixels], first, slices)]
+    for values in maps.values():
+        drawn = render.overlays(pixels, render.heatmaps(values, size), colormap)
+        rows.append(render.say_uniform(strips([drawn], first, slices), values))
+    return {f"input, {', '.join(maps)}: {slices.said}": torch.cat(rows, 1)}
 
 
 def about(target: Target, class_names: Sequence[str] | None, kind: Kind | None = "class") -> str:
