@@ -50,7 +50,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     good = [sample for sample in samples if "image" in sample]
     return {
         "images": torch.stack([sample["image"] for sample in good]) if good else None,
-        "pixels": [sample["pixels"] for sample in good],
+        "pixels": torch.stack([sample["pixels"] for sample in good]) if good else None,
         "notes": [sample["note"] for sample in good],
         "places": [sample["place"] for sample in good],
         "errors": {sample["place"]: sample["error"] for sample in samples if "error" in sample},
@@ -83,7 +83,7 @@ def helpers(pictures: int, devices: int = 1) -> tuple[int, int]:
         return 0, 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // devices)
-    return max(1, min(_MOST_READERS, cores // 4)), max(1, min(_MOST_WRITERS, cores // 2))
+    return max(1, min(_MOST_READERS, cores // 4)), max(2, min(_MOST_WRITERS, cores // 2))
 
 
 class Explainer:
@@ -151,7 +151,7 @@ def predict(
     """
     errors: dict[int, str] = {}
     begun = False
-    batches = iter(loader)
+    batches = _batches(loader)
     delivery = deliver(1)
     try:
         explainer.subject.model.to(device)
@@ -168,6 +168,24 @@ def predict(
     finally:
         delivery.close()
     return errors
+
+
+def _batches(loader: DataLoader[Any]) -> Iterator[dict[str, Any]]:
+    """Begins to read, and says in a sentence if a process that reads is ended."""
+    batches = iter(loader)
+
+    def found() -> Iterator[dict[str, Any]]:
+        try:
+            yield from batches
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise VitxError(
+                "a process that reads pictures was ended from outside, perhaps as the memory ran out: go on "
+                "with --resume, and fewer of them by --workers"
+            ) from error
+
+    return found()
 
 
 def one_device(options: Any) -> torch.device | None:
