@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -37,9 +38,11 @@ class Pictures(Dataset[dict[str, Any]]):
     def __getitem__(self, place: int) -> dict[str, Any]:
         try:
             with one_thread():
-                image = self.prepare(read_for(self.prepare, self.files[place], self.most_pixels))
+                picture = read_for(self.prepare, self.files[place], self.most_pixels)
+                image = self.prepare(picture)
                 scale = (self.prepare.mean, self.prepare.std)
-                pixels, note = draw(image[None], self.prepare.channels, [scale])
+                given = scale if isinstance(picture, Image.Image) else None  # whose range is known
+                pixels, note = draw(image[None], self.prepare.channels, [scale], given=given)
             return {"place": place, "image": image, "pixels": pixels[0], "note": note}
         except VitxError as error:
             return {"place": place, "error": str(error)}
