@@ -2,8 +2,8 @@
 
     python benchmarks/throughput.py --pictures FOLDER --weights FILE
 
-*Many pictures:* the command's own way, from files to files, beside `vitx.explain` alone on the same pictures,
-held ready as tensors, in batches of the same size; in turn, on `--cores` cores.
+*Many pictures:* the command from files to files, once its model is there, beside `vitx.explain` alone on the
+same pictures, held ready as tensors, in batches of the same size; in turn, on `--cores` cores.
 *What is not the model:* the same way with maps that are known before, all of it on one core: what a core
 reads, prepares, draws and writes. The model's own process can be helped with all but its share.
 *One picture:* `vitx explain cat.jpg` from start to end, beside the import of torch and timm and what the
@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 import vitx
-from vitx.checkpoints import create_model, model_of_weights
+from vitx.checkpoints import model_of_weights
 from vitx.classes import known_class_names
 from vitx.cli.delivery import Delivery
 from vitx.cli.output import Output
-from vitx.cli.prediction import Explainer, helpers, loader_of, predict
+from vitx.cli.prediction import Explainer, loader_of, predict
 from vitx.cli.product import Product
 from vitx.cli.subject import Subject
 from vitx.files import PICTURES, encode
@@ -46,20 +46,43 @@ BATCH = 8
 MANY = 16  # cores of the machine that the measure of one core is taken to
 GOALS = {"share": 0.75, "rate": 300, "start": 1.5, "drawing": 10}
 IMPORT = "import torch, timm"
-OWN = """
+MADE = """
 import sys, time, torch, timm
 from pathlib import Path
 import vitx
-from vitx.checkpoints import create_model, model_of_weights
-name, weights, picture, method = sys.argv[1:]
-begun = time.perf_counter()
-model = model_of_weights(name, Path(weights)) if weights else create_model(name, False, None)
-made = time.perf_counter()
+from vitx.checkpoints import model_of_weights
 from vitx.inputs import prepared
-images, _ = prepared(model.eval(), picture)
+from vitx.pictures import find_pictures
+name, weights, method, pictures = sys.argv[1:]
+begun = time.perf_counter()
+model = model_of_weights(name, Path(weights)).eval()
+made = time.perf_counter()
+images, _ = prepared(model, find_pictures([pictures]))
+"""
+ONE = f"""{MADE}
 ready = time.perf_counter()
 vitx.explain(model, images, method)
 print(made - begun + time.perf_counter() - ready)
+"""
+ALONE = f"""{MADE}
+vitx.explain(model, images[:{BATCH}], method)  # what comes first takes longer
+ready = time.perf_counter()
+for batch in images.split({BATCH}):
+    vitx.explain(model, batch, method)
+print(time.perf_counter() - ready)
+"""
+WHOLE = """
+import sys, time
+from vitx.cli import explain, main
+explain_all = explain._explain
+def timed(*arguments):
+    begun = time.perf_counter()
+    found = explain_all(*arguments)
+    taken.append(time.perf_counter() - begun)
+    return found
+taken, explain._explain = [], timed
+main(sys.argv[1:])
+print(*taken)
 """
 
 
@@ -83,21 +106,23 @@ def main() -> None:
     subject = _subject(options)
     images = to_tensor([read_picture(file) for file in files], subject.prepare)
     print(f"{len(files)} pictures; {options.model}, {options.method}; on {options.cores} cores\n")
-    _many(options, subject, files, images)
+    _many(options, files)
     _without_model(options, subject, files, images)
     _on(options.cores)
     _one(options, files[0])
 
 
-def _many(options: Any, subject: Subject, files: list[Path], images: Tensor) -> None:
+def _many(options: Any, files: list[Path]) -> None:
     alone, whole = [], []
-    vitx.explain(subject.model, images[:BATCH], options.method)
-    for _ in range(options.rounds):
-        begun = time.perf_counter()
-        for batch in images.split(BATCH):
-            vitx.explain(subject.model, batch, options.method)
-        alone.append(len(files) / (time.perf_counter() - begun))
-        whole.append(_rate(options, subject, files, *helpers(len(files))))
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = Path(folder) / "pictures"
+        chosen.mkdir()
+        for file in files:
+            (chosen / file.name).symlink_to(file.absolute())
+        for number in range(options.rounds):
+            output = Path(folder) / f"maps-{number}"
+            alone.append(len(files) / _told([ALONE, *_words(options), str(chosen)]))
+            whole.append(len(files) / _told([WHOLE, *_explain(options, chosen, output)]))
     share = median(w / a for w, a in zip(whole, alone, strict=True))
     print(f"vitx.explain alone            {median(alone):8.1f} pictures/s")
     print(f"vitx explain, files to files  {median(whole):8.1f} pictures/s")
@@ -164,14 +189,12 @@ def _rate(
 
 def _one(options: Any, picture: Path) -> None:
     imports, own, whole = [], [], []
-    model = ["--model", options.model, "--weights", str(options.weights)]
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
             imports.append(_seconds([sys.executable, "-c", IMPORT]))
-            words = [options.model, str(options.weights), str(picture), options.method]
-            own.append(float(subprocess.check_output([sys.executable, "-c", OWN, *words], text=True)))
-            words = ["explain", str(picture), *model, "--method", options.method, "--output", folder]
-            whole.append(_seconds([sys.executable, "-m", "vitx", *words, "--accelerator", "cpu"]))
+            own.append(_told([ONE, *_words(options), str(picture)]))
+            words = _explain(options, picture, Path(folder))
+            whole.append(_seconds([sys.executable, "-m", "vitx", *words]))
     ratio = median(w / (i + o) for w, i, o in zip(whole, imports, own, strict=True))
     print(f"importing torch and timm      {median(imports):8.2f} s")
     print(f"the model's own work          {median(own):8.2f} s")
@@ -185,11 +208,23 @@ def _seconds(words: list[str]) -> float:
     return time.perf_counter() - begun
 
 
+def _told(code_and_words: list[str]) -> float:
+    """Runs code in a process of its own, and returns the number that it prints last."""
+    said = subprocess.check_output([sys.executable, "-c", *code_and_words], text=True)
+    return float(said.split()[-1])
+
+
+def _words(options: Any) -> list[str]:
+    return [options.model, str(options.weights), options.method]
+
+
+def _explain(options: Any, pictures: Path, output: Path) -> list[str]:
+    model = ["--model", options.model, "--weights", str(options.weights), "--method", options.method]
+    return ["explain", str(pictures), *model, "--accelerator", "cpu", "--output", str(output)]
+
+
 def _subject(options: Any) -> Subject:
-    if options.weights:
-        model = model_of_weights(options.model, options.weights)
-    else:
-        model = create_model(options.model, False, None)
+    model = model_of_weights(options.model, options.weights)
     prepare = preprocessing_of(model.eval())
     classes = vitx.explain(model, torch.zeros(1, 3, *prepare.size)).logits.shape[1]
     return Subject(model, prepare, classes, known_class_names(classes))
@@ -215,7 +250,7 @@ def _options() -> Any:
     )
     parser.add_argument("--pictures", required=True, metavar="FOLDER", help="photographs")
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="of timm")
-    parser.add_argument("--weights", type=Path, default="", metavar="FILE", help="without, they are random")
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="of the model")
     parser.add_argument("--method", default="evidence")
     parser.add_argument("--count", type=int, default=200, help="pictures")
     parser.add_argument("--cores", type=int, default=2)

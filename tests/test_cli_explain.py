@@ -204,6 +204,13 @@ class TestFiles:
             assert arrays["rollout"].shape == (2, 7)
 
 
+def test_one_device_needs_no_lightning(folder, weights, tmp_path):
+    words = command(folder / "a.png", "--output", tmp_path / "maps", weights=weights)
+    code = f"import sys; from vitx.cli import main; main({words}); print('lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
 class TestShards:
     METHODS = ("--method", "rollout", "grad_rollout", "--target", "predicted", 5)
 
@@ -465,6 +472,7 @@ class TestRefusals:
             (["--std", 0], "std must be above 0"),
             (["--image-size", 0], "--image-size must be at least 1"),
             (["--workers", -1], "--workers must be at least 0"),
+            (["--module-options", '{"a": 1}'], "--module-options are for --checkpoint"),
             (["--writers", -1], "--writers must be at least 0"),
             (["--format", "gif"], "--format is one of png, webp, jpg, found gif"),
             (["--save-maps", "photos"], "--save-maps is one of files, shards, found photos"),

@@ -111,6 +111,8 @@ def _explain(subject: Subject, picture: Any, options: Any) -> list[vitx.Explanat
 
 
 def _title(name: str, subject: Subject, found: vitx.Explanation) -> str:
+    if not subject.classes:
+        return name
     said = captions_of(found.logits, class_names=subject.short_names)[0]
     return f"{name}: {said}"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -37,9 +38,11 @@ class Pictures(Dataset[dict[str, Any]]):
     def __getitem__(self, place: int) -> dict[str, Any]:
         try:
             with one_thread():
-                image = self.prepare(read_for(self.prepare, self.files[place], self.most_pixels))
+                picture = read_for(self.prepare, self.files[place], self.most_pixels)
+                image = self.prepare(picture)
                 scale = (self.prepare.mean, self.prepare.std)
-                pixels, note = draw(image[None], self.prepare.channels, [scale])
+                given = scale if isinstance(picture, Image.Image) else None  # whose range is known
+                pixels, note = draw(image[None], self.prepare.channels, [scale], given=given)
             return {"place": place, "image": image, "pixels": pixels[0], "note": note}
         except VitxError as error:
             return {"place": place, "error": str(error)}
@@ -50,7 +53,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     good = [sample for sample in samples if "image" in sample]
     return {
         "images": torch.stack([sample["image"] for sample in good]) if good else None,
-        "pixels": [sample["pixels"] for sample in good],
+        "pixels": torch.stack([sample["pixels"] for sample in good]) if good else None,
         "notes": [sample["note"] for sample in good],
         "places": [sample["place"] for sample in good],
         "errors": {sample["place"]: sample["error"] for sample in samples if "error" in sample},
@@ -83,7 +86,7 @@ def helpers(pictures: int, devices: int = 1) -> tuple[int, int]:
         return 0, 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // devices)
-    return max(1, min(_MOST_READERS, cores // 4)), max(1, min(_MOST_WRITERS, cores // 2))
+    return max(1, min(_MOST_READERS, cores // 4)), max(2, min(_MOST_WRITERS, cores // 2))
 
 
 class Explainer:
@@ -151,7 +154,7 @@ def predict(
     """
     errors: dict[int, str] = {}
     begun = False
-    batches = iter(loader)
+    batches = _batches(loader)
     delivery = deliver(1)
     try:
         explainer.subject.model.to(device)
@@ -168,6 +171,24 @@ def predict(
     finally:
         delivery.close()
     return errors
+
+
+def _batches(loader: DataLoader[Any]) -> Iterator[dict[str, Any]]:
+    """Begins to read, and says in a sentence if a process that reads is ended."""
+    batches = iter(loader)
+
+    def found() -> Iterator[dict[str, Any]]:
+        try:
+            yield from batches
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise VitxError(
+                "a process that reads pictures was ended from outside, perhaps as the memory ran out: go on "
+                "with --resume, and fewer of them by --workers"
+            ) from error
+
+    return found()
 
 
 def one_device(options: Any) -> torch.device | None:

@@ -16,6 +16,7 @@ from vitx import render
 from vitx.captions import Caption, captions_of
 from vitx.classes import short
 from vitx.cli.finding import Finding, Map
+from vitx.errors import VitxError, in_words
 from vitx.files import encode, savez, write_or_say
 from vitx.methods import title_of
 from vitx.views import slices_of, strip_width, strips
@@ -62,6 +63,15 @@ class Product:
         Raises:
             VitxError: One of them cannot be written.
         """
+        try:
+            self._write(finding, paths)
+        except VitxError:
+            raise
+        except Exception as error:  # each format has its own kinds
+            raise VitxError(f"{finding.file} could not be drawn: {in_words(error)}") from error
+        return "; ".join(filter(None, (str(self._caption(finding)), self._question(finding))))
+
+    def _write(self, finding: Finding, paths: Sequence[Path]) -> None:
         for path, suffix in zip(paths, self.suffixes, strict=True):
             if suffix == ".npz":
                 write_or_say(path, partial(savez, arrays=self._arrays(finding)))
@@ -70,7 +80,6 @@ class Product:
                 write_or_say(path, lambda file, said=said: file.write(said))  # type: ignore[misc]
             else:
                 write_or_say(path, partial(encode, picture=self.drawn(finding), suffix=suffix))
-        return "; ".join(filter(None, (str(self._caption(finding)), self._question(finding))))
 
     def write_shard(self, path: Path, names: Sequence[str], found: Sequence[Finding]) -> None:
         """Writes the maps of several pictures into one file.

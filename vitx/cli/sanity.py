@@ -7,6 +7,7 @@ from jsonargparse import ArgumentParser
 import vitx
 from vitx.cli.formatting import HelpFormatter
 from vitx.cli.subject import PREDICTED, ROLLOUT, add_model_options, load_subject, target_class
+from vitx.errors import VitxError
 from vitx.files import png_path, write_png
 from vitx.inputs import to_tensor
 from vitx.methods import with_options
@@ -48,6 +49,8 @@ def run(options: Any) -> int:
     path = png_path(options.output)
     pictures = find_pictures(options.images)
     subject = load_subject(options, options.weights, options.checkpoint, options.hf, methods=asked)
+    if not subject.classes:
+        raise VitxError("the model has no head, which is made random first: take the whole model")
     images = to_tensor(pictures, subject.prepare)
     target = target_class(subject, options.target)
     found = vitx.sanity(subject.model, images, options.method, target=target, seed=options.seed)

@@ -205,6 +205,10 @@ def _check(options: Any, weights: str | None, checkpoint: str | None, hf: str | 
         raise VitxError(
             "--checkpoint CKPT and --module CLASS go together; for a model of timm, --weights FILE"
         )
+    for name, owner in (("model_options", options.model or options.factory), ("module_options", checkpoint)):
+        if options[name] and not owner:
+            kinds = "--checkpoint" if name == "module_options" else "--model or --factory"
+            raise VitxError(f"--{name.replace('_', '-')} are for {kinds}: leave them out")
     if weights is not None and (checkpoint or hf):
         raise VitxError(f"--{'hf' if hf else 'checkpoint'} has weights of its own: leave out --weights")
     own = [name for name in ("image_size", "mean", "std", "keep_aspect", "frames") if options[name]]

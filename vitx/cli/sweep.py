@@ -13,10 +13,11 @@ from vitx.cli.formatting import HelpFormatter
 from vitx.cli.subject import PREDICTED, Subject, add_model_options, load_subject, target_class
 from vitx.files import png_path, write_png
 from vitx.inputs import to_tensor
-from vitx.methods import title_of
+from vitx.methods import Methods, title_of
 from vitx.pictures import find_pictures
 from vitx.relevance.fusing import HEAD_FUSIONS, check_options
 
+METHODS: Methods = {"rollout": {}, "grad_rollout": {}}
 DESCRIPTION = """\
 Shows one picture under every head fusion and several discard ratios, attention rollout beside gradient
 rollout: which options suit this model?
@@ -46,7 +47,7 @@ def run(options: Any) -> int:
         check_options("mean", ratio)
     path = png_path(options.output)
     (picture,) = find_pictures([options.image])
-    subject = load_subject(options, options.weights, options.checkpoint, options.hf)
+    subject = load_subject(options, options.weights, options.checkpoint, options.hf, methods=METHODS)
     write_png(path, sweep(subject, picture, options.target, options.discard_ratio))
     print(f"see {options.output}")
     return 0
@@ -58,7 +59,7 @@ def sweep(subject: Subject, picture: Any, target: str, ratios: list[float]) -> A
     index = target_class(subject, target)
     grids = {}
     with tqdm(total=2 * len(HEAD_FUSIONS) * len(ratios), unit="map", disable=None) as progress:
-        for method in ("rollout", "grad_rollout"):
+        for method in METHODS:
             columns: dict[str, list[Any]] = {"input": [], **{f"discard {ratio:g}": [] for ratio in ratios}}
             for fusion in HEAD_FUSIONS:
                 for ratio in ratios:
