@@ -1,5 +1,7 @@
 """The callback in Hugging Face's Trainer, in whole trainings."""
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -307,3 +309,9 @@ def test_says_what_is_wrong(tmp_path):
     without.eval_dataset = None
     with pytest.raises(VitxError, match="there is no validation set: give images"):
         without.train()
+
+
+def test_lightning_is_not_imported():
+    others = "{'lightning', 'pytorch_lightning'}"
+    code = f"import sys, vitx.callbacks.huggingface; assert not {others} & {{*sys.modules}}"
+    subprocess.run([sys.executable, "-c", code], check=True)
