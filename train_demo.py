@@ -28,12 +28,12 @@ from torch.nn import functional as F
 import vitx
 from demo.schedule import warmup_cosine
 from demo.tuning import add_lora
-from vitx import render
 from vitx.callbacks.lightning import LightningHost
-from vitx.captions import captions_of
-from vitx.checkpoints import create_model, load_weights
 from vitx.errors import last_line
 from vitx.methods import title_of
+from vitx.models.checkpoints import create_model, load_weights
+from vitx.pictures import render
+from vitx.pictures.captions import captions_of
 from vitx.watch.images import Selection
 
 PROJECT = Path(__file__).parent

@@ -22,10 +22,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import vitx
-from vitx import attention, fused, rollout, tiles
-from vitx.tiles import ALL
+from vitx.attention import fused, tiles
+from vitx.attention import layer as attention
+from vitx.attention.tiles import ALL
+from vitx.relevance import chain as rollout
 
-capture = importlib.import_module("vitx.capture")  # `vitx.capture` is the function
+capture = importlib.import_module("vitx.attention.capture")  # `vitx.attention.capture` is the function
 SMALL, LARGE, SINGLE = Case(TINY, 8, 224), Case(TINY, 1, 1024), Case("vit_base_patch16_224", 1, 224)
 
 

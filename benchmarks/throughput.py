@@ -28,19 +28,19 @@ import torch
 from torch import Tensor
 
 import vitx
-from vitx.checkpoints import model_of_weights
-from vitx.classes import known_class_names
 from vitx.cli.delivery import Delivery
+from vitx.cli.many import Explainer, loader_of, predict
 from vitx.cli.output import Output
-from vitx.cli.prediction import Explainer, loader_of, predict
 from vitx.cli.product import Product
 from vitx.cli.subject import Subject
 from vitx.files import PICTURES, encode
-from vitx.inputs import to_tensor
+from vitx.inputs.prepared import to_tensor
+from vitx.inputs.preprocessing import preprocessing_of
+from vitx.inputs.reading import MOST_PIXELS, find_pictures, read_picture
 from vitx.methods import Methods
-from vitx.pictures import MOST_PIXELS, find_pictures, read_picture
-from vitx.prediction import Target
-from vitx.preprocessing import preprocessing_of
+from vitx.models.checkpoints import model_of_weights
+from vitx.models.classes import known_class_names
+from vitx.models.prediction import Target
 
 BATCH = 8
 MANY = 16  # cores of the machine that the measure of one core is taken to
@@ -50,9 +50,9 @@ MADE = """
 import sys, time, torch, timm
 from pathlib import Path
 import vitx
-from vitx.checkpoints import model_of_weights
-from vitx.inputs import prepared
-from vitx.pictures import find_pictures
+from vitx.models.checkpoints import model_of_weights
+from vitx.inputs.prepared import prepared
+from vitx.inputs.reading import find_pictures
 name, weights, method, pictures = sys.argv[1:]
 begun = time.perf_counter()
 model = model_of_weights(name, Path(weights)).eval()

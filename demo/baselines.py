@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import vitx
 from demo.digits import DigitScenes, unnormalised
 from vitx import metrics
-from vitx.checkpoints import create_model
+from vitx.models.checkpoints import create_model
 
 PATCH = 8
 _SEEDS = range(3)

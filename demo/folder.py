@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitx.errors import VitxError
-from vitx.pictures import SUFFIXES, is_picture, read_picture
+from vitx.inputs.reading import SUFFIXES, is_picture, read_picture
 
 _VALIDATION_FOLDERS = ("val", "valid", "validation")
 _MOST_WORKERS = 8

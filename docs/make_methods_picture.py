@@ -15,12 +15,12 @@ from PIL import Image
 from skimage import data
 
 import vitx
-from vitx import render
-from vitx.captions import captions_of
-from vitx.checkpoints import model_of_weights
-from vitx.classes import known_class_names, short
-from vitx.inputs import as_tensor
+from vitx.inputs.prepared import as_tensor
 from vitx.methods import title_of
+from vitx.models.checkpoints import model_of_weights
+from vitx.models.classes import known_class_names, short
+from vitx.pictures import render
+from vitx.pictures.captions import captions_of
 
 MODEL = "deit_tiny_patch16_224"
 

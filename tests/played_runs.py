@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from vitx import render
-from vitx.captions import captions_of
 from vitx.methods import title_of
+from vitx.pictures import render
+from vitx.pictures.captions import captions_of
 from vitx.runs.saved import save_images, save_maps
 
 STEPS, COUNT, SIZE = (0, 4, 9), 3, 32

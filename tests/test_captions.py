@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vitx.captions import Caption, captions_of
+from vitx.pictures.captions import Caption, captions_of
 
 
 class TestCaption:

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from vitx import VitxError
-from vitx.checkpoints import create_model, load_weights, model_of_weights, read_weights
-from vitx.own_models import load_module
+from vitx.models.checkpoints import create_model, load_weights, model_of_weights, read_weights
+from vitx.models.own import load_module
 
 NAME = "deit_tiny_patch16_224"
 SMALL = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}

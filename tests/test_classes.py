@@ -3,7 +3,7 @@
 import pytest
 
 from vitx import VitxError
-from vitx.classes import find_class, known_class_names, read_class_names
+from vitx.models.classes import find_class, known_class_names, read_class_names
 
 NAMES = ("tabby, tabby cat", "crane", "tiger cat", "crane", "beagle", "7")
 

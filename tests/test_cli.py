@@ -15,7 +15,7 @@ import vitx
 from tests import models
 from vitx.cli import COMMANDS, main
 from vitx.cli.compare import _names, difference
-from vitx.render import TILE_WIDTH
+from vitx.pictures.render import TILE_WIDTH
 
 NAME = "deit_tiny_patch16_224"
 OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -84,7 +84,7 @@ class TestSweep:
         grid = 5 + 4 * (TILE_WIDTH + 5)
         assert picture.shape[1] == 2 * grid + 26
         model = timm.create_model(NAME, num_classes=7, **OPTIONS)
-        model.load_state_dict(vitx.checkpoints.read_weights(folder / "last.safetensors"))
+        model.load_state_dict(vitx.models.checkpoints.read_weights(folder / "last.safetensors"))
         for block, method in enumerate(("rollout", "grad_rollout")):
             for row, fusion in enumerate(("mean", "max", "min")):
                 for column, ratio in enumerate((0, 0.6, 0.95), 1):

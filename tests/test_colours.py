@@ -5,7 +5,7 @@ import torch
 
 from tests import models
 from vitx import VitxError, explain
-from vitx.colours import GUESSED, UNSCALED, Colours, choose_colours
+from vitx.pictures.colours import GUESSED, UNSCALED, Colours, choose_colours
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

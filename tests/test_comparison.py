@@ -14,12 +14,12 @@ from tests.test_report import articles, films, report, said
 from vitx import cli
 from vitx.cli.table import columns
 from vitx.runs.finding import open_run
+from vitx.runs.hyperparameters import compare_settings
 from vitx.runs.logged import Curve
 from vitx.runs.meeting import disagreement, meetings
 from vitx.runs.playback import NoPictures
 from vitx.runs.run import Run
 from vitx.runs.saved import save_images, save_maps
-from vitx.runs.settings import compare_settings
 
 CONFIG = """
 trainer: {{logger: {{init_args: {{name: {name}}}}}, max_epochs: 3}}

@@ -22,7 +22,7 @@ from demo.tuning import LinearProbe, add_lora
 from train_demo import CONFIGS
 from vitx import VitxError
 from vitx.callbacks import RolloutCallback
-from vitx.checkpoints import create_model
+from vitx.models.checkpoints import create_model
 
 # Two steps, and not `fast_dev_run`, which leaves out the logger and the checkpoint that is loaded at the end.
 SHORT = [

@@ -8,7 +8,8 @@ from torch import nn
 import vitx
 from tests import models, oracle
 from tests.oracle import relative_error, same
-from vitx import VitxError, explain, fused, tiles
+from vitx import VitxError, explain
+from vitx.attention import fused, tiles
 
 FAMILIES = sorted(models.FAMILIES)
 METHODS = ["rollout", "grad_rollout"]

@@ -16,7 +16,7 @@ from tests.lightning_models import fit
 from tests.played_runs import grid, same, write_events, write_maps
 from vitx.callbacks import RolloutCallback
 from vitx.cli import main
-from vitx.render import LINE
+from vitx.pictures.render import LINE
 from vitx.runs.cutting import read_titles
 from vitx.runs.finding import find_runs, name_runs, open_run, open_runs
 from vitx.runs.playback import FromGrids, FromMaps

@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 from demo.folder import FolderImages, ImageFolderData
 from tests.class_folders import write_classes, write_image
 from vitx import VitxError
-from vitx.pictures import read_picture
+from vitx.inputs.reading import read_picture
 from vitx.watch.labels import class_names
 
 SETTINGS = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bicubic"}

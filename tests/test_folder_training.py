@@ -15,7 +15,7 @@ from timm.data.config import resolve_model_data_config
 from timm.models._hub import has_hf_hub
 
 import train_demo
-from vitx.checkpoints import create_model
+from vitx.models.checkpoints import create_model
 
 CONFIG = Path(train_demo.__file__).parent / "configs" / "deit_tiny_imagefolder.yaml"
 TINY = {

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vitx import fused, tiles
-from vitx.attention import StoredAttention
-from vitx.fused import SharedAttention, attend
+from vitx.attention import fused, tiles
+from vitx.attention.fused import SharedAttention, attend
+from vitx.attention.layer import StoredAttention
 
 SHAPE = (2, 3, 21, 8)
 MASK = torch.linspace(-3, 2, 21 * 21).view(21, 21)

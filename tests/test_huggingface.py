@@ -15,7 +15,8 @@ import vitx
 from tests.processes import run_together
 from tests.test_no_trace import assert_same
 from tests.test_sinks import end, history
-from vitx import VitxError, render
+from vitx import VitxError
+from vitx.pictures import render
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests import models
 from vitx import capture, explain
-from vitx.isolation import untouched
+from vitx.models.isolation import untouched
 
 IMAGES = models.FAMILIES["deit"].images()
 METHODS = ["rollout", "grad_rollout"]

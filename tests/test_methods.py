@@ -9,7 +9,8 @@ from torch.nn.modules.module import _global_forward_hooks
 
 import vitx
 from tests import models, oracle
-from vitx import VitxError, explain, fused, tiles
+from vitx import VitxError, explain
+from vitx.attention import fused, tiles
 from vitx.methods import register
 from vitx.methods.registry import _METHODS
 

@@ -5,7 +5,7 @@ import timm
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
-from vitx.outputs import declared_classes, kind_of
+from vitx.models.outputs import declared_classes, kind_of
 
 
 @pytest.mark.parametrize(

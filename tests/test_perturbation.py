@@ -9,7 +9,7 @@ from torch import nn
 
 from tests import models
 from vitx import VitxError, metrics
-from vitx.perturbation import deletion, insertion, perturbation
+from vitx.judging.perturbation import deletion, insertion, perturbation
 
 TENTHS = [tenth / 10 for tenth in range(10)]
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from tests.hugging_face import hugging_face_of_clips
 from vitx import VitxError, Watch, cli
-from vitx.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing, read_clip
+from vitx.inputs.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing, read_clip
 from vitx.runs.finding import open_run
 from vitx.runs.saved import load_maps
 

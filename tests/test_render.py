@@ -6,8 +6,8 @@ import torch
 
 from tests import models
 from vitx import VitxError, explain
-from vitx.captions import Caption
-from vitx.render import (
+from vitx.pictures.captions import Caption
+from vitx.pictures.render import (
     GAP,
     LINE,
     TILE_WIDTH,

@@ -14,10 +14,10 @@ from PIL import Image
 from tests.browsers import opened as open_page
 from tests.browsers import playwright, shoot
 from tests.played_runs import CLASSES, COUNT, LOGITS, STEPS, pixels, same, write_events, write_maps
-from vitx import render
 from vitx.cli import main
 from vitx.cli.curves import charts, charts_of_runs
 from vitx.cli.embedding import columns_of
+from vitx.pictures import render
 from vitx.runs.finding import open_run
 from vitx.runs.logged import Curve
 from vitx.runs.saved import save_images, save_maps

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import vitx
 from tests.lightning_models import IMAGE, SmallClassifier, fit, samples
-from vitx import render
 from vitx.callbacks import RolloutCallback
-from vitx.captions import captions_of
 from vitx.methods import title_of
+from vitx.pictures import render
+from vitx.pictures.captions import captions_of
 from vitx.runs.saved import load_maps
 
 GRID = np.zeros((4, 4, 3), np.uint8)

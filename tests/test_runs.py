@@ -25,9 +25,10 @@ from tests.played_runs import (
     write_events,
     write_maps,
 )
-from vitx import VitxError, render
+from vitx import VitxError
 from vitx.callbacks import RolloutCallback
-from vitx.captions import Caption, captions_of
+from vitx.pictures import render
+from vitx.pictures.captions import Caption, captions_of
 from vitx.runs.cutting import cut
 from vitx.runs.finding import open_run
 from vitx.runs.playback import FromGrids, FromMaps

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from tests.lightning_models import SmallClassifier
 from vitx.callbacks.lightning import LightningHost
-from vitx.colours import UNSCALED
+from vitx.pictures.colours import UNSCALED
 from vitx.watch.scales import held_by, likely_scales, true_colours
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from tests.played_runs import COUNT, STEPS, frames, pixels, write_events, write_maps
 from vitx.cli import main
-from vitx.render import GAP, LINE, TILE_WIDTH
+from vitx.pictures.render import GAP, LINE, TILE_WIDTH
 from vitx.runs.film import Reel, evenly, frame, timeline
 from vitx.runs.finding import open_run
 from vitx.runs.saved import save_images, save_maps

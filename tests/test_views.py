@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from vitx import VitxError
-from vitx.clips import evenly
 from vitx.explanation import Explanation
-from vitx.views import slices_of, strips
+from vitx.inputs.clips import evenly
+from vitx.pictures.views import slices_of, strips
 
 
 def explanation(images, maps, channels):

@@ -7,7 +7,7 @@ import torch
 
 import vitx
 from tests import models
-from vitx import isolation
+from vitx.models import isolation
 from vitx.relevance import way_back
 
 KINDS = {

@@ -11,15 +11,15 @@ Lightning, and `from vitx.callbacks.huggingface import RolloutCallback` for Hugg
 
 from typing import TYPE_CHECKING, Any
 
-from vitx.capture import capture
+from vitx.attention.capture import capture
+from vitx.attention.trace import Trace
 from vitx.errors import VitxError
 from vitx.explain import explain, explain_methods
 from vitx.explanation import Explanation
-from vitx.flow import attention_flow
 from vitx.methods import methods
 from vitx.randomisation import Sanity, sanity
-from vitx.rollout import attention_rollout, gradient_rollout
-from vitx.trace import Trace
+from vitx.relevance.chain import attention_rollout, gradient_rollout
+from vitx.relevance.max_flow import attention_flow
 
 if TYPE_CHECKING:
     from vitx.watch import Watch

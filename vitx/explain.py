@@ -11,15 +11,15 @@ from torch.utils.data import DataLoader
 
 from vitx.errors import VitxError
 from vitx.explanation import Explanation, join
-from vitx.isolation import untouched
-from vitx.lens import LogitLens
+from vitx.inputs.preprocessing import normalisation
 from vitx.methods import DEFAULT, NETWORKS, Method, Methods, find_method, with_options
-from vitx.prediction import Target, check_images, check_model, predict, scores, target_classes
-from vitx.preprocessing import normalisation
+from vitx.models.isolation import untouched
+from vitx.models.lens import LogitLens
+from vitx.models.prediction import Target, check_images, check_model, predict, scores, target_classes
 from vitx.relevance.way_back import Found, Way, shadowed
 
 if TYPE_CHECKING:  # PIL is not imported before it is needed
-    from vitx.inputs import Images
+    from vitx.inputs.prepared import Images
 
 
 def explain(
@@ -97,7 +97,7 @@ def explain_methods(
         return _explain_loader(model, images, asked, target)
     if isinstance(images, Tensor) and images.is_floating_point():
         return _explain_batch(model, images, asked, target)
-    from vitx.inputs import prepared
+    from vitx.inputs.prepared import prepared
 
     tensor, prepare = prepared(model, images)
     found = _explain_batch(model, tensor, asked, target)
@@ -218,7 +218,7 @@ def _explain_loader(
     model: nn.Module, loader: DataLoader[Any], methods: Methods, target: Target
 ) -> dict[str, Explanation]:
     """Explains batch by batch; nothing but what was found is kept."""
-    from vitx.inputs import batches_of
+    from vitx.inputs.prepared import batches_of
 
     if not (target is None or callable(target) or hasattr(target, "__index__")):
         raise VitxError("for a DataLoader, target must be None, one class, or a function")

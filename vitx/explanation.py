@@ -15,7 +15,7 @@ from vitx.errors import VitxError
 from vitx.files import encode, savez, write_or_say, write_png
 
 if TYPE_CHECKING:
-    from vitx.views import View
+    from vitx.pictures.views import View
 
 _MOST_SHOWN = 16  # images, where a notebook asks for a picture
 
@@ -78,7 +78,7 @@ class Explanation:
         Returns:
             (B, H, W) or (B, T, H, W) in [0, 1]; a constant map gives zeros.
         """
-        from vitx.render import heatmaps
+        from vitx.pictures.render import heatmaps
 
         return heatmaps(self.maps, size or self.image_size)
 
@@ -115,7 +115,7 @@ class Explanation:
         bands: Sequence[int] | None = None,
     ) -> tuple[Tensor, str]:
         """Returns what `pixels` does, and what a picture has to say of the colours."""
-        from vitx.colours import draw
+        from vitx.pictures.colours import draw
 
         images = self.images if images is None else images
         if images is None:
@@ -142,7 +142,7 @@ class Explanation:
         Returns:
             uint8 of the shape of the pixels, on the CPU.
         """
-        from vitx.render import overlays
+        from vitx.pictures.render import overlays
 
         pixels = self.pixels(images, mean, std)
         return overlays(pixels, self.heatmaps(tuple(pixels.shape[1:-1])), colormap)
@@ -156,7 +156,7 @@ class Explanation:
         Raises:
             VitxError: The maps have no sign.
         """
-        from vitx.render import signed_overlays
+        from vitx.pictures.render import signed_overlays
 
         if self.signed is None:
             raise VitxError(f"the maps of {self.method or 'this method'} have no sign: take evidence")
@@ -190,8 +190,8 @@ class Explanation:
             VitxError: A sign is asked for, and the maps have none.
         """
         from vitx.methods import title_of
-        from vitx.render import overlays
-        from vitx.views import slices_of, strip_width, strips
+        from vitx.pictures.render import overlays
+        from vitx.pictures.views import slices_of, strip_width, strips
 
         pixels, note = self._shown()
         heat = self.heatmaps(tuple(pixels.shape[1:-1]))
@@ -214,9 +214,9 @@ class Explanation:
         colormap: str = "inferno",
         signed: bool = False,
     ) -> NDArray[np.uint8]:
-        from vitx.captions import captions_of
-        from vitx.classes import known_class_names, short
-        from vitx.render import SIGNED, grid
+        from vitx.models.classes import known_class_names, short
+        from vitx.pictures.captions import captions_of
+        from vitx.pictures.render import SIGNED, grid
 
         if class_names is None and self.logits.ndim == 2:
             known = known_class_names(self.logits.shape[1])
@@ -233,7 +233,7 @@ class Explanation:
             VitxError: There are no frames.
         """
         from vitx.methods import title_of
-        from vitx.render import overlays
+        from vitx.pictures.render import overlays
 
         pixels, note = self._shown()
         if pixels.ndim != 5:

@@ -1,7 +1,7 @@
 """Numbers that say what a picture shows; each one is given per image.
 
 Functions of (maps, masks) as torchmetrics has them of (preds, target), on any device; take the `.mean()` for
-a data set. Those that ask the model again, deletion and insertion, are in `vitx.perturbation`.
+a data set. Those that ask the model again, deletion and insertion, are in `vitx.judging.perturbation`.
 """
 
 import math
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitx.errors import VitxError
-from vitx.perturbation import deletion as deletion
-from vitx.perturbation import insertion as insertion
+from vitx.judging.perturbation import deletion as deletion
+from vitx.judging.perturbation import insertion as insertion
 
 
 def entropy(maps: Tensor) -> Tensor:

@@ -19,14 +19,14 @@ from vitx.errors import VitxError
 from vitx.explain import explain_methods
 from vitx.explanation import Explanation
 from vitx.files import png_path, write_png
+from vitx.judging.stages import find_stages
 from vitx.methods import Methods, find_method, title_of, with_options
 from vitx.methods import methods as all_methods
 from vitx.metrics import rank_correlation
-from vitx.prediction import Target
-from vitx.stages import find_stages
+from vitx.models.prediction import Target
 
 if TYPE_CHECKING:  # PIL is not imported before it is needed
-    from vitx.inputs import Images
+    from vitx.inputs.prepared import Images
 
 FOLLOWS, IN_PART, BLIND = "follows the model", "changes in part", "barely changes"
 _SAME, _OTHER = 0.5**0.5, 0.1**0.5  # correlations that share half, and a tenth, of the variance of the ranks
@@ -121,8 +121,8 @@ class Sanity:
         Returns:
             (height, width, 3) uint8.
         """
-        from vitx.captions import Caption
-        from vitx.render import grid, heatmaps, overlays
+        from vitx.pictures.captions import Caption
+        from vitx.pictures.render import grid, heatmaps, overlays
 
         pixels = torch.cat(
             [explanation[:1].pixels(mean=mean, std=std) for explanation in self.intact.values()]
@@ -166,8 +166,8 @@ def sanity(
 
     Head, blocks and patch embedding are randomised in this order, each on top of those before, and after
     each the images are explained for the classes that the intact model was explained for. See
-    `vitx.stages.find_stages` for what belongs where, and `vitx.randomisation.randomise` for what becomes of
-    it. The model itself is left as it was.
+    `vitx.judging.stages.find_stages` for what belongs where, and `vitx.randomisation.randomise` for what
+    becomes of it. The model itself is left as it was.
 
     Args:
         model: as for `vitx.explain`.

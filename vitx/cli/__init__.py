@@ -11,7 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from vitx.cli.formatting import HelpFormatter
 from vitx.errors import VitxError
-from vitx.pictures import SUFFIXES
+from vitx.inputs.reading import SUFFIXES
 
 DESCRIPTION = """\
 See what a Vision Transformer looks at.

@@ -9,15 +9,15 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 import vitx
-from vitx import render
-from vitx.captions import Caption, captions_of
 from vitx.cli.formatting import HelpFormatter
 from vitx.cli.subject import PREDICTED, Subject, add_model_options, check_target, load_subject, target_class
 from vitx.errors import VitxError
 from vitx.files import png_path, write_png
-from vitx.inputs import to_tensor
+from vitx.inputs.prepared import to_tensor
+from vitx.inputs.reading import find_pictures
 from vitx.methods import DEFAULT, title_of, with_options
-from vitx.pictures import find_pictures
+from vitx.pictures import render
+from vitx.pictures.captions import Caption, captions_of
 
 DESCRIPTION = """\
 Shows one picture through several checkpoints side by side, and where each looks more and less than the first.

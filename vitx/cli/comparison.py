@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from vitx.captions import Caption
 from vitx.cli.curves import charts_of_runs, look
 from vitx.cli.embedding import Shown, columns_of, photo, show
 from vitx.cli.page import beside, fill
 from vitx.cli.table import columns
+from vitx.pictures.captions import Caption
+from vitx.runs.hyperparameters import compare_settings
 from vitx.runs.meeting import Meeting, disagreement, meetings
 from vitx.runs.playback import FromMaps
 from vitx.runs.run import Run
-from vitx.runs.settings import compare_settings
 
 _MOST_BYTES = 19_500_000  # of a page, for which moments are left out where there are many runs
 

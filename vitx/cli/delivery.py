@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from vitx.cli.finding import Finding
+from vitx.cli.found import Finding
 from vitx.cli.output import Output
 from vitx.cli.product import Product
 from vitx.cli.writers import Writers

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitx.captions import Caption
 from vitx.metrics import entropy
-from vitx.render import GAP, UNIFORM, palette
+from vitx.pictures.captions import Caption
+from vitx.pictures.render import GAP, UNIFORM, palette
 from vitx.runs.playback import FromMaps, Picture, Playback
 
 _EDGE = 1  # pixels of a frame that are repeated around it, as a browser that enlarges it mixes neighbours

@@ -8,11 +8,11 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from vitx.bands import ARRAYS
+from vitx.attention.fusing import HEAD_FUSIONS, check_options
 from vitx.cli.delivery import SHARD, Delivery
 from vitx.cli.formatting import HelpFormatter
+from vitx.cli.many import Explainer, helpers, loader_of, one_device, predict
 from vitx.cli.output import Output
-from vitx.cli.prediction import Explainer, helpers, loader_of, one_device, predict
 from vitx.cli.product import Product
 from vitx.cli.subject import (
     PREDICTED,
@@ -22,12 +22,12 @@ from vitx.cli.subject import (
     load_subject,
     target_class,
 )
-from vitx.clips import CLIPS, ClipPreprocessing
 from vitx.errors import VitxError
 from vitx.files import PICTURES
+from vitx.inputs.bands import ARRAYS
+from vitx.inputs.clips import CLIPS, ClipPreprocessing
+from vitx.inputs.reading import MOST_PIXELS, SUFFIXES, find_pictures
 from vitx.methods import DEFAULT, NETWORKS, Methods, find_method, methods, with_options
-from vitx.pictures import MOST_PIXELS, SUFFIXES, find_pictures
-from vitx.relevance.fusing import HEAD_FUSIONS, check_options
 
 DESCRIPTION = """\
 Explains pictures: what does the model look at?

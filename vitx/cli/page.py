@@ -5,7 +5,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vitx.cli.embedding import Shown, filter_table
-from vitx.render import OVERLAY_STRENGTH
+from vitx.pictures.render import OVERLAY_STRENGTH
 
 
 def fill(template: str, **values: Any) -> str:

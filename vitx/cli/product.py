@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitx import render
-from vitx.captions import Caption, captions_of
-from vitx.classes import short
-from vitx.cli.finding import Finding, Map
+from vitx.cli.found import Finding, Map
 from vitx.errors import VitxError, in_words
 from vitx.files import encode, savez, write_or_say
 from vitx.methods import title_of
-from vitx.views import slices_of, strip_width, strips
+from vitx.models.classes import short
+from vitx.pictures import render
+from vitx.pictures.captions import Caption, captions_of
+from vitx.pictures.views import slices_of, strip_width, strips
 
 _TILE_WIDTH = 224
 

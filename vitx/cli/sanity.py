@@ -9,9 +9,9 @@ from vitx.cli.formatting import HelpFormatter
 from vitx.cli.subject import PREDICTED, ROLLOUT, add_model_options, load_subject, target_class
 from vitx.errors import VitxError
 from vitx.files import png_path, write_png
-from vitx.inputs import to_tensor
+from vitx.inputs.prepared import to_tensor
+from vitx.inputs.reading import find_pictures
 from vitx.methods import with_options
-from vitx.pictures import find_pictures
 
 DESCRIPTION = """\
 Makes the model random, layer by layer from the head down, and compares its maps with those of the model as

@@ -11,15 +11,15 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor, nn
 
 import vitx
-from vitx.checkpoints import create_model, model_of_weights
-from vitx.classes import find_class, known_class_names, read_class_names, short
-from vitx.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing
 from vitx.errors import VitxError
-from vitx.huggingface import load_hugging_face
+from vitx.inputs.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing
+from vitx.inputs.preprocessing import Preprocessing, preprocessing_of
 from vitx.methods import Methods, find_method
-from vitx.own_models import load_module, make_model
-from vitx.prediction import Target
-from vitx.preprocessing import Preprocessing, preprocessing_of
+from vitx.models.checkpoints import create_model, model_of_weights
+from vitx.models.classes import find_class, known_class_names, read_class_names, short
+from vitx.models.hub import load_hugging_face
+from vitx.models.own import load_module, make_model
+from vitx.models.prediction import Target
 
 ROLLOUT: Methods = {"rollout": {}}
 PREDICTED = "predicted"

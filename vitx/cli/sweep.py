@@ -7,15 +7,15 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 import vitx
-from vitx import render
-from vitx.captions import Caption
+from vitx.attention.fusing import HEAD_FUSIONS, check_options
 from vitx.cli.formatting import HelpFormatter
 from vitx.cli.subject import PREDICTED, Subject, add_model_options, load_subject, target_class
 from vitx.files import png_path, write_png
-from vitx.inputs import to_tensor
+from vitx.inputs.prepared import to_tensor
+from vitx.inputs.reading import find_pictures
 from vitx.methods import Methods, title_of
-from vitx.pictures import find_pictures
-from vitx.relevance.fusing import HEAD_FUSIONS, check_options
+from vitx.pictures import render
+from vitx.pictures.captions import Caption
 
 METHODS: Methods = {"rollout": {}, "grad_rollout": {}}
 DESCRIPTION = """\

@@ -6,9 +6,9 @@ from math import isfinite
 from typing import TypeGuard
 
 from vitx.cli.curves import EXPLAINED, in_order, number, parts
+from vitx.runs.hyperparameters import Setting, Value
 from vitx.runs.logged import Curve
 from vitx.runs.run import Run
-from vitx.runs.settings import Setting, Value
 
 _SETTINGS, _LENGTH = "settings that differ", "training"  # groups
 _ABSENT = "\N{EN DASH}"

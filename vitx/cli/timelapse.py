@@ -12,7 +12,7 @@ from vitx.cli.places import ONLY, RUN, open_places, say_left_out
 from vitx.cli.threads import one_thread
 from vitx.errors import VitxError
 from vitx.files import write_png
-from vitx.render import TILE_WIDTH
+from vitx.pictures.render import TILE_WIDTH
 from vitx.runs.film import Reel, frame, joined, timeline
 from vitx.runs.gif import write_gif
 from vitx.runs.meeting import meetings

@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader
 
 from vitx.cli.delivery import Delivery
-from vitx.cli.finding import Finding
-from vitx.cli.prediction import Explainer
+from vitx.cli.found import Finding
+from vitx.cli.many import Explainer
 from vitx.errors import VitxError
 
 

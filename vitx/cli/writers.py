@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from vitx.cli.threads import give_way, one_thread
 from vitx.errors import VitxError
-from vitx.render import font, palette
+from vitx.pictures.render import font, palette
 
 Held = TypeVar("Held")
 Given = ParamSpec("Given")

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
+from vitx.attention.fusing import HeadFusion, carry, check_options
+from vitx.attention.tiles import Tile
 from vitx.methods.registry import register
-from vitx.relevance.fusing import HeadFusion, carry, check_options
 from vitx.relevance.way_back import Found, Way
-from vitx.tiles import Tile
 
 
 @register("attention", fused_heads=True)

@@ -5,11 +5,11 @@ from math import lcm
 import torch
 from torch import Tensor
 
+from vitx.attention.tiles import Tile
 from vitx.methods.registry import register
 from vitx.relevance.attending import Attended
 from vitx.relevance.grid import divided
 from vitx.relevance.way_back import Found, Way
-from vitx.tiles import Tile
 
 _BELOW = 1e-6  # of the largest value: where what speaks against lies
 

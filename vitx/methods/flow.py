@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
+from vitx.attention.fusing import check_options
 from vitx.errors import VitxError
-from vitx.flow import Flow
-from vitx.isolation import without_autocast
 from vitx.methods.registry import register
+from vitx.models.isolation import without_autocast
 from vitx.relevance.attending import Attended
-from vitx.relevance.fusing import check_options
+from vitx.relevance.max_flow import Flow
 from vitx.relevance.way_back import Found, Way
 
 

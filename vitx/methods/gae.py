@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vitx.attention import Attention
+from vitx.attention.fusing import carry_heads
+from vitx.attention.layer import Attention
+from vitx.attention.tiles import Tile
 from vitx.methods.registry import register
 from vitx.relevance.carrier import Carrier
-from vitx.relevance.fusing import carry_heads
+from vitx.relevance.chain import RolloutLayer
 from vitx.relevance.way_back import Found, Way
-from vitx.rollout import RolloutLayer
-from vitx.tiles import Tile
 
 
 class GaeLayer:

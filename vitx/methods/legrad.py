@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from vitx.attention.tiles import Tile
 from vitx.methods.registry import register
 from vitx.relevance.way_back import Found, Way
-from vitx.tiles import Tile
 
 
 @register("legrad", gradient="layer scores", title="LeGrad")

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vitx.attention import Attention
+from vitx.attention.fusing import check_options
+from vitx.attention.layer import Attention
 from vitx.methods.registry import register
 from vitx.relevance.carrier import Carrier
-from vitx.relevance.fusing import check_options
+from vitx.relevance.chain import RolloutLayer
 from vitx.relevance.way_back import Found, Way
-from vitx.rollout import RolloutLayer
 
 
 @dataclass(frozen=True)

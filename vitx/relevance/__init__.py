@@ -8,6 +8,6 @@ relevance from the logits to the pixels and checks it, `grid` makes it a map, an
 share. `apart` is about memory. Nothing here reads what a model declares.
 """
 
-from vitx.relevance.fusing import HeadFusion, carry, carry_heads
+from vitx.attention.fusing import HeadFusion, carry, carry_heads
 
 __all__ = ["HeadFusion", "carry", "carry_heads"]

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vitx.attention import Attention
+from vitx.attention.fused import SharedAttention
+from vitx.attention.layer import Attention
+from vitx.attention.tiles import Tile
 from vitx.errors import VitxError
-from vitx.fused import SharedAttention
-from vitx.isolation import without_autocast
+from vitx.models.isolation import without_autocast
 from vitx.relevance.carrier import Carrier, Layer
 from vitx.relevance.residual import Residual
 from vitx.relevance.rules import blank, spread
-from vitx.tiles import Tile
 
 
 class Attended(NamedTuple):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitx.attention import DotProductAttention, StoredAttention
-from vitx.fused import SharedAttention, run
-from vitx.multihead import MultiHead
+from vitx.attention.fused import SharedAttention, run
+from vitx.attention.layer import DotProductAttention, StoredAttention
+from vitx.attention.multihead import MultiHead
 from vitx.relevance import rules
 from vitx.relevance.attending import Attending
 from vitx.relevance.calls import whole_to_first

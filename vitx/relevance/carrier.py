@@ -4,8 +4,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from vitx.attention import Attention
-from vitx.tiles import Tile
+from vitx.attention.layer import Attention
+from vitx.attention.tiles import Tile
 
 
 class Layer(Protocol):

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from vitx.isolation import without_autocast
+from vitx.models.isolation import without_autocast
 from vitx.relevance.names import (
     ADDED,
     CONVOLUTIONS,

@@ -17,6 +17,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hook
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from vitx.attention.tiles import Memory
 from vitx.relevance import attentions, calls, linearised, names, rules
 from vitx.relevance.apart import Apart
 from vitx.relevance.attending import Pass
@@ -24,7 +25,6 @@ from vitx.relevance.grid import First
 from vitx.relevance.lineage import Lineage, added, begun, derived, joined
 from vitx.relevance.names import tensors
 from vitx.relevance.residual import Residual
-from vitx.tiles import Memory
 
 
 class Live(NamedTuple):
@@ -89,7 +89,7 @@ class Shadow(TorchFunctionMode):
         pixels: the image itself.
         constants: what the pass adds, as leaves of the graph.
         streams: what each residual put out, where it is kept.
-        head_fusion: as for `vitx.capture`.
+        head_fusion: as for `vitx.attention.capture`.
         memory: what the attentions of the pass share.
         apart: makes what stays of the pass.
         batch: how many images there are.
@@ -113,7 +113,7 @@ class Shadow(TorchFunctionMode):
             gradients: whether methods will ask for a gradient.
             linearised: whether that is one of the linearised network.
             accounts: whether streams and constants are kept.
-            head_fusion: as for `vitx.capture`.
+            head_fusion: as for `vitx.attention.capture`.
         """
         super().__init__()
         self.attentions = Pass(len(image))

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
+from vitx.attention.fusing import first_layer
+from vitx.attention.tiles import ALL, Tile
 from vitx.errors import VitxError
-from vitx.isolation import without_autocast
+from vitx.models.isolation import without_autocast
 from vitx.relevance.attending import Attended
 from vitx.relevance.carrier import Carrier
-from vitx.relevance.fusing import first_layer
+from vitx.relevance.chain import RolloutLayer
 from vitx.relevance.grid import channel_axis, in_grid, without
 from vitx.relevance.rules import spread
 from vitx.relevance.shadow import Shadow
-from vitx.rollout import RolloutLayer
-from vitx.tiles import ALL, Tile
 
 _TOLERANCE = 1e-3  # of what was accounted for
 _NEGATIVE = -1e-6

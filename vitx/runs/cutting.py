@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vitx.errors import VitxError
-from vitx.render import FAINT, GAP, LINE, PAPER, TILE_WIDTH, write
+from vitx.pictures.render import FAINT, GAP, LINE, PAPER, TILE_WIDTH, write
 
 _LIKE = 0.5  # of the difference to an empty line: fonts differ a little from version to version
 

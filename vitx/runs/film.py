@@ -7,8 +7,8 @@ from math import ceil, log
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vitx import render
-from vitx.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH
+from vitx.pictures import render
+from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH
 from vitx.runs.playback import Picture
 from vitx.runs.run import Run
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitx.files import write_or_say
-from vitx.render import LINE
+from vitx.pictures.render import LINE
 from vitx.runs.playback import Picture
 
 _LENGTH, _SHORTEST, _LONGEST, _HELD = 8000, 80, 700, 2500  # of a film and of its frames, in milliseconds

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitx import metrics
-from vitx.captions import Caption
+from vitx.pictures.captions import Caption
 from vitx.runs.playback import FromMaps, Picture
 from vitx.runs.run import Run
 

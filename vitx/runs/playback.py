@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitx import render
-from vitx.captions import Caption, captions_of
 from vitx.errors import VitxError
 from vitx.methods import title_of
+from vitx.pictures import render
+from vitx.pictures.captions import Caption, captions_of
 from vitx.runs.cutting import Row, cut, read_titles
 from vitx.runs.logged import decode
 from vitx.runs.saved import SavedMaps

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from vitx import metrics
-from vitx.captions import Caption
 from vitx.methods import title_of
+from vitx.pictures.captions import Caption
 from vitx.runs.saved import SavedMaps
 
 _NOTABLE = 0.005  # drift that two digits show

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitx.clips import evenly
 from vitx.errors import VitxError
 from vitx.files import savez, write_atomically
+from vitx.inputs.clips import evenly
 
 MOST_FRAMES = 4  # of a clip, in a picture of TensorBoard's width and in a report
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vitx import render
-from vitx.captions import Caption
-from vitx.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH, VERDICTS
+from vitx.pictures import render
+from vitx.pictures.captions import Caption
+from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH, VERDICTS
 from vitx.runs.film import Reel, evenly
 from vitx.runs.playback import Picture
 from vitx.runs.run import Run

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.inputs import IMAGES
+from vitx.inputs.prepared import IMAGES
 from vitx.metrics import box_masks
 
 LABELS = ("label", "labels", "target", "targets", "y")

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 from vitx.explain import explain_methods
 from vitx.explanation import Explanation, join
-from vitx.isolation import untouched
 from vitx.methods import find_method
-from vitx.outputs import Kind, declared_classes, kind_of
+from vitx.models.isolation import untouched
+from vitx.models.outputs import Kind, declared_classes, kind_of
 from vitx.watch.calling import Forward, by_any_way, ways_to_call
 from vitx.watch.images import Samples
 

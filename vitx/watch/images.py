@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from vitx.colours import Scale
 from vitx.errors import VitxError
-from vitx.inputs import to_tensor
-from vitx.preprocessing import preprocessing_of
+from vitx.inputs.prepared import to_tensor
+from vitx.inputs.preprocessing import preprocessing_of
+from vitx.pictures.colours import Scale
 from vitx.watch.batches import ITEM, Content, object_masks, read_batch
 from vitx.watch.labels import class_counts, class_names, evenly_spaced, one_of_each_class
 from vitx.watch.loading import fetch, join, one_of, sampled

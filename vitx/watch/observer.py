@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitx.colours import as_images
 from vitx.errors import VitxError, in_words
 from vitx.explanation import Explanation
 from vitx.methods import title_of
+from vitx.pictures.colours import as_images
 from vitx.runs import GRIDS
 from vitx.watch import sinks
 from vitx.watch.explaining import Explainer

@@ -6,8 +6,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from vitx.colours import Colours
 from vitx.methods import title_of
+from vitx.pictures.colours import Colours
 from vitx.watch.explaining import Explainer
 from vitx.watch.images import Samples
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitx.colours import UNSCALED, Colours, Scale, choose_colours
-from vitx.preprocessing import normalisation
+from vitx.inputs.preprocessing import normalisation
+from vitx.pictures.colours import UNSCALED, Colours, Scale, choose_colours
 
 _OTHERS = (str, bytes, int, float, bool, type, ModuleType, Tensor)
 _LIBRARIES = ("builtins", "torch", "torchvision", "lightning", "pytorch_lightning", "typing", "collections")

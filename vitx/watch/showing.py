@@ -8,13 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitx import metrics, render
-from vitx.captions import captions_of, class_name
+from vitx import metrics
 from vitx.explanation import Explanation
 from vitx.methods import title_of
-from vitx.outputs import Kind
+from vitx.models.outputs import Kind
+from vitx.pictures import render
+from vitx.pictures.captions import captions_of, class_name
+from vitx.pictures.views import slices_of, strips
 from vitx.runs.saved import MOST_FRAMES, save_images, save_maps
-from vitx.views import slices_of, strips
 from vitx.watch.explaining import Target
 from vitx.watch.images import Samples
 

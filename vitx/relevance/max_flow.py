@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitx.attention.fusing import HeadFusion, check_layers, check_options, check_readout
+from vitx.attention.tiles import Tile, full
 from vitx.errors import VitxError
-from vitx.relevance.fusing import HeadFusion, check_layers, check_options, check_readout
-from vitx.tiles import Tile, full
 
 if TYPE_CHECKING:  # scipy is not imported before it is needed
     from scipy.sparse import csr_array

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vitx import tiles
-from vitx.attention import DotProductAttention, StoredAttention
+from vitx.attention import tiles
+from vitx.attention.layer import DotProductAttention, StoredAttention
 
 B, H, N, D = 5, 3, 37, 8
 

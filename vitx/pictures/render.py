@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitx.captions import Caption
 from vitx.errors import VitxError
 from vitx.metrics import entropy
+from vitx.pictures.captions import Caption
 
 SIGNED = "bwr", ("against", "for")  # blue, white in the middle, red; and what the ends mean
 OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import vitx
 from tests import models
 from vitx import VitxError
-from vitx.inputs import prepared
-from vitx.preprocessing import Preprocessing, normalisation, preprocessing_of
+from vitx.inputs.prepared import prepared
+from vitx.inputs.preprocessing import Preprocessing, normalisation, preprocessing_of
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
 

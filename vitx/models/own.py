@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitx.checkpoints import RUNS_CODE, fill, read_weights, runs_code, without_prefix
 from vitx.errors import VitxError
+from vitx.models.checkpoints import RUNS_CODE, fill, read_weights, runs_code, without_prefix
 
 
 def make_model(

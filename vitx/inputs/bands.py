@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitx.errors import VitxError
-from vitx.pictures import MOST_PIXELS, check_size
+from vitx.inputs.reading import MOST_PIXELS, check_size
 
 ARRAYS = frozenset((".npy",))
 _TIFF = frozenset((".tif", ".tiff"))

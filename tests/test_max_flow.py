@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from torchvision.transforms import functional as transforms
 
 from tests import models, oracle
-from vitx import VitxError, attention_flow, explain, flow, tiles
+from vitx import VitxError, attention_flow, explain
+from vitx.attention import tiles
+from vitx.relevance import max_flow as flow
 
 
 def mixed(layers, fusion="mean"):

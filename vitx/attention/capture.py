@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from vitx.attention import Attention, DotProductAttention, StoredAttention
+from vitx.attention.fused import attend
+from vitx.attention.fusing import check_options
+from vitx.attention.layer import Attention, DotProductAttention, StoredAttention
+from vitx.attention.multihead import MultiHead
+from vitx.attention.tiles import Memory
+from vitx.attention.trace import Trace
 from vitx.errors import VitxError
-from vitx.fused import attend
-from vitx.multihead import MultiHead
-from vitx.prediction import check_model
-from vitx.relevance.fusing import check_options
-from vitx.tiles import Memory
-from vitx.trace import Trace
+from vitx.models.prediction import check_model
 
 
 @contextmanager

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from vitx.capture import capture
+from vitx.attention.capture import capture
+from vitx.attention.trace import Trace
 from vitx.errors import VitxError
-from vitx.isolation import untouched
-from vitx.prediction import predict
-from vitx.trace import Trace
+from vitx.models.isolation import untouched
+from vitx.models.prediction import predict
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitx import VitxError, pictures
-from vitx.pictures import find_pictures, read_picture, to_rgb
+from vitx import VitxError
+from vitx.inputs import reading as pictures
+from vitx.inputs.reading import find_pictures, read_picture, to_rgb
 
 LEFT = np.zeros((20, 30, 3), np.uint8)
 LEFT[:, :10] = (200, 40, 10)  # a bar on the left

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitx.attention.tiles import full
 from vitx.errors import VitxError
-from vitx.isolation import untouched
-from vitx.prediction import Target, check_images, predict, scores, target_classes
-from vitx.tiles import full
+from vitx.models.isolation import untouched
+from vitx.models.prediction import Target, check_images, predict, scores, target_classes
 
 Measure = Literal["probability", "accuracy"]
 TENTHS = tuple(tenth / 10 for tenth in range(10))  # Chefer's, and the whole image

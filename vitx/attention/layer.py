@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from vitx.isolation import without_autocast
-from vitx.tiles import ALL, Memory, Part, Tile, full, split
+from vitx.attention.tiles import ALL, Memory, Part, Tile, full, split
+from vitx.models.isolation import without_autocast
 
 
 class Attention:

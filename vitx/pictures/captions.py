@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vitx.outputs import Kind, kind_of
+from vitx.models.outputs import Kind, kind_of
 
 _AND = " + "  # between several classes
 _SHORTEST, _READABLE = 4, 12  # letters of a name

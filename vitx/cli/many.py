@@ -12,15 +12,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vitx.cli.delivery import Delivery
-from vitx.cli.finding import Asked, Finding, findings
+from vitx.cli.found import Asked, Finding, findings
 from vitx.cli.subject import Subject
 from vitx.cli.threads import give_way, one_thread
-from vitx.colours import draw
 from vitx.errors import VitxError
-from vitx.inputs import read_for
+from vitx.inputs.prepared import read_for
+from vitx.inputs.preprocessing import Preprocessing
 from vitx.methods import Methods, find_method
-from vitx.prediction import Target, difference
-from vitx.preprocessing import Preprocessing
+from vitx.models.prediction import Target, difference
+from vitx.pictures.colours import draw
 
 _MANY = 64  # pictures; for fewer, starting processes takes longer than what they would do
 _MOST_READERS, _MOST_WRITERS = 8, 16

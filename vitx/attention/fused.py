@@ -16,10 +16,10 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn import functional as F
 
-from vitx.attention import Attention, DotProductAttention, StoredAttention
-from vitx.isolation import without_autocast
-from vitx.relevance.fusing import fuse_into
-from vitx.tiles import Memory, Tile, full, heads_first, products, without_copies
+from vitx.attention.fusing import fuse_into
+from vitx.attention.layer import Attention, DotProductAttention, StoredAttention
+from vitx.attention.tiles import Memory, Tile, full, heads_first, products, without_copies
+from vitx.models.isolation import without_autocast
 
 Reader = Callable[[Iterator[Tile]], Iterator[Tile]]
 _SMALL = 2**21  # entries of the A of an image; the fused heads of larger ones would take too much memory

@@ -1,12 +1,12 @@
-"""What attention did in one forward pass: the record that `vitx.capture` fills."""
+"""What attention did in one forward pass: the record that `vitx.attention.capture` fills."""
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
-from vitx.attention import Attention
+from vitx.attention.layer import Attention
 from vitx.errors import VitxError
-from vitx.isolation import without_autocast
+from vitx.models.isolation import without_autocast
 
 
 class Trace:

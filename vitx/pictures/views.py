@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vitx.clips import evenly
 from vitx.errors import VitxError
+from vitx.inputs.clips import evenly
 
 View = Literal["frames", "planes"]
 MOST_FRAMES = 8

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitx.errors import VitxError
-from vitx.relevance.fusing import (
+from vitx.attention.fusing import (
     HeadFusion,
     carry,
     carry_heads,
@@ -19,7 +18,8 @@ from vitx.relevance.fusing import (
     check_options,
     check_readout,
 )
-from vitx.tiles import ALL, Tile, full
+from vitx.attention.tiles import ALL, Tile, full
+from vitx.errors import VitxError
 
 
 def attention_rollout(

@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 
 from vitx.errors import VitxError
-from vitx.preprocessing import Preprocessing
-from vitx.processors import load_processor, quiet
+from vitx.inputs.preprocessing import Preprocessing
+from vitx.inputs.processors import load_processor, quiet
 
 
 def load_hugging_face(

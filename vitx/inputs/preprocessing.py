@@ -153,7 +153,7 @@ def preprocessing_of(
 
 
 def _saved_processor(model: nn.Module) -> Preprocessing | None:
-    from vitx.processors import saved_processor  # which prepares images in its own way
+    from vitx.inputs.processors import saved_processor  # which prepares images in its own way
 
     return saved_processor(model)
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from vitx.bands import has_bands, read_bands
-from vitx.clips import ClipPreprocessing, read_clip
 from vitx.errors import VitxError
-from vitx.pictures import MOST_PIXELS, read_picture, to_rgb
-from vitx.preprocessing import Preprocessing, preprocessing_of
+from vitx.inputs.bands import has_bands, read_bands
+from vitx.inputs.clips import ClipPreprocessing, read_clip
+from vitx.inputs.preprocessing import Preprocessing, preprocessing_of
+from vitx.inputs.reading import MOST_PIXELS, read_picture, to_rgb
 
 IMAGES = ("image", "images", "pixel_values", "input_values", "video", "img", "x")  # what batches call them
 Picture = str | Path | Image.Image | np.ndarray | Tensor  # one image, not normalised

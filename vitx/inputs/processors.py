@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vitx.clips import FRAMES_FIRST, ClipPreprocessing
 from vitx.errors import VitxError
-from vitx.preprocessing import Preprocessing, channels_taken
+from vitx.inputs.clips import FRAMES_FIRST, ClipPreprocessing
+from vitx.inputs.preprocessing import Preprocessing, channels_taken
 
 _SIDE = 64  # of the pictures that tell what a processor does to black and to white
 

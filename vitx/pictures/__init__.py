@@ -1,0 +1,4 @@
+"""Drawing: heat maps, overlays, strips, grids, captions and colours.
+
+Nothing here runs a model.
+"""
