@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from PIL import Image
 from safetensors.torch import save_file
 from sybil import Example, Sybil
@@ -168,7 +167,7 @@ def reader(belongings, tmp_path, monkeypatch):
 
 # What a page speaks of as the reader's own.
 OWN = {
-    "README.md": lambda: {"Trainer": pl.Trainer, "EarlyStopping": EarlyStopping},
+    "README.md": lambda: {"Trainer": pl.Trainer},
     "docs/adding_a_sink.md": lambda: {
         "module": SmallClassifier(),
         "train": DataLoader(samples(8), batch_size=4),
