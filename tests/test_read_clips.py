@@ -1,4 +1,4 @@
-"""Clips are read from films, animated GIFs and arrays, and explained by the command."""
+"""Clips and volumes are read from files and explained; a watch shows them, and spectrograms."""
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from tests.hugging_face import hugging_face_of_clips
 from vitx import VitxError, Watch, cli
 from vitx.inputs.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing, read_clip
+from vitx.inputs.volumes import VolumePreprocessing, read_volume
 from vitx.runs.finding import open_run
 from vitx.runs.saved import load_maps
 
@@ -152,6 +153,8 @@ def test_the_command_takes_a_video_model_of_hugging_face(frames, tmp_path):
         (["--frames", "0"], "--frames must be at least 1"),
         (["--time-axis", "1"], "--time-axis is 1 or 2, and goes with --frames"),
         (["--frames", "6", "--time-axis", "3"], "--time-axis is 1 or 2"),
+        (["--volume", "8", "8"], "--volume takes three sizes"),
+        (["--volume", "8", "8", "8"], "--volume says the whole size"),
         (["--frames", "99"], "has 12 frames, and the model takes 99"),
     ],
 )
@@ -183,3 +186,54 @@ def test_a_watch_shows_them_in_one_card(kind, tmp_path):
     saved = load_maps(tmp_path / "vitx")
     assert saved.maps["rollout"].ndim == 4
     assert saved.pixels.ndim == 4
+
+
+def write_nifti(path, values):
+    nibabel = pytest.importorskip("nibabel", reason="nibabel is not installed")
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+
+
+class Scanned(Net):
+    """Takes volumes (B, 1, 8, 16, 16)."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv3d(1, 24, (4, 8, 8), (4, 8, 8))
+
+
+@pytest.mark.parametrize(("name", "write"), [("scan.nii.gz", write_nifti), ("scan.npy", np.save)])
+def test_the_command_explains_a_volume(name, write, tmp_path):
+    values = np.random.default_rng(0).random((20, 24, 28), dtype=np.float32)
+    write(tmp_path / name, values)
+    assert np.allclose(read_volume(tmp_path / name), values, atol=1e-6)
+    asked = ["--factory", "tests.test_read_clips.Scanned", "--volume", "8", "16", "16", "--save-maps"]
+    assert cli.main(["explain", str(tmp_path), *asked, "--output", str(tmp_path / "o")]) == 0
+    with np.load(tmp_path / "o" / f"{name}.npz") as found:
+        assert found["rollout"].shape == (2, 2, 2)
+    assert Image.open(tmp_path / "o" / f"{name}.png").width > 400
+
+
+def test_a_volume_is_resampled_and_normalised():
+    prepare = VolumePreprocessing((4, 6), (2.0,), (0.5,), depth=3)
+    found = prepare(np.full((5, 7, 9), 3.0, np.float32))
+    assert found.shape == prepare.shape == (1, 3, 4, 6)
+    torch.testing.assert_close(found, torch.full_like(found, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "there is no file"),
+        (b"no array", "could not be read as a volume"),
+        (np.zeros((4, 5)), "a volume has three dimensions"),
+        (np.full((4, 5, 6), np.nan), "a volume has finite numbers"),
+    ],
+)
+def test_what_is_no_volume_is_said_in_a_sentence(content, said, tmp_path):
+    path = tmp_path / "scan.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content)
+    with pytest.raises(VitxError, match=said):
+        read_volume(path)

@@ -24,9 +24,10 @@ from vitx.cli.subject import (
 )
 from vitx.errors import VitxError
 from vitx.files import PICTURES
-from vitx.inputs.bands import ARRAYS
-from vitx.inputs.clips import CLIPS, ClipPreprocessing
-from vitx.inputs.reading import MOST_PIXELS, SUFFIXES, find_pictures
+from vitx.inputs.clips import CLIPS
+from vitx.inputs.preprocessing import ARRAYS
+from vitx.inputs.reading import MOST_PIXELS, find_pictures
+from vitx.inputs.volumes import VOLUMES
 from vitx.methods import DEFAULT, NETWORKS, Methods, find_method, methods, with_options
 
 DESCRIPTION = """\
@@ -38,6 +39,7 @@ Explains pictures: what does the model look at?
   vitx explain cat.jpg --model deit_tiny_patch16_224 --method evidence --target tabby --against beagle
   vitx explain cat.jpg --hf my_model/
   vitx explain dance.mp4 --hf my_video_model/
+  vitx explain scan.nii.gz --factory my_models.net --volume 96 96 96
   vitx explain photos/ --checkpoint last.ckpt --module train_demo.Classifier --json --save-maps
   vitx explain photos/ --model vit_base_patch16_224 --devices 4 --strategy ddp --format jpg --resume
 
@@ -132,7 +134,7 @@ def run(options: Any) -> int:
     folder = Path(options.output)
     files = _files(options.paths, folder)
     subject = load_subject(options, options.weights, options.checkpoint, options.hf, methods=asked)
-    files = _of_kind(files, options.paths, clips=isinstance(subject.prepare, ClipPreprocessing))
+    files = _of_kind(files, options.paths, subject.prepare.suffixes)
     targets = dict.fromkeys(target_class(subject, target) for target in options.target)
     explainer = Explainer(subject, asked, list(targets), _against(options, subject, targets))
     output = _output(options, folder, files, subject)
@@ -194,6 +196,7 @@ def _output(options: Any, folder: Path, files: Sequence[Path], subject: Subject)
         maps=options.save_maps == "files",
         json=options.json,
         signed=options.signed,
+        channels=len(subject.prepare.mean),
     )
     return Output(folder, files, product, _settings(options), options.save_maps == "shards")
 
@@ -253,20 +256,18 @@ def _say_done(done: int, errors: dict[int, str], folder: Path) -> None:
 def _files(paths: Sequence[str], folder: Path) -> list[Path]:
     """The pictures, without those that an earlier run wrote among them."""
     written = folder.absolute()
-    found = find_pictures(paths, ARRAYS | CLIPS)
+    found = find_pictures(paths, ARRAYS | CLIPS | VOLUMES)
     files = [file for file in found if written not in file.absolute().parents]
     if not files:
         raise VitxError(f"all pictures are in the output folder {folder}: take another --output")
     return files
 
 
-def _of_kind(files: Sequence[Path], paths: Sequence[str], *, clips: bool) -> list[Path]:
-    """Those that the model can take: what lies in a folder, but is no clip or nothing else, is left out."""
-    known = CLIPS | ARRAYS if clips else SUFFIXES | ARRAYS
-    found = [file for file in files if file.suffix.lower() in known or str(file) in paths]
+def _of_kind(files: Sequence[Path], paths: Sequence[str], suffixes: frozenset[str]) -> list[Path]:
+    """Those that the model can take: what else lies in a folder is left out."""
+    found = [file for file in files if file.suffix.lower() in suffixes or str(file) in paths]
     if not found:
-        kind = "clips" if clips else "pictures"
-        raise VitxError(f"there are no {kind}, which the model takes: {', '.join(sorted(known))} count")
+        raise VitxError(f"there is no file that the model takes: {', '.join(sorted(suffixes))} count")
     return found
 
 
@@ -274,7 +275,7 @@ def _settings(options: Any) -> str:
     """What must be the same for a run that goes on with another's output."""
     names = (
         *("model", "weights", "model_options", "factory", "hf", "checkpoint", "module", "module_options"),
-        *("image_size", "mean", "std", "keep_aspect", "frames", "time_axis", "class_names"),
+        *("image_size", "mean", "std", "keep_aspect", "frames", "time_axis", "volume", "class_names"),
         *("method", "target", "against", "signed", *_OPTIONS),
     )
     return json.dumps({name: options[name] for name in names}, indent=1, default=str)

@@ -16,7 +16,6 @@ from vitx.cli.found import Asked, Finding, findings
 from vitx.cli.subject import Subject
 from vitx.cli.threads import give_way, one_thread
 from vitx.errors import VitxError
-from vitx.inputs.prepared import read_for
 from vitx.inputs.preprocessing import Preprocessing
 from vitx.methods import Methods, find_method
 from vitx.models.prediction import Target, difference
@@ -38,7 +37,7 @@ class Pictures(Dataset[dict[str, Any]]):
     def __getitem__(self, place: int) -> dict[str, Any]:
         try:
             with one_thread():
-                picture = read_for(self.prepare, self.files[place], self.most_pixels)
+                picture = self.prepare.read(self.files[place], self.most_pixels)
                 image = self.prepare(picture)
                 scale = (self.prepare.mean, self.prepare.std)
                 given = scale if isinstance(picture, Image.Image) else None  # whose range is known

@@ -35,6 +35,7 @@ class Product:
         json: whether the prediction is written, too.
         signed: whether what speaks against the class is shown, too.
         predicts: whether the model tells classes apart, so that there is something to say.
+        channels: how many the model takes.
     """
 
     class_names: tuple[str, ...] | None
@@ -43,6 +44,7 @@ class Product:
     json: bool
     signed: bool = False
     predicts: bool = True
+    channels: int = 3
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -124,7 +126,7 @@ class Product:
     def _strip(self, columns: dict[str, Tensor], finding: Finding) -> tuple[dict[str, Tensor], int]:
         """Returns a clip as one column, its frames side by side and its maps below; and how wide that is."""
         pixels = columns["input"]
-        slices = slices_of(tuple(pixels.shape[1:-1]), channels=3)
+        slices = slices_of(tuple(pixels.shape[1:-1]), self.channels)
         heat = torch.from_numpy(finding.maps[0].values)[None]
         found = strips(list(columns.values()), heat, slices)
         return {f"{slices.said}; rows: {', '.join(columns)}": found}, strip_width(found)

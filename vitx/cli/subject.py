@@ -14,6 +14,7 @@ import vitx
 from vitx.errors import VitxError
 from vitx.inputs.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing
 from vitx.inputs.preprocessing import Preprocessing, preprocessing_of
+from vitx.inputs.volumes import VolumePreprocessing
 from vitx.methods import Methods, find_method
 from vitx.models.checkpoints import create_model, model_of_weights
 from vitx.models.classes import find_class, known_class_names, read_class_names, short
@@ -119,6 +120,13 @@ def add_model_options(parser: ArgumentParser, several: bool = False) -> None:
     group.add_argument("--std", type=float, nargs="+", help="of the channels")
     group.add_argument("--frames", type=int, metavar="N", help="of a clip, for models that take clips")
     group.add_argument(
+        "--volume",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="three sizes, depth first, for models that take volumes of one channel",
+    )
+    group.add_argument(
         "--time-axis",
         type=int,
         metavar="1|2",
@@ -172,7 +180,13 @@ def load_subject(
 
 
 def _prepared(model: nn.Module, options: Any) -> Preprocessing:
-    """How the model wants its images, or each frame of its clips."""
+    """How the model wants its images, its volumes, or each frame of its clips."""
+    if options.volume is not None:
+        depth, *size = options.volume
+        mean, std = (
+            (values or [default])[0] for values, default in ((options.mean, 0.0), (options.std, 1.0))
+        )
+        return VolumePreprocessing((size[0], size[1]), (mean,), (std,), depth=depth)
     prepare = preprocessing_of(
         model,
         size=options.image_size,
@@ -190,6 +204,10 @@ def _check(options: Any, weights: str | None, checkpoint: str | None, hf: str | 
     """Raises a VitxError unless the options say one model."""
     if options.image_size is not None and options.image_size < 1:
         raise VitxError(f"--image-size must be at least 1, found {options.image_size}")
+    if options.volume is not None and (len(options.volume) != 3 or min(options.volume) < 1):
+        raise VitxError(f"--volume takes three sizes, depth first, found {options.volume}")
+    if options.volume is not None and (options.frames or options.image_size or options.keep_aspect):
+        raise VitxError("--volume says the whole size: leave out --frames, --image-size and --keep-aspect")
     if options.frames is not None and options.frames < 1:
         raise VitxError(f"--frames must be at least 1, found {options.frames}")
     if options.time_axis not in (None, FRAMES_FIRST, CHANNELS_FIRST) or (
@@ -211,7 +229,7 @@ def _check(options: Any, weights: str | None, checkpoint: str | None, hf: str | 
             raise VitxError(f"--{name.replace('_', '-')} are for {kinds}: leave them out")
     if weights is not None and (checkpoint or hf):
         raise VitxError(f"--{'hf' if hf else 'checkpoint'} has weights of its own: leave out --weights")
-    own = [name for name in ("image_size", "mean", "std", "keep_aspect", "frames") if options[name]]
+    own = [name for name in ("image_size", "mean", "std", "keep_aspect", "frames", "volume") if options[name]]
     if hf is not None and own:
         option = own[0].replace("_", "-")
         raise VitxError(f"--hf prepares images by the processor of its own: leave out --{option}")

@@ -6,18 +6,27 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vitx.errors import VitxError
-from vitx.inputs.reading import MOST_PIXELS, check_size
+from vitx.inputs.preprocessing import ARRAYS
+from vitx.inputs.reading import MOST_PIXELS, check_size, read_picture
 
-ARRAYS = frozenset((".npy",))
 _TIFF = frozenset((".tif", ".tiff"))
 _WHOLE = {"uint8": 255, "uint16": 65535}
 
 
-def has_bands(path: Path, channels: int) -> bool:
-    """Whether a file is read here, for a model of so many channels, or as a picture."""
-    return path.suffix.lower() in ARRAYS or channels not in (1, 3)
+def read_image(
+    path: Path, channels: int, most_pixels: int = MOST_PIXELS
+) -> Image.Image | NDArray[np.float32]:
+    """Reads a file for a model of so many channels: as a picture, or as channels (C, H, W).
+
+    Raises:
+        VitxError: It cannot be read, or has other channels.
+    """
+    if path.suffix.lower() in ARRAYS or channels not in (1, 3):
+        return read_bands(path, channels, most_pixels)
+    return read_picture(path, most_pixels)
 
 
 def read_bands(path: Path, channels: int, most_pixels: int = MOST_PIXELS) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from PIL import Image, ImageSequence
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.inputs.preprocessing import Preprocessing
+from vitx.inputs.preprocessing import ARRAYS, Preprocessing
 
 CLIPS = frozenset((".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
 FRAMES_FIRST, CHANNELS_FIRST = 1, 2  # the dimension of time in a batch: (B, T, C, H, W) or (B, C, T, H, W)
@@ -41,6 +41,15 @@ class ClipPreprocessing(Preprocessing):
     def channels(self) -> int:
         """The dimension of the channels in a batch."""
         return 3 - self.time_axis
+
+    @property
+    def suffixes(self) -> frozenset[str]:
+        """Of the files that it can read."""
+        return CLIPS | ARRAYS
+
+    def read(self, path: Path, most_pixels: int | None = None) -> NDArray[np.uint8]:
+        """Reads as many frames as the model takes, see `read_clip`."""
+        return read_clip(path, self.frames)
 
     def __call__(self, clip: Any) -> Tensor:
         """Returns a clip, (T, H, W, 3) uint8, as the model takes it, of `shape`."""

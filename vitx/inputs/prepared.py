@@ -13,10 +13,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vitx.errors import VitxError
-from vitx.inputs.bands import has_bands, read_bands
-from vitx.inputs.clips import ClipPreprocessing, read_clip
+from vitx.inputs.bands import read_image
 from vitx.inputs.preprocessing import Preprocessing, preprocessing_of
-from vitx.inputs.reading import MOST_PIXELS, read_picture, to_rgb
+from vitx.inputs.reading import to_rgb
 
 IMAGES = ("image", "images", "pixel_values", "input_values", "video", "img", "x")  # what batches call them
 Picture = str | Path | Image.Image | np.ndarray | Tensor  # one image, not normalised
@@ -101,30 +100,6 @@ def _pictures(images: Any) -> list[Any] | None:
         if images.ndim == 4 and images.shape[-1] in (1, 3, 4):
             return list(images)
     return None
-
-
-def read_image(
-    path: Path, channels: int, most_pixels: int = MOST_PIXELS
-) -> Image.Image | NDArray[np.float32]:
-    """Reads a file for a model of so many channels: as a picture, or as channels (C, H, W).
-
-    Raises:
-        VitxError: It cannot be read, or has other channels.
-    """
-    if has_bands(path, channels):
-        return read_bands(path, channels, most_pixels)
-    return read_picture(path, most_pixels)
-
-
-def read_for(prepare: Preprocessing, path: Path, most_pixels: int = MOST_PIXELS) -> Any:
-    """Reads a file for what prepares it: a clip, (T, H, W, 3), a picture, or channels, (C, H, W).
-
-    Raises:
-        VitxError: It cannot be read, or is none of what the model takes.
-    """
-    if isinstance(prepare, ClipPreprocessing):
-        return read_clip(path, prepare.frames)
-    return read_image(path, len(prepare.mean), most_pixels)
 
 
 def _open(picture: Any, channels: int) -> Image.Image | NDArray[np.float32]:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # PIL is not imported before it is needed
     from numpy.typing import NDArray
     from PIL import Image
 
+ARRAYS = frozenset((".npy",))
 _UNKNOWN = (
     "the model does not say how it wants its images (timm's do): give a tensor (B, C, H, W), or to the "
     "command --image-size, --mean and --std"
@@ -55,6 +57,28 @@ class Preprocessing:
     def channels(self) -> int:
         """The dimension of the channels in a batch."""
         return 1
+
+    @property
+    def suffixes(self) -> frozenset[str]:
+        """Of the files that it can read."""
+        from vitx.inputs.reading import SUFFIXES
+
+        return SUFFIXES | ARRAYS
+
+    def read(self, path: Path, most_pixels: int | None = None) -> Any:
+        """Reads what it prepares: a picture, or an array of channels.
+
+        Args:
+            path: of the file.
+            most_pixels: a larger picture is refused.
+
+        Raises:
+            VitxError: It cannot be read, or has other channels.
+        """
+        from vitx.inputs.bands import read_image
+        from vitx.inputs.reading import MOST_PIXELS
+
+        return read_image(path, len(self.mean), most_pixels or MOST_PIXELS)
 
     def __call__(self, picture: "Image.Image | NDArray[np.float32]") -> Tensor:
         """Returns the image, or channels (C, H, W), as the model takes it, (C, H, W)."""

@@ -1,0 +1,87 @@
+"""Volumes: read from files, and prepared for a model that takes them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitx.errors import VitxError
+from vitx.inputs.preprocessing import ARRAYS, Preprocessing
+
+VOLUMES = frozenset((".nii", ".gz"))  # .nii.gz
+
+
+@dataclass(frozen=True)
+class VolumePreprocessing(Preprocessing):
+    """How a model wants its volumes: of one channel, resampled, and normalised.
+
+    Attributes:
+        depth: the first of the three sizes; `size` has the others.
+    """
+
+    depth: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a volume, (1, D, H, W)."""
+        return (1, self.depth, *self.size)
+
+    @property
+    def suffixes(self) -> frozenset[str]:
+        """Of the files that it can read."""
+        return VOLUMES | ARRAYS
+
+    def read(self, path: Path, most_pixels: int | None = None) -> NDArray[np.float32]:
+        """Reads a volume, see `read_volume`."""
+        return read_volume(path)
+
+    def __call__(self, volume: Any) -> Tensor:
+        """Returns a volume, (D, H, W), as the model takes it, (1, D, H, W)."""
+        values = torch.from_numpy(np.ascontiguousarray(volume))[None, None]
+        resampled = F.interpolate(values, self.shape[1:], mode="trilinear", align_corners=False)[0]
+        return (resampled - self.mean[0]) / self.std[0]
+
+
+def read_volume(path: Path) -> NDArray[np.float32]:
+    """Reads a volume.
+
+    Args:
+        path: of a NIfTI file, .nii or .nii.gz (nibabel is needed), or an array .npy, (D, H, W).
+
+    Returns:
+        (D, H, W), in the units of the file.
+
+    Raises:
+        VitxError: It cannot be read, has other dimensions, or holds no finite numbers.
+    """
+    if not path.is_file():
+        raise VitxError(f"there is no file {path}" if not path.exists() else f"{path} is no file")
+    try:
+        values = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _of_nifti(path)
+    except VitxError:
+        raise
+    except Exception as error:  # each format has its own kinds
+        said = str(error).strip().split("\n")[0]
+        raise VitxError(f"{path} could not be read as a volume, it may be damaged: {said}") from error
+    if values.ndim != 3 or 0 in values.shape:
+        raise VitxError(f"{path} holds an array of shape {values.shape}: a volume has three dimensions")
+    if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        raise VitxError(
+            f"{path} holds {values.dtype}, or NaN or infinite values: a volume has finite numbers"
+        )
+    return values.astype(np.float32)
+
+
+def _of_nifti(path: Path) -> NDArray[Any]:
+    try:
+        import nibabel
+    except ImportError as error:
+        raise VitxError(f"{path} needs nibabel to be read: pip install 'vitx[volumes]'") from error
+    loaded: Any = nibabel.load(path)
+    found: NDArray[Any] = loaded.get_fdata(dtype=np.float32)
+    return found
