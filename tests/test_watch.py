@@ -56,8 +56,15 @@ def frozen(net):
 
 
 def accelerated(net):
+    return accelerator(mixed_precision="bf16").prepare(net)
+
+
+def accelerator(**options):
+    """A new one: what an earlier one in the same process, as of a Trainer, has set is forgotten."""
     package = pytest.importorskip("accelerate", reason="accelerate is not installed")
-    return package.Accelerator(cpu=True, mixed_precision="bf16").prepare(net)
+    package.state.AcceleratorState._reset_state(reset_partial_state=True)
+    package.state.GradientState._reset_state()
+    return package.Accelerator(cpu=True, **options)
 
 
 @dataclass
@@ -284,12 +291,11 @@ def test_several_places_to_write_to(net, loader, tmp_path):
 
 
 def test_the_trackers_of_an_accelerator(net, loader, tmp_path):
-    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
-    accelerator = accelerate.Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
-    accelerator.init_trackers("run")
-    net, prepared = accelerator.prepare(net, loader)
-    Watch(net, prepared, tmp_path, logger=accelerator, on_error="raise")(2)
-    accelerator.end_training()
+    tracking = accelerator(log_with="tensorboard", project_dir=tmp_path)
+    tracking.init_trackers("run")
+    net, prepared = tracking.prepare(net, loader)
+    Watch(net, prepared, tmp_path, logger=tracking, on_error="raise")(2)
+    tracking.end_training()
     assert steps(tmp_path / "run") == [2]
 
 

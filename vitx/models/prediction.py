@@ -43,8 +43,9 @@ def check_images(model: nn.Module, images: Any) -> None:
     weight = next(model.parameters(), images)
     if weight.device != images.device:
         raise VitxError(f"the images are on {images.device} and the model is on {weight.device}: move one")
-    casts = torch.is_autocast_enabled(images.device.type) or _precision(model) is not None
-    if weight.dtype != images.dtype and not casts:
+    if weight.dtype == images.dtype or _precision(model) is not None:
+        return
+    if not torch.is_autocast_enabled(images.device.type):
         raise VitxError(f"the images are {images.dtype} and the model is {weight.dtype}: convert one")
 
 
