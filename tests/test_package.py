@@ -65,3 +65,18 @@ def test_each_room_says_what_lives_there():
     for room in rooms:
         said = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8")))
         assert said, room
+
+
+def test_names_of_0_1_are_where_they_were():
+    code = (
+        "from vitx import Explanation, Trace, attention_flow, capture, explain, render, sanity\n"
+        "from vitx.attention import Tile\n"
+        "from vitx.callbacks import RolloutCallback\n"
+        "from vitx.callbacks.batches import read_batch\n"
+        "from vitx.captions import captions_of\n"
+        "from vitx.methods import methods, register\n"
+        "from vitx.metrics import deletion, insertion\n"
+        "from vitx.relevance import HeadFusion, carry\n"
+    )
+    root = Path(vitx.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
