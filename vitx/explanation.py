@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -222,9 +222,10 @@ class Explanation:
             known = known_class_names(self.logits.shape[1])
             class_names = None if known is None else [short(name) for name in known]
         captions = captions_of(self.logits, class_names=class_names)
+        legend: dict[str, Any] = {"colormap": colormap}
         if signed:
-            return grid(columns, captions, tile_width=width, colormap=SIGNED[0], ends=SIGNED[1], note=note)
-        return grid(columns, captions, tile_width=width, colormap=colormap, note=note)
+            legend = {"colormap": SIGNED[0], "ends": SIGNED[1]}
+        return grid(columns, captions, tile_width=width, note=note, **legend)
 
     def film(self, class_names: Sequence[str] | None = None) -> list[NDArray[np.uint8]]:
         """Draws a clip or volume frame by frame, each beside its map: what `save` writes as .gif.

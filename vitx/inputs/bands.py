@@ -10,7 +10,7 @@ from PIL import Image
 
 from vitx.errors import VitxError
 from vitx.inputs.preprocessing import ARRAYS
-from vitx.inputs.reading import MOST_PIXELS, check_size, read_picture
+from vitx.inputs.reading import MOST_PIXELS, check_size, read_picture, readable
 
 _TIFF = frozenset((".tif", ".tiff"))
 _WHOLE = {"uint8": 255, "uint16": 65535}
@@ -43,19 +43,12 @@ def read_bands(path: Path, channels: int, most_pixels: int = MOST_PIXELS) -> NDA
     Raises:
         VitxError: It cannot be read, has another number of channels, or numbers of no known range.
     """
-    if not path.is_file():
-        raise VitxError(f"there is no file {path}" if not path.exists() else f"{path} is no file")
-    try:
+    with readable(path):
         found, values = _opened(path)
         first = _channels_first(path, found, channels)
         height, width = found[1:] if first else found[:2]
         check_size(path, (width, height), most_pixels)
         read = np.asarray(values())
-    except VitxError:
-        raise
-    except Exception as error:  # each format has its own kinds
-        said = str(error).strip().split("\n")[0]
-        raise VitxError(f"{path} could not be read, it may be damaged: {said}") from error
     scaled = _scaled(path, read.reshape(found))
     return np.ascontiguousarray(scaled if first else scaled.transpose(2, 0, 1))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.inputs.preprocessing import ARRAYS, Preprocessing
+from vitx.inputs.reading import readable
 
 CLIPS = frozenset((".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
 FRAMES_FIRST, CHANNELS_FIRST = 1, 2  # the dimension of time in a batch: (B, T, C, H, W) or (B, C, T, H, W)
@@ -58,13 +59,13 @@ class ClipPreprocessing(Preprocessing):
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Chooses evenly spaced frames, the first and the last among them.
+    """Chooses evenly spaced places, the first and the last among them; the first if there is but one.
 
     Example:
         >>> evenly(4, 8), evenly(16, 4)
         ([0, 1, 2, 3], [0, 5, 10, 15])
     """
-    return [round(float(place)) for place in torch.linspace(0, count - 1, min(count, most))]
+    return [round(place) for place in np.linspace(0, count - 1, min(count, most)).tolist()]
 
 
 def read_clip(path: Path, frames: int) -> NDArray[np.uint8]:
@@ -80,16 +81,9 @@ def read_clip(path: Path, frames: int) -> NDArray[np.uint8]:
     Raises:
         VitxError: It cannot be read, or has fewer frames.
     """
-    if not path.is_file():
-        raise VitxError(f"there is no file {path}" if not path.exists() else f"{path} is no file")
     read = {".npy": _of_array, ".gif": _of_gif}.get(path.suffix.lower(), _of_film)
-    try:
+    with readable(path, " as a clip"):
         return read(path, frames)
-    except VitxError:
-        raise
-    except Exception as error:  # each format has its own kinds
-        said = str(error).strip().split("\n")[0]
-        raise VitxError(f"{path} could not be read as a clip, it may be damaged: {said}") from error
 
 
 def _of_array(path: Path, frames: int) -> NDArray[np.uint8]:

@@ -30,7 +30,7 @@ class Processor(Preprocessing):
 
     def __call__(self, picture: Any) -> Tensor:
         """Returns the image as the model takes it, (C, H, W)."""
-        return _processed(self.processor, picture, len(self.mean))
+        return _processed(self.processor, _of_channels(picture, len(self.mean)))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ClipProcessor(ClipPreprocessing):
 
     def __call__(self, clip: Any) -> Tensor:
         """Returns a clip, (T, H, W, 3) uint8, as the model takes it, (T, C, H, W)."""
-        return _clip_processed(self.processor, [np.array(frame) for frame in clip])  # which may be read-only
+        return _processed(self.processor, [np.array(frame) for frame in clip])  # which may be read-only
 
 
 def load_processor(
@@ -74,9 +74,9 @@ def load_processor(
             )
             plain = [Image.new("RGB", (_SIDE, _SIDE), colour) for colour in ("black", "white")]
             black, white = (
-                _clip_processed(processor, [np.array(picture)] * frames)[0]
+                _processed(processor, [np.array(picture)] * frames)[0]
                 if frames
-                else _processed(processor, picture, channels_taken(model))
+                else _processed(processor, _of_channels(picture, channels_taken(model)))
                 for picture in plain
             )
         except Exception as error:  # each kind has its own
@@ -109,14 +109,13 @@ def _of_transformers(part: nn.Module) -> bool:
     return any(kind.__module__.startswith("transformers.") for kind in type(part).__mro__)
 
 
-def _processed(processor: Any, picture: Image.Image, channels: int) -> Tensor:
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    found = processor(images=picture, return_tensors="pt")["pixel_values"][0]
-    return torch.as_tensor(np.asarray(found), dtype=torch.float32)
+def _of_channels(picture: Image.Image, channels: int) -> Image.Image:
+    return picture.convert("L" if channels == 1 else "RGB")
 
 
-def _clip_processed(processor: Any, frames: list[Any]) -> Tensor:
-    found = processor(frames, return_tensors="pt")["pixel_values"][0]
+def _processed(processor: Any, given: Any) -> Tensor:
+    """What a processor makes of one image, or of the frames of one clip."""
+    found = processor(given, return_tensors="pt")["pixel_values"][0]
     return torch.as_tensor(np.asarray(found), dtype=torch.float32)
 
 

@@ -70,20 +70,36 @@ def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Imag
         VitxError: There is no such file, it is no image, is damaged, or is too small or too large.
     """
     path = Path(path)
+    with readable(path):
+        try:
+            with _any_size(), Image.open(path) as image:
+                check_size(path, image.size, most_pixels)
+                image.load()
+                return to_rgb(image, str(path))
+        except UnidentifiedImageError as error:
+            raise VitxError(f"{path} is no image file that can be read") from error
+
+
+@contextmanager
+def readable(path: Path, kind: str = "") -> Iterator[None]:
+    """Says in a sentence why its block cannot read a file.
+
+    Args:
+        path: of the file.
+        kind: what it is read as, such as " as a clip".
+
+    Raises:
+        VitxError: There is no such file, or reading it raised an error.
+    """
     if not path.is_file():
         raise VitxError(f"there is no file {path}" if not path.exists() else f"{path} is no file")
     try:
-        with _any_size(), Image.open(path) as image:
-            check_size(path, image.size, most_pixels)
-            image.load()
-            return to_rgb(image, str(path))
-    except UnidentifiedImageError as error:
-        raise VitxError(f"{path} is no image file that can be read") from error
+        yield
     except VitxError:
         raise
     except Exception as error:  # each format has its own kinds
         said = str(error).strip().split("\n")[0]
-        raise VitxError(f"{path} could not be read, it may be damaged: {said}") from error
+        raise VitxError(f"{path} could not be read{kind}, it may be damaged: {said}") from error
 
 
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:

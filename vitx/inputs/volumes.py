@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vitx.errors import VitxError
 from vitx.inputs.preprocessing import ARRAYS, Preprocessing
+from vitx.inputs.reading import readable
 
 VOLUMES = frozenset((".nii", ".gz"))  # .nii.gz
 
@@ -59,15 +60,8 @@ def read_volume(path: Path) -> NDArray[np.float32]:
     Raises:
         VitxError: It cannot be read, has other dimensions, or holds no finite numbers.
     """
-    if not path.is_file():
-        raise VitxError(f"there is no file {path}" if not path.exists() else f"{path} is no file")
-    try:
+    with readable(path, " as a volume"):
         values = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _of_nifti(path)
-    except VitxError:
-        raise
-    except Exception as error:  # each format has its own kinds
-        said = str(error).strip().split("\n")[0]
-        raise VitxError(f"{path} could not be read as a volume, it may be damaged: {said}") from error
     if values.ndim != 3 or 0 in values.shape:
         raise VitxError(f"{path} holds an array of shape {values.shape}: a volume has three dimensions")
     if values.dtype.kind not in "iuf" or not np.isfinite(values).all():

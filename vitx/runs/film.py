@@ -7,6 +7,7 @@ from math import ceil, log
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vitx.inputs import clips
 from vitx.pictures import render
 from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH
 from vitx.runs.playback import Picture
@@ -34,15 +35,13 @@ class Reel:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Chooses places evenly, the first and the last included.
+    """Chooses firings evenly, the first and the last included; the last if there is but one.
 
     Example:
         >>> evenly(8, 4), evenly(3, 6), evenly(5, 1)
         ([0, 2, 5, 7], [0, 1, 2], [4])
     """
-    if most == 1:
-        return [count - 1]
-    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
+    return [count - 1] if most == 1 else clips.evenly(count, most)
 
 
 def timeline(reels: Sequence[Reel], most: int) -> list[tuple[int, ...]]:

@@ -18,7 +18,7 @@ from vitx.errors import VitxError
 from vitx.files import savez, write_atomically
 from vitx.inputs.clips import evenly
 
-MOST_FRAMES = 4  # of a clip, in a picture of TensorBoard's width and in a report
+FRAMES_IN_A_CARD = 4  # of a clip, in a picture of TensorBoard's width and in a report
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
@@ -147,7 +147,7 @@ def _side_by_side(values: NDArray[Any], frames: int, axis: int) -> NDArray[Any]:
         frames: how many the clip has.
         axis: that of the frames.
     """
-    shown = [place * values.shape[axis] // frames for place in evenly(frames, MOST_FRAMES)]
+    shown = [place * values.shape[axis] // frames for place in evenly(frames, FRAMES_IN_A_CARD)]
     return np.concatenate([values.take(place, axis) for place in shown], axis + 1)
 
 

@@ -15,7 +15,7 @@ from vitx.models.outputs import Kind
 from vitx.pictures import render
 from vitx.pictures.captions import captions_of, class_name
 from vitx.pictures.views import slices_of, strips
-from vitx.runs.saved import MOST_FRAMES, save_images, save_maps
+from vitx.runs.saved import FRAMES_IN_A_CARD, save_images, save_maps
 from vitx.watch.explaining import Target
 from vitx.watch.images import Samples
 
@@ -91,7 +91,7 @@ def draw(
 def _strip(pixels: Tensor, maps: Mapping[str, Tensor], channels: int, colormap: str) -> dict[str, Tensor]:
     """Returns clips, volumes or spectrograms as one column: the input, and each method's map below."""
     size = tuple(pixels.shape[1:-1])
-    slices = slices_of(size, channels, most_frames=MOST_FRAMES)
+    slices = slices_of(size, channels, most_frames=FRAMES_IN_A_CARD)
     first = render.heatmaps(next(iter(maps.values())), size)
     rows = [strips([pixels], first, slices)]
     for values in maps.values():
