@@ -1,7 +1,9 @@
 """Runs a function in several processes that train together, as torchrun starts them."""
 
+import faulthandler
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +42,10 @@ def _one(rank: int, count: int, port: int, function: Callable[..., Any], argumen
     }
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    faulthandler.dump_traceback_later(PATIENCE // 2)  # shows where each waits
     function(*arguments)
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        torch.distributed.barrier()  # rank 0 holds what the others look each other up in
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)  # torch 2.6 may hang where a group of processes is destroyed: its threads want the GIL
