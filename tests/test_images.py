@@ -15,6 +15,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
+from torchvision import transforms
 
 from tests.lightning_models import IMAGE, SmallClassifier, fit, samples
 from vitx import VitxError
@@ -250,6 +251,23 @@ def test_a_stream_gives_its_first_images(stream, expected):
     found = chosen(DataLoader(Stream(), batch_size=2), num_measured=3, num_images=3, **stream)
     assert numbers(found) == expected
     assert found.places is None
+
+
+class Pipeline:
+    """A loader that is no DataLoader, and holds what it does to its images, as WebDataset's."""
+
+    def __init__(self):
+        self.pipeline = [DataLoader(Stream(), batch_size=2), transforms.Normalize(0.25, 0.5)]
+
+    def __iter__(self):
+        return iter(self.pipeline[0])
+
+
+def test_a_loader_of_another_library_tells_how_it_normalises():
+    found = chosen(Pipeline(), num_measured=3)
+    assert numbers(found) == [0, 1, 2]
+    assert found.source == "Pipeline"
+    assert found.scales == (((0.25,), (0.5,)),)
 
 
 def test_a_data_set_of_whole_batches():

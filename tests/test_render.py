@@ -182,6 +182,18 @@ class TestGrid:
             first, *_, last = palette(colormap).tolist()
             assert {tuple(first), tuple(last)} <= found
 
+    @pytest.mark.parametrize(
+        ("note", "lines"), [("", 0), ("colours guessed", 0), ("channels 0, 1, 2 of 4, stretched; " * 3, 2)]
+    )
+    def test_a_note_that_is_too_long_for_the_legend_has_lines_of_its_own(self, note, lines):
+        tiles, caption = columns(3, 1), [Caption("cat", 1.0)]
+        plain, noted = grid(tiles, caption), grid(tiles, caption, note=note)
+        assert len(noted) == len(plain) + lines * LINE
+        for line in range(lines):
+            top = len(plain) + line * LINE
+            assert (noted[top - LINE // 2 : top + LINE // 2] < 200).any(), "an empty line"
+        assert (noted[:, -GAP:] == 255).all()
+
     def test_unknown_colour_map(self):
         with pytest.raises(VitxError, match="there is no colour map 'x'"):
             grid(columns(1), self.captions, colormap="x")

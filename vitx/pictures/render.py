@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 import torch
@@ -113,7 +114,7 @@ def grid(
         captions: one for each image.
         colormap: the one of the overlays, for the legend.
         tile_width: width of a picture in pixels; its height follows.
-        note: is written below, between the ends of the legend.
+        note: is written below, between the ends of the legend or, where it is too long, on lines of its own.
         marks: title -> what is written above each picture of that column, right of the captions.
         ends: what both ends of the legend mean.
 
@@ -130,7 +131,9 @@ def grid(
     ]
     lines = max(map(len, said), default=1)
     row = lines * LINE + next(iter(tiles.values()))[0].height + GAP
-    canvas = Image.new("RGB", (width, LINE + len(captions) * row + 2 * LINE), PAPER)
+    notes = _note_lines(note, width, ends)
+    below = max(0, len(notes) - 1) * LINE  # the first line lies between the ends
+    canvas = Image.new("RGB", (width, LINE + len(captions) * row + 2 * LINE + below), PAPER)
     draw = ImageDraw.Draw(canvas)
     for title, pictures in tiles.items():
         write(draw, (lefts[title], 3), title, FAINT, tile_width)
@@ -143,7 +146,7 @@ def grid(
         for number, line in enumerate(said[index]):
             at = (GAP, LINE + index * row + number * LINE + 2)
             write(draw, at, line, VERDICTS[caption.right], room, bold=True)
-    _legend(canvas, draw, colormap, LINE + len(captions) * row, note, ends)
+    _legend(canvas, draw, colormap, LINE + len(captions) * row, notes, ends)
     return np.asarray(canvas)
 
 
@@ -214,7 +217,7 @@ def _legend(
     draw: ImageDraw.ImageDraw,
     colormap: str,
     top: int,
-    note: str,
+    notes: Sequence[str],
     ends: tuple[str, str],
 ) -> None:
     """Says what bright means: a colour bar over the full width, with its ends named."""
@@ -222,12 +225,29 @@ def _legend(
     bar = np.repeat(palette(colormap)[np.linspace(0, 255, width).astype(int)][None], LINE // 2, axis=0)
     canvas.paste(Image.fromarray(bar), (GAP, top + 2))
     below = top + LINE // 2 + 4
-    write(draw, (GAP, below), ends[0], FAINT, width)
+    draw.text((GAP, below), ends[0], FAINT, font(_TEXT_SIZE))
     draw.text((canvas.width - GAP, below), ends[1], FAINT, font(_TEXT_SIZE), anchor="ra")
-    left, right = (draw.textlength(end, font(_TEXT_SIZE)) + 2 * GAP for end in ends)
-    room = canvas.width - round(left + right)
-    taken = min(room, round(draw.textlength(note, font(_TEXT_SIZE))))
-    write(draw, (round(left) + (room - taken) // 2, below), note, FAINT, room)
+    for number, line in enumerate(notes):
+        left = (canvas.width - _length(line)) // 2
+        if number == 0 and line:
+            start, end = (round(_length(text)) + 2 * GAP for text in ends)
+            left = start + (canvas.width - start - end - _length(line)) // 2
+        draw.text((left, below + number * LINE), line, FAINT, font(_TEXT_SIZE))
+
+
+def _note_lines(note: str, width: int, ends: tuple[str, str]) -> list[str]:
+    """Returns a note as lines; the first lies between the ends of the legend, empty if it has no room."""
+    if _length(note) <= width - sum(_length(end) + 2 * GAP for end in ends):
+        return [note]
+    for letters in range(len(note), 1, -1):
+        lines = wrap(note, letters)
+        if all(_length(line) <= width - 2 * GAP for line in lines):
+            return ["", *lines]
+    return ["", note]
+
+
+def _length(text: str) -> float:
+    return font(_TEXT_SIZE).getlength(text)
 
 
 def _tile(pixels: NDArray[np.uint8], width: int) -> Image.Image:

@@ -126,6 +126,7 @@ class Selection:
 
     def _of_loader(self, loader: Any, host: "Host", before: Sequence[int] | None) -> Samples:
         data: Any = getattr(loader, "dataset", None)
+        source = loader if data is None else data
         keys = sampled(loader)
         if keys is None and (self.per_class or _are(self.images, int)):
             raise VitxError(
@@ -148,9 +149,9 @@ class Selection:
             names,
             class_counts(data, names),
             content.labels is None and (self.images is None or _are(self.images, int)),
-            tuple(islice(held_by([data, getattr(loader, "collate_fn", None)]), _SCALES)),
+            tuple(islice(held_by([source, getattr(loader, "collate_fn", None)]), _SCALES)),
             content.name,
-            type(loader if data is None else data).__name__,
+            type(source).__name__,
         )
         return self._with_masks(samples)
 

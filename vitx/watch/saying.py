@@ -50,10 +50,12 @@ def first_words(
     if samples.out_of is not None:
         images = f"{len(samples)} of {samples.out_of:,} images"
     elif samples.places is None and samples.source:
-        images = f"the first {len(samples)} images, as their places cannot be known"
+        images = f"the first {len(samples)} images"
     else:
         images = f"{len(samples)} images"
     of = f" of {samples.source}" if samples.source else ""
+    if samples.places is None and samples.out_of is None and samples.source:
+        of += " (a stream, so no others can be chosen)"
     shown = ", ".join(title_of(name) for name in explainer.explained)
     known = f"{len(names)} names of classes" if names else "no names of classes"
     hint = "; the model puts out features: methods of a score need a target function" * explainer.classless
