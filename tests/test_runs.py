@@ -88,13 +88,14 @@ def test_labels_of_all_kinds_can_be_kept(tmp_path):
 
 @pytest.mark.parametrize("height", [SIZE, SIZE // 2, SIZE * 2, 7])
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("lines", [1, 3])
-def test_a_grid_is_cut_into_what_it_was_made_of(count, height, lines):
+@pytest.mark.parametrize(("lines", "note"), [(1, ""), (3, ""), (1, "colours guessed; " * 5)])
+def test_a_grid_is_cut_into_what_it_was_made_of(count, height, lines, note):
     white = torch.full((count, height, SIZE, 3), 255, dtype=torch.uint8)  # must not pass for what is between
     heat = torch.linspace(0, 1, SIZE).expand(count, height, SIZE)
     columns = {"input": white, "map": render.overlays(white, heat)}
     long = Caption(" + ".join(["great crested newt"] * lines), 0.5)
-    rows = cut(render.grid(columns, [Caption("newt", 0.5), Caption("newt", 0.5), long][-count:]))
+    captions = [Caption("newt", 0.5), Caption("newt", 0.5), long][-count:]
+    rows = cut(render.grid(columns, captions, note=note))
     assert len(rows) == count
     for row in rows:
         given, overlay = (render._tile(columns[title][0].numpy(), render.TILE_WIDTH) for title in columns)

@@ -9,7 +9,7 @@ from PIL import Image
 from vitx import VitxError
 from vitx.explanation import Explanation
 from vitx.inputs.clips import evenly
-from vitx.pictures.views import slices_of, strips
+from vitx.pictures.views import laid_out, slices_of, strips
 
 
 def explanation(images, maps, channels):
@@ -39,7 +39,11 @@ def test_frames_are_evenly_spaced_and_none_is_shown_twice(count, most):
 
 def test_a_clip_is_a_strip_of_frames():
     pixels = counted(5, 6, 7)
-    found = strips([pixels, pixels + 100], torch.rand(1, 5, 6, 7), slices_of((5, 6, 7), 3, None, None))[0]
+    columns = laid_out(
+        pixels, {"map": pixels + 100}, {"map": torch.eye(7)[None, None]}, slices_of((5, 6, 7), 3)
+    )
+    ((title, (found,)),) = columns.items()
+    assert title == "input, map: frames 1, 2, 3, 4, 5"
     for frame in range(5):
         left = frame * (7 + 2)
         assert torch.equal(found[:6, left : left + 7], pixels[0, frame])
@@ -49,7 +53,7 @@ def test_a_clip_is_a_strip_of_frames():
 def test_a_volume_is_shown_by_the_planes_through_its_brightest_place():
     pixels, heat = counted(5, 6, 7), torch.zeros(1, 5, 6, 7)
     heat[0, 4, 1, 3] = 1
-    found = strips([pixels, pixels], heat, slices_of((5, 6, 7), 1, None, None))[0]
+    found = strips(pixels, heat, slices_of((5, 6, 7), 1))[0]
     assert torch.equal(found[:6, :7], pixels[0, 4])
     assert torch.equal(found[:5, 9 : 9 + 7], pixels[0, :, 1])
     assert torch.equal(found[:5, 18 : 18 + 6], pixels[0, :, :, 3])
@@ -60,7 +64,7 @@ def test_a_volume_is_shown_by_the_planes_through_its_brightest_place():
 )
 def test_time_runs_to_the_right_and_frequency_upwards(size, time_axis, turned):
     pixels = counted(*size)
-    found = strips([pixels, pixels], torch.rand(1, *size), slices_of(size, 1, None, time_axis))[0]
+    found = strips(pixels, torch.rand(1, *size), slices_of(size, None, None, time_axis))[0]
     time, frequency = (0, 1) if turned else (1, 0)
     height, width = size[frequency], size[time]
     assert found[:height, 0, time].tolist() == [0] * height

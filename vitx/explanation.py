@@ -191,19 +191,17 @@ class Explanation:
         """
         from vitx.methods import title_of
         from vitx.pictures.render import overlays
-        from vitx.pictures.views import slices_of, strip_width, strips
+        from vitx.pictures.views import laid_out, slices_of, tile_width
 
         pixels, note = self._shown()
-        heat = self.heatmaps(tuple(pixels.shape[1:-1]))
-        drawn = self.signed_overlays() if signed else overlays(pixels, heat, colormap)
+        size = tuple(pixels.shape[1:-1])
+        drawn = self.signed_overlays() if signed else overlays(pixels, self.heatmaps(size), colormap)
         title = title_of(self.method) or "map"
-        if pixels.ndim == 4 and self.channels is not None:
-            return self._drawn({"input": pixels, title: drawn}, 224, note, class_names, colormap, signed)
-        of_image = 1 if self.channels is None or self.images is None else self.images.shape[self.channels]
-        slices = slices_of(tuple(pixels.shape[1:-1]), of_image, view, time_axis)
-        found = strips([pixels, drawn], heat, slices)
-        columns = {f"{slices.said}; below, {title}": found}
-        return self._drawn(columns, strip_width(found), note, class_names, colormap, signed)
+        channels = 1 if self.images is None else self.images.shape[self.channels or 0]
+        slices = slices_of(size, None if self.channels is None else channels, view, time_axis)
+        columns = laid_out(pixels, {title: drawn}, {title: self.maps}, slices)
+        width = tile_width(columns, slices)
+        return self._drawn(columns, width, note, class_names, colormap, signed)
 
     def _drawn(
         self,

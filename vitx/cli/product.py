@@ -19,9 +19,7 @@ from vitx.methods import title_of
 from vitx.models.classes import short
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of
-from vitx.pictures.views import slices_of, strip_width, strips
-
-_TILE_WIDTH = 224
+from vitx.pictures.views import laid_out, slices_of, tile_width
 
 
 @dataclass(frozen=True)
@@ -111,25 +109,17 @@ class Product:
         """Draws the input beside the maps, (height, width, 3) uint8."""
         assert finding.pixels is not None
         pixels = torch.from_numpy(finding.pixels)[None]
-        columns, width = {"input": pixels}, _TILE_WIDTH
-        for title, one in zip(self.columns(finding), finding.maps, strict=True):
-            columns[title] = self._overlay(pixels, one)
-        if pixels.ndim == 5:
-            columns, width = self._strip(columns, finding)
+        titled = dict(zip(self.columns(finding), finding.maps, strict=True))
+        drawn = {title: self._overlay(pixels, one) for title, one in titled.items()}
+        maps = {title: torch.from_numpy(one.values)[None] for title, one in titled.items()}
+        slices = slices_of(tuple(pixels.shape[1:-1]), self.channels)
+        columns = laid_out(pixels, drawn, maps, slices)
         legend: dict[str, Any] = (
             {"colormap": render.SIGNED[0], "ends": render.SIGNED[1]} if self.signed else {}
         )
         captions = [self._caption(finding)]
         note = "; ".join(filter(None, (self._question(finding), finding.note)))
-        return render.grid(columns, captions, tile_width=width, note=note, **legend)
-
-    def _strip(self, columns: dict[str, Tensor], finding: Finding) -> tuple[dict[str, Tensor], int]:
-        """Returns a clip as one column, its frames side by side and its maps below; and how wide that is."""
-        pixels = columns["input"]
-        slices = slices_of(tuple(pixels.shape[1:-1]), self.channels)
-        heat = torch.from_numpy(finding.maps[0].values)[None]
-        found = strips(list(columns.values()), heat, slices)
-        return {f"{slices.said}; rows: {', '.join(columns)}": found}, strip_width(found)
+        return render.grid(columns, captions, tile_width=tile_width(columns, slices), note=note, **legend)
 
     def columns(self, finding: Finding) -> list[str]:
         """Returns a title for each map: the method, and the class where there are several."""

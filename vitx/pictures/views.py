@@ -1,6 +1,6 @@
 """Clips, volumes and spectrograms as flat pictures: a few slices side by side, their maps below."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -8,9 +8,11 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.inputs.clips import evenly
+from vitx.pictures.render import heatmaps, say_uniform
 
 View = Literal["frames", "planes"]
 MOST_FRAMES = 8
+_PICTURE = 224  # pixels
 _NARROWEST, _WIDEST = 448, 1344  # pixels of a strip
 _GAP, _PAPER = 2, 255  # pixels between slices, and their colour
 
@@ -30,16 +32,16 @@ class Slices(NamedTuple):
 
 def slices_of(
     size: tuple[int, ...],
-    channels: int,
+    channels: int | None,
     view: View | None = None,
     time_axis: int | None = None,
     most_frames: int = MOST_FRAMES,
-) -> Slices:
-    """Chooses what is shown.
+) -> Slices | None:
+    """Chooses what is shown; None: a picture, which is shown whole.
 
     Args:
-        size: (T, H, W) of a clip, (D, H, W) of a volume, (F, T) of a spectrogram.
-        channels: how many there are.
+        size: (H, W) of a picture, (T, H, W) of a clip, (D, H, W) of a volume, (F, T) of a spectrogram.
+        channels: how many there are; None: it is a spectrogram.
         view: "frames", evenly spaced, or "planes", the three through the brightest place; by default frames
             where there are three channels, as of colours.
         time_axis: of a spectrogram (B, F, T) or (B, T, F), the dimension of time; by default the longer one.
@@ -49,7 +51,7 @@ def slices_of(
         VitxError: There is no such view or axis.
     """
     if len(size) == 2:
-        return _spectrogram(size, time_axis)
+        return None if channels is not None else _spectrogram(size, time_axis)
     if view not in ("frames", "planes", None):
         raise VitxError(f"view must be 'frames' or 'planes', found {view!r}")
     if view == "planes" or (view is None and channels != 3):
@@ -60,11 +62,35 @@ def slices_of(
     return Slices(said, lambda clip, _: [clip[number] for number in shown])
 
 
-def strips(shown: Sequence[Tensor], heat: Tensor, slices: Slices) -> Tensor:
-    """Sets the slices of each one side by side, one strip below the other.
+def laid_out(
+    pixels: Tensor, drawn: Mapping[str, Tensor], maps: Mapping[str, Tensor], slices: Slices | None
+) -> dict[str, Tensor]:
+    """Lays out the input and what was drawn over it: columns, or strips one below the other as one column.
+
+    What was drawn of maps that are nearly uniform says so.
 
     Args:
-        shown: what of each one is a strip, as the input and what was drawn over it; (B, ..., 3) uint8 each.
+        pixels: (B, ..., 3) uint8, on the CPU.
+        drawn: title -> pixels with a map over them, of the same shape.
+        maps: title -> the map, (B, ...), >= 0; the brightest place of the first one is looked for.
+        slices: what is shown; None: all.
+
+    Returns:
+        Title -> (B, height, width, 3) uint8.
+    """
+    if slices is None:
+        return {"input": pixels} | {title: say_uniform(one, maps[title]) for title, one in drawn.items()}
+    heat = heatmaps(next(iter(maps.values())), tuple(pixels.shape[1:-1]))
+    rows = [strips(pixels, heat, slices)]
+    rows += [say_uniform(strips(one, heat, slices), maps[title]) for title, one in drawn.items()]
+    return {f"{', '.join(('input', *drawn))}: {slices.said}": torch.cat(rows, 1)}
+
+
+def strips(pictures: Tensor, heat: Tensor, slices: Slices) -> Tensor:
+    """Sets the slices of each one side by side.
+
+    Args:
+        pictures: (B, ..., 3) uint8.
         heat: (B, ...), the map that tells the brightest place.
         slices: what of it is shown.
 
@@ -72,15 +98,17 @@ def strips(shown: Sequence[Tensor], heat: Tensor, slices: Slices) -> Tensor:
         (B, height, width, 3) uint8.
     """
     rows = []
-    for number, found in enumerate(heat.cpu()):
+    for picture, found in zip(pictures, heat.cpu(), strict=True):
         peak = tuple(int(place) for place in torch.unravel_index(found.argmax(), found.shape))
-        rows.append(torch.cat([_beside(slices.cut(part[number], peak)) for part in shown]))
+        rows.append(_beside(slices.cut(picture, peak)))
     return torch.stack(rows)
 
 
-def strip_width(found: Tensor) -> int:
-    """How wide strips, (B, height, width, 3), are drawn: readable, and no wider than a screen."""
-    return min(max(found.shape[2], _NARROWEST), _WIDEST)
+def tile_width(columns: Mapping[str, Tensor], slices: Slices | None) -> int:
+    """How wide columns are drawn: a strip is readable, and no wider than a screen."""
+    if slices is None:
+        return _PICTURE
+    return min(max(next(iter(columns.values())).shape[2], _NARROWEST), _WIDEST)
 
 
 def _planes(volume: Tensor, peak: tuple[int, ...]) -> list[Tensor]:

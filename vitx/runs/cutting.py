@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from vitx.errors import VitxError
 from vitx.pictures.render import FAINT, GAP, LINE, PAPER, TILE_WIDTH, write
 
+_MOST_NOTES = 4  # lines below the legend
 _LIKE = 0.5  # of the difference to an empty line: fonts differ a little from version to version
 
 
@@ -35,7 +36,17 @@ def cut(picture: NDArray[np.uint8]) -> list[Row]:
     Raises:
         VitxError: The picture is no such grid.
     """
-    height, width = picture.shape[0] - 3 * LINE, picture.shape[1]
+    for notes in range(_MOST_NOTES + 1):
+        found = _rows(picture[LINE : len(picture) - (2 + notes) * LINE])
+        if found:
+            return found
+    height, width = picture.shape[:2]
+    raise VitxError(f"a picture of {width} x {height} pixels is no grid of vitx")
+
+
+def _rows(picture: NDArray[np.uint8]) -> list[Row]:
+    """Cuts what lies between titles and legend; nothing is found where that is something else."""
+    height, width = picture.shape[:2]
     columns = (width - GAP) // (TILE_WIDTH + GAP)
     lefts = [GAP + column * (TILE_WIDTH + GAP) for column in range(columns)]
     # Overlays are never white, what is between the rows is: that tells how many there are.
@@ -43,7 +54,7 @@ def cut(picture: NDArray[np.uint8]) -> list[Row]:
     for count in range(height // (LINE + GAP + 1) if fits else 0, 0, -1):
         if height % count:
             continue
-        rows = picture[LINE : LINE + height].reshape(count, -1, width, 3)
+        rows = picture.reshape(count, -1, width, 3)
         drawn = (rows[:, :, lefts[-1] : lefts[-1] + TILE_WIDTH] != 255).any(-1).all((0, 2))
         if (rows[:, -GAP:] == 255).all() and drawn[-GAP - 1]:
             top = LINE * max(1, int(drawn[::LINE].argmax()))  # captions have one or more lines
@@ -51,7 +62,7 @@ def cut(picture: NDArray[np.uint8]) -> list[Row]:
                 Row(row[:top], tuple(row[top:-GAP, left : left + TILE_WIDTH] for left in lefts))
                 for row in rows
             ]
-    raise VitxError(f"a picture of {width} x {picture.shape[0]} pixels is no grid of vitx")
+    return []
 
 
 def read_titles(picture: NDArray[np.uint8], known: Iterable[str]) -> list[str]:

@@ -15,6 +15,7 @@ from vitx.runs.playback import Picture
 _LENGTH, _SHORTEST, _LONGEST, _HELD = 8000, 80, 700, 2500  # of a film and of its frames, in milliseconds
 _PAPER, _SAME = 254, 255  # the colours after those that are chosen: white, and what stays as it was
 _SAMPLED = 200_000  # pixels that the colours are chosen by
+_LEGEND = 4  # lines at the bottom, with two of a note
 _ALIKE = 4  # of 256, by which colours may differ that are counted as one
 _NOISE = 8  # of 256
 _ORDER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]])  # Bayer's
@@ -55,7 +56,7 @@ def _table(frames: Sequence[Picture]) -> Image.Image:
     colours, counts = np.unique(codes, return_counts=True)
     shades = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], 1) * _ALIKE + _ALIKE // 2
     strip = np.repeat(shades.astype(np.uint8), np.ceil(np.sqrt(counts)).astype(int), axis=0)
-    legend = _without_paper(frames[0][-2 * LINE :].reshape(-1, 3))
+    legend = _without_paper(frames[0][-_LEGEND * LINE :].reshape(-1, 3))
     strip = np.concatenate([strip, np.resize(legend, (len(strip) // 8, 3))])
     return Image.fromarray(strip[None]).quantize(
         _PAPER, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE

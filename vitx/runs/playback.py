@@ -163,10 +163,11 @@ class FromGrids:
     def grid(self, firing: int, images: Sequence[int], tile_width: int = render.TILE_WIDTH) -> Picture:
         """Joins the rows of some images anew, between the titles and the legend."""
         grid, cut_out = self._seen(firing)
-        height = (len(grid) - 3 * render.LINE) // len(cut_out)
+        height = len(cut_out[0].caption) + len(cut_out[0].tiles[0]) + render.GAP
+        legend = grid[render.LINE + height * len(cut_out) :]
         tops = [render.LINE + image * height for image in images]
         rows = [grid[top : top + height] for top in tops]
-        return np.concatenate([grid[: render.LINE], *rows, grid[-2 * render.LINE :]])
+        return np.concatenate([grid[: render.LINE], *rows, legend])
 
     def _kind(self, firing: int) -> tuple[tuple[int, ...], int, int]:
         """The shape of the pictures at a firing, how many images there are, and how many columns."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from vitx.methods import title_of
 from vitx.models.outputs import Kind
 from vitx.pictures import render
 from vitx.pictures.captions import captions_of, class_name
-from vitx.pictures.views import slices_of, strips
+from vitx.pictures.views import laid_out, slices_of
 from vitx.runs.saved import FRAMES_IN_A_CARD, save_images, save_maps
 from vitx.watch.explaining import Target
 from vitx.watch.images import Samples
@@ -78,26 +77,16 @@ def draw(
     maps = {title_of(name): explanation.maps[shown] for name, explanation in found.items()}
     captions = captions_of(_logits(found, samples), _labels(samples), class_names, kind)
     of_one = next(iter(found.values()))
-    if pixels.ndim > 4 or of_one.channels is None:
-        channels = 1 if of_one.channels is None else samples.images.shape[of_one.channels]
-        columns = _strip(pixels, maps, channels, colormap)
-        return render.grid(columns, captions, colormap=colormap, note=note, tile_width=_CARD)
-    columns = {"input": pixels}
-    for title, values in maps.items():
-        columns[title] = render.overlaid(pixels, values, colormap)
-    return render.grid(columns, captions, colormap=colormap, note=note)
-
-
-def _strip(pixels: Tensor, maps: Mapping[str, Tensor], channels: int, colormap: str) -> dict[str, Tensor]:
-    """Returns clips, volumes or spectrograms as one column: the input, and each method's map below."""
     size = tuple(pixels.shape[1:-1])
+    channels = None if of_one.channels is None else samples.images.shape[of_one.channels]
     slices = slices_of(size, channels, most_frames=FRAMES_IN_A_CARD)
-    first = render.heatmaps(next(iter(maps.values())), size)
-    rows = [strips([pixels], first, slices)]
-    for values in maps.values():
-        drawn = render.overlays(pixels, render.heatmaps(values, size), colormap)
-        rows.append(render.say_uniform(strips([drawn], first, slices), values))
-    return {f"input, {', '.join(maps)}: {slices.said}": torch.cat(rows, 1)}
+    drawn = {
+        title: render.overlays(pixels, render.heatmaps(values, size), colormap)
+        for title, values in maps.items()
+    }
+    columns = laid_out(pixels, drawn, maps, slices)
+    width = render.TILE_WIDTH if slices is None else _CARD
+    return render.grid(columns, captions, colormap=colormap, note=note, tile_width=width)
 
 
 def about(target: Target, class_names: Sequence[str] | None, kind: Kind | None = "class") -> str:
