@@ -21,7 +21,7 @@ OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay
 # Three tiles with their gaps are 350 pixels wide, as TensorBoard's card is: text stays sharp where nothing
 # is scaled.
 TILE_WIDTH, GAP = 110, 5
-_TEXT_SIZE = 13
+_TEXT_SIZE, _SMALLEST = 13, 4
 LINE = 19
 UNIFORM = 0.99  # of the entropy
 _HEADING_SIZE, _HEADING = 15, 26
@@ -185,6 +185,8 @@ def stamp(pictures: Tensor, texts: Sequence[str]) -> Tensor:
         canvas = Image.fromarray(picture.numpy())
         if text:
             height = max(8, round(min(canvas.size) * _TEXT_SIZE / TILE_WIDTH))
+            while height > _SMALLEST and font(height).getlength(text) > canvas.width:
+                height -= 1
             draw, typeface = ImageDraw.Draw(canvas), font(height)
             draw.rectangle((0, canvas.height - 1.4 * height, canvas.width, canvas.height), INK)
             draw.text((canvas.width / 2, canvas.height - 0.2 * height), text, PAPER, typeface, anchor="md")
