@@ -249,6 +249,10 @@ READS = {
         lambda tokens: torch.stack([tokens[:, 0], tokens[:, 1:].mean(1)]).sum(0),
         "token+patches",
     ),
+    "sequences of one length": (
+        lambda tokens: nn.utils.rnn.pad_sequence(list(tokens[:, 1:]), batch_first=True).mean(1),
+        "patches",
+    ),
 }
 
 

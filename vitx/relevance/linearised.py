@@ -9,6 +9,7 @@ Sources: Ali et al. 2022 (arXiv 2202.07304), Achtibat et al. 2024 (arXiv 2402.05
 2411.16760).
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,10 +51,6 @@ def _biased(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any]
 
 def _added(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]) -> Any:
     """What is added to what depends on the image, or stands beside it, is a constant."""
-
-    def added(value: Tensor) -> Any:
-        return value if watched.get(value) is not None else watched.added(value)
-
     like = live[0].real()
     if (
         watched.accounts
@@ -64,8 +61,39 @@ def _added(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any],
         numbers = [isinstance(value, (int, float)) and place < 2 for place, value in enumerate(args)]
         pairs = zip(args, numbers, strict=True)
         args = tuple(like.new_tensor(value) if number else value for value, number in pairs)
-    given, named = replaced((args, kwargs), added)
+    given, named = replaced((args, kwargs), partial(_leaf, watched))
     return func(*given, **named)
+
+
+def _blended(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]) -> Any:
+    """`lerp`: two that are added, by a weight that is a constant factor."""
+    start, end, *weight = args
+    in_place = func.__name__.endswith("_")
+    begin = start if in_place else _leaf(watched, start)
+    options = {name: held(value) for name, value in kwargs.items()}
+    return func(begin, _leaf(watched, end), *map(held, weight), **options)
+
+
+def _added_product(
+    watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]
+) -> Any:
+    """`addcmul`: a sum of something and a product of two."""
+    in_place = func.__name__.endswith("_")
+    given, *factors = args
+    start = given.clone() if in_place else given
+    with torch.no_grad():
+        exact = func(start.clone(), *factors, **kwargs)
+    product = _multiplied(watched, torch.mul, tuple(factors), {}, watched.found_in(*factors))
+    summed = linear(
+        _leaf(watched, start) + kwargs.get("value", 1) * product, exact, lambda gradient: gradient
+    )
+    return given.copy_(summed) if in_place else summed
+
+
+def _leaf(watched: "Shadow", value: Any) -> Any:
+    """Returns a summand as a leaf of the graph, unless it depends on the image."""
+    constant = isinstance(value, Tensor) and watched.get(value) is None
+    return watched.added(value) if constant else value
 
 
 def _log_softmax(
@@ -157,6 +185,8 @@ RULES: dict[Function, Held] = {
     **dict.fromkeys(SOFTMAX, _softmax),
     **dict.fromkeys(SUMS | JOINED, _added),
     **dict.fromkeys(named("linear") | CONVOLUTIONS | TRANSPOSED, _biased),
+    **dict.fromkeys(named("lerp", "lerp_"), _blended),
+    **dict.fromkeys(named("addcmul", "addcmul_"), _added_product),
     **dict.fromkeys(MULTIPLIED, _multiplied),
     **dict.fromkeys(DIVIDED, _divided),
     **dict.fromkeys(PRODUCTS, _product),

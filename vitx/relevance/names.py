@@ -167,6 +167,7 @@ SHAPES = SHAPES | {Tensor.__getitem__}
 JOINED = named(
     *("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "where", "scatter"),
     *("index_copy", "masked_scatter", "index_put", "broadcast_tensors", "meshgrid"),
+    "pad_sequence",
 )
 SELECTED = named(
     *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "amax", "amin"),
