@@ -75,8 +75,10 @@ def test_image_and_constants_add_up_to_the_score(name):
 
 def test_what_is_not_linearised_is_said():
     model = vit(read=lambda tokens: torch.sin(3 * tokens)[:, 0])
-    with pytest.raises(VitxError, match=r"% of the score was accounted for"):
+    with pytest.raises(VitxError, match=r"% of the score was accounted for.* is not known$"):
         explain(model, IMAGES, "evidence")
+    with pytest.raises(VitxError, match=r"or rounding is to blame: try model.double\(\)"):
+        explain(model.float(), IMAGES.float(), "evidence")
 
 
 @pytest.mark.parametrize("name", models.FAMILIES)

@@ -291,9 +291,11 @@ class Way:
         share = 1 + (added.sum() - logits) / torch.where(size == 0, 1, size)
         rounding = 2 * torch.finfo(self._score.dtype).eps  # which is more in half precision
         if abs(share.item() - 1) > max(_TOLERANCE, rounding):
+            double = self._score.dtype == torch.float64
             raise VitxError(
                 f"{share.item():.1%} of the score was accounted for by the image and the constants of the "
                 "model, not all of it: the model computes something whose part in the score is not known"
+                + ("" if double else "; or rounding is to blame: try model.double() and images.double()")
             )
         return share[None]
 
