@@ -15,7 +15,7 @@ from PIL import Image
 from skimage import data
 
 import vitx
-from vitx.inputs.prepared import as_tensor
+from vitx.inputs.prepared import prepared
 from vitx.methods import title_of
 from vitx.models.checkpoints import model_of_weights
 from vitx.models.classes import known_class_names, short
@@ -32,7 +32,7 @@ def main(weights: str | None = None) -> None:
     else:
         model = model_of_weights(MODEL, Path(weights))
     photographs = [Image.fromarray(photograph()) for photograph in (data.chelsea, data.coffee, data.rocket)]
-    images = as_tensor(model, photographs)
+    images, _ = prepared(model, photographs)
     found = vitx.explain_methods(model, images, {name: {} for name in vitx.methods()})
     first = next(iter(found.values()))
     columns = {"input": first.pixels()}

@@ -1,0 +1,342 @@
+"""Draws how relevance goes back through one transformer block, with the numbers of a tiny model.
+
+python docs/make_block_drawing.py
+
+A ViT of two blocks learns, in a few seconds, to name the colour of a square in noise. vitx explains one
+picture by attention rollout. The drawing shows the relevance at each step of block 1, read off the shadows
+that stand beside the model's own tensors.
+"""
+
+import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import vitx
+from vitx.methods.rollout import Rollouts
+from vitx.relevance.shadow import Shadow
+from vitx.relevance.way_back import Way, shadowed
+
+COLOURS = {"red": (0.9, 0.2, 0.15), "green": (0.15, 0.7, 0.25), "blue": (0.2, 0.35, 0.95)}
+COLOURS |= {"yellow": (0.95, 0.8, 0.1)}
+SIZE, PATCH = 32, 16
+IMAGE = 2  # of those that it did not learn from: one in which all patches have a share
+
+
+def squares(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Images of noise with one square, in the middle of a patch, and its colour."""
+    generator = torch.Generator().manual_seed(seed)
+    images = 0.25 + 0.5 * torch.rand(count, 3, SIZE, SIZE, generator=generator)
+    labels = torch.randint(len(COLOURS), (count,), generator=generator)
+    places = torch.randint(4, (count,), generator=generator)
+    for image, label, place in zip(images, labels, places.tolist(), strict=True):
+        y, x = (PATCH * number + 4 for number in divmod(place, 2))
+        image[:, y : y + 8, x : x + 8] = torch.tensor(list(COLOURS.values()))[label][:, None, None]
+    return images, labels
+
+
+def trained() -> nn.Module:
+    """A ViT of two blocks that names the colour."""
+    torch.manual_seed(1)
+    options = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=len(COLOURS), **options)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    images, labels = squares(300 * 64, seed=0)
+    for batch, wanted in zip(images.split(64), labels.split(64), strict=True):
+        F.cross_entropy(model(batch), wanted).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    images, labels = squares(200, seed=1)
+    right = (model.eval()(images).argmax(1) == labels).float().mean()
+    assert right > 0.99, f"the model did not learn: it names {right:.0%}"
+    return model.double()
+
+
+@dataclass
+class Steps:
+    """The relevance of one image at each step: (4,) of the logits, (tokens,) of the tokens.
+
+    Attributes:
+        logits: where it starts.
+        after_2: of the tokens that block 2 put out.
+        after_1: of those that block 1 put out.
+        between: of those between attention and MLP of block 1.
+        taken: what goes through the attention of block 1 to each token.
+        before_1: of the tokens that enter block 1.
+        attention: A of block 1, the mean of its heads, (tokens, tokens).
+        maps: of the patches, by `vitx.explain`.
+    """
+
+    logits: Tensor
+    after_2: Tensor
+    after_1: Tensor
+    between: Tensor
+    taken: Tensor
+    before_1: Tensor
+    attention: Tensor
+    maps: Tensor
+
+
+@contextmanager
+def seen(watched: Shadow, parts: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Yields the shadow of what goes into each of these parts of a model, once it ran."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, given: Tensor) -> None:
+        live = watched.get(given)
+        assert live is not None
+        found[name] = live.thin
+
+    handles = [
+        part.register_forward_pre_hook(lambda _, given, name=name: keep(name, given[0]))
+        for name, part in parts.items()
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def followed(model: nn.Module, image: Tensor) -> Steps:
+    """Follows the relevance of one image, (1, 3, H, W), from the logits to the pixels."""
+    first, second = model.blocks
+    parts = {"before_1": first.norm1, "between": first.norm2, "after_1": second.norm1, "after_2": model.norm}
+    options = {"gradients": False, "linearised": False, "accounts": False, "head_fusion": None}
+    with shadowed(model, image, **options) as watched, seen(watched, parts) as shadows:
+        with watched, torch.no_grad():
+            logits = model(image)
+        way = Way(watched, logits)
+        watched.attentions.begin(Rollouts("mean", 0.0, 0))
+        values = way.layers[0].values  # which the attention of block 1 reads
+        ends = [shadows[name] for name in parts] + [values]
+        found = torch.autograd.grad(way._end, ends, way._start())
+        start = way._start()[0]
+    of_tokens = {name: part[0].sum(1) for name, part in zip(parts, found, strict=False)}
+    with vitx.capture(model) as trace, torch.no_grad():
+        model(image)
+    explanation = vitx.explain(model, image, "rollout")
+    steps = Steps(
+        logits=start,
+        taken=found[-1][0].sum((0, 2)),
+        attention=trace.attentions()[0][0].mean(0),
+        maps=explanation.maps[0].flatten(),
+        **of_tokens,
+    )
+    check(steps)
+    return steps
+
+
+def check(steps: Steps) -> None:
+    """The drawing says of each step what the rule of attention rollout says, and all sums are 1."""
+    for whole in (steps.logits, steps.after_2, steps.after_1, steps.between, steps.before_1):
+        torch.testing.assert_close(whole.sum(), whole.new_tensor(1.0))
+    torch.testing.assert_close(steps.between, steps.after_1)
+    torch.testing.assert_close(steps.taken, steps.between / 2 @ steps.attention)
+    torch.testing.assert_close(steps.before_1, steps.between / 2 + steps.taken)
+    torch.testing.assert_close(steps.maps, steps.before_1[1:])
+
+
+WIDTH, HEIGHT = 720, 1010
+COLUMNS = (270, 350, 430, 510, 590)
+TOTAL = 676  # where sums stand
+STYLE = """
+  text { font-family: system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; font-size: 15px }
+  .small { font-size: 13.5px } .title { font-size: 19px; font-weight: 600 } .bold { font-weight: 600 }
+  .mid { text-anchor: middle } .end { text-anchor: end } .sharp { image-rendering: pixelated }
+  .card { fill: #fcfcfb } .ink { fill: #1f1d1a } .soft { fill: #66625b } .on { fill: #ffffff }
+  .box { fill: #ffffff; stroke: #b9b4aa } .own { stroke: #66625b; stroke-dasharray: 4 3; fill: none }
+  .flow { stroke: #d9480f; fill: none } .heat { fill: #d9480f } .zone { fill: #efece6 }
+  .clear { paint-order: stroke; stroke-width: 4px; stroke: #fcfcfb }
+  @media (prefers-color-scheme: dark) {
+    .card { fill: #1d1e22 } .ink { fill: #f1efea } .soft { fill: #b3aea4 }
+    .box { fill: #27282d; stroke: #6a675f } .own { stroke: #b3aea4 }
+    .flow { stroke: #ff8a4c } .heat { fill: #e8590c } .zone { fill: #2a2b31 }
+    .clear { stroke: #1d1e22 }
+  }
+"""
+
+
+def number(value: float) -> str:
+    """A share with two digits."""
+    return f"{value:.2f}"
+
+
+def text(x: float, y: float, words: str, kind: str = "ink") -> str:
+    """One line of text."""
+    return f'<text x="{x}" y="{y}" class="{kind}">{words}</text>'
+
+
+def label(y: float, title: str, *lines: str) -> str:
+    """What the left column says of a step."""
+    rest = [text(18, y + 19 * (place + 1), line, "soft small") for place, line in enumerate(lines)]
+    return "".join([text(18, y, title, "ink bold"), *rest])
+
+
+def row(y: float, values: Tensor, columns: tuple[int, ...] = COLUMNS) -> str:
+    """The relevance of tokens: the more, the fuller."""
+    drawn = []
+    for x, value in zip(columns, values.tolist(), strict=True):
+        box = f'x="{x - 32}" y="{y - 18}" width="64" height="36" rx="7"'
+        drawn.append(f'<rect {box} class="box"/><rect {box} class="heat" opacity="{value**0.7:.3f}"/>')
+        drawn.append(text(x, y + 5, number(value), "mid " + ("on bold" if value > 0.4 else "ink")))
+    return "".join(drawn)
+
+
+def flow(x1: float, y1: float, x2: float, y2: float, value: float, bend: float = 0) -> str:
+    """Relevance on its way from one place to another; the more, the broader."""
+    if value < 0.002:
+        return ""
+    width = max(1.2, 16 * value)
+    opacity = 0.35 + 0.45 * min(1, 2 * value)
+    middle = (y1 + y2) / 2
+    path = f"M{x1},{y1} C{x1 + bend},{middle} {x2 + bend},{middle} {x2},{y2}"
+    return f'<path d="{path}" class="flow" stroke-width="{width:.1f}" opacity="{opacity:.2f}"/>'
+
+
+def total(y: float, *words: str) -> str:
+    """What a row sums to."""
+    return "".join(text(TOTAL, y + 5 + 19 * place, line, "mid ink bold") for place, line in enumerate(words))
+
+
+def pixels(image: Tensor) -> str:
+    """The picture as a PNG that stands in the SVG."""
+    file = BytesIO()
+    shown = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    Image.fromarray(np.ascontiguousarray(shown)).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def head(steps: Steps) -> str:
+    """From the logits to the tokens that block 1 put out."""
+    logits = (200, 270, 340, 410)
+    drawn = [flow(x, 116, COLUMNS[0], 180, value) for x, value in zip(logits, steps.logits, strict=True)]
+    drawn += ['<rect x="230" y="234" width="400" height="46" rx="9" class="zone"/>']
+    drawn += [flow(COLUMNS[0], 216, x, 298, value) for x, value in zip(COLUMNS, steps.after_1, strict=True)]
+    drawn += [label(254, "block 2", "the same steps as block 1")]
+    drawn += [row(98, steps.logits, logits), row(198, steps.after_2), row(316, steps.after_1)]
+    drawn += [label(94, "the logits", "1, shared evenly")]
+    drawn += [label(178, "tokens after block 2", "the head reads the", "class token alone")]
+    drawn += [label(312, "tokens after block 1")]
+    names = ("class", "patch 1", "patch 2", "patch 3", "patch 4")
+    drawn += [text(x, 172, name, "soft small mid") for x, name in zip(COLUMNS[1:], names[1:], strict=True)]
+    drawn += [text(COLUMNS[0] - 37, 203, names[0], "soft small end")]
+    return "".join([*drawn, total(98, "1.00"), total(198, "1.00"), total(316, "1.00")])
+
+
+def block(steps: Steps) -> str:
+    """Through block 1: MLP and residual, then attention and residual."""
+    drawn = []
+    for x, value in zip(COLUMNS, (steps.after_1 / 2).tolist(), strict=True):
+        drawn += [flow(x - 12, 334, x - 12, 412, value), flow(x + 12, 334, x + 12, 412, value)]
+        drawn += [f'<rect x="{x - 2}" y="358" width="38" height="26" rx="5" class="box"/>']
+        drawn += [text(x + 17, 376, "MLP", "soft mid small")]
+    drawn += [
+        label(
+            358,
+            "MLP and its residual",
+            "half through the MLP, half",
+            "past it: both lead to the",
+            "same token",
+        )
+    ]
+    drawn += [row(430, steps.between), total(430, "1.00")]
+    drawn += ['<rect x="230" y="520" width="400" height="138" rx="9" class="zone"/>']
+    half = (steps.between / 2).tolist()
+    for x, value in zip(COLUMNS, half, strict=True):
+        drawn += [flow(x - 28, 448, x - 28, 742, value), flow(x + 8, 448, x + 8, 552, value)]
+    for query, (x, share) in enumerate(zip(COLUMNS, half, strict=True)):
+        for key, other in enumerate(COLUMNS):
+            drawn += [flow(x + 8, 552, other + 8, 640, share * float(steps.attention[query, key]))]
+    for x, value, taken in zip(COLUMNS, half, steps.taken.tolist(), strict=True):
+        drawn += [flow(x + 8, 640, x + 8, 742, taken)]
+        for y, other in ((492, value), (700, taken)):
+            drawn += [text(x - 9, y, number(value), "ink small mid clear")]
+            drawn += [text(x + 28, y, number(other), "ink small mid clear")]
+    drawn += [label(462, "residual around attention", "each token keeps half ...")]
+    drawn += [
+        label(
+            560,
+            "attention A",
+            "... and the other half goes",
+            "to the tokens that it",
+            "attends to, in shares of A",
+        )
+    ]
+    drawn += [label(704, "the residual again", "kept and taken, added")]
+    drawn += [row(760, steps.before_1)]
+    drawn += [total(492, "0.50", "+ 0.50"), total(700, "0.50", "+ 0.50"), total(760, "1.00")]
+    return "".join(drawn)
+
+
+def picture(steps: Steps, image: Tensor) -> str:
+    """From the tokens that enter block 1 to the pixels."""
+    source, drawn = pixels(image), []
+    for place, x in enumerate(COLUMNS[1:]):
+        drawn += [flow(x, 778, x, 812, float(steps.maps[place]))]
+        down, right = divmod(place, 2)
+        view = f"{right * PATCH} {down * PATCH} {PATCH} {PATCH}"
+        drawn += [
+            f'<svg x="{x - 32}" y="812" width="64" height="64" viewBox="{view}">'
+            f'<image href="{source}" width="{SIZE}" height="{SIZE}" class="sharp"/></svg>'
+        ]
+        drawn += [text(x, 896, number(float(steps.maps[place])), "mid ink bold")]
+    own = float(steps.before_1[0])
+    drawn += [flow(COLUMNS[0], 778, COLUMNS[0], 812, own)]
+    drawn += [f'<rect x="{COLUMNS[0] - 32}" y="812" width="64" height="64" rx="7" class="own"/>']
+    drawn += [
+        text(COLUMNS[0], 840, "no", "mid soft small"),
+        text(COLUMNS[0], 858, "pixels", "mid soft small"),
+    ]
+    drawn += [text(COLUMNS[0], 896, number(own), "mid ink bold")]
+    drawn += [
+        label(
+            830,
+            "the pixels",
+            "the shares of the four",
+            "patches are the map; the",
+            "class token is the model's",
+        )
+    ]
+    drawn += [text(18, 906, "own, and its share ends here", "soft small"), total(891, "1.00")]
+    seen = number(float(steps.maps.sum()))
+    whole = f"conservation: {number(own)} at the class token + {seen} at the pixels = 1.00"
+    return "".join([*drawn, text(WIDTH / 2, 950, whole, "mid ink bold")])
+
+
+def main() -> None:
+    """Writes docs/block.svg."""
+    model = trained()
+    image = squares(IMAGE + 1, seed=1)[0][IMAGE:].double()
+    steps = followed(model, image)
+    foot = (
+        "Real numbers, rounded, of a tiny ViT that names the colour of a square. Method: attention rollout."
+    )
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img">',
+        "<title>Relevance on its way back through one transformer block</title>",
+        f"<style>{STYLE}</style>",
+        f'<rect width="{WIDTH}" height="{HEIGHT}" rx="14" class="card"/>',
+        text(18, 36, "Relevance on its way back through one block", "ink title"),
+        text(18, 58, "from the logits, at the top, to the pixels", "soft"),
+        text(TOTAL, 58, "sum", "mid soft"),
+        head(steps),
+        block(steps),
+        picture(steps, image),
+        text(WIDTH / 2, 980, foot, "mid soft small"),
+        "</svg>",
+    ]
+    (Path(__file__).parent / "block.svg").write_text("\n".join(parts) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
