@@ -8,7 +8,10 @@ import re
 import shlex
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -190,3 +193,31 @@ def test_every_block_runs(page):
 def test_every_block_is_of_a_kind_that_is_tested(page):
     opened = re.findall(r"^ *```(.*)\n(?:.*\n)*? *```$", (ROOT / page).read_text(), re.MULTILINE)
     assert set(opened) <= {"python", "bash", "yaml", "text"}
+
+
+def public(module: str) -> dict[str, Any]:
+    """The names that a module says are public, or the functions and classes that it defines."""
+    found = import_module(module)
+    own = [name for name, value in vars(found).items() if getattr(value, "__module__", None) == module]
+    names = getattr(found, "__all__", [name for name in own if not name.startswith("_")])
+    return {f"{module}.{name}": getattr(found, name) for name in names}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "vitx",
+        "vitx.callbacks",
+        "vitx.judging.perturbation",
+        "vitx.metrics",
+        "vitx.relevance",
+        "vitx.watch",
+    ],
+)
+def test_the_api_pages_list_everything_public(module):
+    shown: list[Any] = []
+    for page in (ROOT / "docs/api").glob("*.md"):
+        for name in re.findall("^::: (.*)", page.read_text(), re.MULTILINE):
+            found = resolve_name(name)
+            shown += public(name).values() if isinstance(found, ModuleType) else [found]
+    assert [name for name, value in public(module).items() if value not in shown] == []
