@@ -203,7 +203,7 @@ def test_what_a_forward_asks_for_by_name_is_taken_from_the_batch():
 @pytest.mark.parametrize(
     ("module", "options", "sentence"),
     [
-        (NoForward, {}, "NoForward.forward is not written: give forward_fn"),
+        (NoForward, {}, "NoForward.forward is not implemented: give forward_fn"),
         (NeedsAge, {}, "NeedsAge.forward takes more than images, and the batch has no 'age'"),
         (SmallClassifier, {"forward_fn": lambda module, images, age: None}, "forward_fn takes more than im"),
         (SmallClassifier, {"weights": "ema"}, "needs averaged weights"),

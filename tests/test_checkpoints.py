@@ -137,7 +137,7 @@ class TestCreate:
             create_model("deit_tinny_patch16_224", False, None)
 
     def test_a_name_like_no_other(self):
-        with pytest.raises(VitxError, match="some near it: none"):
+        with pytest.raises(VitxError, match="similar names: none"):
             create_model("zzzzzzzzzzzzzzzzzzzzzzzzz", False, None)
 
     def test_unknown_options(self):

@@ -20,8 +20,8 @@ def test_found(target, found):
     ("target", "sentence"),
     [
         ("crane", "2 classes are called 'crane': name one by its number, 1 or 3"),
-        ("beegle", "there is no class 'beegle': some near it: beagle"),
-        ("cat", "there is no class 'cat': some near it: .*tabby"),
+        ("beegle", "there is no class 'beegle': similar: beagle"),
+        ("cat", "there is no class 'cat': similar: .*tabby"),
         ("6", "the model has classes 0 to 5"),
         ("-1", "there is no class '-1'"),
         ("zzz", "there is no class 'zzz': give its number"),
@@ -35,7 +35,7 @@ def test_refused(target, sentence):
 
 def test_without_names():
     assert find_class("3", 6, None) == 3
-    with pytest.raises(VitxError, match="the names of the classes are not known"):
+    with pytest.raises(VitxError, match="the class names are unknown"):
         find_class("tabby", 6, None)
 
 

@@ -102,7 +102,7 @@ class TestFiles:
             assert found == sorted(name + suffix for name in good)
         said = capsys.readouterr()
         assert [line.split(":")[0] for line in said.err.splitlines()] == ["skipped", "skipped"]
-        assert "text.jpg is no image file" in said.err
+        assert "text.jpg is not an image file" in said.err
         assert "broken.jpg could not be read" in said.err
         assert "5 pictures explained, 2 skipped" in said.out
         assert not list(output.rglob("*.part"))
@@ -247,7 +247,7 @@ class TestShards:
         main(arguments)
         capsys.readouterr()
         assert main(arguments) == 2
-        assert "holds maps of an earlier run: go on with it by --resume" in capsys.readouterr().err
+        assert "holds maps of an earlier run: continue it with --resume" in capsys.readouterr().err
 
 
 class TestModels:
@@ -300,7 +300,7 @@ class TestResume:
         times = {name: (output / name).stat().st_mtime_ns for name in written(output)}
         capsys.readouterr()
         assert self.run(folder, output, weights, "--resume") == 1
-        assert "4 of 7 pictures were finished before" in capsys.readouterr().out
+        assert "4 of 7 pictures are already finished" in capsys.readouterr().out
         assert len(written(output)) == 5
         assert all((output / name).stat().st_mtime_ns == before for name, before in times.items())
 
@@ -432,7 +432,7 @@ class TestRefusals:
         ("name", "sentence"),
         [
             ("absent.jpg", "there is no file or folder"),
-            ("text.jpg", "is no image file that can be read"),
+            ("text.jpg", "is not an image file that can be read"),
             ("broken.jpg", "could not be read, it may be damaged"),
             ("tiny.png", "1 x 1 pixels: at least 8 x 8"),
             ("bomb.png", "more than the 100,000,000 that are allowed"),
@@ -455,8 +455,8 @@ class TestRefusals:
             (["--method", "rollout", "gae", "--head-fusion", "max"], "gae has no option 'head_fusion'"),
             (["--start-layer", 9], "start_layer must be from 0 to 1"),
             (["--method", "nope"], "there is no method 'nope'"),
-            (["--target", 7], "--target 7 needs a method of a class, which rollout is not"),
-            (["--method", "gae", "--target", "tabby"], "the names of the classes are not known"),
+            (["--target", 7], "--target 7 needs a method of a class, and rollout is not one"),
+            (["--method", "gae", "--target", "tabby"], "the class names are unknown"),
             (["--method", "gae", "--target", 7], "there is no class 7"),
             (["--method", "gae", "--against", 1], "--against holds one class against another: name both"),
             (
@@ -496,7 +496,7 @@ class TestRefusals:
         ("model", "sentence"),
         [
             ([], "say which model"),
-            (["--model", "deit_tinny_patch16_224", "--weights", "{}"], "some near it: deit_tiny"),
+            (["--model", "deit_tinny_patch16_224", "--weights", "{}"], "similar names: deit_tiny"),
             (["--model", "resnet10t", "--weights", "{}"], "holds weights of another model"),
             (["--model", NAME, "--weights", "absent.pth"], "there is no weights file absent.pth"),
             (["--checkpoint", "absent.ckpt", "--module", "train_demo.Classifier"], "there is no checkpoint"),

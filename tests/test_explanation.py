@@ -48,7 +48,7 @@ def test_a_picture_of_both_signs():
 
 
 def test_no_sign_no_picture_of_it(found):
-    with pytest.raises(VitxError, match="the maps of grad_rollout have no sign: take evidence"):
+    with pytest.raises(VitxError, match="the maps of grad_rollout have no sign: use evidence"):
         found.picture(signed=True)
 
 

@@ -230,8 +230,8 @@ def test_folders_of_an_earlier_mlflow_are_read(home, tmp_path):
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [
-        ("sqlite:///{}/absent/mlflow.db", "there is no data base of MLflow at "),
-        ("{}/some.db", "some.db is neither a folder nor a data base of MLflow"),
+        ("sqlite:///{}/absent/mlflow.db", "there is no MLflow database at "),
+        ("{}/some.db", "some.db is neither a folder nor an MLflow database"),
         ("{}/absent", "there is no folder"),
     ],
 )

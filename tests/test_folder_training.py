@@ -83,7 +83,7 @@ class TestRefusals:
             path.write_text("no image")
         sentence = refused(pets, workers=workers)
         assert sentence.startswith(f"error: {pets}")
-        assert sentence.endswith(".jpg is no image file that can be read; replace or remove it")
+        assert sentence.endswith(".jpg is not an image file that can be read; replace or remove it")
 
     def test_hub_cannot_be_reached(self, refused, pets, monkeypatch, tmp_path):
         from huggingface_hub import constants
@@ -99,7 +99,7 @@ class TestRefusals:
 
     def test_model_is_unknown(self, refused, pets):
         sentence = refused(pets, "--model.model_name=deit_teeny_patch16_224")
-        assert sentence.startswith("error: timm has no model 'deit_teeny_patch16_224'; some near it: deit")
+        assert sentence.startswith("error: timm has no model 'deit_teeny_patch16_224'; similar names: deit")
 
     def test_weights_have_an_unknown_tag(self, refused, pets):
         name = "--model.model_name=deit_tiny_patch16_224.nothing"

@@ -99,7 +99,7 @@ class TestRefusals:
 
     def test_text(self, tmp_path):
         (tmp_path / "a.jpg").write_text("no picture")
-        with pytest.raises(VitxError, match=r"a\.jpg is no image file that can be read"):
+        with pytest.raises(VitxError, match=r"a\.jpg is not an image file that can be read"):
             read_picture(tmp_path / "a.jpg")
 
     @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp"])

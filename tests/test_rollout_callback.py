@@ -558,7 +558,7 @@ def test_a_checkpoint_of_the_validation_sees_the_numbers_of_its_own_epoch(tmp_pa
         ("label", "maps of the true class"),
         (1, "maps of owl"),
         (7, "maps of 7"),
-        (len, "maps of a score of yours"),
+        (len, "maps of your own score"),
     ],
 )
 def test_says_what_the_maps_are_about(target, said):

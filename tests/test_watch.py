@@ -343,7 +343,7 @@ def test_a_run_of_mlflow(net, loader, tmp_path):
         ({"log_dir": "x", "at_start": False}, "at_start is for callbacks: a watch fires when it is called"),
         ({"log_dir": "x", "methods": ["saliency"]}, "there is no method 'saliency'"),
         ({"log_dir": "x", "data": 42}, "images must be a tensor, a data set"),
-        ({"log_dir": "x", "data": IMAGES, "images": [1]}, "images are places in a data set or a loader"),
+        ({"log_dir": "x", "data": IMAGES, "images": [1]}, "images are indices into a data set or a loader"),
         ({"log_dir": "x", "data": None}, "there is no validation set: give images"),
         ({"log_dir": "x", "logger": object()}, "numbers cannot go to a object: give a SummaryWriter"),
         ({"log_dir": "x", "model": "deit"}, "must be a torch.nn.Module, found str"),

@@ -67,5 +67,5 @@ def test_an_error_in_one_is_told(writers):
 @pytest.mark.parametrize("writers", [2], indirect=True)
 def test_one_that_was_ended(writers):
     writers.do(print, ended)
-    with pytest.raises(VitxError, match=r"was ended from outside, .* go on with --resume"):
+    with pytest.raises(VitxError, match=r"was killed, .* continue with --resume"):
         writers.finish()

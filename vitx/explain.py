@@ -39,23 +39,23 @@ def explain(
     Args:
         model: a timm, torchvision, Hugging Face or open_clip Vision Transformer, or one that contains it.
         images: (B, C, H, W), floating point, as the model takes them, on its device; clips (B, C, T, H, W)
-            or (B, T, C, H, W), volumes (B, C, D, H, W), or spectrograms (B, F, T). Or what the transform
-            that the model declares (timm's do) makes so: image files, PIL images, uint8 arrays (H, W, 3),
-            uint8 tensors (3, H, W), one or several. Or a DataLoader whose batches are such tensors, or
-            begin with one.
-        method: one of `vitx.methods()`. "rollout" is of no class and takes any model; what speaks for a
-            class, "evidence" shows best.
-        target: what gradient methods explain: None for the predicted class of each image; a class; B
+            or (B, T, C, H, W), volumes (B, C, D, H, W), or spectrograms (B, F, T). Or what the model's own
+            transform (timm's models declare one) can prepare: image files, PIL images, uint8 arrays
+            (H, W, 3), uint8 tensors (3, H, W), one or several. Or a DataLoader whose batches are such
+            tensors, or begin with one.
+        method: one of `vitx.methods()`. "rollout" has no class and works on any model; "evidence" shows
+            best what speaks for a class.
+        target: what methods of a class explain: None for the predicted class of each image; a class; B
             classes; or a function from logits (B, ...) to scores (B,).
-        **options: of the method. `start_layer`, the first layer that counts, is one of all but "attention";
-            the rollouts, "attention" and "flow" have `head_fusion` ("mean", "max", "min"), the rollouts
-            `discard_ratio` in [0, 1).
+        **options: of the method: `start_layer`, the first layer that counts (all but "attention");
+            `head_fusion`, "mean", "max" or "min" (the rollouts, "attention", "flow"); `discard_ratio` in
+            [0, 1) (the rollouts); `gradient`, "linearised" or "plain" ("grad_rollout", "gae", "legrad").
 
     Returns:
         The maps with the logits and the targets; of a DataLoader, on the CPU and without the images.
 
     Raises:
-        VitxError: The input is wrong, or the model is none that can be explained.
+        VitxError: The input is wrong, or the model cannot be explained.
 
     Example:
         >>> import timm

@@ -38,8 +38,9 @@ class Explanation:
         mean: what was subtracted from each channel of the images, in units of [0, 1].
         std: what each channel was then divided by.
         method: the name of the method.
-        conservation: (B,), what share of the relevance was accounted for by the image and the model's own
-            tokens, or of the score by all that adds to it: 1 up to rounding, or an error was raised.
+        conservation: (B,), the share of the relevance that arrived at the image and the model's own tokens,
+            or of the score that image and constants add up to: 1 up to rounding, else an error was raised.
+            It checks the way back, not the model: see [what it promises](../conservation.md).
         signed: of the shape of the maps, below 0 where a patch speaks against the class; None for methods
             without a sign.
         channels: the dimension of the images that holds their channels; None: there is none.
@@ -159,7 +160,7 @@ class Explanation:
         from vitx.pictures.render import signed_overlays
 
         if self.signed is None:
-            raise VitxError(f"the maps of {self.method or 'this method'} have no sign: take evidence")
+            raise VitxError(f"the maps of {self.method or 'this method'} have no sign: use evidence")
         return signed_overlays(self.pixels(), self.signed)
 
     def picture(

@@ -153,7 +153,7 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     """
     if maps.shape != others.shape:
         raise VitxError(
-            f"maps of one shape can be compared, found {tuple(maps.shape)} and {tuple(others.shape)}"
+            f"maps must have one shape to be compared, found {tuple(maps.shape)} and {tuple(others.shape)}"
         )
     first, second = _centred_ranks(maps), _centred_ranks(others.to(maps.device))
     scale = (first.square().sum(1) * second.square().sum(1)).sqrt()

@@ -93,7 +93,7 @@ class Sanity:
         else:
             means = zip(self.stages, self._means(method), strict=True)
             said += f"falls below {_SAME:.2f} at {next(stage for stage, r in means if r < _SAME)!r}, and to"
-        said += f" {_number(self.final(method))} with nothing learned left"
+        said += f" {_number(self.final(method))} when nothing learned is left"
         between = self.between_images[method]
         return said if isnan(between) else f"{said}; maps of different images correlate {_number(between)}"
 
@@ -158,7 +158,7 @@ def sanity(
     target: Target = None,
     seed: int = 0,
 ) -> Sanity:
-    """Randomises a copy of a model from the head down, and looks how much of its maps stays.
+    """Randomises a copy of a model from the head down, and compares its maps with those of the model.
 
     A map that looks the same for a model that has learned nothing does not show what the model has learned
     (Adebayo et al. 2018, "Sanity Checks for Saliency Maps", arXiv 1810.03292, the cascading randomisation).
@@ -274,7 +274,9 @@ def _copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:  # whatever its modules hold
         said = str(error).split("\n")[0]
-        raise VitxError(f"the model cannot be copied, and itself must stay as it is: {said}") from error
+        raise VitxError(
+            f"the model cannot be copied, and sanity does not change the original: {said}"
+        ) from error
 
 
 def _number(value: float) -> str:

@@ -72,7 +72,7 @@ class Trace:
                 return torch.autograd.grad(score, outputs, allow_unused=True)
         except CheckpointError:
             raise VitxError(
-                "activation checkpointing ran a block again in another way than it was watched: turn it off "
+                "activation checkpointing ran a block again, and differently than before: turn it off "
                 "for the explanation"
             ) from None
 

@@ -16,11 +16,11 @@ from vitx.inputs.reading import SUFFIXES
 DESCRIPTION = """\
 See what a Vision Transformer looks at.
 
-  vitx explain cat.jpg --model deit_tiny_patch16_224       what does it look at in a picture?
-  vitx explain cat.jpg --model ... --method evidence       what speaks for the class that it predicts?
-  vitx explain photos/ --model ... --resume                in a folder, go on where it stopped
+  vitx explain cat.jpg --model deit_tiny_patch16_224       what does it look at in this picture?
+  vitx explain cat.jpg --model ... --method evidence       what speaks for the predicted class?
+  vitx explain photos/ --model ... --resume                continue a folder where it stopped
   vitx sweep cat.jpg --model ...                           which options suit this model?
-  vitx compare cat.jpg --weights a.pth --weights b.pth ... what has changed between two checkpoints?
+  vitx compare cat.jpg --weights a.pth --weights b.pth ... what changed between two checkpoints?
   vitx sanity cat.jpg dog.jpg --model ...                  do the maps show what the model has learned?
   vitx timelapse logs/demo/version_0                       how did it learn to look there?
   vitx report logs/demo/version_0                          the same on one page
@@ -28,11 +28,11 @@ See what a Vision Transformer looks at.
 """
 COMMANDS = {
     "explain": "explain pictures, one or a million",
-    "sweep": "one picture under every head fusion and several discard ratios",
-    "compare": "one picture through several checkpoints",
-    "sanity": "maps of the model while its layers are made random: do they follow it?",
-    "timelapse": "a training as a film, or several side by side",
-    "report": "a training on one page, or several compared",
+    "sweep": "show one picture under every head fusion and several discard ratios",
+    "compare": "show one picture through several checkpoints",
+    "sanity": "make the model random, layer by layer: do its maps follow?",
+    "timelapse": "make a film of one training, or of several side by side",
+    "report": "put one training on a page, or compare several",
 }
 
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: what was written is whole, and explain --resume goes on", file=sys.stderr)
+        print("interrupted: all files are complete; vitx explain --resume continues", file=sys.stderr)
         return 130
     return status
 
@@ -64,5 +64,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _one_line(error: Exception) -> str:
     said = " ".join(str(error).split())
     if "nrecognized arguments" in said and any(suffix in said.lower() for suffix in SUFFIXES):
-        said += "; file names that begin with a dash come last, after a lone --"
+        said += "; put file names that begin with a dash after a lone --"
     return said

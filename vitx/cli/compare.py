@@ -20,7 +20,7 @@ from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of
 
 DESCRIPTION = """\
-Shows one picture through several checkpoints side by side, and where each looks more and less than the first.
+Show one picture through several checkpoints side by side, and where each looks more and less than the first.
 
   vitx compare cat.jpg --module train_demo.Classifier --checkpoint first.ckpt --checkpoint last.ckpt
   vitx compare cat.jpg --model deit_tiny_patch16_224 --weights a.safetensors --weights b.safetensors
@@ -32,10 +32,12 @@ def parser() -> ArgumentParser:
     made = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
     made.add_argument("image", type=str, metavar="IMAGE", help="an image file")
     add_model_options(made, several=True)
-    group = made.add_argument_group("what is asked")
-    group.add_argument("--method", type=str, nargs="+", default=[DEFAULT], help="one row each")
-    group.add_argument("--target", type=str, default=PREDICTED, metavar="CLASS", help="number or name")
-    made.add_argument("--output", type=str, default="vitx-compare.png", metavar="FILE", help="a PNG file")
+    group = made.add_argument_group("what to explain")
+    group.add_argument("--method", type=str, nargs="+", default=[DEFAULT], help="one row for each")
+    group.add_argument("--target", type=str, default=PREDICTED, metavar="CLASS", help="a number, or a name")
+    made.add_argument(
+        "--output", type=str, default="vitx-compare.png", metavar="FILE", help="the PNG file to write"
+    )
     return made
 
 

@@ -16,9 +16,9 @@ from vitx.runs.film import evenly
 from vitx.runs.logged import Curve
 
 EXPLAINED = {
-    "entropy": "How spread out the maps are: 0 for one patch, 1 for all alike.",
+    "entropy": "How spread out the maps are: 0 for one patch, 1 for a constant map.",
     "information": "How much the maps of different images differ, in nats: 0 if all are alike.",
-    "drift": "How far they moved since the firing before: 0 for not at all, 1 for to other patches.",
+    "drift": "How far they moved since the last firing: 0 for not at all, 1 for no patch in common.",
     "pointing": "How often the brightest point lies on the object.",
     "energy": "Their share on the object.",
 }

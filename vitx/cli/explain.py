@@ -31,7 +31,7 @@ from vitx.inputs.volumes import VOLUMES
 from vitx.methods import DEFAULT, NETWORKS, Methods, find_method, methods, with_options
 
 DESCRIPTION = """\
-Explains pictures: what does the model look at?
+Explain pictures: what does the model look at?
 
   vitx explain cat.jpg --model deit_tiny_patch16_224
   vitx explain cat.jpg --model deit_tiny_patch16_224 --weights mine.safetensors
@@ -43,9 +43,9 @@ Explains pictures: what does the model look at?
   vitx explain photos/ --checkpoint last.ckpt --module train_demo.Classifier --json --save-maps
   vitx explain photos/ --model vit_base_patch16_224 --devices 4 --strategy ddp --format jpg --resume
 
-Each picture becomes one of the same name in the output folder: the input beside one map for each method
-and target. Files that cannot be read are named and skipped. A file whose name begins with a dash comes after
-a lone "--". The exit status is 0 if all is well, 1 if some pictures were skipped, 2 if nothing was done.
+For each picture, the output folder gets one of the same name: the input beside a map for each method and
+target. Files that cannot be read are named and skipped. Put file names that begin with a dash after "--".
+The exit status is 0 if all is well, 1 if some pictures were skipped, 2 if nothing was done.
 """
 _OPTIONS = ("head_fusion", "discard_ratio", "start_layer", "gradient")
 _FORMATS = tuple(suffix[1:] for suffix in PICTURES)
@@ -57,12 +57,16 @@ def parser() -> ArgumentParser:
     """Returns what reads the options of the command."""
     made = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
     made.add_argument(
-        "paths", nargs="+", type=str, metavar="PATH", help="files, folders, or patterns as 'photos/*.jpg'"
+        "paths",
+        nargs="+",
+        type=str,
+        metavar="PATH",
+        help="files, folders, or patterns such as 'photos/*.jpg'",
     )
     add_model_options(made)
-    group = made.add_argument_group("what is asked")
+    group = made.add_argument_group("what to explain")
     group.add_argument(
-        "--method", type=str, nargs="+", default=[DEFAULT], help=f"several of {', '.join(methods())}"
+        "--method", type=str, nargs="+", default=[DEFAULT], help=f"one or more of {', '.join(methods())}"
     )
     group.add_argument(
         "--target",
@@ -70,56 +74,83 @@ def parser() -> ArgumentParser:
         nargs="+",
         default=[PREDICTED],
         metavar="CLASS",
-        help="number, name or 'predicted'; several: one map each",
+        help="a number, a name or 'predicted'; one map for each",
     )
     group.add_argument(
         "--against",
         type=str,
         metavar="CLASS",
-        help="why --target, and not this class: one map of the difference of their scores",
+        help="explain why --target and not this class: the difference of their scores",
     )
-    group = made.add_argument_group("options of the methods that have them")
-    group.add_argument("--head-fusion", type=str, help=f"one of {', '.join(HEAD_FUSIONS)}")
-    group.add_argument("--discard-ratio", type=float, help="share in [0, 1) of each layer's smallest entries")
-    group.add_argument("--start-layer", type=int, help="the first layer that counts")
-    group.add_argument("--gradient", type=str, help=f"one of {', '.join(NETWORKS)}: what is differentiated")
-    group = made.add_argument_group("what is written")
-    group.add_argument("--output", type=str, default="vitx-maps", metavar="FOLDER", help="made if need be")
+    group = made.add_argument_group("options of the methods")
     group.add_argument(
-        "--signed", action="store_true", help="what speaks for the class in red, against it in blue"
+        "--head-fusion", type=str, metavar="NAME", help=f"{', '.join(HEAD_FUSIONS)} over the heads"
     )
-    group.add_argument("--format", type=str, default="png", help=f"of the pictures: {', '.join(_FORMATS)}")
-    group.add_argument("--no-pictures", action="store_true", help="maps or JSON alone")
+    group.add_argument(
+        "--discard-ratio",
+        type=float,
+        metavar="SHARE",
+        help="drop this share of the smallest entries of each layer, in [0, 1)",
+    )
+    group.add_argument("--start-layer", type=int, metavar="N", help="the first layer that counts, from 0")
+    group.add_argument(
+        "--gradient",
+        type=str,
+        metavar="NAME",
+        help=f"of which network: {' or '.join(NETWORKS)} (as in the papers)",
+    )
+    group = made.add_argument_group("what to write")
+    group.add_argument("--output", type=str, default="vitx-maps", metavar="FOLDER", help="where to write")
+    group.add_argument(
+        "--signed", action="store_true", help="show what speaks for the class in red, against it in blue"
+    )
+    group.add_argument(
+        "--format",
+        type=str,
+        default="png",
+        metavar="NAME",
+        help=f"format of the pictures: {', '.join(_FORMATS)}",
+    )
+    group.add_argument("--no-pictures", action="store_true", help="write only maps or JSON")
     group.add_argument(
         "--save-maps",
         type=str,
         nargs="?",
         const="files",
         metavar="shards",
-        help=f"the raw maps, too, as .npz: a file for each picture, or with 'shards' for {SHARD}",
+        help=f"also write the raw maps as .npz, a file for each picture, or with 'shards' for {SHARD}",
     )
     group.add_argument(
         "--json",
         action="store_true",
-        help="prediction, probability, targets and files, too, as .json, and all in explanations.jsonl",
+        help="also write predictions, targets and files as .json, and all of them in explanations.jsonl",
     )
-    group.add_argument("--resume", action="store_true", help="skip pictures that were finished before")
+    group.add_argument("--resume", action="store_true", help="skip pictures that are finished")
     group.add_argument(
-        "--max-pixels", type=int, default=MOST_PIXELS, help="larger pictures are refused, not unpacked"
+        "--max-pixels", type=int, default=MOST_PIXELS, metavar="N", help="refuse pictures of more pixels"
     )
-    group = made.add_argument_group("where it runs")
-    group.add_argument("--accelerator", type=str, default="auto", help="cpu, gpu, ...")
-    group.add_argument("--devices", type=str, default="1", help="how many, or which")
-    group.add_argument("--num-nodes", type=int, default=1, help="machines")
-    group.add_argument("--strategy", type=str, default="auto", help="ddp shares the pictures among devices")
-    group.add_argument("--batch-size", type=int, default=8, help="pictures at once on each device")
+    group = made.add_argument_group("where to run")
+    group.add_argument("--accelerator", type=str, default="auto", metavar="NAME", help="cpu, gpu, ...")
+    group.add_argument("--devices", type=str, default="1", metavar="N", help="how many, or which")
+    group.add_argument("--num-nodes", type=int, default=1, metavar="N", help="how many machines")
+    group.add_argument(
+        "--strategy", type=str, default="auto", metavar="NAME", help="ddp shares the pictures among devices"
+    )
+    group.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="pictures at once on each device"
+    )
     group.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="processes that read, for each device (default: as many as help)",
+        help="processes that read pictures, for each device (default: chosen from the number of cores)",
     )
-    group.add_argument("--writers", type=int, metavar="N", help="processes that draw and write, as --workers")
+    group.add_argument(
+        "--writers",
+        type=int,
+        metavar="N",
+        help="processes that draw and write pictures (default: as for --workers)",
+    )
     return made
 
 
@@ -130,7 +161,7 @@ def run(options: Any) -> int:
     check_target(options.target, asked, options.against)
     unsigned = [name for name in asked if not find_method(name).accounts]
     if options.signed and unsigned:
-        raise VitxError(f"--signed needs a method with a sign, which {unsigned[0]} has not: take evidence")
+        raise VitxError(f"--signed needs a method with signs, and {unsigned[0]} has none: use evidence")
     folder = Path(options.output)
     files = _files(options.paths, folder)
     subject = load_subject(options, options.weights, options.checkpoint, options.hf, methods=asked)
@@ -141,7 +172,7 @@ def run(options: Any) -> int:
     output.check(options.resume)
     left = output.left() if options.resume else files
     if len(left) < len(files):
-        print(f"{len(files) - len(left):,} of {len(files):,} pictures were finished before")
+        print(f"{len(files) - len(left):,} of {len(files):,} pictures are already finished")
     errors, speaks = _explain(explainer, left, output, options) if left else ({}, True)
     if not speaks:
         return 0
@@ -182,7 +213,7 @@ def _against(options: Any, subject: Subject, targets: Iterable[int | None]) -> i
         return None
     found = target_class(subject, options.against)
     if found is None or None in targets:
-        raise VitxError("--against holds one class against another: name both, --target dog --against wolf")
+        raise VitxError("--against compares two classes: name both, as in --target dog --against wolf")
     if found in targets:
         raise VitxError(f"--target and --against are the same class, {subject.name(found)}: name two")
     return found
@@ -259,7 +290,7 @@ def _files(paths: Sequence[str], folder: Path) -> list[Path]:
     found = find_pictures(paths, ARRAYS | CLIPS | VOLUMES)
     files = [file for file in found if written not in file.absolute().parents]
     if not files:
-        raise VitxError(f"all pictures are in the output folder {folder}: take another --output")
+        raise VitxError(f"all pictures are in the output folder {folder}: use another --output")
     return files
 
 
@@ -267,7 +298,7 @@ def _of_kind(files: Sequence[Path], paths: Sequence[str], suffixes: frozenset[st
     """Those that the model can take: what else lies in a folder is left out."""
     found = [file for file in files if file.suffix.lower() in suffixes or str(file) in paths]
     if not found:
-        raise VitxError(f"there is no file that the model takes: {', '.join(sorted(suffixes))} count")
+        raise VitxError(f"there is no file that the model takes ({', '.join(sorted(suffixes))})")
     return found
 
 

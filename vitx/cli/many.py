@@ -183,7 +183,7 @@ def _batches(loader: DataLoader[Any]) -> Iterator[dict[str, Any]]:
             if "DataLoader worker" not in str(error):
                 raise
             raise VitxError(
-                "a process that reads pictures was ended from outside, perhaps as the memory ran out: go on "
+                "a process that reads pictures was killed, perhaps because memory ran out: continue "
                 "with --resume, and fewer of them by --workers"
             ) from error
 

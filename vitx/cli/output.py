@@ -43,12 +43,12 @@ class Output:
         """Raises a VitxError if what is there does not go with what is to come."""
         if self.sharded and not resume and any(self.shards.glob("*.npz")):
             raise VitxError(
-                f"{self.shards} holds maps of an earlier run: go on with it by --resume, or take another "
+                f"{self.shards} holds maps of an earlier run: continue it with --resume, or use another "
                 "--output"
             )
         if resume and self._note.is_file() and self._note.read_text("utf-8") != self.settings:
             raise VitxError(
-                f"the maps in {self.folder} were made with other options, see {self._note}: take another "
+                f"the maps in {self.folder} were made with other options, see {self._note}: use another "
                 "--output, or leave out --resume"
             )
 
@@ -101,7 +101,7 @@ class Output:
                 with np.load(path, allow_pickle=False) as arrays:
                     names.update(arrays["files"].tolist())
             except (OSError, ValueError, KeyError, BadZipFile) as error:
-                raise VitxError(f"{path} cannot be read: remove it, or take another --output") from error
+                raise VitxError(f"{path} cannot be read: remove it, or use another --output") from error
         return names
 
     def join_json(self) -> None:

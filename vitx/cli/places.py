@@ -8,8 +8,8 @@ from vitx.errors import VitxError
 from vitx.runs.finding import Found, find_runs, name_runs, open_runs, with_pictures
 from vitx.runs.run import Run
 
-RUN = "a run, a folder with several, or a store of MLflow"
-ONLY = "runs of these names alone, in which * stands for anything"
+RUN = "a run, a folder with several, or an MLflow store"
+ONLY = "only runs of these names; * stands for anything"
 
 
 def open_places(places: Sequence[str], only: Sequence[str] | None) -> tuple[dict[str, Run], dict[str, str]]:

@@ -14,22 +14,22 @@ from vitx.files import write_or_say
 from vitx.runs.finding import with_pictures
 
 DESCRIPTION = """\
-Write one HTML page about a training: its settings and curves, the first and the last pictures, and each image
-with a slider over the steps, wrong but confident ones first. Of several trainings, compare them on one page:
-what differs in their settings, their last numbers, their curves, and the same images under each of them,
-moved by one slider. The page needs no network and no other file.
+Put a training on one HTML page: its settings and curves, the first and the last pictures, and each image
+with a slider over the steps, wrong but confident ones first. Or compare several trainings: the settings that
+differ, the last numbers, the curves, and the same images under each training, all moved by one slider. The
+page needs no network and no other file.
 
   vitx report logs/demo/version_0 --output report.html
-  vitx report logs/                                              all runs below it, compared
+  vitx report logs/                                              compare all runs below it
   vitx report logs/demo logs/shortcut --steps 100                more steps on the slider
-  vitx report wandb/                                             what Weights & Biases left on the disk
-  vitx report mlflow.db --only 'vit_*'                           some runs of a store of MLflow
+  vitx report wandb/                                             what Weights & Biases wrote to disk
+  vitx report mlflow.db --only 'vit_*'                           some runs of an MLflow store
 
-A run is a training with vitx's callback. It is read where it was logged: in a log folder of TensorBoard or of
-Lightning's CSVLogger, in a folder of Weights & Biases (with `pip install wandb`), or in a store of MLflow
-(with `pip install mlflow`), be it a data base, a folder, or an address as sqlite:///mlflow.db. With
-`save_maps: true` all is drawn anew from the maps; without it, the logged pictures are taken apart, and the
-images keep their order.
+A run is a training with vitx's callback or watch. It is read where it was logged: in a log folder of
+TensorBoard or of Lightning's CSVLogger, in a folder of Weights & Biases (needs `pip install wandb`), or in an
+MLflow store (needs `pip install mlflow`): a database, a folder, or an address such as sqlite:///mlflow.db.
+With `save_maps: true`, the page draws everything from the saved maps. Without, it cuts the logged pictures
+apart, and the images keep their order.
 """
 
 
@@ -40,7 +40,13 @@ def parser() -> ArgumentParser:
     add("run", type=str, metavar="RUN", nargs="+", help=RUN)
     add("--only", type=str, metavar="NAME", nargs="+", help=ONLY)
     add("--output", type=str, metavar="FILE", default="report.html", help="where to write the page")
-    add("--steps", type=int, metavar="N", default=20, help="most steps on each slider, evenly spaced")
+    add(
+        "--steps",
+        type=int,
+        metavar="N",
+        default=20,
+        help="at most this many steps on each slider, evenly spaced",
+    )
     return options
 
 

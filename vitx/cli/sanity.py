@@ -14,32 +14,34 @@ from vitx.inputs.reading import find_pictures
 from vitx.methods import with_options
 
 DESCRIPTION = """\
-Makes the model random, layer by layer from the head down, and compares its maps with those of the model as
-trained: a map that stays the same does not show what the model has learned (Adebayo et al. 2018).
+Make the model random, layer by layer from the head down, and compare its maps with those of the trained
+model. A map that stays the same does not show what the model has learned (Adebayo et al. 2018).
 
   vitx sanity cat.jpg dog.jpg bird.jpg --model deit_tiny_patch16_224
   vitx sanity photos/*.jpg --checkpoint last.ckpt --module train_demo.Classifier --method grad_rollout
 
-The table shows Spearman's rank correlation, the mean over the pictures; the picture shows the first one.
+The table has Spearman's rank correlation, the mean over the pictures. The picture shows the first of them.
 """
 
 
 def parser() -> ArgumentParser:
     """Returns what reads the options of the command."""
     made = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
-    made.add_argument("images", nargs="+", type=str, metavar="IMAGE", help="image files; some ten are enough")
+    made.add_argument("images", nargs="+", type=str, metavar="IMAGE", help="image files; ten are enough")
     add_model_options(made)
-    group = made.add_argument_group("what is asked")
+    group = made.add_argument_group("what to explain")
     group.add_argument(
         "--method",
         type=str,
         nargs="+",
         metavar="NAME",
-        help="by default all that take the model, but slow ones",
+        help="by default, all fast methods that accept the model",
     )
-    group.add_argument("--target", type=str, default=PREDICTED, metavar="CLASS", help="number or name")
-    group.add_argument("--seed", type=int, default=0, help="of the random weights")
-    made.add_argument("--output", type=str, default="vitx-sanity.png", metavar="FILE", help="a PNG file")
+    group.add_argument("--target", type=str, default=PREDICTED, metavar="CLASS", help="a number, or a name")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random weights")
+    made.add_argument(
+        "--output", type=str, default="vitx-sanity.png", metavar="FILE", help="the PNG file to write"
+    )
     return made
 
 
@@ -50,7 +52,7 @@ def run(options: Any) -> int:
     pictures = find_pictures(options.images)
     subject = load_subject(options, options.weights, options.checkpoint, options.hf, methods=asked)
     if not subject.classes:
-        raise VitxError("the model has no head, which is made random first: take the whole model")
+        raise VitxError("sanity makes the head random first, and this model has none: give the whole model")
     images = to_tensor(pictures, subject.prepare)
     target = target_class(subject, options.target)
     found = vitx.sanity(subject.model, images, options.method, target=target, seed=options.seed)

@@ -67,78 +67,82 @@ def add_model_options(parser: ArgumentParser, several: bool = False) -> None:
     """
     text: dict[str, Any] = {"action": "append"} if several else {"type": str}
     group = parser.add_argument_group("which model")
-    group.add_argument("--model", type=str, metavar="NAME", help="any Vision Transformer of timm")
+    group.add_argument("--model", type=str, metavar="NAME", help="a Vision Transformer of timm")
     group.add_argument(
         "--factory",
         type=str,
         metavar="FUNCTION",
-        help="or what a function or class of your own makes, as package.function",
+        help="or your own function or class that makes the model: package.function",
     )
     group.add_argument(
         "--weights",
         metavar="FILE",
         **text,
-        help="the weights of either: .safetensors, .pth, or a .ckpt of Lightning; without, those of timm's "
-        "hub, or those that the function gives",
+        help="its weights: .safetensors, .pth, or a .ckpt of Lightning (default: those of timm's hub, or of "
+        "your function)",
     )
     group.add_argument(
         "--model-options",
         type=dict[str, Any],
         default={},
         metavar="JSON",
-        help="the arguments of either, as '{\"depth\": 4}'",
+        help="arguments for timm or your function, such as '{\"depth\": 4}'",
     )
     group.add_argument(
-        "--hf", metavar="NAME", **text, help="or a model of Hugging Face: a folder, or a name on its hub"
+        "--hf", metavar="NAME", **text, help="or a Hugging Face model: a folder, or a name on the hub"
     )
     group.add_argument(
         "--checkpoint",
         metavar="CKPT",
         **text,
-        help="or a checkpoint of a LightningModule, or of any other, ...",
+        help="or a checkpoint of a LightningModule or another module ...",
     )
-    group.add_argument(
-        "--module", type=str, metavar="CLASS", help="... and its class, as package.module.Class"
-    )
+    group.add_argument("--module", type=str, metavar="CLASS", help="... and its class: package.module.Class")
     group.add_argument(
         "--module-options",
         type=dict[str, Any],
         default={},
         metavar="JSON",
-        help="arguments of the class, in place of those that the checkpoint remembers; what has a class_path "
-        'is made first: \'{"net": {"class_path": "timm.create_model", "init_args": {...}}}\'',
+        help="arguments for the class, instead of those in the checkpoint; an argument with a class_path is "
+        'made first: \'{"net": {"class_path": "timm.create_model", "init_args": {...}}}\'',
     )
-    group.add_argument("--trust", action="store_true", help="read also files that run code as they are read")
-    group = parser.add_argument_group("how it takes its images, if not as it declares")
-    group.add_argument("--image-size", type=int, metavar="PIXELS", help="height and width")
+    group.add_argument(
+        "--trust", action="store_true", help="also read files that run code while they are read"
+    )
+    group = parser.add_argument_group("what the model takes, if it does not declare it")
+    group.add_argument("--image-size", type=int, metavar="PIXELS", help="height and width of the images")
     group.add_argument(
         "--mean",
         type=float,
         nargs="+",
-        help="of the channels, in units of [0, 1]; of files of floating point numbers, in theirs",
+        metavar="V",
+        help="mean of each channel, for values in [0, 1]; floating point files keep their own units",
     )
-    group.add_argument("--std", type=float, nargs="+", help="of the channels")
-    group.add_argument("--frames", type=int, metavar="N", help="of a clip, for models that take clips")
+    group.add_argument("--std", type=float, nargs="+", metavar="V", help="standard deviation of each channel")
+    group.add_argument("--frames", type=int, metavar="N", help="how many frames of a clip the model takes")
     group.add_argument(
         "--volume",
         type=int,
         nargs="+",
         metavar="N",
-        help="three sizes, depth first, for models that take volumes of one channel",
+        help="depth, height and width of a volume, for models that take volumes of one channel",
     )
     group.add_argument(
         "--time-axis",
         type=int,
         metavar="1|2",
-        help="where the frames lie in a batch of clips: (B, T, C, H, W) or, by default, (B, C, T, H, W)",
+        help="the dimension of the frames in a batch: 1 for (B, T, C, H, W), 2 for (B, C, T, H, W) (default)",
     )
     group.add_argument(
         "--keep-aspect",
         action="store_true",
-        help="keep the whole image and its proportions (models with dynamic_img_size)",
+        help="keep the whole image and its proportions, in models with dynamic_img_size",
     )
     group.add_argument(
-        "--class-names", type=str, metavar="FILE", help="one in each line; ImageNet's are known"
+        "--class-names",
+        type=str,
+        metavar="FILE",
+        help="names of the classes, one in each line (default: ImageNet's, for 1,000 classes)",
     )
 
 
@@ -232,7 +236,7 @@ def _check(options: Any, weights: str | None, checkpoint: str | None, hf: str | 
     own = [name for name in ("image_size", "mean", "std", "keep_aspect", "frames", "volume") if options[name]]
     if hf is not None and own:
         option = own[0].replace("_", "-")
-        raise VitxError(f"--hf prepares images by the processor of its own: leave out --{option}")
+        raise VitxError(f"--hf uses the image processor of the model: leave out --{option}")
 
 
 def _model(options: Any, weights: str | None, checkpoint: str | None) -> nn.Module:
@@ -284,7 +288,8 @@ def check_target(targets: Sequence[str], methods: Methods, against: str | None =
     asked = asked or (None if against is None else "--against")
     if asked and not any(find_method(name).gradient for name in methods):
         raise VitxError(
-            f"{asked} needs a method of a class, which {' and '.join(methods)} is not: add --method evidence"
+            f"{asked} needs a method of a class, and {' and '.join(methods)} is not one: add --method "
+            "evidence"
         )
 
 

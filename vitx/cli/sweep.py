@@ -19,7 +19,7 @@ from vitx.pictures.captions import Caption
 
 METHODS: Methods = {"rollout": {}, "grad_rollout": {}}
 DESCRIPTION = """\
-Shows one picture under every head fusion and several discard ratios, attention rollout beside gradient
+Show one picture under every head fusion and several discard ratios, attention rollout beside gradient
 rollout: which options suit this model?
 
   vitx sweep cat.jpg --model deit_tiny_patch16_224
@@ -32,12 +32,19 @@ def parser() -> ArgumentParser:
     made = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
     made.add_argument("image", type=str, metavar="IMAGE", help="an image file")
     add_model_options(made)
-    group = made.add_argument_group("what is asked")
-    group.add_argument("--target", type=str, default=PREDICTED, metavar="CLASS", help="number or name")
+    group = made.add_argument_group("what to explain")
+    group.add_argument("--target", type=str, default=PREDICTED, metavar="CLASS", help="a number, or a name")
     group.add_argument(
-        "--discard-ratio", type=float, nargs="+", default=[0.0, 0.5, 0.9], help="one column each"
+        "--discard-ratio",
+        type=float,
+        nargs="+",
+        default=[0.0, 0.5, 0.9],
+        metavar="SHARE",
+        help="one column each",
     )
-    made.add_argument("--output", type=str, default="vitx-sweep.png", metavar="FILE", help="a PNG file")
+    made.add_argument(
+        "--output", type=str, default="vitx-sweep.png", metavar="FILE", help="the PNG file to write"
+    )
     return made
 
 

@@ -19,15 +19,15 @@ from vitx.runs.meeting import meetings
 from vitx.runs.stills import strip
 
 DESCRIPTION = """\
-Play a training back: an animated GIF of all images, and a GIF and a strip of stills of each.
+Play a training back: one animated GIF of all images, and for each image a GIF and a strip of stills.
 
   vitx timelapse logs/demo/version_0 --output film
   vitx timelapse logs/demo/version_0 logs/shortcut/version_0     runs side by side
   vitx timelapse logs/                                           all runs below it
-  vitx timelapse logs/demo/version_0 --image 2 5                 these images alone
+  vitx timelapse logs/demo/version_0 --image 2 5                 only these images
 
-A run is a training with vitx's callback, read where it was logged, see `vitx report --help`. With
-`save_maps: true` all is drawn anew from the maps; without it, the logged grids are taken apart.
+A run is a training with vitx's callback or watch, read where it was logged: see `vitx report --help`. With
+`save_maps: true`, the film is drawn from the saved maps. Without, the logged pictures are cut apart.
 """
 _LARGE = 2 * TILE_WIDTH  # pictures in the film of a single image
 
@@ -39,9 +39,17 @@ def parser() -> ArgumentParser:
     add("run", type=str, metavar="RUN", nargs="+", help=RUN)
     add("--only", type=str, metavar="NAME", nargs="+", help=ONLY)
     add("--output", type=str, metavar="FOLDER", default="timelapse", help="where to write the files")
-    add("--image", type=int, metavar="N", nargs="+", help="images to show, counted from 0; by default all")
-    add("--frames", type=int, metavar="N", default=60, help="most frames of a film, evenly spaced")
-    add("--stills", type=int, metavar="N", default=6, help="most steps in a strip, evenly spaced")
+    add("--image", type=int, metavar="N", nargs="+", help="the images to show, from 0 (default: all)")
+    add(
+        "--frames",
+        type=int,
+        metavar="N",
+        default=60,
+        help="at most this many frames in a film, evenly spaced",
+    )
+    add(
+        "--stills", type=int, metavar="N", default=6, help="at most this many steps in a strip, evenly spaced"
+    )
     return options
 
 
@@ -63,7 +71,7 @@ def run(options: Namespace) -> int:
     say_left_out(left_out)
     watched = [one for meeting in meetings([*shown.values()]) for one in meeting.images]
     if any(dict.fromkeys(range(len(shown)), image) not in watched for image in images):
-        print("these runs watch other images than each other, or by other methods", file=sys.stderr)
+        print("these runs do not watch the same images by the same methods", file=sys.stderr)
     for path in _write(reels, output, options.frames, options.stills):
         print(path)
     return int(bool(left_out))

@@ -88,7 +88,7 @@ class Writers:
 
 
 _ENDED = (
-    "a process that draws and writes was ended from outside, perhaps as the memory ran out: go on with "
+    "a process that draws and writes was killed, perhaps because memory ran out: continue with "
     "--resume, and fewer of them by --writers"
 )
 

@@ -41,7 +41,7 @@ def read_bands(path: Path, channels: int, most_pixels: int = MOST_PIXELS) -> NDA
         (channels, H, W). Whole numbers of 8 or 16 bits are scaled to [0, 1]; others are as they are.
 
     Raises:
-        VitxError: It cannot be read, has another number of channels, or numbers of no known range.
+        VitxError: It cannot be read, has another number of channels, or numbers whose range is unknown.
     """
     with readable(path):
         found, values = _opened(path)
@@ -88,7 +88,7 @@ def _scaled(path: Path, values: NDArray[Any]) -> NDArray[np.float32]:
         return scaled
     if not np.issubdtype(values.dtype, np.floating):
         raise VitxError(
-            f"{path} holds numbers of the type {values.dtype}, of no known range: save uint8 or uint16, "
+            f"{path} holds {values.dtype} numbers, whose range is unknown: save uint8 or uint16, "
             "which are scaled to [0, 1], or floating point numbers in the units of --mean and --std"
         )
     if not np.isfinite(values).all():

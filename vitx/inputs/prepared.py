@@ -106,7 +106,9 @@ def _open(picture: Any, channels: int) -> Image.Image | NDArray[np.float32]:
     if isinstance(picture, (str, Path)):
         return read_image(Path(picture), channels)
     if channels not in (1, 3):
-        raise VitxError(f"the model takes {channels} channels, as no picture has: give a tensor (B, C, H, W)")
+        raise VitxError(
+            f"the model takes {channels} channels, and pictures have 1 or 3: give a tensor (B, C, H, W)"
+        )
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
     return to_rgb(picture)

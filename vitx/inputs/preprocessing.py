@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # PIL is not imported before it is needed
 
 ARRAYS = frozenset((".npy",))
 _UNKNOWN = (
-    "the model does not say how it wants its images (timm's do): give a tensor (B, C, H, W), or to the "
-    "command --image-size, --mean and --std"
+    "the model does not say how it wants its images (timm's do): give a tensor (B, C, H, W), or in the "
+    "shell --image-size, --mean and --std"
 )
 
 
@@ -198,7 +198,7 @@ def _channels(name: str, values: Sequence[float], taken: int) -> tuple[float, ..
     if len(values) != taken:
         raise VitxError(
             f"{name} has {len(values)} values, and the model takes {taken} channels: give a tensor "
-            f"(B, C, H, W), or to the command --{name} with one value for each, or one for all"
+            f"(B, C, H, W), or in the shell --{name} with one value for each, or one for all"
         )
     return values
 

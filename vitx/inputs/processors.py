@@ -82,7 +82,7 @@ def load_processor(
         except Exception as error:  # each kind has its own
             raise VitxError(
                 f"{name} holds no image processor that can be used: save one beside the model "
-                "(preprocessor_config.json), or make the model by --factory and give --image-size, --mean "
+                "(preprocessor_config.json), or make the model with --factory and give --image-size, --mean "
                 "and --std"
             ) from error
     low, high = black.mean((1, 2)), white.mean((1, 2))

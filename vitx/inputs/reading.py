@@ -46,9 +46,7 @@ def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset(
         else:
             raise VitxError(f"there is no file or folder {given}")
         if not files:
-            raise VitxError(
-                f"there are no image files in {given}: {', '.join(sorted(SUFFIXES | more))} count"
-            )
+            raise VitxError(f"there are no image files in {given} ({', '.join(sorted(SUFFIXES | more))})")
         found.update(dict.fromkeys(files))
     return list(found)
 
@@ -77,7 +75,7 @@ def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Imag
                 image.load()
                 return to_rgb(image, str(path))
         except UnidentifiedImageError as error:
-            raise VitxError(f"{path} is no image file that can be read") from error
+            raise VitxError(f"{path} is not an image file that can be read") from error
 
 
 @contextmanager
@@ -114,7 +112,9 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise VitxError(f"{name} has floating point numbers, of no known range: save it with 8 or 16 bits")
+        raise VitxError(
+            f"{name} has floating point numbers, whose range is unknown: save it with 8 or 16 bits"
+        )
     if image.mode in _WHOLE:
         values = np.asarray(image, np.float32) * (255 / _WHOLE[image.mode])
         image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))

@@ -65,15 +65,15 @@ def perturbation(
     baseline: float | Tensor = 0.0,
     batch_size: int = 32,
 ) -> Tensor:
-    """Asks the model about images of which more and more patches are gone.
+    """Follows what the model says while more and more patches of the images are taken away.
 
     The model is left as it was; it runs in eval mode meanwhile. A bar on the terminal shows the progress.
 
     Args:
         model: any that puts out logits.
         images: (B, C, H, W), as the model takes them, on its device.
-        maps: (B, h, w). Each entry stands for a part of the image, as a patch does; of equal ones, which
-            goes first is drawn by lot, the same lot for every image.
+        maps: (B, h, w). Each entry stands for a part of the image, as a patch does; equal ones go
+            in a random order, the same for every image.
         first: whether the "most" or the "least" relevant patches go first.
         target: what is followed: None for the predicted class of each image; a class; B classes; or a
             function from logits (b, ...) to scores (b,), which is called for each batch.

@@ -89,8 +89,8 @@ def _block(calls: Iterable[_Call], layer: int) -> _Call:
     own = [call for call in calls if call.layers == range(layer, layer + 1)]
     if not own:
         raise VitxError(
-            "the layers of attention do not run in a module each: without blocks, the model cannot be "
-            "randomised one after another"
+            "each attention must run in a module of its own: without such blocks, the model cannot be "
+            "randomised layer by layer"
         )
     return max(own, key=lambda call: call.end - call.start)
 

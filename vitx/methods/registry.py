@@ -78,10 +78,21 @@ def register(
     slow: bool = False,
     accounts: bool = False,
 ) -> Callable[[Find], Find]:
-    """Makes a function a method of that name, see `Method`.
+    """Registers a function as a method.
+
+    Args:
+        name: of the method.
+        gradient: the gradient with respect to A that it reads: None, "score", or "layer scores".
+        fused_heads: whether it reads nothing of A but what its option `head_fusion` makes of the heads.
+        title: what pictures call it; its name by default.
+        slow: whether it takes seconds for each image, so that nobody asks for it except by name.
+        accounts: whether it asks for what residuals and constants add to the score.
+
+    Returns:
+        The decorator.
 
     Raises:
-        VitxError: There is no such gradient, or `fused_heads` is said of a function without `head_fusion`.
+        VitxError: There is no such gradient, or `fused_heads` is given for a function without `head_fusion`.
     """
     if gradient not in (None, *get_args(Gradient)):
         known = ", ".join(map(repr, get_args(Gradient)))

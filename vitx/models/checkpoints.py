@@ -42,7 +42,7 @@ def create_model(
         if "Unknown model" not in str(error):
             raise VitxError(f"{name} could not be made: {error}") from error
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
-        raise VitxError(f"timm has no model {name!r}; some near it: {', '.join(near) or 'none'}") from error
+        raise VitxError(f"timm has no model {name!r}; similar names: {', '.join(near) or 'none'}") from error
     except (OSError, TypeError, ValueError, AssertionError) as error:
         if isinstance(error, OSError | ValueError) and pretrained:  # the hub's client, offline or unknown
             raise VitxError(
@@ -199,7 +199,7 @@ def _with_head(model: nn.Module, state: State, path: Path) -> State:
     if len(weights) != 1 or set(beside) - parts or beside[weights[0]].shape[1:] != (features,):
         raise VitxError(
             f"{path} holds a backbone without a head, and beside it {', '.join(sorted(beside)[:4])}, "
-            "which is no single linear layer: name what puts them together by --factory or --module"
+            "which is not a single linear layer: give the code that joins them with --factory or --module"
         )
     return {**inside, **{f"{heads[0]}.{name.rpartition('.')[2]}": beside[name] for name in beside}}
 

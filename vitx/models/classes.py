@@ -67,12 +67,12 @@ def find_class(target: str, classes: int, names: Sequence[str] | None) -> int:
             return int(target)
         raise VitxError(f"there is no class {target}: the model has classes 0 to {classes - 1}")
     if names is None:
-        raise VitxError(f"the names of the classes are not known, so {target!r} means none: give its number")
+        raise VitxError(f"the class names are unknown, so {target!r} cannot be found: give its number")
     known = {synonym: name for name in names for synonym in (_plain(name), *_synonyms(name))}
     inside = [name for synonym, name in known.items() if wanted and wanted in synonym]
     near = [known[match] for match in difflib.get_close_matches(wanted, known, n=5, cutoff=0.6)]
     hints = list(dict.fromkeys(near + inside))[:5]
-    hint = f"some near it: {'; '.join(hints)}" if hints else "give its number"
+    hint = f"similar: {'; '.join(hints)}" if hints else "give its number"
     raise VitxError(f"there is no class {target!r}: {hint}")
 
 

@@ -56,7 +56,7 @@ def made(value: Any) -> Any:
     unknown = set(value) - {"class_path", "init_args"}
     arguments = value.get("init_args", {})
     if unknown or not isinstance(arguments, Mapping):
-        raise VitxError(f"beside class_path stand init_args alone, a mapping: found {dict(value)}")
+        raise VitxError(f"beside class_path only init_args may stand, a mapping: found {dict(value)}")
     return _call(str(value["class_path"]), arguments)
 
 

@@ -176,8 +176,8 @@ class Attending:
         if not self._heads_known:
             raise VitxError(
                 "the heads of an attention lie among other dimensions (windows, or folded into the batch) "
-                "and cannot be told: only rollout and attention with head_fusion='mean' and no discard_ratio "
-                "do not depend on them"
+                "and cannot be told apart: only rollout and attention, with head_fusion='mean' and no "
+                "discard_ratio, do not depend on them"
             )
 
     def start(self, relevance: Tensor, gradient: Tensor | None) -> "_Reading":
@@ -188,8 +188,8 @@ class Attending:
             return self._start_over_channels(relevance)
         if not _alike(relevance):
             raise VitxError(
-                "the channels of what an attention put out are read apart, with no weights between (as by a "
-                "maximum over tokens): no rule takes relevance through that"
+                "the channels of an attention's output are read one by one, without weights between (as by "
+                "a maximum over tokens): no rule takes relevance through that"
             )
         keys = self.attention.shape[-1]
         of_queries = relevance.sum((1, 3))

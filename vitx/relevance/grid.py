@@ -50,8 +50,8 @@ def channel_axis(image: Tensor, first: First | None) -> int | None:
         if _steps(marked, dim) == 1:
             return dim
     raise VitxError(
-        f"the model takes apart both dimensions 1 and 2 of an input of shape {tuple(image.shape)}: one of "
-        "them must be its channels"
+        f"the model takes neither dimension 1 nor 2 of an input of shape {tuple(image.shape)} as a whole: "
+        "one of them must be its channels"
     )
 
 

@@ -256,7 +256,7 @@ class Way:
                 return torch.autograd.grad(ends, inputs, starts, retain_graph=True, allow_unused=True)
         except CheckpointError:
             raise VitxError(
-                "activation checkpointing ran a block again in another way than it was watched: turn it off "
+                "activation checkpointing ran a block again, and differently than before: turn it off "
                 "for the explanation"
             ) from None
 
@@ -347,8 +347,8 @@ class Way:
         if astray > _TOLERANCE:
             raise VitxError(
                 "an attention puts out at other tokens than its queries came from (they are shared, or a "
-                "convolution follows), so what a token keeps by the residual cannot be told: it can in a "
-                "rollout by the mean of the heads, without discard_ratio"
+                "convolution follows), so what a token keeps by the residual cannot be known: take rollout "
+                "with head_fusion='mean' and no discard_ratio"
             )
         lost = self._watched.lost
         name = max(lost, key=lost.__getitem__, default=None)

@@ -48,7 +48,7 @@ def find_runs(places: Sequence[str]) -> list[Found]:
     """Finds all runs in some places.
 
     Args:
-        places: folders, data bases of MLflow, or addresses of its stores.
+        places: folders, databases of MLflow, or addresses of its stores.
 
     Returns:
         The runs in the order of their names, each once.
@@ -60,7 +60,9 @@ def find_runs(places: Sequence[str]) -> list[Found]:
     for place in places:
         here = list(_in_place(place))
         if not here:
-            raise VitxError(f"{place} holds neither event files nor saved maps: it is no folder of a run")
+            raise VitxError(
+                f"{place} holds neither event files nor saved maps: it is not the folder of a run"
+            )
         found |= {(run.path.resolve(), run.id): run for run in here}
     bare = tuple(run.folder for run in found.values() if run.folder and run.bare)
     runs = [replace(run, beside=(*run.beside, *bare)) if run.beside else run for run in found.values()]
@@ -142,7 +144,7 @@ def _in_place(place: str) -> Iterator[Found]:
     elif path.is_dir():
         yield from _in_folder(path)
     elif path.exists():
-        raise VitxError(f"{path} is neither a folder nor a data base of MLflow")
+        raise VitxError(f"{path} is neither a folder nor an MLflow database")
     else:
         raise VitxError(f"there is no folder {path}: give that of a run, such as logs/demo/version_0")
 

@@ -1,4 +1,4 @@
-"""Reads the store of MLflow: a data base, a folder of an earlier version, or a server."""
+"""Reads the store of MLflow: a database, a folder of an earlier version, or a server."""
 
 import logging
 import os
@@ -45,7 +45,7 @@ class Stored:
 
 
 def is_database(file: Path) -> bool:
-    """Whether a file is a data base of MLflow's."""
+    """Whether a file is a database of MLflow."""
     with (
         suppress(OSError, sqlite3.Error),
         closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as base,
@@ -65,7 +65,7 @@ def database(uri: str) -> Path | None:
     if kind != "sqlite":
         return None
     if not is_database(Path(path)):
-        raise VitxError(f"there is no data base of MLflow at {path}, as {uri} says")
+        raise VitxError(f"there is no MLflow database at {path}, as {uri} says")
     return Path(path)
 
 

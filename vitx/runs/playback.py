@@ -137,7 +137,7 @@ class FromGrids:
         self._encoded, self._place = [grids[step] for step in self.steps], place
         kinds = [self._kind(firing) for firing in range(len(self.steps))]
         if len({shape for shape, _, _ in kinds}) > 1:
-            raise VitxError("the logged pictures changed their size: keep those of one training alone")
+            raise VitxError("the logged pictures changed their size: keep those of one training")
         self.count = min(count for _, count, _ in kinds)
         columns = min(columns for _, _, columns in kinds)
         known = ("input", *map(title_of, methods))

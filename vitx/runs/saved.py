@@ -116,11 +116,11 @@ def load_maps(folder: Path) -> SavedMaps | None:
         return None
     images = _arrays(folder / "images.npz")
     if "pixels" not in images:
-        raise VitxError(f"{folder / 'images.npz'} holds no pixels: it is none of vitx's files")
+        raise VitxError(f"{folder / 'images.npz'} holds no pixels: it is not a file of vitx")
     firings = [_arrays(files[step]) for step in steps]
     names = [name for name in firings[-1] if all(name in firing for firing in firings)]
     if not names:
-        raise VitxError(f"no method is in all of the maps in {folder}: keep those of one training alone")
+        raise VitxError(f"the maps in {folder} have no method in common: keep those of one training")
     count, class_names = len(images["pixels"]), images.get("class_names")
     maps = {name: _stack(folder, steps, [firing[name] for firing in firings], count) for name in names}
     pixels = images["pixels"]
@@ -157,7 +157,7 @@ def _stack(folder: Path, steps: Sequence[int], arrays: Sequence[NDArray[Any]], c
         if len(array) != count or array.shape != arrays[-1].shape:
             raise VitxError(
                 f"at step {step}, {folder} holds maps or logits {array.shape}, and {arrays[-1].shape} at the "
-                f"last, of {count} images: keep those of one training alone"
+                f"last, of {count} images: keep those of one training"
             )
     return np.stack(arrays)
 

@@ -107,7 +107,7 @@ def by_any_way(ways: Iterable[nn.Module], explain: Callable[[nn.Module], T]) -> 
             return explain(way), number
         except NotImplementedError as error:
             kind = type(way.module if isinstance(way, Call) else way).__name__
-            raise VitxError(f"{kind}.forward is not written: {_FORWARD_FN} (it said {error})") from error
+            raise VitxError(f"{kind}.forward is not implemented: {_FORWARD_FN} (it said {error})") from error
         except (TypeError, KeyError, IndexError, AttributeError, ValueError, AssertionError) as error:
             first = first or error
     if isinstance(first, VitxError):

@@ -74,7 +74,7 @@ class Selection:
     """What the user wants to see.
 
     Attributes:
-        images: a tensor (n, C, H, W), a data set, a list of image files, places in the validation set,
+        images: a tensor (n, C, H, W), a data set, a list of image files, indices into the validation set,
             or None: evenly spaced from the validation set.
         num_images: how many of a tensor or a data set are shown; named files and places are all shown.
         num_measured: how many of a data set the numbers are means over; at least those shown.
@@ -130,7 +130,7 @@ class Selection:
         keys = sampled(loader)
         if keys is None and (self.per_class or _are(self.images, int)):
             raise VitxError(
-                "the validation set is a stream, whose images have no places: give images instead"
+                "the validation set is a stream, whose images have no indices: give images instead"
             )
         key_of = None if keys is None else _by_place(keys)
         places = None if key_of is None else self._places(loader, key_of, host, before)
@@ -221,8 +221,8 @@ def _data_set(images: Any) -> Any:
     if isinstance(images, IterableDataset) or (hasattr(images, "__getitem__") and hasattr(images, "__len__")):
         return images
     raise VitxError(
-        "images must be a tensor, a data set, a list of files, places in the validation set or None, found "
-        f"{type(images).__name__}"
+        "images must be a tensor, a data set, a list of files, indices into the validation set or None, "
+        f"found {type(images).__name__}"
     )
 
 

@@ -44,9 +44,9 @@ class Settings:
         """Takes what the user says.
 
         Args:
-            images: a tensor (n, C, H, W), a data set, a list of image files, a list of places in the
-                validation set, or None: evenly spaced from the validation set.
-            num_images: how many of a tensor or a data set the grid shows; named files and places are all
+            images: a tensor (n, C, H, W), a data set, a list of image files, a list of indices into
+                the validation set, or None: evenly spaced from the validation set.
+            num_images: how many of a tensor or a data set the grid shows; of named files and indices, all are
                 shown.
             num_measured: how many images the numbers are means over; by default the ones shown.
             per_class: take one image of each class of the data set, not evenly spaced ones.

@@ -97,7 +97,7 @@ def about(target: Target, class_names: Sequence[str] | None, kind: Kind | None =
         return "maps of the true class"
     if isinstance(target, int):
         return f"maps of {class_name(target, class_names)}"
-    return "maps of a score of yours"
+    return "maps of your own score"
 
 
 def keep_maps(

@@ -70,7 +70,9 @@ class Watch(Observer):
         loaders = _as_loaders(data)
         if loaders is None and data is not None:
             if "images" in options:
-                raise VitxError("images are places in a data set or a loader: of what was given, give a part")
+                raise VitxError(
+                    "images are indices into a data set or a loader: give only the images that you want"
+                )
             options["images"] = data
         super().__init__(**options)
         self._logger, self._log_dir = logger, log_dir
