@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -44,7 +45,7 @@ def squares(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def trained() -> nn.Module:
+def trained() -> Any:
     """A ViT of two blocks that names the colour."""
     torch.manual_seed(1)
     options = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -107,12 +108,12 @@ def seen(watched: Shadow, parts: dict[str, nn.Module]) -> Iterator[dict[str, Ten
             handle.remove()
 
 
-def followed(model: nn.Module, image: Tensor) -> Steps:
+def followed(model: Any, image: Tensor) -> Steps:
     """Follows the relevance of one image, (1, 3, H, W), from the logits to the pixels."""
     first, second = model.blocks
     parts = {"before_1": first.norm1, "between": first.norm2, "after_1": second.norm1, "after_2": model.norm}
-    options = {"gradients": False, "linearised": False, "accounts": False, "head_fusion": None}
-    with shadowed(model, image, **options) as watched, seen(watched, parts) as shadows:
+    watching = shadowed(*(model, image), gradients=False, linearised=False, accounts=False, head_fusion=None)
+    with watching as watched, seen(watched, parts) as shadows:
         with watched, torch.no_grad():
             logits = model(image)
         way = Way(watched, logits)
