@@ -64,7 +64,7 @@ def test_as_a_module():
     [
         ([], 'expected "command"'),
         (["explain"], "explain.paths"),
-        (["explain", "-cat.jpg"], "come last, after a lone --"),
+        (["explain", "-cat.jpg"], "put file names that begin with a dash after a lone --"),
     ],
 )
 def test_words_that_are_missing_or_wrong(words, sentence, capsys):

@@ -146,7 +146,7 @@ class TestFiles:
         assert (legend[len(legend) // 2] > 240).all()  # blue, white in the middle, red
         refused = command(*words, weights=weights)
         assert main(refused) == 2
-        assert "--signed needs a method with a sign, which rollout has not" in capsys.readouterr().err
+        assert "--signed needs a method with signs, and rollout has none" in capsys.readouterr().err
 
     @pytest.mark.parametrize(("kind", "known"), [("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP")])
     def test_formats(self, folder, weights, tmp_path, kind, known):
@@ -458,7 +458,7 @@ class TestRefusals:
             (["--target", 7], "--target 7 needs a method of a class, and rollout is not one"),
             (["--method", "gae", "--target", "tabby"], "the class names are unknown"),
             (["--method", "gae", "--target", 7], "there is no class 7"),
-            (["--method", "gae", "--against", 1], "--against holds one class against another: name both"),
+            (["--method", "gae", "--against", 1], "--against compares two classes: name both"),
             (
                 ["--method", "gae", "--target", 1, "--against", 1],
                 "--target and --against are the same class, 1",

@@ -122,7 +122,7 @@ def test_runs_with_different_images_are_said(run, tmp_path, capsys):
     assert film(run, other, "--image", 1, "--output", tmp_path / "film") == 0
     assert not capsys.readouterr().err, "they have one in common"
     assert film(run, other, "--image", 0, "--output", tmp_path / "film") == 0
-    assert "watch other images than each other" in capsys.readouterr().err
+    assert "do not watch the same images" in capsys.readouterr().err
 
 
 def test_without_saved_maps_the_logged_grids_are_shown(tmp_path):
