@@ -177,8 +177,8 @@ def test_a_blind_method_is_found_out(monkeypatch):
     assert (found.correlations["blob"] == 1).all()
     assert found.verdict("blob") == BLIND
     assert found.verdict("rollout") != BLIND
-    wanted = "blob barely changes: the correlation with its maps as trained is still 1.00 with nothing "
-    assert found.sentence("blob") == f"{wanted}learned left; maps of different images correlate 1.00"
+    wanted = "blob barely changes: the correlation with its maps as trained is still 1.00 when nothing "
+    assert found.sentence("blob") == f"{wanted}learned is left; maps of different images correlate 1.00"
 
 
 class TestMethods:
