@@ -45,11 +45,16 @@ def squares(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def trained() -> Any:
-    """A ViT of two blocks that names the colour."""
+def untrained() -> Any:
+    """A ViT of two blocks."""
     torch.manual_seed(1)
     options = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=len(COLOURS), **options)
+    return timm.create_model("vit_tiny_patch16_224", num_classes=len(COLOURS), **options)
+
+
+def trained() -> Any:
+    """The same, when it names the colour."""
+    model = untrained()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     images, labels = squares(300 * 64, seed=0)
     for batch, wanted in zip(images.split(64), labels.split(64), strict=True):

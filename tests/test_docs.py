@@ -5,6 +5,7 @@ would have there. The network is not needed: pretrained models have two thin lay
 """
 
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -27,6 +28,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from torch.utils.data import DataLoader
 
 import train_demo
+from tests import models
 from tests.hugging_face import hugging_face, hugging_face_of_clips
 from tests.lightning_models import SmallClassifier, samples
 from tests.played_runs import write_events, write_maps
@@ -193,6 +195,12 @@ def test_every_block_runs(page):
 def test_every_block_is_of_a_kind_that_is_tested(page):
     opened = re.findall(r"^ *```(.*)\n(?:.*\n)*? *```$", (ROOT / page).read_text(), re.MULTILINE)
     assert set(opened) <= {"python", "bash", "yaml", "text"}
+
+
+def test_the_drawing_shows_the_rules_of_rollout():
+    drawing = runpy.run_path(str(ROOT / "docs/make_block_drawing.py"))
+    model = models.spread(drawing["untrained"]()).double().eval()
+    drawing["followed"](model, drawing["squares"](1, seed=0)[0].double())  # which checks each step
 
 
 def public(module: str) -> dict[str, Any]:
