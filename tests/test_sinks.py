@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import logging
 import os
 import time
 import warnings
@@ -324,12 +325,15 @@ def test_a_logger_of_ones_own_needs_but_log_image(tmp_path):
 @pytest.mark.parametrize(
     "make", [lambda: False, Bare, lambda: CSVLogger("here")], ids=["none", "bare", "csv"]
 )
-def test_without_a_logger_for_pictures_there_are_files(make, tmp_path):
+def test_without_a_logger_for_pictures_there_are_files(make, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "vitx")
     logger = make()
     trainer, _ = fit(callback(), logger=logger, default_root_dir=tmp_path)
     assert files(tmp_path) == numbered(FIRINGS)
     folder = tmp_path / (trainer.log_dir or "") / "vitx"
     assert files(folder) == numbered(FIRINGS), "they are not in the folder of the logger"
+    (said,) = {record.message for record in caplog.records if "watches" in record.message}
+    assert Path(said.rsplit("pictures in ")[-1]).resolve() == folder
 
 
 def test_a_picture_comes_out_of_a_file_as_it_went_in(tmp_path):

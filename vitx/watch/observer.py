@@ -139,16 +139,21 @@ class Observer(Settings):
         if keeps:
             self._attempt(host, host.folder, partial(keep_maps, *kept))
         with self._forgiving(host, "shows no picture", f" at step {step}"):
+            words = None
             if self._look is None:
-                self._look = self._looked_at(host, samples, next(iter(found.values())).channels)
+                self._look, words = self._looked_at(host, samples, next(iter(found.values())).channels)
             picture = draw(found, samples, *self._look, self._explainer.kind)
             if keeps and not self._images_kept:
                 keep = partial(keep_images, host.folder, samples, *self._look)
                 self._images_kept = self._attempt(host, host.folder, keep)
-            self._show_picture(host, picture, step)
+            places = self._show_picture(host, picture, step)
+            if words is not None:
+                host.inform(f"{host.name} {words(places)}")
 
-    def _looked_at(self, host: Host, samples: Samples, channels: int | None) -> Look:
-        """Draws the images shown in their true colours, and says what was found."""
+    def _looked_at(
+        self, host: Host, samples: Samples, channels: int | None
+    ) -> tuple[Look, Callable[[Sequence[str]], str]]:
+        """Draws the images shown in their true colours, and finds words for what is watched."""
         scale = (self.mean, self.std)
         colours = true_colours(
             *(
@@ -161,11 +166,10 @@ class Observer(Settings):
             )
         )
         pixels = colours.draw(samples.images[list(samples.shown)], channels)
-        places = [sinks.name_of(sink) for sink in host.sinks] or [str(host.folder)]
         names = self.class_names or samples.class_names or host.class_names()
-        host.inform(f"{host.name} {first_words(samples, self._explainer, colours, names, places)}")
         said = about(self.target, names, self._explainer.kind)
-        return pixels, names, self.colormap, "; ".join(filter(None, (colours.note, said)))
+        look = pixels, names, self.colormap, "; ".join(filter(None, (colours.note, said)))
+        return look, partial(first_words, samples, self._explainer, colours, names)
 
     def _choose(self, host: Host) -> Samples:
         samples = self.selection.choose(host, self._past.places)
@@ -173,12 +177,18 @@ class Observer(Settings):
             host.warn(f"{host.name}: {change}")
         return samples
 
-    def _show_picture(self, host: Host, picture: sinks.Picture, step: int) -> None:
-        """Shows a picture in every sink that can; where none took it, writes a file."""
+    def _show_picture(self, host: Host, picture: sinks.Picture, step: int) -> list[str]:
+        """Shows a picture in every sink that can; where none took it, writes a file. Returns where it is."""
         shows = [partial(sinks.show_picture, sink, GRIDS, picture, step) for sink in host.sinks]
-        taken = [self._attempt(host, sink, show) for sink, show in zip(host.sinks, shows, strict=True)]
-        if not any(taken) and host.leaves_files:
-            self._attempt(host, host.folder, partial(sinks.save_picture, host.folder, GRIDS, picture, step))
+        taken = [
+            sinks.name_of(sink)
+            for sink, show in zip(host.sinks, shows, strict=True)
+            if self._attempt(host, sink, show)
+        ]
+        save = partial(sinks.save_picture, host.folder, GRIDS, picture, step)
+        if not taken and host.leaves_files and self._attempt(host, host.folder, save):
+            return [str(host.folder)]
+        return taken
 
     def _attempt(self, host: Host, place: Any, write: Callable[[], Any]) -> bool:
         """Says whether a sink or a folder took what is written; one that fails does not stop the others."""

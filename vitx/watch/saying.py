@@ -59,4 +59,5 @@ def first_words(
     shown = ", ".join(title_of(name) for name in explainer.explained)
     known = f"{len(names)} names of classes" if names else "no names of classes"
     hint = "; the model puts out features: methods of a score need a target function" * explainer.classless
-    return f"watches {images}{of} by {shown}: {colours}; {known}; pictures in {', '.join(places)}{hint}"
+    where = f"pictures in {', '.join(places)}" if places else "no pictures"
+    return f"watches {images}{of} by {shown}: {colours}; {known}; {where}{hint}"
