@@ -138,6 +138,10 @@ class Attention(nn.Module):
             q, k, v = heads_first
             a = torch.softmax(torch.einsum("...id,...jd->...ij", q, k) * scale, dim=-1)
             mixed = torch.einsum("...ij,...jd->...id", a, v).transpose(1, 2)
+        elif self.how == "einsum, channels by two letters":
+            q, k, v = (t.unflatten(-1, (2, -1)) for t in (q, k, v))
+            a = torch.softmax(torch.einsum("bqhcd,bkhcd->bhqk", q, k) * scale, dim=-1)
+            mixed = torch.einsum("bhqk,bkhcd->bqhcd", a, v).flatten(-2)
         elif self.how == "einsum, values first":
             a = torch.softmax(torch.einsum("bqhd,bkhd->bhqk", q, k) * scale, dim=-1)
             mixed = torch.einsum("bkhd,bhqk->bqhd", v, a)
@@ -221,6 +225,7 @@ APART = ("out= and a buffer",)
     "how",
     [
         *("fused", "einsum of a list", "einsum with an ellipsis", "einsum, values first"),
+        "einsum, channels by two letters",
         *("bmm, heads in the batch", "baddbmm", "fused, heads in the batch", "fused, a window dimension"),
         *("out= and a buffer", "a softmax by hand", "a copy of A is kept, and one beside"),
     ],

@@ -1,5 +1,6 @@
 """The calls that are attentions: how each is seen, and what describes its A."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -132,9 +133,8 @@ def _layout(watched: "Shadow", value: "Live", layout: Layout) -> Layout:
     layout = replace(layout, head=None)
 
     def of_tokens(marks: Tensor) -> Tensor:
-        marks = marks.view(*layout.shared, 1, 1)
-        found = _seen_from(value, layout, marks) / value.shape[layout.order_values[-1]]
-        return found.flatten()
+        marks = marks.view(*layout.shared, 1, *(1 for _ in layout.channels))
+        return _seen_from(value, layout, marks).flatten() / math.prod(layout.channels)
 
     return layout.with_heads(of_tokens)
 
@@ -151,12 +151,13 @@ def _over_channels(value: "Live", layout: Layout) -> bool:
     """Whether the keys of an attention are channels: then each token holds all of them alike."""
     if value.source is None:
         return False
-    *_, of_keys, of_channels = layout.order_values
-    keys = value.shape[of_keys]
-    if value.thin.shape[of_channels] == 1 and value.thin.shape[of_keys] == keys:  # only tokens are apart
+    of_keys, *of_channels = layout.order_values[len(layout.shared) :]
+    keys, thin = value.shape[of_keys], value.thin.shape
+    if all(thin[dim] == 1 for dim in of_channels) and thin[of_keys] == keys:  # only tokens are apart
         return False
     marks = torch.rand(keys, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = _seen_from(value, layout, marks.view(*(1 for _ in layout.shared), keys, 1)).flatten(1)
+    marks = marks.view(*(1 for _ in layout.shared), keys, *(1 for _ in of_channels))
+    found = _seen_from(value, layout, marks).flatten(1)
     return found.shape[1] > 1 and torch.allclose(found, found[:, :1], rtol=1e-5)
 
 
