@@ -25,7 +25,8 @@ from torch.nn import functional as F
 import vitx
 from vitx.methods.rollout import Rollouts
 from vitx.relevance.shadow import Shadow
-from vitx.relevance.way_back import Way, shadowed
+from vitx.relevance.watching import shadowed
+from vitx.relevance.way_back import Way
 
 COLOURS = {"red": (0.9, 0.2, 0.15), "green": (0.15, 0.7, 0.25), "blue": (0.2, 0.35, 0.95)}
 COLOURS |= {"yellow": (0.95, 0.8, 0.1)}

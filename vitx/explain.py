@@ -16,7 +16,8 @@ from vitx.methods import DEFAULT, NETWORKS, Method, Methods, find_method, with_o
 from vitx.models.isolation import untouched
 from vitx.models.lens import LogitLens
 from vitx.models.prediction import Target, check_images, check_model, predict, scores, target_classes
-from vitx.relevance.way_back import Found, Way, shadowed
+from vitx.relevance.watching import shadowed
+from vitx.relevance.way_back import Found, Way
 
 if TYPE_CHECKING:  # PIL is not imported before it is needed
     from vitx.inputs.prepared import Images

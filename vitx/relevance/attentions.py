@@ -21,7 +21,8 @@ from vitx.relevance.lineage import derived
 from vitx.relevance.names import name_of, replaced
 
 if TYPE_CHECKING:
-    from vitx.relevance.shadow import Live, Shadow
+    from vitx.relevance.live import Live
+    from vitx.relevance.shadow import Shadow
 
 
 def product(watched: "Shadow", func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Tensor | None:

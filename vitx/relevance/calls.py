@@ -32,7 +32,8 @@ from vitx.relevance.names import (
 from vitx.relevance.shapes import Rule
 
 if TYPE_CHECKING:
-    from vitx.relevance.shadow import Live, Shadow
+    from vitx.relevance.live import Live
+    from vitx.relevance.shadow import Shadow
 
 
 def whole_to_first(

@@ -15,7 +15,8 @@ from vitx.relevance.linear import Held, constant, linear
 from vitx.relevance.names import Function, argument, named
 
 if TYPE_CHECKING:
-    from vitx.relevance.shadow import Live, Shadow
+    from vitx.relevance.live import Live
+    from vitx.relevance.shadow import Shadow
 
 # Activations: what is not 0 at 0 there is a constant that they add.
 GATED = named(

@@ -10,7 +10,8 @@ from torch.autograd.function import once_differentiable
 from vitx.relevance.names import Function, replaced
 
 if TYPE_CHECKING:
-    from vitx.relevance.shadow import Live, Shadow
+    from vitx.relevance.live import Live
+    from vitx.relevance.shadow import Shadow
 
 # Makes a call of the model so that it is linear on the way back.
 Held = Callable[["Shadow", Function, Any, dict[str, Any], list["Live"]], Any]

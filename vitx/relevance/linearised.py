@@ -34,7 +34,8 @@ from vitx.relevance.names import (
 )
 
 if TYPE_CHECKING:
-    from vitx.relevance.shadow import Live, Shadow
+    from vitx.relevance.live import Live
+    from vitx.relevance.shadow import Shadow
 
 TRANSPOSED = named("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 SUMS = ADDED | SUBTRACTED | named("rsub", "__rsub__")

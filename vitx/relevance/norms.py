@@ -9,7 +9,8 @@ from vitx.relevance.linear import Held, constant, linear
 from vitx.relevance.names import Function, named
 
 if TYPE_CHECKING:
-    from vitx.relevance.shadow import Live, Shadow
+    from vitx.relevance.live import Live
+    from vitx.relevance.shadow import Shadow
 
 
 def _layer_norm(

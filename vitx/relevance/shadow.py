@@ -22,40 +22,10 @@ from vitx.relevance import attentions, calls, linearised, names, rules
 from vitx.relevance.apart import Apart
 from vitx.relevance.attending import Pass
 from vitx.relevance.grid import First
-from vitx.relevance.lineage import Lineage, added, begun, derived, joined
+from vitx.relevance.lineage import Lineage, added, begun, derived
+from vitx.relevance.live import Live, holds, lineage_of, softmax_dim
 from vitx.relevance.names import tensors
 from vitx.relevance.residual import Residual
-
-
-class Live(NamedTuple):
-    """What is known of a tensor that depends on the image.
-
-    Attributes:
-        real: the tensor.
-        shape: its shape.
-        thin: what stands beside it, with size 1 in dimensions over which only the sum counts.
-        lineage: where it stands in the pass.
-        inside: of one that was padded with a constant, what of it is real: 1, or 0 for the padding.
-        source: the shadow that the last weights put out, and the dimension of its channels, if nothing but
-            shape operations came after.
-        sums_to_1: the dimension of a softmax, if nothing came after that changes a value.
-    """
-
-    real: "weakref.ref[Tensor]"
-    shape: torch.Size
-    thin: Tensor
-    lineage: Lineage
-    inside: Tensor | None = None
-    source: tuple[Tensor, int] | None = None
-    sums_to_1: int | None = None
-
-    @property
-    def shadow(self) -> Tensor:
-        """What stands beside the tensor, in its shape."""
-        if self.thin.shape == self.shape:
-            return self.thin
-        with torch.enable_grad():
-            return self.thin.expand(self.shape)
 
 
 class Stream(NamedTuple):
@@ -164,7 +134,7 @@ class Shadow(TorchFunctionMode):
         if func in names.CONSTANT or (func in names.REFERRING and self.get(args[0]) is None):
             return out
         outs = tensors(out)
-        if any(_holds(t, func) for t in outs):  # no question of a shape or a type
+        if any(holds(t, func) for t in outs):  # no question of a shape or a type
             self.apart(self._follow, func, args, kwargs, out, outs, live)
         return out
 
@@ -320,15 +290,15 @@ class Shadow(TorchFunctionMode):
         inside = None
         if func is F.pad and isinstance(found, tuple):
             found, inside = found
-        lineage = _lineage(func, args, live)
+        lineage = lineage_of(func, args, live)
         source = live[0].source if func in names.KEEP_IDENTITY and len(live) == 1 else None
         if func in names.WEIGHTED and isinstance(found, Tensor):
             source = found, 1 if func in names.CONVOLUTIONS else -1
             if not self.attentions.calls:
                 self._embedded(func, found)
         for tensor, shadow in zip(outs, tensors(found), strict=True):
-            if _holds(tensor, func):
-                sums_to_1 = _sums_to_1(func, args, kwargs, tensor, live[0])
+            if holds(tensor, func):
+                sums_to_1 = softmax_dim(func, args, kwargs, tensor, live[0])
                 self.put(tensor, shadow, lineage, inside, source, sums_to_1)
 
     def _embedded(self, func: Callable[..., Any], shadow: Tensor) -> None:
@@ -391,46 +361,6 @@ _INSTEAD: Mapping[Callable[..., Any], Callable[..., Any]] = {
     Tensor.__setitem__: Shadow.written,
     Tensor.__iter__: Shadow.iterated,
 }
-
-
-def _lineage(func: Callable[..., Any], args: Any, live: Sequence[Live]) -> Lineage:
-    """Where the output of a call stands in the pass."""
-    first = live[0].lineage
-    keeps = func in names.KEEP_IDENTITY and all(one.lineage.identity == first.identity for one in live)
-    of = [one.lineage for one in live]
-    lineage = first if keeps else joined(of) if func in names.JOINED else derived(of)
-    if func in names.WEIGHING and lineage.kind == "scores":
-        lineage = lineage._replace(kind="weights")
-    elif func in names.SOFTMAX and lineage.kind is None:
-        lineage = lineage._replace(kind="gate")
-    elif func in names.MULTIPLIED and lineage.kind == "gate":
-        lineage = lineage._replace(kind=None)
-    if func in names.JOINED and any(one.lineage.open for one in live):
-        apart = len(live) < len([t for t in tensors(args) if t.is_floating_point()])
-        if apart or not all(one.lineage.open for one in live):
-            lineage = lineage._replace(partial=True)
-    return lineage
-
-
-def _sums_to_1(
-    func: Callable[..., Any], args: Any, kwargs: dict[str, Any], out: Tensor, given: Live
-) -> int | None:
-    """The dimension of a softmax, as long as nothing changes a value, not even by rounding."""
-    if out.dtype not in (torch.float32, torch.float64):
-        return None
-    if func in names.SOFTMAX:
-        dim = names.argument(args, kwargs, 1, "dim")
-        return dim % out.ndim if isinstance(dim, int) else None
-    real, off = given.real(), func is F.dropout and not names.argument(args, kwargs, 2, "training", True)
-    same = (off or func in names.SAME) and real is not None and real.dtype == out.dtype
-    return given.sums_to_1 if same else None
-
-
-def _holds(tensor: Tensor, func: Callable[..., Any]) -> bool:
-    """Whether a tensor holds what the image is made into, and not a mask, an index or an answer."""
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized:
-        return True
-    return func in names.CASTS and tensor.dtype != torch.bool
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ from vitx.relevance.names import (
 )
 
 if TYPE_CHECKING:
-    from vitx.relevance.shadow import Live, Shadow
+    from vitx.relevance.live import Live
+    from vitx.relevance.shadow import Shadow
 
 Rule = Callable[["Shadow", Any, Any, dict[str, Any], list["Live"]], Any]
 

@@ -13,7 +13,8 @@ from vitx.relevance.names import Function, argument, named
 from vitx.relevance.shapes import Rule
 
 if TYPE_CHECKING:
-    from vitx.relevance.shadow import Live, Shadow
+    from vitx.relevance.live import Live
+    from vitx.relevance.shadow import Shadow
 
 
 def _sizes(value: Any, dims: int) -> list[int]:

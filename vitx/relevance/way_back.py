@@ -1,14 +1,13 @@
-"""The way back from the output of a pass to the pixels, and the check that nothing was lost on it."""
+"""The way back from the output of a pass to the pixels."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
 from vitx.attention.fusing import first_layer
@@ -18,12 +17,10 @@ from vitx.models.isolation import without_autocast
 from vitx.relevance.attending import Attended
 from vitx.relevance.carrier import Carrier
 from vitx.relevance.chain import RolloutLayer
+from vitx.relevance.conservation import check, check_lost, share_of_images, share_of_score
 from vitx.relevance.grid import channel_axis, in_grid, without
 from vitx.relevance.rules import spread
 from vitx.relevance.shadow import Shadow
-
-_TOLERANCE = 1e-3  # of what was accounted for
-_NEGATIVE = -1e-6
 
 
 @dataclass(frozen=True)
@@ -39,44 +36,6 @@ class Found:
     maps: Tensor
     conservation: Tensor
     signed: Tensor | None = None
-
-
-@contextmanager
-def shadowed(
-    model: nn.Module,
-    image: Tensor,
-    *,
-    gradients: bool,
-    linearised: bool,
-    accounts: bool,
-    head_fusion: str | None,
-) -> Iterator[Shadow]:
-    """Yields a shadow for the pass that begins with this image; it is to be entered for that pass alone."""
-
-    def brought() -> Iterator[Tensor]:
-        yield from model.parameters()
-        yield from model.buffers()
-
-    watched = Shadow(
-        *(image, brought),
-        gradients=gradients,
-        linearised=linearised,
-        accounts=accounts,
-        head_fusion=head_fusion,
-    )
-    with ExitStack() as stack:
-        stack.callback(watched.close)
-        if "torch._dynamo" in sys.modules:  # else nothing can be compiled
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        try:
-            yield watched
-        except Exception as error:
-            if type(error).__module__ == "torch._dynamo.exc":
-                raise VitxError(
-                    "the model compiles a part of itself as it runs, where nothing can be seen, as flex "
-                    "attention does: let it attend by scaled_dot_product_attention for the explanation"
-                ) from error
-            raise
 
 
 class ReadOut(Carrier):
@@ -135,8 +94,8 @@ class Way:
             ends, starts = [*ends, self._score], [*starts, None]
         pixels, own, common, tokens = self._arrived(carrier, ends, starts)
         arrived = pixels.flatten(1).sum(1) + own
-        conservation = _accounted(arrived, common, self._watched.attentions.grown)
-        self._check(conservation, pixels, own, positive=not carrier.grows)
+        conservation = share_of_images(arrived, common, self._watched.attentions.grown)
+        check(self._watched, conservation, pixels, own, positive=not carrier.grows)
         return Found(self._in_grid(pixels, tokens), conservation)
 
     def read_out(self, head_fusion: str = "mean") -> list[tuple[Attended, Tensor]]:
@@ -150,7 +109,7 @@ class Way:
         """Finds how much the output reads of each layer's queries, (B, Q), if no attention mixes them."""
         self._watched.attentions.begin(ReadOut(head_fusion))
         found = self._gradients([self._end], [one.shadow for one in layers], [self._start()])
-        self._check_lost(float(self._watched.attentions.astray))
+        check_lost(self._watched, float(self._watched.attentions.astray))
         return [
             (one, one.shadow.new_zeros(one.shadow.shape[::2]) if part is None else part.sum((1, 3)))
             for one, part in zip(layers, found, strict=True)
@@ -216,7 +175,7 @@ class Way:
         )
         arrived = pixels.sum() + own.sum() + common
         share = (1 + (arrived - begun) / torch.where(size == 0, 1, size))[None]
-        self._check(share, pixels, own, positive=False)
+        check(self._watched, share, pixels, own, positive=False)
         maps = self._in_grid(pixels, first)
         return Found(maps, share.expand(len(maps)))
 
@@ -286,18 +245,7 @@ class Way:
             VitxError: That is not all: the model computes something that was not linearised.
         """
         logits, *rest = (part.sum() for part in self._parts[len(self._watched.streams) :])
-        added = torch.stack(rest)
-        size = added.abs().sum()
-        share = 1 + (added.sum() - logits) / torch.where(size == 0, 1, size)
-        rounding = 2 * torch.finfo(self._score.dtype).eps  # which is more in half precision
-        if abs(share.item() - 1) > max(_TOLERANCE, rounding):
-            double = self._score.dtype == torch.float64
-            raise VitxError(
-                f"{share.item():.1%} of the score was accounted for by the image and the constants of the "
-                "model, not all of it: the model computes something whose part in the score is not known"
-                + ("" if double else "; or rounding is to blame: try model.double() and images.double()")
-            )
-        return share[None]
+        return share_of_score(logits, torch.stack(rest), self._score.dtype)
 
     @property
     def _score(self) -> Tensor:
@@ -343,46 +291,6 @@ class Way:
         found = [(output, self._gradients([score], [output])[0]) for score, output in pairs]
         return [torch.zeros_like(output) if part is None else part for output, part in found]
 
-    def _check_lost(self, astray: float) -> None:
-        if astray > _TOLERANCE:
-            raise VitxError(
-                "an attention puts out at other tokens than its queries came from (they are shared, or a "
-                "convolution follows), so what a token keeps by the residual cannot be known: take rollout "
-                "with head_fusion='mean' and no discard_ratio"
-            )
-        lost = self._watched.lost
-        name = max(lost, key=lost.__getitem__, default=None)
-        if name is not None and lost[name] > _TOLERANCE:
-            raise VitxError(
-                f"{lost[name]:.1%} of the relevance reached {name}, and no rule takes it through that "
-                "call: the map would be wrong"
-            )
-
-    def _check(self, conservation: Tensor, pixels: Tensor, own: Tensor, *, positive: bool) -> None:
-        """Raises a VitxError if relevance was lost, or is below 0; all values are read at once."""
-        worst = conservation[(conservation - 1).abs().argmax()]
-        finite = torch.stack([conservation.isfinite().all(), pixels.isfinite().all()])
-        astray = torch.as_tensor(self._watched.attentions.astray).to(worst)
-        least = torch.stack([worst, astray, pixels.amin(), own.amin()])
-        known, pixels_known, share, astray, *smallest = torch.cat([finite.to(least.dtype), least]).tolist()
-        if not known:
-            if pixels_known:  # else the maps are not finite either, which is said elsewhere
-                raise VitxError(
-                    "the relevance of the model's own tokens is not finite: the map would be wrong"
-                )
-            return
-        self._check_lost(astray)
-        if abs(share - 1) > _TOLERANCE:
-            raise VitxError(
-                f"{share:.1%} of the relevance arrived at the image and the model's own tokens, not all of "
-                "it: the model computes something that vitx did not see, and the map would be wrong"
-            )
-        if positive and min(smallest) < _NEGATIVE:
-            raise VitxError(
-                f"relevance below 0 was found ({min(smallest):.2g}): an attention gave back more than the "
-                "residual around it had, and the map would be wrong"
-            )
-
 
 def _last(layers: Sequence[Attended]) -> list[Attended]:
     """Returns the layers that no other layer builds upon."""
@@ -396,15 +304,6 @@ def _last(layers: Sequence[Attended]) -> list[Attended]:
                 if node not in own:
                     waiting.append(node)
     return [layer for layer in layers if layer.shadow.grad_fn not in below]
-
-
-def _accounted(arrived: Tensor, common: Tensor, grown: Tensor | float) -> Tensor:
-    """Returns the share of each image, (B,), where what arrived in common makes up what each one lacks."""
-    whole = 1 + grown / len(arrived)
-    if isinstance(grown, Tensor):  # in which image a layer handed on more is not known
-        return ((arrived.sum() + common) / (len(arrived) * whole)).expand(len(arrived))
-    missing = whole - arrived
-    return arrived + missing * common / torch.where(missing.sum() == 0, 1, missing.sum())
 
 
 def _end(watched: Shadow, logits: Tensor) -> Tensor:
