@@ -1,6 +1,6 @@
 """From a model and images to maps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from vitx.methods import DEFAULT, NETWORKS, Method, Methods, find_method, with_o
 from vitx.models.isolation import untouched
 from vitx.models.lens import LogitLens
 from vitx.models.prediction import Target, check_images, check_model, predict, scores, target_classes
+from vitx.relevance.shadow import Shadow
 from vitx.relevance.watching import shadowed
 from vitx.relevance.way_back import Found, Way
 
@@ -136,37 +137,24 @@ def _follow(
     recorded = network is not None or scripted
     lens = LogitLens(model) if any(m.gradient == "layer scores" for m in chosen.values()) else None
     accounts = any(method.accounts for method in chosen.values())
-
-    def total(logits: Tensor) -> Tensor:
-        return scores(target, logits, classes).sum()
-
     found: dict[str, Found] = {}
     with torch.inference_mode(False), torch.set_grad_enabled(recorded), untouched(model):
-        # A copy: some models change their input. Subclasses of Tensor bring calls of their own.
-        pixels = images.detach().as_subclass(Tensor).clone()
-        if accounts:
-            pixels = pixels.requires_grad_().clone()  # no leaf, which may not be changed in place
-        fusion = _common_fusion(chosen, methods)
+        pixels = _of_its_own(images, accounts)
         with shadowed(
             *(model, pixels),
             gradients=recorded,
             linearised=network == "linearised",
             accounts=accounts,
-            head_fusion=fusion,
+            head_fusion=_common_fusion(chosen, methods),
         ) as watched:
             with watched, nullcontext() if lens is None else lens.watch():
                 logits = predict(model, pixels, watched.made_last)
             classes = target_classes(target, logits)
-            of_gradient: dict[str | None, list[Tensor]] = {None: []}
-            if any(method.gradient == "score" for method in chosen.values()):
-                of_gradient["score"] = [total(logits)]
-            if lens is not None:
-                layers = len(watched.attentions.layers())
-                with watched.aside():
-                    of_layers = _layer_logits(lens, layers, logits)
-                of_gradient["layer scores"] = [total(own) for own in of_layers]
+            asked = _differentiated(
+                chosen, lens, watched, logits, lambda one: scores(target, one, classes).sum()
+            )
             for name, method in chosen.items():
-                way = Way(watched, logits, of_gradient[method.gradient])
+                way = Way(watched, logits, asked[method.gradient])
                 found[name] = method.find(way, **methods[name])
             channels = way.channels
     _check_finite({name: one.maps for name, one in found.items()})
@@ -174,6 +162,35 @@ def _follow(
         name: _explanation(model, images, one, logits, classes, chosen[name], name, channels)
         for name, one in found.items()
     }
+
+
+def _of_its_own(images: Tensor, accounts: bool) -> Tensor:
+    """Returns a copy: some models change their input, and subclasses of Tensor bring calls of their own."""
+    pixels = images.detach().as_subclass(Tensor).clone()
+    return pixels.requires_grad_().clone() if accounts else pixels  # no leaf, as those stay as they are
+
+
+def _total(target: Target, classes: Tensor | None, logits: Tensor) -> Tensor:
+    return scores(target, logits, classes).sum()
+
+
+def _differentiated(
+    chosen: Mapping[str, Method],
+    lens: LogitLens | None,
+    watched: Shadow,
+    logits: Tensor,
+    total: Callable[[Tensor], Tensor],
+) -> dict[str | None, list[Tensor]]:
+    """Returns what gradients are taken of, for each kind of method: the score, and that of each layer."""
+    found: dict[str | None, list[Tensor]] = {None: []}
+    if any(method.gradient == "score" for method in chosen.values()):
+        found["score"] = [total(logits)]
+    if lens is not None:
+        layers = len(watched.attentions.layers())
+        with watched.aside():
+            of_layers = _layer_logits(lens, layers, logits)
+        found["layer scores"] = [total(own) for own in of_layers]
+    return found
 
 
 def _common_fusion(chosen: Mapping[str, Method], methods: Methods) -> str | None:

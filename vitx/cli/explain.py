@@ -64,7 +64,15 @@ def parser() -> ArgumentParser:
         help="files, folders, or patterns such as 'photos/*.jpg'",
     )
     add_model_options(made)
-    group = made.add_argument_group("what to explain")
+    _explained(made.add_argument_group("what to explain"))
+    _options_of_methods(made.add_argument_group("options of the methods"))
+    _written(made.add_argument_group("what to write"))
+    _place(made.add_argument_group("where to run"))
+    return made
+
+
+def _explained(group: Any) -> None:
+    """Adds the options that say what is explained."""
     group.add_argument(
         "--method", type=str, nargs="+", default=[DEFAULT], help=f"one or more of {', '.join(methods())}"
     )
@@ -82,7 +90,10 @@ def parser() -> ArgumentParser:
         metavar="CLASS",
         help="explain why --target and not this class: the difference of their scores",
     )
-    group = made.add_argument_group("options of the methods")
+
+
+def _options_of_methods(group: Any) -> None:
+    """Adds those of the methods."""
     group.add_argument(
         "--head-fusion", type=str, metavar="NAME", help=f"{', '.join(HEAD_FUSIONS)} over the heads"
     )
@@ -99,7 +110,10 @@ def parser() -> ArgumentParser:
         metavar="NAME",
         help=f"of which network: {' or '.join(NETWORKS)} (as in the papers)",
     )
-    group = made.add_argument_group("what to write")
+
+
+def _written(group: Any) -> None:
+    """Adds those that say what is written, and where."""
     group.add_argument("--output", type=str, default="vitx-maps", metavar="FOLDER", help="where to write")
     group.add_argument(
         "--signed", action="store_true", help="show what speaks for the class in red, against it in blue"
@@ -129,7 +143,10 @@ def parser() -> ArgumentParser:
     group.add_argument(
         "--max-pixels", type=int, default=MOST_PIXELS, metavar="N", help="refuse pictures of more pixels"
     )
-    group = made.add_argument_group("where to run")
+
+
+def _place(group: Any) -> None:
+    """Adds those of processes and devices."""
     group.add_argument("--accelerator", type=str, default="auto", metavar="NAME", help="cpu, gpu, ...")
     group.add_argument("--devices", type=str, default="1", metavar="N", help="how many, or which")
     group.add_argument("--num-nodes", type=int, default=1, metavar="N", help="how many machines")
@@ -151,7 +168,6 @@ def parser() -> ArgumentParser:
         metavar="N",
         help="processes that draw and write pictures (default: as for --workers)",
     )
-    return made
 
 
 def run(options: Any) -> int:

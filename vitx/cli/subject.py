@@ -66,7 +66,11 @@ def add_model_options(parser: ArgumentParser, several: bool = False) -> None:
         several: whether --weights and --checkpoint may be given again and again.
     """
     text: dict[str, Any] = {"action": "append"} if several else {"type": str}
-    group = parser.add_argument_group("which model")
+    _which_model(parser.add_argument_group("which model"), text)
+    _what_it_takes(parser.add_argument_group("what the model takes, if it does not declare it"))
+
+
+def _which_model(group: Any, text: dict[str, Any]) -> None:
     group.add_argument("--model", type=str, metavar="NAME", help="a Vision Transformer of timm")
     group.add_argument(
         "--factory",
@@ -109,7 +113,9 @@ def add_model_options(parser: ArgumentParser, several: bool = False) -> None:
     group.add_argument(
         "--trust", action="store_true", help="also read files that run code while they are read"
     )
-    group = parser.add_argument_group("what the model takes, if it does not declare it")
+
+
+def _what_it_takes(group: Any) -> None:
     group.add_argument("--image-size", type=int, metavar="PIXELS", help="height and width of the images")
     group.add_argument(
         "--mean",
