@@ -4,6 +4,8 @@ import os
 import random
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before its client is imported
+
 import pytest
 import torch
 

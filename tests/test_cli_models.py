@@ -249,6 +249,7 @@ def test_what_fabric_set_up(belongings, precision, method):
             ["x.png", *timm_model("bare.safetensors"), "--method", "gae"],
             "the model has no head, and gae explains",
         ),
+        (["x.png", "--hf", "someone/absent"], "could not be fetched from the hub, which does not answer"),
         (["x.png", "--hf", "without"], "holds no image processor"),
         (["x.png", "--hf", "headless"], "2 of its tensors are missing"),
         (["x.png", "--hf", "hf", "--mean", 0.5], "leave out --mean"),

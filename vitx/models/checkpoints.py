@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from vitx.errors import VitxError
+from vitx.models.network import hub
 
 State = Mapping[str, Tensor]
 
@@ -35,7 +37,8 @@ def create_model(
     options = dict(options or {})
     classes = {} if num_classes is None else {"num_classes": num_classes}
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **classes, **options)
+        with hub() if pretrained else nullcontext():
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **classes, **options)
     except RuntimeError as error:
         if str(error).startswith(("Invalid pretrained tag", "No pretrained weights")):
             raise VitxError(f"timm has no such weights of {name}: {error}") from error

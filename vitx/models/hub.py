@@ -1,5 +1,7 @@
 """Models of Hugging Face's transformers, with the image processor that is saved beside them."""
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from vitx.errors import VitxError
 from vitx.inputs.preprocessing import Preprocessing
 from vitx.inputs.processors import load_processor, quiet
+from vitx.models.network import hub
 
 
 def load_hugging_face(
@@ -22,8 +25,22 @@ def load_hugging_face(
         The model, how it wants its images or clips, and the names of its classes, if it has any.
 
     Raises:
-        VitxError: transformers is not there, or there is no such model, or it has no trained head.
+        VitxError: transformers is not there, or the hub is not, or there is no such model, or it has no
+            trained head.
     """
+    with nullcontext(True) if Path(name).is_dir() else hub() as answers:
+        try:
+            return _load(name, trust)
+        except VitxError as error:
+            if answers or not isinstance(error.__cause__, OSError):
+                raise
+            raise VitxError(
+                f"{name} could not be fetched from the hub, which does not answer: check the connection, or "
+                "give the folder of a model"
+            ) from error
+
+
+def _load(name: str, trust: bool) -> tuple[nn.Module, Preprocessing, tuple[str, ...] | None]:
     try:
         import transformers
     except ImportError as error:

@@ -1,0 +1,60 @@
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from huggingface_hub import constants
+from timm.models._hub import has_hf_hub
+
+from vitx import VitxError
+from vitx.models import network
+from vitx.models.checkpoints import create_model
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        yield found
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """Makes a port of this machine the hub, of which nothing is kept."""
+
+    def become(port):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+    return become
+
+
+def test_a_hub_that_answers_is_used(asked):
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # says that it knows no HEAD
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    asked(server.server_port)
+    with network.hub() as answers:
+        assert answers
+        assert not constants.HF_HUB_OFFLINE
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_silent_hub_is_given_up(asked, listener, monkeypatch):
+    monkeypatch.setattr(network, "PATIENCE", 0.5)
+    asked(listener.getsockname()[1])  # takes the connection, and says nothing
+    with network.hub() as answers:
+        assert not answers
+        assert constants.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.skipif(not has_hf_hub(), reason="timm cannot use the huggingface_hub that is installed")
+def test_a_hub_that_refuses_is_said_at_once(asked, listener):
+    asked(listener.getsockname()[1])
+    listener.close()
+    begun = time.monotonic()
+    with pytest.raises(VitxError, match="could not be fetched from the hub: check the connection"):
+        create_model("deit_tiny_patch16_224", True, None, {"depth": 1})
+    assert time.monotonic() - begun < 5  # its client alone takes a minute

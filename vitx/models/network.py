@@ -1,0 +1,41 @@
+"""Asks once whether the hub of Hugging Face answers: its client would try for a minute."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+PATIENCE = 3.0  # seconds
+
+
+@contextmanager
+def hub() -> Iterator[bool]:
+    """Runs its block with the hub; where that does not answer, with what this machine has kept of it.
+
+    Yields:
+        Whether it answers.
+    """
+    from huggingface_hub import constants
+
+    answers, was = _answers(), constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = was or not answers
+    try:
+        yield answers
+    finally:
+        constants.HF_HUB_OFFLINE = was
+
+
+def _answers() -> bool:
+    from huggingface_hub import constants, get_session
+
+    answered = threading.Event()
+
+    def ask() -> None:
+        with suppress(Exception):  # each version of the client has its own
+            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+            answered.set()
+
+    # In a thread: to look up the name alone may take half a minute, and cannot be stopped.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    return answered.is_set()
