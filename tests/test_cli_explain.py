@@ -20,6 +20,7 @@ from tests import models
 from tests.processes import run_together
 from vitx.cli import main
 from vitx.cli.delivery import Delivery
+from vitx.cli.many import progress_bar
 
 NAME = "deit_tiny_patch16_224"
 OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -402,6 +403,15 @@ def test_two_processes_that_were_killed_go_on(folder, weights, tmp_path):
     after = [name for rank in (0, 1) for name in Path(f"{log}-{rank}").read_text().splitlines()]
     assert len(after) == 125 - len(before)
     assert len(written(output)) == 125
+
+
+def test_the_bar_says_images_a_second_also_of_a_slow_model(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress_bar(200, True) as bar:
+        bar.start_t -= 100
+        bar.update(50)
+        bar.refresh()
+    assert "50/200 images [01:40<05:00,  0.50 images/s]" in capsys.readouterr().err
 
 
 def damaged(folder, name):

@@ -157,7 +157,7 @@ def predict(
     delivery = deliver(1)
     try:
         explainer.subject.model.to(device)
-        with tqdm(total=len(files), unit="picture", disable=None if progress else True) as bar:
+        with progress_bar(len(files), progress) as bar:
             for batch in batches:
                 errors |= batch["errors"]
                 for finding in explainer(batch, files):
@@ -170,6 +170,12 @@ def predict(
     finally:
         delivery.close()
     return errors
+
+
+def progress_bar(count: int, shown: bool) -> Any:
+    """Returns tqdm's, on a terminal alone: it says images a second, also where one takes longer."""
+    form = "{l_bar}{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+    return tqdm(total=count, unit=" images", bar_format=form, disable=None if shown else True)
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from vitx.cli.delivery import Delivery
 from vitx.cli.found import Finding
-from vitx.cli.many import Explainer
+from vitx.cli.many import Explainer, progress_bar
 from vitx.errors import VitxError
 
 
@@ -43,17 +43,21 @@ class Writing(BasePredictionWriter):
 
     Args:
         deliver: returns what has it written, given the number of devices on this machine.
+        count: of all pictures.
+        progress: show how far all devices are, as if they were equally fast.
     """
 
-    def __init__(self, deliver: Callable[[int], Delivery]) -> None:
+    def __init__(self, deliver: Callable[[int], Delivery], count: int, progress: bool) -> None:
         super().__init__("batch")
-        self._deliver = deliver
+        self._deliver, self._count, self._progress = deliver, count, progress
         self._delivery: Delivery | None = None
+        self._bar: Any = None
         self.errors: dict[int, str] = {}
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prepares what is written to."""
         self._delivery = self._deliver(trainer.num_devices)
+        self._bar = progress_bar(self._count, self._progress and trainer.is_global_zero)
         if trainer.is_global_zero:
             self._delivery.begin()
 
@@ -72,12 +76,14 @@ class Writing(BasePredictionWriter):
         self.errors |= batch["errors"]
         for finding in prediction:
             self._delivery.add(finding)
+        done = (len(batch["places"]) + len(batch["errors"])) * trainer.world_size
+        self._bar.update(min(done, self._count - self._bar.n))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Waits until all is written, and tells every rank what the others could not read."""
         assert self._delivery is not None
         self._delivery.finish()
-        self._delivery.close()
+        self._close()
         if trainer.world_size > 1:
             parts: list[dict[int, str]] = [{} for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(parts, self.errors)
@@ -87,8 +93,12 @@ class Writing(BasePredictionWriter):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Lets what is being written be finished."""
-        if self._delivery is not None:
-            self._delivery.close()
+        self._close()
+
+    def _close(self) -> None:
+        for opened in (self._delivery, self._bar):
+            if opened is not None:
+                opened.close()
 
 
 def predict(
@@ -113,9 +123,9 @@ def predict(
     Returns:
         By its place, why a picture could not be read; and whether this process is to speak for all.
     """
-    writing = Writing(deliver)
+    writing = Writing(deliver, len(files), progress)
     with _quiet():
-        trainer = _trainer(callbacks=[writing], enable_progress_bar=progress, **settings)
+        trainer = _trainer(callbacks=[writing], enable_progress_bar=False, **settings)
         try:
             trainer.predict(
                 Explaining(explainer, files), loader(trainer.num_devices), return_predictions=False
