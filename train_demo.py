@@ -10,6 +10,7 @@ short: read them. Any setting can be overridden, as in `--trainer.max_epochs 3`.
 `fit` (the default), `validate`, `test` or `predict`; `python train_demo.py fit --help` lists all settings.
 """
 
+import logging
 import sys
 import warnings
 from argparse import RawDescriptionHelpFormatter
@@ -19,6 +20,7 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import ArgumentError, DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning_utilities.core import rank_zero
 from PIL import Image
 from timm.data import resolve_model_data_config
 from timm.optim import create_optimizer_v2
@@ -215,10 +217,19 @@ def with_defaults(arguments: list[str]) -> list[str]:
     return [command, *rest]
 
 
+def keep_quiet() -> None:
+    """Keeps Lightning from saying what is no help: tips to install more, and what it has to mend itself."""
+    warnings.filterwarnings("ignore", message=r"[\s\S]*(LeafSpec|deprecated in v4)")
+    rank_zero.log.addFilter(_no_tip)
+
+
+def _no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
-    # What Lightning itself uses of deprecated parts of torch and jsonargparse is not the user's to mend.
-    warnings.filterwarnings("ignore", message=r"[\s\S]*(LeafSpec|deprecated in v4)")
+    keep_quiet()
     sys.argv[1:] = with_defaults(sys.argv[1:] if arguments is None else arguments)
     try:
         DemoCLI(

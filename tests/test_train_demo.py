@@ -6,6 +6,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_demo
+from demo import digits
 from train_demo import CONFIGS, with_defaults
 
 DEMO = str(CONFIGS / "demo.yaml")
@@ -27,6 +28,7 @@ def run(*words: str) -> None:
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train_demo.py"])
+    monkeypatch.setattr(digits, "SPLIT_SIZES", (4984, 8, 8))  # few to explain
 
 
 @pytest.mark.parametrize(
@@ -51,8 +53,10 @@ def events(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
 
 
-def test_the_demo_from_the_first_picture_to_the_last(capsys):
+def test_the_demo_from_the_first_picture_to_the_last(capsys, caplog):
     run(*SMALL, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1")
+    assert "GPU available" in caplog.text
+    assert "litlogger" not in caplog.text  # Lightning's tip to install it
     said = capsys.readouterr().out
     folder = Path("logs/demo/version_0")
     found = events(folder)
