@@ -1,9 +1,8 @@
 """Fine-tunes a DeiT and shows what it looks at, from before the first step to the last.
 
     python train_demo.py                                     handwritten digits in clutter
-    python train_demo.py --config configs/shortcut.yaml      the same with a shortcut to fall for
+    python train_demo.py --config configs/demo.yaml --config configs/shortcut.yaml    one config over another
     python train_demo.py --config configs/deit_tiny_imagefolder.yaml --data.root FOLDER
-    python train_demo.py --config configs/pets.yaml --config configs/lora.yaml    one config over another
 
 It writes into `logs/`, and says at the end where the pictures are and how to open them. The configs are
 short: read them. Any setting can be overridden, as in `--trainer.max_epochs 3`. The first argument may be
@@ -43,7 +42,7 @@ CONFIGS = PROJECT / "configs"
 COMMANDS = ("fit", "validate", "test", "predict")
 _ALONE = (
     "the config has settings of a class that it does not name: put it over one that does, as in "
-    "--config configs/pets.yaml --config configs/lora.yaml"
+    "--config configs/demo.yaml --config configs/shortcut.yaml"
 )
 
 

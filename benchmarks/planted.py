@@ -98,8 +98,9 @@ class Snapshots(pl.Callback):
 
 def trained(mark: str, seed: int, folder: Path) -> list[nn.Module]:
     """Trains, unless that was done before, and returns the model of each stage."""
-    name = "demo" if mark == HONEST else "shortcut"
-    config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+    config, shortcut = (
+        yaml.safe_load((ROOT / "configs" / name).read_text()) for name in ("demo.yaml", "shortcut.yaml")
+    )
     pl.seed_everything(seed, verbose=False)
     module = Classifier(DigitScenes.num_classes, **config["model"])
     path = folder / f"{mark}_{seed}.pt"
@@ -108,7 +109,7 @@ def trained(mark: str, seed: int, folder: Path) -> list[nn.Module]:
         data = DigitScenes(config["data"]["init_args"]["batch_size"], mark=None if mark == HONEST else mark)
         snapshots = Snapshots()
         trainer = pl.Trainer(
-            max_epochs=config["trainer"]["max_epochs"],
+            max_epochs=(config if mark == HONEST else shortcut)["trainer"]["max_epochs"],
             callbacks=[snapshots],
             logger=False,
             enable_checkpointing=False,

@@ -1,7 +1,7 @@
 """Makes the README's film and picture from the logs of two runs.
 
 python train_demo.py
-python train_demo.py --config configs/shortcut.yaml
+python train_demo.py --config configs/demo.yaml --config configs/shortcut.yaml
 python docs/make_pictures.py logs/demo/version_0 logs/shortcut/version_0
 """
 

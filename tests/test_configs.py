@@ -41,7 +41,7 @@ PETS = [*LOADING, "--data.root=.", "--data.download=false"]
 # What each config is put over, if it is no experiment of its own, and what the stand-in data need.
 TRAINED = {
     "demo": ([], []),
-    "shortcut": ([], []),
+    "shortcut": (["demo"], []),
     "deit_tiny_imagefolder": ([], FOLDER),
     "pets": ([], PETS),
     "distilled": (["pets"], PETS),
@@ -128,6 +128,7 @@ def test_trains_and_shows_what_it_looks_at(name):
     scalars = set(events.Tags()["scalars"])
     assert "vitx/grad_rollout/entropy" in scalars
     assert "val/accuracy" in scalars
+    assert ("val_clean/accuracy" in scalars) == (name == "shortcut")
     if words is PETS:
         assert {"vitx/rollout/pointing", "vitx/evidence/energy"} <= scalars
 
@@ -279,7 +280,7 @@ def test_ddp_has_two_processes():
     assert cli.datamodule.batch_size * 2 == 32
 
 
-def test_pretraining_runs(monkeypatch):
+def test_pretraining_writes_weights_that_the_demo_loads(monkeypatch):
     short = [
         "--trainer.max_steps=1",
         "--trainer.callbacks=null",
@@ -289,7 +290,8 @@ def test_pretraining_runs(monkeypatch):
     monkeypatch.setattr(pretrain, "BANK", 64)
     monkeypatch.setattr(sys, "argv", ["pretrain", *short, "--model.output=weights.safetensors"])
     pretrain.main()
-    assert Path("weights.safetensors").is_file()
+    options = {"img_size": 64, "patch_size": 8, "depth": 4}
+    train_demo.Classifier(10, weights="weights.safetensors", model_options=options)
 
 
 @pytest.mark.parametrize("name", [*(name for name, (below, _) in TRAINED.items() if below), "ddp"])

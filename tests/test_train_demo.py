@@ -74,12 +74,6 @@ def test_the_demo_from_the_first_picture_to_the_last(capsys, caplog):
     run("predict", *SMALL, "--ckpt_path", str(checkpoint))
 
 
-def test_the_shortcut_logs_accuracy_with_and_without_marks():
-    run("--config", str(CONFIGS / "shortcut.yaml"), *SMALL, "--trainer.max_epochs=1")
-    scalars = events(Path("logs/shortcut/version_0")).Tags()["scalars"]
-    assert {"val/accuracy", "val_clean/accuracy"} <= set(scalars)
-
-
 def test_the_shipped_weights_know_their_task():
     module = train_demo.Classifier(
         10, weights="demo/letters.safetensors", model_options={"img_size": 64, "patch_size": 8, "depth": 4}
@@ -108,15 +102,3 @@ def test_says_what_is_wrong_in_one_sentence(words, sentence, capsys):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert sentence in error
-
-
-def test_pretraining_writes_weights_that_the_demo_loads(tmp_path, monkeypatch):
-    from demo import pretrain
-
-    weights = tmp_path / "letters.safetensors"
-    short = ["--trainer.max_steps=2", "--trainer.logger=false", "--trainer.callbacks=null"]
-    options = [f"--model.output={weights}", "--model.batch_size=2", "--model.warmup_steps=1"]
-    monkeypatch.setattr(sys, "argv", ["pretrain", *short, *options, "--trainer.precision=32"])
-    pretrain.main()
-    model_options = {"img_size": 64, "patch_size": 8, "depth": 4}
-    train_demo.Classifier(10, weights=str(weights), model_options=model_options)
