@@ -109,6 +109,7 @@ def images_cannot_be_chosen(folder):
     assert trainer.global_step == 4, "the training did not go on"
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     run_together(2, in_each_rank, tmp_path)
 

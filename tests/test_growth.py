@@ -83,6 +83,7 @@ def _only_new_objects():
 needs_proc = pytest.mark.skipif(not (PROC / "statm").exists(), reason="no /proc tells open files and memory")
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.usefixtures("_only_new_objects")
 @pytest.mark.parametrize(

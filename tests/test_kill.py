@@ -27,6 +27,8 @@ from torch.utils.data import DataLoader
 from tests.lightning_models import IMAGE, SmallClassifier, samples
 from vitx.callbacks import RolloutCallback
 
+pytestmark = pytest.mark.slow
+
 LOGGERS = {"tensorboard": TensorBoardLogger, "csv": CSVLogger}
 STEPS = list(range(20))
 EPOCH_ENDS = STEPS[4::5]

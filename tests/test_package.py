@@ -4,32 +4,36 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copy, copytree, ignore_patterns
+from zipfile import ZipFile
 
 import networkx
+import pytest
 
 import vitx
 
+ROOT = Path(vitx.__file__).parents[1]
 
-def test_import_is_light():
-    """`import vitx` pulls in neither a model library nor Lightning nor matplotlib."""
-    code = "import vitx, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    root = Path(vitx.__file__).parents[1]
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-    )
-    names = set(loaded.stdout.split())
-    assert "vitx" in names
-    heavy = {
-        "lightning",
-        "pytorch_lightning",
-        "timm",
-        "torchvision",
-        "transformers",
-        "matplotlib",
-        "open_clip",
-        "scipy",
-    }
-    assert not names & heavy
+
+LIGHT = """
+import sys
+for name in ("vitx", "vitx.watch", "vitx.callbacks.huggingface"):
+    __import__(name)
+    print(*sorted({module.split(".")[0] for module in sys.modules}))
+"""
+
+
+@pytest.mark.slow
+def test_imports_are_light():
+    """`import vitx` loads no model library, no Lightning and no matplotlib; a watch loads no framework."""
+    said = subprocess.run([sys.executable, "-c", LIGHT], cwd=ROOT, capture_output=True, text=True, check=True)
+    core, watch, hugging_face = (set(line.split()) for line in said.stdout.splitlines())
+    lightnings = {"lightning", "pytorch_lightning"}
+    models = {"timm", "torchvision", "transformers", "open_clip"}
+    assert "vitx" in core
+    assert not core & {*lightnings, *models, "matplotlib", "scipy"}
+    assert not watch & {*lightnings, "transformers"}
+    assert not hugging_face & lightnings
 
 
 def _rooms_of(path: Path) -> set[str]:
@@ -78,3 +82,26 @@ def test_names_of_0_1_are_where_they_were():
         "from vitx.metrics import deletion, insertion\n"
         "from vitx.relevance import HeadFusion, carry\n"
     )
+
+
+BUILD = "from setuptools import build_meta; build_meta.build_wheel('.')"
+LINKED = {
+    "a link": lambda place: place.symlink_to("../callbacks"),
+    "a folder, as in a source archive": lambda place: copytree(place.parents[1] / "callbacks", place),
+    "lost, as in a zip of the repository": lambda place: place.write_text("../callbacks"),
+}
+
+
+@pytest.mark.parametrize("callbacks", LINKED)
+def test_the_wheel_holds_every_file(callbacks, tmp_path):
+    copytree(ROOT / "vitx", tmp_path / "vitx", ignore=ignore_patterns("__pycache__", "callbacks"))
+    copytree(ROOT / "vitx" / "callbacks", tmp_path / "callbacks", ignore=ignore_patterns("__pycache__"))
+    for name in ("LICENSE", "README.md", "pyproject.toml"):
+        copy(ROOT / name, tmp_path)
+    wanted = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "vitx").rglob("*.*")}
+    wanted |= {f"vitx/callbacks/{path.name}" for path in (tmp_path / "callbacks").iterdir()}
+    LINKED[callbacks](tmp_path / "vitx" / "callbacks")
+    subprocess.run([sys.executable, "-c", BUILD], cwd=tmp_path, capture_output=True, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with ZipFile(wheel) as opened:
+        assert {name for name in opened.namelist() if ".dist-info/" not in name} == wanted

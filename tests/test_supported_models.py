@@ -5,6 +5,7 @@ import pytest
 from tests import supported_models
 
 
+@pytest.mark.slow
 def test_the_readme_tells_the_truth():
     pytest.importorskip("open_clip", reason="open_clip is not installed")
     pytest.importorskip("transformers", reason="transformers is not installed")

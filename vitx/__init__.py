@@ -24,7 +24,7 @@ from vitx.relevance.max_flow import attention_flow
 if TYPE_CHECKING:
     from vitx.watch import Watch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Explanation",
     "Sanity",
