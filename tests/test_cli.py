@@ -52,6 +52,13 @@ def test_each_command_says_what_it_does(command, capsys):
     assert "--output" in said
 
 
+def test_says_its_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"vitx {vitx.__version__}\n"
+
+
 def test_as_a_module():
     done = subprocess.run([sys.executable, "-m", "vitx", "nope"], capture_output=True, text=True)
     assert done.returncode == 2

@@ -9,6 +9,7 @@ from importlib import import_module
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from vitx import __version__
 from vitx.cli.formatting import HelpFormatter
 from vitx.errors import VitxError
 from vitx.inputs.reading import SUFFIXES
@@ -39,7 +40,11 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0, 1 if a part was skipped, 2 for bad input."""
     parser = ArgumentParser(
-        prog="vitx", description=DESCRIPTION, formatter_class=HelpFormatter, exit_on_error=False
+        prog="vitx",
+        version=__version__,
+        description=DESCRIPTION,
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
     )
     commands = parser.add_subcommands(dest="command", title="commands")
     words = list(sys.argv[1:] if arguments is None else arguments)
