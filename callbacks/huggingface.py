@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+try:
+    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"this callback is for Hugging Face's Trainer ({error}): pip install transformers accelerate",
+        name=error.name,
+    ) from None
 
 from vitx.errors import VitxError
 from vitx.watch import Host, Observer

@@ -105,3 +105,10 @@ def test_the_wheel_holds_every_file(callbacks, tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with ZipFile(wheel) as opened:
         assert {name for name in opened.namelist() if ".dist-info/" not in name} == wanted
+
+
+def test_what_the_callback_of_hugging_face_needs_is_said():
+    code = "import sys; sys.modules['transformers'] = None; import vitx.callbacks.huggingface"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stderr.splitlines()[-1].startswith("ModuleNotFoundError: this callback is for Hugging Face's")
+    assert "pip install transformers" in run.stderr
