@@ -1,8 +1,13 @@
-"""The package hilrp, in a process of its own: it changes timm's classes for good.
+# /// script
+# requires-python = ">=3.11.11"
+# dependencies = ["hilrp==0.2.0", "timm", "torch", "transformers<5"]
+# ///
+"""The package hilrp, in an environment and a process of its own: it changes timm's classes for good.
 
-    python hilrp_alone.py QUESTION ANSWER
+    uv run hilrp_alone.py QUESTION ANSWER
 
-QUESTION is a file of (model, images, classes), ANSWER is where the maps (B, H, W) go.
+QUESTION is a file of (model, images, classes, threads), ANSWER is where the maps (B, H, W) go. uv makes the
+environment, as hilrp needs a newer Python than vitx, and an older transformers.
 """
 
 import sys
@@ -13,7 +18,8 @@ import torch
 
 def main(question: str, answer: str) -> None:
     """Explains one image at a time, as hilrp does."""
-    model, images, classes = torch.load(question, weights_only=False)  # from the process that asks
+    model, images, classes, threads = torch.load(question, weights_only=False)  # from the process that asks
+    torch.set_num_threads(threads)
     pairs = zip(images.split(1), classes, strict=True)
     maps = [hilrp.attribute(model, image, target=target)["pixel_map"] for image, target in pairs]
     torch.save(torch.stack(maps), answer)

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,21 +135,23 @@ def growth(call: Call, device: str) -> int:
     return resident_peak() - before
 
 
-def fresh_process(*arguments: str, path: Path | None = None) -> dict[str, Any]:
-    """Runs this Python with the arguments and returns the JSON on its last line, or {"error": ...}.
+def fresh_process(
+    *arguments: str, python: Sequence[str] = (sys.executable,), path: Path | None = None
+) -> dict[str, Any]:
+    """Runs a Python with the arguments and returns the JSON on its last line, or {"error": ...}.
 
     Args:
         *arguments: of the command.
+        python: the command that runs it, by default this one.
         path: where packages are looked for first.
     """
     first = {} if path is None else {"PYTHONPATH": str(path.resolve())}
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=os.environ | first
-    )
+    done = subprocess.run([*python, *arguments], capture_output=True, text=True, env=os.environ | first)
     if done.returncode < 0:
         return {"error": f"ended by signal {-done.returncode}, probably out of memory"}
     if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
+        said = [line for line in done.stderr.splitlines() if line and not line[0].isspace()]  # no details
+        return {"error": (said or [f"exit status {done.returncode}"])[-1]}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

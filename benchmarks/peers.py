@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -253,11 +254,16 @@ def as_torchvision(model: Any) -> Any:
 
 def hilrp(model: Any, images: Tensor, classes: Sequence[int]) -> Tensor:
     """The package hilrp; what speaks against the class is ranked below what speaks for it, as in vitx."""
+    from uv import find_uv_bin
+
+    # The model is handed over, which asks for the same versions of what made it.
+    alike = [f"--with={package}=={version(package)}" for package in ("torch", "timm")]
+    python = [find_uv_bin(), "run", "--quiet", "--no-project", *alike, "--script"]
     script = Path(__file__).with_name("hilrp_alone.py")
     with TemporaryDirectory() as folder:
         question, answer = Path(folder) / "question.pt", Path(folder) / "answer.pt"
-        torch.save((model, images, list(classes)), question)
-        if error := fresh_process(str(script), str(question), str(answer)).get("error"):
+        torch.save((model, images, list(classes), torch.get_num_threads()), question)
+        if error := fresh_process(str(script), str(question), str(answer), python=python).get("error"):
             raise RuntimeError(error)
         pixels = torch.load(answer, weights_only=True)
     return ranked(F.adaptive_avg_pool2d(pixels[:, None], model.patch_embed.grid_size)[:, 0])
