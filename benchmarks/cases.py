@@ -120,7 +120,7 @@ CUDA_CASES = {
     for size in (224, 512, 1024, 2048)
     for dtype in ("float32", "bfloat16")
 }
-PLOTTED = {"cpu": ("tiny-224", "tiny-1024"), "cuda": ("vit_base-224-bfloat16", "vit_base-1024-bfloat16")}
+PLOTTED = {"cpu": ("tiny-224", "tiny-512"), "cuda": ("vit_base-224-bfloat16", "vit_base-1024-bfloat16")}
 QUICK = {
     "cpu": ("tiny-224", "tiny-512", "import"),
     "cuda": ("deit_tiny-224-float32", "deit_tiny-512-float32"),
