@@ -88,5 +88,5 @@ class TestStages:
                     tokens = nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
                 return tokens[:, 0].mean(1)
 
-        with pytest.raises(VitxError, match="do not run in a module each"):
+        with pytest.raises(VitxError, match="each attention must run in a module of its own"):
             find_stages(Flat(), IMAGES)
