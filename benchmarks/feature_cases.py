@@ -47,6 +47,11 @@ def vitx_for_class(model: nn.Module, images: Tensor, classes: list[int]) -> Any:
     return vitx.explain(model, images, "grad_rollout", target=classes).maps
 
 
+def vitx_plain(model: nn.Module, images: Tensor, classes: list[int]) -> Any:
+    """Its gradient rollout by the formula that it is held against: with the plain gradient."""
+    return vitx.explain(model, images, "grad_rollout", target=classes, gradient="plain").maps
+
+
 def fast_vit_rollout(model: nn.Module, images: Tensor) -> Any:
     """Its matrix, cut as its own heat map is: the last tokens that make a square."""
     from fast_vit_rollout import ViTAttentionRollout
@@ -107,7 +112,7 @@ def vit_explain_for_class(model: nn.Module, images: Tensor, classes: list[int]) 
 
 
 TOOLS = {
-    "vitx": Tool("vitx", vitx_rollout, vitx_for_class, gradient_rollout=vitx_for_class),
+    "vitx": Tool("vitx", vitx_rollout, vitx_for_class, gradient_rollout=vitx_plain),
     "vit-explain": Tool(
         "", vit_explain_rollout, vit_explain_for_class, gradient_rollout=vit_explain_for_class
     ),
