@@ -33,7 +33,7 @@ from vitx.runs.cutting import cut
 from vitx.runs.finding import open_run
 from vitx.runs.playback import FromGrids, FromMaps
 from vitx.runs.ranking import rank
-from vitx.runs.saved import load_maps, save_maps
+from vitx.runs.saved import load_maps, save_images, save_maps
 from vitx.watch.images import Samples
 from vitx.watch.showing import keep_images
 
@@ -70,6 +70,17 @@ def test_a_real_run_is_played_back_from_its_maps_as_it_was_logged(tmp_path):
     for firing in range(3):
         assert same(logged.grid(firing, range(3)), run.playback.grid(firing, range(3)))
         assert list(logged.tiles(firing, 0)) == ["input", "attention rollout", "gradient rollout"]
+
+
+def test_no_frame_of_a_clip_reaches_into_the_next(tmp_path):
+    maps = np.zeros((1, 4, 2, 2), np.float32)
+    maps[0, 0, :, 1] = 1  # the right of the first frame
+    save_maps(tmp_path / "vitx", {"rollout": maps}, 1, np.zeros((1, 3), np.float32))
+    save_images(tmp_path / "vitx", np.zeros((1, 4, 8, 8, 3), np.uint8))
+    tile = FromMaps(load_maps(tmp_path / "vitx")).tiles(0, 0)["attention rollout"].astype(int).sum(-1)
+    assert tile.shape == (8, 4 * 8)
+    assert tile[:, 7].min() > 5 * tile[:, 0].max()
+    assert tile[:, 8:].max() == tile[:, 0].min()
 
 
 def test_labels_of_all_kinds_can_be_kept(tmp_path):

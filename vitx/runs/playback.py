@@ -116,8 +116,15 @@ class FromMaps:
         columns = {"input": pixels}
         for name, maps in self.saved.maps.items():
             chosen = torch.from_numpy(maps[firing, list(images)])
-            columns[title_of(name)] = render.overlaid(pixels, chosen, self.saved.colormap)
+            columns[title_of(name)] = self._overlaid(pixels, chosen)
         return columns
+
+    def _overlaid(self, pixels: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        """Lays maps over images, each frame by itself, as no frame reaches into the next."""
+        clips = pixels.unflatten(2, (self.saved.frames, -1)).movedim(2, 1)
+        heat = render.heatmaps(maps.unflatten(2, (self.saved.frames, -1)).movedim(2, 1), clips.shape[1:-1])
+        drawn = render.overlays(clips, heat, self.saved.colormap)
+        return render.say_uniform(drawn.movedim(1, 2).flatten(2, 3), maps)
 
 
 class FromGrids:

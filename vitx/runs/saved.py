@@ -35,6 +35,7 @@ class SavedMaps:
         class_names: or None.
         colormap: of the overlays.
         note: what is written below each grid.
+        frames: how many lie side by side.
     """
 
     steps: tuple[int, ...]
@@ -45,6 +46,7 @@ class SavedMaps:
     class_names: tuple[str, ...] | None = None
     colormap: str = "inferno"
     note: str = ""
+    frames: int = 1
 
 
 def save_maps(
@@ -123,8 +125,9 @@ def load_maps(folder: Path) -> SavedMaps | None:
         raise VitxError(f"the maps in {folder} have no method in common: keep those of one training")
     count, class_names = len(images["pixels"]), images.get("class_names")
     maps = {name: _stack(folder, steps, [firing[name] for firing in firings], count) for name in names}
-    pixels = images["pixels"]
+    pixels, frames = images["pixels"], 1
     if pixels.ndim == 5:
+        frames = len(evenly(pixels.shape[1], FRAMES_IN_A_CARD))
         maps = {name: _side_by_side(values, pixels.shape[1], 2) for name, values in maps.items()}
         pixels = _side_by_side(pixels, pixels.shape[1], 1)
     return SavedMaps(
@@ -136,6 +139,7 @@ def load_maps(folder: Path) -> SavedMaps | None:
         None if class_names is None else tuple(class_names.tolist()),
         str(images.get("colormap", "inferno")),
         str(images.get("note", "")),
+        frames,
     )
 
 
