@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from vitx.relevance import rules, shapes, sliding
 from vitx.relevance.equations import operands, parse
 from vitx.relevance.heads import Equation
+from vitx.relevance.live import Live, Watched
 from vitx.relevance.names import (
     ADDED,
     BADDBMM,
@@ -31,13 +32,9 @@ from vitx.relevance.names import (
 )
 from vitx.relevance.shapes import Rule
 
-if TYPE_CHECKING:
-    from vitx.relevance.live import Live
-    from vitx.relevance.shadow import Shadow
-
 
 def whole_to_first(
-    watched: "Shadow", out: Tensor, left: Tensor, live: "Live", equation: Equation | None
+    watched: Watched, out: Tensor, left: Tensor, live: Live, equation: Equation | None
 ) -> Tensor:
     """The shadow of q k^T: whole to the query."""
     if equation is None:
@@ -45,7 +42,7 @@ def whole_to_first(
     return _contracted(live.shadow, out.shape, equation.left, equation.out)
 
 
-def _multiplied_by(live: "Live", out: Tensor, dim: int) -> Tensor:
+def _multiplied_by(live: Live, out: Tensor, dim: int) -> Tensor:
     """A product with a weight over one dimension of a live tensor."""
     apart = [n for d, n in enumerate(live.shape) if d != dim % len(live.shape)]
     if apart == [n for d, n in enumerate(out.shape) if d != dim % out.ndim]:
@@ -74,7 +71,7 @@ def _contracted(shadow: Tensor, shape: Sequence[int], own: str, out: str) -> Ten
     return rules.follow(shape, back, shadow)
 
 
-def _unchanged(watched: "Shadow", out: Any, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+def _unchanged(watched: Watched, out: Any, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
     if not isinstance(out, Tensor) or not out.is_floating_point():  # rounded to whole numbers
         return None
     there, shape = inputs[0].shape, out.shape
@@ -85,7 +82,7 @@ def _unchanged(watched: "Shadow", out: Any, args: Any, kwargs: Any, inputs: list
     return rules.unchanged(inputs[0].shadow, shape) if fits else None
 
 
-def alike(shape: torch.Size, inputs: Sequence["Live"]) -> list[Tensor]:
+def alike(shape: torch.Size, inputs: Sequence[Live]) -> list[Tensor]:
     """The shadows of inputs of one call, thin if they are so in the same dimensions, and as large as this."""
     thin = [one.thin for one in inputs]
     if all(one.shape == shape for one in inputs) and all(one.shape == thin[0].shape for one in thin):
@@ -93,7 +90,7 @@ def alike(shape: torch.Size, inputs: Sequence["Live"]) -> list[Tensor]:
     return [rules.unchanged(one.shadow, shape) for one in inputs]
 
 
-def _multiplied(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+def _multiplied(watched: Watched, out: Tensor, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
     if len(inputs) == 1:
         return _unchanged(watched, out, args, kwargs, inputs)
     parts = alike(out.shape, inputs)
@@ -101,28 +98,28 @@ def _multiplied(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: 
     return rules.follow(parts[0].shape, lambda r: rules.shared(r, shares, parts), *parts)
 
 
-def _subtracted(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+def _subtracted(watched: Watched, out: Tensor, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
     if len(inputs) == 2 and inputs[1].shape == inputs[0].shape:
         return _multiplied(watched, out, args, kwargs, inputs)
     return _unchanged(watched, out, args, kwargs, inputs)  # less its own mean: a norm
 
 
-def _divided(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+def _divided(watched: Watched, out: Tensor, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
     return _unchanged(watched, out, args, kwargs, inputs) if watched.get(args[0]) is not None else None
 
 
-def _glu(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+def _glu(watched: Watched, out: Tensor, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
     """Half of a tensor times a gate of the other half: each has its share."""
     parts = inputs[0].shadow.chunk(2, argument(args, kwargs, 1, "dim", -1))
     return rules.follow(out.shape, lambda r: rules.shared(r, (0.5, 0.5), parts), *parts)
 
 
-def _linear(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+def _linear(watched: Watched, out: Tensor, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
     live = watched.get(args[0])
     return None if live is None else _multiplied_by(live, out, -1)
 
 
-def _addmm(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+def _addmm(watched: Watched, out: Tensor, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
     live = watched.get(args[1]) if len(args) > 2 and watched.get(args[2]) is None else None
     return None if live is None or watched.get(args[0]) else _multiplied_by(live, out, -1)
 
@@ -130,7 +127,7 @@ def _addmm(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list[
 def _weighted(func: Function) -> Rule:
     """A product of a live tensor and a weight."""
 
-    def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+    def rule(watched: Watched, out: Tensor, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
         if func is torch.einsum:
             return _einsum(watched, out, args)
         found = operands(func, args, kwargs)
@@ -149,7 +146,7 @@ def _weighted(func: Function) -> Rule:
     return rule
 
 
-def _einsum(watched: "Shadow", out: Tensor, args: Any) -> Any:
+def _einsum(watched: Watched, out: Tensor, args: Any) -> Any:
     given = args[1] if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:]
     letters = parse(args[0], [t.ndim for t in given]) if isinstance(args[0], str) else None
     live = [index for index, t in enumerate(given) if watched.get(t) is not None]
@@ -160,7 +157,7 @@ def _einsum(watched: "Shadow", out: Tensor, args: Any) -> Any:
     return _contracted(one.shadow, out.shape, letters[live[0]], letters[-1])
 
 
-def _averaged(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+def _averaged(watched: Watched, out: Tensor, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
     live = watched.get(args[0])
     if live is None:
         return None
@@ -172,7 +169,7 @@ def _averaged(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: li
     return rules.averaged(live.thin, list(dims), out.ndim == ndim)
 
 
-def _scattered(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+def _scattered(watched: Watched, out: Tensor, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
     """Tokens that are added at their places, or averaged: each has an even share of what it became."""
     given = dict(zip(("self", "dim", "index", "src", "reduce"), args, strict=False)) | kwargs
     target, dim, index, source = (given.get(name) for name in ("self", "dim", "index", "src"))
@@ -198,7 +195,7 @@ def _scattered(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: l
 
 
 def _picked(func: Function) -> Rule:
-    def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+    def rule(watched: Watched, out: Any, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
         live = [t for t in tensors((args, kwargs)) if watched.get(t) is not None]
         real = out if isinstance(out, Tensor) else out[0]
 
@@ -216,7 +213,7 @@ def _picked(func: Function) -> Rule:
     return rule
 
 
-def _copied(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+def _copied(watched: Watched, out: Tensor, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
     live = watched.get(args[1])
     return watched.of_model(out.shape) if live is None else rules.unchanged(live.shadow, out.shape)
 

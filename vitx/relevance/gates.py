@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +12,8 @@ from torch.nn import functional as F
 
 from vitx.models.isolation import without_autocast
 from vitx.relevance.linear import Held, constant, linear
+from vitx.relevance.live import Live, Watched
 from vitx.relevance.names import Function, argument, named
-
-if TYPE_CHECKING:
-    from vitx.relevance.live import Live
-    from vitx.relevance.shadow import Shadow
 
 # Activations: what is not 0 at 0 there is a constant that they add.
 GATED = named(
@@ -27,7 +24,7 @@ GATED = named(
 )
 
 
-def _gated(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]) -> Any:
+def _gated(watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]) -> Any:
     """An activation: x times a constant gate."""
     x, rest = args[0], dict(kwargs)
     others, place = args[1:], _place_of_in_place(func)
@@ -50,7 +47,7 @@ def _place_of_in_place(func: Function) -> int | None:
 
 
 def _gate(
-    watched: "Shadow", func: Function, x: Tensor, args: Sequence[Any], options: dict[str, Any]
+    watched: Watched, func: Function, x: Tensor, args: Sequence[Any], options: dict[str, Any]
 ) -> Tensor:
     with torch.no_grad():
         value = func(x.detach().clone() if func.__name__.endswith("_") else x.detach(), *args, **options)
@@ -73,7 +70,7 @@ def _around_0(
     return value.item(), slope.item()
 
 
-def _power(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]) -> Any:
+def _power(watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]) -> Any:
     """A positive power is an activation, another one a scale."""
     exponent = argument(args, kwargs, 1, "exponent")
     if not isinstance(exponent, (int, float)) or not exponent > 0 or not math.isfinite(exponent):
@@ -85,7 +82,7 @@ def _power(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any],
     return linear(x, value, lambda gradient: gradient * gate)
 
 
-def _glu(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]) -> Tensor:
+def _glu(watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]) -> Tensor:
     """`glu`: half of it times a constant gate."""
     x = args[0]
     dim = argument(args, kwargs, 1, "dim", -1)

@@ -1,20 +1,17 @@
 """What a value of the pass is on the way back: a linear function, or a constant."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vitx.relevance.live import Live, Watched
 from vitx.relevance.names import Function, replaced
 
-if TYPE_CHECKING:
-    from vitx.relevance.live import Live
-    from vitx.relevance.shadow import Shadow
-
 # Makes a call of the model so that it is linear on the way back.
-Held = Callable[["Shadow", Function, Any, dict[str, Any], list["Live"]], Any]
+Held = Callable[[Watched, Function, Any, dict[str, Any], list[Live]], Any]
 
 
 class _Linear(torch.autograd.Function):
@@ -49,7 +46,7 @@ def linear(
     return found
 
 
-def constant(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]) -> Any:
+def constant(watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]) -> Any:
     """Makes a call whose value is a constant."""
     given, named = replaced((args, kwargs), held)
     return func(*given, **named)

@@ -10,13 +10,14 @@ Sources: Ali et al. 2022 (arXiv 2202.07304), Achtibat et al. 2024 (arXiv 2402.05
 """
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitx.relevance import gates, norms
 from vitx.relevance.linear import Held, held, linear
+from vitx.relevance.live import Live, Watched
 from vitx.relevance.names import (
     ADDED,
     CONVOLUTIONS,
@@ -33,15 +34,11 @@ from vitx.relevance.names import (
     tensors,
 )
 
-if TYPE_CHECKING:
-    from vitx.relevance.live import Live
-    from vitx.relevance.shadow import Shadow
-
 TRANSPOSED = named("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 SUMS = ADDED | SUBTRACTED | named("rsub", "__rsub__")
 
 
-def _biased(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]) -> Any:
+def _biased(watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]) -> Any:
     """A linear map or a convolution, whose bias is a constant."""
     if "bias" in kwargs:
         return func(*args, **kwargs | {"bias": watched.added(kwargs["bias"])})
@@ -50,7 +47,7 @@ def _biased(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any]
     return func(*args, **kwargs)
 
 
-def _added(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]) -> Any:
+def _added(watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]) -> Any:
     """What is added to what depends on the image, or stands beside it, is a constant."""
     like = live[0].real()
     if (
@@ -66,7 +63,7 @@ def _added(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any],
     return func(*given, **named)
 
 
-def _blended(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]) -> Any:
+def _blended(watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]) -> Any:
     """`lerp`: two that are added, by a weight that is a constant factor."""
     start, end, *weight = args
     in_place = func.__name__.endswith("_")
@@ -76,7 +73,7 @@ def _blended(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any
 
 
 def _added_product(
-    watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]
+    watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]
 ) -> Any:
     """`addcmul`: a sum of something and a product of two."""
     in_place = func.__name__.endswith("_")
@@ -91,14 +88,14 @@ def _added_product(
     return given.copy_(summed) if in_place else summed
 
 
-def _leaf(watched: "Shadow", value: Any) -> Any:
+def _leaf(watched: Watched, value: Any) -> Any:
     """Returns a summand as a leaf of the graph, unless it depends on the image."""
     constant = isinstance(value, Tensor) and watched.get(value) is None
     return watched.added(value) if constant else value
 
 
 def _log_softmax(
-    watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]
+    watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]
 ) -> Tensor:
     """`log_softmax`: x less a constant."""
     x = args[0]
@@ -108,9 +105,7 @@ def _log_softmax(
     return linear(x, value, lambda gradient: gradient, constant)
 
 
-def _softmax(
-    watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]
-) -> Tensor:
+def _softmax(watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]) -> Tensor:
     """A `softmax` that is no attention, as of classes: to first order, where that counts."""
     if not watched.accounts or live[0].lineage.kind == "scores":
         return func(*args, **kwargs)  # type: ignore[no-any-return]
@@ -125,9 +120,7 @@ def _softmax(
     return linear(x, value, back, watched.added(value - back(x.detach().to(value.dtype))))
 
 
-def _multiplied(
-    watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]
-) -> Any:
+def _multiplied(watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]) -> Any:
     """A product of two: a factor that was made of the other one is its gate; else each counts half."""
     if len(live) != 2 or not all(value.requires_grad for value in args[:2]):
         return func(*args, **kwargs)  # one is a constant already
@@ -142,7 +135,7 @@ def _multiplied(
     return _halved(out)
 
 
-def _made_of(made: Tensor, live: "Live", of: Tensor, other: "Live") -> bool:
+def _made_of(made: Tensor, live: Live, of: Tensor, other: Live) -> bool:
     """Whether a tensor was made of another one, and not of another part of what that is a part of."""
     if not other.lineage.identity <= live.lineage.ancestors:
         return False
@@ -168,12 +161,12 @@ def _half(gradient: Tensor | None) -> Tensor | None:
     return None if gradient is None else gradient / 2  # None: a way back of relevance alone
 
 
-def _divided(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]) -> Any:
+def _divided(watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]) -> Any:
     """A quotient: what divides is a scale."""
     return func(args[0], *(held(value) for value in args[1:]), **kwargs)
 
 
-def _product(watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]) -> Any:
+def _product(watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]) -> Any:
     """A matrix product of two that is no attention."""
     out = func(*args, **kwargs)
     return _halved(out) if len(live) == 2 and all(t.requires_grad for t in tensors(args)) else out

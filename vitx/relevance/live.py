@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +42,28 @@ class Live(NamedTuple):
             return self.thin
         with torch.enable_grad():
             return self.thin.expand(self.shape)
+
+
+class Watched(Protocol):
+    """What a rule may ask of the pass that is watched.
+
+    Attributes:
+        accounts: whether it is kept what constants the pass adds.
+    """
+
+    accounts: bool
+
+    def get(self, tensor: Any) -> Live | None:
+        """Returns what is known of a tensor; None if it does not depend on the image."""
+
+    def found_in(self, *values: Any) -> list[Live]:
+        """Returns the live tensors in arguments, in their order."""
+
+    def of_model(self, shape: Sequence[int]) -> Tensor:
+        """Returns the shadow of what the model brings itself."""
+
+    def added(self, constant: Tensor | None) -> Tensor | None:
+        """Returns a constant that the pass adds, as a leaf of the graph where that is kept."""
 
 
 def lineage_of(func: Callable[..., Any], args: Any, live: Sequence[Live]) -> Lineage:

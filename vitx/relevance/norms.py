@@ -1,20 +1,17 @@
 """Norms in the linearised network: all but their scale, which is a constant on the way back."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitx.relevance.linear import Held, constant, linear
+from vitx.relevance.live import Live, Watched
 from vitx.relevance.names import Function, named
-
-if TYPE_CHECKING:
-    from vitx.relevance.live import Live
-    from vitx.relevance.shadow import Shadow
 
 
 def _layer_norm(
-    watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]
+    watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]
 ) -> Tensor:
     """`layer_norm` and `rms_norm`: all but the scale is linear."""
     x = args[0]
@@ -45,7 +42,7 @@ _RMS_NORM = ("input", "normalized_shape", "weight", "eps")
 
 
 def _group_norm(
-    watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]
+    watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]
 ) -> Tensor:
     """`group_norm`, and `instance_norm`, in which each channel is a group: all but the scale is linear."""
     given = dict(zip(_GROUP_NORM if func in GROUPED else _INSTANCE_NORM, args, strict=False)) | kwargs
@@ -82,7 +79,7 @@ def _along_channels(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _batch_norm(
-    watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]
+    watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]
 ) -> Tensor:
     """A norm with the statistics of the training: linear, and a constant."""
     given = dict(zip(_BATCH_NORM, args, strict=False)) | kwargs
@@ -100,7 +97,7 @@ def _batch_norm(
 
 
 def _normalised(
-    watched: "Shadow", func: Function, args: Any, kwargs: dict[str, Any], live: list["Live"]
+    watched: Watched, func: Function, args: Any, kwargs: dict[str, Any], live: list[Live]
 ) -> Tensor:
     """`normalize`: x over its length."""
     x = args[0]

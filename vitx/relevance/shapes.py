@@ -7,11 +7,12 @@ it as well; where one does, it is done to the shadow in full.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vitx.relevance.live import Live, Watched
 from vitx.relevance.names import (
     CONCATENATED,
     DIVIDED_UP,
@@ -24,17 +25,13 @@ from vitx.relevance.names import (
     tensors,
 )
 
-if TYPE_CHECKING:
-    from vitx.relevance.live import Live
-    from vitx.relevance.shadow import Shadow
-
-Rule = Callable[["Shadow", Any, Any, dict[str, Any], list["Live"]], Any]
+Rule = Callable[[Watched, Any, Any, dict[str, Any], list[Live]], Any]
 
 
 def natural(func: Function) -> Rule:
     """An operation on the shape of one tensor."""
 
-    def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+    def rule(watched: Watched, out: Any, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
         if any(isinstance(value, torch.dtype) for value in args):  # bits read as another type
             return None
         live = watched.get(args[0]) if args else None
@@ -58,7 +55,7 @@ def natural(func: Function) -> Rule:
 def joined(func: Function) -> Rule:
     """Several tensors that become one; what is not live among them is the model's own."""
 
-    def rule(watched: "Shadow", out: Any, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+    def rule(watched: Watched, out: Any, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
         thin = _thin_dims(inputs[0])
         along = argument(args, kwargs, 1, "dim", 0)
         thinly = func in CONCATENATED and isinstance(along, int) and along % out.ndim not in thin
@@ -79,12 +76,12 @@ def joined(func: Function) -> Rule:
     return rule
 
 
-def _thin_dims(live: "Live") -> list[int]:
+def _thin_dims(live: Live) -> list[int]:
     pairs = zip(live.thin.shape, live.shape, strict=True)
     return [dim for dim, (thin, size) in enumerate(pairs) if thin != size]
 
 
-def _thinly(func: Function, live: "Live", out: Any, args: Any, kwargs: Any) -> Any:
+def _thinly(func: Function, live: Live, out: Any, args: Any, kwargs: Any) -> Any:
     """Does an operation to a thin shadow; None if it mixes thin dimensions with others."""
     if func in TURNED:
         return func(live.thin, *args[1:], **kwargs)
@@ -102,7 +99,7 @@ def _thinly(func: Function, live: "Live", out: Any, args: Any, kwargs: Any) -> A
     return None
 
 
-def _item(live: "Live", index: Any, out: Tensor) -> Tensor | None:
+def _item(live: Live, index: Any, out: Tensor) -> Tensor | None:
     """`tensor[1:, 0]`: of a thin dimension, any part is as good as the whole."""
     places = index if isinstance(index, tuple) else (index,)
     if not out.numel() or not all(type(place) in (int, slice) for place in places):

@@ -1,7 +1,7 @@
 """Rules of the functions that slide over a picture: convolution, pooling, padding, folding."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,25 +9,22 @@ from torch.nn import functional as F
 
 from vitx.relevance import rules
 from vitx.relevance.kernels import Kernel, convolved, transposed
+from vitx.relevance.live import Live, Watched
 from vitx.relevance.names import Function, argument, named
 from vitx.relevance.shapes import Rule
-
-if TYPE_CHECKING:
-    from vitx.relevance.live import Live
-    from vitx.relevance.shadow import Shadow
 
 
 def _sizes(value: Any, dims: int) -> list[int]:
     return [value] * dims if isinstance(value, int) else list(value) * (dims // len(value))
 
 
-def _of_places(live: "Live") -> Tensor:
+def _of_places(live: Live) -> Tensor:
     """The shadow of a feature map, thin in its channels alone."""
     return live.thin if live.thin.shape[2:] == live.shape[2:] else live.shadow
 
 
 def _convolved(dims: int) -> Rule:
-    def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+    def rule(watched: Watched, out: Tensor, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
         option = partial(argument, args, kwargs)
         weight, padding = option(1, "weight"), option(4, "padding", 0)
         live = watched.get(args[0])
@@ -49,7 +46,7 @@ def _convolved(dims: int) -> Rule:
 
 
 def _transposed(dims: int) -> Rule:
-    def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+    def rule(watched: Watched, out: Tensor, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
         def sizes(place: int, name: str, default: int) -> list[int]:
             return _sizes(argument(args, kwargs, place, name, default), dims)
 
@@ -68,7 +65,7 @@ def _transposed(dims: int) -> Rule:
 
 
 def _pooled(dims: int) -> Rule:
-    def rule(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+    def rule(watched: Watched, out: Tensor, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
         option = partial(argument, args, kwargs)
         live = watched.get(args[0])
         if live is None or len(live.shape) != dims + 2:
@@ -82,7 +79,7 @@ def _pooled(dims: int) -> Rule:
     return rule
 
 
-def _padded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+def _padded(watched: Watched, out: Tensor, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
     live = watched.get(args[0])
     if live is None:
         return None
@@ -97,7 +94,7 @@ def _padded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list
     return rules.filled(padded, watched.of_model(padded.shape), inside), inside[:1, :1]
 
 
-def _where_padded(live: "Live", args: Any, kwargs: Any) -> Tensor:
+def _where_padded(live: Live, args: Any, kwargs: Any) -> Tensor:
     """The shadow, thin if no dimension is padded along which it is so."""
     sides = argument(args, kwargs, 1, "pad")
     count = len(sides) // 2
@@ -105,7 +102,7 @@ def _where_padded(live: "Live", args: Any, kwargs: Any) -> Tensor:
     return live.thin if all(live.thin.shape[dim] == live.shape[dim] for dim in padded) else live.shadow
 
 
-def _folded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+def _folded(watched: Watched, out: Tensor, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
     """Overlapping patches are added: each has its share of what lies under it."""
     live = watched.get(args[0])
     if live is None:
@@ -115,7 +112,7 @@ def _folded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list
     return rules.follow(out.shape, lambda relevance: [relevance / count], natural)
 
 
-def _unfolded(watched: "Shadow", out: Tensor, args: Any, kwargs: Any, inputs: list["Live"]) -> Any:
+def _unfolded(watched: Watched, out: Tensor, args: Any, kwargs: Any, inputs: list[Live]) -> Any:
     """Patches that overlap; what falls on their padding is the model's own."""
     live = watched.get(args[0])
     if live is None:
