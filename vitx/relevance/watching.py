@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from vitx.errors import VitxError
+from vitx.errors import VitxError, in_words
 from vitx.relevance.shadow import Shadow
 
 
@@ -45,5 +45,11 @@ def shadowed(
                 raise VitxError(
                     "the model compiles a part of itself as it runs, where nothing can be seen, as flex "
                     "attention does: let it attend by scaled_dot_product_attention for the explanation"
+                ) from error
+            if gradients and isinstance(error, NotImplementedError) and "backward" in str(error):
+                said = in_words(error).splitlines()[0]
+                raise VitxError(
+                    f"the model cannot run with gradients, which this method needs ({said}): let it attend "
+                    "by scaled_dot_product_attention for the explanation"
                 ) from error
             raise
