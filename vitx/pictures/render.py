@@ -150,22 +150,8 @@ def grid(
     return np.asarray(canvas)
 
 
-def overlaid(pixels: Tensor, maps: Tensor, colormap: str = "inferno") -> Tensor:
-    """Lays maps over images; one that is nearly uniform says so, as scaling makes blotches of it.
-
-    Args:
-        pixels: (B, H, W, 3) uint8.
-        maps: (B, h, w), >= 0.
-        colormap: the name of a colour map of matplotlib.
-
-    Returns:
-        (B, H, W, 3) uint8, on the CPU.
-    """
-    return say_uniform(overlays(pixels, heatmaps(maps, (pixels.shape[1], pixels.shape[2])), colormap), maps)
-
-
 def say_uniform(drawn: Tensor, maps: Tensor) -> Tensor:
-    """Stamps the pictures of maps that are nearly uniform, (B, H, W, 3) uint8."""
+    """Stamps pictures, (B, H, W, 3) uint8, of nearly uniform maps, of which scaling makes blotches."""
     flat = (entropy(maps) > UNIFORM).tolist()
     return stamp(drawn, ["nearly uniform" if one else "" for one in flat]) if any(flat) else drawn
 
