@@ -7,9 +7,8 @@ and the quartiles of the ratios.
 """
 
 import argparse
-import importlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -19,15 +18,13 @@ from cases import TINY, Case
 from measuring import interleaved
 from showing import table
 from torch import Tensor
-from torch.nn import Parameter
 
 import vitx
-from vitx.attention import fused, tiles
-from vitx.attention import layer as attention
-from vitx.attention.tiles import ALL
-from vitx.relevance import chain as rollout
+from vitx.functional import rollout, tiles
+from vitx.functional.tiles import ALL
+from vitx.tape import expanded, kernels, tape, weights
+from vitx.tape.rules import products
 
-capture = importlib.import_module("vitx.attention.capture")  # `vitx.attention.capture` is the function
 SMALL, LARGE, SINGLE = Case(TINY, 8, 224), Case(TINY, 1, 1024), Case("vit_base_patch16_224", 1, 224)
 
 
@@ -53,9 +50,14 @@ def never(*_: Tensor) -> bool:
     return False
 
 
-def every_row(gradient: Tensor) -> slice:
-    """Says that each row has a gradient."""
-    return slice(0, gradient.shape[2])
+def as_it_is(tensor: Tensor) -> Tensor:
+    """Returns the tensor with its expanded dimensions."""
+    return tensor
+
+
+def with_softmax(*args: Any, log_sum_exp: Tensor | None = None, **options: Any) -> weights.DotProductWeights:
+    """Describes A without what the kernel knows of each row."""
+    return weights.DotProductWeights(*args, **options)
 
 
 class Fresh(tiles.Memory):
@@ -87,68 +89,45 @@ def head_by_head(images: int, heads: int, entries: int, device: torch.device) ->
         yield from ((slice(image, image + some), head) for head in range(heads))
 
 
-@contextmanager
-def learning_parameters() -> Iterator[None]:
-    """Lets parameters require a gradient while the model is explained."""
-    with patch.object(Parameter, "is_leaf", False):
-        yield
-
-
 PATHS = (
     FastPath(
         "small attention by way of A, whose fused heads are kept",
         *("rollout", {}),
-        lambda: patch.object(fused, "_is_small", never),
-    ),
-    FastPath(
-        "log-sum-exp of the forward kernel, not a softmax",
-        *("rollout", {}),
-        lambda: patch.object(fused, "_is_plain", never),
+        lambda: patch.object(kernels, "_is_small", never),
     ),
     FastPath(
         "the heads of an image at once, where they are more than images",
         *("rollout", {}),
-        lambda: patch.object(fused, "without_copies", head_by_head),
+        lambda: patch.object(kernels, "without_copies", head_by_head),
     ),
-    FastPath(
-        "one head after another",
-        *("rollout", {}),
-        lambda: patch.object(attention, "split", all_heads),
+    *(
+        FastPath(
+            "log-sum-exp of the forward kernel, not a softmax",
+            *(method, {}),
+            lambda: patch.object(products, "DotProductWeights", with_softmax),
+        )
+        for method in ("rollout", "grad_rollout")
     ),
-    FastPath(
-        "one head after another",
-        *("grad_rollout", {}),
-        lambda: patch.object(attention, "split", all_heads),
+    *(
+        FastPath("one head after another", method, {}, lambda: patch.object(weights, "split", all_heads))
+        for method in ("rollout", "grad_rollout")
     ),
-    FastPath(
-        "the same memory for all tiles",
-        *("rollout", {}),
-        lambda: patch.object(capture, "Memory", Fresh),
+    *(
+        FastPath("the same memory for all tiles", method, {}, lambda: patch.object(tape, "Memory", Fresh))
+        for method in ("rollout", "grad_rollout")
     ),
-    FastPath(
-        "the same memory for all tiles",
-        *("grad_rollout", {}),
-        lambda: patch.object(capture, "Memory", Fresh),
+    *(
+        FastPath(
+            "relevance that is the same along channels is kept once",
+            *(method, {}),
+            lambda: patch.object(expanded, "core", as_it_is),
+        )
+        for method in ("rollout", "grad_rollout")
     ),
     FastPath(
         "selection by NumPy",
         *("rollout", {"discard_ratio": 0.9}),
         lambda: patch.object(rollout, "_cut_on_cpu", rollout._cut),
-    ),
-    FastPath(
-        "rows without a gradient left out",
-        *("grad_rollout", {}),
-        lambda: patch.object(fused, "_used_rows", every_row),
-    ),
-    FastPath(
-        "no parameter requires a gradient",
-        *("grad_rollout", {}),
-        learning_parameters,
-    ),
-    FastPath(
-        "tiles shared with the backward pass, and log-sum-exp",
-        *("grad_rollout", {}),
-        lambda: patch.object(fused, "_is_plain", never),
     ),
 )
 

@@ -11,15 +11,14 @@ Lightning, and `from vitx.callbacks.huggingface import RolloutCallback` for Hugg
 
 from typing import TYPE_CHECKING, Any
 
-from vitx.attention.capture import capture
-from vitx.attention.trace import Trace
 from vitx.errors import VitxError
-from vitx.explain import explain, explain_methods
+from vitx.explain import explain, explain_methods, trace
 from vitx.explanation import Explanation
+from vitx.functional.flow import attention_flow
+from vitx.functional.rollout import attention_rollout, gradient_rollout
 from vitx.methods import methods
 from vitx.randomisation import Sanity, sanity
-from vitx.relevance.chain import attention_rollout, gradient_rollout
-from vitx.relevance.max_flow import attention_flow
+from vitx.tape.trace import Trace, capture
 
 if TYPE_CHECKING:
     from vitx.watch import Watch
@@ -39,6 +38,7 @@ __all__ = [
     "gradient_rollout",
     "methods",
     "sanity",
+    "trace",
 ]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,9 +17,11 @@ from vitx.methods import DEFAULT, NETWORKS, Method, Methods, find_method, with_o
 from vitx.models.isolation import untouched
 from vitx.models.lens import LogitLens
 from vitx.models.prediction import Target, check_images, check_model, predict, scores, target_classes
-from vitx.relevance.shadow import Shadow
-from vitx.relevance.watching import shadowed
-from vitx.relevance.way_back import Found, Way
+from vitx.tape.backward import Attribution, Backward, Score
+from vitx.tape.output import evenly, output_value, score_of, start_of
+from vitx.tape.recorder import Recorder
+from vitx.tape.tape import Tape
+from vitx.tape.trace import Trace
 
 if TYPE_CHECKING:  # PIL is not imported before it is needed
     from vitx.inputs.prepared import Images
@@ -108,16 +111,45 @@ def explain_methods(
     return {name: replace(one, mean=prepare.mean, std=prepare.std) for name, one in found.items()}
 
 
+def trace(
+    model: nn.Module, images: "Images", method: str = DEFAULT, *, target: Target = None, **options: Any
+) -> Trace:
+    """Records a pass, and how much of the relevance of a map went through each of its steps.
+
+    `print(vitx.trace(model, image))` lists the steps: the first thing to look at where a map surprises.
+
+    Args:
+        model: as for `explain`.
+        images: as for `explain`, but no DataLoader.
+        method: as for `explain`.
+        target: as for `explain`.
+        **options: as for `explain`.
+
+    Returns:
+        The trace of the pass.
+
+    Raises:
+        VitxError: As for `explain`.
+    """
+    find_method(method)
+    if isinstance(images, Tensor) and images.is_floating_point():
+        pixels = images
+    else:
+        from vitx.inputs.prepared import prepared
+
+        pixels, _ = prepared(model, images)
+    check_images(model, pixels)
+    asked = with_options({method: options})
+    found: list[Trace] = []
+    _follow(model, pixels, asked, target, find_method(method).network(asked[method]), found.append)
+    return found[0]
+
+
 def _explain_batch(
     model: nn.Module, images: Tensor, methods: Methods, target: Target
 ) -> dict[str, Explanation]:
     chosen = {name: find_method(name) for name in methods}
     check_images(model, images)
-    gradients = any(method.gradient for method in chosen.values())
-    if gradients and any(parameter.is_inference() for parameter in model.parameters()):
-        raise VitxError(
-            "the model was made under torch.inference_mode, which rules out gradients: make it outside"
-        )
     networks = {name: method.network(methods[name]) for name, method in chosen.items()}
     asked = [network for network in NETWORKS if network in networks.values()]
     found: dict[str, Explanation] = {}
@@ -128,35 +160,49 @@ def _explain_batch(
 
 
 def _follow(
-    model: nn.Module, images: Tensor, methods: Methods, target: Target, network: str | None
+    model: nn.Module,
+    images: Tensor,
+    methods: Methods,
+    target: Target,
+    network: str | None,
+    show: Callable[[Trace], None] | None = None,
 ) -> dict[str, Explanation]:
-    """Explains by methods that share one forward pass, each of which has its own way back."""
+    """Explains by methods that share one forward pass, each of which has its own way back.
+
+    Where the tape is to be shown, it stays.
+    """
     chosen = {name: find_method(name) for name in methods}
-    # Gradients alone show that a scripted module made something of the image.
-    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
-    recorded = network is not None or scripted
     lens = LogitLens(model) if any(m.gradient == "layer scores" for m in chosen.values()) else None
-    accounts = any(method.accounts for method in chosen.values())
-    found: dict[str, Found] = {}
-    with torch.inference_mode(False), torch.set_grad_enabled(recorded), untouched(model):
-        pixels = _of_its_own(images, accounts)
-        with shadowed(
-            *(model, pixels),
-            gradients=recorded,
-            linearised=network == "linearised",
-            accounts=accounts,
-            head_fusion=_common_fusion(chosen, methods),
-        ) as watched:
-            with watched, nullcontext() if lens is None else lens.watch():
-                logits = predict(model, pixels, watched.made_last)
+    tape = Tape(
+        model,
+        network=network,
+        accounts=any(method.accounts for method in chosen.values()),
+        head_fusion=None if network else _common_fusion(chosen, methods),
+        named=show is not None,
+    )
+    found: dict[str, Attribution] = {}
+    pixels = images.detach().as_subclass(Tensor).clone()  # some models change their input
+    with torch.inference_mode(False), torch.no_grad(), untouched(model):
+        try:
+            recorder = Recorder(tape)
+            recorder.begin(pixels)
+            with recorder.recording(), nullcontext() if lens is None else lens.watch():
+                logits = predict(model, pixels, recorder.made_last)
+            end = output_value(tape, recorder.get(logits))
             classes = target_classes(target, logits)
-            asked = _differentiated(
-                chosen, lens, watched, logits, lambda one: scores(target, one, classes).sum()
-            )
+            total = partial(_total, target, classes)
+            asked = _differentiated(chosen, lens, recorder, logits, total)
             for name, method in chosen.items():
-                way = Way(watched, logits, asked[method.gradient])
-                found[name] = method.find(way, **methods[name])
-            channels = way.channels
+                reads = target is not None or method.gradient is not None
+                start = start_of(total, logits) if reads and _has_score(target, classes) else evenly(logits)
+                back = Backward(tape, images, start, end, asked[method.gradient])
+                found[name] = method.find(back, **methods[name])
+            channels = back.grid.channels
+            if show is not None:
+                show(Trace(tape, recorder, back.passed))
+        finally:
+            if show is None:
+                tape.clear()
     _check_finite({name: one.maps for name, one in found.items()})
     return {
         name: _explanation(model, images, one, logits, classes, chosen[name], name, channels)
@@ -164,32 +210,30 @@ def _follow(
     }
 
 
-def _of_its_own(images: Tensor, accounts: bool) -> Tensor:
-    """Returns a copy: some models change their input, and subclasses of Tensor bring calls of their own."""
-    pixels = images.detach().as_subclass(Tensor).clone()
-    return pixels.requires_grad_().clone() if accounts else pixels  # no leaf, as those stay as they are
-
-
 def _total(target: Target, classes: Tensor | None, logits: Tensor) -> Tensor:
     return scores(target, logits, classes).sum()
+
+
+def _has_score(target: Target, classes: Tensor | None) -> bool:
+    return classes is not None or (callable(target) and not isinstance(target, Tensor))
 
 
 def _differentiated(
     chosen: Mapping[str, Method],
     lens: LogitLens | None,
-    watched: Shadow,
+    recorder: Recorder,
     logits: Tensor,
     total: Callable[[Tensor], Tensor],
-) -> dict[str | None, list[Tensor]]:
+) -> dict[str | None, list[Score]]:
     """Returns what gradients are taken of, for each kind of method: the score, and that of each layer."""
-    found: dict[str | None, list[Tensor]] = {None: []}
+    found: dict[str | None, list[Score]] = {None: []}
     if any(method.gradient == "score" for method in chosen.values()):
-        found["score"] = [total(logits)]
+        found["score"] = [score_of(recorder, logits, total)]
     if lens is not None:
-        layers = len(watched.attentions.layers())
-        with watched.aside():
+        layers = len(recorder.tape.layers)
+        with recorder.recording():
             of_layers = _layer_logits(lens, layers, logits)
-        found["layer scores"] = [total(own) for own in of_layers]
+        found["layer scores"] = [score_of(recorder, own, total) for own in of_layers]
     return found
 
 
@@ -202,7 +246,7 @@ def _common_fusion(chosen: Mapping[str, Method], methods: Methods) -> str | None
 def _explanation(
     model: nn.Module,
     images: Tensor,
-    found: Found,
+    found: Attribution,
     logits: Tensor,
     classes: Tensor | None,
     method: Method,

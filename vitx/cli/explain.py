@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from vitx.attention.fusing import HEAD_FUSIONS, check_options
+import vitx
 from vitx.cli.delivery import SHARD, Delivery
 from vitx.cli.formatting import HelpFormatter
 from vitx.cli.many import Explainer, helpers, loader_of, one_device, predict
@@ -24,6 +24,7 @@ from vitx.cli.subject import (
 )
 from vitx.errors import VitxError
 from vitx.files import PICTURES
+from vitx.functional.fusing import HEAD_FUSIONS, check_options
 from vitx.inputs.clips import CLIPS
 from vitx.inputs.preprocessing import ARRAYS
 from vitx.inputs.reading import MOST_PIXELS, find_pictures
@@ -125,6 +126,11 @@ def _written(group: Any) -> None:
         metavar="NAME",
         help=f"format of the pictures: {', '.join(_FORMATS)}",
     )
+    group.add_argument(
+        "--trace",
+        action="store_true",
+        help="write nothing: list the steps of the first picture's pass, and what relevance each carried",
+    )
     group.add_argument("--no-pictures", action="store_true", help="write only maps or JSON")
     group.add_argument(
         "--save-maps",
@@ -183,6 +189,9 @@ def run(options: Any) -> int:
     subject = load_subject(options, options.weights, options.checkpoint, options.hf, methods=asked)
     files = _of_kind(files, options.paths, subject.prepare.suffixes)
     targets = dict.fromkeys(target_class(subject, target) for target in options.target)
+    if options.trace:
+        print(_trace(subject, files[0], asked, next(iter(targets)), options.max_pixels))
+        return 0
     explainer = Explainer(subject, asked, list(targets), _against(options, subject, targets))
     output = _output(options, folder, files, subject)
     output.check(options.resume)
@@ -201,6 +210,14 @@ def run(options: Any) -> int:
         output.join_json()
     _say_done(len(left) - len(errors), errors, folder)
     return 1 if errors else 0
+
+
+def _trace(subject: Subject, file: Path, asked: Methods, target: int | None, most_pixels: int) -> vitx.Trace:
+    """Records the pass of one picture, and the way back of the first method."""
+    name, given = next(iter(asked.items()))
+    weight = next(subject.model.parameters())
+    image = subject.prepare(subject.prepare.read(file, most_pixels))[None].to(weight)
+    return vitx.trace(subject.model, image, name, target=target, **given)
 
 
 def _check(options: Any) -> None:

@@ -7,10 +7,10 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 import vitx
-from vitx.attention.fusing import HEAD_FUSIONS, check_options
 from vitx.cli.formatting import HelpFormatter
 from vitx.cli.subject import PREDICTED, Subject, add_model_options, load_subject, target_class
 from vitx.files import png_path, write_png
+from vitx.functional.fusing import HEAD_FUSIONS, check_options
 from vitx.inputs.prepared import to_tensor
 from vitx.inputs.reading import find_pictures
 from vitx.methods import Methods, title_of

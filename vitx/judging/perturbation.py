@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitx.attention.tiles import full
 from vitx.errors import VitxError
+from vitx.functional.tiles import full
 from vitx.models.isolation import untouched
 from vitx.models.prediction import Target, check_images, predict, scores, target_classes
 

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from vitx.attention.capture import capture
-from vitx.attention.trace import Trace
 from vitx.errors import VitxError
 from vitx.models.isolation import untouched
 from vitx.models.prediction import predict
+from vitx.tape.trace import Trace, capture
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def find_stages(model: nn.Module, images: Tensor) -> list[Stage]:
         clock = _Clock(tensors)
         with _calls(model, trace, clock) as calls, clock:
             predict(model, images[:1].clone())
-    blocks = [_block(calls, layer) for layer in range(len(trace.layers))]
+    blocks = [_block(calls, layer) for layer in range(len(trace.self_attentions))]
     starts = [block.start for block in blocks] + [blocks[-1].end]
     names = ["patch embedding", *(f"block {number}" for number in range(1, len(blocks) + 1)), "head"]
     members: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -131,11 +130,11 @@ def _calls(model: nn.Module, trace: Trace, clock: _Clock) -> Iterator[list[_Call
     running: list[tuple[int, int]] = []
 
     def begin(*_: Any) -> None:
-        running.append((clock.now, len(trace.layers)))
+        running.append((clock.now, len(trace.self_attentions)))
 
     def end(*_: Any) -> None:
         start, layers = running.pop()
-        calls.append(_Call(start, clock.now, range(layers, len(trace.layers))))
+        calls.append(_Call(start, clock.now, range(layers, len(trace.self_attentions))))
 
     handles = []
     for module in model.modules():

@@ -5,34 +5,36 @@ from math import lcm
 import torch
 from torch import Tensor
 
-from vitx.attention.tiles import Tile
+from vitx.functional.tiles import Tile
 from vitx.methods.registry import register
-from vitx.relevance.attending import Attended
-from vitx.relevance.grid import divided
-from vitx.relevance.way_back import Found, Way
+from vitx.tape.attention import Attention
+from vitx.tape.backward import Attribution, Backward
+from vitx.tape.grid import divided
+from vitx.tape.values import Value
 
 _BELOW = 1e-6  # of the largest value: where what speaks against lies
 
 
 @register("evidence", gradient="score", accounts=True)
-def evidence(way: Way, *, start_layer: int = 0) -> Found:
+def evidence(back: Backward, *, start_layer: int = 0) -> Attribution:
     """What each patch adds to the score in the linearised network, by two accounts that are shown as one.
 
     The first is what it holds after each residual, x * dS/dx (as Mehri et al. 2025, arXiv 2411.16760, sum it
     over the blocks). The second is what attention takes from it to the tokens that the output reads, A * G.
     Each is divided by the sum of its absolute values. What speaks against the class is below 0 in
-    `Found.signed`; the map, which is not, keeps its order below all that speaks for it.
+    `Attribution.signed`; the map, which is not, keeps its order below all that speaks for it.
     """
-    layers = way.counting(start_layer)
-    rows = way.rows_read(layers)
-    taken = way.place([_taken(way, layer, read) for layer, read in zip(layers, rows, strict=True) if read])
-    held = way.place(way.contributions(start_layer))
-    grid = [lcm(*counts) for counts in zip(taken.maps.shape[1:], held.maps.shape[1:], strict=True)]
-    signed = divided(_shares(taken.maps), grid) + divided(_shares(held.maps), grid)
-    return Found(ranked(signed), way.accounted().expand(len(signed)), signed)
+    layers = back.counting(start_layer) if back.layers else []
+    attentions = [one for layer in layers for one in layer.attentions]
+    rows = back.rows_read(attentions) if attentions else []
+    taken = [_taken(back, one, read) for one, read in zip(attentions, rows, strict=True) if read]
+    accounts = [back.place(found).maps for found in (taken, back.contributions(start_layer)) if found]
+    grid = [lcm(*counts) for counts in zip(*(maps.shape[1:] for maps in accounts), strict=True)]
+    signed = sum((divided(_shares(maps), grid) for maps in accounts[1:]), divided(_shares(accounts[0]), grid))
+    return Attribution(ranked(signed), back.accounted().expand(len(signed)), signed)
 
 
-def _taken(way: Way, layer: Attended, read: list[int]) -> tuple[Tensor, Tensor]:
+def _taken(back: Backward, attention: Attention, read: list[int]) -> tuple[Value, Tensor]:
     """E[A * G] of the rows that are read: what their tokens take in from each other token."""
 
     def taken(tile: Tile) -> Tensor | None:
@@ -40,12 +42,12 @@ def _taken(way: Way, layer: Attended, read: list[int]) -> tuple[Tensor, Tensor]:
         if not rows:
             return None
         if len(rows) < tile.rows.stop - tile.rows.start:
-            some = torch.tensor(rows, device=layer.values.device)
+            some = torch.tensor(rows, device=tile.weights.device)
             return (tile.weights[:, :, some] * tile.gradient_of(some)).sum((1, 2))
         assert tile.gradient is not None
         return (tile.weights * tile.gradient).sum((1, 2))
 
-    return way.add_up(layer, taken, gradient=True, apart=slice(read[0], read[-1] + 1))
+    return back.add_up(attention, taken, gradient=True, apart=slice(read[0], read[-1] + 1))
 
 
 def _shares(maps: Tensor) -> Tensor:

@@ -3,41 +3,44 @@
 import torch
 from torch import Tensor
 
-from vitx.attention.fusing import check_options
 from vitx.errors import VitxError
+from vitx.functional.flow import Flow
+from vitx.functional.fusing import check_options
 from vitx.methods.registry import register
 from vitx.models.isolation import without_autocast
-from vitx.relevance.attending import Attended
-from vitx.relevance.max_flow import Flow
-from vitx.relevance.way_back import Found, Way
+from vitx.tape.attention import Attention
+from vitx.tape.backward import Attribution, Backward
 
 
 @register("flow", fused_heads=True, title="attention flow", slow=True)
-def flow(way: Way, *, head_fusion: str = "mean", start_layer: int = 0) -> Found:
+def flow(back: Backward, *, head_fusion: str = "mean", start_layer: int = 0) -> Attribution:
     """Attention flow, see `vitx.attention_flow`."""
     check_options(head_fusion)
-    layers = way.counting(start_layer)
-    read = way.read_out(head_fusion)
-    _check_chain(way, layers, len(read))
+    layers = [one for layer in back.counting(start_layer) for one in layer.attentions]
+    read = back.read_out()
+    _check_chain(back, layers, len(read))
     ((_, readout),) = read
     flow = Flow(readout, head_fusion)
     for layer in reversed(layers):
         with torch.no_grad(), without_autocast(readout.device):
-            for tile in layer.call.attention.tiles():
+            for tile in layer.weights.tiles():
                 flow.read(tile)
         flow.end_layer()
-    return way.place([(layers[0].values, flow.relevance)])
+    return back.place([(layers[0].inputs[0], layers[0].to_values(flow.relevance))])
 
 
-def _check_chain(way: Way, layers: list[Attended], ends: int) -> None:
+def _check_chain(back: Backward, layers: list[Attention], ends: int) -> None:
     """Raises a VitxError unless the layers follow one another, on the same tokens in the same order."""
-    shapes = sorted({tuple(layer.call.attention.shape[i] for i in (0, 2, 3)) for layer in layers})
+    shapes = sorted({tuple(layer.weights.shape[i] for i in (0, 2, 3)) for layer in layers})
     follow = ends == 1 and len(shapes) == 1 and shapes[0][1] == shapes[0][2]
     if follow:
         images, tokens, _ = shapes[0]
         generator = torch.Generator().manual_seed(0)
-        marks = torch.rand(images, tokens, generator=generator).to(layers[0].values)
-        places = [way.place([(side, marks)]).maps for one in layers for side in (one.values, one.weights)]
+        marks = torch.rand(images, tokens, generator=generator).to(layers[0].weights.device)
+        ends_of = [
+            ((one.inputs[0], one.to_values(marks)), (one.inputs[1], one.to_rows(marks))) for one in layers
+        ]
+        places = [back.place([side]).maps for sides in ends_of for side in sides]
         follow = len(places[0]) == images and all(_same(place, places[0]) for place in places)
     if not follow:
         raise VitxError(

@@ -4,13 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vitx.attention.fusing import carry_heads
-from vitx.attention.layer import Attention
-from vitx.attention.tiles import Tile
+from vitx.functional.fusing import carry_heads
+from vitx.functional.tiles import Tile
 from vitx.methods.registry import register
-from vitx.relevance.carrier import Carrier
-from vitx.relevance.chain import RolloutLayer
-from vitx.relevance.way_back import Found, Way
+from vitx.tape.backward import Attribution, Backward
+from vitx.tape.relevance import Rule
 
 
 class GaeLayer:
@@ -37,7 +35,7 @@ class GaeLayer:
 
 
 @dataclass(frozen=True)
-class Gae(Carrier):
+class Gae(Rule):
     """readout^T R for R = prod_l (I + E[relu(A_l * G_l)]), last layer on the left.
 
     Chefer et al. 2021, arXiv 2103.15679, eq. 5 and 6: E is the mean over the heads, and no row is scaled.
@@ -48,20 +46,12 @@ class Gae(Carrier):
     of_heads = True
     grows = True
 
-    def keeps(self, attention: Attention) -> float:
-        """All of it."""
-        return 1.0
-
     def layer(self, relevance: Tensor, keys: int) -> GaeLayer:
         """An attention inside a residual."""
         return GaeLayer(relevance, keys)
 
-    def pooling(self, relevance: Tensor, keys: int) -> RolloutLayer:
-        """An attention without one: the mean of its heads alone."""
-        return RolloutLayer(relevance, keys, residual=False)
-
 
 @register("gae", gradient="score", title="GAE")
-def gae(way: Way, *, start_layer: int = 0, gradient: str = "linearised") -> Found:
+def gae(back: Backward, *, start_layer: int = 0, gradient: str = "linearised") -> Attribution:
     """Generic attention explainability (Chefer et al. 2021), see `Gae`."""
-    return way.through(Gae(start_layer))
+    return back.propagate(Gae(start_layer))

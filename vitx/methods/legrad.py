@@ -2,22 +2,24 @@
 
 from torch import Tensor
 
-from vitx.attention.tiles import Tile
+from vitx.functional.tiles import Tile
 from vitx.methods.registry import register
-from vitx.relevance.way_back import Found, Way
+from vitx.tape.backward import Attribution, Backward
 
 
 @register("legrad", gradient="layer scores", title="LeGrad")
-def legrad(way: Way, *, start_layer: int = 0, gradient: str = "linearised") -> Found:
+def legrad(back: Backward, *, start_layer: int = 0, gradient: str = "linearised") -> Attribution:
     """The mean over layers, heads and queries of relu(d s_l / d A_l), for s_l the score of layer l itself.
 
     Bousselham et al. 2025, arXiv 2404.03214, eq. 6 to 9. The attention does not enter, but for its gradient.
     """
-    layers = way.counting(start_layer)
+    layers = back.counting(start_layer)
 
     def raised(tile: Tile) -> Tensor:
         assert tile.gradient is not None
         terms = len(layers) * tile.of_heads * tile.gradient.shape[3]
         return tile.gradient.relu().sum((1, 2)) / terms
 
-    return way.place([way.add_up(layer, raised, gradient=True) for layer in layers])
+    return back.place(
+        [back.add_up(one, raised, gradient=True) for layer in layers for one in layer.attentions]
+    )

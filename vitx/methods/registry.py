@@ -5,15 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from vitx.attention.fusing import check_options
 from vitx.errors import VitxError
+from vitx.functional.fusing import check_options
 
 Find = Callable[..., Any]  # returns what was Found
 Methods = Mapping[str, Mapping[str, Any]]  # name -> options
 # Of the score, or of each layer's own score, see `vitx.models.lens`.
 Gradient = Literal["score", "layer scores"]
 DEFAULT = "rollout"  # takes any model, and costs one forward pass
-NETWORKS = ("linearised", "plain")  # what is differentiated, see `vitx.relevance.linearised`
+NETWORKS = ("linearised", "plain")  # what is differentiated, see `vitx.tape.rules`
 
 
 @dataclass(frozen=True)

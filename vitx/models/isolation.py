@@ -16,7 +16,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     requires a gradient, so that autograd keeps less of each layer.
     """
     modules = list(model.modules())  # walked once, as that takes its time
-    flags = [(module, module.training) for module in modules]
+    # What torch.jit.freeze made has no flag: it is in eval mode for good.
+    flags = [(module, module.training) for module in modules if hasattr(module, "training")]
     slots = [(module, dict(module._buffers)) for module in modules]
     buffers = [b for _, named in slots for b in named.values() if b is not None]
     copies = [(buffer, buffer.detach().clone()) for buffer in buffers]

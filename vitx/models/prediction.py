@@ -93,8 +93,7 @@ def _forward(model: Any, images: Tensor) -> Any:
         with precision.forward_context():
             return _forward(model._forward_module, images)
     try:
-        takes = inspect.signature(model.forward).parameters
-        named = next((name for name in _INPUTS if name in takes), None)
+        named = next((name for name in _INPUTS if name in _takes(model)), None)
         return model(images) if named is None else model(**{named: images})
     except (AssertionError, ValueError, RuntimeError) as error:
         said = str(error).split("\n")[0]
@@ -104,6 +103,24 @@ def _forward(model: Any, images: Tensor) -> Any:
             raise
         hint = _BATCHED if images.ndim == 3 else ""
         raise VitxError(f"the model refused images of shape {tuple(images.shape)}: {said}{hint}") from error
+
+
+def _takes(model: Any) -> list[str]:
+    """Returns the names of what the model takes; none where only torch knows, as of a traced one."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except ValueError:
+        return []
+    asked = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    missing = [p.name for p in asked if p.default is p.empty and p.name not in _INPUTS]
+    named = any(p.name in _INPUTS for p in asked)
+    if len(missing) > (0 if named else 1):
+        needs = ", ".join(missing if named else missing[1:])
+        raise VitxError(
+            f"the model takes more than images, {needs}: wrap it so that it takes images alone (to the "
+            "callback, give forward_fn=lambda module, images: ...)"
+        )
+    return [p.name for p in asked]
 
 
 def _logits(output: Any, batch: int, made_last: Callable[[Sequence[Tensor]], Tensor | None] | None) -> Tensor:

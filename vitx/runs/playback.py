@@ -121,6 +121,9 @@ class FromMaps:
 
     def _overlaid(self, pixels: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """Lays maps over images, each frame by itself, as no frame reaches into the next."""
+        if self.saved.frames == 1:
+            drawn = render.overlays(pixels, render.heatmaps(maps, pixels.shape[1:-1]), self.saved.colormap)
+            return render.say_uniform(drawn, maps)
         clips = pixels.unflatten(2, (self.saved.frames, -1)).movedim(2, 1)
         heat = render.heatmaps(maps.unflatten(2, (self.saved.frames, -1)).movedim(2, 1), clips.shape[1:-1])
         drawn = render.overlays(clips, heat, self.saved.colormap)

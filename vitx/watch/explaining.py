@@ -179,7 +179,7 @@ class Explainer:
     def _target(self, samples: Samples) -> Any:
         """Says the target as `vitx.explain` takes it; of a number, it is the number."""
         if self.target == "predicted":
-            return (lambda output: output.reshape(len(output))) if self.kind == "numbers" else None
+            return _number if self.kind == "numbers" else None
         if self.target != "label":
             return self.target
         if samples.labels is None or samples.labels.ndim != 1:
@@ -189,3 +189,8 @@ class Explainer:
 
 def _on_cpu(found: Mapping[str, Explanation]) -> dict[str, Explanation]:
     return {name: explanation.cpu() for name, explanation in found.items()}
+
+
+def _number(output: Tensor) -> Tensor:
+    """Returns the number of each image, (B,); of several, their sum."""
+    return output.flatten(1).sum(1) if output.ndim > 1 else output

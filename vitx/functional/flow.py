@@ -1,0 +1,222 @@
+"""The maths of attention flow, on plain tensors: attention as pipes, and how much they carry to a token.
+
+The capacities are whole numbers, so the largest flow is found exactly. It is bounded by what the read-out
+gives and by what the token takes in, and mostly reaches that bound in a part of the graph: the rest is left
+out unless it is needed.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitx.errors import VitxError
+from vitx.functional.fusing import HeadFusion, check_layers, check_options, check_readout
+from vitx.functional.tiles import Tile, full
+
+if TYPE_CHECKING:  # scipy is not imported before it is needed
+    from scipy.sparse import csr_array
+
+Floats = NDArray[np.float64]
+Units = NDArray[np.int32]
+
+_UNITS = 2**30  # what the read-out gives; scipy counts in int32, and rounding may add a little
+_KEPT = (16, 64)  # edges of each row that are tried before all of them
+
+
+def attention_flow(
+    attentions: Sequence[Tensor], *, head_fusion: str = "mean", readout: Tensor | None = None
+) -> Tensor:
+    """Attention flow (Abnar & Zuidema 2020, arXiv 2005.00928): the largest flow from output to each token.
+
+    An edge leads from token i above layer l to token j below it; its capacity is entry (i, j) of
+    rownorm(W_l + I), with W_l the fused heads of A_l. A source gives token i above the last layer at most
+    readout_i. The relevance of a token below the first layer is the largest flow to it alone, so the tokens'
+    shares do not add up to 1.
+
+    No flow exceeds the sum of the read-out, nor what the first layer lets in, the sum of the token's column.
+    Where many layers lie between, nearly every flow reaches the smaller of the two, and the map shows the
+    first layer alone: in DeiT-Tiny, 99 % of the patches on ImageNet images.
+
+    It takes seconds per image: each token is a maximum flow problem of its own. Capacities are rounded to
+    the nearest multiple of a unit, 2^-30 for a read-out that sums to 1, and the largest flow is found
+    exactly (Dinic's algorithm), so it is off by at most half a unit for each edge of a smallest cut.
+
+    Args:
+        attentions: per layer, first layer first, (B, heads, N, N) after the softmax, rows are queries.
+        head_fusion: "mean" (as in the paper), "max" or "min" over the heads.
+        readout: (N,) or (B, N), >= 0, how much the classifier reads from each token; token 0 by default.
+
+    Returns:
+        (B, N), from 0 to the sum of the read-out; NaN for images whose attention is not finite. float32, or
+        float64 for float64 input.
+
+    Raises:
+        VitxError: An option or a shape is wrong, or an entry is below 0.
+
+    Example:
+        >>> layers = [torch.eye(3).expand(1, 2, 3, 3), torch.full((1, 2, 3, 3), 1 / 3)]
+        >>> attention_flow(layers)
+        tensor([[0.6667, 0.1667, 0.1667]])
+    """
+    check_options(head_fusion)
+    check_layers(attentions, "attentions")
+    flow = Flow(check_readout(readout, attentions[0]), head_fusion)
+    for attention in reversed(attentions):
+        flow.read(Tile.of(full(attention.detach())))
+        flow.end_layer()
+    return flow.relevance
+
+
+class Flow:
+    """Collects the graph from one layer after another, last layer first, and finds the flows at the end."""
+
+    def __init__(self, readout: Tensor, head_fusion: str = "mean") -> None:
+        """Begins above the last layer.
+
+        Args:
+            readout: (B, N).
+            head_fusion: "mean", "max" or "min".
+        """
+        _check_not_negative("the read-out", readout)
+        self._readout = readout
+        self._fusion = HeadFusion(head_fusion)
+        self._layers: list[Tensor] = []  # rownorm(W + I), (B, N, N), first layer first
+        self._matrix = self._empty()
+
+    def read(self, tile: Tile) -> None:
+        """Takes in some rows of the layer."""
+        fused = self._fusion.add(tile.weights, None, tile.of_heads)
+        if fused is not None:
+            self._matrix[tile.images, tile.rows] = fused
+
+    def end_layer(self) -> None:
+        """Goes on to the layer below, or raises a VitxError if the attention is negative."""
+        _check_not_negative("the attention", self._matrix)
+        self._matrix.diagonal(dim1=1, dim2=2).add_(1)
+        self._matrix /= self._matrix.sum(-1, keepdim=True)
+        self._layers.insert(0, self._matrix)
+        self._matrix = self._empty()
+
+    @property
+    def relevance(self) -> Tensor:
+        """The flow to each token below the layers seen so far, (B, N)."""
+        from tqdm import tqdm
+
+        batch, tokens = self._readout.shape
+        sinks = np.arange(tokens)
+        readouts = self._readout.double().cpu().numpy()
+        flows = np.zeros((batch, tokens))
+        with tqdm(
+            total=batch * len(sinks), desc="attention flow", unit="token", disable=None, leave=False
+        ) as progress:
+            for image, readout in enumerate(readouts):
+                layers = [layer[image].double().numpy() for layer in self._layers]
+                flows[image, sinks] = largest_flows(layers, readout, sinks, progress.update)
+        return torch.from_numpy(flows).to(self._readout)
+
+    def _empty(self) -> Tensor:
+        batch, tokens = self._readout.shape
+        return torch.empty(batch, tokens, tokens, dtype=self._readout.dtype)
+
+
+def largest_flows(
+    layers: Sequence[Floats], readout: Floats, sinks: NDArray[np.intp], done: Callable[[int], Any]
+) -> Floats:
+    """Returns the largest flow from the read-out to each sink alone.
+
+    Args:
+        layers: rownorm(W + I), (N, N) each, first layer first.
+        readout: (N,).
+        sinks: tokens below the first layer.
+        done: is told of how many more sinks the flow is known.
+    """
+    if not all(np.isfinite(part).all() for part in (*layers, readout)):
+        done(len(sinks))
+        return np.full(len(sinks), np.nan)
+    # A row sums to 1, so it passes on no more; and no edge carries more than the source gives in all, which
+    # must fit into an int32.
+    supply = np.minimum(readout, 1)
+    total = supply.sum()
+    if not total:
+        done(len(sinks))
+        return np.zeros(len(sinks))
+    unit = total / _UNITS
+    capacities = [_units(np.minimum(layer, total), unit) for layer in layers]
+    flows: Floats = _flows_in_units(capacities, _units(supply, unit), sinks, done) * unit
+    return flows
+
+
+def _flows_in_units(
+    layers: Sequence[Units], supply: Units, sinks: NDArray[np.intp], done: Callable[[int], Any]
+) -> NDArray[np.int64]:
+    """Tries the largest edges first: a flow that reaches its bound there is the largest of all."""
+    from scipy.sparse.csgraph import maximum_flow
+
+    tokens, source = len(supply), len(supply) * len(layers)
+    given = np.minimum(supply, layers[-1].sum(1, dtype=np.int64)).sum(dtype=np.int64)
+    bounds = np.minimum(given, layers[0].sum(0, dtype=np.int64))[sinks]
+    flows = np.zeros(len(sinks), np.int64)
+    done(int((bounds == 0).sum()))
+    for kept in (*(count for count in _KEPT if count < tokens), tokens):
+        below = np.flatnonzero(flows < bounds)
+        if not len(below):
+            break
+        graph = _graph(layers, supply, kept)
+        for index in below:
+            graph.data[:tokens] = layers[0][:, sinks[index]]
+            flows[index] = maximum_flow(graph, source, source + 1).flow_value
+            done(int(flows[index] == bounds[index] or kept == tokens))
+    return flows
+
+
+def _graph(layers: Sequence[Units], supply: Units, kept: int) -> "csr_array":
+    """Builds the graph between source and sink, with the edges of all but the first layer.
+
+    Token i below layer l is node (l - 1) N + i; the source comes after all tokens, the sink after the source.
+    The first N edges are those into the sink, one for each token above the first layer, with capacity 0.
+
+    Args:
+        layers: capacities, (N, N) each, first layer first.
+        supply: capacities from the source to the tokens above the last layer, (N,).
+        kept: how many edges of each row of a layer, on average; N for the whole graph.
+    """
+    from scipy.sparse import csr_array
+
+    tokens, source = len(supply), len(supply) * len(layers)
+    read = supply.nonzero()[0]
+    every = np.arange(tokens)
+    edges = [(every, np.full(tokens, source + 1), np.zeros(tokens, np.int32))]
+    for number, layer in enumerate(layers[1:], 1):
+        rows = read if number == len(layers) - 1 else every  # the others get nothing from the source
+        above, below = _largest(layer, rows, min(kept * tokens // len(rows), tokens))
+        edges.append((number * tokens + above, (number - 1) * tokens + below, layer[above, below]))
+    edges.append((np.full(len(read), source), source - tokens + read, supply[read]))
+    tails, heads, capacities = (np.concatenate(part) for part in zip(*edges, strict=True))
+    nodes = tails.astype(np.int32), heads.astype(np.int32)  # an older scipy's maximum_flow takes no others
+    return csr_array((capacities, nodes), shape=(source + 2, source + 2))
+
+
+def _largest(layer: Units, rows: NDArray[np.intp], count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Returns row and column of the largest entries of each of these rows, and of the diagonal."""
+    chosen = np.zeros((len(rows), len(layer)), bool)
+    np.put_along_axis(chosen, np.argpartition(layer[rows], -count)[:, -count:], True, axis=1)
+    chosen[np.arange(len(rows)), rows] = True
+    above, below = chosen.nonzero()
+    return rows[above], below
+
+
+def _units(capacities: Floats, unit: float) -> Units:
+    return np.rint(capacities / unit).astype(np.int32)
+
+
+def _check_not_negative(name: str, capacities: Tensor) -> None:
+    negative = capacities[capacities < 0]
+    if len(negative):
+        raise VitxError(
+            f"{name} must be at least 0 to be a capacity of attention flow, found {negative.min():.3g}: give "
+            "it as it is after the softmax"
+        )

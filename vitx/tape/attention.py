@@ -1,0 +1,134 @@
+"""An attention of the pass, and the layers that residuals make of attentions."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from vitx.tape.contraction import Layout, Operand
+from vitx.tape.expanded import scaled, summed
+from vitx.tape.values import Step, Value
+from vitx.tape.weights import Weights
+
+if TYPE_CHECKING:
+    from vitx.tape.sums import Sum
+
+
+class Scores(Step):
+    """A product of two live values, as q k^T, which is to become the weights of an attention."""
+
+    __slots__ = ()
+
+
+class Attention(Step):
+    """Weights times values.
+
+    Attributes:
+        inputs: the values, and what asked: the weights, or the queries of a fused kernel.
+        weights: A.
+        layout: how it lies in the tensors of the model.
+        operand: the values, as the model has them.
+        rows: brings what rows of A have, (T, H, Q), to what asked.
+        residuals: the residuals around it.
+        origin: the number of the last residual, or of the image, that its values were made from.
+    """
+
+    __slots__ = ("layout", "operand", "origin", "residuals", "rows", "weights")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Describes an attention; `describe` says more."""
+        super().__init__(*args, **options)
+        self.residuals: set[Sum] = set()
+
+    def describe(
+        self,
+        weights: Weights,
+        layout: Layout,
+        operand: Operand,
+        rows: Callable[[Tensor], Tensor],
+        origin: int,
+    ) -> None:
+        """Says how A is computed, and how it lies in the tensors of the model."""
+        self.weights, self.layout, self.operand = weights, layout, operand
+        self.rows, self.origin = rows, origin
+
+    def clear(self) -> None:
+        """Does the same for A and the residuals."""
+        super().clear()
+        self.residuals.clear()
+        del self.weights, self.operand, self.rows
+
+    @property
+    def value(self) -> Value:
+        """What it put out."""
+        return self.outputs[0]
+
+    @property
+    def rows_of_heads(self) -> int:
+        """How many rows A has in all, which counts its heads where it has some of a layer's tokens alone."""
+        return self.weights.shape[0] * self.layout.heads * self.weights.shape[2]
+
+    def arrived(self, r: Tensor) -> Tensor:
+        """Brings relevance or a gradient of what it put out to (T, H, Q, d)."""
+        return self.layout.outputs(r)
+
+    def shared(self, r: Tensor) -> Tensor:
+        """Takes relevance of what it put out through rows that sum to 1, to the values."""
+        r = self.arrived(r)
+        if self.weights.shape[1] < self.layout.heads:  # they were fused
+            tokens = summed(r, [1, 3])
+            return self.to_values(self.weights.shared(tokens[:, None, :, None])[:, 0, :, 0])
+        alike = r.stride(-1) == 0
+        found = self.weights.shared(r[..., :1] if alike else r)
+        return self.layout.of_values(found.expand(*found.shape[:3], r.shape[3]), self.operand)
+
+    def to_values(self, found: Tensor) -> Tensor:
+        """Brings (T, H, K, d), or (T, K) to be shared out evenly, to the values as the model has them."""
+        if found.ndim == 2:
+            heads, channels = self.layout.heads, self.channels
+            found = scaled(found[:, None, :, None].expand(-1, heads, -1, channels), 1 / (heads * channels))
+        return self.layout.of_values(found, self.operand)
+
+    def to_rows(self, found: Tensor) -> Tensor:
+        """Brings (T, Q), to be shared out evenly among the heads, to what asked."""
+        heads = self.layout.heads
+        return self.rows(scaled(found[:, None].expand(-1, heads, -1), 1 / heads))
+
+    @property
+    def channels(self) -> int:
+        """How many channels its values have."""
+        size = 1
+        for dim in self.layout.channels:
+            size *= self.layout.sizes[dim]
+        return size
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The attentions that one residual closes.
+
+    Attributes:
+        number: layers are counted from 0, in the order in which they ran.
+        attentions: in the order in which they ran.
+        residuals: the sums that close them: more than one where the tokens are added in parts.
+    """
+
+    number: int
+    attentions: Sequence[Attention]
+    residuals: frozenset["Sum"]
+
+
+def layers_of(attentions: Sequence[Attention]) -> list[Layer]:
+    """Groups the attentions that have a residual in common; those without any are in no layer."""
+    groups: list[tuple[list[Attention], set[Sum]]] = []
+    for attention in attentions:
+        if not attention.residuals:
+            continue
+        members, around = [attention], set(attention.residuals)
+        for group in [group for group in groups if group[1] & around]:
+            groups.remove(group)
+            members, around = group[0] + members, group[1] | around
+        groups.append((members, around))
+    groups.sort(key=lambda group: group[0][0].value.number)
+    return [Layer(n, members, frozenset(around)) for n, (members, around) in enumerate(groups)]

@@ -1,0 +1,115 @@
+"""What the dimensions of a value hold: tokens, or channels of the same token.
+
+The heads of an attention are channels of its values' tokens. Each dimension is a product of factors, outer
+one first, as a reshape may merge heads with images or windows. Nothing is computed: sizes say it all.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Factor(NamedTuple):
+    """A part of a dimension.
+
+    Attributes:
+        size: at least 2.
+        channels: whether it counts channels, or copies, of the same token.
+    """
+
+    size: int
+    channels: bool
+
+
+Dimension = tuple[Factor, ...]
+Axes = tuple[Dimension, ...]
+
+
+def tokens(shape: Sequence[int]) -> Axes:
+    """Returns dimensions that all count tokens."""
+    return tuple(dimension(size, False) for size in shape)
+
+
+def dimension(size: int, channels: bool) -> Dimension:
+    """Returns a dimension of one factor, or of none if its size is 1."""
+    return (Factor(size, channels),) if size != 1 else ()
+
+
+def channels_at(axes: Axes, shape: Sequence[int], dim: int) -> Axes:
+    """Returns the axes of what weights put out along a dimension: new channels, else the same."""
+    dim %= len(shape)
+    return tuple(
+        dimension(size, True) if place == dim else part
+        for place, (size, part) in enumerate(zip(shape, axes, strict=True))
+    )
+
+
+def resized(axes: Axes, shape: Sequence[int]) -> Axes:
+    """Returns the axes after parts were taken, or put together, along some dimensions."""
+    return tuple(
+        part
+        if math.prod(f.size for f in part) == size
+        else dimension(size, bool(part) and all(f.channels for f in part))
+        for size, part in zip(shape, axes, strict=True)
+    )
+
+
+def broadcast(axes: Axes, shape: Sequence[int]) -> Axes:
+    """Returns the axes of copies along the dimensions that were added, or had size 1."""
+    axes = ((),) * (len(shape) - len(axes)) + axes
+    return tuple(part or dimension(size, True) for size, part in zip(shape, axes, strict=True))
+
+
+def merged(first: Axes, second: Axes) -> Axes:
+    """Returns the axes of what two values of one shape make: channels where both hold them."""
+    return tuple(
+        one if one == other or not any(f.channels for f in one) else other
+        for one, other in zip(first, second, strict=True)
+    )
+
+
+def reshaped(axes: Axes, shape: Sequence[int]) -> Axes | None:
+    """Returns the axes after a reshape; None where a factor is cut unevenly.
+
+    Example:
+        >>> inside = tokens((2, 9)) + (dimension(12, True),)
+        >>> [[f.size for f in part if f.channels] for part in reshaped(inside, (18, 3, 4))]
+        [[], [3], [4]]
+    """
+    left = [factor for part in axes for factor in part][::-1]
+    found: list[Dimension] = []
+    for size in shape:
+        part: list[Factor] = []
+        while size > 1:
+            if not left:
+                return None
+            factor = left.pop()
+            if size % factor.size == 0:
+                part.append(factor)
+                size //= factor.size
+            elif factor.size % size == 0:
+                part.append(Factor(size, factor.channels))
+                left.append(Factor(factor.size // size, factor.channels))
+                size = 1
+            else:
+                return None
+        found.append(tuple(part))
+    return tuple(found)
+
+
+def by_place(axes: Axes, move: Callable[[Tensor], Tensor]) -> Axes:
+    """Returns the axes after any rearrangement, by a look at where each element comes from.
+
+    Args:
+        axes: before.
+        move: the rearrangement; along channels, the token stays the same.
+    """
+    factors = [factor for part in axes for factor in part]
+    whole = [1 if factor.channels else factor.size for factor in factors]
+    marks = torch.arange(math.prod(whole), dtype=torch.float64).view(whole).expand([f.size for f in factors])
+    moved = move(marks.reshape([math.prod(f.size for f in part) for part in axes]))
+    same = [bool((moved == moved.narrow(dim, 0, 1)).all()) for dim in range(moved.ndim)]
+    return tuple(dimension(size, one) for size, one in zip(moved.shape, same, strict=True))

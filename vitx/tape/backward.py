@@ -1,0 +1,320 @@
+"""What a method may ask of a tape: the ways back from the output, and the tiles of its attentions."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vitx.errors import VitxError
+from vitx.functional.fusing import first_layer
+from vitx.functional.tiles import ALL, Tile
+from vitx.models.isolation import without_autocast
+from vitx.tape.attention import Attention, Layer
+from vitx.tape.conservation import check, share_of_images, share_of_score
+from vitx.tape.expanded import summed
+from vitx.tape.gradient import gradients
+from vitx.tape.grid import Grid
+from vitx.tape.kept import Kept
+from vitx.tape.relevance import Places, Propagation, Rule, check_lost
+from vitx.tape.tape import Tape
+from vitx.tape.values import LAID_OUT, Step, Value
+from vitx.tape.walk import Walk
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The maps of one method.
+
+    Attributes:
+        maps: (B, h, w); (B, t, h, w) of clips and volumes, (B, f, t) of spectrograms.
+        conservation: (B,), what share of the relevance, or of the score, was accounted for.
+        signed: of the same shape, below 0 where a patch speaks against; None for what has no sign.
+    """
+
+    maps: Tensor
+    conservation: Tensor
+    signed: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score, and where it was read.
+
+    Attributes:
+        value: the value that it was read from, (B, ...).
+        output: the tensor of that value.
+        gradient: of the score, summed over the images, with respect to that.
+    """
+
+    value: Value
+    output: Tensor
+    gradient: Tensor
+
+
+class _ReadOut(Rule):
+    """No attention passes anything on: all goes back through the queries."""
+
+    def layer(self, relevance: Tensor, keys: int) -> "_AllStays":
+        """An attention inside a residual."""
+        return _AllStays(relevance, keys)
+
+
+class _AllStays:
+    def __init__(self, relevance: Tensor, keys: int) -> None:
+        self.values, self.stays = relevance.new_zeros(len(relevance), keys), relevance
+
+    def read(self, tile: Tile) -> None:
+        """Needs none."""
+
+    def end(self) -> None:
+        """Needs none."""
+
+
+class Backward:
+    """The ways back along one tape, for one method.
+
+    Attributes:
+        tape: the pass.
+        image: the images, (B, ...).
+        grid: makes maps of the relevance of pixels.
+        passed: what relevance passed each value on the last way, where the tape keeps places.
+    """
+
+    def __init__(
+        self, tape: Tape, image: Tensor, start: Tensor, end: Value, scores: Sequence[Score] = ()
+    ) -> None:
+        """Begins at the output.
+
+        Args:
+            tape: the pass.
+            image: the images.
+            start: the relevance of the output, which sums to 1 for each image.
+            end: the value of the output.
+            scores: what methods of a class take the gradient of: one score, or one for each layer.
+        """
+        self.tape, self.image, self.grid = tape, image, Grid(tape)
+        self.passed: dict[Value, Tensor] = {}
+        self._start, self._end, self._scores = start, end, scores
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers, in the order in which they ran."""
+        return self.tape.layers
+
+    def counting(self, start_layer: int) -> list[Layer]:
+        """Returns the layers from that number on, or raises a VitxError if there is no such layer."""
+        if not self.layers:
+            raise VitxError(
+                "no attention inside a residual was found, which this method needs: take rollout, "
+                "grad_rollout, gae or attention"
+            )
+        return self.layers[first_layer(start_layer, len(self.layers)) :]
+
+    def propagate(self, rule: Rule) -> Attribution:
+        """Takes relevance from the output to the pixels: 1 for each image, begun where the score was read.
+
+        Raises:
+            VitxError: Relevance was lost, or is negative: the map would be wrong.
+        """
+        if self.layers:
+            first_layer(rule.start_layer, len(self.layers))
+        way = Propagation(self.tape, rule, self._gradients if rule.reads_gradient else None)
+        pixels, own, tokens = self._arrived(way, {self._end: self._start})
+        conservation = share_of_images(pixels.flatten(1).sum(1), own.sum(), way.grown)
+        check(conservation, pixels, own, way.lost, positive=not rule.grows)
+        return Attribution(self.grid.map(pixels, tokens), conservation)
+
+    def read_out(self) -> list[tuple[Attention, Tensor]]:
+        """Finds what is read out: the relevance that arrives at the queries of the last attentions, (T, Q).
+
+        Last are those that no other attention builds upon: more than one where some stand side by side.
+        """
+        attentions = [one for layer in self.layers for one in layer.attentions] or self.tape.attentions
+        last = [
+            one
+            for one in attentions
+            if not any(other.value.above >> one.value.number & 1 for other in attentions)
+        ]
+        return self.read_at(last)
+
+    def read_at(self, attentions: Sequence[Attention]) -> list[tuple[Attention, Tensor]]:
+        """Finds how much the output reads of each attention's queries, (T, Q), if no attention mixes them."""
+        way = Propagation(self.tape, _ReadOut())
+        found = way.run({self._end: self._start}, [one.value for one in attentions])
+        check_lost(way.lost, 1e-3)
+        return [(one, self._rows(one, found.passed.get(one.value))) for one in attentions]
+
+    def rows_read(self, attentions: Sequence[Attention]) -> list[list[int]]:
+        """Finds which queries of each attention are read out: those that hold what the output reads."""
+        read = [(readout.abs() > 1e-9).any(0) for _, readout in self.read_at(attentions)]
+        flags = torch.cat(read).tolist() if read else []  # all at once: a GPU would have to be waited for
+        ends = [sum(len(rows) for rows in read[:number]) for number in range(len(read))]
+        return [
+            [row for row in range(len(rows)) if flags[end + row]]
+            for end, rows in zip(ends, read, strict=True)
+        ]
+
+    def add_up(
+        self,
+        attention: Attention,
+        part: Callable[[Tile], Tensor | None],
+        *,
+        gradient: bool = False,
+        apart: slice = ALL,
+    ) -> tuple[Value, Tensor]:
+        """Adds up what a function makes of the tiles of an attention.
+
+        Args:
+            attention: the attention.
+            part: from a tile to something for each token that is attended to, (b, K).
+            gradient: whether the tiles come with the gradient of A.
+            apart: rows that share no tile with others.
+
+        Returns:
+            The value of those tokens, and what was found of them, of its shape: to be given to `place`.
+        """
+        weights = attention.weights
+        found = torch.zeros(weights.shape[0], weights.shape[3], dtype=weights.dtype, device=weights.device)
+        with torch.no_grad(), without_autocast(weights.device):
+            for tile in weights.tiles(self._gradient_of(attention) if gradient else None, apart):
+                more = part(tile)
+                if more is not None:
+                    found[tile.images] += more
+        return attention.inputs[0], attention.to_values(found)
+
+    def place(self, found: Iterable[tuple[Value, Tensor]]) -> Attribution:
+        """Draws what was found of tokens where they sit in the picture.
+
+        Args:
+            found: a value, and what was found of its elements.
+
+        Raises:
+            VitxError: It does not arrive at the image and the model's own tokens.
+        """
+        starts: dict[Value, Tensor] = {}
+        for value, part in found:
+            starts[value] = starts[value] + part if value in starts else part
+        way = Propagation(self.tape, Places())
+        pixels, own, tokens = self._arrived(way, starts)
+        size, begun = (
+            torch.stack([part.sum() for part in parts]).sum()
+            for parts in ([start.abs() for start in starts.values()], list(starts.values()))
+        )
+        share = (1 + (pixels.sum() + own.sum() - begun) / torch.where(size == 0, 1, size))[None]
+        check(share, pixels, own, way.lost, positive=False)
+        maps = self.grid.map(pixels, tokens)
+        return Attribution(maps, share.expand(len(maps)))
+
+    def contributions(self, start_layer: int = 0) -> list[tuple[Value, Tensor]]:
+        """Finds what is added to the score by what each residual put out, x * dS/dx.
+
+        Args:
+            start_layer: the first layer that counts.
+
+        Returns:
+            The value of each output with what was found of its elements: to be given to `place`.
+        """
+        passed = self._whole.passed
+        return [
+            (value, output.tensor.to(passed[value].dtype) * passed[value])
+            for value, output, layers in self._streams
+            if (layers > start_layer or not self.layers) and value in passed
+        ]
+
+    @cached_property
+    def _streams(self) -> list[tuple[Value, Kept, int]]:
+        """What each residual put out, and how many layers came before.
+
+        A constant that was added to it, as a bias, belongs to it if nothing else was done with it before.
+        """
+        uses: dict[Value, list[Step]] = {}
+        for step in self.tape.steps:
+            for source in dict.fromkeys(step.sources):
+                uses.setdefault(source, []).append(step)
+        found = []
+        for stream, (output, layers) in self.tape.streams.items():
+            value = last = stream
+            while len(uses.get(value, ())) == 1:
+                (step,) = uses[value]
+                if value in self.tape.shifted:
+                    last, output = self.tape.shifted[value]
+                elif step.name not in LAID_OUT:
+                    break
+                value = step.outputs[0]
+            found.append((last, output, layers))
+        return found
+
+    def accounted(self) -> Tensor:
+        """Returns what share of the score image and constants add, (1,), in the linearised network.
+
+        Raises:
+            VitxError: That is not all: the model computes something that was not linearised.
+        """
+        (score,) = self._scores
+        arrived = self._whole.arrived
+        parts = [(self.image, arrived.get(self.tape.image))]
+        parts += [(v.constant, arrived.get(v)) for v in self.tape.constants if v.constant is not None]
+        products = [tensor.to(g.dtype) * g for tensor, g in parts if tensor is not None and g is not None]
+        added, size = (
+            torch.stack([part.sum() for part in some]).sum()
+            for some in (products, [product.abs() for product in products])
+        )
+        total = (score.output.to(score.gradient.dtype) * score.gradient).sum()
+        return share_of_score(total, added, size, self.image.dtype)
+
+    def _arrived(
+        self, way: Propagation, starts: Mapping[Value, Tensor]
+    ) -> tuple[Tensor, Tensor, dict[Value, Tensor]]:
+        """Returns what arrives at the pixels, at each of the model's own tokens, and at those of a stem."""
+        found = way.run(dict(starts), self.tape.values if self.tape.named else self.grid.stem)
+        if self.tape.named:
+            self.passed = found.passed
+        pixels = found.arrived.pop(self.tape.image, None)
+        like = next(iter(starts.values()))
+        if pixels is None:
+            pixels = torch.zeros(self.tape.image.shape, dtype=like.dtype, device=like.device)
+        own = [part.sum() for part in found.arrived.values()]
+        return self.grid.without_channels(pixels), torch.stack([like.new_zeros(()), *own]), found.passed
+
+    def _rows(self, attention: Attention, r: Tensor | None) -> Tensor:
+        weights = attention.weights
+        if r is None:
+            return torch.zeros(weights.shape[0], weights.shape[2], dtype=weights.dtype, device=weights.device)
+        return summed(attention.arrived(r), [1, 3])
+
+    def _gradient_of(self, attention: Attention) -> Tensor:
+        found = self._gradients.get(attention.value)
+        if found is None:
+            weights = attention.weights
+            found = torch.zeros((), dtype=weights.dtype, device=weights.device).expand(attention.value.shape)
+        return attention.arrived(found)
+
+    @cached_property
+    def _gradients(self) -> Mapping[Value, Tensor]:
+        """The gradient of what each attention put out: of the score, or of the score of its own layer."""
+        values = [attention.value for attention in self.tape.attentions]
+        if len(self._scores) == 1:
+            if self.tape.accounts:
+                return self._whole.passed
+            (score,) = self._scores
+            return self._walk(score, values, whole=False).passed
+        found: dict[Value, Tensor] = {}
+        for layer, score in zip(self.layers, self._scores, strict=True):
+            own = [attention.value for attention in layer.attentions]
+            found |= self._walk(score, own, whole=False).passed
+        return found
+
+    @cached_property
+    def _whole(self) -> Walk:
+        """The gradient of all: attentions, residuals, image and constants."""
+        (score,) = self._scores
+        values = [attention.value for attention in self.tape.attentions]
+        return self._walk(score, [*values, *(value for value, _, _ in self._streams)], whole=True)
+
+    def _walk(self, score: Score, watched: Sequence[Value], *, whole: bool) -> Walk:
+        if score.value.is_constant or not score.value.above:
+            raise VitxError("the score does not depend on the image")
+        with torch.no_grad(), without_autocast(score.gradient.device):
+            return gradients(self.tape, {score.value: score.gradient}, watched, whole=whole)

@@ -1,0 +1,86 @@
+"""The check on every map: all of the relevance, or all of a score, is accounted for."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vitx.errors import VitxError
+from vitx.tape.relevance import check_lost
+
+_TOLERANCE = 1e-3  # of what was accounted for
+_NEGATIVE = -1e-6
+
+
+def share_of_images(arrived: Tensor, own: Tensor, grown: Tensor | float) -> Tensor:
+    """Returns what share of the relevance of each image was accounted for, (B,).
+
+    What the model's own tokens have is shared by all images: it makes up what each one lacks.
+
+    Args:
+        arrived: at each image, (B,).
+        own: what arrived at the model's own tokens, ().
+        grown: what layers handed on beyond what they got, over all images.
+    """
+    whole = 1 + grown / len(arrived)
+    if isinstance(grown, Tensor):  # in which image a layer handed on more is not known
+        return ((arrived.sum() + own) / (len(arrived) * whole)).expand(len(arrived))
+    missing = whole - arrived
+    return arrived + missing * own / torch.where(missing.sum() == 0, 1, missing.sum())
+
+
+def share_of_score(score: Tensor, added: Tensor, size: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns what share of a score all that adds to it makes up, (1,).
+
+    Args:
+        score: summed over the images, ().
+        added: what all parts add, ().
+        size: the sum of their absolute values, ().
+        dtype: in which the model computed.
+
+    Raises:
+        VitxError: That is not all: the model computes something that was not linearised.
+    """
+    share = 1 + (added - score) / torch.where(size == 0, 1, size)
+    rounding = 2 * torch.finfo(dtype).eps  # which is more in half precision
+    if not abs(share.item() - 1) <= max(_TOLERANCE, rounding):
+        double = dtype == torch.float64
+        raise VitxError(
+            f"{share.item():.1%} of the score was accounted for by the image and the constants of the "
+            "model, not all of it: the model computes something whose part in the score is not known"
+            + ("" if double else "; or rounding is to blame: try model.double() and images.double()")
+        )
+    return share[None]
+
+
+def check(
+    conservation: Tensor, pixels: Tensor, own: Tensor, lost: Mapping[str, float], *, positive: bool
+) -> None:
+    """Raises a VitxError if relevance was lost, or is below 0; all values are read at once.
+
+    Args:
+        conservation: what share was accounted for, (B,).
+        pixels: the relevance that arrived at the image.
+        own: that of the model's own tokens, one number for each, (n,).
+        lost: how much reached which operators without a rule.
+        positive: whether none of it may be below 0.
+    """
+    worst = conservation[(conservation - 1).abs().argmax()]
+    finite = torch.stack([conservation.isfinite().all(), pixels.isfinite().all()])
+    least = torch.stack([worst, pixels.amin(), own.amin()])
+    known, pixels_known, share, *smallest = torch.cat([finite.to(least.dtype), least]).tolist()
+    if not known:
+        if pixels_known:  # else the maps are not finite either, which is said elsewhere
+            raise VitxError("the relevance of the model's own tokens is not finite: the map would be wrong")
+        return
+    check_lost(lost, _TOLERANCE)
+    if abs(share - 1) > _TOLERANCE:
+        raise VitxError(
+            f"{share:.1%} of the relevance arrived at the image and the model's own tokens, not all of "
+            "it: the model computes something that vitx did not see, and the map would be wrong"
+        )
+    if positive and min(smallest) < _NEGATIVE:
+        raise VitxError(
+            f"relevance below 0 was found ({min(smallest):.2g}): an attention gave back more than the "
+            "residual around it had, and the map would be wrong"
+        )

@@ -1,0 +1,204 @@
+"""A product of two tensors that is summed over some dimensions: a matrix product, however it is written.
+
+Both operands are aligned: brought to the same dimensions, with size 1 where one has none of its own. Of an
+attention, one operand is A and the other the values; then a dimension counts queries where A alone has it,
+keys where it is summed, and channels where the values alone have it. What both have is shared, as images,
+windows and heads are.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from vitx.tape.axes import Axes
+from vitx.tape.expanded import reshaped, summed
+from vitx.tape.values import Value
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One of the two.
+
+    Attributes:
+        tensor: as the model has it.
+        value: its value; None for a constant.
+        shape: after it was aligned.
+        places: which of the aligned dimensions its own ones are.
+    """
+
+    tensor: Tensor
+    value: Value | None
+    shape: tuple[int, ...]
+    places: tuple[int, ...]
+
+    @property
+    def aligned(self) -> Tensor:
+        """The tensor, aligned."""
+        return self.tensor.detach().reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """Two aligned operands.
+
+    Attributes:
+        left: the first.
+        right: the second.
+        summed: the dimensions over which their product is summed.
+        out: the shape of what comes out.
+    """
+
+    left: Operand
+    right: Operand
+    summed: tuple[int, ...]
+    out: tuple[int, ...]
+
+
+def of_matmul(
+    left: tuple[Tensor, Value | None], right: tuple[Tensor, Value | None], out: Sequence[int]
+) -> Contraction:
+    """Describes (..., I, K) times (..., K, J)."""
+    (a, first), (b, second) = left, right
+    lead = a.ndim - 2
+    i, k, j = lead, lead + 1, lead + 2
+    shared = tuple(range(lead))
+    return Contraction(
+        Operand(a, first, (*a.shape, 1), (*shared, i, k)),
+        Operand(b, second, (*b.shape[:lead], 1, *b.shape[lead:]), (*shared, k, j)),
+        (k,),
+        tuple(out),
+    )
+
+
+def of_sum(
+    factors: Sequence[tuple[Tensor, Value | None]],
+    shape: Sequence[int],
+    dims: Sequence[int],
+    out: Sequence[int],
+) -> Contraction:
+    """Describes a product, element by element, of this shape, summed over dimensions."""
+    ndim = len(shape)
+    operands = [
+        Operand(t, value, (1,) * (ndim - t.ndim) + tuple(t.shape), tuple(range(ndim - t.ndim, ndim)))
+        for t, value in factors
+    ]
+    return Contraction(operands[0], operands[1], tuple(dims), tuple(out))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Brings weights to (T, H, Q, K), values to (T, H, K, d) and their product to (T, H, Q, d), and back.
+
+    T counts images, windows and the like, H heads: channels of the same tokens.
+
+    Attributes:
+        sizes: of the aligned dimensions.
+        shared: those that both operands have.
+        queries: those that the weights alone have.
+        keys: those that are summed.
+        channels: those that the values alone have.
+        factors: sizes into which the shared ones are laid.
+        order: of these, those of tokens first.
+        heads: how many heads there are.
+        over_channels: whether the keys are channels of the same tokens.
+    """
+
+    sizes: tuple[int, ...]
+    shared: tuple[int, ...]
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+    channels: tuple[int, ...]
+    factors: tuple[int, ...] = field(default=())
+    order: tuple[int, ...] = field(default=())
+    heads: int = 1
+    over_channels: bool = False
+
+    @classmethod
+    def of(cls, contraction: Contraction, weights: Operand, values: Operand, axes: Axes) -> "Layout":
+        """Finds out which dimensions are which.
+
+        Args:
+            contraction: the product.
+            weights: one of its operands.
+            values: the other one.
+            axes: of the values, not aligned.
+        """
+        pairs = list(zip(weights.shape, values.shape, strict=True))
+        rest = [dim for dim in range(len(pairs)) if dim not in contraction.summed]
+        shared = tuple(d for d in rest if (pairs[d][0] == 1) == (pairs[d][1] == 1))
+        inside = dict(zip(values.places, axes, strict=True))
+        parts = [part for dim in shared for part in inside.get(dim, ())]
+        known = math.prod(f.size for f in parts) == math.prod(values.shape[d] for d in shared)
+        if not known:
+            parts = []
+        order = sorted(range(len(parts)), key=lambda n: parts[n].channels)
+        of_keys = [f for dim in contraction.summed for f in inside.get(dim, ())]
+        return cls(
+            tuple(max(pair) for pair in pairs),
+            shared,
+            tuple(d for d in rest if pairs[d][0] > 1 == pairs[d][1]),
+            contraction.summed,
+            tuple(d for d in rest if pairs[d][1] > 1 == pairs[d][0]),
+            tuple(f.size for f in parts),
+            tuple(order),
+            math.prod(f.size for f in parts if f.channels),
+            bool(of_keys) and all(f.channels for f in of_keys),
+        )
+
+    def weights(self, aligned: Tensor) -> Tensor:
+        """Brings aligned weights to (T, H, Q, K)."""
+        return self._grouped(aligned, self.queries, self.keys)
+
+    def values(self, aligned: Tensor) -> Tensor:
+        """Brings aligned values to (T, H, K, d)."""
+        return self._grouped(aligned, self.keys, self.channels)
+
+    def outputs(self, tensor: Tensor) -> Tensor:
+        """Brings the product, as the model has it, to (T, H, Q, d)."""
+        aligned = reshaped(tensor, [1 if d in self.keys else n for d, n in enumerate(self.sizes)])
+        return self._grouped(aligned, self.queries, self.channels)
+
+    def of_weights(self, tensor: Tensor, operand: Operand) -> Tensor:
+        """Brings (T, H, Q, K) to the weights as the model has them."""
+        return self._back(tensor, self.queries, self.keys, operand)
+
+    def of_values(self, tensor: Tensor, operand: Operand) -> Tensor:
+        """Brings (T, H, K, d) to the values as the model has them."""
+        return self._back(tensor, self.keys, self.channels, operand)
+
+    def of_outputs(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+        """Brings (T, H, Q, 1) to the product as the model has it, the same for all channels."""
+        aligned = tuple(1 if d in self.keys else n for d, n in enumerate(self.sizes))
+        places = tuple(range(len(self.sizes)))
+        tensor = tensor.expand(*tensor.shape[:3], math.prod(self.sizes[d] for d in self.channels))
+        like = Operand(tensor.new_empty(()).expand(aligned), None, aligned, places)
+        return reshaped(self._back(tensor, self.queries, self.channels, like), tuple(shape))
+
+    def _grouped(self, aligned: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+        wide = [n if d in rows or d in columns else aligned.shape[d] for d, n in enumerate(self.sizes)]
+        others = [d for d in range(aligned.ndim) if d not in (*self.shared, *rows, *columns)]
+        found = aligned.expand(wide).permute(*self.shared, *rows, *columns, *others)
+        matrix = [math.prod(wide[d] for d in rows), math.prod(wide[d] for d in columns)]
+        if self.factors:
+            found = reshaped(found, [*self.factors, *matrix])
+            found = found.permute(*self.order, len(self.factors), len(self.factors) + 1)
+        tokens = math.prod(wide[d] for d in self.shared) // self.heads
+        return reshaped(found, [tokens, self.heads, *matrix])
+
+    def _back(self, tensor: Tensor, rows: Sequence[int], columns: Sequence[int], operand: Operand) -> Tensor:
+        if self.factors:
+            matrix = tensor.shape[2:]
+            tensor = reshaped(tensor, [*(self.factors[n] for n in self.order), *matrix])
+            back = [self.order.index(n) for n in range(len(self.order))]
+            tensor = tensor.permute(*back, len(back), len(back) + 1)
+        dims = [*self.shared, *rows, *columns]
+        tensor = reshaped(tensor, [self.sizes[d] for d in dims])
+        others = [d for d in range(len(self.sizes)) if d not in dims]
+        for _ in others:
+            tensor = tensor.unsqueeze(-1)
+        order = [*dims, *others]
+        tensor = tensor.permute([order.index(d) for d in range(len(order))])
+        copies = [d for d, n in enumerate(operand.shape) if n == 1 < tensor.shape[d]]
+        return reshaped(summed(tensor, copies, keepdim=True), operand.tensor.shape)

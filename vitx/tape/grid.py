@@ -1,0 +1,193 @@
+"""From the relevance of pixels to a map: the grid of the first tokens, where the pixels show one."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vitx.errors import VitxError
+from vitx.tape.attention import Attention
+from vitx.tape.residual import through
+from vitx.tape.tape import Tape
+from vitx.tape.values import Step, Value
+from vitx.tape.walk import Sent, walk
+
+CONVOLUTIONS = ("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
+_ALIKE = 1e-5  # of the largest value
+
+
+class Grid:
+    """How the first tokens of a pass lie in the picture."""
+
+    def __init__(self, tape: Tape) -> None:
+        self._tape = tape
+        self._image = tape.image
+
+    @cached_property
+    def _embedded(self) -> Value | None:
+        """What the first call with weights made of the pixels."""
+        for step in self._tape.steps:
+            value = step.outputs[0]
+            weighed = value.fan is not None or step.name in CONVOLUTIONS
+            if weighed and value.above >> self._image.number & 1:
+                return value
+        return None
+
+    @cached_property
+    def stem(self) -> list[Value]:
+        """What was made of the picture before the first attention, in as many dimensions, last one first."""
+        found = []
+        for step in self._tape.steps:
+            if isinstance(step, Attention):
+                break
+            value, slides = step.outputs[0], step.name in CONVOLUTIONS or "pool" in step.name
+            if slides and len(value.shape) == len(self._image.shape) and _channels(value) == [1]:
+                found.append(value)
+        return found[::-1] if self._embedded else []
+
+    @cached_property
+    def channels(self) -> int | None:
+        """The dimension of the image that holds its channels: the first weights take all of them alike.
+
+        None where there is none, as in a spectrogram (B, F, T).
+
+        Raises:
+            VitxError: Neither dimension of a clip is taken so.
+        """
+        shape = self._image.shape
+        if len(shape) == 3:
+            return None
+        if len(shape) == 4 or self._embedded is None:
+            return 1
+        marked = self._marked()
+        for dim in (1, 2):
+            if _steps(marked, dim) == 1:
+                return dim
+        raise VitxError(
+            f"the model takes neither dimension 1 nor 2 of an input of shape {tuple(shape)} as a whole: "
+            "one of them must be its channels"
+        )
+
+    def without_channels(self, pixels: Tensor) -> Tensor:
+        """Sums over the channels."""
+        return pixels if self.channels is None else pixels.sum(self.channels)
+
+    def map(self, pixels: Tensor, tokens: Mapping[Value, Tensor]) -> Tensor:
+        """Returns the map in the grid of the first tokens, or the pixels as they are.
+
+        The first tokens lie in a grid if each one is made of a block of pixels. If their pixels overlap, as
+        behind a stem of convolutions, their own relevance is the map, where all of it passes through them and
+        they lie in the picture as they do in the tensor.
+
+        Args:
+            pixels: their relevance, (B, H, W), (B, T, H, W) or (B, F, T).
+            tokens: the relevance of those in `stem`.
+
+        Returns:
+            (B, h, w), (B, t, h, w) or (B, f, t).
+        """
+        if self._embedded is None:
+            return pixels
+        grid = blocks(self.without_channels(self._marked()))
+        if grid != tuple(pixels.shape[1:]):
+            cells = pooled(pixels, grid)
+            even = divided(cells, pixels.shape[1:])
+            if bool((pixels - even).abs_().amax() <= _ALIKE * pixels.abs().amax()):
+                return cells
+        for value in self.stem:
+            if value not in tokens:
+                continue
+            cells = tokens[value].sum(1)
+            if cells.ndim != pixels.ndim or len(cells) != len(pixels):
+                continue  # as of frames one by one
+            whole = torch.allclose(cells.flatten(1).sum(1), pixels.flatten(1).sum(1), rtol=1e-3, atol=1e-6)
+            if whole and self._is_upright(value):
+                return cells
+        return pixels
+
+    def _marked(self) -> Tensor:
+        """Gives each first token a number of its own, and returns what the first image gets, (1, ...)."""
+        value = self._embedded
+        assert value is not None
+        shape = [1 if dim in _channels(value) else n for dim, n in enumerate(value.shape)]
+        generator = torch.Generator().manual_seed(0)
+        marks = torch.rand(shape, generator=generator, dtype=torch.float64).expand(value.shape)
+        return self._at_image(value, marks)[:1]
+
+    def _at_image(self, value: Value, marks: Tensor) -> Tensor:
+        """Takes marks from a value to the image."""
+        assert value.made_by is not None
+
+        def send(step: Step, arrived: list[Tensor]) -> Sent:
+            return through(step, arrived)
+
+        with torch.no_grad():
+            steps = range(value.made_by.index + 1)
+            found = walk(self._tape, {value: marks}, send, steps=steps).arrived.get(self._image)
+        return torch.zeros(self._image.shape, dtype=marks.dtype) if found is None else found
+
+    def _is_upright(self, value: Value) -> bool:
+        """Returns whether tokens lie in each dimension as the pixels do, from the first to the last."""
+        size = [n for dim, n in enumerate(self._image.shape) if dim not in (0, self.channels)]
+        grid = value.shape[2:]
+        if any(pixels % count for pixels, count in zip(size, grid, strict=True)):
+            return False
+        for swapped in range(2):  # a corner, and the opposite one
+            ends = [(number + swapped) % 2 for number in range(len(grid))]  # 1: at the last place
+            marks = torch.zeros(value.shape[0], 1, *grid, dtype=torch.float64)
+            corner = marks
+            for end in ends:
+                corner = corner.select(2, -end)
+            corner.fill_(1)
+            lit = self.without_channels(self._at_image(value, marks.expand(value.shape)))[0]
+            for dim, (count, end) in enumerate(zip(grid, ends, strict=True)):
+                along = lit.sum([other for other in range(lit.ndim) if other != dim])
+                middle = float((along * torch.arange(len(along))).sum() / along.sum())
+                if count > 1 and (middle / (len(along) - 1) > 0.5) != bool(end):
+                    return False
+        return True
+
+
+def _channels(value: Value) -> list[int]:
+    return [dim for dim, part in enumerate(value.axes) if part and all(factor.channels for factor in part)]
+
+
+def blocks(pixels: Tensor) -> tuple[int, ...]:
+    """Finds the coarsest regular grid that holds images exactly: how many constant blocks in each dimension.
+
+    Args:
+        pixels: (B, H, W), or with any other dimensions.
+
+    Example:
+        >>> blocks(torch.arange(6.0).view(1, 2, 3).repeat_interleave(4, 1).repeat_interleave(2, 2))
+        (2, 3)
+    """
+    return tuple(_steps(pixels, dim) for dim in range(1, pixels.ndim))
+
+
+def _steps(pixels: Tensor, dim: int) -> int:
+    size = pixels.shape[dim]
+    before, after = pixels.narrow(dim, 0, size - 1), pixels.narrow(dim, 1, size - 1)
+    tolerance = _ALIKE * pixels.abs().amax()
+    changes = ((before - after).abs() > tolerance).transpose(0, dim).flatten(1).any(1)
+    edges = [int(edge) + 1 for edge in changes.nonzero()[:, 0]]
+    for block in range(size, 0, -1):
+        if size % block == 0 and all(edge % block == 0 for edge in edges):
+            return size // block
+    return size
+
+
+def pooled(pixels: Tensor, grid: Sequence[int]) -> Tensor:
+    """Sums the pixels, (B, ...), of each cell of a grid that divides the image."""
+    for dim, count in enumerate(grid, 1):
+        pixels = pixels.unflatten(dim, (count, -1)).sum(dim + 1)
+    return pixels
+
+
+def divided(cells: Tensor, grid: Sequence[int]) -> Tensor:
+    """Shares out each cell of maps, (B, ...), evenly among those of a finer grid that it divides."""
+    for dim, count in enumerate(grid, 1):
+        parts = count // cells.shape[dim]
+        cells = cells.repeat_interleave(parts, dim) / parts
+    return cells

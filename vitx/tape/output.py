@@ -1,0 +1,95 @@
+"""The end of a tape: what the model put out, and the score that is read from it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vitx.errors import VitxError
+from vitx.tape.attention import Attention, Scores
+from vitx.tape.backward import Score
+from vitx.tape.gradient import told
+from vitx.tape.recorder import Recorder
+from vitx.tape.tape import Tape
+from vitx.tape.values import Value
+
+
+def output_value(tape: Tape, value: Value | None) -> Value:
+    """Returns the value of the output.
+
+    Raises:
+        VitxError: It does not come from the image, or there is no attention on its way.
+    """
+    if value is None:
+        raise VitxError(
+            "the model's output does not come from the image by any operator that was seen: code that is "
+            "compiled in another process, or not torch's, cannot be followed"
+        )
+    _check_scores(tape, value)
+    if not any(isinstance(step, Attention) for step in tape.steps):
+        unknown = ", ".join(dict.fromkeys(s.name for s in tape.steps if s.relevance is None))
+        raise VitxError(
+            "no attention between tokens was found: vitx explains Vision Transformers whose attention is a "
+            "softmax, or another function of scores, times the values"
+            + (f" (what it does not know of this one: {unknown})" if unknown else "")
+        )
+    if any(attention.inputs[1].kind == "exp" and attention.residuals for attention in tape.attentions):
+        raise VitxError(
+            "exponentials of scores meet the values, and are not divided by their sum before or at once "
+            "after: which share of its relevance a token keeps cannot be told"
+        )
+    return value
+
+
+def _check_scores(tape: Tape, end: Value) -> None:
+    """Raises a VitxError if scores reach the output, and not as the weights of an attention."""
+    read = {end}
+    for step in reversed(tape.steps):
+        if read.isdisjoint(step.outputs):
+            continue
+        if isinstance(step, Scores):
+            raise VitxError(
+                f"the output comes from {told(step)}, a product of two values that both depend on the image, "
+                "with no softmax behind it (linear attention): no rule takes relevance through it"
+            )
+        read.update(step.inputs[:1] if isinstance(step, Attention) else step.inputs)
+
+
+def evenly(output: Tensor) -> Tensor:
+    """Returns relevance that is the same for all outputs of an image, and sums to 1."""
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    return torch.full((), 1 / output[0].numel(), dtype=dtype, device=output.device).expand(output.shape)
+
+
+def start_of(total: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:
+    """Returns relevance in proportion to the size of the score's gradient, which sums to 1 for each image."""
+    size = gradient_of(total, output).abs()
+    whole = size.flatten(1).sum(1).view(-1, *[1] * (size.ndim - 1)) if size.ndim > 1 else size
+    return torch.where(whole > 0, size / torch.where(whole > 0, whole, 1), evenly(output))
+
+
+def score_of(recorder: Recorder, output: Tensor, total: Callable[[Tensor], Tensor]) -> Score:
+    """Returns the score that is read from an output, summed over the images."""
+    value = recorder.get(output)
+    if value is None:
+        raise VitxError("the score does not depend on the image")
+    return Score(value, output.detach(), gradient_of(total, output))
+
+
+def gradient_of(total: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:
+    """Differentiates the score by the output, (B, ...).
+
+    Raises:
+        VitxError: The score is no differentiable function of it.
+    """
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    with torch.enable_grad():
+        leaf = output.detach().to(dtype, copy=True).requires_grad_()
+        score = total(leaf)
+        if not score.requires_grad:
+            raise VitxError(
+                "the score does not depend on the output in a differentiable way: compute it from the "
+                "model's output by torch functions, with gradients enabled"
+            )
+        (found,) = torch.autograd.grad(score, leaf)
+    return found

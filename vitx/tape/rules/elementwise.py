@@ -1,0 +1,249 @@
+"""Functions of one value, element by element: all relevance is its own, and the gate is held.
+
+y = x * (f(x) / x) + f(0), in which the gate f(x) / x is a constant of the linearised network.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitx.tape.axes import Axes
+from vitx.tape.call import Call
+from vitx.tape.expanded import fitted
+from vitx.tape.registry import rule
+from vitx.tape.rules.products import divided, multiplied
+from vitx.tape.values import Value, marked
+from vitx.tape.vjp import Transpose
+
+GATED = (
+    *("gelu", "relu", "relu6", "silu", "sigmoid", "tanh", "erf", "log", "sqrt", "rsqrt", "pow", "abs", "elu"),
+    *("reciprocal", "square", "hardswish", "hardsigmoid", "leaky_relu", "softplus", "mish", "selu", "celu"),
+    *(
+        "sin",
+        "cos",
+        "tan",
+        "asin",
+        "acos",
+        "atan",
+        "sinh",
+        "cosh",
+        "asinh",
+        "acosh",
+        "atanh",
+        "expm1",
+        "log1p",
+    ),
+    *(
+        "log2",
+        "log10",
+        "exp2",
+        "erfc",
+        "erfinv",
+        "hardtanh",
+        "hardshrink",
+        "softshrink",
+        "prelu",
+        "threshold",
+    ),
+    *(
+        "_prelu_kernel",
+        "log_sigmoid",
+        "log_sigmoid_forward",
+        "logit",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "clip",
+    ),
+    *("exp", "rrelu", "softsign", "tanhshrink", "nan_to_num", "float_power", "xlogy", "i0", "special_i0"),
+    *("round", "floor", "ceil", "trunc", "frac", "sign", "sgn", "fmod", "remainder", "hypot", "atan2"),
+)
+SIZES = ("rsqrt", "reciprocal")
+SAME_KIND = ("clamp", "clamp_min", "clamp_max", "clip", "nan_to_num", "abs")
+
+
+@rule("mul", "multiply")
+def product(call: Call) -> list[Value]:
+    """Follows a product, element by element."""
+    return [multiplied(call, call["self"], call["other"])]
+
+
+@rule("div", "divide", "true_divide")
+def quotient(call: Call) -> list[Value]:
+    """Follows a quotient."""
+    if call["rounding_mode"] is not None:
+        return gated(call)
+    return [divided(call, call["self"], call["other"])]
+
+
+@rule("neg", "negative")
+def negated(call: Call) -> list[Value]:
+    """Follows a change of sign."""
+    return [multiplied(call, call["self"], -1)]
+
+
+@rule(*GATED)
+def gated(call: Call) -> list[Value]:
+    """Follows an activation, or any other function of one value."""
+    if len({id(t) for t, _ in call.live}) != 1:
+        return call.make_all(call.values, None)
+    tensor, value = call.live[0]
+    before = value.shape
+    size = call.name in SIZES or (call.name == "pow" and _negative(call["exponent"]))
+    sources, gradient = [value], None
+    if call.linearised:
+        sources, gradient = _linearised(call, tensor, value, size)
+    found = call.make([value], lambda r: [fitted(r[0], before)], gradient, sources=sources, axes=_axes(call))
+    if before == found.shape:
+        found.base, found.proportional, found.place = value.base, False, value.place
+    _name(call, found, value, size)
+    return [found]
+
+
+def _axes(call: Call) -> Callable[[list[Axes]], Axes | None] | None:
+    same = call.values[0].shape == call.out.shape
+    return (lambda of: of[0]) if same else None
+
+
+def _negative(exponent: Any) -> bool:
+    if isinstance(exponent, Tensor):
+        return bool((exponent < 0).any())
+    return isinstance(exponent, (int, float)) and exponent < 0
+
+
+def _name(call: Call, found: Value, value: Value, size: bool) -> None:
+    """Says what kind of value a function makes."""
+    if call.name in ("exp", "exp2"):
+        found.kind, found.dim = ("weights", value.dim) if value.kind == "log" else ("exp", None)
+    elif call.name == "log" and value.total is not None:
+        found.kind = "normalizer"
+        found.dim = value.total[1][0] if len(value.total[1]) == 1 else None
+    elif value.kind == "size" or (size and value.kind not in ("scores", "exp")):
+        found.kind = "size"
+        found.total = value.total
+    elif call.name == "log" and value.kind == "exp":
+        found.kind = None
+    elif value.kind in ("scores", "weights", "exp"):
+        found.kind = value.kind if call.name in SAME_KIND else "weights"
+        found.total = value.total
+    elif call.name in SAME_KIND:
+        found.total = value.total
+
+
+def _linearised(call: Call, tensor: Tensor, value: Value, size: bool) -> tuple[list[Value], Any]:
+    """Returns where the gradient goes, and how: by the gate, and to what is not 0 at 0."""
+    out, tape = call.out.detach(), call.tape
+    at_0, slope = _around_0(call, tensor)
+    if value.kind == "scores" and call.name == "exp":
+        return [], lambda _: []  # on the way to a softmax, which ends the gradient
+    if size:  # no gate: a constant
+        own = [tape.constant(out.clone())] if tape.accounts else []
+        return own, lambda g: [g[0]] if own else []
+    if at_0 is None or slope is None:
+        return [value], None  # as a logarithm, which no gate makes linear
+    x = tensor.detach()
+    gate = ((out - at_0) if at_0 else out) / x
+    gate = torch.where(x == 0, slope, gate) if gate.dtype.is_complex else gate.nan_to_num_(nan=slope)
+    own = [tape.constant(out.new_tensor(at_0))] if tape.accounts and at_0 else []
+    before = value.shape
+
+    def gradient(arrived: list[Tensor]) -> list[Tensor]:
+        g = arrived[0]
+        return [fitted(g * gate, before), *([g.sum()] if own else [])]
+
+    return [value, *own], gradient
+
+
+def _around_0(call: Call, tensor: Tensor) -> tuple[float | None, float | None]:
+    """Returns value and slope of a function at 0; None where it has none."""
+    if any(isinstance(a, Tensor) for a in (*call.args, *call.kwargs.values()) if a is not tensor):
+        point = torch.zeros((1,) * tensor.ndim, dtype=torch.float64, device=tensor.device)
+        transpose = Transpose(call, [tensor], [point])
+        value = transpose.run([point])[0]
+        (slope,) = transpose([torch.ones_like(value)])
+        ends = value.amax().item(), 0.0 if slope is None else slope.sum().item() / value.numel()
+        same = float(value.amin()) == ends[0]
+    else:
+        rest = tuple(a for a in call.args if a is not tensor), tuple(sorted(call.kwargs.items()))
+        ends, same = (
+            _known(call.overload.function if not call.overload.written else None, call.name, *rest),
+            True,
+        )
+    finite = [end if same and end == end and abs(end) != float("inf") else None for end in ends]
+    return finite[0], finite[1]
+
+
+@lru_cache(512)
+def _known(
+    function: Any, name: str, args: tuple[Any, ...], options: tuple[tuple[str, Any], ...]
+) -> tuple[float, float]:
+    """Does the same for a function of numbers, once."""
+    function = getattr(torch.ops.aten, name) if function is None else function
+    with torch.enable_grad():
+        x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        out = function(x, *args, **dict(options))
+        out = out[0] if isinstance(out, (tuple, list)) else out
+        if not out.requires_grad:
+            return out.item(), 0.0
+        (slope,) = torch.autograd.grad(out, x)
+    return out.item(), slope.item()
+
+
+@rule("glu")
+def glu(call: Call) -> list[Value]:
+    """Follows half of a value times a gate of the other half: each has its share."""
+    tensor, value = call.live[0]
+    dim = call["dim"]
+    gate = tensor.detach().chunk(2, dim)[1].sigmoid() if call.linearised else None
+
+    def gradient(arrived: list[Tensor]) -> list[Tensor]:
+        g = arrived[0]
+        assert gate is not None
+        return [torch.cat([g * gate, torch.zeros_like(g)], dim)]
+
+    return [call.make([value], lambda r: [torch.cat([r[0], r[0]], dim) / 2], gradient)]
+
+
+@rule("_softmax", "_safe_softmax", "softmax")
+def softmax(call: Call) -> list[Value]:
+    """Follows a softmax: weights, if they meet values; else to first order, where a score depends on it."""
+    value = call.values[0]
+    dim = call["dim"] % call.out.ndim if call.out.ndim else 0
+    found = _first_order(call, value, lambda g, y: y * (g - (g * y).sum(dim, keepdim=True)))
+    found.kind, found.dim = "weights", dim
+    found.along = marked(found.shape, dim) if call.out.ndim else None
+    return [found]
+
+
+@rule("_log_softmax", "log_softmax")
+def log_softmax(call: Call) -> list[Value]:
+    """Follows the logarithm of a softmax: x less a constant."""
+    value = call.values[0]
+    found = _first_order(call, value, lambda g, y: g)
+    found.kind, found.dim = "log", call["dim"] % call.out.ndim
+    return [found]
+
+
+def _first_order(call: Call, value: Value, transpose: Any) -> Value:
+    tape, own, gradient = call.tape, [], None
+    if call.linearised:
+        x, out = call.live[0][0].detach(), call.out.detach()
+        y = out if call.name != "_log_softmax" else None
+        if tape.accounts and value.kind != "scores":  # whose weights meet values, and end the gradient
+            own = [tape.constant(out - transpose(x.to(out.dtype), y))]
+        gradient = lambda g: [transpose(g[0], y), *([g[0]] if own else [])]  # noqa: E731
+    return call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
+
+
+@rule("logsumexp")
+def logsumexp(call: Call) -> list[Value]:
+    """Follows the logarithm of a sum of exponentials, by which x is normalized."""
+    found = call.make(call.values, None)
+    found.kind = "normalizer"
+    dims = call["dim"]
+    dims = [dims] if isinstance(dims, int) else list(dims)
+    found.dim = dims[0] % call.live[0][0].ndim if len(dims) == 1 else None
+    return [found]

@@ -1,0 +1,118 @@
+"""The tape of one pass: what ran, step by step, and what each step made of which values."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitx.functional.tiles import Memory
+from vitx.tape.attention import Attention, Layer, layers_of
+from vitx.tape.kept import Keeper, Kept
+from vitx.tape.places import place_of
+from vitx.tape.values import Step, Value
+
+
+class Tape:
+    """The steps of one pass.
+
+    Attributes:
+        model: the model that ran.
+        steps: in the order in which they ran.
+        values: by their numbers.
+        images: the values that the pass began with; the ways back end at the first one.
+        constants: the values that the model brings itself, as class tokens and biases.
+        attentions: the steps that are attentions, in their order.
+        streams: what each residual put out, with the number of attentions before it, where `accounts`.
+        shifted: of a value to which a constant was added, what came out, where `accounts`.
+        network: of which network a gradient is recorded, "linearised" or "plain"; None: of none.
+        accounts: whether it is kept what constants and residuals add to a score.
+        head_fusion: how the heads of a small A are fused as it is computed; None: they are not.
+        named: whether the place of each step in the model is kept.
+        memory: what the attentions share.
+        keeper: keeps tensors for the ways back.
+        residuals: the numbers of the values that residuals put out, and of the images, as a bit set.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        network: str | None = None,
+        accounts: bool = False,
+        head_fusion: str | None = None,
+        named: bool = False,
+    ) -> None:
+        """Begins an empty tape."""
+        self.model = model
+        self.steps: list[Step] = []
+        self.values: list[Value] = []
+        self.images: list[Value] = []
+        self.constants: list[Value] = []
+        self.attentions: list[Attention] = []
+        self.streams: dict[Value, tuple[Kept, int]] = {}
+        self.shifted: dict[Value, tuple[Value, Kept]] = {}
+        self.network, self.accounts, self.head_fusion, self.named = network, accounts, head_fusion, named
+        self.memory, self.keeper = Memory(), Keeper()
+        self.residuals = 0
+        self._bases: dict[tuple[Any, ...], int] = {}
+
+    def value(self, shape: Sequence[int], inputs: Sequence[Value] = ()) -> Value:
+        """Makes a value."""
+        found = Value(len(self.values), torch.Size(shape), inputs)
+        self.values.append(found)
+        return found
+
+    def constant(self, tensor: Tensor | None, shape: Sequence[int] = ()) -> Value:
+        """Makes the value of what the model brings itself.
+
+        Args:
+            tensor: what it is, kept where it is asked what constants add to a score; None: it is 0.
+            shape: of a constant without a tensor.
+        """
+        found = self.value(shape if tensor is None else tensor.shape)
+        found.is_constant = True
+        if self.accounts and tensor is not None:
+            found.constant = tensor.detach()
+        self.constants.append(found)
+        return found
+
+    def append(self, step: Step) -> None:
+        """Adds a step."""
+        if self.named or step.relevance is None:
+            step.place = place_of(self.model)
+        step.index = len(self.steps)
+        self.steps.append(step)
+        if isinstance(step, Attention):
+            self.attentions.append(step)
+
+    def base(self, found: Value, value: Value, operation: tuple[Any, ...]) -> int:
+        """Returns the base of a rearranged value: the same rearrangement of the same value has the same."""
+        return self._bases.setdefault((value.base, tuple(found.shape), *operation), found.number)
+
+    def place(self, found: Value, *key: Any) -> int:
+        """Returns the place of a rearranged value: the same rearrangement of the same tokens has the same."""
+        return self._bases.setdefault(("place", *key), found.number)
+
+    def clear(self) -> None:
+        """Empties the tape: values and steps hold one another, and with them what was kept of the pass."""
+        for value in self.values:
+            value.made_by = value.sum = value.parts = value.total = value.mass = None
+            value.open = frozenset()
+        for step in self.steps:
+            step.clear()
+        for found in (self.steps, self.values, self.images, self.constants, self.attentions):
+            found.clear()
+        self.memory, self.keeper = Memory(), Keeper()
+        self.streams.clear()
+        self.shifted.clear()
+
+    @property
+    def image(self) -> Value:
+        """The value of the image."""
+        return self.images[0]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers: all attentions that one residual closes, in the order in which they ran."""
+        return layers_of(self.attentions)
