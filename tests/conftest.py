@@ -11,6 +11,8 @@ import torch
 
 from tests.browsers import CHROMIUM, OFFLINE, WITHOUT, playwright
 from tests.class_folders import write_classes
+from vitx.methods import find_method, register
+from vitx.methods.registry import _METHODS
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -38,6 +40,33 @@ def assets():
     if not (folder / "deit_tiny_patch16_224.safetensors").is_file():
         pytest.skip("no real weights: set VITX_ASSETS to a folder with deit_tiny_patch16_224.safetensors")
     return folder
+
+
+class Failing:
+    """A method that shows nothing the first times, and then what attention rollout shows.
+
+    Attributes:
+        calls: how often it was asked.
+        times: how often it fails; None: always.
+    """
+
+    def __init__(self):
+        self.calls, self.times = 0, None
+
+    def __call__(self, back):
+        self.calls += 1
+        if self.times is None or self.calls <= self.times:
+            raise RuntimeError("no map today")
+        return find_method("rollout").find(back)
+
+
+@pytest.fixture
+def failing():
+    """Such a method, which is registered meanwhile."""
+    method = Failing()
+    register("failing", title="failing method")(method)
+    yield method
+    del _METHODS["failing"]
 
 
 @pytest.fixture

@@ -149,6 +149,17 @@ class TestFiles:
         assert main(refused) == 2
         assert "--signed needs a method with signs, and rollout has none" in capsys.readouterr().err
 
+    def test_the_trace_of_a_picture(self, folder, weights, tmp_path, capsys):
+        """Lists each step with its module; all relevance begins at the head, and nothing is written."""
+        file = folder / "a.png"
+        assert main(command(file, "--trace", "--output", tmp_path / "none", weights=weights)) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split() == ["step", "module", "operator", "output", "relevance"]
+        assert any("blocks.1.attn.qkv" in line and "addmm" in line for line in lines)
+        assert lines[-1].split()[1] == "head"
+        assert lines[-1].endswith("1.0000")
+        assert not (tmp_path / "none").exists()
+
     @pytest.mark.parametrize(("kind", "known"), [("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP")])
     def test_formats(self, folder, weights, tmp_path, kind, known):
         Image.new("RGB", (40, 40), (90, 140, 190)).save(folder / "flat.png")

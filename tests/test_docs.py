@@ -216,9 +216,9 @@ def public(module: str) -> dict[str, Any]:
     [
         "vitx",
         "vitx.callbacks",
+        "vitx.functional",
         "vitx.judging.perturbation",
         "vitx.metrics",
-        "vitx.relevance",
         "vitx.watch",
     ],
 )

@@ -286,16 +286,15 @@ def test_is_shown_in_an_evaluation_alone_if_asked(tmp_path):
         assert ("eval_vitx/rollout/entropy" in found) == asked
 
 
+@pytest.mark.usefixtures("failing")
 def test_an_error_is_said_once_and_the_training_goes_on(tmp_path):
-    def target(logits):
-        raise RuntimeError("no score today")
-
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        made = watched(tmp_path, {"on_error": "warn", "target": target, "every_n_steps": 1})
+        methods = ["rollout", "failing"]
+        made = watched(tmp_path, {"on_error": "warn", "methods": methods, "every_n_steps": 1})
         made.train()
     sentences = [str(one.message) for one in said if "RolloutCallback" in str(one.message)]
-    assert sentences == ["RolloutCallback shows no gradient rollout at step 0: RuntimeError: no score today"]
+    assert sentences == ["RolloutCallback shows no failing method at step 0: RuntimeError: no map today"]
     assert made.state.global_step == 8
     assert len(files(tmp_path)) == 9
 

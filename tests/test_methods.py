@@ -10,9 +10,10 @@ from torch.nn.modules.module import _global_forward_hooks
 import vitx
 from tests import models, oracle
 from vitx import VitxError, explain
-from vitx.attention import fused, tiles
+from vitx.functional import tiles
 from vitx.methods import register
 from vitx.methods.registry import _METHODS
+from vitx.tape import kernels
 
 IMAGES = models.FAMILIES["deit"].images()
 
@@ -123,7 +124,7 @@ def test_tiles_of_rows_give_the_same_maps(monkeypatch):
     whole = {method: explain(models.built("deit"), IMAGES, method).maps for method in METHODS}
     monkeypatch.setattr(tiles, "_room", lambda device: 3 * 17 * 5)
     monkeypatch.setattr(tiles, "_FEWEST_ROWS", 5)
-    monkeypatch.setattr(fused, "_SMALL", 0)
+    monkeypatch.setattr(kernels, "_SMALL", 0)
     for method, maps in whole.items():
         assert torch.allclose(explain(models.built("deit"), IMAGES, method).maps, maps, rtol=1e-4), method
 
@@ -193,14 +194,14 @@ def last_attention():
     """Registers the attention of the last layer as a method, for one test."""
 
     @register("last_attention")
-    def last_attention(way, *, head_fusion="mean"):
-        ((layer, readout),) = way.read_out(head_fusion)
+    def last_attention(back, *, head_fusion="mean"):
+        ((one, readout),) = back.read_out()
 
         def attended(tile):
             share = readout[tile.images][:, tile.rows]
             return torch.einsum("bi,bij->bj", share, tile.weights.sum(1) / tile.of_heads)
 
-        return way.place([way.add_up(layer, attended)])
+        return back.place([back.add_up(one, attended)])
 
     yield
     del _METHODS["last_attention"]
@@ -229,14 +230,15 @@ def test_a_new_method_is_known_everywhere(last_attention):
 
 def test_the_method_that_the_docs_add_is_right():
     page = Path(__file__).parents[1] / "docs" / "adding_a_method.md"
-    names = {}
+    names, before = {}, dict(_METHODS)
     try:
         for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
             exec(block, names)
         assert tuple(names["explanation"].maps.shape) == (2, 10, 10)
         found = explain(models.built("distilled deit"), IMAGES, "handed_on", start_layer=1)
     finally:
-        _METHODS.pop("handed_on", None)
+        _METHODS.clear()
+        _METHODS.update(before)
     seen = oracle.observe(models.built("distilled deit", torch.float64), IMAGES.double())
     matrices = [(a * g).clamp(min=0) for a, g in zip(seen.attentions, seen.gradients, strict=True)]
     wanted = sum(matrix[..., 2:].sum((1, 2)) for matrix in matrices[1:])
@@ -283,10 +285,9 @@ def test_a_removed_method_is_unknown():
 
 def test_a_method_with_gradients():
     @register("output_gradient", gradient="score")
-    def output_gradient(way):
-        return way.place(
-            [way.add_up(way.layers[2], lambda tile: tile.gradient.abs().sum((1, 2)), gradient=True)]
-        )
+    def output_gradient(back):
+        (last,) = back.layers[2].attentions
+        return back.place([back.add_up(last, lambda tile: tile.gradient.abs().sum((1, 2)), gradient=True)])
 
     try:
         found = explain(models.built("deit"), IMAGES, "output_gradient", target=1)
@@ -300,10 +301,12 @@ def test_a_method_with_gradients():
 
 def test_a_method_that_finds_nan_is_refused():
     @register("broken")
-    def broken(way):
-        shadow, found = way.add_up(way.layers[0], lambda tile: None)
-        found[1, 3] = float("nan")
-        return way.place([(shadow, found)])
+    def broken(back):
+        (first,) = back.layers[0].attentions
+        value, found = back.add_up(first, lambda tile: None)
+        found = found.clone()
+        found[1, :, 3] = float("nan")
+        return back.place([(value, found)])
 
     try:
         with pytest.raises(VitxError, match=r"the broken maps of images \[1\] are not finite"):

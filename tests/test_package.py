@@ -62,6 +62,37 @@ def test_arrows_between_rooms_run_one_way():
     assert not list(networkx.simple_cycles(arrows))
 
 
+def _modules_of(path: Path, root: Path) -> set[str]:
+    """The modules of vitx that a module imports from, at its top or later; not for its types alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typed = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    left_out = {node for block in typed for node in ast.walk(block)}
+    found = set()
+    for node in ast.walk(tree):
+        if (
+            not isinstance(node, ast.ImportFrom)
+            or node in left_out
+            or not (node.module or "").startswith("vitx")
+        ):
+            continue
+        for name in (f"{node.module}.{alias.name}" for alias in node.names):
+            place = root.parent.joinpath(*name.split("."))
+            is_module = place.with_suffix(".py").exists() or (place / "__init__.py").exists()
+            found.add(name if is_module else node.module)
+    return found
+
+
+def test_modules_of_the_core_import_one_another_one_way():
+    root = Path(vitx.__file__).parent
+    arrows = networkx.DiGraph()
+    for room in ("tape", "functional", "methods"):
+        for path in (root / room).rglob("*.py"):
+            own = ".".join(("vitx", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
+            arrows.add_edges_from((own, other) for other in _modules_of(path, root) if other != own)
+    assert len(arrows) > 30
+    assert not list(networkx.simple_cycles(arrows))
+
+
 def test_each_room_says_what_lives_there():
     root = Path(vitx.__file__).parent
     rooms = [path for path in root.iterdir() if path.is_dir() and (path / "__init__.py").exists()]
@@ -71,16 +102,15 @@ def test_each_room_says_what_lives_there():
         assert said, room
 
 
-def test_names_of_0_1_are_where_they_were():
+def test_names_of_0_1_are_where_they_were_or_where_the_guide_says():
     exec(
         "from vitx import Explanation, Trace, attention_flow, capture, explain, render, sanity\n"
-        "from vitx.attention import Tile\n"
         "from vitx.callbacks import RolloutCallback\n"
         "from vitx.callbacks.batches import read_batch\n"
         "from vitx.captions import captions_of\n"
+        "from vitx.functional import HeadFusion, Tile, carry\n"
         "from vitx.methods import methods, register\n"
         "from vitx.metrics import deletion, insertion\n"
-        "from vitx.relevance import HeadFusion, carry\n"
     )
 
 

@@ -77,9 +77,6 @@ KINDS = {
     "differential attention": (lambda: models.timm_model("vit_dlittle_patch16_reg1_gap_256"), 32, (4, 4)),
     "BoTNet": (lambda: carried("botnet26t_256"), 256, None),
     "XCiT": (lambda: carried("xcit_nano_12_p16_224"), 64, (4, 4)),
-}
-# What a token keeps in a gradient rollout cannot be told: heads or queries lie elsewhere.
-ROLLOUT_ALONE = {
     "VOLO": (lambda: carried("volo_d1_224", img_size=64), 64, (8, 8)),
     "GC-ViT": (lambda: carried("gcvit_xxtiny"), 224, (56, 56)),
 }
@@ -101,19 +98,6 @@ def test_every_kind_accounts_for_all_relevance(kind, method):
     if method == "rollout":
         assert found.maps.min() >= -1e-6
         assert (found.maps.sum((1, 2)) <= 1 + 1e-3).all()
-
-
-@pytest.mark.parametrize("kind", ROLLOUT_ALONE)
-def test_what_a_gradient_rollout_cannot_tell_a_rollout_can(kind):
-    build, size, grid = ROLLOUT_ALONE[kind]
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
-    model = build().eval()
-    found = explain(model, images, "rollout")
-    assert (found.conservation - 1).abs().max() < 1e-3
-    assert found.maps.min() >= -1e-6
-    assert tuple(found.maps.shape[1:]) == grid
-    with pytest.raises(VitxError, match=r"cannot be (told|known)"):
-        explain(model, images, "grad_rollout")
 
 
 class Attention(nn.Module):
@@ -216,10 +200,6 @@ def wanted(method, **options):
     return oracle.maps_of(seen, method, 1, "token", **options)
 
 
-# One head at a time there, so each row is scaled by its own sum; a mean of heads is the same.
-APART = ("out= and a buffer",)
-
-
 @pytest.mark.parametrize("method", ["rollout", "grad_rollout"])
 @pytest.mark.parametrize(
     "how",
@@ -231,11 +211,7 @@ APART = ("out= and a buffer",)
     ],
 )
 def test_attention_however_it_is_written(how, method):
-    if method == "grad_rollout" and how in APART:
-        pytest.skip("an attention for each head: relu and rows are of each head then, another formula")
     for options in ({}, {"fusion": "max", "discard": 0.4}):
-        if options and how in APART:
-            continue
         named = {{"fusion": "head_fusion", "discard": "discard_ratio"}[k]: v for k, v in options.items()}
         found = explain(vit(how), IMAGES, method, **named)
         assert oracle.relative_error(found.maps, wanted(method, **options)) < 1e-9
@@ -248,6 +224,8 @@ def pooled_by_softmax(tokens):
 
 READS = {
     "token": (lambda tokens: tokens[:, 0], "token"),
+    "the first of a cumulative sum": (lambda tokens: tokens.cumsum(1)[:, 0], "token"),
+    "the last of a cumulative sum": (lambda tokens: tokens.cumsum(1)[:, -1], "all"),
     "patches": (lambda tokens: tokens[:, 1:].mean(1), "patches"),
     "all": (lambda tokens: tokens.mean(1), "all"),
     "sum of a stack": (
@@ -269,6 +247,12 @@ def test_what_the_head_reads_is_seen(name, method):
     slow = vit("einsum with an ellipsis", read)
     maps = oracle.maps_of(oracle.observe(slow, IMAGES), method, 1, kind)
     assert oracle.relative_error(explain(model, IMAGES, method).maps, maps) < 1e-9
+
+
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae", "evidence"])
+def test_a_path_that_autograd_does_not_see_is_followed(method):
+    found = explain(vit(read=lambda tokens: tokens.detach()[:, 0]), IMAGES, method, target=1)
+    assert oracle.same(found, explain(vit(), IMAGES, method, target=1), 1e-9)
 
 
 class Around(nn.Module):
@@ -377,8 +361,6 @@ BREAKS = {
     "whole numbers": (lambda x: residual(x, (8 * x).to(torch.int8).double()), "reached to"),
     "a spectrum": (lambda x: residual(x, torch.fft.fft(x).real), "reached real|reached fft"),
     "an unknown function": (lambda x: torch.special.bessel_j0(x), "reached special_bessel_j0"),
-    "a detached path": (lambda x: x.detach(), "reached detach"),
-    "a cumulative sum": (lambda x: x.cumsum(1), "reached cumsum"),
     "quantised": (
         lambda x: torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8).dequantize().double(),
         "reached dequantize",
@@ -405,21 +387,27 @@ def test_what_torch_does_not_show_is_no_constant(method):
         explain(model, IMAGES, method)
 
 
-@pytest.mark.parametrize("method", ["rollout", "grad_rollout"])
-def test_a_scripted_module_is_no_constant(method):
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae", "evidence"])
+def test_a_scripted_module_is_followed(method):
     class Scripted(Vit):
-        def __init__(self):
+        def __init__(self, script):
             super().__init__()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self.script = torch.jit.script(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()))
+            self.inner = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU())
+            if script:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    self.inner = torch.jit.script(self.inner)
 
         def tokens(self, x):
             tokens = super().tokens(x)
-            return tokens + self.script(tokens)
+            return tokens + self.inner(tokens)
 
-    with pytest.raises(VitxError, match="reached code that torch does not show"):
-        explain(models.spread(Scripted()).double().eval(), IMAGES, method)
+    plain, scripted = (models.spread(Scripted(script)).double().eval() for script in (False, True))
+    wanted = explain(plain, IMAGES, method, target=1)
+    for _ in range(3):  # after two runs, torch has made it faster
+        found = explain(scripted, IMAGES, method, target=1)
+        assert oracle.same(found, wanted, 1e-9)
+        assert (found.conservation - 1).abs().max() < 1e-6
 
 
 def test_tokens_that_are_merged_share_what_they_became():
@@ -451,7 +439,7 @@ def test_a_call_without_a_rule_that_nothing_reads_is_no_error():
             self.inner = vit()
 
         def forward(self, x):
-            self.seen = x.cumsum(1).detach().median()
+            self.seen = torch.special.bessel_j0(x).detach().median()
             return self.inner(x)
 
     assert torch.allclose(explain(Curious(), IMAGES).maps, explain(vit(), IMAGES).maps)
@@ -509,7 +497,7 @@ def test_a_transposed_convolution_shares_among_what_reaches_each_pixel():
     row = torch.from_numpy(share.sum((0, 1)) / 64).flatten()
     assert share.sum() == 64
     seen = oracle.observe(vit("einsum with an ellipsis"), IMAGES)
-    for image, found in enumerate(explain(Up(), IMAGES, target=lambda out: out[:, 0]).maps):
+    for image, found in enumerate(explain(Up(), IMAGES).maps):
         rollout = oracle.rollout([oracle.fuse(a[image], "mean") for a in seen.attentions])
         read = torch.cat([torch.zeros(1, dtype=torch.float64), row])
         assert (found.flatten() - (read @ rollout)[1:]).abs().max() < 1e-9

@@ -5,14 +5,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vitx import VitxError, explain
+from tests import oracle
+from vitx import explain
 
 SIDE, WIDTH, DEPTH = 4, 12, 3
 TOKENS = SIDE * SIDE
 
 
 class Block(nn.Module):
-    """A residual around a branch; keeps what the branch does to the tokens, (B, N, N)."""
+    """A residual around a branch.
+
+    Attributes:
+        a: of its attention, one head in each window, (B, windows, Q, K).
+        matrix: what the branch does to the tokens, (B, N, N).
+    """
 
     def __init__(self):
         super().__init__()
@@ -22,17 +28,30 @@ class Block(nn.Module):
         return x + self.branch(F.layer_norm(x, (WIDTH,)))
 
     def attended(self, q, k, v):
-        a = ((2 * q) @ k.transpose(-2, -1)).softmax(-1)
-        return a, a @ v
+        self.a = ((2 * q) @ k.transpose(-2, -1)).softmax(-1)
+        if torch.is_grad_enabled():  # as the oracle asks
+            self.a = self.a.detach().requires_grad_()
+        return self.a, self.a @ v
+
+    def around(self):
+        """What the branch does to the rows that its attention put out, (N, N)."""
+        return torch.eye(TOKENS).double()
+
+    def of_tokens(self, weights):
+        """Lays out what stands for A as rows and columns of tokens, (B, N, N)."""
+        return weights[:, 0]
 
 
 class Convolved(Block):
     def branch(self, x):
-        self.matrix, mixed = self.attended(*self.qkv(x).chunk(3, -1))
-        grid = mixed.transpose(1, 2).reshape(-1, WIDTH, SIDE, SIDE)
-        near = F.unfold(torch.eye(TOKENS).view(TOKENS, 1, SIDE, SIDE), 3, padding=1).sum(1).double()
-        self.matrix = (near / near.sum(1, keepdim=True)) @ self.matrix
+        a, mixed = self.attended(*(part[:, None] for part in self.qkv(x).chunk(3, -1)))
+        grid = mixed[:, 0].transpose(1, 2).reshape(-1, WIDTH, SIDE, SIDE)
+        self.matrix = self.around() @ a[:, 0]
         return self.mix(grid).flatten(2).transpose(1, 2)
+
+    def around(self):
+        near = F.unfold(torch.eye(TOKENS).view(TOKENS, 1, SIDE, SIDE), 3, padding=1).sum(1).double()
+        return near / near.sum(1, keepdim=True)
 
 
 class SharedQueries(Block):
@@ -43,8 +62,11 @@ class SharedQueries(Block):
         _, k, v = self.qkv(windows).chunk(3, -1)
         q = self.qkv(windows.mean(1, keepdim=True)).chunk(3, -1)[0].expand(-1, SIDE, -1, -1)
         a, mixed = self.attended(q, k, v)
-        self.matrix = torch.stack([torch.block_diag(*one) for one in a.detach()])
+        self.matrix = self.of_tokens(a)
         return mixed.reshape(x.shape)
+
+    def of_tokens(self, weights):
+        return torch.stack([torch.block_diag(*one) for one in weights.detach()])
 
 
 class Past(Block):
@@ -103,10 +125,39 @@ def test_tokens_that_come_past_are_accounted_for_by_every_method(method):
     assert (found.conservation - 1).abs().max() < 1e-9
 
 
+def kept_and_sent(block, weights, discard):
+    """What a residual makes of relevance, (B, N, N), where what a token keeps depends on A.
+
+    A row of the attention keeps 1 / (1 + w) and sends W / (1 + w); what stands behind it mixes both.
+    """
+    dropped = [[oracle.drop_smallest(matrix, discard) for matrix in image] for image in weights]
+    sent = block.of_tokens(torch.stack([torch.stack(image) for image in dropped]))
+    share = 1 / (1 + sent.sum(-1))
+    return torch.diag_embed(share @ block.around().T) + block.around() @ (share[..., None] * sent)
+
+
+@pytest.mark.parametrize("discard", [0, 0.5])
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout"])
 @pytest.mark.parametrize("block", [Convolved, SharedQueries])
-def test_what_a_token_keeps_is_not_guessed(block):
+def test_what_a_token_keeps_is_computed_where_the_residual_is(block, method, discard):
     model, images = built(block)
-    for method, options in (("rollout", {"discard_ratio": 0.5}), ("grad_rollout", {"target": 1})):
-        with pytest.raises(VitxError, match="other tokens than its queries came from"):
-            explain(model, images, method, **options)
-    explain(model, images, "gae", target=1)  # what a token has, it keeps whatever A is
+    with torch.enable_grad(), oracle.Linearised():
+        score = model(images)[:, 1].sum()
+    attentions = [one.a.detach() for one in model.blocks]
+    if method == "grad_rollout":
+        gradients = torch.autograd.grad(score, [one.a for one in model.blocks])
+        attentions = [(a * g).clamp(min=0) for a, g in zip(attentions, gradients, strict=True)]
+    row = torch.full((2, 1, TOKENS), 1 / TOKENS).double()
+    for layer, weights in reversed(list(zip(model.blocks, attentions, strict=True))):
+        row = row @ kept_and_sent(layer, weights, discard)
+    found = explain(model, images, method, target=1, discard_ratio=discard)
+    torch.testing.assert_close(found.maps, row.view(2, SIDE, SIDE), rtol=0, atol=1e-9)
+    assert (found.conservation - 1).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("block", [Convolved, SharedQueries, Past])
+def test_gae_adds_what_attention_carries(block):
+    """What a token has it keeps, whatever A is."""
+    model, images = built(block)
+    found = explain(model, images, "gae", target=1)
+    assert (found.conservation - 1).abs().max() < 1e-9

@@ -105,20 +105,15 @@ def test_writes_png_files_and_maps_where_no_logger_shows_pictures(tmp_path):
     }
 
 
-def test_the_images_are_kept_also_where_the_first_firing_fails(tmp_path, monkeypatch):
-    fails = iter([True, True, False, False])  # also when it is tried alone
-
-    def target(logits):
-        if next(fails):
-            raise RuntimeError("no picture yet")
-        return logits[:, 0]
-
-    with pytest.warns(UserWarning, match="no picture yet"):
-        fit(RolloutCallback(target=target, save_maps=True, num_images=2), default_root_dir=tmp_path)
+def test_the_images_are_kept_also_where_the_first_firing_fails(tmp_path, failing):
+    failing.times = 2  # also when it is tried alone
+    callback = RolloutCallback(methods=["rollout", "failing"], save_maps=True, num_images=2)
+    with pytest.warns(UserWarning, match="no map today"):
+        fit(callback, default_root_dir=tmp_path)
     assert np.load(tmp_path / "vitx" / "images.npz")["pixels"].shape == (2, IMAGE, IMAGE, 3)
     first, *_, last = sorted((tmp_path / "vitx").glob("maps-*.npz"))
     assert list(np.load(first)) == ["rollout"]
-    assert list(np.load(last)) == ["rollout", "grad_rollout"]
+    assert list(np.load(last)) == ["rollout", "failing"]
 
 
 @pytest.mark.parametrize(
@@ -159,17 +154,28 @@ class Probe(SmallClassifier):
         return self.head(self.norm(features))
 
 
+@pytest.mark.usefixtures("failing")
 def test_a_method_that_fails_takes_no_other_with_it(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="run")
+    with pytest.warns(UserWarning, match="shows no failing method at step 0: RuntimeError: no map today"):
+        fit(RolloutCallback(methods=["rollout", "failing", "grad_rollout"]), logger=logger)
+    found = events(logger.log_dir)
+    assert len(found.Images("vitx/maps")) == 3
+    assert "vitx/rollout/entropy" in found.scalars.Keys()
+    assert "vitx/grad_rollout/entropy" in found.scalars.Keys()
+    assert "vitx/failing/entropy" not in found.scalars.Keys()
+
+
+def test_a_target_that_fails_leaves_no_method(tmp_path):
+    """Each one begins where the score is read."""
+
     def target(logits):
         raise RuntimeError("no score today")
 
     logger = TensorBoardLogger(tmp_path, name="run")
-    with pytest.warns(UserWarning, match="shows no gradient rollout at step 0: RuntimeError: no score today"):
+    with pytest.warns(UserWarning, match="shows nothing at step 0: RuntimeError: no score today"):
         fit(RolloutCallback(target=target), logger=logger)
-    found = events(logger.log_dir)
-    assert len(found.Images("vitx/maps")) == 3
-    assert "vitx/rollout/entropy" in found.scalars.Keys()
-    assert "vitx/grad_rollout/entropy" not in found.scalars.Keys()
+    assert not [name for name in events(logger.log_dir).scalars.Keys() if "rollout" in name]
 
 
 def test_a_probe_without_gradients_is_shown(tmp_path):
@@ -505,16 +511,13 @@ def test_features_are_no_classes(module, data, options, methods, tmp_path, monke
     assert all(bool(str(caption)) == says for caption in played), "the report would say classes"
 
 
-def test_a_method_that_always_fails_is_tried_ever_more_rarely(tmp_path):
-    calls = []
-
-    def target(logits):
-        calls.append(len(logits))
-        raise RuntimeError("no score at all")
-
-    with pytest.warns(UserWarning, match="no score at all"):
-        trainer, _ = fit(RolloutCallback(target=target, every_n_steps=1), default_root_dir=tmp_path)
-    assert len(calls) == 5, "together and alone at the first of 8 firings, then alone at the 2nd, 4th and 8th"
+def test_a_method_that_always_fails_is_tried_ever_more_rarely(tmp_path, failing):
+    callback = RolloutCallback(methods=["rollout", "failing"], every_n_steps=1)
+    with pytest.warns(UserWarning, match="no map today"):
+        trainer, _ = fit(callback, default_root_dir=tmp_path)
+    assert failing.calls == 5, (
+        "together and alone at the first of 8 firings, then alone at the 2nd, 4th and 8th"
+    )
     assert "vitx/rollout/entropy" in trainer.callback_metrics
 
 

@@ -15,7 +15,7 @@ from tests.test_stages import STAGES, Wrapped, by_name
 from vitx import VitxError, metrics, randomisation
 from vitx.methods.registry import _METHODS, Method
 from vitx.randomisation import BLIND, FOLLOWS, randomise
-from vitx.relevance.way_back import Found
+from vitx.tape.backward import Attribution
 
 IMAGES = models.FAMILIES["deit"].images().sigmoid() * 3.5 - 1.75  # as normalised pixels are
 ROLLOUTS = ["rollout", "grad_rollout"]
@@ -164,7 +164,7 @@ def fixed(way):
     """A method that shows the same blob for every model and image."""
     y, x = torch.meshgrid(torch.arange(4) - 2, torch.arange(4) - 2, indexing="ij")
     blob = (-(x**2 + y**2) / 8).exp().expand(len(IMAGES), -1, -1)
-    return Found(blob, torch.ones(len(IMAGES)))
+    return Attribution(blob, torch.ones(len(IMAGES)))
 
 
 def refusing(way):

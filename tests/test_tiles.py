@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vitx.attention import tiles
-from vitx.attention.tiles import ALL, Memory, Tile, products, split, without_copies
+from vitx.functional import tiles
+from vitx.functional.tiles import ALL, Memory, Tile, products, split, without_copies
 
 B, H, N = 5, 3, 37
 

@@ -14,8 +14,7 @@ from torchvision.transforms import functional as transforms
 
 from tests import models, oracle
 from vitx import VitxError, attention_flow, explain
-from vitx.attention import tiles
-from vitx.relevance import max_flow as flow
+from vitx.functional import flow, tiles
 
 
 def mixed(layers, fusion="mean"):

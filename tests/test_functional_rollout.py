@@ -7,7 +7,7 @@ import torch
 
 from tests import oracle
 from vitx import VitxError, attention_rollout, gradient_rollout
-from vitx.relevance.chain import _cut, discard
+from vitx.functional.rollout import _cut, discard
 
 B, HEADS, N, LAYERS = 2, 3, 10, 4
 

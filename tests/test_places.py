@@ -1,0 +1,98 @@
+"""Where in a model a call was made, and where its values leave torch."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vitx.tape.leaving import Leaving
+from vitx.tape.places import place_of
+from vitx.tape.recorder import Recorder
+from vitx.tape.tape import Tape
+
+
+class Inner(nn.Module):
+    def forward(self, x):
+        return F.gelu(x + 1)
+
+
+class Outer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 4), Inner())
+
+    def forward(self, x):
+        x = self.layers(x)
+        return helper(x)
+
+
+def helper(x):
+    return x.cumsum(1)
+
+
+def recorded(model, named=True):
+    tape = Tape(model, named=named)
+    recorder = Recorder(tape)
+    image = torch.randn(2, 4)
+    with torch.no_grad(), recorder.recording():
+        recorder.begin(image)
+        model(image)
+    return tape
+
+
+def test_each_step_knows_its_module_and_its_line():
+    places = {step.name: step.place for step in recorded(Outer()).steps}
+    assert places["addmm"][0] == "layers.0"
+    assert places["add"] == ("layers.1", "return F.gelu(x + 1)")
+    assert places["gelu"] == ("layers.1", "return F.gelu(x + 1)")
+    assert places["cumsum"] == ("Outer", "return x.cumsum(1)")
+
+
+def test_places_are_not_looked_up_where_nobody_asks():
+    assert all(step.place is None for step in recorded(Outer(), named=False).steps)
+
+
+def test_what_has_no_rule_knows_its_place_anyway():
+    class Unknown(nn.Module):
+        def forward(self, x):
+            return torch.special.bessel_j0(x)
+
+    (step,) = recorded(Unknown(), named=False).steps
+    assert step.relevance is None
+    assert step.place == ("Unknown", "return torch.special.bessel_j0(x)")
+
+
+def test_outside_of_the_model_there_is_none():
+    assert place_of(Outer()) is None
+
+
+LEAVES = {
+    "numpy": lambda x: x.numpy(),
+    "tolist": lambda x: x.tolist(),
+    "array": lambda x: __import__("numpy").asarray(x),
+    "dlpack": lambda x: torch.utils.dlpack.from_dlpack(x.__dlpack__()),
+    "storage": lambda x: x.untyped_storage(),
+    "pointer": lambda x: x.data_ptr(),
+}
+
+
+@pytest.mark.parametrize("way", LEAVES)
+def test_what_leaves_torch_is_seen(way):
+    tensor, other, told = torch.randn(3), torch.zeros(2), []
+    with Leaving(lambda given: told.append(id(given))):
+        tensor * 2
+        assert not told
+        LEAVES[way](tensor)
+        LEAVES[way](other)
+    assert set(told) == {id(tensor), id(other)}
+
+
+def test_the_fast_path_of_multi_head_attention_is_kept_out():
+    layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True).eval()
+    tape = Tape(layer)
+    recorder, tokens = Recorder(tape), torch.randn(1, 5, 8)
+    with torch.no_grad(), recorder.recording():
+        recorder.begin(tokens)
+        layer(tokens)
+    assert len(tape.attentions) == 1
+    assert not any("transformer_encoder" in step.name for step in tape.steps)

@@ -1,0 +1,158 @@
+"""The same function gets the same map, however it is written: one small ViT, written in many ways.
+
+Each spelling alone, and mixtures of spellings drawn at random. The mixtures are the same in each run; others
+are drawn where VITX_SEED has another number, more or fewer where VITX_MIXTURES has it:
+
+    VITX_SEED=5 VITX_MIXTURES=300 python -m pytest tests/test_rewriting.py -k mixture
+
+`python -m tests.rewriting N SEED` prints a tally of all methods, and which spellings are to blame.
+"""
+
+import contextlib
+import os
+
+import pytest
+import torch
+
+from tests import oracle, rewriting
+from vitx import VitxError, explain, explain_methods
+
+SEED = int(os.environ.get("VITX_SEED", "0"))
+MIXTURES = rewriting.mixtures(int(os.environ.get("VITX_MIXTURES", "40")), SEED)
+FUNCTIONS = {function: None for function, _ in rewriting.mixtures(12, 0)}
+ALONE = list(rewriting.alone())
+FAR = list(rewriting.alone(rewriting.far))
+
+
+def told(case):
+    function, kind, spelling = case
+    of = {"activation": function.activation, "read": function.read}.get(kind, " ".join(function.forms))
+    return f"{kind}: {spelling}, {of}"
+
+
+def described(function, how):
+    return "\n".join([str(function), *(f"  {kind} {place}: {name}" for (kind, place), name in how.items())])
+
+
+def check(function, how):
+    """The same output, and the maps of the full matrices."""
+    model = rewriting.Written(function, how).eval()
+    assert rewriting.same_function(model) < 1e-9
+    wanted = rewriting.expected(function).maps
+    off = {
+        name: rewriting.distance(found, wanted[name]) for name, found in rewriting.explained(model).items()
+    }
+    wrong = {name: far for name, far in off.items() if not far < 1e-6}
+    assert not wrong, f"{wrong}\n{described(function, how)}"
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=str)
+def test_two_ways_to_the_full_matrices_agree(function):
+    """Matrices of the network written out, and of the plain writing under another linearisation of it."""
+    expected = rewriting.expected(function)
+    how = {place: "silu, scaled" for place in rewriting.sites(function) if place[0] == "activation"}
+    seen = oracle.observe(
+        rewriting.Written(function, how if function.activation == "quick" else {}),
+        *(rewriting.some_images(), rewriting.TARGET),
+    )
+    attentions, gradients = iter(seen.attentions), iter(seen.gradients)
+    layers = expected.seen["linearised"]
+    for form, wanted, slope in zip(function.forms, layers.attentions, layers.gradients, strict=True):
+        count = 2 if form in ("twins", "all") else 1
+        found = torch.cat([next(attentions) for _ in range(count)], 1)
+        assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-12)
+        found = torch.cat([next(gradients) for _ in range(count)], 1)
+        assert torch.allclose(found, slope, rtol=1e-9, atol=1e-12)
+    assert next(attentions, None) is None
+    assert sum(expected.parts) == pytest.approx(rewriting.score(expected.output).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=str)
+def test_the_plain_gradient_is_that_of_small_differences(function):
+    """More of one entry of A of the last layer: the score of the network as it is changes by G."""
+    step, slow = 1e-6, rewriting.Slow(function, held=False)
+    with torch.no_grad():
+        slow(rewriting.some_images())
+        at = [a.clone() for a in slow.layers[-1]]
+    scores = []
+    for sign in (1, -1):
+        changed = rewriting.Slow(function, held=False)
+        changed.replaced = [a.clone() for a in at]
+        changed.replaced[-1][1, 0, 3 if function.read == "patches" else 0, 5] += sign * step
+        with torch.no_grad():
+            scores.append(rewriting.score(changed(rewriting.some_images())).item())
+    query = 3 if function.read == "patches" else 0
+    head = (len(at) - 1) * function.heads
+    slope = rewriting.expected(function).seen["plain"].gradients[-1][1, head, query, 5].item()
+    assert (scores[0] - scores[1]) / (2 * step) == pytest.approx(slope, rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("case", ALONE, ids=told)
+def test_each_spelling_alone(case):
+    check(case[0], rewriting.everywhere(*case))
+
+
+@pytest.mark.parametrize("number", range(len(MIXTURES)), ids=lambda number: f"seed {SEED}, {number}")
+def test_a_mixture_of_spellings(number):
+    check(*MIXTURES[number])
+
+
+@pytest.mark.parametrize("case", FAR, ids=told)
+def test_what_is_written_from_further_away_is_right_or_refused(case):
+    """Never another map without a word."""
+    function, how = case[0], rewriting.everywhere(*case)
+    model = rewriting.Written(function, how).eval()
+    assert rewriting.same_function(model) < 1e-9
+    wanted = rewriting.expected(function).maps
+    for methods in rewriting.PASSES:
+        for method, options in methods.items():
+            name = rewriting.named(method, options)
+            with contextlib.suppress(VitxError):
+                found = rewriting.explained(model, [{method: options}])[name]
+                assert rewriting.distance(found, wanted[name]) < 1e-6, name
+
+
+OPTIONS = (
+    {"head_fusion": "max"},
+    {"head_fusion": "min"},
+    {"discard_ratio": 0.4},
+    {"head_fusion": "max", "discard_ratio": 0.4, "start_layer": 1},
+)
+HEADS = [case for case in ALONE if case[1] in ("attend", "merge", "attention")]
+
+
+@pytest.mark.parametrize("case", HEADS, ids=told)
+def test_all_heads_of_a_residual_are_fused_together(case):
+    """Whatever holds them: "max" is over all of them, and `discard_ratio` is of the fused matrix."""
+    function, how = case[0], rewriting.everywhere(*case)
+    model, images = rewriting.Written(function, how).eval(), rewriting.some_images()
+    seen = rewriting.expected(function).seen
+    options = OPTIONS[HEADS.index(case) % len(OPTIONS)]
+    asked = {"rollout": options, "grad_rollout": options}
+    if case[2] == "queries in two parts" and "discard_ratio" in options:
+        with pytest.raises(VitxError, match="computed in parts"):
+            explain_methods(model, images, asked, target=rewriting.TARGET)
+        return
+    found = explain_methods(model, images, asked, target=rewriting.TARGET)
+    fusion, discard = options.get("head_fusion", "mean"), options.get("discard_ratio", 0.0)
+    for method, explanation in found.items():
+        wanted = oracle.maps_of(
+            *(seen["linearised"], method, 1, function.read, fusion, discard, options.get("start_layer", 0))
+        )
+        maps = explanation.maps.flatten(1)
+        assert torch.allclose(maps, wanted, rtol=0, atol=1e-12) or rewriting.distance(maps, wanted) < 1e-6, (
+            *(method, options),
+        )
+
+
+def test_another_function_has_another_map():
+    """The oracle tells functions apart: else the tests above would say little."""
+    plain = rewriting.Function()
+    found = explain(rewriting.Written(plain).eval(), rewriting.some_images(), target=rewriting.TARGET).maps
+    assert rewriting.distance(found, rewriting.expected(plain).maps["rollout"]) < 1e-9
+    for other in (
+        rewriting.Function(("serial", "twins")),
+        rewriting.Function(read="patches"),
+        rewriting.Function(heads=2),
+    ):
+        assert rewriting.distance(found, rewriting.expected(other).maps["rollout"]) > 1e-3

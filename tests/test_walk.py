@@ -1,0 +1,163 @@
+"""The loop of both ways back, and values that know what they were made of; on tapes written by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from vitx.tape.sums import Sum, stream_of, terms_of
+from vitx.tape.tape import Tape
+from vitx.tape.values import Step, counting, followed, marked
+from vitx.tape.walk import walk
+
+
+class Written:
+    """A tape on which each step multiplies what it gets by a number for each input."""
+
+    def __init__(self):
+        self.tape = Tape(nn.Identity())
+        self.image = self.tape.value((2, 3))
+        self.tape.images.append(self.image)
+
+    def step(self, factors, outs=1, kind=Step):
+        inputs = list(factors)
+        outputs = [self.tape.value((2, 3), inputs) for _ in range(outs)]
+
+        def back(arrived):
+            return [sum(arrived) * factor for factor in factors.values()]
+
+        self.tape.append(kind("times", inputs, outputs, back))
+        return outputs if outs > 1 else outputs[0]
+
+    def walk(self, starts, **options):
+        starts = {value: torch.full((2, 3), float(size)) for value, size in starts.items()}
+        send = lambda step, arrived: zip(step.inputs, step.relevance(arrived), strict=True)  # noqa: E731
+        return walk(self.tape, starts, send, **options)
+
+
+def of(found, value):
+    return found[value][0, 0].item()
+
+
+def test_ways_that_meet_are_added():
+    on = Written()
+    left, right = on.step({on.image: 2}), on.step({on.image: 3})
+    last = on.step({left: 5, right: 7})
+    found = on.walk({last: 1, right: 10})
+    assert of(found.arrived, on.image) == 2 * 5 + 3 * (7 + 10)
+    assert set(found.arrived) == {on.image}
+
+
+def test_what_passed_is_seen_whole():
+    on = Written()
+    first = on.step({on.image: 2})
+    last = on.step({first: 5, on.image: 1})
+    found = on.walk({last: 1, first: 4}, watched=[first, last])
+    assert of(found.passed, first) == 5 + 4
+    assert of(found.passed, last) == 1
+    assert of(found.arrived, on.image) == 2 * 9 + 1
+
+
+def test_it_stays_at_the_ends():
+    on = Written()
+    first = on.step({on.image: 2})
+    last = on.step({first: 5, on.image: 1})
+    found = on.walk({last: 1}, ends=[first])
+    assert of(found.arrived, first) == 5
+    assert of(found.arrived, on.image) == 1
+
+
+def test_some_steps():
+    on = Written()
+    chain = [on.image]
+    for _ in range(4):
+        chain.append(on.step({chain[-1]: 2}))
+    found = on.walk({chain[-1]: 1}, steps=range(2, 4))
+    assert {value: of(found.arrived, value) for value in found.arrived} == {chain[2]: 4}
+
+
+def test_an_output_at_which_nothing_arrived_gets_zeros():
+    on = Written()
+    one, other = on.step({on.image: 3}, outs=2)
+    assert of(on.walk({one: 1}).arrived, on.image) == 3
+    assert of(on.walk({one: 1, other: 1}).arrived, on.image) == 6
+
+
+def test_constants_are_where_it_ends():
+    on = Written()
+    own = on.tape.constant(torch.ones(2, 3))
+    last = on.step({on.image: 0.25, own: 0.75})
+    found = on.walk({last: 1}).arrived
+    assert of(found, own) == 0.75
+    assert of(found, on.image) == 0.25
+
+
+def test_nothing_that_was_given_is_changed():
+    on = Written()
+    last = on.step({on.image: 3})
+    starts = {last: torch.ones(2, 3), on.image: torch.ones(2, 3)}
+    walk(on.tape, starts, lambda step, arrived: zip(step.inputs, step.relevance(arrived), strict=True))
+    assert list(starts) == [last, on.image]
+    assert all(torch.equal(start, torch.ones(2, 3)) for start in starts.values())
+
+
+def test_made_from():
+    on = Written()
+    first, beside = on.step({on.image: 1}), on.step({on.image: 1})
+    last = on.step({first: 1})
+    assert last.made_from(first)
+    assert last.made_from(on.image)
+    assert not last.made_from(beside)
+    assert not first.made_from(last)
+    beside.roots = first.roots  # a rearrangement of it
+    assert last.made_from(beside)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("nested", ["left", "right", "flat"])
+def test_terms_and_stream_do_not_depend_on_how_a_sum_is_written(nested, order):
+    """x + a + m, in which a and m were made from x."""
+    on = Written()
+    x = on.step({on.image: 1})
+    a, m = on.step({x: 1}), on.step({x: 1})
+    terms = [x, a, m][order:] + [x, a, m][:order]
+
+    def added(*values):
+        found = on.step(dict.fromkeys(terms_of(values), 1), kind=Sum)
+        found.sum = found.made_by
+        return found
+
+    one, two, three = terms
+    whole = {
+        "left": lambda: added(added(one, two), three),
+        "right": lambda: added(one, added(two, three)),
+        "flat": lambda: added(one, two, three),
+    }[nested]()
+    assert set(whole.made_by.inputs) == {x, a, m}
+    assert whole.made_by.stream is x
+
+
+def test_a_sum_from_which_another_term_was_made_is_not_opened():
+    """x + a, then (x + a) + m with m made from it: two residuals."""
+    on = Written()
+    x = on.step({on.image: 1})
+    a = on.step({x: 1})
+    first = on.step({x: 1, a: 1}, kind=Sum)
+    first.sum = first.made_by
+    m = on.step({first: 1})
+    assert list(terms_of([first, m])) == [first, m]
+    assert stream_of([first, m]) is first
+    assert stream_of([x, a]) is x
+    assert stream_of([a, on.step({x: 1})]) is None
+
+
+def test_where_a_dimension_went():
+    on = Written()
+    turned = on.tape.value((3, 2), [on.image])
+    on.tape.append(Step("t", [on.image], [turned], None, axes=lambda axes: axes[0][::-1]))
+    assert followed(turned.made_by, 0) == 1
+    assert followed(turned.made_by, 1) == 0
+    lost = on.tape.value((6,), [on.image])
+    on.tape.append(Step("view", [on.image], [lost], None, axes=lambda of: ((*of[0][0], *of[0][1]),)))
+    assert followed(lost.made_by, 0) is None
+    assert counting(marked((4, 6), 1, 3), 3) is None  # 3 parts of 2: no dimension of its own
+    assert counting(marked((4, 6), 1), 6) == 1

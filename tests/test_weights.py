@@ -1,0 +1,153 @@
+"""Attention in tiles against attention as the textbook has it."""
+
+import pytest
+import torch
+
+from vitx.functional import tiles
+from vitx.functional.tiles import Memory
+from vitx.tape.kept import Keeper
+from vitx.tape.weights import DotProductWeights, StoredWeights
+
+B, H, N, D = 5, 3, 37, 8
+
+
+TILES = {"images": 2**30, "some images": 4 * N * N, "rows": 700}
+
+
+@pytest.fixture(params=TILES)
+def tile(request, monkeypatch):
+    """A head of all images in each; one of some images; some rows of one of one image."""
+    monkeypatch.setattr(tiles, "_room", lambda device: TILES[request.param])
+    monkeypatch.setattr(tiles, "_FEWEST_ROWS", 4)
+    return request.param
+
+
+def operands(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(B, H, N, D, generator=generator, dtype=torch.float64).to(dtype) for _ in range(4)]
+
+
+def shared():
+    """What attentions of one pass share."""
+    return {"memory": Memory(), "keeper": Keeper()}
+
+
+def textbook(query, key, mask=None, scale=D**-0.5):
+    scores = torch.einsum("bhid,bhjd->bhij", query.double(), key.double()) * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.double()
+    return scores, scores.softmax(-1)
+
+
+MASKS = {
+    "none": None,
+    "added": torch.linspace(-3, 2, H * N * N).view(1, H, N, N),
+    "boolean": torch.ones(N, N, dtype=torch.bool).tril(),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("known", [True, False], ids=["log_sum_exp", "softmax"])
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.usefixtures("tile")
+def test_dot_product(mask, known, gradients):
+    query, key, value, gradient = operands()
+    scores, wanted = textbook(query, key, mask, 0.3)
+    log_sum_exp = scores.logsumexp(-1).float() if known else None
+    found = DotProductWeights(
+        query, key, value, keeps=gradients, mask=mask, scale=0.3, log_sum_exp=log_sum_exp, **shared()
+    )
+    assert torch.allclose(found.matrix().double(), wanted, rtol=1e-5, atol=1e-8)
+    if gradients:
+        outer = torch.einsum("bhid,bhjd->bhij", gradient.double(), value.double())
+        assert torch.allclose(found.gradient(gradient).double(), outer, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("tile")
+def test_precision(dtype):
+    query, key, value, _ = operands(dtype)
+    found = DotProductWeights(query, key, value, keeps=False, **shared())
+    assert found.dtype == found.matrix().dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    bound = 1e-12 if dtype == torch.float64 else 1e-6
+    assert torch.allclose(found.matrix().double(), textbook(query, key)[1], rtol=bound, atol=bound)
+
+
+@pytest.mark.usefixtures("tile")
+def test_stored():
+    weights = torch.rand(B, H, N, N, dtype=torch.bfloat16)
+    found = StoredWeights(weights, weights[..., :D], keeps=False, sums_to_1=False, **shared())
+    assert torch.equal(found.matrix(), weights.float())
+
+
+@pytest.mark.usefixtures("tile")
+def test_stored_rows_that_half_precision_rounded_sum_to_1():
+    weights = torch.rand(B, H, N, N).softmax(-1)
+    half = weights.bfloat16()
+    found = StoredWeights(half, half[..., :D], keeps=False, sums_to_1=True, **shared()).matrix()
+    assert torch.allclose(found.sum(-1), torch.ones(B, H, N), atol=1e-6)
+    assert torch.allclose(found, half.float() / half.float().sum(-1, keepdim=True), atol=1e-7)
+    exact = StoredWeights(weights, weights[..., :D], keeps=False, sums_to_1=True, **shared())
+    assert torch.equal(exact.matrix(), weights)
+
+
+@pytest.mark.usefixtures("tile")
+def test_rows_go_back_to_the_keys():
+    query, key, value, rows = operands()
+    found = DotProductWeights(query, key, value, keeps=False, **shared())
+    wanted = torch.einsum("bhij,bhid->bhjd", textbook(query, key)[1], rows.double())
+    assert torch.allclose(found.transposed(rows).double(), wanted, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(found.shared(rows).double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("tile")
+def test_rows_of_either_sign_share_by_size_and_those_of_zeros_nothing():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(B, H, N, N, generator=generator, dtype=torch.float64)
+    weights[:, :, 3] = 0
+    rows = torch.rand(B, H, N, 2, generator=generator, dtype=torch.float64)
+    found = StoredWeights(weights, rows, keeps=False, sums_to_1=False, **shared()).shared(rows)
+    size = weights.abs().sum(-1, keepdim=True)
+    share = torch.where(size == 0, 0, weights.abs() / torch.where(size == 0, 1, size))
+    assert torch.allclose(found, torch.einsum("bhij,bhid->bhjd", share, rows))
+
+
+def test_tiles_are_as_small_as_asked(tile):
+    query, key, value, _ = operands()
+    found = list(DotProductWeights(query, key, value, keeps=False, **shared()).tiles())
+    sizes = [part.weights.numel() for part in found]
+    assert sum(sizes) == B * H * N * N
+    assert max(sizes) <= TILES[tile]
+    assert len(found) == {"images": H, "some images": 2 * H, "rows": B * H * 3}[tile]
+
+
+def test_the_gradient_of_some_rows(tile):
+    query, key, value, gradient = operands()
+    found = DotProductWeights(query, key, value, keeps=True, **shared())
+    for part in found.tiles(gradient):
+        rows = torch.arange(part.rows.start, part.rows.stop)[::2] - part.rows.start
+        some = part.gradient_of(rows).clone()
+        assert torch.allclose(some, part.gradient[:, :, rows], atol=1e-6)
+        assert torch.equal(part.gradient_of(rows), part.gradient[:, :, rows])
+
+
+def test_without_gradients_nothing_of_the_model_is_held():
+    """Queries, keys and values are often views of one tensor, which would all be kept."""
+    storage = torch.randn(3, B, H, N, D)
+    query, key, value = storage.unbind(0)
+    found = DotProductWeights(query, key, value, keeps=False, **shared())
+    before = found.matrix()
+    storage.zero_()
+    assert torch.equal(found.matrix(), before)
+
+
+def test_what_is_kept_stays_as_it_was_when_the_model_writes_over_it():
+    storage = torch.randn(3, B, H, N, D)
+    query, key, value = storage.unbind(0)
+    keeper = Keeper()
+    found = DotProductWeights(query, key, value, keeps=True, memory=Memory(), keeper=keeper)
+    before, gradient = found.matrix(), found.gradient(torch.ones(B, H, N, D))
+    keeper.preserve([storage])
+    storage.zero_()
+    assert torch.equal(found.matrix(), before)
+    assert torch.equal(found.gradient(torch.ones(B, H, N, D)), gradient)
