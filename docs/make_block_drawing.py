@@ -3,13 +3,11 @@
 python docs/make_block_drawing.py
 
 A ViT of two blocks learns, in a few seconds, to name the colour of a square in noise. vitx explains one
-picture by attention rollout. The drawing shows the relevance at each step of block 1, read off the shadows
-that stand beside the model's own tensors.
+picture by attention rollout. The drawing shows the relevance at each step of block 1, read off the tape of
+the pass.
 """
 
 import base64
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,14 +17,16 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import vitx
 from vitx.methods.rollout import Rollouts
-from vitx.relevance.shadow import Shadow
-from vitx.relevance.watching import shadowed
-from vitx.relevance.way_back import Way
+from vitx.tape.output import evenly
+from vitx.tape.recorder import Recorder
+from vitx.tape.relevance import Propagation
+from vitx.tape.sums import Sum
+from vitx.tape.tape import Tape
 
 COLOURS = {"red": (0.9, 0.2, 0.15), "green": (0.15, 0.7, 0.25), "blue": (0.2, 0.35, 0.95)}
 COLOURS |= {"yellow": (0.95, 0.8, 0.1)}
@@ -77,7 +77,7 @@ class Steps:
         after_2: of the tokens that block 2 put out.
         after_1: of those that block 1 put out.
         between: of those between attention and MLP of block 1.
-        taken: what goes through the attention of block 1 to each token.
+        taken: what each token gets through the attention of block 1.
         before_1: of the tokens that enter block 1.
         attention: A of block 1, the mean of its heads, (tokens, tokens).
         maps: of the patches, by `vitx.explain`.
@@ -93,51 +93,34 @@ class Steps:
     maps: Tensor
 
 
-@contextmanager
-def seen(watched: Shadow, parts: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Yields the shadow of what goes into each of these parts of a model, once it ran."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str, given: Tensor) -> None:
-        live = watched.get(given)
-        assert live is not None
-        found[name] = live.thin
-
-    handles = [
-        part.register_forward_pre_hook(lambda _, given, name=name: keep(name, given[0]))
-        for name, part in parts.items()
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def followed(model: Any, image: Tensor) -> Steps:
     """Follows the relevance of one image, (1, 3, H, W), from the logits to the pixels."""
-    first, second = model.blocks
-    parts = {"before_1": first.norm1, "between": first.norm2, "after_1": second.norm1, "after_2": model.norm}
-    watching = shadowed(*(model, image), gradients=False, linearised=False, accounts=False, head_fusion=None)
-    with watching as watched, seen(watched, parts) as shadows:
-        with watched, torch.no_grad():
-            logits = model(image)
-        way = Way(watched, logits)
-        watched.attentions.begin(Rollouts("mean", 0.0, 0))
-        values = way.layers[0].values  # which the attention of block 1 reads
-        ends = [shadows[name] for name in parts] + [values]
-        found = torch.autograd.grad(way._end, ends, way._start())
-        start = way._start()[0]
-    of_tokens = {name: part[0].sum(1) for name, part in zip(parts, found, strict=False)}
-    with vitx.capture(model) as trace, torch.no_grad():
-        model(image)
-    explanation = vitx.explain(model, image, "rollout")
+    tape = Tape(model)
+    recorder = Recorder(tape)
+    recorder.begin(image)
+    with torch.no_grad(), recorder.recording():
+        logits = model(image)
+    end, start = recorder.get(logits), evenly(logits)
+    assert end is not None
+    (first,) = tape.layers[0].attentions
+    values_read = first.inputs[0]  # (1, heads, tokens, channels)
+    sums = [step for step in tape.steps if isinstance(step, Sum)]
+    assert len(sums) == 4, "each of the two blocks adds its attention and its MLP to the stream"
+    around_attention, around_mlp, _, last = sums
+    assert around_attention.stream is not None
+    values = {
+        "before_1": around_attention.stream,
+        "between": around_attention.outputs[0],
+        "after_1": around_mlp.outputs[0],
+        "after_2": last.outputs[0],
+    }
+    found = Propagation(tape, Rollouts("mean", 0.0, 0)).run({end: start}, [*values.values(), values_read])
     steps = Steps(
-        logits=start,
-        taken=found[-1][0].sum((0, 2)),
-        attention=trace.attentions()[0][0].mean(0),
-        maps=explanation.maps[0].flatten(),
-        **of_tokens,
+        logits=start[0],
+        taken=found.passed[values_read][0].sum((0, 2)),
+        attention=first.weights.matrix()[0].mean(0),
+        maps=vitx.explain(model, image, "rollout").maps[0].flatten(),
+        **{name: found.passed[value][0].sum(1) for name, value in values.items()},
     )
     check(steps)
     return steps
@@ -147,6 +130,8 @@ def check(steps: Steps) -> None:
     """The drawing says of each step what the rule of attention rollout says, and all sums are 1."""
     for whole in (steps.logits, steps.after_2, steps.after_1, steps.between, steps.before_1):
         torch.testing.assert_close(whole.sum(), whole.new_tensor(1.0))
+    for half in (steps.between / 2, steps.taken):
+        torch.testing.assert_close(half.sum(), half.new_tensor(0.5))
     torch.testing.assert_close(steps.between, steps.after_1)
     torch.testing.assert_close(steps.taken, steps.between / 2 @ steps.attention)
     torch.testing.assert_close(steps.before_1, steps.between / 2 + steps.taken)
@@ -269,7 +254,7 @@ def block(steps: Steps) -> str:
         for y, other in ((492, value), (700, taken)):
             drawn += [text(x - 9, y, number(value), "ink small mid clear")]
             drawn += [text(x + 28, y, number(other), "ink small mid clear")]
-    drawn += [label(462, "residual around attention", "each token keeps half ...")]
+    drawn += [label(462, "attention's residual", "each token keeps half ...")]
     drawn += [
         label(
             560,
@@ -279,8 +264,8 @@ def block(steps: Steps) -> str:
             "attends to, in shares of A",
         )
     ]
-    drawn += [label(704, "the residual again", "kept and taken, added")]
-    drawn += [row(760, steps.before_1)]
+    drawn += [label(692, "both halves, added")]
+    drawn += [label(756, "tokens before block 1", "kept + received"), row(760, steps.before_1)]
     drawn += [total(492, "0.50", "+ 0.50"), total(700, "0.50", "+ 0.50"), total(760, "1.00")]
     return "".join(drawn)
 
@@ -322,6 +307,7 @@ def picture(steps: Steps, image: Tensor) -> str:
 
 def main() -> None:
     """Writes docs/block.svg."""
+    torch.set_num_threads(1)  # with more, sums are rounded otherwise, and the model learns other weights
     model = trained()
     image = squares(IMAGE + 1, seed=1)[0][IMAGE:].double()
     steps = followed(model, image)
@@ -334,7 +320,7 @@ def main() -> None:
         f"<style>{STYLE}</style>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="14" class="card"/>',
         text(18, 36, "Relevance on its way back through one block", "ink title"),
-        text(18, 58, "from the logits, at the top, to the pixels", "soft"),
+        text(18, 58, "from the logits, at the top, to the pixels; the broader a line, the more", "soft"),
         text(TOTAL, 58, "sum", "mid soft"),
         head(steps),
         block(steps),
