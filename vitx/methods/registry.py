@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from vitx.errors import VitxError
 from vitx.functional.fusing import check_options
 
-Find = Callable[..., Any]  # returns what was Found
+Find = Callable[..., Any]  # returns an Attribution
 Methods = Mapping[str, Mapping[str, Any]]  # name -> options
 # Of the score, or of each layer's own score, see `vitx.models.lens`.
 Gradient = Literal["score", "layer scores"]
@@ -21,7 +21,7 @@ class Method:
     """A method: a function of the way back and its options, which are its keyword arguments.
 
     Attributes:
-        find: the function, from a `Way` to what was `Found`.
+        find: the function, from a `Backward` to an `Attribution`.
         gradient: which gradient it reads; None: it reads none.
         fused_heads: whether it reads nothing of A but what its option `head_fusion` makes of the heads.
         title: what pictures call it; its name by default.
