@@ -100,7 +100,7 @@ class Recorder(TorchDispatchMode):
             try:
                 yield
             except NotImplementedError as error:
-                name = re.search(r"HigherOrderOperator (\w+)", str(error))
+                name = re.search(r"(?:HigherOrderOperator|HOP) (\w+)", str(error))
                 if name is None:
                     raise
                 raise VitxError(
