@@ -67,7 +67,10 @@ def _opened(path: Path) -> tuple[tuple[int, ...], Any]:
         logging.getLogger("tifffile").disabled = True  # what is wrong is said here
         with tifffile.TiffFile(path) as file:
             shape = file.series[0].shape
-        read = lambda: tifffile.imread(path)  # noqa: E731
+
+        def read() -> Any:
+            return tifffile.imread(path)
+
     else:
         raise VitxError(f"{path} has three channels at most, not those of the model: give .npy or .tif")
     return (*shape, 1) if len(shape) == 2 else tuple(shape), read

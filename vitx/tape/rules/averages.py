@@ -167,7 +167,10 @@ def _of_stack(call: Call, value: Value, dim: int, keepdim: bool, factor: float) 
         whole = tape.value(call.out.shape, [found])
         whole.roots, whole.open, whole.sum = found.roots, found.open, None
         inner = found.shape
-        view = lambda r: [reshaped(r[0], inner)]  # noqa: E731
+
+        def view(arrived: list[Tensor]) -> list[Tensor]:
+            return [reshaped(arrived[0], inner)]
+
         tape.append(Step("unsqueeze", [found], [whole], view, view))
         return whole
     return found

@@ -234,7 +234,12 @@ def _first_order(call: Call, value: Value, transpose: Any) -> Value:
         y = out if call.name != "_log_softmax" else None
         if tape.accounts and value.kind != "scores":  # whose weights meet values, and end the gradient
             own = [tape.constant(out - transpose(x.to(out.dtype), y))]
-        gradient = lambda g: [transpose(g[0], y), *([g[0]] if own else [])]  # noqa: E731
+
+        def gradient_of(arrived: list[Tensor]) -> list[Tensor]:
+            g = arrived[0]
+            return [transpose(g, y), *([g] if own else [])]
+
+        gradient = gradient_of
     return call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
 
 

@@ -286,10 +286,14 @@ def quantized(call: Call) -> list[Value]:
     if call.linearised:
         weight = unpack(packed)[0]
         weight = weight.dequantize() if weight.is_quantized else weight.float()
-        own = (
-            [tape.constant(call.out - tensor @ weight.mT)] if tape.accounts else []
-        )  # its bias, and rounding
-        gradient = lambda g: [g[0] @ weight.to(g[0].dtype), *([g[0]] if own else [])]  # noqa: E731
+        if tape.accounts:
+            own = [tape.constant(call.out - tensor @ weight.mT)]  # its bias, and rounding
+
+        def gradient_of(arrived: list[Tensor]) -> list[Tensor]:
+            g = arrived[0]
+            return [g @ weight.to(g.dtype), *([g] if own else [])]
+
+        gradient = gradient_of
 
     def relevance(arrived: list[Tensor]) -> list[Tensor]:
         return [scaled(summed(arrived[0], [-1], keepdim=True), 1 / shape[-1]).expand(shape)]
