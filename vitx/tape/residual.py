@@ -154,7 +154,8 @@ def _marks(residual: Sum) -> Tensor:
     """Gives each token of a sum a number of its own, the same for all its channels."""
     found = residual.outputs[0]
     like = next(iter(residual.closes)).weights
-    axes = found.axes if residual.stream is None else residual.stream.axes
+    branch = residual.branches[0]  # which weights put out: its channels are known
+    axes = branch.axes if branch.shape == found.shape else found.axes
     channels = [d for d, part in enumerate(axes) if part and all(f.channels for f in part)]
     shape = [1 if d in channels else n for d, n in enumerate(found.shape)]
     generator = torch.Generator().manual_seed(0)
