@@ -256,7 +256,12 @@ class Backward:
         arrived = self._whole.arrived
         parts = [(self.image, arrived.get(self.tape.image))]
         parts += [(v.constant, arrived.get(v)) for v in self.tape.constants if v.constant is not None]
-        products = [tensor.to(g.dtype) * g for tensor, g in parts if tensor is not None and g is not None]
+        # What no gradient reaches adds nothing, whatever it holds: memory that was written over may hold NaN.
+        products = [
+            (tensor.to(g.dtype) * g).masked_fill(g == 0, 0)
+            for tensor, g in parts
+            if tensor is not None and g is not None
+        ]
         added, size = (
             torch.stack([part.sum() for part in some]).sum()
             for some in (products, [product.abs() for product in products])
