@@ -185,12 +185,6 @@ def products(
     return out
 
 
-def heads_first(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Room for (B, H, N, d), in which each head lies by itself, so that products are written at once."""
-    images, heads, *matrix = shape
-    return like.new_empty(heads, images, *matrix).transpose(0, 1)
-
-
 def full(tensor: Tensor) -> Tensor:
     """At least float32: half precision is for the model, not for the maps."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

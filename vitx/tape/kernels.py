@@ -14,7 +14,6 @@ from vitx.functional.fusing import fuse_into
 from vitx.functional.tiles import Memory, without_copies
 from vitx.tape.call import Call
 
-PREFIX = "_scaled_dot_product_"
 _SMALL = 2**21  # entries of the A of an image; the fused heads of larger ones would take too much memory
 
 

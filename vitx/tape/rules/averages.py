@@ -9,12 +9,12 @@ from torch import Tensor
 from vitx.tape import axes as ax
 from vitx.tape.call import Call
 from vitx.tape.contraction import of_sum
-from vitx.tape.expanded import core, reshaped, scaled
+from vitx.tape.expanded import reshaped, scaled
 from vitx.tape.registry import rule, unknown
 from vitx.tape.rules.products import contracted
-from vitx.tape.rules.shapes import AxesOf, taken_apart
+from vitx.tape.rules.shapes import AxesOf, stacked, taken_apart
 from vitx.tape.rules.sums import total_of
-from vitx.tape.values import Back, Step, Value, counting, followed
+from vitx.tape.values import Step, Value, counting, followed
 from vitx.tape.vjp import Transpose
 
 
@@ -160,7 +160,10 @@ def _of_stack(call: Call, value: Value, dim: int, keepdim: bool, factor: float) 
         taken_apart(part, origin)
         selected.append(part)
         parts.append((part, factor))
-    back = _restack(dim)
+
+    def back(arrived: list[Tensor]) -> list[Tensor]:
+        return [stacked(arrived, dim)]
+
     tape.append(Step("unbind", [value], selected, back, back))
     found = total_of(call, parts)
     if keepdim:
@@ -174,15 +177,3 @@ def _of_stack(call: Call, value: Value, dim: int, keepdim: bool, factor: float) 
         tape.append(Step("unsqueeze", [found], [whole], view, view))
         return whole
     return found
-
-
-def _restack(dim: int) -> Back:
-    def back(arrived: list[Tensor]) -> list[Tensor]:
-        inner = [core(part) for part in arrived]
-        sizes = [max(sizes) for sizes in zip(*(one.shape for one in inner), strict=True)]
-        whole = torch.stack([one.expand(sizes) for one in inner], dim)
-        shape = list(arrived[0].shape)
-        shape.insert(dim, len(arrived))
-        return [whole.expand(shape)]
-
-    return back

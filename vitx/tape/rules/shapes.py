@@ -185,7 +185,7 @@ def unbound(call: Call) -> list[Value]:
     dim = call["dim"] % len(value.shape)
 
     def back(arrived: list[Tensor]) -> list[Tensor]:
-        return [_joined([part.unsqueeze(dim) for part in arrived], dim)]
+        return [stacked(arrived, dim)]
 
     outs = call.make_all([value], back, back, axes=lambda of: of[0][:dim] + of[0][dim + 1 :])
     for number, out in enumerate(outs):
@@ -221,6 +221,11 @@ def divided(call: Call) -> list[Value]:
         ):
             taken_apart(out, value.parts[number])
     return outs
+
+
+def stacked(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Stacks parts, expanded where all are."""
+    return _joined([part.unsqueeze(dim) for part in parts], dim)
 
 
 def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
