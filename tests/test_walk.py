@@ -6,7 +6,7 @@ from torch import nn
 
 from vitx.tape.sums import Sum, stream_of, terms_of
 from vitx.tape.tape import Tape
-from vitx.tape.values import Step, counting, followed, marked
+from vitx.tape.values import Step, followed, marked, reduced
 from vitx.tape.walk import walk
 
 
@@ -150,14 +150,38 @@ def test_a_sum_from_which_another_term_was_made_is_not_opened():
     assert stream_of([a, on.step({x: 1})]) is None
 
 
+def over(value, dim):
+    value.dim = dim
+    return value.over
+
+
 def test_where_a_dimension_went():
     on = Written()
     turned = on.tape.value((3, 2), [on.image])
     on.tape.append(Step("t", [on.image], [turned], None, axes=lambda axes: axes[0][::-1]))
-    assert followed(turned.made_by, 0) == 1
-    assert followed(turned.made_by, 1) == 0
-    lost = on.tape.value((6,), [on.image])
-    on.tape.append(Step("view", [on.image], [lost], None, axes=lambda of: ((*of[0][0], *of[0][1]),)))
-    assert followed(lost.made_by, 0) is None
-    assert counting(marked((4, 6), 1, 3), 3) is None  # 3 parts of 2: no dimension of its own
-    assert counting(marked((4, 6), 1), 6) == 1
+    for before, after in ((0, 1), (1, 0)):
+        turned.over = followed(turned.made_by, over(on.image, before))
+        assert turned.dim == after
+    merged = on.tape.value((6,), [on.image])
+    on.tape.append(Step("view", [on.image], [merged], None, axes=lambda of: ((*of[0][0], *of[0][1]),)))
+    merged.over = followed(merged.made_by, over(on.image, 0))
+    assert merged.over is not None
+    assert merged.dim is None  # it has other elements beside
+
+
+def test_a_dimension_that_counts_parts():
+    on = Written()
+    value = on.tape.value((4, 6), [on.image])
+    assert not value.counts(1)
+    for count, stacks in ((3, False), (6, True)):
+        value.parts, value.along = [on.image] * count, marked((4, 6), 1, count)
+        assert value.counts(1)
+        assert not value.counts(0)
+        assert value.stacks(1) == stacks
+
+
+def test_the_dimension_that_a_sum_lacks():
+    assert reduced((2, 3, 4), (2, 3, 1)) == 2
+    assert reduced((2, 3, 4), (3, 4)) == 0
+    assert reduced((2, 3, 4), (1, 3, 1)) is None
+    assert reduced((2, 3, 1), (2, 3, 1)) is None

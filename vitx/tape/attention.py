@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 class Scores(Step):
     """A product of two live values, as q k^T, which is to become the weights of an attention."""
 
-    __slots__ = ()
-
 
 class Attention(Step):
     """Weights times values.
@@ -33,8 +31,6 @@ class Attention(Step):
         residuals: the residuals around it.
         origin: the number of the last residual, or of the image, that its values were made from.
     """
-
-    __slots__ = ("layout", "operand", "origin", "residuals", "rows", "weights")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """Describes an attention; `describe` says more."""
@@ -52,12 +48,6 @@ class Attention(Step):
         """Says how A is computed, and how it lies in the tensors of the model."""
         self.weights, self.layout, self.operand = weights, layout, operand
         self.rows, self.origin = rows, origin
-
-    def clear(self) -> None:
-        """Does the same for A and the residuals."""
-        super().clear()
-        self.residuals.clear()
-        del self.weights, self.operand, self.rows
 
     @property
     def value(self) -> Value:

@@ -10,36 +10,35 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from vitx.tape.axes import Axes
 from vitx.tape.expanded import reshaped, summed
 from vitx.tape.values import Value
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Operand:
     """One of the two.
 
     Attributes:
-        tensor: as the model has it.
         value: its value; None for a constant.
+        size: its shape, as the model has it.
         shape: after it was aligned.
         places: which of the aligned dimensions its own ones are.
     """
 
-    tensor: Tensor
     value: Value | None
+    size: Size
     shape: tuple[int, ...]
     places: tuple[int, ...]
 
-    @property
-    def aligned(self) -> Tensor:
-        """The tensor, aligned."""
-        return self.tensor.detach().reshape(self.shape)
+    def aligned(self, tensor: Tensor) -> Tensor:
+        """Aligns its tensor, which is not kept here: it may be large."""
+        return tensor.detach().reshape(self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Contraction:
     """Two aligned operands.
 
@@ -55,36 +54,51 @@ class Contraction:
     summed: tuple[int, ...]
     out: tuple[int, ...]
 
+    @property
+    def kept(self) -> list[int]:
+        """The dimensions that are not summed."""
+        return [dim for dim in range(len(self.left.shape)) if dim not in self.summed]
 
-def of_matmul(
-    left: tuple[Tensor, Value | None], right: tuple[Tensor, Value | None], out: Sequence[int]
-) -> Contraction:
-    """Describes (..., I, K) times (..., K, J)."""
+    @property
+    def aligned_out(self) -> list[int]:
+        """The shape of what comes out, with size 1 where it was summed."""
+        sizes = map(max, self.left.shape, self.right.shape)
+        return [1 if dim in self.summed else size for dim, size in enumerate(sizes)]
+
+    def own(self, operand: Operand) -> list[int]:
+        """Returns the dimensions that are kept and that one operand alone has."""
+        other = self.right if operand is self.left else self.left
+        return [dim for dim in self.kept if operand.shape[dim] > 1 == other.shape[dim]]
+
+
+Given = tuple[Tensor, Value | None]  # an operand before it is aligned
+
+
+def of_matmul(left: Given, right: Given, out: Sequence[int], *, over_batch: bool = False) -> Contraction:
+    """Describes (..., I, K) times (..., K, J), where I or J may be missing; the batch may be summed, too."""
     (a, first), (b, second) = left, right
-    lead = a.ndim - 2
-    i, k, j = lead, lead + 1, lead + 2
-    shared = tuple(range(lead))
+    rows, columns = int(a.ndim > 1), int(b.ndim > 1)
+    lead = a.ndim - 1 - rows
+    k = lead + rows
+    of_b = range(k, k + 1 + columns)
     return Contraction(
-        Operand(a, first, (*a.shape, 1), (*shared, i, k)),
-        Operand(b, second, (*b.shape[:lead], 1, *b.shape[lead:]), (*shared, k, j)),
-        (k,),
+        Operand(first, a.shape, (*a.shape, *[1] * columns), tuple(range(a.ndim))),
+        Operand(second, b.shape, (*b.shape[:lead], *[1] * rows, *b.shape[lead:]), (*range(lead), *of_b)),
+        (*range(lead), k) if over_batch else (k,),
         tuple(out),
     )
 
 
 def of_sum(
-    factors: Sequence[tuple[Tensor, Value | None]],
-    shape: Sequence[int],
-    dims: Sequence[int],
-    out: Sequence[int],
+    factors: Sequence[Given], shape: Sequence[int], dims: Sequence[int], out: Sequence[int]
 ) -> Contraction:
-    """Describes a product, element by element, of this shape, summed over dimensions."""
+    """Describes a product of two, element by element, of this shape, summed over dimensions."""
     ndim = len(shape)
-    operands = [
-        Operand(t, value, (1,) * (ndim - t.ndim) + tuple(t.shape), tuple(range(ndim - t.ndim, ndim)))
+    left, right = (
+        Operand(value, t.shape, (1,) * (ndim - t.ndim) + tuple(t.shape), tuple(range(ndim - t.ndim, ndim)))
         for t, value in factors
-    ]
-    return Contraction(operands[0], operands[1], tuple(dims), tuple(out))
+    )
+    return Contraction(left, right, tuple(dims), tuple(out))
 
 
 @dataclass(frozen=True)
@@ -126,23 +140,20 @@ class Layout:
             axes: of the values, not aligned.
         """
         pairs = list(zip(weights.shape, values.shape, strict=True))
-        rest = [dim for dim in range(len(pairs)) if dim not in contraction.summed]
-        shared = tuple(d for d in rest if (pairs[d][0] == 1) == (pairs[d][1] == 1))
+        shared = tuple(d for d in contraction.kept if (pairs[d][0] == 1) == (pairs[d][1] == 1))
         inside = dict(zip(values.places, axes, strict=True))
         parts = [part for dim in shared for part in inside.get(dim, ())]
-        known = math.prod(f.size for f in parts) == math.prod(values.shape[d] for d in shared)
-        if not known:
-            parts = []
-        order = sorted(range(len(parts)), key=lambda n: parts[n].channels)
+        if math.prod(f.size for f in parts) != math.prod(values.shape[d] for d in shared):
+            parts = []  # not known
         of_keys = [f for dim in contraction.summed for f in inside.get(dim, ())]
         return cls(
-            tuple(max(pair) for pair in pairs),
+            tuple(map(max, weights.shape, values.shape)),
             shared,
-            tuple(d for d in rest if pairs[d][0] > 1 == pairs[d][1]),
+            tuple(contraction.own(weights)),
             contraction.summed,
-            tuple(d for d in rest if pairs[d][1] > 1 == pairs[d][0]),
+            tuple(contraction.own(values)),
             tuple(f.size for f in parts),
-            tuple(order),
+            tuple(sorted(range(len(parts)), key=lambda n: parts[n].channels)),
             math.prod(f.size for f in parts if f.channels),
             bool(of_keys) and all(f.channels for f in of_keys),
         )
@@ -167,14 +178,6 @@ class Layout:
     def of_values(self, tensor: Tensor, operand: Operand) -> Tensor:
         """Brings (T, H, K, d) to the values as the model has them."""
         return self._back(tensor, self.keys, self.channels, operand)
-
-    def of_outputs(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-        """Brings (T, H, Q, 1) to the product as the model has it, the same for all channels."""
-        aligned = tuple(1 if d in self.keys else n for d, n in enumerate(self.sizes))
-        places = tuple(range(len(self.sizes)))
-        tensor = tensor.expand(*tensor.shape[:3], math.prod(self.sizes[d] for d in self.channels))
-        like = Operand(tensor.new_empty(()).expand(aligned), None, aligned, places)
-        return reshaped(self._back(tensor, self.queries, self.channels, like), tuple(shape))
 
     def _grouped(self, aligned: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
         wide = [n if d in rows or d in columns else aligned.shape[d] for d, n in enumerate(self.sizes)]
@@ -201,4 +204,4 @@ class Layout:
         order = [*dims, *others]
         tensor = tensor.permute([order.index(d) for d in range(len(order))])
         copies = [d for d, n in enumerate(operand.shape) if n == 1 < tensor.shape[d]]
-        return reshaped(summed(tensor, copies, keepdim=True), operand.tensor.shape)
+        return reshaped(summed(tensor, copies, keepdim=True), operand.size)

@@ -29,8 +29,6 @@ class Sum(Step):
         returns: whether what enters its branches comes back through the queries; None until it was tried.
     """
 
-    __slots__ = ("branches", "closes", "returns", "stream", "vias")
-
     def __init__(self, *args: Any, **options: Any) -> None:
         """Describes a sum by its terms."""
         super().__init__(*args, **options)
@@ -43,11 +41,6 @@ class Sum(Step):
             passed = self.stream.open
             self.branches = [term for term in self.inputs if term is not self.stream and term.open - passed]
             self.closes = frozenset().union(*(term.open - passed for term in self.branches))
-
-    def clear(self) -> None:
-        """Does the same for what tells a residual."""
-        super().clear()
-        self.stream, self.branches, self.closes = None, [], frozenset()
 
     def shares(self) -> list[float]:
         """Returns what share of its relevance each term gets, if a token keeps half of it by a residual."""
@@ -65,10 +58,10 @@ class Sum(Step):
             r: relevance of the sum.
             shares: what share of it each term gets; they sum to 1.
         """
-        reals = [term.real for term in self.inputs]
-        if all(real is None for real in reals):
+        masses = [term.mass for term in self.inputs]
+        if all(mass is None for mass in masses):
             return [scaled(r, share) if share else None for share in shares]
-        inside = [r.new_ones(()) if real is None else real.to(r) for real in reals]
+        inside = [r.new_ones(()) if mass is None else (mass() != 0).to(r) for mass in masses]
         parts = [share * real for share, real in zip(shares, inside, strict=True)]
         whole = sum(parts, r.new_zeros(()))
         none = whole == 0  # padding in all that count: even among those that are real, or that are there
@@ -144,7 +137,7 @@ def terms_of(values: Sequence[Value]) -> dict[Value, Via | None]:
         if (
             opens
             and inner is not None
-            and not (value.via and any(term.real is not None for term in inner.inputs))
+            and not (value.via and any(term.mass is not None for term in inner.inputs))
         ):
             terms |= {
                 term: after(value.via, inner.vias.get(term)) for term in inner.inputs if term not in terms

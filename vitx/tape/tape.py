@@ -96,11 +96,8 @@ class Tape:
 
     def clear(self) -> None:
         """Empties the tape: values and steps hold one another, and with them what was kept of the pass."""
-        for value in self.values:
-            value.made_by = value.sum = value.parts = value.total = value.mass = None
-            value.open = frozenset()
-        for step in self.steps:
-            step.clear()
+        for one in (*self.values, *self.steps):
+            vars(one).clear()
         for found in (self.steps, self.values, self.images, self.constants, self.attentions):
             found.clear()
         self.memory, self.keeper = Memory(), Keeper()

@@ -1,6 +1,7 @@
 """What a tape holds: values, and the steps that made them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Size, Tensor
@@ -18,8 +19,10 @@ LAID_OUT = ("view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias
 Arrived = Sequence[Tensor | None]
 Back = Callable[[list[Tensor]], Arrived]
 Via = Callable[[Tensor], Tensor]
+AxesOf = Callable[[list[Axes]], Axes | None]
 
 
+@dataclass(eq=False)
 class Value:
     """A live tensor at one moment: one that depends on the image; or a constant that the model brings.
 
@@ -31,69 +34,56 @@ class Value:
         roots: the numbers of the values that it is a mere rearrangement of, as a bit set.
         open: the attentions that it passed since the last residual closed.
         kind: what it is, if that matters.
-        dim: the dimension over which weights sum to 1.
+        over: over which of its dimensions weights sum to 1, or did before they were rounded or mixed: as axes
+            in which these alone have channels.
         parts: the values that were put together along a dimension, if nothing else was done to them.
         along: which of its dimensions counts the parts: as axes in which it alone has channels.
         fan: how many channels weights added up to make it, if they did, and the roots of what they are of.
-        total: of a sum of exponentials, what was summed, and over which dimensions.
+        total: of a sum of exponentials, what was summed.
         sum: the step of which it is the sum, times constants.
         via: takes its relevance to the shape of that sum; None: it has that shape.
         base: the number of the value that it is a function of, element by element.
-        place: the number of a value with the same tokens: weights and constants change their channels alone.
         proportional: whether that function is a product with constants.
-        real: what is no padding, 1 or 0, of a shape that broadcasts to its own; None: all of it.
+        place: the number of a value with the same tokens: weights and constants change their channels alone.
+        mass: makes how much each element counts in a sum, in its own shape or one that broadcasts to it: a
+            constant that weighs it, or 0 for padding; None: all count the same.
+        rounded: whether it was brought to another precision, or mixed, so that weights do not sum to 1.
         is_constant: whether the model brings it, and it does not depend on the image.
-        rounded: whether it was brought to another precision, so that weights do not sum to 1 exactly.
-        mass: makes how much each element counts in a sum, of a shape that broadcasts to its own.
         constant: the tensor, of a constant of which that is kept.
     """
 
-    __slots__ = (
-        *("_axes", "above", "along", "base", "constant", "dim", "fan"),
-        *("is_constant", "kind"),
-        *(
-            "made_by",
-            "mass",
-            "number",
-            "open",
-            "parts",
-            "place",
-            "proportional",
-            "real",
-            "rounded",
-            "roots",
-            "shape",
-            "sum",
-            "total",
-            "via",
-        ),
-    )
+    number: int
+    shape: Size
+    inputs: InitVar[Sequence["Value"]] = ()
+    made_by: "Step | None" = None
+    above: int = 0
+    roots: int = 0
+    open: frozenset[Any] = frozenset()
+    kind: Kind | None = None
+    over: Axes | None = None
+    parts: list["Value"] | None = None
+    along: Axes | None = None
+    fan: tuple[int, int] | None = None
+    total: "Value | None" = None
+    sum: "Sum | None" = None
+    via: Via | None = None
+    base: int = 0
+    proportional: bool = True
+    place: int = 0
+    mass: Callable[[], Tensor] | None = None
+    rounded: bool = False
+    is_constant: bool = False
+    constant: Tensor | None = None
+    _axes: Axes | None = None
 
-    def __init__(self, number: int, shape: Size, inputs: Sequence["Value"] = ()) -> None:
-        """Describes a value that was made from others."""
-        self.number, self.shape = number, shape
-        self.above = 0
-        self.open: frozenset[Any] = frozenset()
+    def __post_init__(self, inputs: Sequence["Value"]) -> None:
+        """Adds up what it was made from."""
         for value in inputs:
             self.above |= value.above | (1 << value.number)
             if value.open:
                 self.open = self.open | value.open
-        self.roots = 1 << number
-        self.base, self.place, self.proportional = number, number, True
-        self.kind: Kind | None = None
-        self.dim: int | None = None
-        self.parts: list[Value] | None = None
-        self.along: Axes | None = None
-        self.fan: tuple[int, int] | None = None
-        self.total: tuple[Value, list[int]] | None = None
-        self.sum: Sum | None = None
-        self.via: Via | None = None
-        self.real: Tensor | None = None
-        self.mass: Callable[[], Tensor] | None = None
-        self.is_constant = self.rounded = False
-        self.constant: Tensor | None = None
-        self.made_by: Step | None = None
-        self._axes: Axes | None = None
+        self.roots = 1 << self.number
+        self.base = self.place = self.number
 
     def made_from(self, other: "Value") -> bool:
         """Returns whether the other one, or all that it is a rearrangement of, was used to make this one."""
@@ -110,6 +100,27 @@ class Value:
             self._axes = tokens(self.shape) if found is None else found
         return self._axes
 
+    @property
+    def dim(self) -> int | None:
+        """The dimension over which weights sum to 1; None where it is not known, or not one alone."""
+        own = [place for place, part in enumerate(self.over or ()) if any(f.channels for f in part)]
+        whole = len(own) == 1 and self.over is not None and all(f.channels for f in self.over[own[0]])
+        return own[0] if whole else None
+
+    @dim.setter
+    def dim(self, dim: int | None) -> None:
+        self.over = None if dim is None else marked(self.shape, dim, self.shape[dim])
+
+    def counts(self, dim: int) -> bool:
+        """Returns whether a dimension counts the parts that were put together, its outermost factor."""
+        if self.parts is None or self.along is None:
+            return False
+        return self.along[dim][:1] == (Factor(len(self.parts), True),)
+
+    def stacks(self, dim: int) -> bool:
+        """Returns whether a dimension counts the parts that were put together, and nothing else."""
+        return self.counts(dim) and self.shape[dim] == len(self.parts or ())
+
 
 class Step:
     """One call on live values, and how relevance and a gradient go back through it.
@@ -119,14 +130,12 @@ class Step:
         inputs: where relevance goes.
         outputs: the values that it made.
         relevance: from the relevance of the outputs to that of the inputs; None: no rule is known.
-        sources: where a gradient goes.
         gradient: from the gradient of the outputs to that of the sources; None: it ends here.
+        sources: where a gradient goes; the inputs by default.
         axes: from the axes of the inputs to those of the first output.
         place: the module that ran, and its line of code, where that is known.
         index: its place on the tape.
     """
-
-    __slots__ = ("axes", "gradient", "index", "inputs", "name", "outputs", "place", "relevance", "sources")
 
     def __init__(
         self,
@@ -136,45 +145,35 @@ class Step:
         relevance: Back | None,
         gradient: Back | None = None,
         sources: Sequence[Value] | None = None,
-        axes: Callable[[list[Axes]], Axes | None] | None = None,
+        axes: AxesOf | None = None,
     ) -> None:
         """Describes a call, and tells its outputs that it made them."""
         self.name, self.inputs, self.outputs = name, list(inputs), list(outputs)
-        self.relevance, self.gradient = relevance, gradient
+        self.relevance, self.gradient, self.axes = relevance, gradient, axes
         self.sources = self.inputs if sources is None else list(sources)
-        self.axes = axes
         self.index = 0
         self.place: tuple[str, str] | None = None
         for value in outputs:
             value.made_by = self
 
-    def clear(self) -> None:
-        """Parts with its values, and with what was kept for the ways back."""
-        self.inputs, self.outputs, self.sources = [], [], []
-        self.relevance = self.gradient = self.axes = None
+
+def followed(step: Step, axes: Axes | None) -> Axes | None:
+    """Returns what becomes of some axes of the first input."""
+    return None if axes is None or step.axes is None else step.axes([axes])
 
 
-def followed(step: Step, dim: int) -> int | None:
-    """Returns where a dimension of the first input lies in the output; None where it was changed."""
-    shape = step.inputs[0].shape
-    if step.axes is None or shape[dim] == 1:
-        return None
-    return counting(step.axes([marked(shape, dim)]), shape[dim])
-
-
-def marked(shape: Sequence[int], dim: int, parts: int | None = None) -> Axes:
-    """Returns axes in which one dimension, or the parts that were put together along it, has channels."""
+def marked(shape: Sequence[int], dim: int, parts: int) -> Axes:
+    """Returns axes in which the parts along a dimension, and nothing else, have channels."""
     found = list(tokens(shape))
-    found[dim] = dimension(shape[dim], True) if parts is None else (
-        Factor(parts, True), *dimension(shape[dim] // parts, False)
-    )  # fmt: skip
+    found[dim] = (*dimension(parts, True), *dimension(shape[dim] // parts, False))
     return tuple(found)
 
 
-def counting(axes: Axes | None, size: int) -> int | None:
-    """Returns the dimension that has as many channels and nothing else."""
-    whole = (Factor(size, True),)
-    return next((place for place, part in enumerate(axes or ()) if part == whole), None)
+def reduced(shape: Sequence[int], by: Sequence[int]) -> int | None:
+    """Returns the one dimension in which something that broadcasts to this shape has size 1."""
+    sizes = (1,) * (len(shape) - len(by)) + tuple(by)
+    dims = [dim for dim, (size, one) in enumerate(zip(shape, sizes, strict=True)) if one == 1 < size]
+    return dims[0] if len(dims) == 1 else None
 
 
 def after(first: Via | None, second: Via | None) -> Via | None:

@@ -1,19 +1,20 @@
 """How relevance and the gradient of the linearised network go back through each operator.
 
-A rule is found by the operator's name alone. An operator has one in `shapes` if it moves elements, in
-`averages` if it adds up some, in `elementwise`, `norms`, in `linear` if it multiplies by weights, in
-`products` if it multiplies values by each other, and in `sums`.
+A rule is found by the operator's name alone. `views` and `rearranged` move elements, `reductions` add some
+up, `contractions`, `attention` and `convolution` multiply and add up; `products`, `elementwise`, `norms` and
+`sums` leave elements where they are.
 """
 
 from vitx.tape.call import Call
 from vitx.tape.registry import RULES, Rule, unknown
-from vitx.tape.rules import averages as averages
+from vitx.tape.rules import contractions as contractions
+from vitx.tape.rules import convolution as convolution
 from vitx.tape.rules import elementwise as elementwise
-from vitx.tape.rules import linear as linear
 from vitx.tape.rules import norms as norms
-from vitx.tape.rules import products as products
-from vitx.tape.rules import shapes as shapes
+from vitx.tape.rules import rearranged as rearranged
+from vitx.tape.rules import reductions as reductions
 from vitx.tape.rules import sums as sums
+from vitx.tape.rules import views as views
 
 
 def rule_of(call: Call) -> Rule:

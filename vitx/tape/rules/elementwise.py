@@ -3,6 +3,7 @@
 y = x * (f(x) / x) + f(0), in which the gate f(x) / x is a constant of the linearised network.
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -10,57 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitx.tape.axes import Axes
 from vitx.tape.call import Call
 from vitx.tape.expanded import fitted
 from vitx.tape.registry import rule
 from vitx.tape.rules.products import divided, multiplied
-from vitx.tape.values import Value, marked
+from vitx.tape.values import Value
 from vitx.tape.vjp import Transpose
 
-GATED = (
-    *("gelu", "relu", "relu6", "silu", "sigmoid", "tanh", "erf", "log", "sqrt", "rsqrt", "pow", "abs", "elu"),
-    *("reciprocal", "square", "hardswish", "hardsigmoid", "leaky_relu", "softplus", "mish", "selu", "celu"),
-    *(
-        "sin",
-        "cos",
-        "tan",
-        "asin",
-        "acos",
-        "atan",
-        "sinh",
-        "cosh",
-        "asinh",
-        "acosh",
-        "atanh",
-        "expm1",
-        "log1p",
-    ),
-    *(
-        "log2",
-        "log10",
-        "exp2",
-        "erfc",
-        "erfinv",
-        "hardtanh",
-        "hardshrink",
-        "softshrink",
-        "prelu",
-        "threshold",
-    ),
-    *(
-        "_prelu_kernel",
-        "log_sigmoid",
-        "log_sigmoid_forward",
-        "logit",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "clip",
-    ),
-    *("exp", "rrelu", "softsign", "tanhshrink", "nan_to_num", "float_power", "xlogy", "i0", "special_i0"),
-    *("round", "floor", "ceil", "trunc", "frac", "sign", "sgn", "fmod", "remainder", "hypot", "atan2"),
-)
+GATED = """gelu relu relu6 silu sigmoid tanh erf log sqrt rsqrt pow abs elu reciprocal square hardswish
+leaky_relu hardsigmoid softplus mish selu celu sin cos tan asin acos atan sinh cosh asinh acosh
+atanh expm1 log1p log2 log10 exp exp2 erfc erfinv hardtanh hardshrink softshrink prelu
+_prelu_kernel threshold log_sigmoid log_sigmoid_forward logit clamp clamp_min clamp_max clip rrelu
+softsign tanhshrink nan_to_num float_power xlogy i0 special_i0 round floor ceil trunc frac sign
+sgn fmod remainder hypot atan2""".split()  # noqa: SIM905
 SIZES = ("rsqrt", "reciprocal")
 SAME_KIND = ("clamp", "clamp_min", "clamp_max", "clip", "nan_to_num", "abs")
 
@@ -91,27 +54,19 @@ def gated(call: Call) -> list[Value]:
     if len({id(t) for t, _ in call.live}) != 1:
         return call.make_all(call.values, None)
     tensor, value = call.live[0]
-    before = value.shape
-    size = call.name in SIZES or (call.name == "pow" and _negative(call["exponent"]))
-    sources, gradient = [value], None
-    if call.linearised:
-        sources, gradient = _linearised(call, tensor, value, size)
-    found = call.make([value], lambda r: [fitted(r[0], before)], gradient, sources=sources, axes=_axes(call))
-    if before == found.shape:
+    before, exponent = value.shape, call["exponent"]
+    size = call.name in SIZES or (call.name == "pow" and bool(torch.as_tensor(exponent).lt(0).any()))
+    sources, gradient = _linearised(call, tensor, value, size) if call.linearised else ([value], None)
+    same = before == call.out.shape
+    found = call.make(
+        *([value], lambda r: [fitted(r[0], before)], gradient),
+        sources=sources,
+        axes=(lambda of: of[0]) if same else None,
+    )
+    if same:
         found.base, found.proportional, found.place = value.base, False, value.place
     _name(call, found, value, size)
     return [found]
-
-
-def _axes(call: Call) -> Callable[[list[Axes]], Axes | None] | None:
-    same = call.values[0].shape == call.out.shape
-    return (lambda of: of[0]) if same else None
-
-
-def _negative(exponent: Any) -> bool:
-    if isinstance(exponent, Tensor):
-        return bool((exponent < 0).any())
-    return isinstance(exponent, (int, float)) and exponent < 0
 
 
 def _name(call: Call, found: Value, value: Value, size: bool) -> None:
@@ -120,7 +75,6 @@ def _name(call: Call, found: Value, value: Value, size: bool) -> None:
         found.kind, found.dim = ("weights", value.dim) if value.kind == "log" else ("exp", None)
     elif call.name == "log" and value.total is not None:
         found.kind = "normalizer"
-        found.dim = value.total[1][0] if len(value.total[1]) == 1 else None
     elif value.kind == "size" or (size and value.kind not in ("scores", "exp")):
         found.kind = "size"
         found.total = value.total
@@ -159,29 +113,26 @@ def _linearised(call: Call, tensor: Tensor, value: Value, size: bool) -> tuple[l
 
 def _around_0(call: Call, tensor: Tensor) -> tuple[float | None, float | None]:
     """Returns value and slope of a function at 0; None where it has none."""
-    if any(isinstance(a, Tensor) for a in (*call.args, *call.kwargs.values()) if a is not tensor):
+    rest = tuple(a for a in call.args if a is not tensor), tuple(sorted(call.kwargs.items()))
+    if not any(isinstance(a, Tensor) for a in (*rest[0], *call.kwargs.values())):
+        function = getattr(torch.ops.aten, call.name) if call.overload.written else call.overload.function
+        ends = _known(function, *rest)
+    else:
         point = torch.zeros((1,) * tensor.ndim, dtype=torch.float64, device=tensor.device)
         transpose = Transpose(call, [tensor], [point])
-        value = transpose.run([point])[0]
-        (slope,) = transpose([torch.ones_like(value)])
-        ends = value.amax().item(), 0.0 if slope is None else slope.sum().item() / value.numel()
-        same = float(value.amin()) == ends[0]
-    else:
-        rest = tuple(a for a in call.args if a is not tensor), tuple(sorted(call.kwargs.items()))
-        ends, same = (
-            _known(call.overload.function if not call.overload.written else None, call.name, *rest),
-            True,
+        values = transpose.run([point])[0]
+        (slope,) = transpose([torch.ones_like(values)])
+        same = bool((values == values.amax()).all())
+        ends = (
+            values.amax().item() if same else math.nan,
+            0.0 if slope is None else slope.sum().item() / values.numel(),
         )
-    finite = [end if same and end == end and abs(end) != float("inf") else None for end in ends]
-    return finite[0], finite[1]
+    return tuple(end if math.isfinite(end) else None for end in ends)  # type: ignore[return-value]
 
 
 @lru_cache(512)
-def _known(
-    function: Any, name: str, args: tuple[Any, ...], options: tuple[tuple[str, Any], ...]
-) -> tuple[float, float]:
+def _known(function: Any, args: tuple[Any, ...], options: tuple[tuple[str, Any], ...]) -> tuple[float, float]:
     """Does the same for a function of numbers, once."""
-    function = getattr(torch.ops.aten, name) if function is None else function
     with torch.enable_grad():
         x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
         out = function(x, *args, **dict(options))
@@ -210,36 +161,29 @@ def glu(call: Call) -> list[Value]:
 @rule("_softmax", "_safe_softmax", "softmax")
 def softmax(call: Call) -> list[Value]:
     """Follows a softmax: weights, if they meet values; else to first order, where a score depends on it."""
-    value = call.values[0]
-    dim = call["dim"] % call.out.ndim if call.out.ndim else 0
-    found = _first_order(call, value, lambda g, y: y * (g - (g * y).sum(dim, keepdim=True)))
+    dim = call["dim"] % max(1, call.out.ndim)
+    found = _first_order(call, lambda g, y: y * (g - (g * y).sum(dim, keepdim=True)))
     found.kind, found.dim = "weights", dim
-    found.along = marked(found.shape, dim) if call.out.ndim else None
     return [found]
 
 
 @rule("_log_softmax", "log_softmax")
 def log_softmax(call: Call) -> list[Value]:
     """Follows the logarithm of a softmax: x less a constant."""
-    value = call.values[0]
-    found = _first_order(call, value, lambda g, y: g)
-    found.kind, found.dim = "log", call["dim"] % call.out.ndim
+    found = _first_order(call, lambda g, y: g)
+    found.kind, found.dim = "log", call["dim"] % max(1, call.out.ndim)
     return [found]
 
 
-def _first_order(call: Call, value: Value, transpose: Any) -> Value:
-    tape, own, gradient = call.tape, [], None
-    if call.linearised:
-        x, out = call.live[0][0].detach(), call.out.detach()
-        y = out if call.name != "_log_softmax" else None
-        if tape.accounts and value.kind != "scores":  # whose weights meet values, and end the gradient
-            own = [tape.constant(out - transpose(x.to(out.dtype), y))]
+def _first_order(call: Call, transpose: Callable[[Tensor, Tensor], Tensor]) -> Value:
+    tape, value, own = call.tape, call.values[0], []
+    y = call.out.detach()
+    if tape.accounts and value.kind != "scores":  # whose weights meet values, and end the gradient
+        own = [tape.constant(y - transpose(call.live[0][0].to(y.dtype), y))]
 
-        def gradient_of(arrived: list[Tensor]) -> list[Tensor]:
-            g = arrived[0]
-            return [transpose(g, y), *([g] if own else [])]
+    def gradient(arrived: list[Tensor]) -> list[Tensor]:
+        return [transpose(arrived[0], y), *(arrived[0] for _ in own)]
 
-        gradient = gradient_of
     return call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
 
 
@@ -248,7 +192,4 @@ def logsumexp(call: Call) -> list[Value]:
     """Follows the logarithm of a sum of exponentials, by which x is normalized."""
     found = call.make(call.values, None)
     found.kind = "normalizer"
-    dims = call["dim"]
-    dims = [dims] if isinstance(dims, int) else list(dims)
-    found.dim = dims[0] % call.live[0][0].ndim if len(dims) == 1 else None
     return [found]

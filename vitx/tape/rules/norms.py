@@ -1,5 +1,6 @@
 """Norms: all but their scale is linear, and the scale is held; and what says how large a value is."""
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -7,6 +8,7 @@ from torch import Tensor
 from vitx.tape.call import Call
 from vitx.tape.expanded import fitted, scaled
 from vitx.tape.registry import rule, unknown
+from vitx.tape.rules.reductions import dimensions
 from vitx.tape.values import Value
 
 
@@ -79,14 +81,14 @@ def _norm(call: Call, back: Any, bias: Tensor | None) -> Value:
 @rule("var", "std", "linalg_vector_norm", "norm", "var_mean", "std_mean", "frobenius_norm")
 def size(call: Call) -> list[Value]:
     """Follows what says how large a value is; a mean beside it is one."""
-    shape, dims, keepdim = call.values[0].shape, _dims(call), bool(call["keepdim"])
+    shape, keepdim = call.values[0].shape, bool(call["keepdim"])
+    dims = dimensions(call["dim"], len(shape))
+    count = math.prod(shape[dim] for dim in dims)
     own = [call.tape.constant(call.out.clone())] if call.tape.accounts else []
 
     def spread(r: Tensor) -> Tensor:
-        count = 1
-        for dim in dims:
-            count *= shape[dim]
-            r = r if keepdim else r.unsqueeze(dim)
+        for dim in () if keepdim else dims:
+            r = r.unsqueeze(dim)
         return scaled(r, 1 / count).expand(shape)
 
     def relevance(arrived: list[Tensor]) -> list[Tensor]:
@@ -98,10 +100,3 @@ def size(call: Call) -> list[Value]:
     found = call.make_all(call.values[:1], relevance, gradient, sources=[call.values[0], *own])
     found[0].kind = "size"
     return found
-
-
-def _dims(call: Call) -> list[int]:
-    ndim, dims = call.live[0][0].ndim, call["dim"]
-    if dims is None or dims == []:
-        return list(range(ndim))
-    return sorted(dim % ndim for dim in ([dims] if isinstance(dims, int) else dims))

@@ -11,8 +11,9 @@ from vitx.tape import axes as ax
 from vitx.tape.call import Call
 from vitx.tape.expanded import fitted
 from vitx.tape.registry import rule
+from vitx.tape.rules.products import product
 from vitx.tape.sums import Sum, terms_of
-from vitx.tape.values import Value
+from vitx.tape.values import Value, reduced
 
 Summand = tuple[Any, float | Tensor]  # a tensor or number, and its factor
 
@@ -51,8 +52,6 @@ def added_product(call: Call) -> list[Value]:
         return [total(call, [(start, 1), (first, factor / second if quotient else factor * second)])]
     if call.value(first) is None and not quotient:
         return [total(call, [(start, 1), (second, factor * first)])]
-    from vitx.tape.rules.products import product
-
     function = torch.ops.aten.div if quotient else torch.ops.aten.mul
     of_product = product(call.inner(function.Tensor, first, second), first, second, quotient=quotient)
     return [total(call, [(start, 1)], [(of_product, factor)])]
@@ -79,10 +78,9 @@ def _name_logarithm(found: Value, live: Sequence[tuple[Value, Any]]) -> None:
         return
     (first, _), (second, sign) = live
     if second.kind == "normalizer" and first.kind != "size" and isinstance(sign, (int, float)) and sign < 0:
-        found.kind, found.dim = "log", second.dim
+        found.kind, found.dim = "log", reduced(found.shape, second.shape)
     elif {first.kind, second.kind} == {"normalizer", "size"}:
         found.kind = "normalizer"
-        found.dim = first.dim if first.kind == "normalizer" else second.dim
 
 
 def total_of(

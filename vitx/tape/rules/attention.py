@@ -1,0 +1,169 @@
+"""Weights times values: attention, as the model wrote it or as a fused kernel."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitx.tape import axes as ax
+from vitx.tape.attention import Attention
+from vitx.tape.call import Call
+from vitx.tape.contraction import Contraction, Given, Layout, Operand
+from vitx.tape.expanded import reshaped, scaled, summed
+from vitx.tape.registry import rule
+from vitx.tape.values import Step, Value
+from vitx.tape.weights import DotProductWeights, StoredWeights, Weights
+
+
+def attended(
+    call: Call, contraction: Contraction, pair: Sequence[Given], factor: float, *, weights_first: bool
+) -> Value:
+    """Follows weights times values, as the model wrote it."""
+    weights, values = contraction.left, contraction.right
+    (a, _), (v, _) = pair
+    if not weights_first:
+        weights, values, a, v = values, weights, v, a
+    assert weights.value is not None
+    assert values.value is not None
+    layout = Layout.of(contraction, weights, values, values.value.axes)
+    matrix = layout.weights(weights.aligned(a))
+    matrix = matrix if factor == 1 else matrix * factor
+    dims = () if weights.value.dim is None else (weights.places[weights.value.dim],)
+    described = StoredWeights(
+        matrix,
+        layout.values(values.aligned(v)),
+        keeps=call.tape.network is not None,
+        memory=call.tape.memory,
+        keeper=call.tape.keeper,
+        sums_to_1=dims == contraction.summed and factor == 1 and not weights.value.rounded,
+    )
+    keys = matrix.shape[-1]
+
+    def rows(found: Tensor) -> Tensor:
+        share = scaled(found[..., None].expand(*found.shape, keys), 1 / keys)
+        return layout.of_weights(share, weights)
+
+    return attention(call, described, layout, weights.value, values, rows)
+
+
+def attention(
+    call: Call, weights: Weights, layout: Layout, asking: Value | None, values: Operand, rows: Any
+) -> Value:
+    """Adds the step of an attention; what mixes the channels of each token is none between tokens."""
+    tape = call.tape
+    asked = tape.constant(None) if asking is None else asking
+    assert values.value is not None
+
+    def gradient(arrived: list[Tensor]) -> list[Tensor]:
+        return [layout.of_values(weights.transposed(layout.outputs(arrived[0])), values)]
+
+    found = call.make([values.value, asked], _by_method, gradient, sources=[values.value], kind=Attention)
+    step = found.made_by
+    assert isinstance(step, Attention)
+    origin = (values.value.above | 1 << values.value.number) & tape.residuals
+    step.describe(weights, layout, values, rows, max(origin.bit_length() - 1, 0))
+    if layout.over_channels:
+        tape.attentions.remove(step)
+    else:
+        found.open = found.open | {step}
+    return found
+
+
+def _by_method(arrived: list[Tensor]) -> list[Tensor | None]:
+    """Never called: what an attention does with relevance is a matter of the method."""
+    raise AssertionError
+
+
+def normalized(call: Call, before: Attention) -> Value:
+    """Follows exponentials times values, over the sum of the exponentials: a softmax times the values."""
+    whole, value = before.weights.matrix(), before.weights._value
+    weights = StoredWeights(
+        whole / whole.sum(-1, keepdim=True),
+        whole if value is None else value.tensor,
+        keeps=call.tape.network is not None,
+        memory=call.tape.memory,
+        keeper=call.tape.keeper,
+        sums_to_1=True,
+    )
+    call.tape.attentions.remove(before)
+    found = attention(call, weights, before.layout, before.inputs[1], before.operand, before.rows)
+    found.open = found.open - {before}
+    return found
+
+
+@rule(*(f"_scaled_dot_product_{name}" for name in (
+    "flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention",
+    "fused_attention_overrideable",
+)))  # fmt: skip
+def fused(call: Call) -> list[Value]:
+    """Follows the kernels that do not write A down: it is computed anew from queries and keys."""
+    query, key, value = (call[name].detach() for name in ("query", "key", "value"))
+    of_query, of_value = call.value(call["query"]), call.value(call["value"])
+    if of_value is None:
+        return call.make_all(call.values, None, outs=[call.out])
+    groups = query.shape[1] // value.shape[1]
+    if groups > 1:
+        of_value = _repeated(call, of_value, groups)
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    (batch, heads, q, d), k = query.shape, key.shape[2]
+    weighing = Operand(of_query, query.shape, (batch, heads, q, k, 1), (0, 1, 2, 3))
+    values = Operand(of_value, value.shape, (batch, heads, 1, k, value.shape[3]), (0, 1, 3, 4))
+    layout = Layout.of(
+        Contraction(weighing, values, (3,), tuple(call.out.shape)), weighing, values, of_value.axes
+    )
+    weights = _described(call, layout, query, key, value)
+
+    of_queries = replace(layout, sizes=(batch, heads, q, 1, d), keys=(4,), channels=())
+    asking = Operand(of_query, query.shape, (batch, heads, q, 1, d), (0, 1, 2, 4))
+
+    def rows(found: Tensor) -> Tensor:
+        return of_queries.of_weights(scaled(found[..., None].expand(*found.shape, d), 1 / d), asking)
+
+    return [attention(call, weights, layout, of_query, values, rows)]
+
+
+def _repeated(call: Call, value: Value, groups: int) -> Value:
+    """Several heads of queries share the keys and values of one."""
+    found = call.tape.value((value.shape[0], value.shape[1] * groups, *value.shape[2:]), [value])
+
+    def back(arrived: list[Tensor]) -> list[Tensor]:
+        return [summed(reshaped(arrived[0], (*value.shape[:2], groups, *value.shape[2:])), [2])]
+
+    def axes(of: list[ax.Axes]) -> ax.Axes:
+        return (of[0][0], (*of[0][1], ax.Factor(groups, True)), *of[0][2:])
+
+    call.tape.append(Step("repeat_interleave", [value], [found], back, back, axes=axes))
+    return found
+
+
+def _described(call: Call, layout: Layout, query: Tensor, key: Tensor, value: Tensor) -> Weights:
+    """Says how A is computed: it was kept, or is made anew of queries, keys and log-sum-exps."""
+    keeps, memory, keeper = call.tape.network is not None, call.tape.memory, call.tape.keeper
+    if call.fused is not None:
+        mean = call.tape.head_fusion == "mean"
+        return StoredWeights(
+            call.fused[:, None], value, keeps=False, memory=memory, keeper=keeper, sums_to_1=mean
+        )
+    mask = call["attn_mask"] if call["attn_mask"] is not None else call["attn_bias"]
+    shape = (*query.shape[:3], key.shape[2])
+    if call["is_causal"]:
+        mask = torch.ones(shape[2:], dtype=torch.bool, device=query.device).tril()
+    sums = call.outs[1] if len(call.outs) > 1 and call.outs[1].shape[:3] == query.shape[:3] else None
+    if mask is not None:
+        mask = layout.weights(mask.detach().expand(shape)[..., None])
+    return DotProductWeights(
+        _tokens_first(query, layout), _tokens_first(key, layout), _tokens_first(value, layout),
+        keeps=keeps, memory=memory, keeper=keeper, mask=mask, scale=call["scale"],
+        log_sum_exp=None if sums is None else _tokens_first(sums[..., None], layout)[..., 0],
+    )  # fmt: skip
+
+
+def _tokens_first(tensor: Tensor, layout: Layout) -> Tensor:
+    """Brings (B, H, N, d) to (T, H, N, d), heads apart from windows."""
+    if not layout.factors:
+        return tensor.reshape(-1, 1, *tensor.shape[2:]) if layout.heads == 1 != tensor.shape[1] else tensor
+    found = tensor.reshape(*layout.factors, *tensor.shape[2:])
+    found = found.permute(*layout.order, found.ndim - 2, found.ndim - 1)
+    return found.reshape(-1, layout.heads, *tensor.shape[2:])
