@@ -1,5 +1,6 @@
 """An attention of the pass, and the layers that residuals make of attentions."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,22 +33,20 @@ class Attention(Step):
         origin: the number of the last residual, or of the image, that its values were made from.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        """Describes an attention; `describe` says more."""
-        super().__init__(*args, **options)
-        self.residuals: set[Sum] = set()
-
-    def describe(
+    def __init__(
         self,
+        *step: Any,
         weights: Weights,
         layout: Layout,
         operand: Operand,
         rows: Callable[[Tensor], Tensor],
         origin: int,
     ) -> None:
-        """Says how A is computed, and how it lies in the tensors of the model."""
+        """Describes an attention."""
+        super().__init__(*step)
         self.weights, self.layout, self.operand = weights, layout, operand
         self.rows, self.origin = rows, origin
+        self.residuals: set[Sum] = set()
 
     @property
     def value(self) -> Value:
@@ -76,7 +75,7 @@ class Attention(Step):
     def to_values(self, found: Tensor) -> Tensor:
         """Brings (T, H, K, d), or (T, K) to be shared out evenly, to the values as the model has them."""
         if found.ndim == 2:
-            heads, channels = self.layout.heads, self.channels
+            heads, channels = self.layout.heads, math.prod(self.layout.sizes[d] for d in self.layout.channels)
             found = scaled(found[:, None, :, None].expand(-1, heads, -1, channels), 1 / (heads * channels))
         return self.layout.of_values(found, self.operand)
 
@@ -84,14 +83,6 @@ class Attention(Step):
         """Brings (T, Q), to be shared out evenly among the heads, to what asked."""
         heads = self.layout.heads
         return self.rows(scaled(found[:, None].expand(-1, heads, -1), 1 / heads))
-
-    @property
-    def channels(self) -> int:
-        """How many channels its values have."""
-        size = 1
-        for dim in self.layout.channels:
-            size *= self.layout.sizes[dim]
-        return size
 
 
 @dataclass(frozen=True)

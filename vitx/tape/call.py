@@ -176,7 +176,7 @@ class Call:
         sources: Sequence[Value] | None = None,
         axes: Callable[[list[Axes]], Axes | None] | None = None,
         name: str | None = None,
-        kind: type[Step] = Step,
+        kind: Callable[..., Step] = Step,
         exact: bool = False,
     ) -> Value:
         """Adds the step of this call, and returns the value of its first output.
@@ -212,7 +212,7 @@ class Call:
         sources: Sequence[Value] | None = None,
         axes: Callable[[list[Axes]], Axes | None] | None = None,
         name: str | None = None,
-        kind: type[Step] = Step,
+        kind: Callable[..., Step] = Step,
         exact: bool = False,
     ) -> list[Value]:
         """Does the same for a call of several outputs."""

@@ -29,18 +29,24 @@ class Sum(Step):
         returns: whether what enters its branches comes back through the queries; None until it was tried.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *step: Any, vias: dict[Value, Via]) -> None:
         """Describes a sum by its terms."""
-        super().__init__(*args, **options)
+        super().__init__(*step)
+        self.relevance = self.back
         self.stream = stream_of(self.inputs) if len({term.base for term in self.inputs}) > 1 else None
         self.branches: list[Value] = []
         self.returns: bool | None = None
-        self.vias: dict[Value, Via] = {}
+        self.vias = vias
         self.closes: frozenset[Attention] = frozenset()
         if self.stream is not None:
             passed = self.stream.open
             self.branches = [term for term in self.inputs if term is not self.stream and term.open - passed]
-            self.closes = frozenset().union(*(term.open - passed for term in self.branches))
+            self.closes = self.closes.union(*(term.open - passed for term in self.branches))
+
+    def back(self, arrived: list[Tensor]) -> list[Tensor | None]:
+        """Takes relevance to the terms."""
+        pairs = zip(self.inputs, self.apportion(arrived[0], self.shares()), strict=True)
+        return [None if part is None else self.to_term(term, part) for term, part in pairs]
 
     def shares(self) -> list[float]:
         """Returns what share of its relevance each term gets, if a token keeps half of it by a residual."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,15 +60,14 @@ def attention(
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
         return [layout.of_values(weights.transposed(layout.outputs(arrived[0])), values)]
 
-    found = call.make([values.value, asked], _by_method, gradient, sources=[values.value], kind=Attention)
-    step = found.made_by
-    assert isinstance(step, Attention)
     origin = (values.value.above | 1 << values.value.number) & tape.residuals
-    step.describe(weights, layout, values, rows, max(origin.bit_length() - 1, 0))
+    told = {"weights": weights, "layout": layout, "operand": values, "rows": rows}
+    kind = partial(Attention, **told, origin=max(origin.bit_length() - 1, 0))
+    found = call.make([values.value, asked], _by_method, gradient, sources=[values.value], kind=kind)
     if layout.over_channels:
-        tape.attentions.remove(step)
+        tape.attentions.pop()
     else:
-        found.open = found.open | {step}
+        found.open = found.open | {found.made_by}
     return found
 
 

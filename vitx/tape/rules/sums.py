@@ -1,7 +1,7 @@
 """Sums and differences, of several values or of one and a constant."""
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -115,22 +115,18 @@ def total_of(
         return found
     terms = terms_of(counted or [value for value, _ in live])
 
-    step: Sum
-
-    def relevance(arrived: list[Tensor]) -> list[Tensor | None]:
-        pairs = zip(step.inputs, step.apportion(arrived[0], step.shares()), strict=True)
-        return [None if part is None else step.to_term(term, part) for term, part in pairs]
-
     alike = all(shape == term.shape for term in terms)
-
-    def axes(of: list[ax.Axes]) -> ax.Axes | None:
-        return reduce(ax.merged, of) if alike and step.stream is None else None
-
-    found = call.make(list(terms), relevance, gradient, sources=sources, axes=axes, kind=Sum, exact=exact)
-    made = found.made_by
-    assert isinstance(made, Sum)
-    step = made
-    step.vias = {term: via for term, via in terms.items() if via is not None}
+    found = call.make(
+        *(list(terms), None, gradient),
+        sources=sources,
+        axes=(lambda of: reduce(ax.merged, of)) if alike else None,
+        kind=partial(Sum, vias={term: via for term, via in terms.items() if via is not None}),
+        exact=exact,
+    )
+    step = found.made_by
+    assert isinstance(step, Sum)
+    if step.stream is not None:
+        step.axes = None
     _close(call, found, step, [value for value, _ in live])
     kinds = {value.kind for value in counted}
     if "scores" in kinds or kinds == {"weights"}:
