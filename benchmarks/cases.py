@@ -53,7 +53,9 @@ VARIANTS: dict[str, Peer] = {
 TIMED: dict[str, Peer] = {**VITX, BACKWARD: backward, **PEERS}
 RUNS: dict[str, Peer] = {FORWARD: forward, KEPT: kept, **TIMED, **VARIANTS}
 CLOSE = {FORWARD, KEPT, BACKWARD, *VITX}  # in memory; peers need a multiple
-WITHOUT_CLASS = {"vitx rollout", "dense rollout, hooked", "fast-vit-rollout", "torchxai-explain, rollout"}
+WITHOUT_CLASS = {
+    *("vitx rollout", "dense rollout, hooked", "hooked row", "fast-vit-rollout", "torchxai-explain, rollout")
+}
 FOR_A_CLASS = set(TIMED) - WITHOUT_CLASS
 
 
@@ -104,7 +106,7 @@ CPU_CASES = {
     "tiny-224": Case(TINY, 8, 224, variants=True),
     "tiny-1024": Case(TINY, 1, 1024, memory=True, every=3),
     "tiny-512": Case(TINY, 1, 512, memory=True),
-    "small-224": Case("vit_small_patch16_224", 8, 224, every=2),
+    "small-224": Case("vit_small_patch16_224", 4, 224, every=2),
     "small-384": Case("vit_small_patch16_224", 2, 384, every=2),
     "distilled-224": Case("deit_tiny_distilled_patch16_224", 8, 224),
     "swin-224": Case("swin_tiny_patch4_window7_224", 8, 224, every=3),

@@ -43,11 +43,13 @@ def dropouts(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def attentions(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects every layer's attention, (B, heads, N, N)."""
+def attentions(
+    model: nn.Module, keep: Callable[[Tensor], Tensor] = lambda attention: attention
+) -> Iterator[list[Tensor]]:
+    """Collects what is to be kept of every layer's attention, (B, heads, N, N)."""
     kept: list[Tensor] = []
     hooks = [
-        module.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+        module.register_forward_hook(lambda _module, _inputs, output: kept.append(keep(output)))
         for module in dropouts(model)
     ]
     try:
@@ -89,6 +91,18 @@ def dense_rollout(model: nn.Module, images: Tensor, read: int = 1) -> Any:
     with attentions(model) as kept:
         model(images)
         return patches(model, roll_out(attention.mean(1) for attention in kept), read)
+
+
+@torch.no_grad()
+def hooked_row(model: Any, images: Tensor, read: int = 1) -> Any:
+    """Attention rollout as a vector that goes through the layers, which no package does."""
+    with attentions(model, keep=lambda attention: attention.mean(1)) as kept:
+        model(images)
+    row = kept[0].new_zeros(len(images), 1, kept[0].shape[-1])
+    row[..., :read] = 1 / read
+    for attention in reversed(kept):
+        row = (row + row @ attention) / 2
+    return row[:, 0, model.num_prefix_tokens :].unflatten(1, model.patch_embed.grid_size)
 
 
 def dense_grad_rollout(model: nn.Module, images: Tensor, classes: Sequence[int] | None = None) -> Any:
@@ -271,6 +285,7 @@ def hilrp(model: Any, images: Tensor, classes: Sequence[int]) -> Tensor:
 
 PEERS: dict[str, Peer] = {
     "dense rollout, hooked": dense_rollout,
+    "hooked row": hooked_row,
     "dense gradient rollout, hooked": dense_grad_rollout,
     "fast-vit-rollout": fast_vit_rollout,
     "torchxai-explain, rollout": tidied(partial(torchxai, "rollout")),
