@@ -4,6 +4,7 @@ It is had from the operator's own backward pass, run for this one call; the mode
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,13 +14,11 @@ if TYPE_CHECKING:
     from vitx.tape.call import Call
 
 
+@dataclass(frozen=True)
 class _Hole:
     """Stands for a tensor among the arguments that are kept."""
 
-    __slots__ = ("number",)
-
-    def __init__(self, number: int) -> None:
-        self.number = number
+    number: int
 
 
 class Transpose:
@@ -36,35 +35,34 @@ class Transpose:
             holes: the arguments that count.
             points: what they are; None: any, so that the shape is enough.
         """
+        keep = call.tape.keeper.keep
         self._function = _pure(call)
         self._shapes = [tensor.shape for tensor in holes]
-        keep = call.tape.keeper.keep
         self._points = [None if point is None else keep(point) for point in points]
         numbers = {id(tensor): _Hole(number) for number, tensor in enumerate(holes)}
-        self._args = _replaced(call.args, lambda t: numbers.get(id(t), t))
-        self._kwargs = {
-            name: _replaced(value, lambda t: numbers.get(id(t), t))
-            for name, value in call.kwargs.items()
-            if name not in call.overload.written
-        }
-        self._count = len(call.outs)
-
-    @classmethod
-    def plain(cls, call: "Call") -> "Transpose":
-        """Returns that of a call where the model ran it, for its live arguments."""
-        holes = [tensor for tensor, _ in call.live]
-        return cls(call, holes, holes)
+        kwargs = {name: value for name, value in call.kwargs.items() if name not in call.overload.written}
+        self._given = _replaced((call.args, kwargs), lambda value: numbers.get(id(value), value))
 
     def run(self, points: Sequence[Tensor]) -> list[Tensor]:
         """Runs the operator anew; returns its floating-point outputs."""
-        out = self._function(*self._filled(self._args, points), **self._filled(self._kwargs, points))
+
+        def filled(value: Any) -> Any:
+            if isinstance(value, _Hole):
+                return points[value.number]
+            if isinstance(value, Tensor):
+                value = value.clone() if value.is_inference() else value
+                return value.to(points[0].dtype) if value.is_floating_point() else value
+            return value
+
+        args, kwargs = _replaced(self._given, filled)
+        out = self._function(*args, **kwargs)
         outs = out if isinstance(out, (list, tuple)) else [out]
         return [one for one in outs if isinstance(one, Tensor) and one.is_floating_point()]
 
     def linear(self, points: Sequence[Tensor]) -> Tensor:
         """Runs it, and takes away what the constants among its arguments make of nothing."""
         with torch.no_grad():
-            return self.run(points)[0] - self.run([torch.zeros_like(point) for point in points])[0]
+            return self.run(points)[0] - self.at_0(points)
 
     def at_0(self, like: Sequence[Tensor]) -> Tensor:
         """Runs it on zeros: what the constants among its arguments make of nothing."""
@@ -73,7 +71,7 @@ class Transpose:
 
     def reached(self, like: Tensor) -> Tensor:
         """Returns which elements of the output depend on the arguments that count, as of a rearrangement."""
-        zeros = [torch.zeros(s, dtype=like.dtype, device=like.device) for s in self._shapes]
+        zeros = [like.new_zeros(shape) for shape in self._shapes]
         with torch.no_grad():
             return self.run([zero + 1 for zero in zeros])[0] != self.run(zeros)[0]
 
@@ -82,39 +80,20 @@ class Transpose:
         like = next(g for g in gradients if g is not None)
         differentiable = torch.is_grad_enabled() and any(g.requires_grad for g in gradients)
         with torch.enable_grad():
-            leaves = [self._leaf(number, like) for number in range(len(self._shapes))]
-            outs = self.run(leaves)
+            leaves = [
+                like.new_zeros(shape) if point is None else point.tensor.to(like.dtype, copy=True)
+                for shape, point in zip(self._shapes, self._points, strict=True)
+            ]
+            outs = self.run([leaf.requires_grad_() for leaf in leaves])
             pairs = [(o, g) for o, g in zip(outs, gradients, strict=False) if o.requires_grad]
             if not pairs:
                 return [None] * len(leaves)
-            return list(
-                torch.autograd.grad(
-                    [out for out, _ in pairs],
-                    leaves,
-                    [g.to(out.dtype).expand(out.shape) for out, g in pairs],
-                    allow_unused=True,
-                    create_graph=differentiable,
-                )
+            found = torch.autograd.grad(
+                *([out for out, _ in pairs], leaves, [g.to(o.dtype).expand(o.shape) for o, g in pairs]),
+                allow_unused=True,
+                create_graph=differentiable,
             )
-
-    def _leaf(self, number: int, like: Tensor) -> Tensor:
-        point = self._points[number]
-        if point is None:
-            leaf = torch.zeros(self._shapes[number], dtype=like.dtype, device=like.device)
-        else:
-            leaf = point.tensor.to(like.dtype, copy=True)
-        return leaf.requires_grad_()
-
-    def _filled(self, values: Any, points: Sequence[Tensor]) -> Any:
-        def fill(value: Any) -> Any:
-            if isinstance(value, _Hole):
-                return points[value.number]
-            if isinstance(value, Tensor):
-                value = value.clone() if value.is_inference() else value
-                return value.to(points[0].dtype) if value.is_floating_point() else value
-            return value
-
-        return _replaced(values, fill)
+            return list(found)
 
 
 def _pure(call: "Call") -> Callable[..., Any]:

@@ -102,7 +102,7 @@ def fused(call: Call) -> list[Value]:
     query, key, value = (call[name].detach() for name in ("query", "key", "value"))
     of_query, of_value = call.value(call["query"]), call.value(call["value"])
     if of_value is None:
-        return call.make_all(call.values, None, outs=[call.out])
+        return [call.make(call.values, None)]
     groups = query.shape[1] // value.shape[1]
     if groups > 1:
         of_value = _repeated(call, of_value, groups)
