@@ -1,18 +1,91 @@
-"""One ATen call: its arguments by name, and the values among them."""
+"""One ATen call: its operator, its arguments by name, and the values among them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from vitx.tape.axes import Axes
-from vitx.tape.overload import Overload, overload
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Factors, Tensors
 from vitx.tape.values import Back, Step, Value
 from vitx.tape.vjp import Transpose
 
 
+class Overload(NamedTuple):
+    """What the schema of an operator says.
+
+    Attributes:
+        function: the overload.
+        name: of the operator, without the underscore of what writes in place.
+        places: of its arguments.
+        defaults: of its arguments.
+        holders: name and place of each argument that may hold tensors.
+        written: the arguments that it writes its result into.
+        in_place: whether that is its first argument.
+        composite: whether it is made of other operators, and of nothing else.
+        views: whether it returns views of its first argument.
+    """
+
+    function: Any
+    name: str
+    places: dict[str, int]
+    defaults: dict[str, Any]
+    holders: list[tuple[str, int]]
+    written: list[str]
+    in_place: bool
+    composite: bool
+    views: bool
+
+    def tensors(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """Lists the tensors among arguments."""
+        found: list[Tensor] = []
+        for name, place in self.holders:
+            given = args[place] if place < len(args) else kwargs.get(name)
+            if isinstance(given, Tensor):
+                found.append(given)
+            elif given is not None:
+                found += tensors_in(given)
+        return found
+
+
+@cache
+def overload(function: Any) -> Overload:
+    """Reads the schema of an operator, once."""
+    schema = function._schema
+    name = schema.name.removeprefix("aten::")
+    in_place = name.endswith("_") and not name.endswith("__")
+    places = {a.name: place for place, a in enumerate(schema.arguments)}
+    into = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    written = [a.name for a in into if in_place or a.kwarg_only][: 1 if in_place else None]
+    return Overload(
+        function,
+        name.removesuffix("_") if in_place else name,
+        places,
+        {a.name: a.default_value for a in schema.arguments if a.has_default_value()},
+        [(a.name, places[a.name]) for a in schema.arguments if "Tensor" in str(a.type)],
+        written,
+        in_place,
+        torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd"),
+        not written and any(r.alias_info is not None for r in schema.returns),
+    )
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Lists the tensors in an argument or a result, in their order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return []
+    return [tensor for one in value for tensor in tensors_in(one)]
+
+
+@dataclass(eq=False)
 class Call:
     """A call that ran, of which at least one argument is live.
 
@@ -20,33 +93,27 @@ class Call:
         tape: the pass.
         tensors: what is known of its tensors.
         overload: the operator.
-        name: its name.
         args: arguments by place.
         kwargs: arguments by name.
         live: each live tensor among them, with its value, in their order.
-        values: these values.
         outs: the tensors that it put out, or wrote into.
         factors: what the output is the product of, if a rule says so.
         fused: A with its heads fused, if it was kept as the call ran.
     """
 
+    tape: Tape
+    tensors: Tensors
+    overload: Overload
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    live: Sequence[tuple[Tensor, Value]]
+    outs: Sequence[Tensor] = ()
     factors: Factors = None
     fused: Tensor | None = None
 
-    def __init__(
-        self,
-        tape: Tape,
-        tensors: Tensors,
-        overload: Overload,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        live: Sequence[tuple[Tensor, Value]],
-    ) -> None:
-        """Describes a call before it runs."""
-        self.tape, self.tensors, self.overload, self.name = tape, tensors, overload, overload.name
-        self.args, self.kwargs, self.live = args, kwargs, live
-        self.values = [value for _, value in live]
-        self.outs: Sequence[Tensor] = ()
+    def __post_init__(self) -> None:
+        self.name = self.overload.name
+        self.values = [value for _, value in self.live]
 
     def __getitem__(self, name: str) -> Any:
         """Returns an argument by its name in the schema; its default, or None, where it was not given."""
@@ -77,7 +144,7 @@ class Call:
         return self.tensors.is_fixed(constant)
 
     def factors_of(self, tensor: Tensor) -> Factors:
-        """Returns what a tensor is the product of, element by element, where that is known."""
+        """Returns what a tensor is the product of, element by element; None where that is not known."""
         known = self.tensors.get(tensor)
         return None if known is None else known.factors
 
@@ -90,21 +157,20 @@ class Call:
     def inner(self, function: Any, *args: Tensor) -> "Call":
         """Returns a call that is a part of this one, as the product in a sum of something and a product."""
         live = [(tensor, value) for tensor, value in self.live if any(tensor is one for one in args)]
-        part = Call(self.tape, self.tensors, overload(function), args, {}, live)
-        part.outs = self.outs
-        return part
+        return Call(self.tape, self.tensors, overload(function), args, {}, live, self.outs)
 
     def answers(self) -> list[Value]:
         """Returns the live values of which masks and indices among the arguments were made."""
-        given = self.overload.tensors(self.args, self.kwargs)
-        known = [self.tensors.get(tensor) for tensor in given if not tensor.is_floating_point()]
-        return [one.source for one in known if one is not None and one.source is not None]
+        return [known.source for known in map(self.tensors.get, self._given()) if known and known.source]
 
     def constants(self) -> list[Tensor]:
         """Returns the floating-point tensors among the arguments that are not live."""
+        return [one for one in self._given() if one.is_floating_point() and self.value(one) is None]
+
+    def _given(self) -> list[Tensor]:
+        """Lists the tensors among the arguments, but those by name that it only writes into."""
         read = {name: value for name, value in self.kwargs.items() if name not in self.overload.written}
-        given = self.overload.tensors(self.args, read)
-        return [tensor for tensor in given if tensor.is_floating_point() and self.value(tensor) is None]
+        return self.overload.tensors(self.args, read)
 
     def make(
         self,
@@ -121,16 +187,8 @@ class Call:
     ) -> Value:
         """Adds the step of this call, and returns the value of its first output.
 
-        Args:
-            inputs: where relevance goes.
-            relevance: as for `Step`.
-            gradient: of the linearised network, as for `Step`.
-            sources: where the gradient goes; the inputs by default.
-            axes: as for `Step`.
-            name: of the step; that of the operator by default.
-            kind: of the step.
-            exact: whether the gradient is that of the network as it is, too.
-            outs: the outputs that get a value; the first one by default.
+        All is as for `Step`, but the gradient is that of the linearised network; where it is `exact`, it is
+        that of the network as it is, too. `outs` are the outputs that get a value: by default, the first one.
         """
         tape, given = self.tape, self.values
         if inputs != given:

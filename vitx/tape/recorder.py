@@ -16,9 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitx.errors import VitxError
 from vitx.tape import kernels
-from vitx.tape.call import Call
+from vitx.tape.call import Call, overload, tensors_in
 from vitx.tape.leaving import Leaving
-from vitx.tape.overload import overload, tensors_in
 from vitx.tape.rules import rule_of
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Tensors
@@ -68,8 +67,8 @@ class Recorder(TorchDispatchMode):
 
     def get(self, tensor: Any) -> Value | None:
         """Returns the value of a tensor; None if it does not depend on the image."""
-        if self._versions and (value := self._versions.read(tensor)) is not None:
-            return value
+        if self._versions:
+            self._versions.read([tensor])
         known = self._tensors.get(tensor)
         return None if known is None else known.value
 
@@ -93,31 +92,58 @@ class Recorder(TorchDispatchMode):
         given = operator.tensors(args, kwargs)
         if self._left:
             self._look_for_strangers(given)
-        if self._versions and operator.views and self._versions.is_stale(args[0]):
-            out = func(*args, **kwargs)
-            for view in tensors_in(out):
-                self._versions.read(view)  # what the storage holds now
-            return out
-        live = [(tensor, value) for tensor in given if (value := self.get(tensor)) is not None]
+        if self._versions:
+            if operator.views and self._versions.of_stale(args[0]):
+                out = func(*args, **kwargs)
+                self._versions.read(tensors_in(out))  # of what the storage holds now
+                return out
+            self._versions.read(given)
+        live = self._tensors.live(given)
         if not live or operator.name in FACTORIES:
             out = func(*args, **kwargs)
-            self._made(tensors_in(out), given, new=bool(live) or operator.name.startswith("lift_fresh"))
+            new = bool(live) or operator.name.startswith("lift_fresh")  # made of nothing that was given
+            self._note_constants(tensors_in(out), given, new)
             return out
         call = Call(self.tape, self._tensors, operator, args, kwargs, live)
-        if operator.written:
-            return self._write(call)
-        out = kernels.run(call)
-        made = tensors_in(out)
-        for tensor in made:
-            if not tensor.is_floating_point():
-                self._tensors.answers(tensor, live[0][1])
+        into = [tensor for name in operator.written for tensor in tensors_in(call[name])]
+        if into:
+            self._prepare_to_write(call, into)
+        out = func(*args, **kwargs) if into else kernels.run(call)
+        made = into or tensors_in(out)
         call.outs = [tensor for tensor in made if _holds(call, tensor)]
         if operator.name == "as_strided":
             self._tensors.bind(out, self._versions.laid(out))
         elif call.outs:
             for tensor, value in zip(call.outs, rule_of(call)(call), strict=False):
-                self._tensors.bind(tensor, value, call.factors)
+                if into:
+                    self._versions.write(tensor, value)
+                else:
+                    self._tensors.bind(tensor, value, call.factors)
+        for tensor in made:
+            if not tensor.is_floating_point():
+                self._tensors.of(tensor).source = live[0][1]
         return out
+
+    def _note_constants(self, outs: Sequence[Tensor], given: Sequence[Tensor], new: bool) -> None:
+        """Notes whether constants were made of anything learned, and masks and indices of a live value."""
+        fixed = new or all(self._tensors.is_fixed(one) for one in given if one.is_floating_point())
+        sources = [known.source for one in given if (known := self._tensors.get(one)) and known.source]
+        for tensor in outs:
+            known = self._tensors.of(tensor)
+            known.fixed = fixed
+            if sources and not tensor.is_floating_point():
+                known.source = sources[0]
+
+    def _prepare_to_write(self, call: Call, into: Sequence[Tensor]) -> None:
+        """Keeps what will be overwritten: of an operator that works in place, the rule sees a stand-in."""
+        if call.overload.in_place:
+            target = into[0]
+            before = target.clone() if self.tape.network is not None else target.detach()
+            if call.value(target) is None:
+                self._tensors.of(before).fixed = self._tensors.is_fixed(target)
+            call.live = [(before if tensor is target else tensor, value) for tensor, value in call.live]
+            call.args = [before if argument is target else argument for argument in call.args]
+        self.tape.keeper.preserve(into)
 
     def _let_go(self, tensor: Any) -> None:
         """Notes that a tensor is handed to other code."""
@@ -127,44 +153,11 @@ class Recorder(TorchDispatchMode):
         """Takes what no call made, and the model does not hold, for made of what has left torch."""
         for tensor in given:
             known = self._tensors.get(tensor)
-            if known is not None and known.fixed is not None:
-                continue
-            if self.get(tensor) is None and tensor.is_floating_point() and not self._tensors.is_of_model(tensor):
+            ours = (known and known.fixed is not None) or self._tensors.is_of_model(tensor)
+            if not ours and tensor.is_floating_point() and self.get(tensor) is None:
                 value = self.tape.value(tensor.shape, self.tape.images)
                 self.tape.append(Step(UNSEEN, self.tape.images, [value], None))
                 self._tensors.bind(tensor, value)
-
-    def _made(self, outs: Sequence[Tensor], given: Sequence[Tensor], *, new: bool) -> None:
-        """Keeps of what constants were made: of nothing that was given, if they are new."""
-        fixed = new or self._tensors.are_fixed(given)
-        known = [self._tensors.get(tensor) for tensor in given]
-        source = next((one.source for one in known if one is not None and one.source is not None), None)
-        for tensor in outs:
-            self._tensors.made(tensor, fixed)
-            if source is not None and not tensor.is_floating_point():
-                self._tensors.answers(tensor, source)
-
-    def _write(self, call: Call) -> Any:
-        """Runs what writes into tensors, and follows the operator that does the same without."""
-        into = [tensor for name in call.overload.written for tensor in tensors_in(call[name])]
-        args = call.args
-        if call.overload.in_place:
-            self._as_it_was(call, into[0])
-        self.tape.keeper.preserve(into)
-        out = call.overload.function(*args, **call.kwargs)
-        call.outs = [tensor for tensor in into if _holds(call, tensor)]
-        if call.outs:
-            for tensor, value in zip(call.outs, rule_of(call)(call), strict=False):
-                self._versions.write(tensor, value)
-        return out
-
-    def _as_it_was(self, call: Call, target: Tensor) -> None:
-        """Puts a stand-in for what is written into among the arguments of a call."""
-        before = target.clone() if self.tape.network is not None else target.detach()
-        if call.value(target) is None:
-            self._tensors.made(before, self._tensors.is_fixed(target))
-        call.live = [(before if tensor is target else tensor, value) for tensor, value in call.live]
-        call.args = [before if argument is target else argument for argument in call.args]
 
 
 def _holds(call: Call, out: Tensor) -> bool:

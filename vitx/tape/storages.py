@@ -24,11 +24,6 @@ def geometry(tensor: Tensor) -> Geometry:
     return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
 
 
-def pick(flat: Tensor, where: Geometry) -> Tensor:
-    """Returns the part of a storage, (n,), that lies so."""
-    return flat.as_strided(*where)
-
-
 def lay(part: Tensor, where: Geometry, shape: Sequence[int]) -> Tensor:
     """Adds a part up where it lies in its storage, of this shape."""
     sizes, strides, offset = where
@@ -42,14 +37,14 @@ def lay(part: Tensor, where: Geometry, shape: Sequence[int]) -> Tensor:
 
 def moved(axes: Axes, where: Geometry) -> Axes:
     """Returns the axes of a part of a storage."""
-    return by_place(axes, lambda marks: pick(marks, where).contiguous())
+    return by_place(axes, lambda marks: marks.as_strided(*where).contiguous())
 
 
 def overlap(first: Geometry, second: Geometry, size: int) -> bool:
     """Returns whether two tensors in a storage of this size have elements in common."""
     marks = torch.zeros(size, dtype=torch.bool)
-    pick(marks, first).fill_(True)
-    return bool(pick(marks, second).any())
+    marks.as_strided(*first).fill_(True)
+    return bool(marks.as_strided(*second).any())
 
 
 def in_order(where: Geometry) -> bool:

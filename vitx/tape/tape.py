@@ -1,6 +1,7 @@
 """The tape of one pass: what ran, step by step, and what each step made of which values."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,11 +14,16 @@ from vitx.tape.places import place_of
 from vitx.tape.values import Step, Value
 
 
+@dataclass(eq=False)
 class Tape:
     """The steps of one pass.
 
     Attributes:
         model: the model that ran.
+        network: of which network a gradient is recorded, "linearised" or "plain"; None: of none.
+        accounts: whether it is kept what constants and residuals add to a score.
+        head_fusion: how the heads of a small A are fused as it is computed; None: they are not.
+        named: whether the place of each step in the model is kept.
         steps: in the order in which they ran.
         values: by their numbers.
         images: the values that the pass began with; the ways back end at the first one.
@@ -25,37 +31,27 @@ class Tape:
         attentions: the steps that are attentions, in their order.
         streams: what each residual put out, with the number of attentions before it, where `accounts`.
         shifted: of a value to which a constant was added, what came out, where `accounts`.
-        network: of which network a gradient is recorded, "linearised" or "plain"; None: of none.
-        accounts: whether it is kept what constants and residuals add to a score.
-        head_fusion: how the heads of a small A are fused as it is computed; None: they are not.
-        named: whether the place of each step in the model is kept.
         memory: what the attentions share.
         keeper: keeps tensors for the ways back.
         residuals: the numbers of the values that residuals put out, and of the images, as a bit set.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        network: str | None = None,
-        accounts: bool = False,
-        head_fusion: str | None = None,
-        named: bool = False,
-    ) -> None:
-        """Begins an empty tape."""
-        self.model = model
-        self.steps: list[Step] = []
-        self.values: list[Value] = []
-        self.images: list[Value] = []
-        self.constants: list[Value] = []
-        self.attentions: list[Attention] = []
-        self.streams: dict[Value, tuple[Kept, int]] = {}
-        self.shifted: dict[Value, tuple[Value, Kept]] = {}
-        self.network, self.accounts, self.head_fusion, self.named = network, accounts, head_fusion, named
-        self.memory, self.keeper = Memory(), Keeper()
-        self.residuals = 0
-        self._bases: dict[tuple[Any, ...], int] = {}
+    model: nn.Module
+    network: str | None = None
+    accounts: bool = False
+    head_fusion: str | None = None
+    named: bool = False
+    steps: list[Step] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
+    images: list[Value] = field(default_factory=list)
+    constants: list[Value] = field(default_factory=list)
+    attentions: list[Attention] = field(default_factory=list)
+    streams: dict[Value, tuple[Kept, int]] = field(default_factory=dict)
+    shifted: dict[Value, tuple[Value, Kept]] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
+    keeper: Keeper = field(default_factory=Keeper)
+    residuals: int = 0
+    _bases: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
     def value(self, shape: Sequence[int], inputs: Sequence[Value] = ()) -> Value:
         """Makes a value."""
@@ -64,12 +60,7 @@ class Tape:
         return found
 
     def constant(self, tensor: Tensor | None, shape: Sequence[int] = ()) -> Value:
-        """Makes the value of what the model brings itself.
-
-        Args:
-            tensor: what it is, kept where it is asked what constants add to a score; None: it is 0.
-            shape: of a constant without a tensor.
-        """
+        """Makes the value of what the model brings itself; without a tensor, it is 0 and has this shape."""
         found = self.value(shape if tensor is None else tensor.shape)
         found.is_constant = True
         if self.accounts and tensor is not None:
@@ -100,9 +91,9 @@ class Tape:
             vars(one).clear()
         for found in (self.steps, self.values, self.images, self.constants, self.attentions):
             found.clear()
-        self.memory, self.keeper = Memory(), Keeper()
         self.streams.clear()
         self.shifted.clear()
+        self.memory, self.keeper = Memory(), Keeper()
 
     @property
     def image(self) -> Value:

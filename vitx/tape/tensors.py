@@ -1,7 +1,7 @@
 """What is known of the tensors of a pass: which are live, and of what the others were made."""
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ class Known(weakref.ref[Tensor]):
     Attributes:
         key: the tensor's identity.
         value: its value, if it is live.
-        stamp: how many values had been given when it got this one.
+        stamp: how many values had been given to tensors when it got this one.
         factors: what it is the product of.
         fixed: of what the pass made without the image, whether nothing learned went into it; else None.
         source: the live value of which a mask or an index was made.
@@ -43,28 +43,41 @@ class Tensors:
         self.stamp = 0
         self._known: dict[int, Known] = {}
         modules = list(model.modules())
-        parameters = [p for module in modules for p in module._parameters.values() if p is not None]
         buffers = [b for module in modules for b in module._buffers.values() if b is not None]
-        self._buffers = {storage_of(buffer) for buffer in buffers}
-        self._own = self._buffers | {storage_of(parameter) for parameter in parameters}
+        parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+        self._buffers = set(map(storage_of, buffers))
+        self._own = self._buffers.union(map(storage_of, parameters))
 
     def get(self, tensor: Tensor) -> Known | None:
         """Returns what is known of a tensor; None if nothing is."""
         return self._known.get(id(tensor))
 
+    def of(self, tensor: Tensor) -> Known:
+        """Returns what is known of a tensor, to be added to."""
+        key = id(tensor)
+        if key not in self._known:
+            self._known[key] = known = Known(tensor, self._forget)
+            known.key = key
+        return self._known[key]
+
+    def _forget(self, known: Known) -> None:
+        del self._known[known.key]
+
     def bind(self, tensor: Tensor, value: Value, factors: Factors = None) -> None:
         """Says which value a tensor has from now on."""
         self.stamp += 1
-        known = self._of(tensor)
+        known = self.of(tensor)
         known.value, known.stamp, known.factors = value, self.stamp, factors
 
-    def made(self, tensor: Tensor, fixed: bool) -> None:
-        """Notes that the pass made a constant, and whether of nothing that was learned."""
-        self._of(tensor).fixed = fixed
+    def live(self, tensors: Iterable[Tensor]) -> list[tuple[Tensor, Value]]:
+        """Returns the live ones of several tensors, with their values."""
+        known = self._known
+        return [(t, one.value) for t in tensors if (one := known.get(id(t))) and one.value]
 
-    def answers(self, tensor: Tensor, source: Value) -> None:
-        """Notes of which live value a mask or an index was made."""
-        self._of(tensor).source = source
+    def live_in(self, storage: int) -> list[tuple[Tensor, Value]]:
+        """Returns the live tensors that lie in a storage, with their values."""
+        tensors = [tensor for known in list(self._known.values()) if (tensor := known()) is not None]
+        return [(tensor, value) for tensor, value in self.live(tensors) if storage_of(tensor) == storage]
 
     def is_fixed(self, constant: Tensor) -> bool:
         """Returns whether a constant was not learned: made of nothing that was, or a buffer."""
@@ -73,28 +86,6 @@ class Tensors:
             return known.fixed
         return bool(self._buffers) and storage_of(constant) in self._buffers
 
-    def are_fixed(self, constants: Iterable[Tensor]) -> bool:
-        """Returns whether none of several constants was learned."""
-        return all(self.is_fixed(one) for one in constants if one.is_floating_point())
-
     def is_of_model(self, tensor: Tensor) -> bool:
         """Returns whether a tensor lies where the model keeps its own."""
         return storage_of(tensor) in self._own
-
-    def live_in(self, storage: int) -> Iterator[tuple[Tensor, Value]]:
-        """Yields the live tensors that lie in a storage, with their values."""
-        for known in list(self._known.values()):
-            tensor = known()
-            if tensor is not None and known.value is not None and storage_of(tensor) == storage:
-                yield tensor, known.value
-
-    def _of(self, tensor: Tensor) -> Known:
-        key = id(tensor)
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = Known(tensor, self._forget)
-            known.key = key
-        return known
-
-    def _forget(self, known: Known) -> None:
-        del self._known[known.key]

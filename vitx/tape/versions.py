@@ -12,10 +12,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from vitx.tape import axes as ax
 from vitx.tape.expanded import reshaped
-from vitx.tape.storages import Geometry, geometry, in_order, lay, moved, overlap, pick, storage_of
+from vitx.tape.storages import Geometry, geometry, in_order, lay, moved, overlap, storage_of
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Tensors
-from vitx.tape.values import Step, Value, after
+from vitx.tape.values import Back, Step, Value, after
 
 AxesOf = Callable[[list[ax.Axes]], ax.Axes | None]
 
@@ -25,7 +25,7 @@ class Version(NamedTuple):
 
     Attributes:
         storage: a reference to it.
-        value: of the tensor that lies in it.
+        value: of the tensor that fills it.
         geometry: how that lies in it.
         stamp: how many values had been given to tensors by then.
         part: what was written last, and where; None if that is all.
@@ -48,30 +48,28 @@ class Versions(dict[int | None, Version]):
         super().__init__()
         self._tape, self._tensors = tape, tensors
 
-    def is_stale(self, tensor: Tensor) -> bool:
-        """Returns whether the storage of a tensor was written into since it got its value."""
-        return self._unread(tensor) is not None
+    def of_stale(self, tensor: Tensor) -> Version | None:
+        """Returns what the storage of a tensor holds that has no value of it; None if it is not stale."""
+        version, known = self._of(tensor), self._tensors.get(tensor)
+        fresh = version and known and known.value is not None and known.stamp > version.stamp
+        return None if fresh else version
 
-    def read(self, tensor: Tensor) -> Value | None:
-        """Gives a stale tensor the value of what lies there now, and returns it; None if it is not stale."""
-        version = self._unread(tensor)
-        if version is None:
-            return None
-        value = self._seen(tensor, version)
-        self._tensors.bind(tensor, value)
-        return value
+    def read(self, tensors: Sequence[Tensor]) -> None:
+        """Gives those of several tensors that are stale the values of what lies there now."""
+        for tensor in tensors:
+            version = self.of_stale(tensor)
+            if version is not None:
+                self._tensors.bind(tensor, self._seen(tensor, version))
 
     def write(self, tensor: Tensor, value: Value) -> None:
         """Notes that a value was written into a tensor."""
         storage, where, stamp = tensor.untyped_storage(), geometry(tensor), self._tensors.stamp
-        reference = StorageWeakRef(storage)
-        version = Version(reference, value, where, stamp)
-        if tensor.numel() * tensor.element_size() < storage.nbytes():
+        version = Version(StorageWeakRef(storage), value, where, stamp)
+        if tensor.numel() < _size(tensor):
             flat = self._flat(tensor)
-            everywhere: Geometry = (tuple(flat.shape), (1,), 0)
-            before = self._of(tensor) or Version(reference, flat, everywhere, stamp)
+            before = self._of(tensor) or version._replace(value=flat, geometry=_whole(tensor))
             held = self._overwritten(flat, value, where)
-            version = Version(reference, held, everywhere, stamp, (value, where), before)
+            version = Version(version.storage, held, _whole(tensor), stamp, (value, where), before)
         self[storage._cdata] = version
         self._tensors.bind(tensor, value)
 
@@ -88,41 +86,33 @@ class Versions(dict[int | None, Version]):
             return None
         return version
 
-    def _unread(self, tensor: Tensor) -> Version | None:
-        """Returns what the storage of a stale tensor holds; None if it is not stale."""
-        version, known = self._of(tensor), self._tensors.get(tensor)
-        if version is None or (known is not None and known.value is not None and known.stamp > version.stamp):
-            return None
-        return version
-
     def _seen(self, tensor: Tensor, version: Version) -> Value:
         """Returns the value of what a tensor sees of its storage."""
-        where, shape = geometry(tensor), (_size(tensor),)
+        where, size = geometry(tensor), _size(tensor)
         while version.part is not None and version.before is not None:
             value, there = version.part
             if where == there:
                 return value
-            if overlap(where, there, *shape):
+            if overlap(where, there, size):
                 break
             version = version.before  # what was written lies elsewhere
-        value = version.value
         if where == version.geometry:
-            return value
-        if in_order(where) and in_order(version.geometry) and value.shape.numel() == shape[0]:
-            return self._reshaped(value, tuple(tensor.shape))
-        return self._part(tensor, self._flattened(value, version.geometry, shape))
+            return version.value
+        if tensor.numel() == size and in_order(where) and in_order(version.geometry):
+            return self._reshaped(version.value, where[0])
+        return self._part(tensor, self._flattened(version.value, version.geometry, size))
 
     def _flat(self, tensor: Tensor) -> Value:
         """Returns the value of all that lies in a tensor's storage, (n,), before it is written into."""
-        shape, version = (_size(tensor),), self._of(tensor)
+        size, version = _size(tensor), self._of(tensor)
         if version is not None:
-            return self._flattened(version.value, version.geometry, shape)
-        inside = list(self._tensors.live_in(tensor.untyped_storage()._cdata))
+            return self._flattened(version.value, version.geometry, size)
+        inside = self._tensors.live_in(tensor.untyped_storage()._cdata)
         for one, value in inside:
-            if one.numel() == shape[0]:
-                return self._flattened(value, geometry(one), shape)
-        whole = tensor.as_strided(shape, (1,), 0).clone() if self._tape.accounts else None
-        flat = self._tape.constant(whole, shape)
+            if one.numel() == size:
+                return self._flattened(value, geometry(one), size)
+        whole = tensor.as_strided(*_whole(tensor)).clone() if self._tape.accounts else None
+        flat = self._tape.constant(whole, (size,))
         for one, value in sorted(inside, key=lambda pair: pair[0].numel()):
             flat = self._overwritten(flat, value, geometry(one))
         return flat
@@ -132,30 +122,34 @@ class Versions(dict[int | None, Version]):
 
         def back(arrived: list[Tensor]) -> list[Tensor]:
             rest = arrived[0].clone()
-            part = pick(rest, where).clone()
-            pick(rest, where).zero_()
+            part = rest.as_strided(*where).clone()
+            rest.as_strided(*where).zero_()
             return [rest, part]
 
         return self._step("write", [flat, value], flat.shape, back)
 
-    def _flattened(self, value: Value, where: Geometry, shape: tuple[int, ...]) -> Value:
-        """Returns the value of a storage, (n,), which a value fills."""
-        if tuple(value.shape) == shape and where[2] == 0:
+    def _flattened(self, value: Value, where: Geometry, size: int) -> Value:
+        """Returns the value of a storage, (n,), from one that fills it."""
+        if where[0] == (size,):
             return value
-        straight = tuple(value.shape) == tuple(where[0]) and in_order(where)
-        axes = (lambda of: ax.reshaped(of[0], shape)) if straight else None
-        flat = self._step("view", [value], shape, lambda r: [pick(r[0].contiguous(), where)], axes)
-        flat.roots, flat.open = value.roots, value.open
+        if in_order(where):
+            return self._reshaped(value, (size,))
+        flat = self._step("view", [value], (size,), lambda r: [r[0].contiguous().as_strided(*where)])
+        flat.roots = value.roots
         return flat
 
-    def _reshaped(self, value: Value, shape: tuple[int, ...]) -> Value:
+    def _reshaped(self, value: Value, shape: Sequence[int]) -> Value:
         """Returns the value of the same elements in the same order."""
         before = value.shape
+
+        def back(r: Tensor) -> Tensor:
+            return reshaped(r, before)
+
         found = self._step(
-            "view", [value], shape, lambda r: [reshaped(r[0], before)], lambda of: ax.reshaped(of[0], shape)
+            "view", [value], shape, lambda arrived: [back(arrived[0])], lambda of: ax.reshaped(of[0], shape)
         )
-        found.roots, found.open, found.fan, found.place = value.roots, value.open, value.fan, value.place
-        found.sum, found.via = value.sum, after(lambda r: reshaped(r, before), value.via)
+        found.roots, found.fan, found.place = value.roots, value.fan, value.place
+        found.sum, found.via = value.sum, after(back, value.via)
         return found
 
     def _part(self, tensor: Tensor, flat: Value) -> Value:
@@ -170,12 +164,7 @@ class Versions(dict[int | None, Version]):
         return found
 
     def _step(
-        self,
-        name: str,
-        inputs: list[Value],
-        shape: Sequence[int],
-        back: Callable[[list[Tensor]], list[Tensor]],
-        axes: AxesOf | None = None,
+        self, name: str, inputs: list[Value], shape: Sequence[int], back: Back, axes: AxesOf | None = None
     ) -> Value:
         """Adds a step by which relevance and the gradient go back alike."""
         found = self._tape.value(shape, inputs)
@@ -184,5 +173,10 @@ class Versions(dict[int | None, Version]):
 
 
 def _size(tensor: Tensor) -> int:
-    """Returns how many elements a tensor's storage has."""
+    """Returns how many elements the storage of a tensor has."""
     return tensor.untyped_storage().nbytes() // tensor.element_size()
+
+
+def _whole(tensor: Tensor) -> Geometry:
+    """Returns how a tensor lies in its storage that is all of it, (n,)."""
+    return (_size(tensor),), (1,), 0

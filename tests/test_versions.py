@@ -1,0 +1,54 @@
+"""Storages that are written into: what other tensors that lie there get."""
+
+import pytest
+import torch
+from torch import nn
+
+from vitx.tape.recorder import Recorder
+from vitx.tape.tape import Tape
+from vitx.tape.walk import walk
+
+VIEWS = {
+    "all": lambda x: x.view(-1),
+    "turned": lambda x: x.T,
+    "the first rows": lambda x: x[:2],
+    "some rows": lambda x: x[1:3],
+    "a column": lambda x: x[:, 1],
+    "laid otherwise": lambda x: x.as_strided((2, 3), (1, 4), 2),
+}
+WRITES = {
+    "all": lambda x: x.mul_(3),
+    "a row": lambda x: x[1].mul_(3),
+    "a column": lambda x: x[:, 1].mul_(3),
+    "two parts": lambda x: (x[0].mul_(3), x[2:].mul_(5)),
+    "turned": lambda x: x.T.mul_(3),
+}
+
+
+@pytest.mark.parametrize("between", [False, True])
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_sees_what_was_written(view, write, between):
+    """Its gradient is that of autograd, whether it was the last to get a value before, or not."""
+
+    def function(x):
+        whole = x * 2
+        part = VIEWS[view](whole)
+        other = x + 1 if between else 0
+        WRITES[write](whole)
+        return part * 1, other
+
+    tape = Tape(nn.Identity(), network="linearised")
+    recorder, image = Recorder(tape), torch.randn(4, 3)
+    with torch.no_grad(), recorder.recording():
+        recorder.begin(image)
+        out, _ = function(image)
+    gradient = torch.randn(out.shape)
+    found = walk(
+        tape,
+        {recorder.get(out): gradient},
+        lambda step, arrived: zip(step.sources, step.gradient(arrived), strict=True),
+    )
+    leaf = image.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(function(leaf)[0], leaf, gradient)
+    torch.testing.assert_close(found.arrived[tape.image], wanted)
