@@ -111,7 +111,7 @@ class Recorder(TorchDispatchMode):
         out = func(*args, **kwargs) if into else kernels.run(call)
         made = into or tensors_in(out)
         call.outs = [tensor for tensor in made if _holds(call, tensor)]
-        if operator.name == "as_strided":
+        if operator.views and operator.name == "as_strided":
             self._tensors.bind(out, self._versions.laid(out))
         elif call.outs:
             for tensor, value in zip(call.outs, rule_of(call)(call), strict=False):

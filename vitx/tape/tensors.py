@@ -54,11 +54,11 @@ class Tensors:
 
     def of(self, tensor: Tensor) -> Known:
         """Returns what is known of a tensor, to be added to."""
-        key = id(tensor)
-        if key not in self._known:
-            self._known[key] = known = Known(tensor, self._forget)
-            known.key = key
-        return self._known[key]
+        known = self._known.get(id(tensor))
+        if known is None:
+            known = self._known[id(tensor)] = Known(tensor, self._forget)
+            known.key = id(tensor)
+        return known
 
     def _forget(self, known: Known) -> None:
         del self._known[known.key]

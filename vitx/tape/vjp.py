@@ -4,7 +4,6 @@ It is had from the operator's own backward pass, run for this one call; the mode
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +13,8 @@ if TYPE_CHECKING:
     from vitx.tape.call import Call
 
 
-@dataclass(frozen=True)
-class _Hole:
-    """Stands for a tensor among the arguments that are kept."""
-
-    number: int
+class _Hole(int):
+    """Stands for a tensor among the arguments that are kept, by its number."""
 
 
 class Transpose:
@@ -30,10 +26,7 @@ class Transpose:
     def __init__(self, call: "Call", holes: Sequence[Tensor], points: Sequence[Tensor | None]) -> None:
         """Keeps what the call needs to run again.
 
-        Args:
-            call: the call.
-            holes: the arguments that count.
-            points: what they are; None: any, so that the shape is enough.
+        Of the `holes`, the arguments that count, it keeps the points; where any will do (None), the shape.
         """
         keep = call.tape.keeper.keep
         self._function = _pure(call)
@@ -48,7 +41,7 @@ class Transpose:
 
         def filled(value: Any) -> Any:
             if isinstance(value, _Hole):
-                return points[value.number]
+                return points[value]
             if isinstance(value, Tensor):
                 value = value.clone() if value.is_inference() else value
                 return value.to(points[0].dtype) if value.is_floating_point() else value
