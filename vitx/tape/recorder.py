@@ -110,7 +110,8 @@ class Recorder(TorchDispatchMode):
             self._prepare_to_write(call, into)
         out = func(*args, **kwargs) if into else kernels.run(call)
         made = into or tensors_in(out)
-        call.outs = [tensor for tensor in made if _holds(call, tensor)]
+        rest = [tensor for tensor in made if not tensor.is_floating_point()]
+        call.outs = [tensor for tensor in made if _holds(call, tensor)] if rest else made
         if operator.views and operator.name == "as_strided":
             self._tensors.bind(out, self._versions.laid(out))
         elif call.outs:
@@ -119,9 +120,8 @@ class Recorder(TorchDispatchMode):
                     self._versions.write(tensor, value)
                 else:
                     self._tensors.bind(tensor, value, call.factors)
-        for tensor in made:
-            if not tensor.is_floating_point():
-                self._tensors.of(tensor).source = live[0][1]
+        for tensor in rest:
+            self._tensors.of(tensor).source = live[0][1]
         return out
 
     def _note_constants(self, outs: Sequence[Tensor], given: Sequence[Tensor], new: bool) -> None:
