@@ -54,10 +54,11 @@ class Tensors:
 
     def of(self, tensor: Tensor) -> Known:
         """Returns what is known of a tensor, to be added to."""
-        known = self._known.get(id(tensor))
+        key = id(tensor)
+        known = self._known.get(key)
         if known is None:
-            known = self._known[id(tensor)] = Known(tensor, self._forget)
-            known.key = id(tensor)
+            known = self._known[key] = Known(tensor, self._forget)
+            known.key = key
         return known
 
     def _forget(self, known: Known) -> None:
