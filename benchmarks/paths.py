@@ -20,7 +20,7 @@ from showing import table
 from torch import Tensor
 
 import vitx
-from vitx.functional import rollout, tiles
+from vitx.functional import tiles
 from vitx.functional.tiles import ALL
 from vitx.tape import expanded, kernels, tape, weights
 from vitx.tape.rules import products
@@ -55,9 +55,9 @@ def as_it_is(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def with_softmax(*args: Any, log_sum_exp: Tensor | None = None, **options: Any) -> weights.DotProductWeights:
+def with_softmax(*args: Any, log_sum_exp: Tensor | None = None, **options: Any) -> weights.Weights:
     """Describes A without what the kernel knows of each row."""
-    return weights.DotProductWeights(*args, **options)
+    return weights.dot_product(*args, **options)
 
 
 class Fresh(tiles.Memory):
@@ -82,29 +82,17 @@ def all_heads(
                 yield slice(image, image + some), slice(0, heads), slice(row, min(row + rows, stop))
 
 
-def head_by_head(images: int, heads: int, entries: int, device: torch.device) -> Iterator[tuple[slice, int]]:
-    """Divides heads, and images if they are many."""
-    some = max(1, tiles._room(device) // entries)
-    for image in range(0, images, some):
-        yield from ((slice(image, image + some), head) for head in range(heads))
-
-
 PATHS = (
     FastPath(
         "small attention by way of A, whose fused heads are kept",
         *("rollout", {}),
         lambda: patch.object(kernels, "_is_small", never),
     ),
-    FastPath(
-        "the heads of an image at once, where they are more than images",
-        *("rollout", {}),
-        lambda: patch.object(kernels, "without_copies", head_by_head),
-    ),
     *(
         FastPath(
             "log-sum-exp of the forward kernel, not a softmax",
             *(method, {}),
-            lambda: patch.object(products, "DotProductWeights", with_softmax),
+            lambda: patch.object(products, "dot_product", with_softmax),
         )
         for method in ("rollout", "grad_rollout")
     ),
@@ -123,11 +111,6 @@ PATHS = (
             lambda: patch.object(expanded, "core", as_it_is),
         )
         for method in ("rollout", "grad_rollout")
-    ),
-    FastPath(
-        "selection by NumPy",
-        *("rollout", {"discard_ratio": 0.9}),
-        lambda: patch.object(rollout, "_cut_on_cpu", rollout._cut),
     ),
 )
 

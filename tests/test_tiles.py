@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vitx.functional import tiles
-from vitx.functional.tiles import ALL, Memory, Tile, products, split, without_copies
+from vitx.functional.tiles import ALL, Memory, Tile, split
 
 B, H, N = 5, 3, 37
 
@@ -47,25 +47,14 @@ def test_a_tile_is_computed_when_it_is_read():
     assert tile.gradient is None
 
 
-def test_products():
-    left, right = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 4, 6)
-    assert torch.allclose(products(left, right), left @ right, atol=1e-6)
-    total = torch.randn(2, 3, 5, 6)
-    wanted = total + 0.5 * left @ right
-    assert products(left, right, out=total, scale=0.5, add=True) is total
-    assert torch.allclose(total, wanted, atol=1e-6)
-    assert products(left, right, out=total) is total
-    assert torch.allclose(total, left @ right, atol=1e-6)
-
-
-@pytest.mark.parametrize("add", [True, False])
-def test_products_that_are_written_between_others(add):
-    left, right = torch.randn(2, 1, 5, 4), torch.randn(2, 1, 4, 6)
-    whole = torch.randn(2, 3, 5, 6)
-    wanted = whole.clone()
-    wanted[:, 1:2] = left @ right + (whole[:, 1:2] if add else 0)
-    products(left, right, out=whole[:, 1:2], add=add)
-    assert torch.allclose(whole, wanted, atol=1e-6)
+@pytest.mark.parametrize("heads", [slice(None), slice(1, 2)])
+def test_products(heads):
+    memory = Memory()
+    left, right = torch.randn(2, 3, 5, 4)[:, heads], torch.randn(2, 3, 6, 4).mT[:, heads]
+    memory.take("this", (100,), left).fill_(torch.nan)
+    found = memory.products("this", left, right)
+    assert torch.allclose(found, left @ right, atol=1e-6)
+    assert memory.take("this", (1,), left).data_ptr() == found.data_ptr()
 
 
 def test_memory_is_used_again():
@@ -106,13 +95,3 @@ def test_what_is_kept_in_inference_mode():
         memory = Memory()
         assert memory.keep(torch.ones(3, 2).mT).is_contiguous()
     assert torch.equal(memory.keep(torch.ones(4)), torch.ones(4))
-
-
-@pytest.mark.parametrize("images", [1, 2, 3, 7])
-@pytest.mark.parametrize("room", [1, 2 * N * N, 2**30])
-def test_each_matrix_is_multiplied_once(monkeypatch, images, room):
-    monkeypatch.setattr(tiles, "_room", lambda device: room)
-    seen = torch.zeros(images, H)
-    for part in without_copies(images, H, N * N, torch.device("cpu")):
-        seen[part] += 1
-    assert (seen == 1).all()

@@ -5,8 +5,10 @@ gives and by what the token takes in, and mostly reaches that bound in a part of
 out unless it is needed.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -64,113 +66,72 @@ def attention_flow(
     """
     check_options(head_fusion)
     check_layers(attentions, "attentions")
-    flow = Flow(check_readout(readout, attentions[0]), head_fusion)
-    for attention in reversed(attentions):
-        flow.read(Tile.of(full(attention.detach())))
-        flow.end_layer()
-    return flow.relevance
+    readout = check_readout(readout, attentions[0])
+    layers = [capacities([Tile.of(full(layer.detach()))], readout, head_fusion) for layer in attentions]
+    return flows(layers, readout)
 
 
-class Flow:
-    """Collects the graph from one layer after another, last layer first, and finds the flows at the end."""
-
-    def __init__(self, readout: Tensor, head_fusion: str = "mean") -> None:
-        """Begins above the last layer.
-
-        Args:
-            readout: (B, N).
-            head_fusion: "mean", "max" or "min".
-        """
-        _check_not_negative("the read-out", readout)
-        self._readout = readout
-        self._fusion = HeadFusion(head_fusion)
-        self._layers: list[Tensor] = []  # rownorm(W + I), (B, N, N), first layer first
-        self._matrix = self._empty()
-
-    def read(self, tile: Tile) -> None:
-        """Takes in some rows of the layer."""
-        fused = self._fusion.add(tile.weights, None, tile.of_heads)
+def capacities(tiles: Iterable[Tile], like: Tensor, head_fusion: str) -> Tensor:
+    """Returns rownorm(W + I) of a layer, (B, N, N), on the CPU, in the precision of `like`, (B, N)."""
+    matrix = torch.empty(*like.shape, like.shape[1], dtype=like.dtype)
+    fusion = HeadFusion(head_fusion)
+    for tile in tiles:
+        fused = fusion.add(tile.weights, None, tile.of_heads)
         if fused is not None:
-            self._matrix[tile.images, tile.rows] = fused
-
-    def end_layer(self) -> None:
-        """Goes on to the layer below, or raises a VitxError if the attention is negative."""
-        _check_not_negative("the attention", self._matrix)
-        self._matrix.diagonal(dim1=1, dim2=2).add_(1)
-        self._matrix /= self._matrix.sum(-1, keepdim=True)
-        self._layers.insert(0, self._matrix)
-        self._matrix = self._empty()
-
-    @property
-    def relevance(self) -> Tensor:
-        """The flow to each token below the layers seen so far, (B, N)."""
-        from tqdm import tqdm
-
-        batch, tokens = self._readout.shape
-        sinks = np.arange(tokens)
-        readouts = self._readout.double().cpu().numpy()
-        flows = np.zeros((batch, tokens))
-        with tqdm(
-            total=batch * len(sinks), desc="attention flow", unit="token", disable=None, leave=False
-        ) as progress:
-            for image, readout in enumerate(readouts):
-                layers = [layer[image].double().numpy() for layer in self._layers]
-                flows[image, sinks] = largest_flows(layers, readout, sinks, progress.update)
-        return torch.from_numpy(flows).to(self._readout)
-
-    def _empty(self) -> Tensor:
-        batch, tokens = self._readout.shape
-        return torch.empty(batch, tokens, tokens, dtype=self._readout.dtype)
+            matrix[tile.images, tile.rows] = fused
+    _check_not_negative("the attention", matrix)
+    matrix.diagonal(dim1=1, dim2=2).add_(1)
+    return matrix.div_(matrix.sum(-1, keepdim=True))
 
 
-def largest_flows(
-    layers: Sequence[Floats], readout: Floats, sinks: NDArray[np.intp], done: Callable[[int], Any]
-) -> Floats:
-    """Returns the largest flow from the read-out to each sink alone.
+def flows(layers: Sequence[Tensor], readout: Tensor) -> Tensor:
+    """Returns the largest flow to each token below the first of some layers of capacities, (B, N)."""
+    from tqdm import tqdm
+
+    _check_not_negative("the read-out", readout)
+    found = chain.from_iterable(
+        largest_flows([layer[image].double().numpy() for layer in layers], given, range(len(given)))
+        for image, given in enumerate(readout.double().cpu().numpy())
+    )
+    shown = tqdm(found, total=readout.numel(), desc="attention flow", unit="token", disable=None, leave=False)
+    return torch.tensor(list(shown), dtype=torch.float64).view_as(readout).to(readout)
+
+
+def largest_flows(layers: Sequence[Floats], readout: Floats, sinks: Sequence[int]) -> Iterator[float]:
+    """Yields the largest flow from the read-out to each sink alone.
+
+    The largest edges are tried first: a flow that reaches its bound there is the largest of all.
 
     Args:
         layers: rownorm(W + I), (N, N) each, first layer first.
         readout: (N,).
         sinks: tokens below the first layer.
-        done: is told of how many more sinks the flow is known.
     """
-    if not all(np.isfinite(part).all() for part in (*layers, readout)):
-        done(len(sinks))
-        return np.full(len(sinks), np.nan)
-    # A row sums to 1, so it passes on no more; and no edge carries more than the source gives in all, which
-    # must fit into an int32.
-    supply = np.minimum(readout, 1)
-    total = supply.sum()
-    if not total:
-        done(len(sinks))
-        return np.zeros(len(sinks))
-    unit = total / _UNITS
-    capacities = [_units(np.minimum(layer, total), unit) for layer in layers]
-    flows: Floats = _flows_in_units(capacities, _units(supply, unit), sinks, done) * unit
-    return flows
-
-
-def _flows_in_units(
-    layers: Sequence[Units], supply: Units, sinks: NDArray[np.intp], done: Callable[[int], Any]
-) -> NDArray[np.int64]:
-    """Tries the largest edges first: a flow that reaches its bound there is the largest of all."""
     from scipy.sparse.csgraph import maximum_flow
 
+    # A row sums to 1, so it passes on no more; and no edge carries more than the source gives in all, which
+    # must fit into an int32.
+    given = np.minimum(readout, 1)
+    total = given.sum()
+    finite = all(np.isfinite(part).all() for part in (*layers, readout))
+    if not finite or not total:
+        yield from (0.0 if finite else np.nan for _ in sinks)
+        return
+    unit = total / _UNITS
+    supply, *units = (np.rint(np.minimum(part, total) / unit).astype(np.int32) for part in (given, *layers))
     tokens, source = len(supply), len(supply) * len(layers)
-    given = np.minimum(supply, layers[-1].sum(1, dtype=np.int64)).sum(dtype=np.int64)
-    bounds = np.minimum(given, layers[0].sum(0, dtype=np.int64))[sinks]
-    flows = np.zeros(len(sinks), np.int64)
-    done(int((bounds == 0).sum()))
-    for kept in (*(count for count in _KEPT if count < tokens), tokens):
-        below = np.flatnonzero(flows < bounds)
-        if not len(below):
-            break
-        graph = _graph(layers, supply, kept)
-        for index in below:
-            graph.data[:tokens] = layers[0][:, sinks[index]]
-            flows[index] = maximum_flow(graph, source, source + 1).flow_value
-            done(int(flows[index] == bounds[index] or kept == tokens))
-    return flows
+    passed = np.minimum(supply, units[-1].sum(1, dtype=np.int64)).sum(dtype=np.int64)
+    bounds = np.minimum(passed, units[0].sum(0, dtype=np.int64))
+    graph_of = cache(lambda kept: _graph(units, supply, kept))
+    for sink in sinks:
+        flow = 0
+        for kept in (*(count for count in _KEPT if count < tokens), tokens):
+            if flow == bounds[sink]:
+                break
+            graph = graph_of(kept)
+            graph.data[:tokens] = units[0][:, sink]
+            flow = maximum_flow(graph, source, source + 1).flow_value
+        yield float(flow * unit)
 
 
 def _graph(layers: Sequence[Units], supply: Units, kept: int) -> "csr_array":
@@ -192,25 +153,16 @@ def _graph(layers: Sequence[Units], supply: Units, kept: int) -> "csr_array":
     edges = [(every, np.full(tokens, source + 1), np.zeros(tokens, np.int32))]
     for number, layer in enumerate(layers[1:], 1):
         rows = read if number == len(layers) - 1 else every  # the others get nothing from the source
-        above, below = _largest(layer, rows, min(kept * tokens // len(rows), tokens))
+        count = min(kept * tokens // len(rows), tokens)
+        chosen = np.zeros(layer.shape, bool)
+        chosen[rows[:, None], np.argpartition(layer[rows], -count)[:, -count:]] = True
+        chosen[rows, rows] = True
+        above, below = chosen.nonzero()
         edges.append((number * tokens + above, (number - 1) * tokens + below, layer[above, below]))
     edges.append((np.full(len(read), source), source - tokens + read, supply[read]))
     tails, heads, capacities = (np.concatenate(part) for part in zip(*edges, strict=True))
     nodes = tails.astype(np.int32), heads.astype(np.int32)  # an older scipy's maximum_flow takes no others
     return csr_array((capacities, nodes), shape=(source + 2, source + 2))
-
-
-def _largest(layer: Units, rows: NDArray[np.intp], count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Returns row and column of the largest entries of each of these rows, and of the diagonal."""
-    chosen = np.zeros((len(rows), len(layer)), bool)
-    np.put_along_axis(chosen, np.argpartition(layer[rows], -count)[:, -count:], True, axis=1)
-    chosen[np.arange(len(rows)), rows] = True
-    above, below = chosen.nonzero()
-    return rows[above], below
-
-
-def _units(capacities: Floats, unit: float) -> Units:
-    return np.rint(capacities / unit).astype(np.int32)
 
 
 def _check_not_negative(name: str, capacities: Tensor) -> None:

@@ -1,7 +1,7 @@
 """What methods share: heads are fused, relevance is carried through a layer, input is checked."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,22 +10,6 @@ from torch import Tensor
 from vitx.errors import VitxError
 
 HEAD_FUSIONS = ("mean", "max", "min")
-_COMBINE: dict[str, Callable[..., Tensor]] = {"max": torch.maximum, "min": torch.minimum}
-
-
-def fuse_heads(heads: Tensor, head_fusion: str) -> Tensor:
-    """Reduces the heads, dimension 1."""
-    if head_fusion == "mean":
-        return heads.mean(1)
-    return heads.amax(1) if head_fusion == "max" else heads.amin(1)
-
-
-def fuse_into(fused: Tensor, head: Tensor, head_fusion: str, of_heads: int, *, first: bool) -> None:
-    """Fuses a head, or the sum of some, into those before it, of the same shape; `first`: there are none."""
-    if head_fusion == "mean":
-        torch.mul(head, 1 / of_heads, out=fused) if first else fused.add_(head, alpha=1 / of_heads)
-    else:
-        fused.copy_(head) if first else _COMBINE[head_fusion](fused, head, out=fused)
 
 
 class HeadFusion:
@@ -47,21 +31,18 @@ class HeadFusion:
         Returns:
             (b, n, N), or None: there are more heads to come.
         """
-        first = self._fused is None
         if self._fused is None:
-            self._fused = torch.empty_like(weights[:, 0])
-        if gradient is not None and self._head_fusion == "mean":
-            if first:
-                self._fused.zero_()
-            for head, outer in zip(weights.unbind(1), gradient.unbind(1), strict=True):
+            start = {"mean": 0.0, "max": -torch.inf, "min": torch.inf}[self._head_fusion]
+            self._fused = torch.full_like(weights[:, 0], start)
+        for number, head in enumerate(weights.unbind(1)):
+            outer = None if gradient is None else gradient[:, number]
+            if self._head_fusion == "mean" and outer is not None:
                 self._fused.addcmul_(head, outer, value=1 / of_heads)
-        else:
-            heads = weights if gradient is None else weights * gradient
-            if heads.shape[1] == 1:
-                part = heads[:, 0]  # as on a CPU, where a sum would be a copy
+            elif self._head_fusion == "mean":
+                self._fused.add_(head, alpha=1 / of_heads)
             else:
-                part = heads.sum(1) if self._head_fusion == "mean" else fuse_heads(heads, self._head_fusion)
-            fuse_into(self._fused, part, self._head_fusion, of_heads, first=first)
+                combine = torch.maximum if self._head_fusion == "max" else torch.minimum
+                combine(self._fused, head if outer is None else head * outer, out=self._fused)
         self._seen += weights.shape[1]
         if self._seen < of_heads:
             return None
@@ -92,27 +73,24 @@ def first_layer(start_layer: Any, layers: int) -> int:
     """Returns the number of the first of some layers that counts, or raises a VitxError if there is none."""
     if isinstance(start_layer, bool) or not hasattr(start_layer, "__index__"):
         raise VitxError(f"start_layer must be a whole number, found {start_layer!r}")
-    start_layer = operator.index(start_layer)
-    if not 0 <= start_layer < layers:
+    first = operator.index(start_layer)
+    if not 0 <= first < layers:
         raise VitxError(
-            f"start_layer must be from 0 to {layers - 1}, as the model has {layers} layers, "
-            f"found {start_layer}"
+            f"start_layer must be from 0 to {layers - 1}, as the model has {layers} layers, found {first}"
         )
-    return int(start_layer)
+    return first
 
 
 def check_layers(layers: Sequence[Tensor], name: str) -> None:
     """Raises a VitxError unless the layers are (B, heads, N, N) with the same B and N."""
-    if len(layers) == 0:
+    shapes = [tuple(getattr(layer, "shape", ())) for layer in layers]
+    if not shapes:
         raise VitxError(f"{name} is empty: give one (B, heads, N, N) tensor per layer")
-    shape: tuple[int, ...] | None = None
-    for layer in layers:
-        found = tuple(getattr(layer, "shape", ()))
+    for before, found in zip([shapes[0], *shapes], shapes, strict=False):
         if len(found) != 4 or found[2] != found[3]:
             raise VitxError(f"{name} must be (B, heads, N, N) tensors, found shape {found}")
-        if shape is not None and (found[0], found[2]) != (shape[0], shape[2]):
-            raise VitxError(f"{name} differ in batch or token count: found {shape} and {found}")
-        shape = found
+        if (found[0], found[2]) != (before[0], before[2]):
+            raise VitxError(f"{name} differ in batch or token count: found {before} and {found}")
 
 
 def check_readout(readout: Tensor | None, layer: Tensor) -> Tensor:
@@ -120,8 +98,7 @@ def check_readout(readout: Tensor | None, layer: Tensor) -> Tensor:
     batch, tokens = layer.shape[0], layer.shape[2]
     dtype = torch.promote_types(layer.dtype, torch.float32)
     if readout is None:
-        readout = torch.zeros(tokens)
-        readout[0] = 1
+        readout = torch.eye(1, tokens)[0]
     if tuple(readout.shape) not in ((tokens,), (batch, tokens)):
         raise VitxError(
             f"readout must have shape ({tokens},) or ({batch}, {tokens}), found {tuple(readout.shape)}"

@@ -4,21 +4,14 @@ Only readout^T R of the product R of all layers is needed, so the chain is a row
 after another, last layer first, and each matrix is used tile by tile.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.functional.fusing import (
-    HeadFusion,
-    carry,
-    carry_heads,
-    check_layers,
-    check_options,
-    check_readout,
-)
+from vitx.functional.fusing import HeadFusion, carry_heads, check_layers, check_options, check_readout
 from vitx.functional.tiles import ALL, Tile, full
 
 
@@ -54,11 +47,8 @@ def attention_rollout(
     """
     check_options(head_fusion, discard_ratio)
     check_layers(attentions, "attentions")
-    rollout = Rollout(check_readout(readout, attentions[0]), head_fusion, discard_ratio)
-    for attention in reversed(attentions):
-        rollout.read(Tile.of(full(attention.detach())))
-        rollout.end_layer()
-    return rollout.relevance
+    layers = (Tile.of(full(attention.detach())) for attention in reversed(attentions))
+    return _chained(layers, check_readout(readout, attentions[0]), head_fusion, discard_ratio)
 
 
 def gradient_rollout(
@@ -101,11 +91,20 @@ def gradient_rollout(
                 f"each gradient must have the shape of its attention, {tuple(attention.shape)}, found "
                 f"{tuple(gradient.shape)}"
             )
-    rollout = Rollout(check_readout(readout, attentions[0]), head_fusion, discard_ratio)
-    for attention, gradient in zip(reversed(attentions), reversed(gradients), strict=True):
-        rollout.read(Tile.of(full(attention.detach()), full(gradient.detach())))
-        rollout.end_layer()
-    return rollout.relevance
+    layers = (
+        Tile.of(full(attention.detach()), full(gradient.detach()))
+        for attention, gradient in zip(reversed(attentions), reversed(gradients), strict=True)
+    )
+    return _chained(layers, check_readout(readout, attentions[0]), head_fusion, discard_ratio)
+
+
+def _chained(layers: Iterable[Tile], relevance: Tensor, head_fusion: str, discard_ratio: float) -> Tensor:
+    """Takes relevance, (B, N), through one layer after another, last layer first."""
+    for tile in layers:
+        layer = RolloutLayer(relevance, relevance.shape[1], head_fusion, discard_ratio)
+        layer.read(tile)
+        relevance = layer.values + layer.stays
+    return relevance
 
 
 class RolloutLayer:
@@ -127,98 +126,49 @@ class RolloutLayer:
         residual: bool = True,
     ) -> None:
         """Begins with the relevance of the tokens that attend, (B, Q)."""
-        self.head_fusion = head_fusion
-        self.discard_ratio = discard_ratio
         self.values = relevance.new_zeros(len(relevance), keys)
         self.stays = torch.zeros_like(relevance)
-        self._relevance = relevance
-        self._identity = int(residual)
+        self._relevance, self._identity = relevance, int(residual)
+        self._head_fusion, self._discard_ratio = head_fusion, discard_ratio
         self._fusion = HeadFusion(head_fusion)
-        self._images = ALL  # those of the matrix that waits for its other rows
-        self._matrix: Tensor | None = None
+        self._matrix: Tensor | None = None  # W of some images, which waits for its other rows
 
     def read(self, tile: Tile) -> None:
         """Takes in some rows of the layer."""
-        if not self.discard_ratio:
+        if not self._discard_ratio:
             relevance = self._relevance[tile.images][:, tile.rows]
             if relevance.device.type == "cpu" and not relevance.any():
                 return  # as for all but one row of the last layer; a GPU would have to be waited for
-            if tile.gradient is None and tile.sums_to_1 and self.head_fusion == "mean":
-                self._move_heads(tile, relevance)
+            if tile.gradient is None and tile.sums_to_1 and self._head_fusion == "mean":
+                self._move(tile.images, tile.rows, tile.weights, tile.of_heads * (1 + self._identity))
                 return
-        matrix = self._fuse(tile)
+        matrix = self._fusion.add(tile.weights, tile.gradient, tile.of_heads)
         if matrix is None:
             return
-        if not self.discard_ratio:
-            self._move(tile.images, tile.rows, matrix)
-            return
-        if self._matrix is None or self._images != tile.images:
-            self._discard_and_move()
-            self._images = tile.images
-            self._matrix = matrix.new_zeros(len(matrix), self._relevance.shape[1], matrix.shape[2])
-        self._matrix[:, tile.rows] = matrix
+        # Heads may have been mixed with any sign.
+        matrix = matrix.abs_() if tile.gradient is None else matrix.relu_()
+        rows = tile.rows
+        if self._discard_ratio:
+            if self._matrix is None:
+                self._matrix = matrix.new_zeros(len(matrix), self._relevance.shape[1], matrix.shape[2])
+            self._matrix[:, rows] = matrix
+            if rows.stop not in (None, self._matrix.shape[1]):
+                return
+            rows, matrix, self._matrix = ALL, discard(self._matrix, self._discard_ratio), None
+        self._move(tile.images, rows, matrix[:, None], matrix.sum(-1) + self._identity)
 
-    def end(self) -> None:
-        """All rows were read."""
-        self._discard_and_move()
-
-    def _fuse(self, tile: Tile) -> Tensor | None:
-        fused = self._fusion.add(tile.weights, tile.gradient, tile.of_heads)
-        if fused is None:
-            return None
-        return fused.abs_() if tile.gradient is None else fused.relu_()  # heads may be mixed with any sign
-
-    def _move_heads(self, tile: Tile, relevance: Tensor) -> None:
-        """Adds the part of some heads, whose mean over all has rows that sum to 1."""
-        share = relevance / ((1 + self._identity) * tile.of_heads)
-        self.stays[tile.images][:, tile.rows].add_(share, alpha=self._identity * tile.weights.shape[1])
-        self.values[tile.images].add_(carry_heads(share, tile.weights))
-
-    def _move(self, images: slice, rows: slice, matrix: Tensor) -> None:
-        """Adds rownorm(W + I) of some rows: a part stays with the token, another goes where W says.
+    def _move(self, images: slice, rows: slice, heads: Tensor, whole: Tensor | int) -> None:
+        """Adds the part of some heads, (b, g, n, K): some stays with the token, some goes where they say.
 
         Args:
             images: which, b of them.
             rows: which, n of them.
-            matrix: W, (b, n, K).
+            heads: W, or heads of which it is the mean.
+            whole: what a row of W + I sums to, times how many heads there are.
         """
-        share = self._relevance[images][:, rows] / (matrix.sum(-1) + self._identity)
-        self.stays[images][:, rows].add_(share, alpha=self._identity)
-        self.values[images].add_(carry(share, matrix))
-
-    def _discard_and_move(self) -> None:
-        if self._matrix is not None:
-            self._move(self._images, ALL, discard(self._matrix, self.discard_ratio))
-            self._matrix = None
-
-
-class Rollout:
-    """readout^T R for R = prod rownorm(W_l + I), taken through one layer after another, last layer first.
-
-    Attributes:
-        relevance: (B, N), of the tokens that enter the layers seen so far.
-        start_layer: the first layer of the model that counts.
-    """
-
-    def __init__(
-        self, readout: Tensor, head_fusion: str = "mean", discard_ratio: float = 0.0, start_layer: int = 0
-    ) -> None:
-        self.start_layer = start_layer
-        self._options = head_fusion, discard_ratio
-        self._begin(readout)
-
-    def read(self, tile: Tile) -> None:
-        """Takes in some rows of the layer."""
-        self._layer.read(tile)
-
-    def end_layer(self) -> None:
-        """Goes on to the layer below."""
-        self._layer.end()
-        self._begin(self._layer.values + self._layer.stays)
-
-    def _begin(self, relevance: Tensor) -> None:
-        self.relevance = relevance
-        self._layer = RolloutLayer(relevance, relevance.shape[1], *self._options)
+        share = self._relevance[images][:, rows] / whole
+        self.stays[images][:, rows].add_(share, alpha=self._identity * heads.shape[1])
+        self.values[images].add_(carry_heads(share, heads))
 
 
 def discard(matrix: Tensor, ratio: float) -> Tensor:
@@ -234,28 +184,15 @@ def discard(matrix: Tensor, ratio: float) -> Tensor:
     count = int(ratio * flat.shape[1])
     if count == 0:
         return matrix
-    kept = (_cut_on_cpu if matrix.device.type == "cpu" else _cut)(flat, count)
-    kept[:, 0] = flat[:, 0]
-    return kept.view_as(matrix)
-
-
-def _cut(flat: Tensor, count: int) -> Tensor:
-    """Sets the smallest entries of each row to 0, without a look at the values from the host."""
-    threshold = flat.kthvalue(count, dim=1, keepdim=True).values
-    below = flat < threshold
-    equal = flat == threshold
-    room = count - below.sum(1, keepdim=True)
-    return flat.masked_fill(below | (equal & (equal.cumsum(1) <= room)), 0)
-
-
-def _cut_on_cpu(flat: Tensor, count: int) -> Tensor:
-    """The same. NumPy's selection is vectorised: it takes a sixth of the time of torch's."""
-    kept = torch.empty_like(flat)
-    for values, found in zip(flat, kept, strict=True):
-        ordered = np.partition(values.numpy(), count - 1)
-        threshold = float(ordered[count - 1])
-        torch.threshold(values, threshold, 0, out=found)
-        equal = int((ordered[count:] == threshold).sum())
-        if equal and threshold:
-            found[(values == threshold).nonzero()[-equal:, 0]] = threshold
-    return kept
+    on_cpu = matrix.device.type == "cpu"
+    if on_cpu:  # NumPy's selection is vectorised
+        threshold = torch.from_numpy(np.partition(flat.numpy(), count - 1)[:, count - 1, None])
+    else:
+        threshold = flat.kthvalue(count, dim=1, keepdim=True).values
+    dropped = flat <= threshold
+    if not on_cpu or dropped.sum() > count * len(flat):  # a GPU would have to be waited for
+        equal = flat == threshold
+        room = count - (dropped & ~equal).sum(1, keepdim=True)
+        dropped &= ~equal | (equal.cumsum(1) <= room)
+    dropped[:, 0] = False
+    return matrix.masked_fill(dropped.view_as(matrix), 0)

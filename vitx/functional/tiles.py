@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-Part = Callable[[slice, slice, slice | Tensor], Tensor]  # of images, heads and rows
+Part = Callable[[slice, slice, slice], Tensor]  # of images, heads and rows
 ALL = slice(None)
 _CORE = 2**20  # entries of A for each core of a CPU
 _MOST_CORES = 8  # more of them share a tile, which would take too much memory otherwise
@@ -59,14 +59,6 @@ class Tile:
         """Of the score with respect to A, (b, g, n, K); None where it was not asked for."""
         return self.compute_gradient and self.compute_gradient(self.images, self.heads, self.rows)
 
-    def gradient_of(self, rows: Tensor) -> Tensor:
-        """Returns the gradient of some of the rows alone, (b, g, r, K), from their positions among them."""
-        if "gradient" in vars(self):
-            assert self.gradient is not None
-            return self.gradient[:, :, rows]
-        assert self.compute_gradient is not None
-        return self.compute_gradient(self.images, self.heads, rows + (self.rows.start or 0))
-
 
 class Memory:
     """The memory of one pass: room that one tile after another uses, and blocks for what stays.
@@ -89,8 +81,10 @@ class Memory:
         return room[:size].view(*shape)
 
     def products(self, use: str, left: Tensor, right: Tensor) -> Tensor:
-        """Multiplies as `products` does, into such room."""
-        return products(left, right, out=self.take(use, (*left.shape[:-1], right.shape[-1]), left))
+        """Multiplies (b, g, n, m) and (b, g, m, k) for each image and head, into such room."""
+        found = self.take(use, (*left.shape[:-1], right.shape[-1]), left)
+        found.flatten(0, 1).baddbmm_(left.flatten(0, 1), right.flatten(0, 1), beta=0)
+        return found
 
     def keep(self, tensor: Tensor) -> Tensor:
         """Returns a contiguous copy that stays, and lets go of what shares memory with the tensor.
@@ -136,53 +130,6 @@ def split(
                     slice(head, min(head + group, heads)),
                     slice(row, min(row + rows, stop)),
                 )
-
-
-def without_copies(
-    images: int, heads: int, entries: int, device: torch.device
-) -> Iterator[tuple[int, slice] | tuple[slice, int]]:
-    """Divides images and heads so that torch multiplies many matrices at once as they lie.
-
-    Args:
-        images: how many.
-        heads: of each.
-        entries: of the A of an image and a head.
-        device: where they are.
-
-    Yields:
-        An image and all heads, or some images and a head.
-    """
-    if images < heads:
-        yield from ((image, ALL) for image in range(images))
-        return
-    some = max(1, _room(device) // entries)
-    for image in range(0, images, some):
-        yield from ((slice(image, image + some), head) for head in range(heads))
-
-
-def products(
-    left: Tensor, right: Tensor, out: Tensor | None = None, *, scale: float = 1.0, add: bool = False
-) -> Tensor:
-    """Multiplies matrices for each image and head, times a factor.
-
-    Args:
-        left: (b, g, n, m).
-        right: (b, g, m, k).
-        out: where to write the products, (b, g, n, k).
-        scale: the factor.
-        add: to what is in `out`, instead of writing over it.
-
-    Returns:
-        The products, (b, g, n, k).
-    """
-    if out is None:
-        out = left.new_empty(*left.shape[:-1], right.shape[-1])
-    elif not out.is_contiguous():  # torch would multiply matrix by matrix
-        found = products(left, right, scale=scale)
-        return out.add_(found) if add else out.copy_(found)
-    matrices, factors = out.flatten(0, 1), (left.flatten(0, 1), right.flatten(0, 1))
-    matrices.baddbmm_(*factors, beta=1 if add else 0, alpha=scale)
-    return out
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -1,35 +1,13 @@
 """The methods by name, one module for each family; docs/adding_a_method.md says how to add one."""
 
-# The order of these imports is that of `vitx.methods()`.
-# isort: off
-from vitx.methods import rollout as rollout
-from vitx.methods import evidence as evidence
-from vitx.methods import gae as gae
-from vitx.methods import attention as attention
-from vitx.methods import legrad as legrad
-from vitx.methods import flow as flow
-
-# isort: on
-from vitx.methods.registry import (
-    DEFAULT,
-    NETWORKS,
-    Method,
-    Methods,
-    find_method,
-    methods,
-    register,
-    title_of,
-    with_options,
-)
-
-__all__ = [
-    "DEFAULT",
-    "NETWORKS",
-    "Method",
-    "Methods",
-    "find_method",
-    "methods",
-    "register",
-    "title_of",
-    "with_options",
-]
+# The order is that of `vitx.methods()`.
+from vitx.methods import rollout, evidence, gae, attention, legrad, flow  # noqa: F401, I001
+from vitx.methods.registry import DEFAULT as DEFAULT
+from vitx.methods.registry import NETWORKS as NETWORKS
+from vitx.methods.registry import Method as Method
+from vitx.methods.registry import Methods as Methods
+from vitx.methods.registry import find_method as find_method
+from vitx.methods.registry import methods as methods
+from vitx.methods.registry import register as register
+from vitx.methods.registry import title_of as title_of
+from vitx.methods.registry import with_options as with_options

@@ -41,11 +41,9 @@ def _taken(back: Backward, attention: Attention, read: list[int]) -> tuple[Value
         rows = [row - tile.rows.start for row in read if tile.rows.start <= row < tile.rows.stop]
         if not rows:
             return None
-        if len(rows) < tile.rows.stop - tile.rows.start:
-            some = torch.tensor(rows, device=tile.weights.device)
-            return (tile.weights[:, :, some] * tile.gradient_of(some)).sum((1, 2))
         assert tile.gradient is not None
-        return (tile.weights * tile.gradient).sum((1, 2))
+        product = tile.weights * tile.gradient
+        return (product if len(rows) == product.shape[2] else product[:, :, rows]).sum((1, 2))
 
     return back.add_up(attention, taken, gradient=True, apart=slice(read[0], read[-1] + 1))
 

@@ -30,9 +30,6 @@ class GaeLayer:
         share = self.stays[tile.images][:, tile.rows] / tile.of_heads
         self.values[tile.images] += carry_heads(share, heads)
 
-    def end(self) -> None:
-        """Nothing waits for other rows."""
-
 
 @dataclass(frozen=True)
 class Gae(Rule):

@@ -18,39 +18,31 @@ NETWORKS = ("linearised", "plain")  # what is differentiated, see `vitx.tape.rul
 
 @dataclass(frozen=True)
 class Method:
-    """A method: a function of the way back and its options, which are its keyword arguments.
-
-    Attributes:
-        find: the function, from a `Backward` to an `Attribution`.
-        gradient: which gradient it reads; None: it reads none.
-        fused_heads: whether it reads nothing of A but what its option `head_fusion` makes of the heads.
-        title: what pictures call it; its name by default.
-        slow: whether it takes seconds for each image, so that nobody asks for it but by name.
-        accounts: whether it reads what residuals and constants add to the score.
-    """
+    """A function from a `Backward` and options to an `Attribution`, and what `register` was told of it."""
 
     find: Find
-    gradient: Gradient | None
+    gradient: Gradient | None = None
     fused_heads: bool = False
     title: str | None = None
     slow: bool = False
     accounts: bool = False
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its options, the keyword arguments of the function, with their defaults."""
+        parameters = inspect.signature(self.find).parameters.values()
+        return {one.name: one.default for one in parameters if one.kind == one.KEYWORD_ONLY}
+
     def head_fusion(self, options: Mapping[str, Any]) -> str | None:
         """Returns how the method fuses the heads, if it reads nothing else of A."""
         if not self.fused_heads:
             return None
-        default = inspect.signature(self.find).parameters["head_fusion"].default
-        fusion: str = options.get("head_fusion", default)
+        fusion: str = options.get("head_fusion", self.options["head_fusion"])
         check_options(fusion)
         return fusion
 
     def network(self, options: Mapping[str, Any]) -> str | None:
-        """Returns which network the method differentiates; None: it reads no gradient.
-
-        Raises:
-            VitxError: There is no such network.
-        """
+        """Returns which network the method differentiates, if it reads a gradient."""
         if self.gradient is None:
             return None
         network: str = options.get("gradient", NETWORKS[0])
@@ -60,10 +52,9 @@ class Method:
 
     def check(self, name: str, options: dict[str, Any]) -> None:
         """Raises a VitxError if the method does not know an option."""
-        known = [p.name for p in inspect.signature(self.find).parameters.values() if p.kind == p.KEYWORD_ONLY]
-        unknown = sorted(set(options) - set(known))
+        unknown = sorted(set(options) - set(self.options))
         if unknown:
-            raise VitxError(f"{name} has no option {unknown[0]!r}: its options are {', '.join(known)}")
+            raise VitxError(f"{name} has no option {unknown[0]!r}: its options are {', '.join(self.options)}")
 
 
 _METHODS: dict[str, Method] = {}
@@ -99,11 +90,12 @@ def register(
         raise VitxError(f"the gradient that {name} reads must be None or one of {known}, found {gradient!r}")
 
     def add(find: Find) -> Find:
-        if fused_heads and (gradient or "head_fusion" not in inspect.signature(find).parameters):
+        method = Method(find, gradient, fused_heads, title, slow, accounts)
+        if fused_heads and (gradient or "head_fusion" not in method.options):
             raise VitxError(
                 f"{name} cannot have fused_heads: it reads a gradient, or has no option head_fusion"
             )
-        _METHODS[name] = Method(find, gradient, fused_heads, title, slow, accounts)
+        _METHODS[name] = method
         return find
 
     return add

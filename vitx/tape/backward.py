@@ -68,9 +68,6 @@ class _AllStays:
     def read(self, tile: Tile) -> None:
         """Needs none."""
 
-    def end(self) -> None:
-        """Needs none."""
-
 
 class Backward:
     """The ways back along one tape, for one method.

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitx.functional.fusing import fuse_into
-from vitx.functional.tiles import Memory, without_copies
+from vitx.functional.fusing import HeadFusion
+from vitx.functional.tiles import ALL, split
 from vitx.tape.call import Call
 
 _SMALL = 2**21  # entries of the A of an image; the fused heads of larger ones would take too much memory
@@ -23,49 +23,40 @@ def run(call: Call) -> Any:
     Returns:
         Its output, the same to the last bit; up to rounding if A was kept, in `call.fused`.
     """
-    if call.tape.head_fusion is not None and call.name == "_scaled_dot_product_flash_attention_for_cpu":
-        query, key, value = call["query"], call["key"], call["value"]
-        if _is_small(call, query, key, value):
-            output, call.fused = with_fused_heads(
-                *(query, key, value, call["scale"], call.tape.head_fusion, call.tape.memory)
-            )
-            return output, query.new_empty(query.shape[:3])
-    return call.overload.function(*call.args, **call.kwargs)
-
-
-def with_fused_heads(
-    query: Tensor, key: Tensor, value: Tensor, scale: float | None, head_fusion: str, memory: Memory
-) -> tuple[Tensor, Tensor]:
-    """Runs attention by way of A; returns its output, laid out as the kernel does, and the fused heads.
-
-    Heads are fused one after another, so that what is found of an image does not depend on those beside it.
-    """
-    batch, heads, queries, dim = query.shape
-    keys = key.shape[-2]
-    scale = dim**-0.5 if scale is None else scale
-    output = value.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
-    fused = value.new_empty(batch, queries, keys)
-    for part in without_copies(batch, heads, queries * keys, query.device):
-        q, k, v = query[part], key[part], value[part]
-        scores = memory.take("weights", (len(q), queries, keys), q).baddbmm_(q, k.mT, beta=0, alpha=scale)
+    if call.tape.head_fusion is None or not _is_small(call):
+        return call.overload.function(*call.args, **call.kwargs)
+    query, key, value = call["query"], call["key"], call["value"]
+    (batch, heads, queries, dim), keys = query.shape, key.shape[2]
+    scale = dim**-0.5 if call["scale"] is None else call["scale"]
+    fusion = HeadFusion(call.tape.head_fusion)
+    output = value.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)  # as the kernel does
+    call.fused = value.new_empty(batch, queries, keys)
+    # All heads of a few images are multiplied at once. They are fused one after another either way, so that
+    # what is found of an image does not depend on those beside it.
+    parts = split((batch, heads, queries, keys), query.device)
+    if batch < heads:
+        parts = ((slice(image, image + 1), ALL, ALL) for image in range(batch))
+    for images, some, rows in parts:
+        scores = call.tape.memory.products("weights", query[images, some, rows] * scale, key[images, some].mT)
         weights = torch.softmax(scores, -1, out=scores)
-        output[part] = weights @ v
-        images, some = part
-        for head, matrix in enumerate(weights) if isinstance(images, int) else [(some, weights)]:
-            fuse_into(fused[images], matrix, head_fusion, heads, first=head == 0)
-    return output, fused
+        output[images, some, rows] = weights @ value[images, some]
+        fused = fusion.add(weights, None, heads)
+        if fused is not None:
+            call.fused[images, rows] = fused
+    return output, query.new_empty(query.shape[:3])
 
 
-def _is_small(call: Call, query: Tensor, key: Tensor, value: Tensor) -> bool:
+def _is_small(call: Call) -> bool:
     """Returns whether A is small and plain; half precision would round it otherwise than the kernel."""
-    if call["is_causal"] or call["attn_mask"] is not None or call["dropout_p"]:
+    if call.name != "_scaled_dot_product_flash_attention_for_cpu":
         return False
+    query, key, value = call["query"], call["key"], call["value"]
     of_values = call.value(value)
-    if of_values is None or not query.shape[:2] == key.shape[:2] == value.shape[:2]:
+    if of_values is None or call["is_causal"] or call["attn_mask"] is not None or call["dropout_p"]:
         return False
-    heads = of_values.axes[1]
-    if not all(factor.channels for factor in heads) or any(f.channels for f in of_values.axes[2]):
-        return False
-    entries = query.shape[1] * query.shape[2] * key.shape[2]
+    _, heads, tokens, _ = of_values.axes
+    apart = all(factor.channels for factor in heads) and not any(factor.channels for factor in tokens)
     plain = query.dtype in (torch.float32, torch.float64) and not query.is_inference()
-    return plain and type(query) is Tensor and entries <= _SMALL
+    same = query.shape[:2] == key.shape[:2] == value.shape[:2]
+    entries = query.shape[1] * query.shape[2] * key.shape[2]
+    return apart and plain and same and type(query) is Tensor and entries <= _SMALL

@@ -12,13 +12,12 @@ from vitx.models.isolation import without_autocast
 from vitx.tape.attention import Attention, Layer
 from vitx.tape.expanded import summed
 from vitx.tape.gradient import told
-from vitx.tape.joined import JoinedWeights
 from vitx.tape.residual import heads_beside, into_branches, returns, shares_kept, through
 from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
 from vitx.tape.values import Step, Value
 from vitx.tape.walk import Sent, Walk, walk
-from vitx.tape.weights import Weights
+from vitx.tape.weights import Weights, joined
 
 
 class Rows(Protocol):
@@ -33,10 +32,7 @@ class Rows(Protocol):
     stays: Tensor
 
     def read(self, tile: Tile) -> None:
-        """Takes in some rows."""
-
-    def end(self) -> None:
-        """All rows were read."""
+        """Takes in some rows: of some images after others, from the first row to the last."""
 
 
 class Rule:
@@ -163,7 +159,7 @@ class Propagation:
     def _read(self, rows: Rows, step: Attention, layer: Layer | None) -> None:
         """Shows all tiles of an attention to the rule; its heads are those of the whole layer."""
         members = [step] if layer is None else heads_beside(self._tape, layer, step)
-        weights = members[0].weights if len(members) == 1 else JoinedWeights([m.weights for m in members])
+        weights = members[0].weights if len(members) == 1 else joined([m.weights for m in members])
         cut = (
             layer is not None and len(members) < len(layer.attentions) and weights.shape[2] < weights.shape[3]
         )
@@ -175,7 +171,6 @@ class Propagation:
         with torch.no_grad():
             for tile in weights.tiles(gradient):
                 rows.read(tile)
-            rows.end()
 
     def _gradient(self, members: Collection[Attention]) -> Tensor | list[Tensor]:
         found = []

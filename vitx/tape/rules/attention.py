@@ -15,7 +15,7 @@ from vitx.tape.contraction import Contraction, Given, Layout, Operand
 from vitx.tape.expanded import reshaped, scaled, summed
 from vitx.tape.registry import rule
 from vitx.tape.values import Step, Value
-from vitx.tape.weights import DotProductWeights, StoredWeights, Weights
+from vitx.tape.weights import Weights, dot_product, stored
 
 
 def attended(
@@ -32,14 +32,8 @@ def attended(
     matrix = layout.weights(weights.aligned(a))
     matrix = matrix if factor == 1 else matrix * factor
     dims = () if weights.value.dim is None else (weights.places[weights.value.dim],)
-    described = StoredWeights(
-        matrix,
-        layout.values(values.aligned(v)),
-        keeps=call.tape.network is not None,
-        memory=call.tape.memory,
-        keeper=call.tape.keeper,
-        sums_to_1=dims == contraction.summed and factor == 1 and not weights.value.rounded,
-    )
+    sums_to_1 = dims == contraction.summed and factor == 1 and not weights.value.rounded
+    described = stored(call.tape, matrix, layout.values(values.aligned(v)), sums_to_1=sums_to_1)
     keys = matrix.shape[-1]
 
     def rows(found: Tensor) -> Tensor:
@@ -78,15 +72,9 @@ def _by_method(arrived: list[Tensor]) -> list[Tensor | None]:
 
 def normalized(call: Call, before: Attention) -> Value:
     """Follows exponentials times values, over the sum of the exponentials: a softmax times the values."""
-    whole, value = before.weights.matrix(), before.weights._value
-    weights = StoredWeights(
-        whole / whole.sum(-1, keepdim=True),
-        whole if value is None else value.tensor,
-        keeps=call.tape.network is not None,
-        memory=call.tape.memory,
-        keeper=call.tape.keeper,
-        sums_to_1=True,
-    )
+    whole = before.weights.matrix()
+    whole = whole / whole.sum(-1, keepdim=True)
+    weights = replace(before.weights, sums_to_1=True, prepare=lambda: lambda *part: whole[part])
     call.tape.attentions.remove(before)
     found = attention(call, weights, before.layout, before.inputs[1], before.operand, before.rows)
     found.open = found.open - {before}
@@ -140,12 +128,8 @@ def _repeated(call: Call, value: Value, groups: int) -> Value:
 
 def _described(call: Call, layout: Layout, query: Tensor, key: Tensor, value: Tensor) -> Weights:
     """Says how A is computed: it was kept, or is made anew of queries, keys and log-sum-exps."""
-    keeps, memory, keeper = call.tape.network is not None, call.tape.memory, call.tape.keeper
     if call.fused is not None:
-        mean = call.tape.head_fusion == "mean"
-        return StoredWeights(
-            call.fused[:, None], value, keeps=False, memory=memory, keeper=keeper, sums_to_1=mean
-        )
+        return stored(call.tape, call.fused[:, None], value, sums_to_1=call.tape.head_fusion == "mean")
     mask = call["attn_mask"] if call["attn_mask"] is not None else call["attn_bias"]
     shape = (*query.shape[:3], key.shape[2])
     if call["is_causal"]:
@@ -153,10 +137,9 @@ def _described(call: Call, layout: Layout, query: Tensor, key: Tensor, value: Te
     sums = call.outs[1] if len(call.outs) > 1 and call.outs[1].shape[:3] == query.shape[:3] else None
     if mask is not None:
         mask = layout.weights(mask.detach().expand(shape)[..., None])
-    return DotProductWeights(
-        _tokens_first(query, layout), _tokens_first(key, layout), _tokens_first(value, layout),
-        keeps=keeps, memory=memory, keeper=keeper, mask=mask, scale=call["scale"],
-        log_sum_exp=None if sums is None else _tokens_first(sums[..., None], layout)[..., 0],
+    return dot_product(
+        call.tape, *(_tokens_first(tensor, layout) for tensor in (query, key, value)), mask=mask,
+        scale=call["scale"], log_sum_exp=None if sums is None else _tokens_first(sums[..., None], layout)[..., 0],
     )  # fmt: skip
 
 
