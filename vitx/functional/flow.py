@@ -8,7 +8,7 @@ out unless it is needed.
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.functional.fusing import HeadFusion, check_layers, check_options, check_readout
 from vitx.functional.tiles import Tile, full
-
-if TYPE_CHECKING:  # scipy is not imported before it is needed
-    from scipy.sparse import csr_array
 
 Floats = NDArray[np.float64]
 Units = NDArray[np.int32]
@@ -98,14 +95,9 @@ def flows(layers: Sequence[Tensor], readout: Tensor) -> Tensor:
 
 
 def largest_flows(layers: Sequence[Floats], readout: Floats, sinks: Sequence[int]) -> Iterator[float]:
-    """Yields the largest flow from the read-out to each sink alone.
+    """Yields the largest flow from the read-out, (N,), to each sink alone, through layers of (N, N).
 
     The largest edges are tried first: a flow that reaches its bound there is the largest of all.
-
-    Args:
-        layers: rownorm(W + I), (N, N) each, first layer first.
-        readout: (N,).
-        sinks: tokens below the first layer.
     """
     from scipy.sparse.csgraph import maximum_flow
 
@@ -134,16 +126,12 @@ def largest_flows(layers: Sequence[Floats], readout: Floats, sinks: Sequence[int
         yield float(flow * unit)
 
 
-def _graph(layers: Sequence[Units], supply: Units, kept: int) -> "csr_array":
+def _graph(layers: Sequence[Units], supply: Units, kept: int) -> Any:
     """Builds the graph between source and sink, with the edges of all but the first layer.
 
     Token i below layer l is node (l - 1) N + i; the source comes after all tokens, the sink after the source.
-    The first N edges are those into the sink, one for each token above the first layer, with capacity 0.
-
-    Args:
-        layers: capacities, (N, N) each, first layer first.
-        supply: capacities from the source to the tokens above the last layer, (N,).
-        kept: how many edges of each row of a layer, on average; N for the whole graph.
+    The first N edges are those into the sink, one for each token above the first layer, with capacity 0. Of
+    each row of a layer, `kept` edges are there on average, the largest ones; N for the whole graph.
     """
     from scipy.sparse import csr_array
 

@@ -121,7 +121,7 @@ class RolloutLayer:
         self,
         relevance: Tensor,
         keys: int,
-        head_fusion: str = "mean",
+        head_fusion: str,
         discard_ratio: float = 0.0,
         residual: bool = True,
     ) -> None:
@@ -158,13 +158,9 @@ class RolloutLayer:
         self._move(tile.images, rows, matrix[:, None], matrix.sum(-1) + self._identity)
 
     def _move(self, images: slice, rows: slice, heads: Tensor, whole: Tensor | int) -> None:
-        """Adds the part of some heads, (b, g, n, K): some stays with the token, some goes where they say.
+        """Adds what stays with the token and what goes to others, by W or heads of it, (b, g, n, K).
 
-        Args:
-            images: which, b of them.
-            rows: which, n of them.
-            heads: W, or heads of which it is the mean.
-            whole: what a row of W + I sums to, times how many heads there are.
+        `whole` is what a row of W + I sums to, times the number of heads.
         """
         share = self._relevance[images][:, rows] / whole
         self.stays[images][:, rows].add_(share, alpha=self._identity * heads.shape[1])
@@ -172,13 +168,9 @@ class RolloutLayer:
 
 
 def discard(matrix: Tensor, ratio: float) -> Tensor:
-    """Sets the floor(ratio * N * N) smallest entries of each matrix to 0, but never the entry (0, 0).
+    """Sets the floor(ratio * N * N) smallest entries of each matrix, (B, N, N), to 0, but never entry (0, 0).
 
     Of equal entries the first ones go, so that the result does not depend on the sorting algorithm.
-
-    Args:
-        matrix: (B, N, N), >= 0.
-        ratio: in [0, 1).
     """
     flat = matrix.flatten(1)
     count = int(ratio * flat.shape[1])

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -105,15 +106,11 @@ class Memory:
 def split(
     shape: tuple[int, ...], device: torch.device, apart: slice = ALL
 ) -> Iterator[tuple[slice, slice, slice]]:
-    """Divides images, heads and rows into what fits into a tile; heads follow one another.
+    """Divides images, heads and rows of A, (B, H, Q, K), into tiles that fit; heads follow one another.
 
     On a CPU, a tile has one head: for several of several images, queries, keys and values would have to be
-    copied before a product. So what is found of an image does not depend on those beside it.
-
-    Args:
-        shape: (B, H, Q, K).
-        device: where they are.
-        apart: rows that share no tile with others.
+    copied before a product. So what is found of an image does not depend on those beside it. Rows that are
+    `apart` share no tile with others.
     """
     images, heads, queries, keys = shape
     room = _room(device)
@@ -121,15 +118,13 @@ def split(
     some = min(images, max(1, room // (rows * keys)))
     group = 1 if device.type == "cpu" else min(heads, max(1, room // (some * rows * keys)))
     first, last, _ = apart.indices(queries)
-    ranges = [range(0, first, rows), range(first, last, rows), range(last, queries, rows)]
-    for image in range(0, images, some):
-        for row, stop in ((row, within.stop) for within in ranges for row in within):
-            for head in range(0, heads, group):
-                yield (
-                    slice(image, min(image + some, images)),
-                    slice(head, min(head + group, heads)),
-                    slice(row, min(row + rows, stop)),
-                )
+    row_parts = [*_parts(0, first, rows), *_parts(first, last, rows), *_parts(last, queries, rows)]
+    for image, row, head in product(_parts(0, images, some), row_parts, _parts(0, heads, group)):
+        yield image, head, row
+
+
+def _parts(start: int, stop: int, size: int) -> list[slice]:
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -56,9 +56,6 @@ def _shares(maps: Tensor) -> Tensor:
 def ranked(signed: Tensor) -> Tensor:
     """Makes a map of a signed one, >= 0: what is below 0 keeps its order, below all that is above.
 
-    Args:
-        signed: (B, h, w), or with any other dimensions.
-
     Example:
         >>> ranked(torch.tensor([[[2.0, -1.0], [-3.0, 0.0]]])).argsort().tolist()
         [[[1, 0], [0, 1]]]

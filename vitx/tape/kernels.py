@@ -18,11 +18,7 @@ _SMALL = 2**21  # entries of the A of an image; the fused heads of larger ones w
 
 
 def run(call: Call) -> Any:
-    """Runs a call as it is, or small attention by way of A.
-
-    Returns:
-        Its output, the same to the last bit; up to rounding if A was kept, in `call.fused`.
-    """
+    """Runs a call as it is; small attention by way of A, whose fused heads are kept in `call.fused`."""
     if call.tape.head_fusion is None or not _is_small(call):
         return call.overload.function(*call.args, **call.kwargs)
     query, key, value = call["query"], call["key"], call["value"]

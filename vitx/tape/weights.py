@@ -47,12 +47,7 @@ class Weights:
     prepare_gradient: Callable[[Gradient], Part]
 
     def tiles(self, gradient: Gradient | None = None, apart: slice = ALL) -> Iterator[Tile]:
-        """Computes A tile by tile and, from a gradient of what it put out, the gradient of A.
-
-        Args:
-            gradient: of the score with respect to A V, (T, H, Q, d); of several attentions, one for each.
-            apart: rows that share no tile with others.
-        """
+        """Computes A tile by tile and, from that of A V, its gradient; `apart` is as for `split`."""
         compute = self.prepare()
         compute_gradient = None if gradient is None else self.prepare_gradient(gradient)
         for part in split(self.shape, self.device, apart):
@@ -96,15 +91,9 @@ class Weights:
 
 
 def stored(tape: Pass, weights: Tensor, value: Tensor, *, sums_to_1: bool) -> Weights:
-    """Describes A that the model itself computed.
+    """Describes A that the model itself computed; H is 1 where the heads were fused.
 
-    Rows are divided by their sum if half precision rounded them.
-
-    Args:
-        tape: the pass.
-        weights: A, (T, H, Q, K); H is 1 where the heads were fused.
-        value: what A multiplies, (T, H, K, d).
-        sums_to_1: whether each row of A does.
+    Rows that half precision rounded are divided by their sum.
     """
     kept = tape.keeper.keep(weights)
     rounded = sums_to_1 and weights.dtype not in (torch.float32, torch.float64)
@@ -128,14 +117,8 @@ def dot_product(
 ) -> Weights:
     """Describes softmax(Q K^T * scale + mask), Vaswani et al. 2017, eq. 1, computed anew from Q and K.
 
-    Args:
-        tape: the pass.
-        query: (T, H, Q, d).
-        key: (T, H, K, d).
-        value: what A multiplies, (T, H, K, e).
-        mask: what is added to the scores, or True where attention is allowed.
-        scale: of the scores, d^-1/2 by default.
-        log_sum_exp: of each row of scores, (T, H, Q), if it is known.
+    The mask is added to the scores, or True where attention is allowed; the scale is d^-1/2 by default; the
+    log-sum-exp of each row of scores, (T, H, Q), may be known.
     """
     memory, shape = tape.memory, (*query.shape[:-1], key.shape[-2])
     factor = query.shape[-1] ** -0.5 if scale is None else scale
@@ -204,25 +187,21 @@ def joined(parts: Sequence[Weights]) -> Weights:
     tokens, _, queries, keys = parts[0].shape
     owners = [(number, head) for number, part in enumerate(parts) for head in range(part.shape[1])]
 
-    def by_head(computes: Sequence[Part]) -> Part:
+    def by_head(prepare: Callable[[int], Part]) -> Part:
         def compute(images: slice, heads: slice, rows: slice) -> Tensor:
             owned = owners[heads]
-            each = (computes[number](images, slice(head, head + 1), rows) for number, head in owned)
+            each = (prepare(number)(images, slice(head, head + 1), rows) for number, head in owned)
             return next(each) if len(owned) == 1 else torch.cat([one.clone() for one in each], 1)
 
         return compute
 
-    def anew(part: Weights) -> Part:
-        return lambda *tile: part.prepare()(*tile)
-
     def prepare() -> Part:
-        return by_head([anew(part) for part in parts])  # whose operands use the same memory
+        return by_head(lambda number: parts[number].prepare())  # anew: all parts use the same memory
 
     def prepare_gradient(gradients: Sequence[Tensor]) -> Part:
-        return by_head([part.prepare_gradient(g) for part, g in zip(parts, gradients, strict=True)])
+        computes = [part.prepare_gradient(g) for part, g in zip(parts, gradients, strict=True)]
+        return by_head(computes.__getitem__)
 
-    return Weights(
-        (tokens, len(owners), queries, keys),
-        *(parts[0].dtype, parts[0].device, all(part.sums_to_1 for part in parts)),
-        *(prepare, prepare_gradient),
-    )
+    dtype, device, sums_to_1 = parts[0].dtype, parts[0].device, all(part.sums_to_1 for part in parts)
+    shape = (tokens, len(owners), queries, keys)
+    return Weights(shape, dtype, device, sums_to_1, prepare, prepare_gradient)
