@@ -32,7 +32,7 @@ class Rows(Protocol):
     stays: Tensor
 
     def read(self, tile: Tile) -> None:
-        """Takes in some rows: of some images after others, from the first row to the last."""
+        """Takes in some rows: those of some images after those of others, from the first to the last."""
 
 
 class Rule:

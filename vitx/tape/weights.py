@@ -117,8 +117,8 @@ def dot_product(
 ) -> Weights:
     """Describes softmax(Q K^T * scale + mask), Vaswani et al. 2017, eq. 1, computed anew from Q and K.
 
-    The mask is added to the scores, or True where attention is allowed; the scale is d^-1/2 by default; the
-    log-sum-exp of each row of scores, (T, H, Q), may be known.
+    A boolean mask is True where attention is allowed, any other is added to the scores. The scale is d^-1/2
+    by default. The log-sum-exp is that of each row of scores, (T, H, Q), if the kernel told it.
     """
     memory, shape = tape.memory, (*query.shape[:-1], key.shape[-2])
     factor = query.shape[-1] ** -0.5 if scale is None else scale
