@@ -153,7 +153,7 @@ class RolloutLayer:
                 self._matrix = matrix.new_zeros(len(matrix), self._relevance.shape[1], matrix.shape[2])
             self._matrix[:, rows] = matrix
             if rows.stop not in (None, self._matrix.shape[1]):
-                return
+                return  # the last rows come last
             rows, matrix, self._matrix = ALL, discard(self._matrix, self._discard_ratio), None
         self._move(tile.images, rows, matrix[:, None], matrix.sum(-1) + self._identity)
 
@@ -181,10 +181,10 @@ def discard(matrix: Tensor, ratio: float) -> Tensor:
         threshold = torch.from_numpy(np.partition(flat.numpy(), count - 1)[:, count - 1, None])
     else:
         threshold = flat.kthvalue(count, dim=1, keepdim=True).values
-    dropped = flat <= threshold
-    if not on_cpu or dropped.sum() > count * len(flat):  # a GPU would have to be waited for
+    kept = flat > threshold
+    if not on_cpu or kept.sum() < kept.numel() - count * len(flat):  # a GPU would have to be waited for
         equal = flat == threshold
-        room = count - (dropped & ~equal).sum(1, keepdim=True)
-        dropped &= ~equal | (equal.cumsum(1) <= room)
-    dropped[:, 0] = False
-    return matrix.masked_fill(dropped.view_as(matrix), 0)
+        room = count - (flat < threshold).sum(1, keepdim=True)
+        kept |= equal & (equal.cumsum(1) > room)
+    kept[:, 0] = True
+    return (flat * kept).view_as(matrix)
