@@ -23,7 +23,7 @@ import vitx
 from vitx.functional import tiles
 from vitx.functional.tiles import ALL
 from vitx.tape import expanded, kernels, tape, weights
-from vitx.tape.rules import products
+from vitx.tape.rules import attention
 
 SMALL, LARGE, SINGLE = Case(TINY, 8, 224), Case(TINY, 1, 1024), Case("vit_base_patch16_224", 1, 224)
 
@@ -92,7 +92,7 @@ PATHS = (
         FastPath(
             "log-sum-exp of the forward kernel, not a softmax",
             *(method, {}),
-            lambda: patch.object(products, "dot_product", with_softmax),
+            lambda: patch.object(attention, "dot_product", with_softmax),
         )
         for method in ("rollout", "grad_rollout")
     ),

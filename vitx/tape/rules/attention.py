@@ -134,13 +134,13 @@ def _described(call: Call, layout: Layout, query: Tensor, key: Tensor, value: Te
     shape = (*query.shape[:3], key.shape[2])
     if call["is_causal"]:
         mask = torch.ones(shape[2:], dtype=torch.bool, device=query.device).tril()
-    sums = call.outs[1] if len(call.outs) > 1 and call.outs[1].shape[:3] == query.shape[:3] else None
     if mask is not None:
         mask = layout.weights(mask.detach().expand(shape)[..., None])
-    return dot_product(
-        call.tape, *(_tokens_first(tensor, layout) for tensor in (query, key, value)), mask=mask,
-        scale=call["scale"], log_sum_exp=None if sums is None else _tokens_first(sums[..., None], layout)[..., 0],
-    )  # fmt: skip
+    first = [_tokens_first(tensor, layout) for tensor in (query, key, value)]
+    sums = call.outs[1] if len(call.outs) > 1 and call.outs[1].shape[:3] == query.shape[:3] else None
+    if sums is not None:
+        sums = _tokens_first(sums[..., None], layout)[..., 0]
+    return dot_product(call.tape, *first, mask=mask, scale=call["scale"], log_sum_exp=sums)
 
 
 def _tokens_first(tensor: Tensor, layout: Layout) -> Tensor:
