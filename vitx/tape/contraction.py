@@ -47,12 +47,14 @@ class Contraction:
         right: the second.
         summed: the dimensions over which their product is summed.
         out: the shape of what comes out.
+        of_matrices: whether both are matrices, or batches of them.
     """
 
     left: Operand
     right: Operand
     summed: tuple[int, ...]
     out: tuple[int, ...]
+    of_matrices: bool = False
 
     @property
     def kept(self) -> list[int]:
@@ -86,6 +88,7 @@ def of_matmul(left: Given, right: Given, out: Sequence[int], *, over_batch: bool
         Operand(second, b.shape, (*b.shape[:lead], *[1] * rows, *b.shape[lead:]), (*range(lead), *of_b)),
         (*range(lead), k) if over_batch else (k,),
         tuple(out),
+        of_matrices=bool(rows and columns) and not over_batch,
     )
 
 

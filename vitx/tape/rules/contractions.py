@@ -145,9 +145,10 @@ def with_constants(
     of_stack = [value.stacks(place) for place, dim in enumerate(live.places) if dim in contraction.summed]
     if fixed and any(of_stack):
         return unknown(call)[0]  # it may add up a residual
-    learned = call.learned(tensor)
-    assert learned is not None
-    weight = constant.aligned(learned)
+    matrix = call.learned(tensor)
+    assert matrix is not None
+    matrix = matrix.detach()
+    weight = constant.aligned(matrix)
     own = [tape.constant(c * beta) for c, beta in added] if tape.accounts else []
     blind = [tape.constant(None)] if fixed else []  # what has no weight at all
 
@@ -167,8 +168,12 @@ def with_constants(
         return [_transposed(share, size, live), (r * (total == 0)).sum()]
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
-        g = arrived[0].reshape(contraction.aligned_out)
-        found = _transposed(g, weight, live)
+        g = arrived[0]
+        if contraction.of_matrices:  # which is faster
+            across = matrix.mT.to(g.dtype)
+            found = g @ across if on_left else across @ g
+        else:
+            found = _transposed(g.reshape(contraction.aligned_out), weight, live)
         return [found if factor == 1 else found * factor, *(fitted(arrived[0], o.shape) for o in own)]
 
     def axes(of: list[ax.Axes]) -> ax.Axes | None:

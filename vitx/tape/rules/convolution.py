@@ -1,9 +1,11 @@
 """Convolutions, and linear layers of whole numbers."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vitx.tape import axes as ax
 from vitx.tape.call import Call
@@ -41,8 +43,20 @@ def convolved(call: Call) -> list[Value]:
         found: Tensor = part[0]
         return found
 
+    def to_channels(spread: Tensor) -> Tensor:
+        whole = scaled(spread, 1 / each)[:, :, None].expand(-1, -1, each, *spread.shape[2:])
+        return whole[:, 0] if groups == 1 else whole.flatten(1, 2)
+
+    tiles = (
+        *(mass is None, not call["transposed"], tuple(call["stride"]) == size, set(call["dilation"]) == {1}),
+        tuple(n * k for n, k in zip(call.out.shape[2:], size, strict=True)) == shape[2:],
+    )
+
     def relevance(arrived: list[Tensor]) -> list[Tensor]:
         r = summed(arrived[0].unflatten(1, (groups, -1)), [2])
+        if all(tiles):  # as in the first layer of a ViT
+            spread = F.interpolate(r.contiguous(), size=shape[2:]) / math.prod(size)
+            return [to_channels(spread), r.new_zeros(())]
         one, inside = r.new_ones(1, 1, *size), r.new_ones(1, 1, *shape[2:])
         if mass is not None:
             inside = inside * mass().to(r).expand(shape).mean(1, keepdim=True)
@@ -51,12 +65,11 @@ def convolved(call: Call) -> list[Value]:
         share = torch.where(seen, r / torch.where(seen, under, 1), 0)
         x = r.new_empty(()).expand(len(r) * groups, 1, *shape[2:])
         spread = back(share.reshape(-1, 1, *r.shape[2:]), x, one, 1).view(len(r), groups, *shape[2:]) * inside
-        whole = scaled(spread, 1 / each)[:, :, None].expand(-1, -1, each, *spread.shape[2:])
-        return [whole[:, 0] if groups == 1 else whole.flatten(1, 2), torch.where(seen, 0, r).sum()]
+        return [to_channels(spread), torch.where(seen, 0, r).sum()]
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
         g = arrived[0]
-        found = back(g, g.new_empty(()).expand(shape), weight, groups)
+        found = back(g, g.new_empty(shape), weight, groups)
         return [found, *(fitted(g, o.shape) for o in own)]
 
     out = tuple(call.out.shape)
