@@ -1,7 +1,6 @@
 """What a tape holds: values, and the steps that made them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Size, Tensor
@@ -22,7 +21,6 @@ Via = Callable[[Tensor], Tensor]
 AxesOf = Callable[[list[Axes]], Axes | None]
 
 
-@dataclass(eq=False)
 class Value:
     """A live tensor at one moment: one that depends on the image; or a constant that the model brings.
 
@@ -52,13 +50,7 @@ class Value:
         constant: the tensor, of a constant of which that is kept.
     """
 
-    number: int
-    shape: Size
-    inputs: InitVar[Sequence["Value"]] = ()
     made_by: "Step | None" = None
-    above: int = 0
-    roots: int = 0
-    open: frozenset[Any] = frozenset()
     kind: Kind | None = None
     over: Axes | None = None
     parts: list["Value"] | None = None
@@ -67,23 +59,22 @@ class Value:
     total: "Value | None" = None
     sum: "Sum | None" = None
     via: Via | None = None
-    base: int = 0
     proportional: bool = True
-    place: int = 0
     mass: Callable[[], Tensor] | None = None
     rounded: bool = False
     is_constant: bool = False
     constant: Tensor | None = None
     _axes: Axes | None = None
 
-    def __post_init__(self, inputs: Sequence["Value"]) -> None:
-        """Adds up what it was made from."""
+    def __init__(self, number: int, shape: Size, inputs: Sequence["Value"] = ()) -> None:
+        """Describes a value that was made from others."""
+        self.number, self.shape, self.base, self.place = number, shape, number, number
+        self.roots, self.above = 1 << number, 0
+        self.open: frozenset[Any] = frozenset()
         for value in inputs:
             self.above |= value.above | (1 << value.number)
             if value.open:
                 self.open = self.open | value.open
-        self.roots = 1 << self.number
-        self.base = self.place = self.number
 
     def made_from(self, other: "Value") -> bool:
         """Returns whether the other one, or all that it is a rearrangement of, was used to make this one."""
