@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Size, Tensor
 
-from vitx.tape.axes import Axes, Factor, dimension, tokens
+from vitx.tape.axes import Axes, Factor, dimension, resized, tokens
 
 if TYPE_CHECKING:
     from vitx.tape.sums import Sum
@@ -88,7 +88,7 @@ class Value:
             found = None
             if step is not None and step.axes is not None:
                 found = step.axes([value.axes for value in step.inputs])
-            self._axes = tokens(self.shape) if found is None else found
+            self._axes = tokens(self.shape) if found is None else resized(found, self.shape)
         return self._axes
 
     @property
