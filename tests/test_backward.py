@@ -34,13 +34,10 @@ def nothing_is_read(monkeypatch):
     monkeypatch.setattr(isolation, "_changed", lambda copies: [])
 
 
-@pytest.mark.parametrize("method", ["rollout"])
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_without_values_can_be_explained(kind, method, nothing_is_read):
-    """A `meta` tensor has none: a read of one, or a tensor made on the CPU, would be an error.
-
-    Where the share of a residual depends on A, it is read whether it comes back through the queries.
-    """
+    """A `meta` tensor has none: a read of one, or a tensor made on the CPU, would be an error."""
     model = KINDS[kind]().to("meta").eval()
     images = torch.empty(2, 3, 32, 32, device="meta")
     found = vitx.explain(model, images, method, target=1)

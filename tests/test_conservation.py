@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vitx import VitxError
-from vitx.tape.conservation import check, share_of_images, share_of_score
+from vitx.tape.conservation import check, check_score, share_of_images, share_of_sum
 
 
 def numbers(*values):
@@ -33,31 +33,32 @@ def test_what_layers_added_is_expected():
 
 def test_a_score_is_judged_by_the_size_of_its_parts():
     """2 = 1000.5 - 998.5: a loss of 0.1 is rounding there, and much of 2."""
-    share = share_of_score(number(2.0), number(2.1), number(1999.0), torch.float32)
+    share = share_of_sum(number(2.0), number(2.1), number(1999.0))
     assert share.item() == pytest.approx(1 + 0.1 / 1999)
+    check_score(share, torch.float32)
     with pytest.raises(VitxError, match=r"^105.0% of the score was accounted for .* or rounding is to blame"):
-        share_of_score(number(2.0), number(2.1), number(2.0), torch.float32)
+        check_score(share_of_sum(number(2.0), number(2.1), number(2.0)), torch.float32)
 
 
 def test_a_double_model_has_no_rounding_to_blame():
     with pytest.raises(VitxError, match=r"whose part in the score is not known$"):
-        share_of_score(number(1.0), number(0.5), number(1.0), torch.float64)
+        check_score(numbers(0.5), torch.float64)
 
 
 def test_half_precision_rounds_more():
-    share_of_score(number(1.0), number(1.01), number(1.0), torch.bfloat16)
+    check_score(numbers(1.01), torch.bfloat16)
     with pytest.raises(VitxError):
-        share_of_score(number(1.0), number(1.01), number(1.0), torch.float32)
+        check_score(numbers(1.01), torch.float32)
 
 
 def test_a_score_of_nothing():
-    assert share_of_score(number(0.0), number(0.0), number(0.0), torch.float32).item() == 1
+    assert share_of_sum(number(0.0), number(0.0), number(0.0)).item() == 1
 
 
 @pytest.mark.parametrize("share", [float("nan"), float("inf")])
 def test_a_score_that_is_not_finite(share):
     with pytest.raises(VitxError):
-        share_of_score(number(1.0), number(share), number(1.0), torch.float32)
+        check_score(numbers(share), torch.float32)
 
 
 GOOD = {"conservation": numbers(1, 1), "pixels": torch.rand(2, 4, 4), "own": numbers(0, 0.1), "lost": {}}

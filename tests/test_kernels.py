@@ -10,9 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitx.functional import tiles
 from vitx.tape import kernels
-from vitx.tape.gradient import gradients as gradients_of
 from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
+from vitx.tape.walk import gradients as gradients_of
 
 SHAPE = (2, 3, 21, 8)
 MASK = torch.linspace(-3, 2, 21 * 21).view(21, 21)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests import oracle
-from vitx import explain
+from vitx import VitxError, explain
 
 SIDE, WIDTH, DEPTH = 4, 12, 3
 TOKENS = SIDE * SIDE
@@ -111,7 +111,7 @@ def test_rollout_is_the_product_of_full_matrices(block):
 
 
 @pytest.mark.parametrize("options", [{"head_fusion": "max"}, {"head_fusion": "min"}])
-def test_what_is_given_back_by_the_queries_leaves_the_same(options):
+def test_what_rows_keep_leaves_the_same(options):
     """There is one head, so that its maximum is its mean; but the sum of its rows is not relied upon."""
     model, images = built(Past)
     expected = explain(model, images, "rollout").maps
@@ -153,6 +153,59 @@ def test_what_a_token_keeps_is_computed_where_the_residual_is(block, method, dis
     found = explain(model, images, method, target=1, discard_ratio=discard)
     torch.testing.assert_close(found.maps, row.view(2, SIDE, SIDE), rtol=0, atol=1e-9)
     assert (found.conservation - 1).abs().max() < 1e-9
+
+
+class Heads(Block):
+    """Two heads in one batch dimension, whose values come by some way: (v, B, heads, N, d) -> the same."""
+
+    def way(self, v):
+        return v
+
+    def branch(self, x):
+        q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        q, k, v = (part.flatten(0, 1) for part in (q, k, self.way(v)))
+        return self.attended(q, k, v)[1].unflatten(0, (-1, 2)).transpose(1, 2).flatten(2)
+
+
+class UnlikeParts(Heads):
+    """The values are the second of two parts of unlike sizes, as in LeViT."""
+
+    def way(self, v):
+        return torch.cat([v[..., :1], v], -1).split([1, v.shape[-1]], -1)[1]
+
+
+class Unknown(Heads):
+    """What becomes of the heads is not known."""
+
+    def way(self, v):
+        return torch.where(v.new_ones(v.shape, dtype=torch.bool), v, v.roll(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("rollout", {"head_fusion": "max"}),
+        ("rollout", {"discard_ratio": 0.5}),
+        ("grad_rollout", {}),
+        ("gae", {}),
+    ],
+)
+def test_heads_that_may_be_windows_are_refused(method, options):
+    model, images = built(Unknown)
+    with pytest.raises(
+        VitxError, match="cannot be told from windows, as its values come from where"
+    ) as error:
+        explain(model, images, method, target=1, **options)
+    assert "\n" not in str(error.value)
+    assert explain(model, images, "rollout").maps.shape == (2, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("method", ["grad_rollout", "gae"])
+def test_heads_of_parts_of_unlike_sizes_are_heads(method):
+    plain, images = built(Heads)
+    split, _ = built(UnlikeParts)
+    found, expected = (explain(model, images, method, target=1).maps for model in (split, plain))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("block", [Convolved, SharedQueries, Past])

@@ -17,8 +17,8 @@ from vitx.methods import DEFAULT, NETWORKS, Method, Methods, find_method, with_o
 from vitx.models.isolation import untouched
 from vitx.models.lens import LogitLens
 from vitx.models.prediction import Target, check_images, check_model, predict, scores, target_classes
-from vitx.tape.backward import Attribution, Backward, Score
-from vitx.tape.output import evenly, output_value, score_of, start_of
+from vitx.tape.backward import Attribution, Backward
+from vitx.tape.output import Score, evenly, output_value, score_of, start_of
 from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
 from vitx.tape.trace import Trace

@@ -38,6 +38,11 @@ def dimension(size: int, channels: bool) -> Dimension:
     return (Factor(size, channels),) if size != 1 else ()
 
 
+def channel_dims(axes: Axes) -> list[int]:
+    """Returns the dimensions that count channels and nothing else."""
+    return [dim for dim, part in enumerate(axes) if part and all(factor.channels for factor in part)]
+
+
 def channels_at(axes: Axes, shape: Sequence[int], dim: int) -> Axes:
     """Returns the axes of what weights put out along a dimension: new channels, else the same."""
     dim %= len(shape)

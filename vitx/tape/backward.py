@@ -12,15 +12,15 @@ from vitx.functional.fusing import first_layer
 from vitx.functional.tiles import ALL, Tile
 from vitx.models.isolation import without_autocast
 from vitx.tape.attention import Attention, Layer
-from vitx.tape.conservation import check, share_of_images, share_of_score
+from vitx.tape.conservation import check, check_lost, check_score, share_of_images, share_of_sum
 from vitx.tape.expanded import summed
-from vitx.tape.gradient import gradients
 from vitx.tape.grid import Grid
 from vitx.tape.kept import Kept
-from vitx.tape.relevance import Places, Propagation, Rule, check_lost
+from vitx.tape.output import Score
+from vitx.tape.relevance import Propagation, Rule
 from vitx.tape.tape import Tape
 from vitx.tape.values import LAID_OUT, Step, Value
-from vitx.tape.walk import Walk
+from vitx.tape.walk import Walk, gradients
 
 
 @dataclass(frozen=True)
@@ -36,37 +36,6 @@ class Attribution:
     maps: Tensor
     conservation: Tensor
     signed: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Score:
-    """A score, and where it was read.
-
-    Attributes:
-        value: the value that it was read from, (B, ...).
-        output: the tensor of that value.
-        gradient: of the score, summed over the images, with respect to that.
-    """
-
-    value: Value
-    output: Tensor
-    gradient: Tensor
-
-
-class _ReadOut(Rule):
-    """No attention passes anything on: all goes back through the queries."""
-
-    def layer(self, relevance: Tensor, keys: int) -> "_AllStays":
-        """An attention inside a residual."""
-        return _AllStays(relevance, keys)
-
-
-class _AllStays:
-    def __init__(self, relevance: Tensor, keys: int) -> None:
-        self.values, self.stays = relevance.new_zeros(len(relevance), keys), relevance
-
-    def read(self, tile: Tile) -> None:
-        """Needs none."""
 
 
 class Backward:
@@ -134,24 +103,13 @@ class Backward:
             for one in attentions
             if not any(other.value.above >> one.value.number & 1 for other in attentions)
         ]
-        return self.read_at(last)
-
-    def read_at(self, attentions: Sequence[Attention]) -> list[tuple[Attention, Tensor]]:
-        """Finds how much the output reads of each attention's queries, (T, Q), if no attention mixes them."""
-        way = Propagation(self.tape, _ReadOut())
-        found = way.run({self._end: self._start}, [one.value for one in attentions])
-        check_lost(way.lost, 1e-3)
-        return [(one, self._rows(one, found.passed.get(one.value))) for one in attentions]
+        return list(zip(last, self._read_at(last), strict=True))
 
     def rows_read(self, attentions: Sequence[Attention]) -> list[list[int]]:
         """Finds which queries of each attention are read out: those that hold what the output reads."""
-        read = [(readout.abs() > 1e-9).any(0) for _, readout in self.read_at(attentions)]
-        flags = torch.cat(read).tolist() if read else []  # all at once: a GPU would have to be waited for
-        ends = [sum(len(rows) for rows in read[:number]) for number in range(len(read))]
-        return [
-            [row for row in range(len(rows)) if flags[end + row]]
-            for end, rows in zip(ends, read, strict=True)
-        ]
+        read = [(readout.abs() > 1e-9).any(0) for readout in self._read_at(attentions)]
+        on_host = torch.cat(read).cpu()  # all at once: a GPU has to be waited for
+        return [rows.nonzero().flatten().tolist() for rows in on_host.split([len(rows) for rows in read])]
 
     def add_up(
         self,
@@ -175,7 +133,7 @@ class Backward:
         weights = attention.weights
         found = torch.zeros(weights.shape[0], weights.shape[3], dtype=weights.dtype, device=weights.device)
         with torch.no_grad(), without_autocast(weights.device):
-            for tile in weights.tiles(self._gradient_of(attention) if gradient else None, apart):
+            for tile in weights.tiles(self._gradients.at(attention) if gradient else None, apart):
                 more = part(tile)
                 if more is not None:
                     found[tile.images] += more
@@ -193,13 +151,10 @@ class Backward:
         starts: dict[Value, Tensor] = {}
         for value, part in found:
             starts[value] = starts[value] + part if value in starts else part
-        way = Propagation(self.tape, Places())
+        way = Propagation(self.tape, None)
         pixels, own, tokens = self._arrived(way, starts)
-        size, begun = (
-            torch.stack([part.sum() for part in parts]).sum()
-            for parts in ([start.abs() for start in starts.values()], list(starts.values()))
-        )
-        share = (1 + (pixels.sum() + own.sum() - begun) / torch.where(size == 0, 1, size))[None]
+        begun, size = _sums(starts.values())
+        share = share_of_sum(begun, pixels.sum() + own.sum(), size)
         check(share, pixels, own, way.lost, positive=False)
         maps = self.grid.map(pixels, tokens)
         return Attribution(maps, share.expand(len(maps)))
@@ -213,12 +168,32 @@ class Backward:
         Returns:
             The value of each output with what was found of its elements: to be given to `place`.
         """
-        passed = self._whole.passed
+        passed = self._gradients.passed
         return [
             (value, output.tensor.to(passed[value].dtype) * passed[value])
             for value, output, layers in self._streams
             if (layers > start_layer or not self.layers) and value in passed
         ]
+
+    def accounted(self) -> Tensor:
+        """Returns what share of the score image and constants add, (1,), in the linearised network.
+
+        Raises:
+            VitxError: That is not all: the model computes something that was not linearised.
+        """
+        (score,) = self._scores
+        arrived = self._gradients.arrived
+        known = [(self.tape.image, self.image), *((one, one.constant) for one in self.tape.constants)]
+        # What no gradient reaches adds nothing, whatever it holds: memory that was written over may hold NaN.
+        products = [
+            (tensor.to(g.dtype) * g).masked_fill(g == 0, 0)
+            for value, tensor in known
+            if tensor is not None and (g := arrived.get(value)) is not None
+        ]
+        added, size = _sums(products)
+        share = share_of_sum((score.output.to(score.gradient.dtype) * score.gradient).sum(), added, size)
+        check_score(share, self.image.dtype)
+        return share
 
     @cached_property
     def _streams(self) -> list[tuple[Value, Kept, int]]:
@@ -243,29 +218,6 @@ class Backward:
             found.append((last, output, layers))
         return found
 
-    def accounted(self) -> Tensor:
-        """Returns what share of the score image and constants add, (1,), in the linearised network.
-
-        Raises:
-            VitxError: That is not all: the model computes something that was not linearised.
-        """
-        (score,) = self._scores
-        arrived = self._whole.arrived
-        parts = [(self.image, arrived.get(self.tape.image))]
-        parts += [(v.constant, arrived.get(v)) for v in self.tape.constants if v.constant is not None]
-        # What no gradient reaches adds nothing, whatever it holds: memory that was written over may hold NaN.
-        products = [
-            (tensor.to(g.dtype) * g).masked_fill(g == 0, 0)
-            for tensor, g in parts
-            if tensor is not None and g is not None
-        ]
-        added, size = (
-            torch.stack([part.sum() for part in some]).sum()
-            for some in (products, [product.abs() for product in products])
-        )
-        total = (score.output.to(score.gradient.dtype) * score.gradient).sum()
-        return share_of_score(total, added, size, self.image.dtype)
-
     def _arrived(
         self, way: Propagation, starts: Mapping[Value, Tensor]
     ) -> tuple[Tensor, Tensor, dict[Value, Tensor]]:
@@ -280,43 +232,37 @@ class Backward:
         own = [part.sum() for part in found.arrived.values()]
         return self.grid.without_channels(pixels), torch.stack([like.new_zeros(()), *own]), found.passed
 
-    def _rows(self, attention: Attention, r: Tensor | None) -> Tensor:
-        weights = attention.weights
-        if r is None:
-            return torch.zeros(weights.shape[0], weights.shape[2], dtype=weights.dtype, device=weights.device)
-        return summed(attention.arrived(r), [1, 3])
-
-    def _gradient_of(self, attention: Attention) -> Tensor:
-        found = self._gradients.get(attention.value)
-        if found is None:
-            weights = attention.weights
-            found = torch.zeros((), dtype=weights.dtype, device=weights.device).expand(attention.value.shape)
-        return attention.arrived(found)
+    def _read_at(self, attentions: Sequence[Attention]) -> list[Tensor]:
+        """Finds how much the output reads of each attention's queries, (T, Q), if no attention mixes them."""
+        way = Propagation(self.tape, Rule())
+        found = way.run({self._end: self._start}, [one.value for one in attentions])
+        check_lost(way.lost)
+        return [summed(found.at(one), [1, 3]) for one in attentions]
 
     @cached_property
-    def _gradients(self) -> Mapping[Value, Tensor]:
-        """The gradient of what each attention put out: of the score, or of the score of its own layer."""
-        values = [attention.value for attention in self.tape.attentions]
-        if len(self._scores) == 1:
-            if self.tape.accounts:
-                return self._whole.passed
-            (score,) = self._scores
-            return self._walk(score, values, whole=False).passed
-        found: dict[Value, Tensor] = {}
-        for layer, score in zip(self.layers, self._scores, strict=True):
-            own = [attention.value for attention in layer.attentions]
-            found |= self._walk(score, own, whole=False).passed
+    def _gradients(self) -> Walk:
+        """The gradient of the score at the attentions, or at those of each layer of the layer's own score.
+
+        Of one score on a tape that accounts for it, also at the residuals, the image and the constants.
+        """
+        whole = self.tape.accounts and len(self._scores) == 1
+        groups = [self.tape.attentions]
+        if len(self._scores) != 1:
+            groups = [list(layer.attentions) for layer in self.layers]
+        found = Walk({})
+        for score, attentions in zip(self._scores, groups, strict=True):
+            if score.value.is_constant or not score.value.above:
+                raise VitxError("the score does not depend on the image")
+            watched = [attention.value for attention in attentions]
+            watched += [value for value, _, _ in self._streams] if whole else []
+            with torch.no_grad(), without_autocast(score.gradient.device):
+                one = gradients(self.tape, {score.value: score.gradient}, watched, whole=whole)
+            found.arrived |= one.arrived
+            found.passed |= one.passed
         return found
 
-    @cached_property
-    def _whole(self) -> Walk:
-        """The gradient of all: attentions, residuals, image and constants."""
-        (score,) = self._scores
-        values = [attention.value for attention in self.tape.attentions]
-        return self._walk(score, [*values, *(value for value, _, _ in self._streams)], whole=True)
 
-    def _walk(self, score: Score, watched: Sequence[Value], *, whole: bool) -> Walk:
-        if score.value.is_constant or not score.value.above:
-            raise VitxError("the score does not depend on the image")
-        with torch.no_grad(), without_autocast(score.gradient.device):
-            return gradients(self.tape, {score.value: score.gradient}, watched, whole=whole)
+def _sums(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns the sum of all elements of some tensors, and that of their absolute values."""
+    sums = torch.stack([torch.stack([part.sum(), part.abs().sum()]) for part in parts])
+    return sums[:, 0].sum(), sums[:, 1].sum()

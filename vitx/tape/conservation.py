@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.tape.relevance import check_lost
 
 _TOLERANCE = 1e-3  # of what was accounted for
 _NEGATIVE = -1e-6
@@ -29,19 +28,13 @@ def share_of_images(arrived: Tensor, own: Tensor, grown: Tensor | float) -> Tens
     return arrived + missing * own / torch.where(missing.sum() == 0, 1, missing.sum())
 
 
-def share_of_score(score: Tensor, added: Tensor, size: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns what share of a score all that adds to it makes up, (1,).
+def share_of_sum(expected: Tensor, found: Tensor, size: Tensor) -> Tensor:
+    """Returns what share of a sum was found, (1,): a difference counts by the absolute size of its parts."""
+    return (1 + (found - expected) / torch.where(size == 0, 1, size))[None]
 
-    Args:
-        score: summed over the images, ().
-        added: what all parts add, ().
-        size: the sum of their absolute values, ().
-        dtype: in which the model computed.
 
-    Raises:
-        VitxError: That is not all: the model computes something that was not linearised.
-    """
-    share = 1 + (added - score) / torch.where(size == 0, 1, size)
+def check_score(share: Tensor, dtype: torch.dtype) -> None:
+    """Raises a VitxError unless image and constants add up to the score, in a model of that precision."""
     rounding = 2 * torch.finfo(dtype).eps  # which is more in half precision
     if not abs(share.item() - 1) <= max(_TOLERANCE, rounding):
         double = dtype == torch.float64
@@ -50,7 +43,6 @@ def share_of_score(score: Tensor, added: Tensor, size: Tensor, dtype: torch.dtyp
             "model, not all of it: the model computes something whose part in the score is not known"
             + ("" if double else "; or rounding is to blame: try model.double() and images.double()")
         )
-    return share[None]
 
 
 def check(
@@ -59,7 +51,7 @@ def check(
     """Raises a VitxError if relevance was lost, or is below 0; all values are read at once.
 
     Args:
-        conservation: what share was accounted for, (B,).
+        conservation: the share that was accounted for, (B,).
         pixels: the relevance that arrived at the image.
         own: that of the model's own tokens, one number for each, (n,).
         lost: how much reached which operators without a rule.
@@ -73,7 +65,7 @@ def check(
         if pixels_known:  # else the maps are not finite either, which is said elsewhere
             raise VitxError("the relevance of the model's own tokens is not finite: the map would be wrong")
         return
-    check_lost(lost, _TOLERANCE)
+    check_lost(lost)
     if abs(share - 1) > _TOLERANCE:
         raise VitxError(
             f"{share:.1%} of the relevance arrived at the image and the model's own tokens, not all of "
@@ -83,4 +75,14 @@ def check(
         raise VitxError(
             f"relevance below 0 was found ({min(smallest):.2g}): an attention gave back more than the "
             "residual around it had, and the map would be wrong"
+        )
+
+
+def check_lost(lost: Mapping[str, float]) -> None:
+    """Raises a VitxError if relevance reached an operator without a rule."""
+    name = max(lost, key=lost.__getitem__, default=None)
+    if name is not None and lost[name] > _TOLERANCE:
+        raise VitxError(
+            f"{lost[name]:.1%} of the relevance reached {name}, and no rule takes it through that "
+            "call: the map would be wrong"
         )

@@ -1,5 +1,6 @@
 """From the relevance of pixels to a map: the grid of the first tokens, where the pixels show one."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -8,10 +9,10 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.tape.attention import Attention
-from vitx.tape.residual import through
+from vitx.tape.axes import channel_dims
 from vitx.tape.tape import Tape
-from vitx.tape.values import Step, Value
-from vitx.tape.walk import Sent, walk
+from vitx.tape.values import Value
+from vitx.tape.walk import marks, through, walk
 
 CONVOLUTIONS = ("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
 _ALIKE = 1e-5  # of the largest value
@@ -21,8 +22,7 @@ class Grid:
     """How the first tokens of a pass lie in the picture."""
 
     def __init__(self, tape: Tape) -> None:
-        self._tape = tape
-        self._image = tape.image
+        self._tape, self._image = tape, tape.image
 
     @cached_property
     def _embedded(self) -> Value | None:
@@ -42,7 +42,7 @@ class Grid:
             if isinstance(step, Attention):
                 break
             value, slides = step.outputs[0], step.name in CONVOLUTIONS or "pool" in step.name
-            if slides and len(value.shape) == len(self._image.shape) and _channels(value) == [1]:
+            if slides and len(value.shape) == len(self._image.shape) and channel_dims(value.axes) == [1]:
                 found.append(value)
         return found[::-1] if self._embedded else []
 
@@ -60,7 +60,7 @@ class Grid:
             return None
         if len(shape) == 4 or self._embedded is None:
             return 1
-        marked = self._marked()
+        marked = self._marked(self._embedded)
         for dim in (1, 2):
             if _steps(marked, dim) == 1:
                 return dim
@@ -89,7 +89,7 @@ class Grid:
         """
         if self._embedded is None:
             return pixels
-        grid = blocks(self.without_channels(self._marked()))
+        grid = blocks(self.without_channels(self._marked(self._embedded)))
         if grid != tuple(pixels.shape[1:]):
             cells = pooled(pixels, grid)
             even = divided(cells, pixels.shape[1:])
@@ -106,51 +106,33 @@ class Grid:
                 return cells
         return pixels
 
-    def _marked(self) -> Tensor:
-        """Gives each first token a number of its own, and returns what the first image gets, (1, ...)."""
-        value = self._embedded
-        assert value is not None
-        shape = [1 if dim in _channels(value) else n for dim, n in enumerate(value.shape)]
-        generator = torch.Generator().manual_seed(0)
-        marks = torch.rand(shape, generator=generator, dtype=torch.float64).expand(value.shape)
-        return self._at_image(value, marks)[:1]
+    def _marked(self, value: Value) -> Tensor:
+        """Gives each token a number of its own, and returns what the first image gets, (1, ...)."""
+        return self._at_image(value, marks(value.shape, value.axes))[:1]
 
-    def _at_image(self, value: Value, marks: Tensor) -> Tensor:
-        """Takes marks from a value to the image."""
+    def _at_image(self, value: Value, sent: Tensor) -> Tensor:
         assert value.made_by is not None
-
-        def send(step: Step, arrived: list[Tensor]) -> Sent:
-            return through(step, arrived)
-
         with torch.no_grad():
-            steps = range(value.made_by.index + 1)
-            found = walk(self._tape, {value: marks}, send, steps=steps).arrived.get(self._image)
-        return torch.zeros(self._image.shape, dtype=marks.dtype) if found is None else found
+            found = walk(self._tape, {value: sent}, through, steps=range(value.made_by.index + 1)).arrived
+        return found.get(self._image, sent.new_zeros(()).expand(self._image.shape))
 
     def _is_upright(self, value: Value) -> bool:
-        """Returns whether tokens lie in each dimension as the pixels do, from the first to the last."""
+        """Returns whether tokens lie in each dimension as pixels do: what rises in one rises in the other."""
         size = [n for dim, n in enumerate(self._image.shape) if dim not in (0, self.channels)]
         grid = value.shape[2:]
         if any(pixels % count for pixels, count in zip(size, grid, strict=True)):
             return False
-        for swapped in range(2):  # a corner, and the opposite one
-            ends = [(number + swapped) % 2 for number in range(len(grid))]  # 1: at the last place
-            marks = torch.zeros(value.shape[0], 1, *grid, dtype=torch.float64)
-            corner = marks
-            for end in ends:
-                corner = corner.select(2, -end)
-            corner.fill_(1)
-            lit = self.without_channels(self._at_image(value, marks.expand(value.shape)))[0]
-            for dim, (count, end) in enumerate(zip(grid, ends, strict=True)):
-                along = lit.sum([other for other in range(lit.ndim) if other != dim])
-                middle = float((along * torch.arange(len(along))).sum() / along.sum())
-                if count > 1 and (middle / (len(along) - 1) > 0.5) != bool(end):
+        for dim, count in enumerate(grid):
+            if count > 1:
+                rising = torch.linspace(-1, 1, count, dtype=torch.float64).view(
+                    -1, *[1] * (len(grid) - 1 - dim)
+                )
+                lit = self.without_channels(self._at_image(value, rising.expand(value.shape)))[0]
+                along = lit.transpose(0, dim).flatten(1).sum(1)
+                slope = along @ torch.linspace(-1, 1, len(along), dtype=torch.float64)
+                if slope <= 0.1 * lit.abs().sum():
                     return False
         return True
-
-
-def _channels(value: Value) -> list[int]:
-    return [dim for dim, part in enumerate(value.axes) if part and all(factor.channels for factor in part)]
 
 
 def blocks(pixels: Tensor) -> tuple[int, ...]:
@@ -168,14 +150,9 @@ def blocks(pixels: Tensor) -> tuple[int, ...]:
 
 def _steps(pixels: Tensor, dim: int) -> int:
     size = pixels.shape[dim]
-    before, after = pixels.narrow(dim, 0, size - 1), pixels.narrow(dim, 1, size - 1)
-    tolerance = _ALIKE * pixels.abs().amax()
-    changes = ((before - after).abs() > tolerance).transpose(0, dim).flatten(1).any(1)
-    edges = [int(edge) + 1 for edge in changes.nonzero()[:, 0]]
-    for block in range(size, 0, -1):
-        if size % block == 0 and all(edge % block == 0 for edge in edges):
-            return size // block
-    return size
+    changes = pixels.diff(dim=dim).abs() > _ALIKE * pixels.abs().amax()
+    edges = changes.transpose(0, dim).flatten(1).any(1).nonzero().flatten() + 1
+    return size // math.gcd(size, *edges.tolist())
 
 
 def pooled(pixels: Tensor, grid: Sequence[int]) -> Tensor:

@@ -13,13 +13,12 @@ _LEAVING = {
 
 
 class Leaving(TorchFunctionMode):
-    """Watches for the functions that hand values to other code.
+    """Tells what is given to functions that hand values to other code.
 
     Where any function mode is on, `nn.MultiheadAttention` also keeps to operators that the tape knows.
     """
 
     def __init__(self, let_go: Callable[[Any], None]) -> None:
-        """Tells what each of these functions is given."""
         super().__init__()
         self._let_go = let_go
 

@@ -1,17 +1,31 @@
 """The end of a tape: what the model put out, and the score that is read from it."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.tape.attention import Attention, Scores
-from vitx.tape.backward import Score
-from vitx.tape.gradient import told
+from vitx.tape.places import named
 from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
 from vitx.tape.values import Value
+
+
+class Score(NamedTuple):
+    """A score, and where it was read.
+
+    Attributes:
+        value: the value that it was read from, (B, ...).
+        output: the tensor of that value.
+        gradient: of the score, summed over the images, with respect to that.
+    """
+
+    value: Value
+    output: Tensor
+    gradient: Tensor
 
 
 def output_value(tape: Tape, value: Value | None) -> Value:
@@ -49,8 +63,8 @@ def _check_scores(tape: Tape, end: Value) -> None:
             continue
         if isinstance(step, Scores):
             raise VitxError(
-                f"the output comes from {told(step)}, a product of two values that both depend on the image, "
-                "with no softmax behind it (linear attention): no rule takes relevance through it"
+                f"the output comes from {named(step)}, a product of two values that both depend on the "
+                "image, with no softmax behind it (linear attention): no rule takes relevance through it"
             )
         read.update(step.inputs[:1] if isinstance(step, Attention) else step.inputs)
 

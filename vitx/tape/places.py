@@ -8,8 +8,9 @@ from types import FrameType
 import torch
 from torch import nn
 
-_OWN = str(Path(__file__).resolve().parent)
-_TORCH = str(Path(torch.__file__).resolve().parent)
+from vitx.tape.values import Step
+
+_INSIDE = tuple(str(Path(file).resolve().parent) for file in (__file__, torch.__file__))
 
 
 def place_of(model: nn.Module) -> tuple[str, str] | None:
@@ -19,10 +20,16 @@ def place_of(model: nn.Module) -> tuple[str, str] | None:
     line: str | None = None
     while frame:
         path = frame.f_code.co_filename
-        if line is None and not path.startswith(_OWN) and not path.startswith(_TORCH):
+        if line is None and not path.startswith(_INSIDE):
             line = linecache.getline(path, frame.f_lineno).strip()
         module = frame.f_locals.get("self")
         if isinstance(module, nn.Module) and module in names:
             return names[module], line or ""
         frame = frame.f_back
     return None
+
+
+def named(step: Step) -> str:
+    """Names a step as a user knows it."""
+    module, line = step.place or ("", "")
+    return step.name + (f", in {module}" if module else "") + (f" (`{line}`)" if line else "")

@@ -1,6 +1,6 @@
 """Relevance along the tape: where what the output has came from."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Protocol
 
 import torch
@@ -10,13 +10,14 @@ from vitx.errors import VitxError
 from vitx.functional.tiles import Tile
 from vitx.models.isolation import without_autocast
 from vitx.tape.attention import Attention, Layer
+from vitx.tape.axes import channel_dims, tokens
 from vitx.tape.expanded import summed
-from vitx.tape.gradient import told
-from vitx.tape.residual import heads_beside, into_branches, returns, shares_kept, through
+from vitx.tape.places import named
+from vitx.tape.residual import heads_beside, into_branches, to_stream
 from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
 from vitx.tape.values import Step, Value
-from vitx.tape.walk import Sent, Walk, walk
+from vitx.tape.walk import Sent, Walk, through, walk
 from vitx.tape.weights import Weights, joined
 
 
@@ -35,6 +36,16 @@ class Rows(Protocol):
         """Takes in some rows: those of some images after those of others, from the first to the last."""
 
 
+class AllStays:
+    """No attention passes anything on: all goes back through the queries."""
+
+    def __init__(self, relevance: Tensor, keys: int) -> None:
+        self.values, self.stays = relevance.new_zeros(len(relevance), keys), relevance
+
+    def read(self, tile: Tile) -> None:
+        """Reads nothing."""
+
+
 class Rule:
     """A propagation rule for attention, which is what tells one method from another.
 
@@ -43,7 +54,6 @@ class Rule:
         reads_gradient: whether it reads the gradient of A.
         of_heads: whether the map changes with which dimension holds the heads.
         grows: whether a layer hands on more than it got, as GAE's does.
-        passes: whether any relevance goes from token to token.
         whole: whether a layer counts as a whole, all rows of its A together.
     """
 
@@ -51,7 +61,6 @@ class Rule:
     reads_gradient: bool = False
     of_heads: bool = False
     grows: bool = False
-    passes: bool = True
     whole: bool = False
 
     def keeps_half(self, weights: Weights) -> bool:
@@ -60,17 +69,11 @@ class Rule:
 
     def layer(self, relevance: Tensor, keys: int) -> Rows:
         """Begins with an attention inside a residual, from the relevance of its queries, (T, Q)."""
-        raise NotImplementedError
+        return AllStays(relevance, keys)
 
     def pooling(self, relevance: Tensor, keys: int) -> Rows | None:
         """Begins with an attention without a residual; None: rows of the mean of the heads, scaled to 1."""
         return None
-
-
-class Places(Rule):
-    """No rule: tokens keep their place, and a residual gives all to its stream."""
-
-    passes = False
 
 
 class Propagation:
@@ -81,26 +84,32 @@ class Propagation:
         grown: what layers handed on beyond what they got, over all images.
     """
 
-    def __init__(self, tape: Tape, rule: Rule, gradients: Mapping[Value, Tensor] | None = None) -> None:
+    def __init__(self, tape: Tape, rule: Rule | None, gradients: Walk | None = None) -> None:
         """Prepares a way.
 
         Args:
             tape: the pass.
-            rule: of the method.
-            gradients: of the score, with respect to what each attention put out, if the rule reads it.
+            rule: of the method; None: all tokens keep their place, and a residual gives all to its stream.
+            gradients: of the score, at the attentions, if the rule reads it.
         """
         self.lost: dict[str, float] = {}
         self.grown: Tensor | float = 0.0
-        self._tape, self._rule, self._gradients = tape, rule, gradients or {}
-        layers = [layer for layer in tape.layers if layer.number >= rule.start_layer]
-        self._layer = {attention: layer for layer in layers for attention in layer.attentions}
-        self._around = {residual: layer for layer in layers for residual in layer.residuals}
-        self._weights: dict[Layer, Weights] = {}
+        self._tape, self._gradients, self._in_place = tape, gradients, rule is None
+        self._rule = rule = rule or Rule()
+        self._halved: set[Sum] = set()
+        self._layer: dict[Attention, Layer] = {}  # where the share that a token keeps depends on A
+        self._around: dict[Sum, Layer] = {}
+        self._entered: dict[Sum, Tensor] = {}  # the relevance of those that were passed
+        for layer in [] if self._in_place else tape.layers[rule.start_layer :]:
+            if all(rule.keeps_half(attention.weights) for attention in layer.attentions):
+                self._halved |= layer.residuals
+            else:
+                self._layer |= dict.fromkeys(layer.attentions, layer)
+                self._around |= dict.fromkeys(layer.residuals, layer)
 
     def run(self, starts: dict[Value, Tensor], watched: Collection[Value] = ()) -> Walk:
         """Takes relevance from some values to the image and to the model's own tokens."""
-        device = next(iter(starts.values())).device
-        with torch.no_grad(), without_autocast(device):
+        with torch.no_grad(), without_autocast(next(iter(starts.values())).device):
             return walk(self._tape, starts, self._send, watched=watched)
 
     def _send(self, step: Step, arrived: list[Tensor]) -> Sent:
@@ -110,90 +119,75 @@ class Propagation:
             return self._attended(step, arrived[0])
         if step.relevance is None:
             size = sum(float(r.abs().sum()) for r in arrived) / self._tape.image.shape[0]
-            name = told(step)
-            self.lost[name] = self.lost.get(name, 0.0) + size
+            self.lost[named(step)] = self.lost.get(named(step), 0.0) + size
         return through(step, arrived)
 
     def _summed(self, step: Sum, r: Tensor) -> Sent:
-        if step.stream is not None and (not self._rule.passes or (step.closes and step not in self._around)):
-            return [(step.stream, step.to_term(step.stream, r))]
-        layer = self._around.get(step)
-        if layer is None or self._keeps_half(layer):
+        layer, stream = self._around.get(step), step.stream
+        if layer is None:
+            if stream is not None and (self._in_place or (step.closes and step not in self._halved)):
+                return [(stream, step.to_term(stream, r))]
             return through(step, [r])
-        sent = list(into_branches(step, r).items())
-        if not self._returns(layer):
-            assert step.stream is not None
-            stays = {attention: self._stays(attention) for attention in step.closes}
-            kept = r * shares_kept(self._tape, step, stays)
-            sent.append((step.stream, step.to_term(step.stream, kept)))
-        return sent
+        self._entered[step] = r
+        return into_branches(step, r).items()
 
     def _attended(self, step: Attention, r: Tensor) -> Sent:
-        layer, values = self._layer.get(step), step.inputs[0]
-        if not self._rule.passes or (layer is not None and self._keeps_half(layer)):
-            return [(values, step.shared(r))]
-        rows = summed(step.arrived(r), [1, 3])
-        if layer is None:
-            found = None if step.residuals else self._rule.pooling(rows, step.weights.shape[3])
-            if found is None:
-                return [(values, step.shared(r))]
-            self._read(found, step, None)
-            return [(values, step.to_values(found.values))]
-        state = self._rule.layer(rows, step.weights.shape[3])
-        self._read(state, step, layer)
-        if self._rule.grows:
-            self.grown = self.grown + state.values.sum()
-        sent = [(values, step.to_values(state.values))]
-        if self._returns(layer):
-            sent.append((step.inputs[1], step.to_rows(state.stays)))
+        layer, state = self._layer.get(step), None
+        rows, keys = summed(step.arrived(r), [1, 3]), step.weights.shape[3]
+        if layer is not None:
+            state = self._rule.layer(rows, keys)
+        elif not step.residuals:
+            state = self._rule.pooling(rows, keys)
+        if state is None:
+            return through(step, [r])
+        self._read(state, step)
+        sent = [(step.inputs[0], step.to_values(state.values))]
+        if layer is not None:
+            if self._rule.grows:
+                self.grown = self.grown + state.values.sum()
+            shares = state.stays / torch.where(rows == 0, 1, rows)
+            for residual in layer.residuals & self._entered.keys() & step.residuals:
+                sent += to_stream(self._tape, residual, self._entered[residual], step, shares)
         return sent
 
-    def _stays(self, step: Attention) -> Tensor:
-        """Returns what share of its relevance each row keeps, (T, Q)."""
-        shape = step.weights.shape
-        ones = torch.ones(shape[0], shape[2], dtype=step.weights.dtype, device=step.weights.device)
-        state = self._rule.layer(ones, shape[3])
-        self._read(state, step, self._layer[step])
-        return state.stays
-
-    def _read(self, rows: Rows, step: Attention, layer: Layer | None) -> None:
+    def _read(self, rows: Rows, step: Attention) -> None:
         """Shows all tiles of an attention to the rule; its heads are those of the whole layer."""
+        layer, gradient = self._layer.get(step), None
         members = [step] if layer is None else heads_beside(self._tape, layer, step)
         weights = members[0].weights if len(members) == 1 else joined([m.weights for m in members])
-        cut = (
-            layer is not None and len(members) < len(layer.attentions) and weights.shape[2] < weights.shape[3]
-        )
-        if cut and self._rule.whole:
-            raise VitxError("the rows of an attention are computed in parts: take no discard_ratio")
-        gradient = None
-        if layer is not None and self._rule.reads_gradient:
-            gradient = self._gradient(members)
+        if self._rule.of_heads:
+            _check_heads(members, self._tape.image.shape[0])
+        if layer is not None:
+            of_some = len(members) < len(layer.attentions) and weights.shape[2] < weights.shape[3]
+            if of_some and self._rule.whole:
+                raise VitxError("the rows of an attention are computed in parts: take no discard_ratio")
+            if self._gradients is not None:
+                parts = [self._gradients.at(member) for member in members]
+                gradient = parts[0] if len(parts) == 1 else parts
         with torch.no_grad():
             for tile in weights.tiles(gradient):
                 rows.read(tile)
 
-    def _gradient(self, members: Collection[Attention]) -> Tensor | list[Tensor]:
-        found = []
-        for member in members:
-            part = self._gradients.get(member.value)
-            if part is None:
-                part = torch.zeros((), dtype=member.weights.dtype, device=member.weights.device)
-                part = part.expand(member.value.shape)
-            found.append(member.arrived(part))
-        return found[0] if len(found) == 1 else found
 
-    def _returns(self, layer: Layer) -> bool:
-        return all(returns(self._tape, residual) for residual in layer.residuals)
-
-    def _keeps_half(self, layer: Layer) -> bool:
-        return all(self._rule.keeps_half(attention.weights) for attention in layer.attentions)
+def _check_heads(attentions: Collection[Attention], images: int) -> None:
+    """Raises a VitxError if heads may be counted as windows: no operator told which dimension holds them."""
+    for attention in attentions:
+        if attention.layout.heads == 1 and attention.weights.shape[0] > images:
+            hides = _hides_heads(attention.inputs[0])
+            if hides is not None:
+                raise VitxError(
+                    f"the heads of an attention cannot be told from windows, as its values come from "
+                    f"{named(hides)}: take rollout with head_fusion='mean' and no discard_ratio"
+                )
 
 
-def check_lost(lost: Mapping[str, float], tolerance: float) -> None:
-    """Raises a VitxError if relevance reached an operator without a rule."""
-    name = max(lost, key=lost.__getitem__, default=None)
-    if name is not None and lost[name] > tolerance:
-        raise VitxError(
-            f"{lost[name]:.1%} of the relevance reached {name}, and no rule takes it through that "
-            "call: the map would be wrong"
-        )
+def _hides_heads(value: Value) -> Step | None:
+    """Returns a call behind the last weights of which it is not known where channels go."""
+    step = value.made_by
+    if step is None or step.relevance is None or isinstance(step, (Sum, Attention)):
+        return None
+    if step.axes is None or step.axes([source.axes for source in step.inputs]) is None:
+        return step
+    if channel_dims(step.axes([tokens(source.shape) for source in step.inputs]) or ()):
+        return None  # weights put out new channels
+    return next((found for source in step.inputs if (found := _hides_heads(source))), None)

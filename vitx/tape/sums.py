@@ -26,7 +26,6 @@ class Sum(Step):
         branches: the terms with attentions that the stream did not pass.
         closes: these attentions.
         vias: takes what a term gets to its shape, where this is another one.
-        returns: whether what enters its branches comes back through the queries; None until it was tried.
     """
 
     def __init__(self, *step: Any, vias: dict[Value, Via]) -> None:
@@ -35,7 +34,6 @@ class Sum(Step):
         self.relevance = self.back
         self.stream = stream_of(self.inputs) if len({term.base for term in self.inputs}) > 1 else None
         self.branches: list[Value] = []
-        self.returns: bool | None = None
         self.vias = vias
         self.closes: frozenset[Attention] = frozenset()
         if self.stream is not None:

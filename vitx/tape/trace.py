@@ -12,10 +12,10 @@ from vitx.models.isolation import without_autocast
 from vitx.models.prediction import check_model
 from vitx.tape.attention import Attention
 from vitx.tape.call import tensors_in
-from vitx.tape.gradient import gradients
 from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
 from vitx.tape.values import Value
+from vitx.tape.walk import gradients
 
 
 class Trace:
@@ -31,9 +31,7 @@ class Trace:
     """
 
     def __init__(self, tape: Tape, recorder: Recorder, relevance: dict[Value, Tensor] | None = None) -> None:
-        """Tells of a tape."""
-        self.tape, self.passes = tape, 0
-        self.relevance = relevance or {}
+        self.tape, self.passes, self.relevance = tape, 0, relevance or {}
         self._recorder = recorder
         self._outputs: list[Tensor] = []
 
@@ -66,14 +64,8 @@ class Trace:
         if self.tape.network is None:
             raise VitxError("this pass was captured without gradients: use capture(model, gradients=True)")
         layers = self.self_attentions
-        found = gradients(self.tape, self._starts(score), [layer.value for layer in layers]).passed
-        whole = []
-        for layer in layers:
-            part = found.get(layer.value)
-            if part is None:
-                part = torch.zeros((), dtype=layer.weights.dtype, device=layer.weights.device)
-            whole.append(layer.weights.gradient(layer.arrived(part.expand(layer.value.shape))))
-        return whole
+        found = gradients(self.tape, self._starts(score), [layer.value for layer in layers])
+        return [layer.weights.gradient(found.at(layer)) for layer in layers]
 
     def _starts(self, score: Tensor) -> dict[Value, Tensor]:
         value = self._recorder.get(score)
@@ -158,8 +150,7 @@ def _directly(tensors: Sequence[Tensor]) -> list[Tensor | None]:
 def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Trace]:
     """Records one forward pass of the model, to read its attention.
 
-    Its output is the same to the last bit, and so are
-    its gradients.
+    Its output is the same to the last bit, and so are its gradients.
 
     Args:
         model: the model that runs inside the context.

@@ -1,11 +1,16 @@
-"""The one loop of both ways back: last step first, a dictionary of what has arrived so far."""
+"""The one loop of all ways back: last step first, a dictionary of what has arrived so far."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from vitx.errors import VitxError
+from vitx.tape.attention import Attention
+from vitx.tape.axes import Axes, channel_dims
 from vitx.tape.expanded import added
+from vitx.tape.places import named
 from vitx.tape.tape import Tape
 from vitx.tape.values import Step, Value
 
@@ -23,6 +28,14 @@ class Walk:
 
     arrived: dict[Value, Tensor]
     passed: dict[Value, Tensor] = field(default_factory=dict)
+
+    def at(self, attention: Attention) -> Tensor:
+        """Returns what passed an attention, (T, H, Q, d): 0 where nothing did."""
+        found = self.passed.get(attention.value)
+        if found is None:
+            like = attention.weights
+            found = torch.zeros((), dtype=like.dtype, device=like.device).expand(attention.value.shape)
+        return attention.arrived(found)
 
 
 def walk(
@@ -48,19 +61,52 @@ def walk(
     arrived = found.arrived
     for index in reversed(range(len(tape.steps)) if steps is None else steps):
         step = tape.steps[index]
-        here = [output for output in step.outputs if output in arrived and output not in ends]
-        if not here:
+        some = {v: arrived.pop(v) for v in step.outputs if v in arrived and v not in ends}
+        if not some:
             continue
-        some = {output: arrived.pop(output) for output in here}
-        like = some[here[0]]
-        for output in here:
-            if output in watched:
-                found.passed[output] = some[output]
-        given = [
-            some[output] if output in some else like.new_zeros(()).expand(output.shape)
-            for output in step.outputs
-        ]
+        found.passed |= {value: part for value, part in some.items() if value in watched}
+        like = next(iter(some.values()))
+        given = [some[v] if v in some else like.new_zeros(()).expand(v.shape) for v in step.outputs]
         for value, part in send(step, given):
             if part is not None:
                 arrived[value] = added(arrived[value], part) if value in arrived else part
     return found
+
+
+def through(step: Step, arrived: list[Tensor]) -> Sent:
+    """Sends relevance through a step for which no method has a rule of its own."""
+    if isinstance(step, Attention):
+        return [(step.inputs[0], step.shared(arrived[0]))]
+    return [] if step.relevance is None else zip(step.inputs, step.relevance(arrived), strict=False)
+
+
+def differentiated(step: Step, arrived: list[Tensor]) -> Sent:
+    """Sends a gradient through a step, or raises a VitxError if no rule takes it through."""
+    if step.gradient is None:
+        raise VitxError(f"the gradient reached {named(step)}, and no rule takes it through that call")
+    return zip(step.sources, step.gradient(arrived), strict=False)
+
+
+def gradients(
+    tape: Tape, starts: dict[Value, Tensor], watched: Collection[Value], *, whole: bool = False
+) -> Walk:
+    """Takes the gradient of a score back along the tape, in the network for which it was recorded.
+
+    Args:
+        tape: the pass.
+        starts: the gradient of the score with respect to what it was read from.
+        watched: the values whose gradient is asked for.
+        whole: whether it is also that of the image and of the model's constants.
+    """
+    first = min((value.made_by.index for value in watched if value.made_by is not None), default=0)
+    return walk(
+        tape, starts, differentiated, watched=watched, steps=range(0 if whole else first, len(tape.steps))
+    )
+
+
+def marks(shape: Sequence[int], axes: Axes = ()) -> Tensor:
+    """Returns numbers that tell tokens apart on a way back: the same for all channels of a token."""
+    channels = channel_dims(axes)
+    sizes = [1 if dim in channels else size for dim, size in enumerate(shape)]
+    found = torch.rand(sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
+    return found.expand(*shape)
