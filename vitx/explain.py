@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -100,11 +99,7 @@ def explain_methods(
     asked = with_options(methods)
     if isinstance(images, DataLoader):
         return _explain_loader(model, images, asked, target)
-    if isinstance(images, Tensor) and images.is_floating_point():
-        return _explain_batch(model, images, asked, target)
-    from vitx.inputs.prepared import prepared
-
-    tensor, prepare = prepared(model, images)
+    tensor, prepare = _prepared(model, images)
     found = _explain_batch(model, tensor, asked, target)
     if prepare is None:
         return found
@@ -132,17 +127,21 @@ def trace(
         VitxError: As for `explain`.
     """
     find_method(method)
-    if isinstance(images, Tensor) and images.is_floating_point():
-        pixels = images
-    else:
-        from vitx.inputs.prepared import prepared
-
-        pixels, _ = prepared(model, images)
+    pixels, _ = _prepared(model, images)
     check_images(model, pixels)
     asked = with_options({method: options})
     found: list[Trace] = []
     _follow(model, pixels, asked, target, find_method(method).network(asked[method]), found.append)
     return found[0]
+
+
+def _prepared(model: nn.Module, images: Any) -> tuple[Any, Any]:
+    """Returns images as the model takes them, and how they were prepared; None: they came so."""
+    if isinstance(images, Tensor) and images.is_floating_point():
+        return images, None
+    from vitx.inputs.prepared import prepared
+
+    return prepared(model, images)
 
 
 def _explain_batch(
@@ -190,11 +189,21 @@ def _follow(
                 logits = predict(model, pixels, recorder.made_last)
             end = output_value(tape, recorder.get(logits))
             classes = target_classes(target, logits)
-            total = partial(_total, target, classes)
-            asked = _differentiated(chosen, lens, recorder, logits, total)
+
+            def total(logits: Tensor) -> Tensor:
+                return scores(target, logits, classes).sum()
+
+            asked: dict[str | None, list[Score]] = {None: []}  # what is differentiated
+            if any(method.gradient == "score" for method in chosen.values()):
+                asked["score"] = [score_of(recorder, logits, total)]
+            if lens is not None:
+                with recorder.recording():
+                    of_layers = _layer_logits(lens, len(tape.layers), logits)
+                asked["layer scores"] = [score_of(recorder, own, total) for own in of_layers]
+            has_score = classes is not None or callable(target)
             for name, method in chosen.items():
-                reads = target is not None or method.gradient is not None
-                start = start_of(total, logits) if reads and _has_score(target, classes) else evenly(logits)
+                reads = has_score and (target is not None or method.gradient is not None)
+                start = start_of(total, logits) if reads else evenly(logits)
                 back = Backward(tape, images, start, end, asked[method.gradient])
                 found[name] = method.find(back, **methods[name])
             channels = back.grid.channels
@@ -204,63 +213,22 @@ def _follow(
             if show is None:
                 tape.clear()
     _check_finite({name: one.maps for name, one in found.items()})
-    return {
-        name: _explanation(model, images, one, logits, classes, chosen[name], name, channels)
-        for name, one in found.items()
-    }
-
-
-def _total(target: Target, classes: Tensor | None, logits: Tensor) -> Tensor:
-    return scores(target, logits, classes).sum()
-
-
-def _has_score(target: Target, classes: Tensor | None) -> bool:
-    return classes is not None or (callable(target) and not isinstance(target, Tensor))
-
-
-def _differentiated(
-    chosen: Mapping[str, Method],
-    lens: LogitLens | None,
-    recorder: Recorder,
-    logits: Tensor,
-    total: Callable[[Tensor], Tensor],
-) -> dict[str | None, list[Score]]:
-    """Returns what gradients are taken of, for each kind of method: the score, and that of each layer."""
-    found: dict[str | None, list[Score]] = {None: []}
-    if any(method.gradient == "score" for method in chosen.values()):
-        found["score"] = [score_of(recorder, logits, total)]
-    if lens is not None:
-        layers = len(recorder.tape.layers)
-        with recorder.recording():
-            of_layers = _layer_logits(lens, layers, logits)
-        found["layer scores"] = [score_of(recorder, own, total) for own in of_layers]
-    return found
+    size = tuple(count for dim, count in enumerate(images.shape) if dim not in (0, channels))
+    logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    mean, std = normalisation(model)
+    explained = {}
+    for name, one in found.items():
+        about = classes if chosen[name].gradient else None
+        explained[name] = Explanation(
+            *(one.maps, logits, about, size, images, mean, std, name, one.conservation, one.signed, channels)
+        )
+    return explained
 
 
 def _common_fusion(chosen: Mapping[str, Method], methods: Methods) -> str | None:
     """Returns how the heads are fused by all methods, if they read nothing else of A."""
     fusions = [method.head_fusion(methods[name]) for name, method in chosen.items()]
     return fusions[0] if all(other == fusions[0] for other in fusions) else None
-
-
-def _explanation(
-    model: nn.Module,
-    images: Tensor,
-    found: Attribution,
-    logits: Tensor,
-    classes: Tensor | None,
-    method: Method,
-    name: str,
-    channels: int | None,
-) -> Explanation:
-    size = tuple(count for dim, count in enumerate(images.shape) if dim not in (0, channels))
-    logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    target = classes if method.gradient else None
-    mean, std = normalisation(model)
-    return Explanation(
-        *(found.maps, logits, target, size, images, mean, std, name, found.conservation, found.signed),
-        channels=channels,
-    )
 
 
 def _layer_logits(lens: LogitLens, layers: int, logits: Tensor) -> list[Tensor]:
