@@ -18,5 +18,6 @@ from vitx.tape.rules import views as views
 
 
 def rule_of(call: Call) -> Rule:
-    """Returns the rule of a call."""
-    return RULES.get(call.name, unknown)
+    """Returns the rule of a call; a view that is a copy, as functionalised programs have it, is as any."""
+    found = RULES.get(call.name)
+    return found or RULES.get(call.name.removesuffix("_copy"), unknown)

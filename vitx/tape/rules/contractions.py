@@ -22,8 +22,8 @@ LINEAR_ATTENTION = "a product of three live values with no softmax between (line
 ADDING = ("addmm", "baddbmm", "addmv", "addbmm")
 OPERANDS = {
     **{"mm": ("self", "mat2"), "bmm": ("self", "mat2"), "mv": ("self", "vec"), "dot": ("self", "tensor")},
-    **{"matmul": ("self", "other"), "addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2")},
-    **{"addmv": ("mat", "vec"), "addbmm": ("batch1", "batch2")},
+    **{"addmm": ("mat1", "mat2"), "addmv": ("mat", "vec")},
+    **{"baddbmm": ("batch1", "batch2"), "addbmm": ("batch1", "batch2")},
 }
 
 

@@ -42,7 +42,7 @@ def group_norm(call: Call) -> list[Value]:
     return [_norm(call, back, None if bias is None else bias.view(along))]
 
 
-@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "batch_norm")
+@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit")
 @rule("cudnn_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update", "miopen_batch_norm")
 def batch_norm(call: Call) -> list[Value]:
     """Follows a norm with the statistics of the training, linear and a constant, or with those of a batch."""
@@ -78,7 +78,7 @@ def _norm(call: Call, back: Any, bias: Tensor | None) -> Value:
     return call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
 
 
-@rule("var", "std", "linalg_vector_norm", "norm", "var_mean", "std_mean", "frobenius_norm")
+@rule("var", "std", "linalg_vector_norm", "norm", "var_mean", "std_mean")
 def size(call: Call) -> list[Value]:
     """Follows what says how large a value is; a mean beside it is one."""
     shape, keepdim = call.values[0].shape, bool(call["keepdim"])

@@ -18,7 +18,7 @@ from vitx.tape.values import Value, reduced
 Summand = tuple[Any, float | Tensor]  # a tensor or number, and its factor
 
 
-@rule("add", "sub", "rsub", "subtract")
+@rule("add", "sub", "rsub")
 def sum_of_two(call: Call) -> list[Value]:
     """Follows a sum or a difference."""
     alpha = 1 if call["alpha"] is None else call["alpha"]

@@ -11,38 +11,13 @@ from vitx.tape.axes import Axes
 from vitx.tape.call import Call
 from vitx.tape.expanded import core, fitted, reshaped
 from vitx.tape.registry import Rule, rule, unknown
-from vitx.tape.values import LAID_OUT, Value, after, followed, marked
+from vitx.tape.values import Value, after, followed, marked
 from vitx.tape.vjp import Transpose
 
-RESHAPES = (
-    *(
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "_reshape_alias",
-        "_reshape_copy",
-        "view_copy",
-        "unsqueeze",
-        "squeeze",
-    ),
-    *("unsqueeze_copy", "squeeze_copy", "flatten", "unflatten"),
-)
-COPIES = (
-    *(
-        "clone",
-        "alias",
-        "alias_copy",
-        "detach",
-        "detach_copy",
-        "_to_copy",
-        "contiguous",
-        "lift_fresh",
-        "lift",
-    ),
-    *("lift_fresh_copy", "positive", "dropout", "feature_dropout", "_conj", "resolve_conj", "resolve_neg"),
-)
+RESHAPES = ("view", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze")
+COPIES = ("clone", "alias", "detach", "_to_copy", "lift_fresh", "lift", "_conj")
 IDENTITIES = (*RESHAPES, *COPIES, "expand", "slice", "copy")  # where they leave the shape as it is
-TURNED = (*LAID_OUT, "permute", "transpose", "t", "unsqueeze", "squeeze")
+TURNED = (*RESHAPES, *COPIES, "permute", "transpose", "t")
 Way = tuple[Callable[[Tensor], Tensor], Callable[[Axes], Axes | None]]
 
 
@@ -109,7 +84,7 @@ def same(call: Call) -> Way | None:
     return (lambda r: r, lambda of: of) if call.out.is_floating_point() else None
 
 
-@view("permute", "permute_copy", "transpose", "transpose_copy", "t", "t_copy", "numpy_T", "mT", "movedim")
+@view("permute", "transpose", "t")
 def permuted(call: Call) -> Way:
     """Follows dimensions in another order."""
     ndim = call.out.ndim
@@ -125,14 +100,14 @@ def permuted(call: Call) -> Way:
     return lambda r: r.permute(back), lambda of: tuple(of[dim] for dim in order)
 
 
-@view("expand", "expand_copy", "broadcast_to")
+@view("expand")
 def expanded(call: Call) -> Way:
     """Follows copies along some dimensions."""
     before, after = call.values[0].shape, tuple(call.out.shape)
     return lambda r: fitted(r, before), lambda of: ax.broadcast(of, after)
 
 
-@view("slice", "slice_copy", "narrow", "narrow_copy")
+@view("slice")
 def sliced(call: Call) -> Way:
     """Follows a part along one dimension."""
     before, after, dim = call.values[0].shape, call.out.shape, call["dim"] % call.out.ndim
@@ -148,7 +123,7 @@ def sliced(call: Call) -> Way:
     return back, lambda of: ax.resized(of, after)
 
 
-@rule("select", "select_copy")
+@rule("select")
 def selected(call: Call) -> list[Value]:
     """Follows one place along one dimension."""
     value, index = call.values[0], call["index"]
@@ -177,15 +152,15 @@ def _into(part: Tensor, shape: Sequence[int], dim: int, pick: Callable[[Tensor],
     return whole.expand(tuple(shape))
 
 
-@rule("unbind", "unbind_copy")
+@rule("unbind")
 def unbound(call: Call) -> list[Value]:
     """Follows all places along one dimension."""
     dim = call["dim"] % len(call.values[0].shape)
     return _divided(call, dim, lambda parts: stacked(parts, dim), lambda of: of[:dim] + of[dim + 1 :])
 
 
-@rule("split", "split_copy", "split_with_sizes", "split_with_sizes_copy", "unsafe_split", "chunk")
-@rule("unsafe_split_with_sizes", "unsafe_chunk", "tensor_split")
+@rule("split", "split_with_sizes", "unsafe_split")
+@rule("unsafe_split_with_sizes")
 def divided(call: Call) -> list[Value]:
     """Follows several parts along one dimension."""
     dim, after = call["dim"] % call.out.ndim, call.out.shape
@@ -237,7 +212,7 @@ def _concatenated(parts: Sequence[Tensor], dim: int) -> Tensor:
     return torch.cat(cores, dim).expand(whole)
 
 
-@rule("cat", "concat", "stack")
+@rule("cat", "stack")
 def joined(call: Call) -> list[Value]:
     """Follows several tensors that become one; what is not live among them is the model's own."""
     tensors: Sequence[Tensor] = call["tensors"]
