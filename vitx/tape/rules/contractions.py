@@ -15,7 +15,7 @@ from vitx.tape.expanded import fitted, reshaped, scaled
 from vitx.tape.registry import rule, unknown
 from vitx.tape.rules.attention import attended
 from vitx.tape.rules.products import WEIGHING
-from vitx.tape.rules.sums import total_of
+from vitx.tape.rules.sums import total
 from vitx.tape.values import Value
 
 LINEAR_ATTENTION = "a product of three live values with no softmax between (linear attention)"
@@ -41,7 +41,7 @@ def matmul(call: Call) -> list[Value]:
         assert of_added is not None
         assert added is not None
         rest = call.out - beta * added if call.tape.accounts else 0
-        return [total_of(call, [(of_added, beta)], [(rest, 1)])]
+        return [total(call, [(of_added, beta), (rest, 1)])]
     contraction = of_matmul(*operands, call.out.shape, over_batch=call.name == "addbmm")
     constant = [] if added is None or of_added is not None else [(added, beta)]
     if len(live) == 1 and of_added is None:
@@ -53,7 +53,7 @@ def matmul(call: Call) -> list[Value]:
     found = contracted(part, contraction, operands)
     if added is None:
         return [found]
-    return [total_of(call, [*([(of_added, beta)] if of_added else []), (found, alpha)], constant)]
+    return [total(call, [(added, beta), (found, alpha)])]
 
 
 def contracted(call: Call, contraction: Contraction, pair: Sequence[Given], factor: float = 1.0) -> Value:

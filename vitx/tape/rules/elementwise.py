@@ -5,7 +5,6 @@ y = x * (f(x) / x) + f(0), in which the gate f(x) / x is a constant of the linea
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -112,34 +111,16 @@ def _linearised(call: Call, tensor: Tensor, value: Value, size: bool) -> tuple[l
 
 def _around_0(call: Call, tensor: Tensor) -> tuple[float | None, float | None]:
     """Returns value and slope of a function at 0; None where it has none."""
-    rest = tuple(a for a in call.args if a is not tensor), tuple(sorted(call.kwargs.items()))
-    if not any(isinstance(a, Tensor) for a in (*rest[0], *call.kwargs.values())):
-        function = getattr(torch.ops.aten, call.name) if call.overload.written else call.overload.function
-        ends = _known(function, *rest)
-    else:
-        point = torch.zeros((1,) * tensor.ndim, dtype=torch.float64, device=tensor.device)
-        transpose = Transpose(call, [tensor], [point])
-        values = transpose.run([point])[0]
-        (slope,) = transpose([torch.ones_like(values)])
-        same = bool((values == values.amax()).all())
-        ends = (
-            values.amax().item() if same else math.nan,
-            0.0 if slope is None else slope.sum().item() / values.numel(),
-        )
+    alone = not any(isinstance(a, Tensor) for a in (*call.args, *call.kwargs.values()) if a is not tensor)
+    device = "cpu" if alone else tensor.device  # a GPU would have to be waited for
+    point = torch.zeros((1,) * tensor.ndim, dtype=torch.float64, device=device)
+    transpose = Transpose(call, [tensor], [point])
+    values = transpose.at_0([point])
+    (slope,) = transpose([torch.ones_like(values)])
+    same = bool((values == values.amax()).all())
+    of_slope = 0.0 if slope is None else slope.sum().item() / values.numel()
+    ends = values.amax().item() if same else math.nan, of_slope
     return tuple(end if math.isfinite(end) else None for end in ends)  # type: ignore[return-value]
-
-
-@lru_cache(512)
-def _known(function: Any, args: tuple[Any, ...], options: tuple[tuple[str, Any], ...]) -> tuple[float, float]:
-    """Does the same for a function of numbers, once."""
-    with torch.enable_grad():
-        x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-        out = function(x, *args, **dict(options))
-        out = out[0] if isinstance(out, (tuple, list)) else out
-        if not out.requires_grad:
-            return out.item(), 0.0
-        (slope,) = torch.autograd.grad(out, x)
-    return out.item(), slope.item()
 
 
 @rule("glu")

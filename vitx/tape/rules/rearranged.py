@@ -6,7 +6,7 @@ from torch import Tensor
 from vitx.tape import axes as ax
 from vitx.tape.call import Call
 from vitx.tape.registry import RULES, rule, unknown
-from vitx.tape.rules.sums import total_of
+from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import same
 from vitx.tape.values import AxesOf, Step, Value, followed
 from vitx.tape.vjp import Transpose
@@ -58,7 +58,7 @@ def averaged(call: Call) -> list[Value]:
     if source is not None and call.value(call["self"]) is not None and call.value(source) is not None:
         placed = _placed(call, source)
         if placed is not None:
-            return [total_of(call, [(call.values[0], 1), (placed, 1)])]
+            return [total(call, [(call.values[0], 1), (placed, 1)])]
     return [_linear(call, moves=False, fills=bool(call.constants()))]
 
 

@@ -13,7 +13,7 @@ from vitx.tape.contraction import of_sum
 from vitx.tape.expanded import reshaped, scaled
 from vitx.tape.registry import rule
 from vitx.tape.rules.contractions import contracted
-from vitx.tape.rules.sums import total_of
+from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import stacked, taken_apart
 from vitx.tape.values import Back, Step, Value, followed
 
@@ -80,7 +80,7 @@ def _of_stack(call: Call, value: Value, dim: int, keepdim: bool, factor: float) 
         taken_apart(part, value, number)
     into: Back = lambda arrived: [stacked(arrived, dim)]  # noqa: E731
     tape.append(Step("unbind", [value], parts, into, into))
-    found = total_of(call, [(part, factor) for part in parts])
+    found = total(call, [(part, factor) for part in parts])
     if not keepdim:
         return found
     whole, inner = tape.value(call.out.shape, [found]), found.shape
