@@ -68,13 +68,12 @@ class Sum(Step):
         inside = [r.new_ones(()) if mass is None else (mass() != 0).to(r) for mass in masses]
         parts = [share * real for share, real in zip(shares, inside, strict=True)]
         whole = sum(parts, r.new_zeros(()))
-        none = whole == 0  # padding in all that count: even among those that are real, or that are there
-        spare = [real / len(parts) for real in inside]
-        rest = sum(spare, r.new_zeros(()))
-        spare = [torch.where(rest == 0, 1 / len(parts), s / torch.where(rest == 0, 1, rest)) for s in spare]
+        none = whole == 0  # padding in all that count: among those that are real
+        parts = [torch.where(none, real, part) for real, part in zip(inside, parts, strict=True)]
+        whole = sum(parts, r.new_zeros(()))
         return [
-            scaled(r, torch.where(none, other, part / torch.where(none, 1, whole)))
-            for part, other in zip(parts, spare, strict=True)
+            scaled(r, torch.where(whole == 0, share, part / torch.where(whole == 0, 1, whole)))
+            for share, part in zip(shares, parts, strict=True)
         ]
 
     def to_term(self, term: Value, r: Tensor) -> Tensor:
