@@ -1,7 +1,7 @@
 """An attention of the pass, and the layers that residuals make of attentions."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,24 +28,15 @@ class Attention(Step):
         weights: A.
         layout: how it lies in the tensors of the model.
         operand: the values, as the model has them.
-        rows: brings what rows of A have, (T, H, Q), to what asked.
         residuals: the residuals around it.
         origin: the number of the last residual, or of the image, that its values were made from.
     """
 
-    def __init__(
-        self,
-        *step: Any,
-        weights: Weights,
-        layout: Layout,
-        operand: Operand,
-        rows: Callable[[Tensor], Tensor],
-        origin: int,
-    ) -> None:
+    def __init__(self, *step: Any, weights: Weights, layout: Layout, operand: Operand, origin: int) -> None:
         """Describes an attention."""
         super().__init__(*step)
         self.weights, self.layout, self.operand = weights, layout, operand
-        self.rows, self.origin = rows, origin
+        self.origin = origin
         self.residuals: set[Sum] = set()
 
     @property
@@ -78,11 +69,6 @@ class Attention(Step):
             heads, channels = self.layout.heads, math.prod(self.layout.sizes[d] for d in self.layout.channels)
             found = scaled(found[:, None, :, None].expand(-1, heads, -1, channels), 1 / (heads * channels))
         return self.layout.of_values(found, self.operand)
-
-    def to_rows(self, found: Tensor) -> Tensor:
-        """Brings (T, Q), to be shared out evenly among the heads, to what asked."""
-        heads = self.layout.heads
-        return self.rows(scaled(found[:, None].expand(-1, heads, -1), 1 / heads))
 
 
 @dataclass(frozen=True)

@@ -169,10 +169,13 @@ class Backward:
             The value of each output with what was found of its elements: to be given to `place`.
         """
         passed = self._gradients.passed
+        # Attention over channels is no layer, as it mixes no tokens; its output counts with the first one.
+        mixing = [step.index for step in self.tape.steps if isinstance(step, Attention)]
+        first = mixing[0] if self.layers and mixing else -1
         return [
             (value, output.tensor.to(passed[value].dtype) * passed[value])
             for value, output, layers in self._streams
-            if (layers > start_layer or not self.layers) and value in passed
+            if value in passed and (layers > start_layer or (not start_layer and _index(value) > first))
         ]
 
     def accounted(self) -> Tensor:
@@ -184,13 +187,17 @@ class Backward:
         (score,) = self._scores
         arrived = self._gradients.arrived
         known = [(self.tape.image, self.image), *((one, one.constant) for one in self.tape.constants)]
-        # What no gradient reaches adds nothing, whatever it holds: memory that was written over may hold NaN.
-        products = [
-            (tensor.to(g.dtype) * g).masked_fill(g == 0, 0)
+        reached = [
+            torch.broadcast_tensors(tensor.to(g.dtype), g)
             for value, tensor in known
             if tensor is not None and (g := arrived.get(value)) is not None
         ]
-        added, size = _sums(products)
+        tensors, gradient = (
+            torch.cat([one.flatten() for one in side]) for side in zip(*reached, strict=True)
+        )
+        # What no gradient reaches adds nothing, whatever it holds: memory that was written over may hold NaN.
+        product = torch.where(gradient == 0, 0, tensors * gradient)
+        added, size = product.sum(), product.abs().sum()
         share = share_of_sum((score.output.to(score.gradient.dtype) * score.gradient).sum(), added, size)
         check_score(share, self.image.dtype)
         return share
@@ -260,6 +267,10 @@ class Backward:
             found.arrived |= one.arrived
             found.passed |= one.passed
         return found
+
+
+def _index(value: Value) -> int:
+    return value.made_by.index if value.made_by else -1
 
 
 def _sums(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

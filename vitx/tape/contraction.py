@@ -174,10 +174,6 @@ class Layout:
         aligned = reshaped(tensor, [1 if d in self.keys else n for d, n in enumerate(self.sizes)])
         return self._grouped(aligned, self.queries, self.channels)
 
-    def of_weights(self, tensor: Tensor, operand: Operand) -> Tensor:
-        """Brings (T, H, Q, K) to the weights as the model has them."""
-        return self._back(tensor, self.queries, self.keys, operand)
-
     def of_values(self, tensor: Tensor, operand: Operand) -> Tensor:
         """Brings (T, H, K, d) to the values as the model has them."""
         return self._back(tensor, self.keys, self.channels, operand)

@@ -140,7 +140,8 @@ class Propagation:
             state = self._rule.pooling(rows, keys)
         if state is None:
             return through(step, [r])
-        self._read(state, step)
+        if not isinstance(state, AllStays):  # which needs no A
+            self._read(state, step)
         sent = [(step.inputs[0], step.to_values(state.values))]
         if layer is not None:
             if self._rule.grows:

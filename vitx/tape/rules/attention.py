@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from vitx.tape import axes as ax
 from vitx.tape.attention import Attention
 from vitx.tape.call import Call
 from vitx.tape.contraction import Contraction, Given, Layout, Operand
-from vitx.tape.expanded import reshaped, scaled, summed
+from vitx.tape.expanded import reshaped, summed
 from vitx.tape.registry import rule
 from vitx.tape.values import Step, Value
 from vitx.tape.weights import Weights, dot_product, stored
@@ -34,18 +33,10 @@ def attended(
     dims = () if weights.value.dim is None else (weights.places[weights.value.dim],)
     sums_to_1 = dims == contraction.summed and factor == 1 and not weights.value.rounded
     described = stored(call.tape, matrix, layout.values(values.aligned(v)), sums_to_1=sums_to_1)
-    keys = matrix.shape[-1]
-
-    def rows(found: Tensor) -> Tensor:
-        share = scaled(found[..., None].expand(*found.shape, keys), 1 / keys)
-        return layout.of_weights(share, weights)
-
-    return attention(call, described, layout, weights.value, values, rows)
+    return attention(call, described, layout, weights.value, values)
 
 
-def attention(
-    call: Call, weights: Weights, layout: Layout, asking: Value | None, values: Operand, rows: Any
-) -> Value:
+def attention(call: Call, weights: Weights, layout: Layout, asking: Value | None, values: Operand) -> Value:
     """Adds the step of an attention; what mixes the channels of each token is none between tokens."""
     tape = call.tape
     asked = tape.constant(None) if asking is None else asking
@@ -55,8 +46,8 @@ def attention(
         return [layout.of_values(weights.transposed(layout.outputs(arrived[0])), values)]
 
     origin = (values.value.above | 1 << values.value.number) & tape.residuals
-    told = {"weights": weights, "layout": layout, "operand": values, "rows": rows}
-    kind = partial(Attention, **told, origin=max(origin.bit_length() - 1, 0))
+    last = max(origin.bit_length() - 1, 0)
+    kind = partial(Attention, weights=weights, layout=layout, operand=values, origin=last)
     found = call.make([values.value, asked], _by_method, gradient, sources=[values.value], kind=kind)
     if layout.over_channels:
         tape.attentions.pop()
@@ -76,7 +67,7 @@ def normalized(call: Call, before: Attention) -> Value:
     whole = whole / whole.sum(-1, keepdim=True)
     weights = replace(before.weights, sums_to_1=True, prepare=lambda: lambda *part: whole[part])
     call.tape.attentions.remove(before)
-    found = attention(call, weights, before.layout, before.inputs[1], before.operand, before.rows)
+    found = attention(call, weights, before.layout, before.inputs[1], before.operand)
     found.open = found.open - {before}
     return found
 
@@ -95,21 +86,14 @@ def fused(call: Call) -> list[Value]:
     if groups > 1:
         of_value = _repeated(call, of_value, groups)
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    (batch, heads, q, d), k = query.shape, key.shape[2]
+    (batch, heads, q, _), k = query.shape, key.shape[2]
     weighing = Operand(of_query, query.shape, (batch, heads, q, k, 1), (0, 1, 2, 3))
     values = Operand(of_value, value.shape, (batch, heads, 1, k, value.shape[3]), (0, 1, 3, 4))
     layout = Layout.of(
         Contraction(weighing, values, (3,), tuple(call.out.shape)), weighing, values, of_value.axes
     )
     weights = _described(call, layout, query, key, value)
-
-    of_queries = replace(layout, sizes=(batch, heads, q, 1, d), keys=(4,), channels=())
-    asking = Operand(of_query, query.shape, (batch, heads, q, 1, d), (0, 1, 2, 4))
-
-    def rows(found: Tensor) -> Tensor:
-        return of_queries.of_weights(scaled(found[..., None].expand(*found.shape, d), 1 / d), asking)
-
-    return [attention(call, weights, layout, of_query, values, rows)]
+    return [attention(call, weights, layout, of_query, values)]
 
 
 def _repeated(call: Call, value: Value, groups: int) -> Value:
