@@ -106,12 +106,7 @@ def reshaped(axes: Axes, shape: Sequence[int]) -> Axes | None:
 
 
 def by_place(axes: Axes, move: Callable[[Tensor], Tensor]) -> Axes:
-    """Returns the axes after any rearrangement, by a look at where each element comes from.
-
-    Args:
-        axes: before.
-        move: the rearrangement; along channels, the token stays the same.
-    """
+    """Returns the axes after any rearrangement, by a look at the token that each element comes from."""
     factors = [factor for part in axes for factor in part]
     whole = [1 if factor.channels else factor.size for factor in factors]
     marks = torch.arange(math.prod(whole), dtype=torch.float64).view(whole).expand([f.size for f in factors])

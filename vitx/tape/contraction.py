@@ -134,14 +134,7 @@ class Layout:
 
     @classmethod
     def of(cls, contraction: Contraction, weights: Operand, values: Operand, axes: Axes) -> "Layout":
-        """Finds out which dimensions are which.
-
-        Args:
-            contraction: the product.
-            weights: one of its operands.
-            values: the other one.
-            axes: of the values, not aligned.
-        """
+        """Finds out which dimensions are which, from the axes of the values as the model has them."""
         pairs = list(zip(weights.shape, values.shape, strict=True))
         shared = tuple(d for d in contraction.kept if (pairs[d][0] == 1) == (pairs[d][1] == 1))
         inside = dict(zip(values.places, axes, strict=True))

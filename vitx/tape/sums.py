@@ -56,12 +56,7 @@ class Sum(Step):
         return [0.5 if t is self.stream else parts.get(t, 0.0) / 2 for t in self.inputs]
 
     def apportion(self, r: Tensor, shares: Sequence[float]) -> list[Tensor | None]:
-        """Gives each term its share of relevance; of an element that is padding in a term, others have more.
-
-        Args:
-            r: relevance of the sum.
-            shares: what share of it each term gets; they sum to 1.
-        """
+        """Gives each term its share of relevance; where an element of one is padding, others have more."""
         masses = [term.mass for term in self.inputs]
         if all(mass is None for mass in masses):
             return [scaled(r, share) if share else None for share in shares]
@@ -81,19 +76,13 @@ class Sum(Step):
         return fitted(self.vias[term](r) if term in self.vias else r, term.shape)
 
     def parts(self) -> dict[Value, float]:
-        """Returns what part of the attention's share each branch gets.
-
-        It goes by the heads that a branch passed, of which it may have some channels.
-        """
+        """Returns what part of the attention's share each branch gets, by the heads that it passed."""
         passed = self.stream.open if self.stream is not None else frozenset()
         heads = _by_heads(self.branches, passed)
         return {term: count / sum(heads.values()) for term, count in heads.items()}
 
     def _ahead(self) -> list[Value]:
-        """Returns the terms that count where there is no residual.
-
-        These are the ones with an attention if all have the same origin, as in a branch.
-        """
+        """Returns the terms that count without a residual: those with attentions of one origin, or all."""
         attended = [term for term in self.inputs if term.open]
         if self.stream is None and attended and len(attended) < len(self.inputs):
             common = self.inputs[0].above
@@ -124,30 +113,29 @@ def _fans(terms: Sequence[Value]) -> dict[Value, float]:
 
 
 def terms_of(values: Sequence[Value]) -> dict[Value, Via | None]:
-    """Returns the terms of a sum, with what brings relevance to their shapes, where these are others.
-
-    A sum among them is opened unless another term was made from it.
-
-    A residual is opened only if its stream is that of all the terms: else it is a layer of its own.
-    """
+    """Returns the terms of a sum, with what brings relevance to their shapes, where these are others."""
     terms: dict[Value, Via | None] = {}
     for place, value in enumerate(values):
-        others = [*values[:place], *values[place + 1 :]]
         inner = value.sum
-        opens = inner is not None and not any(other.made_from(value) for other in others)
-        if opens and inner is not None and inner.stream is not None:
-            opens = all(other.made_from(inner.stream) for other in others)
-        if (
-            opens
-            and inner is not None
-            and not (value.via and any(term.mass is not None for term in inner.inputs))
-        ):
-            terms |= {
-                term: after(value.via, inner.vias.get(term)) for term in inner.inputs if term not in terms
-            }
+        if inner is not None and _opens(inner, value, [*values[:place], *values[place + 1 :]]):
+            new = [term for term in inner.inputs if term not in terms]
+            terms |= {term: after(value.via, inner.vias.get(term)) for term in new}
         else:
             terms.setdefault(value, None)
     return terms
+
+
+def _opens(inner: Sum, value: Value, others: Sequence[Value]) -> bool:
+    """Returns whether the terms of a sum are terms of another one, with others: none was made from the sum.
+
+    A residual is opened only if its stream is that of all the terms: else it is a layer of its own.
+    """
+    stream = inner.stream
+    if any(other.made_from(value) for other in others):
+        return False
+    if stream is not None and not all(other.made_from(stream) for other in others):
+        return False
+    return value.via is None or all(term.mass is None for term in inner.inputs)
 
 
 def stream_of(terms: Sequence[Value]) -> Value | None:

@@ -128,12 +128,7 @@ def with_constants(
 ) -> Value:
     """Follows a live value times constants: evenly where these were learned, else in proportion to them.
 
-    Args:
-        call: the call.
-        contraction: of the two.
-        pair: the tensors of both.
-        factor: of the product.
-        added: a constant that is added to it, and its factor.
+    A constant may be added to the product, with a factor of its own.
     """
     on_left = contraction.left.value is not None
     live, constant = contraction.left, contraction.right

@@ -88,12 +88,12 @@ def _name(call: Call, found: Value, value: Value, size: bool) -> None:
 def _linearised(call: Call, tensor: Tensor, value: Value, size: bool) -> tuple[list[Value], Any]:
     """Returns where the gradient goes, and how: by the gate, and to what is not 0 at 0."""
     out, tape = call.out.detach(), call.tape
-    at_0, slope = _around_0(call, tensor)
     if value.kind == "scores" and call.name == "exp":
         return [], lambda _: []  # on the way to a softmax, which ends the gradient
     if size:  # no gate: a constant
         own = [tape.constant(out.clone())] if tape.accounts else []
         return own, lambda g: [g[0]] if own else []
+    at_0, slope = _around_0(call, tensor)
     if at_0 is None or slope is None:
         return [value], None  # as a logarithm, which no gate makes linear
     x = tensor.detach()

@@ -63,13 +63,7 @@ def averaged(call: Call) -> list[Value]:
 
 
 def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
-    """Follows what is linear in its live arguments.
-
-    Args:
-        call: the call.
-        moves: whether an element of the output is one of an input, or a constant.
-        fills: whether the operator brings constants.
-    """
+    """Follows what is linear: it moves elements or adds some up, and may fill in constants."""
     tensors, values, tape = [t for t, _ in call.live], call.values, call.tape
     transpose = Transpose(call, tensors, [None] * len(tensors))
     own = tape.constant(transpose.at_0(tensors) if tape.accounts and fills else None, call.out.shape)
