@@ -137,8 +137,7 @@ def with_constants(
     value, tape, tensor = live.value, call.tape, pair[on_left][0]
     assert value is not None
     fixed = call.is_fixed(tensor)
-    of_stack = [value.stacks(place) for place, dim in enumerate(live.places) if dim in contraction.summed]
-    if fixed and any(of_stack):
+    if fixed and any(value.stacks(p) for p, dim in enumerate(live.places) if dim in contraction.summed):
         return unknown(call)[0]  # it may add up a residual
     matrix = call.learned(tensor)
     assert matrix is not None
@@ -184,7 +183,8 @@ def with_constants(
     else:
         found.fan = math.prod(live.shape[d] for d in contraction.summed), value.roots
         found.place = value.place
-    _mix_heads(found, value, contraction, live, fixed)
+    if value.kind in ("scores", "weights"):
+        _mix_heads(found, value, contraction, live, fixed)
     return found
 
 
@@ -194,7 +194,7 @@ def _mix_heads(found: Value, value: Value, contraction: Contraction, live: Opera
     apart = value.over is not None and not any(
         f.channels for d in contraction.summed for f in over.get(d, ())
     )
-    if value.kind == "scores" or (value.kind == "weights" and (fixed or apart)):
+    if value.kind == "scores" or fixed or apart:
         found.kind, found.rounded = value.kind, True
         if apart and len(contraction.kept) == len(found.shape):
             sizes = contraction.aligned_out
