@@ -5,9 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vitx.tape.leaving import Leaving
 from vitx.tape.places import place_of
-from vitx.tape.recorder import Recorder
+from vitx.tape.recorder import Leaving, Recorder
 from vitx.tape.tape import Tape
 
 

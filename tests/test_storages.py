@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from vitx.tape.axes import dimension, tokens
-from vitx.tape.kept import Keeper
-from vitx.tape.storages import geometry, lay, moved, overlap, storage_of
+from vitx.tape.storages import Keeper, geometry, lay, moved, overlap, storage_of
 
 WHOLE = 60
 VIEWS = {

@@ -15,9 +15,9 @@ from vitx.tape.attention import Attention, Layer
 from vitx.tape.conservation import check, check_lost, check_score, share_of_images, share_of_sum
 from vitx.tape.expanded import summed
 from vitx.tape.grid import Grid
-from vitx.tape.kept import Kept
 from vitx.tape.output import Score
 from vitx.tape.relevance import Propagation, Rule
+from vitx.tape.storages import Kept
 from vitx.tape.tape import Tape
 from vitx.tape.values import LAID_OUT, Step, Value
 from vitx.tape.walk import Walk, gradients

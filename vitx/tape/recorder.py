@@ -6,18 +6,18 @@ A `TorchDispatchMode` sees each call below autograd, autocast, composite functio
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitx.errors import VitxError
 from vitx.tape import kernels
 from vitx.tape.call import Call, overload, tensors_in
-from vitx.tape.leaving import Leaving
 from vitx.tape.rules import rule_of
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Tensors
@@ -29,13 +29,34 @@ FACTORIES = frozenset((  # which take nothing but a shape and a type
     *("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "zeros_like", "ones_like"),
     *("full_like", "empty_like", "rand_like", "randn_like", "randint_like", "empty_permuted"),
 ))  # fmt: skip
+LEAVING = frozenset((  # which hand values to other code
+    *(Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr),
+    Tensor.untyped_storage,
+))  # fmt: skip
+
+
+class Leaving(TorchFunctionMode):
+    """Sees where values leave torch: what comes back is no constant of the model, though no call made it.
+
+    Where any function mode is on, `nn.MultiheadAttention` also keeps to operators that the tape knows.
+    """
+
+    def __init__(self, let_go: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._let_go = let_go
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in LEAVING:
+            self._let_go(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 class Recorder(TorchDispatchMode):
     """Writes a pass onto a tape."""
 
     def __init__(self, tape: Tape) -> None:
-        """Begins with an empty tape."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
         self._tensors = Tensors(tape.model)
@@ -61,9 +82,8 @@ class Recorder(TorchDispatchMode):
 
     def begin(self, image: Tensor) -> None:
         """Makes a tensor live."""
-        value = self.tape.value(image.shape)
-        self.tape.images.append(value)
-        self._tensors.bind(image, value)
+        self.tape.images.append(self.tape.value(image.shape))
+        self._tensors.bind(image, self.tape.images[-1])
 
     def get(self, tensor: Any) -> Value | None:
         """Returns the value of a tensor; None if it does not depend on the image."""
@@ -146,7 +166,6 @@ class Recorder(TorchDispatchMode):
         self.tape.keeper.preserve(into)
 
     def _let_go(self, tensor: Any) -> None:
-        """Notes that a tensor is handed to other code."""
         self._left = self._left or self.get(tensor) is not None
 
     def _look_for_strangers(self, given: Sequence[Tensor]) -> None:

@@ -1,6 +1,7 @@
-"""How tensors lie in their storages."""
+"""How tensors lie in their storages, and what is kept of those for the ways back."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,8 @@ Geometry = tuple[Sequence[int], Sequence[int], int]  # size, strides, offset
 
 def storage_of(tensor: Tensor) -> int | None:
     """Returns what tells storages apart; None where a tensor has none of its own."""
-    if type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout == torch.strided:
-        number: int = tensor.untyped_storage()._cdata
-        return number
-    return None
+    own = type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout == torch.strided
+    return tensor.untyped_storage()._cdata if own else None
 
 
 def geometry(tensor: Tensor) -> Geometry:
@@ -50,3 +49,33 @@ def overlap(first: Geometry, second: Geometry, size: int) -> bool:
 def in_order(where: Geometry) -> bool:
     """Returns whether a tensor lies contiguously, from the beginning of its storage."""
     return where[2] == 0 and tuple(where[1]) == torch.empty(tuple(where[0]), device="meta").stride()
+
+
+class Kept:
+    """A tensor that is kept as it is now: itself, or a copy of it since its storage was written into."""
+
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()
+
+
+class Keeper:
+    """Keeps tensors safe from what the model writes in place later."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int | None, list[weakref.ref[Kept]]] = {}
+
+    def keep(self, tensor: Tensor) -> Kept:
+        """Keeps a tensor as it is now."""
+        kept = Kept(tensor)
+        self._kept.setdefault(storage_of(tensor), []).append(weakref.ref(kept))
+        return kept
+
+    def preserve(self, tensors: Iterable[Tensor]) -> None:
+        """Copies what is kept of the storages of these tensors, before they are written into."""
+        for tensor in tensors:
+            for reference in self._kept.pop(storage_of(tensor), ()):
+                kept = reference()
+                if kept is not None:
+                    kept.tensor = kept.tensor.clone()

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from vitx.functional.tiles import Memory
 from vitx.tape.attention import Attention, Layer, layers_of
-from vitx.tape.kept import Keeper, Kept
 from vitx.tape.places import place_of
+from vitx.tape.storages import Keeper, Kept
 from vitx.tape.values import Step, Value
 
 

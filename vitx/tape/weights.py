@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitx.functional.tiles import ALL, Memory, Part, Tile, full, split
 from vitx.models.isolation import without_autocast
-from vitx.tape.kept import Keeper
+from vitx.tape.storages import Keeper
 
 Gradient = Any  # a tensor, or one for each of several attentions
 
