@@ -156,7 +156,5 @@ def _graph(layers: Sequence[Units], supply: Units, kept: int) -> Any:
 def _check_not_negative(name: str, capacities: Tensor) -> None:
     negative = capacities[capacities < 0]
     if len(negative):
-        raise VitxError(
-            f"{name} must be at least 0 to be a capacity of attention flow, found {negative.min():.3g}: give "
-            "it as it is after the softmax"
-        )
+        bounds = f"must be at least 0 to be a capacity of attention flow, found {negative.min():.3g}"
+        raise VitxError(f"{name} {bounds}: give it as it is after the softmax")

@@ -4,7 +4,7 @@ Only readout^T R of the product R of all layers is needed, so the chain is a row
 after another, last layer first, and each matrix is used tile by tile.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -45,10 +45,7 @@ def attention_rollout(
         >>> attention_rollout(layers)
         tensor([[0.6667, 0.1667, 0.1667]])
     """
-    check_options(head_fusion, discard_ratio)
-    check_layers(attentions, "attentions")
-    layers = (Tile.of(full(attention.detach())) for attention in reversed(attentions))
-    return _chained(layers, check_readout(readout, attentions[0]), head_fusion, discard_ratio)
+    return _rollout(attentions, None, head_fusion, discard_ratio, readout)
 
 
 def gradient_rollout(
@@ -77,32 +74,37 @@ def gradient_rollout(
     Raises:
         VitxError: An option or a shape is wrong.
     """
+    return _rollout(attentions, list(gradients), head_fusion, discard_ratio, readout)
+
+
+def _rollout(
+    attentions: Sequence[Tensor],
+    gradients: Sequence[Tensor] | None,
+    head_fusion: str,
+    discard_ratio: float,
+    readout: Tensor | None,
+) -> Tensor:
+    """Takes the read-out through one layer after another, last layer first."""
     check_options(head_fusion, discard_ratio)
     check_layers(attentions, "attentions")
-    check_layers(gradients, "gradients")
-    if len(attentions) != len(gradients):
-        raise VitxError(
-            f"found {len(attentions)} layers of attentions and {len(gradients)} of gradients: give one "
-            "gradient for each attention, in the same order"
-        )
-    for attention, gradient in zip(attentions, gradients, strict=True):
-        if attention.shape != gradient.shape:
+    if gradients is not None:
+        check_layers(gradients, "gradients")
+        if len(attentions) != len(gradients):
             raise VitxError(
-                f"each gradient must have the shape of its attention, {tuple(attention.shape)}, found "
-                f"{tuple(gradient.shape)}"
+                f"found {len(attentions)} layers of attentions and {len(gradients)} of gradients: give one "
+                "gradient for each attention, in the same order"
             )
-    layers = (
-        Tile.of(full(attention.detach()), full(gradient.detach()))
-        for attention, gradient in zip(reversed(attentions), reversed(gradients), strict=True)
-    )
-    return _chained(layers, check_readout(readout, attentions[0]), head_fusion, discard_ratio)
-
-
-def _chained(layers: Iterable[Tile], relevance: Tensor, head_fusion: str, discard_ratio: float) -> Tensor:
-    """Takes relevance, (B, N), through one layer after another, last layer first."""
-    for tile in layers:
+        for attention, gradient in zip(attentions, gradients, strict=True):
+            if attention.shape != gradient.shape:
+                raise VitxError(
+                    f"each gradient must have the shape of its attention, {tuple(attention.shape)}, found "
+                    f"{tuple(gradient.shape)}"
+                )
+    relevance = check_readout(readout, attentions[0])
+    for number in reversed(range(len(attentions))):
+        outer = None if gradients is None else full(gradients[number].detach())
         layer = RolloutLayer(relevance, relevance.shape[1], head_fusion, discard_ratio)
-        layer.read(tile)
+        layer.read(Tile.of(full(attentions[number].detach()), outer))
         relevance = layer.values + layer.stays
     return relevance
 

@@ -134,6 +134,4 @@ def full(tensor: Tensor) -> Tensor:
 
 def _room(device: torch.device) -> int:
     """Returns how many entries of A a tile may have."""
-    if device.type != "cpu":
-        return _LARGE_TILE
-    return _CORE * min(torch.get_num_threads(), _MOST_CORES)
+    return _CORE * min(torch.get_num_threads(), _MOST_CORES) if device.type == "cpu" else _LARGE_TILE

@@ -1,7 +1,6 @@
 """Attention flow."""
 
 import torch
-from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.functional.flow import capacities, flows
@@ -11,7 +10,6 @@ from vitx.models.isolation import without_autocast
 from vitx.tape.attention import Attention
 from vitx.tape.backward import Attribution, Backward
 from vitx.tape.residual import to_stream
-from vitx.tape.values import Value
 
 
 @register("flow", fused_heads=True, title="attention flow", slow=True)
@@ -37,7 +35,10 @@ def _check_chain(back: Backward, attentions: list[Attention], ends: int) -> None
         generator = torch.Generator().manual_seed(0)
         marks = torch.rand(images, queries, generator=generator).to(attentions[0].weights.device)
         sides = [[(one.inputs[0], one.to_values(marks))] for one in attentions]
-        sides += [_kept(back, one, marks) for one in attentions]
+        for one in attentions:  # and where a residual brings what its rows keep
+            residual = next(iter(one.residuals))
+            ones = marks.new_ones(()).expand(residual.outputs[0].shape)
+            sides.append(to_stream(back.tape, residual, ones, one, marks))
         places = [maps / maps.sum() for maps in (back.place(side).maps for side in sides)]
         follow = len(places[0]) == images and all(
             place.shape == places[0].shape and torch.allclose(place, places[0], rtol=1e-4) for place in places
@@ -48,10 +49,3 @@ def _check_chain(back: Backward, attentions: list[Attention], ends: int) -> None
             "each other: this model divides, merges or drops tokens, or has attentions side by side (images, "
             f"queries and keys of its layers: {shapes})"
         )
-
-
-def _kept(back: Backward, attention: Attention, marks: Tensor) -> list[tuple[Value, Tensor]]:
-    """Returns where a residual brings what the rows of an attention keep."""
-    residual = next(iter(attention.residuals))
-    ones = marks.new_ones(()).expand(residual.outputs[0].shape)
-    return to_stream(back.tape, residual, ones, attention, marks)

@@ -22,7 +22,6 @@ class Rollouts(Rule):
     reads_gradient: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the options."""
         check_options(self.head_fusion, self.discard_ratio)
 
     @property

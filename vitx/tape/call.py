@@ -19,13 +19,10 @@ class Overload(NamedTuple):
     """What the schema of an operator says.
 
     Attributes:
-        function: the overload.
         name: of the operator, without the underscore of what writes in place.
-        places: of its arguments.
-        defaults: of its arguments.
+        places: of its arguments, as `defaults`.
         holders: name and place of each argument that may hold tensors.
-        written: the arguments that it writes its result into.
-        in_place: whether that is its first argument.
+        written: the arguments that it writes its result into; its first one if it works `in_place`.
         composite: whether it is made of other operators, and of nothing else.
         views: whether it returns views of its first argument.
     """
@@ -90,11 +87,7 @@ class Call:
     """A call that ran, of which at least one argument is live.
 
     Attributes:
-        tape: the pass.
-        tensors: what is known of its tensors.
-        overload: the operator.
-        args: arguments by place.
-        kwargs: arguments by name.
+        tensors: what is known of those of the pass.
         live: each live tensor among them, with its value, in their order.
         outs: the tensors that it put out, or wrote into.
         factors: what the output is the product of, if a rule says so.
@@ -138,10 +131,6 @@ class Call:
     def linearised(self) -> bool:
         """Whether the gradient of the linearised network will be asked for."""
         return self.tape.network == "linearised"
-
-    def is_fixed(self, constant: Tensor) -> bool:
-        """Returns whether a constant was not learned."""
-        return self.tensors.is_fixed(constant)
 
     def factors_of(self, tensor: Tensor) -> Factors:
         """Returns what a tensor is the product of, element by element; None where that is not known."""

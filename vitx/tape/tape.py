@@ -19,20 +19,15 @@ class Tape:
     """The steps of one pass.
 
     Attributes:
-        model: the model that ran.
         network: of which network a gradient is recorded, "linearised" or "plain"; None: of none.
         accounts: whether it is kept what constants and residuals add to a score.
         head_fusion: how the heads of a small A are fused as it is computed; None: they are not.
         named: whether the place of each step in the model is kept.
-        steps: in the order in which they ran.
-        values: by their numbers.
         images: the values that the pass began with; the ways back end at the first one.
         constants: the values that the model brings itself, as class tokens and biases.
-        attentions: the steps that are attentions, in their order.
+        attentions: the steps that are attentions, in the order in which they ran, as `steps`.
         streams: what each residual put out, with the number of attentions before it, where `accounts`.
         shifted: of a value to which a constant was added, what came out, where `accounts`.
-        memory: what the attentions share.
-        keeper: keeps tensors for the ways back.
         residuals: the numbers of the values that residuals put out, and of the images, as a bit set.
     """
 

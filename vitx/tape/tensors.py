@@ -15,7 +15,7 @@ class Known(weakref.ref[Tensor]):
     """What is known of a tensor, to which it is a weak reference.
 
     Attributes:
-        key: the tensor's identity.
+        key: the identity of the tensor.
         value: its value, if it is live.
         stamp: how many values had been given to tensors when it got this one.
         factors: what it is the product of.
@@ -32,15 +32,10 @@ class Known(weakref.ref[Tensor]):
 
 
 class Tensors:
-    """What is known of each tensor, as long as there is one.
-
-    Attributes:
-        stamp: how many values were given to tensors.
-    """
+    """What is known of each tensor, as long as there is one, and where the model keeps its own."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Looks where the model keeps its own."""
-        self.stamp = 0
+        self.stamp = 0  # how many values were given to tensors
         self._known: dict[int, Known] = {}
         modules = list(model.modules())
         buffers = [b for module in modules for b in module._buffers.values() if b is not None]

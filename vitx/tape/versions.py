@@ -5,6 +5,7 @@ what lies there now when they are read.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -21,12 +22,9 @@ AxesOf = Callable[[list[ax.Axes]], ax.Axes | None]
 
 
 class Version(NamedTuple):
-    """What a storage holds since it was written into.
+    """What a storage holds since it was written into: the value of a tensor that fills it.
 
     Attributes:
-        storage: a reference to it.
-        value: of the tensor that fills it.
-        geometry: how that lies in it.
         stamp: how many values had been given to tensors by then.
         part: what was written last, and where; None if that is all.
         before: what it held before that.
@@ -44,7 +42,6 @@ class Versions(dict[int | None, Version]):
     """What each storage holds that was written into."""
 
     def __init__(self, tape: Tape, tensors: Tensors) -> None:
-        """Begins with none."""
         super().__init__()
         self._tape, self._tensors = tape, tensors
 
@@ -140,13 +137,9 @@ class Versions(dict[int | None, Version]):
 
     def _reshaped(self, value: Value, shape: Sequence[int]) -> Value:
         """Returns the value of the same elements in the same order."""
-        before = value.shape
-
-        def back(r: Tensor) -> Tensor:
-            return reshaped(r, before)
-
+        back = partial(reshaped, shape=value.shape)
         found = self._step(
-            "view", [value], shape, lambda arrived: [back(arrived[0])], lambda of: ax.reshaped(of[0], shape)
+            "view", [value], shape, lambda r: [back(r[0])], lambda of: ax.reshaped(of[0], shape)
         )
         found.roots, found.fan, found.place = value.roots, value.fan, value.place
         found.sum, found.via = value.sum, after(back, value.via)

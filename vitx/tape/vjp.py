@@ -18,22 +18,19 @@ class _Hole(int):
 
 
 class Transpose:
-    """The transpose of an operator at some point, as a function of the output's gradient.
-
-    Args of `__call__` may be float32 or float64, whatever the model computed in.
-    """
+    """The transpose of an operator at some point, in float32 or float64, whatever the model computed in."""
 
     def __init__(self, call: "Call", holes: Sequence[Tensor], points: Sequence[Tensor | None]) -> None:
-        """Keeps what the call needs to run again.
-
-        Of the `holes`, the arguments that count, it keeps the points; where any will do (None), the shape.
-        """
+        """Keeps the call, with holes for the arguments that count: their points; None where any will do."""
         keep = call.tape.keeper.keep
-        self._function = _pure(call)
         self._shapes = [tensor.shape for tensor in holes]
         self._points = [None if point is None else keep(point) for point in points]
         numbers = {id(tensor): _Hole(number) for number, tensor in enumerate(holes)}
-        kwargs = {name: value for name, value in call.kwargs.items() if name not in call.overload.written}
+        written = call.overload.written
+        self._function: Callable[..., Any] = call.overload.function
+        if written:  # the same without writing
+            self._function = _copied if call.name == "copy" else getattr(torch.ops.aten, call.name)
+        kwargs = {name: value for name, value in call.kwargs.items() if name not in written}
         self._given = _replaced((call.args, kwargs), lambda value: numbers.get(id(value), value))
 
     def run(self, points: Sequence[Tensor]) -> list[Tensor]:
@@ -81,22 +78,13 @@ class Transpose:
             pairs = [(o, g) for o, g in zip(outs, gradients, strict=False) if o.requires_grad]
             if not pairs:
                 return [None] * len(leaves)
-            found = torch.autograd.grad(
-                *([out for out, _ in pairs], leaves, [g.to(o.dtype).expand(o.shape) for o, g in pairs]),
-                allow_unused=True,
-                create_graph=differentiable,
-            )
+            outs, given = [out for out, _ in pairs], [g.to(o.dtype).expand(o.shape) for o, g in pairs]
+            found = torch.autograd.grad(outs, leaves, given, create_graph=differentiable, allow_unused=True)
             return list(found)
 
 
-def _pure(call: "Call") -> Callable[..., Any]:
-    """Returns what does the same without writing."""
-    if not call.overload.written:
-        return call.overload.function  # type: ignore[no-any-return]
-    if call.name == "copy":
-        return lambda target, source, *_, **__: source.expand_as(target).to(target.dtype)
-    function: Callable[..., Any] = getattr(torch.ops.aten, call.name)
-    return function
+def _copied(target: Tensor, source: Tensor, *_: Any, **__: Any) -> Tensor:
+    return source.expand_as(target).to(target.dtype)
 
 
 def _replaced(values: Any, change: Callable[[Any], Any]) -> Any:

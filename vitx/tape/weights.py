@@ -33,7 +33,6 @@ class Weights:
     Attributes:
         shape: (T, H, Q, K).
         dtype: of the tiles: float32, or float64 in a float64 model.
-        device: of the model.
         sums_to_1: whether each row of A does.
         prepare: returns what computes A of some images, heads and rows.
         prepare_gradient: returns what computes the gradient of A, from that of A V.
@@ -70,7 +69,7 @@ class Weights:
         return whole
 
     def shared(self, rows: Tensor) -> Tensor:
-        """Does as `transposed`, with rows whose absolute values are scaled to sum to 1."""
+        """Does as `transposed`, with rows of A whose absolute values are scaled to sum to 1."""
         return self.transposed(rows, scaled=not self.sums_to_1)
 
     def transposed(self, rows: Tensor, *, scaled: bool = False) -> Tensor:
@@ -129,7 +128,17 @@ def dot_product(
     queries, keys, sums = tape.keeper.keep(query), tape.keeper.keep(key), log_sum_exp
 
     def prepare() -> Part:
-        left, right = _operands(memory, queries.tensor, keys.tensor, factor, sums)
+        # Q * scale and K^T, contiguous and in the precision of the maps. If the log-sum-exp of the rows is
+        # known, one more column and a row of ones subtract it in the product.
+        *batch, rows, dim = queries.tensor.shape
+        dims, like = dim + (sums is not None), full(queries.tensor[:0])
+        left = memory.take("query", (*batch, rows, dims), like)
+        right = memory.take("key", (*batch, dims, shape[-1]), like)
+        left[..., :dim].copy_(queries.tensor).mul_(factor)
+        right[..., :dim, :].copy_(keys.tensor.mT)
+        if sums is not None:
+            left[..., dim] = -sums
+            right[..., dim, :] = 1
 
         def compute(images: slice, heads: slice, rows: slice) -> Tensor:
             scores = memory.products("weights", left[images, heads, rows], right[images, heads])
@@ -141,25 +150,6 @@ def dot_product(
         return compute
 
     return _described(tape, shape, value, True, prepare)
-
-
-def _operands(
-    memory: Memory, query: Tensor, key: Tensor, scale: float, log_sum_exp: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Returns Q * scale and K^T, contiguous and in the precision of the maps.
-
-    If the log-sum-exp of the rows is known, one more column and a row of ones subtract it in the product.
-    """
-    *batch, queries, dim = query.shape
-    dims, like = dim + (log_sum_exp is not None), full(query[:0])
-    left = memory.take("query", (*batch, queries, dims), like)
-    right = memory.take("key", (*batch, dims, key.shape[-2]), like)
-    left[..., :dim].copy_(query).mul_(scale)
-    right[..., :dim, :].copy_(key.mT)
-    if log_sum_exp is not None:
-        left[..., dim] = -log_sum_exp
-        right[..., dim, :] = 1
-    return left, right
 
 
 def _described(

@@ -136,7 +136,7 @@ def with_constants(
         live, constant = constant, live
     value, tape, tensor = live.value, call.tape, pair[on_left][0]
     assert value is not None
-    fixed = call.is_fixed(tensor)
+    fixed = call.tensors.is_fixed(tensor)
     if fixed and any(value.stacks(p) for p, dim in enumerate(live.places) if dim in contraction.summed):
         return unknown(call)[0]  # it may add up a residual
     matrix = call.learned(tensor)

@@ -79,7 +79,7 @@ def _times_constant(call: Call, value: Value, factor: Any) -> Value:
         found.roots, found.sum, found.fan, found.place = value.roots, value.sum, value.fan, value.place
         found.via, found.base, found.proportional = value.via, value.base, value.proportional
         found.mass = value.mass
-    if isinstance(factor, Tensor) and factor.numel() > 1 and call.is_fixed(factor):
+    if isinstance(factor, Tensor) and factor.numel() > 1 and call.tensors.is_fixed(factor):
         kept, mass = call.tape.keeper.keep(factor), value.mass
         found.mass = lambda: kept.tensor.abs() * (1 if mass is None else mass())
     if value.kind != "log":
