@@ -99,8 +99,7 @@ def check_readout(readout: Tensor | None, layer: Tensor) -> Tensor:
     dtype = torch.promote_types(layer.dtype, torch.float32)
     if readout is None:
         readout = torch.eye(1, tokens)[0]
-    if tuple(readout.shape) not in ((tokens,), (batch, tokens)):
-        raise VitxError(
-            f"readout must have shape ({tokens},) or ({batch}, {tokens}), found {tuple(readout.shape)}"
-        )
+    shape = tuple(readout.shape)
+    if shape not in ((tokens,), (batch, tokens)):
+        raise VitxError(f"readout must have shape ({tokens},) or ({batch}, {tokens}), found {shape}")
     return readout.detach().to(layer.device, dtype).expand(batch, tokens)

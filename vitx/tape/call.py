@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vitx.tape.axes import Axes
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Factors, Tensors
-from vitx.tape.values import Back, Step, Value
+from vitx.tape.values import AxesOf, Back, Step, Value
 from vitx.tape.vjp import Transpose
 
 
@@ -117,10 +116,7 @@ class Call:
 
     def value(self, tensor: Any) -> Value | None:
         """Returns the value of an argument; None if it is not live."""
-        for one, value in self.live:
-            if one is tensor:
-                return value
-        return None
+        return next((value for one, value in self.live if one is tensor), None)
 
     @property
     def out(self) -> Tensor:
@@ -168,7 +164,7 @@ class Call:
         gradient: Back | None = None,
         *,
         sources: Sequence[Value] | None = None,
-        axes: Callable[[list[Axes]], Axes | None] | None = None,
+        axes: AxesOf | None = None,
         name: str | None = None,
         kind: Callable[..., Step] = Step,
         exact: bool = False,

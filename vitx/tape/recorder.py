@@ -45,9 +45,7 @@ class Leaving(TorchFunctionMode):
         super().__init__()
         self._let_go = let_go
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in LEAVING:
             self._let_go(args[0])
         return func(*args, **(kwargs or {}))
@@ -101,9 +99,7 @@ class Recorder(TorchDispatchMode):
                 return tensor
         return None
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         operator = overload(func)
         if operator.composite:

@@ -4,7 +4,7 @@ Values are versions. Where a storage is written into, all other tensors in it ar
 what lies there now when they are read.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,9 +16,7 @@ from vitx.tape.expanded import reshaped
 from vitx.tape.storages import Geometry, geometry, in_order, lay, moved, overlap, storage_of
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Tensors
-from vitx.tape.values import Back, Step, Value, after
-
-AxesOf = Callable[[list[ax.Axes]], ax.Axes | None]
+from vitx.tape.values import AxesOf, Back, Step, Value, after
 
 
 class Version(NamedTuple):

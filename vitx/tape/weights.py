@@ -130,9 +130,9 @@ def dot_product(
     def prepare() -> Part:
         # Q * scale and K^T, contiguous and in the precision of the maps. If the log-sum-exp of the rows is
         # known, one more column and a row of ones subtract it in the product.
-        *batch, rows, dim = queries.tensor.shape
+        *batch, count, dim = queries.tensor.shape
         dims, like = dim + (sums is not None), full(queries.tensor[:0])
-        left = memory.take("query", (*batch, rows, dims), like)
+        left = memory.take("query", (*batch, count, dims), like)
         right = memory.take("key", (*batch, dims, shape[-1]), like)
         left[..., :dim].copy_(queries.tensor).mul_(factor)
         right[..., :dim, :].copy_(keys.tensor.mT)
