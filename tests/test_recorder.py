@@ -1,0 +1,39 @@
+"""Where values leave torch, and what is kept out of a pass."""
+
+import pytest
+import torch
+from torch import nn
+
+from vitx.tape.recorder import Leaving, Recorder
+from vitx.tape.tape import Tape
+
+LEAVES = {
+    "numpy": lambda x: x.numpy(),
+    "tolist": lambda x: x.tolist(),
+    "array": lambda x: __import__("numpy").asarray(x),
+    "dlpack": lambda x: torch.utils.dlpack.from_dlpack(x.__dlpack__()),
+    "storage": lambda x: x.untyped_storage(),
+    "pointer": lambda x: x.data_ptr(),
+}
+
+
+@pytest.mark.parametrize("way", LEAVES)
+def test_what_leaves_torch_is_seen(way):
+    tensor, other, told = torch.randn(3), torch.zeros(2), []
+    with Leaving(lambda given: told.append(id(given))):
+        tensor * 2
+        assert not told
+        LEAVES[way](tensor)
+        LEAVES[way](other)
+    assert set(told) == {id(tensor), id(other)}
+
+
+def test_the_fast_path_of_multi_head_attention_is_kept_out():
+    layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True).eval()
+    tape = Tape(layer)
+    recorder, tokens = Recorder(tape), torch.randn(1, 5, 8)
+    with torch.no_grad(), recorder.recording():
+        recorder.begin(tokens)
+        layer(tokens)
+    assert len(tape.attentions) == 1
+    assert not any("transformer_encoder" in step.name for step in tape.steps)
