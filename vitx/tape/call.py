@@ -87,7 +87,7 @@ class Call:
 
     Attributes:
         tensors: what is known of those of the pass.
-        live: each live tensor among them, with its value, in their order.
+        live: each live tensor among the arguments, with its value, in their order.
         outs: the tensors that it put out, or wrote into.
         factors: what the output is the product of, if a rule says so.
         fused: A with its heads fused, if it was kept as the call ran.
