@@ -102,12 +102,13 @@ def test_each_room_says_what_lives_there():
         assert said, room
 
 
-def test_names_of_0_1_are_where_they_were_or_where_the_guide_says():
+def test_names_are_where_the_docs_say():
     exec(
-        "from vitx import Explanation, Trace, attention_flow, capture, explain, render, sanity\n"
+        "from vitx import Explanation, Trace, attention_flow, capture, explain, sanity, trace\n"
         "from vitx.callbacks import RolloutCallback\n"
-        "from vitx.callbacks.batches import read_batch\n"
-        "from vitx.captions import captions_of\n"
+        "from vitx.pictures.captions import captions_of\n"
+        "from vitx.pictures.render import overlays\n"
+        "from vitx.watch.batches import read_batch\n"
         "from vitx.functional import HeadFusion, Tile, carry\n"
         "from vitx.methods import methods, register\n"
         "from vitx.metrics import deletion, insertion\n"

@@ -59,15 +59,6 @@ def test_what_passed_is_seen_whole():
     assert of(found.arrived, on.image) == 2 * 9 + 1
 
 
-def test_it_stays_at_the_ends():
-    on = Written()
-    first = on.step({on.image: 2})
-    last = on.step({first: 5, on.image: 1})
-    found = on.walk({last: 1}, ends=[first])
-    assert of(found.arrived, first) == 5
-    assert of(found.arrived, on.image) == 1
-
-
 def test_some_steps():
     on = Written()
     chain = [on.image]

@@ -8,20 +8,11 @@ from vitx.functional.fusing import carry_heads
 from vitx.functional.tiles import Tile
 from vitx.methods.registry import register
 from vitx.tape.backward import Attribution, Backward
-from vitx.tape.relevance import Rule
+from vitx.tape.relevance import AllStays, Rule
 
 
-class GaeLayer:
-    """Relevance through I + E[relu(A * G)]: what a token has, it keeps.
-
-    Attributes:
-        values: what the tokens that are attended to get, (B, K).
-        stays: what the tokens that attend keep, (B, Q).
-    """
-
-    def __init__(self, relevance: Tensor, keys: int) -> None:
-        self.values = relevance.new_zeros(len(relevance), keys)
-        self.stays = relevance
+class GaeLayer(AllStays):
+    """Relevance through I + E[relu(A * G)]: what a token has, it keeps, and others get more."""
 
     def read(self, tile: Tile) -> None:
         """Takes in some rows of the layer."""

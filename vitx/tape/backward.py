@@ -51,14 +51,9 @@ class Backward:
     def __init__(
         self, tape: Tape, image: Tensor, start: Tensor, end: Value, scores: Sequence[Score] = ()
     ) -> None:
-        """Begins at the output.
+        """Begins at the output, with relevance that sums to 1 for each image.
 
-        Args:
-            tape: the pass.
-            image: the images.
-            start: the relevance of the output, which sums to 1 for each image.
-            end: the value of the output.
-            scores: what methods of a class take the gradient of: one score, or one for each layer.
+        Methods of a class take the gradient of one score, or of one for each layer.
         """
         self.tape, self.image, self.grid = tape, image, Grid(tape)
         self.passed: dict[Value, Tensor] = {}

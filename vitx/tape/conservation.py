@@ -14,12 +14,8 @@ _NEGATIVE = -1e-6
 def share_of_images(arrived: Tensor, own: Tensor, grown: Tensor | float) -> Tensor:
     """Returns what share of the relevance of each image was accounted for, (B,).
 
-    What the model's own tokens have is shared by all images: it makes up what each one lacks.
-
-    Args:
-        arrived: at each image, (B,).
-        own: what arrived at the model's own tokens, ().
-        grown: what layers handed on beyond what they got, over all images.
+    What the model's own tokens have is shared by all images: it makes up what each one lacks. So is what
+    layers have `grown` by, which they handed on beyond what they got.
     """
     whole = 1 + grown / len(arrived)
     if isinstance(grown, Tensor):  # in which image a layer handed on more is not known
@@ -48,14 +44,9 @@ def check_score(share: Tensor, dtype: torch.dtype) -> None:
 def check(
     conservation: Tensor, pixels: Tensor, own: Tensor, lost: Mapping[str, float], *, positive: bool
 ) -> None:
-    """Raises a VitxError if relevance was lost, or is below 0; all values are read at once.
+    """Raises a VitxError if relevance was lost or, where it must be positive, is below 0.
 
-    Args:
-        conservation: the share that was accounted for, (B,).
-        pixels: the relevance that arrived at the image.
-        own: that of the model's own tokens, one number for each, (n,).
-        lost: how much reached which operators without a rule.
-        positive: whether none of it may be below 0.
+    All values are read at once: a GPU has to be waited for. The model's `own` tokens have one number each.
     """
     worst = conservation[(conservation - 1).abs().argmax()]
     finite = torch.stack([conservation.isfinite().all(), pixels.isfinite().all()])

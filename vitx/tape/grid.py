@@ -80,12 +80,7 @@ class Grid:
         behind a stem of convolutions, their own relevance is the map, where all of it passes through them and
         they lie in the picture as they do in the tensor.
 
-        Args:
-            pixels: their relevance, (B, H, W), (B, T, H, W) or (B, F, T).
-            tokens: the relevance of those in `stem`.
-
-        Returns:
-            (B, h, w), (B, t, h, w) or (B, f, t).
+        Pixels are (B, H, W), (B, T, H, W) or (B, F, T), and the map has as many dimensions.
         """
         if self._embedded is None:
             return pixels
@@ -124,9 +119,8 @@ class Grid:
             return False
         for dim, count in enumerate(grid):
             if count > 1:
-                rising = torch.linspace(-1, 1, count, dtype=torch.float64).view(
-                    -1, *[1] * (len(grid) - 1 - dim)
-                )
+                rising = torch.linspace(-1, 1, count, dtype=torch.float64)
+                rising = rising.view(-1, *[1] * (len(grid) - 1 - dim))
                 lit = self.without_channels(self._at_image(value, rising.expand(value.shape)))[0]
                 along = lit.transpose(0, dim).flatten(1).sum(1)
                 slope = along @ torch.linspace(-1, 1, len(along), dtype=torch.float64)
@@ -137,9 +131,6 @@ class Grid:
 
 def blocks(pixels: Tensor) -> tuple[int, ...]:
     """Finds the coarsest regular grid that holds images exactly: how many constant blocks in each dimension.
-
-    Args:
-        pixels: (B, H, W), or with any other dimensions.
 
     Example:
         >>> blocks(torch.arange(6.0).view(1, 2, 3).repeat_interleave(4, 1).repeat_interleave(2, 2))

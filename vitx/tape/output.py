@@ -29,11 +29,7 @@ class Score(NamedTuple):
 
 
 def output_value(tape: Tape, value: Value | None) -> Value:
-    """Returns the value of the output.
-
-    Raises:
-        VitxError: It does not come from the image, or there is no attention on its way.
-    """
+    """Returns the value of the output, or raises a VitxError if no attention leads from the image to it."""
     if value is None:
         raise VitxError(
             "the model's output does not come from the image by any operator that was seen: code that is "
@@ -91,11 +87,7 @@ def score_of(recorder: Recorder, output: Tensor, total: Callable[[Tensor], Tenso
 
 
 def gradient_of(total: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:
-    """Differentiates the score by the output, (B, ...).
-
-    Raises:
-        VitxError: The score is no differentiable function of it.
-    """
+    """Differentiates the score by the output, (B, ...), or raises a VitxError where it cannot."""
     dtype = torch.promote_types(output.dtype, torch.float32)
     with torch.enable_grad():
         leaf = output.detach().to(dtype, copy=True).requires_grad_()

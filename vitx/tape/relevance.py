@@ -85,13 +85,7 @@ class Propagation:
     """
 
     def __init__(self, tape: Tape, rule: Rule | None, gradients: Walk | None = None) -> None:
-        """Prepares a way.
-
-        Args:
-            tape: the pass.
-            rule: of the method; None: all tokens keep their place, and a residual gives all to its stream.
-            gradients: of the score, at the attentions, if the rule reads it.
-        """
+        """Prepares a way; without a rule, tokens keep their place, and a residual gives all to its stream."""
         self.lost: dict[str, float] = {}
         self.grown: Tensor | float = 0.0
         self._tape, self._gradients, self._in_place = tape, gradients, rule is None
@@ -140,7 +134,7 @@ class Propagation:
             state = self._rule.pooling(rows, keys)
         if state is None:
             return through(step, [r])
-        if not isinstance(state, AllStays):  # which needs no A
+        if type(state) is not AllStays:  # which reads no A
             self._read(state, step)
         sent = [(step.inputs[0], step.to_values(state.values))]
         if layer is not None:

@@ -30,12 +30,7 @@ def to_stream(
 ) -> list[tuple[Value, Tensor]]:
     """Sends what the rows of an attention keep to the stream, where it is older than the attention.
 
-    Args:
-        tape: the pass.
-        residual: around the attention.
-        r: the relevance of the sum, which went into its branches.
-        attention: the attention.
-        shares: the share that each of its rows keeps, (T, Q).
+    All relevance r of the sum went into its branches; each row keeps a share of what it got, (T, Q).
     """
     stream = residual.stream
     assert stream is not None

@@ -43,25 +43,18 @@ def walk(
     starts: dict[Value, Tensor],
     send: Callable[[Step, list[Tensor]], Sent],
     *,
-    ends: Collection[Value] = (),
     watched: Collection[Value] = (),
     steps: range | None = None,
 ) -> Walk:
-    """Takes what begins at some values back along the steps.
+    """Takes what begins at some values back along the steps, or some of them; notes what passes others.
 
-    Args:
-        tape: the pass.
-        starts: what begins where.
-        send: says what a step sends where, from what arrived at its outputs.
-        ends: values at which it stays.
-        watched: values at which it is asked what passed.
-        steps: which of them; all by default.
+    `send` says what a step sends where, from what arrived at its outputs.
     """
     found = Walk(dict(starts))
     arrived = found.arrived
     for index in reversed(range(len(tape.steps)) if steps is None else steps):
         step = tape.steps[index]
-        some = {v: arrived.pop(v) for v in step.outputs if v in arrived and v not in ends}
+        some = {v: arrived.pop(v) for v in step.outputs if v in arrived}
         if not some:
             continue
         found.passed |= {value: part for value, part in some.items() if value in watched}
@@ -90,13 +83,9 @@ def differentiated(step: Step, arrived: list[Tensor]) -> Sent:
 def gradients(
     tape: Tape, starts: dict[Value, Tensor], watched: Collection[Value], *, whole: bool = False
 ) -> Walk:
-    """Takes the gradient of a score back along the tape, in the network for which it was recorded.
+    """Takes the gradient of a score back to the watched values, in the network that was recorded.
 
-    Args:
-        tape: the pass.
-        starts: the gradient of the score with respect to what it was read from.
-        watched: the values whose gradient is asked for.
-        whole: whether it is also that of the image and of the model's constants.
+    The `whole` way goes on to the image and to the model's constants.
     """
     first = min((value.made_by.index for value in watched if value.made_by is not None), default=0)
     return walk(
