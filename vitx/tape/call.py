@@ -1,4 +1,4 @@
-"""One ATen call: its operator, its arguments by name, and the values among them."""
+"""One ATen call: its operator, its arguments by name, and the values among them; and the rules for calls."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -194,3 +194,23 @@ class Call:
         step = self.make(inputs, relevance, gradient, outs=self.outs, **options).made_by
         assert step is not None
         return step.outputs
+
+
+Rule = Callable[[Call], list[Value]]
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a function from a call to the values of its outputs, for operators of these names."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def unknown(call: Call) -> list[Value]:
+    """Follows an operator without a rule: an error only if relevance or a gradient must go through it."""
+    return call.make_all(call.values, None)

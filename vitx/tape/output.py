@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.tape.attention import Attention, Scores
+from vitx.tape.attention import NONE_FOUND, Attention, Scores
 from vitx.tape.places import named
 from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
@@ -38,11 +38,7 @@ def output_value(tape: Tape, value: Value | None) -> Value:
     _check_scores(tape, value)
     if not any(isinstance(step, Attention) for step in tape.steps):
         unknown = ", ".join(dict.fromkeys(s.name for s in tape.steps if s.relevance is None))
-        raise VitxError(
-            "no attention between tokens was found: vitx explains Vision Transformers whose attention is a "
-            "softmax, or another function of scores, times the values"
-            + (f" (what it does not know of this one: {unknown})" if unknown else "")
-        )
+        raise VitxError(NONE_FOUND + (f" (what it does not know of this one: {unknown})" if unknown else ""))
     if any(attention.inputs[1].kind == "exp" and attention.residuals for attention in tape.attentions):
         raise VitxError(
             "exponentials of scores meet the values, and are not divided by their sum before or at once "

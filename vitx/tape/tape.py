@@ -46,7 +46,7 @@ class Tape:
     memory: Memory = field(default_factory=Memory)
     keeper: Keeper = field(default_factory=Keeper)
     residuals: int = 0
-    _bases: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    _first: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
     def value(self, shape: Sequence[int], inputs: Sequence[Value] = ()) -> Value:
         """Makes a value."""
@@ -72,13 +72,9 @@ class Tape:
         if isinstance(step, Attention):
             self.attentions.append(step)
 
-    def base(self, found: Value, value: Value, operation: tuple[Any, ...]) -> int:
-        """Returns the base of a rearranged value: the same rearrangement of the same value has the same."""
-        return self._bases.setdefault((value.base, tuple(found.shape), *operation), found.number)
-
-    def place(self, found: Value, *key: Any) -> int:
-        """Returns the place of a rearranged value: the same rearrangement of the same tokens has the same."""
-        return self._bases.setdefault(("place", *key), found.number)
+    def same(self, found: Value, *key: Any) -> int:
+        """Returns the number of the first value with this key: the same rearrangement of the same values."""
+        return self._first.setdefault(key, found.number)
 
     def clear(self) -> None:
         """Empties the tape: values and steps hold one another, and with them what was kept of the pass."""

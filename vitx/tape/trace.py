@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 from vitx.models.isolation import without_autocast
 from vitx.models.prediction import check_model
-from vitx.tape.attention import Attention
+from vitx.tape.attention import NONE_FOUND, Attention
 from vitx.tape.call import tensors_in
 from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
@@ -90,10 +90,7 @@ class Trace:
                 f"the model ran {self.passes} forward passes: capture one pass, on one batch of images"
             )
         if not self.self_attentions:
-            raise VitxError(
-                "no attention between tokens was found: vitx explains Vision Transformers whose attention is "
-                "a softmax, or another function of scores, times the values"
-            )
+            raise VitxError(NONE_FOUND)
         shapes = [layer.weights.shape for layer in self.self_attentions]
         unlike = next((s for s in shapes if s[2] != s[3]), None)
         if unlike is not None:

@@ -5,8 +5,7 @@ up, `contractions`, `attention` and `convolution` multiply and add up; `products
 `sums` leave elements where they are.
 """
 
-from vitx.tape.call import Call
-from vitx.tape.registry import RULES, Rule, unknown
+from vitx.tape.call import RULES, Call, Rule, unknown
 from vitx.tape.rules import contractions as contractions
 from vitx.tape.rules import convolution as convolution
 from vitx.tape.rules import elementwise as elementwise

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from vitx.tape import axes as ax
 from vitx.tape.attention import Attention
-from vitx.tape.call import Call
+from vitx.tape.call import Call, rule
 from vitx.tape.contraction import Contraction, Given, Layout, Operand
 from vitx.tape.expanded import reshaped, summed
-from vitx.tape.registry import rule
 from vitx.tape.values import Step, Value
 from vitx.tape.weights import Weights, dot_product, stored
 

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from vitx.tape import axes as ax
 from vitx.tape.attention import Scores
-from vitx.tape.call import Call
+from vitx.tape.call import Call, rule, unknown
 from vitx.tape.contraction import Contraction, Given, Operand, of_matmul
 from vitx.tape.expanded import fitted, reshaped, scaled
-from vitx.tape.registry import rule, unknown
 from vitx.tape.rules.attention import attended
 from vitx.tape.rules.products import WEIGHING
 from vitx.tape.rules.sums import total

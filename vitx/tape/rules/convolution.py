@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitx.tape import axes as ax
-from vitx.tape.call import Call
+from vitx.tape.call import Call, rule, unknown
 from vitx.tape.expanded import fitted, scaled, summed
-from vitx.tape.registry import rule, unknown
 from vitx.tape.values import Value
 
 _NONE = 1e-6  # how much of a window counts as none

@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitx.tape.call import Call
+from vitx.tape.call import Call, rule
 from vitx.tape.expanded import fitted
-from vitx.tape.registry import rule
-from vitx.tape.rules.products import divided, multiplied
 from vitx.tape.values import Value
 from vitx.tape.vjp import Transpose
 
@@ -24,26 +22,6 @@ log_sigmoid_forward logit clamp clamp_min clamp_max nan_to_num xlogy i0 round fl
 frac sign sgn fmod remainder hypot atan2""".split()  # noqa: SIM905
 SIZES = ("rsqrt", "reciprocal")
 SAME_KIND = ("clamp", "clamp_min", "clamp_max", "nan_to_num", "abs")
-
-
-@rule("mul")
-def product(call: Call) -> list[Value]:
-    """Follows a product, element by element."""
-    return [multiplied(call, call["self"], call["other"])]
-
-
-@rule("div")
-def quotient(call: Call) -> list[Value]:
-    """Follows a quotient."""
-    if call["rounding_mode"] is not None:
-        return gated(call)
-    return [divided(call, call["self"], call["other"])]
-
-
-@rule("neg")
-def negated(call: Call) -> list[Value]:
-    """Follows a change of sign."""
-    return [multiplied(call, call["self"], -1)]
 
 
 @rule(*GATED)

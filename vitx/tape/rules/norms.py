@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vitx.tape.call import Call
+from vitx.tape.call import Call, rule, unknown
 from vitx.tape.expanded import fitted, scaled
-from vitx.tape.registry import rule, unknown
 from vitx.tape.rules.reductions import dimensions
 from vitx.tape.values import Value
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vitx.tape import axes as ax
 from vitx.tape.attention import Attention
-from vitx.tape.call import Call
+from vitx.tape.call import RULES, Call, rule
 from vitx.tape.expanded import fitted, scaled
 from vitx.tape.rules.attention import normalized
 from vitx.tape.values import Value, reduced
@@ -14,8 +14,16 @@ from vitx.tape.values import Value, reduced
 WEIGHING = ("weights", "exp")
 
 
-def multiplied(call: Call, first: Any, second: Any) -> Value:
+@rule("neg")
+def negated(call: Call) -> list[Value]:
+    """Follows a change of sign."""
+    return [_times_constant(call, call.values[0], -1)]
+
+
+@rule("mul")
+def multiplied(call: Call) -> list[Value]:
     """Follows a product."""
+    first, second = call["self"], call["other"]
     one, other = (call.value(t) if isinstance(t, Tensor) else None for t in (first, second))
     if one is not None and other is not None:
         found = product(call, first, second)
@@ -24,7 +32,7 @@ def multiplied(call: Call, first: Any, second: Any) -> Value:
                 _name_softmax(found, above, by)
         if first.numel() and second.numel():
             call.factors = [(first, one), (second, other)]
-        return found
+        return [found]
     value, tensor, factor = (other, second, first) if one is None else (one, first, second)
     assert value is not None
     found = _times_constant(call, value, factor)
@@ -32,15 +40,19 @@ def multiplied(call: Call, first: Any, second: Any) -> Value:
         call.factors = [(tensor, value), (factor, None)]
     elif isinstance(factor, Tensor) or value.kind is None:
         call.factors = call.factors_of(tensor) if found.shape == value.shape and factor == 1 else None
-    return found
+    return [found]
 
 
-def divided(call: Call, first: Any, second: Any) -> Value:
+@rule("div")
+def divided(call: Call) -> list[Value]:
     """Follows a quotient: what divides is a scale; exponentials over their sum are a softmax."""
+    if call["rounding_mode"] is not None:
+        return RULES["floor"](call)
+    first, second = call["self"], call["other"]
     above, below = (call.value(t) if isinstance(t, Tensor) else None for t in (first, second))
     if below is None:
         assert above is not None
-        return _times_constant(call, above, 1 / second)
+        return [_times_constant(call, above, 1 / second)]
     if above is None:
         shape = below.shape
         own = [call.tape.constant(call.out.clone())] if call.tape.accounts else []
@@ -49,12 +61,12 @@ def divided(call: Call, first: Any, second: Any) -> Value:
         )
         found.kind = "weights" if below.kind in ("scores", "exp") else "size"
         found.total = below.total
-        return found
+        return [found]
     found = product(call, first, second, quotient=True)
     before = above.made_by
     if _name_softmax(found, above, below) or not isinstance(before, Attention):
-        return found
-    return normalized(call, before) if before.inputs[1] is below.total else found
+        return [found]
+    return [normalized(call, before) if before.inputs[1] is below.total else found]
 
 
 def _name_softmax(found: Value, above: Value, below: Value) -> bool:

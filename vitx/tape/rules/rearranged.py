@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from vitx.tape import axes as ax
-from vitx.tape.call import Call
-from vitx.tape.registry import RULES, rule, unknown
+from vitx.tape.call import RULES, Call, rule, unknown
 from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import same
 from vitx.tape.values import AxesOf, Step, Value, followed

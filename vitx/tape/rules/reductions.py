@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from vitx.tape import axes as ax
-from vitx.tape.call import Call
+from vitx.tape.call import Call, rule
 from vitx.tape.contraction import of_sum
 from vitx.tape.expanded import reshaped, scaled
-from vitx.tape.registry import rule
 from vitx.tape.rules.contractions import contracted
 from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import stacked, taken_apart

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from vitx.tape import axes as ax
-from vitx.tape.call import Call
+from vitx.tape.call import Call, rule
 from vitx.tape.expanded import fitted, scaled
-from vitx.tape.registry import rule
 from vitx.tape.rules.products import product
 from vitx.tape.sums import Sum, terms_of
 from vitx.tape.values import Back, Value, reduced

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from vitx.tape import axes as ax
 from vitx.tape.axes import Axes
-from vitx.tape.call import Call
+from vitx.tape.call import Call, Rule, rule, unknown
 from vitx.tape.expanded import core, fitted, reshaped
-from vitx.tape.registry import Rule, rule, unknown
 from vitx.tape.values import Value, after, followed, marked
 from vitx.tape.vjp import Transpose
 
@@ -31,8 +30,8 @@ def carried(call: Call, found: Value, value: Value, number: int = 0) -> Value:
         found.place = value.place
     else:
         operation = call.name, number, *map(str, call.args[1:]), str(call.kwargs)
-        found.base = call.tape.base(found, value, operation)
-        found.place = call.tape.place(found, value.place, *operation)
+        found.base = call.tape.same(found, "base", value.base, found.shape, *operation)
+        found.place = call.tape.same(found, "place", value.place, *operation)
     assert found.made_by is not None
     found.over = followed(found.made_by, value.over)
     found.along = followed(found.made_by, value.along)
@@ -242,7 +241,7 @@ def joined(call: Call) -> list[Value]:
     found.roots = 0
     for value in live:
         found.roots |= value.roots
-    found.place = call.tape.place(found, call.name, dim, *(part.place for part in parts))
+    found.place = call.tape.same(found, call.name, dim, *(part.place for part in parts))
     if len({(value.kind, value.dim) for value in live}) == 1:
         found.kind, old = live[0].kind, live[0].dim
         if old is not None:
