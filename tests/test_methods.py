@@ -82,6 +82,29 @@ def test_evidence_equals_its_oracle(name):
         assert (found.maps >= 0).all()
 
 
+class OverChannels(torch.nn.Module):
+    """A residual around attention over channels, as in XCiT, then one around attention between tokens.
+
+    All but the weights A, whose gradient ends there, is linear.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Conv2d(3, 8, 2, 2)
+        self.first, self.second = torch.nn.Linear(8, 24), torch.nn.Linear(8, 24)
+        self.head = torch.nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        q, k, v = self.first(x).chunk(3, -1)
+        x = one = x + (v @ (k.mT @ q).softmax(-2).detach())
+        q, k, v = self.second(x).chunk(3, -1)
+        self.a = (q @ k.mT).softmax(-1).detach().requires_grad_(torch.is_grad_enabled())
+        x = x + self.a @ v
+        self.streams = [one, x]
+        return self.head(x.mean(1))
+
+
 class TestEvidence:
     @pytest.mark.parametrize("fused", [True, False])
     def test_gradient_checkpointing_changes_nothing(self, fused):
@@ -115,6 +138,18 @@ class TestEvidence:
         found = explain(models.built("deit"), IMAGES, "evidence", target=target)
         turned = explain(models.built("deit"), IMAGES, "evidence", target=lambda x: -target(x))
         assert torch.allclose(found.signed, -turned.signed, atol=1e-6)
+
+    def test_residuals_of_attention_over_channels_count(self):
+        torch.manual_seed(0)
+        model, images = OverChannels().double().eval(), torch.randn(2, 3, 8, 8).double()
+        score = model(images)[:, 1].sum()
+        streams = torch.autograd.grad(score, model.streams)
+        added = sum((x * g).sum(-1) for x, g in zip(model.streams, streams, strict=True))
+        (gradient,) = torch.autograd.grad(model(images)[:, 1].sum(), model.a)
+        taken = (model.a * gradient).sum(1)
+        wanted = sum(part / part.abs().sum(1, keepdim=True) for part in (added, taken))
+        found = explain(model, images, "evidence", target=1).signed.flatten(1)
+        torch.testing.assert_close(found, wanted.detach())
 
     def test_no_other_method_has_a_sign(self):
         assert explain(models.built("deit"), IMAGES, "gae").signed is None
@@ -254,7 +289,7 @@ def test_the_method_that_the_docs_add_is_right():
         ),
         (
             {"fused_heads": True},
-            "typo cannot have fused_heads: it reads a gradient, or has no option head_fusion",
+            "typo cannot have fused_heads: it reads a gradient, or has no head_fusion",
         ),
     ],
 )

@@ -75,7 +75,7 @@ KINDS = {
     "hf PVT-v2": (lambda: hugging_face("PvtV2", full=True), 64, (16, 16)),
     "torchvision Swin": (torchvision_swin, 64, (16, 16)),
     "differential attention": (lambda: models.timm_model("vit_dlittle_patch16_reg1_gap_256"), 32, (4, 4)),
-    "BoTNet": (lambda: carried("botnet26t_256"), 256, None),
+    "BoTNet": (lambda: carried("botnet26t_256"), 256, (16, 16)),
     "XCiT": (lambda: carried("xcit_nano_12_p16_224"), 64, (4, 4)),
     "VOLO": (lambda: carried("volo_d1_224", img_size=64), 64, (8, 8)),
     "GC-ViT": (lambda: carried("gcvit_xxtiny"), 224, (56, 56)),

@@ -9,7 +9,7 @@ from torch import nn
 from vitx.tape.sums import Sum, stream_of, terms_of
 from vitx.tape.tape import Tape
 from vitx.tape.values import Step, followed, marked, reduced
-from vitx.tape.walk import walk
+from vitx.tape.walk import gradients, walk
 
 
 class Written:
@@ -27,7 +27,7 @@ class Written:
         def back(arrived):
             return [sum(arrived) * factor for factor in factors.values()]
 
-        self.tape.append(kind("times", inputs, outputs, back))
+        self.tape.append(kind("times", inputs, outputs, back, back))
         return outputs if outs > 1 else outputs[0]
 
     def walk(self, starts, **options):
@@ -57,6 +57,17 @@ def test_what_passed_is_seen_whole():
     assert of(found.passed, first) == 5 + 4
     assert of(found.passed, last) == 1
     assert of(found.arrived, on.image) == 2 * 9 + 1
+
+
+def test_a_gradient_is_known_at_its_starts():
+    """Autograd told it, as of an output that others were made of."""
+    on = Written()
+    first = on.step({on.image: 2})
+    last = on.step({first: 5, on.image: 1})
+    starts = {value: torch.full((2, 3), size) for value, size in {last: 1.0, first: 4.0}.items()}
+    found = gradients(on.tape, starts, [first], whole=True)
+    assert of(found.passed, first) == 4
+    assert of(found.arrived, on.image) == 2 * 4 + 1
 
 
 def test_some_steps():

@@ -10,6 +10,7 @@ from vitx.models.isolation import without_autocast
 from vitx.tape.attention import Attention
 from vitx.tape.backward import Attribution, Backward
 from vitx.tape.residual import to_stream
+from vitx.tape.walk import marks
 
 
 @register("flow", fused_heads=True, title="attention flow", slow=True)
@@ -32,14 +33,13 @@ def _check_chain(back: Backward, attentions: list[Attention], ends: int) -> None
     images, queries, keys = shapes[0]
     follow = ends == len(shapes) == 1 and queries == keys
     if follow:
-        generator = torch.Generator().manual_seed(0)
-        marks = torch.rand(images, queries, generator=generator).to(attentions[0].weights.device)
-        sides = [[(one.inputs[0], one.to_values(marks))] for one in attentions]
-        for one in attentions:  # and where a residual brings what its rows keep
-            residual = next(iter(one.residuals))
-            ones = marks.new_ones(()).expand(residual.outputs[0].shape)
-            sides.append(to_stream(back.tape, residual, ones, one, marks))
-        places = [maps / maps.sum() for maps in (back.place(side).maps for side in sides)]
+        tokens = marks((images, queries)).to(attentions[0].weights.device, attentions[0].weights.dtype)
+        places = [back.place([(one.inputs[0], one.to_values(tokens))]).maps for one in attentions]
+        for one in attentions:
+            sizes = {residual: residual.outputs[0].shape for residual in one.residuals}
+            even = tokens.new_tensor(tokens.numel() / sum(size.numel() for size in sizes.values()))
+            sent = (to_stream(back.tape, end, even.expand(size), one, tokens) for end, size in sizes.items())
+            places.append(back.place([pair for pairs in sent for pair in pairs]).maps)
         follow = len(places[0]) == images and all(
             place.shape == places[0].shape and torch.allclose(place, places[0], rtol=1e-4) for place in places
         )

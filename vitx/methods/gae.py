@@ -12,7 +12,7 @@ from vitx.tape.relevance import AllStays, Rule
 
 
 class GaeLayer(AllStays):
-    """Relevance through I + E[relu(A * G)]: what a token has, it keeps, and others get more."""
+    """Relevance through I + E[relu(A * G)]: what a token has, it keeps."""
 
     def read(self, tile: Tile) -> None:
         """Takes in some rows of the layer."""

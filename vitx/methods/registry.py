@@ -50,12 +50,6 @@ class Method:
             raise VitxError(f"gradient must be one of {', '.join(NETWORKS)}, found {network!r}")
         return network
 
-    def check(self, name: str, options: dict[str, Any]) -> None:
-        """Raises a VitxError if the method does not know an option."""
-        unknown = sorted(set(options) - set(self.options))
-        if unknown:
-            raise VitxError(f"{name} has no option {unknown[0]!r}: its options are {', '.join(self.options)}")
-
 
 _METHODS: dict[str, Method] = {}
 
@@ -92,9 +86,7 @@ def register(
     def add(find: Find) -> Find:
         method = Method(find, gradient, fused_heads, title, slow, accounts)
         if fused_heads and (gradient or "head_fusion" not in method.options):
-            raise VitxError(
-                f"{name} cannot have fused_heads: it reads a gradient, or has no option head_fusion"
-            )
+            raise VitxError(f"{name} cannot have fused_heads: it reads a gradient, or has no head_fusion")
         _METHODS[name] = method
         return find
 
@@ -142,5 +134,7 @@ def with_options(methods: Any) -> dict[str, dict[str, Any]]:
         methods = dict.fromkeys(names)
     asked = {name: dict(options or {}) for name, options in methods.items()}
     for name, options in asked.items():
-        find_method(name).check(name, options)
+        known = find_method(name).options
+        for option in sorted(options.keys() - known.keys()):
+            raise VitxError(f"{name} has no option {option!r}: its options are {', '.join(known)}")
     return asked

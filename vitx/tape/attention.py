@@ -15,11 +15,6 @@ from vitx.tape.weights import Weights
 if TYPE_CHECKING:
     from vitx.tape.sums import Sum
 
-NONE_FOUND = (
-    "no attention between tokens was found: vitx explains Vision Transformers whose attention is a softmax, "
-    "or another function of scores, times the values"
-)
-
 
 class Scores(Step):
     """A product of two live values, as q k^T, which is to become the weights of an attention."""

@@ -1,8 +1,9 @@
 """What a method may ask of a tape: the ways back from the output, and the tiles of its attentions."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from operator import or_
 
 import torch
 from torch import Tensor
@@ -38,26 +39,30 @@ class Attribution:
     signed: Tensor | None = None
 
 
+@dataclass(eq=False, repr=False)
 class Backward:
     """The ways back along one tape, for one method.
 
     Attributes:
         tape: the pass.
         image: the images, (B, ...).
-        grid: makes maps of the relevance of pixels.
+        start: the relevance of the output, which sums to 1 for each image.
+        end: the value of the output.
+        scores: what methods of a class take the gradient of: one score, or one for each layer.
         passed: what relevance passed each value on the last way, where the tape keeps places.
     """
 
-    def __init__(
-        self, tape: Tape, image: Tensor, start: Tensor, end: Value, scores: Sequence[Score] = ()
-    ) -> None:
-        """Begins at the output, with relevance that sums to 1 for each image.
+    tape: Tape
+    image: Tensor
+    start: Tensor
+    end: Value
+    scores: Sequence[Score] = ()
+    passed: dict[Value, Tensor] = field(default_factory=dict)
 
-        Methods of a class take the gradient of one score, or of one for each layer.
-        """
-        self.tape, self.image, self.grid = tape, image, Grid(tape)
-        self.passed: dict[Value, Tensor] = {}
-        self._start, self._end, self._scores = start, end, scores
+    @cached_property
+    def grid(self) -> Grid:
+        """Makes maps of the relevance of pixels."""
+        return Grid(self.tape)
 
     @property
     def layers(self) -> list[Layer]:
@@ -82,22 +87,20 @@ class Backward:
         if self.layers:
             first_layer(rule.start_layer, len(self.layers))
         way = Propagation(self.tape, rule, self._gradients if rule.reads_gradient else None)
-        pixels, own, tokens = self._arrived(way, {self._end: self._start})
-        conservation = share_of_images(pixels.flatten(1).sum(1), own.sum(), way.grown)
+        pixels, own, tokens = self._arrived(way, {self.end: self.start})
+        if rule.grows:  # in which image a layer handed on more is not known
+            whole = way.grown + len(pixels)
+            conservation = share_of_sum(whole, pixels.sum() + own.sum(), whole).expand(len(pixels))
+        else:
+            conservation = share_of_images(pixels.flatten(1).sum(1), own.sum())
         check(conservation, pixels, own, way.lost, positive=not rule.grows)
         return Attribution(self.grid.map(pixels, tokens), conservation)
 
     def read_out(self) -> list[tuple[Attention, Tensor]]:
-        """Finds what is read out: the relevance that arrives at the queries of the last attentions, (T, Q).
-
-        Last are those that no other attention builds upon: more than one where some stand side by side.
-        """
+        """Finds the attentions that no other builds upon, with the relevance of their queries, (T, Q)."""
         attentions = [one for layer in self.layers for one in layer.attentions] or self.tape.attentions
-        last = [
-            one
-            for one in attentions
-            if not any(other.value.above >> one.value.number & 1 for other in attentions)
-        ]
+        before = reduce(or_, (one.value.above for one in attentions), 0)
+        last = [one for one in attentions if not before >> one.value.number & 1]
         return list(zip(last, self._read_at(last), strict=True))
 
     def rows_read(self, attentions: Sequence[Attention]) -> list[list[int]]:
@@ -135,10 +138,7 @@ class Backward:
         return attention.inputs[0], attention.to_values(found)
 
     def place(self, found: Iterable[tuple[Value, Tensor]]) -> Attribution:
-        """Draws what was found of tokens where they sit in the picture.
-
-        Args:
-            found: a value, and what was found of its elements.
+        """Draws what was found of the elements of some values where they sit in the picture.
 
         Raises:
             VitxError: It does not arrive at the image and the model's own tokens.
@@ -148,29 +148,19 @@ class Backward:
             starts[value] = starts[value] + part if value in starts else part
         way = Propagation(self.tape, None)
         pixels, own, tokens = self._arrived(way, starts)
-        begun, size = _sums(starts.values())
-        share = share_of_sum(begun, pixels.sum() + own.sum(), size)
+        begun = torch.stack([torch.stack([part.sum(), part.abs().sum()]) for part in starts.values()]).sum(0)
+        share = share_of_sum(begun[0], pixels.sum() + own.sum(), begun[1])
         check(share, pixels, own, way.lost, positive=False)
         maps = self.grid.map(pixels, tokens)
         return Attribution(maps, share.expand(len(maps)))
 
     def contributions(self, start_layer: int = 0) -> list[tuple[Value, Tensor]]:
-        """Finds what is added to the score by what each residual put out, x * dS/dx.
-
-        Args:
-            start_layer: the first layer that counts.
-
-        Returns:
-            The value of each output with what was found of its elements: to be given to `place`.
-        """
+        """Finds what each residual from a layer on adds to the score, x * dS/dx, to be given to `place`."""
         passed = self._gradients.passed
-        # Attention over channels is no layer, as it mixes no tokens; its output counts with the first one.
-        mixing = [step.index for step in self.tape.steps if isinstance(step, Attention)]
-        first = mixing[0] if self.layers and mixing else -1
         return [
             (value, output.tensor.to(passed[value].dtype) * passed[value])
             for value, output, layers in self._streams
-            if value in passed and (layers > start_layer or (not start_layer and _index(value) > first))
+            if (layers > start_layer or not self.layers) and value in passed
         ]
 
     def accounted(self) -> Tensor:
@@ -179,27 +169,22 @@ class Backward:
         Raises:
             VitxError: That is not all: the model computes something that was not linearised.
         """
-        (score,) = self._scores
+        (score,) = self.scores
         arrived = self._gradients.arrived
         known = [(self.tape.image, self.image), *((one, one.constant) for one in self.tape.constants)]
-        reached = [
-            torch.broadcast_tensors(tensor.to(g.dtype), g)
-            for value, tensor in known
-            if tensor is not None and (g := arrived.get(value)) is not None
-        ]
-        tensors, gradient = (
-            torch.cat([one.flatten() for one in side]) for side in zip(*reached, strict=True)
-        )
+        pairs = [(t.to(g), g) for v, t in known if t is not None and (g := arrived.get(v)) is not None]
+        # At once: they are many, and small.
+        tensors, gradient = (torch.cat([t.flatten() for t in some]) for some in zip(*pairs, strict=True))
         # What no gradient reaches adds nothing, whatever it holds: memory that was written over may hold NaN.
-        product = torch.where(gradient == 0, 0, tensors * gradient)
-        added, size = product.sum(), product.abs().sum()
-        share = share_of_sum((score.output.to(score.gradient.dtype) * score.gradient).sum(), added, size)
+        added = (tensors * gradient).masked_fill_(gradient == 0, 0)
+        whole = (score.output.to(score.gradient.dtype) * score.gradient).sum()
+        share = share_of_sum(whole, added.sum(), added.abs().sum())
         check_score(share, self.image.dtype)
         return share
 
     @cached_property
     def _streams(self) -> list[tuple[Value, Kept, int]]:
-        """What each residual put out, and how many layers came before.
+        """What each residual put out, and the number of layers up to it: at least 1 behind any attention.
 
         A constant that was added to it, as a bias, belongs to it if nothing else was done with it before.
         """
@@ -207,6 +192,8 @@ class Backward:
         for step in self.tape.steps:
             for source in dict.fromkeys(step.sources):
                 uses.setdefault(source, []).append(step)
+        # One over channels counts, which is in no layer.
+        attended = next(step.index for step in self.tape.steps if isinstance(step, Attention))
         found = []
         for stream, (output, layers) in self.tape.streams.items():
             value = last = stream
@@ -217,27 +204,26 @@ class Backward:
                 elif step.name not in LAID_OUT:
                     break
                 value = step.outputs[0]
-            found.append((last, output, layers))
+            assert stream.made_by is not None
+            found.append((last, output, layers or int(stream.made_by.index > attended)))
         return found
 
     def _arrived(
-        self, way: Propagation, starts: Mapping[Value, Tensor]
+        self, way: Propagation, starts: dict[Value, Tensor]
     ) -> tuple[Tensor, Tensor, dict[Value, Tensor]]:
         """Returns what arrives at the pixels, at each of the model's own tokens, and at those of a stem."""
-        found = way.run(dict(starts), self.tape.values if self.tape.named else self.grid.stem)
+        found = way.run(starts, self.tape.values if self.tape.named else self.grid.stem)
         if self.tape.named:
             self.passed = found.passed
-        pixels = found.arrived.pop(self.tape.image, None)
-        like = next(iter(starts.values()))
-        if pixels is None:
-            pixels = torch.zeros(self.tape.image.shape, dtype=like.dtype, device=like.device)
-        own = [part.sum() for part in found.arrived.values()]
-        return self.grid.without_channels(pixels), torch.stack([like.new_zeros(()), *own]), found.passed
+        zero = next(iter(starts.values())).new_zeros(())
+        pixels = found.arrived.pop(self.tape.image, zero.expand(self.tape.image.shape))
+        own = torch.stack([zero, *(part.sum() for part in found.arrived.values())])
+        return self.grid.without_channels(pixels), own, found.passed
 
     def _read_at(self, attentions: Sequence[Attention]) -> list[Tensor]:
         """Finds how much the output reads of each attention's queries, (T, Q), if no attention mixes them."""
         way = Propagation(self.tape, Rule())
-        found = way.run({self._end: self._start}, [one.value for one in attentions])
+        found = way.run({self.end: self.start}, [one.value for one in attentions])
         check_lost(way.lost)
         return [summed(found.at(one), [1, 3]) for one in attentions]
 
@@ -247,12 +233,11 @@ class Backward:
 
         Of one score on a tape that accounts for it, also at the residuals, the image and the constants.
         """
-        whole = self.tape.accounts and len(self._scores) == 1
-        groups = [self.tape.attentions]
-        if len(self._scores) != 1:
-            groups = [list(layer.attentions) for layer in self.layers]
+        one_score = len(self.scores) == 1
+        whole = self.tape.accounts and one_score
         found = Walk({})
-        for score, attentions in zip(self._scores, groups, strict=True):
+        groups = [self.tape.attentions] if one_score else [layer.attentions for layer in self.layers]
+        for score, attentions in zip(self.scores, groups, strict=True):
             if score.value.is_constant or not score.value.above:
                 raise VitxError("the score does not depend on the image")
             watched = [attention.value for attention in attentions]
@@ -262,13 +247,3 @@ class Backward:
             found.arrived |= one.arrived
             found.passed |= one.passed
         return found
-
-
-def _index(value: Value) -> int:
-    return value.made_by.index if value.made_by else -1
-
-
-def _sums(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns the sum of all elements of some tensors, and that of their absolute values."""
-    sums = torch.stack([torch.stack([part.sum(), part.abs().sum()]) for part in parts])
-    return sums[:, 0].sum(), sums[:, 1].sum()

@@ -1,6 +1,7 @@
 """The check on every map: all of the relevance, or all of a score, is accounted for."""
 
 from collections.abc import Mapping
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -11,16 +12,12 @@ _TOLERANCE = 1e-3  # of what was accounted for
 _NEGATIVE = -1e-6
 
 
-def share_of_images(arrived: Tensor, own: Tensor, grown: Tensor | float) -> Tensor:
+def share_of_images(arrived: Tensor, own: Tensor) -> Tensor:
     """Returns what share of the relevance of each image was accounted for, (B,).
 
-    What the model's own tokens have is shared by all images: it makes up what each one lacks. So is what
-    layers have `grown` by, which they handed on beyond what they got.
+    What arrived at the model's own tokens is shared by all images: it makes up what each one lacks.
     """
-    whole = 1 + grown / len(arrived)
-    if isinstance(grown, Tensor):  # in which image a layer handed on more is not known
-        return ((arrived.sum() + own) / (len(arrived) * whole)).expand(len(arrived))
-    missing = whole - arrived
+    missing = 1 - arrived
     return arrived + missing * own / torch.where(missing.sum() == 0, 1, missing.sum())
 
 
@@ -44,16 +41,20 @@ def check_score(share: Tensor, dtype: torch.dtype) -> None:
 def check(
     conservation: Tensor, pixels: Tensor, own: Tensor, lost: Mapping[str, float], *, positive: bool
 ) -> None:
-    """Raises a VitxError if relevance was lost or, where it must be positive, is below 0.
+    """Raises a VitxError if relevance was lost, or is below 0 where all should be positive.
 
-    All values are read at once: a GPU has to be waited for. The model's `own` tokens have one number each.
+    Args:
+        conservation: the share that was accounted for, (B,).
+        pixels: the relevance that arrived at the image.
+        own: that of the model's own tokens, one number for each, (n,).
+        lost: how much reached which operators without a rule.
+        positive: whether none of it may be below 0.
     """
     worst = conservation[(conservation - 1).abs().argmax()]
-    finite = torch.stack([conservation.isfinite().all(), pixels.isfinite().all()])
-    least = torch.stack([worst, pixels.amin(), own.amin()])
-    known, pixels_known, share, *smallest = torch.cat([finite.to(least.dtype), least]).tolist()
-    if not known:
-        if pixels_known:  # else the maps are not finite either, which is said elsewhere
+    # All are read at once: a GPU has to be waited for.
+    share, *smallest, whole = torch.stack([worst, pixels.amin(), own.amin(), pixels.sum()]).tolist()
+    if not isfinite(share):
+        if isfinite(whole):  # else the maps are not finite either, which is said elsewhere
             raise VitxError("the relevance of the model's own tokens is not finite: the map would be wrong")
         return
     check_lost(lost)

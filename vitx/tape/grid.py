@@ -10,6 +10,7 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.tape.attention import Attention
 from vitx.tape.axes import channel_dims
+from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
 from vitx.tape.values import Value
 from vitx.tape.walk import marks, through, walk
@@ -41,7 +42,8 @@ class Grid:
         for step in self._tape.steps:
             if isinstance(step, Attention):
                 break
-            value, slides = step.outputs[0], step.name in CONVOLUTIONS or "pool" in step.name
+            value = step.outputs[0]
+            slides = step.name in CONVOLUTIONS or "pool" in step.name or isinstance(step, Sum)
             if slides and len(value.shape) == len(self._image.shape) and channel_dims(value.axes) == [1]:
                 found.append(value)
         return found[::-1] if self._embedded else []
@@ -74,13 +76,15 @@ class Grid:
         return pixels if self.channels is None else pixels.sum(self.channels)
 
     def map(self, pixels: Tensor, tokens: Mapping[Value, Tensor]) -> Tensor:
-        """Returns the map in the grid of the first tokens, or the pixels as they are.
+        """Returns the map in the grid of the first tokens, (B, h, w), or the pixels as they are.
 
         The first tokens lie in a grid if each one is made of a block of pixels. If their pixels overlap, as
         behind a stem of convolutions, their own relevance is the map, where all of it passes through them and
         they lie in the picture as they do in the tensor.
 
-        Pixels are (B, H, W), (B, T, H, W) or (B, F, T), and the map has as many dimensions.
+        Args:
+            pixels: their relevance, (B, H, W), (B, T, H, W) or (B, F, T).
+            tokens: the relevance of those in `stem`.
         """
         if self._embedded is None:
             return pixels
@@ -90,47 +94,42 @@ class Grid:
             even = divided(cells, pixels.shape[1:])
             if bool((pixels - even).abs_().amax() <= _ALIKE * pixels.abs().amax()):
                 return cells
+        sums = pixels.flatten(1).sum(1)
         for value in self.stem:
-            if value not in tokens:
-                continue
+            if value not in tokens or len(value.shape) != pixels.ndim + 1 or len(pixels) != value.shape[0]:
+                continue  # nothing passed it, or it holds frames one by one
             cells = tokens[value].sum(1)
-            if cells.ndim != pixels.ndim or len(cells) != len(pixels):
-                continue  # as of frames one by one
-            whole = torch.allclose(cells.flatten(1).sum(1), pixels.flatten(1).sum(1), rtol=1e-3, atol=1e-6)
+            whole = torch.allclose(cells.flatten(1).sum(1), sums, rtol=1e-3, atol=1e-6)
             if whole and self._is_upright(value):
                 return cells
         return pixels
 
     def _marked(self, value: Value) -> Tensor:
         """Gives each token a number of its own, and returns what the first image gets, (1, ...)."""
-        return self._at_image(value, marks(value.shape, value.axes))[:1]
+        return self._at_image(value, marks(value.shape, value.axes))
 
     def _at_image(self, value: Value, sent: Tensor) -> Tensor:
         assert value.made_by is not None
         with torch.no_grad():
             found = walk(self._tape, {value: sent}, through, steps=range(value.made_by.index + 1)).arrived
-        return found.get(self._image, sent.new_zeros(()).expand(self._image.shape))
+        return found.get(self._image, sent.new_zeros(()).expand(self._image.shape))[:1]
 
     def _is_upright(self, value: Value) -> bool:
         """Returns whether tokens lie in each dimension as pixels do: what rises in one rises in the other."""
-        size = [n for dim, n in enumerate(self._image.shape) if dim not in (0, self.channels)]
-        grid = value.shape[2:]
-        if any(pixels % count for pixels, count in zip(size, grid, strict=True)):
-            return False
-        for dim, count in enumerate(grid):
-            if count > 1:
-                rising = torch.linspace(-1, 1, count, dtype=torch.float64)
-                rising = rising.view(-1, *[1] * (len(grid) - 1 - dim))
-                lit = self.without_channels(self._at_image(value, rising.expand(value.shape)))[0]
-                along = lit.transpose(0, dim).flatten(1).sum(1)
-                slope = along @ torch.linspace(-1, 1, len(along), dtype=torch.float64)
-                if slope <= 0.1 * lit.abs().sum():
-                    return False
+        for dim, count in enumerate(value.shape[2:], 2):
+            rising = _rising(count).view(-1, *[1] * (len(value.shape) - dim - 1)).expand(value.shape)
+            lit = self.without_channels(self._at_image(value, rising)).transpose(0, dim - 1).flatten(1)
+            if len(lit) % count or (count > 1 and lit.sum(1) @ _rising(len(lit)) <= 0.1 * lit.abs().sum()):
+                return False
         return True
 
 
+def _rising(count: int) -> Tensor:
+    return torch.linspace(-1, 1, count, dtype=torch.float64)
+
+
 def blocks(pixels: Tensor) -> tuple[int, ...]:
-    """Finds the coarsest regular grid that holds images exactly: how many constant blocks in each dimension.
+    """Counts the blocks, in each dimension of images (B, ...), within which no image changes.
 
     Example:
         >>> blocks(torch.arange(6.0).view(1, 2, 3).repeat_interleave(4, 1).repeat_interleave(2, 2))

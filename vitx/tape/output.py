@@ -7,21 +7,20 @@ import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.tape.attention import NONE_FOUND, Attention, Scores
+from vitx.tape.attention import Attention, Scores
 from vitx.tape.places import named
 from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
 from vitx.tape.values import Value
 
+NO_ATTENTION = (
+    "no attention between tokens was found: vitx explains Vision Transformers whose attention is a softmax, "
+    "or another function of scores, times the values"
+)
+
 
 class Score(NamedTuple):
-    """A score, and where it was read.
-
-    Attributes:
-        value: the value that it was read from, (B, ...).
-        output: the tensor of that value.
-        gradient: of the score, summed over the images, with respect to that.
-    """
+    """The value that a score was read from, (B, ...), its tensor, and the gradient with respect to it."""
 
     value: Value
     output: Tensor
@@ -29,27 +28,13 @@ class Score(NamedTuple):
 
 
 def output_value(tape: Tape, value: Value | None) -> Value:
-    """Returns the value of the output, or raises a VitxError if no attention leads from the image to it."""
+    """Returns the value of the output, or raises a VitxError if no attention explains it."""
     if value is None:
         raise VitxError(
             "the model's output does not come from the image by any operator that was seen: code that is "
             "compiled in another process, or not torch's, cannot be followed"
         )
-    _check_scores(tape, value)
-    if not any(isinstance(step, Attention) for step in tape.steps):
-        unknown = ", ".join(dict.fromkeys(s.name for s in tape.steps if s.relevance is None))
-        raise VitxError(NONE_FOUND + (f" (what it does not know of this one: {unknown})" if unknown else ""))
-    if any(attention.inputs[1].kind == "exp" and attention.residuals for attention in tape.attentions):
-        raise VitxError(
-            "exponentials of scores meet the values, and are not divided by their sum before or at once "
-            "after: which share of its relevance a token keeps cannot be told"
-        )
-    return value
-
-
-def _check_scores(tape: Tape, end: Value) -> None:
-    """Raises a VitxError if scores reach the output, and not as the weights of an attention."""
-    read = {end}
+    read = {value}
     for step in reversed(tape.steps):
         if read.isdisjoint(step.outputs):
             continue
@@ -59,6 +44,17 @@ def _check_scores(tape: Tape, end: Value) -> None:
                 "image, with no softmax behind it (linear attention): no rule takes relevance through it"
             )
         read.update(step.inputs[:1] if isinstance(step, Attention) else step.inputs)
+    if not any(isinstance(step, Attention) for step in tape.steps):
+        unknown = ", ".join(dict.fromkeys(s.name for s in tape.steps if s.relevance is None))
+        raise VitxError(
+            NO_ATTENTION + (f" (what it does not know of this one: {unknown})" if unknown else "")
+        )
+    if any(attention.inputs[1].kind == "exp" and attention.residuals for attention in tape.attentions):
+        raise VitxError(
+            "exponentials of scores meet the values, and are not divided by their sum before or at once "
+            "after: which share of its relevance a token keeps cannot be told"
+        )
+    return value
 
 
 def evenly(output: Tensor) -> Tensor:
@@ -83,7 +79,7 @@ def score_of(recorder: Recorder, output: Tensor, total: Callable[[Tensor], Tenso
 
 
 def gradient_of(total: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:
-    """Differentiates the score by the output, (B, ...), or raises a VitxError where it cannot."""
+    """Differentiates the score by the output, (B, ...), or raises a VitxError if that cannot be done."""
     dtype = torch.promote_types(output.dtype, torch.float32)
     with torch.enable_grad():
         leaf = output.detach().to(dtype, copy=True).requires_grad_()

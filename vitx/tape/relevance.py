@@ -85,21 +85,20 @@ class Propagation:
     """
 
     def __init__(self, tape: Tape, rule: Rule | None, gradients: Walk | None = None) -> None:
-        """Prepares a way; without a rule, tokens keep their place, and a residual gives all to its stream."""
+        """Prepares a way. Without a rule, all tokens keep their place: a residual gives all to its stream."""
         self.lost: dict[str, float] = {}
-        self.grown: Tensor | float = 0.0
-        self._tape, self._gradients, self._in_place = tape, gradients, rule is None
-        self._rule = rule = rule or Rule()
-        self._halved: set[Sum] = set()
+        self.grown = torch.zeros(())
+        self._tape, self._gradients, self._rule = tape, gradients, rule or Rule()
+        sums = [step for step in tape.steps if isinstance(step, Sum)]
+        self._skipped = {one for one in sums if one.closes or rule is None}  # all goes to their streams
         self._layer: dict[Attention, Layer] = {}  # where the share that a token keeps depends on A
-        self._around: dict[Sum, Layer] = {}
+        self._around: set[Sum] = set()
         self._entered: dict[Sum, Tensor] = {}  # the relevance of those that were passed
-        for layer in [] if self._in_place else tape.layers[rule.start_layer :]:
-            if all(rule.keeps_half(attention.weights) for attention in layer.attentions):
-                self._halved |= layer.residuals
-            else:
+        for layer in tape.layers[rule.start_layer :] if rule else []:
+            self._skipped -= layer.residuals
+            if not all(self._rule.keeps_half(attention.weights) for attention in layer.attentions):
                 self._layer |= dict.fromkeys(layer.attentions, layer)
-                self._around |= dict.fromkeys(layer.residuals, layer)
+                self._around |= layer.residuals
 
     def run(self, starts: dict[Value, Tensor], watched: Collection[Value] = ()) -> Walk:
         """Takes relevance from some values to the image and to the model's own tokens."""
@@ -107,23 +106,17 @@ class Propagation:
             return walk(self._tape, starts, self._send, watched=watched)
 
     def _send(self, step: Step, arrived: list[Tensor]) -> Sent:
-        if isinstance(step, Sum):
-            return self._summed(step, arrived[0])
         if isinstance(step, Attention):
             return self._attended(step, arrived[0])
+        if isinstance(step, Sum) and step in self._around:
+            self._entered[step] = arrived[0]
+            return into_branches(step, arrived[0]).items()
+        if isinstance(step, Sum) and step.stream is not None and step in self._skipped:
+            return [(step.stream, step.to_term(step.stream, arrived[0]))]
         if step.relevance is None:
             size = sum(float(r.abs().sum()) for r in arrived) / self._tape.image.shape[0]
             self.lost[named(step)] = self.lost.get(named(step), 0.0) + size
         return through(step, arrived)
-
-    def _summed(self, step: Sum, r: Tensor) -> Sent:
-        layer, stream = self._around.get(step), step.stream
-        if layer is None:
-            if stream is not None and (self._in_place or (step.closes and step not in self._halved)):
-                return [(stream, step.to_term(stream, r))]
-            return through(step, [r])
-        self._entered[step] = r
-        return into_branches(step, r).items()
 
     def _attended(self, step: Attention, r: Tensor) -> Sent:
         layer, state = self._layer.get(step), None
@@ -134,8 +127,7 @@ class Propagation:
             state = self._rule.pooling(rows, keys)
         if state is None:
             return through(step, [r])
-        if type(state) is not AllStays:  # which reads no A
-            self._read(state, step)
+        self._read(state, step)
         sent = [(step.inputs[0], step.to_values(state.values))]
         if layer is not None:
             if self._rule.grows:
@@ -149,7 +141,8 @@ class Propagation:
         """Shows all tiles of an attention to the rule; its heads are those of the whole layer."""
         layer, gradient = self._layer.get(step), None
         members = [step] if layer is None else heads_beside(self._tape, layer, step)
-        weights = members[0].weights if len(members) == 1 else joined([m.weights for m in members])
+        alone = len(members) == 1
+        weights = step.weights if alone else joined([member.weights for member in members])
         if self._rule.of_heads:
             _check_heads(members, self._tape.image.shape[0])
         if layer is not None:
@@ -158,7 +151,7 @@ class Propagation:
                 raise VitxError("the rows of an attention are computed in parts: take no discard_ratio")
             if self._gradients is not None:
                 parts = [self._gradients.at(member) for member in members]
-                gradient = parts[0] if len(parts) == 1 else parts
+                gradient = parts[0] if alone else parts
         with torch.no_grad():
             for tile in weights.tiles(gradient):
                 rows.read(tile)
@@ -167,13 +160,12 @@ class Propagation:
 def _check_heads(attentions: Collection[Attention], images: int) -> None:
     """Raises a VitxError if heads may be counted as windows: no operator told which dimension holds them."""
     for attention in attentions:
-        if attention.layout.heads == 1 and attention.weights.shape[0] > images:
-            hides = _hides_heads(attention.inputs[0])
-            if hides is not None:
-                raise VitxError(
-                    f"the heads of an attention cannot be told from windows, as its values come from "
-                    f"{named(hides)}: take rollout with head_fusion='mean' and no discard_ratio"
-                )
+        apart = attention.layout.heads == 1 and attention.weights.shape[0] > images
+        if apart and (hides := _hides_heads(attention.inputs[0])):
+            raise VitxError(
+                f"the heads of an attention cannot be told from windows, as its values come from "
+                f"{named(hides)}: take rollout with head_fusion='mean' and no discard_ratio"
+            )
 
 
 def _hides_heads(value: Value) -> Step | None:

@@ -28,15 +28,14 @@ def into_branches(residual: Sum, r: Tensor) -> dict[Value, Tensor]:
 def to_stream(
     tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Tensor
 ) -> list[tuple[Value, Tensor]]:
-    """Sends what the rows of an attention keep to the stream, where it is older than the attention.
+    """Sends the share that each row of an attention keeps, (T, Q), to the stream, older than the attention.
 
-    All relevance r of the sum went into its branches; each row keeps a share of what it got, (T, Q).
+    It is a share of the relevance of the residual, which went into its branches.
     """
-    stream = residual.stream
-    assert stream is not None
-    starts = {stream: residual.to_term(stream, _kept(tape, residual, r, attention, shares))}
+    assert residual.stream is not None
+    kept = residual.to_term(residual.stream, _kept(tape, residual, r, attention, shares))
     steps = range(attention.index, residual.index)  # what rearranges the stream
-    return list(walk(tape, starts, through, steps=steps).arrived.items())
+    return list(walk(tape, {residual.stream: kept}, through, steps=steps).arrived.items())
 
 
 def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Tensor) -> Tensor:
@@ -49,8 +48,8 @@ def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Te
             return []
         return through(step, arrived)
 
-    channels = [dim for dim in _channels(residual) if r.stride(dim) == 0]
-    sizes = [1 if dim in channels else size for dim, size in enumerate(r.shape)]
+    alike = [dim for dim in _channels(residual) if r.stride(dim) == 0]
+    sizes = [1 if dim in alike else size for dim, size in enumerate(r.shape)]
     with torch.enable_grad():
         ones = torch.ones(sizes, dtype=r.dtype, device=r.device, requires_grad=True)
         starts = into_branches(residual, ones.expand(r.shape))
@@ -65,18 +64,17 @@ def heads_beside(tape: Tape, layer: Layer, attention: Attention) -> list[Attenti
     """Returns the attentions of a layer that are heads beside one another, of the same queries and keys."""
     if len(layer.attentions) == 1:
         return [attention]
-    shape = attention.weights.shape
+    shape, asked = attention.weights.shape, attention.inputs[1]
     own = _marked(tape, layer, attention)
     found = []
     for other in layer.attentions:
-        asked = attention.inputs[1]
         if other is not attention and other.inputs[1].base == asked.base and asked.kind == "weights":
             raise VitxError(
                 "the same attention weights meet two parts of the values one by one, so the gradient of A "
                 "cannot be told: take rollout with head_fusion='mean' and no discard_ratio"
             )
         theirs = _marked(tape, layer, other)
-        alike = (other.weights.shape[0], *other.weights.shape[2:]) == (shape[0], *shape[2:])
+        alike = all(other.weights.shape[dim] == shape[dim] for dim in (0, 2, 3))
         if alike and torch.allclose(own, theirs, rtol=1e-3, atol=1e-9):
             found.append(other)
         elif ((own != 0) & (theirs != 0)).any():

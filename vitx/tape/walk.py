@@ -31,11 +31,9 @@ class Walk:
 
     def at(self, attention: Attention) -> Tensor:
         """Returns what passed an attention, (T, H, Q, d): 0 where nothing did."""
-        found = self.passed.get(attention.value)
-        if found is None:
-            like = attention.weights
-            found = torch.zeros((), dtype=like.dtype, device=like.device).expand(attention.value.shape)
-        return attention.arrived(found)
+        like, value = attention.weights, attention.value
+        zero = torch.zeros((), dtype=like.dtype, device=like.device)
+        return attention.arrived(self.passed.get(value, zero.expand(value.shape)))
 
 
 def walk(
@@ -46,10 +44,7 @@ def walk(
     watched: Collection[Value] = (),
     steps: range | None = None,
 ) -> Walk:
-    """Takes what begins at some values back along the steps, or some of them; notes what passes others.
-
-    `send` says what a step sends where, from what arrived at its outputs.
-    """
+    """Takes what begins at some values back along the steps: `send` says what a step sends where."""
     found = Walk(dict(starts))
     arrived = found.arrived
     for index in reversed(range(len(tape.steps)) if steps is None else steps):
@@ -73,24 +68,23 @@ def through(step: Step, arrived: list[Tensor]) -> Sent:
     return [] if step.relevance is None else zip(step.inputs, step.relevance(arrived), strict=False)
 
 
-def differentiated(step: Step, arrived: list[Tensor]) -> Sent:
-    """Sends a gradient through a step, or raises a VitxError if no rule takes it through."""
-    if step.gradient is None:
-        raise VitxError(f"the gradient reached {named(step)}, and no rule takes it through that call")
-    return zip(step.sources, step.gradient(arrived), strict=False)
-
-
 def gradients(
     tape: Tape, starts: dict[Value, Tensor], watched: Collection[Value], *, whole: bool = False
 ) -> Walk:
-    """Takes the gradient of a score back to the watched values, in the network that was recorded.
+    """Takes the gradient of a score back along the tape, in the network for which it was recorded.
 
-    The `whole` way goes on to the image and to the model's constants.
+    It goes to the watched values; where it is `whole`, on to the image and the model's constants. At its
+    starts it is known: nothing that arrives there is added.
     """
+
+    def send(step: Step, arrived: list[Tensor]) -> Sent:
+        if step.gradient is None:
+            raise VitxError(f"the gradient reached {named(step)}, and no rule takes it through that call")
+        pairs = zip(step.sources, step.gradient(arrived), strict=False)
+        return [(value, part) for value, part in pairs if value not in starts]
+
     first = min((value.made_by.index for value in watched if value.made_by is not None), default=0)
-    return walk(
-        tape, starts, differentiated, watched=watched, steps=range(0 if whole else first, len(tape.steps))
-    )
+    return walk(tape, starts, send, watched=watched, steps=range(0 if whole else first, len(tape.steps)))
 
 
 def marks(shape: Sequence[int], axes: Axes = ()) -> Tensor:

@@ -1,0 +1,35 @@
+"""The grid of a map: where the first tokens lie in the picture."""
+
+import pytest
+import timm
+import torch
+
+from tests import models
+from vitx import attention_rollout, capture, explain
+
+
+def images(size):
+    return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae", "evidence", "attention"])
+@pytest.mark.parametrize("name", ["botnet26t_256", "halonet26t"])
+def test_behind_a_stem_of_residuals_it_is_that_of_what_attends(name, method):
+    model = models.spread(timm.create_model(name, num_classes=5)).eval()
+    assert explain(model, images(256), method, target=1).maps.shape == (1, 16, 16)
+
+
+@pytest.mark.parametrize(("patch", "size", "cell"), [(4, 30, 2), (16, 30, 2), (16, 40, 8), (16, 48, 16)])
+def test_a_picture_that_is_padded_is_not_moved(patch, size, cell):
+    """Tokens at its end show less of it, so the cells of the map are a part of a patch."""
+    torch.manual_seed(0)
+    name, options = "vit_tiny_patch16_224", {"dynamic_img_size": True, "dynamic_img_pad": True}
+    model = timm.create_model(name, depth=2, patch_size=patch, num_classes=5, **options).eval()
+    with torch.no_grad(), capture(model) as trace:
+        model(images(size))
+    count = -(-size // patch)
+    share = attention_rollout(trace.attentions())[:, 1:].view(1, count, count)
+    pixels = torch.arange(size) // patch
+    each = share / pixels.bincount() / pixels.bincount()[:, None]
+    wanted = each[:, pixels][:, :, pixels].unfold(1, cell, cell).unfold(2, cell, cell).sum((3, 4))
+    torch.testing.assert_close(explain(model, images(size)).maps, wanted, rtol=1e-4, atol=1e-7)
