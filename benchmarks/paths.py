@@ -22,7 +22,7 @@ from torch import Tensor
 import vitx
 from vitx.functional import tiles
 from vitx.functional.tiles import ALL
-from vitx.tape import expanded, kernels, tape, weights
+from vitx.tape import expanded, kernels, weights
 from vitx.tape.rules import attention
 
 SMALL, LARGE, SINGLE = Case(TINY, 8, 224), Case(TINY, 1, 1024), Case("vit_base_patch16_224", 1, 224)
@@ -60,12 +60,9 @@ def with_softmax(*args: Any, log_sum_exp: Tensor | None = None, **options: Any) 
     return weights.dot_product(*args, **options)
 
 
-class Fresh(tiles.Memory):
-    """Room that is not used again."""
-
-    def take(self, use: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Returns a new tensor."""
-        return like.new_empty(*shape)
+def fresh(_memory: tiles.Memory, _use: str, shape: Sequence[int], like: Tensor) -> Tensor:
+    """Returns a new tensor, in place of one that was used before."""
+    return like.new_empty(*shape)
 
 
 def all_heads(
@@ -101,7 +98,9 @@ PATHS = (
         for method in ("rollout", "grad_rollout")
     ),
     *(
-        FastPath("the same memory for all tiles", method, {}, lambda: patch.object(tape, "Memory", Fresh))
+        FastPath(
+            "the same memory for all tiles", method, {}, lambda: patch.object(tiles.Memory, "take", fresh)
+        )
         for method in ("rollout", "grad_rollout")
     ),
     *(
