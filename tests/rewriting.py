@@ -698,24 +698,17 @@ MERGE = {
 }
 
 
-def torchs_own(x, w, b, out, c, heads):
+def torchs_own(x, w, b, out, c, heads, visible=False):
     y = F.multi_head_attention_forward(
         *(x.transpose(0, 1),) * 3,
         *(WIDTH, heads, w, b, None, None, False, 0.0, out, c),
         training=False,
-        need_weights=False,
+        need_weights=visible,
     )[0]
     return [y.transpose(0, 1)]
 
 
-def torchs_own_visible(x, w, b, out, c, heads):
-    y = F.multi_head_attention_forward(
-        *(x.transpose(0, 1),) * 3,
-        *(WIDTH, heads, w, b, None, None, False, 0.0, out, c),
-        training=False,
-        need_weights=True,
-    )[0]
-    return [y.transpose(0, 1)]
+torchs_own_visible = functools.partial(torchs_own, visible=True)
 
 
 def each_head(x, w, b, heads, fused):

@@ -230,12 +230,16 @@ def test_the_graph_stays_as_it_is(network):
     assert torch.allclose(tape.attentions[0].weights.matrix().double(), wanted, rtol=2e-6, atol=1e-9)
 
 
-def test_tiles_come_with_their_gradient(monkeypatch):
+def attended_in_small_tiles(monkeypatch, rows):
     monkeypatch.setattr(tiles, "_room", lambda device: 21 * 5)
-    monkeypatch.setattr(tiles, "_FEWEST_ROWS", 4)
+    monkeypatch.setattr(tiles, "_FEWEST_ROWS", rows)
     inputs = operands()
     with torch.no_grad():
-        output, found = attend(*inputs, gradients=True)
+        return inputs, *attend(*inputs, gradients=True)
+
+
+def test_tiles_come_with_their_gradient(monkeypatch):
+    inputs, output, found = attended_in_small_tiles(monkeypatch, rows=4)
     weights, d_weights = shown = torch.full((2, 2, 3, 21, 21), torch.nan)
     gradient = torch.linspace(-1, 1, output.numel()).view_as(output)
     for tile in found.tiles(gradient):
@@ -248,11 +252,8 @@ def test_tiles_come_with_their_gradient(monkeypatch):
 
 
 def test_rows_that_nothing_arrived_at_are_not_computed(monkeypatch):
-    monkeypatch.setattr(tiles, "_room", lambda device: 21 * 5)
-    monkeypatch.setattr(tiles, "_FEWEST_ROWS", 5)
-    inputs = operands()
+    inputs, output, found = attended_in_small_tiles(monkeypatch, rows=5)
     with torch.no_grad():
-        output, found = attend(*inputs, gradients=True)
         computed, compute = [], found.prepare()
         rows = torch.zeros_like(output)
         rows[:, :, 5:10] = 1
