@@ -9,6 +9,7 @@ from vitx.functional.tiles import Tile
 from vitx.methods.registry import register
 from vitx.tape.attention import Attention
 from vitx.tape.backward import Attribution, Backward
+from vitx.tape.expanded import over
 from vitx.tape.grid import divided
 from vitx.tape.values import Value
 
@@ -50,7 +51,7 @@ def _taken(back: Backward, attention: Attention, read: list[int]) -> tuple[Value
 
 def _shares(maps: Tensor) -> Tensor:
     size = maps.abs().sum(tuple(range(1, maps.ndim)), keepdim=True)
-    return maps / torch.where(size == 0, 1, size)
+    return over(maps, size)
 
 
 def ranked(signed: Tensor) -> Tensor:

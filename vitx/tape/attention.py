@@ -71,7 +71,7 @@ class Attention(Step):
         return self.layout.of_values(found, self.operand)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Layer:
     """The attentions that one residual closes.
 

@@ -20,8 +20,10 @@ from vitx.tape.output import Score
 from vitx.tape.relevance import Propagation, Rule
 from vitx.tape.storages import Kept
 from vitx.tape.tape import Tape
-from vitx.tape.values import LAID_OUT, Step, Value
+from vitx.tape.values import Step, Value
 from vitx.tape.walk import Walk, gradients
+
+LAID_OUT = ("view", "_unsafe_view", "_reshape_alias", "clone", "alias", "detach", "_to_copy")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
+from vitx.tape.expanded import over
 
 _TOLERANCE = 1e-3  # of what was accounted for
 _NEGATIVE = -1e-6
@@ -18,12 +19,12 @@ def share_of_images(arrived: Tensor, own: Tensor) -> Tensor:
     What arrived at the model's own tokens is shared by all images: it makes up what each one lacks.
     """
     missing = 1 - arrived
-    return arrived + missing * own / torch.where(missing.sum() == 0, 1, missing.sum())
+    return arrived + over(missing * own, missing.sum())
 
 
 def share_of_sum(expected: Tensor, found: Tensor, size: Tensor) -> Tensor:
     """Returns what share of a sum was found, (1,): a difference counts by the absolute size of its parts."""
-    return (1 + (found - expected) / torch.where(size == 0, 1, size))[None]
+    return (1 + over(found - expected, size))[None]
 
 
 def check_score(share: Tensor, dtype: torch.dtype) -> None:

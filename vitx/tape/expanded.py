@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
+import torch
 from torch import Size, Tensor
 
 Shape = Sequence[int]
@@ -29,6 +30,11 @@ def scaled(tensor: Tensor, factor: Tensor | float) -> Tensor:
     if isinstance(factor, (int, float)) and factor == 1:
         return tensor
     return (core(tensor) * factor).expand(tensor.shape)
+
+
+def over(part: Tensor, whole: Tensor) -> Tensor:
+    """Divides, but by 1 where the whole is 0."""
+    return part / torch.where(whole == 0, 1, whole)
 
 
 def added(first: Tensor, second: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.tape.attention import Attention
 from vitx.tape.axes import channel_dims
+from vitx.tape.rules.convolution import CONVOLUTIONS
 from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
 from vitx.tape.values import Value
 from vitx.tape.walk import marks, through, walk
 
-CONVOLUTIONS = ("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
 _ALIKE = 1e-5  # of the largest value
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.tape.attention import Attention, Scores
+from vitx.tape.expanded import over
 from vitx.tape.places import named
 from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
@@ -63,19 +64,19 @@ def evenly(output: Tensor) -> Tensor:
     return torch.full((), 1 / output[0].numel(), dtype=dtype, device=output.device).expand(output.shape)
 
 
-def start_of(total: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:
+def start_of(gradient: Tensor, output: Tensor) -> Tensor:
     """Returns relevance in proportion to the size of the score's gradient, which sums to 1 for each image."""
-    size = gradient_of(total, output).abs()
+    size = gradient.abs()
     whole = size.flatten(1).sum(1).view(-1, *[1] * (size.ndim - 1)) if size.ndim > 1 else size
-    return torch.where(whole > 0, size / torch.where(whole > 0, whole, 1), evenly(output))
+    return torch.where(whole > 0, over(size, whole), evenly(output))
 
 
-def score_of(recorder: Recorder, output: Tensor, total: Callable[[Tensor], Tensor]) -> Score:
-    """Returns the score that is read from an output, summed over the images."""
+def score_of(recorder: Recorder, output: Tensor, gradient: Tensor) -> Score:
+    """Returns the score that is read from an output, and has this gradient there."""
     value = recorder.get(output)
     if value is None:
         raise VitxError("the score does not depend on the image")
-    return Score(value, output.detach(), gradient_of(total, output))
+    return Score(value, output.detach(), gradient)
 
 
 def gradient_of(total: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Relevance along the tape: where what the output has came from."""
 
 from collections.abc import Collection
+from functools import cache, partial
 from typing import Protocol
 
 import torch
@@ -11,9 +12,9 @@ from vitx.functional.tiles import Tile
 from vitx.models.isolation import without_autocast
 from vitx.tape.attention import Attention, Layer
 from vitx.tape.axes import channel_dims, tokens
-from vitx.tape.expanded import summed
+from vitx.tape.expanded import over, summed
 from vitx.tape.places import named
-from vitx.tape.residual import heads_beside, into_branches, to_stream
+from vitx.tape.residual import heads_beside, into_branches, marked, to_stream
 from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
 from vitx.tape.values import Step, Value
@@ -37,7 +38,7 @@ class Rows(Protocol):
 
 
 class AllStays:
-    """No attention passes anything on: all goes back through the queries."""
+    """To begin with, the tokens that attend keep all; a rule that grows adds what others get."""
 
     def __init__(self, relevance: Tensor, keys: int) -> None:
         self.values, self.stays = relevance.new_zeros(len(relevance), keys), relevance
@@ -94,6 +95,7 @@ class Propagation:
         self._layer: dict[Attention, Layer] = {}  # where the share that a token keeps depends on A
         self._around: set[Sum] = set()
         self._entered: dict[Sum, Tensor] = {}  # the relevance of those that were passed
+        self._marked = cache(partial(marked, tape))  # all heads of a layer ask for those of all
         for layer in tape.layers[rule.start_layer :] if rule else []:
             self._skipped -= layer.residuals
             if not all(self._rule.keeps_half(attention.weights) for attention in layer.attentions):
@@ -119,12 +121,12 @@ class Propagation:
         return through(step, arrived)
 
     def _attended(self, step: Attention, r: Tensor) -> Sent:
-        layer, state = self._layer.get(step), None
-        rows, keys = summed(step.arrived(r), [1, 3]), step.weights.shape[3]
-        if layer is not None:
-            state = self._rule.layer(rows, keys)
-        elif not step.residuals:
-            state = self._rule.pooling(rows, keys)
+        layer = self._layer.get(step)
+        if layer is None and step.residuals:
+            return through(step, [r])
+        rows = summed(step.arrived(r), [1, 3])
+        begin = self._rule.pooling if layer is None else self._rule.layer
+        state = begin(rows, step.weights.shape[3])
         if state is None:
             return through(step, [r])
         self._read(state, step)
@@ -132,7 +134,7 @@ class Propagation:
         if layer is not None:
             if self._rule.grows:
                 self.grown = self.grown + state.values.sum()
-            shares = state.stays / torch.where(rows == 0, 1, rows)
+            shares = over(state.stays, rows)
             for residual in layer.residuals & self._entered.keys() & step.residuals:
                 sent += to_stream(self._tape, residual, self._entered[residual], step, shares)
         return sent
@@ -140,7 +142,7 @@ class Propagation:
     def _read(self, rows: Rows, step: Attention) -> None:
         """Shows all tiles of an attention to the rule; its heads are those of the whole layer."""
         layer, gradient = self._layer.get(step), None
-        members = [step] if layer is None else heads_beside(self._tape, layer, step)
+        members = [step] if layer is None else heads_beside(layer, step, self._marked)
         alone = len(members) == 1
         weights = step.weights if alone else joined([member.weights for member in members])
         if self._rule.of_heads:

@@ -4,13 +4,15 @@ The branch gets all of the relevance. Once A was read, what the rows of the atte
 at the elements of the sum that it arrived from.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.tape.attention import Attention, Layer
 from vitx.tape.axes import channel_dims
-from vitx.tape.expanded import scaled, summed
+from vitx.tape.expanded import over, scaled, summed
 from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
 from vitx.tape.values import Step, Value
@@ -60,12 +62,14 @@ def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Te
     return scaled(r, found * (ones.numel() / r.numel()))
 
 
-def heads_beside(tape: Tape, layer: Layer, attention: Attention) -> list[Attention]:
+def heads_beside(
+    layer: Layer, attention: Attention, marked: Callable[[Layer, Attention], Tensor]
+) -> list[Attention]:
     """Returns the attentions of a layer that are heads beside one another, of the same queries and keys."""
     if len(layer.attentions) == 1:
         return [attention]
     shape, asked = attention.weights.shape, attention.inputs[1]
-    own = _marked(tape, layer, attention)
+    own = marked(layer, attention)
     found = []
     for other in layer.attentions:
         if other is not attention and other.inputs[1].base == asked.base and asked.kind == "weights":
@@ -73,7 +77,7 @@ def heads_beside(tape: Tape, layer: Layer, attention: Attention) -> list[Attenti
                 "the same attention weights meet two parts of the values one by one, so the gradient of A "
                 "cannot be told: take rollout with head_fusion='mean' and no discard_ratio"
             )
-        theirs = _marked(tape, layer, other)
+        theirs = marked(layer, other)
         alike = all(other.weights.shape[dim] == shape[dim] for dim in (0, 2, 3))
         if alike and torch.allclose(own, theirs, rtol=1e-3, atol=1e-9):
             found.append(other)
@@ -85,7 +89,7 @@ def heads_beside(tape: Tape, layer: Layer, attention: Attention) -> list[Attenti
     return found
 
 
-def _marked(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
+def marked(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
     """Returns the mean mark of the rows that each token of the sums gets, if all rows have marks."""
     weights = attention.weights
     rows = marks((weights.shape[0], weights.shape[2])).to(weights.device, weights.dtype)
@@ -96,7 +100,7 @@ def _marked(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
             summed(_kept(tape, residual, ones, attention, shares), channels).flatten()
             for shares in (rows, torch.ones_like(rows))
         )
-        found.append(total / torch.where(count == 0, 1, count))
+        found.append(over(total, count))
     return torch.cat(found)
 
 

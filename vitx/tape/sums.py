@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vitx.tape.expanded import fitted, scaled
+from vitx.tape.expanded import fitted, over, scaled
 from vitx.tape.values import Step, Value, Via, after
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Sum(Step):
         parts = [torch.where(none, real, part) for real, part in zip(inside, parts, strict=True)]
         whole = sum(parts, r.new_zeros(()))
         return [
-            scaled(r, torch.where(whole == 0, share, part / torch.where(whole == 0, 1, whole)))
+            scaled(r, torch.where(whole == 0, share, over(part, whole)))
             for share, part in zip(shares, parts, strict=True)
         ]
 

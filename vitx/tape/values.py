@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 # is not linear. "exp": e to the power of something. "log": the logarithm of weights. "normalizer": the
 # logarithm of a sum of exponentials. "size": how large something is, as a standard deviation.
 Kind = Literal["scores", "weights", "exp", "log", "normalizer", "size"]
-LAID_OUT = ("view", "_unsafe_view", "_reshape_alias", "clone", "alias", "detach", "_to_copy")
 Arrived = Sequence[Tensor | None]
 Back = Callable[[list[Tensor]], Arrived]
 Via = Callable[[Tensor], Tensor]

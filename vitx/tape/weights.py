@@ -6,6 +6,7 @@ A = exp(q k^T * scale - lse).
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from vitx.functional.tiles import ALL, Memory, Part, Tile, full, split
 from vitx.models.isolation import without_autocast
+from vitx.tape.expanded import over
 from vitx.tape.storages import Keeper
 
 Gradient = Any  # a tensor, or one for each of several attentions
@@ -46,11 +48,21 @@ class Weights:
     prepare_gradient: Callable[[Gradient], Part]
 
     def tiles(self, gradient: Gradient | None = None, apart: slice = ALL) -> Iterator[Tile]:
-        """Computes A tile by tile and, from that of A V, its gradient; `apart` is as for `split`."""
-        compute = self.prepare()
-        compute_gradient = None if gradient is None else self.prepare_gradient(gradient)
+        """Computes A tile by tile and, from that of A V, its gradient; `apart` is as for `split`.
+
+        Neither is prepared before a tile is read for it: some methods need but one, or none.
+        """
+        prepare, prepare_gradient = cache(self.prepare), cache(lambda: self.prepare_gradient(gradient))
+
+        def compute(*part: slice) -> Tensor:
+            return prepare()(*part)
+
+        def compute_gradient(*part: slice) -> Tensor:
+            return prepare_gradient()(*part)
+
         for part in split(self.shape, self.device, apart):
-            yield Tile(*part, self.shape[1], compute, compute_gradient, self.sums_to_1)
+            known = None if gradient is None else compute_gradient
+            yield Tile(*part, self.shape[1], compute, known, self.sums_to_1)
 
     def matrix(self) -> Tensor:
         """Computes A as a whole, (T, H, Q, K)."""
@@ -84,7 +96,7 @@ class Weights:
             if scaled:
                 weights = weights.abs()
                 size = weights.sum(-1, keepdim=True)
-                part = part / torch.where(size == 0, 1, size)
+                part = over(part, size)
             found[tile.images, tile.heads] += (part.mT @ weights).mT
         return found
 

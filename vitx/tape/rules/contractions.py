@@ -11,7 +11,7 @@ from vitx.tape import axes as ax
 from vitx.tape.attention import Scores
 from vitx.tape.call import Call, rule, unknown
 from vitx.tape.contraction import Contraction, Given, Operand, of_matmul
-from vitx.tape.expanded import fitted, reshaped, scaled
+from vitx.tape.expanded import fitted, over, reshaped, scaled
 from vitx.tape.rules.attention import attended
 from vitx.tape.rules.products import WEIGHING
 from vitx.tape.rules.sums import total
@@ -157,7 +157,7 @@ def with_constants(
         if not fixed:
             return [_evenly(r, live, contraction.summed)]
         size, total = whole(r)
-        share = torch.where(total > 0, r / torch.where(total > 0, total, 1), 0)
+        share = torch.where(total > 0, over(r, total), 0)
         return [_transposed(share, size, live), (r * (total == 0)).sum()]
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:

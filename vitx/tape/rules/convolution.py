@@ -12,17 +12,17 @@ from vitx.tape.call import Call, rule, unknown
 from vitx.tape.expanded import fitted, scaled, summed
 from vitx.tape.values import Value
 
+CONVOLUTIONS = (
+    *("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution", "convolution_overrideable"),
+)
 _NONE = 1e-6  # how much of a window counts as none
 
 
-@rule("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution", "convolution_overrideable")
+@rule(*CONVOLUTIONS)
 def convolved(call: Call) -> list[Value]:
     """Follows a convolution: evenly to the group's channels and the real pixels under each window."""
-    tensor, weight = (
-        call["input"] if call["input"] is not None else call["self"],
-        call.learned(call["weight"]),
-    )
-    value, tape = call.value(tensor), call.tape
+    tensor = call["self"] if call["input"] is None else call["input"]
+    weight, value, tape = call.learned(call["weight"]), call.value(tensor), call.tape
     if value is None or weight is None or call.value(call["weight"]) is not None:
         return unknown(call)
     groups, size = call["groups"], weight.shape[2:]

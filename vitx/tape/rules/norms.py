@@ -1,13 +1,14 @@
 """Norms: all but their scale is linear, and the scale is held; and what says how large a value is."""
 
 import math
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from vitx.tape.call import Call, rule, unknown
-from vitx.tape.expanded import fitted, scaled
-from vitx.tape.rules.reductions import dimensions
+from vitx.tape.expanded import fitted
+from vitx.tape.rules.reductions import dimensions, spread
 from vitx.tape.values import Value
 
 
@@ -84,17 +85,13 @@ def size(call: Call) -> list[Value]:
     dims = dimensions(call["dim"], len(shape))
     count = math.prod(shape[dim] for dim in dims)
     own = [call.tape.constant(call.out.clone())] if call.tape.accounts else []
-
-    def spread(r: Tensor) -> Tensor:
-        for dim in () if keepdim else dims:
-            r = r.unsqueeze(dim)
-        return scaled(r, 1 / count).expand(shape)
+    back = partial(spread, shape=shape, dims=dims, keepdim=keepdim, share=1 / count)
 
     def relevance(arrived: list[Tensor]) -> list[Tensor]:
-        return [sum((spread(r) for r in arrived[1:]), spread(arrived[0]))]
+        return [sum((back(r) for r in arrived[1:]), back(arrived[0]))]
 
     def gradient(arrived: list[Tensor]) -> list[Tensor | None]:
-        return [spread(arrived[1]) if len(arrived) > 1 else None, *(arrived[0] for _ in own)]
+        return [back(arrived[1]) if len(arrived) > 1 else None, *(arrived[0] for _ in own)]
 
     found = call.make_all(call.values[:1], relevance, gradient, sources=[call.values[0], *own])
     found[0].kind = "size"

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vitx.tape import axes as ax
 from vitx.tape.call import Call, rule
 from vitx.tape.contraction import of_sum
-from vitx.tape.expanded import reshaped, scaled
+from vitx.tape.expanded import over, reshaped, scaled
 from vitx.tape.rules.contractions import contracted
 from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import stacked, taken_apart
@@ -39,28 +39,31 @@ def summed(call: Call) -> list[Value]:
     return [_added_up(call, value, dims, keepdim, factor)]
 
 
+def spread(r: Tensor, shape: Sequence[int], dims: Sequence[int], *, keepdim: bool, share: float) -> Tensor:
+    """Gives each element of those dimensions a share of what came of them."""
+    for dim in () if keepdim else dims:
+        r = r.unsqueeze(dim)
+    return scaled(r, share).expand(tuple(shape))
+
+
 def _added_up(call: Call, value: Value, dims: Sequence[int], keepdim: bool, factor: float) -> Value:
     """Follows a sum of anything: in proportion to how much each element counts."""
     before, mass = value.shape, value.mass
     count = math.prod(before[dim] for dim in dims)
-
-    def spread(r: Tensor, share: float) -> Tensor:
-        for dim in () if keepdim else dims:
-            r = r.unsqueeze(dim)
-        return scaled(r, share).expand(before)
+    back = partial(spread, shape=before, dims=dims, keepdim=keepdim)
 
     def relevance(arrived: list[Tensor]) -> list[Tensor]:
         if mass is None:
-            return [spread(arrived[0], 1 / count)]
+            return [back(arrived[0], share=1 / count)]
         inside = mass().to(arrived[0]).expand(before)
         whole = inside.sum(list(dims), keepdim=True)
-        return [spread(arrived[0], 1.0) * (inside / torch.where(whole == 0, 1, whole))]
+        return [back(arrived[0], share=1.0) * over(inside, whole)]
 
     def axes(of: list[ax.Axes]) -> ax.Axes:
         kept = [part if dim not in dims else () for dim, part in enumerate(of[0])]
         return tuple(part for dim, part in enumerate(kept) if keepdim or dim not in dims)
 
-    found = call.make([value], relevance, lambda g: [spread(g[0], factor)], axes=axes)
+    found = call.make([value], relevance, lambda g: [back(g[0], share=factor)], axes=axes)
     if mass is not None:
         found.mass = lambda: mass().expand(before).sum(list(dims), keepdim=keepdim)
     if value.kind == "exp":

@@ -113,11 +113,9 @@ def sliced(call: Call) -> Way:
     start, end, step = call["start"], call["end"], call["step"] or 1
 
     def back(r: Tensor) -> Tensor:
-        return (
-            r
-            if before == after
-            else _into(r, before, dim, lambda x: torch.ops.aten.slice(x, dim, start, end, step))
-        )
+        if before == after:
+            return r
+        return _into(r, before, dim, lambda x: torch.ops.aten.slice(x, dim, start, end, step))
 
     return back, lambda of: ax.resized(of, after)
 
@@ -158,8 +156,7 @@ def unbound(call: Call) -> list[Value]:
     return _divided(call, dim, lambda parts: stacked(parts, dim), lambda of: of[:dim] + of[dim + 1 :])
 
 
-@rule("split", "split_with_sizes", "unsafe_split")
-@rule("unsafe_split_with_sizes")
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
 def divided(call: Call) -> list[Value]:
     """Follows several parts along one dimension."""
     dim, after = call["dim"] % call.out.ndim, call.out.shape
