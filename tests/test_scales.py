@@ -160,5 +160,5 @@ class TestOrder:
         assert scales(Declares(), self.images - 0.5)[0] != UNSCALED
 
     def test_what_was_asked_for_is_taken(self):
-        found = true_colours(Declares(), self.images, [(MEAN, STD)], given=([0.5], None))
-        assert found.scale == ([0.5], (0.1,) * 3)
+        found = true_colours(Declares(), self.images, [(MEAN, STD)], given=([0.5], [0.1] * 3))
+        assert found.scale == ([0.5], [0.1] * 3)

@@ -346,6 +346,8 @@ def test_a_run_of_mlflow(net, loader, tmp_path):
         ({"log_dir": "x", "logger": object()}, "numbers cannot go to a object: give a SummaryWriter"),
         ({"log_dir": "x", "model": "deit"}, "must be a torch.nn.Module, found str"),
         ({"log_dir": "x", "weights": "ema"}, "needs averaged weights"),
+        ({"log_dir": "x", "normalization": [0.5]}, r"normalization must be \(mean, std\), found 1"),
+        ({"log_dir": "x", "normalization": ([0.5] * 2, [1.0])}, "mean has 2 values for 3 channels"),
     ],
 )
 def test_says_what_is_wrong(options, sentence, net, loader, tmp_path, monkeypatch):

@@ -154,17 +154,9 @@ class Observer(Settings):
         self, host: Host, samples: Samples, channels: int | None
     ) -> tuple[Look, Callable[[Sequence[str]], str]]:
         """Draws the images shown in their true colours, and finds words for what is watched."""
-        scale = (self.mean, self.std)
-        colours = true_colours(
-            *(
-                host.model,
-                as_images(samples.images, channels),
-                samples.scales,
-                host.normalisers(),
-                scale,
-                self.bands,
-            )
-        )
+        images = as_images(samples.images, channels)
+        told = self.normalization, self.bands
+        colours = true_colours(host.model, images, samples.scales, host.normalisers(), *told)
         pixels = colours.draw(samples.images[list(samples.shown)], channels)
         names = self.class_names or samples.class_names or host.class_names()
         said = about(self.target, names, self._explainer.kind)

@@ -23,7 +23,7 @@ def true_colours(
     images: Tensor,
     of_data: Iterable[Scale],
     holders: Iterable[Any] = (),
-    given: tuple[Sequence[float] | None, Sequence[float] | None] = (None, None),
+    given: Scale | None = None,
     bands: Sequence[int] | None = None,
 ) -> Colours:
     """Finds how the watched images are shown.
@@ -33,15 +33,13 @@ def true_colours(
         images: as for `likely_scales`.
         of_data: as for `likely_scales`.
         holders: as for `likely_scales`.
-        given: mean and std that were asked for; where one is, nothing is searched.
+        given: mean and std that were asked for; then nothing is searched.
         bands: the channels to show.
 
     Raises:
         VitxError: Mean, std or bands do not fit the images.
     """
-    mean, std = (one or other for one, other in zip(given, normalisation(model), strict=True))
-    scales = likely_scales(model, images, of_data, holders)
-    return choose_colours(images, scales, bands, (mean, std) if any(given) else None)
+    return choose_colours(images, likely_scales(model, images, of_data, holders), bands, given)
 
 
 def likely_scales(

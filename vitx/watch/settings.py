@@ -34,8 +34,7 @@ class Settings:
         class_names: Sequence[str] | None = None,
         masks: Tensor | None = None,
         boxes: Tensor | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        normalization: tuple[Sequence[float], Sequence[float]] | None = None,
         bands: Sequence[int] | None = None,
         colormap: str = "inferno",
         save_maps: bool = False,
@@ -66,10 +65,9 @@ class Settings:
             class_names: by default those of the data set, else the numbers.
             masks: (n, h, w), True on the object of each image; by default the third item of each sample.
             boxes: (n, 4) or (n, K, 4): x1, y1, x2, y2 in pixels, instead of masks.
-            mean: what was subtracted from each channel of the images; by default what the data set's
-                transforms hold, else what the model declares. Where neither fits, colours are guessed; the
-                picture says so.
-            std: what each channel was then divided by; by default as for the mean.
+            normalization: mean and std, one value for each channel: what was subtracted from the images, and
+                what they were then divided by. By default what the data set's transforms hold, else what the
+                model declares. Where nothing fits, colours are guessed; the picture says so.
             bands: which channels are shown, one or three, as (3, 2, 1); by default the first three.
             colormap: the name of a colour map of matplotlib.
             save_maps: write maps, logits and pixels of the images shown into the log folder, from which `vitx
@@ -97,7 +95,9 @@ class Settings:
         self.every_n_steps = every_n_steps or 0
         self.at_start, self.on_validate = at_start, on_validate
         self.class_names = class_names
-        self.mean, self.std, self.bands = mean, std, bands
+        if normalization is not None and len(normalization) != 2:
+            raise VitxError(f"normalization must be (mean, std), found {len(normalization)} values")
+        self.normalization, self.bands = normalization, bands
         self.colormap = colormap
         self.save_maps = save_maps
         self.on_error = _one_of("on_error", on_error, ("warn", "raise"))
