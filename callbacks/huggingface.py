@@ -58,12 +58,27 @@ class RolloutCallback(Observer, TrainerCallback):
     def _host(self) -> "TrainerHost":
         return TrainerHost(self._trainer)
 
+    def _watch_first_step(self) -> None:
+        """Lets the first step be watched: the Trainer's own, or what a subclass makes of it."""
+        trainer: Any = self._trainer
+        own, compute = vars(trainer).get("compute_loss"), trainer.compute_loss
+
+        def watched(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            del trainer.compute_loss
+            if own is not None:
+                trainer.compute_loss = own
+            with self.step(unwrapped(model), inputs, "compute_loss"):
+                return compute(model, inputs, *args, **kwargs)
+
+        trainer.compute_loss = watched
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Shows what the weights look at before they are trained; after a resume, takes up the thread."""
         vars(self).pop("_host", None)  # with the writers of this training
         self.forget()
+        self._watch_first_step()
         if state.global_step:
             folders = [str(args.resume_from_checkpoint or ""), str(_checkpoint(args, state))]
             kept = next(filter(Path.is_file, (Path(one, _STATE) for one in folders if one)), None)

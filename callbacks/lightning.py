@@ -1,7 +1,7 @@
 """The callback for PyTorch Lightning."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class RolloutCallback(Observer, Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Starts anew, as each `fit` is a run of its own (a checkpoint's state is loaded after this)."""
+        self._step = ExitStack()
         if stage == "fit" or self.on_validate:
             self.forget()
         # On all ranks, as they agree on it together.
@@ -69,6 +70,37 @@ class RolloutCallback(Observer, Callback):
         """Fires after every n-th step."""
         if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
             self._fire(trainer, pl_module, _steps_logged(trainer))
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Watches the first step of a validation, also in the sanity check."""
+        self._step = ExitStack()
+        if batch_idx == 0 and dataloader_idx == self._loader_place(trainer):
+            self._step.enter_context(self.step(pl_module, batch, "validation_step"))
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Learns what the step does with a batch."""
+        self._step.close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Stops watching a step that failed."""
+        self._step.close()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fires at the end of every n-th epoch, before what monitors the validation saves a checkpoint."""
@@ -95,6 +127,14 @@ class RolloutCallback(Observer, Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Lets the images go."""
         self.let_go()
+
+    def _loader_place(self, trainer: pl.Trainer) -> int:
+        """Returns the place of the validation loader that the images come from."""
+        place = self.selection.dataloader_idx
+        if isinstance(place, int):
+            return place
+        loaders: Any = getattr(trainer.val_dataloaders, "iterables", trainer.val_dataloaders)
+        return list(loaders).index(place) if place in loaders else 0
 
     def _epoch_is_due(self, trainer: pl.Trainer) -> bool:
         return bool(self.every_n_epochs) and (trainer.current_epoch + 1) % self.every_n_epochs == 0

@@ -7,7 +7,7 @@ import torch
 from transformers import BatchFeature
 
 from vitx import VitxError
-from vitx.watch.batches import read_batch
+from vitx.watch.batches import Told, objects, read_batch
 
 IMAGES = torch.rand(2, 3, 8, 8)
 LABELS = torch.tensor([1, 0])
@@ -89,50 +89,82 @@ def test_says_what_it_found_where_there_are_no_images(batch, description):
 
 
 TABLE = torch.tensor([[0, 3, 1, 1], [2, 6, 0, 1]])  # hospital, slide, label, domain: as WILDS has it
-IDS = torch.arange(4) + 50
+AGES = torch.tensor([50.0, 61.0])
 
 
-class TestForms:
-    """Where names say nothing, the forms do."""
+class TestLeftOut:
+    """What was neither seen nor told, and has no usual name, is not guessed."""
 
-    def test_a_table_is_no_boxes_and_no_mask(self):
-        found = read_batch((IMAGES, LABELS, TABLE))
+    @pytest.mark.parametrize("third", [TABLE, torch.tensor(0.3), torch.rand(2, 5, 64), AGES])
+    def test_of_three_items_which_holds_the_labels(self, third):
+        found = read_batch((IMAGES, LABELS, third))
+        assert found.labels is None
         assert found.masks is None
-        assert torch.equal(found.labels, LABELS)
-        assert torch.equal(found.inputs["item 2"], TABLE)
+        assert "no labels (labels=1 says which item they are)" in found.found
 
-    def test_a_number_for_the_whole_batch(self):
-        assert read_batch((IMAGES, LABELS, torch.tensor(0.3))).masks is None
+    def test_numbers_beside_images_that_are_called_otherwise(self):
+        assert read_batch({"scan": IMAGES, "kind": LABELS}).labels is None
 
-    def test_features_are_no_mask(self):
-        assert read_batch((IMAGES, LABELS, torch.rand(2, 5, 64))).masks is None
+    def test_what_is_called_boxes_and_is_none(self):
+        widths = torch.tensor([[5.0, 6.0, 2.0, 1.0]] * 2)  # x, y, width, height
+        found = read_batch({"image": IMAGES, "label": LABELS, "boxes": widths})
+        assert found.masks is None
+        assert any("'boxes' left out, boxes must be x1 < x2" in one for one in found.found)
 
-    def test_numbers_of_samples_are_no_labels_where_there_are_better_ones(self):
-        images, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
-        assert torch.equal(read_batch((images, IDS, labels)).labels, labels)
-        assert torch.equal(read_batch({"picture": images, "id": IDS, "kind": labels}).labels, labels)
-        assert torch.equal(read_batch((images, IDS)).labels, IDS)
+    def test_one_of_two_images(self):
+        with pytest.raises(VitxError, match="2 items of the batch may be the images, left, right: give show"):
+            read_batch({"left": IMAGES, "right": IMAGES, "label": LABELS})
 
-    def test_several_classes_come_before_numbers_of_samples(self):
-        images, several = torch.rand(4, 3, 8, 8), torch.eye(4)[:, :3]
-        assert torch.equal(read_batch((images, several, IDS)).labels, several)
-        assert torch.equal(read_batch((images, torch.rand(4), IDS % 2)).labels, IDS % 2)
 
+class TestTold:
+    @pytest.mark.parametrize(
+        ("batch", "labels"),
+        [((IMAGES, AGES, LABELS), 2), ((IMAGES, {"kind": LABELS}), "kind"), ((IMAGES, AGES, LABELS), "2")],
+    )
+    def test_labels(self, batch, labels):
+        assert torch.equal(read_batch(batch, Told(labels=labels)).labels, LABELS)
+
+    def test_which_images_are_shown(self):
+        batch = {"left": IMAGES, "right": 1 - IMAGES, "label": LABELS}
+        assert torch.equal(read_batch(batch, Told(show="right")).images, 1 - IMAGES)
+
+    def test_boxes(self):
+        assert torch.equal(read_batch((IMAGES, AGES, BOXES, 3), Told(boxes=2)).masks, MASKS)
+
+    def test_an_item_that_is_not_there(self):
+        with pytest.raises(VitxError, match="labels='age' names no single item of the batch, which has 0, 1"):
+            read_batch((IMAGES, LABELS), Told(labels="age"))
+
+
+class TestNested:
     def test_a_mapping_between(self):
-        found = read_batch((IMAGES, {"age": torch.rand(2)}, LABELS))
+        found = read_batch((IMAGES, {"label": LABELS, "age": AGES}))
         assert torch.equal(found.labels, LABELS)
-        assert "age" in found.inputs
+        assert torch.equal(found.inputs["1.age"], AGES)
+
+    def test_images_with_what_is_known_of_them(self):
+        assert torch.equal(read_batch(((IMAGES, {"age": AGES}), LABELS)).labels, LABELS)
+
+    def test_views(self):
+        """As DINO has them: the first is shown."""
+        assert torch.equal(read_batch(([IMAGES, 1 - IMAGES], LABELS)).images, IMAGES)
 
     def test_mappings_in_mappings(self):
         found = read_batch({"sample": {"image": IMAGES, "label": LABELS}, "index": torch.tensor([8, 9])})
         assert torch.equal(found.images, IMAGES)
         assert torch.equal(found.labels, LABELS)
 
-    def test_a_lone_tensor_of_that_form_is_the_images(self):
-        found = read_batch({"scan": IMAGES, "kind": LABELS, "name": ["a", "b"]})
-        assert found.name == "scan"
-        assert torch.equal(found.labels, LABELS)
 
-    def test_what_is_called_boxes_must_be_boxes(self):
-        widths = torch.tensor([[5.0, 6.0, 2.0, 1.0]] * 2)  # x, y, width, height
-        assert read_batch({"image": IMAGES, "label": LABELS, "boxes": widths}).masks is None
+class TestObjects:
+    def test_shares_of_the_picture(self):
+        masks, said = objects(BOXES / 8, (8, 8))
+        assert torch.equal(masks, MASKS)
+        assert said == "boxes, shares of the picture, scaled"
+
+    def test_boxes_within_one_pixel_of_a_larger_picture(self):
+        with pytest.raises(VitxError, match="within 8 x 8 pixels"):
+            objects(torch.tensor([[0.5, 0.5, 0.4, 0.6]]), (8, 8))
+
+    def test_neither_boxes_nor_masks(self):
+        with pytest.raises(VitxError, match=r"neither boxes .* nor masks .*: \(2, 5\)"):
+            objects(torch.rand(2, 5), (8, 8))

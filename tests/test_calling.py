@@ -1,7 +1,5 @@
 """Which model is explained, in LightningModules as people write them."""
 
-import copy
-
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -17,6 +15,7 @@ import vitx
 from tests.lightning_models import IMAGE, SmallClassifier, averaging, fit, samples
 from vitx import VitxError
 from vitx.callbacks import RolloutCallback
+from vitx.watch.calling import call_of
 
 IMAGES = samples(3, seed=7).tensors[0]
 
@@ -204,7 +203,7 @@ def test_what_a_forward_asks_for_by_name_is_taken_from_the_batch():
     ("module", "options", "sentence"),
     [
         (NoForward, {}, "NoForward.forward is not implemented: give forward_fn"),
-        (NeedsAge, {}, "NeedsAge.forward takes more than images, and the batch has no 'age'"),
+        (NeedsAge, {}, "NeedsAge.forward takes more than images, and it was not seen how .* 'age': give for"),
         (SmallClassifier, {"forward_fn": lambda module, images, age: None}, "forward_fn takes more than im"),
         (SmallClassifier, {"weights": "ema"}, "needs averaged weights"),
     ],
@@ -214,31 +213,12 @@ def test_says_what_is_missing(module, options, sentence):
         fit(RolloutCallback(images=IMAGES, on_error="raise", **options), module=module)
 
 
-def test_the_module_is_not_wrapped_where_it_need_not_be():
-    from vitx.watch.calling import ways_to_call
-
-    module = SmallClassifier()
-    assert next(ways_to_call(module, None, "image", {})) is module
-    assert next(ways_to_call(copy.deepcopy(module), lambda m, images: m(images), "image", {})) is not module
-
-
 class TakesKeywords(SmallClassifier):
     def forward(self, **inputs):
         return super().forward(inputs["image"])
 
 
-class TakesABatch(SmallClassifier):
-    def forward(self, batch):
-        return super().forward(batch["image"])
-
-
-class TakesItems(SmallClassifier):
-    def forward(self, batch):
-        images, ages = batch[:2]
-        return super().forward(images) + 0 * ages[:, None]
-
-
-class TakesOrder(SmallClassifier):
+class TakesAge(SmallClassifier):
     def forward(self, images, age):
         return super().forward(images) * age[:, None]
 
@@ -246,27 +226,36 @@ class TakesOrder(SmallClassifier):
 @pytest.mark.parametrize(
     ("kind", "name", "inputs"),
     [
+        (SmallClassifier, "0", {"1": torch.zeros(2)}),
+        (HuggingFace, "pixel_values", {"labels": torch.zeros(2)}),
         (TakesKeywords, "image", {}),
-        (TakesABatch, "image", {"label": torch.zeros(2)}),
-        (TakesItems, "item 0", {"item 1": torch.ones(2)}),
-        (TakesOrder, "item 0", {"item 1": torch.ones(2), "item 2": torch.zeros(2)}),
-        (TakesOrder, "image", {"age": torch.ones(2), "label": torch.zeros(2)}),
+        (TakesAge, "image", {"age": torch.ones(2), "label": torch.zeros(2)}),
+        (TakesAge, "0", {"1.age": torch.ones(2), "2": torch.zeros(2)}),
     ],
 )
-def test_ways_to_call_a_module(kind, name, inputs):
-    from vitx.watch.calling import by_any_way, ways_to_call
-
+def test_calls_a_module_in_its_usual_form(kind, name, inputs):
     module = kind().eval()
-    found, _ = by_any_way(ways_to_call(module, None, name, inputs), lambda way: way(IMAGES[:2]))
-    assert torch.equal(found, SmallClassifier.forward(module, IMAGES[:2]))
+    found = call_of(module, None, None, name, inputs)(IMAGES[:2])
+    expected = module(IMAGES[:2]) if kind is HuggingFace else SmallClassifier.forward(module, IMAGES[:2])
+    assert torch.equal(found, expected)
 
 
-def test_no_way_to_call_a_module():
-    from vitx.watch.calling import by_any_way, ways_to_call
+def test_never_takes_the_next_item_for_what_a_forward_asks_for():
+    with pytest.raises(VitxError, match="not seen how your step gives it 'age'"):
+        call_of(TakesAge(), None, None, "0", {"1": torch.ones(2)})
 
+
+def test_says_what_failed():
     class TakesText(SmallClassifier):
         def forward(self, text):
             return text.split()
 
-    with pytest.raises(VitxError, match="did not take the images: give forward_fn=lambda"):
-        by_any_way(ways_to_call(TakesText(), None, "image", {}), lambda way: way(IMAGES[:2]))
+    with pytest.raises(
+        VitxError, match=r"TakesText.forward failed on images of .*: give forward_fn=lambda .*said"
+    ):
+        call_of(TakesText(), None, None, "image", {})(IMAGES[:2])
+    mistaken = call_of(TakesText(), lambda module, images: {}[images.ndim], None, "image", {})
+    with pytest.raises(
+        VitxError, match=r"^forward_fn failed on images of shape \(2, .*\) \(it said KeyError: 4\)$"
+    ):
+        mistaken(IMAGES[:2])

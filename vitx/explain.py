@@ -18,7 +18,7 @@ from vitx.models.isolation import untouched
 from vitx.models.lens import LogitLens
 from vitx.models.prediction import Target, check_images, check_model, predict, scores, target_classes
 from vitx.tape.backward import Attribution, Backward
-from vitx.tape.output import Score, evenly, gradient_of, output_value, score_of, start_of
+from vitx.tape.output import Score, evenly, gradient_of, logits_of, output_value, score_of, start_of
 from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
 from vitx.tape.trace import Trace
@@ -189,6 +189,8 @@ def _follow(
             with recorder.recording(), nullcontext() if lens is None else lens.watch():
                 logits = predict(model, pixels, recorder.made_last)
             end = output_value(tape, recorder.get(logits))
+            if not callable(target):
+                end, logits = logits_of(end, logits)
             classes = target_classes(target, logits)
 
             def total(logits: Tensor) -> Tensor:
@@ -197,12 +199,12 @@ def _follow(
             of_logits = cache(partial(gradient_of, total, logits))
             asked: dict[str | None, list[Score]] = {None: []}  # what is differentiated
             if any(method.gradient == "score" for method in chosen.values()):
-                asked["score"] = [score_of(recorder, logits, of_logits())]
+                asked["score"] = [score_of(end, logits, of_logits())]
             if lens is not None:
                 with recorder.recording():
                     of_layers = _layer_logits(lens, len(tape.layers), logits)
                 asked["layer scores"] = [
-                    score_of(recorder, own, gradient_of(total, own)) for own in of_layers
+                    score_of(recorder.get(own), own, gradient_of(total, own)) for own in of_layers
                 ]
             has_score = classes is not None or callable(target)
             for name, method in chosen.items():

@@ -58,7 +58,12 @@ def declared_classes(model: nn.Module) -> Iterator[int]:
 def _of_matrix(labels: Tensor) -> Kind:
     """Of labels for each output: 0 and 1, shares of classes, or numbers."""
     one = bool(((labels.float().sum(1) - 1).abs() < 1e-3).all() and (labels >= 0).all())
-    return "class" if one else "classes" if _binary(labels) else "numbers"
+    return "class" if one else "classes" if _binary(labels[known(labels)]) else "numbers"
+
+
+def known(labels: Tensor) -> Tensor:
+    """Returns which labels of classes say something: NaN and what is below 0 stand for none."""
+    return labels >= 0
 
 
 def _of_vector(labels: Tensor, width: int, widths: range | None) -> Kind:

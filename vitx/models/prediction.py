@@ -3,6 +3,7 @@
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def predict(
     Raises:
         VitxError: The model refuses the images, or it cannot be told which output the logits are.
     """
-    logits = _logits(_forward(model, images), len(images), made_last)
+    logits = _logits(forward(model, images), len(images), made_last)
     if logits.ndim in (1, 2) and len(logits) != len(images):
         hint = _BATCHED if images.ndim == 3 else ": wrap it so that it puts out one row for each"
         raise VitxError(
@@ -85,13 +86,13 @@ def _precision(model: Any) -> Any:
     return model._strategy.precision
 
 
-def _forward(model: Any, images: Tensor) -> Any:
+def forward(model: Any, images: Tensor) -> Any:
     """Runs the model; Hugging Face models that take several inputs get the images by name."""
     precision = _precision(model)
     if precision is not None:
         ((images,), _) = precision.convert_input(((images,), {}))
         with precision.forward_context():
-            return _forward(model._forward_module, images)
+            return forward(model._forward_module, images)
     try:
         named = next((name for name in _INPUTS if name in _takes(model)), None)
         return model(images) if named is None else model(**{named: images})
@@ -131,6 +132,8 @@ def _logits(output: Any, batch: int, made_last: Callable[[Sequence[Tensor]], Ten
         value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
         if isinstance(value, Tensor):
             return value
+    if is_dataclass(output):
+        output = vars(output)
     parts = output.values() if isinstance(output, Mapping) else output
     tensors = [part for part in parts if isinstance(part, Tensor)] if isinstance(parts, Iterable) else []
     scores = [one for one in tensors if one.ndim in (1, 2) and len(one) == batch and one.is_floating_point()]

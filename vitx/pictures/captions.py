@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vitx.models.outputs import Kind, kind_of
+from vitx.models.outputs import Kind, kind_of, known
 
 _AND = " + "  # between several classes
 _SHORTEST, _READABLE = 4, 12  # letters of a name
@@ -107,7 +107,7 @@ def captions_of(
         return _numbers(logits, labels.reshape(len(labels), -1).float())
     if labels is not None and labels.ndim == 2 and labels.shape == logits.shape:
         if kind == "classes":
-            return _several_classes(logits, labels > 0, class_names)
+            return _several_classes(logits, labels, class_names)
         labels = labels.argmax(1)
     if labels is not None and labels.ndim == 1 and labels.is_floating_point():
         labels = None if logits.shape[1] > 1 else labels.long()
@@ -149,9 +149,11 @@ def _several_classes(logits: Tensor, labels: Tensor, class_names: Sequence[str] 
             _AND.join(class_name(index, class_names) for index in present.nonzero()[:, 0].tolist()) or "none"
         )
 
-    predicted = logits > 0
-    rows = zip(predicted, labels, strict=True)
-    return [Caption(names(p), None, names(t), bool((p == t).all())) for p, t in rows]
+    rows = zip(logits > 0, labels > 0, known(labels), strict=True)
+    return [
+        Caption(names(p), None, names(t), bool((p == t)[k].all())) if k.any() else Caption(names(p))
+        for p, t, k in rows
+    ]
 
 
 def _shortened(names: str, length: int) -> str:

@@ -10,7 +10,6 @@ from vitx.errors import VitxError
 from vitx.tape.attention import Attention, Scores
 from vitx.tape.expanded import over
 from vitx.tape.places import named
-from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
 from vitx.tape.values import Value
 
@@ -18,6 +17,9 @@ NO_ATTENTION = (
     "no attention between tokens was found: vitx explains Vision Transformers whose attention is a softmax, "
     "or another function of scores, times the values"
 )
+
+
+_FORMS = frozenset(("view", "select", "slice", "squeeze", "unsqueeze", "_to_copy", "alias", "clone"))
 
 
 class Score(NamedTuple):
@@ -71,12 +73,32 @@ def start_of(gradient: Tensor, output: Tensor) -> Tensor:
     return torch.where(whole > 0, over(size, whole), evenly(output))
 
 
-def score_of(recorder: Recorder, output: Tensor, gradient: Tensor) -> Score:
+def score_of(value: Value | None, output: Tensor, gradient: Tensor) -> Score:
     """Returns the score that is read from an output, and has this gradient there."""
-    value = recorder.get(output)
     if value is None:
         raise VitxError("the score does not depend on the image")
     return Score(value, output.detach(), gradient)
+
+
+def logits_of(value: Value, output: Tensor) -> tuple[Value, Tensor]:
+    """Returns the logits of an output of probabilities that a softmax or a sigmoid made, and their value.
+
+    Any other output is returned as it is. A softmax leaves open what is added to all logits: log(p) it is.
+    """
+    end = value
+    while (step := end.made_by) is not None and step.name in _FORMS and len(step.inputs) == 1:
+        end = step.inputs[0]
+    sizes = [[size for size in one.shape if size != 1] for one in (end, value)]
+    if step is None or sizes[0] != sizes[1]:
+        return value, output
+    shares = output.detach().to(torch.promote_types(output.dtype, torch.float32))
+    if step.name == "sigmoid":
+        logits = torch.logit(shares, eps=torch.finfo(shares.dtype).eps)
+    elif step.name in ("_softmax", "softmax") and step.outputs[0].dim == len(end.shape) - 1:
+        logits = shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
+    else:
+        return value, output
+    return step.inputs[0], logits.view(step.inputs[0].shape)
 
 
 def gradient_of(total: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""What a batch holds: images, and what is known of them."""
+"""What a batch holds: images, and what is known of them; seen in the user's step, told, or by usual names."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,15 +11,32 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.inputs.prepared import IMAGES
 from vitx.metrics import box_masks
+from vitx.watch.nested import tensors_of
+from vitx.watch.seen import Seen
 
-LABELS = ("label", "labels", "target", "targets", "y")
+LABELS = ("label", "labels", "target", "targets")
 MASKS = ("mask", "masks")
-ITEM = "item {}"  # of a sequence
-_DIMENSIONS = 5, 4, 3  # of clips and volumes, images, spectrograms
-_FEWEST = min(_DIMENSIONS)
-SPECTROGRAMS = "input_values"  # as Hugging Face's processors of sounds call them
-_NEARLY_ALL = 0.95
 BOXES = ("box", "boxes", "bbox", "bboxes")
+SPECTROGRAMS = "input_values"  # as Hugging Face's processors of sounds call them
+_DIMENSIONS = (5, 4, 3)  # of clips and volumes, images, spectrograms
+_GIVE = 'give batch_transform=lambda batch: {"image": ..., "label": ...}'
+
+Name = str | int  # of an item of a batch: its key, or its place
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the user says of a batch.
+
+    Attributes:
+        show: the item that holds the images, where there are several.
+        labels: the item that holds the labels.
+        boxes: the item that holds boxes or masks.
+    """
+
+    show: Name | None = None
+    labels: Name | None = None
+    boxes: Name | None = None
 
 
 @dataclass(frozen=True)
@@ -29,183 +47,190 @@ class Content:
         images: (B, C, H, W); clips and volumes have five dimensions, spectrograms three.
         labels: (B, ...): classes, several for each image, or numbers; None if there are none.
         masks: (B, h, w) bool, True on the object (or in its boxes), or None.
-        inputs: whatever comes with each image, by the name or place it has in the batch, (B, ...).
-        name: what the batch calls the images.
+        inputs: whatever comes with each image, by its path in the batch, (B, ...).
+        name: the path of the images.
+        found: what was found where, in words.
     """
 
     images: Tensor
     labels: Tensor | None = None
     masks: Tensor | None = None
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
-    name: str = ITEM.format(0)
+    name: str = "0"
+    found: tuple[str, ...] = ()
 
     def cpu(self) -> "Content":
         """Returns the same in host memory."""
-        return Content(
-            self.images.cpu(),
-            None if self.labels is None else self.labels.cpu(),
-            None if self.masks is None else self.masks.cpu(),
-            {name: value.detach().cpu() for name, value in self.inputs.items()},
-            self.name,
+        return replace(
+            self,
+            images=self.images.cpu(),
+            labels=None if self.labels is None else self.labels.cpu(),
+            masks=None if self.masks is None else self.masks.cpu(),
+            inputs={name: value.detach().cpu() for name, value in self.inputs.items()},
         )
 
 
-def read_batch(batch: Any) -> Content:
+def read_batch(batch: Any, told: Told | None = None, seen: Seen | None = None) -> Content:
     """Finds images, labels, and masks or boxes in a batch.
 
-    What has a usual name (`IMAGES`, `LABELS`, `MASKS`, `BOXES`) goes by it, if it has such a form. The rest
-    goes by its form: images are (B, C, H, W), clips have a dimension more; labels come first that are no
-    numbers of samples; masks have the form of the images; boxes lie within them.
+    What is told comes first, then what was seen in the user's step, then what has a usual name. In a pair,
+    images come first and labels second. The rest is left out.
 
     Args:
-        batch: images; a sequence of images and other things; a mapping, also of mappings; or an object with
-            attributes of the usual names.
+        batch: images; a sequence of images and other things; a mapping; or an object with attributes; one
+            may hold the other.
+        told: what the user says of it.
+        seen: what the user's step did with such a batch.
 
     Raises:
-        VitxError: There are no images (B, C, H, W).
+        VitxError: There are no images (B, C, H, W), several and none is chosen, or no item that was told.
     """
-    named = _by_name(batch)
-    images = _images(named)
-    if images is None:
-        raise VitxError(
-            f"no images (B, C, H, W) were found in {_description(batch)}: give "
-            'batch_transform=lambda batch: {"image": ..., "label": ...}'
-        )
     # Subclasses of Tensor, as MONAI has them, bring rules of their own for slices.
-    per_image = {
-        name: value.detach().as_subclass(Tensor)
-        for name, value in named.items()
-        if isinstance(value, Tensor) and value.ndim and len(value) == len(images) and value is not images
-    }
-    size = _size(images)
-    masks = _first(per_image, MASKS, lambda value: _is_mask(value, size))
-    boxes = _first(per_image, BOXES, lambda value: _are_boxes(value, size))
-    label = _label(per_image, [name for name in (masks, boxes) if name])
-    return Content(
-        images.detach().as_subclass(Tensor),
-        None if label is None else per_image[label],
-        object_masks(
-            None if masks is None else per_image[masks], None if boxes is None else per_image[boxes], size
-        ),
-        per_image,
-        next(name for name, value in named.items() if value is images),
-    )
+    named = {path: value.detach().as_subclass(Tensor) for path, value in tensors_of(batch)}
+    told = told or Told()
+    name, how = _images(batch, named, told, seen)
+    images = named[name]
+    count = len(images)
+    per_image = {path: value for path, value in named.items() if value.ndim and len(value) == count}
+    masks, noted = _masks(batch, per_image, told, (images.shape[-2], images.shape[-1]))
+    labels, labelled = _labels(batch, per_image, told, seen, masks is not None)
+    found = (f"images {how}", labelled, *noted)
+    inputs = {path: value for path, value in per_image.items() if path != name}
+    return Content(images, labels, masks, inputs, name, found)
 
 
-def object_masks(masks: Tensor | None, boxes: Tensor | None, size: tuple[int, int]) -> Tensor | None:
-    """Returns masks (B, h, w) bool of masks (B, [1,] h, w), else of boxes (B, [K,] 4), else None."""
-    if masks is not None and masks.ndim == 4 and masks.shape[1] == 1:
-        masks = masks[:, 0]
-    if masks is not None and masks.ndim == 3:
-        return masks > 0
-    if boxes is not None and boxes.ndim in (2, 3) and boxes.shape[-1] == 4:
-        return box_masks(boxes, size)
-    return None
+def objects(given: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
+    """Returns masks of objects, of masks or of boxes, and what to say of them.
+
+    Args:
+        given: masks (B, h, w) or (B, 1, h, w); or boxes (B, 4) or (B, K, 4), x1, y1, x2, y2 in pixels, or as
+            shares of the picture, if all lie in [0, 1]. A box of zeros is none.
+        size: height and width of the images.
+
+    Returns:
+        (B, h, w) bool, True on the object.
+
+    Raises:
+        VitxError: They are neither.
+    """
+    if given.ndim == 4 and given.shape[1] == 1:
+        given = given[:, 0]
+    height, width = size
+    if given.ndim == 3 and (given.dtype == torch.bool or given.shape[1] * width == given.shape[2] * height):
+        return given > 0, "masks"
+    if given.ndim not in (2, 3) or given.shape[-1] != 4 or given.is_complex():
+        raise VitxError(
+            f"neither boxes (n, 4) or (n, K, 4) nor masks (n, h, w) of the images: {tuple(given.shape)}"
+        )
+    boxes = given.float()
+    x1, y1, x2, y2 = boxes[(boxes != 0).any(-1)].unbind(-1)
+    shares = max(size) > 1 and bool((boxes >= 0).all() and (boxes <= 1).all())
+    right, below = (1, 1) if shares else (width + 1, height + 1)
+    good = (x1 >= 0) & (x1 < x2) & (x2 <= right) & (y1 >= 0) & (y1 < y2) & (y2 <= below)
+    if len(x1) == 0 or not bool(good.all()):
+        wrong = tuple(round(value, 2) for value in boxes.flatten(0, -2)[0].tolist())
+        raise VitxError(
+            f"boxes must be x1 < x2, y1 < y2 within {width} x {height} pixels, found as {wrong}: change "
+            "them, or give boxes="
+        )
+    if shares:
+        boxes = boxes * torch.tensor([width, height, width, height], device=boxes.device)
+    return box_masks(boxes, size), "boxes, shares of the picture, scaled" if shares else "boxes"
 
 
-def _by_name(batch: Any) -> dict[str, Any]:
-    """All that a batch holds, by its name, or by its place as "item 1"."""
-    if hasattr(batch, "_asdict"):  # a named tuple
-        batch = batch._asdict()
-    if isinstance(batch, Mapping):
-        nested = [_by_name(value) for value in batch.values() if isinstance(value, Mapping)]
-        below = {name: value for part in nested for name, value in part.items()}
-        return below | {str(name): value for name, value in batch.items()}
-    if isinstance(batch, Tensor):
-        return {ITEM.format(0): batch}
-    if isinstance(batch, Sequence) and not isinstance(batch, str):
-        items = {ITEM.format(place): value for place, value in enumerate(batch)}
-        below = {
-            name: v for value in batch if isinstance(value, Mapping) for name, v in _by_name(value).items()
-        }
-        return below | items
-    return {name: getattr(batch, name) for name in (*IMAGES, *LABELS, *MASKS, *BOXES) if hasattr(batch, name)}
+def item(named: Mapping[str, Tensor], name: Name, what: str) -> str:
+    """Returns the path of what the user calls an item.
+
+    Raises:
+        VitxError: There is no such item, or there are several.
+    """
+    found = [path for path in named if path == str(name)] or [p for p in named if _last(p) == str(name)]
+    if len(found) != 1:
+        has = ", ".join(named) or "no tensors"
+        raise VitxError(f"{what}={name!r} names no single item of the batch, which has {has}")
+    return found[0]
 
 
-def _images(named: Mapping[str, Any]) -> Tensor | None:
-    """What is called so, else the first item, else the only tensor of that form: clips, images or others."""
+def _images(batch: Any, named: Mapping[str, Tensor], told: Told, seen: Seen | None) -> tuple[str, str]:
+    """Returns the path of the images, and how it was found."""
+    if told.show is not None:
+        return item(named, told.show, "show"), "as told"
+    if seen is not None and seen.images[0] in named:
+        return seen.images[0], f"as {seen.where} takes them"
     for dims in _DIMENSIONS:
-        found = _of_dimensions(named, dims)
-        if found is not None:
-            return found
-    return None
+        fit = [path for path, value in named.items() if value.ndim == dims and value.dtype != torch.bool]
+        usual = [path for name in IMAGES for path in fit if _last(path) == name]
+        if dims == min(_DIMENSIONS):  # as many as masks have, and a single image
+            usual = fit = [path for path in usual if _last(path) == SPECTROGRAMS]
+        if usual:
+            return usual[0], f"in {usual[0]!r}"
+        fit = [path for path in fit if _last(path) not in MASKS]
+        if fit and (len(fit) == 1 or _in_order(batch)):
+            return fit[0], "first" if _in_order(batch) else f"in {fit[0]!r}"
+        if fit:
+            raise VitxError(
+                f"{len(fit)} items of the batch may be the images, {', '.join(fit)}: give show={fit[0]!r}"
+            )
+    raise VitxError(f"no images (B, C, H, W) were found in {_description(batch)}: {_GIVE}")
 
 
-def _of_dimensions(named: Mapping[str, Any], dims: int) -> Tensor | None:
-    fit = {
-        name: value
-        for name, value in named.items()
-        if isinstance(value, Tensor) and value.ndim == dims and (name in IMAGES or value.dtype != torch.bool)
-    }
-    if dims == _FEWEST:  # masks have as many, and so has a single image
-        fit = {name: value for name, value in fit.items() if name == SPECTROGRAMS}
-    usual = next((fit[name] for name in IMAGES if name in fit), None)
-    if usual is not None:
-        return usual
-    others = [value for name, value in fit.items() if name not in MASKS]
-    in_order = next((value for name, value in fit.items() if is_item(name)), None)
-    return in_order if in_order is not None else others[0] if len(others) == 1 else None
+def _labels(
+    batch: Any,
+    per_image: Mapping[str, Tensor],
+    told: Told,
+    seen: Seen | None,
+    has_objects: bool,
+) -> tuple[Tensor | None, str]:
+    """Returns the labels, and how they were found."""
+    count = len(next(iter(per_image.values())))
+    if told.labels is not None:
+        path = item(per_image, told.labels, "labels")
+        return per_image[path], f"labels in {path!r} as told"
+    if seen is not None and (labels := seen.labels(per_image, count)) is not None:
+        return labels, f"labels as {seen.where} compares them"
+    usual = [path for name in LABELS for path in per_image if _last(path) == name]
+    second = _in_order(batch) and "1" in per_image and per_image["1"].ndim <= 2
+    if usual:
+        return per_image[usual[0]], f"labels in {usual[0]!r}"
+    if second and len(batch) == (3 if has_objects else 2):
+        return per_image["1"], "labels second"
+    others = [path for path, value in per_image.items() if value.ndim <= 2]
+    hint = f" (labels={_name(others[0])!r} says which item they are)" if others else ""
+    return None, f"no labels{hint}"
 
 
-def _first(
-    per_image: Mapping[str, Tensor], usual: Sequence[str], fits: Callable[[Tensor], bool]
-) -> str | None:
-    """The name of what has the form, and the usual name if anything has, or no name."""
-    fit = [name for name, value in per_image.items() if fits(value)]
-    return next((name for name in usual if name in fit), next(filter(is_item, fit), None))
+def _masks(
+    batch: Any, per_image: Mapping[str, Tensor], told: Told, size: tuple[int, int]
+) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Returns the masks of the objects, and what to say of them."""
+    if told.boxes is not None:
+        path = item(per_image, told.boxes, "boxes")
+        masks, said = objects(per_image[path], size)
+        return masks, (f"{said} in {path!r} as told",)
+    usual = [path for name in (*MASKS, *BOXES) for path in per_image if _last(path) == name]
+    if usual:
+        try:
+            masks, said = objects(per_image[usual[0]], size)
+            return masks, (f"{said} in {usual[0]!r}",)
+        except VitxError as error:
+            return None, (f"{usual[0]!r} left out, {error}",)
+    if _in_order(batch) and len(batch) == 3 and "2" in per_image:  # (images, labels, boxes)
+        with suppress(VitxError):
+            masks, said = objects(per_image["2"], size)
+            return masks, (f"{said} third",)
+    return None, ()
 
 
-def _label(per_image: Mapping[str, Tensor], others: Sequence[str]) -> str | None:
-    """The name of the labels: the usual one, else the first that may be classes, else the first item."""
-    left = [name for name in per_image if name not in (*others, *MASKS, *BOXES)]
-    usual = next((name for name in LABELS if name in left), None)
-    if usual is not None:
-        return usual
-    classes = [name for name in left if _are_classes(per_image[name])]
-    items = [name for name in left if is_item(name) and per_image[name].ndim <= 2]
-    numbers = [name for name in left if _are_whole(per_image[name])]
-    return next(iter((*classes, *items, *numbers)), None)
+def _in_order(batch: Any) -> bool:
+    return isinstance(batch, Sequence) and not isinstance(batch, str) and not hasattr(batch, "_asdict")
 
 
-def is_item(name: str) -> bool:
-    """Whether it is a place in a sequence."""
-    return name.startswith(ITEM[:-2])
+def _last(path: str) -> str:
+    return path.rsplit(".", 1)[-1]
 
 
-def _are_whole(values: Tensor) -> bool:
-    return values.ndim == 1 and not values.is_floating_point() and values.dtype != torch.bool
-
-
-def _are_classes(values: Tensor) -> bool:
-    """Whether there is a whole number for each image, but not each another, or 0 or 1 for each class."""
-    if values.ndim == 2:
-        return values.shape[1] > 1 and bool(((values == 0) | (values == 1)).all())
-    numbered = len(values) > 2 and len(values.unique()) == len(values) and bool(values.max() >= len(values))
-    return _are_whole(values) and not numbered
-
-
-def _is_mask(values: Tensor, size: tuple[int, int]) -> bool:
-    if values.ndim == 4 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != 3:
-        return False
-    height, width = values.shape[1:]
-    return values.dtype == torch.bool or height * size[1] == width * size[0]
-
-
-def _are_boxes(values: Tensor, size: tuple[int, int]) -> bool:
-    """Whether nearly all are x1, y1, x2, y2 within the images; what is all zeros stands for no box."""
-    if values.ndim not in (2, 3) or values.shape[-1] != 4 or values.is_complex():
-        return False
-    boxes = values.flatten(0, -2).float()
-    boxes = boxes[(boxes != 0).any(1)]
-    x1, y1, x2, y2 = boxes.unbind(1)
-    good = (x1 >= 0) & (x1 < x2) & (x2 <= size[1] + 1) & (y1 >= 0) & (y1 < y2) & (y2 <= size[0] + 1)
-    return len(boxes) > 0 and bool(good.float().mean() >= _NEARLY_ALL)
-
-
-def _size(images: Tensor) -> tuple[int, int]:
-    return images.shape[-2], images.shape[-1]
+def _name(path: str) -> Name:
+    return int(path) if path.isdigit() else path
 
 
 def _description(batch: Any) -> str:

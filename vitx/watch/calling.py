@@ -1,8 +1,8 @@
 """What is explained: which weights, and how a model is called."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from vitx.errors import VitxError, in_words
-from vitx.watch.batches import is_item
+from vitx.models.prediction import forward
+from vitx.watch.seen import Seen
 
-T = TypeVar("T")
 Forward = Callable[..., Tensor]
 _FORWARD_FN = "give forward_fn=lambda module, images: ..."
 
@@ -41,101 +41,75 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def ways_to_call(
-    module: nn.Module, forward_fn: Forward | None, name: str, inputs: Mapping[str, Tensor]
-) -> Iterator[nn.Module]:
-    """Yields modules whose forward takes images alone: the ways to call a module, the likeliest first.
+class Call(nn.Module):
+    """Calls a module in a way of its own, and says what failed in a sentence."""
+
+    def __init__(self, function: Callable[[Tensor], Any], module: nn.Module, called: str) -> None:
+        super().__init__()
+        self.module, self.function, self.called = module, function, called
+
+    def forward(self, images: Tensor) -> Any:
+        """Returns what the module puts out."""
+        try:
+            return self.function(images)
+        except VitxError:
+            raise
+        except NotImplementedError as error:
+            raise VitxError(f"{self.called} is not implemented: {_FORWARD_FN} (it said {error})") from error
+        except (TypeError, KeyError, IndexError, AttributeError, ValueError, AssertionError) as error:
+            hint = "" if self.called == "forward_fn" else f": {_FORWARD_FN}"
+            raise VitxError(
+                f"{self.called} failed on images of shape {tuple(images.shape)}{hint} (it said "
+                f"{in_words(error)})"
+            ) from error
+
+
+def call_of(
+    model: nn.Module, forward_fn: Forward | None, seen: Seen | None, name: str, inputs: Mapping[str, Tensor]
+) -> nn.Module:
+    """Returns a module that takes images alone.
 
     Args:
-        module: the one that is explained.
-        forward_fn: a function from it and images to logits; by default its own forward.
-        name: what the batch calls the images.
-        inputs: what else there is of these images, by its name or place: passed on where the forward asks for
-            it by name, or by the order of its parameters; or as the batch that the forward takes.
+        model: the one that is explained.
+        forward_fn: a function from it and images to logits.
+        seen: how the user's step calls it; None where that was not seen. Else its own forward is called.
+        name: the path of the images in a batch.
+        inputs: what else there is of these images, by its path: passed on to parameters of the same name.
 
     Raises:
         VitxError: The module asks for more than there is.
     """
-    called = "forward_fn" if forward_fn else f"{type(module).__name__}.forward"
-    own = {key: value for key, value in inputs.items() if not is_item(key)}
-    if forward_fn is None and not _takes_images(module.forward):
-        yield Call(lambda images: module(**{name: images}), module)
-        yield Call(lambda images: module(**{name: images, **own}), module)
-        return
-    wanted = _required(forward_fn)[2:] if forward_fn else _required(module.forward)[1:]
-    items = [value for key, value in inputs.items() if is_item(key)]
-    given = {parameter: inputs[parameter] for parameter in wanted if parameter in inputs}
-    missing = [parameter for parameter in wanted if parameter not in inputs]
-    if len(missing) > len(items):
-        raise VitxError(
-            f"{called} takes more than images, and the batch has no {missing[0]!r}: {_FORWARD_FN}, or "
-            'batch_transform=lambda batch: {"image": ..., "label": ..., "' + missing[0] + '": ...}'
-        )
-    given |= dict(zip(missing, items, strict=False))
     if forward_fn is not None:
-        yield Call(lambda images: forward_fn(module, images, **given), module)
-        return
-    yield Call(lambda images: module(images, **given), module) if given else module
-    if not wanted:  # the forward may take a batch
-        if is_item(name):
-            yield Call(lambda images: module((images, *items)), module)
-        else:
-            yield Call(lambda images: module({**own, name: images}), module)
+        given = _asked_for("forward_fn", _parameters(forward_fn)[2:], inputs)
+        return Call(lambda images: forward_fn(model, images, **given), model, "forward_fn")
+    called = f"{type(model).__name__}.forward"
+    if seen is not None and seen.runs(model, {**inputs, name: Tensor()}):
+        return Call(lambda images: seen.run(model, {**inputs, name: images}, len(images)), model, seen.where)
+    parameters = _parameters(model.forward)
+    if parameters and all(one.kind is one.VAR_KEYWORD for one in parameters):
+        return Call(lambda images: model(**{**inputs, name: images}), model, called)
+    given = _asked_for(called, parameters[1:], inputs)
+    return Call(lambda images: model(images, **given) if given else forward(model, images), model, called)
 
 
-class Call(nn.Module):
-    """Calls a module in a way of its own."""
-
-    def __init__(self, function: Callable[[Tensor], Any], module: nn.Module) -> None:
-        super().__init__()
-        self.module, self.function = module, function
-
-    def forward(self, images: Tensor) -> Any:
-        """Returns what the module puts out."""
-        return self.function(images)
-
-
-def by_any_way(ways: Iterable[nn.Module], explain: Callable[[nn.Module], T]) -> tuple[T, int]:
-    """Explains by the first way to call a module that it takes; returns also which one that was.
-
-    Raises:
-        VitxError: It takes none.
-    """
-    first: Exception | None = None
-    for number, way in enumerate(ways):
-        try:
-            return explain(way), number
-        except NotImplementedError as error:
-            kind = type(way.module if isinstance(way, Call) else way).__name__
-            raise VitxError(f"{kind}.forward is not implemented: {_FORWARD_FN} (it said {error})") from error
-        except (TypeError, KeyError, IndexError, AttributeError, ValueError, AssertionError) as error:
-            first = first or error
-    if isinstance(first, VitxError):
-        raise first
-    assert first is not None, "there was no way"
-    raise VitxError(
-        f"the forward of the module did not take the images: {_FORWARD_FN} (it said {in_words(first)})"
-    ) from first
+def _asked_for(
+    called: str, parameters: Iterable[inspect.Parameter], inputs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Returns what a function asks for beside images, by the names of its parameters."""
+    by_name = {path.rsplit(".", 1)[-1]: value for path, value in inputs.items()}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    wanted = [one.name for one in parameters if one.default is one.empty and one.kind not in variadic]
+    if missing := [one for one in wanted if one not in by_name]:
+        raise VitxError(
+            f"{called} takes more than images, and it was not seen how your step gives it {missing[0]!r}: "
+            f'{_FORWARD_FN}, or batch_transform=lambda batch: {{"image": ..., "label": ..., '
+            f'"{missing[0]}": ...}}'
+        )
+    return {one: by_name[one] for one in wanted}
 
 
-def _takes_images(function: Callable[..., Any]) -> bool:
-    """Whether there is a parameter that is given by its place."""
-    places = (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        inspect.Parameter.VAR_POSITIONAL,
-    )
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
-        return any(p.kind in places for p in inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # written in C
-        return True
-
-
-def _required(function: Callable[..., Any]) -> list[str]:
-    """The names of the parameters without a default."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
+        return list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # written in C
         return []
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]

@@ -1,6 +1,6 @@
 """Explains the watched images, each rank its share of them, and learns how that is done."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,9 @@ from vitx.explanation import Explanation, join
 from vitx.methods import find_method
 from vitx.models.isolation import untouched
 from vitx.models.outputs import Kind, declared_classes, kind_of
-from vitx.watch.calling import Forward, by_any_way, ways_to_call
+from vitx.watch.calling import Forward, call_of
 from vitx.watch.images import Samples
+from vitx.watch.seen import Seen
 
 if TYPE_CHECKING:
     from vitx.watch.host import Host
@@ -37,6 +38,7 @@ class Explainer:
         forward_fn: a function from (model, images) to logits; by default the model's own forward.
         class_names: what the user calls the classes, or None.
         kind: what the model puts out; None as long as that is not known.
+        seen: what the user's own step does; None where that was not seen.
         explained: the methods in use: where there are no classes, `attention` in place of those of a class.
     """
 
@@ -45,8 +47,8 @@ class Explainer:
     forward_fn: Forward | None = None
     class_names: Sequence[str] | None = None
     kind: Kind | None = None
-    _single: bool = False  # it is one number for each image
-    _way: int | None = None  # to call the module
+    seen: Seen | None = None
+    _outputs: int = 0  # of one image
     _pauses: dict[str, int] = field(default_factory=dict)  # firings between two tries of what fails
     _left: dict[str, int] = field(default_factory=dict)  # of these
 
@@ -92,8 +94,29 @@ class Explainer:
     @property
     def classless(self) -> bool:
         """Whether it is asked for what the model predicts, and its output says nothing of the kind."""
-        numbers = self.kind == "numbers" and not self._single
+        numbers = self.kind == "numbers" and self._outputs > 1
         return self.target == "predicted" and (self.kind == "features" or numbers)
+
+    def fits(self, names: Sequence[str] | None) -> bool:
+        """Returns whether there is a name for each class."""
+        of_classes = self.kind in ("class", "classes")
+        return names is None or not of_classes or len(names) >= max(self._outputs, 2)
+
+    def doubts(self, samples: Samples, names: Sequence[str] | None) -> Iterator[str]:
+        """Yields what does not fit together, and what to do about it."""
+        if names is not None and not self.fits(names):
+            yield (
+                f"{len(names)} names are left out, as there are {self._outputs} outputs: give class_names "
+                "with one for each"
+            )
+        labels = samples.labels
+        if labels is not None and labels.ndim == 1 and 1 < self._outputs <= labels.max():
+            yield f"label {int(labels.max())} is beyond the {self._outputs} outputs"
+        if self.classless:
+            yield (
+                "the model puts out features: if its head stands elsewhere, give forward_fn, or the two as "
+                "one model; methods of a score need a target function"
+            )
 
     def _due(self) -> Options:
         methods = self.explained.items()
@@ -147,16 +170,17 @@ class Explainer:
         with host.precision():
             images = samples.images[part].to(device, kind)
             target = target[part] if isinstance(target, Tensor) else target
-            ways = list(ways_to_call(model, self.forward_fn, samples.name, inputs))
-            if self._way is not None:
-                return _on_cpu(explain_methods(ways[self._way], images, methods, target=target))
-            found, self._way = by_any_way(
-                ways, lambda way: explain_methods(way, images, methods, target=target)
-            )
-        return _on_cpu(found)
+            call = call_of(model, self.forward_fn, self._seen_of(samples), samples.name, inputs)
+            return _on_cpu(explain_methods(call, images, methods, target=target))
+
+    def _seen_of(self, samples: Samples) -> Seen | None:
+        """Returns what was seen, where the samples are what was seen."""
+        if samples.seen and self.seen is None:
+            raise VitxError("the step was seen on rank 0 alone: give forward_fn=lambda module, images: ...")
+        return self.seen if samples.seen else None
 
     def _look(self, host: "Host", model: nn.Module, samples: Samples) -> None:
-        """Learns from one image how the module is called and what it puts out.
+        """Learns from one image what the module puts out.
 
         Where that fails, nothing is learnt: then the methods fail, too, and say so.
         """
@@ -164,6 +188,10 @@ class Explainer:
             one = partial(self._part, host, model, samples, {"rollout": {}}, slice(0, 1))
             logits = host.group.from_all(one)[0]["rollout"].logits
         except Exception:
+            return
+        self._outputs = logits[0].numel()
+        if self.seen is not None and self.seen.kind is not None and self.forward_fn is None:
+            self.kind = self.seen.kind if logits.ndim in (1, 2) else "features"
             return
         said = self.target != "predicted" and not callable(self.target)
         names = self.class_names or samples.class_names or host.class_names()
@@ -174,7 +202,7 @@ class Explainer:
             kind = "class"
         elif samples.unlabelled and not said and logits.shape[-1] not in declared:
             kind = "features"
-        self.kind, self._single = kind, logits[0].numel() == 1
+        self.kind = kind
 
     def _target(self, samples: Samples) -> Any:
         """Says the target as `vitx.explain` takes it; of a number, it is the number."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,16 @@ from vitx.errors import VitxError
 from vitx.inputs.prepared import to_tensor
 from vitx.inputs.preprocessing import preprocessing_of
 from vitx.pictures.colours import Scale
-from vitx.watch.batches import ITEM, Content, object_masks, read_batch
+from vitx.watch.batches import Content, Told, objects, read_batch
 from vitx.watch.labels import class_counts, class_names, evenly_spaced, one_of_each_class
 from vitx.watch.loading import fetch, join, one_of, sampled
 from vitx.watch.scales import held_by
+from vitx.watch.seen import Seen
 
 if TYPE_CHECKING:
     from vitx.watch.host import Host
+
+Read = Callable[[Any], Content]
 
 _THUMBNAIL = 4  # pixels
 _SCALES = 16  # of those that a data set holds
@@ -42,8 +46,10 @@ class Samples:
         counts: how many outputs a model of the data set's classes may have, or None.
         unlabelled: whether it is the set that the model is judged by, and has no labels.
         scales: mean and std of each normalisation that the data set holds.
-        name: what the batch calls the images.
+        name: the path of the images in the batch.
         source: the kind of their data set; empty for a tensor or files.
+        found: what was found where, in words.
+        seen: whether they are what the user's own step takes.
     """
 
     images: Tensor
@@ -57,8 +63,10 @@ class Samples:
     counts: range | None = None
     unlabelled: bool = False
     scales: tuple[Scale, ...] = ()
-    name: str = ITEM.format(0)
+    name: str = ""
     source: str = ""
+    found: tuple[str, ...] = ()
+    seen: bool = False
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,8 +89,8 @@ class Selection:
         per_class: show one image of each class of the data set.
         dataloader_idx: which of several validation loaders, by its number or its name.
         batch_transform: turns a batch of the loader into one that `read_batch` can read.
-        masks: of the images chosen, or of the whole data set, (n, h, w).
-        boxes: the same as x1, y1, x2, y2 in pixels, (n, 4) or (n, K, 4).
+        boxes: of the images chosen, or of the whole data set: boxes or masks, see `objects`.
+        told: which items of a batch are which.
     """
 
     images: Any = None
@@ -91,15 +99,16 @@ class Selection:
     per_class: bool = False
     dataloader_idx: int | str = 0
     batch_transform: Callable[[Any], Any] | None = None
-    masks: Tensor | None = None
     boxes: Tensor | None = None
+    told: Told | None = None
 
-    def choose(self, host: "Host", before: Sequence[int] | None = None) -> Samples:
+    def choose(self, host: "Host", before: Sequence[int] | None = None, seen: Seen | None = None) -> Samples:
         """Fetches the images, prepared as validation batches are.
 
         Args:
             host: gives the validation set, prepares the batches, and knows the transform for image files.
             before: places in the data set that were chosen before a resume; they are kept if they fit.
+            seen: what the user's step does with a batch of the loader.
 
         Returns:
             The samples.
@@ -117,14 +126,14 @@ class Selection:
             loader = one_of(host.validation(), self.dataloader_idx)
         else:
             loader = host.loader(_data_set(images))
-        return self._of_loader(loader, host, before)
+        return self._of_loader(loader, partial(self._read, host, seen), before, seen)
 
     def _of_tensor(self, images: Tensor, count: int) -> Samples:
         content = read_batch(images)
         samples = Samples(content.images.cpu(), shown=evenly_spaced(len(images), count))
-        return self._with_masks(samples)
+        return self._with_objects(samples)
 
-    def _of_loader(self, loader: Any, host: "Host", before: Sequence[int] | None) -> Samples:
+    def _of_loader(self, loader: Any, read: Read, before: Sequence[int] | None, seen: Seen | None) -> Samples:
         data: Any = getattr(loader, "dataset", None)
         source = loader if data is None else data
         keys = sampled(loader)
@@ -133,9 +142,9 @@ class Selection:
                 "the validation set is a stream, whose images have no indices: give images instead"
             )
         key_of = None if keys is None else _by_place(keys)
-        places = None if key_of is None else self._places(loader, key_of, host, before)
+        places = None if key_of is None else self._places(loader, key_of, read, before)
         chosen = None if key_of is None else [key_of.get(place, place) for place in places or ()]
-        contents = (self._read(batch, host) for batch in fetch(loader, chosen))
+        contents = map(read, fetch(loader, chosen))
         content = join(contents, self.num_measured if places is None else len(places))
         count, names = len(content.images), class_names(data)
         samples = Samples(
@@ -152,14 +161,16 @@ class Selection:
             tuple(islice(held_by([source, getattr(loader, "collate_fn", None)]), _SCALES)),
             content.name,
             type(source).__name__,
+            content.found,
+            seen is not None and self.batch_transform is None and content.name == seen.images[0],
         )
-        return self._with_masks(samples)
+        return self._with_objects(samples)
 
     def _places(
         self,
         loader: DataLoader[Any],
         key_of: Mapping[int, Any],
-        host: "Host",
+        read: Read,
         before: Sequence[int] | None,
     ) -> tuple[int, ...]:
         """Chooses among the places that the loader reads."""
@@ -175,41 +186,40 @@ class Selection:
             return tuple(among[number] for number in evenly_spaced(len(among), count))
         found = one_of_each_class(
             *(Subset(loader.dataset, list(key_of.values())), count),
-            lambda order: self._labels(loader, [key_of[among[number]] for number in order], host),
+            lambda order: self._labels(loader, [key_of[among[number]] for number in order], read),
         )
         return tuple(among[number] for number in found)
 
     def _shown(self, count: int) -> tuple[int, ...]:
         return evenly_spaced(count, count if _are(self.images, int) else min(self.num_images, count))
 
-    def _labels(self, loader: DataLoader[Any], keys: Sequence[Any], host: "Host") -> Iterator[int | None]:
+    def _labels(self, loader: DataLoader[Any], keys: Sequence[Any], read: Read) -> Iterator[int | None]:
         for batch in fetch(loader, keys):
-            content = self._read(batch, host)
+            content = read(batch)
             if content.labels is None or content.labels.ndim != 1:
                 yield None
             else:
                 yield from map(int, content.labels)
 
-    def _read(self, batch: Any, host: "Host") -> Content:
+    def _read(self, host: "Host", seen: Seen | None, batch: Any) -> Content:
         """Prepares a batch as it is for the model, and reads it."""
         place = self.dataloader_idx if isinstance(self.dataloader_idx, int) else 0
         batch = host.prepared(batch, place)
-        return read_batch(self.batch_transform(batch) if self.batch_transform else batch).cpu()
+        if self.batch_transform is not None:
+            return read_batch(self.batch_transform(batch), self.told).cpu()
+        return read_batch(batch, self.told, seen).cpu()
 
-    def _with_masks(self, samples: Samples) -> Samples:
-        """Adds the masks or boxes that were given for these images, or for the whole data set."""
-        given: dict[str, Tensor | None] = {}
-        for name, tensor in (("masks", self.masks), ("boxes", self.boxes)):
-            if tensor is not None and len(tensor) not in (len(samples), samples.out_of):
-                raise VitxError(
-                    f"{name} has {len(tensor)} entries for {len(samples)} images: give one for each"
-                )
-            if tensor is not None and len(tensor) != len(samples):
-                tensor = tensor[list(samples.places or ())]
-            given[name] = tensor
-        size = (samples.images.shape[-2], samples.images.shape[-1])
-        masks = object_masks(given["masks"], given["boxes"], size)
-        return samples if masks is None else replace(samples, masks=masks)
+    def _with_objects(self, samples: Samples) -> Samples:
+        """Adds the boxes or masks that were given for these images, or for the whole data set."""
+        given = self.boxes
+        if given is None:
+            return samples
+        if len(given) not in (len(samples), samples.out_of):
+            raise VitxError(f"boxes has {len(given)} entries for {len(samples)} images: give one for each")
+        if len(given) != len(samples):
+            given = given[list(samples.places or ())]
+        masks, said = objects(given, (samples.images.shape[-2], samples.images.shape[-1]))
+        return replace(samples, masks=masks, found=(*samples.found, f"{said} as given"))
 
 
 def _are(images: Any, kind: Any) -> bool:

@@ -1,6 +1,7 @@
 """What a data set says of its classes, without loading its images."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -8,24 +9,51 @@ from torch.utils.data import Subset, TensorDataset
 
 from vitx.errors import VitxError
 
+_NAMES = ("classes", "class_to_idx", "label_to_id", "class_names")
 _MOST_READ = 2000  # samples, in search of classes where the data set does not tell them
 
 
 def class_names(data: Any) -> tuple[str, ...] | None:
-    """Returns the names of the classes, as torchvision's and Hugging Face's data sets have them, or None.
+    """Returns the names of the classes, as torchvision's, timm's and Hugging Face's data sets have them.
 
     Example:
         >>> class Pets:
-        ...     classes = ["cat", "dog"]
+        ...     class_to_idx = {"dog": 1, "cat": 0}
         >>> class_names(Subset(Pets(), [0]))
         ('cat', 'dog')
     """
     while data is not None:
-        if names := getattr(data, "classes", None) or _feature_names(data):
-            # ImageNet's classes are tuples of synonyms.
-            return tuple(str(name[0]) if isinstance(name, tuple) and name else str(name) for name in names)
+        places = (data, getattr(data, "reader", None))
+        held = (getattr(place, name, None) for name in _NAMES for place in places)
+        if found := next(filter(None, map(names_in, (*held, _feature_names(data)))), None):
+            return found
         data = getattr(data, "dataset", None) or next(iter(getattr(data, "datasets", ())), None)
     return None
+
+
+def names_in(value: Any) -> tuple[str, ...] | None:
+    """Returns the names of classes that a list, an array or a mapping holds; None: it is none of these.
+
+    Args:
+        value: names in the order of the classes, also as synonyms; or a mapping between numbers and names.
+
+    Example:
+        >>> names_in({1: "dog", 0: "cat"}), names_in({"dog": 1, "cat": 0}), names_in(2)
+        (('cat', 'dog'), ('cat', 'dog'), None)
+    """
+    if callable(value) and not isinstance(value, type):
+        with suppress(Exception):  # a method of theirs that wants more
+            value = value()
+    if isinstance(value, Mapping):
+        pairs = [(key, name) if hasattr(key, "__index__") else (name, key) for key, name in value.items()]
+        if not all(hasattr(number, "__index__") for number, _ in pairs):
+            return None
+        value = [name for _, name in sorted(pairs, key=lambda pair: int(pair[0]))]
+    if hasattr(value, "tolist"):  # an array or a tensor
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)) or not value:
+        return None
+    return tuple(str(name[0]) if isinstance(name, tuple) and name else str(name) for name in value)
 
 
 def class_counts(data: Any, names: Sequence[str] | None) -> range | None:

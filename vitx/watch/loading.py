@@ -4,6 +4,7 @@ import operator
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -148,12 +149,12 @@ def join(contents: Iterable[Content], count: int) -> Content:
     first = parts[0]
     # What is padded for each batch does not fit together; a forward that asks for it says that it is missing.
     names = [name for name in first.inputs if len({_shape(part.inputs.get(name)) for part in parts}) == 1]
-    return Content(
-        _cat([part.images for part in parts])[:count],
-        None if first.labels is None else _cat([part.labels for part in parts])[:count],
-        None if first.masks is None else _cat([part.masks for part in parts])[:count],
-        {name: _cat([part.inputs[name] for part in parts])[:count] for name in names},
-        first.name,
+    return replace(
+        first,
+        images=_cat([part.images for part in parts])[:count],
+        labels=None if first.labels is None else _cat([part.labels for part in parts])[:count],
+        masks=None if first.masks is None else _cat([part.masks for part in parts])[:count],
+        inputs={name: _cat([part.inputs[name] for part in parts])[:count] for name in names},
     )
 
 

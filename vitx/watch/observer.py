@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitx.errors import VitxError, in_words
 from vitx.explanation import Explanation
@@ -22,8 +22,12 @@ from vitx.watch.past import Past
 from vitx.watch.quiet import same_random_numbers
 from vitx.watch.saying import first_words
 from vitx.watch.scales import true_colours
+from vitx.watch.seen import seen_in
 from vitx.watch.settings import Settings
 from vitx.watch.showing import about, draw, keep_images, keep_maps, measure
+from vitx.watch.step import StepWatch, is_compiled
+
+_TRIES = 2  # steps to watch until one shows what a batch means
 
 # As `draw` takes them: the images shown, the names of the classes, the colour map, and what is written below.
 Look = tuple[Tensor, Sequence[str] | None, str, str]
@@ -41,12 +45,34 @@ class Observer(Settings):
         self._past = Past()
         self._said: set[tuple[str, str]] = set()
         self._images_kept = False
+        self._steps_to_watch = _TRIES
         self.let_go()
 
     def let_go(self) -> None:
         """Lets the images go."""
         self._samples: Samples | None = None
         self._look: Look | None = None
+
+    @contextmanager
+    def step(self, module: nn.Module, batch: Any, where: str) -> Iterator[None]:
+        """Watches a step of the user's own on a batch as the watched images come in, if none was seen yet.
+
+        Args:
+            module: the one whose step it is.
+            batch: of the step.
+            where: how a user calls the step.
+        """
+        self._steps_to_watch -= 1
+        if self._explainer.seen or self._steps_to_watch < 0 or is_compiled(module):
+            yield
+            return
+        watch = StepWatch(module, batch)
+        with watch.watching():
+            yield
+        self._explainer.seen = seen_in(watch, where)
+        if self._explainer.seen is not None:
+            self._explainer.kind = None
+            self.let_go()  # they are chosen anew, as they are known better now
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run must know: which images were watched, and what was seen last."""
@@ -107,6 +133,8 @@ class Observer(Settings):
         if self._samples is None:
             self._samples = host.group.from_first(partial(self._choose, host))
         samples, model = self._samples, host.explained(self.weights)
+        if host.group.rank == 0 and (difference := self.difference(samples)):
+            host.warn(f"{host.name}: {difference}")
         found, errors = self._explainer.explain(host, model, samples)
         if errors and (not found or self.on_error == "raise"):
             raise next(iter(errors.values()))
@@ -122,6 +150,14 @@ class Observer(Settings):
         if host.group.rank == 0:
             self._write(host, found, samples, numbers, step)
         return numbers
+
+    def difference(self, samples: Samples) -> str | None:
+        """Says how the images differ from those that the training gives the model; None: nothing is known."""
+        return None
+
+    def hint(self, samples: Samples) -> str | None:
+        """Says where the images may differ from those; None where nothing tells so."""
+        return None
 
     def _write(
         self,
@@ -159,12 +195,14 @@ class Observer(Settings):
         colours = true_colours(host.model, images, samples.scales, host.normalisers(), *told)
         pixels = colours.draw(samples.images[list(samples.shown)], channels)
         names = self.class_names or samples.class_names or host.class_names()
+        hints = [self.hint(samples), *self._explainer.doubts(samples, names)]
+        names = names if self._explainer.fits(names) else None
         said = about(self.target, names, self._explainer.kind)
         look = pixels, names, self.colormap, "; ".join(filter(None, (colours.note, said)))
-        return look, partial(first_words, samples, self._explainer, colours, names)
+        return look, partial(first_words, samples, self._explainer, colours, names, list(filter(None, hints)))
 
     def _choose(self, host: Host) -> Samples:
-        samples = self.selection.choose(host, self._past.places)
+        samples = self.selection.choose(host, self._past.places, self._explainer.seen)
         if change := self._past.meet(samples):
             host.warn(f"{host.name}: {change}")
         return samples

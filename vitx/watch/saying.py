@@ -44,9 +44,10 @@ def first_words(
     explainer: Explainer,
     colours: Colours,
     names: Sequence[str] | None,
+    hints: Sequence[str],
     places: Sequence[str],
 ) -> str:
-    """Says what was found: which images, how they are shown, what names the classes, where pictures are."""
+    """Says what was found and how, what is missing, and where pictures are."""
     if samples.out_of is not None:
         images = f"{len(samples)} of {samples.out_of:,} images"
     elif samples.places is None and samples.source:
@@ -58,6 +59,7 @@ def first_words(
         of += " (a stream, so no others can be chosen)"
     shown = ", ".join(title_of(name) for name in explainer.explained)
     known = f"{len(names)} names of classes" if names else "no names of classes"
-    hint = "; the model puts out features: methods of a score need a target function" * explainer.classless
     where = f"pictures in {', '.join(places)}" if places else "no pictures"
-    return f"watches {images}{of} by {shown}: {colours}; {known}; {where}{hint}"
+    return f"watches {images}{of} by {shown}: " + "; ".join(
+        (str(colours), *samples.found, known, where, *hints)
+    )

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.methods import with_options
+from vitx.watch.batches import Name, Told
 from vitx.watch.calling import Forward
 from vitx.watch.explaining import Target
 from vitx.watch.images import Selection
+from vitx.watch.labels import names_in
 
 
 class Settings:
@@ -31,9 +33,10 @@ class Settings:
         every_n_steps: int | None = None,
         at_start: bool = True,
         on_validate: bool = False,
-        class_names: Sequence[str] | None = None,
-        masks: Tensor | None = None,
-        boxes: Tensor | None = None,
+        class_names: Sequence[str] | Mapping[Any, Any] | None = None,
+        labels: Name | None = None,
+        show: Name | None = None,
+        boxes: Tensor | Name | None = None,
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
         bands: Sequence[int] | None = None,
         colormap: str = "inferno",
@@ -63,8 +66,12 @@ class Settings:
             at_start: fire before the first step.
             on_validate: fire when the model is validated or tested outside of a training, too.
             class_names: by default those of the data set, else the numbers.
-            masks: (n, h, w), True on the object of each image; by default the third item of each sample.
-            boxes: (n, 4) or (n, K, 4): x1, y1, x2, y2 in pixels, instead of masks.
+            labels: the item of a batch that holds the labels, by its key or its place, where they are not
+                those that your step compares the output with.
+            show: the item of a batch that holds the images, where there are several.
+            boxes: where the object is in each image: boxes (n, 4) or (n, K, 4), x1, y1, x2, y2 in pixels or
+                as shares of the picture, or masks (n, h, w), True on it; or the item of a batch that holds
+                them, by default what is called boxes or masks.
             normalization: mean and std, one value for each channel: what was subtracted from the images, and
                 what they were then divided by. By default what the data set's transforms hold, else what the
                 model declares. Where nothing fits, colours are guessed; the picture says so.
@@ -82,8 +89,10 @@ class Settings:
         num_measured = max(num_images, _positive("num_measured", num_measured or num_images))
         if getattr(images, "ndim", None) == 1:  # places in a tensor or an array
             images = images.tolist()
+        tensor, told = (None, boxes) if isinstance(boxes, (str, int)) else (boxes, None)
         self.selection = Selection(
-            images, num_images, num_measured, per_class, dataloader_idx, batch_transform, masks, boxes
+            *(images, num_images, num_measured, per_class, dataloader_idx, batch_transform, tensor),
+            Told(show, labels, told),
         )
         self.methods = with_options(methods)
         if isinstance(target, str) and target not in ("predicted", "label"):
@@ -94,7 +103,7 @@ class Settings:
         self.every_n_epochs = every_n_epochs or 0
         self.every_n_steps = every_n_steps or 0
         self.at_start, self.on_validate = at_start, on_validate
-        self.class_names = class_names
+        self.class_names = names_in(class_names)
         if normalization is not None and len(normalization) != 2:
             raise VitxError(f"normalization must be (mean, std), found {len(normalization)} values")
         self.normalization, self.bands = normalization, bands

@@ -11,8 +11,11 @@ from torch.utils.data import DataLoader, Dataset
 from vitx.errors import VitxError
 from vitx.runs import FOLDER
 from vitx.watch import sinks
+from vitx.watch.calling import unwrapped
 from vitx.watch.host import Host
+from vitx.watch.images import Samples
 from vitx.watch.loading import BATCH
+from vitx.watch.loop import FirstCall, differs, not_normalised
 from vitx.watch.observer import Observer
 
 _SUFFIX = ".vitx"  # of the files of TensorBoard that a watch writes
@@ -77,6 +80,7 @@ class Watch(Observer):
         super().__init__(**options)
         self._logger, self._log_dir = logger, log_dir
         self._host = Host(model, loaders)
+        self._first_call = FirstCall(unwrapped(model))
         self._resumed = self._begun = False
 
     def __call__(self, step: int) -> Mapping[str, float]:
@@ -92,12 +96,28 @@ class Watch(Observer):
             return {}
         if not self._begun:
             self._begin()
-        return self.observe(self._host, step)
+        self._first_call.paused = True
+        try:
+            return self.observe(self._host, step)
+        finally:
+            self._first_call.paused = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on after the last call of an interrupted run; to be called before the first one of this."""
         super().load_state_dict(state_dict)
         self._resumed = True
+
+    def difference(self, samples: Samples) -> str | None:
+        """Says once how the images differ from those that the loop gives the model."""
+        given, self._first_call.images = self._first_call.images, None
+        if given is None or self.selection.batch_transform is not None or not samples.source:
+            return None
+        return differs(given, samples.images)
+
+    def hint(self, samples: Samples) -> str | None:
+        """Says where the images may differ from those that the loop gives the model."""
+        told = self.selection.batch_transform is not None or not samples.source
+        return None if told else not_normalised(self._host.model, samples.images)
 
     def _begin(self) -> None:
         """Finds where to write, as processes and trackers may be started after the watch is made."""

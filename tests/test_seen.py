@@ -1,0 +1,207 @@
+"""What the callback makes of a training's own step: whole runs of Lightning."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import vitx
+from tests.lightning_models import SmallClassifier, samples
+from vitx.callbacks import RolloutCallback
+from vitx.watch import showing
+
+COUNT = 8
+IMAGES, CLASSES, _ = samples(COUNT).tensors
+AGES = torch.tensor([51.0, 62, 43, 74, 35, 86, 27, 68])
+
+
+class Ages(SmallClassifier):
+    """`forward` takes an age, too; the step scales it, and normalises the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.age = nn.Linear(1, 3)
+        nn.init.constant_(self.age.weight, 5.0)
+
+    def forward(self, images, age):
+        return super().forward(images) + self.age(age[:, None])
+
+    def loss(self, batch):
+        images, age, labels = batch
+        return F.cross_entropy(self((images - 0.1) / 2, age / 100), labels)
+
+    def training_step(self, batch, _):
+        return self.loss(batch)
+
+    def validation_step(self, batch, _):
+        self.loss(batch)
+
+
+class Pairs(Ages):
+    """Compares two images, which no name tells apart from masks or others."""
+
+    def forward(self, one, other):
+        return SmallClassifier.forward(self, one) - 0.5 * SmallClassifier.forward(self, other)
+
+    def loss(self, batch):
+        return F.cross_entropy(self(batch["one"], batch["two"]), batch["kind"])
+
+
+class PairsOf(Dataset):
+    def __len__(self):
+        return COUNT
+
+    def __getitem__(self, place):
+        return {"one": IMAGES[place], "two": IMAGES[-1 - place], "kind": int(CLASSES[place])}
+
+
+class Probable(Ages):
+    """`forward` ends in a sigmoid: one of the labels may be unknown."""
+
+    def forward(self, images):
+        return SmallClassifier.forward(self, images).sigmoid()
+
+    def loss(self, batch):
+        known = batch[2] >= 0
+        return F.binary_cross_entropy(self(batch[0])[known], batch[2][known])
+
+
+class Graded(Ages):
+    """Few grades, and yet numbers."""
+
+    def loss(self, batch):
+        return F.mse_loss(self(batch[0], batch[1] / 100)[:, 0], batch[2].float())
+
+
+class Batched(Ages):
+    """`forward` takes the batch."""
+
+    def forward(self, batch):
+        return SmallClassifier.forward(self, batch[0])
+
+    def loss(self, batch):
+        return F.cross_entropy(self(batch), batch[2])
+
+
+class Nowhere(Batched):
+    """Compares nothing."""
+
+    def validation_step(self, batch, _):
+        return self(batch)
+
+
+def run(module, data, monkeypatch, caplog, sanity=2, **options):
+    """Trains; returns the module, the callback, the captions of each firing, and what was said."""
+    captions, real = [], showing.captions_of
+    monkeypatch.setattr(
+        showing, "captions_of", lambda *a, **k: captions.append(real(*a, **k)) or captions[-1]
+    )
+    callback = RolloutCallback(
+        **{"num_images": COUNT, "on_error": "raise", "every_n_epochs": None, **options}
+    )
+    trainer = pl.Trainer(
+        max_epochs=1,
+        callbacks=[callback],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=sanity,
+    )
+    with caplog.at_level("INFO"):
+        loader = DataLoader(data, batch_size=4)
+        trainer.fit(module, loader, loader)
+    said = [record.message for record in caplog.records if "watches" in record.message]
+    return callback, captions, said
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+class As(nn.Module):
+    """A module as its step calls it."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, images):
+        return self.function(images)
+
+
+def assert_maps(callback, module, function):
+    module.eval()
+    expected = vitx.explain(As(function), IMAGES, "grad_rollout").maps
+    assert torch.allclose(callback.state_dict()["maps"]["grad_rollout"], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_an_age_between_image_and_label(monkeypatch, caplog):
+    module = Ages()
+    callback, captions, said = run(module, TensorDataset(IMAGES, AGES, CLASSES), monkeypatch, caplog)
+    assert [caption.label for caption in captions[0]] == [str(label) for label in CLASSES.tolist()]
+    assert "images as validation_step takes them; labels as validation_step compares them" in said[0]
+    assert_maps(callback, module, lambda images: module((images - 0.1) / 2, AGES / 100))
+
+
+def test_two_images(monkeypatch, caplog):
+    module = Pairs()
+    callback, captions, _ = run(module, PairsOf(), monkeypatch, caplog)
+    assert [caption.label for caption in captions[0]] == [str(label) for label in CLASSES.tolist()]
+    assert_maps(callback, module, lambda images: module(images, IMAGES.flip(0)))
+
+
+def test_a_forward_of_the_batch(monkeypatch, caplog):
+    module = Batched()
+    callback, captions, _ = run(module, TensorDataset(IMAGES, AGES, CLASSES), monkeypatch, caplog)
+    assert captions[0][0].label == "0"
+    assert_maps(callback, module, lambda images: module((images,)))
+
+
+def test_probabilities_with_unknown_labels(monkeypatch, caplog):
+    labels = F.one_hot(CLASSES, 3).float()
+    labels[0] = torch.tensor([1.0, -1, 0])
+    module = Probable()
+    _, captions, _ = run(module, TensorDataset(IMAGES, AGES, labels), monkeypatch, caplog)
+    shares = module.eval()(IMAGES).detach()
+    said = [
+        " + ".join(str(i) for i, share in enumerate(row) if share > 0.5) or "none" for row in shares.tolist()
+    ]
+    assert [caption.prediction for caption in captions[-1]] == said
+    assert captions[-1][0].label == "0"
+    assert captions[-1][0].right == (bool(shares[0, 0] > 0.5) and not bool(shares[0, 2] > 0.5))
+
+
+def test_grades_are_numbers(monkeypatch, caplog):
+    _, captions, _ = run(Graded(), TensorDataset(IMAGES, AGES, CLASSES), monkeypatch, caplog)
+    assert [caption.label for caption in captions[0]] == [f"{label}.00" for label in CLASSES.tolist()]
+    assert all(caption.right is None for caption in captions[0])
+
+
+def test_what_is_told_wins(monkeypatch, caplog):
+    data = TensorDataset(IMAGES, AGES, CLASSES, CLASSES.flip(0))
+    module = Ages()
+    module.loss = lambda batch: Ages.loss(module, batch[:3])
+    _, captions, said = run(module, data, monkeypatch, caplog, labels=3)
+    assert [caption.label for caption in captions[0]] == [str(label) for label in CLASSES.flip(0).tolist()]
+    assert "labels in '3' as told" in said[0]
+
+
+def test_what_nobody_says_is_left_out(monkeypatch, caplog):
+    _, captions, said = run(Nowhere(), TensorDataset(IMAGES, AGES, CLASSES), monkeypatch, caplog)
+    assert all(caption.label is None for caption in captions[0])
+    assert "no labels (labels=1 says which item they are)" in said[0]
+
+
+def test_is_seen_at_the_first_validation_where_there_is_no_sanity_check(monkeypatch, caplog):
+    module = Batched()
+    with pytest.warns(UserWarning, match="shows nothing"):
+        _, captions, said = run(
+            module, TensorDataset(IMAGES, AGES, CLASSES), monkeypatch, caplog, sanity=0, on_error="warn"
+        )
+    assert captions[-1][0].label == "0"
+    assert "labels as validation_step compares them" in said[-1]

@@ -1,0 +1,287 @@
+"""What a step shows of a batch, and that it can be run anew on another one."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vitx.watch.seen import seen_in
+from vitx.watch.step import StepWatch, is_compiled
+
+CLASSES = 3
+ce, bce, bce_of_logits = F.cross_entropy, F.binary_cross_entropy, F.binary_cross_entropy_with_logits
+
+
+class Net(nn.Module):
+    """A model of images and, if asked for, ages; it may end in a softmax or a sigmoid."""
+
+    def __init__(self, outputs=CLASSES, last=None):
+        super().__init__()
+        torch.manual_seed(1)
+        self.head, self.age, self.last = nn.Linear(12, outputs), nn.Linear(1, outputs), last or nn.Identity()
+
+    def forward(self, images, age=None):
+        found = self.head(images.flatten(1))
+        return self.last(found if age is None else found + self.age(age[:, None]))
+
+
+class Losing(Net):
+    """Computes its own loss, as Hugging Face's models do."""
+
+    def forward(self, images, labels=None):
+        logits = super().forward(images)
+        return {"loss": ce(logits.view(-1, CLASSES), labels.view(-1)), "logits": logits}
+
+
+def batch(count, seed=0):
+    """Images, ages, classes, several classes (some unknown), grades, and other images."""
+    generator = torch.Generator().manual_seed(seed)
+    several = torch.randint(2, (count, CLASSES), generator=generator).float()
+    several[0, 0] = float("nan")
+    return {
+        "x": torch.rand(count, 3, 2, 2, generator=generator),
+        "age": torch.rand(count, generator=generator),
+        "y": torch.arange(count) % CLASSES,
+        "several": several,
+        "grade": torch.rand(count, generator=generator),
+        "other": torch.rand(count, 3, 2, 2, generator=generator),
+    }
+
+
+def focal(net, b):
+    log_p = net(b["x"]).log_softmax(-1).gather(1, b["y"][:, None])
+    return (-((1 - log_p.exp()) ** 2) * log_p).mean()
+
+
+def known_only(net, b):
+    known = ~b["several"].isnan()
+    return bce_of_logits(net(b["x"])[known], b["several"][known])
+
+
+def log_p(net, b):
+    return -net(b["x"]).softmax(1).log()[range(len(b["y"])), b["y"]].mean()
+
+
+def several_by_hand(net, b):
+    return (b["several"] * F.logsigmoid(net(b["x"]))).nansum()
+
+
+def sigmoid_in_the_step(net, b):
+    return bce(net(b["x"]).sigmoid()[:, 0], (b["y"] > 0).float())
+
+
+def sigmoid_by_hand(net, b):
+    return bce(1 / (1 + (-net(b["x"])[:, 0]).exp()), (b["y"] > 0).float())
+
+
+def in_place(net, b):
+    images = b["x"].clone()
+    images.sub_(0.5)
+    images[:, 0].mul_(2.0)
+    return ce(net(images), b["y"])
+
+
+def two_parts(net, b):
+    features = net.head(b["x"].flatten(1))
+    return ce(net.last(features), b["y"])
+
+
+# A step, the kind of the output, the labels that it is compared with (or None), and what the output takes.
+STEPS = {
+    "cross entropy": (lambda net, b: ce(net(b["x"]), b["y"]), "class", "y", ["x"]),
+    "smoothed": (lambda net, b: ce(net(b["x"]), b["y"], label_smoothing=0.1), "class", "y", ["x"]),
+    "labels from 1": (lambda net, b: ce(net(b["x"]), b["y"] + 1 - 1), "class", "y", ["x"]),
+    "focal, by hand": (focal, "class", "y", ["x"]),
+    "log p by hand": (log_p, "class", "y", ["x"]),
+    "one-hot times log p": (
+        lambda net, b: -(F.one_hot(b["y"], CLASSES) * net(b["x"]).log_softmax(1)).sum(1).mean(),
+        *("class", None, ["x"]),
+    ),
+    "accuracy alone": (lambda net, b: (net(b["x"]).argmax(1) == b["y"]).float().mean(), "class", "y", ["x"]),
+    "binary cross entropy of one class": (
+        lambda net, b: bce_of_logits(net(b["x"]), F.one_hot(b["y"], CLASSES).float()),
+        *("class", None, ["x"]),
+    ),
+    "several classes, some unknown": (known_only, "classes", "several", ["x"]),
+    "unknown ones filled": (
+        lambda net, b: bce_of_logits(net(b["x"]), b["several"].nan_to_num(0.0)),
+        *("classes", "several", ["x"]),
+    ),
+    "several by hand": (several_by_hand, "classes", "several", ["x"]),
+    "above 0": (lambda net, b: ((net(b["x"]) > 0) == b["several"]).sum(), "classes", "several", ["x"]),
+    "a number": (lambda net, b: F.mse_loss(net(b["x"])[:, 0], b["grade"]), "numbers", "grade", ["x"]),
+    "a number, by hand": (lambda net, b: (net(b["x"])[:, 0] - b["grade"]).abs(), "numbers", "grade", ["x"]),
+    "huber": (lambda net, b: F.huber_loss(net(b["x"])[:, 0], b["grade"]), "numbers", "grade", ["x"]),
+    "an age besides": (lambda net, b: ce(net(b["x"], b["age"]), b["y"]), "class", "y", ["age", "x"]),
+    "an age by name, scaled": (
+        lambda net, b: ce(net(b["x"], age=b["age"] / 100), b["y"]),
+        *("class", "y", ["age", "x"]),
+    ),
+    "normalised in the step": (
+        lambda net, b: ce(net((b["x"] - 0.5) / 0.25), b["y"]),
+        *("class", "y", ["x"]),
+    ),
+    "two images": (lambda net, b: ce(net(b["x"]) - net(b["other"]), b["y"]), "class", "y", ["other", "x"]),
+    "written in place": (in_place, "class", "y", ["x"]),
+    "two parts": (two_parts, "class", "y", ["x"]),
+    "no labels": (lambda net, b: net(b["x"]).sum(), None, None, ["x"]),
+}  # fmt: skip
+
+
+def watched(step, net, b):
+    watch = StepWatch(net, b)
+    with watch.watching():
+        step(net, b)
+    return seen_in(watch, "step")
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize(("step", "kind", "labels", "leaves"), STEPS.values(), ids=STEPS)
+def test_what_a_step_shows(step, kind, labels, leaves, mode):
+    net = Net().eval()
+    with mode():
+        seen = watched(step, net, batch(6))
+    assert seen.kind == kind
+    assert seen.output.leaves == leaves
+    other = batch(4, seed=1)
+    if labels is not None:
+        torch.testing.assert_close(seen.labels(other, 4), other[labels], equal_nan=True)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, kind, *_) in STEPS.items() if kind])
+def test_runs_anew_on_another_batch(name):
+    """The oracle watches the same step on that batch, and reads the output there."""
+    step, net, other = STEPS[name][0], Net().eval(), batch(4, seed=1)
+    seen = watched(step, net, batch(6))
+    compared = []
+
+    class Reading(StepWatch):
+        def _compare(self, name, args):
+            before = len(self.comparisons)
+            super()._compare(name, args)
+            made = [
+                arg
+                for arg in args
+                if isinstance(arg, torch.Tensor) and getattr(self._known.get(arg), "model", False)
+            ]
+            compared.extend(made[:1] * (len(self.comparisons) - before))
+
+    given = {name: leaf.clone() for name, leaf in other.items()}
+    with torch.no_grad(), Reading(net, other).watching():
+        step(net, other)
+    found = seen.run(net, given, 4)
+    assert len(found) == 4
+    assert all(torch.equal(leaf, other[name]) for name, leaf in given.items() if name != "several")
+    expected = compared[0]
+    if name == "several classes, some unknown":
+        found = found[~other["several"].isnan()]
+    forms = [
+        found,
+        found.softmax(-1),
+        found.log_softmax(-1),
+        found.argmax(-1),
+        F.logsigmoid(found),
+        found > 0,
+    ]
+    assert any(
+        form.shape == expected.shape and torch.allclose(form.to(expected.dtype), expected) for form in forms
+    )
+
+
+PROBABLE = {
+    "a sigmoid in the model": (1, nn.Sigmoid(), lambda net, b: bce(net(b["x"])[:, 0], (b["y"] > 0).float())),
+    "a sigmoid in the step": (1, nn.Identity(), sigmoid_in_the_step),
+    "a sigmoid by hand": (1, nn.Identity(), sigmoid_by_hand),
+    "a softmax in the model": (CLASSES, nn.Softmax(1), lambda net, b: F.nll_loss(net(b["x"]).log(), b["y"])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+@pytest.mark.parametrize(("outputs", "last", "step"), PROBABLE.values(), ids=PROBABLE)
+def test_probabilities_become_logits(outputs, last, step, mode):
+    net = Net(outputs, last).eval()
+    with mode():
+        seen = watched(step, net, batch(6))
+    assert seen.kind == "class"
+    found, expected = seen.run(net, batch(4, 1), 4), Net(outputs).eval()(batch(4, 1)["x"])
+    if seen.logits is None:  # an explanation begins before the function that ends the model
+        found = torch.logit(found) if outputs == 1 else found.log()
+    if outputs > 1:
+        found, expected = found.log_softmax(1), expected.log_softmax(1)
+    assert torch.allclose(found.flatten(), expected.flatten(), atol=1e-5)
+
+
+def test_a_loss_inside_of_the_model():
+    b = batch(6)
+    seen = watched(lambda net, b: net(b["x"], labels=b["y"]), Losing(), b)
+    assert seen.kind == "class"
+    assert torch.equal(seen.labels(b, 6), b["y"])
+
+
+def test_levels_of_a_grade_are_no_classes():
+    """Ordinal: is the class above 0, above 1?"""
+
+    def step(net, b):
+        levels = (b["y"][:, None] > torch.arange(CLASSES - 1)).float()
+        return bce_of_logits(net(b["x"]), levels)
+
+    seen = watched(step, Net(CLASSES - 1), batch(6))
+    assert seen.kind == "classes"
+    assert seen.labels(batch(3), 3).tolist() == [[0, 0], [1, 0], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    "form", [dict, lambda b: tuple(b.values()), lambda b: SimpleNamespace(**b), lambda b: {"in": b}]
+)
+def test_the_form_of_a_batch_does_not_matter(form):
+    b = batch(6)
+    seen = watched(lambda net, _: ce(net(b["x"]), b["y"]), Net(), form(b))
+    assert seen.kind == "class"
+    assert seen.images[0].rpartition(".")[2] in ("x", "0")
+
+
+def test_changes_nothing():
+    net, b = Net().train(), batch(6)
+    before, state = {name: leaf.clone() for name, leaf in b.items()}, torch.get_rng_state()
+    plain = ce(net(b["x"]), b["y"])
+    watch = StepWatch(net, b)
+    with watch.watching():
+        loss = ce(net(b["x"]), b["y"])
+    assert torch.equal(plain, loss)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(leaf, before[name]) for name, leaf in b.items() if name != "several")
+    loss.backward()
+    assert net.head.weight.grad is not None
+    hooks = torch.nn.modules.module
+    assert not hooks._global_forward_hooks
+    assert not hooks._global_forward_hooks_with_kwargs
+    assert not hooks._global_forward_pre_hooks
+
+
+def test_a_step_that_fails_stays_its_own_error():
+    b = batch(6)
+    watch = StepWatch(Net(), b)
+    with pytest.raises(ZeroDivisionError), watch.watching():
+        _ = 1 / 0
+    assert seen_in(watch, "step") is None
+
+
+def test_a_watch_that_fails_lets_the_step_go_on(monkeypatch):
+    monkeypatch.setattr(StepWatch, "_add", lambda *_: 1 / 0)
+    net, b = Net(), batch(6)
+    watch = StepWatch(net, b)
+    with watch.watching():
+        loss = ce(net(b["x"]), b["y"])
+    assert torch.equal(loss, ce(net(b["x"]), b["y"]))
+    assert isinstance(watch.failed, ZeroDivisionError)
+    assert seen_in(watch, "step") is None
+
+
+def test_compiled_parts_are_known():
+    assert not is_compiled(Net())
+    assert is_compiled(torch.compile(Net()))
+    inside = Net()
+    inside.last.compile()
+    assert is_compiled(inside)

@@ -1,0 +1,67 @@
+"""Sees what a plain loop gives the model, and says where that is not what the loader holds."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitx.inputs.preprocessing import normalisation
+from vitx.pictures.colours import UNSCALED
+from vitx.watch.nested import tensors_of
+from vitx.watch.step import is_compiled
+
+_FEWEST = 4  # dimensions of images
+_FACTOR = 2.0  # between spreads of the values: more is another scale
+_GIVE = "batch_transform=lambda batch: ..., which does to a batch what your loop does to it before the model"
+
+
+class FirstCall:
+    """Sees the first call of a model that a loop makes, and then leaves the model alone.
+
+    Attributes:
+        images: what the model was given, (B, ...), in host memory; None as long as it was not called.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.images: Tensor | None = None
+        self.paused = False  # while vitx itself calls the model
+        self._hook = None if is_compiled(model) else self._of(model)
+
+    def _of(self, model: nn.Module) -> Any:
+        return model.register_forward_pre_hook(self._see, with_kwargs=True)
+
+    def _see(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.paused or self._hook is None:
+            return
+        self._hook.remove()
+        self._hook = None
+        given = [tensor for _, tensor in tensors_of((args, kwargs)) if tensor.ndim >= _FEWEST]
+        self.images = given[0].detach().to("cpu", torch.float32, copy=True) if given else None
+
+
+def differs(given: Tensor, held: Tensor) -> str | None:
+    """Says how images that a loop gives the model differ from those that the loader holds; None: they do not.
+
+    Args:
+        given: (B, ...), of any data set.
+        held: (n, ...), of one like it.
+    """
+    if given.shape[1:] != held.shape[1:]:
+        one, other = (" x ".join(map(str, images.shape[1:])) for images in (given, held))
+    else:
+        held = held.float()
+        spread = given.std() / held.std().clamp_min(1e-12)
+        moved = (given.mean() - held.mean()).abs() / torch.maximum(given.std(), held.std()).clamp_min(1e-12)
+        if 1 / _FACTOR <= spread <= _FACTOR and moved <= 1:
+            return None
+        one, other = (f"from {images.amin():.3g} to {images.amax():.3g}" for images in (given, held))
+    return f"your loop gave the model images {one}, and the loader holds images {other}: give {_GIVE}"
+
+
+def not_normalised(model: nn.Module, images: Tensor) -> str | None:
+    """Says that images lie in [0, 1] where the model declares another scale; None where they do not."""
+    mean, std = normalisation(model)
+    if (tuple(mean), tuple(std)) == UNSCALED or images.amin() < 0 or images.amax() > 1:
+        return None
+    said = ", ".join(f"{value:.3g}" for value in mean)
+    return f"they lie in [0, 1], and the model declares mean {said}: if your loop normalises, give {_GIVE}"
