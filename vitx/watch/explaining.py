@@ -16,6 +16,7 @@ from vitx.models.isolation import untouched
 from vitx.models.outputs import Kind, declared_classes, kind_of
 from vitx.watch.calling import Forward, by_any_way, ways_to_call
 from vitx.watch.images import Samples
+from vitx.watch.quiet import same_random_numbers
 
 if TYPE_CHECKING:
     from vitx.watch.host import Host
@@ -148,11 +149,14 @@ class Explainer:
             images = samples.images[part].to(device, kind)
             target = target[part] if isinstance(target, Tensor) else target
             ways = list(ways_to_call(model, self.forward_fn, samples.name, inputs))
+
+            def explained(way: nn.Module) -> dict[str, Explanation]:
+                with same_random_numbers():  # whatever was drawn before, to choose the images
+                    return explain_methods(way, images, methods, target=target)
+
             if self._way is not None:
-                return _on_cpu(explain_methods(ways[self._way], images, methods, target=target))
-            found, self._way = by_any_way(
-                ways, lambda way: explain_methods(way, images, methods, target=target)
-            )
+                return _on_cpu(explained(ways[self._way]))
+            found, self._way = by_any_way(ways, explained)
         return _on_cpu(found)
 
     def _look(self, host: "Host", model: nn.Module, samples: Samples) -> None:
