@@ -234,6 +234,26 @@ def test_fires_once_for_each_step_and_every_n(net, loader, tmp_path):
     assert fired == steps(tmp_path) == [0, 3, 6]
 
 
+class Masked(Net):
+    """Hides half of the patches at random, as masked autoencoders do."""
+
+    def forward(self, images):
+        tokens = self.vit.pos_embed[:, 1:] + self.vit.patch_embed(images)
+        count = tokens.shape[1]
+        kept = torch.rand(len(images), count, device=images.device).argsort(1)[:, : count // 2, None]
+        tokens = self.vit.blocks(tokens.gather(1, kept.expand(-1, -1, tokens.shape[2])))
+        return self.head(self.norm(self.vit.norm(tokens).mean(1)))
+
+
+def test_a_model_that_hides_patches_at_random_hides_the_same_ones_again(loader, tmp_path):
+    watch = Watch(Masked(), loader, tmp_path, on_error="raise")
+    watch(step=0)
+    torch.rand(7)  # as a training draws between
+    numbers = watch(step=1)
+    assert {n for n in numbers if n.endswith("drift")}
+    assert all(number < 1e-6 for name, number in numbers.items() if name.endswith("drift"))
+
+
 def test_a_resumed_run_goes_on_where_it_stopped(net, loader, tmp_path):
     watch = Watch(net, loader, tmp_path, save_maps=True, on_error="raise")
     watch(0)

@@ -10,6 +10,7 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.tape.attention import Attention
 from vitx.tape.axes import channel_dims
+from vitx.tape.expanded import over
 from vitx.tape.rules.convolution import CONVOLUTIONS
 from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
@@ -80,7 +81,7 @@ class Grid:
 
         The first tokens lie in a grid if each one is made of a block of pixels. If their pixels overlap, as
         behind a stem of convolutions, their own relevance is the map, where all of it passes through them and
-        they lie in the picture as they do in the tensor.
+        they lie in the picture as they do in the tensor. Where some of them share a pixel, it is no brighter.
 
         Args:
             pixels: their relevance, (B, H, W), (B, T, H, W) or (B, F, T).
@@ -88,21 +89,30 @@ class Grid:
         """
         if self._embedded is None:
             return pixels
+        sums = pixels.flatten(1).sum(1)
+        known = {one: tokens[one].flatten(1).sum(1) for one in self.stem if one in tokens}
+        passed = [one for one, sum_ in known.items() if _equal(sum_, sums)]
         grid = blocks(self.without_channels(self._marked(self._embedded)))
         if grid != tuple(pixels.shape[1:]):
             cells = pooled(pixels, grid)
             even = divided(cells, pixels.shape[1:])
             if bool((pixels - even).abs_().amax() <= _ALIKE * pixels.abs().amax()):
-                return cells
-        sums = pixels.flatten(1).sum(1)
-        for value in self.stem:
-            if value not in tokens or len(value.shape) != pixels.ndim + 1 or len(pixels) != value.shape[0]:
-                continue  # nothing passed it, or it holds frames one by one
-            cells = tokens[value].sum(1)
-            whole = torch.allclose(cells.flatten(1).sum(1), sums, rtol=1e-3, atol=1e-6)
-            if whole and self._is_upright(value):
-                return cells
+                return self._evened(cells, passed[0] if passed else self._embedded)
+        for value in passed:
+            if len(value.shape) == pixels.ndim + 1 and self._is_upright(value):
+                return tokens[value].sum(1)
         return pixels
+
+    def _evened(self, cells: Tensor, tokens: Value) -> Tensor:
+        """Divides cells by what they get if all tokens have the same, which leaves their sum as it was."""
+        same = self._at_image(tokens, torch.ones(1, dtype=torch.float64).expand(tokens.shape))
+        alike = pooled(self.without_channels(same), cells.shape[1:]).to(cells)
+        most = alike.amax()
+        seen = alike > _ALIKE * most
+        if most - alike.where(seen, most).amin() <= _ALIKE * most:
+            return cells
+        even, whole = over(cells * seen, alike), tuple(range(1, cells.ndim))
+        return even * over(*(one.abs().sum(whole, keepdim=True) for one in (cells, even)))
 
     def _marked(self, value: Value) -> Tensor:
         """Gives each token a number of its own, and returns what the first image gets, (1, ...)."""
@@ -122,6 +132,11 @@ class Grid:
             if len(lit) % count or (count > 1 and lit.sum(1) @ _rising(len(lit)) <= 0.1 * lit.abs().sum()):
                 return False
         return True
+
+
+def _equal(some: Tensor, others: Tensor) -> bool:
+    """Returns whether sums of each image are the same; those of frames, one by one, are not."""
+    return some.shape == others.shape and torch.allclose(some, others, rtol=1e-3, atol=1e-6)
 
 
 def _rising(count: int) -> Tensor:

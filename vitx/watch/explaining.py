@@ -16,6 +16,7 @@ from vitx.models.isolation import untouched
 from vitx.models.outputs import Kind, declared_classes, kind_of
 from vitx.watch.calling import Forward, call_of
 from vitx.watch.images import Samples
+from vitx.watch.quiet import same_random_numbers
 from vitx.watch.seen import Seen
 
 if TYPE_CHECKING:
@@ -171,7 +172,8 @@ class Explainer:
             images = samples.images[part].to(device, kind)
             target = target[part] if isinstance(target, Tensor) else target
             call = call_of(model, self.forward_fn, self._seen_of(samples), samples.name, inputs)
-            return _on_cpu(explain_methods(call, images, methods, target=target))
+            with same_random_numbers():  # whatever was drawn before, to choose the images
+                return _on_cpu(explain_methods(call, images, methods, target=target))
 
     def _seen_of(self, samples: Samples) -> Seen | None:
         """Returns what was seen, where the samples are what was seen."""
