@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,39 +13,29 @@ from vitx.tape.tensors import Factors, Tensors
 from vitx.tape.values import AxesOf, Back, Step, Value
 
 
-class Overload(NamedTuple):
+class Overload:
     """What the schema of an operator says."""
 
-    function: Any
-    name: str  # without the underscore of what writes in place
-    places: dict[str, int]  # of its arguments
-    defaults: dict[str, Any]
-    written: list[str]  # the arguments that it writes its result into
-    in_place: bool  # whether that is its first argument
-    composite: bool  # whether it is made of other operators, and of nothing else
-    views: bool  # whether it returns views of its first argument
-    makes_new: bool  # whether it takes nothing of a tensor but shape and type
+    def __init__(self, function: Any) -> None:
+        schema = function._schema
+        name = schema.name.removeprefix("aten::")
+        into = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        self.function = function
+        self.in_place = name.endswith("_") and not name.endswith("__")  # it writes into its first argument
+        self.name: str = name.removesuffix("_") if self.in_place else name
+        self.places = {a.name: place for place, a in enumerate(schema.arguments)}
+        self.defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+        written = into[:1] if self.in_place else [a for a in into if a.kwarg_only]
+        self.written = [a.name for a in written]  # the arguments that it writes its result into
+        # Whether it returns views of its first argument; takes nothing of it but shape and type; is made of
+        # other operators, and of nothing else.
+        self.views = not self.written and any(r.alias_info is not None for r in schema.returns)
+        self.makes_new = name.startswith("new_") or name.endswith("_like")
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        self.composite = has_kernel(function.name(), "CompositeImplicitAutograd")
 
 
-@cache
-def overload(function: Any) -> Overload:
-    """Reads the schema of an operator, once."""
-    schema = function._schema
-    name = schema.name.removeprefix("aten::")
-    in_place = name.endswith("_") and not name.endswith("__")
-    into = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    written = [a.name for a in into if in_place or a.kwarg_only][: 1 if in_place else None]
-    return Overload(
-        function,
-        name.removesuffix("_") if in_place else name,
-        {a.name: place for place, a in enumerate(schema.arguments)},
-        {a.name: a.default_value for a in schema.arguments if a.has_default_value()},
-        written,
-        in_place,
-        torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd"),
-        not written and any(r.alias_info is not None for r in schema.returns),
-        name.startswith("new_") or name.endswith("_like"),
-    )
+overload = cache(Overload)  # each is read once
 
 
 def tensors_in(*values: Any) -> list[Tensor]:

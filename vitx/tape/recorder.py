@@ -24,7 +24,6 @@ from vitx.tape.tensors import Tensors
 from vitx.tape.values import Step, Value
 from vitx.tape.versions import Versions
 
-UNSEEN = "code that torch does not show"
 LEAVING = frozenset((  # which hand values to other code
     *(Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr),
     Tensor.untyped_storage,
@@ -57,6 +56,10 @@ class Recorder(TorchDispatchMode):
         self._versions = Versions(tape, self._tensors)
         self._left = False  # whether a live value was handed to other code
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled while it records
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Records what its block runs."""
@@ -66,8 +69,7 @@ class Recorder(TorchDispatchMode):
             with eager, Leaving(self._let_go), self:
                 yield
         except NotImplementedError as error:
-            name = re.search(r"(?:HigherOrderOperator|HOP) (\w+)", str(error))
-            if name is None:
+            if not (name := re.search(r"(?:HigherOrderOperator|HOP) (\w+)", str(error))):
                 raise
             raise VitxError(
                 f"the model calls {name[1]}, which runs as one piece that cannot be followed: let it "
@@ -89,8 +91,7 @@ class Recorder(TorchDispatchMode):
         """Returns the one of several tensors that was made of all others; None where there is none."""
         values = [self.get(tensor) for tensor in tensors]
         for tensor, value in zip(tensors, values, strict=True):
-            others = [other for other in values if other is not value]
-            if value is not None and all(o is not None and value.made_from(o) for o in others):
+            if value and all(one is value or (one and value.made_from(one)) for one in values):
                 return tensor
         return None
 
@@ -165,8 +166,9 @@ class Recorder(TorchDispatchMode):
             known = self._tensors.get(tensor)
             ours = (known and known.fixed is not None) or self._tensors.is_of_model(tensor)
             if not ours and tensor.is_floating_point() and self.get(tensor) is None:
-                value = self.tape.value(tensor.shape, self.tape.images)
-                self.tape.append(Step(UNSEEN, [*self.tape.images], [value], None))
+                images = [*self.tape.images]
+                value = self.tape.value(tensor.shape, images)
+                self.tape.append(Step("code that torch does not show", images, [value], None))
                 self._tensors.bind(tensor, value)
 
 

@@ -67,8 +67,8 @@ class Tape:
 
     def clear(self) -> None:
         """Empties the tape: values and steps hold one another, and with them what was kept of the pass."""
-        for one in (*self.values, *self.steps):
-            vars(one).clear()
+        for step in self.steps:
+            vars(step).clear()
         vars(self).update(vars(Tape(self.model)))
 
     @property

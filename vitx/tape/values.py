@@ -121,6 +121,11 @@ class Step:
         for value in self.outputs:
             value.made_by = self
 
+    def __str__(self) -> str:
+        """Names it as a user knows it."""
+        module, line = self.place or ("", "")
+        return self.name + (f", in {module}" if module else "") + (f" (`{line}`)" if line else "")
+
 
 def followed(step: Step, axes: Axes | None) -> Axes | None:
     """Returns what becomes of some axes of the first input."""
