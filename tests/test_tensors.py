@@ -1,11 +1,13 @@
-"""What is known of the tensors of a pass."""
+"""What is known of the tensors of a pass, and what is kept of them."""
+
+import gc
 
 import pytest
 import torch
 from torch import nn
 
 from vitx.tape.tape import Tape
-from vitx.tape.tensors import Tensors
+from vitx.tape.tensors import Keeper, Tensors, storage_of
 
 
 class Model(nn.Module):
@@ -53,15 +55,6 @@ def test_the_live_ones_in_their_order(model, tensors):
     assert [id(tensor) for tensor, _ in inside] == [id(part), id(first)]
 
 
-def test_a_later_value_has_a_later_stamp(model, tensors):
-    tape, tensor, other = Tape(model), torch.zeros(2), torch.zeros(2)
-    tensors.bind(tensor, tape.value((2,)))
-    tensors.bind(other, tape.value((2,)))
-    assert tensors.get(tensor).stamp < tensors.get(other).stamp == tensors.stamp
-    tensors.bind(tensor, tape.value((2,)))
-    assert tensors.get(tensor).stamp == tensors.stamp
-
-
 def test_buffers_are_fixed_and_weights_are_learned(model, tensors):
     made = torch.zeros(3)
     assert tensors.is_fixed(model.mask)
@@ -78,3 +71,40 @@ def test_the_model_knows_its_own(model, tensors):
     for own in (model.mask[1:], model.layer.weight.T, model.layer.bias.detach()):
         assert tensors.is_of_model(own)
     assert not tensors.is_of_model(model.layer.weight.clone())
+
+
+def test_storages_are_told_apart():
+    one, other = torch.zeros(3), torch.zeros(3)
+    assert storage_of(one) == storage_of(one[1:]) == storage_of(one.detach()) != storage_of(other)
+    assert storage_of(nn.Parameter(one)) == storage_of(one)
+    assert storage_of(one.to_sparse()) is None
+
+
+def test_what_is_kept_stays_as_it_was():
+    tensor, other = torch.arange(6.0).view(2, 3), torch.zeros(2)
+    keeper = Keeper()
+    kept = [keeper.keep(part) for part in (tensor, tensor[1], tensor.T, other)]
+    keeper.preserve([tensor[0]])
+    tensor.fill_(-1)
+    assert kept[0].tensor.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert kept[1].tensor.tolist() == [3, 4, 5]
+    assert kept[2].tensor.tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert kept[3].tensor.data_ptr() == other.data_ptr(), "nobody wrote there"
+
+
+def test_nothing_is_copied_for_what_was_let_go():
+    tensor = torch.zeros(3)
+    keeper = Keeper()
+    kept = keeper.keep(tensor)
+    assert kept.tensor.data_ptr() == tensor.data_ptr()
+    del kept
+    gc.collect()
+    keeper.preserve([tensor])
+    again = keeper.keep(tensor)
+    keeper.preserve([tensor])
+    keeper.preserve([tensor])  # a second write needs no second copy
+    copy = again.tensor
+    tensor.fill_(1)
+    keeper.preserve([tensor])
+    assert again.tensor is copy
+    assert copy.tolist() == [0, 0, 0]

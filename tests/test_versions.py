@@ -6,6 +6,7 @@ from torch import nn
 
 from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
+from vitx.tape.versions import _geometry, _overlap
 from vitx.tape.walk import walk
 
 VIEWS = {
@@ -14,6 +15,10 @@ VIEWS = {
     "the first rows": lambda x: x[:2],
     "some rows": lambda x: x[1:3],
     "a column": lambda x: x[:, 1],
+    "a diagonal": lambda x: x.diagonal(),
+    "expanded": lambda x: x[:, None].expand(4, 2, 3),
+    "an overlap": lambda x: x.view(-1).unfold(0, 6, 2),
+    "one number": lambda x: x[2, 1],
     "laid otherwise": lambda x: x.as_strided((2, 3), (1, 4), 2),
 }
 WRITES = {
@@ -52,3 +57,20 @@ def test_a_view_sees_what_was_written(view, write, between):
     leaf = image.clone().requires_grad_()
     (wanted,) = torch.autograd.grad(function(leaf)[0], leaf, gradient)
     torch.testing.assert_close(found.arrived[tape.image], wanted)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "common"),
+    [
+        (lambda x: x[:, 0], lambda x: x[:, 1:], False),
+        (lambda x: x[:, 0], lambda x: x[2], True),
+        (lambda x: x[:2], lambda x: x[2:], False),
+        (lambda x: x[::2], lambda x: x[1::2], False),
+        (lambda x: x[::2], lambda x: x.T[3], True),
+        (lambda x: x, lambda x: x[4, 11], True),
+    ],
+)
+def test_overlap(first, second, common):
+    matrix = torch.zeros(5, 12)
+    geometries = _geometry(first(matrix)), _geometry(second(matrix))
+    assert _overlap(*geometries, 60) == _overlap(*geometries[::-1], 60) == common

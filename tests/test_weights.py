@@ -7,7 +7,7 @@ import torch
 
 from vitx.functional import tiles
 from vitx.functional.tiles import ALL, Memory
-from vitx.tape.storages import Keeper
+from vitx.tape.tensors import Keeper
 from vitx.tape.weights import dot_product, joined, stored
 
 B, H, N, D = 5, 3, 37, 8

@@ -18,7 +18,7 @@ from vitx.models.isolation import untouched
 from vitx.models.lens import LogitLens
 from vitx.models.prediction import Target, check_images, check_model, predict, scores, target_classes
 from vitx.tape.backward import Attribution, Backward
-from vitx.tape.output import Score, evenly, gradient_of, logits_of, output_value, score_of, start_of
+from vitx.tape.output import Score, evenly, logits_of, output_value, score_of
 from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
 from vitx.tape.trace import Trace
@@ -196,20 +196,18 @@ def _follow(
             def total(logits: Tensor) -> Tensor:
                 return scores(target, logits, classes).sum()
 
-            of_logits = cache(partial(gradient_of, total, logits))
+            of_logits = cache(partial(score_of, end, total, logits))
             asked: dict[str | None, list[Score]] = {None: []}  # what is differentiated
             if any(method.gradient == "score" for method in chosen.values()):
-                asked["score"] = [score_of(end, logits, of_logits())]
+                asked["score"] = [of_logits()]
             if lens is not None:
                 with recorder.recording():
                     of_layers = _layer_logits(lens, len(tape.layers), logits)
-                asked["layer scores"] = [
-                    score_of(recorder.get(own), own, gradient_of(total, own)) for own in of_layers
-                ]
+                asked["layer scores"] = [score_of(recorder.get(own), total, own) for own in of_layers]
             has_score = classes is not None or callable(target)
             for name, method in chosen.items():
                 reads = has_score and (target is not None or method.gradient is not None)
-                start = start_of(of_logits(), logits) if reads else evenly(logits)
+                start = of_logits().start if reads else evenly(logits)
                 back = Backward(tape, images, start, end, asked[method.gradient])
                 found[name] = method.find(back, **methods[name])
             channels = back.grid.channels

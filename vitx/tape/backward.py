@@ -18,8 +18,8 @@ from vitx.tape.expanded import summed
 from vitx.tape.grid import Grid
 from vitx.tape.output import Score
 from vitx.tape.relevance import Propagation, Rule
-from vitx.tape.storages import Kept
 from vitx.tape.tape import Tape
+from vitx.tape.tensors import Kept
 from vitx.tape.values import Step, Value
 from vitx.tape.walk import Walk, gradients
 

@@ -1,9 +1,9 @@
-"""One ATen call: its operator, its arguments by name, and the values among them; and the rules for calls."""
+"""One ATen call: its operator, its arguments by name, the values among them, and its transpose."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,97 +11,60 @@ from torch import Tensor
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Factors, Tensors
 from vitx.tape.values import AxesOf, Back, Step, Value
-from vitx.tape.vjp import Transpose
 
 
-class Overload(NamedTuple):
-    """What the schema of an operator says.
+class Overload:
+    """What the schema of an operator says."""
 
-    Attributes:
-        name: of the operator, without the underscore of what writes in place.
-        places: of its arguments, as `defaults`.
-        holders: name and place of each argument that may hold tensors.
-        written: the arguments that it writes its result into; its first one if it works `in_place`.
-        composite: whether it is made of other operators, and of nothing else.
-        views: whether it returns views of its first argument.
-    """
-
-    function: Any
-    name: str
-    places: dict[str, int]
-    defaults: dict[str, Any]
-    holders: list[tuple[str, int]]
-    written: list[str]
-    in_place: bool
-    composite: bool
-    views: bool
-
-    def tensors(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """Lists the tensors among arguments."""
-        found: list[Tensor] = []
-        for name, place in self.holders:
-            given = args[place] if place < len(args) else kwargs.get(name)
-            if isinstance(given, Tensor):
-                found.append(given)
-            elif given is not None:
-                found += tensors_in(given)
-        return found
+    def __init__(self, function: Any) -> None:
+        schema = function._schema
+        name = schema.name.removeprefix("aten::")
+        into = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        self.function = function
+        self.in_place = name.endswith("_") and not name.endswith("__")  # it writes into its first argument
+        self.name: str = name.removesuffix("_") if self.in_place else name
+        self.places = {a.name: place for place, a in enumerate(schema.arguments)}
+        self.defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+        written = into[:1] if self.in_place else [a for a in into if a.kwarg_only]
+        self.written = [a.name for a in written]  # the arguments that it writes its result into
+        # Whether it returns views of its first argument; takes nothing of it but shape and type; is made of
+        # other operators, and of nothing else.
+        self.views = not self.written and any(r.alias_info is not None for r in schema.returns)
+        self.makes_new = name.startswith("new_") or name.endswith("_like")
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        self.composite = has_kernel(function.name(), "CompositeImplicitAutograd")
 
 
-@cache
-def overload(function: Any) -> Overload:
-    """Reads the schema of an operator, once."""
-    schema = function._schema
-    name = schema.name.removeprefix("aten::")
-    in_place = name.endswith("_") and not name.endswith("__")
-    places = {a.name: place for place, a in enumerate(schema.arguments)}
-    into = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    written = [a.name for a in into if in_place or a.kwarg_only][: 1 if in_place else None]
-    return Overload(
-        function,
-        name.removesuffix("_") if in_place else name,
-        places,
-        {a.name: a.default_value for a in schema.arguments if a.has_default_value()},
-        [(a.name, places[a.name]) for a in schema.arguments if "Tensor" in str(a.type)],
-        written,
-        in_place,
-        torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd"),
-        not written and any(r.alias_info is not None for r in schema.returns),
-    )
+overload = cache(Overload)  # each is read once
 
 
-def tensors_in(value: Any) -> list[Tensor]:
-    """Lists the tensors in an argument or a result, in their order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (list, tuple)):
-        return []
-    return [tensor for one in value for tensor in tensors_in(one)]
+def tensors_in(*values: Any) -> list[Tensor]:
+    """Lists the tensors in arguments or results, in their order."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            if value and type(value[0]) is not int:  # as in a shape
+                found += tensors_in(*value)
+        elif isinstance(value, dict):
+            found += tensors_in(*value.values())
+    return found
 
 
 @dataclass(eq=False)
 class Call:
-    """A call that ran, of which at least one argument is live.
-
-    Attributes:
-        tensors: what is known of those of the pass.
-        live: each live tensor among the arguments, with its value, in their order.
-        outs: the tensors that it put out, or wrote into.
-        factors: what the output is the product of, if a rule says so.
-        fused: A with its heads fused, if it was kept as the call ran.
-    """
+    """A call that ran, of which at least one argument is live."""
 
     tape: Tape
     tensors: Tensors
     overload: Overload
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
-    live: Sequence[tuple[Tensor, Value]]
-    outs: Sequence[Tensor] = ()
-    factors: Factors = None
-    fused: Tensor | None = None
+    live: Sequence[tuple[Tensor, Value]]  # each live tensor among the arguments, in their order
+    outs: Sequence[Tensor] = ()  # what it put out, or wrote into
+    factors: Factors = None  # what the output is the product of, if a rule says so
+    fused: Tensor | None = None  # A with its heads fused, if it was kept as the call ran
 
     def __post_init__(self) -> None:
         self.name = self.overload.name
@@ -122,6 +85,12 @@ class Call:
     def out(self) -> Tensor:
         """The first output."""
         return self.outs[0]
+
+    @property
+    def read(self) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The arguments, but those by name that it only writes into."""
+        written = self.overload.written
+        return self.args, {name: value for name, value in self.kwargs.items() if name not in written}
 
     @property
     def linearised(self) -> bool:
@@ -146,16 +115,13 @@ class Call:
 
     def answers(self) -> list[Value]:
         """Returns the live values of which masks and indices among the arguments were made."""
-        return [known.source for known in map(self.tensors.get, self._given()) if known and known.source]
+        known = map(self.tensors.get, tensors_in(*self.read))
+        return [one.source for one in known if one and one.source]
 
     def constants(self) -> list[Tensor]:
         """Returns the floating-point tensors among the arguments that are not live."""
-        return [one for one in self._given() if one.is_floating_point() and self.value(one) is None]
-
-    def _given(self) -> list[Tensor]:
-        """Lists the tensors among the arguments, but those by name that it only writes into."""
-        read = {name: value for name, value in self.kwargs.items() if name not in self.overload.written}
-        return self.overload.tensors(self.args, read)
+        given = tensors_in(*self.read)
+        return [one for one in given if one.is_floating_point() and self.value(one) is None]
 
     def make(
         self,
@@ -196,8 +162,97 @@ class Call:
         return step.outputs
 
 
-Rule = Callable[[Call], list[Value]]
+class _Hole(int):
+    """Stands for a tensor among the arguments that are kept, by its number."""
 
+
+class Transpose:
+    """The transpose of an operator at some point: its own backward pass, run for this one call.
+
+    It computes in float32 or float64, whatever the model computed in.
+    """
+
+    def __init__(self, call: Call, holes: Sequence[Tensor], points: Sequence[Tensor | None]) -> None:
+        """Keeps the call, with holes for the arguments that count: their points; None where any will do."""
+        keep = call.tape.keeper.keep
+        self._shapes = [tensor.shape for tensor in holes]
+        self._points = [None if point is None else keep(point) for point in points]
+        numbers = {id(tensor): _Hole(number) for number, tensor in enumerate(holes)}
+        self._given = _replaced(call.read, lambda value: numbers.get(id(value), value))
+        plain = getattr(torch.ops.aten, call.name) if call.overload.written else call.overload.function
+        self._function: Callable[..., Any] = _INSTEAD.get(call.name, plain)
+
+    def run(self, points: Sequence[Tensor]) -> list[Tensor]:
+        """Runs the operator anew; returns its floating-point outputs."""
+
+        def filled(value: Any) -> Any:
+            if isinstance(value, _Hole):
+                return points[value]
+            if isinstance(value, Tensor):
+                value = value.clone() if value.is_inference() else value
+                return value.to(points[0].dtype) if value.is_floating_point() else value
+            return value
+
+        args, kwargs = _replaced(self._given, filled)
+        return [one for one in tensors_in(self._function(*args, **kwargs)) if one.is_floating_point()]
+
+    def linear(self, points: Sequence[Tensor]) -> Tensor:
+        """Runs it, and takes away what the constants among its arguments make of nothing."""
+        with torch.no_grad():
+            return self.run(points)[0] - self.at_0(points)
+
+    def at_0(self, like: Sequence[Tensor]) -> Tensor:
+        """Runs it on zeros: what the constants among its arguments make of nothing."""
+        with torch.no_grad():
+            return self.run([torch.zeros_like(tensor) for tensor in like])[0]
+
+    def reached(self, like: Tensor) -> Tensor:
+        """Returns which elements of the output depend on the arguments that count, as of a rearrangement."""
+        zeros = [like.new_zeros(shape) for shape in self._shapes]
+        with torch.no_grad():
+            return self.run([zero + 1 for zero in zeros])[0] != self.run(zeros)[0]
+
+    def __call__(self, gradients: list[Tensor]) -> list[Tensor | None]:
+        """Takes gradients of the outputs to those of the arguments that count."""
+        like = next(g for g in gradients if g is not None)
+        differentiable = torch.is_grad_enabled() and any(g.requires_grad for g in gradients)
+        with torch.enable_grad():
+            leaves = [
+                like.new_zeros(shape) if point is None else point.tensor.to(like.dtype, copy=True)
+                for shape, point in zip(self._shapes, self._points, strict=True)
+            ]
+            outs = self.run([leaf.requires_grad_() for leaf in leaves])
+            pairs = [(o, g) for o, g in zip(outs, gradients, strict=False) if o.requires_grad]
+            if not pairs:
+                return [None] * len(leaves)
+            outs, given = [out for out, _ in pairs], [g.to(o.dtype).expand(o.shape) for o, g in pairs]
+            found = torch.autograd.grad(outs, leaves, given, create_graph=differentiable, allow_unused=True)
+            return list(found)
+
+
+def _copied(target: Tensor, source: Tensor, *_: Any, **__: Any) -> Tensor:
+    return source.expand_as(target).to(target.dtype)
+
+
+def _scattered(whole: Tensor, part: Tensor, *where: Any, **named: Any) -> Tensor:
+    whole = whole.clone()
+    whole.as_strided(*where, **named).copy_(part)
+    return whole
+
+
+# The same without writing; and what has the right gradient, which torch (up to 2.14) does not.
+_INSTEAD = {"copy": _copied, "as_strided_scatter": _scattered}
+
+
+def _replaced(values: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(values, dict):
+        return {name: _replaced(value, change) for name, value in values.items()}
+    if isinstance(values, (list, tuple)) and not isinstance(values, torch.Size):
+        return [_replaced(value, change) for value in values]
+    return change(values)
+
+
+Rule = Callable[[Call], list[Value]]
 RULES: dict[str, Rule] = {}
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -29,48 +30,37 @@ class Grid:
     @cached_property
     def _embedded(self) -> Value | None:
         """What the first call with weights made of the pixels."""
-        for step in self._tape.steps:
-            value = step.outputs[0]
-            weighed = value.fan is not None or step.name in CONVOLUTIONS
-            if weighed and value.above >> self._image.number & 1:
-                return value
-        return None
+        made = (s.outputs[0] for s in self._tape.steps if s.outputs[0].fan or s.name in CONVOLUTIONS)
+        return next((value for value in made if value.above >> self._image.number & 1), None)
 
     @cached_property
     def stem(self) -> list[Value]:
         """What was made of the picture before the first attention, in as many dimensions, last one first."""
+        ndim = len(self._image.shape) if self._embedded else 0
         found = []
-        for step in self._tape.steps:
-            if isinstance(step, Attention):
-                break
+        for step in takewhile(lambda step: not isinstance(step, Attention), self._tape.steps):
             value = step.outputs[0]
             slides = step.name in CONVOLUTIONS or "pool" in step.name or isinstance(step, Sum)
-            if slides and len(value.shape) == len(self._image.shape) and channel_dims(value.axes) == [1]:
+            if slides and len(value.shape) == ndim and channel_dims(value.axes) == [1]:
                 found.append(value)
-        return found[::-1] if self._embedded else []
+        return found[::-1]
 
     @cached_property
     def channels(self) -> int | None:
-        """The dimension of the image that holds its channels: the first weights take all of them alike.
+        """The dimension of the image that holds its channels; None where there is none, as in a spectrogram.
 
-        None where there is none, as in a spectrogram (B, F, T).
-
-        Raises:
-            VitxError: Neither dimension of a clip is taken so.
+        In a clip, it is the one that the first weights take as a whole: a VitxError where there is none.
         """
         shape = self._image.shape
-        if len(shape) == 3:
-            return None
-        if len(shape) == 4 or self._embedded is None:
-            return 1
-        marked = self._marked(self._embedded)
-        for dim in (1, 2):
-            if _steps(marked, dim) == 1:
-                return dim
-        raise VitxError(
-            f"the model takes neither dimension 1 nor 2 of an input of shape {tuple(shape)} as a whole: "
-            "one of them must be its channels"
-        )
+        if len(shape) < 5 or self._embedded is None:
+            return None if len(shape) == 3 else 1
+        counts = blocks(self._marked(self._embedded))[:2]
+        if 1 not in counts:
+            raise VitxError(
+                f"the model takes neither dimension 1 nor 2 of an input of shape {tuple(shape)} as a whole: "
+                "one of them must be its channels"
+            )
+        return 1 + counts.index(1)
 
     def without_channels(self, pixels: Tensor) -> Tensor:
         """Sums over the channels."""
@@ -80,18 +70,13 @@ class Grid:
         """Returns the map in the grid of the first tokens, (B, h, w), or the pixels as they are.
 
         The first tokens lie in a grid if each one is made of a block of pixels. If their pixels overlap, as
-        behind a stem of convolutions, their own relevance is the map, where all of it passes through them and
-        they lie in the picture as they do in the tensor. Where some of them share a pixel, it is no brighter.
-
-        Args:
-            pixels: their relevance, (B, H, W), (B, T, H, W) or (B, F, T).
-            tokens: the relevance of those in `stem`.
+        behind a stem of convolutions, the relevance of those in `stem` is the map, where all of it passes
+        through them and they lie in the picture as they do in the tensor. Where some of them share a pixel,
+        it is no brighter.
         """
         if self._embedded is None:
             return pixels
-        sums = pixels.flatten(1).sum(1)
-        known = {one: tokens[one].flatten(1).sum(1) for one in self.stem if one in tokens}
-        passed = [one for one, sum_ in known.items() if _equal(sum_, sums)]
+        passed = [one for one in self.stem if one in tokens and _same_sums(tokens[one], pixels)]
         grid = blocks(self.without_channels(self._marked(self._embedded)))
         if grid != tuple(pixels.shape[1:]):
             cells = pooled(pixels, grid)
@@ -107,9 +92,8 @@ class Grid:
         """Divides cells by what they get if all tokens have the same, which leaves their sum as it was."""
         same = self._at_image(tokens, torch.ones(1, dtype=torch.float64).expand(tokens.shape))
         alike = pooled(self.without_channels(same), cells.shape[1:]).to(cells)
-        most = alike.amax()
-        seen = alike > _ALIKE * most
-        if most - alike.where(seen, most).amin() <= _ALIKE * most:
+        seen = alike > _ALIKE * alike.amax()
+        if alike.amax() - alike[seen].amin() <= _ALIKE * alike.amax():
             return cells
         even, whole = over(cells * seen, alike), tuple(range(1, cells.ndim))
         return even * over(*(one.abs().sum(whole, keepdim=True) for one in (cells, even)))
@@ -134,9 +118,10 @@ class Grid:
         return True
 
 
-def _equal(some: Tensor, others: Tensor) -> bool:
+def _same_sums(some: Tensor, others: Tensor) -> bool:
     """Returns whether sums of each image are the same; those of frames, one by one, are not."""
-    return some.shape == others.shape and torch.allclose(some, others, rtol=1e-3, atol=1e-6)
+    first, second = some.flatten(1).sum(1), others.flatten(1).sum(1)
+    return first.shape == second.shape and torch.allclose(first, second, rtol=1e-3, atol=1e-6)
 
 
 def _rising(count: int) -> Tensor:
@@ -150,14 +135,12 @@ def blocks(pixels: Tensor) -> tuple[int, ...]:
         >>> blocks(torch.arange(6.0).view(1, 2, 3).repeat_interleave(4, 1).repeat_interleave(2, 2))
         (2, 3)
     """
-    return tuple(_steps(pixels, dim) for dim in range(1, pixels.ndim))
-
-
-def _steps(pixels: Tensor, dim: int) -> int:
-    size = pixels.shape[dim]
-    changes = pixels.diff(dim=dim).abs() > _ALIKE * pixels.abs().amax()
-    edges = changes.transpose(0, dim).flatten(1).any(1).nonzero().flatten() + 1
-    return size // math.gcd(size, *edges.tolist())
+    found = []
+    for dim, size in enumerate(pixels.shape[1:], 1):
+        changes = pixels.diff(dim=dim).abs() > _ALIKE * pixels.abs().amax()
+        edges = changes.transpose(0, dim).flatten(1).any(1).nonzero().flatten() + 1
+        found.append(size // math.gcd(size, *edges.tolist()))
+    return tuple(found)
 
 
 def pooled(pixels: Tensor, grid: Sequence[int]) -> Tensor:

@@ -27,8 +27,7 @@ def run(call: Call) -> Any:
     fusion = HeadFusion(call.tape.head_fusion)
     output = value.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)  # as the kernel does
     call.fused = value.new_empty(batch, queries, keys)
-    # All heads of a few images are multiplied at once. They are fused one after another either way, so that
-    # what is found of an image does not depend on those beside it.
+    # Heads are fused one after another either way, so what is found of an image hangs on no other image.
     parts = split((batch, heads, queries, keys), query.device)
     if batch < heads:
         parts = ((slice(image, image + 1), ALL, ALL) for image in range(batch))
@@ -36,8 +35,7 @@ def run(call: Call) -> Any:
         scores = call.tape.memory.products("weights", query[images, some, rows] * scale, key[images, some].mT)
         weights = torch.softmax(scores, -1, out=scores)
         output[images, some, rows] = weights @ value[images, some]
-        fused = fusion.add(weights, None, heads)
-        if fused is not None:
+        if (fused := fusion.add(weights, None, heads)) is not None:
             call.fused[images, rows] = fused
     return output, query.new_empty(query.shape[:3])
 
@@ -47,8 +45,8 @@ def _is_small(call: Call) -> bool:
     if call.name != "_scaled_dot_product_flash_attention_for_cpu":
         return False
     query, key, value = call["query"], call["key"], call["value"]
-    of_values = call.value(value)
-    if of_values is None or call["is_causal"] or call["attn_mask"] is not None or call["dropout_p"]:
+    of_values, masked = call.value(value), call["is_causal"] or call["attn_mask"] is not None
+    if of_values is None or masked or call["dropout_p"]:
         return False
     _, heads, tokens, _ = of_values.axes
     apart = all(factor.channels for factor in heads) and not any(factor.channels for factor in tokens)

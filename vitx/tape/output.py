@@ -9,7 +9,6 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.tape.attention import Attention, Scores
 from vitx.tape.expanded import over
-from vitx.tape.places import named
 from vitx.tape.tape import Tape
 from vitx.tape.values import Value
 
@@ -18,7 +17,7 @@ NO_ATTENTION = (
     "or another function of scores, times the values"
 )
 
-
+# Steps that leave values as they are, where they leave their number.
 _FORMS = frozenset(("view", "select", "slice", "squeeze", "unsqueeze", "_to_copy", "alias", "clone"))
 
 
@@ -28,6 +27,13 @@ class Score(NamedTuple):
     value: Value
     output: Tensor
     gradient: Tensor
+
+    @property
+    def start(self) -> Tensor:
+        """Relevance in proportion to the size of the gradient, which sums to 1 for each image."""
+        size = self.gradient.abs()
+        whole = size.flatten(1).sum(1).view(-1, *[1] * (size.ndim - 1)) if size.ndim > 1 else size
+        return torch.where(whole > 0, over(size, whole), evenly(self.output))
 
 
 def output_value(tape: Tape, value: Value | None) -> Value:
@@ -43,7 +49,7 @@ def output_value(tape: Tape, value: Value | None) -> Value:
             continue
         if isinstance(step, Scores):
             raise VitxError(
-                f"the output comes from {named(step)}, a product of two values that both depend on the "
+                f"the output comes from {step}, a product of two values that both depend on the "
                 "image, with no softmax behind it (linear attention): no rule takes relevance through it"
             )
         read.update(step.inputs[:1] if isinstance(step, Attention) else step.inputs)
@@ -64,20 +70,6 @@ def evenly(output: Tensor) -> Tensor:
     """Returns relevance that is the same for all outputs of an image, and sums to 1."""
     dtype = torch.promote_types(output.dtype, torch.float32)
     return torch.full((), 1 / output[0].numel(), dtype=dtype, device=output.device).expand(output.shape)
-
-
-def start_of(gradient: Tensor, output: Tensor) -> Tensor:
-    """Returns relevance in proportion to the size of the score's gradient, which sums to 1 for each image."""
-    size = gradient.abs()
-    whole = size.flatten(1).sum(1).view(-1, *[1] * (size.ndim - 1)) if size.ndim > 1 else size
-    return torch.where(whole > 0, over(size, whole), evenly(output))
-
-
-def score_of(value: Value | None, output: Tensor, gradient: Tensor) -> Score:
-    """Returns the score that is read from an output, and has this gradient there."""
-    if value is None:
-        raise VitxError("the score does not depend on the image")
-    return Score(value, output.detach(), gradient)
 
 
 def logits_of(value: Value, output: Tensor) -> tuple[Value, Tensor]:
@@ -101,8 +93,10 @@ def logits_of(value: Value, output: Tensor) -> tuple[Value, Tensor]:
     return step.inputs[0], logits.view(step.inputs[0].shape)
 
 
-def gradient_of(total: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:
-    """Differentiates the score by the output, (B, ...), or raises a VitxError if that cannot be done."""
+def score_of(value: Value | None, total: Callable[[Tensor], Tensor], output: Tensor) -> Score:
+    """Differentiates the score by an output, (B, ...), or raises a VitxError if that cannot be done."""
+    if value is None:
+        raise VitxError("the score does not depend on the image")
     dtype = torch.promote_types(output.dtype, torch.float32)
     with torch.enable_grad():
         leaf = output.detach().to(dtype, copy=True).requires_grad_()
@@ -113,4 +107,4 @@ def gradient_of(total: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:
                 "model's output by torch functions, with gradients enabled"
             )
         (found,) = torch.autograd.grad(score, leaf)
-    return found
+    return Score(value, output.detach(), found)

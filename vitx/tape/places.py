@@ -8,8 +8,6 @@ from types import FrameType
 import torch
 from torch import nn
 
-from vitx.tape.values import Step
-
 _INSIDE = tuple(str(Path(file).resolve().parent) for file in (__file__, torch.__file__))
 
 
@@ -17,19 +15,13 @@ def place_of(model: nn.Module) -> tuple[str, str] | None:
     """Returns the module that runs now, and its line of code; None where none is known."""
     names = {module: name or type(module).__name__ for name, module in model.named_modules()}
     frame: FrameType | None = sys._getframe(1)
-    line: str | None = None
+    line = ""
     while frame:
         path = frame.f_code.co_filename
-        if line is None and not path.startswith(_INSIDE):
+        if not line and not path.startswith(_INSIDE):
             line = linecache.getline(path, frame.f_lineno).strip()
         module = frame.f_locals.get("self")
         if isinstance(module, nn.Module) and module in names:
-            return names[module], line or ""
+            return names[module], line
         frame = frame.f_back
     return None
-
-
-def named(step: Step) -> str:
-    """Names a step as a user knows it."""
-    module, line = step.place or ("", "")
-    return step.name + (f", in {module}" if module else "") + (f" (`{line}`)" if line else "")

@@ -24,11 +24,6 @@ from vitx.tape.tensors import Tensors
 from vitx.tape.values import Step, Value
 from vitx.tape.versions import Versions
 
-UNSEEN = "code that torch does not show"
-FACTORIES = frozenset((  # which take nothing but a shape and a type
-    *("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "zeros_like", "ones_like"),
-    *("full_like", "empty_like", "rand_like", "randn_like", "randint_like", "empty_permuted"),
-))  # fmt: skip
 LEAVING = frozenset((  # which hand values to other code
     *(Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr),
     Tensor.untyped_storage,
@@ -61,6 +56,10 @@ class Recorder(TorchDispatchMode):
         self._versions = Versions(tape, self._tensors)
         self._left = False  # whether a live value was handed to other code
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled while it records
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Records what its block runs."""
@@ -70,8 +69,7 @@ class Recorder(TorchDispatchMode):
             with eager, Leaving(self._let_go), self:
                 yield
         except NotImplementedError as error:
-            name = re.search(r"(?:HigherOrderOperator|HOP) (\w+)", str(error))
-            if name is None:
+            if not (name := re.search(r"(?:HigherOrderOperator|HOP) (\w+)", str(error))):
                 raise
             raise VitxError(
                 f"the model calls {name[1]}, which runs as one piece that cannot be followed: let it "
@@ -85,8 +83,7 @@ class Recorder(TorchDispatchMode):
 
     def get(self, tensor: Any) -> Value | None:
         """Returns the value of a tensor; None if it does not depend on the image."""
-        if self._versions:
-            self._versions.read([tensor])
+        self._versions.read([tensor])
         known = self._tensors.get(tensor)
         return None if known is None else known.value
 
@@ -94,31 +91,30 @@ class Recorder(TorchDispatchMode):
         """Returns the one of several tensors that was made of all others; None where there is none."""
         values = [self.get(tensor) for tensor in tensors]
         for tensor, value in zip(tensors, values, strict=True):
-            others = [other for other in values if other is not value]
-            if value is not None and all(o is not None and value.made_from(o) for o in others):
+            if value and all(one is value or (one and value.made_from(one)) for one in values):
                 return tensor
         return None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        operator = overload(func)
+        kwargs, operator = kwargs or {}, overload(func)
         if operator.composite:
             with self:
                 return func.decompose(*args, **kwargs)
-        given = operator.tensors(args, kwargs)
+        given, versions = tensors_in(*args, *kwargs.values()), self._versions
         if self._left:
             self._look_for_strangers(given)
-        if self._versions:
-            if operator.views and self._versions.of_stale(args[0]):
-                out = func(*args, **kwargs)
-                self._versions.read(tensors_in(out))  # of what the storage holds now
-                return out
-            self._versions.read(given)
-        live = self._tensors.live(given)
-        if not live or operator.name in FACTORIES:
+        of_storage = operator.name == "as_strided" and self._tensors.live(given)
+        if operator.views and (of_storage or (versions and versions.is_stale(args[0]))):
             out = func(*args, **kwargs)
-            new = bool(live) or operator.name.startswith("lift_fresh")  # made of nothing that was given
-            self._note_constants(tensors_in(out), given, new)
+            for tensor in tensors_in(out):
+                self._tensors.bind(tensor, versions.seen(tensor))
+            return out
+        if versions:
+            versions.read(given)
+        live = self._tensors.live(given)
+        if not live or operator.makes_new:
+            out = func(*args, **kwargs)
+            self._note_constants(tensors_in(out), given, bool(live) or operator.name.startswith("lift_fresh"))
             return out
         call = Call(self.tape, self._tensors, operator, args, kwargs, live)
         into = [tensor for name in operator.written for tensor in tensors_in(call[name])]
@@ -126,22 +122,22 @@ class Recorder(TorchDispatchMode):
             self._prepare_to_write(call, into)
         out = func(*args, **kwargs) if into else kernels.run(call)
         made = into or tensors_in(out)
-        rest = [tensor for tensor in made if not tensor.is_floating_point()]
-        call.outs = [tensor for tensor in made if _holds(call, tensor)] if rest else made
-        if operator.views and operator.name == "as_strided":
-            self._tensors.bind(out, self._versions.laid(out))
-        elif call.outs:
-            for tensor, value in zip(call.outs, rule_of(call)(call), strict=False):
-                if into:
-                    self._versions.write(tensor, value)
-                else:
-                    self._tensors.bind(tensor, value, call.factors)
-        for tensor in rest:
+        answers = [tensor for tensor in made if not tensor.is_floating_point() and not _holds(call, tensor)]
+        for tensor in answers:
             self._tensors.of(tensor).source = live[0][1]
+        call.outs = [tensor for tensor in made if _holds(call, tensor)] if answers else made
+        for tensor, value in zip(call.outs, rule_of(call)(call) if call.outs else (), strict=False):
+            if into:
+                versions.write(tensor, value)
+            else:
+                self._tensors.bind(tensor, value, call.factors)
         return out
 
     def _note_constants(self, outs: Sequence[Tensor], given: Sequence[Tensor], new: bool) -> None:
-        """Notes whether constants were made of anything learned, and masks and indices of a live value."""
+        """Notes whether constants were made of anything learned, and masks and indices of a live value.
+
+        What is new was made of nothing that was given.
+        """
         fixed = new or all(self._tensors.is_fixed(one) for one in given if one.is_floating_point())
         sources = [known.source for one in given if (known := self._tensors.get(one)) and known.source]
         for tensor in outs:
@@ -170,8 +166,9 @@ class Recorder(TorchDispatchMode):
             known = self._tensors.get(tensor)
             ours = (known and known.fixed is not None) or self._tensors.is_of_model(tensor)
             if not ours and tensor.is_floating_point() and self.get(tensor) is None:
-                value = self.tape.value(tensor.shape, self.tape.images)
-                self.tape.append(Step(UNSEEN, self.tape.images, [value], None))
+                images = [*self.tape.images]
+                value = self.tape.value(tensor.shape, images)
+                self.tape.append(Step("code that torch does not show", images, [value], None))
                 self._tensors.bind(tensor, value)
 
 

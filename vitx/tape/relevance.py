@@ -13,7 +13,6 @@ from vitx.models.isolation import without_autocast
 from vitx.tape.attention import Attention, Layer
 from vitx.tape.axes import channel_dims, tokens
 from vitx.tape.expanded import over, summed
-from vitx.tape.places import named
 from vitx.tape.residual import heads_beside, into_branches, marked, to_stream
 from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
@@ -117,7 +116,7 @@ class Propagation:
             return [(step.stream, step.to_term(step.stream, arrived[0]))]
         if step.relevance is None:
             size = sum(float(r.abs().sum()) for r in arrived) / self._tape.image.shape[0]
-            self.lost[named(step)] = self.lost.get(named(step), 0.0) + size
+            self.lost[str(step)] = self.lost.get(str(step), 0.0) + size
         return through(step, arrived)
 
     def _attended(self, step: Attention, r: Tensor) -> Sent:
@@ -166,7 +165,7 @@ def _check_heads(attentions: Collection[Attention], images: int) -> None:
         if apart and (hides := _hides_heads(attention.inputs[0])):
             raise VitxError(
                 f"the heads of an attention cannot be told from windows, as its values come from "
-                f"{named(hides)}: take rollout with head_fusion='mean' and no discard_ratio"
+                f"{hides}: take rollout with head_fusion='mean' and no discard_ratio"
             )
 
 

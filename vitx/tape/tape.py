@@ -10,46 +10,35 @@ from torch import Tensor, nn
 from vitx.functional.tiles import Memory
 from vitx.tape.attention import Attention, Layer, layers_of
 from vitx.tape.places import place_of
-from vitx.tape.storages import Keeper, Kept
+from vitx.tape.tensors import Keeper, Kept
 from vitx.tape.values import Step, Value
 
 
 @dataclass(eq=False)
 class Tape:
-    """The steps of one pass.
-
-    Attributes:
-        network: of which network a gradient is recorded, "linearised" or "plain"; None: of none.
-        accounts: whether it is kept what constants and residuals add to a score.
-        head_fusion: how the heads of a small A are fused as it is computed; None: they are not.
-        named: whether the place of each step in the model is kept.
-        images: the values that the pass began with; the ways back end at the first one.
-        constants: the values that the model brings itself, as class tokens and biases.
-        attentions: the steps that are attentions, in the order in which they ran, as `steps`.
-        streams: what each residual put out, with the number of attentions before it, where `accounts`.
-        shifted: of a value to which a constant was added, what came out, where `accounts`.
-        residuals: the numbers of the values that residuals put out, and of the images, as a bit set.
-    """
+    """The steps of one pass."""
 
     model: nn.Module
-    network: str | None = None
-    accounts: bool = False
-    head_fusion: str | None = None
-    named: bool = False
+    network: str | None = None  # of which a gradient is recorded: "linearised" or "plain"; None: of none
+    accounts: bool = False  # whether it is kept what constants and residuals add to a score
+    head_fusion: str | None = None  # how heads of a small A are fused as it is computed; None: they are not
+    named: bool = False  # whether the place of each step in the model is kept
     steps: list[Step] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
-    images: list[Value] = field(default_factory=list)
-    constants: list[Value] = field(default_factory=list)
-    attentions: list[Attention] = field(default_factory=list)
+    images: list[Value] = field(default_factory=list)  # what the pass began with; ways back end at the first
+    constants: list[Value] = field(default_factory=list)  # what the model brings, as class tokens and biases
+    attentions: list[Attention] = field(default_factory=list)  # the steps that are some, in their order
+    # Where `accounts`: what each residual put out, with the number of layers before it; and of a value to
+    # which a constant was added, what came out.
     streams: dict[Value, tuple[Kept, int]] = field(default_factory=dict)
     shifted: dict[Value, tuple[Value, Kept]] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory)
     keeper: Keeper = field(default_factory=Keeper)
-    residuals: int = 0
+    residuals: int = 0  # the numbers of the values that residuals put out, as a bit set
     _first: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
     def value(self, shape: Sequence[int], inputs: Sequence[Value] = ()) -> Value:
-        """Makes a value."""
+        """Makes a value of this shape from others."""
         found = Value(len(self.values), torch.Size(shape), inputs)
         self.values.append(found)
         return found
@@ -78,13 +67,9 @@ class Tape:
 
     def clear(self) -> None:
         """Empties the tape: values and steps hold one another, and with them what was kept of the pass."""
-        for one in (*self.values, *self.steps):
-            vars(one).clear()
-        for found in (self.steps, self.values, self.images, self.constants, self.attentions):
-            found.clear()
-        self.streams.clear()
-        self.shifted.clear()
-        self.memory, self.keeper = Memory(), Keeper()
+        for step in self.steps:
+            vars(step).clear()
+        vars(self).update(vars(Tape(self.model)))
 
     @property
     def image(self) -> Value:

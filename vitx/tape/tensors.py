@@ -1,41 +1,38 @@
-"""What is known of the tensors of a pass: which are live, and of what the others were made."""
+"""What is known of the tensors of a pass, and what is kept of them for the ways back."""
 
 import weakref
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from vitx.tape.storages import storage_of
 from vitx.tape.values import Value
 
 Factors = Sequence[tuple[Tensor, Value | None]] | None  # with their values; None for constants
 
 
+def storage_of(tensor: Tensor) -> int | None:
+    """Returns what tells storages apart; None where a tensor has none of its own."""
+    own = type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout == torch.strided
+    return tensor.untyped_storage()._cdata if own else None
+
+
 class Known(weakref.ref[Tensor]):
-    """What is known of a tensor, to which it is a weak reference.
+    """What is known of a tensor, to which it is a weak reference."""
 
-    Attributes:
-        key: the identity of the tensor.
-        value: its value, if it is live.
-        stamp: how many values had been given to tensors when it got this one.
-        factors: what it is the product of.
-        fixed: of what the pass made without the image, whether nothing learned went into it; else None.
-        source: the live value of which a mask or an index was made.
-    """
-
-    key: int
-    value: Value | None = None
-    stamp = 0
-    factors: Factors = None
-    fixed: bool | None = None
-    source: Value | None = None
+    key: int  # the identity of the tensor
+    value: Value | None = None  # if it is live, and nothing was written where it lies since it got it
+    factors: Factors = None  # what it is the product of
+    fixed: bool | None = None  # of what the pass made without the image: whether nothing learned went into it
+    source: Value | None = None  # the live value of which a mask or an index was made
 
 
 class Tensors:
     """What is known of each tensor, as long as there is one, and where the model keeps its own."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.stamp = 0  # how many values were given to tensors
         self._known: dict[int, Known] = {}
         modules = list(model.modules())
         buffers = [b for module in modules for b in module._buffers.values() if b is not None]
@@ -59,21 +56,21 @@ class Tensors:
     def _forget(self, known: Known) -> None:
         del self._known[known.key]
 
-    def bind(self, tensor: Tensor, value: Value, factors: Factors = None) -> None:
+    def bind(self, tensor: Tensor, value: Value | None, factors: Factors = None) -> None:
         """Says which value a tensor has from now on."""
-        self.stamp += 1
         known = self.of(tensor)
-        known.value, known.stamp, known.factors = value, self.stamp, factors
+        known.value, known.factors = value, factors
 
     def live(self, tensors: Iterable[Tensor]) -> list[tuple[Tensor, Value]]:
         """Returns the live ones of several tensors, with their values."""
         known = self._known
         return [(t, one.value) for t in tensors if (one := known.get(id(t))) and one.value]
 
-    def live_in(self, storage: int) -> list[tuple[Tensor, Value]]:
-        """Returns the live tensors that lie in a storage, with their values."""
+    def live_in(self, storage: int | None) -> list[tuple[Tensor, Value]]:
+        """Returns the live tensors that lie in a storage, with their values, the largest one last."""
         tensors = [tensor for known in list(self._known.values()) if (tensor := known()) is not None]
-        return [(tensor, value) for tensor, value in self.live(tensors) if storage_of(tensor) == storage]
+        found = [pair for pair in self.live(tensors) if storage_of(pair[0]) == storage]
+        return sorted(found, key=lambda pair: pair[0].numel())
 
     def is_fixed(self, constant: Tensor) -> bool:
         """Returns whether a constant was not learned: made of nothing that was, or a buffer."""
@@ -85,3 +82,29 @@ class Tensors:
     def is_of_model(self, tensor: Tensor) -> bool:
         """Returns whether a tensor lies where the model keeps its own."""
         return storage_of(tensor) in self._own
+
+
+@dataclass(eq=False)
+class Kept:
+    """A tensor that is kept as it is now: itself, or a copy of it since its storage was written into."""
+
+    tensor: Tensor
+
+
+class Keeper:
+    """Keeps tensors safe from what the model writes in place later."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int | None, weakref.WeakSet[Kept]] = defaultdict(weakref.WeakSet)
+
+    def keep(self, tensor: Tensor) -> Kept:
+        """Keeps a tensor as it is now."""
+        kept = Kept(tensor.detach())
+        self._kept[storage_of(tensor)].add(kept)
+        return kept
+
+    def preserve(self, tensors: Iterable[Tensor]) -> None:
+        """Copies what is kept of the storages of these tensors, before they are written into."""
+        for tensor in tensors:
+            for kept in self._kept.pop(storage_of(tensor), ()):
+                kept.tensor = kept.tensor.clone()

@@ -76,8 +76,7 @@ class Trace:
         dtype = torch.promote_types(score.dtype, torch.float32)
         if (value := self._recorder.get(score)) is not None:
             return {value: torch.ones(score.shape, dtype=dtype, device=score.device)}
-        known = {self._recorder.get(t): t for t in self._outputs if t.requires_grad}
-        outputs = {value: t for value, t in known.items() if value is not None}
+        outputs = {v: t for t in self._outputs if t.requires_grad and (v := self._recorder.get(t))}
         if not score.requires_grad or not outputs:
             raise VitxError(
                 "the score does not depend on any attention in a way that was seen: compute it from the "

@@ -1,11 +1,12 @@
 """What a tape holds: values, and the steps that made them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Size, Tensor
 
-from vitx.tape.axes import Axes, Factor, dimension, resized, tokens
+from vitx.tape.axes import Axes, Factor, channel_dims, dimension, resized, tokens
 
 if TYPE_CHECKING:
     from vitx.tape.sums import Sum
@@ -27,49 +28,39 @@ class Value:
         number: values are counted as they are made.
         shape: of the tensor.
         made_by: the step that made it; None for the image and for constants.
-        above: the numbers of all values that it was made from, as a bit set.
-        roots: the numbers of the values that it is a mere rearrangement of, as a bit set.
-        open: the attentions that it passed since the last residual closed.
-        kind: what it is, if that matters.
-        over: over which of its dimensions weights sum to 1, or did before they were rounded or mixed: as axes
-            in which these alone have channels.
-        parts: the values that were put together along a dimension, if nothing else was done to them.
-        along: which of its dimensions counts the parts: as axes in which it alone has channels.
-        fan: how many channels weights added up to make it, if they did, and the roots of what they are of.
-        total: of a sum of exponentials, what was summed.
-        sum: the step of which it is the sum, times constants.
-        via: takes its relevance to the shape of that sum; None: it has that shape.
-        base: the number of the value that it is a function of, element by element.
-        proportional: whether that function is a product with constants.
-        place: the number of a value with the same tokens: weights and constants change their channels alone.
-        mass: makes how much each element counts in a sum, in its own shape or one that broadcasts to it: a
-            constant that weighs it, or 0 for padding; None: all count the same.
-        rounded: whether it was brought to another precision, or mixed, so that weights do not sum to 1.
-        is_constant: whether the model brings it, and it does not depend on the image.
-        constant: the tensor, of a constant of which that is kept.
     """
 
     made_by: "Step | None" = None
+    above: int  # the numbers of all values that it was made from, as a bit set
+    roots: int  # the numbers of the values that it is a mere rearrangement of, as a bit set
+    open: frozenset[Any]  # the attentions that it passed since the last residual closed
+    base: int  # the number of the value that it is a function of, element by element
+    proportional: bool = True  # whether that function is a product with constants
+    place: int  # the number of a value of the same tokens: weights and constants change their channels alone
     kind: Kind | None = None
+    # Over which of its dimensions weights sum to 1, or did before they were rounded or mixed: as axes in
+    # which these alone have channels.
     over: Axes | None = None
-    parts: list["Value"] | None = None
-    along: Axes | None = None
-    fan: tuple[int, int] | None = None
-    total: "Value | None" = None
-    sum: "Sum | None" = None
-    via: Via | None = None
-    proportional: bool = True
+    rounded: bool = False  # whether it was brought to another precision, or mixed, so that they do not
+    parts: list["Value"] | None = None  # what was put together along a dimension, if nothing else was done
+    along: Axes | None = None  # which dimension counts the parts: as axes in which it alone has channels
+    fan: tuple[int, int] | None = (
+        None  # how many channels weights added up, and the roots of what they are of
+    )
+    total: "Value | None" = None  # of a sum of exponentials: what was summed
+    sum: "Sum | None" = None  # the step of which it is the sum, times constants
+    via: Via | None = None  # takes its relevance to the shape of that sum; None: it has that shape
+    # Makes how much each element counts in a sum, in its own shape or one that broadcasts to it: a constant
+    # that weighs it, or 0 for padding; None: all count the same.
     mass: Callable[[], Tensor] | None = None
-    rounded: bool = False
-    is_constant: bool = False
-    constant: Tensor | None = None
+    is_constant: bool = False  # whether the model brings it, and it does not depend on the image
+    constant: Tensor | None = None  # the tensor, of a constant of which that is kept
     _axes: Axes | None = None
 
     def __init__(self, number: int, shape: Size, inputs: Sequence["Value"] = ()) -> None:
-        """Describes a value that was made from others."""
         self.number, self.shape, self.base, self.place = number, shape, number, number
         self.roots, self.above = 1 << number, 0
-        self.open: frozenset[Any] = frozenset()
+        self.open = frozenset()
         for value in inputs:
             self.above |= value.above | (1 << value.number)
             if value.open:
@@ -84,18 +75,16 @@ class Value:
         """What its dimensions hold; all tokens where that is not known."""
         if self._axes is None:
             step = self.made_by
-            found = None
-            if step is not None and step.axes is not None:
-                found = step.axes([value.axes for value in step.inputs])
+            found = step.axes([v.axes for v in step.inputs]) if step is not None and step.axes else None
             self._axes = tokens(self.shape) if found is None else resized(found, self.shape)
         return self._axes
 
     @property
     def dim(self) -> int | None:
         """The dimension over which weights sum to 1; None where it is not known, or not one alone."""
-        own = [place for place, part in enumerate(self.over or ()) if any(f.channels for f in part)]
-        whole = len(own) == 1 and self.over is not None and all(f.channels for f in self.over[own[0]])
-        return own[0] if whole else None
+        over = self.over or ()
+        own = [dim for dim, part in enumerate(over) if any(factor.channels for factor in part)]
+        return own[0] if len(own) == 1 and own == channel_dims(over) else None
 
     @dim.setter
     def dim(self, dim: int | None) -> None:
@@ -112,39 +101,30 @@ class Value:
         return self.counts(dim) and self.shape[dim] == len(self.parts or ())
 
 
+@dataclass(eq=False)
 class Step:
-    """One call on live values, and how relevance and a gradient go back through it.
+    """One call on live values, and how relevance and a gradient go back through it."""
 
-    Attributes:
-        name: of the operator.
-        inputs: where relevance goes.
-        outputs: the values that it made.
-        relevance: from the relevance of the outputs to that of the inputs; None: no rule is known.
-        gradient: from the gradient of the outputs to that of the sources; None: it ends here.
-        sources: where a gradient goes; the inputs by default.
-        axes: from the axes of the inputs to those of the first output.
-        place: the module that ran, and its line of code, where that is known.
-        index: its place on the tape.
-    """
+    name: str  # of the operator
+    inputs: list[Value]  # where relevance goes
+    outputs: list[Value]  # what it made
+    relevance: Back | None  # from that of the outputs to that of the inputs; None: no rule is known
+    gradient: Back | None = None  # from that of the outputs to that of the sources; None: it ends here
+    sources: Any = None  # the values to which a gradient goes; by default, the inputs
+    axes: AxesOf | None = None  # from the axes of the inputs to those of the first output
+    index: int = 0  # its place on the tape
+    place: tuple[str, str] | None = None  # the module that ran, and its line of code, where that is known
 
-    def __init__(
-        self,
-        name: str,
-        inputs: Sequence[Value],
-        outputs: Sequence[Value],
-        relevance: Back | None,
-        gradient: Back | None = None,
-        sources: Sequence[Value] | None = None,
-        axes: AxesOf | None = None,
-    ) -> None:
-        """Describes a call, and tells its outputs that it made them."""
-        self.name, self.inputs, self.outputs = name, list(inputs), list(outputs)
-        self.relevance, self.gradient, self.axes = relevance, gradient, axes
-        self.sources = self.inputs if sources is None else list(sources)
-        self.index = 0
-        self.place: tuple[str, str] | None = None
-        for value in outputs:
+    def __post_init__(self) -> None:
+        if self.sources is None:
+            self.sources = self.inputs
+        for value in self.outputs:
             value.made_by = self
+
+    def __str__(self) -> str:
+        """Names it as a user knows it."""
+        module, line = self.place or ("", "")
+        return self.name + (f", in {module}" if module else "") + (f" (`{line}`)" if line else "")
 
 
 def followed(step: Step, axes: Axes | None) -> Axes | None:

@@ -1,39 +1,34 @@
-"""Storages that were written into: what they hold, and what of it a tensor sees that lies there.
+"""Storages that were written into: what of them the tensors see that lie there.
 
-Values are versions. Where a storage is written into, all other tensors in it are stale, and get the value of
-what lies there now when they are read.
+A write into a part of a storage is a scatter into all of it, and what another tensor sees there is a view of
+the result: relevance and the gradient go back by the rules of these operators.
 """
 
-from collections.abc import Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from vitx.tape import axes as ax
-from vitx.tape.expanded import reshaped
-from vitx.tape.storages import Geometry, geometry, in_order, lay, moved, overlap, storage_of
+from vitx.tape.call import Call, overload
+from vitx.tape.rules import rule_of
 from vitx.tape.tape import Tape
-from vitx.tape.tensors import Tensors
-from vitx.tape.values import AxesOf, Back, Step, Value, after
+from vitx.tape.tensors import Tensors, storage_of
+from vitx.tape.values import Value
+
+ATEN = torch.ops.aten
+Geometry = tuple[Sequence[int], Sequence[int], int]  # size, strides, offset
 
 
 class Version(NamedTuple):
-    """What a storage holds since it was written into: the value of a tensor that fills it.
-
-    Attributes:
-        stamp: how many values had been given to tensors by then.
-        part: what was written last, and where; None if that is all.
-        before: what it held before that.
-    """
+    """What a storage holds since a value was written into it."""
 
     storage: StorageWeakRef
     value: Value
-    geometry: Geometry
-    stamp: int
-    part: tuple[Value, Geometry] | None = None
-    before: "Version | None" = None
+    where: Geometry  # how the value lies there
+    whole: Value | None  # of all that the storage holds, (n,); None if the value fills it
+    before: "Version | None"  # what it held before, around the value; None if nothing live
 
 
 class Versions(dict[int | None, Version]):
@@ -43,131 +38,98 @@ class Versions(dict[int | None, Version]):
         super().__init__()
         self._tape, self._tensors = tape, tensors
 
-    def of_stale(self, tensor: Tensor) -> Version | None:
-        """Returns what the storage of a tensor holds that has no value of it; None if it is not stale."""
-        version, known = self._of(tensor), self._tensors.get(tensor)
-        fresh = version and known and known.value is not None and known.stamp > version.stamp
-        return None if fresh else version
+    def is_stale(self, tensor: Tensor) -> bool:
+        """Returns whether others wrote where a tensor lies since it got its value."""
+        known = self._tensors.get(tensor)
+        return (known is None or known.value is None) and self._of(tensor) is not None
 
-    def read(self, tensors: Sequence[Tensor]) -> None:
+    def read(self, tensors: Iterable[Tensor]) -> None:
         """Gives those of several tensors that are stale the values of what lies there now."""
         for tensor in tensors:
-            version = self.of_stale(tensor)
-            if version is not None:
-                self._tensors.bind(tensor, self._seen(tensor, version))
+            if self.is_stale(tensor):
+                self._tensors.bind(tensor, self.seen(tensor))
 
     def write(self, tensor: Tensor, value: Value) -> None:
         """Notes that a value was written into a tensor."""
-        storage, where, stamp = tensor.untyped_storage(), geometry(tensor), self._tensors.stamp
-        version = Version(StorageWeakRef(storage), value, where, stamp)
-        if tensor.numel() < _size(tensor):
-            flat = self._flat(tensor)
-            before = self._of(tensor) or version._replace(value=flat, geometry=_whole(tensor))
-            held = self._overwritten(flat, value, where)
-            version = Version(version.storage, held, _whole(tensor), stamp, (value, where), before)
-        self[storage._cdata] = version
+        if not _fills(tensor):
+            self._begin(tensor)
+        self._put(tensor, value)
+        for stale, _ in self._tensors.live_in(storage_of(tensor)):
+            self._tensors.bind(stale, None)
         self._tensors.bind(tensor, value)
 
-    def laid(self, tensor: Tensor) -> Value:
-        """Returns the value of a tensor that lies in a storage in any way, as `as_strided` makes it."""
-        return self._part(tensor, self._flat(tensor))
+    def seen(self, tensor: Tensor) -> Value:
+        """Returns the value of what a tensor sees of its storage, however it lies there."""
+        self._begin(tensor)
+        version, where, flat = self._of(tensor), _geometry(tensor), _flat(tensor)
+        assert version is not None
+        while where != version.where and version.before and not _overlap(where, version.where, len(flat)):
+            version = version.before  # what was written lies elsewhere
+        if where == version.where:
+            return version.value
+        whole = flat, self._whole(version, flat)
+        if _fills(tensor) and tensor.is_contiguous():
+            return self._follow(ATEN.view.default, [flat, where[0]], [whole], tensor)
+        return self._follow(ATEN.as_strided.default, [flat, *where], [whole], tensor)
 
     def _of(self, tensor: Tensor) -> Version | None:
         """Returns what the storage of a tensor holds; None if nobody wrote there."""
-        key = storage_of(tensor)
-        version = self.get(key)
-        if version is not None and version.storage.expired():
-            del self[key]
-            return None
-        return version
+        version = self.get(storage_of(tensor))
+        return None if version is None or version.storage.expired() else version
 
-    def _seen(self, tensor: Tensor, version: Version) -> Value:
-        """Returns the value of what a tensor sees of its storage."""
-        where, size = geometry(tensor), _size(tensor)
-        while version.part is not None and version.before is not None:
-            value, there = version.part
-            if where == there:
-                return value
-            if overlap(where, there, size):
-                break
-            version = version.before  # what was written lies elsewhere
-        if where == version.geometry:
-            return version.value
-        if tensor.numel() == size and in_order(where) and in_order(version.geometry):
-            return self._reshaped(version.value, where[0])
-        return self._part(tensor, self._flattened(version.value, version.geometry, size))
+    def _begin(self, tensor: Tensor) -> None:
+        """Takes the live tensors that lie in a storage for written there, if nobody wrote there yet."""
+        if self._of(tensor) is None:
+            inside = [pair for pair in self._tensors.live_in(storage_of(tensor)) if pair[0] is not tensor]
+            for one, value in [pair for pair in inside if _fills(pair[0])][-1:] or inside:
+                self._put(one, value)
 
-    def _flat(self, tensor: Tensor) -> Value:
-        """Returns the value of all that lies in a tensor's storage, (n,), before it is written into."""
-        size, version = _size(tensor), self._of(tensor)
-        if version is not None:
-            return self._flattened(version.value, version.geometry, size)
-        inside = self._tensors.live_in(tensor.untyped_storage()._cdata)
-        for one, value in inside:
-            if one.numel() == size:
-                return self._flattened(value, geometry(one), size)
-        whole = tensor.as_strided(*_whole(tensor)).clone() if self._tape.accounts else None
-        flat = self._tape.constant(whole, (size,))
-        for one, value in sorted(inside, key=lambda pair: pair[0].numel()):
-            flat = self._overwritten(flat, value, geometry(one))
-        return flat
+    def _put(self, tensor: Tensor, value: Value) -> None:
+        """Notes that a storage holds a value in a tensor, and around it what it held before."""
+        before, where, whole = self._of(tensor), _geometry(tensor), None
+        if not _fills(tensor):
+            flat = _flat(tensor) if before else _flat(tensor).clone()
+            live = [(flat, self._whole(before, flat))] if before else []
+            if not (before and value.is_constant):
+                live.append((tensor, value))
+            whole = self._follow(ATEN.as_strided_scatter.default, [flat, tensor, *where], live, flat)
+        storage = StorageWeakRef(tensor.untyped_storage())
+        self[storage_of(tensor)] = Version(storage, value, where, whole, before if whole else None)
 
-    def _overwritten(self, flat: Value, value: Value, where: Geometry) -> Value:
-        """Returns the value of a storage, (n,), with something written into it."""
+    def _whole(self, version: Version, flat: Tensor) -> Value:
+        """Returns the value of all that a storage holds, (n,)."""
+        if version.whole is not None:
+            return version.whole
+        part = flat.as_strided(*version.where)
+        live = [(part, version.value)]
+        if part.is_contiguous():
+            return self._follow(ATEN.view.default, [part, flat.shape], live, flat)
+        return self._follow(ATEN.as_strided_scatter.default, [flat, part, *version.where], live, flat)
 
-        def back(arrived: list[Tensor]) -> list[Tensor]:
-            rest = arrived[0].clone()
-            part = rest.as_strided(*where).clone()
-            rest.as_strided(*where).zero_()
-            return [rest, part]
-
-        return self._step("write", [flat, value], flat.shape, back)
-
-    def _flattened(self, value: Value, where: Geometry, size: int) -> Value:
-        """Returns the value of a storage, (n,), from one that fills it."""
-        if where[0] == (size,):
-            return value
-        if in_order(where):
-            return self._reshaped(value, (size,))
-        flat = self._step("view", [value], (size,), lambda r: [r[0].contiguous().as_strided(*where)])
-        flat.roots = value.roots
-        return flat
-
-    def _reshaped(self, value: Value, shape: Sequence[int]) -> Value:
-        """Returns the value of the same elements in the same order."""
-        back = partial(reshaped, shape=value.shape)
-        found = self._step(
-            "view", [value], shape, lambda r: [back(r[0])], lambda of: ax.reshaped(of[0], shape)
-        )
-        found.roots, found.fan, found.place = value.roots, value.fan, value.place
-        found.sum, found.via = value.sum, after(back, value.via)
-        return found
-
-    def _part(self, tensor: Tensor, flat: Value) -> Value:
-        """Returns the value of a tensor from that of all that lies in its storage."""
-        where, size = geometry(tensor), flat.shape
-        if flat.is_constant:
-            return self._tape.constant(tensor.clone() if self._tape.accounts else None, tensor.shape)
-        found = self._step(
-            "read", [flat], where[0], lambda r: [lay(r[0], where, size)], lambda of: moved(of[0], where)
-        )
-        found.roots = flat.roots
-        return found
-
-    def _step(
-        self, name: str, inputs: list[Value], shape: Sequence[int], back: Back, axes: AxesOf | None = None
+    def _follow(
+        self, function: Any, args: Sequence[Any], live: Sequence[tuple[Tensor, Value]], out: Tensor
     ) -> Value:
-        """Adds a step by which relevance and the gradient go back alike."""
-        found = self._tape.value(shape, inputs)
-        self._tape.append(Step(name, inputs, [found], back, back, axes=axes))
-        return found
+        """Returns the value of what a call would make."""
+        call = Call(self._tape, self._tensors, overload(function), args, {}, live, [out])
+        return rule_of(call)(call)[0]
 
 
-def _size(tensor: Tensor) -> int:
-    """Returns how many elements the storage of a tensor has."""
-    return tensor.untyped_storage().nbytes() // tensor.element_size()
+def _fills(tensor: Tensor) -> bool:
+    """Returns whether a tensor is all that its storage holds."""
+    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
 
 
-def _whole(tensor: Tensor) -> Geometry:
-    """Returns how a tensor lies in its storage that is all of it, (n,)."""
-    return (_size(tensor),), (1,), 0
+def _flat(tensor: Tensor) -> Tensor:
+    """Returns all that the storage of a tensor holds, (n,)."""
+    return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
+
+
+def _geometry(tensor: Tensor) -> Geometry:
+    return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
+
+
+def _overlap(first: Geometry, second: Geometry, size: int) -> bool:
+    """Returns whether two tensors in a storage of this size have elements in common."""
+    marks = torch.zeros(size, dtype=torch.bool)
+    marks.as_strided(*first).fill_(True)
+    return bool(marks.as_strided(*second).any())

@@ -10,7 +10,6 @@ from vitx.errors import VitxError
 from vitx.tape.attention import Attention
 from vitx.tape.axes import Axes, channel_dims
 from vitx.tape.expanded import added
-from vitx.tape.places import named
 from vitx.tape.tape import Tape
 from vitx.tape.values import Step, Value
 
@@ -79,7 +78,7 @@ def gradients(
 
     def send(step: Step, arrived: list[Tensor]) -> Sent:
         if step.gradient is None:
-            raise VitxError(f"the gradient reached {named(step)}, and no rule takes it through that call")
+            raise VitxError(f"the gradient reached {step}, and no rule takes it through that call")
         pairs = zip(step.sources, step.gradient(arrived), strict=False)
         return [(value, part) for value, part in pairs if value not in starts]
 

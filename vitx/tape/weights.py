@@ -15,7 +15,7 @@ from torch import Tensor
 from vitx.functional.tiles import ALL, Memory, Part, Tile, full, split
 from vitx.models.isolation import without_autocast
 from vitx.tape.expanded import over
-from vitx.tape.storages import Keeper
+from vitx.tape.tensors import Keeper
 
 Gradient = Any  # a tensor, or one for each of several attentions
 

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitx.tape.call import Call, rule
+from vitx.tape.call import Call, Transpose, rule
 from vitx.tape.expanded import fitted
 from vitx.tape.values import Value
-from vitx.tape.vjp import Transpose
 
 GATED = """gelu relu silu sigmoid tanh erf log sqrt rsqrt pow abs elu reciprocal hardswish leaky_relu
 hardsigmoid softplus mish celu sin cos tan asin acos atan sinh cosh asinh acosh atanh expm1 log1p

@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from vitx.tape import axes as ax
-from vitx.tape.call import RULES, Call, rule, unknown
+from vitx.tape.call import RULES, Call, Transpose, rule, unknown
 from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import same
 from vitx.tape.values import AxesOf, Step, Value, followed
-from vitx.tape.vjp import Transpose
 
 FILLING = ("tril", "triu", "masked_fill", "index_fill", "im2col", "scatter", "diag_embed", "fill_diagonal")
 _NONE = 1e-6  # how much of a window counts as none

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from vitx.tape import axes as ax
 from vitx.tape.axes import Axes
-from vitx.tape.call import Call, Rule, rule, unknown
+from vitx.tape.call import Call, Rule, Transpose, rule, unknown
 from vitx.tape.expanded import core, fitted, reshaped
 from vitx.tape.values import Value, after, followed, marked
-from vitx.tape.vjp import Transpose
 
 RESHAPES = ("view", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze")
 COPIES = ("clone", "alias", "detach", "_to_copy", "lift_fresh", "lift", "_conj")
