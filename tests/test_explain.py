@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -308,3 +309,53 @@ class TestTargets:
         signs = explain(regressor, IMAGES, "evidence")
         assert torch.equal(signs.target, (signs.logits > 0).long())
         assert tuple(explain(regressor, IMAGES, "rollout").maps.shape) == (2, 4, 4)
+
+
+class Ended(nn.Module):
+    """A model with something behind its logits."""
+
+    def __init__(self, model, last):
+        super().__init__()
+        self.model, self.last = model, last
+
+    def forward(self, images):
+        return self.last(self.model(images))
+
+
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "evidence", "gae"])
+@pytest.mark.parametrize(
+    ("classes", "last"),
+    [
+        (5, lambda z: z.softmax(-1)),
+        (5, lambda z: z.sigmoid()),
+        (1, lambda z: z.sigmoid()),
+        (1, lambda z: z.sigmoid()[:, 0]),
+        (1, lambda z: z.sigmoid().squeeze(1)),
+    ],
+)
+def test_a_model_that_ends_in_probabilities_is_explained_at_its_logits(classes, last, method):
+    """So the predicted class is that above one half, and the map has its sign."""
+    model = timm.create_model("test_vit", img_size=32, patch_size=8, num_classes=classes).double().eval()
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    expected, found = vitx.explain(model, images, method), vitx.explain(Ended(model, last), images, method)
+    assert torch.allclose(found.maps, expected.maps, atol=1e-9)
+    assert found.target is None or torch.equal(found.target, expected.target)
+    shift = expected.logits - found.logits.view(expected.logits.shape)
+    assert torch.allclose(shift, shift[:, :1].expand_as(shift), atol=1e-9), "a softmax leaves a constant open"
+    assert classes > 1 or torch.allclose(shift, torch.zeros_like(shift), atol=1e-9)
+
+
+def test_a_target_function_is_given_what_the_model_puts_out():
+    model = timm.create_model("test_vit", img_size=32, patch_size=8, num_classes=3).eval()
+    found = vitx.explain(
+        Ended(model, lambda z: z.softmax(-1)), torch.randn(2, 3, 32, 32), target=lambda p: p[:, 0]
+    )
+    assert torch.allclose(found.logits.sum(1), torch.ones(2))
+
+
+def test_an_output_in_another_precision():
+    model = timm.create_model("test_vit", img_size=32, patch_size=8, num_classes=3).eval()
+    images = torch.randn(2, 3, 32, 32)
+    for method in ("rollout", "grad_rollout", "evidence"):
+        found = vitx.explain(Ended(model, torch.Tensor.double), images, method)
+        assert torch.allclose(found.maps.float(), vitx.explain(model, images, method).maps, atol=1e-6)

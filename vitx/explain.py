@@ -182,6 +182,7 @@ def _follow(
     )
     found: dict[str, Attribution] = {}
     pixels = images.detach().as_subclass(Tensor).clone()  # some models change their input
+    kind = torch.promote_types(pixels.dtype, torch.float32)
     with torch.inference_mode(False), torch.no_grad(), untouched(model):
         try:
             recorder = Recorder(tape)
@@ -190,24 +191,24 @@ def _follow(
                 logits = predict(model, pixels, recorder.made_last)
             end = output_value(tape, recorder.get(logits))
             if not callable(target):
-                end, logits = logits_of(end, logits)
+                end, logits = logits_of(end, logits, recorder.squashed)
             classes = target_classes(target, logits)
 
             def total(logits: Tensor) -> Tensor:
                 return scores(target, logits, classes).sum()
 
-            of_logits = cache(partial(score_of, end, total, logits))
+            of_logits = cache(partial(score_of, end, total, logits, kind))
             asked: dict[str | None, list[Score]] = {None: []}  # what is differentiated
             if any(method.gradient == "score" for method in chosen.values()):
                 asked["score"] = [of_logits()]
             if lens is not None:
                 with recorder.recording():
                     of_layers = _layer_logits(lens, len(tape.layers), logits)
-                asked["layer scores"] = [score_of(recorder.get(own), total, own) for own in of_layers]
+                asked["layer scores"] = [score_of(recorder.get(own), total, own, kind) for own in of_layers]
             has_score = classes is not None or callable(target)
             for name, method in chosen.items():
                 reads = has_score and (target is not None or method.gradient is not None)
-                start = of_logits().start if reads else evenly(logits)
+                start = of_logits().start if reads else evenly(logits).to(kind)
                 back = Backward(tape, images, start, end, asked[method.gradient])
                 found[name] = method.find(back, **methods[name])
             channels = back.grid.channels

@@ -9,6 +9,7 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.tape.attention import Attention, Scores
 from vitx.tape.expanded import over
+from vitx.tape.recorder import SQUASHING
 from vitx.tape.tape import Tape
 from vitx.tape.values import Value
 
@@ -72,29 +73,32 @@ def evenly(output: Tensor) -> Tensor:
     return torch.full((), 1 / output[0].numel(), dtype=dtype, device=output.device).expand(output.shape)
 
 
-def logits_of(value: Value, output: Tensor) -> tuple[Value, Tensor]:
-    """Returns the logits of an output of probabilities that a softmax or a sigmoid made, and their value.
+def logits_of(value: Value, output: Tensor, squashed: tuple[Tensor, Value] | None) -> tuple[Value, Tensor]:
+    """Returns the logits of an output of probabilities, and their value; any other output as it is.
 
-    Any other output is returned as it is. A softmax leaves open what is added to all logits: log(p) it is.
+    Args:
+        value: of the output.
+        output: (B,) or (B, classes).
+        squashed: what the last softmax or sigmoid of the pass was given.
     """
     end = value
     while (step := end.made_by) is not None and step.name in _FORMS and len(step.inputs) == 1:
         end = step.inputs[0]
-    sizes = [[size for size in one.shape if size != 1] for one in (end, value)]
-    if step is None or sizes[0] != sizes[1]:
+    if step is None or squashed is None or step.name not in SQUASHING or step.inputs[0] is not squashed[1]:
         return value, output
-    shares = output.detach().to(torch.promote_types(output.dtype, torch.float32))
-    if step.name == "sigmoid":
-        logits = torch.logit(shares, eps=torch.finfo(shares.dtype).eps)
-    elif step.name in ("_softmax", "softmax") and step.outputs[0].dim == len(end.shape) - 1:
-        logits = shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
-    else:
-        return value, output
-    return step.inputs[0], logits.view(step.inputs[0].shape)
+    if [size for size in end.shape if size != 1] != [size for size in output.shape if size != 1]:
+        return value, output  # only some of them
+    by_image = step.name == "sigmoid" or step.outputs[0].dim == len(end.shape) - 1
+    return (squashed[1], squashed[0].detach()) if by_image else (value, output)
 
 
-def score_of(value: Value | None, total: Callable[[Tensor], Tensor], output: Tensor) -> Score:
-    """Differentiates the score by an output, (B, ...), or raises a VitxError if that cannot be done."""
+def score_of(
+    value: Value | None, total: Callable[[Tensor], Tensor], output: Tensor, kind: torch.dtype
+) -> Score:
+    """Differentiates the score by an output, (B, ...), or raises a VitxError if that cannot be done.
+
+    The score has the precision of the pass, also where the output has more.
+    """
     if value is None:
         raise VitxError("the score does not depend on the image")
     dtype = torch.promote_types(output.dtype, torch.float32)
@@ -107,4 +111,4 @@ def score_of(value: Value | None, total: Callable[[Tensor], Tensor], output: Ten
                 "model's output by torch functions, with gradients enabled"
             )
         (found,) = torch.autograd.grad(score, leaf)
-    return Score(value, output.detach(), found)
+    return Score(value, output.detach().to(kind), found.to(kind))

@@ -24,6 +24,7 @@ from vitx.tape.tensors import Tensors
 from vitx.tape.values import Step, Value
 from vitx.tape.versions import Versions
 
+SQUASHING = frozenset(("_softmax", "softmax", "sigmoid"))  # which make probabilities of logits
 LEAVING = frozenset((  # which hand values to other code
     *(Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr),
     Tensor.untyped_storage,
@@ -54,6 +55,9 @@ class Recorder(TorchDispatchMode):
         self.tape = tape
         self._tensors = Tensors(tape.model)
         self._versions = Versions(tape, self._tensors)
+        self.squashed: tuple[Tensor, Value] | None = (
+            None  # what the last softmax or sigmoid of rows was given
+        )
         self._left = False  # whether a live value was handed to other code
 
     @classmethod
@@ -121,6 +125,8 @@ class Recorder(TorchDispatchMode):
         if into:
             self._prepare_to_write(call, into)
         out = func(*args, **kwargs) if into else kernels.run(call)
+        if operator.name in SQUASHING and call.live[0][0].ndim <= 2:
+            self.squashed = call.live[0]
         made = into or tensors_in(out)
         answers = [tensor for tensor in made if not tensor.is_floating_point() and not _holds(call, tensor)]
         for tensor in answers:
