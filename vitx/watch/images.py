@@ -1,6 +1,7 @@
 """Which images are watched: the same ones at every firing and in every run."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import IterableDataset
 
 from vitx.errors import VitxError
 from vitx.inputs.prepared import to_tensor
@@ -16,7 +17,7 @@ from vitx.inputs.preprocessing import preprocessing_of
 from vitx.pictures.colours import Scale
 from vitx.watch.batches import ITEM, Content, object_masks, read_batch
 from vitx.watch.labels import class_counts, class_names, evenly_spaced, one_of_each_class
-from vitx.watch.loading import fetch, join, one_of, sampled
+from vitx.watch.loading import among, data_of, fetch, join, length, one_of, sampled, spread_over
 from vitx.watch.scales import held_by
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Samples:
         scales: mean and std of each normalisation that the data set holds.
         name: what the batch calls the images.
         source: the kind of their data set; empty for a tensor or files.
+        stream: whether they are the first of a data set that cannot be asked for others.
     """
 
     images: Tensor
@@ -59,6 +61,7 @@ class Samples:
     scales: tuple[Scale, ...] = ()
     name: str = ITEM.format(0)
     source: str = ""
+    stream: bool = False
 
     def __len__(self) -> int:
         return len(self.images)
@@ -125,18 +128,20 @@ class Selection:
         return self._with_masks(samples)
 
     def _of_loader(self, loader: Any, host: "Host", before: Sequence[int] | None) -> Samples:
-        data: Any = getattr(loader, "dataset", None)
+        data = data_of(loader)
         source = loader if data is None else data
         keys = sampled(loader)
         if keys is None and (self.per_class or _are(self.images, int)):
             raise VitxError(
-                "the validation set is a stream, whose images have no indices: give images instead"
+                f"images of {type(source).__name__} have no indices, as in a stream: give images instead"
             )
         key_of = None if keys is None else _by_place(keys)
         places = None if key_of is None else self._places(loader, key_of, host, before)
         chosen = None if key_of is None else [key_of.get(place, place) for place in places or ()]
-        contents = (self._read(batch, host) for batch in fetch(loader, chosen))
-        content = join(contents, self.num_measured if places is None else len(places))
+        spread = spread_over(loader, self.num_measured) if chosen is None else None
+        with fetch(loader, chosen, spread) as batches:
+            contents = (self._read(batch, host) for batch in batches)
+            content = join(contents, self.num_measured if places is None else len(places), spread)
         count, names = len(content.images), class_names(data)
         samples = Samples(
             content.images,
@@ -145,45 +150,49 @@ class Selection:
             content.inputs,
             self._shown(count),
             places,
-            None if key_of is None else max(len(data), len(key_of)),
+            None if keys is None else length(loader, keys),
             names,
             class_counts(data, names),
             content.labels is None and (self.images is None or _are(self.images, int)),
-            tuple(islice(held_by([source, getattr(loader, "collate_fn", None)]), _SCALES)),
+            tuple(islice(held_by([data, loader]), _SCALES)),
             content.name,
             type(source).__name__,
+            keys is None and spread is None,
         )
         return self._with_masks(samples)
 
     def _places(
         self,
-        loader: DataLoader[Any],
+        loader: Any,
         key_of: Mapping[int, Any],
         host: "Host",
         before: Sequence[int] | None,
     ) -> tuple[int, ...]:
         """Chooses among the places that the loader reads."""
-        among = list(key_of)
-        if not among:
+        places, keys = list(key_of), list(key_of.values())
+        if not places:
             raise VitxError("the data set to take images from is empty")
         if _are(self.images, int):
-            return _within(self.images, len(loader.dataset))  # type: ignore[arg-type]
-        count = min(self.num_measured, len(among))
-        if before is not None and len(before) == count and set(before) <= set(among):
+            return _within(self.images, length(loader, keys))
+        count = min(self.num_measured, len(places))
+        if before is not None and len(before) == count and set(before) <= set(places):
             return tuple(before)
         if not self.per_class:
-            return tuple(among[number] for number in evenly_spaced(len(among), count))
-        found = one_of_each_class(
-            *(Subset(loader.dataset, list(key_of.values())), count),
-            lambda order: self._labels(loader, [key_of[among[number]] for number in order], host),
-        )
-        return tuple(among[number] for number in found)
+            return tuple(places[number] for number in evenly_spaced(len(places), count))
+        with ExitStack() as reading:
+            found = one_of_each_class(
+                *(among(loader, keys), count),
+                lambda order: self._labels(
+                    reading.enter_context(fetch(loader, [keys[number] for number in order])), host
+                ),
+            )
+        return tuple(places[number] for number in found)
 
     def _shown(self, count: int) -> tuple[int, ...]:
         return evenly_spaced(count, count if _are(self.images, int) else min(self.num_images, count))
 
-    def _labels(self, loader: DataLoader[Any], keys: Sequence[Any], host: "Host") -> Iterator[int | None]:
-        for batch in fetch(loader, keys):
+    def _labels(self, batches: Iterable[Any], host: "Host") -> Iterator[int | None]:
+        for batch in batches:
             content = self._read(batch, host)
             if content.labels is None or content.labels.ndim != 1:
                 yield None

@@ -49,12 +49,12 @@ def first_words(
     """Says what was found: which images, how they are shown, what names the classes, where pictures are."""
     if samples.out_of is not None:
         images = f"{len(samples)} of {samples.out_of:,} images"
-    elif samples.places is None and samples.source:
+    elif samples.stream:
         images = f"the first {len(samples)} images"
     else:
         images = f"{len(samples)} images"
     of = f" of {samples.source}" if samples.source else ""
-    if samples.places is None and samples.out_of is None and samples.source:
+    if samples.stream:
         of += " (a stream, so no others can be chosen)"
     shown = ", ".join(title_of(name) for name in explainer.explained)
     known = f"{len(names)} names of classes" if names else "no names of classes"

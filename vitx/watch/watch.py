@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from vitx.errors import VitxError
 from vitx.runs import FOLDER
 from vitx.watch import sinks
+from vitx.watch.copies import BATCH
 from vitx.watch.host import Host
-from vitx.watch.loading import BATCH
 from vitx.watch.observer import Observer
 
 _SUFFIX = ".vitx"  # of the files of TensorBoard that a watch writes
