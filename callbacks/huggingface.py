@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -161,10 +160,8 @@ class TrainerHost(Host):
         return self.trainer.model_wrapped if self.group.in_step else self.model
 
     def normalisers(self) -> Iterable[Any]:
-        """Returns the mean and std of the image processor."""
-        processor = getattr(self.trainer, "processing_class", None)
-        mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
-        return [SimpleNamespace(mean=mean, std=std)] if mean and std else []
+        """Returns the image processor."""
+        return [getattr(self.trainer, "processing_class", None)]
 
     def class_names(self) -> Sequence[str] | None:
         """Returns those of the model's config, unless they are numbers in other words."""

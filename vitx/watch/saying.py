@@ -60,4 +60,5 @@ def first_words(
     known = f"{len(names)} names of classes" if names else "no names of classes"
     hint = "; the model puts out features: methods of a score need a target function" * explainer.classless
     where = f"pictures in {', '.join(places)}" if places else "no pictures"
-    return f"watches {images}{of} by {shown}: {colours}; {known}; {where}{hint}"
+    how = "; ".join(filter(None, (str(colours), known, where)))
+    return f"watches {images}{of} by {shown}: {how}{hint}"
