@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -150,12 +149,23 @@ class TrainerHost(Host):
         """Returns the loader of the `eval_dataset`, or one for each of them."""
         data = self.trainer.eval_dataset
         if isinstance(data, Mapping) and not hasattr(data, "features"):
-            return {name: self.trainer.get_eval_dataloader(name) for name in data}
-        return None if data is None else self.trainer.get_eval_dataloader()
+            return {name: self.loader(name) for name in data}
+        return None if data is None else self.loader()
 
-    def loader(self, data: Any) -> Any:
-        """Returns a loader of a data set that was given, with the Trainer's collator."""
-        return self.trainer.get_eval_dataloader(data)
+    def loader(self, data: Any = None) -> Any:
+        """Returns a loader of a data set, with the Trainer's collator.
+
+        The Trainer does not keep it: with persistent workers, it evaluates on the loader that was made first.
+        """
+        trainer, prepared = self.trainer, self.trainer.accelerator._dataloaders
+        kept, count = vars(trainer).pop("_eval_dataloaders", None), len(prepared)
+        try:
+            return trainer.get_eval_dataloader(data)
+        finally:
+            vars(trainer).pop("_eval_dataloaders", None)
+            if kept is not None:
+                vars(trainer)["_eval_dataloaders"] = kept
+            del prepared[count:]
 
     def explained(self, weights: str) -> nn.Module:
         """Returns the model, or the averaged weights that it or a callback holds."""
@@ -165,10 +175,8 @@ class TrainerHost(Host):
         return self.trainer.model_wrapped if self.group.in_step else self.model
 
     def normalisers(self) -> Iterable[Any]:
-        """Returns the mean and std of the image processor."""
-        processor = getattr(self.trainer, "processing_class", None)
-        mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
-        return [SimpleNamespace(mean=mean, std=std)] if mean and std else []
+        """Returns the image processor."""
+        return [getattr(self.trainer, "processing_class", None)]
 
     def class_names(self) -> Sequence[str] | None:
         """Returns those of the model's config, unless they are numbers in other words."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,13 @@ import lightning.pytorch as pl
 import torch
 from lightning_utilities.core import rank_zero
 from torch import nn
+from torch.utils._pytree import tree_unflatten
 
 from vitx.errors import VitxError
 from vitx.watch import Host, Observer
 from vitx.watch.calling import averaged
 from vitx.watch.group import Group
+from vitx.watch.loading import Together
 from vitx.watch.saying import silenced
 
 if TYPE_CHECKING or find_spec("pytorch_lightning") is None:
@@ -159,10 +162,18 @@ class LightningHost(Host):
         self.group = Group(trainer.global_rank, size, size > 1 and in_step)
 
     def validation(self) -> Any:
-        """Returns the validation loaders, or those of the test."""
-        testing = self.trainer.state.fn == "test"
-        loaders = self.trainer.test_dataloaders if testing else self.trainer.val_dataloaders
-        return getattr(loaders, "iterables", loaders)  # of a CombinedLoader
+        """Returns the validation loaders, or those of the test: alone, or together as the step gets them."""
+        trainer = self.trainer
+        loops = [trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop]
+        if trainer.state.fn == "test":
+            loops = [trainer.test_loop]
+        combined = next((one for one in (loop._combined_loader for loop in loops) if one is not None), None)
+        if combined is None:
+            return None
+        if combined._mode == "sequential":
+            return combined.iterables
+        joined = partial(tree_unflatten, treespec=combined._spec)
+        return Together(combined.flattened, joined, combined._mode != "min_size")
 
     def explained(self, weights: str) -> nn.Module:
         """Returns the module, or the averaged weights that it or a callback holds."""

@@ -48,6 +48,13 @@ def test_guesses_where_no_scale_fits():
     assert abs(int(middle) - 128) <= 2
 
 
+def test_a_spectrogram_has_no_colours_to_guess():
+    images = torch.linspace(-7, 3, 1000).view(1, 1, 25, 40)
+    found = choose_colours(images, [UNSCALED], coloured=False)
+    assert (found.scale, found.note, str(found)) == (None, "", "")
+    assert found.pixels(images).unique().numel() > 200
+
+
 def test_a_constant_image_of_no_known_scale():
     images = torch.full((1, 3, 4, 4), 77.0)
     assert (choose_colours(images, []).pixels(images) == 0).all()

@@ -1,6 +1,7 @@
 """The callback in Hugging Face's Trainer, in whole trainings."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -112,10 +113,12 @@ class Outcome(TrainerCallback):
         for index, kept in optimizer.state_dict()["state"].items():
             self.found |= {f"optimiser, {index}.{name}": value for name, value in kept.items()}
         self.found |= {f"mode {name}": torch.tensor(part.training) for name, part in model.named_modules()}
-        losses = [row["loss"] for row in state.log_history if "loss" in row]
+        names = ("loss", "eval_loss")
+        losses = [row[name] for row in state.log_history for name in names if name in row]
         self.found |= {"losses": torch.tensor(losses), "random": torch.rand(3)}
 
 
+WORKERS = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
 SETTINGS = {
     "plain": {},
     "bf16": {"bf16": True},
@@ -123,6 +126,7 @@ SETTINGS = {
     "evaluated": {"eval_strategy": "steps", "eval_steps": 3},
     "gradient checkpointing": {"gradient_checkpointing": True},
     "workers": {"dataloader_num_workers": 1},
+    "persistent workers": WORKERS | {"eval_strategy": "epoch"},
     "compiled": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
 }
 
@@ -139,6 +143,18 @@ def test_the_training_is_the_same(setting, tmp_path):
         outcomes.append(outcome.found)
     assert files(tmp_path)[:3] == [0, 1, 2]
     assert_same(*outcomes)
+
+
+def test_given_images_do_not_become_those_of_the_evaluation(tmp_path):
+    """The Trainer keeps the loader that its persistent workers read."""
+    losses = []
+    for make in (trainer, partial(watched, callback={"images": Pictures(5), "every_n_epochs": 1})):
+        made = make(tmp_path, eval_strategy="epoch", **WORKERS)
+        made.train()
+        losses.append([row["eval_loss"] for row in made.state.log_history if "eval_loss" in row])
+        assert len(made.accelerator._dataloaders) == 2
+    assert losses[0] == losses[1]
+    assert len(made.callback_handler.callbacks[-1].state_dict()["maps"]["rollout"]) == 5
 
 
 def in_each_rank(folder):

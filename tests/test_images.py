@@ -21,7 +21,6 @@ from tests.lightning_models import IMAGE, SmallClassifier, fit, samples
 from vitx import VitxError
 from vitx.callbacks import RolloutCallback
 from vitx.callbacks.lightning import LightningHost
-from vitx.watch import loading
 from vitx.watch.images import Selection
 
 
@@ -152,7 +151,7 @@ def test_a_loader_that_is_none_of_torchs():
     """WebDataset's, for instance: anything that yields batches, more than once."""
     batches = [[torch.full((2, 3, IMAGE, IMAGE), float(number))] for number in range(9)]
     found = chosen({"some": batches}, dataloader_idx="some", num_images=3)
-    assert found.images[:4, 0, 0, 0].tolist() == [0, 0, 1, 1]
+    assert numbers(found) == [1, 3, 5, 7]
     assert len(found.shown) == 3
     assert found.places is None
 
@@ -265,7 +264,7 @@ class Pipeline:
 def test_a_loader_of_another_library_tells_how_it_normalises():
     found = chosen(Pipeline(), num_measured=3)
     assert numbers(found) == [0, 1, 2]
-    assert found.source == "Pipeline"
+    assert found.source == "Stream"
     assert found.scales == (((0.25,), (0.5,)),)
 
 
@@ -386,13 +385,46 @@ class TestSamplers:
         assert [number // 5 for number in numbers(found)] == [1, 3]
         assert set(found.places) <= {7, 8, 16, 17}
 
-    def test_a_generator_is_left_as_it_was(self):
-        sampler = seeded(RandomSampler, range(20))
-        before = sampler.generator.get_state()
-        loading.sampled(DataLoader(Numbered(), sampler=sampler))
-        assert torch.equal(sampler.generator.get_state(), before)
 
-    def test_several_loaders_in_one(self):
-        loaders = {"some": DataLoader(Numbered(4)), "more": DataLoader(Numbered(9))}
-        both = CombinedLoader(loaders, "sequential")
+class TestCombined:
+    """Several loaders in one of Lightning's."""
+
+    def loaders(self):
+        return {"some": DataLoader(Numbered(4), 3), "more": DataLoader(Numbered(9), 2)}
+
+    def test_one_after_the_other(self):
+        both = CombinedLoader(self.loaders(), "sequential")
         assert numbers(chosen(both, dataloader_idx="more")) == [1, 3, 5, 7]
+
+    @pytest.mark.parametrize("wanted", [{}, {"per_class": True}, {"images": [0, 3]}])
+    @pytest.mark.parametrize("mode", ["min_size", "max_size", "max_size_cycle"])
+    def test_a_batch_of_all(self, mode, wanted):
+        def transform(batch):
+            some, more = batch["some"], batch["more"]
+            assert len(some["image"]) == len(more["image"])
+            return {"image": more["image"], "label": more["label"]}
+
+        found = chosen(CombinedLoader(self.loaders(), mode), batch_transform=transform, **wanted)
+        evenly = (0, 1, 2, 3) if mode == "min_size" else (1, 3, 5, 7)
+        first = (0,) if mode == "min_size" else (0, 5)  # of each class, in the order of a search
+        if "per_class" in wanted:
+            assert found.labels.tolist() == [place // 5 for place in first]
+        else:
+            assert found.places == tuple(wanted.get("images", evenly))
+            assert numbers(found) == list(found.places)
+        assert found.out_of == (4 if mode == "min_size" else 9)
+
+    def test_the_shorter_begin_again(self):
+        both = CombinedLoader(list(self.loaders().values()), "max_size_cycle")
+        found = chosen(both, batch_transform=lambda batch: batch[0])
+        assert found.places == (1, 3, 5, 7)
+        assert numbers(found) == [1, 3, 1, 3]
+
+    def test_streams_from_their_start(self):
+        both = CombinedLoader((DataLoader(Stream(), 2), DataLoader(Numbered(9), 2)), "max_size_cycle")
+        found = chosen(both, batch_transform=lambda batch: batch[0])
+        assert numbers(found) == [0, 1, 2, 3]
+
+    def test_none_of_them_alone(self):
+        with pytest.raises(VitxError, match="one batch together: give batch_transform, not dataloader_idx"):
+            chosen(CombinedLoader(self.loaders(), "min_size"), dataloader_idx="more")

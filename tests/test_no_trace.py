@@ -155,7 +155,7 @@ SETTINGS = {
     "no validation": Setting(callback={"images": IMAGES}, validation=False),
     "limit_val_batches=0": Setting({"limit_val_batches": 0}, {"images": IMAGES}),
     "fast_dev_run": Setting({"fast_dev_run": True}, EVERY_STEP),
-    "loaders with workers": Setting(loader={"num_workers": 1}),
+    "loaders with workers": Setting(loader={"num_workers": 1, "persistent_workers": True}),
     "detect_anomaly": Setting({"detect_anomaly": True}, EVERY_STEP),
     "inference_mode=False": Setting({"inference_mode": False}),
     "explanations that fail": Setting(callback=EVERY_STEP | {"target": Failing(), "on_error": "warn"}),

@@ -14,8 +14,8 @@ from torchvision.transforms import v2
 
 from tests.lightning_models import SmallClassifier
 from vitx.callbacks.lightning import LightningHost
-from vitx.pictures.colours import UNSCALED
-from vitx.watch.scales import held_by, likely_scales, true_colours
+from vitx.pictures.colours import BYTES, GUESSED, UNSCALED, choose_colours
+from vitx.watch.scales import held_by, likely_scales
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 MODULE_LEVEL = transforms.Compose([transforms.Normalize(MEAN, STD)])
@@ -66,6 +66,11 @@ def by_a_partial():
     return functools.partial(lambda batch, more: [MODULE_LEVEL(image) for image in batch], more=1)
 
 
+def processor(**options):
+    package = pytest.importorskip("transformers", reason="transformers is not installed")
+    return package.ViTImageProcessor(image_mean=MEAN, image_std=STD, **options)
+
+
 def by_a_closure():
     kept = transforms.Normalize(MEAN, STD)
     return lambda image: kept(image)
@@ -87,6 +92,7 @@ HOLDERS = {
     "what a method uses": InTheMethod,
     "a function's own": lambda: Pictures(by_a_closure()),
     "a collate function": by_a_partial,
+    "image processor": lambda: Pictures(processor()),
     "a method": lambda: MODULE_LEVEL.__call__,
 }  # fmt: skip
 
@@ -103,6 +109,10 @@ def test_what_holds_a_normalisation(holder):
 )
 def test_what_holds_none(value):
     assert list(held_by(value)) == []
+
+
+def test_an_image_processor_that_does_not_normalise_holds_none():
+    assert list(held_by(Pictures(processor(do_normalize=False)))) == []
 
 
 class Lazy:
@@ -140,25 +150,53 @@ class Declares(SmallClassifier):
         self.backbone.pretrained_cfg = {"mean": (0.7,) * 3, "std": (0.1,) * 3}
 
 
-class TestOrder:
-    images = torch.rand(4, 3, 4, 4)
+IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IN_HOOK = v2.Normalize(MEAN, STD)(IMAGES)
 
+
+class TestOrder:
     def test_the_data_comes_before_the_model(self):
-        found = scales(Declares(), self.images - 0.5, [(MEAN, STD)])
-        assert found[0] == (MEAN, STD)
-        assert ((0.7,) * 3, (0.1,) * 3) in found
+        found = scales(Declares(), v2.Normalize((0.7,) * 3, (0.1,) * 3)(IMAGES), [(MEAN, STD)])
+        assert found == [(MEAN, STD), UNSCALED, ((0.7,) * 3, (0.1,) * 3)]
 
     def test_hooks_of_the_module_and_of_the_data_module(self):
         module = Declares()
         module.prepare = v2.Normalize(MEAN, STD)
-        assert scales(module, self.images - 0.5)[0] == (MEAN, STD)
-        datamodule = SimpleNamespace(on_gpu=nn.Sequential(v2.Normalize(STD, MEAN)))
-        assert scales(Declares(), self.images - 0.5, datamodule=datamodule)[0] == (STD, MEAN)
+        assert scales(module, IN_HOOK)[1] == (MEAN, STD)
+        datamodule = SimpleNamespace(on_gpu=nn.Sequential(v2.Normalize(MEAN, STD)))
+        assert scales(Declares(), IN_HOOK, datamodule=datamodule)[1] == (MEAN, STD)
 
-    def test_images_from_0_to_1_are_not_normalised(self):
-        assert scales(Declares(), self.images)[0] == UNSCALED
-        assert scales(Declares(), self.images - 0.5)[0] != UNSCALED
 
-    def test_what_was_asked_for_is_taken(self):
-        found = true_colours(Declares(), self.images, [(MEAN, STD)], given=([0.5], [0.1] * 3))
-        assert found.scale == ([0.5], [0.1] * 3)
+def colours(images, *, of_data=(), holds=None, declares=None):
+    module = SmallClassifier()
+    module.normalize = holds and v2.Normalize(*holds)
+    module.backbone = nn.Linear(1, 1)
+    module.backbone.pretrained_cfg = declares and dict(zip(("mean", "std"), declares, strict=True))
+    return choose_colours(images, scales(module, images, of_data))
+
+
+@pytest.mark.parametrize("images", [IMAGES, IMAGES * 1.02 - 0.01], ids=["from 0 to 1", "resampled"])
+@pytest.mark.parametrize("where", ["holds", "declares"])
+def test_what_the_forward_normalises_stays_raw(where, images):
+    assert colours(images, **{where: IMAGENET}).scale == UNSCALED
+
+
+def test_whole_numbers_stay_raw():
+    images = (IMAGES * 255).round()
+    found = colours(images, holds=IMAGENET)
+    assert (found.scale, str(found)) == (BYTES, "colours as they are")
+    assert torch.equal(found.pixels(images), images.permute(0, 2, 3, 1).byte())
+
+
+@pytest.mark.parametrize("where", ["holds", "declares"])
+def test_a_scale_that_did_not_make_the_images_is_not_taken(where):
+    assert colours(2 * IMAGES - 1, **{where: IMAGENET}).note == GUESSED
+    normalised = v2.Normalize(*IMAGENET)(IMAGES)
+    pixels = colours(normalised, **{where: IMAGENET}).pixels(normalised)
+    assert (pixels.float() / 255 - IMAGES.permute(0, 2, 3, 1)).abs().amax() < 0.01
+
+
+def test_what_the_data_says_is_believed_of_pale_images():
+    pale = v2.Normalize(*IMAGENET)(0.4 + 0.2 * IMAGES)
+    assert colours(pale, of_data=[IMAGENET]).scale == IMAGENET

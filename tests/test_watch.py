@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from timm.data import create_loader
+from timm.utils import random_seed
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, SubsetRandomSampler
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 from torch.utils.tensorboard import SummaryWriter
 
 import vitx
@@ -152,6 +155,53 @@ def test_the_training_is_the_same(setting, tmp_path):
     watched = train(setting, tmp_path)
     assert_same(train(setting, None), watched)
     assert steps(tmp_path) == list(range(9))
+
+
+class Photos(Dataset):
+    """Pictures that timm's `create_loader` gives its transform."""
+
+    transform = None
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        pixels = np.random.default_rng(index).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        return self.transform(Image.fromarray(pixels)), index % 3
+
+
+def train_as_timm(folder: Path | None, loader: dict[str, Any]) -> tuple[str, torch.Tensor]:
+    """Trains as timm's own train.py; returns what becomes of the weights and of random numbers."""
+    random_seed(42, 0)
+    model, device = Net(), torch.device("cpu")
+    options = {"batch_size": 4, "num_workers": 1, "device": device} | loader
+    data = create_loader(Photos(), (3, IMAGE, IMAGE), is_training=True, **options)
+    held_out = create_loader(Photos(), (3, IMAGE, IMAGE), **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = Watch(model, held_out, folder, on_error="raise") if folder else None
+    for epoch in range(2):
+        assert watch is None or watch(epoch)
+        model.train()
+        for images, labels in data:
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+        model.eval()
+        with torch.inference_mode():
+            for images, _ in held_out:
+                model(images)
+    weights = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+    return sha256(weights).hexdigest(), torch.rand(3)
+
+
+@pytest.mark.parametrize(
+    "loader", [{}, {"persistent_workers": False}, {"use_multi_epochs_loader": True}], ids=str
+)
+def test_a_training_with_the_loaders_of_timm_is_the_same(loader, tmp_path):
+    (plain, drawn), (watched, drawn_then) = (train_as_timm(one, loader) for one in (None, tmp_path))
+    assert plain == watched
+    assert torch.equal(drawn, drawn_then)
+    assert steps(tmp_path) == [0, 1]
 
 
 def events(folder):

@@ -13,7 +13,9 @@ _BEYOND = 0.02  # of [0, 1]: what resampling overshoots
 _FEW = 0.01  # share of the values that may lie further out
 _DARK, _BRIGHT = 0.01, 0.99  # what is shown as black and as white where the scale is not known
 
+_NEAR = 0.1  # of black or white
 UNSCALED: Scale = ((0.0,), (1.0,))
+BYTES: Scale = ((0.0,), (1 / 255,))
 GUESSED = "colours guessed"
 
 
@@ -35,7 +37,7 @@ class Colours:
     def __str__(self) -> str:
         if self.scale is None:
             return self.note
-        if self.scale == UNSCALED:
+        if self.scale in (UNSCALED, BYTES):
             return "colours as they are"
         mean, std = (", ".join(f"{value:.3g}" for value in values) for values in self.scale)
         return f"mean {mean} and std {std} undone"
@@ -74,8 +76,8 @@ def draw(
     Returns:
         (B, ..., 3) uint8 on the CPU, without the channels, and what a picture has to say of the colours.
     """
-    colours = choose_colours(as_images(images, channels), scales, bands, given)
-    return colours.draw(images, channels), "" if channels is None else colours.note
+    colours = choose_colours(as_images(images, channels), scales, bands, given, channels is not None)
+    return colours.draw(images, channels), colours.note
 
 
 def as_images(images: Tensor, channels: int | None) -> Tensor:
@@ -95,6 +97,7 @@ def choose_colours(
     scales: Iterable[Scale | None],
     bands: Sequence[int] | None = None,
     given: Scale | None = None,
+    coloured: bool = True,
 ) -> Colours:
     """Finds how images can be shown.
 
@@ -104,6 +107,7 @@ def choose_colours(
             brings them into [0, 1]; if none does, colours are guessed.
         bands: the channels to show, one or three; by default the first three, and of two channels the mean.
         given: the normalisation that was asked for, of images of one or three channels: none is searched.
+        coloured: whether they have colours, which spectrograms have not: these are stretched, without a note.
 
     Raises:
         VitxError: There is no such channel, their number is wrong, or what was asked for does not fit them.
@@ -117,17 +121,34 @@ def choose_colours(
         return Colours((0, 1), None, "mean of 2 channels, stretched")
     if channels > 3:
         return Colours((0, 1, 2), None, f"channels 0, 1, 2 of {channels}, stretched")
-    chosen, values = tuple(range(channels)), images.detach().float().cpu()
+    chosen = tuple(range(channels))
     if given is not None:
         for name, one in zip(("mean", "std"), given, strict=True):
             if not _fit(one, channels):
                 raise VitxError(f"{name} has {len(one)} values for {channels} channels: give one for each")
         return Colours(chosen, given)
-    for scale in scales:
-        fits = scale is not None and all(_fit(one, channels) for one in scale)
-        if scale is not None and fits and _in_range(_undone(values, scale)):
-            return Colours(chosen, scale)
-    return Colours(chosen, None, GUESSED)
+    if not coloured:
+        return Colours(chosen, None)
+    known = next((scale for scale in scales if scale is not None and fits(images, scale)), None)
+    return Colours(chosen, known, "" if known else GUESSED)
+
+
+def fits(images: Tensor, scale: Scale, whole: bool = False) -> bool:
+    """Says whether a normalisation may have made images, (B, C, H, W): undone, they lie in [0, 1].
+
+    Args:
+        images: as the model takes them.
+        scale: mean and std.
+        whole: also that the darkest or the brightest of all pixels is nearly black or white. Mean and std of
+            ImageNet did not make images in [-1, 1]: undone, they lie between .26 and .71.
+    """
+    if not all(_fit(one, images.shape[1]) for one in scale):
+        return False
+    values = _undone(images.detach().float().cpu(), scale)
+    outside = (values < -_BEYOND) | (values > 1 + _BEYOND)
+    if outside.float().mean() > _FEW:
+        return False
+    return not whole or bool(values.amin() < _NEAR) or bool(values.amax() > 1 - _NEAR)
 
 
 def _checked(bands: Sequence[int], channels: int) -> tuple[int, ...]:
@@ -148,11 +169,6 @@ def _undone(images: Tensor, scale: Scale) -> Tensor:
     if images.shape[1] == 1:
         mean, std = mean.mean(), std.mean()
     return images * std + mean
-
-
-def _in_range(values: Tensor) -> bool:
-    outside = (values < -_BEYOND) | (values > 1 + _BEYOND)
-    return bool(outside.float().mean() <= _FEW)
 
 
 def _stretched(values: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from vitx.runs import FOLDER
 from vitx.watch import saying
 from vitx.watch.calling import averaged, unwrapped
+from vitx.watch.copies import BATCH
 from vitx.watch.group import Group
-from vitx.watch.loading import BATCH
 
 
 class Host:

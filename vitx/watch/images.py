@@ -1,6 +1,7 @@
 """Which images are watched: the same ones at every firing and in every run."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import IterableDataset
 
 from vitx.errors import VitxError
 from vitx.inputs.prepared import to_tensor
@@ -17,7 +18,7 @@ from vitx.inputs.preprocessing import preprocessing_of
 from vitx.pictures.colours import Scale
 from vitx.watch.batches import Content, Told, objects, read_batch
 from vitx.watch.labels import class_counts, class_names, evenly_spaced, one_of_each_class
-from vitx.watch.loading import fetch, join, one_of, sampled
+from vitx.watch.loading import among, data_of, fetch, join, length, one_of, sampled, spread_over
 from vitx.watch.scales import held_by
 from vitx.watch.seen import Seen
 
@@ -50,6 +51,7 @@ class Samples:
         source: the kind of their data set; empty for a tensor or files.
         found: what was found where, in words.
         seen: whether they are what the user's own step takes.
+        stream: whether they are the first of a data set that cannot be asked for others.
     """
 
     images: Tensor
@@ -67,6 +69,7 @@ class Samples:
     source: str = ""
     found: tuple[str, ...] = ()
     seen: bool = False
+    stream: bool = False
 
     def __len__(self) -> int:
         return len(self.images)
@@ -134,18 +137,20 @@ class Selection:
         return self._with_objects(samples)
 
     def _of_loader(self, loader: Any, read: Read, before: Sequence[int] | None, seen: Seen | None) -> Samples:
-        data: Any = getattr(loader, "dataset", None)
+        data = data_of(loader)
         source = loader if data is None else data
         keys = sampled(loader)
         if keys is None and (self.per_class or _are(self.images, int)):
             raise VitxError(
-                "the validation set is a stream, whose images have no indices: give images instead"
+                f"images of {type(source).__name__} have no indices, as in a stream: give images instead"
             )
         key_of = None if keys is None else _by_place(keys)
         places = None if key_of is None else self._places(loader, key_of, read, before)
         chosen = None if key_of is None else [key_of.get(place, place) for place in places or ()]
-        contents = map(read, fetch(loader, chosen))
-        content = join(contents, self.num_measured if places is None else len(places))
+        spread = spread_over(loader, self.num_measured) if chosen is None else None
+        with fetch(loader, chosen, spread) as batches:
+            contents = map(read, batches)
+            content = join(contents, self.num_measured if places is None else len(places), spread)
         count, names = len(content.images), class_names(data)
         samples = Samples(
             content.images,
@@ -154,47 +159,51 @@ class Selection:
             content.inputs,
             self._shown(count),
             places,
-            None if key_of is None else max(len(data), len(key_of)),
+            None if keys is None else length(loader, keys),
             names,
             class_counts(data, names),
             content.labels is None and (self.images is None or _are(self.images, int)),
-            tuple(islice(held_by([source, getattr(loader, "collate_fn", None)]), _SCALES)),
+            tuple(islice(held_by(data, loader), _SCALES)),
             content.name,
             type(source).__name__,
             content.found,
             seen is not None and self.batch_transform is None and content.name == seen.images[0],
+            keys is None and spread is None,
         )
         return self._with_objects(samples)
 
     def _places(
         self,
-        loader: DataLoader[Any],
+        loader: Any,
         key_of: Mapping[int, Any],
         read: Read,
         before: Sequence[int] | None,
     ) -> tuple[int, ...]:
         """Chooses among the places that the loader reads."""
-        among = list(key_of)
-        if not among:
+        places, keys = list(key_of), list(key_of.values())
+        if not places:
             raise VitxError("the data set to take images from is empty")
         if _are(self.images, int):
-            return _within(self.images, len(loader.dataset))  # type: ignore[arg-type]
-        count = min(self.num_measured, len(among))
-        if before is not None and len(before) == count and set(before) <= set(among):
+            return _within(self.images, length(loader, keys))
+        count = min(self.num_measured, len(places))
+        if before is not None and len(before) == count and set(before) <= set(places):
             return tuple(before)
         if not self.per_class:
-            return tuple(among[number] for number in evenly_spaced(len(among), count))
-        found = one_of_each_class(
-            *(Subset(loader.dataset, list(key_of.values())), count),
-            lambda order: self._labels(loader, [key_of[among[number]] for number in order], read),
-        )
-        return tuple(among[number] for number in found)
+            return tuple(places[number] for number in evenly_spaced(len(places), count))
+        with ExitStack() as reading:
+            found = one_of_each_class(
+                *(among(loader, keys), count),
+                lambda order: self._labels(
+                    reading.enter_context(fetch(loader, [keys[number] for number in order])), read
+                ),
+            )
+        return tuple(places[number] for number in found)
 
     def _shown(self, count: int) -> tuple[int, ...]:
         return evenly_spaced(count, count if _are(self.images, int) else min(self.num_images, count))
 
-    def _labels(self, loader: DataLoader[Any], keys: Sequence[Any], read: Read) -> Iterator[int | None]:
-        for batch in fetch(loader, keys):
+    def _labels(self, batches: Iterable[Any], read: Read) -> Iterator[int | None]:
+        for batch in batches:
             content = read(batch)
             if content.labels is None or content.labels.ndim != 1:
                 yield None

@@ -1,24 +1,44 @@
 """Fetches chosen samples as the user's own loader does, and leaves that loader as it was."""
 
-import operator
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Subset
+from torch.utils.data import DataLoader, Subset
 
 from vitx.errors import VitxError, last_line
 from vitx.watch.batches import Content
+from vitx.watch.copies import BATCH, copied, over, over_all, readers, users_own_spared
+from vitx.watch.sampling import asked_for, reads_stream, reads_whole_batches, same_draws
 
-BATCH = 32  # images read at once where no loader says
-_MOST = 1_000_000  # places, of a sampler that never ends
+# The numbers of the batches to read, and where in each the images are, from 0 to 1.
+Spread = Mapping[int, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Together:
+    """Loaders that give one batch together, with a part from each.
+
+    Attributes:
+        loaders: one for each part.
+        joined: makes a batch of its parts.
+        longest: whether the shorter begin again until the longest ends; else the shortest ends all.
+    """
+
+    loaders: Sequence[Any]
+    joined: Callable[[list[Any]], Any]
+    longest: bool
+
+    def __iter__(self) -> Iterator[Any]:
+        for parts in zip(*self.loaders, strict=False):
+            yield self.joined(list(parts))
+
+    def __len__(self) -> int:
+        return min(map(len, self.loaders))
 
 
 def one_of(loaders: Any, place: int | str) -> Any:
@@ -34,12 +54,14 @@ def one_of(loaders: Any, place: int | str) -> Any:
     named = dict(enumerate(_flat(loaders))) | (loaders if isinstance(loaders, dict) else {})
     if not named:
         raise VitxError("there is no validation set: give images to watch")
+    if place not in named and isinstance(loaders, Together):
+        raise VitxError(
+            "the validation loaders give one batch together: give batch_transform, not dataloader_idx"
+        )
     if place not in named:
         raise VitxError(f"there is no validation loader {place!r}: there are {', '.join(map(str, named))}")
     loader = named[place]
-    if not isinstance(loader, DataLoader) and (
-        not isinstance(loader, Iterable) or isinstance(loader, Iterator)
-    ):
+    if not isinstance(loader, Iterable) or (isinstance(loader, Iterator) and not readers(loader)):
         raise VitxError(
             f"the validation loader is a {type(loader).__name__}, which can be read only once: give images"
         )
@@ -56,92 +78,120 @@ def _flat(loaders: Any) -> Iterator[Any]:
         yield loaders
 
 
-def sampled(loader: Any) -> list[Any] | None:
-    """Returns what the loader asks its data set for, in all ranks together: places, as a rule.
+def data_of(loader: Any) -> Any:
+    """Returns the data set that a loader reads, or None where there is no single one."""
+    found = {id(reader.dataset): reader.dataset for reader in readers(loader)}
+    return next(iter(found.values())) if len(found) == 1 else getattr(loader, "dataset", None)
 
-    A sampler may name other keys than whole numbers, and leave out or repeat some. Whole numbers come in
-    their order, each once.
+
+def sampled(loader: Any) -> list[Any] | None:
+    """Returns the keys of all samples that a loader reads, see `asked_for`.
+
+    Of loaders together, each key is a tuple, with a key for each loader.
 
     Returns:
-        The keys; None for a stream, whose samples have none.
+        The keys; None where samples have none: in a stream, in a loader that reads no DataLoader, or several
+        of them in a way of its own, and where the data set yields batches.
     """
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+    if isinstance(loader, Together):
+        parts = [sampled(part) for part in loader.loaders]
+        if not all(parts):
+            return None
+        longest = (max if loader.longest else min)(len(part or ()) for part in parts)
+        return [tuple(part[place % len(part)] for part in parts if part) for place in range(longest)]
+    found = readers(loader)
+    return None if len(found) != 1 or reads_whole_batches(found[0]) else asked_for(found[0])
+
+
+def among(loader: Any, keys: Sequence[Any]) -> Any:
+    """Returns the samples with these keys as a data set, which may list their labels."""
+    return range(len(keys)) if isinstance(loader, Together) else Subset(data_of(loader), keys)
+
+
+def length(loader: Any, keys: Sequence[Any]) -> int:
+    """Returns how many places there are, also those that the loader never reads."""
+    return len(keys) if isinstance(loader, Together) else max(len(data_of(loader)), len(keys))
+
+
+def spread_over(loader: Any, count: int) -> Spread | None:
+    """Chooses images evenly spaced over all batches of a loader whose samples have no keys.
+
+    Returns:
+        Their batches; None for a stream, whose end is not known.
+    """
+    if any(map(reads_stream, readers(loader))):
         return None
-    data: Any = loader.dataset
-    if loader.batch_sampler is None:  # the data set yields batches
+    try:
+        batches = len(copied(loader, over_all))
+    except (TypeError, NotImplementedError, RuntimeError):
         return None
-    sampler: Any = loader.batch_sampler
-    while hasattr(sampler, "batch_sampler"):  # this rank's share of it, as Accelerate makes it
-        sampler = sampler.batch_sampler
-    batches = True
-    if type(sampler) is BatchSampler or isinstance(getattr(sampler, "sampler", None), DistributedSampler):
-        sampler, batches = sampler.sampler, False
-    if isinstance(sampler, DistributedSampler):  # this rank's share, maybe of a sampler of the user's own
-        whole = getattr(sampler.dataset, "_sampler", None)
-        sampler = range(len(data)) if whole is None else whole
-    found: list[Any]
-    with _as_it_was(sampler):
-        found = list(islice(sampler, _MOST))
-    keys = [key for batch in found for key in batch] if batches else found
-    if all(hasattr(key, "__index__") for key in keys):
-        return sorted({operator.index(key) for key in keys})
-    return keys
+    chosen: dict[int, list[float]] = {}
+    for number in range(count):
+        batch, place = divmod((number + 0.5) * batches / count, 1)
+        chosen.setdefault(int(batch), []).append(place)
+    return chosen
 
 
 @contextmanager
-def _as_it_was(sampler: Any) -> Iterator[None]:
-    """Lets a sampler be asked for its places: what it counts and draws from is put back."""
-    parts = [part for part in (sampler, getattr(sampler, "sampler", None)) if hasattr(part, "__dict__")]
-    before = [dict(vars(part)) for part in parts]
-    restores: list[Callable[[], Any]] = []
-    for value in (value for kept in before for value in kept.values()):
-        if isinstance(value, torch.Generator):
-            restores.append(partial(value.set_state, value.get_state()))
-            value.manual_seed(0)  # the same images in every run
-        elif isinstance(value, random.Random):
-            restores.append(partial(value.setstate, value.getstate()))
-        elif isinstance(value, np.random.Generator):
-            restores.append(partial(setattr, value.bit_generator, "state", value.bit_generator.state))
-    try:
-        yield
-    finally:
-        for part, kept in zip(parts, before, strict=True):
-            vars(part).clear()
-            vars(part).update(kept)
-        for restore in restores:
-            restore()
+def fetch(loader: Any, keys: Sequence[Any] | None, spread: Spread | None = None) -> Iterator[Iterator[Any]]:
+    """Reads batches of the samples with these keys (`sampled`), through a copy of the user's loader.
 
+    Args:
+        loader: what `one_of` has found.
+        keys: None where samples have none.
+        spread: which of all batches to read, see `spread_over`; None for all from the start.
 
-def fetch(loader: Any, keys: Sequence[Any] | None) -> Iterator[Any]:
-    """Yields batches of the samples with these keys; of a stream (None), batches from its start.
-
-    A data set that the user's loader reads in workers is read in a worker here too: files that it opens
-    there do not stay open here.
+    Yields:
+        The batches.
     """
-    if not isinstance(loader, DataLoader):
-        yield from loader
-        return
-    settings: dict[str, Any] = {"collate_fn": loader.collate_fn, "num_workers": min(loader.num_workers, 1)}
-    if loader.num_workers:
-        settings |= {
-            "worker_init_fn": loader.worker_init_fn,
-            "multiprocessing_context": loader.multiprocessing_context,
-        }
-    data = loader.dataset if keys is None else Subset(loader.dataset, list(keys))
-    whole = loader.batch_sampler is None  # the data set yields batches
-    try:
-        yield from DataLoader(data, batch_size=None if whole else loader.batch_size or BATCH, **settings)
-    except Exception as error:
-        if "in DataLoader worker process" not in str(error):
-            raise
-        raise VitxError(last_line(error)) from error
+    with same_draws(loader), users_own_spared():
+        batches = _batches(copied(loader, _over_these(loader, keys)))
+        try:
+            if spread is None:
+                yield batches
+            else:
+                until = islice(batches, max(spread, default=-1) + 1)
+                yield (batch for number, batch in enumerate(until) if number in spread)
+        except Exception as error:
+            if "in DataLoader worker process" not in str(error):
+                raise
+            raise VitxError(last_line(error)) from error
+        finally:
+            batches.close()
 
 
-def join(contents: Iterable[Content], count: int) -> Content:
-    """Joins what batches hold, up to a number of images."""
+def _over_these(loader: Any, keys: Sequence[Any] | None) -> Callable[[DataLoader[Any]], DataLoader[Any]]:
+    """Says what takes the place of each DataLoader in a loader."""
+    if keys is None:
+        return over_all
+    if not isinstance(loader, Together):
+        return lambda reader: over(reader, keys)
+    found = [readers(part)[0] for part in loader.loaders]
+    columns = {id(reader): [key[part] for key in keys] for part, reader in enumerate(found)}
+    size = min(reader.batch_size or BATCH for reader in found)  # so that all parts have as many
+    return lambda reader: over(reader, columns[id(reader)], size)
+
+
+def _batches(loader: Any) -> Generator[Any, None, None]:
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:  # of a loader that counts batches as if it had them all
+            if not isinstance(error.__cause__, StopIteration):
+                raise
+            return
+        yield batch
+
+
+def join(contents: Iterable[Content], count: int, spread: Spread | None = None) -> Content:
+    """Joins what batches hold, up to a number of images; of batches that were chosen, the images there."""
     parts: list[Content] = []
+    chosen = None if spread is None else iter(spread.values())
     for content in contents:
-        parts.append(content)
+        parts.append(content if chosen is None else _rows(content, next(chosen)))
         if sum(len(part.images) for part in parts) >= count:
             break
     if not parts:
@@ -155,6 +205,17 @@ def join(contents: Iterable[Content], count: int) -> Content:
         labels=None if first.labels is None else _cat([part.labels for part in parts])[:count],
         masks=None if first.masks is None else _cat([part.masks for part in parts])[:count],
         inputs={name: _cat([part.inputs[name] for part in parts])[:count] for name in names},
+    )
+
+
+def _rows(content: Content, places: Sequence[float]) -> Content:
+    rows = sorted({int(place * len(content.images)) for place in places})
+    return replace(
+        content,
+        images=content.images[rows],
+        labels=None if content.labels is None else content.labels[rows],
+        masks=None if content.masks is None else content.masks[rows],
+        inputs={name: value[rows] for name, value in content.inputs.items()},
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitx.errors import VitxError, in_words
 from vitx.explanation import Explanation
 from vitx.methods import title_of
-from vitx.pictures.colours import as_images
+from vitx.pictures.colours import as_images, choose_colours
 from vitx.runs import GRIDS
 from vitx.watch import sinks
 from vitx.watch.explaining import Explainer
@@ -21,7 +21,7 @@ from vitx.watch.images import Samples
 from vitx.watch.past import Past
 from vitx.watch.quiet import same_random_numbers
 from vitx.watch.saying import first_words
-from vitx.watch.scales import true_colours
+from vitx.watch.scales import likely_scales
 from vitx.watch.seen import seen_in
 from vitx.watch.settings import Settings
 from vitx.watch.showing import about, draw, keep_images, keep_maps, measure
@@ -191,8 +191,9 @@ class Observer(Settings):
     ) -> tuple[Look, Callable[[Sequence[str]], str]]:
         """Draws the images shown in their true colours, and finds words for what is watched."""
         images = as_images(samples.images, channels)
-        told = self.normalization, self.bands
-        colours = true_colours(host.model, images, samples.scales, host.normalisers(), *told)
+        scales = likely_scales(host.model, images, samples.scales, host.normalisers())
+        told = self.bands, self.normalization
+        colours = choose_colours(images, scales, *told, coloured=channels is not None)
         pixels = colours.draw(samples.images[list(samples.shown)], channels)
         names = self.class_names or samples.class_names or host.class_names()
         hints = [self.hint(samples), *self._explainer.doubts(samples, names)]

@@ -50,16 +50,15 @@ def first_words(
     """Says what was found and how, what is missing, and where pictures are."""
     if samples.out_of is not None:
         images = f"{len(samples)} of {samples.out_of:,} images"
-    elif samples.places is None and samples.source:
+    elif samples.stream:
         images = f"the first {len(samples)} images"
     else:
         images = f"{len(samples)} images"
     of = f" of {samples.source}" if samples.source else ""
-    if samples.places is None and samples.out_of is None and samples.source:
+    if samples.stream:
         of += " (a stream, so no others can be chosen)"
     shown = ", ".join(title_of(name) for name in explainer.explained)
     known = f"{len(names)} names of classes" if names else "no names of classes"
     where = f"pictures in {', '.join(places)}" if places else "no pictures"
-    return f"watches {images}{of} by {shown}: " + "; ".join(
-        (str(colours), *samples.found, known, where, *hints)
-    )
+    how = "; ".join(filter(None, (str(colours), *samples.found, known, where, *hints)))
+    return f"watches {images}{of} by {shown}: {how}"

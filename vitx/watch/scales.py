@@ -1,6 +1,7 @@
-"""How images were normalised: what the data says of it, and what the hooks that prepare a batch hold."""
+"""How images were normalised: what the data holds, and what the hooks that prepare a batch hold."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import gc
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -10,42 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from vitx.inputs.preprocessing import normalisation
-from vitx.pictures.colours import UNSCALED, Colours, Scale, choose_colours
+from vitx.pictures.colours import BYTES, UNSCALED, Scale, fits
 
-_OTHERS = (str, bytes, int, float, bool, type, ModuleType, Tensor)
+_OTHERS = (str, bytes, int, float, bool, type, ModuleType, Tensor, type(None))
 _LIBRARIES = ("builtins", "torch", "torchvision", "lightning", "pytorch_lightning", "typing", "collections")
-_DEEP = 12  # attributes of attributes
-_MOST = 20_000  # objects looked at
-
-
-def true_colours(
-    model: nn.Module,
-    images: Tensor,
-    of_data: Iterable[Scale],
-    holders: Iterable[Any] = (),
-    given: Scale | None = None,
-    bands: Sequence[int] | None = None,
-) -> Colours:
-    """Finds how the watched images are shown.
-
-    Args:
-        model: as for `likely_scales`.
-        images: as for `likely_scales`.
-        of_data: as for `likely_scales`.
-        holders: as for `likely_scales`.
-        given: mean and std that were asked for; then nothing is searched.
-        bands: the channels to show.
-
-    Raises:
-        VitxError: Mean, std or bands do not fit the images.
-    """
-    return choose_colours(images, likely_scales(model, images, of_data, holders), bands, given)
+_DEEP = 9  # attributes of attributes
+_MOST = 256  # parts of one: what has more holds samples
+_CHANNELS = 64  # at most
+_NAMES = ("mean", "std"), ("image_mean", "image_std")  # the second ones are those of image processors
 
 
 def likely_scales(
     model: nn.Module, images: Tensor, of_data: Iterable[Scale], holders: Iterable[Any] = ()
 ) -> Iterator[Scale]:
     """Yields the normalisations that may have made the watched images, the likeliest first.
+
+    What the holders hold and what the model declares may be done to the images later, in its forward: it is
+    left out where the images would then be neither dark nor bright anywhere.
 
     Args:
         model: the one that is trained.
@@ -54,82 +36,67 @@ def likely_scales(
         holders: what else may hold a normalisation.
 
     Yields:
-        What the data holds; what the holders hold beside networks; that which changes nothing, if
-        all values lie in [0, 1]; and what the model declares.
+        What the data holds; that which changes nothing; and what the holders hold and the model declares.
     """
     yield from of_data
-    yield from held_by(list(holders))
-    if images.amin() >= 0 and images.amax() <= 1:
-        yield UNSCALED
-    yield normalisation(model)
     yield UNSCALED
+    if bool((images == images.round()).all()):
+        yield BYTES
+    yield from (one for one in held_by(*holders) if fits(images, one, whole=True))
+    if fits(images, declared := normalisation(model), whole=True):
+        yield declared
 
 
-def held_by(value: Any) -> Iterator[Scale]:
-    """Yields mean and std of each transform that a data set, or what it consists of, holds.
+def held_by(*holders: Any) -> Iterator[Scale]:
+    """Yields mean and std of each transform that a data set or a function holds, a few levels deep.
 
     Transforms are known by having a mean and a std, as torchvision's, albumentations', kornia's and timm's
     do: numbers, one or one for each channel.
     """
-    seen: set[int] = set()
-    waiting = [(value, 0)]
-    while waiting and len(seen) < _MOST:
-        one, deep = waiting.pop(0)
-        if id(one) in seen or _is_no_transform(one):
-            continue
-        seen.add(id(one))
-        scale = _scale(one)
-        if scale is not None:
-            yield scale
-        elif deep < _DEEP:
-            waiting += [(part, deep + 1) for part in _parts(one)]
+    level, seen = list(holders), set[int]()
+    for _ in range(_DEEP):
+        new = {id(one): one for one in level if id(one) not in seen and not _is_no_transform(one)}
+        seen.update(new)
+        scales = {key: _scale(one) for key, one in new.items()}
+        yield from filter(None, scales.values())
+        level = [part for key, one in new.items() if scales[key] is None for part in _parts(one)]
 
 
 def _scale(value: Any) -> Scale | None:
     """Mean and std, of the object itself or among its options, as kornia's augmentations have them."""
     kept = _kept(value)
-    for named in (kept, kept.get("flags"), kept.get("_buffers")):
-        if isinstance(named, Mapping):
-            mean, std = _numbers(named.get("mean")), _numbers(named.get("std"))
-            if mean and std and all(number > 0 for number in std):
+    options = [one for one in (kept, kept.get("flags"), kept.get("_buffers")) if isinstance(one, Mapping)]
+    for named in options if kept.get("do_normalize", True) else ():
+        for names in _NAMES:
+            mean, std = (_numbers(named.get(name)) for name in names)
+            if mean and std and min(std) > 0:
                 return mean, std
     return None
 
 
 def _kept(value: Any) -> Mapping[str, Any]:
     """The attributes that are kept, not computed: those of a data set may be slow, or not be there."""
-    try:
-        kept = object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        return {}
-    return kept if isinstance(kept, Mapping) else {}
+    with suppress(AttributeError):
+        return dict(object.__getattribute__(value, "__dict__"))
+    return {}
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return (float(value),)
-    try:
+    with suppress(TypeError, ValueError, RuntimeError):
         numbers = torch.as_tensor(value, dtype=torch.float64).flatten()
-    except (TypeError, ValueError, RuntimeError):
-        return ()
-    return tuple(numbers.tolist()) if 0 < len(numbers) <= 64 else ()
+        return tuple(numbers.tolist()) if len(numbers) <= _CHANNELS and not isinstance(value, bool) else ()
+    return ()
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """What an object consists of; of long collections the first items, which are samples."""
-    if isinstance(value, Mapping):
-        yield from list(value.values())[:64]
-    elif isinstance(value, (list, tuple, set)):
-        yield from list(value)[:64]
+    """What an object consists of."""
+    if isinstance(value, FunctionType):
+        yield from _used_by(value)
+    elif isinstance(value, (Mapping, list, tuple, set, partial, MethodType)):
+        parts = gc.get_referents(value)
+        yield from parts if len(parts) <= _MOST else ()
     else:
         yield from _kept(value).values()
-        if isinstance(value, MethodType):
-            yield value.__self__
-            yield value.__func__
-        if isinstance(value, partial):
-            yield from (value.func, value.args, value.keywords)
-        if isinstance(value, FunctionType):
-            yield from _used_by(value)
         for kind in type(value).__mro__:  # what all objects of a class share, and its methods refer to
             if kind.__module__.split(".")[0] not in _LIBRARIES:
                 yield from vars(kind).values()
@@ -141,8 +108,7 @@ def _used_by(function: FunctionType) -> Iterator[Any]:
         with suppress(ValueError):  # not yet filled
             yield cell.cell_contents
     codes = [function.__code__]
-    while codes:
-        code = codes.pop()
+    for code in codes:  # and those of the functions inside
         codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
         yield from (function.__globals__[name] for name in code.co_names if name in function.__globals__)
 
@@ -152,4 +118,4 @@ def _is_no_transform(value: Any) -> bool:
     if isinstance(value, nn.Module):
         return any(True for _ in value.parameters())
     trains = callable(getattr(type(value), "fit", None))  # and holds the data of the training, too
-    return value is None or trains or isinstance(value, _OTHERS)
+    return trains or isinstance(value, _OTHERS)

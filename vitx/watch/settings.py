@@ -73,8 +73,9 @@ class Settings:
                 as shares of the picture, or masks (n, h, w), True on it; or the item of a batch that holds
                 them, by default what is called boxes or masks.
             normalization: mean and std, one value for each channel: what was subtracted from the images, and
-                what they were then divided by. By default what the data set's transforms hold, else what the
-                model declares. Where nothing fits, colours are guessed; the picture says so.
+                what they were then divided by. By default what the data set's transforms hold; else none, if
+                the images lie in [0, 1]; else what the module or data module holds, or the model declares.
+                Where nothing fits, colours are guessed; the picture says so.
             bands: which channels are shown, one or three, as (3, 2, 1); by default the first three.
             colormap: the name of a colour map of matplotlib.
             save_maps: write maps, logits and pixels of the images shown into the log folder, from which `vitx

@@ -12,9 +12,9 @@ from vitx.errors import VitxError
 from vitx.runs import FOLDER
 from vitx.watch import sinks
 from vitx.watch.calling import unwrapped
+from vitx.watch.copies import BATCH
 from vitx.watch.host import Host
 from vitx.watch.images import Samples
-from vitx.watch.loading import BATCH
 from vitx.watch.loop import FirstCall, differs, not_normalised
 from vitx.watch.observer import Observer
 

@@ -1,0 +1,253 @@
+"""Loaders of every kind: what they do to their batches is done, and reading them leaves no trace."""
+
+import multiprocessing
+import random
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric.wrappers import _FabricDataLoader
+from timm.data.loader import MultiEpochsDataLoader
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from vitx import VitxError
+from vitx.watch.copies import readers
+from vitx.watch.loading import fetch, sampled, spread_over
+
+DATA = TensorDataset(torch.arange(20.0)[:, None])
+PLACES = [3, 9, 16]
+
+
+def doubled(batches):
+    return (batch[0] * 2 for batch in batches)
+
+
+class Doubling(DataLoader):
+    def __iter__(self):
+        yield from doubled(super().__iter__())
+
+
+class Wrapper:
+    """Counts what it does, as loaders do."""
+
+    def __init__(self, inner):
+        self.anything, self.passes = inner, 0
+        self.draws, self.seen = torch.Generator().manual_seed(3), []
+
+    def __iter__(self):
+        self.passes += 1
+        for batch in self.anything:
+            self.seen.append(len(batch))
+            torch.rand(1, generator=self.draws)
+            yield batch[0] * 2
+
+    def __len__(self):
+        return len(self.anything)
+
+
+class Delegating(Wrapper):
+    def __getattr__(self, name):
+        return getattr(self.anything, name)
+
+
+class ItsOwnIterator(Wrapper):
+    def __iter__(self):
+        self.batches = iter(self.anything)
+        return self
+
+    def __next__(self):
+        return next(self.batches)[0] * 2
+
+
+class Reading(Wrapper):
+    """Has begun to read, and counts its batches."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.batches, self.length = iter(inner), len(inner)
+
+    def __iter__(self):
+        for _ in range(self.length):
+            yield next(self.batches)[0] * 2
+
+
+class Closing(Wrapper):
+    def __del__(self):
+        self.seen.append("closed")
+
+
+class Made:
+    """Knows the loader only by a function."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __iter__(self):
+        return iter(self.make())
+
+    def __len__(self):
+        return 5
+
+
+class Several:
+    def __init__(self, *loaders):
+        self.loaders = {"all": list(loaders)}
+
+    def __iter__(self):
+        for loader in self.loaders["all"]:
+            yield from doubled(loader)
+
+    def __len__(self):
+        return sum(map(len, self.loaders["all"]))
+
+
+class Batches(Dataset):
+    def __getitem__(self, index):
+        return DATA[4 * index : 4 * index + 4]
+
+    def __len__(self):
+        return 5
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from DATA
+
+
+class Library(Wrapper):
+    """Reads no DataLoader, as DALI's and FFCV's."""
+
+    def __init__(self):
+        super().__init__(list(DATA.tensors[0].view(5, 1, 4, 1)))
+
+
+def prepared(loader):
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    return accelerate.Accelerator(cpu=True).prepare(loader)
+
+
+def loader(kind=DataLoader, **options):
+    return kind(DATA, 4, **({"num_workers": 1, "persistent_workers": True} | options))
+
+
+KEYED = {
+    "a subclass": lambda: loader(Doubling),
+    "a wrapper": lambda: Wrapper(loader()),
+    "wrappers in wrappers": lambda: Wrapper(_FabricDataLoader(prepared(loader()))),
+    "one of a wrapper": lambda: Wrapper(loader(MultiEpochsDataLoader)),
+    "delegating": lambda: Delegating(loader()),
+    "its own iterator": lambda: ItsOwnIterator(loader()),
+    "one that has begun": lambda: Reading(loader()),
+    "one with an end": lambda: Closing(loader()),
+    "in a collection": lambda: Several(loader()),
+}
+
+
+def state(one, deep=0):
+    """All that a loader holds, in words."""
+    if isinstance(one, torch.Generator):
+        return one.get_state().tolist()
+    if isinstance(one, (list, tuple)):
+        return [state(part, deep) for part in one]
+    if isinstance(one, dict):
+        return {name: state(part, deep) for name, part in one.items()}
+    if not hasattr(one, "__dict__") or deep > 4 or isinstance(one, (torch.Tensor, type, Iterator)):
+        return repr(one)
+    return {name: state(part, deep + 1) for name, part in vars(one).items()}
+
+
+def values(batches):
+    return torch.cat([torch.as_tensor(batch).flatten() for batch in batches]).tolist()
+
+
+def read(loader):
+    """Reads a few samples; asserts that this leaves the loader as it was, and no worker behind."""
+    before, workers = state(loader), multiprocessing.active_children()
+    keys = sampled(loader)
+    spread = None if keys else spread_over(loader, 2)
+    with fetch(loader, [keys[place] for place in PLACES] if keys else None, spread) as batches:
+        found = list(batches)
+    assert state(loader) == before
+    assert multiprocessing.active_children() == workers
+    return found
+
+
+@pytest.mark.parametrize("make", KEYED.values(), ids=KEYED)
+def test_chosen_samples_through_loaders_of_every_kind(make):
+    one = make()
+    assert values(read(one)) == [6, 18, 32]
+    begun = iter(one)
+    next(begun)
+    assert values(read(one)) == [6, 18, 32], "while the loop reads it"
+
+
+UNKEYED = {
+    "another library's": Library,
+    "known by a function": lambda: Made(partial(doubled, loader())),
+    "shuffled, and known by a function": lambda: Made(partial(doubled, loader(shuffle=True))),
+    "whole batches": lambda: Wrapper(DataLoader(Batches(), None, sampler=[0, 1, 2, 3, 4])),
+}
+
+
+@pytest.mark.parametrize("make", UNKEYED.values(), ids=UNKEYED)
+def test_batches_evenly_spaced_where_samples_have_no_keys(make):
+    assert values(read(make())) == [8, 10, 12, 14, 24, 26, 28, 30]
+
+
+def test_several_loaders_in_one_of_a_kind_of_its_own():
+    both = Several(loader(), DataLoader(DATA, 10))
+    assert [len(batch) for batch in read(both)] == [4, 10]
+
+
+@pytest.mark.parametrize("kind", [Wrapper, lambda inner: Made(partial(doubled, inner))])
+def test_a_stream_is_read_from_its_start(kind):
+    one = kind(DataLoader(Stream(), 4))
+    before = state(one)
+    with fetch(one, sampled(one)) as batches:
+        assert next(batches).flatten().tolist() == [0, 2, 4, 6]
+    assert state(one) == before
+    assert sampled(one) is None
+
+
+def test_the_users_loader_is_read_as_ever_afterwards():
+    one = Made(partial(doubled, loader()))
+    begin = DataLoader.__iter__
+    with pytest.raises(ZeroDivisionError), fetch(one, None) as batches:
+        [1 / 0 for _ in batches]
+    assert DataLoader.__iter__ is begin
+    assert sum(map(len, one)) == 20
+
+
+def test_what_can_be_read_only_once_is_refused():
+    held = Wrapper(loader())
+    held.left = (batch for batch in [])
+    for one, sentence in (
+        (held, "holds a generator"),
+        (ItsOwnIterator(Library()), "is a ItsOwnIterator"),
+    ):
+        with pytest.raises(VitxError, match=f"{sentence}, which can be read only once: give images"):
+            readers(one)
+
+
+def test_draws_of_the_data_set_are_put_back():
+    """The same images in every run, though the data set draws from a generator of its own."""
+
+    class Drawing(Dataset):
+        def __init__(self, seed):
+            self.transforms = [{"draws": np.random.default_rng(seed)}, random.Random(seed)]
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return self.transforms[0]["draws"].random() + self.transforms[1].random()
+
+    found = []
+    for seed in (1, 2):
+        data = Drawing(seed)
+        with fetch(DataLoader(data, 4), [0, 1]) as batches:
+            found += map(torch.Tensor.tolist, batches)
+        assert data[0] == Drawing(seed)[0]
+    assert found[0] == found[1]

@@ -1,0 +1,171 @@
+"""Copies of loaders: reading them makes no iterator of the user's own, nor touches its workers."""
+
+import io
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from vitx.errors import VitxError
+from vitx.watch.sampling import asked_for, reads_whole_batches
+
+BATCH = 32  # images read at once where no loader says
+_DEEP = 4  # wrappers in wrappers, and collections of them
+_MANY = 64  # loaders in a collection
+_COPY = "_is_a_copy_of_vitx"
+_ONCE = "{}, which can be read only once: give images"
+_AS_TORCHS = ("torch", "torchdata")  # whose own loaders change no batch
+Over = Callable[[DataLoader[Any]], DataLoader[Any]]
+
+
+def over(loader: DataLoader[Any], keys: Sequence[Any] | None, size: int | None = None) -> DataLoader[Any]:
+    """Returns a new DataLoader as a given one, over samples with these keys; of a stream (None), over all.
+
+    A data set that the user's loader reads in workers is read in a worker here too: files that it opens
+    there do not stay open here.
+    """
+    settings: dict[str, Any] = {"collate_fn": loader.collate_fn, "num_workers": min(loader.num_workers, 1)}
+    if loader.num_workers:
+        settings |= {
+            "worker_init_fn": loader.worker_init_fn,
+            "multiprocessing_context": loader.multiprocessing_context,
+        }
+    data = loader.dataset if keys is None else Subset(loader.dataset, list(keys))
+    size = None if reads_whole_batches(loader) else size or loader.batch_size or BATCH
+    new: DataLoader[Any] = DataLoader(data, batch_size=size, **settings)
+    vars(new).update({_COPY: True, "_iterator": None})
+    return new
+
+
+def over_all(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Returns a new DataLoader over all that a given one reads."""
+    return over(loader, asked_for(loader))
+
+
+def readers(loader: Any) -> list[DataLoader[Any]]:
+    """Returns the DataLoaders that a loader is or reads from, each once."""
+    copier = _Copier(lambda one: one)
+    copier.copy(loader)
+    return copier.found
+
+
+def copied(loader: Any, replace: Over) -> Any:
+    """Copies a loader and the loaders inside, with new DataLoaders in place of those that it reads from.
+
+    Raises:
+        VitxError: It holds what can be read only once.
+    """
+    return _Copier(replace).copy(loader)
+
+
+@contextmanager
+def users_own_spared() -> Iterator[None]:
+    """Puts a new DataLoader in place of each of the user's that this thread begins to read.
+
+    A copy may not have found one: a function that a loader calls may know it.
+    """
+    begin, thread = DataLoader.__iter__, threading.get_ident()
+
+    def begin_a_copy(self: DataLoader[Any]) -> Any:
+        own = threading.get_ident() == thread and not hasattr(self, _COPY)
+        return begin(over_all(self) if own else self)
+
+    DataLoader.__iter__ = begin_a_copy  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DataLoader.__iter__ = begin  # type: ignore[method-assign]
+
+
+class _Copier:
+    """Makes one copy of each object that takes part in reading."""
+
+    def __init__(self, replace: Over) -> None:
+        self.replace = replace
+        self.found: list[DataLoader[Any]] = []
+        self.met = 0  # of those, again or for the first time
+        self.made: dict[int, Any] = {}
+        self.of_data: dict[int, DataLoader[Any]] = {}  # the new loader of each data set
+
+    def copy(self, value: Any, deep: int = 0) -> Any:
+        """Returns a copy of a loader, or of a collection that may hold some; other values as they are."""
+        value = getattr(value, "__dict__", {}).get("base_dataloader", value)  # Accelerate's synchronise ranks
+        self.met += isinstance(value, DataLoader)
+        if id(value) in self.made:
+            return self.made[id(value)]
+        if deep > _DEEP:
+            return value
+        if isinstance(value, DataLoader):
+            return self._reader(value, deep)
+        if type(value) in (list, tuple, dict):
+            return self._collection(value, deep)
+        return self._wrapper(value, deep) if _is_loader(value) else value
+
+    def _collection(self, value: Any, deep: int) -> Any:
+        if len(value) > _MANY:
+            return type(value)(value)
+        if isinstance(value, dict):
+            return {key: self.copy(item, deep + 1) for key, item in value.items()}
+        return type(value)(self.copy(item, deep + 1) for item in value)
+
+    def _reader(self, value: DataLoader[Any], deep: int) -> Any:
+        new = self.replace(value)
+        self.found.append(value)
+        self.of_data[id(value.dataset)] = self.made[id(value)] = new
+        if type(value).__module__.split(".")[0] in _AS_TORCHS or type(value).__iter__ is DataLoader.__iter__:
+            return new
+        copy = self._wrapper(value, deep)
+        vars(copy).update(vars(new))
+        return copy
+
+    def _wrapper(self, value: Any, deep: int) -> Any:
+        met = self.met
+        copy = self.made[id(value)] = _empty(type(value))
+        parts = vars(value)
+        vars(copy).update({name: part for name, part in parts.items() if _is_live(part)})
+        for name in parts.keys() - vars(copy).keys():
+            vars(copy)[name] = self.copy(parts[name], deep + 1)
+        for name, part in parts.items():
+            if _is_live(part) and name != "_iterator":  # torch's own
+                vars(copy)[name] = self._anew(part)
+        if isinstance(value, Iterator) and self.met == met:
+            raise VitxError(f"the validation loader is a {_ONCE.format(type(value).__name__)}")
+        return copy
+
+    def _anew(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        """Returns an iterator of the new loader in place of one of the user's own."""
+        new = self.of_data.get(id(getattr(iterator, "_dataset", None)))
+        if new is None:
+            raise VitxError(f"the validation loader holds a {_ONCE.format(type(iterator).__name__)}")
+        return _later(new)
+
+
+def _empty(kind: type) -> Any:
+    """An object of a class; the end of a copy is not the end of what the user's own holds."""
+    if hasattr(kind, "__del__"):
+        kind = type(kind.__name__, (kind,), {"__del__": lambda self: None})
+    return object.__new__(kind)
+
+
+def _later(loader: DataLoader[Any]) -> Iterator[Any]:
+    yield from loader
+
+
+def _is_loader(value: Any) -> bool:
+    """Says whether it may be one, written in Python."""
+    keyed = isinstance(value, Dataset) and not isinstance(value, IterableDataset)
+    others = (type, Tensor, nn.Module, Sampler, list, tuple, dict, set)
+    written = isinstance(getattr(type(value), "__iter__", None), FunctionType) and hasattr(value, "__dict__")
+    return written and not keyed and not isinstance(value, others)
+
+
+def _is_live(value: Any) -> bool:
+    """Says whether it is an iterator that cannot be copied."""
+    if isinstance(value, _BaseDataLoaderIter):
+        return True
+    return isinstance(value, Iterator) and not isinstance(value, io.IOBase) and not _is_loader(value)
