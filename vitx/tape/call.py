@@ -79,7 +79,10 @@ class Call:
 
     def value(self, tensor: Any) -> Value | None:
         """Returns the value of an argument; None if it is not live."""
-        return next((value for one, value in self.live if one is tensor), None)
+        for one, value in self.live:
+            if one is tensor:
+                return value
+        return None
 
     @property
     def out(self) -> Tensor:
