@@ -120,8 +120,9 @@ class Recorder(TorchDispatchMode):
             new = bool(live) or operator.name.startswith("lift_fresh")  # made of nothing that was given
             self._note_constants(tensors_in(out), given, new)
             return out
-        call = Call(self.tape, self._tensors, operator, args, kwargs, live)
-        into = [tensor for name in operator.written for tensor in tensors_in(call[name])]
+        named = {name: one for name, one in kwargs.items() if name not in operator.written} if kwargs else {}
+        call = Call(self.tape, self._tensors, operator, args, named, live)
+        into = tensors_in(args[:1] if operator.in_place else [kwargs.get(name) for name in operator.written])
         if into:
             self._prepare_to_write(call, into)
         out = func(*args, **kwargs) if into else kernels.run(call)
