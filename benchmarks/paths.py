@@ -20,10 +20,11 @@ from showing import table
 from torch import Tensor
 
 import vitx
-from vitx.functional import tiles
-from vitx.functional.tiles import ALL
-from vitx.tape import expanded, kernels, weights
+from vitx.functional import tiles, weights
+from vitx.functional.tiles import ALL, Cut
+from vitx.tape import expanded, kernels
 from vitx.tape.rules import attention
+from vitx.tape.weights import dot_product
 
 SMALL, LARGE, SINGLE = Case(TINY, 8, 224), Case(TINY, 1, 1024), Case("vit_base_patch16_224", 1, 224)
 
@@ -57,7 +58,7 @@ def as_it_is(tensor: Tensor) -> Tensor:
 
 def with_softmax(*args: Any, log_sum_exp: Tensor | None = None, **options: Any) -> weights.Weights:
     """Describes A without what the kernel knows of each row."""
-    return weights.dot_product(*args, **options)
+    return dot_product(*args, **options)
 
 
 def fresh(_memory: tiles.Memory, _use: str, shape: Sequence[int], like: Tensor) -> Tensor:
@@ -65,18 +66,15 @@ def fresh(_memory: tiles.Memory, _use: str, shape: Sequence[int], like: Tensor) 
     return like.new_empty(*shape)
 
 
-def all_heads(
-    shape: tuple[int, ...], device: torch.device, apart: slice = ALL
-) -> Iterator[tuple[slice, slice, slice]]:
+def all_heads(shape: tuple[int, ...], device: torch.device, rows: slice = ALL) -> Iterator[Cut]:
     """Divides images, or the rows of one: each tile has all heads."""
     images, heads, queries, keys = shape
     room = tiles._room(device)
-    some, rows = max(1, room // (heads * queries * keys)), max(64, room // (heads * keys))
-    first, last, _ = apart.indices(queries)
+    some, count = max(1, room // (heads * queries * keys)), max(64, room // (heads * keys))
+    first, last, _ = rows.indices(queries)
     for image in range(0, images, some):
-        for start, stop in ((0, first), (first, last), (last, queries)):
-            for row in range(start, stop, rows):
-                yield slice(image, image + some), slice(0, heads), slice(row, min(row + rows, stop))
+        for row in range(first, last, count):
+            yield slice(image, image + some), slice(0, heads), slice(row, min(row + count, last))
 
 
 PATHS = (

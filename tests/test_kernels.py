@@ -242,7 +242,7 @@ def test_tiles_come_with_their_gradient(monkeypatch):
     inputs, output, found = attended_in_small_tiles(monkeypatch, rows=4)
     weights, d_weights = shown = torch.full((2, 2, 3, 21, 21), torch.nan)
     gradient = torch.linspace(-1, 1, output.numel()).view_as(output)
-    for tile in found.tiles(gradient):
+    for tile in found.with_gradient(gradient).tiles():
         for whole, part in zip(shown, (tile.weights, tile.gradient), strict=True):
             whole[tile.images, tile.heads, tile.rows] = part
     exact = [t.detach().double() for t in inputs]

@@ -109,7 +109,7 @@ def test_names_are_where_the_docs_say():
         "from vitx.pictures.captions import captions_of\n"
         "from vitx.pictures.render import overlays\n"
         "from vitx.watch.batches import read_batch\n"
-        "from vitx.functional import HeadFusion, Tile, carry\n"
+        "from vitx.functional import Tile, Weights, carry, fused\n"
         "from vitx.methods import methods, register\n"
         "from vitx.metrics import deletion, insertion\n"
     )

@@ -1,9 +1,12 @@
 """Storages that are written into: what other tensors that lie there get."""
 
 import pytest
+import timm
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from vitx import explain
 from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
 from vitx.tape.versions import _geometry, _overlap
@@ -74,3 +77,36 @@ def test_overlap(first, second, common):
     matrix = torch.zeros(5, 12)
     geometries = _geometry(first(matrix)), _geometry(second(matrix))
     assert _overlap(*geometries, 60) == _overlap(*geometries[::-1], 60) == common
+
+
+def sliced(x):
+    whole = x.new_zeros(*x.shape[:2], 34, 34)
+    whole[..., 1:-1, 1:-1] = x
+    return whole
+
+
+def copied(x):
+    whole = torch.empty(*x.shape[:2], 34, 34).zero_()
+    whole[..., 1:-1, 1:-1].copy_(x)
+    return whole
+
+
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "evidence"])
+@pytest.mark.parametrize("write", [sliced, copied])
+def test_a_picture_that_is_written_into_zeros_is_padded(write, method):
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 3, 3)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=5).eval()
+
+    class Padded(nn.Module):
+        def __init__(self, pad):
+            super().__init__()
+            self.stem, self.vit, self.pad = stem, vit, pad
+
+        def forward(self, x):
+            return self.vit(self.stem(self.pad(x)))
+
+    images = torch.randn(2, 3, 32, 32)
+    both = write, lambda x: F.pad(x, [1] * 4)
+    found, wanted = (explain(Padded(pad).eval(), images, method, target=1).maps for pad in both)
+    torch.testing.assert_close(found, wanted)

@@ -163,6 +163,12 @@ def parts(kind, sums_to_1=True):
     return found, torch.cat(matrices, 1), torch.cat(all_values, 1)
 
 
+def given(parts, gradient):
+    """Gives each attention its part of the gradient of A V."""
+    pairs = zip(parts, gradient.split(HEADS, 1), strict=True)
+    return [part.with_gradient(of_output) for part, of_output in pairs]
+
+
 @pytest.mark.parametrize("kind", ["stored", "dot product", "both"])
 class TestJoined:
     @pytest.mark.usefixtures("tile")
@@ -178,17 +184,17 @@ class TestJoined:
         """As on a GPU."""
         found, a, values = parts(kind)
         gradient = torch.randn(B, sum(HEADS), N, D, dtype=torch.float64)
-        whole = joined(found)
+        whole = joined(given(found, gradient))
         torch.testing.assert_close(whole.prepare()(ALL, ALL, ALL), a)
-        compute = whole.prepare_gradient(list(gradient.split(HEADS, 1)))
-        torch.testing.assert_close(compute(ALL, slice(1, 5), ALL), (gradient @ values.mT)[:, 1:5])
+        outer = whole.prepare_gradient()(ALL, slice(1, 5), ALL)
+        torch.testing.assert_close(outer, (gradient @ values.mT)[:, 1:5])
 
     @pytest.mark.usefixtures("tile")
     def test_gradients_are_given_one_for_each(self, kind):
         found, a, values = parts(kind)
         gradient = torch.randn(B, sum(HEADS), N, D, dtype=torch.float64)
         weights, outer = shown = torch.full((2, B, sum(HEADS), N, N), torch.nan, dtype=torch.float64)
-        for part in joined(found).tiles(list(gradient.split(HEADS, 1))):
+        for part in joined(given(found, gradient)).tiles():
             assert part.of_heads == sum(HEADS)
             for whole, some in zip(shown, (part.weights, part.gradient), strict=True):
                 whole[part.images, part.heads, part.rows] = some

@@ -14,7 +14,7 @@ from vitx.errors import VitxError
 from vitx.explanation import Explanation, join
 from vitx.inputs.preprocessing import normalisation
 from vitx.methods import DEFAULT, NETWORKS, Method, Methods, find_method, with_options
-from vitx.models.isolation import untouched
+from vitx.models.isolation import untouched, without_autocast
 from vitx.models.lens import LogitLens
 from vitx.models.prediction import Target, check_images, check_model, predict, scores, target_classes
 from vitx.tape.backward import Attribution, Backward
@@ -210,7 +210,8 @@ def _follow(
                 reads = has_score and (target is not None or method.gradient is not None)
                 start = of_logits().start if reads else evenly(logits).to(kind)
                 back = Backward(tape, images, start, end, asked[method.gradient])
-                found[name] = method.find(back, **methods[name])
+                with without_autocast(images.device):
+                    found[name] = method.find(back, **methods[name])
             channels = back.grid.channels
             if show is not None:
                 show(Trace(tape, recorder, back.passed))

@@ -1,6 +1,7 @@
 """The maths of the methods on plain tensors, without a model; and the tiles in which it is computed."""
 
-from vitx.functional.fusing import HeadFusion, carry, carry_heads
+from vitx.functional.fusing import carry, fused
 from vitx.functional.tiles import Tile
+from vitx.functional.weights import Weights
 
-__all__ = ["HeadFusion", "Tile", "carry", "carry_heads"]
+__all__ = ["Tile", "Weights", "carry", "fused"]

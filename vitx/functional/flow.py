@@ -5,8 +5,8 @@ gives and by what the token takes in, and mostly reaches that bound in a part of
 out unless it is needed.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from itertools import chain
 from typing import Any
 
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.functional.fusing import HeadFusion, check_layers, check_options, check_readout
-from vitx.functional.tiles import Tile, full
+from vitx.functional.fusing import check_layers, check_options, check_readout, fused
+from vitx.functional.weights import Weights
 
 Floats = NDArray[np.float64]
 Units = NDArray[np.int32]
 
 _UNITS = 2**30  # what the read-out gives; scipy counts in int32, and rounding may add a little
-_KEPT = (16, 64)  # edges of each row that are tried before all of them
+_KEPT = (16, 64)  # edges for each row, on average, that are tried before all of them
 
 
 def attention_flow(
@@ -64,18 +64,15 @@ def attention_flow(
     check_options(head_fusion)
     check_layers(attentions, "attentions")
     readout = check_readout(readout, attentions[0])
-    layers = [capacities([Tile.of(full(layer.detach()))], readout, head_fusion) for layer in attentions]
-    return flows(layers, readout)
+    return flows([capacities(Weights.of(layer), head_fusion) for layer in attentions], readout)
 
 
-def capacities(tiles: Iterable[Tile], like: Tensor, head_fusion: str) -> Tensor:
-    """Returns rownorm(W + I) of a layer, (B, N, N), on the CPU, in the precision of `like`, (B, N)."""
-    matrix = torch.empty(*like.shape, like.shape[1], dtype=like.dtype)
-    fusion = HeadFusion(head_fusion)
-    for tile in tiles:
-        fused = fusion.add(tile.weights, None, tile.of_heads)
-        if fused is not None:
-            matrix[tile.images, tile.rows] = fused
+def capacities(weights: Weights, head_fusion: str) -> Tensor:
+    """Returns rownorm(W + I) of a layer, (B, N, N), on the CPU."""
+    images, _, *size = weights.shape
+    matrix = torch.empty(images, *size, dtype=weights.dtype)
+    for some, rows, part in fused(weights.tiles(), head_fusion):
+        matrix[some, rows] = part
     _check_not_negative("the attention", matrix)
     matrix.diagonal(dim1=1, dim2=2).add_(1)
     return matrix.div_(matrix.sum(-1, keepdim=True))
@@ -110,47 +107,40 @@ def largest_flows(layers: Sequence[Floats], readout: Floats, sinks: Sequence[int
         yield from (0.0 if finite else np.nan for _ in sinks)
         return
     unit = total / _UNITS
-    supply, *units = (np.rint(np.minimum(part, total) / unit).astype(np.int32) for part in (given, *layers))
+    supply, first, *others = (
+        np.rint(np.minimum(part, total) / unit).astype(np.int32) for part in (given, *layers)
+    )
     tokens, source = len(supply), len(supply) * len(layers)
-    passed = np.minimum(supply, units[-1].sum(1, dtype=np.int64)).sum(dtype=np.int64)
-    bounds = np.minimum(passed, units[0].sum(0, dtype=np.int64))
-    graph_of = cache(lambda kept: _graph(units, supply, kept))
+    bounds = np.minimum(supply.sum(dtype=np.int64), first.sum(0, dtype=np.int64))
+    graph_of = cache(partial(_graph, others, supply))
     for sink in sinks:
-        flow = 0
         for kept in (*(count for count in _KEPT if count < tokens), tokens):
+            graph = graph_of(kept)
+            graph.data[:tokens] = first[:, sink]
+            flow = maximum_flow(graph, source, source + 1).flow_value
             if flow == bounds[sink]:
                 break
-            graph = graph_of(kept)
-            graph.data[:tokens] = units[0][:, sink]
-            flow = maximum_flow(graph, source, source + 1).flow_value
         yield float(flow * unit)
 
 
 def _graph(layers: Sequence[Units], supply: Units, kept: int) -> Any:
-    """Builds the graph between source and sink, with the edges of all but the first layer.
+    """Builds the graph between source and sink, with the `kept` * N largest edges of all but the first layer.
 
-    Token i below layer l is node (l - 1) N + i; the source comes after all tokens, the sink after the source.
-    The first N edges are those into the sink, one for each token above the first layer, with capacity 0. Of
-    each row of a layer, `kept` edges are there on average, the largest ones; N for the whole graph.
+    Its nodes are the tokens above the first layer, then those above the next, the source and the sink. The
+    first N edges are those into the sink, for a capacity that is still to be given.
     """
-    from scipy.sparse import csr_array
+    from scipy.sparse import bmat, csr_array
 
-    tokens, source = len(supply), len(supply) * len(layers)
-    read = supply.nonzero()[0]
-    every = np.arange(tokens)
-    edges = [(every, np.full(tokens, source + 1), np.zeros(tokens, np.int32))]
-    for number, layer in enumerate(layers[1:], 1):
-        rows = read if number == len(layers) - 1 else every  # the others get nothing from the source
-        count = min(kept * tokens // len(rows), tokens)
-        chosen = np.zeros(layer.shape, bool)
-        chosen[rows[:, None], np.argpartition(layer[rows], -count)[:, -count:]] = True
-        chosen[rows, rows] = True
-        above, below = chosen.nonzero()
-        edges.append((number * tokens + above, (number - 1) * tokens + below, layer[above, below]))
-    edges.append((np.full(len(read), source), source - tokens + read, supply[read]))
-    tails, heads, capacities = (np.concatenate(part) for part in zip(*edges, strict=True))
-    nodes = tails.astype(np.int32), heads.astype(np.int32)  # an older scipy's maximum_flow takes no others
-    return csr_array((capacities, nodes), shape=(source + 2, source + 2))
+    tokens, nodes = len(supply), len(layers) + 3
+    blocks: list[list[Any]] = [[None] * nodes for _ in range(nodes)]
+    blocks[0][-1] = csr_array(np.ones((tokens, 1), np.int32))
+    for number, layer in enumerate(layers, 1):
+        if number == len(layers):
+            layer = layer * (supply > 0)[:, None]  # the others get nothing from the source
+        least = np.partition(layer, -kept * tokens, axis=None)[-kept * tokens]
+        blocks[number][number - 1] = csr_array(layer * (layer >= least))
+    blocks[-2][-3], blocks[-1][-2] = csr_array(supply[None]), csr_array((1, 1), dtype=np.int32)
+    return csr_array(bmat(blocks))
 
 
 def _check_not_negative(name: str, capacities: Tensor) -> None:

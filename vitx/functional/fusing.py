@@ -1,62 +1,45 @@
 """What methods share: heads are fused, relevance is carried through a layer, input is checked."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
+from vitx.functional.tiles import Tile
 
 HEAD_FUSIONS = ("mean", "max", "min")
 
 
-class HeadFusion:
-    """Fuses heads that come a few at a time, so that no more of them need to stay in the cache."""
+def fused(tiles: Iterable[Tile], head_fusion: str) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Fuses the heads of tiles, which follow one another, so that no more of them need to stay in the cache.
 
-    def __init__(self, head_fusion: str) -> None:
-        self._head_fusion = head_fusion
-        self._fused: Tensor | None = None
-        self._seen = 0
-
-    def add(self, weights: Tensor, gradient: Tensor | None, of_heads: int) -> Tensor | None:
-        """Takes in A or A * G of some heads; returns that of all heads, fused, after the last ones.
-
-        Args:
-            weights: A, (b, g, n, N).
-            gradient: G, of the same shape; None: A alone is fused.
-            of_heads: how many heads there are.
-
-        Returns:
-            (b, n, N), or None: there are more heads to come.
-        """
-        if self._fused is None:
-            start = {"mean": 0.0, "max": -torch.inf, "min": torch.inf}[self._head_fusion]
-            self._fused = torch.full_like(weights[:, 0], start)
-        for number, head in enumerate(weights.unbind(1)):
-            outer = None if gradient is None else gradient[:, number]
-            if self._head_fusion == "mean" and outer is not None:
-                self._fused.addcmul_(head, outer, value=1 / of_heads)
-            elif self._head_fusion == "mean":
-                self._fused.add_(head, alpha=1 / of_heads)
+    Yields:
+        Some images, some rows, and what A, or A * G where the gradient is known, is there, (b, n, K).
+    """
+    found: Tensor | None = None
+    for tile in tiles:
+        if found is None:
+            start = {"mean": 0.0, "max": -torch.inf, "min": torch.inf}[head_fusion]
+            found = torch.full_like(tile.weights[:, 0], start)
+        for number, head in enumerate(tile.weights.unbind(1)):
+            outer = None if tile.compute_gradient is None else tile.gradient[:, number]
+            if head_fusion == "mean" and outer is not None:
+                found.addcmul_(head, outer, value=1 / tile.of_heads)
+            elif head_fusion == "mean":
+                found.add_(head, alpha=1 / tile.of_heads)
             else:
-                combine = torch.maximum if self._head_fusion == "max" else torch.minimum
-                combine(self._fused, head if outer is None else head * outer, out=self._fused)
-        self._seen += weights.shape[1]
-        if self._seen < of_heads:
-            return None
-        fused, self._fused, self._seen = self._fused, None, 0
-        return fused
+                combine = torch.maximum if head_fusion == "max" else torch.minimum
+                combine(found, head if outer is None else head * outer, out=found)
+        if tile.heads.stop in (None, tile.of_heads):
+            yield tile.images, tile.rows, found
+            found = None
 
 
-def carry(relevance: Tensor, matrix: Tensor) -> Tensor:
-    """Takes the relevance of some tokens, (b, n), through their rows of a matrix, (b, n, N), to (b, N)."""
-    return (relevance[:, None] @ matrix)[:, 0]
-
-
-def carry_heads(relevance: Tensor, heads: Tensor) -> Tensor:
-    """The same through the sum of some heads, (b, g, n, N)."""
+def carry(relevance: Tensor, heads: Tensor) -> Tensor:
+    """Takes the relevance of some tokens, (b, n), through the sum of some heads, (b, g, n, K), to (b, K)."""
     return (relevance[:, None, None] @ heads).sum((1, 2))
 
 
@@ -86,11 +69,11 @@ def check_layers(layers: Sequence[Tensor], name: str) -> None:
     shapes = [tuple(getattr(layer, "shape", ())) for layer in layers]
     if not shapes:
         raise VitxError(f"{name} is empty: give one (B, heads, N, N) tensor per layer")
-    for before, found in zip([shapes[0], *shapes], shapes, strict=False):
+    for found in shapes:
         if len(found) != 4 or found[2] != found[3]:
             raise VitxError(f"{name} must be (B, heads, N, N) tensors, found shape {found}")
-        if (found[0], found[2]) != (before[0], before[2]):
-            raise VitxError(f"{name} differ in batch or token count: found {before} and {found}")
+        if (found[0], found[2]) != (shapes[0][0], shapes[0][2]):
+            raise VitxError(f"{name} differ in batch or token count: found {shapes[0]} and {found}")
 
 
 def check_readout(readout: Tensor | None, layer: Tensor) -> Tensor:

@@ -4,15 +4,16 @@ Only readout^T R of the product R of all layers is needed, so the chain is a row
 after another, last layer first, and each matrix is used tile by tile.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.functional.fusing import HeadFusion, carry_heads, check_layers, check_options, check_readout
-from vitx.functional.tiles import ALL, Tile, full
+from vitx.functional.fusing import carry, check_layers, check_options, check_readout, fused
+from vitx.functional.tiles import ALL, is_zero
+from vitx.functional.weights import Weights
 
 
 def attention_rollout(
@@ -89,84 +90,67 @@ def _rollout(
     check_layers(attentions, "attentions")
     if gradients is not None:
         check_layers(gradients, "gradients")
-        if len(attentions) != len(gradients):
+        wanted, found = ([tuple(one.shape) for one in layers] for layers in (attentions, gradients))
+        if wanted != found:
             raise VitxError(
-                f"found {len(attentions)} layers of attentions and {len(gradients)} of gradients: give one "
-                "gradient for each attention, in the same order"
+                f"found {len(wanted)} layers of attentions and {len(found)} of gradients, of shapes {wanted} "
+                f"and {found}: give one gradient of the same shape for each attention, in the same order"
             )
-        for attention, gradient in zip(attentions, gradients, strict=True):
-            if attention.shape != gradient.shape:
-                raise VitxError(
-                    f"each gradient must have the shape of its attention, {tuple(attention.shape)}, found "
-                    f"{tuple(gradient.shape)}"
-                )
     relevance = check_readout(readout, attentions[0])
     for number in reversed(range(len(attentions))):
-        outer = None if gradients is None else full(gradients[number].detach())
-        layer = RolloutLayer(relevance, relevance.shape[1], head_fusion, discard_ratio)
-        layer.read(Tile.of(full(attentions[number].detach()), outer))
-        relevance = layer.values + layer.stays
+        weights = Weights.of(attentions[number], None if gradients is None else gradients[number])
+        values, stays = through_layer(relevance, weights, head_fusion, discard_ratio)
+        relevance = values + stays
     return relevance
 
 
-class RolloutLayer:
-    """Relevance through rownorm(W + I), or rownorm(W) without a residual, tile by tile.
+def through_layer(
+    relevance: Tensor,
+    weights: Weights,
+    head_fusion: str,
+    discard_ratio: float = 0.0,
+    *,
+    residual: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Takes the relevance of tokens that attend, (B, Q), through rownorm(W + I), or rownorm(W).
 
-    W = discard(fuse(A)), or discard(relu(fuse(A * G))) of tiles with gradients.
+    W = discard(fuse(A)), or discard(relu(fuse(A * G))) where the gradient is known.
 
-    Attributes:
-        values: what the tokens that are attended to get, (B, K).
-        stays: what the tokens that attend keep, (B, Q).
+    Returns:
+        What the tokens that are attended to get, (B, K), and what those that attend keep, (B, Q).
     """
+    identity = int(residual)
+    if head_fusion == "mean" and weights.sums_to_1 and weights.prepare_gradient is None and not discard_ratio:
+        share = relevance / (1 + identity)
+        return weights.carry(share / weights.shape[1]), share * identity
+    values, stays = relevance.new_zeros(len(relevance), weights.shape[3]), torch.zeros_like(relevance)
+    for images, rows, matrix in _matrices(relevance, weights, head_fusion, discard_ratio):
+        share = relevance[images][:, rows] / (matrix.sum(-1) + identity)
+        stays[images][:, rows] = share * identity
+        values[images] += carry(share, matrix[:, None])
+    return values, stays
 
-    def __init__(
-        self,
-        relevance: Tensor,
-        keys: int,
-        head_fusion: str,
-        discard_ratio: float = 0.0,
-        residual: bool = True,
-    ) -> None:
-        """Begins with the relevance of the tokens that attend, (B, Q)."""
-        self.values = relevance.new_zeros(len(relevance), keys)
-        self.stays = torch.zeros_like(relevance)
-        self._relevance, self._identity = relevance, int(residual)
-        self._head_fusion, self._discard_ratio = head_fusion, discard_ratio
-        self._fusion = HeadFusion(head_fusion)
-        self._matrix: Tensor | None = None  # W of some images, which waits for its other rows
 
-    def read(self, tile: Tile) -> None:
-        """Takes in some rows of the layer."""
-        if not self._discard_ratio:
-            relevance = self._relevance[tile.images][:, tile.rows]
-            if relevance.device.type == "cpu" and not relevance.any():
-                return  # as for all but one row of the last layer; a GPU would have to be waited for
-            if tile.gradient is None and tile.sums_to_1 and self._head_fusion == "mean":
-                self._move(tile.images, tile.rows, tile.weights, tile.of_heads * (1 + self._identity))
-                return
-        matrix = self._fusion.add(tile.weights, tile.gradient, tile.of_heads)
-        if matrix is None:
-            return
+def _matrices(
+    relevance: Tensor, weights: Weights, head_fusion: str, discard_ratio: float
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yields discard(fuse(A)), or discard(relu(fuse(A * G))), of some images and rows that have relevance."""
+    tiles = weights.tiles()
+    if not discard_ratio:
+        tiles = (tile for tile in tiles if not is_zero(relevance[tile.images][:, tile.rows]))
+    whole: Tensor | None = None  # that of some images, which waits for its other rows
+    for images, rows, matrix in fused(tiles, head_fusion):
         # Heads may have been mixed with any sign.
-        matrix = matrix.abs_() if tile.gradient is None else matrix.relu_()
-        rows = tile.rows
-        if self._discard_ratio:
-            if self._matrix is None:
-                self._matrix = matrix.new_zeros(len(matrix), self._relevance.shape[1], matrix.shape[2])
-            self._matrix[:, rows] = matrix
-            if rows.stop not in (None, self._matrix.shape[1]):
-                return  # the last rows come last
-            rows, matrix, self._matrix = ALL, discard(self._matrix, self._discard_ratio), None
-        self._move(tile.images, rows, matrix[:, None], matrix.sum(-1) + self._identity)
-
-    def _move(self, images: slice, rows: slice, heads: Tensor, whole: Tensor | int) -> None:
-        """Adds what stays with the token and what goes to others, by W or heads of it, (b, g, n, K).
-
-        `whole` is what a row of W + I sums to, times the number of heads.
-        """
-        share = self._relevance[images][:, rows] / whole
-        self.stays[images][:, rows].add_(share, alpha=self._identity * heads.shape[1])
-        self.values[images].add_(carry_heads(share, heads))
+        matrix = matrix.abs_() if weights.prepare_gradient is None else matrix.relu_()
+        if not discard_ratio:
+            yield images, rows, matrix
+            continue
+        if whole is None:
+            whole = matrix.new_empty(len(matrix), *weights.shape[2:])
+        whole[:, rows] = matrix
+        if rows.stop == weights.shape[2]:  # the last rows come last
+            yield images, ALL, discard(whole, discard_ratio)
+            whole = None
 
 
 def discard(matrix: Tensor, ratio: float) -> Tensor:

@@ -12,7 +12,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-Part = Callable[[slice, slice, slice], Tensor]  # of images, heads and rows
+Cut = tuple[slice, slice, slice]  # images, heads and rows
+Part = Callable[[slice, slice, slice], Tensor]  # of these
 ALL = slice(None)
 _CORE = 2**20  # entries of A for each core of a CPU
 _MOST_CORES = 8  # more of them share a tile, which would take too much memory otherwise
@@ -24,31 +25,14 @@ _ALIGNMENT = 64  # bytes, as torch aligns what it allocates
 
 @dataclass(eq=False)
 class Tile:
-    """A part of the attention of one layer, computed when it is read, and valid until the next one is.
+    """A part of A and of its gradient, computed when it is read, and valid until the next one is."""
 
-    Attributes:
-        images: which of the B images, b of them.
-        heads: which of the H heads, g of them.
-        rows: which of the Q queries, n of them.
-        of_heads: H.
-        compute: A of such a part.
-        compute_gradient: its gradient; None where it was not asked for.
-        sums_to_1: whether each row of A is known to, up to rounding.
-    """
-
-    images: slice
-    heads: slice
-    rows: slice
-    of_heads: int
+    images: slice  # b of the B images
+    heads: slice  # g of the H heads
+    rows: slice  # n of the Q queries
+    of_heads: int  # H
     compute: Part
     compute_gradient: Part | None = None
-    sums_to_1: bool = False
-
-    @classmethod
-    def of(cls, weights: Tensor, gradient: Tensor | None = None) -> "Tile":
-        """Returns a whole layer, from A and its gradient, (B, H, Q, K), as a tile."""
-        outer: Part | None = None if gradient is None else lambda *part: gradient[part]
-        return cls(ALL, ALL, ALL, weights.shape[1], lambda *part: weights[part], outer)
 
     @cached_property
     def weights(self) -> Tensor:
@@ -56,9 +40,10 @@ class Tile:
         return self.compute(self.images, self.heads, self.rows)
 
     @cached_property
-    def gradient(self) -> Tensor | None:
-        """Of the score with respect to A, (b, g, n, K); None where it was not asked for."""
-        return self.compute_gradient and self.compute_gradient(self.images, self.heads, self.rows)
+    def gradient(self) -> Tensor:
+        """The gradient of the score with respect to A, (b, g, n, K), where it is known."""
+        assert self.compute_gradient is not None
+        return self.compute_gradient(self.images, self.heads, self.rows)
 
 
 class Memory:
@@ -103,23 +88,21 @@ class Memory:
         return part.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
-def split(
-    shape: tuple[int, ...], device: torch.device, apart: slice = ALL
-) -> Iterator[tuple[slice, slice, slice]]:
-    """Divides images, heads and rows of A, (B, H, Q, K), into tiles that fit; heads follow one another.
+def split(shape: tuple[int, ...], device: torch.device, rows: slice = ALL) -> Iterator[Cut]:
+    """Divides images, heads and some rows of A, (B, H, Q, K), into tiles that fit; heads follow one another.
 
     On a CPU, a tile has one head: for several of several images, queries, keys and values would have to be
-    copied before a product. So what is found of an image does not depend on those beside it. Rows that are
-    `apart` share no tile with others.
+    copied before a product. So what is found of an image does not depend on those beside it.
     """
     images, heads, queries, keys = shape
+    on_cpu = device.type == "cpu"
     room = _room(device)
-    rows = min(queries, max(_FEWEST_ROWS, room // keys))
-    some = min(images, max(1, room // (rows * keys)))
-    group = 1 if device.type == "cpu" else min(heads, max(1, room // (some * rows * keys)))
-    first, last, _ = apart.indices(queries)
-    row_parts = [*_parts(0, first, rows), *_parts(first, last, rows), *_parts(last, queries, rows)]
-    for image, row, head in product(_parts(0, images, some), row_parts, _parts(0, heads, group)):
+    first, last, _ = rows.indices(queries)
+    count = min(last - first, max(_FEWEST_ROWS, room // keys))
+    some = min(images, max(1, room // (count * keys)))
+    group = 1 if on_cpu else min(heads, max(1, room // (some * count * keys)))
+    parts = _parts(0, images, some), _parts(first, last, count), _parts(0, heads, group)
+    for image, row, head in product(*parts):
         yield image, head, row
 
 
@@ -135,3 +118,11 @@ def full(tensor: Tensor) -> Tensor:
 def _room(device: torch.device) -> int:
     """Returns how many entries of A a tile may have."""
     return _CORE * min(torch.get_num_threads(), _MOST_CORES) if device.type == "cpu" else _LARGE_TILE
+
+
+def is_zero(rows: Tensor) -> bool:
+    """Returns whether there is nothing to be sent, as in all but one row of the last layer.
+
+    False on a GPU, which would have to be waited for.
+    """
+    return rows.device.type == "cpu" and not rows.requires_grad and not rows.any()

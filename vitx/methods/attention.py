@@ -1,9 +1,6 @@
 """The attention of the last layer, as the pictures of DINO show it."""
 
-from torch import Tensor
-
-from vitx.functional.fusing import HeadFusion, carry, check_options
-from vitx.functional.tiles import Tile
+from vitx.functional.fusing import carry, check_options, fused
 from vitx.methods.registry import register
 from vitx.tape.backward import Attribution, Backward
 
@@ -17,11 +14,8 @@ def attention(back: Backward, *, head_fusion: str = "mean") -> Attribution:
     check_options(head_fusion)
     found = []
     for one, readout in back.read_out():
-        fusion = HeadFusion(head_fusion)
-
-        def attended(tile: Tile, readout: Tensor = readout, fusion: HeadFusion = fusion) -> Tensor | None:
-            matrix = fusion.add(tile.weights, None, tile.of_heads)
-            return None if matrix is None else carry(readout[tile.images][:, tile.rows], matrix)
-
-        found.append(back.add_up(one, attended))
+        attended = readout.new_zeros(len(readout), one.weights.shape[3])
+        for images, rows, matrix in fused(one.weights.tiles(), head_fusion):
+            attended[images] += carry(readout[images][:, rows], matrix[:, None])
+        found.append((one.inputs[0], one.to_values(attended)))
     return back.place(found)

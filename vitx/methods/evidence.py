@@ -31,22 +31,19 @@ def evidence(back: Backward, *, start_layer: int = 0) -> Attribution:
     taken = [_taken(back, one, read) for one, read in zip(attentions, rows, strict=True) if read]
     accounts = [back.place(found).maps for found in (taken, back.contributions(start_layer)) if found]
     grid = [lcm(*counts) for counts in zip(*(maps.shape[1:] for maps in accounts), strict=True)]
-    signed = sum((divided(_shares(maps), grid) for maps in accounts[1:]), divided(_shares(accounts[0]), grid))
+    signed = torch.stack([divided(_shares(maps), grid) for maps in accounts]).sum(0)
     return Attribution(ranked(signed), back.accounted().expand(len(signed)), signed)
 
 
 def _taken(back: Backward, attention: Attention, read: list[int]) -> tuple[Value, Tensor]:
     """E[A * G] of the rows that are read: what their tokens take in from each other token."""
 
-    def taken(tile: Tile) -> Tensor | None:
+    def taken(tile: Tile) -> Tensor:
         rows = [row - tile.rows.start for row in read if tile.rows.start <= row < tile.rows.stop]
-        if not rows:
-            return None
-        assert tile.gradient is not None
         product = tile.weights * tile.gradient
         return (product if len(rows) == product.shape[2] else product[:, :, rows]).sum((1, 2))
 
-    return back.add_up(attention, taken, gradient=True, apart=slice(read[0], read[-1] + 1))
+    return back.add_up(attention, taken, gradient=True, rows=slice(read[0], read[-1] + 1))
 
 
 def _shares(maps: Tensor) -> Tensor:

@@ -16,10 +16,8 @@ def legrad(back: Backward, *, start_layer: int = 0, gradient: str = "linearised"
     layers = back.counting(start_layer)
 
     def raised(tile: Tile) -> Tensor:
-        assert tile.gradient is not None
         terms = len(layers) * tile.of_heads * tile.gradient.shape[3]
         return tile.gradient.relu().sum((1, 2)) / terms
 
-    return back.place(
-        [back.add_up(one, raised, gradient=True) for layer in layers for one in layer.attentions]
-    )
+    attentions = [one for layer in layers for one in layer.attentions]
+    return back.place([back.add_up(one, raised, gradient=True) for one in attentions])

@@ -37,18 +37,16 @@ class Method:
         """Returns how the method fuses the heads, if it reads nothing else of A."""
         if not self.fused_heads:
             return None
-        fusion: str = options.get("head_fusion", self.options["head_fusion"])
+        fusion: str = {**self.options, **options}["head_fusion"]
         check_options(fusion)
         return fusion
 
     def network(self, options: Mapping[str, Any]) -> str | None:
         """Returns which network the method differentiates, if it reads a gradient."""
-        if self.gradient is None:
-            return None
         network: str = options.get("gradient", NETWORKS[0])
-        if network not in NETWORKS:
+        if self.gradient and network not in NETWORKS:
             raise VitxError(f"gradient must be one of {', '.join(NETWORKS)}, found {network!r}")
-        return network
+        return network if self.gradient else None
 
 
 _METHODS: dict[str, Method] = {}
@@ -105,8 +103,7 @@ def methods() -> list[str]:
 
 def title_of(name: str) -> str:
     """Returns what pictures call a method; a name that is none stands for itself."""
-    method = _METHODS.get(name)
-    return (method and method.title) or name
+    return (name in _METHODS and _METHODS[name].title) or name
 
 
 def find_method(name: str) -> Method:
@@ -122,17 +119,14 @@ def with_options(methods: Any) -> dict[str, dict[str, Any]]:
     Raises:
         VitxError: It is none of these, is empty, or names a method or an option that does not exist.
     """
-    if isinstance(methods, str):
-        methods = [methods]
-    names = list(methods) if isinstance(methods, (Mapping, Sequence)) else []
-    if not names or not all(isinstance(name, str) for name in names):
+    names = [methods] if isinstance(methods, str) else methods
+    if not isinstance(names, (Mapping, Sequence)) or not names or not all(isinstance(n, str) for n in names):
         raise VitxError(
             f"methods must be names, or a mapping from names to options, and not empty, found {methods!r}: "
             f"the methods are {', '.join(_METHODS)}"
         )
-    if not isinstance(methods, Mapping):
-        methods = dict.fromkeys(names)
-    asked = {name: dict(options or {}) for name, options in methods.items()}
+    given = names if isinstance(names, Mapping) else dict.fromkeys(names)
+    asked = {name: dict(options or {}) for name, options in given.items()}
     for name, options in asked.items():
         known = find_method(name).options
         for option in sorted(options.keys() - known.keys()):

@@ -1,52 +1,39 @@
 """Attention rollout and gradient rollout."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from vitx.functional.fusing import check_options
-from vitx.functional.rollout import RolloutLayer
+from vitx.functional.rollout import through_layer
+from vitx.functional.weights import Weights
 from vitx.methods.registry import register
 from vitx.tape.backward import Attribution, Backward
 from vitx.tape.relevance import Rule
-from vitx.tape.weights import Weights
 
 
-@dataclass(frozen=True)
 class Rollouts(Rule):
-    """Both rollouts: each attention inside a residual is rownorm(W + I), see `RolloutLayer`."""
+    """Both rollouts: each attention inside a residual is rownorm(W + I), see `through_layer`."""
 
-    head_fusion: str
-    discard_ratio: float
-    start_layer: int
-    reads_gradient: bool = False
-
-    def __post_init__(self) -> None:
-        check_options(self.head_fusion, self.discard_ratio)
-
-    @property
-    def of_heads(self) -> bool:  # type: ignore[override]
-        """Whether heads apart give another map than heads together: not where only their mean counts."""
-        return self.reads_gradient or self.head_fusion != "mean" or self.discard_ratio > 0
-
-    @property
-    def whole(self) -> bool:  # type: ignore[override]
-        """Whether entries of a whole A are compared."""
-        return self.discard_ratio > 0
+    def __init__(
+        self, head_fusion: str, discard_ratio: float, start_layer: int, reads_gradient: bool = False
+    ) -> None:
+        check_options(head_fusion, discard_ratio)
+        self.head_fusion, self.discard_ratio, self.start_layer = head_fusion, discard_ratio, start_layer
+        self.reads_gradient, self.whole = reads_gradient, discard_ratio > 0
+        self.of_heads = reads_gradient or self.whole or head_fusion != "mean"
 
     def keeps_half(self, weights: Weights) -> bool:
         """Returns whether the rows of the fused A sum to 1."""
         return not self.of_heads and weights.sums_to_1
 
-    def layer(self, relevance: Tensor, keys: int) -> RolloutLayer:
+    def layer(self, relevance: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         """An attention inside a residual."""
-        return RolloutLayer(relevance, keys, self.head_fusion, self.discard_ratio)
+        return through_layer(relevance, weights, self.head_fusion, self.discard_ratio)
 
-    def pooling(self, relevance: Tensor, keys: int) -> RolloutLayer | None:
+    def pooling(self, relevance: Tensor, weights: Weights) -> Tensor | None:
         """An attention without one: the fused A alone."""
         if self.head_fusion == "mean":
             return None
-        return RolloutLayer(relevance, keys, self.head_fusion, residual=False)
+        return through_layer(relevance, weights, self.head_fusion, residual=False)[0]
 
 
 @register("rollout", fused_heads=True, title="attention rollout")

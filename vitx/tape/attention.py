@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from vitx.functional.weights import Weights
 from vitx.tape.contraction import Layout, Operand
 from vitx.tape.expanded import scaled, summed
 from vitx.tape.values import Step, Value
-from vitx.tape.weights import Weights
 
 if TYPE_CHECKING:
     from vitx.tape.sums import Sum

@@ -11,7 +11,6 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.functional.fusing import first_layer
 from vitx.functional.tiles import ALL, Tile
-from vitx.models.isolation import without_autocast
 from vitx.tape.attention import Attention, Layer
 from vitx.tape.conservation import check, check_lost, check_score, share_of_images, share_of_sum
 from vitx.tape.expanded import summed
@@ -43,30 +42,21 @@ class Attribution:
 
 @dataclass(eq=False, repr=False)
 class Backward:
-    """The ways back along one tape, for one method.
-
-    Attributes:
-        tape: the pass.
-        image: the images, (B, ...).
-        start: the relevance of the output, which sums to 1 for each image.
-        end: the value of the output.
-        scores: what methods of a class take the gradient of: one score, or one for each layer.
-        passed: what relevance passed each value on the last way, where the tape keeps places.
-    """
+    """The ways back along one tape, for one method."""
 
     tape: Tape
-    image: Tensor
-    start: Tensor
-    end: Value
-    scores: Sequence[Score] = ()
-    passed: dict[Value, Tensor] = field(default_factory=dict)
+    image: Tensor  # (B, ...)
+    start: Tensor  # the relevance of the output, which sums to 1 for each image
+    end: Value  # of the output
+    scores: Sequence[Score] = ()  # what methods of a class differentiate: one, or one for each layer
+    passed: dict[Value, Tensor] = field(default_factory=dict)  # relevance, where the tape keeps places
 
     @cached_property
     def grid(self) -> Grid:
         """Makes maps of the relevance of pixels."""
         return Grid(self.tape)
 
-    @property
+    @cached_property
     def layers(self) -> list[Layer]:
         """The layers, in the order in which they ran."""
         return self.tape.layers
@@ -88,15 +78,37 @@ class Backward:
         """
         if self.layers:
             first_layer(rule.start_layer, len(self.layers))
-        way = Propagation(self.tape, rule, self._gradients if rule.reads_gradient else None)
-        pixels, own, tokens = self._arrived(way, {self.end: self.start})
-        if rule.grows:  # in which image a layer handed on more is not known
-            whole = way.grown + len(pixels)
-            conservation = share_of_sum(whole, pixels.sum() + own.sum(), whole).expand(len(pixels))
-        else:
+        return self._drawn(rule, {self.end: self.start})
+
+    def place(self, found: Iterable[tuple[Value, Tensor]]) -> Attribution:
+        """Draws what was found of the elements of some values where they sit in the picture.
+
+        Raises:
+            VitxError: It does not arrive at the image and the model's own tokens.
+        """
+        starts: dict[Value, Tensor] = {}
+        for value, part in found:
+            starts[value] = starts[value] + part if value in starts else part
+        return self._drawn(None, starts)
+
+    def _drawn(self, rule: Rule | None, starts: dict[Value, Tensor]) -> Attribution:
+        way = Propagation(self.tape, rule, self._gradients if rule and rule.reads_gradient else None)
+        found = way.run(starts, self.tape.values if self.tape.named else self.grid.stem)
+        if self.tape.named:
+            self.passed = found.passed
+        zero = next(iter(starts.values())).new_zeros(())
+        pixels = found.arrived.pop(self.tape.image, zero.expand(self.tape.image.shape))
+        pixels = self.grid.without_channels(pixels)
+        own = torch.stack([zero, *(part.sum() for part in found.arrived.values())])
+        positive = rule is not None and not rule.grows
+        if positive:
             conservation = share_of_images(pixels.flatten(1).sum(1), own.sum())
-        check(conservation, pixels, own, way.lost, positive=not rule.grows)
-        return Attribution(self.grid.map(pixels, tokens), conservation)
+        else:  # of which image more or less arrived is not known
+            sums = torch.stack([torch.stack([part.sum(), part.abs().sum()]) for part in starts.values()])
+            begun, size = sums.sum(0) + way.grown
+            conservation = share_of_sum(begun, pixels.sum() + own.sum(), size).expand(len(pixels))
+        check(conservation, pixels, own, way.lost, positive=positive)
+        return Attribution(self.grid.map(pixels, found.passed), conservation)
 
     def read_out(self) -> list[tuple[Attention, Tensor]]:
         """Finds the attentions that no other builds upon, with the relevance of their queries, (T, Q)."""
@@ -111,13 +123,20 @@ class Backward:
         on_host = torch.cat(read).cpu()  # all at once: a GPU has to be waited for
         return [rows.nonzero().flatten().tolist() for rows in on_host.split([len(rows) for rows in read])]
 
+    def _read_at(self, attentions: Sequence[Attention]) -> list[Tensor]:
+        """Finds how much the output reads of each attention's queries, (T, Q), if no attention mixes them."""
+        way = Propagation(self.tape, Rule())
+        found = way.run({self.end: self.start}, [one.value for one in attentions])
+        check_lost(way.lost)
+        return [summed(found.at(one), [1, 3]) for one in attentions]
+
     def add_up(
         self,
         attention: Attention,
-        part: Callable[[Tile], Tensor | None],
+        part: Callable[[Tile], Tensor],
         *,
         gradient: bool = False,
-        apart: slice = ALL,
+        rows: slice = ALL,
     ) -> tuple[Value, Tensor]:
         """Adds up what a function makes of the tiles of an attention.
 
@@ -125,36 +144,15 @@ class Backward:
             attention: the attention.
             part: from a tile to something for each token that is attended to, (b, K).
             gradient: whether the tiles come with the gradient of A.
-            apart: rows that share no tile with others.
+            rows: which are computed.
 
         Returns:
             The value of those tokens, and what was found of them, of its shape: to be given to `place`.
         """
         weights = attention.weights
-        found = torch.zeros(weights.shape[0], weights.shape[3], dtype=weights.dtype, device=weights.device)
-        with torch.no_grad(), without_autocast(weights.device):
-            for tile in weights.tiles(self._gradients.at(attention) if gradient else None, apart):
-                more = part(tile)
-                if more is not None:
-                    found[tile.images] += more
-        return attention.inputs[0], attention.to_values(found)
-
-    def place(self, found: Iterable[tuple[Value, Tensor]]) -> Attribution:
-        """Draws what was found of the elements of some values where they sit in the picture.
-
-        Raises:
-            VitxError: It does not arrive at the image and the model's own tokens.
-        """
-        starts: dict[Value, Tensor] = {}
-        for value, part in found:
-            starts[value] = starts[value] + part if value in starts else part
-        way = Propagation(self.tape, None)
-        pixels, own, tokens = self._arrived(way, starts)
-        begun = torch.stack([torch.stack([part.sum(), part.abs().sum()]) for part in starts.values()]).sum(0)
-        share = share_of_sum(begun[0], pixels.sum() + own.sum(), begun[1])
-        check(share, pixels, own, way.lost, positive=False)
-        maps = self.grid.map(pixels, tokens)
-        return Attribution(maps, share.expand(len(maps)))
+        if gradient:
+            weights = weights.with_gradient(self._gradients.at(attention))
+        return attention.inputs[0], attention.to_values(weights.add_up(part, rows))
 
     def contributions(self, start_layer: int = 0) -> list[tuple[Value, Tensor]]:
         """Finds what each residual from a layer on adds to the score, x * dS/dx, to be given to `place`."""
@@ -210,25 +208,6 @@ class Backward:
             found.append((last, output, layers or int(stream.made_by.index > attended)))
         return found
 
-    def _arrived(
-        self, way: Propagation, starts: dict[Value, Tensor]
-    ) -> tuple[Tensor, Tensor, dict[Value, Tensor]]:
-        """Returns what arrives at the pixels, at each of the model's own tokens, and at those of a stem."""
-        found = way.run(starts, self.tape.values if self.tape.named else self.grid.stem)
-        if self.tape.named:
-            self.passed = found.passed
-        zero = next(iter(starts.values())).new_zeros(())
-        pixels = found.arrived.pop(self.tape.image, zero.expand(self.tape.image.shape))
-        own = torch.stack([zero, *(part.sum() for part in found.arrived.values())])
-        return self.grid.without_channels(pixels), own, found.passed
-
-    def _read_at(self, attentions: Sequence[Attention]) -> list[Tensor]:
-        """Finds how much the output reads of each attention's queries, (T, Q), if no attention mixes them."""
-        way = Propagation(self.tape, Rule())
-        found = way.run({self.end: self.start}, [one.value for one in attentions])
-        check_lost(way.lost)
-        return [summed(found.at(one), [1, 3]) for one in attentions]
-
     @cached_property
     def _gradients(self) -> Walk:
         """The gradient of the score at the attentions, or at those of each layer of the layer's own score.
@@ -244,8 +223,7 @@ class Backward:
                 raise VitxError("the score does not depend on the image")
             watched = [attention.value for attention in attentions]
             watched += [value for value, _, _ in self._streams] if whole else []
-            with torch.no_grad(), without_autocast(score.gradient.device):
-                one = gradients(self.tape, {score.value: score.gradient}, watched, whole=whole)
+            one = gradients(self.tape, {score.value: score.gradient}, watched, whole=whole)
             found.arrived |= one.arrived
             found.passed |= one.passed
         return found

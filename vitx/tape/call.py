@@ -60,7 +60,7 @@ class Call:
     tensors: Tensors
     overload: Overload
     args: Sequence[Any]
-    kwargs: Mapping[str, Any]
+    kwargs: Mapping[str, Any]  # but those that it only writes into
     live: Sequence[tuple[Tensor, Value]]  # each live tensor among the arguments, in their order
     outs: Sequence[Tensor] = ()  # what it put out, or wrote into
     factors: Factors = None  # what the output is the product of, if a rule says so
@@ -79,18 +79,15 @@ class Call:
 
     def value(self, tensor: Any) -> Value | None:
         """Returns the value of an argument; None if it is not live."""
-        return next((value for one, value in self.live if one is tensor), None)
+        for one, value in self.live:
+            if one is tensor:
+                return value
+        return None
 
     @property
     def out(self) -> Tensor:
         """The first output."""
         return self.outs[0]
-
-    @property
-    def read(self) -> tuple[Sequence[Any], dict[str, Any]]:
-        """The arguments, but those by name that it only writes into."""
-        written = self.overload.written
-        return self.args, {name: value for name, value in self.kwargs.items() if name not in written}
 
     @property
     def linearised(self) -> bool:
@@ -115,12 +112,12 @@ class Call:
 
     def answers(self) -> list[Value]:
         """Returns the live values of which masks and indices among the arguments were made."""
-        known = map(self.tensors.get, tensors_in(*self.read))
+        known = map(self.tensors.get, tensors_in(*self.args, self.kwargs))
         return [one.source for one in known if one and one.source]
 
     def constants(self) -> list[Tensor]:
         """Returns the floating-point tensors among the arguments that are not live."""
-        given = tensors_in(*self.read)
+        given = tensors_in(*self.args, self.kwargs)
         return [one for one in given if one.is_floating_point() and self.value(one) is None]
 
     def make(
@@ -178,7 +175,7 @@ class Transpose:
         self._shapes = [tensor.shape for tensor in holes]
         self._points = [None if point is None else keep(point) for point in points]
         numbers = {id(tensor): _Hole(number) for number, tensor in enumerate(holes)}
-        self._given = _replaced(call.read, lambda value: numbers.get(id(value), value))
+        self._given = _replaced((call.args, call.kwargs), lambda value: numbers.get(id(value), value))
         plain = getattr(torch.ops.aten, call.name) if call.overload.written else call.overload.function
         self._function: Callable[..., Any] = _INSTEAD.get(call.name, plain)
 

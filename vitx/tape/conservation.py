@@ -42,14 +42,9 @@ def check_score(share: Tensor, dtype: torch.dtype) -> None:
 def check(
     conservation: Tensor, pixels: Tensor, own: Tensor, lost: Mapping[str, float], *, positive: bool
 ) -> None:
-    """Raises a VitxError if relevance was lost, or is below 0 where all should be positive.
+    """Raises a VitxError if relevance was lost, or is below 0 where all should be `positive`.
 
-    Args:
-        conservation: the share that was accounted for, (B,).
-        pixels: the relevance that arrived at the image.
-        own: that of the model's own tokens, one number for each, (n,).
-        lost: how much reached which operators without a rule.
-        positive: whether none of it may be below 0.
+    It was `lost` at operators without a rule; `pixels` and the model's `own` tokens, (n,), have the rest.
     """
     worst = conservation[(conservation - 1).abs().argmax()]
     # All are read at once: a GPU has to be waited for.

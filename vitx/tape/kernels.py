@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitx.functional.fusing import HeadFusion
-from vitx.functional.tiles import ALL, split
+from vitx.functional.fusing import fused
+from vitx.functional.tiles import ALL, Tile, split
 from vitx.tape.call import Call
 
 _SMALL = 2**21  # entries of the A of an image; the fused heads of larger ones would take too much memory
@@ -24,19 +24,22 @@ def run(call: Call) -> Any:
     query, key, value = call["query"], call["key"], call["value"]
     (batch, heads, queries, dim), keys = query.shape, key.shape[2]
     scale = dim**-0.5 if call["scale"] is None else call["scale"]
-    fusion = HeadFusion(call.tape.head_fusion)
     output = value.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)  # as the kernel does
     call.fused = value.new_empty(batch, queries, keys)
+
+    def compute(images: slice, some: slice, rows: slice) -> Tensor:
+        scores = call.tape.memory.products("weights", query[images, some, rows] * scale, key[images, some].mT)
+        weights = torch.softmax(scores, -1, out=scores)
+        output[images, some, rows] = weights @ value[images, some]
+        return weights
+
     # Heads are fused one after another either way, so what is found of an image hangs on no other image.
     parts = split((batch, heads, queries, keys), query.device)
     if batch < heads:
         parts = ((slice(image, image + 1), ALL, ALL) for image in range(batch))
-    for images, some, rows in parts:
-        scores = call.tape.memory.products("weights", query[images, some, rows] * scale, key[images, some].mT)
-        weights = torch.softmax(scores, -1, out=scores)
-        output[images, some, rows] = weights @ value[images, some]
-        if (fused := fusion.add(weights, None, heads)) is not None:
-            call.fused[images, rows] = fused
+    tiles = (Tile(*part, heads, compute) for part in parts)
+    for images, rows, part in fused(tiles, call.tape.head_fusion):
+        call.fused[images, rows] = part
     return output, query.new_empty(query.shape[:3])
 
 

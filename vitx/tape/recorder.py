@@ -32,18 +32,18 @@ LEAVING = frozenset((  # which hand values to other code
 
 
 class Leaving(TorchFunctionMode):
-    """Sees where values leave torch: what comes back is no constant of the model, though no call made it.
+    """Sees whether a live value leaves torch: what comes back is no constant, though no call made it.
 
     Where any function mode is on, `nn.MultiheadAttention` also keeps to operators that the tape knows.
     """
 
-    def __init__(self, let_go: Callable[[Any], None]) -> None:
+    def __init__(self, get: Callable[[Any], Value | None]) -> None:
         super().__init__()
-        self._let_go = let_go
+        self.left, self._get = False, get
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in LEAVING:
-            self._let_go(args[0])
+        if func in LEAVING and self._get(args[0]) is not None:
+            self.left = True
         return func(*args, **(kwargs or {}))
 
 
@@ -55,10 +55,9 @@ class Recorder(TorchDispatchMode):
         self.tape = tape
         self._tensors = Tensors(tape.model)
         self._versions = Versions(tape, self._tensors)
-        self.squashed: tuple[Tensor, Value] | None = (
-            None  # what the last softmax or sigmoid of rows was given
-        )
-        self._left = False  # whether a live value was handed to other code
+        # What the last softmax or sigmoid of rows was given.
+        self.squashed: tuple[Tensor, Value] | None = None
+        self._leaving = Leaving(self.get)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -70,7 +69,7 @@ class Recorder(TorchDispatchMode):
         compiles = "torch._dynamo" in sys.modules  # else nothing can be compiled
         eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
         try:
-            with eager, Leaving(self._let_go), self:
+            with eager, self._leaving, self:
                 yield
         except NotImplementedError as error:
             if not (name := re.search(r"(?:HigherOrderOperator|HOP) (\w+)", str(error))):
@@ -105,7 +104,7 @@ class Recorder(TorchDispatchMode):
             with self:
                 return func.decompose(*args, **kwargs)
         given, versions = tensors_in(*args, *kwargs.values()), self._versions
-        if self._left:
+        if self._leaving.left:
             self._look_for_strangers(given)
         of_storage = operator.name == "as_strided" and self._tensors.live(given)
         if operator.views and (of_storage or (versions and versions.is_stale(args[0]))):
@@ -118,20 +117,22 @@ class Recorder(TorchDispatchMode):
         live = self._tensors.live(given)
         if not live or operator.makes_new:
             out = func(*args, **kwargs)
-            self._note_constants(tensors_in(out), given, bool(live) or operator.name.startswith("lift_fresh"))
+            new = bool(live) or operator.name.startswith("lift_fresh")  # made of nothing that was given
+            self._note_constants(tensors_in(out), given, new)
             return out
-        call = Call(self.tape, self._tensors, operator, args, kwargs, live)
-        into = [tensor for name in operator.written for tensor in tensors_in(call[name])]
+        named = {name: one for name, one in kwargs.items() if name not in operator.written} if kwargs else {}
+        call = Call(self.tape, self._tensors, operator, args, named, live)
+        into = tensors_in(args[:1] if operator.in_place else [kwargs.get(name) for name in operator.written])
         if into:
             self._prepare_to_write(call, into)
         out = func(*args, **kwargs) if into else kernels.run(call)
         if operator.name in SQUASHING and call.live[0][0].ndim <= 2:
             self.squashed = call.live[0]
         made = into or tensors_in(out)
-        answers = [tensor for tensor in made if not tensor.is_floating_point() and not _holds(call, tensor)]
-        for tensor in answers:
-            self._tensors.of(tensor).source = live[0][1]
-        call.outs = [tensor for tensor in made if _holds(call, tensor)] if answers else made
+        for tensor in made:
+            if not tensor.is_floating_point():
+                self._tensors.of(tensor).source = live[0][1]
+        call.outs = [tensor for tensor in made if _holds(call, tensor)]
         for tensor, value in zip(call.outs, rule_of(call)(call) if call.outs else (), strict=False):
             if into:
                 versions.write(tensor, value)
@@ -140,17 +141,14 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _note_constants(self, outs: Sequence[Tensor], given: Sequence[Tensor], new: bool) -> None:
-        """Notes whether constants were made of anything learned, and masks and indices of a live value.
-
-        What is new was made of nothing that was given.
-        """
-        fixed = new or all(self._tensors.is_fixed(one) for one in given if one.is_floating_point())
-        sources = [known.source for one in given if (known := self._tensors.get(one)) and known.source]
+        """Notes whether constants were made of anything learned, and masks and indices of a live value."""
+        known = [self._tensors.get(tensor) for tensor in given]
+        source = next((one.source for one in known if one and one.source), None)
+        fixed = new or all(self._tensors.is_fixed(tensor) for tensor in given if tensor.is_floating_point())
         for tensor in outs:
-            known = self._tensors.of(tensor)
-            known.fixed = fixed
-            if sources and not tensor.is_floating_point():
-                known.source = sources[0]
+            self._tensors.of(tensor).fixed = fixed
+            if source and not tensor.is_floating_point():
+                self._tensors.of(tensor).source = source
 
     def _prepare_to_write(self, call: Call, into: Sequence[Tensor]) -> None:
         """Keeps what will be overwritten: of an operator that works in place, the rule sees a stand-in."""
@@ -162,9 +160,6 @@ class Recorder(TorchDispatchMode):
             call.live = [(before if tensor is target else tensor, value) for tensor, value in call.live]
             call.args = [before if argument is target else argument for argument in call.args]
         self.tape.keeper.preserve(into)
-
-    def _let_go(self, tensor: Any) -> None:
-        self._left = self._left or self.get(tensor) is not None
 
     def _look_for_strangers(self, given: Sequence[Tensor]) -> None:
         """Takes what no call made, and the model does not hold, for made of what has left torch."""

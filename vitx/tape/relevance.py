@@ -1,15 +1,13 @@
 """Relevance along the tape: where what the output has came from."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cache, partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.functional.tiles import Tile
-from vitx.models.isolation import without_autocast
+from vitx.functional.weights import Weights
 from vitx.tape.attention import Attention, Layer
 from vitx.tape.axes import channel_dims, tokens
 from vitx.tape.expanded import over, summed
@@ -18,32 +16,7 @@ from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
 from vitx.tape.values import Step, Value
 from vitx.tape.walk import Sent, Walk, through, walk
-from vitx.tape.weights import Weights, joined
-
-
-class Rows(Protocol):
-    """What a rule makes of one attention.
-
-    Attributes:
-        values: the relevance of the tokens that are attended to, (T, K).
-        stays: what the tokens that attend keep by the residual, (T, Q).
-    """
-
-    values: Tensor
-    stays: Tensor
-
-    def read(self, tile: Tile) -> None:
-        """Takes in some rows: those of some images after those of others, from the first to the last."""
-
-
-class AllStays:
-    """To begin with, the tokens that attend keep all; a rule that grows adds what others get."""
-
-    def __init__(self, relevance: Tensor, keys: int) -> None:
-        self.values, self.stays = relevance.new_zeros(len(relevance), keys), relevance
-
-    def read(self, tile: Tile) -> None:
-        """Reads nothing."""
+from vitx.tape.weights import joined
 
 
 class Rule:
@@ -67,12 +40,16 @@ class Rule:
         """Returns whether a token keeps half of its relevance by the residual, whatever A is."""
         return False
 
-    def layer(self, relevance: Tensor, keys: int) -> Rows:
-        """Begins with an attention inside a residual, from the relevance of its queries, (T, Q)."""
-        return AllStays(relevance, keys)
+    def layer(self, relevance: Tensor, weights: Weights) -> tuple[Tensor | None, Tensor]:
+        """Takes the relevance of queries, (T, Q), through an attention inside a residual.
 
-    def pooling(self, relevance: Tensor, keys: int) -> Rows | None:
-        """Begins with an attention without a residual; None: rows of the mean of the heads, scaled to 1."""
+        Returns:
+            What the tokens that are attended to get, (T, K), and what the tokens that attend keep, (T, Q).
+        """
+        return None, relevance
+
+    def pooling(self, relevance: Tensor, weights: Weights) -> Tensor | None:
+        """Does the same without a residual: (T, K); None: by the mean of the heads, rows scaled to 1."""
         return None
 
 
@@ -92,19 +69,18 @@ class Propagation:
         sums = [step for step in tape.steps if isinstance(step, Sum)]
         self._skipped = {one for one in sums if one.closes or rule is None}  # all goes to their streams
         self._layer: dict[Attention, Layer] = {}  # where the share that a token keeps depends on A
-        self._around: set[Sum] = set()
-        self._entered: dict[Sum, Tensor] = {}  # the relevance of those that were passed
+        self._entered: dict[Sum, Tensor] = {}  # the relevance of the residuals of these
         self._marked = cache(partial(marked, tape))  # all heads of a layer ask for those of all
         for layer in tape.layers[rule.start_layer :] if rule else []:
             self._skipped -= layer.residuals
             if not all(self._rule.keeps_half(attention.weights) for attention in layer.attentions):
                 self._layer |= dict.fromkeys(layer.attentions, layer)
-                self._around |= layer.residuals
+        self._around = frozenset().union(*(layer.residuals for layer in self._layer.values()))
 
+    @torch.no_grad()
     def run(self, starts: dict[Value, Tensor], watched: Collection[Value] = ()) -> Walk:
         """Takes relevance from some values to the image and to the model's own tokens."""
-        with torch.no_grad(), without_autocast(next(iter(starts.values())).device):
-            return walk(self._tape, starts, self._send, watched=watched)
+        return walk(self._tape, starts, self._send, watched=watched)
 
     def _send(self, step: Step, arrived: list[Tensor]) -> Sent:
         if isinstance(step, Attention):
@@ -124,49 +100,42 @@ class Propagation:
         if layer is None and step.residuals:
             return through(step, [r])
         rows = summed(step.arrived(r), [1, 3])
-        begin = self._rule.pooling if layer is None else self._rule.layer
-        state = begin(rows, step.weights.shape[3])
-        if state is None:
-            return through(step, [r])
-        self._read(state, step)
-        sent = [(step.inputs[0], step.to_values(state.values))]
-        if layer is not None:
+        if layer is None:
+            values = self._rule.pooling(rows, step.weights)
+            if values is None:
+                return through(step, [r])
+            self._check_heads([step])
+            return [(step.inputs[0], step.to_values(values))]
+        values, stays = self._rule.layer(rows, self._weights(layer, step))
+        sent: list[tuple[Value, Tensor | None]] = []
+        if values is not None:
+            sent.append((step.inputs[0], step.to_values(values)))
             if self._rule.grows:
-                self.grown = self.grown + state.values.sum()
-            shares = over(state.stays, rows)
-            for residual in layer.residuals & self._entered.keys() & step.residuals:
-                sent += to_stream(self._tape, residual, self._entered[residual], step, shares)
+                self.grown = self.grown + values.sum()
+        for residual in layer.residuals & self._entered.keys() & step.residuals:
+            sent += to_stream(self._tape, residual, self._entered[residual], step, over(stays, rows))
         return sent
 
-    def _read(self, rows: Rows, step: Attention) -> None:
-        """Shows all tiles of an attention to the rule; its heads are those of the whole layer."""
-        layer, gradient = self._layer.get(step), None
-        members = [step] if layer is None else heads_beside(layer, step, self._marked)
-        alone = len(members) == 1
-        weights = step.weights if alone else joined([member.weights for member in members])
-        if self._rule.of_heads:
-            _check_heads(members, self._tape.image.shape[0])
-        if layer is not None:
-            of_some = len(members) < len(layer.attentions) and weights.shape[2] < weights.shape[3]
-            if of_some and self._rule.whole:
-                raise VitxError("the rows of an attention are computed in parts: take no discard_ratio")
-            if self._gradients is not None:
-                parts = [self._gradients.at(member) for member in members]
-                gradient = parts[0] if alone else parts
-        with torch.no_grad():
-            for tile in weights.tiles(gradient):
-                rows.read(tile)
+    def _weights(self, layer: Layer, step: Attention) -> Weights:
+        """Returns A of all heads beside an attention, with its gradient if that is read."""
+        heads = heads_beside(layer, step, self._marked)
+        self._check_heads(heads)
+        parts = [one.weights for one in heads]
+        if self._rule.whole and len(heads) < len(layer.attentions) and parts[0].shape[2] < parts[0].shape[3]:
+            raise VitxError("the rows of an attention are computed in parts: take no discard_ratio")
+        if self._gradients is not None:
+            parts = [one.weights.with_gradient(self._gradients.at(one)) for one in heads]
+        return parts[0] if len(parts) == 1 else joined(parts)
 
-
-def _check_heads(attentions: Collection[Attention], images: int) -> None:
-    """Raises a VitxError if heads may be counted as windows: no operator told which dimension holds them."""
-    for attention in attentions:
-        apart = attention.layout.heads == 1 and attention.weights.shape[0] > images
-        if apart and (hides := _hides_heads(attention.inputs[0])):
-            raise VitxError(
-                f"the heads of an attention cannot be told from windows, as its values come from "
-                f"{hides}: take rollout with head_fusion='mean' and no discard_ratio"
-            )
+    def _check_heads(self, attentions: Sequence[Attention]) -> None:
+        """Raises a VitxError if heads may be windows: no operator told which dimension holds them."""
+        for one in attentions if self._rule.of_heads else []:
+            apart = one.layout.heads == 1 and one.weights.shape[0] > self._tape.image.shape[0]
+            if apart and (hides := _hides_heads(one.inputs[0])):
+                raise VitxError(
+                    f"the heads of an attention cannot be told from windows, as its values come from "
+                    f"{hides}: take rollout with head_fusion='mean' and no discard_ratio"
+                )
 
 
 def _hides_heads(value: Value) -> Step | None:

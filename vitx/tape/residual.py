@@ -15,8 +15,8 @@ from vitx.tape.axes import channel_dims
 from vitx.tape.expanded import over, scaled, summed
 from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
-from vitx.tape.values import Step, Value
-from vitx.tape.walk import Sent, marks, through, walk
+from vitx.tape.values import Value
+from vitx.tape.walk import marks, through, walk
 
 
 def into_branches(residual: Sum, r: Tensor) -> dict[Value, Tensor]:
@@ -42,23 +42,17 @@ def to_stream(
 
 def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Tensor) -> Tensor:
     """Returns what each element of the sum keeps of its relevance."""
-    rows: list[Tensor] = []
-
-    def send(step: Step, arrived: list[Tensor]) -> Sent:
-        if step is attention:
-            rows.append(summed(step.arrived(arrived[0]), [1, 3]))
-            return []
-        return through(step, arrived)
-
     alike = [dim for dim in _channels(residual) if r.stride(dim) == 0]
     sizes = [1 if dim in alike else size for dim, size in enumerate(r.shape)]
     with torch.enable_grad():
         ones = torch.ones(sizes, dtype=r.dtype, device=r.device, requires_grad=True)
         starts = into_branches(residual, ones.expand(r.shape))
-        walk(tape, starts, send, steps=range(attention.index, residual.index))
-        if not rows:
+        steps = range(attention.index + 1, residual.index)
+        arrived = walk(tape, starts, through, steps=steps).arrived.get(attention.value)
+        if arrived is None:
             return torch.zeros_like(r)
-        (found,) = torch.autograd.grad((rows[0] * shares).sum(), ones, materialize_grads=True)
+        rows = summed(attention.arrived(arrived), [1, 3])
+        (found,) = torch.autograd.grad((rows * shares).sum(), ones, materialize_grads=True)
     return scaled(r, found * (ones.numel() / r.numel()))
 
 

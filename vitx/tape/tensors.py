@@ -35,10 +35,9 @@ class Tensors:
     def __init__(self, model: nn.Module) -> None:
         self._known: dict[int, Known] = {}
         modules = list(model.modules())
-        buffers = [b for module in modules for b in module._buffers.values() if b is not None]
-        parameters = [p for module in modules for p in module._parameters.values() if p is not None]
-        self._buffers = set(map(storage_of, buffers))
-        self._own = self._buffers.union(map(storage_of, parameters))
+        self._buffers = {storage_of(b) for m in modules for b in m._buffers.values() if b is not None}
+        weights = {storage_of(p) for m in modules for p in m._parameters.values() if p is not None}
+        self._own = self._buffers | weights
 
     def get(self, tensor: Tensor) -> Known | None:
         """Returns what is known of a tensor; None if nothing is."""

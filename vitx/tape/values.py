@@ -44,9 +44,7 @@ class Value:
     rounded: bool = False  # whether it was brought to another precision, or mixed, so that they do not
     parts: list["Value"] | None = None  # what was put together along a dimension, if nothing else was done
     along: Axes | None = None  # which dimension counts the parts: as axes in which it alone has channels
-    fan: tuple[int, int] | None = (
-        None  # how many channels weights added up, and the roots of what they are of
-    )
+    fan: tuple[int, int] | None = None  # how many channels weights added up, and the roots of these
     total: "Value | None" = None  # of a sum of exponentials: what was summed
     sum: "Sum | None" = None  # the step of which it is the sum, times constants
     via: Via | None = None  # takes its relevance to the shape of that sum; None: it has that shape
@@ -92,9 +90,8 @@ class Value:
 
     def counts(self, dim: int) -> bool:
         """Returns whether a dimension counts the parts that were put together, its outermost factor."""
-        if self.parts is None or self.along is None:
-            return False
-        return self.along[dim][:1] == (Factor(len(self.parts), True),)
+        parts, along = self.parts, self.along
+        return parts is not None and along is not None and along[dim][:1] == (Factor(len(parts), True),)
 
     def stacks(self, dim: int) -> bool:
         """Returns whether a dimension counts the parts that were put together, and nothing else."""

@@ -5,7 +5,8 @@ the result: relevance and the gradient go back by the rules of these operators.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,14 +22,16 @@ ATEN = torch.ops.aten
 Geometry = tuple[Sequence[int], Sequence[int], int]  # size, strides, offset
 
 
-class Version(NamedTuple):
+@dataclass(eq=False)
+class Version:
     """What a storage holds since a value was written into it."""
 
     storage: StorageWeakRef
     value: Value
     where: Geometry  # how the value lies there
-    whole: Value | None  # of all that the storage holds, (n,); None if the value fills it
-    before: "Version | None"  # what it held before, around the value; None if nothing live
+    before: "Version | None"  # what it held before, and still holds around the value
+    rest: Tensor | None  # that, (n,), if nothing of it was live; None if the value fills the storage
+    whole: Value | None = None  # of all that it holds, (n,), once that was asked for
 
 
 class Versions(dict[int | None, Version]):
@@ -85,26 +88,25 @@ class Versions(dict[int | None, Version]):
                 self._put(one, value)
 
     def _put(self, tensor: Tensor, value: Value) -> None:
-        """Notes that a storage holds a value in a tensor, and around it what it held before."""
-        before, where, whole = self._of(tensor), _geometry(tensor), None
-        if not _fills(tensor):
-            flat = _flat(tensor) if before else _flat(tensor).clone()
-            live = [(flat, self._whole(before, flat))] if before else []
-            if not (before and value.is_constant):
-                live.append((tensor, value))
-            whole = self._follow(ATEN.as_strided_scatter.default, [flat, tensor, *where], live, flat)
+        before = None if _fills(tensor) else self._of(tensor)
+        rest = None if before or _fills(tensor) else _flat(tensor).clone()
         storage = StorageWeakRef(tensor.untyped_storage())
-        self[storage_of(tensor)] = Version(storage, value, where, whole, before if whole else None)
+        self[storage_of(tensor)] = Version(storage, value, _geometry(tensor), before, rest)
 
     def _whole(self, version: Version, flat: Tensor) -> Value:
         """Returns the value of all that a storage holds, (n,)."""
-        if version.whole is not None:
-            return version.whole
-        part = flat.as_strided(*version.where)
-        live = [(part, version.value)]
-        if part.is_contiguous():
-            return self._follow(ATEN.view.default, [part, flat.shape], live, flat)
-        return self._follow(ATEN.as_strided_scatter.default, [flat, part, *version.where], live, flat)
+        if version.whole is None:
+            part = flat.as_strided(*version.where)
+            live = [(part, version.value)]
+            if _fills(part) and part.is_contiguous():
+                version.whole = self._follow(ATEN.view.default, [part, flat.shape], live, flat)
+                return version.whole
+            if version.before is not None:
+                held = flat, self._whole(version.before, flat)
+                live = [held] if version.value.is_constant else [held, *live]
+            args = [flat if version.rest is None else version.rest, part, *version.where]
+            version.whole = self._follow(ATEN.as_strided_scatter.default, args, live, flat)
+        return version.whole
 
     def _follow(
         self, function: Any, args: Sequence[Any], live: Sequence[tuple[Tensor, Value]], out: Tensor

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
+from vitx.models.isolation import without_autocast
 from vitx.tape.attention import Attention
 from vitx.tape.axes import Axes, channel_dims
 from vitx.tape.expanded import added
@@ -82,8 +83,10 @@ def gradients(
         pairs = zip(step.sources, step.gradient(arrived), strict=False)
         return [(value, part) for value, part in pairs if value not in starts]
 
+    device = next(iter(starts.values())).device
     first = min((value.made_by.index for value in watched if value.made_by is not None), default=0)
-    return walk(tape, starts, send, watched=watched, steps=range(0 if whole else first, len(tape.steps)))
+    with torch.no_grad(), without_autocast(device):
+        return walk(tape, starts, send, watched=watched, steps=range(0 if whole else first, len(tape.steps)))
 
 
 def marks(shape: Sequence[int], axes: Axes = ()) -> Tensor:

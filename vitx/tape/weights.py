@@ -1,23 +1,19 @@
-"""A of one attention, computed when it is asked for, in tiles.
+"""The weights of the attentions of a pass, as the model wrote them or computed anew.
 
 Where the kernel of the forward pass told the log-sum-exp of each row, the softmax is not run again:
 A = exp(q k^T * scale - lse).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vitx.functional.tiles import ALL, Memory, Part, Tile, full, split
-from vitx.models.isolation import without_autocast
-from vitx.tape.expanded import over
+from vitx.functional.tiles import Memory, Part, full
+from vitx.functional.weights import Weights
 from vitx.tape.tensors import Keeper
-
-Gradient = Any  # a tensor, or one for each of several attentions
 
 
 class Pass(Protocol):
@@ -26,79 +22,6 @@ class Pass(Protocol):
     network: str | None
     memory: Memory
     keeper: Keeper
-
-
-@dataclass(eq=False)
-class Weights:
-    """The A of one attention: T images or windows, H heads, Q queries, K keys.
-
-    Attributes:
-        shape: (T, H, Q, K).
-        dtype: of the tiles: float32, or float64 in a float64 model.
-        sums_to_1: whether each row of A does.
-        prepare: returns what computes A of some images, heads and rows.
-        prepare_gradient: returns what computes the gradient of A, from that of A V.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    sums_to_1: bool
-    prepare: Callable[[], Part]
-    prepare_gradient: Callable[[Gradient], Part]
-
-    def tiles(self, gradient: Gradient | None = None, apart: slice = ALL) -> Iterator[Tile]:
-        """Computes A tile by tile and, from that of A V, its gradient; `apart` is as for `split`.
-
-        Neither is prepared before a tile is read for it: some methods need but one, or none.
-        """
-        prepare, prepare_gradient = cache(self.prepare), cache(lambda: self.prepare_gradient(gradient))
-
-        def compute(*part: slice) -> Tensor:
-            return prepare()(*part)
-
-        def compute_gradient(*part: slice) -> Tensor:
-            return prepare_gradient()(*part)
-
-        for part in split(self.shape, self.device, apart):
-            known = None if gradient is None else compute_gradient
-            yield Tile(*part, self.shape[1], compute, known, self.sums_to_1)
-
-    def matrix(self) -> Tensor:
-        """Computes A as a whole, (T, H, Q, K)."""
-        return self._whole(self.prepare)
-
-    def gradient(self, gradient: Gradient) -> Tensor:
-        """Computes the gradient of A as a whole, (T, H, Q, K), from that of A V."""
-        return self._whole(lambda: self.prepare_gradient(gradient))
-
-    def _whole(self, prepare: Callable[[], Part]) -> Tensor:
-        whole = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        with torch.no_grad(), without_autocast(self.device):
-            compute = prepare()
-            for part in split(self.shape, self.device):
-                whole[part] = compute(*part)
-        return whole
-
-    def shared(self, rows: Tensor) -> Tensor:
-        """Does as `transposed`, with rows of A whose absolute values are scaled to sum to 1."""
-        return self.transposed(rows, scaled=not self.sums_to_1)
-
-    def transposed(self, rows: Tensor, *, scaled: bool = False) -> Tensor:
-        """Multiplies A^T by what the rows have, (T, H, Q, d); returns (T, H, K, d)."""
-        rows = full(rows)
-        found = rows.new_zeros(*self.shape[:2], self.shape[3], rows.shape[3])
-        for tile in self.tiles():
-            part = rows[tile.images, tile.heads, tile.rows]
-            if part.device.type == "cpu" and not part.requires_grad and not part.any():
-                continue  # as for all but one row of the last layer; a GPU would have to be waited for
-            weights = tile.weights
-            if scaled:
-                weights = weights.abs()
-                size = weights.sum(-1, keepdim=True)
-                part = over(part, size)
-            found[tile.images, tile.heads] += (part.mT @ weights).mT
-        return found
 
 
 def stored(tape: Pass, weights: Tensor, value: Tensor, *, sums_to_1: bool) -> Weights:
@@ -171,39 +94,37 @@ def _described(
     kept = None if tape.network is None else tape.keeper.keep(value)
     memory = tape.memory
 
-    def prepare_gradient(gradient: Tensor) -> Part:
+    def differentiate(of_output: Tensor) -> Part:
         assert kept is not None
-        left, right = full(gradient), full(kept.tensor).mT
-
-        def compute(images: slice, heads: slice, rows: slice) -> Tensor:
-            return memory.products("gradient", left[images, heads, rows], right[images, heads])
-
-        return compute
+        left, right = full(of_output), full(kept.tensor).mT
+        return lambda images, heads, rows: memory.products(
+            "gradient", left[images, heads, rows], right[images, heads]
+        )
 
     dtype = torch.promote_types(value.dtype, torch.float32)
-    return Weights(tuple(shape), dtype, value.device, sums_to_1, prepare, prepare_gradient)
+    return Weights(tuple(shape), dtype, value.device, sums_to_1, prepare, differentiate=differentiate)
 
 
 def joined(parts: Sequence[Weights]) -> Weights:
     """Puts the heads of attentions with rows and columns of the same shape one behind the other."""
-    tokens, _, queries, keys = parts[0].shape
-    owners = [(number, head) for number, part in enumerate(parts) for head in range(part.shape[1])]
+    owners = [(part, head) for part in parts for head in range(part.shape[1])]
 
-    def by_head(prepare: Callable[[int], Part]) -> Part:
+    def by_head(prepare: Callable[[Weights], Part]) -> Part:
         def compute(images: slice, heads: slice, rows: slice) -> Tensor:
             owned = owners[heads]
-            each = (prepare(number)(images, slice(head, head + 1), rows) for number, head in owned)
+            each = (prepare(part)(images, slice(head, head + 1), rows) for part, head in owned)
             return next(each) if len(owned) == 1 else torch.cat([one.clone() for one in each], 1)
 
         return compute
 
-    def prepare() -> Part:
-        return by_head(lambda number: parts[number].prepare())  # anew: all parts use the same memory
+    def gradient_of(part: Weights) -> Part:
+        assert part.prepare_gradient is not None
+        return part.prepare_gradient()
 
-    def prepare_gradient(gradients: Sequence[Tensor]) -> Part:
-        computes = [part.prepare_gradient(g) for part, g in zip(parts, gradients, strict=True)]
-        return by_head(computes.__getitem__)
-
-    dtype, device, sums_to_1 = parts[0].dtype, parts[0].device, all(part.sums_to_1 for part in parts)
-    shape = (tokens, len(owners), queries, keys)
-    return Weights(shape, dtype, device, sums_to_1, prepare, prepare_gradient)
+    return replace(
+        parts[0],
+        shape=(parts[0].shape[0], len(owners), *parts[0].shape[2:]),
+        sums_to_1=all(part.sums_to_1 for part in parts),
+        prepare=lambda: by_head(lambda part: part.prepare()),  # anew: all parts use the same memory
+        prepare_gradient=parts[0].prepare_gradient and (lambda: by_head(gradient_of)),
+    )

@@ -7,13 +7,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vitx.functional.weights import Weights
 from vitx.tape import axes as ax
 from vitx.tape.attention import Attention
 from vitx.tape.call import Call, rule
 from vitx.tape.contraction import Contraction, Given, Layout, Operand
 from vitx.tape.expanded import reshaped, summed
 from vitx.tape.values import Step, Value
-from vitx.tape.weights import Weights, dot_product, stored
+from vitx.tape.weights import dot_product, stored
 
 
 def attended(

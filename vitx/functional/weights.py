@@ -1,0 +1,123 @@
+"""A of one attention, computed when it is asked for, in tiles."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitx.functional.fusing import carry
+from vitx.functional.tiles import ALL, Part, Tile, full, is_zero, split
+from vitx.models.isolation import without_autocast
+
+
+@dataclass(eq=False)
+class Weights:
+    """A of one attention, (B, H, Q, K): B images or windows, H heads, Q queries, K keys.
+
+    Attributes:
+        dtype: of the tiles: float32, or float64 in a float64 model.
+        sums_to_1: whether each row of A does.
+        prepare: returns what computes A of some images, heads and rows.
+        prepare_gradient: returns what computes the gradient of A; None where it is not known.
+        differentiate: takes the gradient of A V to what `prepare_gradient` is to return.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    sums_to_1: bool
+    prepare: Callable[[], Part]
+    prepare_gradient: Callable[[], Part] | None = None
+    differentiate: Callable[[Any], Part] | None = None
+
+    @classmethod
+    def of(cls, weights: Tensor, gradient: Tensor | None = None) -> "Weights":
+        """Describes a tensor, (B, H, Q, K), and its gradient."""
+
+        def known(tensor: Tensor) -> Callable[[], Part]:
+            whole = full(tensor.detach())
+            return lambda: lambda *part: whole[part]
+
+        dtype, outer = (
+            torch.promote_types(weights.dtype, torch.float32),
+            gradient is not None and known(gradient),
+        )
+        return cls(tuple(weights.shape), dtype, weights.device, False, known(weights), outer or None)
+
+    def with_gradient(self, of_output: Tensor) -> "Weights":
+        """Returns the same with the gradient of A, from that of A V."""
+        assert self.differentiate is not None
+        return replace(self, prepare_gradient=partial(self.differentiate, of_output))
+
+    def tiles(self, rows: slice = ALL) -> Iterator[Tile]:
+        """Computes A, or some of its rows, tile by tile."""
+        gradient = None if self.prepare_gradient is None else _lazy(self.prepare_gradient)
+        for part in split(self.shape, self.device, rows):
+            yield Tile(*part, self.shape[1], _lazy(self.prepare), gradient)
+
+    def add_up(self, part: Callable[[Tile], Tensor | None], rows: slice = ALL) -> Tensor:
+        """Adds up what a function makes of each tile for the tokens that are attended to, (b, K)."""
+        found = torch.zeros(self.shape[0], self.shape[3], dtype=self.dtype, device=self.device)
+        for tile in self.tiles(rows):
+            more = part(tile)
+            if more is not None:
+                found[tile.images] += more
+        return found
+
+    def carry(
+        self,
+        relevance: Tensor,
+        heads: Callable[[Tile], Tensor] = lambda tile: tile.weights,
+        rows: slice = ALL,
+    ) -> Tensor:
+        """Takes the relevance of some rows, (B, Q), through the sum of what a function makes of the heads."""
+
+        def carried(tile: Tile) -> Tensor | None:
+            part = relevance[tile.images][:, tile.rows]
+            return None if is_zero(part) else carry(part, heads(tile))
+
+        return self.add_up(carried, rows)
+
+    def matrix(self) -> Tensor:
+        """Computes A as a whole."""
+        return self._whole(lambda tile: tile.weights)
+
+    def gradient(self, of_output: Tensor) -> Tensor:
+        """Computes the gradient of A as a whole, from that of A V."""
+        return self.with_gradient(of_output)._whole(lambda tile: tile.gradient)
+
+    def _whole(self, read: Callable[[Tile], Tensor]) -> Tensor:
+        found = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        with torch.no_grad(), without_autocast(self.device):
+            for tile in self.tiles():
+                found[tile.images, tile.heads, tile.rows] = read(tile)
+        return found
+
+    def shared(self, rows: Tensor) -> Tensor:
+        """Does as `transposed`, with rows of A whose absolute values are scaled to sum to 1."""
+        return self.transposed(rows, scaled=not self.sums_to_1)
+
+    def transposed(self, rows: Tensor, *, scaled: bool = False) -> Tensor:
+        """Multiplies A^T by what the rows have, (B, H, Q, d); returns (B, H, K, d)."""
+        rows = full(rows)
+        found = rows.new_zeros(*self.shape[:2], self.shape[3], rows.shape[3])
+        for tile in self.tiles():
+            part = rows[tile.images, tile.heads, tile.rows]
+            if is_zero(part):
+                continue
+            weights = tile.weights
+            if scaled:
+                weights = weights.abs()
+                size = weights.sum(-1, keepdim=True)
+                part = part / torch.where(size == 0, 1, size)
+            found[tile.images, tile.heads] += (part.mT @ weights).mT
+        return found
+
+
+def _lazy(prepare: Callable[[], Part]) -> Part:
+    """Prepares when the first part is asked for: some methods need A alone, or its gradient, or neither."""
+    prepared = cache(prepare)
+    return lambda *part: prepared()(*part)
