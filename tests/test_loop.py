@@ -36,7 +36,7 @@ def test_how_images_differ(given, said):
 
 
 def test_images_that_are_not_normalised():
-    assert "they lie in [0, 1], and the model declares mean 0.5" in not_normalised(model(), IMAGES)
+    assert "the images lie in [0, 1], and the model declares mean 0.5" in not_normalised(model(), IMAGES)
     assert not_normalised(model(), IMAGES - 0.5) is None
     assert not_normalised(torch.nn.Linear(1, 1), IMAGES) is None
 

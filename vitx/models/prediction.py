@@ -14,6 +14,10 @@ from vitx.errors import VitxError
 Target = int | Sequence[int] | Tensor | Callable[[Tensor], Tensor] | None
 _INPUTS = "pixel_values", "input_values"  # what Hugging Face's models call what they look at
 _BATCHED = ": add a batch dimension with images[None]"
+_CHOOSE = (
+    "wrap it so that it returns the one to explain (to the callback, give forward_fn=lambda module, "
+    "images: ...)"
+)
 _NOT_CLASSES = (
     "the model's output has shape {}, not (B, classes): give a target that is a function from it to "
     "scores (B,)"
@@ -134,21 +138,26 @@ def _logits(output: Any, batch: int, made_last: Callable[[Sequence[Tensor]], Ten
             return value
     if is_dataclass(output):
         output = vars(output)
-    parts = output.values() if isinstance(output, Mapping) else output
-    tensors = [part for part in parts if isinstance(part, Tensor)] if isinstance(parts, Iterable) else []
-    scores = [one for one in tensors if one.ndim in (1, 2) and len(one) == batch and one.is_floating_point()]
-    found = scores or tensors
+    if isinstance(output, Mapping):
+        parts, kind = list(output.items()), f"a dict with the keys {', '.join(map(str, output))}"
+    else:
+        parts = list(enumerate(output)) if isinstance(output, Iterable) else []
+        kind = f"a {type(output).__name__} of {len(parts)}" if parts else type(output).__name__
+    tensors = {name: part for name, part in parts if isinstance(part, Tensor)}
+    scores = {
+        name: part
+        for name, part in tensors.items()
+        if part.ndim in (1, 2) and len(part) == batch and part.is_floating_point()
+    }
+    found = list((scores or tensors).values())
     if not found:
-        raise VitxError(
-            f"the model must return logits, found {type(output).__name__}: wrap it so that it does"
-        )
+        raise VitxError(f"the model must return logits, found {kind}: {_CHOOSE}")
     last = found[0] if len(found) == 1 else made_last(found) if made_last else None
     if last is None:
-        shapes = ", ".join(str(tuple(one.shape)) for one in found)
+        shapes = ", ".join(f"{name}: {tuple(one.shape)}" for name, one in (scores or tensors).items())
         raise VitxError(
-            f"the model returns {len(found)} tensors, {shapes}, none of which was made of all others: "
-            "wrap it so that it returns the one to explain (to the callback, give forward_fn=lambda module, "
-            "images: ...)"
+            f"the model returns {kind}, with {len(found)} tensors, {shapes}, none of which was made of all "
+            f"others: {_CHOOSE}"
         )
     return last
 

@@ -13,6 +13,7 @@ from vitx.models.outputs import Kind, kind_of, known
 _AND = " + "  # between several classes
 _SHORTEST, _READABLE = 4, 12  # letters of a name
 _MOST_LINES = 4
+_ROUNDED = 1e-3
 _DIGITS = 3  # of the largest number
 _BREAK = re.compile(r"(?<=, )|(?<=\+ )")  # where a line may end
 
@@ -127,9 +128,10 @@ def _numbers(logits: Tensor, labels: Tensor) -> list[Caption]:
 
 
 def _one_class(logits: Tensor, labels: Tensor | None, class_names: Sequence[str] | None) -> list[Caption]:
-    shares = (
-        logits.softmax(-1) if logits.shape[1] > 1 else torch.cat([1 - logits.sigmoid(), logits.sigmoid()], 1)
-    )
+    if logits.shape[1] == 1:
+        shares = torch.cat([1 - logits.sigmoid(), logits.sigmoid()], 1)
+    else:
+        shares = logits if _are_shares(logits) else logits.softmax(-1)
     probability, prediction = shares.max(-1)
     truth: list[int | None] = [None] * len(logits)
     if labels is not None:  # below 0 stands for none
@@ -141,6 +143,11 @@ def _one_class(logits: Tensor, labels: Tensor | None, class_names: Sequence[str]
             Caption(class_name(index, class_names), share, name, None if label is None else index == label)
         )
     return found
+
+
+def _are_shares(logits: Tensor) -> bool:
+    """Returns whether they are probabilities, which a softmax by hand made: all at least 0, with sum 1."""
+    return bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < _ROUNDED).all())
 
 
 def _several_classes(logits: Tensor, labels: Tensor, class_names: Sequence[str] | None) -> list[Caption]:

@@ -81,7 +81,7 @@ def draw(
 
 
 def as_images(images: Tensor, channels: int | None) -> Tensor:
-    """Brings clips, volumes or spectrograms to (N, C, H, W), frame by frame; images stay as they are.
+    """Brings images, clips, volumes or spectrograms to (N, C, H, W), frame by frame.
 
     Args:
         images: (B, ...).
@@ -89,7 +89,7 @@ def as_images(images: Tensor, channels: int | None) -> Tensor:
     """
     if channels is None:
         return images[:, None]
-    return images.movedim(channels, 2).flatten(0, 1) if images.ndim == 5 else images
+    return images.movedim(channels, 2).flatten(0, 1) if images.ndim == 5 else images.movedim(channels, 1)
 
 
 def choose_colours(

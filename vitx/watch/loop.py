@@ -64,4 +64,5 @@ def not_normalised(model: nn.Module, images: Tensor) -> str | None:
     if (tuple(mean), tuple(std)) == UNSCALED or images.amin() < 0 or images.amax() > 1:
         return None
     said = ", ".join(f"{value:.3g}" for value in mean)
-    return f"they lie in [0, 1], and the model declares mean {said}: if your loop normalises, give {_GIVE}"
+    found = f"the images lie in [0, 1], and the model declares mean {said}"
+    return f"{found}: if your loop normalises, give {_GIVE}"

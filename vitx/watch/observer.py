@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitx.errors import VitxError, in_words
 from vitx.explanation import Explanation
 from vitx.methods import title_of
+from vitx.pictures.captions import Caption
 from vitx.pictures.colours import as_images, choose_colours
 from vitx.runs import GRIDS
 from vitx.watch import sinks
@@ -24,7 +25,7 @@ from vitx.watch.saying import first_words
 from vitx.watch.scales import likely_scales
 from vitx.watch.seen import seen_in
 from vitx.watch.settings import Settings
-from vitx.watch.showing import about, draw, keep_images, keep_maps, measure
+from vitx.watch.showing import about, captions, draw, keep_images, keep_maps, measure
 from vitx.watch.step import StepWatch, is_compiled
 
 _TRIES = 2  # steps to watch until one shows what a batch means
@@ -178,7 +179,11 @@ class Observer(Settings):
             words = None
             if self._look is None:
                 self._look, words = self._looked_at(host, samples, next(iter(found.values())).channels)
-            picture = draw(found, samples, *self._look, self._explainer.kind)
+            pixels, names, colormap, note = self._look
+            said = [Caption("")] * len(samples.shown)
+            with self._forgiving(host, "shows no captions", f" at step {step}"):
+                said = captions(found, samples, names, self._explainer.kind)
+            picture = draw(found, samples, pixels, said, colormap, note)
             if keeps and not self._images_kept:
                 keep = partial(keep_images, host.folder, samples, *self._look)
                 self._images_kept = self._attempt(host, host.folder, keep)

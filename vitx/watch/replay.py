@@ -4,15 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vitx.watch.nested import mapped, tensors_of
+from vitx.watch.origins import name_of
 
 # Of a tensor: the number of a node and the path in what that put out, or None and the path in the batch.
 Place = tuple[int | None, str]
 WHOLE = "*"  # the path of all that a node put out
-_SHAPED = frozenset(("view", "_unsafe_view", "reshape", "expand"))  # operators whose lists are shapes
+# Operators whose lists are shapes.
+_SHAPED = frozenset((
+    *("view", "_unsafe_view", "reshape", "expand", "zeros", "ones", "full", "empty"),
+    *("new_zeros", "new_ones", "new_full", "new_empty"),
+))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)  # and no attributes that a structure has
@@ -102,21 +106,22 @@ class Replay:
             called: Callable[..., Any] = node.called
             if node.module:
                 called = model.get_submodule(called) if isinstance(called, str) else called
-            elif getattr(called, "overloadpacket", called).__name__ in _SHAPED:
-                args = _resized(args, size, was)
+            elif name_of(called) in _SHAPED:
+                args = tuple(_resized(arg, size) if _begins_with(arg, was) else arg for arg in args)
+            elif name_of(called) == "arange":
+                args = tuple(size if arg == was else arg for arg in args)
             out = called(*mapped(args, given), **mapped(node.kwargs, given))
             made |= {(number, path): tensor for path, tensor in tensors_of(out)} | {(number, WHOLE): out}
         return made[self.place]
 
 
-def _resized(args: Any, size: int, was: int) -> Any:
-    """Returns the arguments of an operator with another number of images, where a shape begins with it."""
+def _begins_with(arg: Any, size: int) -> bool:
+    """Returns whether a shape may begin with the number of images; of one image, that cannot be told."""
+    return isinstance(arg, (list, tuple)) and len(arg) > 0 and size > 1 and arg[0] == size
 
-    def other(arg: Any) -> Any:
-        shape = isinstance(arg, (list, torch.Size)) and len(arg) > 0 and all(type(one) is int for one in arg)
-        return [size, *arg[1:]] if shape and was > 1 and arg[0] == was else arg
 
-    return tuple(other(arg) for arg in args)
+def _resized(shape: Sequence[int], size: int) -> list[int]:
+    return [size, *shape[1:]]
 
 
 def _is_call(leaf: Any) -> bool:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from vitx.models.outputs import Kind
+from vitx.watch.origins import Comparison
 from vitx.watch.replay import WHOLE, Replay
-from vitx.watch.step import Comparison, StepWatch
+from vitx.watch.step import StepWatch
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Seen:
         if self.truth is None or not all(path in leaves for path in self.truth.leaves):
             return None
         found: Tensor = self.truth(leaves, nn.Identity(), count, self.size)
+        found = found.long() if found.dtype == torch.bool else found
         return found if found.ndim and len(found) == count else None
 
 
@@ -84,5 +86,12 @@ def _logits(watch: StepWatch, best: Comparison) -> Callable[[Tensor], Tensor] | 
     if watch.places[best.output] in watch.probable:
         return None  # an explanation begins before the function that ends the model
     if best.name == "binary_cross_entropy" and not best.ends:
-        return torch.logit
+        return _logit
     return torch.log if best.ends[:1] == ("log",) else None
+
+
+def _logit(shares: Tensor) -> Tensor:
+    """As torch.logit, in calls that the tape follows."""
+    least = torch.finfo(shares.dtype).eps
+    shares = shares.clamp(least, 1 - least)
+    return shares.log() - (1 - shares).log()

@@ -12,7 +12,7 @@ from vitx.explanation import Explanation
 from vitx.methods import title_of
 from vitx.models.outputs import Kind
 from vitx.pictures import render
-from vitx.pictures.captions import captions_of, class_name
+from vitx.pictures.captions import Caption, captions_of, class_name
 from vitx.pictures.views import laid_out, slices_of
 from vitx.runs.saved import FRAMES_IN_A_CARD, save_images, save_maps
 from vitx.watch.explaining import Target
@@ -50,14 +50,26 @@ def measure(
     return scalars
 
 
+def captions(
+    found: Mapping[str, Explanation],
+    samples: Samples,
+    class_names: Sequence[str] | None,
+    kind: Kind | None,
+) -> list[Caption]:
+    """Says what was predicted of the images shown, and whether it is right; arguments as those of `draw`."""
+    logits, labels = _logits(found, samples), _labels(samples)
+    if labels is not None and labels.ndim == 1 and logits.ndim == 2 and 1 < logits.shape[1] <= labels.max():
+        labels = None  # they are of no class that there is
+    return captions_of(logits, labels, class_names, kind)
+
+
 def draw(
     found: Mapping[str, Explanation],
     samples: Samples,
     pixels: Tensor,
-    class_names: Sequence[str] | None,
+    said: Sequence[Caption],
     colormap: str,
     note: str = "",
-    kind: Kind | None = None,
 ) -> NDArray[np.uint8]:
     """Draws the grid of the images shown: the input and each method's overlay.
 
@@ -65,17 +77,15 @@ def draw(
         found: the explanation of each method, by its name, of all samples.
         samples: the images with what is known of them.
         pixels: the images shown, (n, H, W, 3) uint8, or frame by frame, (n, T, H, W, 3).
-        class_names: in the order of the logits.
+        said: the caption of each.
         colormap: the name of a colour map of matplotlib.
         note: is written below.
-        kind: what the logits are.
 
     Returns:
         (height, width, 3) uint8.
     """
     shown = list(samples.shown)
     maps = {title_of(name): explanation.maps[shown] for name, explanation in found.items()}
-    captions = captions_of(_logits(found, samples), _labels(samples), class_names, kind)
     of_one = next(iter(found.values()))
     size = tuple(pixels.shape[1:-1])
     channels = None if of_one.channels is None else samples.images.shape[of_one.channels]
@@ -86,7 +96,7 @@ def draw(
     }
     columns = laid_out(pixels, drawn, maps, slices)
     width = render.TILE_WIDTH if slices is None else _CARD
-    return render.grid(columns, captions, colormap=colormap, note=note, tile_width=width)
+    return render.grid(columns, said, colormap=colormap, note=note, tile_width=width)
 
 
 def about(target: Target, class_names: Sequence[str] | None, kind: Kind | None = "class") -> str:
@@ -120,7 +130,7 @@ def keep_images(
     colormap: str,
     note: str = "",
 ) -> None:
-    """Writes the images shown and what is known of them, beside the maps; arguments as those of `draw`."""
+    """Writes the images shown, what is known of them and the names of the classes, beside the maps."""
     labels = _labels(samples)
     if labels is not None and labels.is_floating_point():
         labels = labels.float()  # numpy has no bfloat16

@@ -5,7 +5,7 @@ A dispatch mode stands by while one batch runs. It computes nothing, keeps no va
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,79 +14,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from vitx.models.outputs import Kind
 from vitx.watch.nested import mapped, tensors_of
+from vitx.watch.origins import FACTORIES, Comparison, Origin, compared, is_masked, made, name_of
 from vitx.watch.replay import CallOf, Node, Place, Replay
-
-# How a call compares an output, its first argument, with what is true, its second.
-_LOSSES: dict[str, Kind] = {
-    **dict.fromkeys(("cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss_forward"), "class"),
-    **dict.fromkeys(("nll_loss2d", "nll_loss2d_forward", "multi_margin_loss"), "class"),
-    **dict.fromkeys(("binary_cross_entropy", "binary_cross_entropy_with_logits"), "classes"),
-    **dict.fromkeys(("soft_margin_loss", "multilabel_soft_margin_loss"), "classes"),
-    **dict.fromkeys(("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"), "numbers"),
-}
-# What is made of an output on its way there, by which it is known what the output is.
-_ENDS = {
-    **dict.fromkeys(("_softmax", "softmax", "_safe_softmax"), "softmax"),
-    **dict.fromkeys(("_log_softmax", "log_softmax"), "log_softmax"),
-    **dict.fromkeys(("log_sigmoid", "log_sigmoid_forward"), "log_sigmoid"),
-    **dict.fromkeys(("argmax", "max", "topk", "sort", "argsort"), "argmax"),
-    **dict.fromkeys(("gt", "ge", "lt", "le", "round", "sign"), "threshold"),
-    **{name: name for name in ("sigmoid", "log", "exp")},
-}
-# The same values in another form, or those of them that are known.
-_SAME = frozenset((
-    *("view", "_unsafe_view", "view_as", "reshape", "_reshape_alias", "flatten", "ravel", "squeeze"),
-    *("unsqueeze", "permute", "transpose", "t", "expand", "contiguous", "clone", "detach", "alias", "to"),
-    *("_to_copy", "type_as", "broadcast_tensors", "clamp", "clamp_min", "clamp_max", "nan_to_num"),
-    "masked_select",
-))  # fmt: skip
-_NEW = frozenset((  # what takes nothing but a shape
-    *("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"),
-))  # fmt: skip
-_OF_CLASS = ("softmax", "log_softmax", "log")
-_OF_CLASSES = ("sigmoid", "log_sigmoid")
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Where a tensor comes from.
-
-    Attributes:
-        number: of the tensor.
-        leaves: the paths of the tensors of the batch that it depends on.
-        core: the number of what it is, but for its form and a last function such as a softmax.
-        ends: these last functions.
-        model: whether a module made it.
-    """
-
-    number: int
-    leaves: frozenset[str]
-    core: int
-    ends: tuple[str, ...] = ()
-    model: bool = False
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """An output beside what is true of it.
-
-    Attributes:
-        name: of the operator.
-        kind: what the output is.
-        rank: 0 for a loss of torch, 1 for one by hand, 2 for a metric.
-        output: the number of the output.
-        ends: which functions the output went through before it was compared.
-        truth: the number of what it was compared with.
-    """
-
-    name: str
-    kind: Kind
-    rank: int
-    output: int
-    ends: tuple[str, ...]
-    truth: int
 
 
 class StepWatch(TorchDispatchMode):
@@ -151,12 +81,12 @@ class StepWatch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [] if self.failed else self._origins((args, kwargs))
-        taken = None
+        outside = self._depth == 0 and (given or name_of(func) in FACTORIES)
         if given:
-            self._trying(self._compare, _name(func), args)
-            taken = None if self._depth else self._trying(self._taken, args, kwargs)
+            self._trying(self._compare, name_of(func), args)
+        taken = self._trying(self._taken, args, kwargs) if outside else None
         out = func(*args, **kwargs)
-        if given:
+        if given or outside:
             self._trying(self._add, func, args, taken, given, out)
         return out
 
@@ -168,7 +98,7 @@ class StepWatch(TorchDispatchMode):
             self.failed = error
             return None
 
-    def _origins(self, value: Any) -> list[_Origin]:
+    def _origins(self, value: Any) -> list[Origin]:
         found = (self._known.get(tensor) for _, tensor in tensors_of(value))
         return [origin for origin in found if origin is not None]
 
@@ -182,7 +112,8 @@ class StepWatch(TorchDispatchMode):
         place: Place | None = None,
     ) -> None:
         number, self._count = self._count, self._count + 1
-        self._known[tensor] = _Origin(number, leaves, number if core is None else core, ends, model)
+        size = tensor.numel()
+        self._known[tensor] = Origin(number, size, leaves, number if core is None else core, ends, model)
         if place is not None:
             self.places[number] = place
             self.shapes[place] = tensor.shape
@@ -197,29 +128,17 @@ class StepWatch(TorchDispatchMode):
 
         return mapped((args, dict(kwargs)), placed)
 
-    def _add(self, func: Any, args: Any, taken: Any, given: Sequence[_Origin], out: Any) -> None:
+    def _add(self, func: Any, args: Any, taken: Any, given: Sequence[Origin], out: Any) -> None:
         """Remembers where what a call made comes from."""
         number = len(self._nodes)
         if taken is not None:
             self._nodes.append(Node(func, taken[0], taken[1], _written(func, args)))
         for place, (path, tensor) in enumerate(tensors_of(out)):
             # Of tensors that are brought to one shape, each stays its own.
-            own = given[place : place + 1] if _name(func) == "broadcast_tensors" else given
-            origin = self._made(_name(func), args, own)
+            own = given[place : place + 1] if name_of(func) == "broadcast_tensors" else given
+            inside = self._depth > 0 and any(one.leaves & self.images for one in own)
+            origin = made(name_of(func), args, own, inside, tensor.numel())
             self._bind(tensor, *origin, None if taken is None else (number, path))
-
-    def _made(
-        self, name: str, args: Any, given: Sequence[_Origin]
-    ) -> tuple[frozenset[str], int | None, tuple[str, ...], bool]:
-        """Returns the leaves, the core and the ends of what a call made, and whether it is a model's."""
-        first = given[0]
-        model = any(one.model or (self._depth and one.leaves & self.images) for one in given)
-        if name in _SAME or (name == "index" and _is_masked(args)):
-            return first.leaves, first.core, first.ends, model
-        leaves = frozenset[str]() if name in _NEW else frozenset[str]().union(*(one.leaves for one in given))
-        if name in _ENDS and model:
-            return leaves, first.core, (*first.ends, _ENDS[name]), model
-        return leaves, None, (), model
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         counts = not self._is_step(module, args)
@@ -263,18 +182,18 @@ class StepWatch(TorchDispatchMode):
     def _compare(self, name: str, args: Any) -> None:
         """Remembers a call that compares an output with what is true."""
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        if name == "index" and not _is_masked(args):
+        if name == "index" and not is_masked(args):
             tensors += [index for index in args[1] if index is not None]
         sides = [(self._known[tensor], tensor) for tensor in tensors if tensor in self._known]
         for (first, values), (second, truth) in ((sides[0], other) for other in sides[1:]):
             numbers = values.is_floating_point() and truth.is_floating_point()
-            for one, other, kind, rank in _compared(name, first, second, numbers):
+            for one, other, kind, rank in compared(name, first, second, numbers):
                 of_images = one.leaves & self.images and not other.leaves & (self.images | one.leaves)
                 if of_images and other.leaves and not other.model:
                     found = Comparison(name, kind, rank, one.core, one.ends, other.core)
                     self.comparisons.append(self._of_one_class(found, other, truth))
 
-    def _of_one_class(self, found: Comparison, truth: _Origin, values: Tensor) -> Comparison:
+    def _of_one_class(self, found: Comparison, truth: Origin, values: Tensor) -> Comparison:
         """Returns a comparison of yes and no for each output as one of classes where all but one are no."""
         leaves = [self.leaves[path] for path in truth.leaves]
         if found.kind != "classes" or values.ndim != 2 or values.shape[1] < 2 or len(leaves) != 1:
@@ -285,27 +204,6 @@ class StepWatch(TorchDispatchMode):
         return replace(found, kind="class") if classes else found
 
 
-def _compared(
-    name: str, first: _Origin, second: _Origin, numbers: bool
-) -> Iterator[tuple[_Origin, _Origin, Kind, int]]:
-    """Yields what may be an output, what it may be compared with, and how, with the rank of that."""
-    if name in _LOSSES:
-        yield first, second, _LOSSES[name], 0
-        return
-    if name in ("gather", "take_along_dim", "index"):
-        if first.model:
-            yield first, second, "class", 1
-        return
-    for one, other in ((first, second), (second, first)):
-        end = one.ends[-1] if one.ends else ""
-        if name in ("eq", "ne") and end in ("argmax", "threshold"):
-            yield one, other, "class" if end == "argmax" else "classes", 2
-        elif name in ("mul", "sub", "rsub", "xlogy") and end in (*_OF_CLASS, *_OF_CLASSES):
-            yield one, other, "class" if end in _OF_CLASS else "classes", 1
-        elif name in ("sub", "rsub") and numbers and not end:
-            yield one, other, "numbers", 1
-
-
 def _written(func: Any, args: Any) -> frozenset[int]:
     """Returns the storages that an operator writes into."""
     schema = getattr(func, "_schema", None)
@@ -313,17 +211,6 @@ def _written(func: Any, args: Any) -> frozenset[int]:
         return frozenset()
     written = [arg for arg, one in zip(args, schema.arguments, strict=False) if one.is_write]
     return frozenset(tensor.untyped_storage()._cdata for _, tensor in tensors_of(written))
-
-
-def _is_masked(args: Any) -> bool:
-    """Returns whether an index chooses by yes and no."""
-    return len(args) > 1 and all(index is None or index.dtype == torch.bool for index in args[1])
-
-
-def _name(func: Any) -> str:
-    """Returns the name of an operator, the same for its form in place."""
-    name: str = getattr(func, "overloadpacket", func).__name__
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
 def is_compiled(module: nn.Module) -> bool:
