@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 from tests import models
 from vitx import VitxError, explain
@@ -15,6 +16,8 @@ from vitx.pictures.render import (
     heatmaps,
     overlays,
     palette,
+    say_uniform,
+    write,
 )
 
 
@@ -153,6 +156,38 @@ class TestGrid:
         tiles = columns(2)
         tiles["a title that is far too long for its column " * 2] = tiles.pop("column 1")
         assert (grid(tiles, self.captions)[:, -GAP:] == 255).all()
+
+    def test_the_title_of_a_single_column_has_as_many_lines_as_it_needs(self):
+        (pictures,) = columns(1).values()
+        short, long = (grid({title: pictures}, self.captions) for title in ("input", "input and maps " * 4))
+        lines = (len(long) - len(short)) // LINE + 1
+        assert lines > 2
+        assert len(long) == len(short) + (lines - 1) * LINE
+        assert all((long[line * LINE : (line + 1) * LINE] < 200).any() for line in range(lines))
+        assert (long[:, -GAP:] == 255).all()
+        assert (long[lines * LINE :] == short[LINE:]).all(), "the rest is as it was"
+
+    def test_a_title_is_written_in_smaller_letters_before_it_is_cut(self):
+        said = []
+        for text in ("my saliency maps", "my own saliency maps of all heads"):
+            canvas = Image.new("RGB", (TILE_WIDTH, LINE), "white")
+            draw = ImageDraw.Draw(canvas)
+            draw.text = lambda at, shown, colour, typeface: said.append((shown, typeface.size))
+            write(draw, (0, 0), text, "black", TILE_WIDTH)
+        assert said[0][0] == "my saliency maps"
+        assert 10 <= said[0][1] < 13
+        assert said[1][0].endswith("\N{HORIZONTAL ELLIPSIS}")
+
+    @pytest.mark.parametrize("size", [8, 28, 32, 96, 500])
+    def test_words_on_a_picture_are_read_whatever_its_size(self, size):
+        """In the grid, they look as those on a picture that is drawn in its own size."""
+        flat, black = torch.ones(1, 4, 4), torch.zeros(1, size, size, 3, dtype=torch.uint8)
+        found, wanted = (
+            grid({"map": say_uniform(pictures, flat)}, [Caption("")])[2 * LINE :][:TILE_WIDTH, GAP:-GAP]
+            for pictures in (black, torch.zeros(1, 224, 224, 3, dtype=torch.uint8))
+        )
+        assert wanted.max() > 200
+        assert np.corrcoef(found.flatten(), wanted.flatten())[0, 1] > 0.8
 
     def test_marks_stand_above_their_pictures_right_of_the_captions(self):
         tiles, long = columns(4), [Caption("a very long name of a class " * 5)] * 2

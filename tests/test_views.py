@@ -50,6 +50,18 @@ def test_a_clip_is_a_strip_of_frames():
         assert torch.equal(found[8 : 8 + 6, left : left + 7], pixels[0, frame] + 100)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_strip_is_scaled_up_as_a_whole_where_words_stand_on_it(channels):
+    """The map is nearly uniform, which is said on it."""
+    pixels, slices = counted(5, 6, 7), slices_of((5, 6, 7), channels)
+    plain, stamped = (
+        next(iter(laid_out(pixels, {"map": pixels}, {"map": values}, slices).values()))
+        for values in (torch.eye(7)[None, None], torch.ones(1, 1, 7, 7))
+    )
+    assert stamped.shape[2] >= 224
+    assert stamped.shape[1] * plain.shape[2] == stamped.shape[2] * plain.shape[1]
+
+
 def test_a_volume_is_shown_by_the_planes_through_its_brightest_place():
     pixels, heat = counted(5, 6, 7), torch.zeros(1, 5, 6, 7)
     heat[0, 4, 1, 3] = 1

@@ -433,6 +433,19 @@ def test_an_explanation_that_fails_is_said_and_the_loop_goes_on(net, tmp_path):
     assert not watch(1)
 
 
+def test_nothing_is_said_of_the_colours_of_a_spectrogram(tmp_path, capsys):
+    package = pytest.importorskip("transformers", reason="transformers is not installed")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    model = package.ASTForAudioClassification(package.ASTConfig(**sizes, max_length=96, num_mel_bins=64))
+    sounds = [{"input_values": torch.randn(96, 64), "labels": number % 2} for number in range(3)]
+    watch = Watch(model, DataLoader(sounds, 3), tmp_path, save_maps=True, on_error="raise")
+    watch(0)
+    assert "colour" not in capsys.readouterr().err
+    kept = np.load(tmp_path / "vitx" / "images.npz")
+    assert "colour" not in str(kept.get("note", ""))
+    assert len(np.unique(kept["pixels"])) > 200
+
+
 def test_says_at_first_what_was_found_where_nobody_listens(net, loader, tmp_path, capsys):
     Watch(net, loader, tmp_path, num_images=2)(0)
     assert "Watch watches 2 of 8 images of TensorDataset by attention rollout" in capsys.readouterr().err

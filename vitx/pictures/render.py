@@ -21,7 +21,8 @@ OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay
 # Three tiles with their gaps are 350 pixels wide, as TensorBoard's card is: text stays sharp where nothing
 # is scaled.
 TILE_WIDTH, GAP = 110, 5
-_TEXT_SIZE, _SMALLEST = 13, 4
+_TEXT_SIZE, _SMALL, _SMALLEST = 13, 10, 4
+_STAMPED = 224  # pixels: as wide is a picture at least that words are stamped on
 LINE = 19
 UNIFORM = 0.99  # of the entropy
 _HEADING_SIZE, _HEADING = 15, 26
@@ -107,7 +108,8 @@ def grid(
 ) -> NDArray[np.uint8]:
     """Draws one row per image, with a caption, and one column per picture of it, with a title.
 
-    Captions have as many lines as the longest of them needs, so that all rows are alike.
+    Captions have as many lines as the longest of them needs, so that all rows are alike. The title of a
+    single column has as many as it needs.
 
     Args:
         columns: title -> (B, H, W, 3) uint8.
@@ -131,22 +133,25 @@ def grid(
     ]
     lines = max(map(len, said), default=1)
     row = lines * LINE + next(iter(tiles.values()))[0].height + GAP
+    heads = {title: [title] if len(tiles) > 1 else _wrapped(title, tile_width) for title in tiles}
+    top = LINE * max(map(len, heads.values()))
     notes = _note_lines(note, width, ends)
     below = max(0, len(notes) - 1) * LINE  # the first line lies between the ends
-    canvas = Image.new("RGB", (width, LINE + len(captions) * row + 2 * LINE + below), PAPER)
+    canvas = Image.new("RGB", (width, top + len(captions) * row + 2 * LINE + below), PAPER)
     draw = ImageDraw.Draw(canvas)
     for title, pictures in tiles.items():
-        write(draw, (lefts[title], 3), title, FAINT, tile_width)
+        for number, line in enumerate(heads[title]):
+            write(draw, (lefts[title], number * LINE + 3), line, FAINT, tile_width)
         for index, picture in enumerate(pictures):
-            canvas.paste(picture, (lefts[title], LINE + index * row + lines * LINE))
+            canvas.paste(picture, (lefts[title], top + index * row + lines * LINE))
     for title, texts in (marks or {}).items():
         for index, mark in enumerate(texts):
-            write(draw, (lefts[title], LINE + index * row + 2), mark, FAINT, tile_width)
+            write(draw, (lefts[title], top + index * row + 2), mark, FAINT, tile_width)
     for index, caption in enumerate(captions):
         for number, line in enumerate(said[index]):
-            at = (GAP, LINE + index * row + number * LINE + 2)
+            at = (GAP, top + index * row + number * LINE + 2)
             write(draw, at, line, VERDICTS[caption.right], room, bold=True)
-    _legend(canvas, draw, colormap, LINE + len(captions) * row, notes, ends)
+    _legend(canvas, draw, colormap, top + len(captions) * row, notes, ends)
     return np.asarray(canvas)
 
 
@@ -159,15 +164,17 @@ def say_uniform(drawn: Tensor, maps: Tensor) -> Tensor:
 def stamp(pictures: Tensor, texts: Sequence[str]) -> Tensor:
     """Writes a few words into the lower edge of each picture; nothing where they are empty.
 
+    Small pictures, in which nobody could read them, are scaled up.
+
     Args:
         pictures: (B, H, W, 3) uint8.
         texts: one for each.
 
     Returns:
-        (B, H, W, 3) uint8.
+        (B, H, W, 3) uint8, or a whole multiple of H and W.
     """
     stamped = []
-    for picture, text in zip(pictures.cpu(), texts, strict=True):
+    for picture, text in zip(scaled_up(pictures.cpu(), _STAMPED), texts, strict=True):
         canvas = Image.fromarray(picture.numpy())
         if text:
             height = max(8, round(min(canvas.size) * _TEXT_SIZE / TILE_WIDTH))
@@ -178,6 +185,15 @@ def stamp(pictures: Tensor, texts: Sequence[str]) -> Tensor:
             draw.text((canvas.width / 2, canvas.height - 0.2 * height), text, PAPER, typeface, anchor="md")
         stamped.append(torch.from_numpy(np.array(canvas)))
     return torch.stack(stamped)
+
+
+def scaled_up(pictures: Tensor, width: int) -> Tensor:
+    """Scales pictures, (B, H, W, 3) uint8, by the least whole number that makes them as wide or wider."""
+    times = -(-width // pictures.shape[2])
+    if times <= 1:
+        return pictures
+    tiles = [_tile(picture, times * pictures.shape[2]) for picture in pictures.numpy()]
+    return torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles]))
 
 
 def beside(pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -227,11 +243,15 @@ def _note_lines(note: str, width: int, ends: tuple[str, str]) -> list[str]:
     """Returns a note as lines; the first lies between the ends of the legend, empty if it has no room."""
     if _length(note) <= width - sum(_length(end) + 2 * GAP for end in ends):
         return [note]
-    for letters in range(len(note), 1, -1):
-        lines = wrap(note, letters)
-        if all(_length(line) <= width - 2 * GAP for line in lines):
-            return ["", *lines]
-    return ["", note]
+    return ["", *_wrapped(note, width - 2 * GAP)]
+
+
+def _wrapped(text: str, room: int) -> list[str]:
+    for letters in range(len(text), 1, -1):
+        lines = wrap(text, letters)
+        if all(_length(line) <= room for line in lines):
+            return lines
+    return [text]
 
 
 def _length(text: str) -> float:
@@ -246,8 +266,10 @@ def _tile(pixels: NDArray[np.uint8], width: int) -> Image.Image:
 def write(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, colour: str, room: int, bold: bool = False
 ) -> None:
-    """Writes a line of text, cut off with an ellipsis where it would not fit."""
-    typeface = font(_TEXT_SIZE, bold)
+    """Writes a line of text in as large letters as fit, cut off with an ellipsis where none do."""
+    sizes = range(_TEXT_SIZE, _SMALL - 1, -1)
+    fonts = [font(size, bold) for size in sizes]
+    typeface = next((one for one in fonts if draw.textlength(text, one) <= room), fonts[-1])
     shown = text
     while shown and draw.textlength(shown, typeface) > room:
         text = text[:-1]

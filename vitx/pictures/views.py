@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.inputs.clips import evenly
-from vitx.pictures.render import heatmaps, say_uniform
+from vitx.pictures.render import heatmaps, say_uniform, scaled_up
 
 View = Literal["frames", "planes"]
 MOST_FRAMES = 8
@@ -83,7 +83,9 @@ def laid_out(
     heat = heatmaps(next(iter(maps.values())), tuple(pixels.shape[1:-1]))
     rows = [strips(pixels, heat, slices)]
     rows += [say_uniform(strips(one, heat, slices), maps[title]) for title, one in drawn.items()]
-    return {f"{', '.join(('input', *drawn))}: {slices.said}": torch.cat(rows, 1)}
+    widest = max(row.shape[2] for row in rows)
+    strip = torch.cat([scaled_up(row, widest) for row in rows], 1)
+    return {f"{', '.join(('input', *drawn))}: {slices.said}": strip}
 
 
 def strips(pictures: Tensor, heat: Tensor, slices: Slices) -> Tensor:

@@ -2,14 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Size, Tensor
 
 from vitx.tape.axes import Axes, Factor, channel_dims, dimension, resized, tokens
-
-if TYPE_CHECKING:
-    from vitx.tape.sums import Sum
 
 # "scores": a product of two live values, as q k^T. "weights": a softmax, or what else is made of scores and
 # is not linear. "exp": e to the power of something. "log": the logarithm of weights. "normalizer": the
@@ -46,7 +43,7 @@ class Value:
     along: Axes | None = None  # which dimension counts the parts: as axes in which it alone has channels
     fan: tuple[int, int] | None = None  # how many channels weights added up, and the roots of these
     total: "Value | None" = None  # of a sum of exponentials: what was summed
-    sum: "Sum | None" = None  # the step of which it is the sum, times constants
+    sum: Any = None  # the step of which it is the sum, times constants
     via: Via | None = None  # takes its relevance to the shape of that sum; None: it has that shape
     # Makes how much each element counts in a sum, in its own shape or one that broadcasts to it: a constant
     # that weighs it, or 0 for padding; None: all count the same.

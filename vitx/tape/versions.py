@@ -29,8 +29,7 @@ class Version:
     storage: StorageWeakRef
     value: Value
     where: Geometry  # how the value lies there
-    before: "Version | None"  # what it held before, and still holds around the value
-    rest: Tensor | None  # that, (n,), if nothing of it was live; None if the value fills the storage
+    before: "Version | None"  # what it holds around the value; None if nothing there is live
     whole: Value | None = None  # of all that it holds, (n,), once that was asked for
 
 
@@ -89,9 +88,8 @@ class Versions(dict[int | None, Version]):
 
     def _put(self, tensor: Tensor, value: Value) -> None:
         before = None if _fills(tensor) else self._of(tensor)
-        rest = None if before or _fills(tensor) else _flat(tensor).clone()
         storage = StorageWeakRef(tensor.untyped_storage())
-        self[storage_of(tensor)] = Version(storage, value, _geometry(tensor), before, rest)
+        self[storage_of(tensor)] = Version(storage, value, _geometry(tensor), before)
 
     def _whole(self, version: Version, flat: Tensor) -> Value:
         """Returns the value of all that a storage holds, (n,)."""
@@ -104,7 +102,8 @@ class Versions(dict[int | None, Version]):
             if version.before is not None:
                 held = flat, self._whole(version.before, flat)
                 live = [held] if version.value.is_constant else [held, *live]
-            args = [flat if version.rest is None else version.rest, part, *version.where]
+            rest = flat if version.before else flat.clone()  # constants, which others may write over
+            args = [rest, part, *version.where]
             version.whole = self._follow(ATEN.as_strided_scatter.default, args, live, flat)
         return version.whole
 
