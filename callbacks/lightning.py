@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -191,10 +192,24 @@ class LightningHost(Host):
         return self.trainer.strategy.model or self.module if self.group.in_step else self.module
 
     def prepared(self, batch: Any, place: int) -> Any:
-        """Runs the hooks of the module, and moves the batch to its device."""
+        """Runs the hooks of the module and of callbacks that may change a batch, on its device."""
         batch = self.trainer.precision_plugin.convert_input(batch)
         batch = self.module._on_before_batch_transfer(batch, dataloader_idx=place)
-        return self.trainer.strategy.batch_to_device(batch, dataloader_idx=place)
+        batch = self.trainer.strategy.batch_to_device(batch, dataloader_idx=place)
+        for callback in self._changing_batches():
+            callback.on_validation_batch_start(self.trainer, self.module, batch, 0, place)
+        return batch
+
+    def _changing_batches(self) -> Iterator[pl.Callback]:
+        """Yields callbacks of a project whose hook may change a batch, as one that normalises on the device.
+
+        Of those behind this one, it is seen in the step what they change.
+        """
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for callback in takewhile(lambda one: not isinstance(one, RolloutCallback), callbacks):
+            hook = type(callback).on_validation_batch_start
+            if not hook.__module__.startswith(("lightning.", "pytorch_lightning.")):
+                yield callback
 
     def precision(self) -> AbstractContextManager[Any]:
         """Returns the context that the trainer's precision asks for."""
@@ -215,9 +230,9 @@ class LightningHost(Host):
                 self.module.log = log  # type: ignore[method-assign]
 
     def normalisers(self) -> Iterable[Any]:
-        """Returns what the data module and the module hold: their hooks may normalise."""
+        """Returns what the data module, the module and callbacks hold: their hooks may normalise."""
         datamodule = getattr(self.trainer, "datamodule", None)
-        return [vars(holder) for holder in (datamodule, self.module) if holder]
+        return [vars(holder) for holder in (datamodule, self.module, *self._changing_batches()) if holder]
 
     def publish(self, numbers: Mapping[str, float]) -> None:
         """Makes the numbers known to callbacks that monitor some, as `self.log` does."""

@@ -285,7 +285,7 @@ class TestTargets:
             logits = vit(images)
             return {"one": logits[:, :3].exp(), "other": logits[:, 3:].exp()}
 
-        with pytest.raises(VitxError, match=r"2 tensors, \(2, 3\), \(2, 4\), none of which"):
+        with pytest.raises(VitxError, match=r"2 tensors, one: \(2, 3\), other: \(2, 4\), none of which"):
             explain(Around(heads), IMAGES)
 
     def test_one_logit_is_for_class_1_and_against_class_0(self):

@@ -50,3 +50,23 @@ def test_attention_that_is_the_same_everywhere_makes_an_even_map_of_patches_that
     assert maps.shape == (2, 48, 32)
     torch.testing.assert_close(maps[:, :, :28], maps[:, :1, :1].expand(2, 48, 28), rtol=1e-4, atol=0)
     assert not maps[:, :, 28:].any()
+
+
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "evidence"])
+def test_channels_that_come_last(method):
+    """As some loaders have them; the model brings them to the front itself."""
+
+    class Last(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            return self.model(images.permute(0, 3, 1, 2))
+
+    model = models.spread(timm.create_model("test_vit", img_size=48, patch_size=16, num_classes=5)).eval()
+    found = explain(Last(model), images(48).permute(0, 2, 3, 1), method, target=1)
+    torch.testing.assert_close(found.maps, explain(model, images(48), method, target=1).maps)
+    assert found.channels == 3
+    assert found.image_size == (48, 48)
+    assert found.pixels().shape == (1, 48, 48, 3)

@@ -92,7 +92,7 @@ class Nowhere(Batched):
         return self(batch)
 
 
-def run(module, data, monkeypatch, caplog, sanity=2, **options):
+def run(module, data, monkeypatch, caplog, sanity=2, beside=None, first=False, **options):
     """Trains; returns the module, the callback, the captions of each firing, and what was said."""
     captions, real = [], showing.captions_of
     monkeypatch.setattr(
@@ -103,7 +103,7 @@ def run(module, data, monkeypatch, caplog, sanity=2, **options):
     )
     trainer = pl.Trainer(
         max_epochs=1,
-        callbacks=[callback],
+        callbacks=[one for one in ((beside, callback) if first else (callback, beside)) if one],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -205,3 +205,25 @@ def test_is_seen_at_the_first_validation_where_there_is_no_sanity_check(monkeypa
         )
     assert captions[-1][0].label == "0"
     assert "labels as validation_step compares them" in said[-1]
+
+
+class Normalising(pl.Callback):
+    """Normalises each batch in a hook, as anomalib's PreProcessor does."""
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        batch["one"] = (batch["one"] - 0.1) / 2
+
+
+class OneOf(Ages):
+    def forward(self, images):
+        return SmallClassifier.forward(self, images)
+
+    def loss(self, batch):
+        return F.cross_entropy(self(batch["one"]), batch["kind"])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_callback_that_normalises_in_a_hook(first, monkeypatch, caplog):
+    module = OneOf()
+    callback, *_ = run(module, PairsOf(), monkeypatch, caplog, beside=Normalising(), first=first)
+    assert_maps(callback, module, lambda images: module((images - 0.1) / 2))

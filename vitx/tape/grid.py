@@ -49,18 +49,26 @@ class Grid:
     def channels(self) -> int | None:
         """The dimension of the image that holds its channels; None where there is none, as in a spectrogram.
 
-        In a clip, it is the one that the first weights take as a whole: a VitxError where there is none.
+        It is the one that the first weights take as a whole: in a clip, a VitxError where there is none.
         """
         shape = self._image.shape
-        if len(shape) < 5 or self._embedded is None:
+        if len(shape) == 3 or self._embedded is None:
             return None if len(shape) == 3 else 1
-        counts = blocks(self._marked(self._embedded))[:2]
-        if 1 not in counts:
+        counts = blocks(self._marks)
+        last = len(shape) - 1
+        among = (1, last) if last == 3 else (1, 2, last)
+        found = next((dim for dim in among if counts[dim - 1] == 1), None)
+        if found is None and last > 3:
             raise VitxError(
                 f"the model takes neither dimension 1 nor 2 of an input of shape {tuple(shape)} as a whole: "
                 "one of them must be its channels"
             )
-        return 1 + counts.index(1)
+        return 1 if found is None else found
+
+    @cached_property
+    def _marks(self) -> Tensor:
+        assert self._embedded is not None
+        return self._marked(self._embedded)
 
     def without_channels(self, pixels: Tensor) -> Tensor:
         """Sums over the channels."""
@@ -77,7 +85,7 @@ class Grid:
         if self._embedded is None:
             return pixels
         passed = [one for one in self.stem if one in tokens and _same_sums(tokens[one], pixels)]
-        grid = blocks(self.without_channels(self._marked(self._embedded)))
+        grid = blocks(self.without_channels(self._marks))
         if grid != tuple(pixels.shape[1:]):
             cells = pooled(pixels, grid)
             even = divided(cells, pixels.shape[1:])
