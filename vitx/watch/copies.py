@@ -2,13 +2,18 @@
 
 import io
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FunctionType
+from copy import copy
+from itertools import islice
+from types import FunctionType, MethodType
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from vitx.errors import VitxError
@@ -18,8 +23,9 @@ BATCH = 32  # images read at once where no loader says
 _DEEP = 4  # wrappers in wrappers, and collections of them
 _MANY = 64  # loaders in a collection
 _COPY = "_is_a_copy_of_vitx"
-_ONCE = "{}, which can be read only once: give images"
+_WRITTEN = (list, dict, set, deque)  # in place, by loaders that keep count
 _AS_TORCHS = ("torch", "torchdata")  # whose own loaders change no batch
+_DATA = (str, bytes, int, float, torch.dtype, torch.device, Tensor, np.ndarray, np.generic, Dataset)
 Over = Callable[[DataLoader[Any]], DataLoader[Any]]
 
 
@@ -64,7 +70,7 @@ def copied(loader: Any, replace: Over) -> Any:
 
 
 @contextmanager
-def users_own_spared() -> Iterator[None]:
+def users_own_spared(replace: Over) -> Iterator[None]:
     """Puts a new DataLoader in place of each of the user's that this thread begins to read.
 
     A copy may not have found one: a function that a loader calls may know it.
@@ -73,7 +79,7 @@ def users_own_spared() -> Iterator[None]:
 
     def begin_a_copy(self: DataLoader[Any]) -> Any:
         own = threading.get_ident() == thread and not hasattr(self, _COPY)
-        return begin(over_all(self) if own else self)
+        return begin(replace(self) if own else self)
 
     DataLoader.__iter__ = begin_a_copy  # type: ignore[method-assign]
     try:
@@ -98,12 +104,16 @@ class _Copier:
         self.met += isinstance(value, DataLoader)
         if id(value) in self.made:
             return self.made[id(value)]
+        if isinstance(value, MethodType) and id(value.__self__) in self.made:
+            return MethodType(value.__func__, self.made[id(value.__self__)])
         if deep > _DEEP:
             return value
         if isinstance(value, DataLoader):
             return self._reader(value, deep)
         if type(value) in (list, tuple, dict):
             return self._collection(value, deep)
+        if isinstance(value, _WRITTEN) or getattr(value, "ndim", 0) == 1:  # an order, which loaders shuffle
+            return copy(value)
         return self._wrapper(value, deep) if _is_loader(value) else value
 
     def _collection(self, value: Any, deep: int) -> Any:
@@ -119,30 +129,38 @@ class _Copier:
         self.of_data[id(value.dataset)] = self.made[id(value)] = new
         if type(value).__module__.split(".")[0] in _AS_TORCHS or type(value).__iter__ is DataLoader.__iter__:
             return new
-        copy = self._wrapper(value, deep)
-        vars(copy).update(vars(new))
-        return copy
+        own = self._wrapper(value, deep)
+        vars(own).update(vars(new))
+        return own
 
     def _wrapper(self, value: Any, deep: int) -> Any:
         met = self.met
-        copy = self.made[id(value)] = _empty(type(value))
+        new = self.made[id(value)] = _empty(type(value))
         parts = vars(value)
-        vars(copy).update({name: part for name, part in parts.items() if _is_live(part)})
-        for name in parts.keys() - vars(copy).keys():
-            vars(copy)[name] = self.copy(parts[name], deep + 1)
+        vars(new).update({name: part for name, part in parts.items() if is_live(part)})
+        for name in parts.keys() - vars(new).keys():
+            vars(new)[name] = self.copy(parts[name], deep + 1)
         for name, part in parts.items():
-            if _is_live(part) and name != "_iterator":  # torch's own
-                vars(copy)[name] = self._anew(part)
+            if is_live(part) and name != "_iterator":  # torch's own
+                vars(new)[name] = self._anew(part)
         if isinstance(value, Iterator) and self.met == met:
-            raise VitxError(f"the validation loader is a {_ONCE.format(type(value).__name__)}")
-        return copy
+            if not all(map(_is_data, parts.values())):
+                raise read_once(value)
+            getattr(new, "reset", bool)()
+        return new
 
     def _anew(self, iterator: Iterator[Any]) -> Iterator[Any]:
         """Returns an iterator of the new loader in place of one of the user's own."""
         new = self.of_data.get(id(getattr(iterator, "_dataset", None)))
         if new is None:
-            raise VitxError(f"the validation loader holds a {_ONCE.format(type(iterator).__name__)}")
+            raise read_once(iterator, "holds")
         return _later(new)
+
+
+def read_once(value: Any, verb: str = "is") -> VitxError:
+    """Returns the error of a loader that cannot be copied."""
+    kind = type(value).__name__
+    return VitxError(f"the validation loader {verb} a {kind}, which can be read only once: give images")
 
 
 def _empty(kind: type) -> Any:
@@ -159,13 +177,20 @@ def _later(loader: DataLoader[Any]) -> Iterator[Any]:
 def _is_loader(value: Any) -> bool:
     """Says whether it may be one, written in Python."""
     keyed = isinstance(value, Dataset) and not isinstance(value, IterableDataset)
-    others = (type, Tensor, nn.Module, Sampler, list, tuple, dict, set)
+    others = (type, Tensor, nn.Module, tuple)
     written = isinstance(getattr(type(value), "__iter__", None), FunctionType) and hasattr(value, "__dict__")
     return written and not keyed and not isinstance(value, others)
 
 
-def _is_live(value: Any) -> bool:
+def is_live(value: Any) -> bool:
     """Says whether it is an iterator that cannot be copied."""
     if isinstance(value, _BaseDataLoaderIter):
         return True
     return isinstance(value, Iterator) and not isinstance(value, io.IOBase) and not _is_loader(value)
+
+
+def _is_data(value: Any) -> bool:
+    """Says whether reading leaves it as it is: no pipeline of another library."""
+    if isinstance(value, (list, tuple, dict)):
+        return all(map(_is_data, islice(value.values() if isinstance(value, dict) else value, _MANY)))
+    return value is None or isinstance(value, _DATA)

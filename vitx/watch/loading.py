@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from vitx.errors import VitxError, last_line
 from vitx.watch.batches import Content
-from vitx.watch.copies import BATCH, copied, over, over_all, readers, users_own_spared
+from vitx.watch.copies import BATCH, copied, is_live, over, over_all, read_once, readers, users_own_spared
 from vitx.watch.sampling import asked_for, reads_stream, reads_whole_batches, same_draws
 
 # The numbers of the batches to read, and where in each the images are, from 0 to 1.
@@ -61,10 +61,8 @@ def one_of(loaders: Any, place: int | str) -> Any:
     if place not in named:
         raise VitxError(f"there is no validation loader {place!r}: there are {', '.join(map(str, named))}")
     loader = named[place]
-    if not isinstance(loader, Iterable) or (isinstance(loader, Iterator) and not readers(loader)):
-        raise VitxError(
-            f"the validation loader is a {type(loader).__name__}, which can be read only once: give images"
-        )
+    if not isinstance(loader, Iterable) or is_live(loader):
+        raise read_once(loader)
     return loader
 
 
@@ -144,8 +142,9 @@ def fetch(loader: Any, keys: Sequence[Any] | None, spread: Spread | None = None)
     Yields:
         The batches.
     """
-    with same_draws(loader), users_own_spared():
-        batches = _batches(copied(loader, _over_these(loader, keys)))
+    new = _over_these(loader, keys)
+    with same_draws(loader), users_own_spared(new):
+        batches = _batches(copied(loader, new))
         try:
             if spread is None:
                 yield batches
@@ -164,12 +163,18 @@ def _over_these(loader: Any, keys: Sequence[Any] | None) -> Callable[[DataLoader
     """Says what takes the place of each DataLoader in a loader."""
     if keys is None:
         return over_all
-    if not isinstance(loader, Together):
-        return lambda reader: over(reader, keys)
-    found = [readers(part)[0] for part in loader.loaders]
-    columns = {id(reader): [key[part] for key in keys] for part, reader in enumerate(found)}
-    size = min(reader.batch_size or BATCH for reader in found)  # so that all parts have as many
-    return lambda reader: over(reader, columns[id(reader)], size)
+    found, size = readers(loader), None
+    columns = {id(reader): keys for reader in found}
+    if isinstance(loader, Together):
+        size = min(reader.batch_size or BATCH for reader in found)  # so that all parts have as many
+        firsts = [readers(part)[0] for part in loader.loaders]
+        columns = {id(reader): [key[part] for key in keys] for part, reader in enumerate(firsts)}
+
+    def new(reader: DataLoader[Any]) -> DataLoader[Any]:
+        known = id(reader) in columns
+        return over(reader, columns[id(reader)], size) if known else over_all(reader)
+
+    return new
 
 
 def _batches(loader: Any) -> Generator[Any, None, None]:
