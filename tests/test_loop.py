@@ -1,5 +1,7 @@
 """What a plain loop gives the model, beside what its loader holds."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -53,6 +55,15 @@ def test_sees_the_first_call_and_leaves_the_model_alone():
     assert not net._forward_pre_hooks
     net(IMAGES)
     assert len(first.images) == 2
+
+
+def test_a_copy_of_the_model_sees_nothing():
+    net = model()
+    first = FirstCall(net)
+    copy.deepcopy(net)(IMAGES)
+    assert first.images is None
+    net(IMAGES[:1])
+    assert len(first.images) == 1
 
 
 def test_a_loop_that_normalises_is_told(tmp_path):

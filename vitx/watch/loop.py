@@ -27,6 +27,10 @@ class FirstCall:
         self.paused = False  # while vitx itself calls the model
         self._hook = None if is_compiled(model) else self._of(model)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Keeps nothing: a copy of the model that is made before its first call sees none."""
+        return {"images": None, "paused": True, "_hook": None}
+
     def _of(self, model: nn.Module) -> Any:
         return model.register_forward_pre_hook(self._see, with_kwargs=True)
 
