@@ -43,7 +43,7 @@ from tqdm import tqdm
 from truth_cases import CONTENDERS, REFERENCE, as_maps, on_grid
 
 from vitx import metrics
-from vitx.inputs.preprocessing import preprocessing_of
+from vitx.inputs.choosing import preprocessing_of
 from vitx.models.checkpoints import model_of_weights
 
 MEASURES = {"pointing": 1, "energy": 1, "IoU": 1, "deletion": -1, "insertion": 1}  # 1: more is better

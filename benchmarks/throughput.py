@@ -34,8 +34,8 @@ from vitx.cli.output import Output
 from vitx.cli.product import Product
 from vitx.cli.subject import Subject
 from vitx.files import PICTURES, encode
+from vitx.inputs.choosing import preprocessing_of
 from vitx.inputs.prepared import to_tensor
-from vitx.inputs.preprocessing import preprocessing_of
 from vitx.inputs.reading import MOST_PIXELS, find_pictures, read_picture
 from vitx.methods import Methods
 from vitx.models.checkpoints import model_of_weights

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import vitx
 from tests import models
 from vitx import VitxError
+from vitx.inputs.choosing import preprocessing_of
 from vitx.inputs.prepared import prepared
-from vitx.inputs.preprocessing import Preprocessing, normalisation, preprocessing_of
+from vitx.inputs.preprocessing import Preprocessing, normalisation
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
 

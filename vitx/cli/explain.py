@@ -26,8 +26,7 @@ from vitx.errors import VitxError
 from vitx.files import PICTURES
 from vitx.functional.fusing import HEAD_FUSIONS, check_options
 from vitx.inputs.clips import CLIPS
-from vitx.inputs.preprocessing import ARRAYS
-from vitx.inputs.reading import MOST_PIXELS, find_pictures
+from vitx.inputs.reading import ARRAYS, MOST_PIXELS, find_pictures
 from vitx.inputs.volumes import VOLUMES
 from vitx.methods import DEFAULT, NETWORKS, Methods, find_method, methods, with_options
 

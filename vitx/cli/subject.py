@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import vitx
 from vitx.errors import VitxError
+from vitx.inputs.choosing import preprocessing_of
 from vitx.inputs.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing
-from vitx.inputs.preprocessing import Preprocessing, preprocessing_of
+from vitx.inputs.preprocessing import Preprocessing
 from vitx.inputs.volumes import VolumePreprocessing
 from vitx.methods import Methods, find_method
 from vitx.models.checkpoints import create_model, model_of_weights

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitx.errors import VitxError
-from vitx.inputs.preprocessing import ARRAYS
-from vitx.inputs.reading import MOST_PIXELS, check_size, read_picture, readable
+from vitx.inputs.reading import ARRAYS, MOST_PIXELS, check_size, read_picture, readable
 
 _TIFF = frozenset((".tif", ".tiff"))
 _WHOLE = {"uint8": 255, "uint16": 65535}

@@ -12,8 +12,8 @@ from PIL import Image, ImageSequence
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.inputs.preprocessing import ARRAYS, Preprocessing
-from vitx.inputs.reading import readable
+from vitx.inputs.preprocessing import Preprocessing
+from vitx.inputs.reading import ARRAYS, readable
 
 CLIPS = frozenset((".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
 FRAMES_FIRST, CHANNELS_FIRST = 1, 2  # the dimension of time in a batch: (B, T, C, H, W) or (B, C, T, H, W)

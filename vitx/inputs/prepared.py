@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from vitx.errors import VitxError
 from vitx.inputs.bands import read_image
-from vitx.inputs.preprocessing import Preprocessing, preprocessing_of
+from vitx.inputs.choosing import preprocessing_of
+from vitx.inputs.preprocessing import Preprocessing
 from vitx.inputs.reading import to_rgb
 
 IMAGES = ("image", "images", "pixel_values", "input_values", "video", "img", "x")  # what batches call them

@@ -1,6 +1,5 @@
 """From pictures to what a model takes: its own size, crop and normalisation."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitx.errors import VitxError
-
 if TYPE_CHECKING:  # PIL is not imported before it is needed
     from numpy.typing import NDArray
     from PIL import Image
-
-ARRAYS = frozenset((".npy",))
-_UNKNOWN = (
-    "the model does not say how it wants its images (timm's do): give a tensor (B, C, H, W), or in the "
-    "shell --image-size, --mean and --std"
-)
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ class Preprocessing:
     @property
     def suffixes(self) -> frozenset[str]:
         """Of the files that it can read."""
-        from vitx.inputs.reading import SUFFIXES
+        from vitx.inputs.reading import ARRAYS, SUFFIXES
 
         return SUFFIXES | ARRAYS
 
@@ -127,59 +118,8 @@ class Preprocessing:
 
 def normalisation(module: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
     """Returns the mean and std that the model declares (timm does), else those that change nothing."""
-    config = _config(module, "mean", "std")
+    config = declared(module, "mean", "std")
     return ((0.0,), (1.0,)) if config is None else (config["mean"], config["std"])
-
-
-def preprocessing_of(
-    model: nn.Module,
-    *,
-    size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    keep_aspect: bool = False,
-) -> Preprocessing:
-    """Returns what the model declares (timm's do, and modules that hold one), or what is given instead.
-
-    Args:
-        model: whose images are to be prepared.
-        size: height and width.
-        mean: what is subtracted from each channel.
-        std: what each channel is then divided by.
-        keep_aspect: keep the whole image and its proportions.
-
-    Raises:
-        VitxError: Something is neither declared nor given, or the model takes one size only.
-    """
-    from timm.data import resolve_data_config
-
-    config = _config(model, "input_size")
-    if config is None and None in (size, mean, std):
-        saved = None if "transformers" not in sys.modules else _saved_processor(model)
-        if saved is not None and not keep_aspect and (size, mean, std) == (None, None, None):
-            return saved
-        raise VitxError(_UNKNOWN)
-    known = resolve_data_config(pretrained_cfg=dict(config or {"crop_pct": 1.0}))  # else the whole image
-    multiple = _patch(model) if keep_aspect else 1
-    if any(value <= 0 for value in std or ()):
-        raise VitxError(f"std must be above 0, found {list(std or ())}")
-    taken = channels_taken(model)
-    return Preprocessing(
-        size=(size, size) if size else _size(model) or tuple(known["input_size"][1:]),
-        mean=_channels("mean", mean or known["mean"], taken),
-        std=_channels("std", std or known["std"], taken),
-        interpolation=known["interpolation"],
-        crop_pct=known["crop_pct"],
-        crop_mode=known["crop_mode"],
-        multiple=multiple,
-        keep_aspect=keep_aspect,
-    )
-
-
-def _saved_processor(model: nn.Module) -> Preprocessing | None:
-    from vitx.inputs.processors import saved_processor  # which prepares images in its own way
-
-    return saved_processor(model)
 
 
 def channels_taken(model: nn.Module) -> int:
@@ -188,45 +128,10 @@ def channels_taken(model: nn.Module) -> int:
     return next((layer.in_channels for layer in model.modules() if isinstance(layer, kinds)), 3)
 
 
-def _channels(name: str, values: Sequence[float], taken: int) -> tuple[float, ...]:
-    """One value for each channel; for a single one, the mean of what is declared for three."""
-    values = tuple(float(value) for value in values)
-    if taken == 1 and len(values) == 3:
-        values = (sum(values) / 3,)
-    if len(values) == 1:
-        values *= taken
-    if len(values) != taken:
-        raise VitxError(
-            f"{name} has {len(values)} values, and the model takes {taken} channels: give a tensor "
-            f"(B, C, H, W), or in the shell --{name} with one value for each, or one for all"
-        )
-    return values
-
-
-def _config(model: nn.Module, *names: str) -> Mapping[str, Any] | None:
+def declared(model: nn.Module, *names: str) -> Mapping[str, Any] | None:
     """What the first part of the model that says all of this of its images says."""
     for part in model.modules():
         config: Any = getattr(part, "pretrained_cfg", None)
         if isinstance(config, Mapping) and all(name in config for name in names):
             return config
     return None
-
-
-def _patch(model: nn.Module) -> int:
-    """The side of a patch, of a model that takes images of any proportions."""
-    for part in model.modules():
-        embedding = getattr(part, "patch_embed", None)
-        if embedding is not None:
-            if not getattr(part, "dynamic_img_size", False):
-                break
-            return int(max(embedding.patch_size))
-    raise VitxError(
-        "the model takes images of one size only: make it with dynamic_img_size=True to keep proportions"
-    )
-
-
-def _size(model: nn.Module) -> tuple[int, int] | None:
-    """The only size that the patch embedding takes, which models made for another one do not declare."""
-    embeddings = (getattr(part, "patch_embed", None) for part in model.modules())
-    found = next((getattr(embedding, "img_size", None) for embedding in embeddings if embedding), None)
-    return None if found is None else (int(found[0]), int(found[1]))

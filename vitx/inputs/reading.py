@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vitx.errors import VitxError
 
+ARRAYS = frozenset((".npy",))
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 MOST_PIXELS = 100_000_000
 _FEWEST = 8  # pixels in height and width: with fewer there is nothing to look at

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitx.errors import VitxError
-from vitx.inputs.preprocessing import ARRAYS, Preprocessing
-from vitx.inputs.reading import readable
+from vitx.inputs.preprocessing import Preprocessing
+from vitx.inputs.reading import ARRAYS, readable
 
 VOLUMES = frozenset((".nii", ".gz"))  # .nii.gz
 

@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from vitx.runs import FOLDER
-from vitx.watch import saying
 from vitx.watch.calling import averaged, unwrapped
 from vitx.watch.copies import BATCH
 from vitx.watch.group import Group
+from vitx.watch.saying import inform, warn
 
 
 class Host:
@@ -79,8 +79,8 @@ class Host:
 
     def warn(self, sentence: str) -> None:
         """Says what went wrong, on rank 0."""
-        saying.warn(sentence)
+        warn(sentence)
 
     def inform(self, sentence: str) -> None:
         """Says what went well, on rank 0."""
-        saying.inform(sentence)
+        inform(sentence)

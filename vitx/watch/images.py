@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.utils.data import IterableDataset
 
 from vitx.errors import VitxError
+from vitx.inputs.choosing import preprocessing_of
 from vitx.inputs.prepared import to_tensor
-from vitx.inputs.preprocessing import preprocessing_of
 from vitx.pictures.colours import Scale
 from vitx.watch.batches import Content, Told, objects, read_batch
 from vitx.watch.labels import class_counts, class_names, evenly_spaced, one_of_each_class

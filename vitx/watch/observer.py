@@ -15,7 +15,6 @@ from vitx.methods import title_of
 from vitx.pictures.captions import Caption
 from vitx.pictures.colours import as_images, choose_colours
 from vitx.runs import GRIDS
-from vitx.watch import sinks
 from vitx.watch.explaining import Explainer
 from vitx.watch.host import Host
 from vitx.watch.images import Samples
@@ -26,6 +25,15 @@ from vitx.watch.scales import likely_scales
 from vitx.watch.seen import seen_in
 from vitx.watch.settings import Settings
 from vitx.watch.showing import about, captions, draw, keep_images, keep_maps, measure
+from vitx.watch.sinks import (
+    Picture,
+    drop_from,
+    name_of,
+    put_aside,
+    save_picture,
+    show_picture,
+    write_scalars,
+)
 from vitx.watch.step import StepWatch, is_compiled
 
 _TRIES = 2  # steps to watch until one shows what a batch means
@@ -87,7 +95,7 @@ class Observer(Settings):
     def begin(self, host: Host) -> None:
         """Puts aside what an earlier run left in the same folder."""
         if host.group.rank == 0 and host.leaves_files:
-            self._attempt(host, host.folder, partial(sinks.put_aside, host.folder))
+            self._attempt(host, host.folder, partial(put_aside, host.folder))
 
     def resume(self, host: Host, moment: int, next_step: int) -> None:
         """Takes up the thread of an interrupted run.
@@ -101,7 +109,7 @@ class Observer(Settings):
         host.publish(self._past.scalars)
         if host.group.rank == 0:
             for sink in host.sinks:
-                self._attempt(host, sink, partial(sinks.drop_from, sink, next_step))
+                self._attempt(host, sink, partial(drop_from, sink, next_step))
 
     def observe(self, host: Host, step: int, moment: int | None = None) -> Mapping[str, float]:
         """Explains and logs, once for each step.
@@ -170,7 +178,7 @@ class Observer(Settings):
     ) -> None:
         """Writes numbers, maps and the grid; what fails here takes nothing else with it."""
         for sink in host.sinks:
-            self._attempt(host, sink, partial(sinks.write_scalars, sink, numbers, step))
+            self._attempt(host, sink, partial(write_scalars, sink, numbers, step))
         kept = host.folder, found, samples, step, self._explainer.kind
         keeps = self.save_maps and host.leaves_files
         if keeps:
@@ -213,22 +221,22 @@ class Observer(Settings):
             host.warn(f"{host.name}: {change}")
         return samples
 
-    def _show_picture(self, host: Host, picture: sinks.Picture, step: int) -> list[str]:
+    def _show_picture(self, host: Host, picture: Picture, step: int) -> list[str]:
         """Shows a picture in every sink that can; where none took it, writes a file. Returns where it is."""
-        shows = [partial(sinks.show_picture, sink, GRIDS, picture, step) for sink in host.sinks]
+        shows = [partial(show_picture, sink, GRIDS, picture, step) for sink in host.sinks]
         taken = [
-            sinks.name_of(sink)
+            name_of(sink)
             for sink, show in zip(host.sinks, shows, strict=True)
             if self._attempt(host, sink, show)
         ]
-        save = partial(sinks.save_picture, host.folder, GRIDS, picture, step)
+        save = partial(save_picture, host.folder, GRIDS, picture, step)
         if not taken and host.leaves_files and self._attempt(host, host.folder, save):
             return [str(host.folder)]
         return taken
 
     def _attempt(self, host: Host, place: Any, write: Callable[[], Any]) -> bool:
         """Says whether a sink or a folder took what is written; one that fails does not stop the others."""
-        name = place if isinstance(place, Path) else sinks.name_of(place)
+        name = place if isinstance(place, Path) else name_of(place)
         taken: Any = False
         with self._forgiving(host, f"cannot write to {name}"):
             taken = write()

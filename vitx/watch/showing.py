@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitx import metrics
 from vitx.explanation import Explanation
 from vitx.methods import title_of
+from vitx.metrics import drift, energy_inside, entropy, information, pointing_game
 from vitx.models.outputs import Kind
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of, class_name
@@ -38,14 +38,14 @@ def measure(
     scalars: dict[str, float] = {}
     for name, explanation in found.items():
         maps = explanation.maps
-        values = {"entropy": metrics.entropy(maps)}
+        values = {"entropy": entropy(maps)}
         if len(maps) > 1:
-            values["information"] = metrics.information(maps)
+            values["information"] = information(maps)
         if name in before and before[name].shape == maps.shape:
-            values["drift"] = metrics.drift(maps, before[name])
+            values["drift"] = drift(maps, before[name])
         if masks is not None:
-            values["pointing"] = metrics.pointing_game(maps, masks)
-            values["energy"] = metrics.energy_inside(maps, masks)
+            values["pointing"] = pointing_game(maps, masks)
+            values["energy"] = energy_inside(maps, masks)
         scalars |= {f"vitx/{name}/{key}": value.mean().item() for key, value in values.items()}
     return scalars
 

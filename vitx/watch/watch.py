@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitx.errors import VitxError
 from vitx.runs import FOLDER
-from vitx.watch import sinks
 from vitx.watch.calling import unwrapped
 from vitx.watch.copies import BATCH
 from vitx.watch.host import Host
 from vitx.watch.images import Samples
 from vitx.watch.loop import FirstCall, differs, not_normalised
 from vitx.watch.observer import Observer
+from vitx.watch.sinks import places_of
 
 _SUFFIX = ".vitx"  # of the files of TensorBoard that a watch writes
 _WHEN = ("every_n_epochs", "at_start", "on_validate")  # a loop of one's own says that itself
@@ -123,7 +123,7 @@ class Watch(Observer):
         """Finds where to write, as processes and trackers may be started after the watch is made."""
         self._begun = True
         host = self._host = Host(self._host.model, self._host.data)
-        host.sinks = list(sinks.places_of(self._logger)) if self._logger else []
+        host.sinks = list(places_of(self._logger)) if self._logger else []
         of_sinks = (getattr(sink, "log_dir", None) for sink in host.sinks)
         folder = Path(self._log_dir or next(filter(None, of_sinks), "runs"))
         host.folder = folder / FOLDER
