@@ -254,10 +254,10 @@ def test_tiles_come_with_their_gradient(monkeypatch):
 def test_rows_that_nothing_arrived_at_are_not_computed(monkeypatch):
     inputs, output, found = attended_in_small_tiles(monkeypatch, rows=5)
     with torch.no_grad():
-        computed, compute = [], found.prepare()
+        computed, compute = [], found.compute
         rows = torch.zeros_like(output)
         rows[:, :, 5:10] = 1
-        monkeypatch.setattr(found, "prepare", lambda: lambda *part: computed.append(part) or compute(*part))
+        monkeypatch.setattr(found, "compute", lambda part: computed.append(part) or compute(part))
         back = found.transposed(rows)
     assert {(part[2].start, part[2].stop) for part in computed} == {(5, 10)}
     wanted, _ = reference(*(t.detach().double() for t in inputs))

@@ -185,8 +185,8 @@ class TestJoined:
         found, a, values = parts(kind)
         gradient = torch.randn(B, sum(HEADS), N, D, dtype=torch.float64)
         whole = joined(given(found, gradient))
-        torch.testing.assert_close(whole.prepare()(ALL, ALL, ALL), a)
-        outer = whole.prepare_gradient()(ALL, slice(1, 5), ALL)
+        torch.testing.assert_close(whole.compute((ALL, ALL, ALL)), a)
+        outer = whole.compute_gradient((ALL, slice(1, 5), ALL))
         torch.testing.assert_close(outer, (gradient @ values.mT)[:, 1:5])
 
     @pytest.mark.usefixtures("tile")

@@ -120,7 +120,7 @@ def through_layer(
         What the tokens that are attended to get, (B, K), and what those that attend keep, (B, Q).
     """
     identity = int(residual)
-    if head_fusion == "mean" and weights.sums_to_1 and weights.prepare_gradient is None and not discard_ratio:
+    if head_fusion == "mean" and weights.sums_to_1 and weights.compute_gradient is None and not discard_ratio:
         share = relevance / (1 + identity)
         return weights.carry(share / weights.shape[1]), share * identity
     values, stays = relevance.new_zeros(len(relevance), weights.shape[3]), torch.zeros_like(relevance)
@@ -141,7 +141,7 @@ def _matrices(
     whole: Tensor | None = None  # that of some images, which waits for its other rows
     for images, rows, matrix in fused(tiles, head_fusion):
         # Heads may have been mixed with any sign.
-        matrix = matrix.abs_() if weights.prepare_gradient is None else matrix.relu_()
+        matrix = matrix.abs_() if weights.compute_gradient is None else matrix.relu_()
         if not discard_ratio:
             yield images, rows, matrix
             continue
@@ -170,7 +170,6 @@ def discard(matrix: Tensor, ratio: float) -> Tensor:
     kept = flat > threshold
     if not on_cpu or kept.sum() < kept.numel() - count * len(flat):  # a GPU would have to be waited for
         equal = flat == threshold
-        room = count - (flat < threshold).sum(1, keepdim=True)
-        kept |= equal & (equal.cumsum(1) > room)
+        kept |= equal & (equal.cumsum(1) > count - (flat < threshold).sum(1, keepdim=True))
     kept[:, 0] = True
     return (flat * kept).view_as(matrix)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Cut = tuple[slice, slice, slice]  # images, heads and rows
-Part = Callable[[slice, slice, slice], Tensor]  # of these
+Part = Callable[[Cut], Tensor]
 ALL = slice(None)
 _CORE = 2**20  # entries of A for each core of a CPU
 _MOST_CORES = 8  # more of them share a tile, which would take too much memory otherwise
@@ -37,13 +37,13 @@ class Tile:
     @cached_property
     def weights(self) -> Tensor:
         """A, (b, g, n, K), at least float32."""
-        return self.compute(self.images, self.heads, self.rows)
+        return self.compute((self.images, self.heads, self.rows))
 
     @cached_property
     def gradient(self) -> Tensor:
         """The gradient of the score with respect to A, (b, g, n, K), where it is known."""
         assert self.compute_gradient is not None
-        return self.compute_gradient(self.images, self.heads, self.rows)
+        return self.compute_gradient((self.images, self.heads, self.rows))
 
 
 class Memory:

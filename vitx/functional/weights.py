@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,43 +18,36 @@ class Weights:
     Attributes:
         dtype: of the tiles: float32, or float64 in a float64 model.
         sums_to_1: whether each row of A does.
-        prepare: returns what computes A of some images, heads and rows.
-        prepare_gradient: returns what computes the gradient of A; None where it is not known.
-        differentiate: takes the gradient of A V to what `prepare_gradient` is to return.
+        compute: computes A of some images, heads and rows.
+        compute_gradient: computes the gradient of A; None where it is not known.
+        differentiate: makes what computes it, from the gradient of A V.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
     sums_to_1: bool
-    prepare: Callable[[], Part]
-    prepare_gradient: Callable[[], Part] | None = None
-    differentiate: Callable[[Any], Part] | None = None
+    compute: Part
+    compute_gradient: Part | None = None
+    differentiate: Callable[[Tensor], Part] | None = None
 
     @classmethod
     def of(cls, weights: Tensor, gradient: Tensor | None = None) -> "Weights":
         """Describes a tensor, (B, H, Q, K), and its gradient."""
-
-        def known(tensor: Tensor) -> Callable[[], Part]:
-            whole = full(tensor.detach())
-            return lambda: lambda *part: whole[part]
-
-        dtype, outer = (
-            torch.promote_types(weights.dtype, torch.float32),
-            gradient is not None and known(gradient),
-        )
-        return cls(tuple(weights.shape), dtype, weights.device, False, known(weights), outer or None)
+        whole, outer = (None if one is None else full(one.detach()) for one in (weights, gradient))
+        assert whole is not None
+        known = None if outer is None else outer.__getitem__
+        return cls(tuple(whole.shape), whole.dtype, whole.device, False, whole.__getitem__, known)
 
     def with_gradient(self, of_output: Tensor) -> "Weights":
         """Returns the same with the gradient of A, from that of A V."""
         assert self.differentiate is not None
-        return replace(self, prepare_gradient=partial(self.differentiate, of_output))
+        return replace(self, compute_gradient=self.differentiate(of_output))
 
     def tiles(self, rows: slice = ALL) -> Iterator[Tile]:
-        """Computes A, or some of its rows, tile by tile."""
-        gradient = None if self.prepare_gradient is None else _lazy(self.prepare_gradient)
+        """Divides A, or some of its rows."""
         for part in split(self.shape, self.device, rows):
-            yield Tile(*part, self.shape[1], _lazy(self.prepare), gradient)
+            yield Tile(*part, self.shape[1], self.compute, self.compute_gradient)
 
     def add_up(self, part: Callable[[Tile], Tensor | None], rows: slice = ALL) -> Tensor:
         """Adds up what a function makes of each tile for the tokens that are attended to, (b, K)."""
@@ -67,19 +58,14 @@ class Weights:
                 found[tile.images] += more
         return found
 
-    def carry(
-        self,
-        relevance: Tensor,
-        heads: Callable[[Tile], Tensor] = lambda tile: tile.weights,
-        rows: slice = ALL,
-    ) -> Tensor:
-        """Takes the relevance of some rows, (B, Q), through the sum of what a function makes of the heads."""
+    def carry(self, relevance: Tensor, heads: Callable[[Tile], Tensor] = lambda tile: tile.weights) -> Tensor:
+        """Takes the relevance of queries, (B, Q), through the sum of what a function makes of the heads."""
 
         def carried(tile: Tile) -> Tensor | None:
             part = relevance[tile.images][:, tile.rows]
             return None if is_zero(part) else carry(part, heads(tile))
 
-        return self.add_up(carried, rows)
+        return self.add_up(carried)
 
     def matrix(self) -> Tensor:
         """Computes A as a whole."""
@@ -115,9 +101,3 @@ class Weights:
                 part = part / torch.where(size == 0, 1, size)
             found[tile.images, tile.heads] += (part.mT @ weights).mT
         return found
-
-
-def _lazy(prepare: Callable[[], Part]) -> Part:
-    """Prepares when the first part is asked for: some methods need A alone, or its gradient, or neither."""
-    prepared = cache(prepare)
-    return lambda *part: prepared()(*part)

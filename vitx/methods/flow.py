@@ -1,6 +1,7 @@
 """Attention flow."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 
@@ -36,15 +37,12 @@ def _follow(back: Backward, attentions: Sequence[Attention]) -> bool:
     """Returns whether queries and keys of all attentions are the same tokens, in the same order."""
     weights = attentions[0].weights
     tokens = marks((weights.shape[0], weights.shape[2])).to(weights.device, weights.dtype)
-    found = []
+    maps = []
     for one in attentions:
-        found.append([(one.inputs[0], one.to_values(tokens))])
-        size = sum(residual.outputs[0].shape.numel() for residual in one.residuals)
-        even = tokens.new_tensor(tokens.numel() / size)
-        sent = [
-            to_stream(back.tape, end, even.expand(end.outputs[0].shape), one, tokens) for end in one.residuals
-        ]
-        found.append([pair for pairs in sent for pair in pairs])
-    maps = [back.place(one).maps for one in found]
+        sums = [(residual, residual.outputs[0].shape) for residual in one.residuals]
+        even = tokens.new_tensor(tokens.numel() / sum(shape.numel() for _, shape in sums))
+        kept = (to_stream(back.tape, residual, even.expand(shape), one, tokens) for residual, shape in sums)
+        maps.append(back.place([(one.inputs[0], one.to_values(tokens))]).maps)
+        maps.append(back.place(chain.from_iterable(kept)).maps)
     alike = all(one.shape == maps[0].shape and torch.allclose(one, maps[0], rtol=1e-4) for one in maps)
     return alike and len(maps[0]) == weights.shape[0]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitx.functional.fusing import fused
-from vitx.functional.tiles import ALL, Tile, split
+from vitx.functional.tiles import ALL, Cut, Tile, split
 from vitx.tape.call import Call
 
 _SMALL = 2**21  # entries of the A of an image; the fused heads of larger ones would take too much memory
@@ -27,10 +27,11 @@ def run(call: Call) -> Any:
     output = value.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)  # as the kernel does
     call.fused = value.new_empty(batch, queries, keys)
 
-    def compute(images: slice, some: slice, rows: slice) -> Tensor:
-        scores = call.tape.memory.products("weights", query[images, some, rows] * scale, key[images, some].mT)
+    def compute(part: Cut) -> Tensor:
+        right = key[part[:2]].mT
+        scores = call.tape.memory.products("weights", query[part] * scale, right)
         weights = torch.softmax(scores, -1, out=scores)
-        output[images, some, rows] = weights @ value[images, some]
+        output[part] = weights @ value[part[:2]]
         return weights
 
     # Heads are fused one after another either way, so what is found of an image hangs on no other image.

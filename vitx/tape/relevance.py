@@ -87,7 +87,7 @@ class Propagation:
             return self._attended(step, arrived[0])
         if isinstance(step, Sum) and step in self._around:
             self._entered[step] = arrived[0]
-            return into_branches(step, arrived[0]).items()
+            return into_branches(step, arrived[0])
         if isinstance(step, Sum) and step.stream is not None and step in self._skipped:
             return [(step.stream, step.to_term(step.stream, arrived[0]))]
         if step.relevance is None:

@@ -4,7 +4,7 @@ The branch gets all of the relevance. Once A was read, what the rows of the atte
 at the elements of the sum that it arrived from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -16,20 +16,19 @@ from vitx.tape.expanded import over, scaled, summed
 from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
 from vitx.tape.values import Value
-from vitx.tape.walk import marks, through, walk
+from vitx.tape.walk import Sent, marks, through, walk
 
 
-def into_branches(residual: Sum, r: Tensor) -> dict[Value, Tensor]:
+def into_branches(residual: Sum, r: Tensor) -> Sent:
     """Gives all of a sum's relevance to its branches; where these are padding, to the stream."""
     parts = residual.parts()
-    shares = residual.apportion(r, [parts.get(term, 0.0) for term in residual.inputs])
-    pairs = zip(residual.inputs, shares, strict=True)
-    return {term: residual.to_term(term, share) for term, share in pairs if share is not None}
+    shares = [parts.get(term, 0.0) for term in residual.inputs]
+    return zip(residual.inputs, residual.back([r], shares), strict=True)
 
 
 def to_stream(
     tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Tensor
-) -> list[tuple[Value, Tensor]]:
+) -> Iterable[tuple[Value, Tensor]]:
     """Sends the share that each row of an attention keeps, (T, Q), to the stream, older than the attention.
 
     It is a share of the relevance of the residual, which went into its branches.
@@ -37,7 +36,7 @@ def to_stream(
     assert residual.stream is not None
     kept = residual.to_term(residual.stream, _kept(tape, residual, r, attention, shares))
     steps = range(attention.index, residual.index)  # what rearranges the stream
-    return list(walk(tape, {residual.stream: kept}, through, steps=steps).arrived.items())
+    return walk(tape, {residual.stream: kept}, through, steps=steps).arrived.items()
 
 
 def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Tensor) -> Tensor:
@@ -46,7 +45,8 @@ def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Te
     sizes = [1 if dim in alike else size for dim, size in enumerate(r.shape)]
     with torch.enable_grad():
         ones = torch.ones(sizes, dtype=r.dtype, device=r.device, requires_grad=True)
-        starts = into_branches(residual, ones.expand(r.shape))
+        sent = into_branches(residual, ones.expand(r.shape))
+        starts = {term: part for term, part in sent if part is not None}
         steps = range(attention.index + 1, residual.index)
         arrived = walk(tape, starts, through, steps=steps).arrived.get(attention.value)
         if arrived is None:
@@ -62,8 +62,7 @@ def heads_beside(
     """Returns the attentions of a layer that are heads beside one another, of the same queries and keys."""
     if len(layer.attentions) == 1:
         return [attention]
-    shape, asked = attention.weights.shape, attention.inputs[1]
-    own = marked(layer, attention)
+    shape, asked, own = attention.weights.shape, attention.inputs[1], marked(layer, attention)
     found = []
     for other in layer.attentions:
         if other is not attention and other.inputs[1].base == asked.base and asked.kind == "weights":
@@ -84,18 +83,15 @@ def heads_beside(
 
 
 def marked(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
-    """Returns the mean mark of the rows that each token of the sums gets, if all rows have marks."""
+    """Returns what each token of the sums gets, at most 1, if the rows of an attention have marks."""
     weights = attention.weights
     rows = marks((weights.shape[0], weights.shape[2])).to(weights.device, weights.dtype)
     found = []
     for residual in layer.residuals:
-        ones, channels = rows.new_ones(residual.outputs[0].shape), _channels(residual)
-        total, count = (
-            summed(_kept(tape, residual, ones, attention, shares), channels).flatten()
-            for shares in (rows, torch.ones_like(rows))
-        )
-        found.append(over(total, count))
-    return torch.cat(found)
+        ones = rows.new_ones(residual.outputs[0].shape)
+        found.append(summed(_kept(tape, residual, ones, attention, rows), _channels(residual)).flatten())
+    whole = torch.cat(found)
+    return over(whole, whole.amax())
 
 
 def _channels(residual: Sum) -> list[int]:

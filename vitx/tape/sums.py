@@ -41,9 +41,9 @@ class Sum(Step):
             self.branches = [term for term in self.inputs if term is not self.stream and term.open - passed]
             self.closes = self.closes.union(*(term.open - passed for term in self.branches))
 
-    def back(self, arrived: list[Tensor]) -> list[Tensor | None]:
+    def back(self, arrived: list[Tensor], shares: Sequence[float] | None = None) -> list[Tensor | None]:
         """Takes relevance to the terms."""
-        pairs = zip(self.inputs, self.apportion(arrived[0], self.shares()), strict=True)
+        pairs = zip(self.inputs, self.apportion(arrived[0], shares or self.shares()), strict=True)
         return [None if part is None else self.to_term(term, part) for term, part in pairs]
 
     def shares(self) -> list[float]:

@@ -65,7 +65,7 @@ def normalized(call: Call, before: Attention) -> Value:
     """Follows exponentials times values, over the sum of the exponentials: a softmax times the values."""
     whole = before.weights.matrix()
     whole = whole / whole.sum(-1, keepdim=True)
-    weights = replace(before.weights, sums_to_1=True, prepare=lambda: lambda *part: whole[part])
+    weights = replace(before.weights, sums_to_1=True, compute=whole.__getitem__)
     call.tape.attentions.remove(before)
     found = attention(call, weights, before.layout, before.inputs[1], before.operand)
     found.open = found.open - {before}
