@@ -98,18 +98,16 @@ def largest_flows(layers: Sequence[Floats], readout: Floats, sinks: Sequence[int
     """
     from scipy.sparse.csgraph import maximum_flow
 
+    if not all(np.isfinite(part).all() for part in (*layers, readout)):
+        yield from (np.nan for _ in sinks)
+        return
     # A row sums to 1, so it passes on no more; and no edge carries more than the source gives in all, which
     # must fit into an int32.
     given = np.minimum(readout, 1)
     total = given.sum()
-    finite = all(np.isfinite(part).all() for part in (*layers, readout))
-    if not finite or not total:
-        yield from (0.0 if finite else np.nan for _ in sinks)
-        return
-    unit = total / _UNITS
-    supply, first, *others = (
-        np.rint(np.minimum(part, total) / unit).astype(np.int32) for part in (given, *layers)
-    )
+    unit = (total or 1) / _UNITS
+    parts = (np.minimum(part, total) for part in (given, *layers))
+    supply, first, *others = (np.rint(part / unit).astype(np.int32) for part in parts)
     tokens, source = len(supply), len(supply) * len(layers)
     bounds = np.minimum(supply.sum(dtype=np.int64), first.sum(0, dtype=np.int64))
     graph_of = cache(partial(_graph, others, supply))

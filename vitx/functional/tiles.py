@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,18 +54,16 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self._rooms: dict[str, Tensor] = {}
+        self._rooms: dict[tuple[Any, ...], Tensor] = {}
         self._block = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._filled = 0
 
     def take(self, use: str, shape: Sequence[int], like: Tensor) -> Tensor:
         """Returns an uninitialised tensor, valid until the next one is taken for the same use."""
-        size = math.prod(shape)
-        room = self._rooms.get(use)
-        fits = room is not None and room.numel() >= size and not room.is_inference()
-        if room is None or not fits or (room.dtype, room.device) != (like.dtype, like.device):
-            room = self._rooms[use] = like.new_empty(size)
-        return room[:size].view(*shape)
+        size, key = math.prod(shape), (use, like.dtype, like.device, torch.is_inference_mode_enabled())
+        if key not in self._rooms or self._rooms[key].numel() < size:
+            self._rooms[key] = like.new_empty(size)
+        return self._rooms[key][:size].view(*shape)
 
     def products(self, use: str, left: Tensor, right: Tensor) -> Tensor:
         """Multiplies (b, g, n, m) and (b, g, m, k) for each image and head, into such room."""
@@ -95,15 +94,14 @@ def split(shape: tuple[int, ...], device: torch.device, rows: slice = ALL) -> It
     copied before a product. So what is found of an image does not depend on those beside it.
     """
     images, heads, queries, keys = shape
-    on_cpu = device.type == "cpu"
     room = _room(device)
     first, last, _ = rows.indices(queries)
     count = min(last - first, max(_FEWEST_ROWS, room // keys))
     some = min(images, max(1, room // (count * keys)))
-    group = 1 if on_cpu else min(heads, max(1, room // (some * count * keys)))
-    parts = _parts(0, images, some), _parts(first, last, count), _parts(0, heads, group)
-    for image, row, head in product(*parts):
-        yield image, head, row
+    group = 1 if device.type == "cpu" else min(heads, max(1, room // (some * count * keys)))
+    for image, row in product(_parts(0, images, some), _parts(first, last, count)):
+        for head in _parts(0, heads, group):
+            yield image, head, row
 
 
 def _parts(start: int, stop: int, size: int) -> list[slice]:

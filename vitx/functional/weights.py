@@ -34,9 +34,9 @@ class Weights:
     @classmethod
     def of(cls, weights: Tensor, gradient: Tensor | None = None) -> "Weights":
         """Describes a tensor, (B, H, Q, K), and its gradient."""
-        whole, outer = (None if one is None else full(one.detach()) for one in (weights, gradient))
-        assert whole is not None
-        known = None if outer is None else outer.__getitem__
+        whole, known = full(weights.detach()), None
+        if gradient is not None:
+            known = full(gradient.detach()).__getitem__
         return cls(tuple(whole.shape), whole.dtype, whole.device, False, whole.__getitem__, known)
 
     def with_gradient(self, of_output: Tensor) -> "Weights":

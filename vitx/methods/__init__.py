@@ -1,7 +1,7 @@
 """The methods by name, one module for each family; docs/adding_a_method.md says how to add one."""
 
 # The order is that of `vitx.methods()`.
-from vitx.methods import rollout, evidence, gae, attention, legrad, flow  # noqa: F401, I001
+from vitx.methods import rollout, evidence, gae, attention, flow  # noqa: F401, I001
 from vitx.methods.registry import DEFAULT as DEFAULT
 from vitx.methods.registry import NETWORKS as NETWORKS
 from vitx.methods.registry import Method as Method

@@ -20,10 +20,7 @@ class Rollouts(Rule):
         self.head_fusion, self.discard_ratio, self.start_layer = head_fusion, discard_ratio, start_layer
         self.reads_gradient, self.whole = reads_gradient, discard_ratio > 0
         self.of_heads = reads_gradient or self.whole or head_fusion != "mean"
-
-    def keeps_half(self, weights: Weights) -> bool:
-        """Returns whether the rows of the fused A sum to 1."""
-        return not self.of_heads and weights.sums_to_1
+        self.halves = not self.of_heads
 
     def layer(self, relevance: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         """An attention inside a residual."""

@@ -1,5 +1,6 @@
 """What a method may ask of a tape: the ways back from the output, and the tiles of its attentions."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
@@ -19,7 +20,7 @@ from vitx.tape.output import Score
 from vitx.tape.relevance import Propagation, Rule
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Kept
-from vitx.tape.values import Step, Value
+from vitx.tape.values import Value
 from vitx.tape.walk import Walk, gradients
 
 LAID_OUT = ("view", "_unsafe_view", "_reshape_alias", "clone", "alias", "detach", "_to_copy")
@@ -157,10 +158,9 @@ class Backward:
     def contributions(self, start_layer: int = 0) -> list[tuple[Value, Tensor]]:
         """Finds what each residual from a layer on adds to the score, x * dS/dx, to be given to `place`."""
         passed = self._gradients.passed
+        counted = [s for s in self._streams if s[0] in passed and (s[2] > start_layer or not self.layers)]
         return [
-            (value, output.tensor.to(passed[value].dtype) * passed[value])
-            for value, output, layers in self._streams
-            if (layers > start_layer or not self.layers) and value in passed
+            (value, output.tensor.to(passed[value].dtype) * passed[value]) for value, output, _ in counted
         ]
 
     def accounted(self) -> Tensor:
@@ -184,28 +184,22 @@ class Backward:
 
     @cached_property
     def _streams(self) -> list[tuple[Value, Kept, int]]:
-        """What each residual put out, and the number of layers up to it: at least 1 behind any attention.
+        """What each residual put out, and the number of layers up to it.
 
         A constant that was added to it, as a bias, belongs to it if nothing else was done with it before.
         """
-        uses: dict[Value, list[Step]] = {}
-        for step in self.tape.steps:
-            for source in dict.fromkeys(step.sources):
-                uses.setdefault(source, []).append(step)
-        # One over channels counts, which is in no layer.
-        attended = next(step.index for step in self.tape.steps if isinstance(step, Attention))
+        pairs = [(source, step) for step in self.tape.steps for source in dict.fromkeys(step.sources)]
+        uses, use = Counter(source for source, _ in pairs), dict(pairs)
         found = []
         for stream, (output, layers) in self.tape.streams.items():
             value = last = stream
-            while len(uses.get(value, ())) == 1:
-                (step,) = uses[value]
+            while uses[value] == 1:
                 if value in self.tape.shifted:
                     last, output = self.tape.shifted[value]
-                elif step.name not in LAID_OUT:
+                elif use[value].name not in LAID_OUT:
                     break
-                value = step.outputs[0]
-            assert stream.made_by is not None
-            found.append((last, output, layers or int(stream.made_by.index > attended)))
+                value = use[value].outputs[0]
+            found.append((last, output, layers))
         return found
 
     @cached_property

@@ -25,6 +25,7 @@ class Rule:
     Attributes:
         start_layer: the first layer that counts; below, all relevance keeps its place.
         reads_gradient: whether it reads the gradient of A.
+        halves: whether a token keeps half of its relevance by the residual wherever rows of A sum to 1.
         of_heads: whether the map changes with which dimension holds the heads.
         grows: whether a layer hands on more than it got, as GAE's does.
         whole: whether a layer counts as a whole, all rows of its A together.
@@ -32,13 +33,10 @@ class Rule:
 
     start_layer: int = 0
     reads_gradient: bool = False
+    halves: bool = False
     of_heads: bool = False
     grows: bool = False
     whole: bool = False
-
-    def keeps_half(self, weights: Weights) -> bool:
-        """Returns whether a token keeps half of its relevance by the residual, whatever A is."""
-        return False
 
     def layer(self, relevance: Tensor, weights: Weights) -> tuple[Tensor | None, Tensor]:
         """Takes the relevance of queries, (T, Q), through an attention inside a residual.
@@ -73,7 +71,7 @@ class Propagation:
         self._marked = cache(partial(marked, tape))  # all heads of a layer ask for those of all
         for layer in tape.layers[rule.start_layer :] if rule else []:
             self._skipped -= layer.residuals
-            if not all(self._rule.keeps_half(attention.weights) for attention in layer.attentions):
+            if not (self._rule.halves and all(one.weights.sums_to_1 for one in layer.attentions)):
                 self._layer |= dict.fromkeys(layer.attentions, layer)
         self._around = frozenset().union(*(layer.residuals for layer in self._layer.values()))
 

@@ -28,8 +28,8 @@ class Tape:
     images: list[Value] = field(default_factory=list)  # what the pass began with; ways back end at the first
     constants: list[Value] = field(default_factory=list)  # what the model brings, as class tokens and biases
     attentions: list[Attention] = field(default_factory=list)  # the steps that are some, in their order
-    # Where `accounts`: what each residual put out, with the number of layers before it; and of a value to
-    # which a constant was added, what came out.
+    # Where `accounts`: what each residual put out, with the number of layers up to it (behind any
+    # attention, at least 1); and of a value to which a constant was added, what came out.
     streams: dict[Value, tuple[Kept, int]] = field(default_factory=dict)
     shifted: dict[Value, tuple[Value, Kept]] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory)

@@ -45,17 +45,19 @@ def walk(
     steps: range | None = None,
 ) -> Walk:
     """Takes what begins at some values back along the steps: `send` says what a step sends where."""
-    found = Walk(dict(starts))
+    found, watched = Walk(dict(starts)), frozenset(watched)
     arrived = found.arrived
     for index in reversed(range(len(tape.steps)) if steps is None else steps):
         step = tape.steps[index]
-        some = {v: arrived.pop(v) for v in step.outputs if v in arrived}
+        some = {value: arrived.pop(value) for value in step.outputs if value in arrived}
         if not some:
             continue
-        found.passed |= {value: part for value, part in some.items() if value in watched}
-        like = next(iter(some.values()))
-        given = [some[v] if v in some else like.new_zeros(()).expand(v.shape) for v in step.outputs]
-        for value, part in send(step, given):
+        for value in watched.intersection(some):
+            found.passed[value] = some[value]
+        if len(some) < len(step.outputs):
+            zero = next(iter(some.values())).new_zeros(())
+            some = {value: some.get(value, zero.expand(value.shape)) for value in step.outputs}
+        for value, part in send(step, list(some.values())):
             if part is not None:
                 arrived[value] = added(arrived[value], part) if value in arrived else part
     return found

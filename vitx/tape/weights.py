@@ -89,24 +89,21 @@ def joined(parts: Sequence[Weights]) -> Weights:
     """Puts the heads of attentions with rows and columns of the same shape one behind the other."""
     owners = [(number, head) for number, part in enumerate(parts) for head in range(part.shape[1])]
 
-    def by_head(computes: Sequence[Part | None]) -> Part | None:
-        known = [one for one in computes if one is not None]
-
+    def by_head(computes: Sequence[Part]) -> Part:
         def compute(part: Cut) -> Tensor:
             images, heads, rows = part
             owned = owners[heads]
-            each = (known[number]((images, slice(head, head + 1), rows)) for number, head in owned)
+            each = (computes[number]((images, slice(head, head + 1), rows)) for number, head in owned)
             # All attentions use the same memory.
             return next(each) if len(owned) == 1 else torch.cat([one.clone() for one in each], 1)
 
-        return compute if known else None
+        return compute
 
-    compute = by_head([part.compute for part in parts])
-    assert compute is not None
+    gradients = [part.compute_gradient for part in parts if part.compute_gradient is not None]
     return replace(
         parts[0],
         shape=(parts[0].shape[0], len(owners), *parts[0].shape[2:]),
         sums_to_1=all(part.sums_to_1 for part in parts),
-        compute=compute,
-        compute_gradient=by_head([part.compute_gradient for part in parts]),
+        compute=by_head([part.compute for part in parts]),
+        compute_gradient=by_head(gradients) if gradients else None,
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vitx.tape import axes as ax
+from vitx.tape.attention import Attention
 from vitx.tape.call import Call, rule
 from vitx.tape.expanded import fitted, scaled
 from vitx.tape.rules.products import product
@@ -176,7 +177,9 @@ def _close(call: Call, found: Value, step: Sum, stream: Value, live: Sequence[Va
     for attention in step.closes:
         attention.residuals.add(step)
     if tape.accounts:
-        tape.streams[found] = tape.keeper.keep(call.out), len(tape.layers)
+        # One over channels counts, which is in no layer.
+        before = len(tape.layers) or any(isinstance(one, Attention) for one in tape.steps)
+        tape.streams[found] = tape.keeper.keep(call.out), int(before)
 
 
 def _constant(constant: Any, factor: Any, out: Tensor) -> Tensor:
