@@ -107,14 +107,15 @@ def largest_flows(layers: Sequence[Floats], readout: Floats, sinks: Sequence[int
     total = given.sum()
     unit = (total or 1) / _UNITS
     parts = (np.minimum(part, total) for part in (given, *layers))
-    supply, first, *others = (np.rint(part / unit).astype(np.int32) for part in parts)
+    supply, *units = (np.rint(part / unit).astype(np.int32) for part in parts)
     tokens, source = len(supply), len(supply) * len(layers)
-    bounds = np.minimum(supply.sum(dtype=np.int64), first.sum(0, dtype=np.int64))
-    graph_of = cache(partial(_graph, others, supply))
+    passed = np.minimum(supply, units[-1].sum(1, dtype=np.int64)).sum(dtype=np.int64)
+    bounds = np.minimum(passed, units[0].sum(0, dtype=np.int64))
+    graph_of = cache(partial(_graph, units[1:], supply))
     for sink in sinks:
         for kept in (*(count for count in _KEPT if count < tokens), tokens):
             graph = graph_of(kept)
-            graph.data[:tokens] = first[:, sink]
+            graph.data[:tokens] = units[0][:, sink]
             flow = maximum_flow(graph, source, source + 1).flow_value
             if flow == bounds[sink]:
                 break
@@ -122,10 +123,10 @@ def largest_flows(layers: Sequence[Floats], readout: Floats, sinks: Sequence[int
 
 
 def _graph(layers: Sequence[Units], supply: Units, kept: int) -> Any:
-    """Builds the graph between source and sink, with the `kept` * N largest edges of all but the first layer.
+    """Builds the graph between source and sink, with the `kept` largest edges of each row, on average.
 
     Its nodes are the tokens above the first layer, then those above the next, the source and the sink. The
-    first N edges are those into the sink, for a capacity that is still to be given.
+    first N edges are those through the first layer into the sink, whose capacities are still to be given.
     """
     from scipy.sparse import bmat, csr_array
 
@@ -133,10 +134,10 @@ def _graph(layers: Sequence[Units], supply: Units, kept: int) -> Any:
     blocks: list[list[Any]] = [[None] * nodes for _ in range(nodes)]
     blocks[0][-1] = csr_array(np.ones((tokens, 1), np.int32))
     for number, layer in enumerate(layers, 1):
-        if number == len(layers):
-            layer = layer * (supply > 0)[:, None]  # the others get nothing from the source
-        least = np.partition(layer, -kept * tokens, axis=None)[-kept * tokens]
-        blocks[number][number - 1] = csr_array(layer * (layer >= least))
+        rows = supply > 0 if number == len(layers) else supply >= 0  # the others get nothing from the source
+        count = min(kept * tokens // max(rows.sum(), 1), tokens)
+        least = np.partition(layer, -count, axis=1)[:, -count, None]
+        blocks[number][number - 1] = csr_array(layer * (rows[:, None] & (layer >= least)))
     blocks[-2][-3], blocks[-1][-2] = csr_array(supply[None]), csr_array((1, 1), dtype=np.int32)
     return csr_array(bmat(blocks))
 

@@ -4,7 +4,7 @@ Only readout^T R of the product R of all layers is needed, so the chain is a row
 after another, last layer first, and each matrix is used tile by tile.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -123,34 +123,24 @@ def through_layer(
     if head_fusion == "mean" and weights.sums_to_1 and weights.compute_gradient is None and not discard_ratio:
         share = relevance / (1 + identity)
         return weights.carry(share / weights.shape[1]), share * identity
+    tiles = weights.tiles()
+    if not discard_ratio:
+        tiles = (tile for tile in tiles if not is_zero(relevance[tile.images][:, tile.rows]))
     values, stays = relevance.new_zeros(len(relevance), weights.shape[3]), torch.zeros_like(relevance)
-    for images, rows, matrix in _matrices(relevance, weights, head_fusion, discard_ratio):
+    whole: Tensor | None = None  # the matrix of some images, which waits for its other rows
+    for images, rows, matrix in fused(tiles, head_fusion):
+        # Heads may have been mixed with any sign.
+        matrix = matrix.abs_() if weights.compute_gradient is None else matrix.relu_()
+        if discard_ratio:
+            whole = matrix.new_empty(len(matrix), *weights.shape[2:]) if whole is None else whole
+            whole[:, rows] = matrix
+            if rows.stop < weights.shape[2]:
+                continue
+            rows, matrix, whole = ALL, discard(whole, discard_ratio), None
         share = relevance[images][:, rows] / (matrix.sum(-1) + identity)
         stays[images][:, rows] = share * identity
         values[images] += carry(share, matrix[:, None])
     return values, stays
-
-
-def _matrices(
-    relevance: Tensor, weights: Weights, head_fusion: str, discard_ratio: float
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yields discard(fuse(A)), or discard(relu(fuse(A * G))), of some images and rows that have relevance."""
-    tiles = weights.tiles()
-    if not discard_ratio:
-        tiles = (tile for tile in tiles if not is_zero(relevance[tile.images][:, tile.rows]))
-    whole: Tensor | None = None  # that of some images, which waits for its other rows
-    for images, rows, matrix in fused(tiles, head_fusion):
-        # Heads may have been mixed with any sign.
-        matrix = matrix.abs_() if weights.compute_gradient is None else matrix.relu_()
-        if not discard_ratio:
-            yield images, rows, matrix
-            continue
-        if whole is None:
-            whole = matrix.new_empty(len(matrix), *weights.shape[2:])
-        whole[:, rows] = matrix
-        if rows.stop == weights.shape[2]:  # the last rows come last
-            yield images, ALL, discard(whole, discard_ratio)
-            whole = None
 
 
 def discard(matrix: Tensor, ratio: float) -> Tensor:

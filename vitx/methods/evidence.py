@@ -31,7 +31,9 @@ def evidence(back: Backward, *, start_layer: int = 0) -> Attribution:
     taken = [_taken(back, one, read) for one, read in zip(attentions, rows, strict=True) if read]
     accounts = [back.place(found).maps for found in (taken, back.contributions(start_layer)) if found]
     grid = [lcm(*counts) for counts in zip(*(maps.shape[1:] for maps in accounts), strict=True)]
-    signed = torch.stack([divided(_shares(maps), grid) for maps in accounts]).sum(0)
+    sizes = [maps.abs().sum(tuple(range(1, maps.ndim)), keepdim=True) for maps in accounts]
+    shares = [over(maps, size) for maps, size in zip(accounts, sizes, strict=True)]
+    signed = torch.stack([divided(share, grid) for share in shares]).sum(0)
     return Attribution(ranked(signed), back.accounted().expand(len(signed)), signed)
 
 
@@ -44,11 +46,6 @@ def _taken(back: Backward, attention: Attention, read: list[int]) -> tuple[Value
         return (product if len(rows) == product.shape[2] else product[:, :, rows]).sum((1, 2))
 
     return back.add_up(attention, taken, gradient=True, rows=slice(read[0], read[-1] + 1))
-
-
-def _shares(maps: Tensor) -> Tensor:
-    size = maps.abs().sum(tuple(range(1, maps.ndim)), keepdim=True)
-    return over(maps, size)
 
 
 def ranked(signed: Tensor) -> Tensor:
