@@ -1,7 +1,7 @@
 """One ATen call: its operator, its arguments by name, the values among them, and its transpose."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -62,7 +62,7 @@ class Call:
     args: Sequence[Any]
     kwargs: Mapping[str, Any]  # but those that it only writes into
     live: Sequence[tuple[Tensor, Value]]  # each live tensor among the arguments, in their order
-    outs: Sequence[Tensor] = ()  # what it put out, or wrote into
+    outs: list[Tensor] = field(default_factory=list)  # what it put out, or wrote into
     factors: Factors = None  # what the output is the product of, if a rule says so
     fused: Tensor | None = None  # A with its heads fused, if it was kept as the call ran
 

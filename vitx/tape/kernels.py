@@ -14,6 +14,7 @@ from vitx.functional.fusing import fused
 from vitx.functional.tiles import ALL, Cut, Tile, split
 from vitx.tape.call import Call
 
+FUSED = "_scaled_dot_product_flash_attention_for_cpu"
 _SMALL = 2**21  # entries of the A of an image; the fused heads of larger ones would take too much memory
 
 
@@ -46,8 +47,6 @@ def run(call: Call) -> Any:
 
 def _is_small(call: Call) -> bool:
     """Returns whether A is small and plain; half precision would round it otherwise than the kernel."""
-    if call.name != "_scaled_dot_product_flash_attention_for_cpu":
-        return False
     query, key, value = call["query"], call["key"], call["value"]
     of_values, masked = call.value(value), call["is_causal"] or call["attn_mask"] is not None
     if of_values is None or masked or call["dropout_p"]:

@@ -125,14 +125,15 @@ class Recorder(TorchDispatchMode):
         into = tensors_in(args[:1] if operator.in_place else [kwargs.get(name) for name in operator.written])
         if into:
             self._prepare_to_write(call, into)
-        out = func(*args, **kwargs) if into else kernels.run(call)
+        out = kernels.run(call) if operator.name == kernels.FUSED else func(*args, **kwargs)
         if operator.name in SQUASHING and call.live[0][0].ndim <= 2:
             self.squashed = call.live[0]
-        made = into or tensors_in(out)
+        made, call.outs = into or tensors_in(out), []
         for tensor in made:
+            if _holds(call, tensor):
+                call.outs.append(tensor)
             if not tensor.is_floating_point():
                 self._tensors.of(tensor).source = live[0][1]
-        call.outs = [tensor for tensor in made if _holds(call, tensor)]
         for tensor, value in zip(call.outs, rule_of(call)(call) if call.outs else (), strict=False):
             if into:
                 versions.write(tensor, value)
