@@ -110,3 +110,32 @@ def test_a_picture_that_is_written_into_zeros_is_padded(write, method):
     both = write, lambda x: F.pad(x, [1] * 4)
     found, wanted = (explain(Padded(pad).eval(), images, method, target=1).maps for pad in both)
     torch.testing.assert_close(found, wanted)
+
+
+def by_heads(scores):
+    weights = torch.empty_like(scores)
+    for head in range(scores.shape[1]):
+        weights[:, head] = scores[:, head].softmax(-1)
+    return weights
+
+
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "evidence"])
+def test_a_softmax_may_be_written_head_by_head(method):
+    class Net(nn.Module):
+        def __init__(self, softmax):
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.head = nn.Conv2d(3, 24, 4, 4), nn.Linear(24, 5)
+            self.qkv, self.softmax = nn.ModuleList(nn.Linear(24, 72) for _ in range(2)), softmax
+
+        def forward(self, x):
+            x = self.embed(x).flatten(2).mT
+            for qkv in self.qkv:
+                q, k, v = qkv(x).unflatten(2, (3, 3, 8)).permute(2, 0, 3, 1, 4).unbind(0)
+                x = x + (self.softmax(q @ k.mT) @ v).transpose(1, 2).flatten(2)
+            return self.head(x.mean(1))
+
+    images = torch.randn(2, 3, 16, 16)
+    both = by_heads, lambda scores: scores.softmax(-1)
+    found, wanted = (explain(Net(softmax).eval(), images, method, target=1).maps for softmax in both)
+    torch.testing.assert_close(found, wanted)
