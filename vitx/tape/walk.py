@@ -85,9 +85,8 @@ def gradients(
         pairs = zip(step.sources, step.gradient(arrived), strict=False)
         return [(value, part) for value, part in pairs if value not in starts]
 
-    device = next(iter(starts.values())).device
     first = min((value.made_by.index for value in watched if value.made_by is not None), default=0)
-    with torch.no_grad(), without_autocast(device):
+    with torch.no_grad(), without_autocast(next(iter(starts.values())).device):
         return walk(tape, starts, send, watched=watched, steps=range(0 if whole else first, len(tape.steps)))
 
 

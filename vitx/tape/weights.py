@@ -62,11 +62,9 @@ def dot_product(
         if added is not None:
             shown = added[part]
             scores.masked_fill_(~shown, -torch.inf) if shown.dtype == torch.bool else scores.add_(shown)
-        return (
-            torch.softmax(scores, -1, out=scores)
-            if sums is None
-            else scores.sub_(sums[part][..., None]).exp_()
-        )
+        if sums is None:
+            return torch.softmax(scores, -1, out=scores)
+        return scores.sub_(sums[part][..., None]).exp_()
 
     return _described(tape, shape, value, True, compute)
 
