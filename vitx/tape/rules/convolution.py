@@ -1,7 +1,6 @@
-"""Convolutions, and linear layers of whole numbers."""
+"""Convolutions: evenly to channels and the real pixels under a window."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,30 +76,9 @@ def convolved(call: Call) -> list[Value]:
         relevance,
         gradient,
         sources=[value, *own],
-        axes=lambda of: ax.channels_at(ax.resized(of[0], out), out, 1),
+        axes=lambda of: (of[0][0], ax.dimension(out[1], True), *ax.resized(of[0][2:], out[2:])),
     )
     if set(size) == {1} and value.kind in ("scores", "weights") and value.dim != 1:  # heads are mixed
         found.kind, found.rounded = value.kind, True
         found.dim = value.dim
     return [found]
-
-
-@rule("quantized::linear_dynamic", "quantized::linear_dynamic_fp16", "quantized::linear_relu_dynamic")
-def quantized(call: Call) -> list[Value]:
-    """Follows a linear layer whose weights are whole numbers."""
-    tensor, tape = call["X"], call.tape
-    shape, out = tensor.shape, tuple(call.out.shape)
-    half = "fp16" in call.name
-    unpack: Any = torch.ops.quantized.linear_unpack_fp16 if half else torch.ops.quantized.linear_unpack
-    weight = unpack(call["W_prepack"])[0] if call.linearised else torch.empty(0)
-    weight = weight.dequantize() if weight.is_quantized else weight.float()
-    own = [tape.constant(call.out - tensor @ weight.mT)] if tape.accounts else []  # its bias, and rounding
-    return [
-        call.make(
-            call.values,
-            lambda r: [scaled(summed(r[0], [-1], keepdim=True), 1 / shape[-1]).expand(shape)],
-            lambda g: [g[0] @ weight.to(g[0].dtype), *([g[0]] if own else [])],
-            sources=[*call.values, *own],
-            axes=lambda of: ax.channels_at(of[0], out, -1),
-        )
-    ]
