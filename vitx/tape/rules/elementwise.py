@@ -21,6 +21,11 @@ frac sign sgn fmod remainder hypot atan2""".split()  # noqa: SIM905
 SIZES = ("rsqrt", "reciprocal")
 SAME_KIND = ("clamp", "clamp_min", "clamp_max", "nan_to_num", "abs")
 
+Around0 = tuple[float | None, float | None]  # value and slope of a function at 0, if it has some
+_KNOWN: dict[
+    tuple[str, int, str] | None, Around0
+] = {}  # of those of one tensor, with all else they are given
+
 
 @rule(*GATED)
 def gated(call: Call, *, size: bool = False) -> list[Value]:
@@ -77,18 +82,24 @@ def _linearised(call: Call, tensor: Tensor, value: Value, size: bool) -> tuple[l
     return [value, *own], gradient
 
 
-def _around_0(call: Call, tensor: Tensor) -> tuple[float | None, float | None]:
+def _around_0(call: Call, tensor: Tensor) -> Around0:
     """Returns value and slope of a function at 0; None where it has none."""
-    alone = not any(isinstance(a, Tensor) for a in (*call.args, *call.kwargs.values()) if a is not tensor)
+    given = [None if one is tensor else one for one in (*call.args, *call.kwargs.items())]
+    alone = not any(isinstance(one, Tensor) for one in (*given, *call.kwargs.values()))
+    known = (call.name, tensor.ndim, str(given)) if alone else None
+    if known in _KNOWN:
+        return _KNOWN[known]
     device = "cpu" if alone else tensor.device  # a GPU would have to be waited for
     point = torch.zeros((1,) * tensor.ndim, dtype=torch.float64, device=device)
     transpose = Transpose(call, [tensor], [point])
     values = transpose.at_0([point])
     (slope,) = transpose([torch.ones_like(values)])
-    same = bool((values == values.amax()).all())
+    at_0 = values.amax().item() if bool((values == values.amax()).all()) else math.nan
     of_slope = 0.0 if slope is None else slope.sum().item() / values.numel()
-    ends = values.amax().item() if same else math.nan, of_slope
-    return tuple(end if math.isfinite(end) else None for end in ends)  # type: ignore[return-value]
+    found = at_0 if math.isfinite(at_0) else None, of_slope if math.isfinite(of_slope) else None
+    if known is not None:
+        _KNOWN[known] = found
+    return found
 
 
 @rule("glu")

@@ -27,7 +27,7 @@ def carried(call: Call, found: Value, value: Value, number: int = 0) -> Value:
         found.base, found.sum, found.via, found.mass = value.base, value.sum, value.via, value.mass
         found.place = value.place
     else:
-        operation = call.name, number, *map(str, call.args[1:]), str(call.kwargs)
+        operation = call.name, number, str(call.args[1:]), str(call.kwargs)
         found.base = call.tape.same(found, "base", value.base, found.shape, *operation)
         found.place = call.tape.same(found, "place", value.place, *operation)
         if value.mass is not None:
