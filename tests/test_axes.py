@@ -80,15 +80,6 @@ def test_sizes_of_1_hold_nothing():
     assert ax.dimension(1, True) == ()
 
 
-@pytest.mark.parametrize("dim", [0, 1, 2, -1])
-def test_weights_put_out_channels(dim):
-    shape = [BATCH, TOKENS, CHANNELS]
-    shape[dim] = 7
-    found = ax.channels_at(ax.tokens((BATCH, TOKENS, CHANNELS)), shape, dim)
-    assert found[dim] == (Factor(7, True),)
-    assert all(not along(found, other) for other in range(3) if other != dim % 3)
-
-
 def test_resized():
     """Half of the tokens, two thirds of the channels; a dimension of the same size keeps its factors."""
     found = ax.resized(INSIDE, (BATCH, 4, 8))

@@ -1,6 +1,5 @@
 """An attention of the pass, and the layers that residuals make of attentions."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from vitx.functional.weights import Weights
-from vitx.tape.contraction import Layout, Operand
+from vitx.tape.contraction import Layout
 from vitx.tape.expanded import scaled, summed
 from vitx.tape.values import Step, Value
 
@@ -27,16 +26,13 @@ class Attention(Step):
         inputs: the values, and what asked: the weights, or the queries of a fused kernel.
         weights: A.
         layout: how it lies in the tensors of the model.
-        operand: the values, as the model has them.
         residuals: the residuals around it.
         origin: the number of the last residual, or of the image, that its values were made from.
     """
 
-    def __init__(self, *step: Any, weights: Weights, layout: Layout, operand: Operand, origin: int) -> None:
-        """Describes an attention."""
+    def __init__(self, *step: Any, weights: Weights, layout: Layout, origin: int) -> None:
         super().__init__(*step)
-        self.weights, self.layout, self.operand = weights, layout, operand
-        self.origin = origin
+        self.weights, self.layout, self.origin = weights, layout, origin
         self.residuals: set[Sum] = set()
 
     @property
@@ -47,28 +43,26 @@ class Attention(Step):
     @property
     def rows_of_heads(self) -> int:
         """How many rows A has in all, which counts its heads where it has some of a layer's tokens alone."""
-        return self.weights.shape[0] * self.layout.heads * self.weights.shape[2]
+        return self.weights.shape[0] * self.layout.count("H") * self.weights.shape[2]
 
     def arrived(self, r: Tensor) -> Tensor:
         """Brings relevance or a gradient of what it put out to (T, H, Q, d)."""
-        return self.layout.outputs(r)
+        return self.layout.grouped(r, "THQD")
 
     def shared(self, r: Tensor) -> Tensor:
         """Takes relevance of what it put out through rows that sum to 1, to the values."""
         r = self.arrived(r)
-        if self.weights.shape[1] < self.layout.heads:  # they were fused
+        if self.weights.shape[1] < r.shape[1]:  # its heads were fused
             tokens = summed(r, [1, 3])
             return self.to_values(self.weights.shared(tokens[:, None, :, None])[:, 0, :, 0])
-        alike = r.stride(-1) == 0
-        found = self.weights.shared(r[..., :1] if alike else r)
-        return self.layout.of_values(found.expand(*found.shape[:3], r.shape[3]), self.operand)
+        found = self.weights.shared(r[..., :1] if r.stride(-1) == 0 else r)
+        return self.layout.to_values(found.expand(*found.shape[:3], r.shape[3]))
 
     def to_values(self, found: Tensor) -> Tensor:
-        """Brings (T, H, K, d), or (T, K) to be shared out evenly, to the values as the model has them."""
-        if found.ndim == 2:
-            heads, channels = self.layout.heads, math.prod(self.layout.sizes[d] for d in self.layout.channels)
-            found = scaled(found[:, None, :, None].expand(-1, heads, -1, channels), 1 / (heads * channels))
-        return self.layout.of_values(found, self.operand)
+        """Shares what the keys have, (T, K), out evenly among their values, in the shape of the model."""
+        heads, channels = self.layout.count("H"), self.layout.count("D")
+        found = scaled(found[:, None, :, None].expand(-1, heads, -1, channels), 1 / (heads * channels))
+        return self.layout.to_values(found)
 
 
 @dataclass(eq=False)
@@ -90,12 +84,11 @@ def layers_of(attentions: Sequence[Attention]) -> list[Layer]:
     """Groups the attentions that have a residual in common; those without any are in no layer."""
     groups: list[tuple[list[Attention], set[Sum]]] = []
     for attention in attentions:
-        if not attention.residuals:
-            continue
-        members, around = [attention], set(attention.residuals)
-        for group in [group for group in groups if group[1] & around]:
-            groups.remove(group)
-            members, around = group[0] + members, group[1] | around
-        groups.append((members, around))
+        if attention.residuals:
+            members, around = [attention], set(attention.residuals)
+            for group in [group for group in groups if group[1] & around]:
+                groups.remove(group)
+                members, around = group[0] + members, group[1] | around
+            groups.append((members, around))
     groups.sort(key=lambda group: group[0][0].value.number)
     return [Layer(n, members, frozenset(around)) for n, (members, around) in enumerate(groups)]

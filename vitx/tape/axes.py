@@ -6,22 +6,17 @@ one first, as a reshape may merge heads with images or windows. Nothing is compu
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
 class Factor(NamedTuple):
-    """A part of a dimension.
+    """A part of a dimension."""
 
-    Attributes:
-        size: at least 2.
-        channels: whether it counts channels, or copies, of the same token.
-    """
-
-    size: int
-    channels: bool
+    size: int  # at least 2
+    channels: bool  # whether it counts channels, or copies, of the same token
 
 
 Dimension = tuple[Factor, ...]
@@ -38,18 +33,10 @@ def dimension(size: int, channels: bool) -> Dimension:
     return (Factor(size, channels),) if size != 1 else ()
 
 
-def channel_dims(axes: Axes) -> list[int]:
-    """Returns the dimensions that count channels and nothing else."""
-    return [dim for dim, part in enumerate(axes) if part and all(factor.channels for factor in part)]
-
-
-def channels_at(axes: Axes, shape: Sequence[int], dim: int) -> Axes:
-    """Returns the axes of what weights put out along a dimension: new channels, else the same."""
-    dim %= len(shape)
-    return tuple(
-        dimension(size, True) if place == dim else part
-        for place, (size, part) in enumerate(zip(shape, axes, strict=True))
-    )
+def channel_dims(axes: Axes, *, some: bool = False) -> list[int]:
+    """Returns the dimensions that count channels and nothing else; or also those with some channels."""
+    of = any if some else all
+    return [dim for dim, part in enumerate(axes) if part and of(factor.channels for factor in part)]
 
 
 def resized(axes: Axes, shape: Sequence[int]) -> Axes:
@@ -92,15 +79,13 @@ def reshaped(axes: Axes, shape: Sequence[int]) -> Axes | None:
             if not left:
                 return None
             factor = left.pop()
-            if size % factor.size == 0:
-                part.append(factor)
-                size //= factor.size
-            elif factor.size % size == 0:
-                part.append(Factor(size, factor.channels))
-                left.append(Factor(factor.size // size, factor.channels))
-                size = 1
-            else:
+            taken = math.gcd(size, factor.size)
+            if taken not in (size, factor.size):
                 return None
+            part.append(Factor(taken, factor.channels))
+            if taken < factor.size:
+                left.append(Factor(factor.size // taken, factor.channels))
+            size //= taken
         found.append(tuple(part))
     return tuple(found)
 
@@ -113,3 +98,10 @@ def by_place(axes: Axes, move: Callable[[Tensor], Tensor]) -> Axes:
     moved = move(marks.reshape([math.prod(f.size for f in part) for part in axes]))
     same = [bool((moved == moved.narrow(dim, 0, 1)).all()) for dim in range(moved.ndim)]
     return tuple(dimension(size, one) for size, one in zip(moved.shape, same, strict=True))
+
+
+def dimensions(given: Any, ndim: int) -> tuple[int, ...]:
+    """Returns the dimensions over which an operator works, in order; all where none is given."""
+    if given in (None, [], ()):
+        return tuple(range(ndim))
+    return tuple(sorted(dim % max(1, ndim) for dim in ([given] if isinstance(given, int) else given)))

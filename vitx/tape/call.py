@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -105,10 +105,12 @@ class Call:
             return weight
         return weight.detach().clone()
 
-    def inner(self, function: Any, *args: Tensor) -> "Call":
+    def inner(self, function: Any, *args: Any, out: Tensor | None = None) -> "Call":
         """Returns a call that is a part of this one, as the product in a sum of something and a product."""
         live = [(tensor, value) for tensor, value in self.live if any(tensor is one for one in args)]
-        return Call(self.tape, self.tensors, overload(function), args, {}, live, self.outs)
+        return Call(
+            self.tape, self.tensors, overload(function), args, {}, live, self.outs if out is None else [out]
+        )
 
     def answers(self) -> list[Value]:
         """Returns the live values of which masks and indices among the arguments were made."""
@@ -251,12 +253,13 @@ def _replaced(values: Any, change: Callable[[Any], Any]) -> Any:
 
 Rule = Callable[[Call], list[Value]]
 RULES: dict[str, Rule] = {}
+R = TypeVar("R", bound=Rule)
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str) -> Callable[[R], R]:
     """Registers a function from a call to the values of its outputs, for operators of these names."""
 
-    def register(function: Rule) -> Rule:
+    def register(function: R) -> R:
         RULES.update(dict.fromkeys(names, function))
         return function
 

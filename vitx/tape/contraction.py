@@ -1,199 +1,139 @@
-"""A product of two tensors that is summed over some dimensions: a matrix product, however it is written.
+"""A product of two tensors that is summed over some dimensions: `(left * right).sum(dims)`.
 
-Both operands are aligned: brought to the same dimensions, with size 1 where one has none of its own. Of an
-attention, one operand is A and the other the values; then a dimension counts queries where A alone has it,
-keys where it is summed, and channels where the values alone have it. What both have is shared, as images,
-windows and heads are.
+Matrix products, too, have this form once their operands are *aligned*: brought to the same dimensions, with
+size 1 where one has none of its own. Of an attention, one operand is A and the other the values; then a
+dimension counts queries where A alone has it, keys where it is summed, and channels where the values alone
+have it. What both have is shared, as images, windows and heads are.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Size, Tensor
 
-from vitx.tape.axes import Axes
+from vitx.tape import axes as ax
 from vitx.tape.expanded import reshaped, summed
 from vitx.tape.values import Value
 
+Given = tuple[Tensor, Value | None]  # an operand as the model has it; its value is None for a constant
 
-@dataclass(eq=False)
-class Operand:
-    """One of the two.
 
-    Attributes:
-        value: its value; None for a constant.
-        size: its shape, as the model has it.
-        shape: after it was aligned.
-        places: which of the aligned dimensions its own ones are.
-    """
+class Operand(NamedTuple):
+    """One of the two; it holds its tensor, so no step may."""
 
+    tensor: Tensor
     value: Value | None
-    size: Size
-    shape: tuple[int, ...]
-    places: tuple[int, ...]
+    shape: tuple[int, ...]  # after it was aligned
 
-    def aligned(self, tensor: Tensor) -> Tensor:
-        """Aligns its tensor, which is not kept here: it may be large."""
-        return tensor.detach().reshape(self.shape)
+    @property
+    def aligned(self) -> Tensor:
+        """The tensor, aligned."""
+        return self.tensor.detach().reshape(self.shape)
 
 
-@dataclass(eq=False)
-class Contraction:
-    """Two aligned operands.
-
-    Attributes:
-        left: the first.
-        right: the second.
-        summed: the dimensions over which their product is summed.
-        out: the shape of what comes out.
-        of_matrices: whether both are matrices, or batches of them.
-    """
+class Contraction(NamedTuple):
+    """Two aligned operands, and the dimensions over which their product is summed."""
 
     left: Operand
     right: Operand
     summed: tuple[int, ...]
-    out: tuple[int, ...]
-    of_matrices: bool = False
 
     @property
-    def kept(self) -> list[int]:
-        """The dimensions that are not summed."""
-        return [dim for dim in range(len(self.left.shape)) if dim not in self.summed]
-
-    @property
-    def aligned_out(self) -> list[int]:
-        """The shape of what comes out, with size 1 where it was summed."""
+    def out(self) -> list[int]:
+        """The aligned shape of what comes out, with size 1 where it was summed."""
         sizes = map(max, self.left.shape, self.right.shape)
         return [1 if dim in self.summed else size for dim, size in enumerate(sizes)]
 
     def own(self, operand: Operand) -> list[int]:
-        """Returns the dimensions that are kept and that one operand alone has."""
+        """Returns the dimensions that are not summed and that one operand alone has."""
         other = self.right if operand is self.left else self.left
-        return [dim for dim in self.kept if operand.shape[dim] > 1 == other.shape[dim]]
+        pairs = enumerate(zip(operand.shape, other.shape, strict=True))
+        return [dim for dim, (size, beside) in pairs if dim not in self.summed and size > 1 == beside]
 
 
-Given = tuple[Tensor, Value | None]  # an operand before it is aligned
-
-
-def of_matmul(left: Given, right: Given, out: Sequence[int], *, over_batch: bool = False) -> Contraction:
+def of_matmul(left: Given, right: Given, *, over_batch: bool = False) -> Contraction:
     """Describes (..., I, K) times (..., K, J), where I or J may be missing; the batch may be summed, too."""
     (a, first), (b, second) = left, right
     rows, columns = int(a.ndim > 1), int(b.ndim > 1)
     lead = a.ndim - 1 - rows
-    k = lead + rows
-    of_b = range(k, k + 1 + columns)
     return Contraction(
-        Operand(first, a.shape, (*a.shape, *[1] * columns), tuple(range(a.ndim))),
-        Operand(second, b.shape, (*b.shape[:lead], *[1] * rows, *b.shape[lead:]), (*range(lead), *of_b)),
-        (*range(lead), k) if over_batch else (k,),
-        tuple(out),
-        of_matrices=bool(rows and columns) and not over_batch,
+        Operand(a, first, (*a.shape, *[1] * columns)),
+        Operand(b, second, (*b.shape[:lead], *[1] * rows, *b.shape[lead:])),
+        (*range(lead if over_batch else 0), lead + rows),
     )
 
 
-def of_sum(
-    factors: Sequence[Given], shape: Sequence[int], dims: Sequence[int], out: Sequence[int]
-) -> Contraction:
-    """Describes a product of two, element by element, of this shape, summed over dimensions."""
-    ndim = len(shape)
-    left, right = (
-        Operand(value, t.shape, (1,) * (ndim - t.ndim) + tuple(t.shape), tuple(range(ndim - t.ndim, ndim)))
-        for t, value in factors
-    )
-    return Contraction(left, right, tuple(dims), tuple(out))
+def of_sum(factors: Sequence[Given], ndim: int, dims: Sequence[int]) -> Contraction:
+    """Describes a product of two, element by element, of so many dimensions, summed over some of them."""
+    left, right = (Operand(t, value, (1,) * (ndim - t.ndim) + tuple(t.shape)) for t, value in factors)
+    return Contraction(left, right, tuple(dims))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Brings weights to (T, H, Q, K), values to (T, H, K, d) and their product to (T, H, Q, d), and back.
+    """How the dimensions of an attention lie in those of a contraction of weights and values.
 
-    T counts images, windows and the like, H heads: channels of the same tokens.
-
-    Attributes:
-        sizes: of the aligned dimensions.
-        shared: those that both operands have.
-        queries: those that the weights alone have.
-        keys: those that are summed.
-        channels: those that the values alone have.
-        factors: sizes into which the shared ones are laid.
-        order: of these, those of tokens first.
-        heads: how many heads there are.
-        over_channels: whether the keys are channels of the same tokens.
+    Each aligned dimension is a product of factors: of T, images, windows and the like; of H, heads, which are
+    channels of the same tokens; of Q, queries; of K, keys; or of D, the channels of a head.
     """
 
-    sizes: tuple[int, ...]
-    shared: tuple[int, ...]
-    queries: tuple[int, ...]
-    keys: tuple[int, ...]
-    channels: tuple[int, ...]
-    factors: tuple[int, ...] = field(default=())
-    order: tuple[int, ...] = field(default=())
-    heads: int = 1
-    over_channels: bool = False
+    sizes: list[int]  # of all factors, in the order of the aligned dimensions
+    groups: dict[str, list[int]]  # which of the factors are those of each letter
+    # The shapes of weights, "THQK", values, "THKD", and what comes out, "THQD", cut into factors: 1 where
+    # they have none of their own.
+    split: dict[str, list[int]]
+    values: Size  # the shape of the values, as the model has it
+    over_channels: bool  # whether the keys are channels of the same tokens
 
     @classmethod
-    def of(cls, contraction: Contraction, weights: Operand, values: Operand, axes: Axes) -> "Layout":
-        """Finds out which dimensions are which, from the axes of the values as the model has them."""
-        pairs = list(zip(weights.shape, values.shape, strict=True))
-        shared = tuple(d for d in contraction.kept if (pairs[d][0] == 1) == (pairs[d][1] == 1))
-        inside = dict(zip(values.places, axes, strict=True))
-        parts = [part for dim in shared for part in inside.get(dim, ())]
-        if math.prod(f.size for f in parts) != math.prod(values.shape[d] for d in shared):
-            parts = []  # not known
-        of_keys = [f for dim in contraction.summed for f in inside.get(dim, ())]
-        return cls(
-            tuple(map(max, weights.shape, values.shape)),
-            shared,
-            tuple(contraction.own(weights)),
-            contraction.summed,
-            tuple(contraction.own(values)),
-            tuple(f.size for f in parts),
-            tuple(sorted(range(len(parts)), key=lambda n: parts[n].channels)),
-            math.prod(f.size for f in parts if f.channels),
-            bool(of_keys) and all(f.channels for f in of_keys),
-        )
+    def of(cls, contraction: Contraction, weights: Operand, values: Operand) -> "Layout":
+        """Finds out which dimensions are which, from the axes of the values."""
+        assert values.value is not None
+        axes = ax.reshaped(values.value.axes, values.shape) or ()
+        sizes: list[int] = []
+        groups: dict[str, list[int]] = {letter: [] for letter in "THQKD"}
+        split: dict[str, list[int]] = {"THQK": [], "THKD": [], "THQD": []}
+        keys = [factor.channels for dim in contraction.summed for factor in axes[dim]]
+        for dim, (a, v) in enumerate(zip(weights.shape, values.shape, strict=True)):
+            shared = (a == 1) == (v == 1)
+            letter = "K" if dim in contraction.summed else "" if shared else "Q" if v == 1 else "D"
+            for factor in axes[dim] if shared else ax.dimension(max(a, v), False):
+                groups[letter or ("H" if factor.channels else "T")].append(len(sizes))
+                sizes.append(factor.size)
+                split["THQK"].append(1 if a == 1 else factor.size)
+                split["THKD"].append(1 if v == 1 else factor.size)
+                split["THQD"].append(1 if letter == "K" else factor.size)
+        return cls(sizes, groups, split, values.tensor.shape, bool(keys) and all(keys))
 
-    def weights(self, aligned: Tensor) -> Tensor:
-        """Brings aligned weights to (T, H, Q, K)."""
-        return self._grouped(aligned, self.queries, self.keys)
+    def count(self, letter: str) -> int:
+        """Returns how many images and windows, heads, queries, keys or channels there are."""
+        return math.prod(self.sizes[place] for place in self.groups[letter])
 
-    def values(self, aligned: Tensor) -> Tensor:
-        """Brings aligned values to (T, H, K, d)."""
-        return self._grouped(aligned, self.keys, self.channels)
+    def grouped(self, tensor: Tensor, letters: str) -> Tensor:
+        """Brings weights, values or outputs of the model to one dimension for each letter."""
+        order, rest = self._order(letters)
+        wide = [1 if place in rest else size for place, size in enumerate(self.sizes)]
+        found = reshaped(tensor, self.split[letters]).expand(wide).permute(order + rest)
+        return reshaped(found, [self.count(letter) for letter in letters])
 
-    def outputs(self, tensor: Tensor) -> Tensor:
-        """Brings the product, as the model has it, to (T, H, Q, d)."""
-        aligned = reshaped(tensor, [1 if d in self.keys else n for d, n in enumerate(self.sizes)])
-        return self._grouped(aligned, self.queries, self.channels)
+    def to_values(self, tensor: Tensor) -> Tensor:
+        """Brings (T, H, K, D) to the values as the model has them."""
+        order, rest = self._order("THKD")
+        found = reshaped(tensor, [self.sizes[place] for place in order] + [1] * len(rest))
+        found = found.permute([(order + rest).index(place) for place in range(len(self.sizes))])
+        copies = [p for p, size in enumerate(self.split["THKD"]) if size == 1 < found.shape[p]]
+        return reshaped(summed(found, copies, keepdim=True), self.values)
 
-    def of_values(self, tensor: Tensor, operand: Operand) -> Tensor:
-        """Brings (T, H, K, d) to the values as the model has them."""
-        return self._back(tensor, self.keys, self.channels, operand)
+    def tokens_first(self, tensor: Tensor) -> Tensor:
+        """Brings (B, H, ...) of a fused kernel, whose heads may hold windows or be held, to (T, H, ...)."""
+        order = self.groups["T"] + self.groups["H"]
+        found = tensor.reshape(*(self.sizes[place] for place in range(len(order))), *tensor.shape[2:])
+        found = found.permute(*order, *range(len(order), found.ndim))
+        return found.reshape(-1, self.count("H"), *tensor.shape[2:])
 
-    def _grouped(self, aligned: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-        wide = [n if d in rows or d in columns else aligned.shape[d] for d, n in enumerate(self.sizes)]
-        others = [d for d in range(aligned.ndim) if d not in (*self.shared, *rows, *columns)]
-        found = aligned.expand(wide).permute(*self.shared, *rows, *columns, *others)
-        matrix = [math.prod(wide[d] for d in rows), math.prod(wide[d] for d in columns)]
-        if self.factors:
-            found = reshaped(found, [*self.factors, *matrix])
-            found = found.permute(*self.order, len(self.factors), len(self.factors) + 1)
-        tokens = math.prod(wide[d] for d in self.shared) // self.heads
-        return reshaped(found, [tokens, self.heads, *matrix])
-
-    def _back(self, tensor: Tensor, rows: Sequence[int], columns: Sequence[int], operand: Operand) -> Tensor:
-        if self.factors:
-            matrix = tensor.shape[2:]
-            tensor = reshaped(tensor, [*(self.factors[n] for n in self.order), *matrix])
-            back = [self.order.index(n) for n in range(len(self.order))]
-            tensor = tensor.permute(*back, len(back), len(back) + 1)
-        dims = [*self.shared, *rows, *columns]
-        tensor = reshaped(tensor, [self.sizes[d] for d in dims])
-        others = [d for d in range(len(self.sizes)) if d not in dims]
-        for _ in others:
-            tensor = tensor.unsqueeze(-1)
-        order = [*dims, *others]
-        tensor = tensor.permute([order.index(d) for d in range(len(order))])
-        copies = [d for d, n in enumerate(operand.shape) if n == 1 < tensor.shape[d]]
-        return reshaped(summed(tensor, copies, keepdim=True), operand.size)
+    def _order(self, letters: str) -> tuple[list[int], list[int]]:
+        """Returns the factors of some letters, and all others."""
+        order = [place for letter in letters for place in self.groups[letter]]
+        return order, [place for place in range(len(self.sizes)) if place not in order]

@@ -7,9 +7,13 @@ expand what comes out, so relevance of shape (B, N, C) costs as much as (B, N).
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from torch import Size, Tensor
+
+from vitx.tape import axes as ax
 
 Shape = Sequence[int]
 
@@ -69,6 +73,14 @@ def fitted(tensor: Tensor, shape: Shape) -> Tensor:
     return summed(found, [dim for dim, n in enumerate(shape) if n == 1 != found.shape[dim]], keepdim=True)
 
 
+def spread(part: Tensor, shape: Shape, dims: Shape) -> Tensor:
+    """Shares what a sum over dimensions has evenly among what was summed, of this shape."""
+    count = math.prod(shape[dim] for dim in dims)
+    return scaled(fitted(part, [1 if d in dims else n for d, n in enumerate(shape)]), 1 / count).expand(
+        tuple(shape)
+    )
+
+
 def reshaped(tensor: Tensor, shape: Shape) -> Tensor:
     """Reshapes, and leaves expanded what stays apart."""
     shape = tuple(shape)
@@ -91,17 +103,10 @@ def core_sizes(inner: Size, before: Size, after: tuple[int, ...]) -> tuple[int, 
         (2, 3, 3, 1, 1)
         >>> core_sizes((2, 9, 1), (2, 9, 12), (2, 108))
     """
-    sizes: list[int] = []
-    left, right = 0, 0
-    while left < len(before) or right < len(after):
-        start, begin = left, right
-        left, right = min(left + 1, len(before)), min(right + 1, len(after))
-        while (here := math.prod(before[start:left])) != (there := math.prod(after[begin:right])):
-            left, right = (left + 1, right) if here < there else (left, right + 1)
-            if left > len(before) or right > len(after):
-                return None
-        whole = [inner[dim] == before[dim] for dim in range(start, left) if before[dim] != 1]
-        if any(whole) and not all(whole):
-            return None
-        sizes += [after[dim] if all(whole) else 1 for dim in range(begin, right)]
-    return tuple(sizes)
+    wide = [(size, size != one) for size, one in zip(before, inner, strict=True) if size > 1]
+    groups = [(expanded, list(group)) for expanded, group in groupby(wide, itemgetter(1))]
+    parts = (ax.dimension(math.prod(size for size, _ in group), expanded) for expanded, group in groups)
+    found = ax.reshaped(tuple(parts), after)
+    if found is None or any(len({factor.channels for factor in part}) > 1 for part in found):
+        return None
+    return tuple(1 if part and part[0].channels else size for part, size in zip(found, after, strict=True))

@@ -128,7 +128,7 @@ class Propagation:
     def _check_heads(self, attentions: Sequence[Attention]) -> None:
         """Raises a VitxError if heads may be windows: no operator told which dimension holds them."""
         for one in attentions if self._rule.of_heads else []:
-            apart = one.layout.heads == 1 and one.weights.shape[0] > self._tape.image.shape[0]
+            apart = one.layout.count("H") == 1 and one.weights.shape[0] > self._tape.image.shape[0]
             if apart and (hides := _hides_heads(one.inputs[0])):
                 raise VitxError(
                     f"the heads of an attention cannot be told from windows, as its values come from "

@@ -1,6 +1,8 @@
 """A sum, whose terms are found through sums of sums, and the residual that it may be."""
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import and_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,27 +21,19 @@ class Sum(Step):
     The term that all others were made from is the stream, the others are its branches. A branch with an
     attention that the stream did not pass makes it a residual around that attention; a branch without one,
     as an MLP beside it, holds the same tokens, and the stream stands for both.
-
-    Attributes:
-        inputs: its terms.
-        stream: the term that all others were made from; None: there is none.
-        branches: the terms with attentions that the stream did not pass.
-        closes: these attentions.
-        vias: takes what a term gets to its shape, where this is another one.
     """
 
     def __init__(self, *step: Any, vias: dict[Value, Via]) -> None:
-        """Describes a sum by its terms."""
         super().__init__(*step)
         self.relevance = self.back
-        self.stream = stream_of(self.inputs) if len({term.base for term in self.inputs}) > 1 else None
-        self.branches: list[Value] = []
-        self.vias = vias
-        self.closes: frozenset[Attention] = frozenset()
-        if self.stream is not None:
-            passed = self.stream.open
-            self.branches = [term for term in self.inputs if term is not self.stream and term.open - passed]
-            self.closes = self.closes.union(*(term.open - passed for term in self.branches))
+        self.vias = vias  # take what a term gets to its shape, where this is another one
+        self.stream: Value | None = None
+        if len({term.base for term in self.inputs}) > 1:
+            self.stream = stream_of(self.inputs)
+        passed = frozenset() if self.stream is None else self.stream.open
+        others = [] if self.stream is None else [term for term in self.inputs if term is not self.stream]
+        self.branches = [term for term in others if term.open - passed]
+        self.closes: frozenset[Attention] = frozenset().union(*(term.open for term in self.branches)) - passed
 
     def back(self, arrived: list[Tensor], shares: Sequence[float] | None = None) -> list[Tensor | None]:
         """Takes relevance to the terms."""
@@ -50,7 +44,8 @@ class Sum(Step):
         """Returns what share of its relevance each term gets, if a token keeps half of it by a residual."""
         if not self.branches:
             ahead = self._ahead()
-            sizes = _by_heads(ahead, frozenset()) if all(term.open for term in ahead) else _fans(ahead)
+            opened = [term.open for term in ahead]
+            sizes = _by_heads(ahead, frozenset().union(*opened)) if all(opened) else _fans(ahead)
             return [sizes.get(term, 0) / sum(sizes.values()) for term in self.inputs]
         parts = self.parts()
         return [0.5 if t is self.stream else parts.get(t, 0.0) / 2 for t in self.inputs]
@@ -77,27 +72,31 @@ class Sum(Step):
 
     def parts(self) -> dict[Value, float]:
         """Returns what part of the attention's share each branch gets, by the heads that it passed."""
-        passed = self.stream.open if self.stream is not None else frozenset()
-        heads = _by_heads(self.branches, passed)
+        heads = _by_heads(self.branches, self.closes)
         return {term: count / sum(heads.values()) for term, count in heads.items()}
+
+    def refuse_within(self, residuals: int) -> None:
+        """Lets no relevance through a residual, of these numbers, of which something else was made inside."""
+        last = max((one.origin for term in self.inputs for one in term.open), default=0)
+        others = [term for term in self.inputs if not term.open]
+        later = residuals >> (last + 1) << (last + 1)
+        if len(others) < len(self.inputs) and any((t.above | 1 << t.number) & later for t in others):
+            self.relevance = None
 
     def _ahead(self) -> list[Value]:
         """Returns the terms that count without a residual: those with attentions of one origin, or all."""
         attended = [term for term in self.inputs if term.open]
         if self.stream is None and attended and len(attended) < len(self.inputs):
-            common = self.inputs[0].above
-            for term in self.inputs:
-                common &= term.above
-            origins = {attention.origin for term in attended for attention in term.open}
-            if all(common >> origin & 1 for origin in origins):
+            common = reduce(and_, (term.above for term in self.inputs))
+            if all(common >> attention.origin & 1 for term in attended for attention in term.open):
                 return attended
         return self.inputs
 
 
-def _by_heads(terms: Sequence[Value], passed: frozenset["Attention"]) -> dict[Value, float]:
-    """Returns how many heads' rows each term has of the attentions that it passed, and others did not."""
+def _by_heads(terms: Sequence[Value], attentions: frozenset["Attention"]) -> dict[Value, float]:
+    """Returns how many heads' rows each term has of some attentions."""
     heads = dict.fromkeys(terms, 0.0)
-    for attention in frozenset().union(*(term.open for term in terms)) - passed:
+    for attention in attentions:
         fans = _fans([term for term in terms if attention in term.open])
         for term, fan in fans.items():
             heads[term] += attention.rows_of_heads * fan / sum(fans.values())
@@ -106,36 +105,29 @@ def _by_heads(terms: Sequence[Value], passed: frozenset["Attention"]) -> dict[Va
 
 def _fans(terms: Sequence[Value]) -> dict[Value, float]:
     """Returns how many channels each term adds up, if all add up channels of one value; else 1."""
-    fans = [term.fan for term in terms]
-    if len({None if fan is None else fan[1] for fan in fans}) > 1:
-        return dict.fromkeys(terms, 1)
-    return {term: 1 if fan is None else fan[0] for term, fan in zip(terms, fans, strict=True)}
+    fans = [term.fan or (1, None) for term in terms]
+    alike = len({of for _, of in fans}) == 1
+    return {term: fan if alike else 1 for term, (fan, _) in zip(terms, fans, strict=True)}
 
 
 def terms_of(values: Sequence[Value]) -> dict[Value, Via | None]:
-    """Returns the terms of a sum, with what brings relevance to their shapes, where these are others."""
-    terms: dict[Value, Via | None] = {}
-    for place, value in enumerate(values):
-        inner = value.sum
-        if inner is not None and _opens(inner, value, [*values[:place], *values[place + 1 :]]):
-            new = [term for term in inner.inputs if term not in terms]
-            terms |= {term: after(value.via, inner.vias.get(term)) for term in new}
-        else:
-            terms.setdefault(value, None)
-    return terms
+    """Returns the terms of a sum, with what brings relevance to their shapes, where these are others.
 
-
-def _opens(inner: Sum, value: Value, others: Sequence[Value]) -> bool:
-    """Returns whether the terms of a sum are terms of another one, with others: none was made from the sum.
-
-    A residual is opened only if its stream is that of all the terms: else it is a layer of its own.
+    A sum among them is opened unless another term was made from it; a residual only if its stream is that of
+    all the terms: else it is a layer of its own.
     """
-    stream = inner.stream
-    if any(other.made_from(value) for other in others):
-        return False
-    if stream is not None and not all(other.made_from(stream) for other in others):
-        return False
-    return value.via is None or all(term.mass is None for term in inner.inputs)
+    terms: dict[Value, Via | None] = {}
+    for value in values:
+        inner, others = value.sum, [other for other in values if other is not value]
+        opens = inner is not None and not any(other.made_from(value) for other in others)
+        if inner is not None and inner.stream is not None:
+            opens = opens and all(other.made_from(inner.stream) for other in others)
+        if inner is None or not opens or (value.via and any(term.mass for term in inner.inputs)):
+            terms.setdefault(value, None)
+            continue
+        new = [term for term in inner.inputs if term not in terms]
+        terms |= {term: after(value.via, inner.vias.get(term)) for term in new}
+    return terms
 
 
 def stream_of(terms: Sequence[Value]) -> Value | None:

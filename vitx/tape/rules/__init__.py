@@ -1,19 +1,12 @@
 """How relevance and the gradient of the linearised network go back through each operator.
 
-A rule is found by the operator's name alone. `views` and `rearranged` move elements, `reductions` add some
-up, `contractions`, `attention` and `convolution` multiply and add up; `products`, `elementwise`, `norms` and
-`sums` leave elements where they are.
+A rule is found by the operator's name alone. `views` and `rearranged` move elements, `contractions`,
+`attention` and `convolution` multiply and add up; `products`, `elementwise`, `norms` and `sums` leave
+elements where they are.
 """
 
 from vitx.tape.call import RULES, Call, Rule, unknown
-from vitx.tape.rules import contractions as contractions
-from vitx.tape.rules import convolution as convolution
-from vitx.tape.rules import elementwise as elementwise
-from vitx.tape.rules import norms as norms
-from vitx.tape.rules import rearranged as rearranged
-from vitx.tape.rules import reductions as reductions
-from vitx.tape.rules import sums as sums
-from vitx.tape.rules import views as views
+from vitx.tape.rules import contractions, convolution, norms, rearranged  # noqa: F401, and the rules they use
 
 
 def rule_of(call: Call) -> Rule:

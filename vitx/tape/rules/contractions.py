@@ -10,87 +10,82 @@ from torch import Tensor
 from vitx.tape import axes as ax
 from vitx.tape.attention import Scores
 from vitx.tape.call import Call, rule, unknown
-from vitx.tape.contraction import Contraction, Given, Operand, of_matmul
-from vitx.tape.expanded import fitted, over, reshaped, scaled
+from vitx.tape.contraction import Contraction, of_matmul, of_sum
+from vitx.tape.expanded import fitted, over, reshaped, scaled, spread
 from vitx.tape.rules.attention import attended
 from vitx.tape.rules.products import WEIGHING
 from vitx.tape.rules.sums import total
-from vitx.tape.values import Value
+from vitx.tape.rules.views import divided
+from vitx.tape.values import Value, followed
 
 LINEAR_ATTENTION = "a product of three live values with no softmax between (linear attention)"
-ADDING = ("addmm", "baddbmm", "addmv", "addbmm")
 OPERANDS = {
     **{"mm": ("self", "mat2"), "bmm": ("self", "mat2"), "mv": ("self", "vec"), "dot": ("self", "tensor")},
     **{"addmm": ("mat1", "mat2"), "addmv": ("mat", "vec")},
     **{"baddbmm": ("batch1", "batch2"), "addbmm": ("batch1", "batch2")},
 }
+MATRICES = ("mm", "bmm", "addmm", "baddbmm")  # which are faster than what is summed anyhow
 
 
 @rule(*OPERANDS)
 def matmul(call: Call) -> list[Value]:
     """Follows a matrix product, and what is added to it."""
-    first, second = OPERANDS[call.name]
-    left, right = call[first], call[second]
-    alpha, beta = (1 if call[name] is None else call[name] for name in ("alpha", "beta"))
-    added: Tensor | None = call["self"] if call.name in ADDING and beta else None
-    of_added = call.value(added)
+    left, right = (call[name] for name in OPERANDS[call.name])
     operands = (left, call.value(left)), (right, call.value(right))
+    contraction = of_matmul(*operands, over_batch=call.name == "addbmm")
+    if not call.name.startswith(("add", "badd")):
+        return [contracted(call, contraction)]
+    alpha, beta = (1 if call[name] is None else call[name] for name in ("alpha", "beta"))
+    added = (call["self"], beta)
+    of_added = call.value(call["self"]) if beta else None
     live = [value for _, value in operands if value is not None]
+    if len(live) == 1 and of_added is None:
+        return [weighed(call, contraction, alpha, [added] if beta else [])]
     if not live:
         assert of_added is not None
-        assert added is not None
-        rest = call.out - beta * added if call.tape.accounts else 0
-        return [total(call, [(of_added, beta), (rest, 1)])]
-    contraction = of_matmul(*operands, call.out.shape, over_batch=call.name == "addbmm")
-    constant = [] if added is None or of_added is not None else [(added, beta)]
-    if len(live) == 1 and of_added is None:
-        return [with_constants(call, contraction, operands, alpha, constant)]
-    product = (
-        torch.ops.aten.mv if right.ndim == 1 else torch.ops.aten.bmm if right.ndim == 3 else torch.ops.aten.mm
-    )
-    part = call if added is None else call.inner(product.default, left, right)
-    found = contracted(part, contraction, operands)
-    if added is None:
-        return [found]
-    return [total(call, [(added, beta), (found, alpha)])]
+        rest = call.out - beta * call["self"] if call.tape.accounts else 0
+        return [total(call, [added, (rest, 1)])]
+    aten = torch.ops.aten
+    product = aten.mv if right.ndim == 1 else aten.bmm if right.ndim == 3 else aten.mm
+    found = contracted(call.inner(product.default, left, right), contraction)
+    return [total(call, [added, (found, alpha)] if beta else [(found, alpha)])]
 
 
-def contracted(call: Call, contraction: Contraction, pair: Sequence[Given], factor: float = 1.0) -> Value:
+def contracted(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
     """Follows a product that is summed, times a factor."""
-    left, right = contraction.left, contraction.right
+    left, right, _ = contraction
     if left.value is None or right.value is None:
-        return with_constants(call, contraction, pair, factor)
-    kinds = left.value.kind, right.value.kind
-    weighing = [kind in WEIGHING for kind in kinds]
+        return weighed(call, contraction, factor)
+    weighing = [operand.value.kind in WEIGHING for operand in (left, right) if operand.value]
     if all(weighing):
         found = call.make(call.values, None)
         found.kind = "weights"
         return found
-    if "scores" in kinds:
+    if "scores" in (left.value.kind, right.value.kind):
         return call.make(call.values, None, name=LINEAR_ATTENTION)
     if any(weighing):
-        return attended(call, contraction, pair, factor, weights_first=weighing[0])
-    return _scores(call, contraction, pair, factor)
+        return attended(call, contraction, *((left, right) if weighing[0] else (right, left)), factor)
+    return _scores(call, contraction, [left.value, right.value], factor)
 
 
-def _scores(call: Call, contraction: Contraction, pair: Sequence[Given], factor: float) -> Value:
+def _scores(call: Call, contraction: Contraction, values: Sequence[Value], factor: float) -> Value:
     """Follows q k^T: relevance is the query's, which is of the same tokens as the rows that have it."""
-    operands = [contraction.left, contraction.right]
-    values = [operand.value for operand in operands if operand.value is not None]
-    others = [call.tape.keeper.keep(tensor) for tensor, _ in pair] if call.linearised else []
+    operands, dims, out = contraction[:2], contraction.summed, contraction.out
+    shapes, sizes = [o.shape for o in operands], [o.tensor.shape for o in operands]
+    own = [contraction.own(operand) for operand in operands]
+    kept = [call.tape.keeper.keep(o.tensor) for o in operands] if call.linearised else []
 
     def relevance(arrived: list[Tensor]) -> list[Tensor | None]:
-        r = reshaped(arrived[0], contraction.aligned_out)
-        own = [contraction.own(operand) for operand in operands]
-        asking = next((n for n, dims in enumerate(own) if not any(_differs(r, d) for d in own[1 - n])), 0)
+        r = reshaped(arrived[0], out)
+        asking = next((n for n in (0, 1) if not any(_differs(r, dim) for dim in own[1 - n])), 0)
         share: list[Tensor | None] = [None, None]
-        share[asking] = _evenly(r, operands[asking], contraction.summed)
+        share[asking] = reshaped(spread(r, shapes[asking], dims), sizes[asking])
         return share
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
-        g = arrived[0].reshape(contraction.aligned_out) * (factor / 2)
-        aligned = [other.tensor.reshape(o.shape) for other, o in zip(others, operands, strict=True)]
-        return [_transposed(g, aligned[1 - n], operand) for n, operand in enumerate(operands)]
+        g = arrived[0].reshape(out) * (factor / 2)
+        others = [one.tensor.reshape(shape) for one, shape in zip(kept, shapes, strict=True)][::-1]
+        return [_transposed(g, *each) for each in zip(others, shapes, sizes, strict=True)]
 
     found = call.make(values, relevance, gradient, kind=Scores)
     found.kind = "scores"
@@ -103,98 +98,148 @@ def _differs(r: Tensor, dim: int) -> bool:
     return not torch.allclose(r, r.narrow(dim, 0, 1), rtol=1e-4, atol=1e-12)
 
 
-def _evenly(r: Tensor, operand: Operand, dims: Sequence[int]) -> Tensor:
-    """Shares out what an output has evenly among what was summed for it, in the shape of an operand."""
-    count = math.prod(operand.shape[dim] for dim in dims)
-    share = scaled(fitted(r, [1 if d in dims else n for d, n in enumerate(operand.shape)]), 1 / count)
-    return reshaped(share.expand(operand.shape), operand.size)
-
-
-def _transposed(g: Tensor, other: Tensor, operand: Operand) -> Tensor:
-    """Multiplies by the other operand, and sums over what this one lacks; both are aligned."""
+def _transposed(g: Tensor, other: Tensor, shape: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Multiplies by one operand, and sums over what the other lacks, of this aligned shape and this size."""
     dims = list(range(g.ndim))
-    kept = [dim for dim in dims if operand.shape[dim] > 1]
-    found: Tensor = torch.einsum(g, dims, other.to(g.dtype), dims, kept)
-    return found.reshape(operand.size)
+    found: Tensor = torch.einsum(g, dims, other.to(g.dtype), dims, [dim for dim in dims if shape[dim] > 1])
+    return found.reshape(size)
 
 
-def with_constants(
-    call: Call,
-    contraction: Contraction,
-    pair: Sequence[Given],
-    factor: float = 1.0,
-    added: Sequence[tuple[Tensor, Any]] = (),
+def weighed(
+    call: Call, contraction: Contraction, factor: float = 1.0, added: Sequence[tuple[Tensor, Any]] = ()
 ) -> Value:
     """Follows a live value times constants: evenly where these were learned, else in proportion to them.
 
-    A constant may be added to the product, with a factor of its own.
+    Constants may be added to the product, with factors of their own.
     """
-    on_left = contraction.left.value is not None
-    live, constant = contraction.left, contraction.right
+    live, constant, dims = contraction
+    on_left = live.value is not None
     if not on_left:
         live, constant = constant, live
-    value, tape, tensor = live.value, call.tape, pair[on_left][0]
+    value, tape, out = live.value, call.tape, contraction.out
     assert value is not None
-    fixed = call.tensors.is_fixed(tensor)
-    if fixed and any(value.stacks(p) for p, dim in enumerate(live.places) if dim in contraction.summed):
+    shape, size = live.shape, live.tensor.shape
+    fixed = call.tensors.is_fixed(constant.tensor)
+    stacked, normalized = (ax.reshaped(axes or (), shape) or () for axes in (value.along, value.over))
+    if fixed and value.parts is not None and {*ax.channel_dims(stacked)} & {*dims}:
         return unknown(call)[0]  # it may add up a residual
-    matrix = call.learned(tensor)
+    matrix = call.learned(constant.tensor)
     assert matrix is not None
     matrix = matrix.detach()
-    weight = constant.aligned(matrix)
-    own = [tape.constant(c * beta) for c, beta in added] if tape.accounts else []
+    weight, matrices = matrix.reshape(constant.shape), call.name in MATRICES
+    own = [tape.constant(one * beta) for one, beta in added] if tape.accounts else []
     blind = [tape.constant(None)] if fixed else []  # what has no weight at all
 
     def whole(like: Tensor) -> tuple[Tensor, Tensor]:
         """Returns how much each element counts, and how much of an output all of them."""
-        size = weight.to(like).abs()
+        each = weight.to(like).abs()
         if value.mass is not None:
-            size = size * value.mass().to(like).expand(value.shape).reshape(live.shape)
-        return size, size.sum(contraction.summed, keepdim=True)
+            each = each * value.mass().to(like).expand(size).reshape(shape)
+        return each, each.sum(dims, keepdim=True)
 
     def relevance(arrived: list[Tensor]) -> list[Tensor]:
-        r = reshaped(arrived[0], contraction.aligned_out)
+        r = reshaped(arrived[0], out)
         if not fixed:
-            return [_evenly(r, live, contraction.summed)]
-        size, total = whole(r)
+            return [reshaped(spread(r, shape, dims), size)]
+        each, total = whole(r)
         share = torch.where(total > 0, over(r, total), 0)
-        return [_transposed(share, size, live), (r * (total == 0)).sum()]
+        return [_transposed(share, each, shape, size), (r * (total == 0)).sum()]
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
         g = arrived[0]
-        if contraction.of_matrices:  # which is faster
+        if matrices:
             across = matrix.mT.to(g.dtype)
             found = g @ across if on_left else across @ g
         else:
-            found = _transposed(g.reshape(contraction.aligned_out), weight, live)
-        return [found if factor == 1 else found * factor, *(fitted(arrived[0], o.shape) for o in own)]
+            found = _transposed(g.reshape(out), weight, shape, size)
+        return [found if factor == 1 else found * factor, *(fitted(g, one.shape) for one in own)]
 
-    def axes(of: list[ax.Axes]) -> ax.Axes | None:
-        inside = dict(zip(live.places, of[0], strict=True))
-        sizes = contraction.aligned_out
-        dims = [inside.get(d) or ax.dimension(sizes[d], not fixed) for d in contraction.kept]
-        return tuple(dims) if len(dims) == len(contraction.out) else None
+    found = call.make(
+        [value, *blind],
+        relevance,
+        gradient,
+        sources=[value, *own],
+        axes=lambda of: through(of[0], not fixed),
+    )
+    after = found.shape
 
-    found = call.make([value, *blind], relevance, gradient, sources=[value, *own], axes=axes)
+    def through(axes: ax.Axes, channels: bool) -> ax.Axes | None:
+        """Returns the axes of what comes out: new dimensions count channels, or tokens."""
+        inside = enumerate(ax.reshaped(axes, shape) or ())
+        parts = (() if d in dims else part or ax.dimension(out[d], channels) for d, part in inside)
+        return ax.reshaped(tuple(parts), after)
+
     if fixed:
         like = torch.zeros((), dtype=call.out.dtype, device=call.out.device)
-        found.mass = lambda: whole(like)[1].expand(contraction.aligned_out).reshape(contraction.out)
+        found.mass = lambda: whole(like)[1].expand(out).reshape(after)
     else:
-        found.fan = math.prod(live.shape[d] for d in contraction.summed), value.roots
-        found.place = value.place
-    if value.kind in ("scores", "weights"):
-        _mix_heads(found, value, contraction, live, fixed)
+        found.fan, found.place = (math.prod(shape[dim] for dim in dims), value.roots), value.place
+    if value.kind in ("scores", "weights"):  # weights over any dimension but that of the softmax mix heads
+        apart = value.over is not None and not {*ax.channel_dims(normalized, some=True)} & {*dims}
+        if value.kind == "scores" or fixed or apart:
+            found.kind, found.rounded = value.kind, True
+            found.over = through(value.over, False) if apart and value.over else None
     return found
 
 
-def _mix_heads(found: Value, value: Value, contraction: Contraction, live: Operand, fixed: bool) -> None:
-    """Says that weights over any dimension but that of the softmax leave scores and A what they are."""
-    over = dict(zip(live.places, value.over or (), strict=False))
-    apart = value.over is not None and not any(
-        f.channels for d in contraction.summed for f in over.get(d, ())
+@rule("quantized::linear_dynamic", "quantized::linear_dynamic_fp16", "quantized::linear_relu_dynamic")
+def quantized(call: Call) -> list[Value]:
+    """Follows a linear layer whose weights are whole numbers; what rounding adds is a constant."""
+    x, of_x = call.live[0]
+    half = "fp16" in call.name
+    unpack: Any = torch.ops.quantized.linear_unpack_fp16 if half else torch.ops.quantized.linear_unpack
+    weight = unpack(call["W_prepack"])[0]
+    weight = (weight.dequantize() if weight.is_quantized else weight.float()).mT
+    added = [(call.out - x @ weight, 1)] if call.tape.accounts else []
+    wide = weight.view(*[1] * (x.ndim - 2), *weight.shape)
+    return [weighed(call, of_matmul((x, of_x), (wide, None)), added=added)]
+
+
+@rule("sum", "mean")
+def summed(call: Call) -> list[Value]:
+    """Follows a sum over dimensions: of a product, of a stack, or of anything else."""
+    tensor, value, keepdim = call["self"], call.values[0], bool(call["keepdim"])
+    dims = ax.dimensions(call["dim"], tensor.ndim)
+    factor = 1 / math.prod(tensor.shape[dim] for dim in dims) if call.name == "mean" else 1.0
+    if len(dims) == 1 and value.stacks(dims[0]):
+        return [_of_stack(call, dims[0], factor)]
+    factors = call.factors_of(tensor)
+    if factors is not None:
+        return [contracted(call, of_sum(factors, tensor.ndim, dims), factor)]
+    before, mass = value.shape, value.mass
+    kept = [1 if dim in dims else size for dim, size in enumerate(before)]
+
+    def relevance(arrived: list[Tensor]) -> list[Tensor]:
+        r = reshaped(arrived[0], kept)
+        if mass is None:
+            return [spread(r, before, dims)]
+        each = mass().to(r).expand(before)
+        return [r * over(each, each.sum(dims, keepdim=True))]
+
+    def axes(of: list[ax.Axes]) -> ax.Axes:
+        parts = enumerate(of[0])
+        return tuple(() if dim in dims else part for dim, part in parts if keepdim or dim not in dims)
+
+    found = call.make(
+        [value],
+        relevance,
+        lambda g: [scaled(reshaped(g[0], kept), factor).expand(before)],
+        axes=axes,
     )
-    if value.kind == "scores" or fixed or apart:
-        found.kind, found.rounded = value.kind, True
-        if apart and len(contraction.kept) == len(found.shape):
-            sizes = contraction.aligned_out
-            found.over = tuple(over.get(d) or ax.dimension(sizes[d], False) for d in contraction.kept)
+    if mass is not None:
+        found.mass = lambda: mass().expand(before).sum(dims, keepdim=keepdim)
+    if value.kind == "exp":
+        found.total = value
+    if value.kind in ("scores", "weights"):
+        assert found.made_by is not None
+        found.kind, found.over = value.kind, followed(found.made_by, value.over)
+    return [found]
+
+
+def _of_stack(call: Call, dim: int, factor: float) -> Value:
+    """Follows the sum of a stack: a sum of its parts."""
+    tensor, aten = call["self"], torch.ops.aten
+    function, given = (aten.split.Tensor, (1, dim)) if call["keepdim"] else (aten.unbind.int, (dim,))
+    parts = call.inner(function, tensor, *given)
+    parts.outs = function(tensor.detach(), *given)
+    return total(call, [(part, factor) for part in divided(parts)])

@@ -4,7 +4,6 @@ y = x * (f(x) / x) + f(0), in which the gate f(x) / x is a constant of the linea
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,15 +21,21 @@ frac sign sgn fmod remainder hypot atan2""".split()  # noqa: SIM905
 SIZES = ("rsqrt", "reciprocal")
 SAME_KIND = ("clamp", "clamp_min", "clamp_max", "nan_to_num", "abs")
 
+Around0 = tuple[float | None, float | None]  # value and slope of a function at 0, if it has some
+_KNOWN: dict[
+    tuple[str, int, str] | None, Around0
+] = {}  # of those of one tensor, with all else they are given
+
 
 @rule(*GATED)
-def gated(call: Call) -> list[Value]:
-    """Follows an activation, or any other function of one value."""
+def gated(call: Call, *, size: bool = False) -> list[Value]:
+    """Follows an activation, or any other function of one value, which may say how large something is."""
     if len({id(t) for t, _ in call.live}) != 1:
         return call.make_all(call.values, None)
     tensor, value = call.live[0]
     before, exponent = value.shape, call["exponent"]
-    size = call.name in SIZES or (call.name == "pow" and bool(torch.as_tensor(exponent).lt(0).any()))
+    size = size or call.name in SIZES
+    size = size or (call.name == "pow" and bool(torch.as_tensor(exponent).lt(0).any()))
     sources, gradient = _linearised(call, tensor, value, size) if call.linearised else ([value], None)
     same = before == call.out.shape
     found = call.make(
@@ -40,26 +45,17 @@ def gated(call: Call) -> list[Value]:
     )
     if same:
         found.base, found.proportional, found.place = value.base, False, value.place
-    _name(call, found, value, size)
-    return [found]
-
-
-def _name(call: Call, found: Value, value: Value, size: bool) -> None:
-    """Says what kind of value a function makes."""
     if call.name in ("exp", "exp2"):
         found.kind, found.dim = ("weights", value.dim) if value.kind == "log" else ("exp", None)
-    elif call.name == "log" and value.total is not None:
-        found.kind = "normalizer"
-    elif value.kind == "size" or (size and value.kind not in ("scores", "exp")):
-        found.kind = "size"
-        found.total = value.total
-    elif call.name == "log" and value.kind == "exp":
-        found.kind = None
-    elif value.kind in ("scores", "weights", "exp"):
-        found.kind = value.kind if call.name in SAME_KIND else "weights"
-        found.total = value.total
-    elif call.name in SAME_KIND:
-        found.total = value.total
+    elif call.name == "log" and (value.total is not None or value.kind == "exp"):
+        found.kind = None if value.total is None else "normalizer"
+    else:
+        if value.kind == "size" or (size and value.kind not in ("scores", "exp")):
+            found.kind = "size"
+        elif value.kind in ("scores", "weights", "exp"):
+            found.kind = value.kind if call.name in SAME_KIND else "weights"
+        found.total = value.total if found.kind is not None or call.name in SAME_KIND else None
+    return [found]
 
 
 def _linearised(call: Call, tensor: Tensor, value: Value, size: bool) -> tuple[list[Value], Any]:
@@ -86,62 +82,57 @@ def _linearised(call: Call, tensor: Tensor, value: Value, size: bool) -> tuple[l
     return [value, *own], gradient
 
 
-def _around_0(call: Call, tensor: Tensor) -> tuple[float | None, float | None]:
+def _around_0(call: Call, tensor: Tensor) -> Around0:
     """Returns value and slope of a function at 0; None where it has none."""
-    alone = not any(isinstance(a, Tensor) for a in (*call.args, *call.kwargs.values()) if a is not tensor)
+    given = [None if one is tensor else one for one in (*call.args, *call.kwargs.items())]
+    alone = not any(isinstance(one, Tensor) for one in (*given, *call.kwargs.values()))
+    known = (call.name, tensor.ndim, str(given)) if alone else None
+    if known in _KNOWN:
+        return _KNOWN[known]
     device = "cpu" if alone else tensor.device  # a GPU would have to be waited for
     point = torch.zeros((1,) * tensor.ndim, dtype=torch.float64, device=device)
     transpose = Transpose(call, [tensor], [point])
     values = transpose.at_0([point])
     (slope,) = transpose([torch.ones_like(values)])
-    same = bool((values == values.amax()).all())
+    at_0 = values.amax().item() if bool((values == values.amax()).all()) else math.nan
     of_slope = 0.0 if slope is None else slope.sum().item() / values.numel()
-    ends = values.amax().item() if same else math.nan, of_slope
-    return tuple(end if math.isfinite(end) else None for end in ends)  # type: ignore[return-value]
+    found = at_0 if math.isfinite(at_0) else None, of_slope if math.isfinite(of_slope) else None
+    if known is not None:
+        _KNOWN[known] = found
+    return found
 
 
 @rule("glu")
 def glu(call: Call) -> list[Value]:
     """Follows half of a value times a gate of the other half: each has its share."""
-    tensor, value = call.live[0]
-    dim = call["dim"]
-    gate = tensor.detach().chunk(2, dim)[1].sigmoid() if call.linearised else None
+    (tensor, value), dim = call.live[0], call["dim"]
+    gate = tensor.detach().chunk(2, dim)[1].sigmoid()
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
-        g = arrived[0]
-        assert gate is not None
-        return [torch.cat([g * gate, torch.zeros_like(g)], dim)]
+        return [torch.cat([arrived[0] * gate, torch.zeros_like(gate)], dim)]
 
     return [call.make([value], lambda r: [torch.cat([r[0], r[0]], dim) / 2], gradient)]
 
 
-@rule("_softmax", "_safe_softmax", "softmax")
+@rule("_softmax", "_safe_softmax", "softmax", "_log_softmax", "log_softmax")
 def softmax(call: Call) -> list[Value]:
-    """Follows a softmax: weights, if they meet values; else to first order, where a score depends on it."""
-    dim = call["dim"] % max(1, call.out.ndim)
-    found = _first_order(call, lambda g, y: y * (g - (g * y).sum(dim, keepdim=True)))
-    found.kind, found.dim = "weights", dim
-    return [found]
+    """Follows a softmax or its logarithm: weights, or to first order where a score is read."""
+    tape, (tensor, value), y = call.tape, call.live[0], call.out.detach()
+    dim, logarithm = call["dim"] % max(1, y.ndim), "log" in call.name
 
+    def transposed(g: Tensor) -> Tensor:
+        return g if logarithm else y * (g - (g * y).sum(dim, keepdim=True))
 
-@rule("_log_softmax", "log_softmax")
-def log_softmax(call: Call) -> list[Value]:
-    """Follows the logarithm of a softmax: x less a constant."""
-    found = _first_order(call, lambda g, y: g)
-    found.kind, found.dim = "log", call["dim"] % max(1, call.out.ndim)
-    return [found]
-
-
-def _first_order(call: Call, transpose: Callable[[Tensor, Tensor], Tensor]) -> Value:
-    tape, value, own = call.tape, call.values[0], []
-    y = call.out.detach()
+    own = []
     if tape.accounts and value.kind != "scores":  # whose weights meet values, and end the gradient
-        own = [tape.constant(y - transpose(call.live[0][0].to(y.dtype), y))]
+        own = [tape.constant(y - transposed(tensor.to(y.dtype)))]
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
-        return [transpose(arrived[0], y), *(arrived[0] for _ in own)]
+        return [transposed(arrived[0]), *(arrived[0] for _ in own)]
 
-    return call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
+    found = call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
+    found.kind, found.dim = "log" if logarithm else "weights", dim
+    return [found]
 
 
 @rule("logsumexp")

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from vitx.tape import axes as ax
 from vitx.tape.attention import Attention
-from vitx.tape.call import RULES, Call, rule
+from vitx.tape.call import Call, rule
 from vitx.tape.expanded import fitted, scaled
 from vitx.tape.rules.attention import normalized
+from vitx.tape.rules.elementwise import gated
 from vitx.tape.values import Value, reduced
 
 WEIGHING = ("weights", "exp")
@@ -22,19 +23,19 @@ def negated(call: Call) -> list[Value]:
 
 @rule("mul")
 def multiplied(call: Call) -> list[Value]:
-    """Follows a product."""
+    """Follows a product, and notes its factors, as it may be summed."""
     first, second = call["self"], call["other"]
-    one, other = (call.value(t) if isinstance(t, Tensor) else None for t in (first, second))
+    one, other = call.value(first), call.value(second)
     if one is not None and other is not None:
-        found = product(call, first, second)
+        found = _product(call, first, second)
         for above, by in ((one, other), (other, one)):
             if by.kind == "size":
                 _name_softmax(found, above, by)
         if first.numel() and second.numel():
             call.factors = [(first, one), (second, other)]
         return [found]
-    value, tensor, factor = (other, second, first) if one is None else (one, first, second)
-    assert value is not None
+    tensor, factor = (second, first) if one is None else (first, second)
+    (value,) = call.values
     found = _times_constant(call, value, factor)
     if isinstance(factor, Tensor) and factor.numel() > 1:
         call.factors = [(tensor, value), (factor, None)]
@@ -46,27 +47,16 @@ def multiplied(call: Call) -> list[Value]:
 @rule("div")
 def divided(call: Call) -> list[Value]:
     """Follows a quotient: what divides is a scale; exponentials over their sum are a softmax."""
-    if call["rounding_mode"] is not None:
-        return RULES["floor"](call)
     first, second = call["self"], call["other"]
-    above, below = (call.value(t) if isinstance(t, Tensor) else None for t in (first, second))
+    above, below = call.value(first), call.value(second)
+    if call["rounding_mode"] is not None or above is None:
+        return gated(call, size=call["rounding_mode"] is None)
     if below is None:
-        assert above is not None
         return [_times_constant(call, above, 1 / second)]
-    if above is None:
-        shape = below.shape
-        own = [call.tape.constant(call.out.clone())] if call.tape.accounts else []
-        found = call.make(
-            [below], lambda r: [fitted(r[0], shape)], lambda g: [g[0]] if own else [], sources=own
-        )
-        found.kind = "weights" if below.kind in ("scores", "exp") else "size"
-        found.total = below.total
-        return [found]
-    found = product(call, first, second, quotient=True)
-    before = above.made_by
-    if _name_softmax(found, above, below) or not isinstance(before, Attention):
-        return [found]
-    return [normalized(call, before) if before.inputs[1] is below.total else found]
+    found, before = _product(call, first, second, quotient=True), above.made_by
+    if not _name_softmax(found, above, below) and isinstance(before, Attention):
+        found = normalized(call, before) if before.inputs[1] is below.total else found
+    return [found]
 
 
 def _name_softmax(found: Value, above: Value, below: Value) -> bool:
@@ -78,7 +68,7 @@ def _name_softmax(found: Value, above: Value, below: Value) -> bool:
 
 
 def _times_constant(call: Call, value: Value, factor: Any) -> Value:
-    before, shape = value.shape, call.out.shape
+    before, shape, mass = value.shape, call.out.shape, value.mass
     if isinstance(factor, Tensor) and not factor.is_floating_point():
         factor = factor.to(call.out.dtype)
     found = call.make(
@@ -90,20 +80,18 @@ def _times_constant(call: Call, value: Value, factor: Any) -> Value:
     if before == shape:
         found.roots, found.sum, found.fan, found.place = value.roots, value.sum, value.fan, value.place
         found.via, found.base, found.proportional = value.via, value.base, value.proportional
-        found.mass = value.mass
-    if isinstance(factor, Tensor) and factor.numel() > 1 and call.tensors.is_fixed(factor):
-        kept, mass = call.tape.keeper.keep(factor), value.mass
-        found.mass = lambda: kept.tensor.abs() * (1 if mass is None else mass())
-    if value.kind != "log":
-        found.kind = value.kind
-    if value.kind == "weights" and isinstance(factor, (int, float)) and factor == 1:
-        found.dim = value.dim
+        found.mass = mass
+    found.kind = value.kind if value.kind != "log" else None
     if not isinstance(factor, Tensor):
         found.total = value.total
+        found.dim = value.dim if value.kind == "weights" and factor == 1 else None
+    elif factor.numel() > 1 and call.tensors.is_fixed(factor):
+        kept = call.tape.keeper.keep(factor)
+        found.mass = lambda: kept.tensor.abs() * (1 if mass is None else mass())
     return found
 
 
-def product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = False) -> Value:
+def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = False) -> Value:
     """Follows a product or quotient of two live values, none of which is summed.
 
     What weighs, or says how large something is, is held: all relevance is the other one's. So is what was

@@ -1,5 +1,8 @@
 """Whatever else moves elements or adds some up: the operator's own backward pass says which."""
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -7,49 +10,68 @@ from vitx.tape import axes as ax
 from vitx.tape.call import RULES, Call, Transpose, rule, unknown
 from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import same
-from vitx.tape.values import AxesOf, Step, Value, followed
+from vitx.tape.values import AxesOf, Value, followed
 
+PADDED = ("reflection_pad", "replication_pad", "upsample_nearest", "_upsample_nearest_exact")
+MOVING = """index gather index_select roll flip unfold diagonal as_strided repeat pixel_shuffle where take
+pixel_unshuffle masked_select slice_scatter select_scatter diagonal_scatter as_strided_scatter index_put
+scatter index_copy masked_scatter channel_shuffle rot90 repeat_interleave block_diag _index_put_impl
+_unsafe_index _unsafe_index_put put select_backward _unsafe_masked_index""".split()  # noqa: SIM905
 FILLING = ("tril", "triu", "masked_fill", "index_fill", "im2col", "scatter", "diag_embed", "fill_diagonal")
+ADDING = """avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d
+upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa
+_upsample_bicubic2d_aa _upsample_lanczos2d_aa cumsum col2im index_add scatter_add scatter_reduce index_reduce
+segment_reduce trace grid_sampler_2d grid_sampler_3d""".split()  # noqa: SIM905
+PICKING = """max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d
+fractional_max_pool2d sort topk mode kthvalue median nanmedian maximum minimum fmax fmin cummax
+cummin""".split()  # noqa: SIM905
+EXTREMES = ("amax", "amin", "max", "min", "aminmax")
 _NONE = 1e-6  # how much of a window counts as none
 
 
-@rule("index", "gather", "index_select", "roll", "flip", "unfold", "diagonal", "as_strided")
-@rule("repeat", "pixel_shuffle", "pixel_unshuffle", "masked_select")
-@rule("slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter", "index_put", "scatter")
-@rule("index_copy", "masked_scatter", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "take")
-@rule("replication_pad1d", "replication_pad2d", "replication_pad3d", "channel_shuffle", "rot90", "where")
-@rule("repeat_interleave", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d")
-@rule("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "block_diag")
-@rule("_index_put_impl", "_unsafe_index", "_unsafe_index_put", "put", "masked_fill", *FILLING)
-@rule("select_backward", "_unsafe_masked_index")
+@rule(*MOVING, *FILLING, "constant_pad_nd", *(f"{name}{n}d" for name in PADDED for n in (1, 2, 3)))
 def moved(call: Call) -> list[Value]:
     """Follows a rearrangement: each element of the output is an element of an input, or a constant."""
     if call["accumulate"]:
-        return averaged(call)
+        return added_up(call)
     first = call.values[0]
-    if first.kind in ("scores", "exp", "weights") and first.shape == call.out.shape and len(call.live) == 1:
-        return [_masked(call, first)]
-    if len(call.live) == 1 and any(a.base == first.base and a.shape == first.shape for a in call.answers()):
-        return [_chosen(call, first)]
-    fills = call.name in FILLING or call.name == "constant_pad_nd" or bool(call.constants())
-    return [_linear(call, moves=True, fills=fills)]
+    if call.name == "constant_pad_nd" and not any(call["pad"]):
+        return same(call)
+    if len(call.live) == 1 and first.shape == call.out.shape:
+        weighing = first.kind in ("scores", "exp", "weights")
+        if weighing or any(one.base == first.base and one.shape == first.shape for one in call.answers()):
+            return [_chosen(call, first, weighing)]
+    return [
+        _linear(call, moves=True, fills=call.name in (*FILLING, "constant_pad_nd") or bool(call.constants()))
+    ]
 
 
-@rule("constant_pad_nd")
-def padded(call: Call) -> list[Value]:
-    """Follows a padding with a number, which is the model's own."""
-    return moved(call) if any(call["pad"]) else same(call)
+def _chosen(call: Call, value: Value, weighing: bool) -> Value:
+    """Follows elements that stay, or are overwritten where they are: of scores, or by their very values.
+
+    What scores ask for stays a matter of the query; a choice by values is a function of them, as
+    where(x > 0, x, 0) is.
+    """
+    tensor = call.live[0][0]
+    transpose = Transpose(call, [tensor], [None])
+    own = [call.tape.constant(transpose.at_0([tensor]))] if call.tape.accounts and not weighing else []
+
+    def gradient(arrived: list[Tensor]) -> list[Tensor | None]:
+        return [*transpose(arrived), *(arrived[0] for _ in own)]
+
+    found = call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
+    if weighing:
+        found.kind = value.kind
+    else:
+        found.base, found.proportional = value.base, False
+    return found
 
 
-@rule("avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "col2im")
-@rule("adaptive_avg_pool1d", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "cumsum")
-@rule("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "upsample_bicubic2d", "index_add", "scatter_add")
-@rule("scatter_reduce", "index_reduce", "segment_reduce", "trace", "grid_sampler_2d", "grid_sampler_3d")
-@rule("_upsample_lanczos2d_aa")
-def averaged(call: Call) -> list[Value]:
+@rule(*ADDING)
+def added_up(call: Call) -> list[Value]:
     """Follows an operator that is linear: in proportion to what it adds up."""
     if call.name in ("scatter_reduce", "index_reduce") and call["reduce"] not in ("sum", "mean"):
-        return RULES["max"](call)
+        return picked(call)
     if call.values[0].parts is not None and call.name == "cumsum":
         return unknown(call)  # it may add up a residual
     source = next((call[name] for name in ("source", "src", "values") if call[name] is not None), None)
@@ -67,25 +89,21 @@ def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
     own = tape.constant(transpose.at_0(tensors) if tape.accounts and fills else None, call.out.shape)
     masses = [value.mass for value in values]
 
-    def inside(like: Tensor) -> list[Tensor]:
-        return [
-            (like.new_ones(()) if mass is None else mass().to(like)).expand(value.shape)
-            for mass, value in zip(masses, values, strict=True)
-        ]
+    def inside(like: Tensor, *, alike: bool = False) -> list[Tensor]:
+        """Returns how much each element counts."""
+        counts = [like.new_ones(()) if mass is None or alike else mass().to(like) for mass in masses]
+        return [one.expand(value.shape).contiguous() for one, value in zip(counts, values, strict=True)]
 
     def relevance(arrived: list[Tensor]) -> list[Tensor | None]:
+        if moves and not fills:
+            return [*transpose(arrived), None]
         r = arrived[0].contiguous()
-        if moves:
-            rest = r.masked_fill(transpose.reached(r), 0).sum() if fills else None
-            return [*transpose(arrived), rest]
-        whole = transpose.linear(inside(r))
+        counts = inside(r, alike=moves)
+        whole = transpose.linear(counts)
         under = whole.abs() > _NONE  # not so a window that sees nothing but padding
         shares = transpose([torch.where(under, r / torch.where(under, whole, 1), 0)])
-        seen = [
-            s if s is None or mass is None else s * part
-            for s, part, mass in zip(shares, inside(r), masses, strict=True)
-        ]
-        return [*seen, r.masked_fill(under, 0).sum()]
+        pairs = zip(shares, counts, strict=True)
+        return [*(None if s is None else s * count for s, count in pairs), r.masked_fill(under, 0).sum()]
 
     def gradient(arrived: list[Tensor]) -> list[Tensor | None]:
         return [*transpose(arrived), arrived[0] if fills else None]
@@ -108,67 +126,36 @@ def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
         like = call.out.new_zeros(())
 
         def mass() -> Tensor:
-            return torch.where(
-                transpose.reached(like), transpose.run(inside(like))[0], transpose.at_0(tensors) != 0
-            )
+            reached = transpose.linear(inside(like, alike=True)) != 0
+            return torch.where(reached, transpose.run(inside(like))[0], transpose.at_0(tensors) != 0)
 
         found.mass = mass
     return found
 
 
-def _masked(call: Call, value: Value) -> Value:
-    """Follows scores of which some are overwritten: what is asked for stays a matter of the query."""
-    transpose = Transpose(call, [call.live[0][0]], [None]) if call.linearised else None
-    found = call.make([value], lambda r: [r[0]], transpose, axes=lambda of: of[0])
-    found.kind = value.kind
-    return found
-
-
-def _chosen(call: Call, value: Value) -> Value:
-    """Follows a function of a value that is written as a choice by that very value, as where(x > 0, x, 0)."""
-    tensor = call.live[0][0]
-    transpose = Transpose(call, [tensor], [None])
-    own = [call.tape.constant(transpose.at_0([tensor]))] if call.tape.accounts else []
-
-    def gradient(arrived: list[Tensor]) -> list[Tensor | None]:
-        return [*transpose(arrived), *(arrived[0] for _ in own)]
-
-    found = call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
-    found.base, found.proportional = value.base, False
-    return found
-
-
 def _placed(call: Call, source: Tensor) -> Value | None:
     """Returns the value of what is added to places of another one; None where several meet at a place."""
-    value = call.value(source)
-    assert value is not None
-    transpose = Transpose(call, [source], [None])
-    counts = transpose.linear([torch.ones_like(source)])
-    several = bool((counts.abs() > 0).sum() != source.numel())
-    if call["include_self"] is False or call["reduce"] == "mean" or several:
+    alone = replace(call, live=[(source, value) for one, value in call.live if one is source])
+    counts = Transpose(alone, [source], [None]).linear([torch.ones_like(source)]) != 0
+    if call["include_self"] is False or call["reduce"] == "mean" or counts.sum() != source.numel():
         return None
-    found = call.tape.value(call.out.shape, [value])
-    scale = torch.where(counts == 0, 1, counts)
-    call.tape.append(Step("zeros", [value], [found], lambda r: transpose([r[0] / scale]), transpose))
-    found.roots, found.mass = value.roots, lambda: (counts != 0).to(source.dtype)
+    found = _linear(alone, moves=False, fills=False)
+    found.roots, found.mass = alone.values[0].roots, lambda: counts.to(source.dtype)
     return found
 
 
 def _axes_of(call: Call) -> AxesOf | None:
-    name, shape, before = call.name, tuple(call.out.shape), call.values[0].shape
-    if name == "im2col":
-        size = call["kernel_size"]
-        inside = (*ax.dimension(before[1], True), *ax.dimension(size[0] * size[1], False))
+    shape, before = tuple(call.out.shape), call.values[0].shape
+    if call.name == "im2col":
+        size = math.prod(call["kernel_size"])
+        inside = (*ax.dimension(before[1], True), *ax.dimension(size, False))
         return lambda of: (of[0][0], inside, *ax.tokens(shape[2:]))
-    if len(shape) == len(before) and name != "as_strided":
+    if len(shape) == len(before) and call.name != "as_strided":
         return lambda of: ax.resized(of[0], shape)
     return None
 
 
-@rule("max_pool2d_with_indices", "max_pool3d_with_indices", "sort", "topk", "mode")
-@rule("adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d")
-@rule("kthvalue", "median", "nanmedian", "maximum", "minimum", "fmax", "fmin", "cummax", "cummin")
-@rule("amax", "amin", "max", "min", "aminmax")
+@rule(*PICKING, *EXTREMES)
 def picked(call: Call) -> list[Value]:
     """Follows what picks elements by their values, as a maximum or a sort does.
 
@@ -180,5 +167,5 @@ def picked(call: Call) -> list[Value]:
     points = [t.detach().clone() if call.overload.written else t for t in tensors]
     transpose = Transpose(call, tensors, points)
     found = call.make(call.values, transpose, transpose, axes=_axes_of(call))
-    found.kind = "size" if call.name in ("amax", "amin", "max", "min", "aminmax") else None
+    found.kind = "size" if call.name in EXTREMES else None
     return [found]

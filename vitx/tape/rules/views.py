@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitx.tape import axes as ax
 from vitx.tape.axes import Axes
-from vitx.tape.call import Call, Rule, Transpose, rule, unknown
+from vitx.tape.call import Call, Transpose, rule, unknown
 from vitx.tape.expanded import core, fitted, reshaped
 from vitx.tape.values import Value, after, followed, marked
 
@@ -16,7 +16,6 @@ RESHAPES = ("view", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze")
 COPIES = ("clone", "alias", "detach", "_to_copy", "lift_fresh", "lift", "_conj")
 IDENTITIES = (*RESHAPES, *COPIES, "expand", "slice", "copy")  # where they leave the shape as it is
 TURNED = (*RESHAPES, *COPIES, "permute", "transpose", "t")
-Way = tuple[Callable[[Tensor], Tensor], Callable[[Axes], Axes | None]]
 
 
 def carried(call: Call, found: Value, value: Value, number: int = 0) -> Value:
@@ -28,9 +27,12 @@ def carried(call: Call, found: Value, value: Value, number: int = 0) -> Value:
         found.base, found.sum, found.via, found.mass = value.base, value.sum, value.via, value.mass
         found.place = value.place
     else:
-        operation = call.name, number, *map(str, call.args[1:]), str(call.kwargs)
+        operation = call.name, number, str(call.args[1:]), str(call.kwargs)
         found.base = call.tape.same(found, "base", value.base, found.shape, *operation)
         found.place = call.tape.same(found, "place", value.place, *operation)
+        if value.mass is not None:
+            move, mass, before = Transpose(call, [call.live[0][0]], [None]), value.mass, value.shape
+            found.mass = lambda: move.run([mass().expand(before).contiguous()])[number]
     assert found.made_by is not None
     found.over = followed(found.made_by, value.over)
     found.along = followed(found.made_by, value.along)
@@ -38,21 +40,8 @@ def carried(call: Call, found: Value, value: Value, number: int = 0) -> Value:
     return found
 
 
-def view(*names: str) -> Callable[[Callable[[Call], Way | None]], Rule]:
-    """Registers a function that returns the way back of a rearrangement, and what becomes of the axes."""
-
-    def register(function: Callable[[Call], Way | None]) -> Rule:
-        @rule(*names)
-        def follow(call: Call) -> list[Value]:
-            way = function(call)
-            return unknown(call) if way is None else [_moved(call, *way)]
-
-        return follow
-
-    return register
-
-
-def _moved(call: Call, back: Callable[[Tensor], Tensor], axes: Callable[[Axes], Axes | None]) -> Value:
+def turned(call: Call, back: Callable[[Tensor], Tensor], axes: Callable[[Axes], Axes | None]) -> list[Value]:
+    """Follows all elements of a value in another order or shape, or copies of them."""
     value = call.values[0]
 
     def into(arrived: list[Tensor]) -> list[Tensor]:
@@ -61,29 +50,26 @@ def _moved(call: Call, back: Callable[[Tensor], Tensor], axes: Callable[[Axes], 
     found = carried(call, call.make([value], into, into, axes=lambda of: axes(of[0]), exact=True), value)
     if value.sum is not None and found.sum is None and call.name in TURNED:
         found.sum, found.via = value.sum, after(back, value.via)
-    if value.mass is not None and found.mass is None:
-        move, mass, before = Transpose(call, [call.live[0][0]], [None]), value.mass, value.shape
-        found.mass = lambda: move.run([mass().expand(before).contiguous()])[0]
-    return found
+    return [found]
 
 
-@view(*RESHAPES)
-def laid_out(call: Call) -> Way | None:
-    """Follows a reshape."""
+@rule(*RESHAPES)
+def laid_out(call: Call) -> list[Value]:
+    """Follows a reshape, but not bits that are read as another type."""
     if isinstance(call["dtype"], torch.dtype):
-        return None  # bits read as another type
-    before, after = call.values[0].shape, tuple(call.out.shape)
-    return lambda r: reshaped(r, before), lambda of: ax.reshaped(of, after)
+        return unknown(call)
+    before, shape = call.values[0].shape, tuple(call.out.shape)
+    return turned(call, lambda r: reshaped(r, before), lambda of: ax.reshaped(of, shape))
 
 
-@view(*COPIES)
-def same(call: Call) -> Way | None:
+@rule(*COPIES)
+def same(call: Call) -> list[Value]:
     """Follows a copy, or a change of type, but not to whole numbers."""
-    return (lambda r: r, lambda of: of) if call.out.is_floating_point() else None
+    return turned(call, lambda r: r, lambda of: of) if call.out.is_floating_point() else unknown(call)
 
 
-@view("permute", "transpose", "t")
-def permuted(call: Call) -> Way:
+@rule("permute", "transpose", "t")
+def permuted(call: Call) -> list[Value]:
     """Follows dimensions in another order."""
     ndim = call.out.ndim
     order = list(range(ndim))
@@ -95,89 +81,50 @@ def permuted(call: Call) -> Way:
     else:
         order.reverse()
     back = [order.index(dim) for dim in range(ndim)]
-    return lambda r: r.permute(back), lambda of: tuple(of[dim] for dim in order)
+    return turned(call, lambda r: r.permute(back), lambda of: tuple(of[dim] for dim in order))
 
 
-@view("expand")
-def expanded(call: Call) -> Way:
+@rule("expand")
+def expanded(call: Call) -> list[Value]:
     """Follows copies along some dimensions."""
-    before, after = call.values[0].shape, tuple(call.out.shape)
-    return lambda r: fitted(r, before), lambda of: ax.broadcast(of, after)
+    before, shape = call.values[0].shape, tuple(call.out.shape)
+    return turned(call, lambda r: fitted(r, before), lambda of: ax.broadcast(of, shape))
 
 
-@view("slice")
-def sliced(call: Call) -> Way:
-    """Follows a part along one dimension."""
-    before, after, dim = call.values[0].shape, call.out.shape, call["dim"] % call.out.ndim
-    start, end, step = call["start"], call["end"], call["step"] or 1
-
-    def back(r: Tensor) -> Tensor:
-        if before == after:
-            return r
-        return _into(r, before, dim, lambda x: torch.ops.aten.slice(x, dim, start, end, step))
-
-    return back, lambda of: ax.resized(of, after)
-
-
-@rule("select")
-def selected(call: Call) -> list[Value]:
-    """Follows one place along one dimension."""
-    value, index = call.values[0], call["index"]
-    dim = call["dim"] % len(value.shape)
-    found = _moved(
-        call,
-        lambda r: _into(r, value.shape, dim, lambda whole: whole.select(dim, index)),
-        lambda of: of[:dim] + of[dim + 1 :],
-    )
-    if value.stacks(dim):
-        taken_apart(found, value, index)
-    return [found]
-
-
-def _into(part: Tensor, shape: Sequence[int], dim: int, pick: Callable[[Tensor], Any]) -> Tensor:
-    """Lays a part into zeros, expanded where it is, but not along the dimension that is cut."""
-    inner = core(part)
-    sizes = list(inner.shape)
-    if part.ndim == len(shape):
-        inner = inner.expand([n if d != dim else part.shape[dim] for d, n in enumerate(sizes)])
-        sizes[dim] = shape[dim]
-    else:
-        sizes.insert(dim, shape[dim])
-    whole = part.new_zeros(sizes)
-    pick(whole).copy_(inner)
-    return whole.expand(tuple(shape))
-
-
-@rule("unbind")
-def unbound(call: Call) -> list[Value]:
-    """Follows all places along one dimension."""
-    dim = call["dim"] % len(call.values[0].shape)
-    return _divided(call, dim, lambda parts: stacked(parts, dim), lambda of: of[:dim] + of[dim + 1 :])
-
-
-@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
+@rule("slice", "select", "unbind", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
 def divided(call: Call) -> list[Value]:
-    """Follows several parts along one dimension."""
-    dim, after = call["dim"] % call.out.ndim, call.out.shape
-    return _divided(call, dim, lambda parts: _concatenated(parts, dim), lambda of: ax.resized(of, after))
+    """Follows parts along one dimension, which select and unbind take away."""
+    value, out = call.values[0], call.out.shape
+    if value.shape == out:
+        return turned(call, lambda r: r, lambda of: of)
+    shape, gone, start, step = value.shape, call.name in ("select", "unbind"), 0, 1
+    dim = call["dim"] % len(shape)
+    if call.name == "slice":
+        start, _, step = slice(call["start"], call["end"], call["step"]).indices(shape[dim])
+    elif call.name == "select":
+        start = call["index"] % shape[dim]
+    widths = [1 if gone else one.shape[dim] for one in call.outs]
+    starts = [start + sum(widths[:number]) for number in range(len(widths))]
 
+    def back(arrived: list[Tensor]) -> list[Tensor]:
+        """Lays the parts into zeros, expanded where all of them are, but not along this dimension."""
+        inner = [core(part.unsqueeze(dim) if gone else part) for part in arrived]
+        sizes = [max(sizes) for sizes in zip(*(one.shape for one in inner), strict=True)]
+        sizes[dim] = shape[dim]
+        whole = inner[0].new_zeros(sizes)
+        for one, first, width in zip(inner, starts, widths, strict=True):
+            torch.ops.aten.slice(whole, dim, first, first + step * width, step).copy_(one)
+        return [whole.expand(shape)]
 
-def _divided(
-    call: Call, dim: int, back: Callable[[list[Tensor]], Tensor], axes: Callable[[Axes], Axes]
-) -> list[Value]:
-    value = call.values[0]
+    def axes(of: list[Axes]) -> Axes:
+        return (*of[0][:dim], *of[0][dim + 1 :]) if gone else ax.resized(of[0], out)
 
-    def into(arrived: list[Tensor]) -> list[Tensor]:
-        return [back(arrived)]
-
-    outs = call.make_all([value], into, into, axes=lambda of: axes(of[0]))
-    again = (
-        value.counts(dim) and len(outs) == len(value.parts or ()) and len({out.shape for out in outs}) == 1
-    )
-    for number, out in enumerate(outs):
-        carried(call, out, value, number)
-        if again:
-            taken_apart(out, value, number)
+    outs = call.make_all([value], back, back, axes=axes, exact=True)
+    one = shape[dim] // len(value.parts) if value.parts is not None and value.counts(dim) else None
+    for number, (found, first, width) in enumerate(zip(outs, starts, widths, strict=True)):
+        carried(call, found, value, number)
+        if width == one and first % one == 0 and step == 1:
+            taken_apart(found, value, first // one)
     return outs
 
 
@@ -187,24 +134,6 @@ def taken_apart(found: Value, whole: Value, number: int) -> None:
     part = whole.parts[number]
     found.roots, found.open, found.kind, found.parts = part.roots, part.open, part.kind, None
     found.above = part.above | 1 << part.number
-
-
-def stacked(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """Stacks parts, expanded where all are."""
-    return _concatenated([part.unsqueeze(dim) for part in parts], dim)
-
-
-def _concatenated(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """Puts parts one behind the other, expanded where all are."""
-    inner = [core(part) for part in parts]
-    sizes = [max(sizes) for sizes in zip(*(one.shape for one in inner), strict=True)]
-    cores = [
-        one.expand([part.shape[d] if d == dim else n for d, n in enumerate(sizes)])
-        for one, part in zip(inner, parts, strict=True)
-    ]
-    whole = list(parts[0].shape)
-    whole[dim] = sum(part.shape[dim] for part in parts)
-    return torch.cat(cores, dim).expand(whole)
 
 
 @rule("cat", "stack")
@@ -219,8 +148,7 @@ def joined(call: Call) -> list[Value]:
     sizes = [1 if stacks else t.shape[dim] for t in tensors]
 
     def back(arrived: list[Tensor]) -> list[Tensor]:
-        r = arrived[0]
-        return list(r.unbind(dim)) if stacks else list(r.split(sizes, dim))
+        return list(arrived[0].unbind(dim) if stacks else arrived[0].split(sizes, dim))
 
     def axes(of: list[Axes]) -> Axes:
         """Parts made by weights from the same tokens are channels of them, as the heads of a list are."""
@@ -247,24 +175,11 @@ def joined(call: Call) -> list[Value]:
     return [found]
 
 
-@rule("copy")
-def copied(call: Call) -> list[Value]:
-    """Follows what is written over a tensor."""
-    source = call["src"]
-    value, shape = call.value(source), tuple(call.out.shape)
-    if value is None:
-        return [call.tape.constant(source.expand(shape) if call.tape.accounts else None, shape)]
-    before = value.shape
-
-    def back(arrived: list[Tensor]) -> list[Tensor]:
-        return [fitted(arrived[0], before)]
-
-    found = call.make([value], back, back, axes=lambda of: ax.broadcast(of[0], shape))
-    found.above, found.open = value.above | (1 << value.number), value.open
-    return [carried(call, found, value)]
-
-
-@rule("zero", "fill")
-def filled(call: Call) -> list[Value]:
-    """Follows what is overwritten by a number."""
-    return [call.tape.constant(call.out.clone() if call.tape.accounts else None, call.out.shape)]
+@rule("copy", "zero", "fill")
+def overwritten(call: Call) -> list[Value]:
+    """Follows what is written over a tensor: another value, or constants."""
+    source, shape = call["src"] if call.name == "copy" else call["value"], call.out.shape
+    if call.value(source) is not None:
+        expand: Any = torch.ops.aten.expand.default
+        return expanded(call.inner(expand, source, shape, out=call.out))
+    return [call.tape.constant(call.out.clone() if call.tape.accounts else None, shape)]
