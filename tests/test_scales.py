@@ -76,6 +76,11 @@ def by_a_closure():
     return lambda image: kept(image)
 
 
+def by_hand():
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return lambda batch: {"image": (batch["image"] - mean) / std}
+
+
 HOLDERS = {
     "torchvision": lambda: Pictures(MODULE_LEVEL),
     "torchvision v2": lambda: Pictures(v2.Compose([v2.Normalize(MEAN, STD)])),
@@ -92,6 +97,8 @@ HOLDERS = {
     "what a method uses": InTheMethod,
     "a function's own": lambda: Pictures(by_a_closure()),
     "a collate function": by_a_partial,
+    "a function that does it itself": by_hand,
+    "a compiled script": lambda: Pictures(torch.jit.script(nn.Sequential(transforms.Normalize(MEAN, STD)))),
     "image processor": lambda: Pictures(processor()),
     "a method": lambda: MODULE_LEVEL.__call__,
 }  # fmt: skip

@@ -163,7 +163,7 @@ class Selection:
             names,
             class_counts(data, names),
             content.labels is None and (self.images is None or _are(self.images, int)),
-            tuple(islice(held_by(data, loader), _SCALES)),
+            tuple(islice(held_by(data, loader, self.batch_transform), _SCALES)),
             content.name,
             type(source).__name__,
             content.found,

@@ -51,7 +51,7 @@ def held_by(*holders: Any) -> Iterator[Scale]:
     """Yields mean and std of each transform that a data set or a function holds, a few levels deep.
 
     Transforms are known by having a mean and a std, as torchvision's, albumentations', kornia's and timm's
-    do: numbers, one or one for each channel.
+    do: numbers, one or one for each channel. A function that refers to a mean and a std is one, too.
     """
     level, seen = list(holders), set[int]()
     for _ in range(_DEEP):
@@ -75,7 +75,15 @@ def _scale(value: Any) -> Scale | None:
 
 
 def _kept(value: Any) -> Mapping[str, Any]:
-    """The attributes that are kept, not computed: those of a data set may be slow, or not be there."""
+    """The attributes that are kept, not computed: those of a data set may be slow, or not be there.
+
+    Of a function, what it refers to outside of itself.
+    """
+    if isinstance(value, FunctionType):
+        return dict(_used_by(value))
+    if isinstance(value, torch.jit.ScriptModule):  # whose attributes are not Python's
+        known = {name: getattr(value, name, None) for names in _NAMES for name in names}
+        return {**known, **dict(value.named_children())}
     with suppress(AttributeError):
         return dict(object.__getattribute__(value, "__dict__"))
     return {}
@@ -90,9 +98,7 @@ def _numbers(value: Any) -> tuple[float, ...]:
 
 def _parts(value: Any) -> Iterator[Any]:
     """What an object consists of."""
-    if isinstance(value, FunctionType):
-        yield from _used_by(value)
-    elif isinstance(value, (Mapping, list, tuple, set, partial, MethodType)):
+    if isinstance(value, (Mapping, list, tuple, set, partial, MethodType)):
         parts = gc.get_referents(value)
         yield from parts if len(parts) <= _MOST else ()
     else:
@@ -102,15 +108,16 @@ def _parts(value: Any) -> Iterator[Any]:
                 yield from vars(kind).values()
 
 
-def _used_by(function: FunctionType) -> Iterator[Any]:
-    """What a function refers to outside of itself."""
-    for cell in function.__closure__ or ():
+def _used_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """What a function refers to outside of itself, with its name."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # not yet filled
-            yield cell.cell_contents
+            yield name, cell.cell_contents
     codes = [function.__code__]
     for code in codes:  # and those of the functions inside
         codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
-        yield from (function.__globals__[name] for name in code.co_names if name in function.__globals__)
+        held = function.__globals__
+        yield from ((name, held[name]) for name in code.co_names if name in held)
 
 
 def _is_no_transform(value: Any) -> bool:
