@@ -136,6 +136,7 @@ class TrainerHost(Host):
     """What the Trainer knows of the training."""
 
     name = "RolloutCallback"
+    by_name = True
 
     def __init__(self, trainer: Trainer) -> None:
         folder = trainer.args.output_dir or "."

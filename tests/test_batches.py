@@ -100,7 +100,7 @@ class TestLeftOut:
         found = read_batch((IMAGES, LABELS, third))
         assert found.labels is None
         assert found.masks is None
-        assert "no labels (labels=1 says which item they are)" in found.found
+        assert "no labels (if they are '1', say labels=1)" in found.found
 
     def test_numbers_beside_images_that_are_called_otherwise(self):
         assert read_batch({"scan": IMAGES, "kind": LABELS}).labels is None

@@ -240,6 +240,18 @@ def test_calls_a_module_in_its_usual_form(kind, name, inputs):
     assert torch.equal(found, expected)
 
 
+def test_gives_what_is_in_a_batch_by_its_name_where_the_training_does():
+    class Named(SmallClassifier):
+        def forward(self, input_ids=None, pixel_values=None, mask=None, labels=None):
+            assert labels is None, "of the loss, not of the output"
+            return SmallClassifier.forward(self, pixel_values * mask) + input_ids.sum()
+
+    inputs = {"input_ids": torch.ones(2), "mask": torch.tensor([2.0]), "labels": torch.ones(2), "1": IMAGES}
+    module = Named().eval()
+    found = call_of(module, None, None, "pixel_values", inputs, by_name=True)(IMAGES[:2])
+    assert torch.equal(found, module(torch.ones(2), IMAGES[:2], 2))
+
+
 def test_never_takes_the_next_item_for_what_a_forward_asks_for():
     with pytest.raises(VitxError, match="not seen how your step gives it 'age'"):
         call_of(TakesAge(), None, None, "0", {"1": torch.ones(2)})

@@ -194,7 +194,7 @@ def test_what_is_told_wins(monkeypatch, caplog):
 def test_what_nobody_says_is_left_out(monkeypatch, caplog):
     _, captions, said = run(Nowhere(), TensorDataset(IMAGES, AGES, CLASSES), monkeypatch, caplog)
     assert all(caption.label is None for caption in captions[0])
-    assert "no labels (labels=1 says which item they are)" in said[0]
+    assert "no labels (if they are '1', say labels=1)" in said[0]
 
 
 def test_is_seen_at_the_first_validation_where_there_is_no_sanity_check(monkeypatch, caplog):

@@ -195,7 +195,7 @@ def _labels(
     if second and len(batch) == (3 if has_objects else 2):
         return per_image["1"], "labels second"
     others = [path for path, value in per_image.items() if value.ndim <= 2]
-    hint = f" (labels={_name(others[0])!r} says which item they are)" if others else ""
+    hint = f" (if they are {others[0]!r}, say labels={_name(others[0])!r})" if others else ""
     return None, f"no labels{hint}"
 
 

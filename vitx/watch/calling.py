@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vitx.errors import VitxError, in_words
 from vitx.models.prediction import forward
+from vitx.watch.batches import LABELS
 from vitx.watch.seen import Seen
 
 Forward = Callable[..., Tensor]
@@ -65,7 +66,12 @@ class Call(nn.Module):
 
 
 def call_of(
-    model: nn.Module, forward_fn: Forward | None, seen: Seen | None, name: str, inputs: Mapping[str, Tensor]
+    model: nn.Module,
+    forward_fn: Forward | None,
+    seen: Seen | None,
+    name: str,
+    inputs: Mapping[str, Tensor],
+    by_name: bool = False,
 ) -> nn.Module:
     """Returns a module that takes images alone.
 
@@ -74,7 +80,9 @@ def call_of(
         forward_fn: a function from it and images to logits.
         seen: how the user's step calls it; None where that was not seen. Else its own forward is called.
         name: the path of the images in a batch.
-        inputs: what else there is of these images, by its path: passed on to parameters of the same name.
+        inputs: what else there is of these images, by its path: passed on to parameters of the same name
+            that must be given.
+        by_name: whether the training gives the model what is in a batch by its names: then all of these are.
 
     Raises:
         VitxError: The module asks for more than there is.
@@ -88,6 +96,10 @@ def call_of(
     parameters = _parameters(model.forward)
     if parameters and all(one.kind is one.VAR_KEYWORD for one in parameters):
         return Call(lambda images: model(**{**inputs, name: images}), model, called)
+    if by_name and _last(name) in (takes := {one.name for one in parameters}):
+        all_named = {_last(path): value for path, value in inputs.items() if _last(path) not in LABELS}
+        named = {one: value for one, value in all_named.items() if one in takes}
+        return Call(lambda images: model(**named, **{_last(name): images}), model, called)
     given = _asked_for(called, parameters[1:], inputs)
     return Call(lambda images: model(images, **given) if given else forward(model, images), model, called)
 
@@ -96,7 +108,7 @@ def _asked_for(
     called: str, parameters: Iterable[inspect.Parameter], inputs: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Returns what a function asks for beside images, by the names of its parameters."""
-    by_name = {path.rsplit(".", 1)[-1]: value for path, value in inputs.items()}
+    by_name = {_last(path): value for path, value in inputs.items()}
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     wanted = [one.name for one in parameters if one.default is one.empty and one.kind not in variadic]
     if missing := [one for one in wanted if one not in by_name]:
@@ -106,6 +118,10 @@ def _asked_for(
             f'"{missing[0]}": ...}}'
         )
     return {one: by_name[one] for one in wanted}
+
+
+def _last(path: str) -> str:
+    return path.rsplit(".", 1)[-1]
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:

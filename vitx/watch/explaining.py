@@ -50,6 +50,7 @@ class Explainer:
     kind: Kind | None = None
     seen: Seen | None = None
     _outputs: int = 0  # of one image
+    _puts_out: str = ""  # for each image, in words
     _pauses: dict[str, int] = field(default_factory=dict)  # firings between two tries of what fails
     _left: dict[str, int] = field(default_factory=dict)  # of these
 
@@ -115,8 +116,8 @@ class Explainer:
             yield f"label {int(labels.max())} is beyond the {self._outputs} outputs"
         if self.classless:
             yield (
-                "the model puts out features: if its head stands elsewhere, give forward_fn, or the two as "
-                "one model; methods of a score need a target function"
+                f"the model puts out {self._puts_out}: methods of a score need a target function; if its "
+                "head stands elsewhere, give forward_fn, or the two as one model"
             )
 
     def _due(self) -> Options:
@@ -171,7 +172,8 @@ class Explainer:
         with host.precision():
             images = samples.images[part].to(device, kind)
             target = target[part] if isinstance(target, Tensor) else target
-            call = call_of(model, self.forward_fn, self._seen_of(samples), samples.name, inputs)
+            told_or_seen = self.forward_fn, self._seen_of(samples)
+            call = call_of(model, *told_or_seen, samples.name, inputs, host.by_name)
             with same_random_numbers():  # whatever was drawn before, to choose the images
                 return _on_cpu(explain_methods(call, images, methods, target=target))
 
@@ -192,6 +194,8 @@ class Explainer:
         except Exception:
             return
         self._outputs = logits[0].numel()
+        sizes = " x ".join(map(str, logits.shape[1:]))
+        self._puts_out = "features" if logits.ndim < 3 else f"{sizes} numbers for each image"
         if self.seen is not None and self.seen.kind is not None and self.forward_fn is None:
             self.kind = self.seen.kind if logits.ndim in (1, 2) else "features"
             return

@@ -28,10 +28,12 @@ class Host:
         sinks: where pictures and numbers go, see `vitx.watch.sinks`.
         group: the processes that train together.
         leaves_files: whether the run may leave any.
+        by_name: whether the training gives the model what is in a batch by its names.
     """
 
     name = "Watch"
     leaves_files = True
+    by_name = False
 
     def __init__(
         self, model: nn.Module, data: Any = None, folder: str | Path = ".", sinks: Sequence[Any] = ()
