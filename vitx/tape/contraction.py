@@ -27,11 +27,6 @@ class Operand(NamedTuple):
     value: Value | None
     shape: tuple[int, ...]  # after it was aligned
 
-    @property
-    def aligned(self) -> Tensor:
-        """The tensor, aligned."""
-        return self.tensor.detach().reshape(self.shape)
-
 
 class Contraction(NamedTuple):
     """Two aligned operands, and the dimensions over which their product is summed."""
