@@ -56,6 +56,8 @@ CALLS = {
     "addcmul": lambda x: torch.addcmul(x, F.gelu(x), WEIGHTS[0], value=0.5),
     "addcmul to a constant": lambda x: torch.addcmul(WEIGHTS[1], x, x.sigmoid()),
     "addcmul in place": lambda x: x.clone().addcmul_(WEIGHTS[0], x.flip(2)),
+    "addcdiv": lambda x: torch.addcdiv(x, F.gelu(x), x.norm(dim=-1, keepdim=True), value=0.5),
+    "addcdiv of a constant": lambda x: torch.addcdiv(x, WEIGHTS[0], x.norm(dim=-1, keepdim=True)),
     "over its length": lambda x: x / x.norm(dim=-1, keepdim=True),
     "group norm": channels_first(lambda x: F.group_norm(x, 4, WEIGHTS[0], WEIGHTS[1])),
     "batch norm": channels_first(lambda x: F.batch_norm(x, *WEIGHTS)),

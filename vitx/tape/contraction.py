@@ -21,7 +21,7 @@ Given = tuple[Tensor, Value | None]  # an operand as the model has it; its value
 
 
 class Operand(NamedTuple):
-    """One of the two; it holds its tensor, so no step may."""
+    """One of the two; as it holds its tensor, no step may hold it."""
 
     tensor: Tensor
     value: Value | None
