@@ -82,7 +82,7 @@ class TestChannels:
     def test_the_first_three_of_many(self):
         images = torch.rand(2, 13, 8, 8) * 4000
         found = choose_colours(images, [IMAGENET])
-        assert found.note == "channels 0, 1, 2 of 13, stretched"
+        assert found.note == "channels 0, 1, 2 of 13, stretched (bands= shows others)"
         assert torch.equal(found.pixels(images), found.pixels(images[:, :3]))
 
     def test_chosen_bands(self):

@@ -120,7 +120,7 @@ def choose_colours(
     if channels == 2:
         return Colours((0, 1), None, "mean of 2 channels, stretched")
     if channels > 3:
-        return Colours((0, 1, 2), None, f"channels 0, 1, 2 of {channels}, stretched")
+        return Colours((0, 1, 2), None, f"channels 0, 1, 2 of {channels}, stretched (bands= shows others)")
     chosen = tuple(range(channels))
     if given is not None:
         for name, one in zip(("mean", "std"), given, strict=True):
