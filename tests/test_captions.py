@@ -43,6 +43,15 @@ class TestCaptions:
         labels = [[1, 1, 0], [0, 0, 0], [1, 0, 1]]
         assert self.said(logits, labels, ["a", "b", "c"]) == ["✓ a + b", "✓ none", "✗ a, is a + c"]
 
+    def test_smoothed_labels_of_several_classes(self):
+        soft = torch.tensor([[0.95, 0.5, 0.05]])
+        assert str(captions_of(torch.tensor([[2.0, -1.0, -3.0]]), soft, kind="classes")[0]) == "✗ 0, is 0 + 1"
+
+    def test_numbers_without_labels(self):
+        for kind in ("numbers", "shares"):
+            found = captions_of(torch.tensor([[0.25], [0.5]]), None, kind=kind)
+            assert [str(caption) for caption in found] == ["0.250", "0.500"]
+
     @pytest.mark.parametrize("logits", [[[1.234], [-0.5]], [1.234, -0.5]])
     @pytest.mark.parametrize("labels", [[1.0, 2.5], [[1.0], [2.5]]])
     def test_numbers(self, logits, labels):

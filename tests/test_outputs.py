@@ -5,7 +5,7 @@ import timm
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
-from vitx.models.outputs import declared_classes, kind_of
+from vitx.models.outputs import declared_classes, kind_of, told_apart
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,25 @@ def test_labels_tell(shape, labels, widths, declared, kind):
     given = None if labels is None else torch.tensor(labels)
     assert kind_of(torch.rand(shape), given, widths, frozenset(declared)) == kind
     assert kind_of(torch.rand(shape)[:1], given, widths, frozenset(declared)) == kind, "one image is enough"
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "labels", "told"),
+    [
+        ("class", 1, [0.0, 1.0, 1.0], "class"),
+        ("class", 1, [[0.35], [1.0], [0.0]], "shares"),
+        ("class", 1, [0, 1, 1], "class"),
+        ("class", 1, [0.0, 1.0, float("nan")], "class"),
+        ("class", 3, [[0.1, 0.1, 0.8]], "class"),
+        ("shares", 1, [0.0, 1.0, 1.0], "class"),
+        ("shares", 2, [[0.0, 1.0], [1.0, 1.0]], "classes"),
+        ("shares", 2, [[0.25, 1.0], [1.0, 1.0]], "shares"),
+        ("numbers", 1, [0.5, 1.5], "numbers"),
+    ],
+)
+def test_shares_are_no_yes_and_no(kind, width, labels, told):
+    assert told_apart(kind, width, torch.tensor(labels)) == told
+    assert told_apart(kind, width, None) == kind
 
 
 def test_what_models_declare():

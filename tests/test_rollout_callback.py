@@ -446,6 +446,35 @@ def test_several_classes_and_numbers(module, labels, target, tmp_path, monkeypat
     )
 
 
+class Shares(Regression):
+    """A regression of shares, by cross entropy."""
+
+    def training_step(self, batch, _):
+        return F.binary_cross_entropy_with_logits(self(batch[0]), batch[1])
+
+    validation_step = training_step
+
+
+def test_shares_are_captioned_as_shares(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(render, "grid", lambda columns, captions, **_: said.append(captions) or GRID)
+    images, module = samples(4).tensors[0], Shares()
+    data = DataLoader(TensorDataset(images, torch.tensor([0.35, 0.5, 1.0, 0.05])), batch_size=4)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[RolloutCallback(on_error="raise")],
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )
+    shares = module.eval()(images).sigmoid().tolist()
+    trainer.fit(module.train(), data, data)
+    truth = ["0.35", "0.50", "1.00", "0.05"]
+    expected = [f"{share:.2f}, is {true}" for share, true in zip(shares, truth, strict=True)]
+    assert [str(caption) for caption in said[0]] == expected
+
+
 class Features(ManyLabels):
     """A backbone alone; its training is none that the callback could know."""
 

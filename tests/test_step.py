@@ -72,6 +72,10 @@ def sigmoid_in_the_step(net, b):
     return bce(net(b["x"]).sigmoid()[:, 0], (b["y"] > 0).float())
 
 
+def share_in_the_step(net, b):
+    return F.mse_loss(net(b["x"])[:, 0].sigmoid(), b["grade"])
+
+
 def sigmoid_by_hand(net, b):
     return bce(1 / (1 + (-net(b["x"])[:, 0]).exp()), (b["y"] > 0).float())
 
@@ -115,6 +119,11 @@ STEPS = {
     "a number": (lambda net, b: F.mse_loss(net(b["x"])[:, 0], b["grade"]), "numbers", "grade", ["x"]),
     "a number, by hand": (lambda net, b: (net(b["x"])[:, 0] - b["grade"]).abs(), "numbers", "grade", ["x"]),
     "huber": (lambda net, b: F.huber_loss(net(b["x"])[:, 0], b["grade"]), "numbers", "grade", ["x"]),
+    "a share": (share_in_the_step, "shares", "grade", ["x"]),
+    "numbers that are one-hot": (
+        lambda net, b: F.mse_loss(net(b["x"]), F.one_hot(b["y"], CLASSES).float()),
+        *("class", None, ["x"]),
+    ),
     "an age besides": (lambda net, b: ce(net(b["x"], b["age"]), b["y"]), "class", "y", ["age", "x"]),
     "an age by name, scaled": (
         lambda net, b: ce(net(b["x"], age=b["age"] / 100), b["y"]),
@@ -187,6 +196,7 @@ def test_runs_anew_on_another_batch(name):
         found.softmax(-1),
         found.log_softmax(-1),
         found.argmax(-1),
+        found.sigmoid(),
         F.logsigmoid(found),
         found > 0,
     ]
@@ -216,6 +226,12 @@ def test_probabilities_become_logits(outputs, last, step, mode):
     if outputs > 1:
         found, expected = found.log_softmax(1), expected.log_softmax(1)
     assert torch.allclose(found.flatten(), expected.flatten(), atol=1e-5)
+
+
+def test_a_sigmoid_in_the_model_makes_shares():
+    step = STEPS["a number"][0]
+    assert watched(step, Net(1, nn.Sigmoid()), batch(6)).kind == "shares"
+    assert watched(step, Net(1, nn.Tanh()), batch(6)).kind == "numbers"
 
 
 def test_a_loss_inside_of_the_model():

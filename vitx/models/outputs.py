@@ -5,7 +5,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-Kind = Literal["class", "classes", "numbers", "features"]
+# Shares are numbers in [0, 1]: a sigmoid makes them of the logits.
+Kind = Literal["class", "classes", "numbers", "shares", "features"]
 
 
 def kind_of(
@@ -44,6 +45,22 @@ def kind_of(
     if labels.ndim != 1 or (width > 1 and width in declared):
         return "class"
     return _of_vector(labels, width, widths)
+
+
+def told_apart(kind: Kind, width: int, labels: Tensor | None) -> Kind:
+    """Tells yes and no from shares, which a loss may take alike: some shares lie between 0 and 1.
+
+    Args:
+        kind: what the output was compared as.
+        width: how many outputs an image has.
+        labels: what is true, (B, ...).
+    """
+    if labels is None or kind not in ("class", "shares"):
+        return kind
+    if kind == "shares":
+        return kind if not _binary(labels[known(labels)]) else "class" if width == 1 else "classes"
+    between = width == 1 and labels.is_floating_point() and not _binary(labels[known(labels)])
+    return "shares" if between else kind
 
 
 def declared_classes(model: nn.Module) -> Iterator[int]:

@@ -104,8 +104,8 @@ def captions_of(
         logits = logits[:, None]
     if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if kind == "numbers" and labels is not None:
-        return _numbers(logits, labels.reshape(len(labels), -1).float())
+    if kind in ("numbers", "shares"):
+        return _numbers(logits, None if labels is None else labels.reshape(len(labels), -1).float())
     if labels is not None and labels.ndim == 2 and labels.shape == logits.shape:
         if kind == "classes":
             return _several_classes(logits, labels, class_names)
@@ -115,16 +115,18 @@ def captions_of(
     return _one_class(logits, labels if labels is None or labels.ndim == 1 else None, class_names)
 
 
-def _numbers(logits: Tensor, labels: Tensor) -> list[Caption]:
+def _numbers(numbers: Tensor, labels: Tensor | None) -> list[Caption]:
     """Writes all numbers of a run on one scale: the labels', which do not change as the model learns."""
-    largest = float(labels.abs().max())
+    largest = float((numbers if labels is None else labels).abs().max())
     decimals = max(0, _DIGITS - 1 - math.floor(math.log10(largest))) if largest > 0 else _DIGITS - 1
     form = f".{decimals}f" if decimals <= 2 * _DIGITS else f".{_DIGITS - 1}e"
 
-    def said(numbers: Tensor) -> str:
-        return ", ".join(f"{number:{form}}" for number in numbers.tolist())
+    def said(row: Tensor) -> str:
+        return ", ".join(f"{number:{form}}" for number in row.tolist())
 
-    return [Caption(said(found), label=said(true)) for found, true in zip(logits, labels, strict=True)]
+    if labels is None:
+        return [Caption(said(found)) for found in numbers]
+    return [Caption(said(found), label=said(true)) for found, true in zip(numbers, labels, strict=True)]
 
 
 def _one_class(logits: Tensor, labels: Tensor | None, class_names: Sequence[str] | None) -> list[Caption]:
@@ -156,7 +158,7 @@ def _several_classes(logits: Tensor, labels: Tensor, class_names: Sequence[str] 
             _AND.join(class_name(index, class_names) for index in present.nonzero()[:, 0].tolist()) or "none"
         )
 
-    rows = zip(logits > 0, labels > 0, known(labels), strict=True)
+    rows = zip(logits > 0, labels >= 0.5, known(labels), strict=True)
     return [
         Caption(names(p), None, names(t), bool((p == t)[k].all())) if k.any() else Caption(names(p))
         for p, t, k in rows

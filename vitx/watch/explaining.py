@@ -13,7 +13,7 @@ from vitx.explain import explain_methods
 from vitx.explanation import Explanation, join
 from vitx.methods import find_method
 from vitx.models.isolation import untouched
-from vitx.models.outputs import Kind, declared_classes, kind_of
+from vitx.models.outputs import Kind, declared_classes, kind_of, told_apart
 from vitx.watch.calling import Forward, call_of
 from vitx.watch.images import Samples
 from vitx.watch.quiet import same_random_numbers
@@ -96,13 +96,17 @@ class Explainer:
     @property
     def classless(self) -> bool:
         """Whether it is asked for what the model predicts, and its output says nothing of the kind."""
-        numbers = self.kind == "numbers" and self._outputs > 1
+        numbers = self.kind in ("numbers", "shares") and self._outputs > 1
         return self.target == "predicted" and (self.kind == "features" or numbers)
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether its output is scores of classes."""
+        return self.kind in ("class", "classes")
 
     def fits(self, names: Sequence[str] | None) -> bool:
         """Returns whether there is a name for each class."""
-        of_classes = self.kind in ("class", "classes")
-        return names is None or not of_classes or len(names) >= max(self._outputs, 2)
+        return names is None or not self.of_classes or len(names) >= max(self._outputs, 2)
 
     def doubts(self, samples: Samples, names: Sequence[str] | None) -> Iterator[str]:
         """Yields what does not fit together, and what to do about it."""
@@ -197,7 +201,8 @@ class Explainer:
         sizes = " x ".join(map(str, logits.shape[1:]))
         self._puts_out = "features" if logits.ndim < 3 else f"{sizes} numbers for each image"
         if self.seen is not None and self.seen.kind is not None and self.forward_fn is None:
-            self.kind = self.seen.kind if logits.ndim in (1, 2) else "features"
+            seen = told_apart(self.seen.kind, self._outputs, samples.labels)
+            self.kind = seen if logits.ndim in (1, 2) else "features"
             return
         said = self.target != "predicted" and not callable(self.target)
         names = self.class_names or samples.class_names or host.class_names()
@@ -213,7 +218,7 @@ class Explainer:
     def _target(self, samples: Samples) -> Any:
         """Says the target as `vitx.explain` takes it; of a number, it is the number."""
         if self.target == "predicted":
-            return _number if self.kind == "numbers" else None
+            return _number if self.kind in ("numbers", "shares") else None
         if self.target != "label":
             return self.target
         if samples.labels is None or samples.labels.ndim != 1:

@@ -58,7 +58,9 @@ def first_words(
     if samples.stream:
         of += " (a stream, so no others can be chosen)"
     shown = ", ".join(title_of(name) for name in explainer.explained)
-    known = f"{len(names)} names of classes" if names else "no names of classes"
+    known = ""
+    if explainer.of_classes:
+        known = f"{len(names)} names of classes" if names else "no names of classes"
     where = f"pictures in {', '.join(places)}" if places else "no pictures"
     how = "; ".join(filter(None, (str(colours), *samples.found, known, where, *hints)))
     return f"watches {images}{of} by {shown}: {how}"

@@ -74,9 +74,14 @@ def seen_in(watch: StepWatch, where: str) -> Seen | None:
 
 
 def _kind(watch: StepWatch, best: Comparison) -> Kind:
-    shape = watch.shapes[watch.places[best.output]]
+    place = watch.places[best.output]
+    shape = watch.shapes[place]
     if len(shape) not in (1, 2):
         return "features"
+    if best.kind == "numbers":
+        end = best.ends[-1] if best.ends else watch.probable.get(place, "")
+        ended: dict[str, Kind] = {"sigmoid": "shares", "softmax": "class"}
+        return ended.get(end, "numbers")
     single = len(shape) == 1 or shape[1] == 1
     return "class" if single and best.kind == "classes" else best.kind
 

@@ -57,10 +57,10 @@ def captions(
     kind: Kind | None,
 ) -> list[Caption]:
     """Says what was predicted of the images shown, and whether it is right; arguments as those of `draw`."""
-    logits, labels = _logits(found, samples), _labels(samples)
-    if labels is not None and labels.ndim == 1 and logits.ndim == 2 and 1 < logits.shape[1] <= labels.max():
+    outputs, labels = _outputs(found, samples, kind), _labels(samples)
+    if labels is not None and labels.ndim == 1 and outputs.ndim == 2 and 1 < outputs.shape[1] <= labels.max():
         labels = None  # they are of no class that there is
-    return captions_of(logits, labels, class_names, kind)
+    return captions_of(outputs, labels, class_names, kind)
 
 
 def draw(
@@ -102,7 +102,8 @@ def draw(
 def about(target: Target, class_names: Sequence[str] | None, kind: Kind | None = "class") -> str:
     """Says what the maps are about, where it is not the class that the captions name first."""
     if target == "predicted":
-        return {"classes": "maps of the likeliest class", "numbers": "maps of the number"}.get(kind or "", "")
+        of_number = dict.fromkeys(("numbers", "shares"), "maps of the number")
+        return {"classes": "maps of the likeliest class", **of_number}.get(kind or "", "")
     if target == "label":
         return "maps of the true class"
     if isinstance(target, int):
@@ -118,8 +119,8 @@ def keep_maps(
     Features go there as (n, 1, ...), so that nobody takes them for scores of classes.
     """
     maps = {name: explanation.maps[list(samples.shown)].numpy() for name, explanation in found.items()}
-    logits = _logits(found, samples).float().numpy()
-    save_maps(folder, maps, step, logits[:, None] if kind == "features" else logits)
+    outputs = _outputs(found, samples, kind).float().numpy()
+    save_maps(folder, maps, step, outputs[:, None] if kind == "features" else outputs)
 
 
 def keep_images(
@@ -138,8 +139,9 @@ def keep_images(
     save_images(folder, pixels.numpy(), known, class_names, colormap, note)
 
 
-def _logits(found: Mapping[str, Explanation], samples: Samples) -> Tensor:
-    return next(iter(found.values())).logits[list(samples.shown)]
+def _outputs(found: Mapping[str, Explanation], samples: Samples, kind: Kind | None) -> Tensor:
+    logits = next(iter(found.values())).logits[list(samples.shown)]
+    return logits.sigmoid() if kind == "shares" else logits
 
 
 def _labels(samples: Samples) -> Tensor | None:

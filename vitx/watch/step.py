@@ -33,7 +33,7 @@ class StepWatch(TorchDispatchMode):
         outputs: of each call of a module that depends on images, the places of what it put out.
         places: where a replay finds tensors, by their numbers; it finds none that are inside of a module.
         shapes: of these tensors, by their places.
-        probable: the places of outputs that a module ended with a softmax or a sigmoid.
+        probable: the places of outputs that a module ended with a softmax or a sigmoid, and with which.
         failed: why the watch saw nothing, or None.
     """
 
@@ -48,7 +48,7 @@ class StepWatch(TorchDispatchMode):
         self.outputs: list[list[Place]] = []
         self.places: dict[int, Place] = {}
         self.shapes: dict[Place, torch.Size] = {}
-        self.probable: set[Place] = set()
+        self.probable: dict[Place, str] = {}
         self.failed: Exception | None = None
         self._names = {part: name for name, part in module.named_modules()}
         self._known = WeakTensorKeyDictionary()
@@ -172,7 +172,7 @@ class StepWatch(TorchDispatchMode):
             if inside is not None:
                 self.places.setdefault(inside.number, place)
                 if inside.ends[-1:] in (("softmax",), ("sigmoid",)):
-                    self.probable.add(place)
+                    self.probable[place] = inside.ends[-1]
             self._bind(tensor, leaves, model=True, place=place)
             if tensor.is_floating_point() and leaves & self.images:
                 of_images.append(place)
@@ -194,9 +194,14 @@ class StepWatch(TorchDispatchMode):
                     self.comparisons.append(self._of_one_class(found, other, truth))
 
     def _of_one_class(self, found: Comparison, truth: Origin, values: Tensor) -> Comparison:
-        """Returns a comparison of yes and no for each output as one of classes where all but one are no."""
+        """Returns a comparison with 0 and 1 for each output as one of classes where all but one are 0."""
         leaves = [self.leaves[path] for path in truth.leaves]
-        if found.kind != "classes" or values.ndim != 2 or values.shape[1] < 2 or len(leaves) != 1:
+        if (
+            found.kind not in ("classes", "numbers")
+            or values.ndim != 2
+            or values.shape[1] < 2
+            or len(leaves) != 1
+        ):
             return found
         largest = values.argmax(1)
         one_hot = torch.nn.functional.one_hot(largest, values.shape[1]).to(values.dtype)
