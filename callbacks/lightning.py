@@ -48,6 +48,8 @@ class RolloutCallback(Observer, Callback):
         >>> trainer = pl.Trainer(callbacks=[RolloutCallback(num_images=4)], logger=False)
     """
 
+    _step = ExitStack()  # of the step that is watched: what fails before `setup` finds none
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Starts anew, as each `fit` is a run of its own (a checkpoint's state is loaded after this)."""
         self._step = ExitStack()

@@ -475,6 +475,16 @@ def test_shares_are_captioned_as_shares(tmp_path, monkeypatch):
     assert [str(caption) for caption in said[0]] == expected
 
 
+def test_an_error_before_the_training_stays_its_own(tmp_path):
+    class Broken(pl.LightningDataModule):
+        def setup(self, stage):
+            raise FileNotFoundError("no such folder")
+
+    trainer = pl.Trainer(accelerator="cpu", callbacks=[RolloutCallback()], default_root_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        trainer.fit(SmallClassifier(), datamodule=Broken())
+
+
 class Features(ManyLabels):
     """A backbone alone; its training is none that the callback could know."""
 
