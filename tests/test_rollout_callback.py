@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 import vitx
 from tests.lightning_models import IMAGE, SmallClassifier, fit, samples
@@ -497,6 +497,13 @@ class Features(ManyLabels):
         return self(images).square().mean()
 
 
+class Embeddings(Features):
+    """Whose validation step compares them with nothing."""
+
+    def validation_step(self, batch, _):
+        return self(batch[0])
+
+
 class Tokens(Features):
     def forward(self, images):
         return self.vit.forward_features(images)
@@ -510,9 +517,17 @@ class TwoNumbers(Features):
 NAMED = samples(4)
 NAMED.classes = ["cat", "dog", "owl"]
 WITHOUT = samples(4).tensors[0]
+UNLISTED = ConcatDataset([samples(4)])  # which lists no labels
 FEATURES = {
     "labels of few classes": (Features, samples(4), {}, ["rollout", "attention"]),
     "names of few classes": (Features, NAMED, {}, ["rollout", "attention"]),
+    "labels that nothing is compared with": (Embeddings, UNLISTED, {}, ["rollout", "attention"]),
+    "names make scores of them": (
+        Embeddings,
+        UNLISTED,
+        {"class_names": list("abcdefghijklmnopqrstuvwx")},
+        ["rollout", "grad_rollout"],
+    ),
     "no labels": (Features, WITHOUT, {}, ["rollout", "attention"]),
     "tokens": (Tokens, samples(4), {}, ["rollout", "attention"]),
     "coordinates": (TwoNumbers, TensorDataset(WITHOUT, torch.randn(4, 2)), {}, ["rollout", "attention"]),
@@ -542,7 +557,7 @@ def test_features_are_no_classes(module, data, options, methods, tmp_path, monke
     columns, captions = seen[0]
     assert list(columns)[1:] == [title_of(name) for name in methods]
     assert list(callback.state_dict()["maps"]) == methods
-    says = module in (SmallClassifier, TwoNumbers)
+    says = module in (SmallClassifier, TwoNumbers) or "class_names" in options
     assert all(bool(str(caption)) == says for caption in captions)
     said = "numbers for each image" if module is Tokens else "puts out features"
     assert (said in caplog.text) == (methods[-1] != "grad_rollout")

@@ -119,9 +119,12 @@ class Explainer:
         if labels is not None and labels.ndim == 1 and 1 < self._outputs <= labels.max():
             yield f"label {int(labels.max())} is beyond the {self._outputs} outputs"
         if self.classless:
+            unseen = self.seen is None or self.seen.kind is None
+            scores = unseen and self._puts_out == "features"
             yield (
                 f"the model puts out {self._puts_out}: methods of a score need a target function; if its "
                 "head stands elsewhere, give forward_fn, or the two as one model"
+                f"{'; if these are scores, give class_names' if scores else ''}"
             )
 
     def _due(self) -> Options:
@@ -211,8 +214,10 @@ class Explainer:
         kind = kind_of(logits, samples.labels, counts, frozenset(declared))
         if logits.ndim in (1, 2) and said and kind == "features":
             kind = "class"
-        elif samples.unlabelled and not said and logits.shape[-1] not in declared:
-            kind = "features"
+        elif not said and logits.shape[-1] not in {*declared, *(counts or ())}:
+            uncompared = self.seen is not None and self.forward_fn is None
+            if samples.unlabelled or uncompared:
+                kind = "features"
         self.kind = kind
 
     def _target(self, samples: Samples) -> Any:
