@@ -34,7 +34,7 @@ def events(folder: str | Path) -> EventAccumulator:
 
 def test_tensorboard_holds_a_grid_and_scalars_for_each_firing(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="run")
-    fit(RolloutCallback(num_images=2, num_measured=6, on_error="raise"), logger=logger)
+    fit(RolloutCallback(num_images=(2, 6), on_error="raise"), logger=logger)
     found = events(logger.log_dir)
 
     assert [event.step for event in found.Images("vitx/maps")] == [0, 3, 7]
@@ -313,7 +313,9 @@ def test_a_frozen_block_stays_in_eval(tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"num_images": 0}, "num_images must be at least 1, found 0"),
+        ({"num_images": 0}, "num_images must be at least 1, or two such numbers, found 0"),
+        ({"num_images": (8, 0)}, "num_images must be at least 1, or two such numbers"),
+        ({"num_images": (1, 2, 3)}, "or two such numbers"),
         ({"methods": ["saliency"]}, "there is no method 'saliency'"),
         ({"methods": {"rollout": {"fusion": "max"}}}, "no option 'fusion'"),
         ({"methods": []}, "methods must be names, or a mapping"),

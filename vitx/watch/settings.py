@@ -20,8 +20,7 @@ class Settings:
     def __init__(
         self,
         images: Any = None,
-        num_images: int = 8,
-        num_measured: int | None = None,
+        num_images: int | tuple[int, int] = 8,
         per_class: bool = False,
         dataloader_idx: int | str = 0,
         batch_transform: Callable[[Any], Any] | None = None,
@@ -49,8 +48,7 @@ class Settings:
             images: a tensor (n, C, H, W), a data set, a list of image files, a list of indices into
                 the validation set, or None: evenly spaced from the validation set.
             num_images: how many of a tensor or a data set the grid shows; of named files and indices, all are
-                shown.
-            num_measured: how many images the numbers are means over; by default the ones shown.
+                shown. Or two numbers: how many it shows, and how many the numbers are means over.
             per_class: take one image of each class of the data set, not evenly spaced ones.
             dataloader_idx: which of several validation loaders, by its number or its name.
             batch_transform: a function from a batch of your loader to images, to (images, labels, masks), or
@@ -86,13 +84,15 @@ class Settings:
             VitxError: An argument is wrong.
         """
         super().__init__()
-        num_images = _positive("num_images", num_images)
-        num_measured = max(num_images, _positive("num_measured", num_measured or num_images))
+        pair = (num_images, num_images) if isinstance(num_images, int) else tuple(num_images)
+        if len(pair) != 2 or min(pair) < 1:
+            raise VitxError(f"num_images must be at least 1, or two such numbers, found {num_images}")
+        shown, measured = pair[0], max(pair)
         if getattr(images, "ndim", None) == 1:  # places in a tensor or an array
             images = images.tolist()
         tensor, told = (None, boxes) if isinstance(boxes, (str, int)) else (boxes, None)
         self.selection = Selection(
-            *(images, num_images, num_measured, per_class, dataloader_idx, batch_transform, tensor),
+            *(images, shown, measured, per_class, dataloader_idx, batch_transform, tensor),
             Told(show, labels, told),
         )
         self.methods = with_options(methods)
@@ -115,12 +115,6 @@ class Settings:
 
     def forget(self) -> None:
         """Makes ready for a training from its start."""
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise VitxError(f"{name} must be at least 1, found {value}")
-    return value
 
 
 def _one_of(name: str, value: str, known: tuple[str, str]) -> str:
