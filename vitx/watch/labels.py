@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Subset, TensorDataset
 
 from vitx.errors import VitxError
+from vitx.watch.batches import LABELS
 
 _NAMES = ("classes", "class_to_idx", "label_to_id", "class_names")
 _MOST_READ = 2000  # samples, in search of classes where the data set does not tell them
@@ -136,8 +137,11 @@ def _whole_numbers(values: Any, length: int) -> list[int] | None:
 
 
 def _feature_names(data: Any) -> Sequence[str] | None:
-    """The names that a column of classes has in a data set of Hugging Face."""
+    """The names that the labels have in a data set of Hugging Face; None where several may be."""
     features = getattr(data, "features", None)
     if not isinstance(features, dict):
         return None
-    return next((names for column in features.values() if (names := getattr(column, "names", None))), None)
+    columns = {name: names for name, column in features.items() if (names := getattr(column, "names", None))}
+    usual = [names for name, names in columns.items() if name in LABELS]
+    found = usual or list(columns.values())
+    return found[0] if len(found) == 1 else None
