@@ -70,10 +70,24 @@ class RolloutCallback(Observer, Callback):
         if self.at_start:
             self._fire(trainer, pl_module, 0)
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Watches the first step of a training that is not validated."""
+        if batch_idx == 0 and not trainer.enable_validation:
+            self._step.enter_context(self.step(pl_module, batch, "training_step"))
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor
+    ) -> None:
+        """Learns what the step does with a batch."""
+        self._step.close()
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Fires after every n-th step."""
+        self._step.close()  # of a step that goes backwards itself, or not at all
         if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
             self._fire(trainer, pl_module, _steps_logged(trainer))
 

@@ -92,7 +92,7 @@ class Nowhere(Batched):
         return self(batch)
 
 
-def run(module, data, monkeypatch, caplog, sanity=2, beside=None, first=False, **options):
+def run(module, data, monkeypatch, caplog, sanity=2, beside=None, first=False, validation=True, **options):
     """Trains; returns the module, the callback, the captions of each firing, and what was said."""
     captions, real = [], showing.captions_of
     monkeypatch.setattr(
@@ -113,7 +113,7 @@ def run(module, data, monkeypatch, caplog, sanity=2, beside=None, first=False, *
     )
     with caplog.at_level("INFO"):
         loader = DataLoader(data, batch_size=4)
-        trainer.fit(module, loader, loader)
+        trainer.fit(module, loader, loader if validation else None)
     said = [record.message for record in caplog.records if "watches" in record.message]
     return callback, captions, said
 
@@ -195,6 +195,25 @@ def test_what_nobody_says_is_left_out(monkeypatch, caplog):
     _, captions, said = run(Nowhere(), TensorDataset(IMAGES, AGES, CLASSES), monkeypatch, caplog)
     assert all(caption.label is None for caption in captions[0])
     assert "no labels (if they are '1', say labels=1)" in said[0]
+
+
+class Similar(Nowhere):
+    """Learns features, of which its own width says nothing."""
+
+    def training_step(self, batch, _):
+        features = SmallClassifier.forward(self, batch[0])
+        return (features @ features.T).mean()
+
+
+def test_a_training_without_validation_is_seen_in_its_first_step(monkeypatch, caplog):
+    module, data = Similar(), TensorDataset(IMAGES, AGES, CLASSES)
+    module.forward = lambda images: SmallClassifier.forward(module, images)
+    shown = {"images": TensorDataset(IMAGES, CLASSES)}
+    callback, captions, said = run(module, data, monkeypatch, caplog, validation=False, **shown)
+    assert captions[0][0].label == "0"
+    assert all(caption.prediction == "" for caption in captions[-1])
+    assert "the model puts out features" in said[-1]
+    assert set(callback.state_dict()["maps"]) == {"rollout", "attention"}
 
 
 def test_is_seen_at_the_first_validation_where_there_is_no_sanity_check(monkeypatch, caplog):
