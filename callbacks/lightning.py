@@ -100,7 +100,6 @@ class RolloutCallback(Observer, Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Watches the first step of a validation, also in the sanity check."""
-        self._step = ExitStack()
         if batch_idx == 0 and dataloader_idx == self._loader_place(trainer):
             self._step.enter_context(self.step(pl_module, batch, "validation_step"))
 

@@ -58,8 +58,8 @@ def told_apart(kind: Kind, width: int, labels: Tensor | None) -> Kind:
     if labels is None or kind not in ("class", "shares"):
         return kind
     if kind == "shares":
-        return kind if not _binary(labels[known(labels)]) else "class" if width == 1 else "classes"
-    between = width == 1 and labels.is_floating_point() and not _binary(labels[known(labels)])
+        return kind if not _yes_or_no(labels) else "class" if width == 1 else "classes"
+    between = width == 1 and labels.is_floating_point() and not _yes_or_no(labels)
     return "shares" if between else kind
 
 
@@ -75,7 +75,7 @@ def declared_classes(model: nn.Module) -> Iterator[int]:
 def _of_matrix(labels: Tensor) -> Kind:
     """Of labels for each output: 0 and 1, shares of classes, or numbers."""
     one = bool(((labels.float().sum(1) - 1).abs() < 1e-3).all() and (labels >= 0).all())
-    return "class" if one else "classes" if _binary(labels[known(labels)]) else "numbers"
+    return "class" if one else "classes" if _yes_or_no(labels) else "numbers"
 
 
 def known(labels: Tensor) -> Tensor:
@@ -83,16 +83,26 @@ def known(labels: Tensor) -> Tensor:
     return labels >= 0
 
 
+def beyond(labels: Tensor | None, outputs: int) -> bool:
+    """Returns whether some labels, (B,), name a class that several outputs have not."""
+    return labels is not None and labels.ndim == 1 and 1 < outputs <= int(labels.max())
+
+
 def _of_vector(labels: Tensor, width: int, widths: range | None) -> Kind:
     """Of one label for each image."""
     if labels.is_floating_point() and not (width == 1 and _binary(labels)):
         return "numbers" if width == 1 else "features"
-    known = labels[labels >= 0].long()
-    largest, classes = int(known.max()) if len(known) else -1, max(width, 2)
+    classes = max(width, 2)
+    largest = int(labels[known(labels)].max()) if known(labels).any() else -1
     if largest >= classes:
         return "numbers" if width == 1 else "features"
     contradicts = widths is not None and classes not in widths and largest < widths.start
     return "features" if contradicts else "class"
+
+
+def _yes_or_no(labels: Tensor) -> bool:
+    """Whether all labels that say something are 0 or 1."""
+    return _binary(labels[known(labels)])
 
 
 def _binary(labels: Tensor) -> bool:

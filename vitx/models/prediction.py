@@ -149,12 +149,13 @@ def _logits(output: Any, batch: int, made_last: Callable[[Sequence[Tensor]], Ten
         for name, part in tensors.items()
         if part.ndim in (1, 2) and len(part) == batch and part.is_floating_point()
     }
-    found = list((scores or tensors).values())
+    named = scores or tensors
+    found = list(named.values())
     if not found:
         raise VitxError(f"the model must return logits, found {kind}: {_CHOOSE}")
     last = found[0] if len(found) == 1 else made_last(found) if made_last else None
     if last is None:
-        shapes = ", ".join(f"{name}: {tuple(one.shape)}" for name, one in (scores or tensors).items())
+        shapes = ", ".join(f"{name}: {tuple(one.shape)}" for name, one in named.items())
         raise VitxError(
             f"the model returns {kind}, with {len(found)} tensors, {shapes}, none of which was made of all "
             f"others: {_CHOOSE}"

@@ -52,8 +52,10 @@ class Grid:
         It is the one that the first weights take as a whole: in a clip, a VitxError where there is none.
         """
         shape = self._image.shape
-        if len(shape) == 3 or self._embedded is None:
-            return None if len(shape) == 3 else 1
+        if len(shape) == 3:
+            return None
+        if self._embedded is None:
+            return 1
         counts = blocks(self._marks)
         last = len(shape) - 1
         among = (1, last) if last == 3 else (1, 2, last)

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.inputs.prepared import IMAGES
 from vitx.metrics import box_masks
-from vitx.watch.nested import tensors_of
+from vitx.watch.nested import last, tensors_of
 from vitx.watch.seen import Seen
 
 LABELS = ("label", "labels", "target", "targets")
@@ -144,7 +144,7 @@ def item(named: Mapping[str, Tensor], name: Name, what: str) -> str:
     Raises:
         VitxError: There is no such item, or there are several.
     """
-    found = [path for path in named if path == str(name)] or [p for p in named if _last(p) == str(name)]
+    found = [path for path in named if path == str(name)] or [p for p in named if last(p) == str(name)]
     if len(found) != 1:
         has = ", ".join(named) or "no tensors"
         raise VitxError(f"{what}={name!r} names no single item of the batch, which has {has}")
@@ -159,12 +159,12 @@ def _images(batch: Any, named: Mapping[str, Tensor], told: Told, seen: Seen | No
         return seen.images[0], f"as {seen.where} takes them"
     for dims in _DIMENSIONS:
         fit = [path for path, value in named.items() if value.ndim == dims and value.dtype != torch.bool]
-        usual = [path for name in IMAGES for path in fit if _last(path) == name]
+        usual = [path for name in IMAGES for path in fit if last(path) == name]
         if dims == min(_DIMENSIONS):  # as many as masks have, and a single image
-            usual = fit = [path for path in usual if _last(path) == SPECTROGRAMS]
+            usual = fit = [path for path in usual if last(path) == SPECTROGRAMS]
         if usual:
             return usual[0], f"in {usual[0]!r}"
-        fit = [path for path in fit if _last(path) not in MASKS]
+        fit = [path for path in fit if last(path) not in MASKS]
         if fit and (len(fit) == 1 or _in_order(batch)):
             return fit[0], "first" if _in_order(batch) else f"in {fit[0]!r}"
         if fit:
@@ -188,7 +188,7 @@ def _labels(
         return per_image[path], f"labels in {path!r} as told"
     if seen is not None and (labels := seen.labels(per_image, count)) is not None:
         return labels, f"labels as {seen.where} compares them"
-    usual = [path for name in LABELS for path in per_image if _last(path) == name]
+    usual = [path for name in LABELS for path in per_image if last(path) == name]
     second = _in_order(batch) and "1" in per_image and per_image["1"].ndim <= 2
     if usual:
         return per_image[usual[0]], f"labels in {usual[0]!r}"
@@ -207,7 +207,7 @@ def _masks(
         path = item(per_image, told.boxes, "boxes")
         masks, said = objects(per_image[path], size)
         return masks, (f"{said} in {path!r} as told",)
-    usual = [path for name in (*MASKS, *BOXES) for path in per_image if _last(path) == name]
+    usual = [path for name in (*MASKS, *BOXES) for path in per_image if last(path) == name]
     if usual:
         try:
             masks, said = objects(per_image[usual[0]], size)
@@ -223,10 +223,6 @@ def _masks(
 
 def _in_order(batch: Any) -> bool:
     return isinstance(batch, Sequence) and not isinstance(batch, str) and not hasattr(batch, "_asdict")
-
-
-def _last(path: str) -> str:
-    return path.rsplit(".", 1)[-1]
 
 
 def _name(path: str) -> Name:

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from vitx.errors import VitxError, in_words
 from vitx.models.prediction import forward
 from vitx.watch.batches import LABELS
+from vitx.watch.nested import last
 from vitx.watch.seen import Seen
 
 Forward = Callable[..., Tensor]
@@ -87,41 +88,36 @@ def call_of(
     Raises:
         VitxError: The module asks for more than there is.
     """
+    named = {last(path): value for path, value in inputs.items()}
     if forward_fn is not None:
-        given = _asked_for("forward_fn", _parameters(forward_fn)[2:], inputs)
+        given = _asked_for("forward_fn", _parameters(forward_fn)[2:], named)
         return Call(lambda images: forward_fn(model, images, **given), model, "forward_fn")
     called = f"{type(model).__name__}.forward"
-    if seen is not None and seen.runs(model, {**inputs, name: Tensor()}):
+    if seen is not None and seen.runs(model, {*inputs, name}):
         return Call(lambda images: seen.run(model, {**inputs, name: images}, len(images)), model, seen.where)
     parameters = _parameters(model.forward)
     if parameters and all(one.kind is one.VAR_KEYWORD for one in parameters):
         return Call(lambda images: model(**{**inputs, name: images}), model, called)
-    if by_name and _last(name) in (takes := {one.name for one in parameters}):
-        all_named = {_last(path): value for path, value in inputs.items() if _last(path) not in LABELS}
-        named = {one: value for one, value in all_named.items() if one in takes}
-        return Call(lambda images: model(**named, **{_last(name): images}), model, called)
-    given = _asked_for(called, parameters[1:], inputs)
+    if by_name and last(name) in (takes := {one.name for one in parameters} - {*LABELS}):
+        given = {one: value for one, value in named.items() if one in takes}
+        return Call(lambda images: model(**given, **{last(name): images}), model, called)
+    given = _asked_for(called, parameters[1:], named)
     return Call(lambda images: model(images, **given) if given else forward(model, images), model, called)
 
 
 def _asked_for(
-    called: str, parameters: Iterable[inspect.Parameter], inputs: Mapping[str, Tensor]
+    called: str, parameters: Iterable[inspect.Parameter], named: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Returns what a function asks for beside images, by the names of its parameters."""
-    by_name = {_last(path): value for path, value in inputs.items()}
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     wanted = [one.name for one in parameters if one.default is one.empty and one.kind not in variadic]
-    if missing := [one for one in wanted if one not in by_name]:
+    if missing := [one for one in wanted if one not in named]:
         raise VitxError(
             f"{called} takes more than images, and it was not seen how your step gives it {missing[0]!r}: "
             f'{_FORWARD_FN}, or batch_transform=lambda batch: {{"image": ..., "label": ..., '
             f'"{missing[0]}": ...}}'
         )
-    return {one: by_name[one] for one in wanted}
-
-
-def _last(path: str) -> str:
-    return path.rsplit(".", 1)[-1]
+    return {one: named[one] for one in wanted}
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:

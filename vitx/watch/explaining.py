@@ -13,7 +13,7 @@ from vitx.explain import explain_methods
 from vitx.explanation import Explanation, join
 from vitx.methods import find_method
 from vitx.models.isolation import untouched
-from vitx.models.outputs import Kind, declared_classes, kind_of, told_apart
+from vitx.models.outputs import Kind, beyond, declared_classes, kind_of, told_apart
 from vitx.watch.calling import Forward, call_of
 from vitx.watch.images import Samples
 from vitx.watch.quiet import same_random_numbers
@@ -115,9 +115,8 @@ class Explainer:
                 f"{len(names)} names are left out, as there are {self._outputs} outputs: give class_names "
                 "with one for each"
             )
-        labels = samples.labels
-        if labels is not None and labels.ndim == 1 and 1 < self._outputs <= labels.max():
-            yield f"label {int(labels.max())} is beyond the {self._outputs} outputs"
+        if samples.labels is not None and beyond(samples.labels, self._outputs):
+            yield f"label {int(samples.labels.max())} is beyond the {self._outputs} outputs"
         if self.classless:
             unseen = self.seen is None or self.seen.kind is None
             scores = unseen and self._puts_out == "features"

@@ -25,14 +25,13 @@ class FirstCall:
     def __init__(self, model: nn.Module) -> None:
         self.images: Tensor | None = None
         self.paused = False  # while vitx itself calls the model
-        self._hook = None if is_compiled(model) else self._of(model)
+        self._hook: Any = None
+        if not is_compiled(model):
+            self._hook = model.register_forward_pre_hook(self._see, with_kwargs=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """Keeps nothing: a copy of the model that is made before its first call sees none."""
         return {"images": None, "paused": True, "_hook": None}
-
-    def _of(self, model: nn.Module) -> Any:
-        return model.register_forward_pre_hook(self._see, with_kwargs=True)
 
     def _see(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.paused or self._hook is None:

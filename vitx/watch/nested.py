@@ -24,6 +24,11 @@ def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from tensors_of(part, f"{path}.{name}" if path else name)
 
 
+def last(path: str) -> str:
+    """Returns the last part of a path: what holds a tensor calls it so."""
+    return path.rsplit(".", 1)[-1]
+
+
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     """Returns a copy of a structure in which each leaf is what a function makes of it."""
     if not (parts := dict(_parts(value))):

@@ -39,9 +39,9 @@ class Seen:
         found: Tensor = self.output(leaves, model, count, self.size)
         return found if self.logits is None else self.logits(found)
 
-    def runs(self, model: nn.Module, paths: Mapping[str, Tensor]) -> bool:
-        """Returns whether a model and the tensors of a batch are all that it takes."""
-        return self.output.fits(model) and all(path in paths for path in self.output.leaves)
+    def runs(self, model: nn.Module, paths: set[str]) -> bool:
+        """Returns whether a model and the tensors of a batch at these paths are all that it takes."""
+        return self.output.fits(model) and paths.issuperset(self.output.leaves)
 
     def labels(self, leaves: Mapping[str, Tensor], count: int) -> Tensor | None:
         """Returns what is true, (B, ...); None where it cannot be told of each image."""

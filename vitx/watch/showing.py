@@ -10,7 +10,7 @@ from torch import Tensor
 from vitx.explanation import Explanation
 from vitx.methods import title_of
 from vitx.metrics import drift, energy_inside, entropy, information, pointing_game
-from vitx.models.outputs import Kind
+from vitx.models.outputs import Kind, beyond
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of, class_name
 from vitx.pictures.views import laid_out, slices_of
@@ -58,7 +58,7 @@ def captions(
 ) -> list[Caption]:
     """Says what was predicted of the images shown, and whether it is right; arguments as those of `draw`."""
     outputs, labels = _outputs(found, samples, kind), _labels(samples)
-    if labels is not None and labels.ndim == 1 and outputs.ndim == 2 and 1 < outputs.shape[1] <= labels.max():
+    if outputs.ndim == 2 and beyond(labels, outputs.shape[1]):
         labels = None  # they are of no class that there is
     return captions_of(outputs, labels, class_names, kind)
 

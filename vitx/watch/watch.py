@@ -110,14 +110,15 @@ class Watch(Observer):
     def difference(self, samples: Samples) -> str | None:
         """Says once how the images differ from those that the loop gives the model."""
         given, self._first_call.images = self._first_call.images, None
-        if given is None or self.selection.batch_transform is not None or not samples.source:
-            return None
-        return differs(given, samples.images)
+        return None if given is None or self._told(samples) else differs(given, samples.images)
 
     def hint(self, samples: Samples) -> str | None:
         """Says where the images may differ from those that the loop gives the model."""
-        told = self.selection.batch_transform is not None or not samples.source
-        return None if told else not_normalised(self._host.model, samples.images)
+        return None if self._told(samples) else not_normalised(self._host.model, samples.images)
+
+    def _told(self, samples: Samples) -> bool:
+        """Whether the images are as the user gave them, or made so by a function of the user's."""
+        return self.selection.batch_transform is not None or not samples.source
 
     def _begin(self) -> None:
         """Finds where to write, as processes and trackers may be started after the watch is made."""
