@@ -1,6 +1,7 @@
 """What the callback makes of a training's own step: whole runs of Lightning."""
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -224,6 +225,25 @@ def test_is_seen_at_the_first_validation_where_there_is_no_sanity_check(monkeypa
         )
     assert captions[-1][0].label == "0"
     assert "labels as validation_step compares them" in said[-1]
+
+
+class Third(Ages):
+    """Its labels are the third item, which only the step tells."""
+
+    def forward(self, images):
+        return SmallClassifier.forward(self, images)
+
+    def loss(self, batch):
+        return F.cross_entropy(self(batch[0]), batch[2])
+
+
+def test_what_is_kept_beside_the_maps_is_what_was_seen_last(tmp_path, monkeypatch, caplog):
+    data = TensorDataset(IMAGES, AGES, CLASSES)
+    _, captions, _ = run(Third(), data, monkeypatch, caplog, sanity=0, save_maps=True)
+    assert captions[0][0].label is None
+    (kept,) = tmp_path.rglob("images.npz")
+    with np.load(kept) as found:
+        assert found["labels"].tolist() == CLASSES.tolist()
 
 
 class Normalising(pl.Callback):

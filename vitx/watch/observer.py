@@ -53,7 +53,6 @@ class Observer(Settings):
         self._explainer = Explainer(self.methods, self.target, self.forward_fn, self.class_names)
         self._past = Past()
         self._said: set[tuple[str, str]] = set()
-        self._images_kept = False
         self._steps_to_watch = _TRIES
         self.let_go()
 
@@ -61,6 +60,7 @@ class Observer(Settings):
         """Lets the images go."""
         self._samples: Samples | None = None
         self._look: Look | None = None
+        self._images_kept = False
 
     @contextmanager
     def step(self, module: nn.Module, batch: Any, where: str) -> Iterator[None]:
