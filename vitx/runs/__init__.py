@@ -1,7 +1,9 @@
-"""What a run of training left behind, read and played back.
+"""What a run of training leaves behind, written, read and played back.
 
-The names here are those that the callback writes under.
+The names here are those that a watch writes under.
 """
 
-FOLDER = "vitx"  # in the log folder of a run
+FOLDER = "vitx"  # in the folder of a run
+FACTS, NUMBERS = "run.json", "numbers.csv"  # in it, beside images-STEP.npz and firing-STEP.npz
+IMAGES, FIRING = "images", "firing"
 GRIDS = "vitx/maps"  # the tag of the pictures, in any logger

@@ -1,0 +1,226 @@
+"""The folder of a run: taken by one training alone, and written while it runs.
+
+In the folder `vitx` of a run: `run.json` says what was trained and how it is watched; `images-STEP.npz` holds
+the images watched from a step on; `firing-STEP.npz` the maps of each method, by its name, and the logits;
+`numbers.csv` has a line for each firing. Each file is whole, or not there, also if the training is killed.
+"""
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitx import __version__
+from vitx.files import savez, write_atomically
+from vitx.runs import FACTS, FIRING, FOLDER, IMAGES, NUMBERS
+
+try:
+    import fcntl
+except ImportError:  # Windows: a folder that two resume at the same moment is not told there
+    fcntl = None  # type: ignore[assignment]
+
+Row = Mapping[str, float | int | None]
+
+_KINDS = IMAGES, FIRING
+_TOLERANCE = 4  # of 255, on average
+
+
+class RunFolder:
+    """The folder `vitx` of one run, which no other run writes to.
+
+    Attributes:
+        path: `.../vitx`.
+        id: of the run.
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, Any], lock: IO[str] | None) -> None:
+        self.path, self._facts, self._lock = path, dict(facts), lock
+        self._rows = _read_rows(path / NUMBERS)
+
+    @property
+    def id(self) -> str:
+        """Returns what tells runs apart."""
+        return str(self._facts["id"])
+
+    @classmethod
+    def claim(cls, wanted: Path | None, root: Path) -> "RunFolder":
+        """Takes a folder that no run has: the wanted one, or the next free number beside it.
+
+        Args:
+            wanted: of the run; its folder `vitx` is taken. None: `version_N` of the root, N from 0 on.
+            root: where numbered folders are made.
+
+        Raises:
+            OSError: No folder can be made there.
+        """
+        for run in _numbered(root / "version_0", new=True) if wanted is None else _numbered(wanted):
+            path = run / FOLDER
+            with suppress(FileExistsError):
+                if wanted is None:
+                    run.parent.mkdir(parents=True, exist_ok=True)
+                    run.mkdir()  # of several processes that start at the same moment, one makes it
+                run.mkdir(parents=True, exist_ok=True)
+                path.mkdir()
+                folder = cls(path, {"id": uuid4().hex, "vitx": __version__}, _locked(path))
+                folder.write_facts({})
+                return folder
+        raise AssertionError("numbers do not end")
+
+    @classmethod
+    def reopen(cls, path: Path, run_id: str) -> "RunFolder | None":
+        """Takes up the folder of an interrupted run; None where it is gone, or another process has it."""
+        facts = read_facts(path)
+        if facts is None or facts.get("id") != run_id:
+            return None
+        lock = _locked(path)
+        return None if lock is None and fcntl is not None else cls(path, facts, lock)
+
+    def go_on(self, step: int) -> "RunFolder":
+        """Forgets what the interrupted run wrote at a step and later; what an ended run wrote stays.
+
+        Returns:
+            This folder; or, where the run went on to its end, a new one beside it with what was before.
+        """
+        files = {(kind, at): path for kind in _KINDS for at, path in files_of(self.path, kind).items()}
+        later = {path for (_, at), path in files.items() if at >= step}
+        if self._facts.get("ended") and any(kind == FIRING and at >= step for kind, at in files):
+            other = RunFolder.claim(self.path.parent, self.path.parent)
+            for path in {*files.values()} - later:
+                shutil.copy2(path, other.path)
+            other._rows = self._rows
+            other._drop(step)
+            return other
+        for path in later:
+            path.unlink()
+        self._drop(step)
+        self.write_facts({"ended": False})
+        return self
+
+    def _drop(self, step: int) -> None:
+        self._rows = [row for row in self._rows if int(row["step"] or 0) < step]
+        self._write_rows()
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Adds to what `run.json` says, as values that JSON knows."""
+        self._facts |= facts
+        said = json.dumps(self._facts, indent=1, ensure_ascii=False, default=str)
+        write_atomically(self.path / FACTS, lambda file: file.write(said.encode()))
+
+    def write_images(self, step: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Writes the images that are watched from a step on, unless they are those of before.
+
+        Args:
+            step: of the first firing with them.
+            arrays: `pixels` (n, H, W, 3) uint8, or of clips (n, T, H, W, 3); `shown` (n,), the place of each
+                among the maps of a firing; and `labels` of all of these, if they are known.
+        """
+        before = [*files_of(self.path, IMAGES).values()]
+        if not before or not _same(before[-1], arrays):
+            self._write(IMAGES, step, arrays)
+
+    def write_firing(self, step: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Writes the maps of each method, (n, h, w) or of clips (n, t, h, w), and `logits` (n, ...)."""
+        self._write(FIRING, step, arrays)
+
+    def write_numbers(self, row: Row) -> None:
+        """Adds a line to the numbers, `step` first."""
+        self._rows.append(row)
+        self._write_rows()
+
+    def end(self) -> None:
+        """Says that the training has come to its end."""
+        self.write_facts({"ended": True})
+        self.close()
+
+    def close(self) -> None:
+        """Lets others go on in the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _write(self, kind: str, step: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        write_atomically(self.path / f"{kind}-{step:06d}.npz", lambda file: savez(file, arrays))
+
+    def _write_rows(self) -> None:
+        """Writes the table anew, as other numbers may come in and no line may be half there."""
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, list(dict.fromkeys(name for row in self._rows for name in row)))
+        table.writeheader()
+        table.writerows(self._rows)
+        write_atomically(self.path / NUMBERS, lambda file: file.write(text.getvalue().encode()))
+
+
+def files_of(folder: Path, kind: str) -> dict[int, Path]:
+    """Returns step -> file of the firings or of the images, in order."""
+    found = {int(path.stem.partition("-")[2]): path for path in folder.glob(f"{kind}-[0-9]*.npz")}
+    return dict(sorted(found.items()))
+
+
+def _numbered(first: Path, *, new: bool = False) -> Iterator[Path]:
+    """Yields the folder, then others beside it; in it, where all else would be outside of the project.
+
+    Args:
+        first: `runs/first`, or `version_0`.
+        new: whether it ends with a number already.
+    """
+    first = first.absolute()
+    yield first
+    inside = Path.cwd().is_relative_to(first)
+    for number in count(1):
+        if new or inside:
+            yield (first if inside else first.parent) / f"version_{number}"
+        else:
+            yield first.with_name(f"{first.name}-{number}")
+
+
+def _locked(folder: Path) -> IO[str] | None:
+    """Locks the folder for this process, until it ends or is killed; None where another one has it.
+
+    The lock is of the kind that a forked process, as of a loader, does not hold on to.
+    """
+    if fcntl is None:
+        return None
+    file = (folder / ".lock").open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        return None
+    except OSError:  # a file system without locks
+        pass
+    return file
+
+
+def read_facts(folder: Path) -> dict[str, Any] | None:
+    """Reads `run.json`; None where there is none, or another program's."""
+    try:
+        facts = json.loads((folder / FACTS).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) and "id" in facts else None
+
+
+def _read_rows(path: Path) -> list[Row]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [dict(row) for row in csv.DictReader(file)]  # type: ignore[misc]  # as text, to be written anew
+
+
+def _same(path: Path, arrays: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether a file holds these images, but for what another version of a decoder changes in them."""
+    with suppress(OSError, ValueError, KeyError, BadZipFile), np.load(path, allow_pickle=False) as before:
+        one, other = (held["pixels"].astype(np.int16) for held in (before, arrays))
+        alike = one.shape == other.shape and np.abs(one - other).mean() < _TOLERANCE
+        return bool(alike) and np.array_equal(before["shown"], arrays["shown"])
+    return False
