@@ -1,0 +1,98 @@
+"""Settings as a run keeps them: plain values, without secrets and without the machine's own paths."""
+
+import argparse
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import Any
+
+MASK = "***"
+
+_DEEPEST = 30  # settings that hold themselves end there
+_SECRET = re.compile(
+    r"tokens?(?![a-z])|passw|passphrase|pwd(?![a-z])|secret|credential|bearer(?![a-z])|authorization|webhook"
+    r"|(api|access|private|account|ssh|auth)[\W_]?keys?(?![a-z])|(?<![a-z])(sig|signature)(?![a-z])"
+)
+_COUNTED = re.compile(r"tokens(?![a-z])")  # `num_tokens` is no secret
+_USER = re.compile(r"(?<=://)[^/\s]*@")
+_SAID = re.compile(
+    r"""([\w.-]+)(["']?\s*(?:=|:(?!//))\s*["']?)((?:bearer |basic )?[^\s"'&;,)\]}]+)""", re.IGNORECASE
+)
+_PATH = re.compile(r"""(?:(?<=[\s"'=,(\[])|(?<=file://)|(?<=sqlite:///))/[^\s"'=,)\]/][^\s"',)\]]*""")
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def masked(settings: Any, run_folder: Path) -> Any:
+    """Makes plain values of settings, in which secrets are masked and paths are relative.
+
+    Args:
+        settings: mappings, sequences, dataclasses and namespaces in each other, with values of any kind.
+        run_folder: absolute paths become relative to it; those of another drive are their last part alone.
+
+    Returns:
+        The same in the kinds that JSON knows; what it does not know as text. Values are `***` under keys such
+        as `password`, `hub_token` or `api_key`, as are names and passwords in addresses.
+
+    Example:
+        >>> masked({"lr": 0.1, "hub_token": "hf_x", "db": "sql://me:pw@host/a"}, Path("logs"))
+        {'lr': 0.1, 'hub_token': '***', 'db': 'sql://***@host/a'}
+    """
+    return _plain(settings, run_folder, 0)
+
+
+def _plain(value: Any, folder: Path, depth: int) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+    elif isinstance(value, argparse.Namespace) or type(value).__name__ == "Namespace":  # jsonargparse's, too
+        value = vars(value)
+    if depth > _DEEPEST:
+        return "..."
+    if isinstance(value, Mapping):
+        return {
+            str(key): MASK if _is_secret(str(key), kept) else _plain(kept, folder, depth + 1)
+            for key, kept in value.items()
+        }
+    if isinstance(value, Sequence | Set) and not isinstance(value, str | bytes | bytearray):
+        held = sorted(value, key=str) if isinstance(value, Set) else value
+        return [_plain(kept, folder, depth + 1) for kept in held]
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # of NumPy or torch
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return _text(value, folder)
+
+
+def _is_secret(key: str, value: Any) -> bool:
+    """Whether a key promises a secret, and its value may be one."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()
+    if value is None or isinstance(value, bool) or value == "" or not _SECRET.search(words):
+        return False
+    return not (isinstance(value, int | float) and _COUNTED.search(words))
+
+
+def _text(value: Any, folder: Path) -> str:
+    """Returns the text of a value."""
+    if isinstance(value, str | PurePath):
+        text = str(value)
+    else:
+        text = _ADDRESS.sub("", getattr(value, "__qualname__", None) or str(value))
+    if Path(text).is_absolute() or PureWindowsPath(text).is_absolute():
+        return _relative(text, folder)
+    text = _SAID.sub(_said, _USER.sub(f"{MASK}@", text))
+    return _PATH.sub(lambda found: _relative(found[0], folder), text)
+
+
+def _said(found: re.Match[str]) -> str:
+    """Masks a secret within a text, as of `--token=...` or of an address."""
+    key, between, value = found.groups()
+    return f"{key}{between}{MASK}" if _is_secret(key, value) else found[0]
+
+
+def _relative(path: str, folder: Path) -> str:
+    with suppress(ValueError):  # of another drive
+        if Path(path).is_absolute():
+            return Path(os.path.relpath(path, folder)).as_posix()
+    return PureWindowsPath(path).name
