@@ -16,15 +16,20 @@ from vitx.inputs.preprocessing import normalisation
 from vitx.methods import DEFAULT, NETWORKS, Method, Methods, find_method, with_options
 from vitx.models.isolation import untouched, without_autocast
 from vitx.models.lens import LogitLens
-from vitx.models.prediction import Target, check_images, check_model, predict, scores, target_classes
+from vitx.models.prediction import Target as Classes
+from vitx.models.prediction import check_images, check_model
 from vitx.tape.backward import Attribution, Backward
-from vitx.tape.output import Score, evenly, logits_of, output_value, score_of
+from vitx.tape.output import Score, evenly, score_of
 from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
 from vitx.tape.trace import Trace
+from vitx.targets.question import Asked, Question
+from vitx.targets.reading import run
 
 if TYPE_CHECKING:  # PIL is not imported before it is needed
     from vitx.inputs.prepared import Images
+
+Target = Classes | Question
 
 
 def explain(
@@ -51,7 +56,8 @@ def explain(
         method: one of `vitx.methods()`. "rollout" has no class and works on any model; "evidence" shows
             best what speaks for a class.
         target: what methods of a class explain: None for the predicted class of each image; a class; B
-            classes; or a function from logits (B, ...) to scores (B,).
+            classes; a function from logits (B, ...) to scores (B,); or what `vitx.targets` makes, as a
+            region of the picture.
         **options: of the method: `start_layer`, the first layer that counts (all but "attention");
             `head_fusion`, "mean", "max" or "min" (the rollouts, "attention", "flow"); `discard_ratio` in
             [0, 1) (the rollouts); `gradient`, "linearised" or "plain" ("grad_rollout", "gae", "legrad").
@@ -181,35 +187,33 @@ def _follow(
         named=show is not None,
     )
     found: dict[str, Attribution] = {}
-    pixels = images.detach().as_subclass(Tensor).clone()  # some models change their input
-    kind = torch.promote_types(pixels.dtype, torch.float32)
+    kind = torch.promote_types(images.dtype, torch.float32)
     with torch.inference_mode(False), torch.no_grad(), untouched(model):
         try:
+            asked_for = target.put(model, images) if isinstance(target, Question) else target
+            if isinstance(asked_for, Asked):
+                images = asked_for.images
+            pixels = images.detach().as_subclass(Tensor).clone()  # some models change their input
             recorder = Recorder(tape)
             recorder.begin(pixels)
             with recorder.recording(), nullcontext() if lens is None else lens.watch():
-                logits = predict(model, pixels, recorder.made_last)
-            end = output_value(tape, recorder.get(logits))
-            if not callable(target):
-                end, logits = logits_of(end, logits, recorder.squashed)
-            classes = target_classes(target, logits)
-
-            def total(logits: Tensor) -> Tensor:
-                return scores(target, logits, classes).sum()
-
-            of_logits = cache(partial(score_of, end, total, logits, kind))
+                end = run(recorder, model, pixels, asked_for)
+            of_logits = cache(partial(score_of, end.value, end.total, end.output, kind))
             asked: dict[str | None, list[Score]] = {None: []}  # what is differentiated
             if any(method.gradient == "score" for method in chosen.values()):
                 asked["score"] = [of_logits()]
             if lens is not None:
+                if isinstance(asked_for, Asked):
+                    raise VitxError(
+                        "legrad scores classes layer by layer: take another method for this target"
+                    )
                 with recorder.recording():
-                    of_layers = _layer_logits(lens, len(tape.layers), logits)
-                asked["layer scores"] = [score_of(recorder.get(own), total, own, kind) for own in of_layers]
-            has_score = classes is not None or callable(target)
+                    layers = _layer_logits(lens, len(tape.layers), end.output)
+                asked["layer scores"] = [score_of(recorder.get(own), end.total, own, kind) for own in layers]
             for name, method in chosen.items():
-                reads = has_score and (target is not None or method.gradient is not None)
-                start = of_logits().start if reads else evenly(logits).to(kind)
-                back = Backward(tape, images, start, end, asked[method.gradient])
+                reads = end.has_score and (target is not None or method.gradient is not None)
+                start = of_logits().start if reads else evenly(end.output).to(kind)
+                back = Backward(tape, images, start, end.value, asked[method.gradient])
                 with without_autocast(images.device):
                     found[name] = method.find(back, **methods[name])
             channels = back.grid.channels
@@ -220,13 +224,14 @@ def _follow(
                 tape.clear()
     _check_finite({name: one.maps for name, one in found.items()})
     size = tuple(count for dim, count in enumerate(images.shape) if dim not in (0, channels))
-    logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    logits = end.logits.detach().to(torch.promote_types(end.logits.dtype, torch.float32))
     mean, std = normalisation(model)
     explained = {}
     for name, one in found.items():
-        about = classes if chosen[name].gradient else None
+        about = end.classes if chosen[name].gradient else None
         explained[name] = Explanation(
-            *(one.maps, logits, about, size, images, mean, std, name, one.conservation, one.signed, channels)
+            *(one.maps, logits, about, size, images, mean, std, name, one.conservation, one.signed, channels),
+            captions=end.captions,
         )
     return explained
 
@@ -256,8 +261,9 @@ def _explain_loader(
     """Explains batch by batch; nothing but what was found is kept."""
     from vitx.inputs.prepared import batches_of
 
-    if not (target is None or callable(target) or hasattr(target, "__index__")):
-        raise VitxError("for a DataLoader, target must be None, one class, or a function")
+    one_for_all = target is None or callable(target) or hasattr(target, "__index__")
+    if not (one_for_all or isinstance(target, Question)):
+        raise VitxError("for a DataLoader, target must be None, one class, a function, or of vitx.targets")
     check_model(model)
     weight = next(model.parameters(), torch.empty(0))
     parts: list[dict[str, Explanation]] = []

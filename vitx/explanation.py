@@ -44,6 +44,8 @@ class Explanation:
         signed: of the shape of the maps, below 0 where a patch speaks against the class; None for methods
             without a sign.
         channels: the dimension of the images that holds their channels; None: there is none.
+        captions: what a picture says of each image, where the target has something to say; None: what the
+            model predicts.
     """
 
     maps: Tensor
@@ -57,6 +59,7 @@ class Explanation:
     conservation: Tensor | None = None
     signed: Tensor | None = None
     channels: int | None = 1
+    captions: Sequence[str] | None = None
 
     def cpu(self) -> "Explanation":
         """Returns the same in host memory, without the images."""
@@ -214,13 +217,16 @@ class Explanation:
         signed: bool = False,
     ) -> NDArray[np.uint8]:
         from vitx.models.classes import known_class_names, short
-        from vitx.pictures.captions import captions_of
+        from vitx.pictures.captions import Caption, captions_of
         from vitx.pictures.render import SIGNED, grid
 
         if class_names is None and self.logits.ndim == 2:
             known = known_class_names(self.logits.shape[1])
             class_names = None if known is None else [short(name) for name in known]
-        captions = captions_of(self.logits, class_names=class_names)
+        if self.captions is None:
+            captions = captions_of(self.logits, class_names=class_names)
+        else:
+            captions = [Caption(said) for said in self.captions]
         legend: dict[str, Any] = {"colormap": colormap}
         if signed:
             legend = {"colormap": SIGNED[0], "ends": SIGNED[1]}
@@ -293,6 +299,7 @@ class Explanation:
             images=None if self.images is None else self.images[part],
             conservation=None if self.conservation is None else self.conservation[part],
             signed=None if self.signed is None else self.signed[part],
+            captions=None if self.captions is None else self.captions[part],
         )
 
 
@@ -301,6 +308,7 @@ def join(parts: Sequence[Explanation]) -> Explanation:
     targets = [part.target for part in parts if part.target is not None]
     shares = [part.conservation for part in parts if part.conservation is not None]
     signed = [part.signed for part in parts if part.signed is not None]
+    said = [one for part in parts for one in part.captions or ()]
     return replace(
         parts[0],
         maps=torch.cat([part.maps for part in parts]),
@@ -309,4 +317,5 @@ def join(parts: Sequence[Explanation]) -> Explanation:
         images=None,
         conservation=torch.cat(shares) if shares else None,
         signed=torch.cat(signed) if signed else None,
+        captions=said or None,
     )

@@ -1,6 +1,6 @@
 """What a model puts out: scores of classes, numbers or features, as the labels tell."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -70,6 +70,17 @@ def declared_classes(model: nn.Module) -> Iterator[int]:
         for count in (getattr(module, "num_classes", None), getattr(config, "num_labels", None)):
             if isinstance(count, int) and count > 0:
                 yield count
+
+
+def what_fits(shape: Sequence[int], *, boxes: bool = False) -> str:
+    """Says which target fits an output of this shape, with boxes of objects or without."""
+    if boxes:
+        return "use vitx.targets.query for one object"
+    if len(shape) == 4:
+        return "use vitx.targets.region for a part of the picture"
+    if len(shape) == 3:
+        return "use vitx.targets.query for one of its rows, or vitx.targets.region if these are patches"
+    return "give a class, as target=3"
 
 
 def _of_matrix(labels: Tensor) -> Kind:

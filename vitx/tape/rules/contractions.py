@@ -101,8 +101,9 @@ def _differs(r: Tensor, dim: int) -> bool:
 def _transposed(g: Tensor, other: Tensor, shape: Sequence[int], size: Sequence[int]) -> Tensor:
     """Multiplies by one operand, and sums over what the other lacks, of this aligned shape and this size."""
     dims = list(range(g.ndim))
-    found: Tensor = torch.einsum(g, dims, other.to(g.dtype), dims, [dim for dim in dims if shape[dim] > 1])
-    return found.reshape(size)
+    kept = [dim for dim in dims if shape[dim] > 1]
+    found: Tensor = torch.einsum(g, dims, other.to(g.dtype), dims, kept)
+    return found.expand([shape[dim] for dim in kept]).reshape(size)  # a constant may be broadcast
 
 
 def weighed(
@@ -135,7 +136,8 @@ def weighed(
         each = weight.to(like).abs()
         if value.mass is not None:
             each = each * value.mass().to(like).expand(size).reshape(shape)
-        return each, each.sum(dims, keepdim=True)
+        counted = [shape[dim] if dim in dims else n for dim, n in enumerate(each.shape)]
+        return each, each.expand(counted).sum(dims, keepdim=True)
 
     def relevance(arrived: list[Tensor]) -> list[Tensor]:
         r = reshaped(arrived[0], out)

@@ -1,0 +1,10 @@
+"""Targets that ask for something else than a class: values for `target=`, one module for each kind.
+
+A target is a `Question`: it is put to a model and its images, and the answer is what to explain, see
+`vitx.targets.question`.
+"""
+
+from vitx.targets.question import Asked, Question
+from vitx.targets.region import Region, region
+
+__all__ = ["Asked", "Question", "Region", "region"]

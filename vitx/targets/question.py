@@ -1,0 +1,48 @@
+"""What a target may ask of a model: the protocol of `vitx.targets`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitx.models.prediction import forward
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A question that was put to a model: how to run it, and the score that is explained.
+
+    `forward` and `score` run on the tape, one after the other, so that their steps are followed as those of
+    the model: the map is that of a model that puts out the score. What they need beside the picture, as the
+    features of a text, is computed before, by `Question.put`.
+
+    Attributes:
+        images: (B, ...), what is explained: those that were given, or several copies of them, one for each
+            map (`repeat_interleave`), or others beside them.
+        score: from what `forward` returned to the score of each image, (B,).
+        forward: runs the model; by default as it is, so that the score gets its whole output.
+        captions: what a picture says of each image, from the scores; None: nothing.
+    """
+
+    images: Tensor
+    score: Callable[[Any], Tensor]
+    forward: Callable[[Any, Tensor], Any] = forward
+    captions: Callable[[Tensor], Sequence[str]] | None = None
+
+
+class Question(ABC):
+    """A target that knows more than the logits: the model, the images and the whole output."""
+
+    @abstractmethod
+    def put(self, model: nn.Module, images: Tensor) -> Asked:
+        """Puts the question to a model, which is in eval mode, without gradients and not recorded yet.
+
+        Args:
+            model: as it was given to `vitx.explain`.
+            images: (B, ...), as the model takes them.
+
+        Raises:
+            VitxError: It does not fit the model or the images.
+        """

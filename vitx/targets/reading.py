@@ -1,0 +1,71 @@
+"""The end of a pass: runs the model on the tape, and reads the score that a target means."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitx.errors import VitxError
+from vitx.models.prediction import Target, predict, scores, target_classes
+from vitx.tape.output import logits_of, output_value
+from vitx.tape.recorder import Recorder
+from vitx.tape.values import Value
+from vitx.targets.outputs import main
+from vitx.targets.question import Asked
+
+
+@dataclass(frozen=True, eq=False)
+class End:
+    """Where a pass ended.
+
+    Attributes:
+        value: of the output that the score is computed from.
+        output: that output, (B, ...): the logits, or the scores of a question.
+        logits: what the model put out.
+        classes: (B,), the class of each image; None where the target means none.
+        has_score: whether there is a score.
+        captions: what a picture says of each image; None: what was predicted.
+    """
+
+    value: Value
+    output: Tensor
+    logits: Tensor
+    classes: Tensor | None
+    has_score: bool
+    target: Any = None
+    captions: Sequence[str] | None = None
+
+    def total(self, output: Tensor) -> Tensor:
+        """Returns the sum of the scores of all images, from such an output."""
+        if isinstance(self.target, Asked):
+            return output.sum()
+        return scores(self.target, output, self.classes).sum()
+
+
+def run(recorder: Recorder, model: nn.Module, images: Tensor, target: "Target | Asked") -> End:
+    """Runs the model on the tape, and finds the score.
+
+    Raises:
+        VitxError: As for `vitx.explain`.
+    """
+    if isinstance(target, Asked):
+        return _answer(recorder, model, images, target)
+    logits = predict(model, images, recorder.made_last)
+    value = output_value(recorder.tape, recorder.get(logits))
+    if not callable(target):
+        value, logits = logits_of(value, logits, recorder.squashed)
+    classes = target_classes(target, logits)
+    return End(value, logits, logits, classes, classes is not None or callable(target), target)
+
+
+def _answer(recorder: Recorder, model: nn.Module, images: Tensor, asked: Asked) -> End:
+    output = asked.forward(model, images)
+    score = asked.score(output)
+    if not isinstance(score, Tensor) or score.shape != images.shape[:1]:
+        found = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+        raise VitxError(f"a target must give scores of shape ({len(images)},), found {found}")
+    value = output_value(recorder.tape, recorder.get(score))
+    captions = None if asked.captions is None else list(asked.captions(score.detach()))
+    logits = main(output)
+    return End(value, score, score if logits is None else logits, None, True, asked, captions)
