@@ -1,9 +1,7 @@
 """From a model and images to maps."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,32 +10,25 @@ from torch.utils.data import DataLoader
 
 from vitx.errors import VitxError
 from vitx.explanation import Explanation, join
-from vitx.inputs.preprocessing import normalisation
-from vitx.methods import DEFAULT, NETWORKS, Method, Methods, find_method, with_options
-from vitx.models.isolation import untouched, without_autocast
-from vitx.models.lens import LogitLens
-from vitx.models.prediction import Target as Classes
+from vitx.methods import DEFAULT, NETWORKS, Methods, find_method, with_options
+from vitx.models.given import ALONE, Inputs, read_inputs
 from vitx.models.prediction import check_images, check_model
-from vitx.tape.backward import Attribution, Backward
-from vitx.tape.output import Score, evenly, score_of
-from vitx.tape.recorder import Recorder
-from vitx.tape.tape import Tape
+from vitx.passes import Target, follow
 from vitx.tape.trace import Trace
-from vitx.targets.question import Asked, Question
-from vitx.targets.reading import run
+from vitx.targets.question import Question
 
 if TYPE_CHECKING:  # PIL is not imported before it is needed
     from vitx.inputs.prepared import Images
 
-Target = Classes | Question
-
 
 def explain(
     model: nn.Module,
-    images: "Images | DataLoader[Any]",
+    images: "Images | DataLoader[Any] | None" = None,
     method: str = DEFAULT,
     *,
     target: Target = None,
+    inputs: Mapping[str, Any] | None = None,
+    image: str | None = None,
     **options: Any,
 ) -> Explanation:
     """Explains what a Vision Transformer looks at, for a batch of images in one forward pass.
@@ -58,6 +49,10 @@ def explain(
         target: what methods of a class explain: None for the predicted class of each image; a class; B
             classes; a function from logits (B, ...) to scores (B,); or what `vitx.targets` makes, as a
             region of the picture.
+        inputs: in place of images, all that the model's forward takes, by name: `{"pixel_values": ...,
+            "input_ids": ...}`. Several pictures of one prompt have a map each.
+        image: the name of the images in `inputs`; by default "pixel_values", or the only floating-point
+            tensor with two dimensions of space.
         **options: of the method: `start_layer`, the first layer that counts (all but "attention");
             `head_fusion`, "mean", "max" or "min" (the rollouts, "attention", "flow"); `discard_ratio` in
             [0, 1) (the rollouts); `gradient`, "linearised" or "plain" ("grad_rollout", "gae", "legrad").
@@ -76,15 +71,18 @@ def explain(
         torch.Size([2, 10, 10])
     """
     find_method(method)
-    return explain_methods(model, images, {method: options}, target=target)[method]
+    found = explain_methods(model, images, {method: options}, target=target, inputs=inputs, image=image)
+    return found[method]
 
 
 def explain_methods(
     model: nn.Module,
-    images: "Images | DataLoader[Any]",
-    methods: Methods | Sequence[str],
+    images: "Images | DataLoader[Any] | None" = None,
+    methods: Methods | Sequence[str] = (DEFAULT,),
     *,
     target: Target = None,
+    inputs: Mapping[str, Any] | None = None,
+    image: str | None = None,
 ) -> dict[str, Explanation]:
     """Explains the same images by several methods that share their passes.
 
@@ -96,6 +94,8 @@ def explain_methods(
         images: as for `explain`.
         methods: names, or the options of each method by its name.
         target: as for `explain`.
+        inputs: as for `explain`.
+        image: as for `explain`.
 
     Returns:
         The explanation of each method, by its name.
@@ -104,17 +104,24 @@ def explain_methods(
         VitxError: As for `explain`.
     """
     asked = with_options(methods)
-    if isinstance(images, DataLoader):
+    if isinstance(images, DataLoader) and inputs is None:
         return _explain_loader(model, images, asked, target)
-    tensor, prepare = _prepared(model, images)
-    found = _explain_batch(model, tensor, asked, target)
+    tensor, given, prepare = _prepared(model, images, inputs, image)
+    found = _explain_batch(model, tensor, asked, target, given)
     if prepare is None:
         return found
     return {name: replace(one, mean=prepare.mean, std=prepare.std) for name, one in found.items()}
 
 
 def trace(
-    model: nn.Module, images: "Images", method: str = DEFAULT, *, target: Target = None, **options: Any
+    model: nn.Module,
+    images: "Images | None" = None,
+    method: str = DEFAULT,
+    *,
+    target: Target = None,
+    inputs: Mapping[str, Any] | None = None,
+    image: str | None = None,
+    **options: Any,
 ) -> Trace:
     """Records a pass, and how much of the relevance of a map went through each of its steps.
 
@@ -125,6 +132,8 @@ def trace(
         images: as for `explain`, but no DataLoader.
         method: as for `explain`.
         target: as for `explain`.
+        inputs: as for `explain`.
+        image: as for `explain`.
         **options: as for `explain`.
 
     Returns:
@@ -134,25 +143,33 @@ def trace(
         VitxError: As for `explain`.
     """
     find_method(method)
-    pixels, _ = _prepared(model, images)
+    pixels, given, _ = _prepared(model, images, inputs, image)
     check_images(model, pixels)
     asked = with_options({method: options})
     found: list[Trace] = []
-    _follow(model, pixels, asked, target, find_method(method).network(asked[method]), found.append)
+    follow(model, pixels, asked, target, find_method(method).network(asked[method]), given, found.append)
     return found[0]
 
 
-def _prepared(model: nn.Module, images: Any) -> tuple[Any, Any]:
-    """Returns images as the model takes them, and how they were prepared; None: they came so."""
+def _prepared(
+    model: nn.Module, images: Any, inputs: Mapping[str, Any] | None, image: str | None
+) -> tuple[Any, Inputs, Any]:
+    """Returns images as the model takes them, what goes with them, and how they were prepared; None: so."""
+    if (images is None) == (inputs is None):
+        raise VitxError("give either images, or all that the model takes by inputs={...}")
+    if inputs is not None:
+        check_model(model)
+        return *read_inputs(model, inputs, image), None
     if isinstance(images, Tensor) and images.is_floating_point():
-        return images, None
+        return images, ALONE, None
     from vitx.inputs.prepared import prepared
 
-    return prepared(model, images)
+    tensor, prepare = prepared(model, images)
+    return tensor, ALONE, prepare
 
 
 def _explain_batch(
-    model: nn.Module, images: Tensor, methods: Methods, target: Target
+    model: nn.Module, images: Tensor, methods: Methods, target: Target, inputs: Inputs = ALONE
 ) -> dict[str, Explanation]:
     chosen = {name: find_method(name) for name in methods}
     check_images(model, images)
@@ -161,98 +178,8 @@ def _explain_batch(
     found: dict[str, Explanation] = {}
     for network in asked or (None,):  # methods without a gradient take part in the first pass
         names = [name for name in chosen if networks[name] == network or (not networks[name] and not found)]
-        found |= _follow(model, images, {name: methods[name] for name in names}, target, network)
+        found |= follow(model, images, {name: methods[name] for name in names}, target, network, inputs)
     return {name: found[name] for name in methods}
-
-
-def _follow(
-    model: nn.Module,
-    images: Tensor,
-    methods: Methods,
-    target: Target,
-    network: str | None,
-    show: Callable[[Trace], None] | None = None,
-) -> dict[str, Explanation]:
-    """Explains by methods that share one forward pass, each of which has its own way back.
-
-    Where the tape is to be shown, it stays.
-    """
-    chosen = {name: find_method(name) for name in methods}
-    lens = LogitLens(model) if any(m.gradient == "layer scores" for m in chosen.values()) else None
-    tape = Tape(
-        model,
-        network=network,
-        accounts=any(method.accounts for method in chosen.values()),
-        head_fusion=None if network else _common_fusion(chosen, methods),
-        named=show is not None,
-    )
-    found: dict[str, Attribution] = {}
-    kind = torch.promote_types(images.dtype, torch.float32)
-    with torch.inference_mode(False), torch.no_grad(), untouched(model):
-        try:
-            asked_for = target.put(model, images) if isinstance(target, Question) else target
-            if isinstance(asked_for, Asked):
-                images = asked_for.images
-            pixels = images.detach().as_subclass(Tensor).clone()  # some models change their input
-            recorder = Recorder(tape)
-            recorder.begin(pixels)
-            with recorder.recording(), nullcontext() if lens is None else lens.watch():
-                end = run(recorder, model, pixels, asked_for)
-            of_logits = cache(partial(score_of, end.value, end.total, end.output, kind))
-            asked: dict[str | None, list[Score]] = {None: []}  # what is differentiated
-            if any(method.gradient == "score" for method in chosen.values()):
-                asked["score"] = [of_logits()]
-            if lens is not None:
-                if isinstance(asked_for, Asked):
-                    raise VitxError(
-                        "legrad scores classes layer by layer: take another method for this target"
-                    )
-                with recorder.recording():
-                    layers = _layer_logits(lens, len(tape.layers), end.output)
-                asked["layer scores"] = [score_of(recorder.get(own), end.total, own, kind) for own in layers]
-            for name, method in chosen.items():
-                reads = end.has_score and (target is not None or method.gradient is not None)
-                start = of_logits().start if reads else evenly(end.output).to(kind)
-                back = Backward(tape, images, start, end.value, asked[method.gradient])
-                with without_autocast(images.device):
-                    found[name] = method.find(back, **methods[name])
-            channels = back.grid.channels
-            if show is not None:
-                show(Trace(tape, recorder, back.passed))
-        finally:
-            if show is None:
-                tape.clear()
-    _check_finite({name: one.maps for name, one in found.items()})
-    size = tuple(count for dim, count in enumerate(images.shape) if dim not in (0, channels))
-    logits = end.logits.detach().to(torch.promote_types(end.logits.dtype, torch.float32))
-    mean, std = normalisation(model)
-    explained = {}
-    for name, one in found.items():
-        about = end.classes if chosen[name].gradient else None
-        explained[name] = Explanation(
-            *(one.maps, logits, about, size, images, mean, std, name, one.conservation, one.signed, channels),
-            captions=end.captions,
-        )
-    return explained
-
-
-def _common_fusion(chosen: Mapping[str, Method], methods: Methods) -> str | None:
-    """Returns how the heads are fused by all methods, if they read nothing else of A."""
-    fusions = [method.head_fusion(methods[name]) for name, method in chosen.items()]
-    return fusions[0] if all(other == fusions[0] for other in fusions) else None
-
-
-def _layer_logits(lens: LogitLens, layers: int, logits: Tensor) -> list[Tensor]:
-    """Returns what the head makes of each layer, (B, classes)."""
-    of_layers = lens.logits()
-    if len(of_layers) != layers or any(found.shape != logits.shape for found in of_layers):
-        shapes = sorted({tuple(found.shape) for found in of_layers})
-        raise VitxError(
-            f"found {len(of_layers)} blocks with scores of shape {shapes}, {layers} attentions "
-            f"and an output of shape {tuple(logits.shape)}: legrad needs one attention in each block, and "
-            "the model's own head at its end"
-        )
-    return of_layers
 
 
 def _explain_loader(
@@ -273,13 +200,3 @@ def _explain_loader(
     if not parts:
         raise VitxError("the DataLoader is empty")
     return {name: join([part[name] for part in parts]) for name in methods}
-
-
-def _check_finite(found: Mapping[str, Tensor]) -> None:
-    for name, maps in found.items():
-        bad = (~maps.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-        if bad:
-            raise VitxError(
-                f"the {name} maps of images {bad} are not finite: the images or the weights hold NaN or "
-                "infinite values"
-            )

@@ -3,17 +3,20 @@
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitx.errors import VitxError
+from vitx.models.given import ALONE, IMAGE_NAMES, TEXT_NAMES, Inputs
 
 Target = int | Sequence[int] | Tensor | Callable[[Tensor], Tensor] | None
-_INPUTS = "pixel_values", "input_values"  # what Hugging Face's models call what they look at
+# What Hugging Face's models call what their last part puts out.
+_LOGITS = "logits", "logits_per_image", "image_embeds", "pooler_output", "last_hidden_state"
 _BATCHED = ": add a batch dimension with images[None]"
+_INPUTS = 'give all by inputs={{"{}": ..., "{}": ...}}'
 _CHOOSE = (
     "wrap it so that it returns the one to explain (to the callback, give forward_fn=lambda module, "
     "images: ...)"
@@ -55,7 +58,10 @@ def check_images(model: nn.Module, images: Any) -> None:
 
 
 def predict(
-    model: nn.Module, images: Tensor, made_last: Callable[[Sequence[Tensor]], Tensor | None] | None = None
+    model: nn.Module,
+    images: Tensor,
+    made_last: Callable[[Sequence[Tensor]], Tensor | None] | None = None,
+    inputs: Inputs = ALONE,
 ) -> Tensor:
     """Runs the model and returns its logits.
 
@@ -63,6 +69,7 @@ def predict(
         model: whose output is a tensor, Hugging Face's output object, or several tensors.
         images: (B, C, H, W).
         made_last: tells which of several outputs was made of all others; None where none was.
+        inputs: what else it is given.
 
     Returns:
         The logits, (B, ...).
@@ -70,8 +77,8 @@ def predict(
     Raises:
         VitxError: The model refuses the images, or it cannot be told which output the logits are.
     """
-    logits = _logits(forward(model, images), len(images), made_last)
-    if logits.ndim in (1, 2) and len(logits) != len(images):
+    logits = _logits(forward(model, images, inputs), len(images), made_last)
+    if logits.ndim in (1, 2) and len(logits) != len(images) and not inputs.together:
         hint = _BATCHED if images.ndim == 3 else ": wrap it so that it puts out one row for each"
         raise VitxError(
             f"the model put out {tuple(logits.shape)} for {len(images)} images of shape "
@@ -90,24 +97,34 @@ def _precision(model: Any) -> Any:
     return model._strategy.precision
 
 
-def forward(model: Any, images: Tensor) -> Any:
+def forward(model: Any, images: Tensor, inputs: Inputs = ALONE) -> Any:
     """Runs the model; Hugging Face models that take several inputs get the images by name."""
     precision = _precision(model)
     if precision is not None:
         ((images,), _) = precision.convert_input(((images,), {}))
         with precision.forward_context():
-            return forward(model._forward_module, images)
+            return forward(model._forward_module, images, inputs)
+    takes = [] if inputs.name else _takes(model)
+    named = inputs.name or next((name for name in IMAGE_NAMES if name in takes), None)
     try:
-        named = next((name for name in _INPUTS if name in _takes(model)), None)
-        return model(images) if named is None else model(**{named: images})
-    except (AssertionError, ValueError, RuntimeError) as error:
+        return model(images) if named is None else model(**replace(inputs, name=named).of(images))
+    except VitxError:
+        raise
+    except Exception as error:
         said = str(error).split("\n")[0]
+        if named and (text := next((name for name in TEXT_NAMES if name in takes), None)):
+            hint = _INPUTS.format(named, text)
+            raise VitxError(f"the model takes text beside images, and failed without: {hint}") from error
         # timm and torchvision assert, Hugging Face raises ValueErrors; the rest is left to torch.
         about_size = "channels" in said or "size of tensor" in said or "cannot be multiplied" in said
-        if isinstance(error, VitxError) or (isinstance(error, RuntimeError) and not about_size):
+        kinds = (AssertionError, ValueError, TypeError) if inputs.name else (AssertionError, ValueError)
+        if not (isinstance(error, kinds) or (isinstance(error, RuntimeError) and about_size)):
             raise
-        hint = _BATCHED if images.ndim == 3 else ""
-        raise VitxError(f"the model refused images of shape {tuple(images.shape)}: {said}{hint}") from error
+        beside = f" with {', '.join(inputs.others)}" if inputs.others else ""
+        hint = _BATCHED if images.ndim == 3 and not inputs.name else ""
+        raise VitxError(
+            f"the model refused images of shape {tuple(images.shape)}{beside}: {said}{hint}"
+        ) from error
 
 
 def _takes(model: Any) -> list[str]:
@@ -117,13 +134,13 @@ def _takes(model: Any) -> list[str]:
     except ValueError:
         return []
     asked = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    missing = [p.name for p in asked if p.default is p.empty and p.name not in _INPUTS]
-    named = any(p.name in _INPUTS for p in asked)
+    missing = [p.name for p in asked if p.default is p.empty and p.name not in IMAGE_NAMES]
+    named = next((p.name for p in asked if p.name in IMAGE_NAMES), None)
     if len(missing) > (0 if named else 1):
-        needs = ", ".join(missing if named else missing[1:])
+        image, *needs = [named, *missing] if named else missing
         raise VitxError(
-            f"the model takes more than images, {needs}: wrap it so that it takes images alone (to the "
-            "callback, give forward_fn=lambda module, images: ...)"
+            f"the model takes more than images, {', '.join(needs)}: {_INPUTS.format(image, needs[0])} (to "
+            "the callback, give forward_fn=lambda module, images: ...)"
         )
     return [p.name for p in asked]
 
@@ -132,7 +149,7 @@ def _logits(output: Any, batch: int, made_last: Callable[[Sequence[Tensor]], Ten
     """Finds the logits in what a model returns: what is called so, else the only scores, or the last made."""
     if isinstance(output, Tensor):
         return output
-    for name in ("logits", "pooler_output", "last_hidden_state"):
+    for name in _LOGITS:
         value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
         if isinstance(value, Tensor):
             return value

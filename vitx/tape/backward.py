@@ -102,7 +102,7 @@ class Backward:
         pixels = self.grid.without_channels(pixels)
         own = torch.stack([zero, *(part.sum() for part in found.arrived.values())])
         positive = rule is not None and not rule.grows
-        if positive:
+        if positive and not self.tape.together:
             conservation = share_of_images(pixels.flatten(1).sum(1), own.sum())
         else:  # of which image more or less arrived is not known
             sums = torch.stack([torch.stack([part.sum(), part.abs().sum()]) for part in starts.values()])

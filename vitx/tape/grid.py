@@ -109,14 +109,16 @@ class Grid:
         return even * over(*(one.abs().sum(whole, keepdim=True) for one in (cells, even)))
 
     def _marked(self, value: Value) -> Tensor:
-        """Gives each token a number of its own, and returns what the first image gets, (1, ...)."""
+        """Gives each token a number of its own, and returns what the images get, as `_at_image` does."""
         return self._at_image(value, marks(value.shape, value.axes))
 
     def _at_image(self, value: Value, sent: Tensor) -> Tensor:
+        """Returns what the first image gets, (1, ...), or all of them, (B, ...), if they are not alike."""
         assert value.made_by is not None
         with torch.no_grad():
-            found = walk(self._tape, {value: sent}, through, steps=range(value.made_by.index + 1)).arrived
-        return found.get(self._image, sent.new_zeros(()).expand(self._image.shape))[:1]
+            way = walk(self._tape, {value: sent}, through, steps=range(value.made_by.index + 1))
+        found = way.arrived.get(self._image, sent.new_zeros(()).expand(self._image.shape))
+        return found if self._tape.together else found[:1]
 
     def _is_upright(self, value: Value) -> bool:
         """Returns whether tokens lie in each dimension as pixels do: what rises in one rises in the other."""

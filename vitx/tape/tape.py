@@ -23,6 +23,7 @@ class Tape:
     accounts: bool = False  # whether it is kept what constants and residuals add to a score
     head_fusion: str | None = None  # how heads of a small A are fused as it is computed; None: they are not
     named: bool = False  # whether the place of each step in the model is kept
+    together: bool = False  # whether the images are parts of one question, and may be of several sizes
     steps: list[Step] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     images: list[Value] = field(default_factory=list)  # what the pass began with; ways back end at the first

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vitx.models.given import Inputs
 from vitx.models.prediction import forward
 
 
@@ -22,13 +23,14 @@ class Asked:
         images: (B, ...), what is explained: those that were given, or several copies of them, one for each
             map (`repeat_interleave`), or others beside them.
         score: from what `forward` returned to the score of each image, (B,).
-        forward: runs the model; by default as it is, so that the score gets its whole output.
+        forward: runs the model on images and what else it was given; by default as it is, so that the score
+            gets its whole output.
         captions: what a picture says of each image, from the scores; None: nothing.
     """
 
     images: Tensor
     score: Callable[[Any], Tensor]
-    forward: Callable[[Any, Tensor], Any] = forward
+    forward: Callable[[Any, Tensor, Inputs], Any] = forward
     captions: Callable[[Tensor], Sequence[str]] | None = None
 
 

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vitx.errors import VitxError
+from vitx.models.given import ALONE, Inputs
 from vitx.models.prediction import Target, predict, scores, target_classes
 from vitx.tape.output import logits_of, output_value
 from vitx.tape.recorder import Recorder
@@ -42,16 +44,36 @@ class End:
             return output.sum()
         return scores(self.target, output, self.classes).sum()
 
+    def of_each(self, images: int) -> tuple[Tensor, Tensor | None, list[str] | None]:
+        """Returns the logits, the classes and the captions of each image: of one prompt, all have its own.
 
-def run(recorder: Recorder, model: nn.Module, images: Tensor, target: "Target | Asked") -> End:
+        Raises:
+            VitxError: They are of several prompts.
+        """
+        logits, classes, captions = self.logits.detach(), self.classes, self.captions
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if len(logits) not in (1, images):
+            raise VitxError(
+                f"the model put out {tuple(logits.shape)} for {images} pictures: explain one prompt at a time"
+            )
+        if len(logits) < images:
+            logits = logits.expand(images, *logits.shape[1:])
+            classes = None if classes is None else classes.expand(images)
+            captions = None if captions is None else [*captions] * images
+        return logits, classes, None if captions is None else [*captions]
+
+
+def run(
+    recorder: Recorder, model: nn.Module, images: Tensor, target: "Target | Asked", inputs: Inputs = ALONE
+) -> End:
     """Runs the model on the tape, and finds the score.
 
     Raises:
         VitxError: As for `vitx.explain`.
     """
     if isinstance(target, Asked):
-        return _answer(recorder, model, images, target)
-    logits = predict(model, images, recorder.made_last)
+        return _answer(recorder, model, images, target, inputs)
+    logits = predict(model, images, recorder.made_last, inputs)
     value = output_value(recorder.tape, recorder.get(logits))
     if not callable(target):
         value, logits = logits_of(value, logits, recorder.squashed)
@@ -59,10 +81,11 @@ def run(recorder: Recorder, model: nn.Module, images: Tensor, target: "Target | 
     return End(value, logits, logits, classes, classes is not None or callable(target), target)
 
 
-def _answer(recorder: Recorder, model: nn.Module, images: Tensor, asked: Asked) -> End:
-    output = asked.forward(model, images)
+def _answer(recorder: Recorder, model: nn.Module, images: Tensor, asked: Asked, inputs: Inputs) -> End:
+    output = asked.forward(model, images, inputs)
     score = asked.score(output)
-    if not isinstance(score, Tensor) or score.shape != images.shape[:1]:
+    counts = (1, len(images)) if inputs.together else (len(images),)
+    if not isinstance(score, Tensor) or score.ndim != 1 or len(score) not in counts:
         found = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
         raise VitxError(f"a target must give scores of shape ({len(images)},), found {found}")
     value = output_value(recorder.tape, recorder.get(score))

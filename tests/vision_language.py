@@ -1,0 +1,191 @@
+"""Tiny vision-language models with random weights, and what each of them takes: a picture and a question."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+IMAGE = 10  # the token that stands for a part of the picture
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+SEEN = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+MERGING = {
+    "depth": 2,
+    "num_heads": 4,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "in_channels": 3,
+}
+
+
+def llava() -> nn.Module:
+    tower = transformers.CLIPVisionConfig(**SEEN, projection_dim=32)
+    config = transformers.LlavaConfig(
+        vision_config=tower,
+        text_config=transformers.LlamaConfig(**TEXT),
+        image_token_id=IMAGE,
+        image_token_index=IMAGE,
+        vision_feature_layer=-2,
+    )
+    return transformers.LlavaForConditionalGeneration(config)
+
+
+def llava_onevision() -> nn.Module:
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=transformers.SiglipVisionConfig(**SEEN, vision_use_head=False),
+        text_config=transformers.Qwen2Config(**TEXT),
+        image_token_id=IMAGE,
+        image_token_index=IMAGE,
+        video_token_id=11,
+        video_token_index=11,
+        image_grid_pinpoints=[[32, 32], [32, 64], [64, 32]],
+        vision_feature_layer=-1,
+    )
+    return transformers.LlavaOnevisionForConditionalGeneration(config)
+
+
+def _qwen(kind: str, **tower: Any) -> nn.Module:
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config={**MERGING, "hidden_size": 32, **tower},
+        text_config={**TEXT, "rope_parameters": rope},
+        image_token_id=IMAGE,
+        video_token_id=11,
+        vision_start_token_id=12,
+        vision_end_token_id=13,
+    )
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+
+
+def qwen2_vl() -> nn.Module:
+    return _qwen("Qwen2VL", embed_dim=32, mlp_ratio=2)
+
+
+def qwen2_5_vl() -> nn.Module:
+    more = {"out_hidden_size": 32, "intermediate_size": 48, "window_size": 16, "fullatt_block_indexes": [1]}
+    return _qwen("Qwen2_5_VL", **more)
+
+
+def internvl() -> nn.Module:
+    config = transformers.InternVLConfig(
+        vision_config={**SEEN, "image_size": [32, 32], "patch_size": [8, 8]},
+        text_config=transformers.Qwen2Config(**TEXT),
+        image_token_id=IMAGE,
+        image_seq_length=4,
+        downsample_ratio=0.5,
+    )
+    return transformers.InternVLForConditionalGeneration(config)
+
+
+def idefics3() -> nn.Module:
+    config = transformers.Idefics3Config(
+        vision_config=SEEN,
+        text_config=transformers.LlamaConfig(**TEXT),
+        image_token_id=IMAGE,
+        scale_factor=2,
+        pad_token_id=0,
+    )
+    return transformers.Idefics3ForConditionalGeneration(config)
+
+
+def paligemma() -> nn.Module:
+    config = transformers.PaliGemmaConfig(
+        vision_config=transformers.SiglipVisionConfig(**SEEN, vision_use_head=False),
+        text_config=transformers.GemmaConfig(**TEXT, head_dim=8),
+        image_token_id=IMAGE,
+        image_token_index=IMAGE,
+        projection_dim=32,
+        hidden_size=32,
+    )
+    return transformers.PaliGemmaForConditionalGeneration(config)
+
+
+def pictures(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def prompt(*tokens: int) -> torch.Tensor:
+    """A prompt in which `IMAGE` is at the parts of the pictures."""
+    return torch.tensor([[1, 5, *tokens, 6, 7, 8]])
+
+
+def _patches(*grids: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Patches of Qwen's, of which the two frames of a picture are the same."""
+    count = sum(rows * columns for rows, columns in grids)
+    patches = pictures(count, 3, 1, 4, 4).expand(-1, -1, 2, -1, -1).reshape(count, -1)
+    return {"pixel_values": patches, "image_grid_thw": torch.tensor([(1, *grid) for grid in grids])}
+
+
+def _qwen_inputs(*grids: tuple[int, int]) -> dict[str, torch.Tensor]:
+    seen = [token for rows, columns in grids for token in (12, *[IMAGE] * (rows * columns // 4), 13)]
+    ids = prompt(*seen)
+    return {**_patches(*grids), "input_ids": ids, "mm_token_type_ids": (ids == IMAGE).int()}
+
+
+# Each with what it takes of a question about one picture, and about two.
+FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], dict[str, Any]]] = {
+    "LLaVA": (
+        llava,
+        {"pixel_values": pictures(1, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 16)},
+        {"pixel_values": pictures(2, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 16, 9, *[IMAGE] * 16)},
+    ),
+    "LLaVA-OneVision": (  # a picture is seen as a whole, and in parts: here one
+        llava_onevision,
+        {
+            "pixel_values": pictures(1, 2, 3, 32, 32),
+            "image_sizes": torch.tensor([[32, 32]]),
+            "input_ids": prompt(*[IMAGE] * 36),
+        },
+        {
+            "pixel_values": pictures(2, 2, 3, 32, 32),
+            "image_sizes": torch.tensor([[32, 32]] * 2),
+            "input_ids": prompt(*[IMAGE] * 17, 9, *[IMAGE] * 17),
+            "batch_num_images": torch.tensor([2]),
+        },
+    ),
+    "Qwen2-VL": (qwen2_vl, _qwen_inputs((4, 6)), _qwen_inputs((4, 6), (8, 2))),
+    "Qwen2.5-VL": (qwen2_5_vl, _qwen_inputs((4, 6)), _qwen_inputs((4, 6), (8, 2))),
+    "InternVL": (
+        internvl,
+        {"pixel_values": pictures(1, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 4)},
+        {"pixel_values": pictures(2, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 4, 9, *[IMAGE] * 4)},
+    ),
+    "Idefics3": (
+        idefics3,
+        {"pixel_values": pictures(1, 1, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 4)},
+        {"pixel_values": pictures(1, 2, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 4, 9, *[IMAGE] * 4)},
+    ),
+    "PaliGemma": (
+        paligemma,
+        {"pixel_values": pictures(1, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 16)},
+        {"pixel_values": pictures(2, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 16, 9, *[IMAGE] * 16)},
+    ),
+}
+
+
+@cache
+def built(name: str) -> nn.Module:
+    """Builds a model of a family once."""
+    torch.manual_seed(0)
+    return FAMILIES[name][0]().eval()
