@@ -1,6 +1,7 @@
 """The callback for Hugging Face's Trainer."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,6 @@ class RolloutCallback(Observer, TrainerCallback):
                 self.load_state_dict(torch.load(kept, weights_only=True))
             self.resume(self._host, state.global_step, state.global_step + 1)
             return
-        self.begin(self._host)
         if self.at_start:
             self._fire(state)
 
@@ -108,7 +108,10 @@ class RolloutCallback(Observer, TrainerCallback):
     ) -> None:
         """Adds the numbers to the metrics, by which the best model is chosen."""
         numbers: Mapping[str, float] = self._past.scalars
-        if not self._trainer.is_in_train:
+        if self._trainer.is_in_train:
+            self._host.numbers = _latest(state)
+            self.learn(self._host)
+        else:
             numbers = self._fire(state) if self.on_validate else {}
         found.get("metrics", {}).update({f"eval_{name}": number for name, number in numbers.items()})
 
@@ -117,8 +120,9 @@ class RolloutCallback(Observer, TrainerCallback):
     ) -> None:
         """Shows what the trained weights look at."""
         self._fire(state)
+        self.end(self._host)
         self._host.close()
-        self.let_go()
+        self.close()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -129,6 +133,7 @@ class RolloutCallback(Observer, TrainerCallback):
             torch.save(self.state_dict(), folder / _STATE)
 
     def _fire(self, state: TrainerState) -> Mapping[str, float]:
+        self._host.numbers = _latest(state)
         return self.observe(self._host, state.global_step)
 
 
@@ -139,12 +144,12 @@ class TrainerHost(Host):
     by_name = True
 
     def __init__(self, trainer: Trainer) -> None:
-        folder = trainer.args.output_dir or "."
-        super().__init__(trainer.model_wrapped, folder=folder, sinks=list(_sinks(trainer)))
+        super().__init__(
+            trainer.model_wrapped, root=trainer.args.output_dir or ".", sinks=list(_sinks(trainer))
+        )
         self.trainer, self.model = trainer, unwrapped(trainer.model)  # type: ignore[arg-type]
-        # Beside the files of TensorBoard, where `vitx report` looks for what belongs together.
         writers = [sink for sink in self.sinks if hasattr(sink, "log_dir")]
-        self.folder = Path(writers[0].log_dir, self.folder.name) if writers else self.folder
+        self.run = Path(writers[0].log_dir) if writers else None
 
     def validation(self) -> Any:
         """Returns the loader of the `eval_dataset`, or one for each of them."""
@@ -185,6 +190,17 @@ class TrainerHost(Host):
         named = any(name != f"LABEL_{index}" for index, name in names.items())
         return [str(names[index]) for index in sorted(names)] if named else None
 
+    def settings(self) -> Mapping[str, Any]:
+        """Returns the arguments of the training that are not the usual ones."""
+        given = self.trainer.args.to_dict()  # type: ignore[no-untyped-call]
+        usual = {one.name: _default(one) for one in fields(self.trainer.args)}
+        changed = {name: value for name, value in given.items() if value != usual.get(name)}
+        return {**super().settings(), **changed}
+
+    def epoch(self) -> float | None:
+        """Returns how many epochs are done, with a fraction."""
+        return self.trainer.state.epoch
+
     def close(self) -> None:
         """Closes writers that writing has opened again after the Trainer closed them."""
         for sink in self.sinks:
@@ -202,6 +218,16 @@ def _sinks(trainer: Trainer) -> Iterator[Any]:
         mlflow = getattr(callback, "_ml_flow", None)
         if mlflow is not None and mlflow.active_run() is not None:
             yield MlflowRun(mlflow.MlflowClient(), mlflow.active_run().info.run_id)
+
+
+def _latest(state: TrainerState) -> dict[str, float]:
+    """Returns the last value of each number that the Trainer logged."""
+    logged = {name: value for line in state.log_history for name, value in line.items()}
+    return {name: value for name, value in logged.items() if name not in ("step", "epoch")}
+
+
+def _default(argument: Field[Any]) -> Any:
+    return argument.default if argument.default_factory is MISSING else argument.default_factory()
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

@@ -5,10 +5,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
+import yaml
 from lightning_utilities.core import rank_zero
 from torch import nn
 from torch.utils._pytree import tree_unflatten
@@ -55,18 +57,15 @@ class RolloutCallback(Observer, Callback):
         self._step = ExitStack()
         if stage == "fit" or self.on_validate:
             self.forget()
-        # On all ranks, as they agree on it together.
-        self._folder = trainer.log_dir or trainer.default_root_dir
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Shows what the weights look at before they are trained; after a resume, takes up the thread."""
-        host = LightningHost(trainer, pl_module, self._folder)
+        host = LightningHost(trainer, pl_module)
         if trainer.global_step:
             # The first is right for one optimiser; for several, the second is one too high at most.
             step = min(trainer.global_step, _steps_logged(trainer) + 1)
             self.resume(host, trainer.global_step, step)
             return
-        self.begin(host)
         if self.at_start:
             self._fire(trainer, pl_module, 0)
 
@@ -142,10 +141,11 @@ class RolloutCallback(Observer, Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Shows what the trained weights look at."""
         self._fire(trainer, pl_module, _steps_logged(trainer) - 1)
+        self.end(LightningHost(trainer, pl_module))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Lets the images go."""
-        self.let_go()
+        """Lets go of the images and of the folder."""
+        self.close()
 
     def _loader_place(self, trainer: pl.Trainer) -> int:
         """Returns the place of the validation loader that the images come from."""
@@ -160,7 +160,7 @@ class RolloutCallback(Observer, Callback):
 
     def _fire(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
         """Fires once between two steps of the optimiser; `step` is where `self.log` is."""
-        self.observe(LightningHost(trainer, module, self._folder), step, trainer.global_step)
+        self.observe(LightningHost(trainer, module), step, trainer.global_step)
 
 
 class LightningHost(Host):
@@ -168,8 +168,11 @@ class LightningHost(Host):
 
     name = "RolloutCallback"
 
-    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, folder: str) -> None:
-        super().__init__(module, folder=folder, sinks=trainer.loggers)
+    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        root = trainer.default_root_dir
+        super().__init__(
+            module, run=_run_of(trainer), root="." if "://" in root else root, sinks=trainer.loggers
+        )
         self.trainer, self.module = trainer, module
         self.leaves_files = not getattr(trainer, "fast_dev_run", False)
         # In all strategies but DDP, each rank holds only a part of the model.
@@ -249,6 +252,24 @@ class LightningHost(Host):
         datamodule = getattr(self.trainer, "datamodule", None)
         return [vars(holder) for holder in (datamodule, self.module, *self._changing_batches()) if holder]
 
+    def settings(self) -> Mapping[str, Any]:
+        """Returns what a command line was given, and what module and data module say of themselves."""
+        known: dict[str, Any] = {}
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if type(callback).__name__ == "SaveConfigCallback":
+                known |= yaml.safe_load(callback.parser.dump(callback.config, skip_none=False))
+        for holder in (getattr(self.trainer, "datamodule", None), self.module):
+            known |= getattr(holder, "hparams_initial", None) or {}
+        return {**super().settings(), **known}
+
+    def metrics(self) -> Mapping[str, float]:
+        """Returns what callbacks may monitor."""
+        return {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+
+    def epoch(self) -> float:
+        """Returns the epoch, counted from 0."""
+        return self.trainer.current_epoch
+
     def publish(self, numbers: Mapping[str, float]) -> None:
         """Makes the numbers known to callbacks that monitor some, as `self.log` does."""
         self.trainer.callback_metrics.update({name: torch.tensor(n) for name, n in numbers.items()})
@@ -260,6 +281,16 @@ class LightningHost(Host):
     def inform(self, sentence: str) -> None:
         """Says it through Lightning's logger."""
         rank_zero.rank_zero_info(sentence)
+
+
+def _run_of(trainer: pl.Trainer) -> Path | None:
+    """Returns where Lightning puts the checkpoints of a run; None without a logger that has files."""
+    for logger in trainer.loggers[:1]:
+        folder, version = str(logger.save_dir or trainer.default_root_dir), logger.version
+        if version is not None and "://" not in folder:
+            version = version if isinstance(version, str) else f"version_{version}"
+            return Path(folder, str(logger.name or ""), version)
+    return None
 
 
 def _steps_logged(trainer: pl.Trainer) -> int:

@@ -49,7 +49,8 @@ class TestCaptions:
 
     def test_numbers_without_labels(self):
         for kind in ("numbers", "shares"):
-            found = captions_of(torch.tensor([[0.25], [0.5]]), None, kind=kind)
+            numbers = torch.tensor([[0.25], [0.5]])
+            found = captions_of(numbers.logit() if kind == "shares" else numbers, None, kind=kind)
             assert [str(caption) for caption in found] == ["0.250", "0.500"]
 
     @pytest.mark.parametrize("logits", [[[1.234], [-0.5]], [1.234, -0.5]])

@@ -11,11 +11,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import Dataset
 
 import vitx
+from tests import run_folders
 from tests.processes import run_together
 from tests.test_no_trace import assert_same
 from tests.test_sinks import end, history
 from vitx import VitxError
 from vitx.pictures import render
+from vitx.runs.saved import read_run
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")
@@ -101,8 +103,7 @@ def watched(folder, callback=(), **options):
     return made
 
 
-def files(folder):
-    return sorted(int(path.stem[-6:]) for path in (folder / "vitx").glob("vitx-maps-*.png"))
+files = run_folders.steps
 
 
 class Outcome(TrainerCallback):
@@ -197,7 +198,10 @@ def test_the_trainers_own_run_of_tensorboard_holds_pictures_and_numbers(tmp_path
     for points in (found.Images("vitx/maps"), found.Scalars("vitx/rollout/entropy")):
         assert [point.step for point in points] == [0, 4, 8]
     assert [point.step for point in found.Scalars("train/loss")] == list(range(1, 9))
-    assert not files(tmp_path)
+    assert files(folder) == [0, 4, 8], "they are not in the folder of the run"
+    assert not list(tmp_path.rglob("*.png"))
+    accuracy = read_run(folder / "vitx").numbers["eval_loss"]
+    assert list(accuracy) == [4, 8], "each evaluation belongs to the firing before it"
 
 
 def test_the_trainers_own_run_of_weights_and_biases(tmp_path, monkeypatch):
@@ -249,13 +253,13 @@ def test_images_labels_names_and_colours(tmp_path, monkeypatch, capsys):
 
 
 def test_the_maps_are_those_of_the_core(tmp_path):
-    made = watched(tmp_path, {"num_images": 8, "save_maps": True})
+    made = watched(tmp_path, {"num_images": 8})
     made.train()
     images = collate([Pictures(8)[place] for place in range(8)])["pixel_values"]
-    with np.load(tmp_path / "vitx" / "maps-000008.npz") as maps:
-        for method in ("rollout", "grad_rollout"):
-            expected = vitx.explain(made.model, images, method).maps
-            assert torch.allclose(torch.from_numpy(maps[method]), expected, rtol=1e-5, atol=1e-8)
+    maps = run_folders.firing(tmp_path, 8)
+    for method in ("rollout", "grad_rollout"):
+        expected = vitx.explain(made.model, images, method).maps
+        assert torch.equal(torch.from_numpy(maps[method]), expected.half())
 
 
 def test_one_of_several_sets_and_a_given_one(tmp_path):
@@ -272,12 +276,10 @@ def test_one_of_several_sets_and_a_given_one(tmp_path):
 def test_a_resumed_run_goes_on_where_it_stopped(tmp_path):
     watched(tmp_path, save_strategy="epoch").train()
     whole = files(tmp_path)
-    for path in (tmp_path / "vitx").iterdir():
-        path.unlink()
     again = watched(tmp_path, save_strategy="epoch")
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert whole == [0, 4, 8]
-    assert files(tmp_path) == [8], "what was shown before the stop is shown again"
+    assert files(tmp_path / "version_1") == [0, 4, 8], "what was shown before the stop is shown again"
     assert "vitx/rollout/drift" in again.callback_handler.callbacks[-1].state_dict()["scalars"]
 
 

@@ -31,7 +31,7 @@ class Watch(pl.Callback):
         self.selection, self.model, self.before = selection, model, before
 
     def on_train_start(self, trainer, pl_module):
-        host = LightningHost(trainer, pl_module, ".")
+        host = LightningHost(trainer, pl_module)
         host.model = self.model or pl_module
         self.found = self.selection.choose(host, self.before)
 

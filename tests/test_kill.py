@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from tests.lightning_models import IMAGE, SmallClassifier, samples
 from vitx.callbacks import RolloutCallback
+from vitx.runs.saved import read_run
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +60,7 @@ def train(folder, logger, *callbacks, checkpoint=None):
         ModelCheckpoint(folder, f"{kind}-{{step}}", save_top_k=-1, auto_insert_metric_name=False, **options)
         for kind, options in kinds.items()
     ]
-    callback = RolloutCallback(num_images=1, every_n_steps=2, save_maps=True, on_error="raise")
+    callback = RolloutCallback(num_images=1, every_n_steps=2, on_error="raise")
     trainer = pl.Trainer(
         max_epochs=4,
         accelerator="cpu",
@@ -110,7 +111,7 @@ def tear(folder):
 
 def resume(folder, logger, checkpoint, torn, tmp_path):
     """Goes on in a copy of a killed run; returns the folder of its logger."""
-    copytree(folder, tmp_path, dirs_exist_ok=True)
+    copytree(folder, tmp_path, dirs_exist_ok=True)  # where the logger is, there the run goes on
     if torn:
         tear(tmp_path / "run/version_0")
     train(tmp_path, logger, checkpoint=tmp_path / f"{checkpoint}.ckpt")
@@ -118,19 +119,12 @@ def resume(folder, logger, checkpoint, torn, tmp_path):
 
 
 def steps_of_files(folder):
-    """Opens every file, all of which must be whole, and returns the steps of each kind of them."""
-    found = {}
-    assert np.load(folder / "images.npz")["pixels"].shape == (1, IMAGE, IMAGE, 3)
-    for path in sorted(folder.glob("*-*")):
-        if path.suffix == ".png":
-            Image.open(path).load()
-        elif path.suffix == ".npy":
-            assert np.isfinite(np.load(path)).all()
-        else:
-            assert all(np.isfinite(maps).all() for maps in np.load(path).values())
-        kind, step = path.stem.rsplit("-", 1)
-        found.setdefault(kind + path.suffix, []).append(int(step))
-    return found
+    """Reads all that was kept, all of which must be whole, and returns the steps of the maps."""
+    run = read_run(folder)
+    assert run.maps.pixels.shape == (1, IMAGE, IMAGE, 3)
+    assert all(np.isfinite(maps).all() for maps in run.maps.maps.values())
+    assert list(run.numbers["vitx/rollout/entropy"]) == list(run.maps.steps)
+    return list(run.maps.steps)
 
 
 def doubled(folder):
@@ -163,17 +157,13 @@ def test_tensorboard_shows_each_step_once_and_in_order(checkpoint, torn, killed,
     assert [picture.step for picture in pictures] == FIRINGS
     for picture in pictures:
         Image.open(io.BytesIO(picture.encoded_image_string)).load()
-    assert steps_of_files(folder / "vitx") == {"logits.npy": FIRINGS, "maps.npz": FIRINGS}
+    assert steps_of_files(folder / "vitx") == FIRINGS
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["whole", "torn"])
 def test_there_is_one_whole_file_of_each_step(torn, killed, tmp_path):
     folder = resume(killed["csv"], "csv", "last", torn, tmp_path)
-    assert steps_of_files(folder / "vitx") == {
-        "logits.npy": FIRINGS,
-        "maps.npz": FIRINGS,
-        "vitx-maps.png": FIRINGS,
-    }
+    assert steps_of_files(folder / "vitx") == FIRINGS
 
 
 if __name__ == "__main__":

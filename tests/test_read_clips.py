@@ -13,7 +13,7 @@ from vitx import VitxError, Watch, cli
 from vitx.inputs.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing, read_clip
 from vitx.inputs.volumes import VolumePreprocessing, read_volume
 from vitx.runs.finding import open_run
-from vitx.runs.saved import load_maps
+from vitx.runs.saved import read_run
 
 COUNT, HEIGHT, WIDTH = 12, 48, 64
 
@@ -173,9 +173,7 @@ def test_a_watch_shows_them_in_one_card(kind, tmp_path):
         model, data = Net(), torch.rand(3, 3, 8, 16, 16)
     else:
         model, data = Heard(), DataLoader([{"input_values": torch.rand(32, 16)} for _ in range(3)], 3)
-    watch = Watch(
-        model, data, log_dir=tmp_path, methods=("rollout", "evidence"), save_maps=True, on_error="raise"
-    )
+    watch = Watch(model, data, log_dir=tmp_path, methods=("rollout", "evidence"), on_error="raise")
     numbers = watch(step=0)
     assert numbers["vitx/rollout/entropy"] > 0
     run = open_run(tmp_path)
@@ -183,7 +181,7 @@ def test_a_watch_shows_them_in_one_card(kind, tmp_path):
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
     (event,) = events.Images("vitx/maps")
     assert event.width == 350
-    saved = load_maps(tmp_path / "vitx")
+    saved = read_run(tmp_path / "vitx").maps
     assert saved.maps["rollout"].ndim == 4
     assert saved.pixels.ndim == 4
 

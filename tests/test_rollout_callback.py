@@ -1,6 +1,6 @@
+import shutil
 import sys
 import warnings
-import zipfile
 from collections import defaultdict
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -17,12 +17,14 @@ from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 import vitx
+from tests import run_folders
 from tests.lightning_models import IMAGE, SmallClassifier, fit, samples
+from tests.run_folders import firing, kept
 from vitx.callbacks import RolloutCallback
 from vitx.methods import title_of
 from vitx.pictures import render
 from vitx.pictures.captions import captions_of
-from vitx.runs.saved import load_maps
+from vitx.runs.saved import read_run
 
 GRID = np.zeros((4, 4, 3), np.uint8)
 
@@ -73,8 +75,7 @@ def test_the_scalars_are_those_of_the_core(tmp_path):
 )
 def test_fires_once_per_step_and_when_told(options, steps, tmp_path):
     fit(RolloutCallback(num_images=1, on_error="raise", **options), default_root_dir=tmp_path)
-    found = sorted(int(path.stem.split("-")[-1]) for path in (tmp_path / "vitx").glob("*.png"))
-    assert found == steps
+    assert run_folders.steps(tmp_path) == steps
 
 
 def test_never_fires_in_the_sanity_check_nor_in_validate(tmp_path, monkeypatch):
@@ -87,33 +88,47 @@ def test_never_fires_in_the_sanity_check_nor_in_validate(tmp_path, monkeypatch):
     assert len(fired) == count
 
 
-def test_writes_png_files_and_maps_where_no_logger_shows_pictures(tmp_path):
-    fit(RolloutCallback(num_images=3, save_maps=True, on_error="raise"), default_root_dir=tmp_path)
-    written = sorted(path.name for path in (tmp_path / "vitx").iterdir())
-    assert written == [
-        "images.npz",
-        *(f"logits-{step:06d}.npy" for step in (0, 3, 7)),
-        *(f"maps-{step:06d}.npz" for step in (0, 3, 7)),
-        *(f"vitx-maps-{step:06d}.png" for step in (0, 3, 7)),
-    ]
-    picture = Image.open(tmp_path / "vitx" / "vitx-maps-000007.png")
-    assert picture.width < 400
-    maps = np.load(tmp_path / "vitx" / "maps-000007.npz")
-    assert {name: value.shape for name, value in maps.items()} == {
-        "rollout": (3, 4, 4),
-        "grad_rollout": (3, 4, 4),
-    }
+def test_keeps_what_a_report_needs_and_the_last_picture_where_no_logger_shows_them(tmp_path):
+    fit(RolloutCallback(num_images=3, on_error="raise"), default_root_dir=tmp_path)
+    written = sorted(path.name for path in kept(tmp_path).iterdir())
+    firings = [f"firing-{step:06d}.npz" for step in (0, 3, 7)]
+    assert written == [".lock", *firings, "images-000000.npz", "maps.png", "numbers.csv", "run.json"]
+    assert Image.open(kept(tmp_path) / "maps.png").width < 400
+    shapes = {name: (value.shape, value.dtype) for name, value in firing(tmp_path, 7).items()}
+    maps = (3, 4, 4), np.float16
+    assert shapes == {"rollout": maps, "grad_rollout": maps, "logits": ((3, 3), np.float32)}
+    numbers = read_run(kept(tmp_path)).numbers
+    assert list(numbers["val/loss"]) == [3, 7]
+    assert numbers["epoch"] == {0: 0, 3: 0, 7: 1}
+    assert list(numbers["vitx/rollout/drift"]) == [3, 7]
+
+
+def test_pictures_of_all_firings_are_files_where_no_maps_are_kept(tmp_path):
+    fit(RolloutCallback(num_images=3, save_maps=False, on_error="raise"), default_root_dir=tmp_path)
+    written = sorted(path.name for path in kept(tmp_path).iterdir())
+    assert written == [".lock", *(f"maps-{step:06d}.png" for step in (0, 3, 7)), "run.json"]
+
+
+def test_all_measured_images_are_kept_if_asked_for(tmp_path):
+    callback = RolloutCallback(num_images=(2, 6), save_maps="all", on_error="raise")
+    fit(callback, default_root_dir=tmp_path)
+    found = firing(tmp_path, 7)
+    assert len(found["rollout"]) == len(found["logits"]) == 6
+    with np.load(kept(tmp_path) / "images-000000.npz") as images:
+        assert len(images["pixels"]) == 2
+        assert len(images["labels"]) == 6
+        shown = images["shown"]
+    assert np.array_equal(read_run(kept(tmp_path)).maps.maps["rollout"][-1], found["rollout"][shown])
 
 
 def test_the_images_are_kept_also_where_the_first_firing_fails(tmp_path, failing):
     failing.times = 2  # also when it is tried alone
-    callback = RolloutCallback(methods=["rollout", "failing"], save_maps=True, num_images=2)
+    callback = RolloutCallback(methods=["rollout", "failing"], num_images=2)
     with pytest.warns(UserWarning, match="no map today"):
         fit(callback, default_root_dir=tmp_path)
-    assert np.load(tmp_path / "vitx" / "images.npz")["pixels"].shape == (2, IMAGE, IMAGE, 3)
-    first, *_, last = sorted((tmp_path / "vitx").glob("maps-*.npz"))
-    assert list(np.load(first)) == ["rollout"]
-    assert list(np.load(last)) == ["rollout", "failing"]
+    assert np.load(kept(tmp_path) / "images-000000.npz")["pixels"].shape == (2, IMAGE, IMAGE, 3)
+    assert list(firing(tmp_path, 0)) == ["rollout", "logits"]
+    assert list(firing(tmp_path, 7)) == ["rollout", "failing", "logits"]
 
 
 @pytest.mark.parametrize(
@@ -124,25 +139,48 @@ def test_works_in_other_settings_of_the_trainer(options, tmp_path):
         warnings.filterwarnings("error", message="RolloutCallback")
         given = torch.randn(2, 3, IMAGE, IMAGE)
         fit(RolloutCallback(images=given), default_root_dir=tmp_path, **options)
-    assert list((tmp_path / "vitx").glob("*.png")) or options == {"fast_dev_run": True}
+    assert list(tmp_path.rglob("maps.png")) or options == {"fast_dev_run": True}
 
 
 def test_a_dry_run_leaves_nothing(tmp_path):
-    fit(RolloutCallback(save_maps=True, on_error="raise"), default_root_dir=tmp_path, fast_dev_run=True)
+    fit(RolloutCallback(on_error="raise"), default_root_dir=tmp_path, fast_dev_run=True)
     assert not list(tmp_path.rglob("*.*"))
 
 
-def test_a_second_run_does_not_mix_with_the_first(tmp_path):
-    (tmp_path / "vitx").mkdir()
-    (tmp_path / "vitx" / "notes.txt").write_text("mine")
+def test_each_run_has_a_folder_of_its_own(tmp_path):
+    (tmp_path / "version_0").mkdir()
+    (tmp_path / "version_0" / "notes.txt").write_text("mine")
     for epochs in (2, 1):
-        fit(RolloutCallback(save_maps=True), default_root_dir=tmp_path, max_epochs=epochs)
-    assert len(list((tmp_path / "vitx").glob("maps-*.npz"))) == 2
-    with zipfile.ZipFile(tmp_path / "vitx-1.zip") as first:
-        assert len([name for name in first.namelist() if name.startswith("maps-")]) == 3
-        assert first.testzip() is None
-    assert (tmp_path / "vitx" / "notes.txt").read_text() == "mine"
-    assert not (tmp_path / "vitx-2.zip").exists()
+        fit(RolloutCallback(on_error="raise"), default_root_dir=tmp_path, max_epochs=epochs)
+    assert run_folders.steps(tmp_path / "version_1") == [0, 3, 7]
+    assert run_folders.steps(tmp_path / "version_2") == [0, 3]
+    assert [path.name for path in (tmp_path / "version_0").iterdir()] == ["notes.txt"]
+
+
+def test_a_logger_that_names_two_runs_alike(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        for epochs in (2, 1):
+            logger = CSVLogger(tmp_path, "first", "again")
+            fit(RolloutCallback(on_error="raise"), logger=logger, max_epochs=epochs)
+    assert run_folders.steps(tmp_path / "first" / "again") == [0, 3, 7]
+    assert run_folders.steps(tmp_path / "first" / "again-1") == [0, 3]
+    assert caplog.text.count("holds another run") == 1
+
+
+def test_what_the_run_is(tmp_path):
+    class Told(SmallClassifier):
+        def __init__(self, lr=0.1, api_key="sesame"):
+            super().__init__()
+            self.save_hyperparameters()
+
+    callback = RolloutCallback(methods={"rollout": {"head_fusion": "max"}}, target=2, on_error="raise")
+    trainer, _ = fit(callback, module=Told, logger=CSVLogger(tmp_path, "first"))
+    facts = read_run(kept(tmp_path)).facts
+    assert kept(tmp_path).parent == Path(trainer.logger.log_dir)
+    assert facts["settings"] == {"lr": 0.1, "api_key": "***"}
+    assert facts["methods"] == {"rollout": {"head_fusion": "max"}}
+    assert facts["loggers"] == [{"name": "CSVLogger", "version": "0", "address": ".."}]
+    assert (facts["target"], facts["kind"], facts["ended"]) == (2, "class", True)
 
 
 class Probe(SmallClassifier):
@@ -180,7 +218,7 @@ def test_a_target_that_fails_leaves_no_method(tmp_path):
 
 def test_a_probe_without_gradients_is_shown(tmp_path):
     fit(RolloutCallback(on_error="raise", methods=["rollout"]), module=Probe, default_root_dir=tmp_path)
-    assert list((tmp_path / "vitx").glob("*.png"))
+    assert run_folders.steps(tmp_path)
 
 
 def test_a_picture_that_fails_takes_no_number_with_it(tmp_path):
@@ -217,7 +255,7 @@ def test_shows_what_is_validated_or_tested_if_asked(name, tmp_path):
             **options,
         )
         getattr(trainer, name)(Tested(), DataLoader(samples(8), 4), verbose=False)
-        assert len(list(tmp_path.glob("vitx/*.png"))) == int(on_validate)
+        assert len(list(tmp_path.rglob("firing-*"))) == int(on_validate)
 
 
 def test_belongs_to_both_packages_of_lightning():
@@ -264,8 +302,29 @@ def test_a_resumed_run_goes_on_where_it_stopped(tmp_path):
 
     again = RolloutCallback(num_images=2, on_error="raise")
     resume(again, DataLoader(samples(8, seed=1)), tmp_path)
-    found = sorted(path.name for path in (tmp_path / "resumed" / "vitx").glob("*.png"))
-    assert found == ["vitx-maps-000011.png"], "what was shown before the stop is not shown again"
+    found = run_folders.steps(tmp_path)
+    assert found == [0, 3, 7, 11], "in the same folder; what was shown before the stop is not shown again"
+    assert list(read_run(kept(tmp_path)).numbers["vitx/rollout/entropy"]) == found
+
+
+def test_a_resumed_run_whose_folder_is_gone(tmp_path, caplog):
+    trainer, _ = fit(RolloutCallback(num_images=2, on_error="raise"), default_root_dir=tmp_path)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    shutil.rmtree(tmp_path / "version_0")
+    with caplog.at_level("INFO"):
+        resume(RolloutCallback(num_images=2, on_error="raise"), DataLoader(samples(8, seed=1)), tmp_path)
+    assert run_folders.steps(tmp_path / "resumed") == [11]
+    assert "version_0/vitx is gone" in caplog.text
+
+
+def test_a_checkpoint_from_which_two_go_on(tmp_path):
+    keep = ModelCheckpoint(tmp_path, "last", save_top_k=-1, every_n_train_steps=4)
+    callback = RolloutCallback(num_images=2, on_error="raise")
+    fit(callback, keep, default_root_dir=tmp_path, max_epochs=1, enable_checkpointing=True)
+    for _ in range(2):
+        resume(RolloutCallback(num_images=2, on_error="raise"), DataLoader(samples(8, seed=1)), tmp_path)
+    assert run_folders.steps(tmp_path / "version_0") == [0, 3, 7, 11]
+    assert run_folders.steps(tmp_path / "version_1") == [0, 3, 7, 11], "what the first one found stays"
 
 
 def test_a_checkpoint_of_another_version_does_not_stop_a_resume(tmp_path):
@@ -277,14 +336,14 @@ def test_a_checkpoint_of_another_version_does_not_stop_a_resume(tmp_path):
     state["indices"] = (1, 2)
     torch.save(checkpoint, tmp_path / "last.ckpt")
     resume(RolloutCallback(num_images=2, on_error="raise"), DataLoader(samples(8, seed=1)), tmp_path)
-    assert len(list((tmp_path / "resumed" / "vitx").glob("*.png"))) == 1
+    assert run_folders.steps(tmp_path) == [0, 3, 7, 11]
 
 
 def test_one_callback_serves_two_runs(tmp_path):
     callback = RolloutCallback(num_images=1, on_error="raise")
     for run in ("first", "second"):
         fit(callback, default_root_dir=tmp_path / run)
-        assert len(list((tmp_path / run / "vitx").glob("*.png"))) == 3
+        assert run_folders.steps(tmp_path / run) == [0, 3, 7]
 
 
 def test_says_when_the_data_set_has_changed(tmp_path):
@@ -550,7 +609,7 @@ def test_features_are_no_classes(module, data, options, methods, tmp_path, monke
     seen = []
     grid = render.grid
     monkeypatch.setattr(render, "grid", lambda *args, **kwargs: seen.append(args) or grid(*args, **kwargs))
-    callback = RolloutCallback(on_error="raise", save_maps=True, **options)
+    callback = RolloutCallback(on_error="raise", **options)
     trainer = pl.Trainer(
         max_steps=1, accelerator="cpu", callbacks=[callback], logger=False, default_root_dir=tmp_path
     )
@@ -563,8 +622,9 @@ def test_features_are_no_classes(module, data, options, methods, tmp_path, monke
     assert all(bool(str(caption)) == says for caption in captions)
     said = "numbers for each image" if module is Tokens else "puts out features"
     assert (said in caplog.text) == (methods[-1] != "grad_rollout")
-    saved = load_maps(tmp_path / "vitx")
-    played = captions_of(torch.from_numpy(saved.logits[0]), torch.zeros(4).long())
+    saved = read_run(kept(tmp_path))
+    logits = torch.from_numpy(saved.maps.logits[0])
+    played = captions_of(logits, torch.zeros(4).long(), kind=saved.facts["kind"])
     assert all(bool(str(caption)) == says for caption in played), "the report would say classes"
 
 

@@ -143,7 +143,7 @@ def test_nothing_is_computed_on_the_way():
 
 
 def scales(module, images, of_data=(), datamodule=None):
-    host = LightningHost(pl.Trainer(logger=False, barebones=True), module, ".")
+    host = LightningHost(pl.Trainer(logger=False, barebones=True), module)
     host.trainer.datamodule = datamodule
     return list(likely_scales(module, images, of_data, host.normalisers()))
 

@@ -1,7 +1,6 @@
 """What the callback makes of a training's own step: whole runs of Lightning."""
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,7 +9,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import vitx
 from tests.lightning_models import SmallClassifier, samples
+from tests.run_folders import kept
 from vitx.callbacks import RolloutCallback
+from vitx.runs.saved import read_run
 from vitx.watch import showing
 
 COUNT = 8
@@ -239,11 +240,9 @@ class Third(Ages):
 
 def test_what_is_kept_beside_the_maps_is_what_was_seen_last(tmp_path, monkeypatch, caplog):
     data = TensorDataset(IMAGES, AGES, CLASSES)
-    _, captions, _ = run(Third(), data, monkeypatch, caplog, sanity=0, save_maps=True)
+    _, captions, _ = run(Third(), data, monkeypatch, caplog, sanity=0)
     assert captions[0][0].label is None
-    (kept,) = tmp_path.rglob("images.npz")
-    with np.load(kept) as found:
-        assert found["labels"].tolist() == CLASSES.tolist()
+    assert read_run(kept(tmp_path)).maps.labels.tolist() == CLASSES.tolist()
 
 
 class Normalising(pl.Callback):

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tests.lightning_models import SmallClassifier, fit, samples
+from tests.run_folders import kept
 from vitx.callbacks import RolloutCallback
-from vitx.runs.saved import save_maps
 from vitx.watch.sinks import drop_from, save_picture, show_picture, write_scalars
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
@@ -111,7 +111,7 @@ def mlflow():
 
 
 def callback(**options):
-    return RolloutCallback(num_images=2, **({"on_error": "raise"} | options))
+    return RolloutCallback(num_images=2, **({"on_error": "raise", "save_maps": False} | options))
 
 
 def train(library, module, *callbacks, ckpt_path=None, **options):
@@ -142,11 +142,11 @@ def pixels(path):
 
 
 def files(folder):
-    return sorted(path.name for path in folder.rglob("vitx-maps-*.png"))
+    return sorted(path.name for path in folder.rglob("maps-*.png"))
 
 
 def numbered(steps):
-    return [f"vitx-maps-{step:06d}.png" for step in steps]
+    return [f"maps-{step:06d}.png" for step in steps]
 
 
 @contextmanager
@@ -328,24 +328,18 @@ def test_a_logger_of_ones_own_needs_but_log_image(tmp_path):
 def test_without_a_logger_for_pictures_there_are_files(make, tmp_path, caplog):
     caplog.set_level(logging.INFO, "vitx")
     logger = make()
-    trainer, _ = fit(callback(), logger=logger, default_root_dir=tmp_path)
+    fit(callback(), logger=logger, default_root_dir=tmp_path)
     assert files(tmp_path) == numbered(FIRINGS)
-    folder = tmp_path / (trainer.log_dir or "") / "vitx"
-    assert files(folder) == numbered(FIRINGS), "they are not in the folder of the logger"
+    folder = kept(tmp_path)
+    where = {False: "version_0"}.get(logger) or Path(logger.save_dir or "", logger.name, "version_0")
+    assert folder == tmp_path / where / "vitx", "they are not in the folder of the logger"
     (said,) = {record.message for record in caplog.records if "watches" in record.message}
-    assert Path(said.rsplit("pictures in ")[-1]).resolve() == folder
+    assert Path(said.rsplit("pictures in ")[-1]).resolve().parent == folder
 
 
 def test_a_picture_comes_out_of_a_file_as_it_went_in(tmp_path):
-    save_picture(tmp_path / "deep", "vitx/maps", PICTURE, 7)
-    assert np.array_equal(pixels(tmp_path / "deep" / "vitx-maps-000007.png"), PICTURE)
-
-
-def test_maps_come_out_of_a_file_as_they_went_in(tmp_path):
-    save_maps(tmp_path, MAPS, 7)
-    (name, maps), *others = np.load(tmp_path / "maps-000007.npz").items()
-    assert (name, others) == ("rollout", [])
-    assert np.array_equal(maps, MAPS["rollout"])
+    save_picture(tmp_path / "deep" / "maps.png", PICTURE)
+    assert np.array_equal(pixels(tmp_path / "deep" / "maps.png"), PICTURE)
 
 
 def test_a_logger_that_fails_is_named_once_and_the_others_get_theirs(tmp_path):
@@ -369,7 +363,7 @@ def test_where_the_only_logger_fails_there_are_files(tmp_path):
 
 
 def forbid(tmp_path, _):
-    (tmp_path / "vitx").write_text("a file where the folder should be")
+    (tmp_path / "runs").write_text("a file where the folder should be")
 
 
 def fill_disk(_, monkeypatch):
@@ -380,11 +374,11 @@ def fill_disk(_, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_named_once_and_training_goes_on(spoil, tmp_path, monkeypatch):
     spoil(tmp_path, monkeypatch)
     with said() as sentences:
-        trainer, _ = fit(callback(on_error="warn", save_maps=True), default_root_dir=tmp_path)
+        trainer, _ = fit(callback(on_error="warn", save_maps=True), default_root_dir=tmp_path / "runs")
     (sentence,) = sentences
-    assert sentence.startswith(f"RolloutCallback cannot write to {tmp_path / 'vitx'}: ")
+    assert sentence.startswith(f"RolloutCallback cannot write to {tmp_path / 'runs'}: ")
     assert trainer.global_step == 8
-    assert not list(tmp_path.rglob("*maps-*")), "something is left behind"
+    assert not list(tmp_path.rglob("version_*")), "something is left behind"
 
 
 @pytest.mark.parametrize("spoil", [forbid, fill_disk, None])
@@ -392,7 +386,7 @@ def test_a_sink_that_fails_stops_the_training_where_told(spoil, tmp_path, monkey
     if spoil is not None:
         spoil(tmp_path, monkeypatch)
     with pytest.raises(OSError, match=r"exists|space|away"):
-        fit(callback(), logger=spoil is None and Failing(), default_root_dir=tmp_path)
+        fit(callback(), logger=spoil is None and Failing(), default_root_dir=tmp_path / "runs")
 
 
 @contextmanager
@@ -407,17 +401,13 @@ def full_disk(room):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("save", [
-    lambda folder, scale: save_picture(folder, "vitx/maps", PICTURE // scale, 3),
-    lambda folder, scale: save_maps(folder, {"rollout": MAPS["rollout"] / scale}, 3),
-], ids=["picture", "maps"])  # fmt: skip
-def test_a_full_disk_leaves_the_old_file_and_no_rest(save, tmp_path):
-    save(tmp_path, 1)
-    (old,) = tmp_path.iterdir()
-    before = old.read_bytes()
+def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path):
+    path = tmp_path / "maps.png"
+    save_picture(path, PICTURE)
+    before = path.read_bytes()
     with full_disk(len(before) // 2), pytest.raises(OSError, match="too large"):
-        save(tmp_path, 2)
-    assert list(tmp_path.iterdir()) == [old]
-    assert old.read_bytes() == before
-    save(tmp_path, 2)
-    assert old.read_bytes() != before
+        save_picture(path, PICTURE // 2)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
+    save_picture(path, PICTURE // 2)
+    assert path.read_bytes() != before

@@ -23,12 +23,15 @@ from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 from torch.utils.tensorboard import SummaryWriter
 
 import vitx
+from tests import run_folders
 from tests.lightning_models import IMAGE, SmallClassifier, samples
 from tests.models import checkpointed
 from tests.processes import run_together
+from tests.run_folders import kept
 from tests.test_no_trace import assert_same
 from tests.test_sinks import end, history
 from vitx import VitxError, Watch
+from vitx.runs.saved import read_run
 
 IMAGES = torch.randn(3, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(5))
 
@@ -95,7 +98,7 @@ SETTINGS = {
     "loaders with workers": Setting(loader={"num_workers": 1}),
     "given images": Setting(data=IMAGES),
     "one image of each class": Setting(watch={"per_class": True}),
-    "saved maps": Setting(watch={"save_maps": True}),
+    "no saved maps": Setting(watch={"save_maps": False}),
 }
 
 
@@ -261,7 +264,7 @@ def test_what_images_are_taken_from(data, count, net, tmp_path):
     watch = Watch(net, data(), tmp_path, logger=False, on_error="raise")
     assert watch(0)
     assert len(watch.state_dict()["maps"]["rollout"]) == count
-    assert [path.name for path in (tmp_path / "vitx").iterdir()] == ["vitx-maps-000000.png"]
+    assert (tmp_path / "vitx" / "maps.png").exists()
 
 
 def test_image_files_go_through_the_models_own_transform(tmp_path):
@@ -305,26 +308,27 @@ def test_a_model_that_hides_patches_at_random_hides_the_same_ones_again(loader, 
 
 
 def test_a_resumed_run_goes_on_where_it_stopped(net, loader, tmp_path):
-    watch = Watch(net, loader, tmp_path, save_maps=True, on_error="raise")
+    watch = Watch(net, loader, tmp_path, on_error="raise")
     watch(0)
     watch(5)
     torch.save(watch.state_dict(), tmp_path / "state.pt")
     watch(7)  # and killed
-    again = Watch(net, loader, tmp_path, save_maps=True, on_error="raise")
+    again = Watch(net, loader, tmp_path, on_error="raise")
     again.load_state_dict(torch.load(tmp_path / "state.pt"))
     assert not again(5), "it was shown before the stop"
     assert "vitx/rollout/drift" in again(7)
     assert steps(tmp_path) == [0, 5, 7], "a step is shown twice"
-    assert len(list((tmp_path / "vitx").glob("maps-*.npz"))) == 3
+    assert run_folders.steps(tmp_path) == [0, 5, 7]
 
 
-def test_a_second_run_does_not_mix_with_the_first(net, loader, tmp_path):
+def test_a_second_run_does_not_mix_with_the_first(net, loader, tmp_path, capsys):
     for count in (3, 2):
-        watch = Watch(net, loader, tmp_path, save_maps=True, on_error="raise")
+        watch = Watch(net, loader, tmp_path / "run", on_error="raise")
         for step in range(count):
             watch(step)
-    assert (tmp_path / "vitx-1.zip").exists()
-    assert steps(tmp_path) == [0, 1]
+    assert run_folders.steps(tmp_path / "run") == steps(tmp_path / "run") == [0, 1, 2]
+    assert run_folders.steps(tmp_path / "run-1") == steps(tmp_path / "run-1") == [0, 1]
+    assert capsys.readouterr().err.count("run holds another run") == 1
 
 
 def test_what_others_wrote_in_the_same_folder_stays(net, loader, tmp_path):
@@ -349,13 +353,13 @@ class Own:
 
 def test_several_places_to_write_to(net, loader, tmp_path):
     writer, own = SummaryWriter(tmp_path / "run"), Own()
-    watch = Watch(net, loader, logger=[writer, own], save_maps=True, on_error="raise")
+    watch = Watch(net, loader, logger=[writer, own], on_error="raise")
     watch(3)
     writer.close()
     assert steps(tmp_path / "run") == [3]
     assert own.pictures == [(3, "vitx/maps")]
     assert own.numbers == [(3, "vitx/grad_rollout/energy")]
-    assert (tmp_path / "run" / "vitx" / "maps-000003.npz").exists(), "the folder is that of the writer"
+    assert kept(tmp_path) == tmp_path / "run" / "vitx", "the folder is that of the writer"
 
 
 def test_the_trackers_of_an_accelerator(net, loader, tmp_path):
@@ -438,12 +442,12 @@ def test_nothing_is_said_of_the_colours_of_a_spectrogram(tmp_path, capsys):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     model = package.ASTForAudioClassification(package.ASTConfig(**sizes, max_length=96, num_mel_bins=64))
     sounds = [{"input_values": torch.randn(96, 64), "labels": number % 2} for number in range(3)]
-    watch = Watch(model, DataLoader(sounds, 3), tmp_path, save_maps=True, on_error="raise")
+    watch = Watch(model, DataLoader(sounds, 3), tmp_path, on_error="raise")
     watch(0)
     assert "colour" not in capsys.readouterr().err
-    kept = np.load(tmp_path / "vitx" / "images.npz")
-    assert "colour" not in str(kept.get("note", ""))
-    assert len(np.unique(kept["pixels"])) > 200
+    found = read_run(kept(tmp_path))
+    assert "colour" not in found.facts["note"]
+    assert len(np.unique(found.maps.pixels)) > 200
 
 
 def test_says_at_first_what_was_found_where_nobody_listens(net, loader, tmp_path, capsys):
@@ -451,7 +455,7 @@ def test_says_at_first_what_was_found_where_nobody_listens(net, loader, tmp_path
     assert "Watch watches 2 of 8 images of TensorDataset by attention rollout" in capsys.readouterr().err
 
 
-WATCHED = {"num_images": 5, "save_maps": True, "on_error": "raise"}
+WATCHED = {"num_images": 5, "on_error": "raise"}
 
 
 def in_each_rank(folder: Path) -> None:
@@ -504,10 +508,8 @@ def test_two_processes(tmp_path):
     assert steps(tmp_path / "two") == [0, 1, 2]
     torch.manual_seed(0)
     Watch(Net(), DataLoader(samples(8, seed=1)), tmp_path / "one", **WATCHED)(0)
-    one, sharded = (tmp_path / kind / "vitx" / "maps-000000.npz" for kind in ("one", "sharded"))
-    if sharded.exists():
-        with np.load(one) as maps, np.load(sharded) as others:
-            assert all(np.allclose(maps[name], others[name], rtol=1e-5, atol=1e-8) for name in maps)
-    for name in ("images.npz", "maps-000000.npz", "logits-000000.npy"):
-        one, two = ((tmp_path / kind / "vitx" / name).read_bytes() for kind in ("one", "two"))
-        assert one == two, f"{name} is not that of one process"
+    one, two = (run_folders.firing(tmp_path / kind, 0) for kind in ("one", "two"))
+    assert {name: array.tobytes() for name, array in one.items()} == {n: a.tobytes() for n, a in two.items()}
+    if (tmp_path / "sharded").exists():
+        sharded = run_folders.firing(tmp_path / "sharded", 0)
+        assert all(np.allclose(one[name], sharded[name], rtol=1e-3, atol=1e-6) for name in one)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vitx.models.outputs import Kind, kind_of, known
+from vitx.models.outputs import Kind, beyond, kind_of, known
 
 _AND = " + "  # between several classes
 _SHORTEST, _READABLE = 4, 12  # letters of a name
@@ -104,6 +104,10 @@ def captions_of(
         logits = logits[:, None]
     if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if labels is not None and beyond(labels, logits.shape[1]):
+        labels = None  # they are of no class that there is
+    if kind == "shares":
+        logits = logits.sigmoid()
     if kind in ("numbers", "shares"):
         return _numbers(logits, None if labels is None else labels.reshape(len(labels), -1).float())
     if labels is not None and labels.ndim == 2 and labels.shape == logits.shape:

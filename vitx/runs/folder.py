@@ -8,8 +8,10 @@ the images watched from a step on; `firing-STEP.npz` the maps of each method, by
 import csv
 import io
 import json
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -23,13 +25,12 @@ from numpy.typing import NDArray
 from vitx import __version__
 from vitx.files import savez, write_atomically
 from vitx.runs import FACTS, FIRING, FOLDER, IMAGES, NUMBERS
+from vitx.runs.masking import masked
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows: a folder that two resume at the same moment is not told there
-    fcntl = None  # type: ignore[assignment]
 
-Row = Mapping[str, float | int | None]
+Row = Mapping[str, Any]
 
 _KINDS = IMAGES, FIRING
 _TOLERANCE = 4  # of 255, on average
@@ -43,9 +44,12 @@ class RunFolder:
         id: of the run.
     """
 
-    def __init__(self, path: Path, facts: Mapping[str, Any], lock: IO[str] | None) -> None:
+    def __init__(self, path: Path, facts: Mapping[str, Any], lock: IO[str]) -> None:
         self.path, self._facts, self._lock = path, dict(facts), lock
-        self._rows = _read_rows(path / NUMBERS)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what a copy has: not the lock, which belongs to this process."""
+        return {**vars(self), "_lock": io.StringIO()}
 
     @property
     def id(self) -> str:
@@ -63,18 +67,27 @@ class RunFolder:
         Raises:
             OSError: No folder can be made there.
         """
-        for run in _numbered(root / "version_0", new=True) if wanted is None else _numbered(wanted):
-            path = run / FOLDER
-            with suppress(FileExistsError):
-                if wanted is None:
-                    run.parent.mkdir(parents=True, exist_ok=True)
-                    run.mkdir()  # of several processes that start at the same moment, one makes it
-                run.mkdir(parents=True, exist_ok=True)
-                path.mkdir()
-                folder = cls(path, {"id": uuid4().hex, "vitx": __version__}, _locked(path))
-                folder.write_facts({})
-                return folder
+        (wanted or root).mkdir(parents=True, exist_ok=True)
+        for run in _candidates(wanted or root / "version_0"):
+            with suppress(FileExistsError):  # of several processes that start at once, one makes it
+                if wanted is None or run != wanted.absolute():
+                    run.mkdir()
+                (run / FOLDER).mkdir()
+                return cls._begun(run / FOLDER)
         raise AssertionError("numbers do not end")
+
+    @classmethod
+    def _begun(cls, path: Path) -> "RunFolder":
+        """Makes an empty folder that of a run, or removes it, as where the disk is full."""
+        try:
+            folder = cls(path, {"id": uuid4().hex, "vitx": __version__}, _locked(path))
+            folder.write_facts({})
+        except OSError:
+            shutil.rmtree(path)
+            with suppress(OSError):  # it holds something else
+                path.parent.rmdir()
+            raise
+        return folder
 
     @classmethod
     def reopen(cls, path: Path, run_id: str) -> "RunFolder | None":
@@ -82,8 +95,10 @@ class RunFolder:
         facts = read_facts(path)
         if facts is None or facts.get("id") != run_id:
             return None
-        lock = _locked(path)
-        return None if lock is None and fcntl is not None else cls(path, facts, lock)
+        try:
+            return cls(path, facts, _locked(path))
+        except (BlockingIOError, PermissionError):
+            return None
 
     def go_on(self, step: int) -> "RunFolder":
         """Forgets what the interrupted run wrote at a step and later; what an ended run wrote stays.
@@ -97,45 +112,42 @@ class RunFolder:
             other = RunFolder.claim(self.path.parent, self.path.parent)
             for path in {*files.values()} - later:
                 shutil.copy2(path, other.path)
-            other._rows = self._rows
-            other._drop(step)
+            other._write_rows(row for row in _rows(self.path) if int(row["step"]) < step)
             return other
         for path in later:
             path.unlink()
-        self._drop(step)
+        self._write_rows(row for row in _rows(self.path) if int(row["step"]) < step)
         self.write_facts({"ended": False})
         return self
 
-    def _drop(self, step: int) -> None:
-        self._rows = [row for row in self._rows if int(row["step"] or 0) < step]
-        self._write_rows()
-
     def write_facts(self, facts: Mapping[str, Any]) -> None:
-        """Adds to what `run.json` says, as values that JSON knows."""
-        self._facts |= facts
-        said = json.dumps(self._facts, indent=1, ensure_ascii=False, default=str)
+        """Adds to what `run.json` says, without secrets."""
+        self._facts |= masked(facts, self.path)
+        said = json.dumps(self._facts, indent=1, ensure_ascii=False)
         write_atomically(self.path / FACTS, lambda file: file.write(said.encode()))
 
     def write_images(self, step: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Writes the images that are watched from a step on, unless they are those of before.
+        """Writes the images that are watched from a step on; the same ones as before take their place.
 
         Args:
             step: of the first firing with them.
             arrays: `pixels` (n, H, W, 3) uint8, or of clips (n, T, H, W, 3); `shown` (n,), the place of each
                 among the maps of a firing; and `labels` of all of these, if they are known.
         """
-        before = [*files_of(self.path, IMAGES).values()]
-        if not before or not _same(before[-1], arrays):
-            self._write(IMAGES, step, arrays)
+        for since, path in [*files_of(self.path, IMAGES).items()][-1:]:
+            step = since if _same(path, arrays) else step  # more may be known of the same ones now
+        self._write(IMAGES, step, arrays)
 
     def write_firing(self, step: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Writes the maps of each method, (n, h, w) or of clips (n, t, h, w), and `logits` (n, ...)."""
         self._write(FIRING, step, arrays)
 
     def write_numbers(self, row: Row) -> None:
-        """Adds a line to the numbers, `step` first."""
-        self._rows.append(row)
-        self._write_rows()
+        """Adds a line to the numbers, `step` first; what is said of the last step again takes its place."""
+        rows = _rows(self.path)
+        if rows and int(rows[-1]["step"]) == row["step"]:
+            row = {**rows.pop(), **row}
+        self._write_rows([*rows, row])
 
     def end(self) -> None:
         """Says that the training has come to its end."""
@@ -144,19 +156,17 @@ class RunFolder:
 
     def close(self) -> None:
         """Lets others go on in the folder."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.close()
 
     def _write(self, kind: str, step: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         write_atomically(self.path / f"{kind}-{step:06d}.npz", lambda file: savez(file, arrays))
 
-    def _write_rows(self) -> None:
+    def _write_rows(self, rows: Iterable[Row]) -> None:
         """Writes the table anew, as other numbers may come in and no line may be half there."""
-        text = io.StringIO(newline="")
-        table = csv.DictWriter(text, list(dict.fromkeys(name for row in self._rows for name in row)))
+        rows, text = list(rows), io.StringIO(newline="")
+        table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
         table.writeheader()
-        table.writerows(self._rows)
+        table.writerows(rows)
         write_atomically(self.path / NUMBERS, lambda file: file.write(text.getvalue().encode()))
 
 
@@ -166,38 +176,37 @@ def files_of(folder: Path, kind: str) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def _numbered(first: Path, *, new: bool = False) -> Iterator[Path]:
-    """Yields the folder, then others beside it; in it, where all else would be outside of the project.
-
-    Args:
-        first: `runs/first`, or `version_0`.
-        new: whether it ends with a number already.
-    """
+def _candidates(first: Path) -> Iterator[Path]:
+    """Yields a folder, then numbered ones beside it; in it, where beside it is outside of the project."""
     first = first.absolute()
     yield first
-    inside = Path.cwd().is_relative_to(first)
-    for number in count(1):
-        if new or inside:
-            yield (first if inside else first.parent) / f"version_{number}"
+    numbered = re.fullmatch(r"version_(\d+)", first.name)
+    for number in count(int(numbered[1]) + 1 if numbered else 1):
+        if numbered:
+            yield first.with_name(f"version_{number}")
+        elif Path.cwd().is_relative_to(first):
+            yield first / f"version_{number}"
         else:
             yield first.with_name(f"{first.name}-{number}")
 
 
-def _locked(folder: Path) -> IO[str] | None:
-    """Locks the folder for this process, until it ends or is killed; None where another one has it.
+def _locked(folder: Path) -> IO[str]:
+    """Locks the folder for this process, until it ends or is killed.
 
-    The lock is of the kind that a forked process, as of a loader, does not hold on to.
+    The lock is of the kind that a forked process, as of a loader, does not hold on to. Windows has none such.
+
+    Raises:
+        OSError: Another process has it (BlockingIOError or PermissionError).
     """
-    if fcntl is None:
-        return None
     file = (folder / ".lock").open("a")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
-        return None
-    except OSError:  # a file system without locks
-        pass
+    if sys.platform != "win32":
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise
+        except OSError:  # a file system without locks
+            pass
     return file
 
 
@@ -210,11 +219,13 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     return facts if isinstance(facts, dict) and "id" in facts else None
 
 
-def _read_rows(path: Path) -> list[Row]:
+def _rows(folder: Path) -> list[Row]:
+    """Reads the numbers as text, which is written as it was."""
+    path = folder / NUMBERS
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [dict(row) for row in csv.DictReader(file)]  # type: ignore[misc]  # as text, to be written anew
+        return list(csv.DictReader(file))
 
 
 def _same(path: Path, arrays: Mapping[str, NDArray[Any]]) -> bool:

@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader
 
-from vitx.runs import FOLDER
 from vitx.watch.calling import averaged, unwrapped
 from vitx.watch.copies import BATCH
 from vitx.watch.group import Group
 from vitx.watch.saying import inform, warn
+from vitx.watch.sinks import settings_of
 
 
 class Host:
@@ -24,9 +24,13 @@ class Host:
         name: begins each sentence that the watch says.
         model: the one that is trained.
         data: what `validation` returns.
-        folder: where files go, the folder `vitx` of the run.
+        run: the folder of the run, where a checkpoint would go; files go to its folder `vitx`. None: the
+            next free `version_N` of the root.
+        root: where numbered folders are made.
         sinks: where pictures and numbers go, see `vitx.watch.sinks`.
         group: the processes that train together.
+        hyperparameters: of the training, as far as the user says them.
+        numbers: of the training at this moment.
         leaves_files: whether the run may leave any.
         by_name: whether the training gives the model what is in a batch by its names.
     """
@@ -36,13 +40,20 @@ class Host:
     by_name = False
 
     def __init__(
-        self, model: nn.Module, data: Any = None, folder: str | Path = ".", sinks: Sequence[Any] = ()
+        self,
+        model: nn.Module,
+        data: Any = None,
+        run: Path | None = None,
+        root: str | Path = ".",
+        sinks: Sequence[Any] = (),
     ) -> None:
         self.model = model
         self.data = data
-        self.folder = Path(folder) / FOLDER
+        self.run, self.root = run, Path(root)
         self.sinks = sinks
         self.group = Group.of(model)
+        self.hyperparameters: Mapping[str, Any] = {}
+        self.numbers: Mapping[str, float] = {}
 
     def validation(self) -> Any:
         """Returns the validation loader, several of them (a list or a mapping), or None."""
@@ -74,6 +85,19 @@ class Host:
 
     def class_names(self) -> Sequence[str] | None:
         """Returns the names of the classes, where neither the user nor the data set says them."""
+        return None
+
+    def settings(self) -> Mapping[str, Any]:
+        """Returns the hyperparameters of the training, which may be nested."""
+        of_sinks = [settings_of(sink) for sink in self.sinks]
+        return {name: value for one in (*of_sinks, self.hyperparameters) for name, value in one.items()}
+
+    def metrics(self) -> Mapping[str, float]:
+        """Returns the numbers that the training has at this moment."""
+        return self.numbers
+
+    def epoch(self) -> float | None:
+        """Returns the epoch as the framework counts it; None where there is none."""
         return None
 
     def publish(self, numbers: Mapping[str, float]) -> None:

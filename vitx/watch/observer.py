@@ -7,39 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vitx.errors import VitxError, in_words
 from vitx.explanation import Explanation
 from vitx.methods import title_of
 from vitx.pictures.captions import Caption
 from vitx.pictures.colours import as_images, choose_colours
 from vitx.runs import GRIDS
+from vitx.watch.attempts import Attempts
 from vitx.watch.explaining import Explainer
 from vitx.watch.host import Host
 from vitx.watch.images import Samples
+from vitx.watch.keeping import Keeper, Look
 from vitx.watch.past import Past
 from vitx.watch.quiet import same_random_numbers
 from vitx.watch.saying import first_words
 from vitx.watch.scales import likely_scales
 from vitx.watch.seen import seen_in
 from vitx.watch.settings import Settings
-from vitx.watch.showing import about, captions, draw, keep_images, keep_maps, measure
-from vitx.watch.sinks import (
-    Picture,
-    drop_from,
-    name_of,
-    put_aside,
-    save_picture,
-    show_picture,
-    write_scalars,
-)
+from vitx.watch.showing import about, captions, draw, measure
+from vitx.watch.sinks import Picture, drop_from, name_of, show_picture, write_scalars
 from vitx.watch.step import StepWatch, is_compiled
 
 _TRIES = 2  # steps to watch until one shows what a batch means
-
-# As `draw` takes them: the images shown, the names of the classes, the colour map, and what is written below.
-Look = tuple[Tensor, Sequence[str] | None, str, str]
 
 
 class Observer(Settings):
@@ -52,7 +42,8 @@ class Observer(Settings):
         """Makes ready for a training from its start."""
         self._explainer = Explainer(self.methods, self.target, self.forward_fn, self.class_names)
         self._past = Past()
-        self._said: set[tuple[str, str]] = set()
+        self._attempts = Attempts(raises=self.on_error == "raise")
+        self._keeper = Keeper(self, self._attempts)
         self._steps_to_watch = _TRIES
         self.let_go()
 
@@ -60,7 +51,15 @@ class Observer(Settings):
         """Lets the images go."""
         self._samples: Samples | None = None
         self._look: Look | None = None
-        self._images_kept = False
+
+    def close(self) -> None:
+        """Lets go of the images and of the folder of the run."""
+        self.let_go()
+        self._keeper.close()
+
+    def end(self, host: Host) -> None:
+        """Says in the folder of the run that the training has come to its end."""
+        self._attempts.on_first(host, partial(self._keeper.end, host))
 
     @contextmanager
     def step(self, module: nn.Module, batch: Any, where: str) -> Iterator[None]:
@@ -92,11 +91,6 @@ class Observer(Settings):
         known = vars(Past())
         self._past = Past(**{name: value for name, value in state_dict.items() if name in known})
 
-    def begin(self, host: Host) -> None:
-        """Puts aside what an earlier run left in the same folder."""
-        if host.group.rank == 0 and host.leaves_files:
-            self._attempt(host, host.folder, partial(put_aside, host.folder))
-
     def resume(self, host: Host, moment: int, next_step: int) -> None:
         """Takes up the thread of an interrupted run.
 
@@ -107,9 +101,13 @@ class Observer(Settings):
         """
         self._past.fired_at = moment
         host.publish(self._past.scalars)
-        if host.group.rank == 0:
-            for sink in host.sinks:
-                self._attempt(host, sink, partial(drop_from, sink, next_step))
+        self._attempts.on_first(host, partial(self._go_on, host, next_step))
+
+    def _go_on(self, host: Host, next_step: int) -> None:
+        """Goes on in the logs of the interrupted run, and in its folder."""
+        for sink in host.sinks:
+            self._attempts.write(host, sink, partial(drop_from, sink, next_step))
+        self._keeper.reopen(host, self._past, next_step)
 
     def observe(self, host: Host, step: int, moment: int | None = None) -> Mapping[str, float]:
         """Explains and logs, once for each step.
@@ -129,7 +127,7 @@ class Observer(Settings):
             return {}
         self._past.step = step
         with (
-            self._forgiving(host, "shows nothing", f" at step {step}"),
+            self._attempts.forgiving(host, "shows nothing", f" at step {step}"),
             same_random_numbers(),
             torch.inference_mode(False),
             host.paused(),
@@ -148,7 +146,7 @@ class Observer(Settings):
         if errors and (not found or self.on_error == "raise"):
             raise next(iter(errors.values()))
         for name, error in errors.items():
-            self._say(host, f"shows no {title_of(name)}", error, f" at step {step}")
+            self._attempts.say(host, f"shows no {title_of(name)}", error, f" at step {step}")
         if not found:
             return {}  # what failed before, and was said, is not tried now
         # Sharded models may differ in the last bits among ranks, whose monitors must agree.
@@ -156,8 +154,7 @@ class Observer(Settings):
         self._past.maps = {name: explanation.maps for name, explanation in found.items()}
         self._past.scalars = numbers
         host.publish(numbers)
-        if host.group.rank == 0:
-            self._write(host, found, samples, numbers, step)
+        self._attempts.on_first(host, partial(self._write, host, found, samples, numbers, step))
         return numbers
 
     def difference(self, samples: Samples) -> str | None:
@@ -178,30 +175,38 @@ class Observer(Settings):
     ) -> None:
         """Writes numbers, maps and the grid; what fails here takes nothing else with it."""
         for sink in host.sinks:
-            self._attempt(host, sink, partial(write_scalars, sink, numbers, step))
-        kept = host.folder, found, samples, step, self._explainer.kind
-        keeps = self.save_maps and host.leaves_files
-        if keeps:
-            self._attempt(host, host.folder, partial(keep_maps, *kept))
-        with self._forgiving(host, "shows no picture", f" at step {step}"):
-            words = None
+            self._attempts.write(host, sink, partial(write_scalars, sink, numbers, step))
+        kind, keeper, words = self._explainer.kind, self._keeper, None
+        if self.save_maps:
+            keeper.claim(host, self._past)
+        with self._attempts.forgiving(host, "shows no picture", f" at step {step}"):
             if self._look is None:
                 self._look, words = self._looked_at(host, samples, next(iter(found.values())).channels)
-            pixels, names, colormap, note = self._look
-            said = [Caption("")] * len(samples.shown)
-            with self._forgiving(host, "shows no captions", f" at step {step}"):
-                said = captions(found, samples, names, self._explainer.kind)
-            picture = draw(found, samples, pixels, said, colormap, note)
-            if keeps and not self._images_kept:
-                keep = partial(keep_images, host.folder, samples, *self._look)
-                self._images_kept = self._attempt(host, host.folder, keep)
+                if self.save_maps:
+                    keeper.keep_look(host, samples, self._look, kind, step)
+        if self.save_maps:
+            keeper.keep_firing(host, found, samples, kind, step)
+            keeper.keep_numbers(host, numbers, step)
+        if self._look is None:
+            return  # type: ignore[unreachable]  # what failed was said
+        with self._attempts.forgiving(host, "shows no picture", f" at step {step}"):
+            look, said = self._look, [Caption("")] * len(samples.shown)
+            with self._attempts.forgiving(host, "shows no captions", f" at step {step}"):
+                said = captions(found, samples, look.class_names, kind)
+            picture = draw(found, samples, look.pixels, said, look.colormap, look.note)
             places = self._show_picture(host, picture, step)
             if words is not None:
-                host.inform(f"{host.name} {words(places)}")
+                kept = keeper.folder.path if keeper.folder and self.save_maps else None
+                host.inform(f"{host.name} {words(kept, places)}")
+
+    def learn(self, host: Host) -> None:
+        """Adds to the numbers of the last firing what the training has found since, at the same step."""
+        if self.save_maps:
+            self._keeper.keep_numbers(host, self._past.scalars, self._past.step)
 
     def _looked_at(
         self, host: Host, samples: Samples, channels: int | None
-    ) -> tuple[Look, Callable[[Sequence[str]], str]]:
+    ) -> tuple[Look, Callable[[Path | None, Sequence[str]], str]]:
         """Draws the images shown in their true colours, and finds words for what is watched."""
         images = as_images(samples.images, channels)
         scales = likely_scales(host.model, images, samples.scales, host.normalisers())
@@ -212,7 +217,8 @@ class Observer(Settings):
         hints = [self.hint(samples), *self._explainer.doubts(samples, names)]
         names = names if self._explainer.fits(names) else None
         said = about(self.target, names, self._explainer.kind)
-        look = pixels, names, self.colormap, "; ".join(filter(None, (colours.note, said)))
+        note = "; ".join(filter(None, (colours.note, said)))
+        look = Look(pixels, names, self.colormap, note)
         return look, partial(first_words, samples, self._explainer, colours, names, list(filter(None, hints)))
 
     def _choose(self, host: Host) -> Samples:
@@ -227,35 +233,7 @@ class Observer(Settings):
         taken = [
             name_of(sink)
             for sink, show in zip(host.sinks, shows, strict=True)
-            if self._attempt(host, sink, show)
+            if self._attempts.write(host, sink, show)
         ]
-        save = partial(save_picture, host.folder, GRIDS, picture, step)
-        if not taken and host.leaves_files and self._attempt(host, host.folder, save):
-            return [str(host.folder)]
-        return taken
-
-    def _attempt(self, host: Host, place: Any, write: Callable[[], Any]) -> bool:
-        """Says whether a sink or a folder took what is written; one that fails does not stop the others."""
-        name = place if isinstance(place, Path) else name_of(place)
-        taken: Any = False
-        with self._forgiving(host, f"cannot write to {name}"):
-            taken = write()
-        return taken is not False
-
-    @contextmanager
-    def _forgiving(self, host: Host, what: str, when: str = "") -> Iterator[None]:
-        """Says what its block could not do, and goes on, unless errors are to be raised."""
-        try:
-            yield
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            self._say(host, what, error, when)
-
-    def _say(self, host: Host, what: str, error: Exception, when: str = "") -> None:
-        """Warns once of each kind of error in each place, as its text may name a step or an address."""
-        known = (what, str(error) if isinstance(error, VitxError) else type(error).__name__)
-        if known not in self._said:
-            self._said.add(known)
-            if host.group.rank == 0:
-                host.warn(f"{host.name} {what}{when}: {in_words(error)}")
+        file = None if taken else self._keeper.keep_picture(host, self._past, picture, step)
+        return taken if file is None else [file]

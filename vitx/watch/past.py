@@ -22,6 +22,8 @@ class Past:
         thumbnails: of the images, (n, C, 4, 4).
         maps: each method's, at the last firing, (n, h, w).
         scalars: of the last firing.
+        folder: of the run.
+        run: the id of the run.
     """
 
     fired_at: int | None = None
@@ -31,6 +33,8 @@ class Past:
     thumbnails: Tensor | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
     scalars: dict[str, float] = field(default_factory=dict)
+    folder: str | None = None
+    run: str | None = None
 
     def meet(self, samples: Samples) -> str | None:
         """Remembers these images; returns a sentence if they are not those of before, or their data set."""

@@ -5,6 +5,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from vitx.methods import title_of
 from vitx.pictures.colours import Colours
@@ -39,12 +40,19 @@ def silenced(sentence: str) -> bool:
     return False
 
 
+def path_of(path: str | Path) -> str:
+    """Returns a path as short as it can be said here: relative, if it is below the working folder."""
+    whole, here = Path(path).absolute(), Path.cwd()
+    return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
+
+
 def first_words(
     samples: Samples,
     explainer: Explainer,
     colours: Colours,
     names: Sequence[str] | None,
     hints: Sequence[str],
+    kept: Path | None,
     places: Sequence[str],
 ) -> str:
     """Says what was found and how, what is missing, and where pictures are."""
@@ -62,5 +70,7 @@ def first_words(
     if explainer.of_classes:
         known = f"{len(names)} names of classes" if names else "no names of classes"
     where = f"pictures in {', '.join(places)}" if places else "no pictures"
+    if kept is not None:
+        where += f", maps in {path_of(kept)}"
     how = "; ".join(filter(None, (str(colours), *samples.found, known, where, *hints)))
     return f"watches {images}{of} by {shown}: {how}"

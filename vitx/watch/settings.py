@@ -39,7 +39,7 @@ class Settings:
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
         bands: Sequence[int] | None = None,
         colormap: str = "inferno",
-        save_maps: bool = False,
+        save_maps: Literal["all"] | bool = True,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
         """Takes what the user says.
@@ -76,8 +76,9 @@ class Settings:
                 Where nothing fits, colours are guessed; the picture says so.
             bands: which channels are shown, one or three, as (3, 2, 1); by default the first three.
             colormap: the name of a colour map of matplotlib.
-            save_maps: write maps, logits and pixels of the images shown into the log folder, from which `vitx
-                report` and `vitx timelapse` play the training back.
+            save_maps: keep maps, logits, numbers and the images shown in the folder `vitx` of the run, from
+                which `vitx report` and `vitx timelapse` play the training back; "all": the maps of all
+                measured images; False: keep nothing.
             on_error: "warn" lets the training go on when an explanation fails, "raise" does not.
 
         Raises:
@@ -109,6 +110,8 @@ class Settings:
             raise VitxError(f"normalization must be (mean, std), found {len(normalization)} values")
         self.normalization, self.bands = normalization, bands
         self.colormap = colormap
+        if save_maps not in (True, False, "all"):
+            raise VitxError(f'save_maps must be True, False or "all", found {save_maps!r}')
         self.save_maps = save_maps
         self.on_error = _one_of("on_error", on_error, ("warn", "raise"))
         self.forget()

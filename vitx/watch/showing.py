@@ -1,7 +1,6 @@
-"""What a firing shows and keeps: the numbers, the picture, and what is needed to draw it anew."""
+"""What a firing shows: the numbers, and the picture with its captions."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +9,11 @@ from torch import Tensor
 from vitx.explanation import Explanation
 from vitx.methods import title_of
 from vitx.metrics import drift, energy_inside, entropy, information, pointing_game
-from vitx.models.outputs import Kind, beyond
+from vitx.models.outputs import Kind
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of, class_name
 from vitx.pictures.views import laid_out, slices_of
-from vitx.runs.saved import FRAMES_IN_A_CARD, save_images, save_maps
+from vitx.runs.saved import FRAMES_IN_A_CARD
 from vitx.watch.explaining import Target
 from vitx.watch.images import Samples
 
@@ -57,10 +56,9 @@ def captions(
     kind: Kind | None,
 ) -> list[Caption]:
     """Says what was predicted of the images shown, and whether it is right; arguments as those of `draw`."""
-    outputs, labels = _outputs(found, samples, kind), _labels(samples)
-    if outputs.ndim == 2 and beyond(labels, outputs.shape[1]):
-        labels = None  # they are of no class that there is
-    return captions_of(outputs, labels, class_names, kind)
+    shown = list(samples.shown)
+    labels = None if samples.labels is None else samples.labels[shown]
+    return captions_of(next(iter(found.values())).logits[shown], labels, class_names, kind)
 
 
 def draw(
@@ -109,40 +107,3 @@ def about(target: Target, class_names: Sequence[str] | None, kind: Kind | None =
     if isinstance(target, int):
         return f"maps of {class_name(target, class_names)}"
     return "maps of your own score"
-
-
-def keep_maps(
-    folder: Path, found: Mapping[str, Explanation], samples: Samples, step: int, kind: Kind | None = None
-) -> None:
-    """Writes maps and logits of the images shown into the folder `vitx` of the run.
-
-    Features go there as (n, 1, ...), so that nobody takes them for scores of classes.
-    """
-    maps = {name: explanation.maps[list(samples.shown)].numpy() for name, explanation in found.items()}
-    outputs = _outputs(found, samples, kind).float().numpy()
-    save_maps(folder, maps, step, outputs[:, None] if kind == "features" else outputs)
-
-
-def keep_images(
-    folder: Path,
-    samples: Samples,
-    pixels: Tensor,
-    class_names: Sequence[str] | None,
-    colormap: str,
-    note: str = "",
-) -> None:
-    """Writes the images shown, what is known of them and the names of the classes, beside the maps."""
-    labels = _labels(samples)
-    if labels is not None and labels.is_floating_point():
-        labels = labels.float()  # numpy has no bfloat16
-    known = None if labels is None else labels.numpy()
-    save_images(folder, pixels.numpy(), known, class_names, colormap, note)
-
-
-def _outputs(found: Mapping[str, Explanation], samples: Samples, kind: Kind | None) -> Tensor:
-    logits = next(iter(found.values())).logits[list(samples.shown)]
-    return logits.sigmoid() if kind == "shares" else logits
-
-
-def _labels(samples: Samples) -> Tensor | None:
-    return None if samples.labels is None else samples.labels[list(samples.shown)]

@@ -4,11 +4,8 @@ What a place can hold is found by what it can do, as classes of one name are mad
 you. To add a sink for pictures, write a function like those below and decorate it.
 """
 
-import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +18,6 @@ from vitx.files import write_atomically
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
 Write = Callable[[str, Picture, int], Any]  # tag, picture, step
-
-# What vitx writes into the folder of a run, see also `vitx.runs.saved`.
-_OWN = re.compile(r"images\.npz|maps-\d{6,}\.npz|logits-\d{6,}\.npy|vitx-maps-\d{6,}\.png")
 
 _SINKS: list[Callable[[Any], Write | None]] = []
 
@@ -187,31 +181,30 @@ def show_picture(place: Any, tag: str, picture: Picture, step: int) -> bool:
     return write is not None
 
 
-def save_picture(folder: Path, tag: str, picture: Picture, step: int) -> None:
+def save_picture(path: Path, picture: Picture) -> None:
     """Writes a picture to a PNG file."""
-    path = folder / f"{tag.replace('/', '-')}-{step:06d}.png"
     write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG"))
 
 
-def put_aside(folder: Path) -> None:
-    """Makes room for a new run: what an earlier one left in its folder goes into a zip file beside it.
+def facts_of(place: Any) -> dict[str, str | None]:
+    """Says which run of which logger it is: `name`, `version` and `address`, as far as it has them."""
+    of_library = place.run if isinstance(place, WandbRun) else _experiment(place)
 
-    Nothing else that lies there is touched.
-    """
-    found = [path for path in sorted(folder.glob("*.*")) if _OWN.fullmatch(path.name)]
-    if not found:
-        return
-    names = (folder.with_name(f"{folder.name}-{number}.zip") for number in count(1))
-    path = next(path for path in names if not path.exists())
+    def first(*names: str) -> str | None:
+        found = (getattr(one, name, None) for one in (place, of_library) for name in names)
+        return next((str(one) for one in found if isinstance(one, (str, int, Path)) and str(one)), None)
 
-    def write(file: Any) -> None:
-        with zipfile.ZipFile(file, "w") as archive:
-            for one in found:
-                archive.write(one, one.name)
+    return {
+        "name": name_of(place),
+        "version": first("version", "run_id", "id"),
+        "address": first("url", "_tracking_uri", "log_dir", "save_dir"),
+    }
 
-    write_atomically(path, write)
-    for one in found:
-        one.unlink()
+
+def settings_of(place: Any) -> Mapping[str, Any]:
+    """Returns the hyperparameters that a logger was given, where it can tell them."""
+    found = _wandb_run(place)
+    return dict(found.run.config) if found is not None and hasattr(found.run, "config") else {}
 
 
 def drop_from(logger: Any, step: int) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vitx.errors import VitxError
-from vitx.runs import FOLDER
 from vitx.watch.calling import unwrapped
 from vitx.watch.copies import BATCH
 from vitx.watch.host import Host
 from vitx.watch.images import Samples
 from vitx.watch.loop import FirstCall, differs, not_normalised
 from vitx.watch.observer import Observer
-from vitx.watch.sinks import places_of
+from vitx.watch.sinks import drop_from, places_of
 
 _SUFFIX = ".vitx"  # of the files of TensorBoard that a watch writes
 _WHEN = ("every_n_epochs", "at_start", "on_validate")  # a loop of one's own says that itself
@@ -37,10 +37,12 @@ class Watch(Observer):
         data: what images are taken from: the validation loader, a data set, a batch, a tensor (n, C, H, W),
             or a list of image files. Of several loaders, in a list or a mapping, `dataloader_idx` chooses.
         log_dir: the folder of the run. Pictures and numbers go to TensorBoard files there, unless a logger
-            is given; maps that are saved, and pictures that no logger takes, to its folder `vitx`.
+            is given; maps, and pictures that no logger takes, to its folder `vitx`. A folder that holds
+            another run is not touched: the next free number beside it is taken.
         logger: where pictures and numbers go: a SummaryWriter, a run of Weights & Biases, the module mlflow,
             an Accelerator with trackers, an object with methods `log_image(key, images, step)` and
             `log_metrics(metrics, step)`, or several of these. False: pictures become PNG files.
+        hyperparameters: of the training, for the report; they may be nested.
         **options: those of `vitx.watch.Settings`, as of all callbacks. With `every_n_steps`, calls between
             are passed over.
 
@@ -62,6 +64,7 @@ class Watch(Observer):
         log_dir: str | os.PathLike[str] | None = None,
         *,
         logger: Any = None,
+        hyperparameters: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         if log_dir is None and logger is None:
@@ -78,16 +81,17 @@ class Watch(Observer):
                 )
             options["images"] = data
         super().__init__(**options)
-        self._logger, self._log_dir = logger, log_dir
+        self._logger, self._log_dir, self._hyperparameters = logger, log_dir, hyperparameters
         self._host = Host(model, loaders)
         self._first_call = FirstCall(unwrapped(model))
         self._resumed = self._begun = False
 
-    def __call__(self, step: int) -> Mapping[str, float]:
+    def __call__(self, step: int, metrics: Mapping[str, float] | None = None) -> Mapping[str, float]:
         """Explains the images, and logs what was found, once for each step.
 
         Args:
             step: of the training, on the axis of what else is logged.
+            metrics: numbers of your own at this step, for the report: `{"val/accuracy": 0.91}`.
 
         Returns:
             The numbers, tag -> value; none where the step is passed over, or where it failed, as is said.
@@ -96,6 +100,7 @@ class Watch(Observer):
             return {}
         if not self._begun:
             self._begin()
+        self._host.numbers = metrics or {}
         self._first_call.paused = True
         try:
             return self.observe(self._host, step)
@@ -126,17 +131,25 @@ class Watch(Observer):
         host = self._host = Host(self._host.model, self._host.data)
         host.sinks = list(places_of(self._logger)) if self._logger else []
         of_sinks = (getattr(sink, "log_dir", None) for sink in host.sinks)
-        folder = Path(self._log_dir or next(filter(None, of_sinks), "runs"))
-        host.folder = folder / FOLDER
-        alone = False
-        if self._logger is None and host.group.rank == 0:
-            with self._forgiving(host, f"cannot write to {folder}"):
-                alone = all(path.name.endswith(_SUFFIX) for path in folder.glob("events.out.tfevents.*"))
-                host.sinks = [_writer(folder)]
-        if not self._resumed:
-            self.begin(host)
-        if alone:  # else others would lose what they wrote in the same folder
-            self.resume(host, -1, self._past.step + 1)
+        run = self._log_dir or next(filter(None, of_sinks), None)
+        host.hyperparameters = self._hyperparameters or {}
+        host.run, host.root = run and Path(run), Path("runs")
+        self._attempts.on_first(host, partial(self._take_folder, host))
+
+    def _take_folder(self, host: Host) -> None:
+        """Takes a folder for the run, or that of the interrupted one, and writes to TensorBoard there."""
+        own_writer, keeper = self._logger is None, self._keeper
+        if self._resumed:
+            keeper.reopen(host, self._past, self._past.step + 1)
+        taken = keeper.claim(host, self._past) if own_writer or self.save_maps else None
+        if not own_writer or taken is None:
+            return
+        folder = taken.path.parent
+        with self._attempts.forgiving(host, f"cannot write to {folder}"):
+            logs = list(folder.glob("events.out.tfevents.*"))
+            host.sinks = [_writer(folder)]
+            if all(path.name.endswith(_SUFFIX) for path in logs):  # else others would lose what they wrote
+                drop_from(host.sinks[0], self._past.step + 1)
 
 
 def _writer(folder: Path) -> Any:
