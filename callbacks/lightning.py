@@ -72,8 +72,13 @@ class RolloutCallback(Observer, Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Watches the first step of a training that is not validated."""
-        if batch_idx == 0 and not trainer.enable_validation:
+        """Watches the first step of a training that is not validated, or that alone says what the model is.
+
+        A module without a forward is explained as its step runs it; a resumed run has no sanity check.
+        """
+        own_forward = type(pl_module).forward.__qualname__ != "LightningModule.forward"
+        first = batch_idx == 0 and not trainer.enable_validation
+        if first or (not own_forward and self._explainer.seen is None):
             self._step.enter_context(self.step(pl_module, batch, "training_step"))
 
     def on_before_backward(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset
 
 import vitx
 from tests.lightning_models import SmallClassifier, samples
@@ -216,6 +216,31 @@ def test_a_training_without_validation_is_seen_in_its_first_step(monkeypatch, ca
     assert all(caption.prediction == "" for caption in captions[-1])
     assert "the model puts out features" in said[-1]
     assert set(callback.state_dict()["maps"]) == {"rollout", "attention"}
+
+
+class Formless(SmallClassifier):
+    """Has no forward: a step says what is run. A resumed run has no sanity check to tell it."""
+
+    forward = pl.LightningModule.forward
+
+    def loss(self, images, labels):
+        return F.cross_entropy(SmallClassifier.forward(self, images), labels)
+
+    def training_step(self, batch, _):
+        return self.loss(batch[0].flip(-1), batch[1])
+
+    def validation_step(self, batch, _):
+        self.loss(*batch)
+
+
+def test_a_module_without_forward_is_explained_as_its_training_runs_it_until_it_is_validated(
+    monkeypatch, caplog
+):
+    options = {"sanity": 0, "at_start": False, "every_n_steps": 4, "every_n_epochs": 1}
+    data = ConcatDataset([TensorDataset(IMAGES, CLASSES)] * 3)
+    _, _, said = run(Formless(), data, monkeypatch, caplog, **options)
+    assert ["training_step takes" in one for one in said] == [True, False]
+    assert "validation_step takes" in said[1]
 
 
 def test_is_seen_at_the_first_validation_where_there_is_no_sanity_check(monkeypatch, caplog):

@@ -63,7 +63,7 @@ class Observer(Settings):
 
     @contextmanager
     def step(self, module: nn.Module, batch: Any, where: str) -> Iterator[None]:
-        """Watches a step of the user's own on a batch as the watched images come in, if none was seen yet.
+        """Watches a step of the user's own on a batch as the watched images come in, until one was seen.
 
         Args:
             module: the one whose step it is.
@@ -71,7 +71,8 @@ class Observer(Settings):
             where: how a user calls the step.
         """
         self._steps_to_watch -= 1
-        if self._explainer.seen or self._steps_to_watch < 0 or is_compiled(module):
+        known = self._explainer.seen is not None and not self._only_trained(where)
+        if known or self._steps_to_watch < 0 or is_compiled(module):
             yield
             return
         watch = StepWatch(module, batch)
@@ -81,6 +82,11 @@ class Observer(Settings):
         if self._explainer.seen is not None:
             self._explainer.kind = None
             self.let_go()  # they are chosen anew, as they are known better now
+
+    def _only_trained(self, where: str) -> bool:
+        """Whether a step of the training was seen, and this is one of a validation, which tells more."""
+        seen = self._explainer.seen
+        return seen is not None and seen.where == "training_step" != where
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run must know: which images were watched, and what was seen last."""
