@@ -22,7 +22,7 @@ def main(demo: str, shortcut: str) -> None:
     runs = {"the demo": open_run(Path(demo)), "with a mark that tells the digit": open_run(Path(shortcut))}
     reels = [Reel(run, FILMED, name) for name, run in runs.items()]
     write_gif(FOLDER / "learning.gif", [frame(reels, moment) for moment in timeline(reels, most=60)])
-    whole = [Reel(run, range(run.playback.count), name) for name, run in runs.items()]
+    whole = [Reel(run, range(run.count), name) for name, run in runs.items()]
     write_png(FOLDER / "shortcut.png", frame(whole, timeline(whole, most=1)[0]))
 
 

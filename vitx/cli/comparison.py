@@ -8,12 +8,12 @@ import numpy as np
 
 from vitx.cli.curves import charts_of_runs, look
 from vitx.cli.embedding import Shown, columns_of, photo, show
-from vitx.cli.page import beside, fill
+from vitx.cli.page import fill
+from vitx.cli.places import earlier
 from vitx.cli.table import columns
 from vitx.pictures.captions import Caption
 from vitx.runs.hyperparameters import compare_settings
 from vitx.runs.meeting import Meeting, disagreement, meetings
-from vitx.runs.playback import FromMaps
 from vitx.runs.run import Run
 
 _MOST_BYTES = 19_500_000  # of a page, for which moments are left out where there are many runs
@@ -23,7 +23,7 @@ def draw_comparison(runs: Mapping[str, Run], left_out: Mapping[str, str], steps:
     """Draws the page, with as many moments of the trainings as it has room for.
 
     Args:
-        runs: by their names; one of them has pictures.
+        runs: by their names.
         left_out: name -> why, of those that cannot be read.
         steps: most moments on the slider.
 
@@ -31,26 +31,24 @@ def draw_comparison(runs: Mapping[str, Run], left_out: Mapping[str, str], steps:
         HTML.
     """
     names, all_runs = list(runs), list(runs.values())
-    differing, shared = compare_settings(all_runs)
+    differing, shared = compare_settings([_settings(run) for run in all_runs])
     met = meetings(all_runs)
-    wanted = min(steps, max(len(run.playback.steps) for run in all_runs))
+    wanted = min(steps, max(len(run.steps) for run in all_runs))
     table = columns(all_runs, differing)
     fixed: dict[str, Any] = {
         "runs": [_run(place, name, run) for place, (name, run) in enumerate(runs.items())],
         "columns_of_table": table,
         "groups_of_table": [(group, len([*of])) for group, of in groupby(table, lambda one: one.group)],
         "shared": {setting.key: next(iter(setting.values.values())) for setting in shared},
-        "charts": charts_of_runs([run.scalars for run in all_runs], names),
+        "charts": charts_of_runs([run.numbers for run in all_runs], names),
         "left_out": left_out,
-        "without": [name for name, run in runs.items() if not run.playback.count],
-        "colormaps": sorted(
-            {r.playback.saved.colormap for r in all_runs if isinstance(r.playback, FromMaps)}
-        ),
+        "earlier": {name: earlier(run) for name, run in runs.items() if run.saved.before},
+        "colormaps": sorted({run.colormap for run in all_runs}),
         "wanted": wanted,
     }
     moments = wanted
     while True:
-        shown = [show(run.playback, _firings(run, moments)) for run in all_runs]
+        shown = [show(run, _firings(run, moments)) for run in all_runs]
         groups = [
             _group(all_runs, names, meeting, shown) | {"apart": _apart(meeting, met[0])} for meeting in met
         ]
@@ -91,8 +89,16 @@ def _run(place: int, name: str, run: Run) -> dict[str, Any]:
 
 
 def _firings(run: Run, moments: int) -> list[int]:
-    """Those that are nearest to some moments; none of a run without pictures."""
-    return [run.nearest(share) for share in _shares(moments)] if run.playback.count else []
+    """Returns those that are nearest to some moments."""
+    return [run.nearest(share) for share in _shares(moments)]
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Returns what was set in the training and in its watch."""
+    known = {key: run.facts[key] for key in ("model", "target") if key in run.facts}
+    methods = {name: options or "default" for name, options in (run.facts.get("methods") or {}).items()}
+    own = {"vitx": {**known, "methods": methods, "version": run.facts.get("vitx")}}
+    return {**(run.facts.get("settings") or {}), **own}
 
 
 def _group(
@@ -100,13 +106,13 @@ def _group(
 ) -> dict[str, Any]:
     """Images that the same runs watch."""
     images = meeting.images
-    ranked = len(meeting.runs) > 1 and all(isinstance(runs[n].playback, FromMaps) for n in meeting.runs)
+    ranked = len(meeting.runs) > 1
     if ranked:
         images = sorted(images, key=lambda one: disagreement(runs, one), reverse=True)
     figures = [_figure(runs, one, shown, meeting.titles) for one in images]
     return {
         "names": [names[number] for number in meeting.runs],
-        "everyone": len(meeting.runs) == sum(run.playback.count > 0 for run in runs),
+        "everyone": len(meeting.runs) == len(runs),
         "titles": meeting.titles,
         "note": meeting.note,
         "ranked": ranked,
@@ -132,9 +138,9 @@ def _figure(
 ) -> dict[str, Any]:
     """One image under each run."""
     first, image = next(iter(images.items()))
-    pixels = runs[first].playback.input(image)
+    pixels = runs[first].input(image)
     cells = [_cell(runs[n], n, shown[n][at].in_order(titles)) for n, at in images.items()]
-    captions = [caption for number, at in images.items() for caption in shown[number][at].said[-1:]]
+    captions = [caption for number, at in images.items() for caption in shown[number][at].captions[-1:]]
     return {
         "image": image,
         "label": next((caption.label for caption in captions if caption.label is not None), ""),
@@ -148,14 +154,12 @@ def _figure(
 
 
 def _cell(run: Run, number: int, shown: Shown) -> dict[str, Any]:
-    films = [*shown.films.values(), *([shown.strip] if shown.strip else [])]
-    colormap = run.playback.saved.colormap if isinstance(run.playback, FromMaps) else ""
     return {
         "run": number,
         "shown": shown,
-        "colormap": colormap,
-        "said": beside(shown),
-        "size": sum(len(film.uri) for film in films),
+        "colormap": run.colormap,
+        "said": shown.beside,
+        "size": sum(len(film.uri) for film in shown.films.values()),
     }
 
 

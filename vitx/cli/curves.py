@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from vitx.methods import title_of
 from vitx.runs.film import evenly
-from vitx.runs.logged import Curve
+
+Curve = Mapping[int, float]  # step -> value, in order
 
 EXPLAINED = {
     "entropy": "How spread out the maps are: 0 for one patch, 1 for a constant map.",
@@ -60,12 +61,12 @@ class Line:
     @property
     def first(self) -> str:
         """The value at its start."""
-        return number(self.curve.values[0])
+        return number(next(iter(self.curve.values())))
 
     @property
     def last(self) -> str:
         """The value at its end."""
-        return number(self.curve.values[-1])
+        return number([*self.curve.values()][-1])
 
 
 @dataclass(frozen=True)
@@ -185,10 +186,9 @@ def _svg(lines: Sequence[Line], points: int) -> str:
         axes = figure.subplots()
         width = 1.5 if len(lines) <= _FEW else 0.7
         for line in lines:
-            places = evenly(len(line.curve.steps), points)
-            steps, values = (
-                [sequence[place] for place in places] for sequence in (line.curve.steps, line.curve.values)
-            )
+            known = [*line.curve.items()]
+            places = evenly(len(known), points)
+            steps, values = zip(*(known[place] for place in places), strict=True)
             (drawn,) = axes.plot(steps, values, color=line.colour, linestyle=line.dash, linewidth=width)
             drawn.set_gid(line.mark)
             if len(places) * len(lines) < 60:  # each mark takes as much room as ten points of a line

@@ -2,9 +2,8 @@
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import ceil, sqrt
 from typing import Any
 
@@ -15,8 +14,8 @@ from PIL import Image
 
 from vitx.metrics import entropy
 from vitx.pictures.captions import Caption
-from vitx.pictures.render import GAP, UNIFORM, palette
-from vitx.runs.playback import FromMaps, Picture, Playback
+from vitx.pictures.render import UNIFORM, palette
+from vitx.runs.run import Picture, Run
 
 _EDGE = 1  # pixels of a frame that are repeated around it, as a browser that enlarges it mixes neighbours
 _STOPS = 65  # of a colour map, between which a browser interpolates
@@ -42,23 +41,28 @@ class Shown:
     """One image of a run at some firings.
 
     Attributes:
-        films: title of each method -> its maps, to be coloured and laid over the input, or whole overlays.
-        coloured: whether they are such overlays.
-        said: the caption of each firing, where they are known in words.
-        strip: the captions as pictures, where they are not.
+        films: title of each method -> its maps, to be coloured and laid over the input.
+        captions: what the model says at each firing.
         flat: title of each method -> for each firing, whether its map is nearly uniform.
     """
 
     films: dict[str, Film]
-    coloured: bool
-    said: list[Caption]
-    strip: Film | None
+    captions: list[Caption]
     flat: dict[str, list[bool]]
 
     def in_order(self, titles: Sequence[str]) -> "Shown":
         """Returns the same with the methods in another order."""
         films = {title: self.films[title] for title in titles}
-        return replace(self, films=films, flat={title: self.flat[title] for title in titles if self.flat})
+        return replace(self, films=films, flat={title: self.flat[title] for title in titles})
+
+    @property
+    def beside(self) -> list[list[Any]]:
+        """What stands beside each frame: the caption, whether it is right, and which maps are flat."""
+        flat = zip(*self.flat.values(), strict=True)
+        return [
+            [str(caption), caption.right, *(place for place, of in enumerate(of_all) if of)]
+            for caption, of_all in zip(self.captions, flat, strict=True)
+        ]
 
 
 def columns_of(count: int) -> int:
@@ -66,41 +70,19 @@ def columns_of(count: int) -> int:
     return ceil(sqrt(count))
 
 
-def show(playback: Playback, firings: Sequence[int]) -> list[Shown]:
+def show(run: Run, firings: Sequence[int]) -> list[Shown]:
     """Encodes each image at some firings.
 
     The browser lays a small map over the input itself: that takes a hundredth of the bytes of an overlay.
     """
-    # Firing by firing, as a logged grid has all images.
-    captions = [playback.captions(firing) for firing in firings]
-    if isinstance(playback, FromMaps):
-        return [_from_maps(playback, image, firings, captions) for image in range(playback.count)]
-    images = range(playback.count)
-    drawn = [[playback.tiles(firing, image) for image in images] for firing in firings]
+    captions = [run.captions(firing) for firing in firings]
     found = []
-    for image in images:
-        films = {
-            title: _film(np.stack([tiles[image][title] for tiles in drawn]), _photos)
-            for title in playback.titles
-        }
-        lines = np.stack([np.asarray(of_all[image]) for of_all in captions])
-        found.append(Shown(films, True, [], _film(_without_margin(lines), _drawing), {}))
+    for image in range(run.count):
+        maps = {title: torch.from_numpy(m[list(firings), image]) for title, m in run.maps.items()}
+        flat = {title: (entropy(one) > UNIFORM).tolist() for title, one in maps.items()}
+        films = {title: _film(_levels(one)) for title, one in maps.items()}
+        found.append(Shown(films, [of_all[image] for of_all in captions], flat))
     return found
-
-
-def _from_maps(
-    playback: FromMaps, image: int, firings: Sequence[int], captions: Sequence[Sequence[Any]]
-) -> Shown:
-    maps = {title: torch.from_numpy(m[list(firings), image]) for title, m in playback.maps.items()}
-    flat = {title: (entropy(found) > UNIFORM).tolist() for title, found in maps.items()}
-    films = {title: _film(_levels(found), _grey) for title, found in maps.items()}
-    return Shown(films, False, [of_all[image] for of_all in captions], None, flat)
-
-
-def _without_margin(lines: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Cuts off what is empty right of some lines of text, (n, h, w, 3)."""
-    used = (lines < 255).any((0, 1, 3)).nonzero()[0]
-    return lines[:, :, : used.max(initial=GAP) + GAP]
 
 
 def _levels(maps: torch.Tensor) -> NDArray[np.uint8]:
@@ -111,17 +93,15 @@ def _levels(maps: torch.Tensor) -> NDArray[np.uint8]:
     return (scaled * 255).round().byte().numpy()
 
 
-def _film(frames: NDArray[np.uint8], encode: Callable[[Image.Image], str]) -> Film:
-    """Joins frames, (n, h, w) or (n, h, w, 3)."""
-    count, height, width = frames.shape[:3]
+def _film(frames: NDArray[np.uint8]) -> Film:
+    """Joins frames, (n, h, w)."""
+    count, height, width = frames.shape
     columns = columns_of(count)
     rows = ceil(count / columns)
-    others = [(0, 0)] * (frames.ndim - 3)
-    edged = np.pad(frames, [(0, 0), (_EDGE, _EDGE), (_EDGE, _EDGE), *others], mode="edge")
-    full = np.pad(edged, [(0, rows * columns - count), (0, 0), (0, 0), *others])
+    edged = np.pad(frames, [(0, 0), (_EDGE, _EDGE), (_EDGE, _EDGE)], mode="edge")
+    full = np.pad(edged, [(0, rows * columns - count), (0, 0), (0, 0)])
     table = full.reshape(rows, columns, *full.shape[1:]).swapaxes(1, 2)
-    sheet = table.reshape(rows * (height + 2 * _EDGE), columns * (width + 2 * _EDGE), *frames.shape[3:])
-    return Film(encode(Image.fromarray(sheet)), width, height)
+    return Film(png(table.reshape(rows * (height + 2 * _EDGE), columns * (width + 2 * _EDGE))), width, height)
 
 
 def filter_table(colormap: str) -> list[str]:
@@ -131,7 +111,7 @@ def filter_table(colormap: str) -> list[str]:
 
 
 def png(picture: Picture) -> str:
-    """Encodes a drawing, (height, width, 3) uint8, without loss."""
+    """Encodes a drawing, (height, width) or (height, width, 3) uint8, without loss."""
     return _uri(Image.fromarray(picture), "PNG", optimize=True)
 
 
@@ -140,16 +120,7 @@ def photo(picture: Picture) -> str:
     return _uri(Image.fromarray(picture), "JPEG", quality=90, subsampling=0)
 
 
-def _drawing(picture: Image.Image) -> str:
-    """Encodes a line of text in few colours."""
-    return _uri(picture.quantize(8, dither=Image.Dither.NONE), "PNG", optimize=True)
-
-
 def _uri(picture: Image.Image, kind: str, **options: Any) -> str:
     written = io.BytesIO()
     picture.save(written, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(written.getvalue()).decode()}"
-
-
-_grey = partial(_uri, kind="PNG", optimize=True)
-_photos = partial(_uri, kind="WEBP", quality=75)

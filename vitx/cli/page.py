@@ -1,10 +1,10 @@
-"""What all pages share: the templates, and how what changes with a slider is told to them."""
+"""What all pages share: the templates, and the colours that they share."""
 
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from vitx.cli.embedding import Shown, filter_table
+from vitx.cli.embedding import filter_table
 from vitx.pictures.render import OVERLAY_STRENGTH
 
 
@@ -20,10 +20,3 @@ def fill(template: str, **values: Any) -> str:
     tables = {colormap: filter_table(colormap) for colormap in values["colormaps"]}
     page = templates.get_template(f"{template}.html.jinja")
     return page.render(tables=tables, strength=OVERLAY_STRENGTH, **values)
-
-
-def beside(shown: Shown) -> list[list[Any]]:
-    """Returns what stands beside each frame: the caption, whether it is right, and which maps are flat."""
-    flat = [[place for place, of in enumerate(map_) if of] for map_ in zip(*shown.flat.values(), strict=True)]
-    captions = zip(shown.said, flat, strict=True)
-    return [[str(caption), caption.right, *places] for caption, places in captions]

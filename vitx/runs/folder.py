@@ -172,8 +172,8 @@ class RunFolder:
 
 def files_of(folder: Path, kind: str) -> dict[int, Path]:
     """Returns step -> file of the firings or of the images, in order."""
-    found = {int(path.stem.partition("-")[2]): path for path in folder.glob(f"{kind}-[0-9]*.npz")}
-    return dict(sorted(found.items()))
+    files = {path.stem.partition("-")[2]: path for path in folder.glob(f"{kind}-*.npz")}
+    return dict(sorted((int(step), path) for step, path in files.items() if step.isdecimal()))
 
 
 def _candidates(first: Path) -> Iterator[Path]:
