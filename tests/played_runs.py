@@ -64,7 +64,7 @@ def write_run(run: Path, steps=STEPS, count: int = COUNT, accuracy=0.5, images=N
         images: others than the usual ones.
         facts: others than the usual ones.
     """
-    known = {"methods": {"rollout": {}, "grad_rollout": {}}, "class_names": CLASSES, "kind": "classes"}
+    known = {"methods": {"rollout": {}, "grad_rollout": {}}, "class_names": CLASSES, "kind": "class"}
     write(run, "write_facts", known | facts)
     write_images(run, steps[0], pixels(count) if images is None else images, LABELS[:count])
     for place, step in enumerate(steps):

@@ -33,7 +33,8 @@ from vitx.runs.saved import SavedMaps
 
 def write_one(folder, rate, accuracy, depth=4, **options):
     model = {"class_path": "my.Model", "learning_rate": rate, "depth": depth, "names": ["a", "b"]}
-    settings = {"trainer": {"max_epochs": 3}, "model": model, "output_dir": folder.name}
+    logger = {"init_args": {"name": folder.name}}
+    settings = {"trainer": {"logger": logger, "max_epochs": 3}, "model": model, "learning_rate": rate}
     return write_run(folder, accuracy=accuracy, settings=settings, model="vit", **options)
 
 
@@ -85,7 +86,7 @@ def test_the_table_has_what_differs_and_what_came_out(page):
     assert [row["accuracy"] for row in found] == ["0.75", "0.25", "0.25", "0.5"]
     assert [row["steps"] for row in found] == ["9", "40", "9", "9"]
     assert not {"max_epochs", "model.learning_rate"} & set(found[0])
-    assert "output_dir" not in found[0], "where a run lies is no setting"
+    assert "name" not in found[0], "where a run lies is no setting"
     assert re.search(r"<dt>vitx.model</dt><dd>vit</dd>", page)
     assert re.search(r"<dt>trainer.max_epochs</dt><dd>3</dd>", page)
 
@@ -118,9 +119,11 @@ def test_the_slider_goes_by_the_share_of_the_training(page, logs):
 def test_what_is_no_number_has_a_place_in_no_order():
     values = [2.0, float("nan"), float("inf"), 1.0]
     saved = SavedMaps((0,), {}, LOGITS[None], pixels())
-    runs = [Run(Path("r"), saved, {}, {"val/loss": {3: value}}) for value in values]
-    rates = [{"rate": rate} for rate in (0.5, float("inf"), "none", 0.25)]
-    rate, steps, loss = columns(runs, compare_settings(rates)[0])
+    runs = [
+        Run(Path("r"), saved, {"settings": {"rate": rate}}, {"val/loss": {3: value}})
+        for value, rate in zip(values, (0.5, float("inf"), "none", 0.25), strict=True)
+    ]
+    rate, steps, loss = columns(runs, compare_settings(runs)[0])
     assert [(cell.text, cell.value) for cell in rate.cells] == [
         ("0.5", 0.5), ("inf", None), ("none", "none"), ("0.25", 0.25)
     ]  # fmt: skip
@@ -132,11 +135,15 @@ def test_what_is_no_number_has_a_place_in_no_order():
 
 def test_settings_are_compared_by_their_names():
     adam = {"opt": {"name": "adam"}}
-    differing, shared = compare_settings([{"lr": 1, **adam}, {"lr": 2, **adam, "extra": [{"a": 1}]}, {}])
+    runs = [
+        Run(Path("r"), SavedMaps((0,), {}, LOGITS[None], pixels()), {"settings": settings})
+        for settings in ({"lr": 1, **adam}, {"lr": 2, **adam, "extra": [{"a": 1}]}, {})
+    ]
+    differing, shared = compare_settings(runs)
     assert {setting.name: dict(setting.values) for setting in differing} == {
         "lr": {0: 1, 1: 2}, "name": {0: "adam", 1: "adam"}, "a": {1: 1}
     }  # fmt: skip
-    assert shared == []
+    assert [setting.key for setting in shared] == ["vitx.methods", "vitx.version"]
 
 
 def test_images_meet_whatever_their_place_and_methods_must_be_the_same(tmp_path):

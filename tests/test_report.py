@@ -27,7 +27,7 @@ from tests.played_runs import (
 )
 from vitx.cli import main
 from vitx.cli.curves import charts, charts_of_runs
-from vitx.cli.embedding import columns_of
+from vitx.cli.page import columns_of
 from vitx.pictures import render
 from vitx.runs.finding import open_run
 
@@ -69,9 +69,9 @@ def films(article, count):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("logs") / "demo"
     csv = {"name": "CSVLogger", "version": "version_0", "address": "."}
-    loggers = [csv, {"name": "Own", "version": None}]
+    loggers = [csv, {"name": "WandbRun", "version": "x1", "address": "https://wandb.ai/x1"}]
     settings = {"lr": 1e-3, "model": {"name": "vit_<tiny>"}}
-    return write_run(folder, model="vit_<tiny>", settings=settings, loggers=loggers, ended=False, note="of x")
+    return write_run(folder, model="vit_<tiny>", settings=settings, loggers=loggers, note="of x")
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,8 @@ def test_the_page_says_what_the_run_was(page, run):
         "<dt>lr</dt><dd>0.001</dd>",
         "<dt>model.name</dt>",
         "step 9, accuracy 50%",
-        "CSVLogger, version_0, .; Own",
-        "the training goes on, or was interrupted",
+        "<dd>CSVLogger, version_0; WandbRun, x1</dd>",
+        "<dt>logged to</dt><dd>https://wandb.ai/x1</dd>",
         "<dt>note</dt><dd>of x</dd>",
         f"<dt>folder</dt><dd>{run.parent.name}/demo</dd>",
     ):
@@ -141,8 +141,8 @@ def test_the_page_has_the_first_and_the_last_grid(page, run):
     ] == [True] * 2
 
 
-def test_the_page_names_no_address(page):
-    assert not re.search(r"https?://", page)
+def test_the_page_names_no_address_but_that_of_the_logger(page):
+    assert re.findall(r"https?://[^<]*", page) == ["https://wandb.ai/x1"]
 
 
 def test_steps_of_other_images_are_left_out_and_counted(tmp_path):
@@ -163,10 +163,10 @@ def test_curves_of_one_measure_share_a_chart():
     assert [chart.name for chart in found] == ["accuracy", "loss", "drift", "lr"]
     names = [[line.name for line in chart.lines] for chart in found]
     assert names == [["val"], ["train", "val"], ["attention rollout", "new"], ["lr"]]
-    assert (found[0].lines[0].first, found[0].lines[0].last) == ("0.25", "0.5")
+    assert found[0].lines[0].ends == ("0.25", "0.5")
     assert found[0].svg.startswith("<svg")
     for line in found[1].lines:
-        assert line.colour in found[1].svg
+        assert line.look[0] in found[1].svg
 
 
 def test_curves_of_runs_lie_over_each_other_and_long_ones_are_thinned():
@@ -175,7 +175,7 @@ def test_curves_of_runs_lie_over_each_other_and_long_ones_are_thinned():
     val, train = charts_of_runs(runs, ["a", "<b>", "c"])
     assert (val.name, train.name) == ("val: loss", "train: loss")
     assert [line.name for line in val.lines] == ["a", "<b>"]
-    assert [line.colour for line in train.lines] == [val.lines[0].colour]
+    assert [line.look for line in train.lines] == [val.lines[0].look]
     assert '<g class="curve run-1"><title>&lt;b&gt;</title>' in val.svg
     assert 400 < val.svg.count("\nL") / 2 < 600
     many = [{"loss": long}] * 700
@@ -184,7 +184,7 @@ def test_curves_of_runs_lie_over_each_other_and_long_ones_are_thinned():
 
 def test_numbers_that_are_none_are_drawn_too():
     (chart,) = charts({"train/loss": {0: 1.0, 1: float("nan"), 2: float("inf")}})
-    assert chart.lines[0].last == "inf"
+    assert chart.lines[0].ends == ("1", "inf")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from tests.played_runs import (
     CLASSES,
@@ -19,7 +18,6 @@ from tests.played_runs import (
     write_run,
 )
 from vitx import VitxError
-from vitx.pictures.captions import captions_of
 from vitx.runs.finding import open_run
 from vitx.runs.ranking import rank
 
@@ -67,9 +65,10 @@ def test_no_frame_of_a_clip_reaches_into_the_next(tmp_path):
     ("kind", "logits", "labels", "said"),
     [
         (None, [[0, 9]], None, "1 100%"),
-        ("classes", [[0, 9]], [7], "1 100%"),  # a label of no class that there is
+        ("class", [[0, 9]], [7], "1 100%"),  # a label of no class that there is
         ("classes", [[9.0, 9.0]], [[1, 0]], "\N{BALLOT X} 0 + 1, is 0"),
         ("numbers", [[0.25]], [0.5], "0.250, is 0.500"),
+        ("shares", [[0.0]], [0.25], "0.500, is 0.250"),
         ("features", [[0.25, 0.5]], None, ""),
     ],
 )
@@ -100,13 +99,11 @@ def test_a_heading_says_the_accuracy_as_it_was_logged(accuracy, said, tmp_path):
 
 
 def test_wrong_and_sure_comes_first_and_then_what_moved(tmp_path):
-    saved = open_run(write_run(tmp_path)).saved
-    said = captions_of(torch.from_numpy(LOGITS), torch.from_numpy(LABELS), CLASSES)
-    first, second, third = rank(saved, said)
-    assert [first.image, second.image, third.image] == [2, 1, 0]
-    assert first.reason.startswith("wrong at the end, and 99% sure; its ")
-    assert "moved most from step" in second.reason
-    assert third.reason == "its maps stand still"
+    found = rank(open_run(write_run(tmp_path)))
+    assert [*found] == [2, 1, 0]
+    assert found[2].startswith("wrong at the end, and 99% sure; its ")
+    assert "moved most from step" in found[1]
+    assert found[0] == "its maps stand still"
 
 
 def deleted(name):

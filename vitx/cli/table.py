@@ -52,15 +52,7 @@ class Column:
 
 def columns(runs: Sequence[Run], differing: Sequence[Setting]) -> list[Column]:
     """Returns the settings that differ, how long each run is, and the last value of each number."""
-    found = [
-        Column(
-            _SETTINGS,
-            setting.name,
-            setting.key,
-            _settings(setting.values, len(runs)),
-        )
-        for setting in differing
-    ]
+    found = [Column(_SETTINGS, one.name, one.key, _settings(one.values, len(runs))) for one in differing]
     lengths = _numbers([run.steps[-1] for run in runs])
     found.append(Column(_LENGTH, "steps", "the last step that was watched", lengths))
     tags = in_order(dict.fromkeys(tag for run in runs for tag in run.numbers))

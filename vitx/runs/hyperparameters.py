@@ -1,12 +1,19 @@
 """What differs between the settings of runs."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
+
+from vitx.runs.run import Run
 
 Value = str | int | float | bool | None
 
-_PLACES = {"default_root_dir", "log_dir", "logging_dir", "output_dir", "run_name", "save_dir"}
+# Where a run lies and logs is no setting: its name says so.
+_PLACES = re.compile(
+    r"(^|\.)(logger(\..*)?|default_root_dir|dirpath|log_dir|logging_dir|output_dir|run_name|save_dir)$"
+)
 
 
 @dataclass(frozen=True)
@@ -24,23 +31,25 @@ class Setting:
     values: Mapping[int, Value]
 
 
-def compare_settings(runs: Sequence[Mapping[str, Any]]) -> tuple[list[Setting], list[Setting]]:
+def compare_settings(runs: Sequence[Run]) -> tuple[list[Setting], list[Setting]]:
     """Returns the settings that differ, and those that all runs share.
 
-    Where a run lies is no setting: its name says so.
-
-    Args:
-        runs: the settings of each, nested.
+    What is said twice, as by a command line and by the model, counts once.
     """
-    read = [dict(flat(settings)) for settings in runs]
-    keys = list(dict.fromkeys(key for settings in read for key in settings))
-    kept = [key for key in keys if key.rpartition(".")[2] not in _PLACES]
-    settings = [
-        Setting(key, _short(key, kept), {n: of_run[key] for n, of_run in enumerate(read) if key in of_run})
-        for key in kept
-    ]
+    read = [dict(flat(_settings(run.facts))) for run in runs]
+    keys = [key for key in dict.fromkeys(chain(*read)) if not _PLACES.search(key)]
+    found = {key: {n: settings[key] for n, settings in enumerate(read) if key in settings} for key in keys}
+    kept = [key for key in keys if not any(_repeats(key, other, found) for other in keys)]
+    settings = [Setting(key, _short(key, kept), found[key]) for key in kept]
     differing = [setting for setting in settings if _differs(setting.values, len(runs))]
     return differing, [setting for setting in settings if setting not in differing]
+
+
+def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what was set in the training, and in its watch."""
+    own = {key: facts[key] for key in ("model", "target") if key in facts}
+    own["methods"] = {name: options or "default" for name, options in (facts.get("methods") or {}).items()}
+    return {**(facts.get("settings") or {}), "vitx": {**own, "version": facts.get("vitx")}}
 
 
 def flat(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Value]]:
@@ -63,6 +72,10 @@ def flat(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Value
 
 def _differs(values: Mapping[int, Value], count: int) -> bool:
     return len(values) < count or len({repr(value) for value in values.values()}) > 1
+
+
+def _repeats(key: str, other: str, found: Mapping[str, Mapping[int, Value]]) -> bool:
+    return other.endswith(f".{key}") and found[other] == found[key]
 
 
 def _short(key: str, keys: Sequence[str]) -> str:

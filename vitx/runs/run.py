@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from vitx.methods import title_of
-from vitx.models.outputs import beyond
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of
 from vitx.runs.saved import SavedMaps
@@ -75,8 +74,6 @@ class Run:
         """Says what the model saw in all images."""
         logits = torch.from_numpy(self.saved.logits[firing])
         labels = None if self.saved.labels is None else torch.from_numpy(self.saved.labels)
-        if logits.ndim == 2 and beyond(labels, logits.shape[1]):
-            labels = None  # they are of no class that there is
         return captions_of(logits, labels, self.facts.get("class_names"), self.facts.get("kind"))
 
     def grid(self, firing: int, images: Sequence[int], tile_width: int = render.TILE_WIDTH) -> Picture:
