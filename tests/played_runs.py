@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vitx.runs.finding import open_runs
 from vitx.runs.folder import RunFolder, read_facts
+from vitx.runs.run import Run
 
 STEPS, COUNT, SIZE = (0, 4, 9), 3, 32
 LABELS = np.array([0, 1, 2])
@@ -71,6 +73,14 @@ def write_run(run: Path, steps=STEPS, count: int = COUNT, accuracy=0.5, images=N
         write_firing(run, step, maps(step, count), LOGITS[:count])
         row = {"step": step, "vitx/rollout/entropy": 0.9 - place / 10, "vitx/grad_rollout/entropy": 0.5}
         write(run, "write_numbers", row | ({"val/accuracy": accuracy} if place and accuracy else {}))
+    return run
+
+
+def open_run(place: str | Path) -> Run:
+    """Opens the one run in a place."""
+    runs, left_out = open_runs([place])
+    (run,) = runs.values()
+    assert not left_out
     return run
 
 

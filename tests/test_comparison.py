@@ -15,6 +15,7 @@ from tests.played_runs import (
     LOGITS,
     STEPS,
     maps,
+    open_run,
     pixels,
     write,
     write_firing,
@@ -24,7 +25,6 @@ from tests.played_runs import (
 from tests.test_report import articles, films, report, said
 from vitx import cli
 from vitx.cli.table import columns
-from vitx.runs.finding import open_run
 from vitx.runs.hyperparameters import compare_settings
 from vitx.runs.meeting import disagreement, meetings
 from vitx.runs.run import Run

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.played_runs import maps, write, write_run
+from tests.played_runs import maps, open_run, write, write_run
 from vitx import VitxError
 from vitx.cli import main
-from vitx.runs.finding import open_run, open_runs
+from vitx.runs.finding import open_runs
 from vitx.runs.saved import read_run
 
 
@@ -79,7 +79,6 @@ def older(folder, step):
         ("pictures", r"pictures holds no run: .* unless save_maps=False"),
         ("old", r"old/vitx is of vitx 0.2 and has no run.json: play it back with vitx 0.2"),
         ("killed", r"killed holds no maps: the training ended before they were written once"),
-        ("logs", r"logs holds 2 runs: give one of one, two"),
     ],
 )
 def test_what_is_no_single_run_is_said_in_a_sentence(place, sentence, tmp_path):
@@ -89,8 +88,6 @@ def test_what_is_no_single_run_is_said_in_a_sentence(place, sentence, tmp_path):
     (tmp_path / "pictures" / "vitx" / "vitx-maps-000000.png").write_bytes(b"")
     older(tmp_path / "old" / "vitx", 4)
     write(tmp_path / "killed", "write_facts", {"model": "vit"})
-    for name in ("one", "two"):
-        write_run(tmp_path / "logs" / name, steps=(0,))
     with pytest.raises(VitxError, match=sentence):
         open_run(tmp_path / place)
 

@@ -19,6 +19,7 @@ from tests.played_runs import (
     LOGITS,
     STEPS,
     maps,
+    open_run,
     pixels,
     same,
     write_firing,
@@ -29,7 +30,6 @@ from vitx.cli import main
 from vitx.cli.curves import charts, charts_of_runs
 from vitx.cli.page import columns_of
 from vitx.pictures import render
-from vitx.runs.finding import open_run
 
 TITLES = ("attention rollout", "gradient rollout")
 

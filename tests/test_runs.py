@@ -1,8 +1,14 @@
 """What a run left behind is read as it was written, and what is wrong with it is said in a sentence."""
 
+import io
+
 import numpy as np
 import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.lightning_models import fit
 from tests.played_runs import (
     CLASSES,
     COUNT,
@@ -10,6 +16,7 @@ from tests.played_runs import (
     LOGITS,
     STEPS,
     maps,
+    open_run,
     pixels,
     same,
     write,
@@ -18,7 +25,7 @@ from tests.played_runs import (
     write_run,
 )
 from vitx import VitxError
-from vitx.runs.finding import open_run
+from vitx.callbacks import RolloutCallback
 from vitx.runs.ranking import rank
 
 
@@ -36,6 +43,25 @@ def test_a_run_is_read_as_it_was_written(tmp_path):
     assert run.numbers["val/accuracy"] == {4: 0.5, 9: 0.5}
     assert run.numbers["vitx/rollout/entropy"] == {0: 0.9, 4: 0.8, 9: 0.7}
     assert "step" not in run.numbers
+
+
+@pytest.mark.parametrize("options", [{}, {"save_maps": "all"}])
+def test_a_real_run_is_played_back_as_it_was_logged(options, tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="run", version=0)
+    names = ["cat", "dog", "newt"]
+    watching = {"num_images": (2, 3), "class_names": names, "colormap": "viridis", "on_error": "raise"}
+    fit(RolloutCallback(**watching, **options), logger=logger)
+    run = open_run(tmp_path)
+    assert (run.path.name, run.steps, run.count) == ("version_0", (0, 3, 7), 2)
+    assert (run.facts["model"], run.facts["ended"]) == ("SmallClassifier", True)
+    assert [*run.numbers["val/loss"]] == [3, 7]
+    assert [*run.numbers["vitx/rollout/entropy"]] == [0, 3, 7]
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload().Images("vitx/maps")
+    for firing, event in enumerate(events):
+        logged = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB")).astype(int)
+        drawn = run.grid(firing, range(2))
+        assert drawn.shape == logged.shape
+        assert np.abs(drawn - logged).max() < 8, "half precision costs a shade or two"
 
 
 def test_maps_of_all_measured_images_are_those_of_the_shown(tmp_path):

@@ -10,6 +10,7 @@ from tests.played_runs import (
     STEPS,
     frames,
     maps,
+    open_run,
     pixels,
     write,
     write_firing,
@@ -19,7 +20,6 @@ from tests.played_runs import (
 from vitx.cli import main
 from vitx.pictures.render import GAP, LINE, TILE_WIDTH
 from vitx.runs.film import Reel, evenly, frame, timeline
-from vitx.runs.finding import open_run
 
 NEAR = 16  # of 255, by which the 256 colours of a film may differ from those of the picture
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from vitx.cli.curves import charts_of_runs, look
 from vitx.cli.page import Shown, fill, photo, show
-from vitx.cli.places import earlier
 from vitx.cli.table import columns
 from vitx.runs.hyperparameters import compare_settings
 from vitx.runs.meeting import Meeting, disagreement, meetings
@@ -39,7 +38,7 @@ def draw_comparison(runs: Mapping[str, Run], left_out: Mapping[str, str], steps:
         "shared": {setting.key: next(iter(setting.values.values())) for setting in shared},
         "charts": charts_of_runs([run.numbers for run in every], names),
         "left_out": left_out,
-        "earlier": {name: earlier(run) for name, run in runs.items() if run.saved.before},
+        "earlier": {name: run.earlier for name, run in runs.items() if run.earlier},
         "colormaps": sorted({run.colormap for run in every}),
         "wanted": min(steps, max(len(run.steps) for run in every)),
     }

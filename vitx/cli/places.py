@@ -31,9 +31,3 @@ def open_places(options: Namespace) -> tuple[dict[str, Run], dict[str, str]]:
     for name, why in left_out.items():
         print(f"left out {name}: {why}", file=sys.stderr)
     return runs, left_out
-
-
-def earlier(run: Run) -> str:
-    """Says how many firings are not shown, as they were of other images."""
-    count = run.saved.before
-    return f"the first {f'{count} steps' if count > 1 else 'step'}, of other images" if count else ""

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from vitx.cli.curves import charts, number
 from vitx.cli.page import fill, photo, png, show
-from vitx.cli.places import earlier
 from vitx.runs.film import evenly
 from vitx.runs.hyperparameters import flat
 from vitx.runs.ranking import rank
@@ -53,7 +52,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "folder", str(run.path)
     yield "model", run.facts.get("model") or ""
     yield "watched", f"{run.count} images at {len(run.steps)} steps, from {run.steps[0]} to {run.steps[-1]}"
-    yield "left out", earlier(run)
+    yield "left out", run.earlier
     yield "methods", ", ".join(run.maps)
     yield "note", run.note
     loggers = run.facts.get("loggers") or ()

@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from vitx.cli.formatting import HelpFormatter
-from vitx.cli.places import add_places, earlier, open_places
+from vitx.cli.places import add_places, open_places
 from vitx.cli.threads import one_thread
 from vitx.errors import VitxError
 from vitx.files import write_png
@@ -64,8 +64,8 @@ def run(options: Namespace) -> int:
     images = _chosen(options.image, min(run.count for run in runs.values()))
     reels = [Reel(run, images, name if len(runs) > 1 else None) for name, run in runs.items()]
     for name, run in runs.items():
-        if run.saved.before:
-            print(f"{name} is shown without {earlier(run)}", file=sys.stderr)
+        if run.earlier:
+            print(f"{name} is shown without {run.earlier}", file=sys.stderr)
     watched = [one for meeting in meetings([*runs.values()]) for one in meeting.images]
     if any(dict.fromkeys(range(len(runs)), image) not in watched for image in images):
         print("these runs do not watch the same images by the same methods", file=sys.stderr)

@@ -42,19 +42,6 @@ def open_runs(
     return runs, {name: str(error) for name, error in left_out.items()}
 
 
-def open_run(place: str | Path) -> Run:
-    """Opens the one run in a place.
-
-    Raises:
-        VitxError: There is no run, or more than one, or a file is damaged.
-    """
-    found = _find([place])
-    if len(found) > 1:
-        raise VitxError(f"{place} holds {len(found)} runs: give one of {_listed([*found])}")
-    ((path, folder),) = found.values()
-    return _open(path, folder)
-
-
 def _open(path: Path, folder: Path) -> Run:
     """Opens a run; what is wrong with it is said without the machine's own paths.
 
@@ -124,18 +111,13 @@ def _run(folder: Path) -> Path:
 def _chosen(found: dict[str, tuple[Path, Path]], only: Sequence[str] | None) -> dict[str, tuple[Path, Path]]:
     if only is None:
         return found
-    chosen = {
-        name: run
-        for name, run in found.items()
-        if name in only or any(fnmatchcase(name, pattern) for pattern in only)
-    }
+    # A name may hold what stands for something in a pattern.
+    wanted = {name for one in only for name in found if one == name or fnmatchcase(name, one)}
+    chosen = {name: run for name, run in found.items() if name in wanted}
     if not chosen:
-        raise VitxError(f"no run is called {' or '.join(only)}: there are {_listed([*found])}")
+        some = ", ".join([*found][:_MOST_NAMES]) + ", ..." * (len(found) > _MOST_NAMES)
+        raise VitxError(f"no run is called {' or '.join(only)}: there are {some}")
     return chosen
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_MOST_NAMES]) + ", ..." * (len(names) > _MOST_NAMES)
 
 
 def names_apart(paths: Sequence[Path]) -> list[str]:
@@ -159,7 +141,5 @@ def names_apart(paths: Sequence[Path]) -> list[str]:
 
 def _natural(text: str) -> list[tuple[bool, int, str]]:
     """Sorts version_2 before version_10."""
-    return [
-        (not part.isdecimal(), int(part) if part.isdecimal() else 0, part)
-        for part in re.split(r"(\d+)", text)
-    ]
+    parts = re.split(r"(\d+)", text)
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]

@@ -121,8 +121,9 @@ class RunFolder:
         return self
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
-        """Adds to what `run.json` says, without secrets."""
-        self._facts |= masked(facts, self.path)
+        """Adds to what `run.json` says, without secrets; a class may be called what looks like a path."""
+        names = {key: facts[key] for key in ("class_names",) if key in facts}
+        self._facts |= masked(facts, self.path.parent) | names
         said = json.dumps(self._facts, indent=1, ensure_ascii=False)
         write_atomically(self.path / FACTS, lambda file: file.write(said.encode()))
 

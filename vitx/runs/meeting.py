@@ -83,7 +83,7 @@ def disagreement(runs: Sequence[Run], images: Mapping[int, int]) -> tuple[int, f
 
     Args:
         runs: all of them.
-        images: the run's number -> the image's number in it.
+        images: run's number -> the image's number in it.
 
     Returns:
         How many classes they name beyond one, and how far their maps are from the mean of all: the mean over
@@ -97,9 +97,8 @@ def disagreement(runs: Sequence[Run], images: Mapping[int, int]) -> tuple[int, f
             size = (_THUMBNAIL, _THUMBNAIL)
             one = torch.nn.functional.interpolate(last, size, mode="bilinear")[0, 0]
             kept.setdefault(title, []).append(one / one.sum().clamp_min(torch.finfo(one.dtype).tiny))
-    apart = [_apart(torch.stack(of_method)) for of_method in kept.values()]
+    apart = [
+        metrics.drift(maps, maps.mean(0, keepdim=True).expand_as(maps)).mean().item()
+        for maps in map(torch.stack, kept.values())
+    ]
     return max(len(named) - 1, 0), sum(apart) / max(len(apart), 1)
-
-
-def _apart(maps: torch.Tensor) -> float:
-    return metrics.drift(maps, maps.mean(0, keepdim=True).expand_as(maps)).mean().item()

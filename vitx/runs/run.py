@@ -61,6 +61,12 @@ class Run:
         """What is written below the maps."""
         return self.facts.get("note") or ""
 
+    @property
+    def earlier(self) -> str:
+        """Which firings are not shown, in words; empty where all are."""
+        count = self.saved.before
+        return f"the first {f'{count} steps' if count > 1 else 'step'}, of other images" if count else ""
+
     def input(self, image: int) -> Picture:
         """Returns an image in its own size."""
         pixels: Picture = self.saved.pixels[image]
