@@ -61,7 +61,7 @@ def test_a_real_run_is_played_back_as_it_was_logged(options, tmp_path):
         logged = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB")).astype(int)
         drawn = run.grid(firing, range(2))
         assert drawn.shape == logged.shape
-        assert np.abs(drawn - logged).max() < 8, "half precision costs a shade or two"
+        assert np.abs(drawn - logged).mean() < 1, "half precision costs a shade here and there"
 
 
 def test_maps_of_all_measured_images_are_those_of_the_shown(tmp_path):
