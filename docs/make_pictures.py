@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vitx.files import write_png
 from vitx.runs.film import Reel, frame, timeline
-from vitx.runs.finding import open_run
+from vitx.runs.finding import open_runs
 from vitx.runs.gif import write_gif
 
 FOLDER = Path(__file__).parent
@@ -19,10 +19,11 @@ FILMED = (0, 4)  # few images, so that the film fits beside what it is about
 
 def main(demo: str, shortcut: str) -> None:
     """Writes docs/learning.gif and docs/shortcut.png."""
-    runs = {"the demo": open_run(Path(demo)), "with a mark that tells the digit": open_run(Path(shortcut))}
+    opened, _ = open_runs([demo, shortcut])
+    runs = dict(zip(("the demo", "with a mark that tells the digit"), opened.values(), strict=True))
     reels = [Reel(run, FILMED, name) for name, run in runs.items()]
     write_gif(FOLDER / "learning.gif", [frame(reels, moment) for moment in timeline(reels, most=60)])
-    whole = [Reel(run, range(run.playback.count), name) for name, run in runs.items()]
+    whole = [Reel(run, range(run.count), name) for name, run in runs.items()]
     write_png(FOLDER / "shortcut.png", frame(whole, timeline(whole, most=1)[0]))
 
 

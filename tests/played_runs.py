@@ -1,16 +1,13 @@
-"""Runs of training to play back, some by real trainings and some by writing the files."""
+"""Runs of training to play back, written as a training writes them."""
 
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
-from vitx.methods import title_of
-from vitx.pictures import render
-from vitx.pictures.captions import captions_of
-from vitx.runs.saved import save_images, save_maps
+from vitx.runs.finding import open_runs
+from vitx.runs.folder import RunFolder, read_facts
+from vitx.runs.run import Run
 
 STEPS, COUNT, SIZE = (0, 4, 9), 3, 32
 LABELS = np.array([0, 1, 2])
@@ -19,10 +16,10 @@ CLASSES = ["cat", "<b>dog</b>", "newt"]
 LOGITS = np.array([[3, 0, 0], [0.5, 0, 0], [0, 5, 0]], np.float32)
 
 
-def pixels(count: int = COUNT, height: int = SIZE) -> np.ndarray:
+def pixels(count: int = COUNT) -> np.ndarray:
     """One colour for each image."""
     colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [90, 90, 90]], np.uint8)
-    return np.broadcast_to(colours[:count, None, None], (count, height, SIZE, 3)).copy()
+    return np.broadcast_to(colours[:count, None, None], (count, SIZE, SIZE, 3)).copy()
 
 
 def maps(step: int, count: int = COUNT) -> dict[str, np.ndarray]:
@@ -36,35 +33,54 @@ def maps(step: int, count: int = COUNT) -> dict[str, np.ndarray]:
     return found
 
 
-def write_maps(run: Path, steps=STEPS, count: int = COUNT) -> Path:
-    """What the callback leaves with `save_maps=True`."""
-    for step in steps:
-        save_maps(run / "vitx", maps(step, count), step, LOGITS[:count])
-    save_images(run / "vitx", pixels(count), LABELS[:count], CLASSES)
+def write(run: Path, what: str, *values) -> None:
+    """Calls a method of a run's folder, which is made if there is none."""
+    facts = read_facts(run / "vitx")
+    folder = RunFolder.claim(run, run) if facts is None else RunFolder.reopen(run / "vitx", facts["id"])
+    assert folder is not None
+    assert folder.path == run / "vitx", "another run has the folder"
+    getattr(folder, what)(*values)
+    folder.close()
+
+
+def write_images(run: Path, step: int, shown: np.ndarray, labels: np.ndarray | None = None) -> None:
+    """Writes what is watched from a step on."""
+    images = {"pixels": shown, "shown": np.arange(len(shown))}
+    write(run, "write_images", step, images if labels is None else images | {"labels": labels})
+
+
+def write_firing(run: Path, step: int, found: dict[str, np.ndarray], logits: np.ndarray) -> None:
+    """Writes, or writes anew, what was found at a step."""
+    half = {name: values.astype(np.float16) for name, values in {**found, "logits": logits}.items()}
+    write(run, "write_firing", step, half)
+
+
+def write_run(run: Path, steps=STEPS, count: int = COUNT, accuracy=0.5, images=None, **facts) -> Path:
+    """What a training leaves.
+
+    Args:
+        run: its folder.
+        steps: of its firings.
+        count: how many images it watches.
+        accuracy: in validation, from the second firing on; None: unknown.
+        images: others than the usual ones.
+        facts: others than the usual ones.
+    """
+    known = {"methods": {"rollout": {}, "grad_rollout": {}}, "class_names": CLASSES, "kind": "class"}
+    write(run, "write_facts", known | facts)
+    write_images(run, steps[0], pixels(count) if images is None else images, LABELS[:count])
+    for place, step in enumerate(steps):
+        write_firing(run, step, maps(step, count), LOGITS[:count])
+        row = {"step": step, "vitx/rollout/entropy": 0.9 - place / 10, "vitx/grad_rollout/entropy": 0.5}
+        write(run, "write_numbers", row | ({"val/accuracy": accuracy} if place and accuracy else {}))
     return run
 
 
-def grid(step: int, count: int = COUNT, height: int = SIZE) -> np.ndarray:
-    """What the callback logs."""
-    shown = torch.from_numpy(pixels(count, height))
-    columns = {"input": shown}
-    for name, found in maps(step, count).items():
-        heat = render.heatmaps(torch.from_numpy(found), (height, SIZE))
-        columns[title_of(name)] = render.overlays(shown, heat)
-    said = captions_of(torch.from_numpy(LOGITS[:count]), torch.from_numpy(LABELS[:count]), CLASSES)
-    return render.grid(columns, said)
-
-
-def write_events(run: Path, steps=STEPS, grids: bool = True, purge: int | None = None, accuracy=0.5) -> Path:
-    """What a run leaves in TensorBoard."""
-    with SummaryWriter(run, purge_step=purge) as writer:
-        for place, step in enumerate(steps):
-            if grids:
-                writer.add_image("vitx/maps", grid(step), step, dataformats="HWC")
-            for name in ("rollout", "grad_rollout"):
-                writer.add_scalar(f"vitx/{name}/entropy", 0.9 - place / 10, step)
-            if step:
-                writer.add_scalar("val/accuracy", accuracy, step)
+def open_run(place: str | Path) -> Run:
+    """Opens the one run in a place."""
+    runs, left_out = open_runs([place])
+    (run,) = runs.values()
+    assert not left_out
     return run
 
 

@@ -9,40 +9,43 @@ import pytest
 
 from tests.browsers import opened as open_page
 from tests.browsers import shoot
-from tests.played_runs import CLASSES, COUNT, LABELS, LOGITS, STEPS, maps, pixels, write_events, write_maps
+from tests.played_runs import (
+    COUNT,
+    LABELS,
+    LOGITS,
+    STEPS,
+    maps,
+    open_run,
+    pixels,
+    write,
+    write_firing,
+    write_images,
+    write_run,
+)
 from tests.test_report import articles, films, report, said
 from vitx import cli
 from vitx.cli.table import columns
-from vitx.runs.finding import open_run
 from vitx.runs.hyperparameters import compare_settings
-from vitx.runs.logged import Curve
 from vitx.runs.meeting import disagreement, meetings
-from vitx.runs.playback import NoPictures
 from vitx.runs.run import Run
-from vitx.runs.saved import save_images, save_maps
-
-CONFIG = """
-trainer: {{logger: {{init_args: {{name: {name}}}}}, max_epochs: 3}}
-model: {{class_path: !!python/name:my.Model '', learning_rate: {rate}, depth: {depth}, names: [a, b]}}
-"""
+from vitx.runs.saved import SavedMaps
 
 
-def write_run(folder, rate, accuracy, depth="4", steps=(0, 4, 9)):
-    write_events(write_maps(folder, steps=steps), steps=steps, grids=False, accuracy=accuracy)
-    (folder / "config.yaml").write_text(CONFIG.format(name=folder.name, rate=rate, depth=depth))
-    (folder / "hparams.yaml").write_text(f"learning_rate: {rate}\n")
-    return folder
+def write_one(folder, rate, accuracy, depth=4, **options):
+    model = {"class_path": "my.Model", "learning_rate": rate, "depth": depth, "names": ["a", "b"]}
+    logger = {"init_args": {"name": folder.name}}
+    settings = {"trainer": {"logger": logger, "max_epochs": 3}, "model": model, "learning_rate": rate}
+    return write_run(folder, accuracy=accuracy, settings=settings, model="vit", **options)
 
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory):
     """Three runs that watch the same images, one of them half as often, and one that watches others."""
     folder = tmp_path_factory.mktemp("logs")
-    write_run(folder / "slow", "1.0e-4", 0.5)
-    write_run(folder / "<b>fast", "1.0e-3", 0.75, depth="null")
-    write_run(folder / "half", "1.0e-3", 0.25, steps=(0, 40))
-    other = write_run(folder / "other", "1.0e-3", 0.25)
-    save_images(other / "vitx", 255 - pixels(), LABELS, CLASSES)
+    write_one(folder / "slow", 1e-4, 0.5)
+    write_one(folder / "<b>fast", 1e-3, 0.75, depth=None)
+    write_one(folder / "half", 1e-3, 0.25, steps=(0, 40))
+    write_one(folder / "other", 1e-3, 0.25, images=255 - pixels())
     return folder
 
 
@@ -84,6 +87,7 @@ def test_the_table_has_what_differs_and_what_came_out(page):
     assert [row["steps"] for row in found] == ["9", "40", "9", "9"]
     assert not {"max_epochs", "model.learning_rate"} & set(found[0])
     assert "name" not in found[0], "where a run lies is no setting"
+    assert re.search(r"<dt>vitx.model</dt><dd>vit</dd>", page)
     assert re.search(r"<dt>trainer.max_epochs</dt><dd>3</dd>", page)
 
 
@@ -99,13 +103,13 @@ def test_what_is_the_same_stands_together_and_what_is_not_apart(page):
 def test_the_slider_goes_by_the_share_of_the_training(page, logs):
     moments = json.loads(re.search(r'id="moments">(.*?)</script>', page)[1])
     assert moments["moments"] == ["the start", "50% of the training", "the end"]
-    fast, half, *_ = moments["headings"]
+    fast, slow, *_ = moments["headings"]
     assert [heading.partition(",")[0] for heading in fast] == ["step 0", "step 4", "step 9"]
-    assert [heading.partition(",")[0] for heading in half] == ["step 0", "step 0", "step 40"]
-    playback = open_run(logs / "half").playback
+    assert [heading.partition(",")[0] for heading in slow] == ["step 0", "step 0", "step 40"]
+    half = open_run(logs / "half")
     for article in articles(page)[:COUNT]:
         image = int(re.search(r"Image (\d)", article)[1])
-        assert [text for text, *_ in said(article)[1]] == [str(playback.caption(1, image))] * 3
+        assert [text for text, *_ in said(article)[1]] == [str(half.captions(1)[image])] * 3
         cell = article.split('class="cell shown')[2]
         frames = films(cell, 3)["attention rollout"][..., 0]
         expected = maps(0)["rollout"][image], maps(40)["rollout"][image]
@@ -114,9 +118,10 @@ def test_the_slider_goes_by_the_share_of_the_training(page, logs):
 
 def test_what_is_no_number_has_a_place_in_no_order():
     values = [2.0, float("nan"), float("inf"), 1.0]
+    saved = SavedMaps((0,), {}, LOGITS[None], pixels())
     runs = [
-        Run(Path("r"), NoPictures(), {"val/loss": Curve((3,), (value,))}, {"config": f"rate: {rate}"})
-        for value, rate in zip(values, (0.5, ".inf", "none", 0.25), strict=True)
+        Run(Path("r"), saved, {"settings": {"rate": rate}}, {"val/loss": {3: value}})
+        for value, rate in zip(values, (0.5, float("inf"), "none", 0.25), strict=True)
     ]
     rate, steps, loss = columns(runs, compare_settings(runs)[0])
     assert [(cell.text, cell.value) for cell in rate.cells] == [
@@ -128,26 +133,26 @@ def test_what_is_no_number_has_a_place_in_no_order():
     assert [cell.share for cell in steps.cells] == [None] * 4, "all are alike"
 
 
-def test_a_setting_is_read_from_what_loggers_write():
-    texts = ["lr: 1\nopt: {name: adam}\n", "lr: 2\nopt: {name: adam}\nextra: [{a: 1}]\n", "{broken"]
-    runs = [Run(Path(name), NoPictures(), {}, {"c": text}) for name, text in zip("abc", texts, strict=True)]
+def test_settings_are_compared_by_their_names():
+    adam = {"opt": {"name": "adam"}}
+    runs = [
+        Run(Path("r"), SavedMaps((0,), {}, LOGITS[None], pixels()), {"settings": settings})
+        for settings in ({"lr": 1, **adam}, {"lr": 2, **adam, "extra": [{"a": 1}]}, {})
+    ]
     differing, shared = compare_settings(runs)
     assert {setting.name: dict(setting.values) for setting in differing} == {
         "lr": {0: 1, 1: 2}, "name": {0: "adam", 1: "adam"}, "a": {1: 1}
     }  # fmt: skip
-    assert shared == []
+    assert [setting.key for setting in shared] == ["vitx.methods", "vitx.version"]
 
 
 def test_images_meet_whatever_their_place_and_methods_must_be_the_same(tmp_path):
-    write_maps(tmp_path / "a")
-    write_maps(tmp_path / "b", count=2)
-    save_images(tmp_path / "b" / "vitx", pixels()[[2, 0]], LABELS[[2, 0]], CLASSES)
-    logged = write_events(tmp_path / "c")  # has no maps, and its pictures are larger
-    for step in (0, 4):
-        rollout = {"rollout": maps(step)["rollout"]}
-        save_maps(tmp_path / "d" / "vitx", rollout, step, LOGITS)
-    save_images(tmp_path / "d" / "vitx", pixels(), LABELS, CLASSES)
-    runs = [open_run(folder) for folder in (tmp_path / "a", tmp_path / "b", logged, tmp_path / "d")]
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", count=2, images=pixels()[[2, 0]])
+    write_run(tmp_path / "c", images=pixels().repeat(3, 1).repeat(3, 2))  # its pictures are larger
+    write_images(tmp_path / "d", 0, pixels(), LABELS)
+    write_firing(tmp_path / "d", 0, {"rollout": maps(0)["rollout"]}, LOGITS)
+    runs = [open_run(tmp_path / name) for name in "abcd"]
     found = meetings(runs)
     assert [(meeting.runs, len(meeting.titles), meeting.images) for meeting in found] == [
         ([0, 1, 2], 2, [{0: 0, 1: 1, 2: 0}, {0: 2, 1: 0, 2: 2}]),
@@ -157,12 +162,12 @@ def test_images_meet_whatever_their_place_and_methods_must_be_the_same(tmp_path)
 
 
 def test_maps_of_one_method_stand_in_one_row(tmp_path):
-    write_maps(tmp_path / "logs" / "a")
-    other = write_maps(tmp_path / "logs" / "b") / "vitx"
+    write_run(tmp_path / "logs" / "a")
+    other = write_run(tmp_path / "logs" / "b")
     for step in STEPS:
         found = maps(step)
         found["grad_rollout"][1] = 1  # flat
-        save_maps(other, dict(reversed(found.items())), step, LOGITS)
+        write_firing(other, step, dict(reversed(found.items())), LOGITS)
     assert report(tmp_path / "logs", "--output", tmp_path / "page.html") == 0
     for article in articles((tmp_path / "page.html").read_text("utf-8")):
         titles = re.findall(r'<span class="title">(\w+ rollout)', article)
@@ -172,14 +177,14 @@ def test_maps_of_one_method_stand_in_one_row(tmp_path):
 
 
 def test_the_image_that_runs_disagree_about_is_found(tmp_path):
-    write_maps(tmp_path / "a")
-    write_maps(tmp_path / "b")
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b")
     same = maps(9)
     apart = {name: found.copy() for name, found in same.items()}
     apart["rollout"][1] = apart["rollout"][1][::-1]
     logits = LOGITS.copy()
     logits[2] = np.roll(logits[2], 1)
-    save_maps(tmp_path / "b" / "vitx", apart, 9, logits)
+    write_firing(tmp_path / "b", 9, apart, logits)
     runs = [open_run(tmp_path / name) for name in "ab"]
     scores = [disagreement(runs, {0: image, 1: image}) for image in range(COUNT)]
     assert scores[0] == (0, pytest.approx(0, abs=1e-6))
@@ -188,17 +193,28 @@ def test_the_image_that_runs_disagree_about_is_found(tmp_path):
     assert scores[2][0] == 1
 
 
-def test_runs_without_pictures_are_compared_by_their_numbers_and_damaged_ones_are_named(tmp_path, capsys):
-    write_run(tmp_path / "logs" / "one", "1.0e-3", 0.5)
-    write_events(tmp_path / "logs" / "numbers", grids=False)
-    broken = write_run(tmp_path / "logs" / "broken", "1.0e-3", 0.5)
-    (broken / "vitx" / "images.npz").write_bytes(b"")
-    assert report(tmp_path / "logs", "--output", tmp_path / "page.html") == 1
+def test_runs_that_cannot_be_read_are_named_without_paths_of_the_machine(tmp_path, capsys):
+    logs = tmp_path / "logs"
+    write_one(logs / "one", 1e-3, 0.5)
+    write_images(write_one(logs / "two", 1e-3, 0.5), 12, 255 - pixels())
+    write_firing(logs / "two", 12, maps(12), LOGITS)
+    (write_one(logs / "broken", 1e-3, 0.5) / "vitx" / "images-000000.npz").write_bytes(b"")
+    write(logs / "killed", "write_facts", {})
+    (logs / "old" / "vitx").mkdir(parents=True)
+    np.savez(logs / "old" / "vitx" / "maps-000004.npz", rollout=maps(4)["rollout"])
+    assert report(logs, "--output", tmp_path / "page.html") == 1
     page = (tmp_path / "page.html").read_text("utf-8")
-    assert [row["run"] for row in rows(page)] == ["numbers", "one"]
-    assert "No pictures were logged by numbers" in page
-    assert re.search(r"Left out: broken \(cannot read .*images.npz", page)
-    assert "left out broken: cannot read" in capsys.readouterr().err
+    assert [row["run"] for row in rows(page)] == ["one", "two"]
+    assert "two is shown without the first 3 steps, of other images." in page
+    said = capsys.readouterr().err
+    for reason in (
+        r"broken(: | \()cannot read \S*logs/broken/vitx/images-000000.npz",
+        r"killed(: | \()\S*logs/killed holds no maps",
+        r"old(: | \()\S*logs/old/vitx is of vitx 0.2",
+    ):
+        assert re.search(reason, page)
+        assert re.search(rf"left out {reason}", said)
+    assert str(tmp_path) not in page + said
 
 
 def test_only_some_runs_are_asked_for(logs, tmp_path, capsys):
@@ -211,19 +227,17 @@ def test_only_some_runs_are_asked_for(logs, tmp_path, capsys):
     assert not (tmp_path / "no.html").exists()
 
 
-def test_where_none_has_pictures_nothing_is_written(tmp_path, capsys):
+def test_where_none_can_be_read_nothing_is_written(tmp_path, capsys):
     for name in "ab":
-        write_events(tmp_path / "logs" / name, grids=False)
+        write(tmp_path / "logs" / name, "write_facts", {})
     assert report(tmp_path / "logs", "--output", tmp_path / "page.html") == 2
-    assert "holds no pictures" in capsys.readouterr().err
+    assert "holds no maps" in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
 
 
-@pytest.mark.parametrize("saved", [True, False])
-def test_where_there_is_much_the_slider_has_fewer_places(saved, tmp_path, monkeypatch):
+def test_where_there_is_much_the_slider_has_fewer_places(tmp_path, monkeypatch):
     for name in "ab":
-        run = tmp_path / "logs" / name
-        (write_maps if saved else write_events)(run, steps=range(12))
+        write_run(tmp_path / "logs" / name, steps=range(12))
     assert report(tmp_path / "logs", "--output", tmp_path / "all.html") == 0
     whole = (tmp_path / "all.html").read_text("utf-8")
     assert "has 12 places" not in whole
@@ -235,7 +249,7 @@ def test_where_there_is_much_the_slider_has_fewer_places(saved, tmp_path, monkey
     assert len(page.encode()) <= limit
     places = int(re.search(r"it has (\d+) places, not 12", page)[1])
     assert 2 <= places < 12
-    assert len(films(articles(page)[0], places)) == 2 + (not saved)
+    assert len(films(articles(page)[0], places)) == 2
 
 
 def test_one_slider_moves_all_runs(opened):

@@ -31,7 +31,7 @@ import train_demo
 from tests import models
 from tests.hugging_face import hugging_face, hugging_face_of_clips
 from tests.lightning_models import SmallClassifier, samples
-from tests.played_runs import write_events, write_maps
+from tests.played_runs import write_run
 from vitx import cli
 from vitx.methods import registry
 from vitx.watch import sinks
@@ -149,7 +149,7 @@ def belongings(tmp_path_factory):
     trainer.strategy.connect(own["Wrapper"](own["make_model"](3)))
     trainer.save_checkpoint(folder / "wrapped.ckpt")
     for run in ("demo", "shortcut"):
-        write_maps(write_events(folder / "logs" / run / "version_0"))
+        write_run(folder / "logs" / run / "version_0")
     return folder
 
 

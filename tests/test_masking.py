@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from vitx.runs.folder import RunFolder, read_facts
 from vitx.runs.masking import masked
 
 RUN = Path("/data/me/logs/run/version_0")
@@ -85,6 +86,7 @@ def test_secrets_within_a_text_are_masked(value: str, expected: str) -> None:
         ("sets/here", "sets/here"),
         ("and/or", "and/or"),
         ("a / b", "a / b"),
+        ("/", "/"),
     ],
 )
 @pytest.mark.skipif("sys.platform == 'win32'", reason="paths of POSIX")
@@ -97,6 +99,16 @@ class _Settings:
     lr: float
     api_key: str
     inner: Any = None
+
+
+def test_a_class_that_is_called_like_a_path_keeps_its_name(tmp_path: Path) -> None:
+    names = ["/m/0k4j", "token: 1"]
+    folder = RunFolder.claim(tmp_path, tmp_path)
+    folder.write_facts({"class_names": names, "settings": {"root": str(tmp_path / "data"), "token": "hush"}})
+    facts = read_facts(tmp_path / "vitx")
+    assert facts is not None
+    assert facts["class_names"] == names
+    assert facts["settings"] == {"root": "data", "token": "***"}
 
 
 def test_mappings_dataclasses_and_namespaces_become_plain_values() -> None:

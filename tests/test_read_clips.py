@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tests.hugging_face import hugging_face_of_clips
+from tests.played_runs import open_run
 from vitx import VitxError, Watch, cli
 from vitx.inputs.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing, read_clip
 from vitx.inputs.volumes import VolumePreprocessing, read_volume
-from vitx.runs.finding import open_run
 from vitx.runs.saved import read_run
 
 COUNT, HEIGHT, WIDTH = 12, 48, 64
@@ -177,7 +177,7 @@ def test_a_watch_shows_them_in_one_card(kind, tmp_path):
     numbers = watch(step=0)
     assert numbers["vitx/rollout/entropy"] > 0
     run = open_run(tmp_path)
-    assert run.playback.count == 3
+    assert run.count == 3
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
     (event,) = events.Images("vitx/maps")
     assert event.width == 350

@@ -13,14 +13,23 @@ from PIL import Image
 
 from tests.browsers import opened as open_page
 from tests.browsers import playwright, shoot
-from tests.played_runs import CLASSES, COUNT, LOGITS, STEPS, pixels, same, write_events, write_maps
+from tests.played_runs import (
+    CLASSES,
+    COUNT,
+    LOGITS,
+    STEPS,
+    maps,
+    open_run,
+    pixels,
+    same,
+    write_firing,
+    write_images,
+    write_run,
+)
 from vitx.cli import main
 from vitx.cli.curves import charts, charts_of_runs
-from vitx.cli.embedding import columns_of
+from vitx.cli.page import columns_of
 from vitx.pictures import render
-from vitx.runs.finding import open_run
-from vitx.runs.logged import Curve
-from vitx.runs.saved import save_images, save_maps
 
 TITLES = ("attention rollout", "gradient rollout")
 
@@ -58,9 +67,11 @@ def films(article, count):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = write_events(write_maps(tmp_path_factory.mktemp("logs") / "demo"))
-    (folder / "hparams.yaml").write_text("model_name: vit_<tiny>\nlr: 1.0e-3\n")
-    return folder
+    folder = tmp_path_factory.mktemp("logs") / "demo"
+    csv = {"name": "CSVLogger", "version": "version_0", "address": "."}
+    loggers = [csv, {"name": "WandbRun", "version": "x1", "address": "https://wandb.ai/x1"}]
+    settings = {"lr": 1e-3, "model": {"name": "vit_<tiny>"}}
+    return write_run(folder, model="vit_<tiny>", settings=settings, loggers=loggers, note="of x")
 
 
 @pytest.fixture(scope="module")
@@ -74,24 +85,31 @@ def page(path):
     return path.read_text("utf-8")
 
 
-def test_the_page_says_what_the_run_was(page):
+def test_the_page_says_what_the_run_was(page, run):
     for words in (
         "vit_&lt;tiny&gt;",
         "3 images at 3 steps, from 0 to 9",
-        "lr: 1.0e-3",
+        "<dt>lr</dt><dd>0.001</dd>",
+        "<dt>model.name</dt>",
         "step 9, accuracy 50%",
+        "<dd>CSVLogger, version_0; WandbRun, x1</dd>",
+        "<dt>logged to</dt><dd>https://wandb.ai/x1</dd>",
+        "<dt>note</dt><dd>of x</dd>",
+        f"<dt>folder</dt><dd>{run.parent.name}/demo</dd>",
     ):
         assert words in page
+    assert "left out" not in page
+    assert str(run.parent) not in page, "a path of the machine is on the page"
     assert "<b>dog" not in page, "a class name became markup"
 
 
 def test_the_page_has_every_picture_of_every_step(page, run):
-    playback = open_run(run).playback
+    playback = open_run(run)
     order = [int(number) for number in re.findall(r'<article id="image-(\d+)"', page)]
     assert order == [2, 1, 0]
     for image, article in zip(order, articles(page), strict=True):
         (beside,), found = said(article), films(article, len(STEPS))
-        assert [text for text, _ in beside] == [str(playback.caption(at, image)) for at in range(len(STEPS))]
+        assert [text for text, _ in beside] == [str(playback.captions(at)[image]) for at in range(len(STEPS))]
         for firing, title in [(firing, title) for firing in range(len(STEPS)) for title in TITLES]:
             shown = playback.tiles(firing, image)
             grey = Image.fromarray(found[title][firing][..., 0]).resize((32, 32), Image.Resampling.BILINEAR)
@@ -104,9 +122,9 @@ def test_a_map_that_is_nearly_uniform_says_so(tmp_path):
     flat = np.ones((1, 4, 4), np.float32)
     bright = flat.copy()
     bright[0, 0, 0] = 99
-    for step, maps in enumerate(([bright, flat], [flat, bright])):
-        save_maps(tmp_path / "vitx", dict(zip(("rollout", "gae"), maps, strict=True)), step, LOGITS[:1])
-    save_images(tmp_path / "vitx", pixels(1))
+    write_images(tmp_path, 0, pixels(1))
+    for step, found in enumerate(([bright, flat], [flat, bright])):
+        write_firing(tmp_path, step, dict(zip(("rollout", "gae"), found, strict=True)), LOGITS[:1])
     assert report(tmp_path, "--output", tmp_path / "page.html") == 0
     (article,) = articles((tmp_path / "page.html").read_text("utf-8"))
     assert [flat for _, _, *flat in said(article)[0]] == [[1], [0]]
@@ -116,55 +134,48 @@ def test_a_map_that_is_nearly_uniform_says_so(tmp_path):
 
 
 def test_the_page_has_the_first_and_the_last_grid(page, run):
-    playback = open_run(run).playback
+    playback = open_run(run)
     shown = re.findall(r'<figure>.*?src="([^"]+)"', page)
     assert [
         same(picture(uri), playback.grid(at, range(COUNT))) for uri, at in zip(shown, (0, 2), strict=True)
     ] == [True] * 2
 
 
-def test_the_page_names_no_address(page):
-    assert not re.search(r"https?://", page)
+def test_the_page_names_no_address_but_that_of_the_logger(page):
+    assert re.findall(r"https?://[^<]*", page) == ["https://wandb.ai/x1"]
 
 
-def test_without_saved_maps_the_page_shows_what_was_logged(tmp_path):
-    run = write_events(tmp_path / "run")
-    assert report(run, "--output", tmp_path / "page.html", "--steps", 2) == 0
+def test_steps_of_other_images_are_left_out_and_counted(tmp_path):
+    run = write_run(tmp_path / "run")
+    write_images(run, 12, 255 - pixels())
+    for step in (12, 15):
+        write_firing(run, step, maps(step), LOGITS)
+    assert report(run, "--output", tmp_path / "page.html") == 0
     page = (tmp_path / "page.html").read_text("utf-8")
-    assert "save_maps=True" in page
-    playback = open_run(run).playback
-    for image, article in enumerate(articles(page)):
-        found = films(article, 2)
-        for at, firing in enumerate((0, len(STEPS) - 1)):
-            words = found["what the model says, as a picture"][at].astype(int)
-            caption, width = playback.caption(firing, image), words.shape[1]
-            assert np.abs(words - caption[:, :width]).mean() < 2
-            assert (caption[:, width:] == 255).all(), "a word is cut off"
-            error = np.abs(found[TITLES[0]][at].astype(int) - playback.tiles(firing, image)[TITLES[0]])
-            assert error.mean() < 4
-    assert image == COUNT - 1
+    assert "3 images at 2 steps, from 12 to 15" in page
+    assert "<dt>left out</dt><dd>the first 3 steps, of other images</dd>" in page
 
 
 def test_curves_of_one_measure_share_a_chart():
-    curve = Curve((0, 5), (0.25, 0.5))
+    curve = {0: 0.25, 5: 0.5}
     tags = ["lr", "epoch", "train/loss", "vitx/rollout/drift", "val/loss", "val/accuracy", "vitx/new/drift"]
     found = charts(dict.fromkeys(tags, curve))
     assert [chart.name for chart in found] == ["accuracy", "loss", "drift", "lr"]
     names = [[line.name for line in chart.lines] for chart in found]
     assert names == [["val"], ["train", "val"], ["attention rollout", "new"], ["lr"]]
-    assert (found[0].lines[0].first, found[0].lines[0].last) == ("0.25", "0.5")
+    assert found[0].lines[0].ends == ("0.25", "0.5")
     assert found[0].svg.startswith("<svg")
     for line in found[1].lines:
-        assert line.colour in found[1].svg
+        assert line.look[0] in found[1].svg
 
 
 def test_curves_of_runs_lie_over_each_other_and_long_ones_are_thinned():
-    long = Curve(tuple(range(9000)), tuple(np.random.default_rng(0).random(9000)))
+    long = dict(enumerate(np.random.default_rng(0).random(9000)))
     runs = [{"train/loss": long, "val/loss": long}, {"val/loss": long}, {}]
     val, train = charts_of_runs(runs, ["a", "<b>", "c"])
     assert (val.name, train.name) == ("val: loss", "train: loss")
     assert [line.name for line in val.lines] == ["a", "<b>"]
-    assert [line.colour for line in train.lines] == [val.lines[0].colour]
+    assert [line.look for line in train.lines] == [val.lines[0].look]
     assert '<g class="curve run-1"><title>&lt;b&gt;</title>' in val.svg
     assert 400 < val.svg.count("\nL") / 2 < 600
     many = [{"loss": long}] * 700
@@ -172,8 +183,8 @@ def test_curves_of_runs_lie_over_each_other_and_long_ones_are_thinned():
 
 
 def test_numbers_that_are_none_are_drawn_too():
-    (chart,) = charts({"train/loss": Curve((0, 1, 2), (1.0, float("nan"), float("inf")))})
-    assert chart.lines[0].last == "inf"
+    (chart,) = charts({"train/loss": {0: 1.0, 1: float("nan"), 2: float("inf")}})
+    assert chart.lines[0].ends == ("1", "inf")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +229,7 @@ def test_the_slider_moves_the_picture(opened):
 
 def test_what_the_browser_shows_is_the_overlay(opened, run):
     """The maps are enlarged, coloured and laid over the input by the browser alone."""
-    playback = open_run(run).playback
+    playback = open_run(run)
     tiles = opened.locator("#image-2 .live .tile")
     for tile, title in zip(tiles.all(), ("input", *TITLES), strict=True):
         shot = Image.open(io.BytesIO(tile.screenshot())).convert("RGB").resize((32, 32), Image.Resampling.BOX)

@@ -1,172 +1,135 @@
 """What a run left behind is read as it was written, and what is wrong with it is said in a sentence."""
 
-import shutil
-import time
-from pathlib import Path
+import io
 
 import numpy as np
 import pytest
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.lightning_models import IMAGE, fit
+from tests.lightning_models import fit
 from tests.played_runs import (
     CLASSES,
     COUNT,
     LABELS,
     LOGITS,
-    SIZE,
     STEPS,
-    grid,
     maps,
+    open_run,
     pixels,
     same,
-    write_events,
-    write_maps,
+    write,
+    write_firing,
+    write_images,
+    write_run,
 )
 from vitx import VitxError
 from vitx.callbacks import RolloutCallback
-from vitx.pictures import render
-from vitx.pictures.captions import Caption, captions_of
-from vitx.runs.cutting import cut
-from vitx.runs.finding import open_run
-from vitx.runs.playback import FromGrids, FromMaps
 from vitx.runs.ranking import rank
-from vitx.runs.saved import load_maps, save_images, save_maps
-from vitx.watch.images import Samples
-from vitx.watch.showing import keep_images
 
 
-def test_saved_maps_are_read_as_they_were_written(tmp_path):
-    saved = load_maps(write_maps(tmp_path) / "vitx")
-    assert saved.steps == STEPS
+def test_a_run_is_read_as_it_was_written(tmp_path):
+    run = open_run(write_run(tmp_path / "run", colormap="viridis", note="of the likeliest class"))
+    assert (run.steps, run.count, [*run.maps]) == (STEPS, COUNT, ["attention rollout", "gradient rollout"])
     for firing, step in enumerate(STEPS):
         for name, expected in maps(step).items():
-            assert same(saved.maps[name][firing], expected)
-        assert same(saved.logits[firing], LOGITS)
-    assert same(saved.pixels, pixels())
-    assert same(saved.labels, LABELS)
-    assert (list(saved.class_names), saved.colormap) == (CLASSES, "inferno")
+            assert same(run.saved.maps[name][firing], expected.astype(np.float16))
+        assert same(run.saved.logits[firing], LOGITS)
+    assert same(run.saved.pixels, pixels())
+    assert same(run.saved.labels, LABELS)
+    assert (run.colormap, run.note) == ("viridis", "of the likeliest class")
+    assert run.facts["class_names"] == CLASSES
+    assert run.numbers["val/accuracy"] == {4: 0.5, 9: 0.5}
+    assert run.numbers["vitx/rollout/entropy"] == {0: 0.9, 4: 0.8, 9: 0.7}
+    assert "step" not in run.numbers
 
 
-def test_a_real_run_is_played_back_from_its_maps_as_it_was_logged(tmp_path):
-    logger = TensorBoardLogger(tmp_path, name="run")
+@pytest.mark.parametrize("options", [{}, {"save_maps": "all"}])
+def test_a_real_run_is_played_back_as_it_was_logged(options, tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="run", version=0)
     names = ["cat", "dog", "newt"]
-    callback = RolloutCallback(
-        num_images=3, save_maps=True, class_names=names, colormap="viridis", on_error="raise"
-    )
-    fit(callback, logger=logger)
+    watching = {"num_images": (2, 3), "class_names": names, "colormap": "viridis", "on_error": "raise"}
+    fit(RolloutCallback(**watching, **options), logger=logger)
     run = open_run(tmp_path)
-    assert run.path == Path(logger.log_dir)
-    assert isinstance(run.playback, FromMaps)
-    assert run.playback.steps == (0, 3, 7)
-    assert run.scalars["val/loss"].steps == (3, 7)
-    assert run.playback.saved.pixels.shape == (3, IMAGE, IMAGE, 3)
-    assert run.playback.saved.class_names == tuple(names)
-    shutil.rmtree(run.path / "vitx")
-    logged = open_run(tmp_path).playback
-    assert isinstance(logged, FromGrids)
-    for firing in range(3):
-        assert same(logged.grid(firing, range(3)), run.playback.grid(firing, range(3)))
-        assert list(logged.tiles(firing, 0)) == ["input", "attention rollout", "gradient rollout"]
+    assert (run.path.name, run.steps, run.count) == ("version_0", (0, 3, 7), 2)
+    assert (run.facts["model"], run.facts["ended"]) == ("SmallClassifier", True)
+    assert [*run.numbers["val/loss"]] == [3, 7]
+    assert [*run.numbers["vitx/rollout/entropy"]] == [0, 3, 7]
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload().Images("vitx/maps")
+    for firing, event in enumerate(events):
+        logged = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB")).astype(int)
+        drawn = run.grid(firing, range(2))
+        assert drawn.shape == logged.shape
+        assert np.abs(drawn - logged).mean() < 1, "half precision costs a shade here and there"
+
+
+def test_maps_of_all_measured_images_are_those_of_the_shown(tmp_path):
+    found = maps(4, 4)
+    write_images(tmp_path, 4, pixels()[[0, 2]])
+    folder = tmp_path / "vitx" / "images-000004.npz"
+    np.savez(folder, pixels=pixels()[[0, 2]], shown=np.array([3, 1]), labels=np.arange(4))
+    write_firing(tmp_path, 4, found, np.eye(4))
+    saved = open_run(tmp_path).saved
+    assert saved.labels.tolist() == [3, 1]
+    assert same(saved.logits[0], np.eye(4, dtype=np.float32)[[3, 1]])
+    assert same(saved.maps["rollout"][0], found["rollout"].astype(np.float16)[[3, 1]])
 
 
 def test_no_frame_of_a_clip_reaches_into_the_next(tmp_path):
     maps = np.zeros((1, 4, 2, 2), np.float32)
     maps[0, 0, :, 1] = 1  # the right of the first frame
-    save_maps(tmp_path / "vitx", {"rollout": maps}, 1, np.zeros((1, 3), np.float32))
-    save_images(tmp_path / "vitx", np.zeros((1, 4, 8, 8, 3), np.uint8))
-    tile = FromMaps(load_maps(tmp_path / "vitx")).tiles(0, 0)["attention rollout"].astype(int).sum(-1)
+    write_images(tmp_path, 1, np.zeros((1, 4, 8, 8, 3), np.uint8))
+    write_firing(tmp_path, 1, {"rollout": maps}, np.zeros((1, 3)))
+    tile = open_run(tmp_path).tiles(0, 0)["attention rollout"].astype(int).sum(-1)
     assert tile.shape == (8, 4 * 8)
     assert tile[:, 7].min() > 5 * tile[:, 0].max()
     assert tile[:, 8:].max() == tile[:, 0].min()
 
 
-def test_labels_of_all_kinds_can_be_kept(tmp_path):
-    for labels in (None, torch.tensor([[1, 0], [0, 1]]), torch.tensor([0.5, 2], dtype=torch.bfloat16)):
-        samples = Samples(torch.zeros(2, 3, 8, 8), labels, shown=(1,))
-        shown = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
-        keep_images(tmp_path, samples, shown, None, "inferno")
-        save_maps(tmp_path, {"rollout": np.ones((1, 2, 2), np.float32)}, 0, np.zeros((1, 2), np.float32))
-        saved = load_maps(tmp_path)
-        assert saved.class_names is None
-        if labels is None:
-            assert saved.labels is None
-        else:
-            assert np.array_equal(saved.labels, labels[1:].float())
+@pytest.mark.parametrize(
+    ("kind", "logits", "labels", "said"),
+    [
+        (None, [[0, 9]], None, "1 100%"),
+        ("class", [[0, 9]], [7], "1 100%"),  # a label of no class that there is
+        ("classes", [[9.0, 9.0]], [[1, 0]], "\N{BALLOT X} 0 + 1, is 0"),
+        ("numbers", [[0.25]], [0.5], "0.250, is 0.500"),
+        ("shares", [[0.0]], [0.25], "0.500, is 0.250"),
+        ("features", [[0.25, 0.5]], None, ""),
+    ],
+)
+def test_captions_say_what_the_training_said(kind, logits, labels, said, tmp_path):
+    write_images(tmp_path, 1, pixels(1), None if labels is None else np.array(labels))
+    write_firing(tmp_path, 1, maps(1, 1), np.array(logits))
+    write(tmp_path, "write_facts", {"kind": kind})
+    assert [str(caption) for caption in open_run(tmp_path).captions(0)] == [said]
 
 
-@pytest.mark.parametrize("height", [SIZE, SIZE // 2, SIZE * 2, 7])
-@pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize(("lines", "note"), [(1, ""), (3, ""), (1, "colours guessed; " * 5)])
-def test_a_grid_is_cut_into_what_it_was_made_of(count, height, lines, note):
-    white = torch.full((count, height, SIZE, 3), 255, dtype=torch.uint8)  # must not pass for what is between
-    heat = torch.linspace(0, 1, SIZE).expand(count, height, SIZE)
-    columns = {"input": white, "map": render.overlays(white, heat)}
-    long = Caption(" + ".join(["great crested newt"] * lines), 0.5)
-    captions = [Caption("newt", 0.5), Caption("newt", 0.5), long][-count:]
-    rows = cut(render.grid(columns, captions, note=note))
-    assert len(rows) == count
-    for row in rows:
-        given, overlay = (render._tile(columns[title][0].numpy(), render.TILE_WIDTH) for title in columns)
-        assert same(row.tiles[0], np.asarray(given))
-        assert same(row.tiles[1], np.asarray(overlay))
-        assert row.caption.shape[0] == lines * render.LINE
-        assert row.caption.min() < 100, "there is text"
+def test_of_images_that_changed_the_last_are_read_and_the_other_firings_counted(tmp_path):
+    write_run(tmp_path)
+    write_images(tmp_path, 12, 255 - pixels())
+    assert open_run(tmp_path).steps == STEPS, "killed before the first firing with them"
+    write_firing(tmp_path, 12, maps(12), LOGITS)
+    saved = open_run(tmp_path).saved
+    assert (saved.steps, saved.before) == ((12,), len(STEPS))
+    assert same(saved.pixels, 255 - pixels())
 
 
-@pytest.mark.parametrize("shape", [(300, 300, 3), (20, 350, 3), (400, 350, 3)])
-def test_what_is_no_grid_is_refused(shape):
-    with pytest.raises(VitxError, match=f"{shape[1]} x {shape[0]} pixels is no grid"):
-        cut(np.zeros(shape, np.uint8))
-
-
-def test_logged_grids_are_taken_apart_and_joined_anew(tmp_path):
-    run = open_run(write_events(tmp_path))
-    assert isinstance(run.playback, FromGrids)
-    assert (run.playback.steps, run.playback.count) == (STEPS, COUNT)
-    assert same(run.playback.grid(1, range(COUNT)), grid(STEPS[1]))
-    two = run.playback.grid(1, [0, 1])
-    rows = cut(two)
-    assert [
-        same(row.tiles[1], run.playback.tiles(1, image)["attention rollout"])
-        for image, row in enumerate(rows)
-    ] == [True] * 2
-
-
-def test_grids_in_png_files_serve_too(tmp_path):
-    (tmp_path / "vitx").mkdir()
-    for step in STEPS:
-        Image.fromarray(grid(step)).save(tmp_path / "vitx" / f"vitx-maps-{step:06d}.png")
-    run = open_run(tmp_path)
-    assert run.playback.steps == STEPS
-    assert same(run.playback.grid(2, range(COUNT)), grid(STEPS[2]))
-    assert run.heading(2) == f"step {STEPS[2]}", "nothing is known of its accuracy"
-
-
-def test_a_resumed_run_has_each_step_once_and_the_last_holds(tmp_path):
-    write_events(tmp_path, accuracy=0.25)
-    time.sleep(1)  # the seconds in their names are the order of the files
-    write_events(tmp_path, steps=(4, 9, 12), purge=4, accuracy=0.75)
-    run = open_run(tmp_path)
-    assert run.playback.steps == (0, 4, 9, 12)
-    assert run.scalars["val/accuracy"].values == (0.75, 0.75, 0.75)
-    assert [run.heading(firing) for firing in (0, 1)] == ["step 0", "step 4, accuracy 75%"]
-
-
-def test_accuracy_in_percent_is_not_scaled_again(tmp_path):
-    assert open_run(write_events(tmp_path, accuracy=91.4)).heading(1) == "step 4, accuracy 91%"
+@pytest.mark.parametrize(
+    ("accuracy", "said"),
+    [(0.75, "step 4, accuracy 75%"), (91.4, "step 4, accuracy 91%"), (None, "step 4")],
+)
+def test_a_heading_says_the_accuracy_as_it_was_logged(accuracy, said, tmp_path):
+    run = open_run(write_run(tmp_path, accuracy=accuracy))
+    assert [run.heading(firing) for firing in (0, 1)] == ["step 0", said]
 
 
 def test_wrong_and_sure_comes_first_and_then_what_moved(tmp_path):
-    saved = load_maps(write_maps(tmp_path) / "vitx")
-    said = captions_of(torch.from_numpy(LOGITS), torch.from_numpy(LABELS), CLASSES)
-    first, second, third = rank(saved, said)
-    assert [first.image, second.image, third.image] == [2, 1, 0]
-    assert first.reason.startswith("wrong at the end, and 99% sure; its ")
-    assert "moved most from step" in second.reason
-    assert third.reason == "its maps stand still"
+    found = rank(open_run(write_run(tmp_path)))
+    assert [*found] == [2, 1, 0]
+    assert found[2].startswith("wrong at the end, and 99% sure; its ")
+    assert "moved most from step" in found[1]
+    assert found[0] == "its maps stand still"
 
 
 def deleted(name):
@@ -185,63 +148,57 @@ def torn(name):
     return tear
 
 
+def without(name, key):
+    def take(run):
+        with np.load(run / "vitx" / name) as file:
+            arrays = {known: values for known, values in file.items() if known != key}
+        np.savez(run / "vitx" / name, **arrays)
+
+    return take
+
+
 def of_others(run):
-    save_maps(run / "vitx", maps(12, 2), 12, LOGITS[:2])
+    write_firing(run, 12, maps(12, 2), LOGITS[:2])
 
 
 def of_another_method(run):
-    save_maps(run / "vitx", {"saliency": maps(12)["rollout"]}, 12, LOGITS)
+    write_firing(run, 12, {"saliency": maps(12)["rollout"]}, LOGITS)
 
 
 def pickled(run):
-    np.save(run / "vitx" / "logits-000004.npy", np.array([{}]), allow_pickle=True)
+    np.savez(run / "vitx" / "firing-000004.npz", logits=np.array([{}]))
 
 
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (emptied("maps-000004.npz"), "cannot read .*maps-000004.npz"),
-        (torn("maps-000004.npz"), "cannot read .*maps-000004.npz"),
-        (torn("images.npz"), "cannot read .*images.npz"),
-        (torn("logits-000009.npy"), "cannot read .*logits-000009.npy"),
-        (deleted("logits-000009.npy"), "cannot read .*logits-000009.npy"),
-        (pickled, "cannot read .*logits-000004.npy"),
+        (emptied("firing-000004.npz"), "cannot read .*firing-000004.npz"),
+        (torn("firing-000004.npz"), "cannot read .*firing-000004.npz"),
+        (torn("images-000000.npz"), "cannot read .*images-000000.npz"),
+        (pickled, "cannot read .*firing-000004.npz"),
+        (lambda run: (run / "vitx" / "numbers.csv").write_bytes(b"step\xff\n"), "cannot read .*numbers.csv"),
+        (without("firing-000004.npz", "logits"), "do not fit each other .*logits"),
+        (without("images-000000.npz", "shown"), "do not fit each other .*shown"),
         (of_others, "at step 0, .* of 3 images"),
         (of_another_method, "have no method in common"),
-        (deleted("images.npz"), "holds no pictures to play back"),
+        (lambda run: write_images(run, 4, pixels().repeat(2, 0)), "of 6 images"),
+        (deleted("images-000000.npz"), "not the images that they are of: copy the folder whole"),
     ],
 )
-def test_what_is_wrong_with_saved_maps_is_said(spoil, sentence, tmp_path):
-    spoil(write_maps(tmp_path))
+def test_what_is_wrong_with_a_run_is_said(spoil, sentence, tmp_path):
+    spoil(write_run(tmp_path))
     with pytest.raises(VitxError, match=sentence):
         open_run(tmp_path)
 
 
 def test_a_method_that_came_later_is_left_out(tmp_path):
-    write_maps(tmp_path)
-    save_maps(tmp_path / "vitx", {**maps(12), "late": maps(12)["rollout"]}, 12, LOGITS)
-    assert set(open_run(tmp_path).playback.saved.maps) == {"rollout", "grad_rollout"}
+    write_run(tmp_path)
+    write_firing(tmp_path, 12, {**maps(12), "late": maps(12)["rollout"]}, LOGITS)
+    assert set(open_run(tmp_path).saved.maps) == {"rollout", "grad_rollout"}
 
 
-def test_folders_without_a_run_or_with_several_are_refused(tmp_path):
-    with pytest.raises(VitxError, match=r"there is no folder .*absent"):
-        open_run(tmp_path / "absent")
-    with pytest.raises(VitxError, match="neither event files nor saved maps"):
-        open_run(tmp_path)
-    one = write_maps(tmp_path / "logs" / "one")
-    assert open_run(tmp_path).path == one
-    write_events(tmp_path / "logs" / "two", grids=False)
-    with pytest.raises(VitxError, match=r"holds 2 runs: give one of .*one, .*two"):
-        open_run(tmp_path)
-    with pytest.raises(VitxError, match="two holds no pictures to play back: RolloutCallback was not there"):
-        open_run(tmp_path / "logs" / "two")
-
-
-def test_damaged_pictures_and_event_files_are_said_or_left_out(tmp_path):
-    write_maps(tmp_path / "run")
-    (tmp_path / "run" / "events.out.tfevents.1.here").write_bytes(b"no record at all")
-    assert open_run(tmp_path / "run").scalars == {}
-    (tmp_path / "files" / "vitx").mkdir(parents=True)
-    (tmp_path / "files" / "vitx" / "vitx-maps-000000.png").write_bytes(b"")
-    with pytest.raises(VitxError, match=r"cannot read the picture that .*files logged at step 0 .*damaged"):
-        open_run(tmp_path / "files")
+def test_files_of_other_names_are_no_firings(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "vitx" / "firing-000004 (copy).npz").write_bytes(b"")
+    (tmp_path / "vitx" / ".firing-000012.npz.part").write_bytes(b"")
+    assert open_run(tmp_path).steps == STEPS

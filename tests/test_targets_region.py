@@ -1,23 +1,20 @@
 """A part of a dense output as the target."""
 
+import re
+
 import pytest
+import timm
 import torch
-import transformers
 
 from tests.by_hand import check
+from tests.dense_models import SEGMENTERS, made
+from vitx import VitxError, explain
 from vitx.targets import region
-
-SEGFORMER = {
-    **{"num_labels": 5, "depths": [1, 1], "hidden_sizes": [8, 16], "decoder_hidden_size": 16},
-    **{"num_encoder_blocks": 2, "sr_ratios": [2, 1], "num_attention_heads": [1, 2], "mlp_ratios": [2, 2]},
-    **{"patch_sizes": [7, 3], "strides": [4, 2]},
-}
 
 
 @pytest.fixture(scope="module")
 def segformer():
-    torch.manual_seed(0)
-    return transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(**SEGFORMER)).eval()
+    return made("segformer")[0]
 
 
 EVERY_OTHER = torch.arange(32) // 4 % 2 * torch.ones(32, 1)
@@ -37,3 +34,59 @@ def test_it_is_the_score_by_hand(segformer, part, score):
     found = check(segformer, torch.rand(2, 3, 32, 32), region(3, **part), score, ("rollout", "evidence"))
     assert found["rollout"].logits.shape == (2, 5, 8, 8)
     assert found["rollout"].captions[0].startswith("class 3: ")
+
+
+def semantic(output):
+    """The logits of classes, (B, C, h, w), as they are, or of mask queries."""
+    if "logits" in output:
+        return output.logits
+    classes, masks = output.class_queries_logits.softmax(-1)[..., :-1], output.masks_queries_logits.sigmoid()
+    return torch.einsum("bqc,bqhw->bchw", classes, masks)
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_segmenters_of_all_kinds(name):
+    """Also mask queries, whose masks are products of queries and pixels."""
+    model, images = made(name)
+    size = images.shape[-1]
+
+    def score(output):
+        found = semantic(output)
+        side = found.shape[-1] // 4
+        return found[:, 3, side : 2 * side, 2 * side :].sum((1, 2))
+
+    target = region(3, box=(size // 2, size // 4, size, size // 2))
+    check(model, images, target, score, ("rollout", "evidence"))
+
+
+def test_tokens_lie_as_the_picture_does():
+    """Those before the patches are none."""
+    model = timm.create_model(
+        "test_vit", num_classes=5, class_token=True, global_pool="", img_size=(32, 64)
+    ).eval()
+    images = torch.rand(2, 3, 32, 64)
+
+    check(model, images, region(3, point=(40, 20)), lambda out: out[:, 1 + 4 + 2, 3], ("rollout",))
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({}, "give one"),
+        ({"box": (0, 0, 3)}, "box=(x0, y0, x1, y1)"),
+        ({"box": (0, 0, 33, 8)}, "not inside images of 32 x 32 pixels"),
+        ({"point": (32, 0)}, "not inside"),
+        ({"mask": torch.ones(3, 3)}, "a mask is (H, W)"),
+        ({"mask": torch.zeros(32, 32)}, "empty"),
+        ({"cls": 5, "point": (0, 0)}, "classes 0 to 4"),
+    ],
+)
+def test_bad_words(segformer, part, said):
+    with pytest.raises(VitxError, match=re.escape(said)):
+        explain(segformer, torch.rand(1, 3, 32, 32), target=region(**({"cls": 3} | part)))
+
+
+def test_an_output_without_places_says_what_fits():
+    model = timm.create_model("test_vit", num_classes=5, img_size=32).eval()
+    with pytest.raises(VitxError, match=re.escape("the output is (1, 5): give a class, as target=3")):
+        explain(model, torch.rand(1, 3, 32, 32), target=region(3, point=(0, 0)))

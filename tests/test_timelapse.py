@@ -4,19 +4,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.played_runs import COUNT, STEPS, frames, pixels, write_events, write_maps
+from tests.played_runs import (
+    COUNT,
+    LOGITS,
+    STEPS,
+    frames,
+    maps,
+    open_run,
+    pixels,
+    write,
+    write_firing,
+    write_images,
+    write_run,
+)
 from vitx.cli import main
 from vitx.pictures.render import GAP, LINE, TILE_WIDTH
 from vitx.runs.film import Reel, evenly, frame, timeline
-from vitx.runs.finding import open_run
-from vitx.runs.saved import save_images, save_maps
 
 NEAR = 16  # of 255, by which the 256 colours of a film may differ from those of the picture
 
 
 @pytest.fixture
 def run(tmp_path):
-    return write_events(write_maps(tmp_path / "logs" / "demo"), grids=False)
+    return write_run(tmp_path / "logs" / "demo")
 
 
 def film(*words):
@@ -71,17 +81,17 @@ def test_a_strip_has_a_column_for_each_step_and_a_row_for_each_method(run, tmp_p
     assert picture.shape[1] == GAP + columns * (TILE_WIDTH + GAP)
     head = picture.shape[0] - 2 * row
     assert head % LINE == 0
-    playback = open_run(run).playback
+    opened = open_run(run)
     for firing in range(len(STEPS)):
         for place, title in enumerate(("attention rollout", "gradient rollout")):
             top, left = head + place * row + LINE, GAP + (1 + firing) * (TILE_WIDTH + GAP)
-            tile = Image.fromarray(playback.tiles(firing, 2)[title])
+            tile = Image.fromarray(opened.tiles(firing, 2)[title])
             expected = np.asarray(tile.resize((TILE_WIDTH, TILE_WIDTH), Image.Resampling.BICUBIC))
             assert np.array_equal(picture[top : top + TILE_WIDTH, left : left + TILE_WIDTH], expected)
 
 
 def test_two_runs_stand_side_by_side_where_their_trainings_are_as_far(run, tmp_path, capsys):
-    other = write_events(tmp_path / "logs" / "shortcut", steps=(0, 50, 60, 70, 100))
+    other = write_run(tmp_path / "logs" / "shortcut", steps=(0, 50, 60, 70, 100))
     reels = [Reel(open_run(folder), range(COUNT), folder.name) for folder in (run, other)]
     assert timeline(reels, 60) == [(0, 0), (1, 1), (1, 2), (1, 3), (2, 4)]
     assert timeline(reels, 2) == [(0, 0), (2, 4)]
@@ -98,11 +108,11 @@ def test_two_runs_stand_side_by_side_where_their_trainings_are_as_far(run, tmp_p
 
 
 def test_more_runs_stand_in_rows_of_a_screens_form(run, tmp_path, capsys):
-    others = [write_maps(tmp_path / "logs" / name) for name in ("even", "odd")]
-    write_events(tmp_path / "logs" / "numbers", grids=False)
+    others = [write_run(tmp_path / "logs" / name) for name in ("even", "odd")]
+    write(tmp_path / "logs" / "killed", "write_facts", {})
     out = tmp_path / "film"
     assert film(tmp_path / "logs", "--image", 0, "--output", out) == 1
-    assert "left out numbers: no pictures were logged" in capsys.readouterr().err
+    assert "logs/killed holds no maps" in capsys.readouterr().err
     reels = [Reel(open_run(folder), [0], folder.name) for folder in (run, *others)]
     panels = [frame([reel], [2]) for reel in reels]
     shown = frames(out / "image-0.gif")[2]
@@ -117,17 +127,20 @@ def test_more_runs_stand_in_rows_of_a_screens_form(run, tmp_path, capsys):
 
 
 def test_runs_with_different_images_are_said(run, tmp_path, capsys):
-    other = write_maps(tmp_path / "logs" / "other")
-    save_images(other / "vitx", pixels()[::-1])
+    other = write_run(tmp_path / "logs" / "other", images=pixels()[::-1])
     assert film(run, other, "--image", 1, "--output", tmp_path / "film") == 0
     assert not capsys.readouterr().err, "they have one in common"
     assert film(run, other, "--image", 0, "--output", tmp_path / "film") == 0
     assert "do not watch the same images" in capsys.readouterr().err
 
 
-def test_without_saved_maps_the_logged_grids_are_shown(tmp_path):
-    run = write_events(tmp_path / "run")
+def test_few_frames_are_chosen_and_steps_of_other_images_left_out(tmp_path, capsys):
+    run = write_run(tmp_path / "run")
+    write_images(run, 12, 255 - pixels())
+    for step in (12, 15, 18):
+        write_firing(run, step, maps(step), LOGITS)
     assert film(run, "--output", tmp_path / "film", "--frames", 2, "--stills", 2) == 0
+    assert "run is shown without the first 3 steps, of other images" in capsys.readouterr().err
     assert len(frames(tmp_path / "film" / "all.gif")) == 2
     strip = Image.open(tmp_path / "film" / "image-0.png")
     assert strip.width == GAP + 3 * (TILE_WIDTH + GAP)
@@ -141,7 +154,7 @@ def test_frames_are_chosen_evenly_with_the_first_and_the_last():
 
 
 def test_one_firing_is_a_film_too(tmp_path):
-    run = write_maps(tmp_path / "run", steps=(0,))
+    run = write_run(tmp_path / "run", steps=(0,))
     assert film(run, "--output", tmp_path / "film") == 0
     assert len(frames(tmp_path / "film" / "all.gif")) == 1
 
@@ -172,9 +185,8 @@ def test_the_output_may_not_be_a_file(run, tmp_path, capsys):
 
 
 def test_the_height_of_wide_pictures_follows(tmp_path):
-    pixels = np.zeros((1, 16, 32, 3), np.uint8)
-    save_maps(tmp_path / "vitx", {"rollout": np.ones((1, 2, 4), np.float32)}, 0, np.zeros((1, 2), np.float32))
-    save_images(tmp_path / "vitx", pixels)
+    write_images(tmp_path, 0, np.zeros((1, 16, 32, 3), np.uint8))
+    write_firing(tmp_path, 0, {"rollout": np.ones((1, 2, 4))}, np.zeros((1, 2)))
     assert film(tmp_path, "--output", tmp_path / "film") == 0
     strip = Image.open(tmp_path / "film" / "image-0.png")
     assert (strip.height - GAP - TILE_WIDTH // 2) % LINE == 0

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from vitx.methods import title_of
 from vitx.runs.film import evenly
-from vitx.runs.logged import Curve
+
+Curve = Mapping[int, float]  # step -> value, in order
 
 EXPLAINED = {
     "entropy": "How spread out the maps are: 0 for one patch, 1 for a constant map.",
@@ -24,15 +25,8 @@ EXPLAINED = {
 }
 _FIRST = ("accuracy", "acc", "loss", *EXPLAINED)
 _LEFT_OUT = ("epoch", "hp_metric")
-_COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#7f7f7f",
-)  # told apart by all eyes
+# They are told apart by all eyes.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 _CURRENT = "#012345"  # stands for the page's own colour of text, light or dark
 _FEW = 12  # lines that may be thick
 _DASHES = ("solid", "dashed", "dotted")  # once the colours are used up
@@ -41,47 +35,31 @@ _MOST_POINTS, _FEWEST_POINTS, _ALL_POINTS = 500, 20, 150_000  # of a curve, and 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve of a chart.
-
-    Attributes:
-        name: in the legend.
-        colour: as CSS takes it.
-        dash: as CSS calls it.
-        mark: the class of what belongs to it in the page.
-        curve: what is drawn.
-    """
+    """One curve of a chart: its name in the legend, and its place among the lines of all charts."""
 
     name: str
-    colour: str
-    dash: str
-    mark: str
+    place: int
     curve: Curve
 
     @property
-    def first(self) -> str:
-        """The value at its start."""
-        return number(self.curve.values[0])
+    def look(self) -> tuple[str, str]:
+        """Its colour and dash."""
+        return look(self.place)
 
     @property
-    def last(self) -> str:
-        """The value at its end."""
-        return number(self.curve.values[-1])
+    def ends(self) -> tuple[str, str]:
+        """The values at its start and at its end."""
+        first, *_, last = [*self.curve.values()] * 2
+        return number(first), number(last)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves of one measure.
-
-    Attributes:
-        name: of the measure.
-        about: what it says, or nothing.
-        lines: what the legend says.
-        svg: the picture.
-    """
+    """Curves of one measure: its name, what it says, the lines of the legend, and the picture."""
 
     name: str
     about: str
-    lines: tuple[Line, ...]
+    lines: Sequence[Line]
     svg: str
 
 
@@ -94,14 +72,12 @@ def charts(scalars: Mapping[str, Curve]) -> list[Chart]:
     Returns:
         Accuracy, loss and vitx's own first, the others as they were logged.
     """
-    groups: dict[str, dict[str, Curve]] = {}
+    groups: dict[str, list[Line]] = {}
     for tag in in_order(scalars):
         where, measure = parts(tag)
-        groups.setdefault(measure, {})[where or measure] = scalars[tag]
-    return [
-        _chart(measure, [_line(name, place, curve) for place, (name, curve) in enumerate(curves.items())])
-        for measure, curves in groups.items()
-    ]
+        lines = groups.setdefault(measure, [])
+        lines.append(Line(where or measure, len(lines), scalars[tag]))
+    return [_chart(measure, measure, lines, _MOST_POINTS) for measure, lines in groups.items()]
 
 
 def charts_of_runs(scalars: Sequence[Mapping[str, Curve]], names: Sequence[str]) -> list[Chart]:
@@ -111,20 +87,14 @@ def charts_of_runs(scalars: Sequence[Mapping[str, Curve]], names: Sequence[str])
         scalars: each run's, tag -> curve.
         names: of the runs.
     """
-    tags = in_order(
-        sorted({tag: None for of_run in scalars for tag in of_run}, key=lambda tag: "val" not in tag)
-    )
-    points = _ALL_POINTS // max(sum(map(len, scalars)), 1)
+    tags = dict.fromkeys(tag for of_run in scalars for tag in of_run)
+    points = min(max(_ALL_POINTS // max(sum(map(len, scalars)), 1), _FEWEST_POINTS), _MOST_POINTS)
     found = []
-    for tag in tags:
-        lines = [
-            _line(name, place, of_run[tag])
-            for place, (name, of_run) in enumerate(zip(names, scalars, strict=True))
-            if tag in of_run
-        ]
+    for tag in in_order(sorted(tags, key=lambda tag: "val" not in tag)):
+        of_runs = enumerate(zip(names, scalars, strict=True))
+        lines = [Line(name, place, known[tag]) for place, (name, known) in of_runs if tag in known]
         where, measure = parts(tag)
-        title = f"{where}: {measure}" if where else measure
-        found.append(_chart(measure, lines, title, min(max(points, _FEWEST_POINTS), _MOST_POINTS)))
+        found.append(_chart(measure, f"{where}: {measure}" if where else measure, lines, points))
     return found
 
 
@@ -167,13 +137,8 @@ def number(value: float) -> str:
     return f"{value:.0f}" if isfinite(value) and abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _line(name: str, place: int, curve: Curve) -> Line:
-    colour, dash = look(place)
-    return Line(name, colour, dash, f"run-{place}", curve)
-
-
-def _chart(measure: str, lines: Sequence[Line], title: str = "", points: int = _MOST_POINTS) -> Chart:
-    return Chart(title or measure, EXPLAINED.get(measure, ""), tuple(lines), _svg(lines, points))
+def _chart(measure: str, title: str, lines: Sequence[Line], points: int) -> Chart:
+    return Chart(title, EXPLAINED.get(measure, ""), lines, _svg(lines, points))
 
 
 def _svg(lines: Sequence[Line], points: int) -> str:
@@ -185,16 +150,13 @@ def _svg(lines: Sequence[Line], points: int) -> str:
         axes = figure.subplots()
         width = 1.5 if len(lines) <= _FEW else 0.7
         for line in lines:
-            places = evenly(len(line.curve.steps), points)
-            steps, values = (
-                [sequence[place] for place in places] for sequence in (line.curve.steps, line.curve.values)
-            )
-            (drawn,) = axes.plot(steps, values, color=line.colour, linestyle=line.dash, linewidth=width)
-            drawn.set_gid(line.mark)
-            if len(places) * len(lines) < 60:  # each mark takes as much room as ten points of a line
-                drawn.set(marker="o", markersize=3)
-            elif len(places) == 1:
-                drawn.set(marker="o")
+            known = [*line.curve.items()]
+            places = evenly(len(known), points)
+            steps, values = zip(*(known[place] for place in places), strict=True)
+            # Each mark takes as much room as ten points of a line.
+            mark = "o" if len(places) == 1 or len(places) * len(lines) < 60 else None
+            (drawn,) = axes.plot(steps, values, marker=mark, markersize=3, linewidth=width)
+            drawn.set(gid=f"run-{line.place}", color=line.look[0], linestyle=line.look[1])
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -210,6 +172,6 @@ def _embedded(svg: str, lines: Sequence[Line]) -> str:
     svg = re.sub(outside, "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r"(?<=\d\.\d)\d+(?= |\n|\")", "", svg)
     for line in lines:
-        named = f'<g class="curve {line.mark}"><title>{escape(line.name)}</title>'
-        svg = svg.replace(f'<g id="{line.mark}">', named)
+        named = f'<g class="curve run-{line.place}"><title>{escape(line.name)}</title>'
+        svg = svg.replace(f'<g id="run-{line.place}">', named)
     return svg.replace(_CURRENT, "currentColor")

@@ -1,14 +1,75 @@
-"""What all pages share: the templates, and how what changes with a slider is told to them."""
+"""What the pages share: the templates, and pictures small enough that many of them stand in a page."""
 
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil, sqrt
 from typing import Any
 
+import numpy as np
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
 
-from vitx.cli.embedding import Shown, filter_table
-from vitx.pictures.render import OVERLAY_STRENGTH
+from vitx.metrics import entropy
+from vitx.pictures.captions import Caption
+from vitx.pictures.render import OVERLAY_STRENGTH, UNIFORM, palette
+from vitx.runs.run import Picture, Run
+
+_EDGE = 1  # pixels of a frame that are repeated around it, as a browser that enlarges it mixes neighbours
+_STOPS = 65  # of a colour map, between which a browser interpolates
 
 
-def fill(template: str, **values: Any) -> str:
+@dataclass(frozen=True)
+class Embedded:
+    """A picture in a page.
+
+    Attributes:
+        uri: with all its bytes.
+        width: in pixels; of a film, that of a frame without its edge.
+        height: the same.
+    """
+
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image of a run at some firings.
+
+    Attributes:
+        films: title of each method -> its maps, to be coloured and laid over the input: frames of one size,
+            row by row, of which a page shows one at a time.
+        captions: what the model says at each firing.
+        flat: title of each method -> for each firing, whether its map is nearly uniform.
+        colormap: that of the run.
+    """
+
+    films: dict[str, Embedded]
+    captions: list[Caption]
+    flat: dict[str, list[bool]]
+    colormap: str
+
+    def in_order(self, titles: Sequence[str]) -> "Shown":
+        """Returns the same with the methods in another order."""
+        films = {title: self.films[title] for title in titles}
+        return replace(self, films=films, flat={title: self.flat[title] for title in titles})
+
+    @property
+    def said(self) -> list[list[Any]]:
+        """What stands beside each frame: the caption, whether it is right, and which maps are flat."""
+        flat = zip(*self.flat.values(), strict=True)
+        return [
+            [str(caption), caption.right, *(place for place, of in enumerate(of_all) if of)]
+            for caption, of_all in zip(self.captions, flat, strict=True)
+        ]
+
+
+def fill(template: str, *, frames: int, colormaps: Sequence[str], **values: Any) -> str:
     """Fills a template of the folder `pages`, and returns HTML."""
     templates = Environment(
         loader=PackageLoader("vitx.cli", "pages"),
@@ -17,13 +78,70 @@ def fill(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    tables = {colormap: filter_table(colormap) for colormap in values["colormaps"]}
     page = templates.get_template(f"{template}.html.jinja")
-    return page.render(tables=tables, strength=OVERLAY_STRENGTH, **values)
+    tables = {colormap: filter_table(colormap) for colormap in colormaps}
+    shared = {"frames": frames, "columns": columns_of(frames), "strength": OVERLAY_STRENGTH}
+    return page.render(tables=tables, **shared, **values)
 
 
-def beside(shown: Shown) -> list[list[Any]]:
-    """Returns what stands beside each frame: the caption, whether it is right, and which maps are flat."""
-    flat = [[place for place, of in enumerate(map_) if of] for map_ in zip(*shown.flat.values(), strict=True)]
-    captions = zip(shown.said, flat, strict=True)
-    return [[str(caption), caption.right, *places] for caption, places in captions]
+def columns_of(count: int) -> int:
+    """Returns how many frames of a film stand side by side."""
+    return ceil(sqrt(count))
+
+
+def show(run: Run, firings: Sequence[int]) -> list[Shown]:
+    """Encodes each image at some firings.
+
+    The browser lays a small map over the input itself: that takes a hundredth of the bytes of an overlay.
+    """
+    captions = [run.captions(firing) for firing in firings]
+    found = []
+    for image in range(run.count):
+        maps = {title: torch.from_numpy(m[list(firings), image]) for title, m in run.maps.items()}
+        flat = {title: (entropy(one) > UNIFORM).tolist() for title, one in maps.items()}
+        films = {title: _film(_levels(one)) for title, one in maps.items()}
+        found.append(Shown(films, [of_all[image] for of_all in captions], flat, run.colormap))
+    return found
+
+
+def _levels(maps: torch.Tensor) -> NDArray[np.uint8]:
+    """Scales each of some maps, (n, h, w), from 0 to 255; one that is constant to 0."""
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    flat = high - low <= 1e-6 * high.abs()
+    scaled = ((maps - low) / (high - low).masked_fill(flat, 1)).masked_fill(flat, 0)
+    return (scaled * 255).round().byte().numpy()
+
+
+def _film(frames: NDArray[np.uint8]) -> Embedded:
+    """Joins frames, (n, h, w)."""
+    count, height, width = frames.shape
+    columns = columns_of(count)
+    rows = ceil(count / columns)
+    edged = np.pad(frames, [(0, 0), (_EDGE, _EDGE), (_EDGE, _EDGE)], mode="edge")
+    full = np.pad(edged, [(0, rows * columns - count), (0, 0), (0, 0)])
+    table = full.reshape(rows, columns, *full.shape[1:]).swapaxes(1, 2)
+    sheet = table.reshape(rows * (height + 2 * _EDGE), columns * (width + 2 * _EDGE))
+    return replace(png(sheet), width=width, height=height)
+
+
+def filter_table(colormap: str) -> list[str]:
+    """Returns what an SVG filter makes of grey: the values of red, green and blue, each from 0 to 1."""
+    chosen = palette(colormap)[np.linspace(0, 255, _STOPS).round().astype(int)] / 255
+    return [" ".join(f"{value:.3g}" for value in channel) for channel in chosen.T]
+
+
+def png(picture: Picture) -> Embedded:
+    """Encodes a drawing, (height, width) or (height, width, 3) uint8, without loss."""
+    return _embedded(picture, "PNG", optimize=True)
+
+
+def photo(picture: Picture) -> Embedded:
+    """Encodes a photograph, (height, width, 3) uint8, with little loss."""
+    return _embedded(picture, "JPEG", quality=90, subsampling=0)
+
+
+def _embedded(picture: Picture, kind: str, **options: Any) -> Embedded:
+    written = io.BytesIO()
+    Image.fromarray(picture).save(written, kind, **options)
+    uri = f"data:image/{kind.lower()};base64,{base64.b64encode(written.getvalue()).decode()}"
+    return Embedded(uri, picture.shape[1], picture.shape[0])

@@ -6,12 +6,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from vitx.cli.comparison import draw_comparison
 from vitx.cli.formatting import HelpFormatter
-from vitx.cli.places import ONLY, RUN, open_places, say_left_out
+from vitx.cli.places import add_places, open_places
 from vitx.cli.single import draw_run
 from vitx.cli.threads import one_thread
 from vitx.errors import VitxError
 from vitx.files import write_or_say
-from vitx.runs.finding import with_pictures
 
 DESCRIPTION = """\
 Put a training on one HTML page: its settings and curves, the first and the last pictures, and each image
@@ -22,23 +21,18 @@ page needs no network and no other file.
   vitx report logs/demo/version_0 --output report.html
   vitx report logs/                                              compare all runs below it
   vitx report logs/demo logs/shortcut --steps 100                more steps on the slider
-  vitx report wandb/                                             what Weights & Biases wrote to disk
-  vitx report mlflow.db --only 'vit_*'                           some runs of an MLflow store
+  vitx report logs/ --only 'vit_*'                               some of them
 
-A run is a training with vitx's callback or watch. It is read where it was logged: in a log folder of
-TensorBoard or of Lightning's CSVLogger, in a folder of Weights & Biases (needs `pip install wandb`), or in an
-MLflow store (needs `pip install mlflow`): a database, a folder, or an address such as sqlite:///mlflow.db.
-With `save_maps: true`, the page draws everything from the saved maps. Without, it cuts the logged pictures
-apart, and the images keep their order.
+A run is a training with vitx's callback or watch, whatever logger it had. All that the page shows is read
+from the folder `vitx` of the run.
 """
 
 
 def parser() -> ArgumentParser:
     """Returns the options of the command."""
     options = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
+    add_places(options)
     add = options.add_argument
-    add("run", type=str, metavar="RUN", nargs="+", help=RUN)
-    add("--only", type=str, metavar="NAME", nargs="+", help=ONLY)
     add("--output", type=str, metavar="FILE", default="report.html", help="where to write the page")
     add(
         "--steps",
@@ -58,14 +52,13 @@ def run(options: Namespace) -> int:
     output = Path(options.output)
     if output.is_dir():
         raise VitxError(f"--output is the folder {output}: give the name of a file in it")
-    runs, left_out = open_places(options.run, options.only)
+    runs, left_out = open_places(options)
     if len(runs) == 1:
         ((name, only),) = runs.items()
-        page = draw_run(name, with_pictures(only), options.steps)
+        page = draw_run(name, only, options.steps)
     else:
         page = draw_comparison(runs, left_out, options.steps)
     written = page.encode()
     write_or_say(output, lambda file: file.write(written))
-    say_left_out(left_out)
     print(f"{output}  {len(written) / 1e6:.1f} MB")
     return int(bool(left_out))

@@ -1,14 +1,12 @@
 """The page about one training."""
 
-import re
-from typing import Any
+from collections.abc import Iterator
 
 from vitx.cli.curves import charts, number
-from vitx.cli.embedding import Shown, columns_of, photo, png, show
-from vitx.cli.page import beside, fill
+from vitx.cli.page import fill, photo, png, show
 from vitx.runs.film import evenly
-from vitx.runs.playback import FromMaps
-from vitx.runs.ranking import Ranked, rank
+from vitx.runs.hyperparameters import flat
+from vitx.runs.ranking import rank
 from vitx.runs.run import Run
 
 
@@ -17,67 +15,50 @@ def draw_run(name: str, run: Run, steps: int) -> str:
 
     Args:
         name: of the run.
-        run: what it is about; it has pictures.
+        run: is shown.
         steps: most of them on each slider.
 
     Returns:
         HTML.
     """
-    playback = run.playback
-    firings = evenly(len(playback.steps), steps)
-    shown = show(playback, firings)
+    firings = evenly(len(run.steps), steps)
+    shown = show(run, firings)
+    moments = [run.heading(firing) for firing in firings]
     return fill(
         "run",
         name=name,
-        facts=_facts(run),
-        charts=charts(run.scalars),
-        grids=[
-            {"heading": run.heading(firing), "picture": png(playback.grid(firing, range(playback.count)))}
-            for firing in evenly(len(playback.steps), 2)
-        ],
-        from_maps=isinstance(playback, FromMaps),
-        colormaps=[playback.saved.colormap] if isinstance(playback, FromMaps) else [],
-        columns=columns_of(len(firings)),
+        facts={fact: value for fact, value in _facts(run) if value},
+        charts=charts(run.numbers),
+        grids={run.heading(at): png(run.grid(at, range(run.count))) for at in evenly(len(run.steps), 2)},
+        colormaps=[run.colormap],
         frames=len(firings),
-        moments=[run.heading(firing) for firing in firings],
-        headings=[[run.heading(firing) for firing in firings]],
-        figures=[_figure(run, ranked, shown[ranked.image]) for ranked in _order(run)],
-        config=run.config,
+        moments=moments,
+        headings=[moments],
+        figures=[
+            {
+                "image": image,
+                "reason": reason,
+                "input": photo(run.input(image)),
+                "shown": shown[image],
+            }
+            for image, reason in rank(run).items()
+        ],
+        settings=dict(flat(run.facts.get("settings"))),
     )
 
 
-def _order(run: Run) -> list[Ranked]:
-    playback = run.playback
-    if isinstance(playback, FromMaps):
-        return rank(playback.saved, playback.captions(-1))
-    return [Ranked(image, "") for image in range(playback.count)]
-
-
-def _facts(run: Run) -> dict[str, str]:
-    """What stands at the top."""
-    steps = run.playback.steps
-    model = re.search(r"^\s*model_name: *([^\s#]+)", "\n".join(run.config.values()), re.MULTILINE)
-    facts = {
-        "logged in": str(run.path),
-        "model": model[1] if model else "",
-        "watched": f"{run.playback.count} images at {len(steps)} steps, from {steps[0]} to {steps[-1]}",
-        "methods": ", ".join(run.playback.titles),
-    }
-    for tag, curve in run.scalars.items():
-        if tag.startswith("val"):
-            facts[tag] = f"{number(curve.values[-1])} at the end"
-    return {name: value for name, value in facts.items() if value}
-
-
-def _figure(run: Run, ranked: Ranked, shown: Shown) -> dict[str, Any]:
-    """One image at some steps."""
-    pixels = run.playback.input(ranked.image)
-    return {
-        "image": ranked.image,
-        "reason": ranked.reason,
-        "input": photo(pixels),
-        "ratio": f"{pixels.shape[1]} / {pixels.shape[0]}",
-        "shown": shown,
-        "colormap": run.playback.saved.colormap if isinstance(run.playback, FromMaps) else "",
-        "said": [beside(shown)],
-    }
+def _facts(run: Run) -> Iterator[tuple[str, str]]:
+    """Yields what stands at the top."""
+    yield "folder", str(run.path)
+    yield "model", run.facts.get("model") or ""
+    yield "watched", f"{run.count} images at {len(run.steps)} steps, from {run.steps[0]} to {run.steps[-1]}"
+    yield "left out", run.earlier
+    yield "methods", ", ".join(run.maps)
+    yield "note", run.note
+    loggers = run.facts.get("loggers") or ()
+    said = [filter(None, map(one.get, ("name", "version"))) for one in loggers]
+    yield "logged by", "; ".join(", ".join(map(str, one)) for one in said)
+    yield "logged to", "; ".join(one["address"] for one in loggers if "://" in str(one.get("address")))
+    for tag, values in run.numbers.items():
+        if tag.startswith(("val", "eval")):
+            yield tag, f"{number([*values.values()][-1])} at the end"

@@ -7,7 +7,6 @@ from typing import TypeGuard
 
 from vitx.cli.curves import EXPLAINED, in_order, number, parts
 from vitx.runs.hyperparameters import Setting, Value
-from vitx.runs.logged import Curve
 from vitx.runs.run import Run
 
 _SETTINGS, _LENGTH = "settings that differ", "training"  # groups
@@ -53,22 +52,14 @@ class Column:
 
 def columns(runs: Sequence[Run], differing: Sequence[Setting]) -> list[Column]:
     """Returns the settings that differ, how long each run is, and the last value of each number."""
-    found = [
-        Column(
-            _SETTINGS,
-            setting.name,
-            setting.key,
-            _settings(setting.values, len(runs)),
-        )
-        for setting in differing
-    ]
-    lengths = [max((curve.steps[-1] for curve in run.scalars.values()), default=None) for run in runs]
-    found.append(Column(_LENGTH, "steps", "the last step that was logged", _numbers(lengths)))
-    tags = in_order(dict.fromkeys(tag for run in runs for tag in run.scalars))
+    found = [Column(_SETTINGS, one.name, one.key, _settings(one.values, len(runs))) for one in differing]
+    lengths = _numbers([run.steps[-1] for run in runs])
+    found.append(Column(_LENGTH, "steps", "the last step that was watched", lengths))
+    tags = in_order(dict.fromkeys(tag for run in runs for tag in run.numbers))
     for tag in sorted(tags, key=lambda tag: _group_order(tag, tags)):
         where, measure = parts(tag)
         title = f"{tag}, at the end. {EXPLAINED.get(measure, '')}".strip()
-        last = [_last(run.scalars.get(tag)) for run in runs]
+        last = [next(reversed([*run.numbers.get(tag, {}).values()]), None) for run in runs]
         found.append(Column(where or "last", measure, title, _numbers(last)))
     return found
 
@@ -77,10 +68,6 @@ def _group_order(tag: str, tags: Sequence[str]) -> int:
     """Numbers of one group stand together, validation in front."""
     groups = list(dict.fromkeys(parts(tag)[0] for tag in sorted(tags, key=lambda tag: "val" not in tag)))
     return groups.index(parts(tag)[0])
-
-
-def _last(curve: Curve | None) -> float | None:
-    return None if curve is None else curve.values[-1]
 
 
 def _settings(values: Mapping[int, Value], count: int) -> list[Cell]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from vitx.cli.formatting import HelpFormatter
-from vitx.cli.places import ONLY, RUN, open_places, say_left_out
+from vitx.cli.places import add_places, open_places
 from vitx.cli.threads import one_thread
 from vitx.errors import VitxError
 from vitx.files import write_png
@@ -26,8 +26,7 @@ Play a training back: one animated GIF of all images, and for each image a GIF a
   vitx timelapse logs/                                           all runs below it
   vitx timelapse logs/demo/version_0 --image 2 5                 only these images
 
-A run is a training with vitx's callback or watch, read where it was logged: see `vitx report --help`. With
-`save_maps: true`, the film is drawn from the saved maps. Without, the logged pictures are cut apart.
+A run is a training with vitx's callback or watch, read from its folder `vitx`: see `vitx report --help`.
 """
 _LARGE = 2 * TILE_WIDTH  # pictures in the film of a single image
 
@@ -35,9 +34,8 @@ _LARGE = 2 * TILE_WIDTH  # pictures in the film of a single image
 def parser() -> ArgumentParser:
     """Returns the options of the command."""
     options = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
+    add_places(options)
     add = options.add_argument
-    add("run", type=str, metavar="RUN", nargs="+", help=RUN)
-    add("--only", type=str, metavar="NAME", nargs="+", help=ONLY)
     add("--output", type=str, metavar="FOLDER", default="timelapse", help="where to write the files")
     add("--image", type=int, metavar="N", nargs="+", help="the images to show, from 0 (default: all)")
     add(
@@ -62,15 +60,14 @@ def run(options: Namespace) -> int:
     output = Path(options.output)
     if output.exists() and not output.is_dir():
         raise VitxError(f"--output is the file {output}: give a folder")
-    runs, left_out = open_places(options.run, options.only)
-    without = [name for name, run in runs.items() if not run.playback.count]
-    left_out |= dict.fromkeys(without, "no pictures were logged")
-    shown = {name: run for name, run in runs.items() if name not in without}
-    images = _chosen(options.image, min(run.playback.count for run in shown.values()))
-    reels = [Reel(run, images, name if len(shown) > 1 else None) for name, run in shown.items()]
-    say_left_out(left_out)
-    watched = [one for meeting in meetings([*shown.values()]) for one in meeting.images]
-    if any(dict.fromkeys(range(len(shown)), image) not in watched for image in images):
+    runs, left_out = open_places(options)
+    images = _chosen(options.image, min(run.count for run in runs.values()))
+    reels = [Reel(run, images, name if len(runs) > 1 else None) for name, run in runs.items()]
+    for name, run in runs.items():
+        if run.earlier:
+            print(f"{name} is shown without {run.earlier}", file=sys.stderr)
+    watched = [one for meeting in meetings([*runs.values()]) for one in meeting.images]
+    if any(dict.fromkeys(range(len(runs)), image) not in watched for image in images):
         print("these runs do not watch the same images by the same methods", file=sys.stderr)
     for path in _write(reels, output, options.frames, options.stills):
         print(path)

@@ -1,9 +1,10 @@
 """What a forward takes beside images, and how it wants the images laid out."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vitx.errors import VitxError
@@ -34,6 +35,19 @@ class Inputs:
         """Returns all of it by name; the rest as copies, as some models change their input."""
         copies = {name: one.clone() if isinstance(one, Tensor) else one for name, one in self.others.items()}
         return {**copies, str(self.name): self.lay(images)}
+
+    def repeated(self, count: int) -> "Inputs":
+        """Returns what goes with images each of which is there several times, one after the other."""
+        if count == 1 or not self.others:
+            return self
+
+        def lay(images: Tensor) -> Tensor:
+            parts = [self.lay(images[copy::count]) for copy in range(count)]
+            return torch.stack(parts, 1).flatten(0, 1)
+
+        others = self.others.items()
+        repeated = {k: v.repeat_interleave(count, 0) if isinstance(v, Tensor) else v for k, v in others}
+        return replace(self, others=repeated, lay=lay)
 
 
 ALONE = Inputs()

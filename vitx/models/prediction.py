@@ -2,7 +2,8 @@
 
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
 from typing import Any
 
@@ -17,6 +18,10 @@ Target = int | Sequence[int] | Tensor | Callable[[Tensor], Tensor] | None
 _LOGITS = "logits", "logits_per_image", "image_embeds", "pooler_output", "last_hidden_state"
 _BATCHED = ": add a batch dimension with images[None]"
 _INPUTS = 'give all by inputs={{"{}": ..., "{}": ...}}'
+_ASKS = (
+    f"the model takes text beside images, and failed without: {_INPUTS}, or ask by a target of vitx.targets, "
+    "as text or word"
+)
 _CHOOSE = (
     "wrap it so that it returns the one to explain (to the callback, give forward_fn=lambda module, "
     "images: ...)"
@@ -106,24 +111,31 @@ def forward(model: Any, images: Tensor, inputs: Inputs = ALONE) -> Any:
             return forward(model._forward_module, images, inputs)
     takes = [] if inputs.name else _takes(model)
     named = inputs.name or next((name for name in IMAGE_NAMES if name in takes), None)
-    try:
+    asks = next((name for name in TEXT_NAMES if name in takes), None) if named else None
+    with refusals(images, inputs, None if asks is None else _ASKS.format(named, asks)):
         return model(images) if named is None else model(**replace(inputs, name=named).of(images))
+
+
+@contextmanager
+def refusals(images: Tensor, inputs: Inputs, reason: str | None = None) -> Iterator[None]:
+    """Says in a sentence why its block refuses these images: the reason, if it is known before."""
+    try:
+        yield
     except VitxError:
         raise
     except Exception as error:
         said = str(error).split("\n")[0]
-        if named and (text := next((name for name in TEXT_NAMES if name in takes), None)):
-            hint = _INPUTS.format(named, text)
-            raise VitxError(f"the model takes text beside images, and failed without: {hint}") from error
         # timm and torchvision assert, Hugging Face raises ValueErrors; the rest is left to torch.
         about_size = "channels" in said or "size of tensor" in said or "cannot be multiplied" in said
         kinds = (AssertionError, ValueError, TypeError) if inputs.name else (AssertionError, ValueError)
-        if not (isinstance(error, kinds) or (isinstance(error, RuntimeError) and about_size)):
+        if reason is None and not (
+            isinstance(error, kinds) or (isinstance(error, RuntimeError) and about_size)
+        ):
             raise
         beside = f" with {', '.join(inputs.others)}" if inputs.others else ""
         hint = _BATCHED if images.ndim == 3 and not inputs.name else ""
         raise VitxError(
-            f"the model refused images of shape {tuple(images.shape)}{beside}: {said}{hint}"
+            reason or f"the model refused images of shape {tuple(images.shape)}{beside}: {said}{hint}"
         ) from error
 
 

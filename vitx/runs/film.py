@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw
 from vitx.inputs import clips
 from vitx.pictures import render
 from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH
-from vitx.runs.playback import Picture
-from vitx.runs.run import Run
+from vitx.runs.run import Picture, Run
 
 _BAR = 4  # height of the bar that says where in the training a frame is
 _BELOW = 3  # between heading and bar
@@ -54,9 +53,9 @@ def timeline(reels: Sequence[Reel], most: int) -> list[tuple[int, ...]]:
     Returns:
         For each frame, the place of the firing in each run's steps.
     """
-    leader = max(reels, key=lambda reel: len(reel.run.playback.steps))
+    leader = max(reels, key=lambda reel: len(reel.run.steps))
     frames = []
-    for firing in evenly(len(leader.run.playback.steps), most):
+    for firing in evenly(len(leader.run.steps), most):
         position = leader.run.position(firing)
         frames.append(tuple(reel.run.nearest(position) for reel in reels))
     return frames
@@ -78,7 +77,7 @@ def _ratio_off(columns: int, count: int, height: int, width: int) -> float:
 
 
 def _panel(reel: Reel, firing: int, tile_width: int) -> Picture:
-    grid = reel.run.playback.grid(firing, reel.images, tile_width)
+    grid = reel.run.grid(firing, reel.images, tile_width)
     width, top = grid.shape[1], LINE if reel.name else 0
     canvas = Image.new("RGB", (width, top + LINE + _BELOW + _BAR + GAP + len(grid)), PAPER)
     draw = ImageDraw.Draw(canvas)

@@ -121,8 +121,9 @@ class RunFolder:
         return self
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
-        """Adds to what `run.json` says, without secrets."""
-        self._facts |= masked(facts, self.path)
+        """Adds to what `run.json` says, without secrets; a class may be called what looks like a path."""
+        names = {key: facts[key] for key in ("class_names",) if key in facts}
+        self._facts |= masked(facts, self.path.parent) | names
         said = json.dumps(self._facts, indent=1, ensure_ascii=False)
         write_atomically(self.path / FACTS, lambda file: file.write(said.encode()))
 
@@ -172,8 +173,8 @@ class RunFolder:
 
 def files_of(folder: Path, kind: str) -> dict[int, Path]:
     """Returns step -> file of the firings or of the images, in order."""
-    found = {int(path.stem.partition("-")[2]): path for path in folder.glob(f"{kind}-[0-9]*.npz")}
-    return dict(sorted(found.items()))
+    files = {path.stem.partition("-")[2]: path for path in folder.glob(f"{kind}-*.npz")}
+    return dict(sorted((int(step), path) for step, path in files.items() if step.isdecimal()))
 
 
 def _candidates(first: Path) -> Iterator[Path]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vitx.files import write_or_say
 from vitx.pictures.render import LINE
-from vitx.runs.playback import Picture
+from vitx.runs.run import Picture
 
 _LENGTH, _SHORTEST, _LONGEST, _HELD = 8000, 80, 700, 2500  # of a film and of its frames, in milliseconds
 _PAPER, _SAME = 254, 255  # the colours after those that are chosen: white, and what stays as it was

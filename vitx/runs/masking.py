@@ -6,7 +6,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
-from pathlib import Path, PurePath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
 
 MASK = "***"
@@ -46,7 +47,7 @@ def masked(settings: Any, run_folder: Path) -> Any:
 def _plain(value: Any, folder: Path, depth: int) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
-    elif isinstance(value, argparse.Namespace) or type(value).__name__ == "Namespace":  # jsonargparse's, too
+    elif isinstance(value, argparse.Namespace | SimpleNamespace):
         value = vars(value)
     if depth > _DEEPEST:
         return "..."
@@ -75,11 +76,10 @@ def _is_secret(key: str, value: Any) -> bool:
 
 def _text(value: Any, folder: Path) -> str:
     """Returns the text of a value."""
-    if isinstance(value, str | PurePath):
-        text = str(value)
-    else:
-        text = _ADDRESS.sub("", getattr(value, "__qualname__", None) or str(value))
-    if Path(text).is_absolute() or PureWindowsPath(text).is_absolute():
+    text = str(getattr(value, "__qualname__", value))
+    if not isinstance(value, str):
+        text = _ADDRESS.sub("", text)
+    if (Path(text).is_absolute() and len(text) > 1) or PureWindowsPath(text).is_absolute():
         return _relative(text, folder)
     text = _SAID.sub(_said, _USER.sub(f"{MASK}@", text))
     return _PATH.sub(lambda found: _relative(found[0], folder), text)

@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitx import metrics
-from vitx.pictures.captions import Caption
-from vitx.runs.playback import FromMaps, Picture
-from vitx.runs.run import Run
+from vitx.runs.run import Picture, Run
 
 _THUMBNAIL = 16  # pixels a side
 _TOLERANCE = 12  # of 255: a picture that was enlarged or written anew differs a little
@@ -46,23 +44,22 @@ def meetings(runs: Sequence[Run]) -> list[Meeting]:
             kinds.setdefault(_kind(runs[number]), {})[number] = image
         for (titles, note), images in kinds.items():
             key = (tuple(images), titles, note)
-            order = tuple(runs[next(iter(images))].playback.titles)
+            order = tuple(runs[next(iter(images))].maps)
             found.setdefault(key, Meeting(order, note, [])).images.append(images)
     return sorted(found.values(), key=lambda meeting: (-len(meeting.runs), meeting.runs))
 
 
 def _kind(run: Run) -> tuple[tuple[str, ...], str]:
     """What maps must have in common to be compared."""
-    note = run.playback.saved.note if isinstance(run.playback, FromMaps) else ""
-    return tuple(sorted(run.playback.titles)), note
+    return tuple(sorted(run.maps)), run.note
 
 
 def _same_images(runs: Sequence[Run]) -> list[dict[int, int]]:
     """Returns each image as the run's number -> its number there."""
     known: dict[tuple[int, int], list[tuple[NDArray[np.int16], dict[int, int]]]] = {}
     for number, run in enumerate(runs):
-        for image in range(run.playback.count):
-            form, thumbnail = _thumbnail(run.playback.input(image))
+        for image in range(run.count):
+            form, thumbnail = _thumbnail(run.input(image))
             alike = known.setdefault(form, [])
             for seen, watched in alike:
                 if number not in watched and np.abs(seen - thumbnail).max() <= _TOLERANCE:
@@ -86,25 +83,22 @@ def disagreement(runs: Sequence[Run], images: Mapping[int, int]) -> tuple[int, f
 
     Args:
         runs: all of them.
-        images: the run's number -> the image's number in it.
+        images: run's number -> the image's number in it.
 
     Returns:
         How many classes they name beyond one, and how far their maps are from the mean of all: the mean over
-        runs and methods of 1 - cosine. 0 of runs that kept no maps.
+        runs and methods of 1 - cosine.
     """
-    said = [runs[number].playback.caption(-1, image) for number, image in images.items()]
-    named = {caption.prediction for caption in said if isinstance(caption, Caption)}
+    named = {runs[number].captions(-1)[image].prediction for number, image in images.items()}
     kept: dict[str, list[torch.Tensor]] = {}
     for number, image in images.items():
-        playback = runs[number].playback
-        for title, maps in playback.maps.items() if isinstance(playback, FromMaps) else ():
+        for title, maps in runs[number].maps.items():
             last = torch.from_numpy(maps[-1, image])[None, None]
             size = (_THUMBNAIL, _THUMBNAIL)
             one = torch.nn.functional.interpolate(last, size, mode="bilinear")[0, 0]
             kept.setdefault(title, []).append(one / one.sum().clamp_min(torch.finfo(one.dtype).tiny))
-    apart = [_apart(torch.stack(of_method)) for of_method in kept.values()]
+    apart = [
+        metrics.drift(maps, maps.mean(0, keepdim=True).expand_as(maps)).mean().item()
+        for maps in map(torch.stack, kept.values())
+    ]
     return max(len(named) - 1, 0), sum(apart) / max(len(apart), 1)
-
-
-def _apart(maps: torch.Tensor) -> float:
-    return metrics.drift(maps, maps.mean(0, keepdim=True).expand_as(maps)).mean().item()

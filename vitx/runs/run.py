@@ -1,12 +1,21 @@
-"""A run of training, read from wherever it was logged."""
+"""A run of training, played back: what each image looked like at each firing."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from vitx.runs.logged import Curve
-from vitx.runs.playback import Playback
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vitx.methods import title_of
+from vitx.pictures import render
+from vitx.pictures.captions import Caption, captions_of
+from vitx.runs.saved import SavedMaps
+
+Picture = NDArray[np.uint8]  # (height, width, 3)
 
 _ACCURACY = re.compile(r"acc(uracy)?(/dataloader_idx_0)?$", re.IGNORECASE)
 
@@ -16,37 +25,110 @@ class Run:
     """A run of training.
 
     Attributes:
-        path: where it was logged: its folder, or the store with the names of experiment and run.
-        playback: its images at each firing.
-        scalars: tag -> curve.
-        config: name -> text in YAML, of its settings.
+        path: where it lies, in the words of who asked for it.
+        saved: its images and their maps at each firing.
+        facts: what its `run.json` says.
+        numbers: tag -> step -> value.
     """
 
     path: Path
-    playback: Playback
-    scalars: Mapping[str, Curve]
-    config: Mapping[str, str]
+    saved: SavedMaps
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    numbers: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> Sequence[int]:
+        """Those of the firings, in order."""
+        return self.saved.steps
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return len(self.saved.pixels)
+
+    @property
+    def maps(self) -> dict[str, NDArray[np.float32]]:
+        """Those of each method by its title, (firings, images, h, w)."""
+        return {title_of(name): maps for name, maps in self.saved.maps.items()}
+
+    @property
+    def colormap(self) -> str:
+        """That of the overlays."""
+        return self.facts.get("colormap") or "inferno"
+
+    @property
+    def note(self) -> str:
+        """What is written below the maps."""
+        return self.facts.get("note") or ""
+
+    @property
+    def earlier(self) -> str:
+        """Which firings are not shown, in words; empty where all are."""
+        count = self.saved.before
+        return f"the first {f'{count} steps' if count > 1 else 'step'}, of other images" if count else ""
+
+    def input(self, image: int) -> Picture:
+        """Returns an image in its own size."""
+        pixels: Picture = self.saved.pixels[image]
+        return pixels
+
+    def tiles(self, firing: int, image: int) -> dict[str, Picture]:
+        """Draws one image at a firing (its place in `steps`), title -> picture, the input first."""
+        return {title: pictures[0].numpy() for title, pictures in self._columns(firing, [image]).items()}
+
+    def captions(self, firing: int) -> list[Caption]:
+        """Says what the model saw in all images."""
+        logits = torch.from_numpy(self.saved.logits[firing])
+        labels = None if self.saved.labels is None else torch.from_numpy(self.saved.labels)
+        return captions_of(logits, labels, self.facts.get("class_names"), self.facts.get("kind"))
+
+    def grid(self, firing: int, images: Sequence[int], tile_width: int = render.TILE_WIDTH) -> Picture:
+        """Draws the grid of some images as the training did."""
+        captions = self.captions(firing)
+        return render.grid(
+            self._columns(firing, images),
+            [captions[image] for image in images],
+            colormap=self.colormap,
+            tile_width=tile_width,
+            note=self.note,
+        )
 
     def accuracy(self, step: int) -> float | None:
         """Returns the accuracy in validation at a step, or the last before it; None where there is none."""
-        curve = self.scalars.get(accuracy_tag(self.scalars) or "")
-        return None if curve is None else curve.at(step)
+        values = self.numbers.get(accuracy_tag(self.numbers) or "", {})
+        return values.get(max((known for known in values if known <= step), default=-1))
 
     def heading(self, firing: int) -> str:
         """Says where in the training a firing is, as `step 437, accuracy 91%`."""
-        step = self.playback.steps[firing]
+        step = self.steps[firing]
         accuracy = self.accuracy(step)
         return f"step {step}" if accuracy is None else f"step {step}, accuracy {_percent(accuracy)}"
 
     def position(self, firing: int) -> float:
-        """Where in the training a firing is, in [0, 1]."""
-        steps = self.playback.steps
-        return steps[firing] / max(steps[-1], 1)
+        """Returns where in the training a firing is, in [0, 1]."""
+        return self.steps[firing] / max(self.steps[-1], 1)
 
     def nearest(self, position: float) -> int:
         """Returns the firing that is nearest to a position in the training."""
-        firings = range(len(self.playback.steps))
-        return min(firings, key=lambda firing: abs(self.position(firing) - position))
+        return min(range(len(self.steps)), key=lambda firing: abs(self.position(firing) - position))
+
+    def _columns(self, firing: int, images: Sequence[int]) -> dict[str, torch.Tensor]:
+        pixels = torch.from_numpy(self.saved.pixels[list(images)])
+        overlaid = {
+            title: self._overlaid(pixels, torch.from_numpy(maps[firing, list(images)]))
+            for title, maps in self.maps.items()
+        }
+        return {"input": pixels} | overlaid
+
+    def _overlaid(self, pixels: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        """Lays maps over images, each frame by itself, as no frame reaches into the next."""
+        if self.saved.frames == 1:
+            drawn = render.overlays(pixels, render.heatmaps(maps, pixels.shape[1:-1]), self.colormap)
+            return render.say_uniform(drawn, maps)
+        clips = pixels.unflatten(2, (self.saved.frames, -1)).movedim(2, 1)
+        heat = render.heatmaps(maps.unflatten(2, (self.saved.frames, -1)).movedim(2, 1), clips.shape[1:-1])
+        drawn = render.overlays(clips, heat, self.colormap)
+        return render.say_uniform(drawn.movedim(1, 2).flatten(2, 3), maps)
 
 
 def accuracy_tag(tags: Iterable[str]) -> str | None:
@@ -60,26 +142,6 @@ def accuracy_tag(tags: Iterable[str]) -> str | None:
     """
     found = [tag for tag in tags if "val" in tag.lower() and _ACCURACY.search(tag)]
     return min(found, key=len, default=None)
-
-
-def names_apart(paths: Sequence[Path]) -> list[str]:
-    """Names runs by the part of their paths that tells them apart.
-
-    Example:
-        >>> names_apart([Path("logs/demo/version_0"), Path("logs/shortcut/version_0")])
-        ['demo', 'shortcut']
-        >>> names_apart([Path("logs/demo/version_0"), Path("logs/demo/version_1")])
-        ['version_0', 'version_1']
-        >>> names_apart([Path("logs/demo/version_0")])
-        ['demo/version_0']
-    """
-    whole = [list(path.resolve().parts) for path in paths]
-    apart = [list(parts) for parts in whole]
-    for end in (0, -1):
-        while all(apart) and len({parts[end] for parts in apart}) == 1:
-            for parts in apart:
-                parts.pop(end)
-    return ["/".join(part or full[-2:]) for part, full in zip(apart, whole, strict=True)]
 
 
 def _percent(accuracy: float) -> str:

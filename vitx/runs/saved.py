@@ -1,6 +1,7 @@
 """Reads the folder of a run, as `vitx.runs.folder` writes it."""
 
 import csv
+import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from vitx.errors import VitxError
 from vitx.inputs.clips import evenly
-from vitx.runs import FIRING, IMAGES, NUMBERS
+from vitx.runs import FACTS, FIRING, IMAGES, NUMBERS
 from vitx.runs.folder import files_of, read_facts
 
 FRAMES_IN_A_CARD = 4  # of a clip, in a picture of TensorBoard's width and in a report
@@ -50,8 +51,8 @@ class SavedRun:
 
     Attributes:
         facts: what `run.json` says: `id`, `vitx`, `model`, `methods`, `target`, `class_names`, `colormap`,
-            `note`, `settings` (the hyperparameters, as nested mappings), `loggers` and `ended`.
-        maps: None where none are kept.
+            `note`, `settings` (the hyperparameters, as nested mappings), `loggers`, `ended` and `kind`.
+        maps: None before the first firing.
         numbers: tag -> step -> value, in the order of the columns.
     """
 
@@ -71,16 +72,34 @@ def read_run(folder: Path) -> SavedRun:
     """
     facts = read_facts(folder)
     if facts is None:
-        raise VitxError(f"{folder} holds no run of vitx 0.3 or later: it has no run.json")
-    return SavedRun(facts, _read_maps(folder), _read_numbers(folder / NUMBERS))
+        raise _no_facts(folder)
+    try:
+        return SavedRun(facts, _read_maps(folder), _read_numbers(folder / NUMBERS))
+    except (KeyError, IndexError) as error:
+        raise VitxError(
+            f"the files in {folder} do not fit each other ({error}): keep those of one training"
+        ) from error
+
+
+def _no_facts(folder: Path) -> VitxError:
+    """Says why `run.json` cannot be read."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return VitxError(f"{folder} cannot be read: permission denied")
+    if (folder / FACTS).exists():
+        return VitxError(f"cannot read {folder / FACTS}: it is damaged, or another program's")
+    return VitxError(
+        f"{folder} is of vitx 0.2 and has no {FACTS}: play it back with vitx 0.2, or train again"
+    )
 
 
 def _read_maps(folder: Path) -> SavedMaps | None:
     """Reads the maps of the images that were watched last, of the methods that every firing has."""
     firings, images = files_of(folder, FIRING), files_of(folder, IMAGES)
-    if not firings or not images:
+    if not firings:
         return None
-    since = max(step for step in images if step <= max(firings, default=0))
+    since = max((step for step in images if step <= max(firings)), default=None)
+    if since is None:
+        raise VitxError(f"{folder} holds maps, and not the images that they are of: copy the folder whole")
     steps = tuple(step for step in firings if step >= since)
     held = _arrays(images[since])
     arrays = [_arrays(firings[step]) for step in steps]
@@ -103,11 +122,15 @@ def _read_numbers(path: Path) -> dict[str, dict[int, float]]:
     numbers: dict[str, dict[int, float]] = {}
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                for tag, value in row.items():
-                    with suppress(TypeError, ValueError):
-                        numbers.setdefault(tag, {})[int(row["step"])] = float(value)
-    return {tag: points for tag, points in numbers.items() if points and tag != "step"}
+            try:
+                rows = [*csv.DictReader(file)]
+            except (UnicodeDecodeError, csv.Error) as error:
+                raise _damaged(path, error) from error
+        for row in rows:
+            for tag, value in row.items():
+                with suppress(TypeError, ValueError):  # a gap
+                    numbers.setdefault(tag, {})[int(row["step"])] = float(value)
+    return {tag: dict(sorted(points.items())) for tag, points in numbers.items() if tag not in ("step", None)}
 
 
 def _side_by_side(values: NDArray[Any], frames: int, axis: int) -> NDArray[Any]:
@@ -141,6 +164,8 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
     except _DAMAGED as error:
-        raise VitxError(
-            f"cannot read {path} ({type(error).__name__}): it is damaged; delete it to do without"
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> VitxError:
+    return VitxError(f"cannot read {path} ({type(error).__name__}): it is damaged; delete it to do without")

@@ -6,11 +6,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vitx.pictures import render
-from vitx.pictures.captions import Caption
 from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH, VERDICTS
 from vitx.runs.film import Reel, evenly
-from vitx.runs.playback import Picture
-from vitx.runs.run import Run
+from vitx.runs.run import Picture, Run
 
 
 def strip(reel: Reel, image: int, most: int) -> Picture:
@@ -22,8 +20,8 @@ def strip(reel: Reel, image: int, most: int) -> Picture:
         most: firings; fewer are chosen evenly, the first and the last included.
     """
     run = reel.run
-    firings = evenly(len(run.playback.steps), most)
-    drawn = [run.playback.tiles(firing, image) for firing in firings]
+    firings = evenly(len(run.steps), most)
+    drawn = [run.tiles(firing, image) for firing in firings]
     first, *titles = drawn[0]
     tiles = {title: [_scaled(pictures[title]) for pictures in drawn] for title in titles}
     start = _scaled(drawn[0][first])
@@ -51,14 +49,12 @@ def _head(run: Run, firings: Sequence[int], image: int) -> list[list[tuple[str, 
     """What stands above each column: (text, colour) of each line, the same lines in all of them."""
     head = []
     for firing in firings:
-        caption = run.playback.caption(firing, image)
+        caption = run.captions(firing)[image]
         step, _, accuracy = run.heading(firing).partition(", ")
         lines = [(step, INK), (accuracy, FAINT)]
-        if isinstance(caption, Caption):
-            said, _, truth = str(caption).partition(", is ")
-            colour = VERDICTS[caption.right]
-            lines += [(said, colour), (f"is {truth}" if truth else "", colour)]
-        head.append(lines)
+        said, _, truth = str(caption).partition(", is ")
+        colour = VERDICTS[caption.right]
+        head.append([*lines, (said, colour), (f"is {truth}" if truth else "", colour)])
     used = [any(text for text, _ in line) for line in zip(*head, strict=True)]
     return [[line for line, use in zip(lines, used, strict=True) if use] for lines in head]
 

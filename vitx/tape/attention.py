@@ -1,6 +1,6 @@
 """An attention of the pass, and the layers that residuals make of attentions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,19 @@ if TYPE_CHECKING:
 
 
 class Scores(Step):
-    """A product of two live values, as q k^T, which is to become the weights of an attention."""
+    """A product of two live values, as q k^T, which is to become the weights of an attention.
+
+    Attributes:
+        contracts_channels: tells whether it is summed over channels: it compares tokens, and mixes none.
+    """
+
+    def __init__(self, *step: Any, contracts_channels: Callable[[], bool]) -> None:
+        super().__init__(*step)
+        self.contracts_channels = contracts_channels
+
+
+class Mixture(Step):
+    """A product of weights and weights."""
 
 
 class Attention(Step):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Size, Tensor
 
 from vitx.tape import axes as ax
@@ -64,6 +65,14 @@ def of_sum(factors: Sequence[Given], ndim: int, dims: Sequence[int]) -> Contract
     """Describes a product of two, element by element, of so many dimensions, summed over some of them."""
     left, right = (Operand(t, value, (1,) * (ndim - t.ndim) + tuple(t.shape)) for t, value in factors)
     return Contraction(left, right, tuple(dims))
+
+
+def transposed(g: Tensor, other: Tensor, shape: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Multiplies by one operand, and sums over what the other lacks, of this aligned shape and this size."""
+    dims = list(range(g.ndim))
+    kept = [dim for dim in dims if shape[dim] > 1]
+    found: Tensor = torch.einsum(g, dims, other.to(g.dtype), dims, kept)
+    return found.expand([shape[dim] for dim in kept]).reshape(size)  # a constant may be broadcast
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.tape.attention import Attention, Scores
+from vitx.tape.attention import Attention, Mixture, Scores
 from vitx.tape.expanded import over
 from vitx.tape.recorder import SQUASHING
 from vitx.tape.tape import Tape
@@ -48,10 +48,15 @@ def output_value(tape: Tape, value: Value | None) -> Value:
     for step in reversed(tape.steps):
         if read.isdisjoint(step.outputs):
             continue
-        if isinstance(step, Scores):
+        if isinstance(step, Scores) and not step.contracts_channels():
             raise VitxError(
                 f"the output comes from {step}, a product of two values that both depend on the "
                 "image, with no softmax behind it (linear attention): no rule takes relevance through it"
+            )
+        if isinstance(step, Mixture) and any(a.value.made_from(step.outputs[0]) for a in tape.attentions):
+            raise VitxError(
+                f"the output comes from {step}, a product of attention weights that meets other values as if "
+                "it were one of them: no rule takes relevance through it"
             )
         read.update(step.inputs[:1] if isinstance(step, Attention) else step.inputs)
     if not any(isinstance(step, Attention) for step in tape.steps):

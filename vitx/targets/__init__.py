@@ -6,5 +6,6 @@ A target is a `Question`: it is put to a model and its images, and the answer is
 
 from vitx.targets.question import Asked, Question
 from vitx.targets.region import Region, region
+from vitx.targets.text import Text, text
 
-__all__ = ["Asked", "Question", "Region", "region"]
+__all__ = ["Asked", "Question", "Region", "Text", "region", "text"]

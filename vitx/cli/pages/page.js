@@ -10,9 +10,9 @@ const articles = [...document.querySelectorAll("article")].map(article => ({
 
 // What stands beside the frame of a cell.
 function tell(cell, said, at) {
-  const [text, right, ...flat] = said[at] ?? [];  // nothing where all of it is in the film
+  const [text, right, ...flat] = said[at];
   const caption = cell.querySelector(".caption");
-  if (caption) [caption.textContent, caption.dataset.right] = [text, right];
+  [caption.textContent, caption.dataset.right] = [text, right];
   cell.querySelectorAll(".flat").forEach((note, place) => note.hidden = !flat.includes(place));
   const heading = cell.querySelector(".heading");
   if (heading) heading.textContent = headings[cell.dataset.run][at];

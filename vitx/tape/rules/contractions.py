@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from vitx.tape import axes as ax
-from vitx.tape.attention import Scores
 from vitx.tape.call import Call, rule, unknown
-from vitx.tape.contraction import Contraction, of_matmul, of_sum
+from vitx.tape.contraction import Contraction, of_matmul, of_sum, transposed
 from vitx.tape.expanded import fitted, over, reshaped, scaled, spread
 from vitx.tape.rules.attention import attended
 from vitx.tape.rules.products import WEIGHING
+from vitx.tape.rules.scores import mixed, scores
 from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import divided
 from vitx.tape.values import Value, followed
@@ -58,52 +58,12 @@ def contracted(call: Call, contraction: Contraction, factor: float = 1.0) -> Val
         return weighed(call, contraction, factor)
     weighing = [operand.value.kind in WEIGHING for operand in (left, right) if operand.value]
     if all(weighing):
-        found = call.make(call.values, None)
-        found.kind = "weights"
-        return found
+        return mixed(call, contraction, factor)
     if "scores" in (left.value.kind, right.value.kind):
         return call.make(call.values, None, name=LINEAR_ATTENTION)
     if any(weighing):
         return attended(call, contraction, *((left, right) if weighing[0] else (right, left)), factor)
-    return _scores(call, contraction, [left.value, right.value], factor)
-
-
-def _scores(call: Call, contraction: Contraction, values: Sequence[Value], factor: float) -> Value:
-    """Follows q k^T: relevance is the query's, which is of the same tokens as the rows that have it."""
-    operands, dims, out = contraction[:2], contraction.summed, contraction.out
-    shapes, sizes = [o.shape for o in operands], [o.tensor.shape for o in operands]
-    own = [contraction.own(operand) for operand in operands]
-    kept = [call.tape.keeper.keep(o.tensor) for o in operands] if call.linearised else []
-
-    def relevance(arrived: list[Tensor]) -> list[Tensor | None]:
-        r = reshaped(arrived[0], out)
-        asking = next((n for n in (0, 1) if not any(_differs(r, dim) for dim in own[1 - n])), 0)
-        share: list[Tensor | None] = [None, None]
-        share[asking] = reshaped(spread(r, shapes[asking], dims), sizes[asking])
-        return share
-
-    def gradient(arrived: list[Tensor]) -> list[Tensor]:
-        g = arrived[0].reshape(out) * (factor / 2)
-        others = [one.tensor.reshape(shape) for one, shape in zip(kept, shapes, strict=True)][::-1]
-        return [_transposed(g, *each) for each in zip(others, shapes, sizes, strict=True)]
-
-    found = call.make(values, relevance, gradient, kind=Scores)
-    found.kind = "scores"
-    return found
-
-
-def _differs(r: Tensor, dim: int) -> bool:
-    if r.shape[dim] == 1 or r.stride(dim) == 0:
-        return False
-    return not torch.allclose(r, r.narrow(dim, 0, 1), rtol=1e-4, atol=1e-12)
-
-
-def _transposed(g: Tensor, other: Tensor, shape: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Multiplies by one operand, and sums over what the other lacks, of this aligned shape and this size."""
-    dims = list(range(g.ndim))
-    kept = [dim for dim in dims if shape[dim] > 1]
-    found: Tensor = torch.einsum(g, dims, other.to(g.dtype), dims, kept)
-    return found.expand([shape[dim] for dim in kept]).reshape(size)  # a constant may be broadcast
+    return scores(call, contraction, [left.value, right.value], factor)
 
 
 def weighed(
@@ -145,7 +105,7 @@ def weighed(
             return [reshaped(spread(r, shape, dims), size)]
         each, total = whole(r)
         share = torch.where(total > 0, over(r, total), 0)
-        return [_transposed(share, each, shape, size), (r * (total == 0)).sum()]
+        return [transposed(share, each, shape, size), (r * (total == 0)).sum()]
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
         g = arrived[0]
@@ -153,7 +113,7 @@ def weighed(
             across = matrix.mT.to(g.dtype)
             found = g @ across if on_left else across @ g
         else:
-            found = _transposed(g.reshape(out), weight, shape, size)
+            found = transposed(g.reshape(out), weight, shape, size)
         return [found if factor == 1 else found * factor, *(fitted(g, one.shape) for one in own)]
 
     found = call.make(

@@ -21,7 +21,7 @@ FILLING = ("tril", "triu", "masked_fill", "index_fill", "im2col", "scatter", "di
 ADDING = """avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d
 upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa
 _upsample_bicubic2d_aa _upsample_lanczos2d_aa cumsum col2im index_add scatter_add scatter_reduce index_reduce
-segment_reduce trace grid_sampler_2d grid_sampler_3d""".split()  # noqa: SIM905
+segment_reduce trace""".split()  # noqa: SIM905
 PICKING = """max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d
 fractional_max_pool2d sort topk mode kthvalue median nanmedian maximum minimum fmax fmin cummax
 cummin""".split()  # noqa: SIM905
@@ -80,6 +80,15 @@ def added_up(call: Call) -> list[Value]:
         if placed is not None:
             return [total(call, [(call.values[0], 1), (placed, 1)])]
     return [_linear(call, moves=False, fills=bool(call.constants()))]
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d")
+def sampled(call: Call) -> list[Value]:
+    """Follows what is sampled at some places: of these it is not asked where they come from."""
+    tensor, value = call["input"], call.value(call["input"])
+    if value is None:
+        return unknown(call)
+    return [_linear(replace(call, live=[(tensor, value)]), moves=False, fills=False)]
 
 
 def _linear(call: Call, *, moves: bool, fills: bool) -> Value:

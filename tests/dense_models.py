@@ -1,0 +1,128 @@
+"""Small segmenters and detectors of Hugging Face, with random weights."""
+
+import torch
+import transformers
+
+SWIN = {
+    **{"image_size": 64, "patch_size": 4, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2]},
+    **{"window_size": 4, "out_features": ["stage1", "stage2", "stage3", "stage4"]},
+}
+RESNET = {
+    **{"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]},
+    **{"layer_type": "basic", "out_features": ["stage2", "stage3", "stage4"]},
+}
+VIT = {
+    **{"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16},
+    **{"image_size": 32, "patch_size": 8},
+}
+DETR = {
+    **{"d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16},
+    **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 6, "num_labels": 4},
+}
+CONVOLUTIONS = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
+
+
+def segformer():
+    config = transformers.SegformerConfig(
+        **{"num_labels": 5, "depths": [1, 1], "hidden_sizes": [8, 16], "decoder_hidden_size": 16},
+        **{"num_encoder_blocks": 2, "sr_ratios": [2, 1], "num_attention_heads": [1, 2]},
+        **{"mlp_ratios": [2, 2], "patch_sizes": [7, 3], "strides": [4, 2]},
+    )
+    return transformers.SegformerForSemanticSegmentation(config)
+
+
+def upernet():
+    config = transformers.UperNetConfig(
+        backbone_config=transformers.SwinConfig(**SWIN), hidden_size=8, auxiliary_channels=8, num_labels=5
+    )
+    return transformers.UperNetForSemanticSegmentation(config)
+
+
+def dpt():
+    config = transformers.DPTConfig(
+        **VIT,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+        num_labels=5,
+    )
+    return transformers.DPTForSemanticSegmentation(config)
+
+
+def beit():
+    config = transformers.BeitConfig(
+        **VIT, out_indices=[1, 2, 3, 4], num_labels=5, auxiliary_channels=8, pool_scales=[1, 2]
+    )
+    return transformers.BeitForSemanticSegmentation(config)
+
+
+def maskformer():
+    config = transformers.MaskFormerConfig(
+        backbone_config=transformers.SwinConfig(**SWIN),
+        decoder_config=transformers.DetrConfig(**DETR),
+        **{"fpn_feature_size": 32, "mask_feature_size": 32, "num_labels": 4},
+    )
+    return transformers.MaskFormerForInstanceSegmentation(config)
+
+
+def mask2former():
+    config = transformers.Mask2FormerConfig(
+        backbone_config=transformers.SwinConfig(**SWIN),
+        **{"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_labels": 4, "num_queries": 6},
+        **{"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "dim_feedforward": 16},
+        **{"encoder_feedforward_dim": 16},
+    )
+    return transformers.Mask2FormerForUniversalSegmentation(config)
+
+
+def detr():
+    config = transformers.DetrConfig(
+        backbone_config=transformers.ResNetConfig(**RESNET), **CONVOLUTIONS, **DETR
+    )
+    return transformers.DetrForObjectDetection(config)
+
+
+def conditional_detr():
+    backbone = transformers.ResNetConfig(**RESNET)
+    config = transformers.ConditionalDetrConfig(backbone_config=backbone, **CONVOLUTIONS, **DETR)
+    return transformers.ConditionalDetrForObjectDetection(config)
+
+
+def deformable_detr():
+    backbone = transformers.ResNetConfig(**RESNET)
+    config = transformers.DeformableDetrConfig(
+        backbone_config=backbone, **CONVOLUTIONS, **(DETR | {"d_model": 32}), num_feature_levels=3
+    )
+    return transformers.DeformableDetrForObjectDetection(config)
+
+
+def rt_detr():
+    config = transformers.RTDetrConfig(
+        backbone_config=transformers.RTDetrResNetConfig(**RESNET),
+        **{"encoder_hidden_dim": 16, "encoder_in_channels": [8, 16, 16], "encoder_layers": 1},
+        **{"encoder_ffn_dim": 16, "encoder_attention_heads": 2, "d_model": 16, "num_queries": 6},
+        **{"decoder_in_channels": [16, 16, 16], "decoder_ffn_dim": 16, "decoder_layers": 2},
+        **{"decoder_attention_heads": 2, "num_labels": 4, "num_denoising": 0, "hidden_expansion": 0.5},
+    )
+    return transformers.RTDetrForObjectDetection(config)
+
+
+def yolos():
+    config = transformers.YolosConfig(
+        **{**VIT, "image_size": [32, 32], "num_hidden_layers": 2}, num_detection_tokens=6, num_labels=4
+    )
+    return transformers.YolosForObjectDetection(config)
+
+
+SEGMENTERS = {one.__name__: one for one in (segformer, upernet, dpt, beit, maskformer, mask2former)}
+DETECTORS = {one.__name__: one for one in (detr, conditional_detr, deformable_detr, rt_detr, yolos)}
+SIZES = {"upernet": 64, "maskformer": 64, "mask2former": 64, "detr": 64, "conditional_detr": 64}
+SIZES |= {"deformable_detr": 64, "rt_detr": 64}
+
+
+def made(name):
+    """Makes a model, and images that it takes."""
+    torch.manual_seed(0)
+    model = (SEGMENTERS | DETECTORS)[name]().eval()
+    size = SIZES.get(name, 32)
+    return model, torch.rand(2, 3, size, size)

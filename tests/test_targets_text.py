@@ -1,0 +1,203 @@
+"""A text that is compared with the picture, against the same written by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+import vitx
+from tests import models, texts
+from vitx import VitxError, explain
+from vitx.targets import text
+
+IMAGES = models.FAMILIES["deit"].images()
+IDS = torch.tensor([[1, 4, word, 2, *[0] * 12] for word in (5, 6, 7)])
+KINDS = ["CLIP", "Siglip", "open_clip", "Aimv2"]
+
+
+def features(model, kind, **given):
+    """The features of images or of token ids, as the library has them."""
+    if kind == "open_clip":
+        return (
+            model.encode_image(given["pixel_values"])
+            if "pixel_values" in given
+            else model.encode_text(given["input_ids"])
+        )
+    what = "image" if "pixel_values" in given else "text"
+    found = getattr(model, f"get_{what}_features")(**given)
+    return found if isinstance(found, torch.Tensor) else found.pooler_output
+
+
+class ByHand(nn.Module):
+    """Puts out the similarities."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.clip, self.kind = texts.built(kind), kind
+        with torch.no_grad():
+            found = features(self.clip, kind, input_ids=IDS)
+        self.texts = found / found.norm(dim=1, keepdim=True)
+
+    def forward(self, images):
+        found = features(self.clip, self.kind, pixel_values=images)
+        return found / found.norm(dim=1, keepdim=True) @ self.texts.T
+
+
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "evidence"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_is_what_a_wrapper_puts_out(kind, method):
+    model = texts.built(kind)
+    found = explain(model, IMAGES, method, target=text(IDS))
+    assert found.maps.shape == (6, 4, 4)
+    for number in range(3):
+        wanted = explain(ByHand(kind), IMAGES, method, target=number)
+        assert torch.allclose(found.maps[number::3], wanted.maps, atol=1e-6)
+        assert torch.allclose(found.logits[number::3], wanted.logits, atol=1e-6)
+    against = explain(model, IMAGES, method, target=text(IDS[0], against=IDS[2]))
+    wanted = explain(ByHand(kind), IMAGES, method, target=lambda logits: logits[:, 0] - logits[:, 2])
+    assert torch.allclose(against.maps, wanted.maps, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip", "Blip"])
+def test_similarities_are_those_of_the_model(kind):
+    model = texts.built(kind)
+    found = explain(model, IMAGES, target=text(IDS)).logits[::3]
+    with torch.no_grad():
+        wanted = model(pixel_values=IMAGES, input_ids=IDS).logits_per_image
+    scaled = found * model.logit_scale.exp() + getattr(model, "logit_bias", 0)
+    assert torch.allclose(scaled, wanted, atol=1e-5)
+
+
+def test_a_text_is_words_or_token_ids_or_features():
+    model, tokenizer = texts.built("CLIP"), texts.tokenizer()
+    with torch.no_grad():
+        row = model.get_text_features(torch.tensor([[4, 5]])).pooler_output
+    asked = [text("a cat", tokenizer=tokenizer), text(torch.tensor([[4, 5]])), text(row), text([row[0]])]
+    first, *others = [explain(model, IMAGES, "evidence", target=one).maps for one in asked]
+    assert all(torch.allclose(first, other, atol=1e-6) for other in others)
+    tower = ByHandTower(model)
+    assert torch.allclose(explain(tower, IMAGES, "evidence", target=text(row)).maps, first, atol=1e-6)
+
+
+class ByHandTower(nn.Module):
+    """The image tower alone."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.vision, self.projection = model.vision_model, model.visual_projection
+
+    def forward(self, images):
+        return self.projection(self.vision(images).pooler_output)
+
+
+def test_a_model_inside_another_is_found():
+    class Module(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = texts.built("CLIP")
+
+        def forward(self, batch):
+            raise NotImplementedError
+
+    wanted = explain(texts.built("CLIP"), IMAGES, target=text(IDS[0])).maps
+    assert torch.equal(explain(Module(), IMAGES, target=text(IDS[0])).maps, wanted)
+
+
+def test_texts_of_siglip_are_padded_as_in_its_training():
+    """It pools the last token."""
+    model, tokenizer = texts.built("Siglip"), texts.tokenizer()
+    found = explain(model, IMAGES, target=text("a cat", tokenizer=tokenizer))
+    wanted = explain(model, IMAGES, target=text(torch.tensor([[4, 5] + [0] * 14])))
+    assert torch.equal(found.logits, wanted.logits)
+
+
+def test_patches_of_siglip_2():
+    model = texts.built("Siglip2")
+    given = {
+        "pixel_values": torch.randn(2, 8, 3 * 8 * 8, generator=torch.Generator().manual_seed(0)),
+        "pixel_attention_mask": torch.ones(2, 8, dtype=torch.int32),
+        "spatial_shapes": torch.tensor([[2, 4], [4, 2]]),
+    }
+    found = explain(model, inputs=given, target=text(IDS))
+    assert found.maps.shape == (6, 4, 4)
+    alone = explain(model, inputs={k: v[1:] for k, v in given.items()}, target=text(IDS[1]))
+    assert torch.allclose(found.maps[4, :4, :2], alone.maps[0], atol=1e-6)
+    with torch.no_grad():
+        wanted = model(**given, input_ids=IDS).logits_per_image
+    assert torch.allclose(found.logits[::3] * model.logit_scale.exp() + model.logit_bias, wanted, atol=1e-5)
+
+
+def test_a_tokenizer_of_open_clip():
+    model = texts.built("open_clip")
+    found = explain(
+        model, IMAGES, target=text("a cat", tokenizer=lambda words: IDS[:1].expand(len(words), -1))
+    )
+    assert torch.equal(found.maps, explain(model, IMAGES, target=text(IDS[0])).maps)
+
+
+def test_the_tokenizer_that_was_saved_with_the_model(tmp_path):
+    model, tokenizer = texts.built("CLIP"), texts.tokenizer()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    wanted = explain(model, IMAGES, target=text("a dog", tokenizer=tokenizer)).logits
+    assert torch.allclose(explain(loaded, IMAGES, target=text("a dog")).logits, wanted, atol=1e-6)
+
+
+def test_captions_are_similarities_and_their_softmax():
+    model, tokenizer = texts.built("CLIP"), texts.tokenizer()
+    found = explain(model, IMAGES, target=text("a cat", "a dog", tokenizer=tokenizer))
+    shares = (found.logits[0] * model.logit_scale.exp()).softmax(0)
+    assert found.captions[0] == f"a cat: {found.logits[0, 0]:.3f} ({shares[0]:.0%})"
+    assert found.captions[3].startswith("a dog: ")
+    assert explain(model, IMAGES, target=text("a cat", tokenizer=tokenizer)).captions[0][-1] != ")"
+    against = explain(model, IMAGES[:1], target=text("a cat", against="a wolf", tokenizer=tokenizer))
+    assert against.captions[0].startswith("a cat, not a wolf: ")
+    assert found.picture().ndim == 3
+
+
+def test_the_text_tower_runs_once_and_leaves_no_gradient():
+    model, calls = texts.built("CLIP"), []
+    handle = model.text_model.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    try:
+        explain(model, IMAGES, "evidence", target=text(IDS[0]))
+    finally:
+        handle.remove()
+    assert calls == [False]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("ask", "sentence"),
+    [
+        (lambda: text(), "give at least one text, against one other, found 0 and 0"),
+        (lambda: text("a cat", against=["a", "b"]), "found 1 and 2"),
+        (lambda: text(3), "a text is a string, token ids or features, found int"),
+        (lambda: explain(texts.built("CLIP"), IMAGES, target=text("a cat")), "no tokenizer was saved with"),
+        (lambda: explain(models.built("deit"), IMAGES, target=text("a")), "Transformer has no text tower"),
+        (
+            lambda: explain(texts.built("CLIP"), IMAGES, target=text(torch.rand(1, 7))),
+            "the features of the texts are 7 numbers, and those of the images 24: they are of different",
+        ),
+        (
+            lambda: explain(texts.built("CLIP"), IMAGES, target=text(torch.tensor([[1, 99, 2]]))),
+            r"the text tower refused token ids of shape \(1, 3\)",
+        ),
+        (
+            lambda: explain(texts.built("CLIP"), torch.rand(1, 3, 40, 40), target=text(IDS[0])),
+            r"refused images of shape \(1, 3, 40, 40\)",
+        ),
+        (lambda: explain(texts.built("CLIP"), IMAGES, "legrad", target=text(IDS[0])), "legrad"),
+        (
+            lambda: explain(texts.built("CLIP"), IMAGES),
+            r"takes text beside images.*or ask by a target of vitx.t",
+        ),
+    ],
+)
+def test_says_what_is_wrong(ask, sentence):
+    with pytest.raises(VitxError, match=sentence):
+        ask()
+
+
+def test_is_a_target_of_several_methods():
+    found = vitx.explain_methods(texts.built("CLIP"), IMAGES, ["rollout", "evidence"], target=text(IDS[:2]))
+    assert [one.maps.shape for one in found.values()] == [(4, 4, 4)] * 2
