@@ -185,7 +185,7 @@ def explain_after_training(trainer: pl.Trainer, module: pl.LightningModule, fold
     """Explains eight validation images from Python, and writes the picture into the folder."""
     if trainer.val_dataloaders is None:
         return None
-    samples = Selection().choose(LightningHost(trainer, module, str(folder)))
+    samples = Selection().choose(LightningHost(trainer, module))
     images = samples.images.to(trainer.strategy.root_device)
     module = module.to(images.device)
     found = vitx.explain_methods(module, images, ["rollout", "grad_rollout"])
