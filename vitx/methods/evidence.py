@@ -51,12 +51,16 @@ def _taken(back: Backward, attention: Attention, read: list[int]) -> tuple[Value
 def ranked(signed: Tensor) -> Tensor:
     """Makes a map of a signed one, >= 0: what is below 0 keeps its order, below all that is above.
 
+    Where nothing is above 0, the brightest is what is the least below.
+
     Example:
         >>> ranked(torch.tensor([[[2.0, -1.0], [-3.0, 0.0]]])).argsort().tolist()
         [[[1, 0], [0, 1]]]
+        >>> ranked(torch.tensor([[[-2.0, -1.0, -4.0]]]))
+        tensor([[[2., 3., 0.]]])
     """
     above, below = signed.clamp(min=0), signed.clamp(max=0)
     whole = tuple(range(1, signed.ndim))
     top, lowest = above.amax(whole, keepdim=True), below.amin(whole, keepdim=True)
     height = 1 - below / torch.where(lowest == 0, -1, lowest)
-    return above + _BELOW * top * height
+    return above + torch.where(top > 0, _BELOW * top, -lowest) * height

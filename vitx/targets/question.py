@@ -3,12 +3,19 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from vitx.models.given import Inputs
 from vitx.models.prediction import forward
+
+
+class Answers(NamedTuple):
+    """What a picture says of each image, and the box that it draws, (B, 4): x0, y0, x1, y1 in pixels."""
+
+    captions: Sequence[str] | None
+    boxes: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +33,14 @@ class Asked:
         forward: runs the model on images and what else it was given; by default as it is, so that the score
             gets its whole output.
         captions: what a picture says of each image, from the scores; None: nothing.
+        answers: the same, and the boxes that it draws, from what `forward` returned, where that is asked.
     """
 
     images: Tensor
     score: Callable[[Any], Tensor]
     forward: Callable[[Any, Tensor, Inputs], Any] = forward
     captions: Callable[[Tensor], Sequence[str]] | None = None
+    answers: Callable[[Any], Answers] | None = None
 
 
 class Question(ABC):
