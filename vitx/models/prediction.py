@@ -134,10 +134,9 @@ def refusals(images: Tensor, inputs: Inputs, reason: str | None = None) -> Itera
         said = str(error).split("\n")[0]
         # timm and torchvision assert, Hugging Face raises ValueErrors; the rest is left to torch.
         about_size = "channels" in said or "size of tensor" in said or "cannot be multiplied" in said
-        kinds = (AssertionError, ValueError, TypeError) if inputs.name else (AssertionError, ValueError)
-        if reason is None and not (
-            isinstance(error, kinds) or (isinstance(error, RuntimeError) and about_size)
-        ):
+        kinds = (AssertionError, ValueError, *((TypeError, RuntimeError) if inputs.name else ()))
+        told = isinstance(error, kinds) or (about_size and isinstance(error, RuntimeError))
+        if reason is None and (not told or isinstance(error, torch.OutOfMemoryError)):
             raise
         beside = f" with {', '.join(inputs.others)}" if inputs.others else ""
         hint = _BATCHED if images.ndim == 3 and not inputs.name else ""

@@ -9,15 +9,20 @@ from vitx.targets.query import Query, query
 from vitx.targets.question import Asked, Question
 from vitx.targets.region import Region, region
 from vitx.targets.text import Text, text
+from vitx.targets.word import Answer, Word, answer, word
 
 __all__ = [
+    "Answer",
     "Asked",
     "Query",
     "Question",
     "Region",
     "Text",
+    "Word",
+    "answer",
     "best_queries",
     "query",
     "region",
     "text",
+    "word",
 ]

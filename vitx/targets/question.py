@@ -1,7 +1,7 @@
 """What a target may ask of a model: the protocol of `vitx.targets`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,8 +43,36 @@ class Asked:
     answers: Callable[[Any], Answers] | None = None
 
 
+class Prepared(NamedTuple):
+    """What a model takes of pictures and a question, and how the pictures were normalised.
+
+    Attributes:
+        inputs: what forward takes, by name.
+        mean: what was subtracted from each channel, in units of [0, 1].
+        std: what each channel was then divided by.
+    """
+
+    inputs: Mapping[str, Any]
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
 class Question(ABC):
     """A target that knows more than the logits: the model, the images and the whole output."""
+
+    def prepare(self, model: nn.Module, images: Any) -> Prepared | None:
+        """Prepares images as the model takes them together with the question; None: as without one."""
+        return None
+
+    def parts(self, model: nn.Module, images: Tensor, inputs: Inputs) -> "tuple[Inputs, Sequence[Question]]":
+        """Returns the questions that this one consists of, each with maps of its own, and their inputs.
+
+        Args:
+            model: as it was given to `vitx.explain`.
+            images: (B, ...), as the model takes them.
+            inputs: what else it was given.
+        """
+        return inputs, [self]
 
     @abstractmethod
     def put(self, model: nn.Module, images: Tensor) -> Asked:
