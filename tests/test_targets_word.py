@@ -29,7 +29,8 @@ def test_is_the_logit_behind_the_prompt(name):
     model = vision_language.built(name)
     found = explain(model, PICTURES[:1], "evidence", target=asked(name))
     assert (found.conservation - 1).abs().max() < 1e-3
-    assert found.captions[0] == f'"dog": {found.logits[0, DOG]:.2f}'
+    share = found.logits[0].softmax(0)[DOG]
+    assert found.captions[0] == f'"dog": {found.logits[0, DOG]:.2f} ({share:.0%})'
     assert (found.images.amin() < 0) == (found.mean[0] > 0)
     processor = vision_language.processor(name)
     text = f"{processor.image_token}\nwhat is it"

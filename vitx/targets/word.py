@@ -13,7 +13,7 @@ from vitx.models.given import Inputs
 from vitx.models.isolation import untouched
 from vitx.models.prediction import forward, refusals
 from vitx.targets.outputs import main
-from vitx.targets.question import Asked, Prepared, Question
+from vitx.targets.question import Answers, Asked, Prepared, Question
 
 _BEFORE = 16  # tokens of a prompt that tell how a word goes on from it
 _IDS, _KEEP = "input_ids", "logits_to_keep"  # as models of transformers call them
@@ -187,10 +187,12 @@ class _Spot(Question):
                 raise VitxError(f"token {outside[0]} is out of range: the model has {logits.shape[1]} tokens")
             return torch.stack([logits[row, token] for row, token in zip(rows, self.tokens, strict=True)])
 
-        def captions(scores: Tensor) -> list[str]:
-            return [f"{self.said}: {one:.2f}" for one in scores.tolist()]
+        def answers(logits: Tensor) -> Answers:
+            shares = [row.softmax(0)[token] for row, token in zip(logits, self.tokens, strict=True)]
+            found = zip(score(logits), shares, strict=True)
+            return Answers([f"{self.said}: {logit:.2f} ({share:.0%})" for logit, share in found])
 
-        return Asked(images, score, next_word, captions)
+        return Asked(images, score, next_word, answers=answers)
 
 
 def _ids(inputs: Inputs) -> Tensor:
