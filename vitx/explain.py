@@ -212,9 +212,20 @@ def _explain_loader(
     check_model(model)
     weight = next(model.parameters(), torch.empty(0))
     parts: list[dict[str, Explanation]] = []
+    size: torch.Size | None = None
     for images in batches_of(loader):
+        if size not in (None, images.shape[1:]):
+            raise VitxError(
+                f"batch {len(parts) + 1} of the DataLoader has images of {_size(images.shape[1:])}, and "
+                f"those before are of {_size(size)}: bring all to one size, or explain batch by batch"
+            )
+        size = images.shape[1:]
         found = _explain_batch(model, images.to(weight.device), methods, target)
         parts.append({name: explanation.cpu() for name, explanation in found.items()})
     if not parts:
         raise VitxError("the DataLoader is empty")
     return {name: join([part[name] for part in parts]) for name in methods}
+
+
+def _size(shape: Sequence[int] | None) -> str:
+    return " x ".join(map(str, shape or ()))

@@ -263,13 +263,14 @@ class Explanation:
             VitxError: The name ends otherwise, or the file cannot be written.
         """
         path = Path(path)
-        if path.suffix == ".png":
+        suffix = path.suffix.lower()
+        if suffix == ".png":
             write_png(path, self.picture())
-        elif path.suffix == ".gif":
+        elif suffix == ".gif":
             from vitx.runs.gif import write_gif
 
             write_gif(path, self.film())
-        elif path.suffix == ".npz":
+        elif suffix == ".npz":
             arrays = {
                 "maps": self.maps,
                 "signed": self.signed,

@@ -45,7 +45,7 @@ def _load(name: str, trust: bool) -> tuple[nn.Module, Preprocessing, tuple[str, 
     try:
         import transformers
     except ImportError as error:
-        raise VitxError("models of Hugging Face need transformers: pip install 'vitx[hf]'") from error
+        raise VitxError("models of Hugging Face need transformers: pip install transformers") from error
     kinds: Any = transformers  # some without types
     with quiet():
         try:
