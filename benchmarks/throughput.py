@@ -5,7 +5,7 @@
 *Many pictures:* the command from files to files, once its model is there, beside `vitx.explain` alone on the
 same pictures, held ready as tensors, in batches of the same size; in turn, on `--cores` cores.
 *What is not the model:* the same way with maps that are known before, all of it on one core: what a core
-reads, prepares, draws and writes. The model's own process can be helped with all but its share.
+reads, prepares, draws and writes.
 *One picture:* `vitx explain cat.jpg` from start to end, beside the import of torch and timm and what the
 model itself does: it is made, filled with its weights, and explains the picture.
 
@@ -28,23 +28,21 @@ import torch
 from torch import Tensor
 
 import vitx
-from vitx.cli.delivery import Delivery
-from vitx.cli.many import Explainer, loader_of, predict
+from vitx.cli.many import Explainer, Pace, Place, predict, read_picture
 from vitx.cli.output import Output
 from vitx.cli.product import Product
 from vitx.cli.subject import Subject
 from vitx.files import PICTURES, encode
 from vitx.inputs.choosing import preprocessing_of
 from vitx.inputs.prepared import to_tensor
-from vitx.inputs.reading import MOST_PIXELS, find_pictures, read_picture
+from vitx.inputs.reading import find_pictures
 from vitx.methods import Methods
 from vitx.models.checkpoints import model_of_weights
 from vitx.models.classes import known_class_names
 from vitx.models.prediction import Target
 
 BATCH = 8
-MANY = 16  # cores of the machine that the measure of one core is taken to
-GOALS = {"share": 0.75, "rate": 300, "start": 1.5, "drawing": 10}
+GOALS = {"share": 0.75, "start": 1.5, "drawing": 10}
 IMPORT = "import torch, timm"
 MADE = """
 import sys, time, torch, timm
@@ -104,7 +102,7 @@ def main() -> None:
     files = find_pictures([options.pictures])[: options.count]
     _on(options.cores)
     subject = _subject(options)
-    images = to_tensor([read_picture(file) for file in files], subject.prepare)
+    images = to_tensor(files, subject.prepare)
     print(f"{len(files)} pictures; {options.model}, {options.method}; on {options.cores} cores\n")
     _many(options, files)
     _without_model(options, subject, files, images)
@@ -135,21 +133,17 @@ def _without_model(options: Any, subject: Subject, files: list[Path], images: Te
     _on(1)
     _parts(known, files[:50], options.method)
     for suffix in PICTURES:
-        used = time.process_time()  # of this process, not of those that read and write
-        rate = _rate(options, known, files, 1, 1, suffix)
-        own = (time.process_time() - used) / len(files)
+        rate = _rate(options, known, files, suffix)
         print(f"all but the model, {suffix:5}      {rate:8.1f} pictures/s on one core")
-        print(f"  in the model's process      {1000 * own:8.2f} ms each")
-        reached = min(MANY * rate, 1 / own)
-        print(f"  on {MANY} cores               {reached:8.0f} pictures/s (goal: {GOALS['rate']})")
     print()
 
 
 def _parts(subject: Subject, files: list[Path], method: str) -> None:
     """Prints what drawing and encoding take."""
     product, explainer = _product(subject, ".png"), Explainer(subject, {method: {}}, [None])
-    batches = loader_of(files, subject.prepare, MOST_PIXELS, BATCH, 0)
-    found = [finding for batch in batches for finding in explainer(batch, files)]
+    pictures = [read_picture(number, file, subject.prepare) for number, file in enumerate(files)]
+    batches = (pictures[start : start + BATCH] for start in range(0, len(files), BATCH))
+    found = [finding for batch in batches for finding in explainer(batch)]
     product.drawn(found[0])
     begun = time.perf_counter()
     drawn = [product.drawn(finding) for finding in found]
@@ -165,22 +159,13 @@ def _parts(subject: Subject, files: list[Path], method: str) -> None:
         print(f"encoding as {suffix:5}             {taken:8.1f} ms each, {size:.0f} kB")
 
 
-def _rate(
-    options: Any, subject: Subject, files: list[Path], readers: int, writers: int, suffix: str = ".png"
-) -> float:
+def _rate(options: Any, subject: Subject, files: list[Path], suffix: str) -> float:
     """Explains all pictures as the command does, and returns how many in a second."""
     with tempfile.TemporaryDirectory() as folder:
         output = Output(Path(folder) / "maps", files, _product(subject, suffix), "")
         explainer = Explainer(subject, {options.method: {}}, [None])
         begun = time.perf_counter()
-        errors = predict(
-            explainer,
-            files,
-            loader_of(files, subject.prepare, MOST_PIXELS, BATCH, readers),
-            lambda _: Delivery(output, writers, 4 * writers + 2 * BATCH),
-            device=torch.device("cpu"),
-            progress=False,
-        )
+        errors = predict(explainer, files, output, Pace(BATCH, 1, 1), None, Place(torch.device("cpu")))
         taken = time.perf_counter() - begun
         assert not errors
         assert not output.left()

@@ -4,7 +4,6 @@ A GPU would have to be waited for at each one.
 """
 
 import gc
-import sys
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import vitx
 from tests import models
+from vitx import passes
 from vitx.models import isolation
 from vitx.tape import backward
 from vitx.tape.grid import Grid
@@ -30,7 +30,7 @@ def nothing_is_read(monkeypatch):
     """Takes away what reads values once all is computed: the grid, the checks, and what to put back."""
     monkeypatch.setattr(Grid, "map", lambda grid, pixels, tokens: pixels)
     monkeypatch.setattr(backward, "check", lambda *_, **__: None)
-    monkeypatch.setattr(sys.modules["vitx.explain"], "_check_finite", lambda maps: None)
+    monkeypatch.setattr(passes, "_check_finite", lambda maps: None)
     monkeypatch.setattr(isolation, "_changed", lambda copies: [])
 
 

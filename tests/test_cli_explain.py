@@ -52,7 +52,7 @@ def folder(tmp_path):
 
 def command(*words, weights, options=OPTIONS):
     model = ["--model", NAME, "--weights", str(weights), "--model-options", json.dumps(options)]
-    return ["explain", *map(str, words), *model, "--accelerator", "cpu", "--workers", "0"]
+    return ["explain", *map(str, words), *model, "--accelerator", "cpu", "--workers", "1"]
 
 
 def written(folder, suffix=".png"):
@@ -302,6 +302,23 @@ class TestModels:
         assert (made["target"], made["target_name"]) == (1, "bee")
 
 
+class TestPlaces:
+    """Every picture has its own place below the output, however it is named."""
+
+    def test_names_that_go_up(self, folder, weights, tmp_path, monkeypatch):
+        work, output = folder / "deep", tmp_path / "maps"
+        monkeypatch.chdir(work)
+        paths = ["../a.png", "a.png", "../deep/a.png"]  # the last is the second again
+        assert main(command(*paths, "--output", output, weights=weights)) == 0
+        assert written(tmp_path, ".png.png") == ["maps/a.png.png", "maps/deep/a.png.png"]
+
+    def test_an_output_that_goes_up_is_no_input(self, folder, weights, monkeypatch):
+        monkeypatch.chdir(folder / "deep")
+        for _ in range(2):
+            main(command("..", "--output", "../maps", weights=weights))
+        assert len(written(folder / "maps")) == 5
+
+
 class TestResume:
     def run(self, folder, output, weights, *words):
         return main(command(folder, "--output", output, *words, weights=weights))
@@ -328,6 +345,36 @@ class TestResume:
         self.run(folder, output, weights)
         assert self.run(folder, output, weights, "--resume", "--start-layer", 1) == 2
         assert "were made with other options" in capsys.readouterr().err
+
+    def test_another_model_at_the_same_path_is_refused(self, folder, tmp_path, capsys):
+        path, output = tmp_path / "changed.safetensors", tmp_path / "maps"
+        model = tiny()
+        for number in range(2):
+            with torch.no_grad():
+                model.blocks[1].mlp.fc1.weight[5, 5] += number  # of the same size, changed in the middle
+            save_file(model.state_dict(), path)
+            words = ("--resume",) * number
+            assert self.run(folder / "a.png", output, path, *words) == 2 * number
+        assert "with other options or another model" in capsys.readouterr().err
+
+    def test_what_another_method_left_is_not_taken_for_finished(self, folder, weights, tmp_path):
+        """A run is stopped that replaces an earlier one's maps by those of another method."""
+        output = tmp_path / "maps"
+        self.run(folder, output, weights, "--save-maps")
+        evidence = ("--method", "evidence", "--save-maps")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("vitx.cli.many.Delivery.finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+            assert self.run(folder, output, weights, *evidence) == 130
+        self.run(folder, output, weights, *evidence, "--resume")
+        for path in output.rglob("*.npz"):
+            assert any(name.startswith("evidence") for name in np.load(path))
+
+    def test_pictures_that_cannot_be_read_leave_an_earlier_run_alone(self, folder, weights, tmp_path):
+        output = tmp_path / "maps"
+        self.run(folder / "a.png", output, weights)
+        before = {path: path.read_bytes() for path in output.iterdir()}
+        assert self.run(folder / "text.jpg", output, weights, "--start-layer", 1) == 2
+        assert {path: path.read_bytes() for path in output.iterdir()} == before
 
     @pytest.mark.slow
     def test_interrupted_in_the_middle(self, folder, weights, tmp_path):
@@ -487,9 +534,9 @@ class TestRefusals:
             (["--mean", 0.5, 0.5], "mean has 2 values"),
             (["--std", 0], "std must be above 0"),
             (["--image-size", 0], "--image-size must be at least 1"),
-            (["--workers", -1], "--workers must be at least 0"),
+            (["--workers", 0], "--workers must be at least 1"),
             (["--module-options", '{"a": 1}'], "--module-options are for --checkpoint"),
-            (["--writers", -1], "--writers must be at least 0"),
+            (["--writers", 0], "--writers must be at least 1"),
             (["--format", "gif"], "--format is one of png, webp, jpg, found gif"),
             (["--save-maps", "photos"], "--save-maps is one of files, shards, found photos"),
             (["--no-pictures"], "--no-pictures leaves nothing to write"),

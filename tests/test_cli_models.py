@@ -17,7 +17,10 @@ from safetensors.torch import save_file
 import vitx
 from tests import models
 from tests.hugging_face import hugging_face
+from vitx import VitxError
 from vitx.cli import main
+from vitx.models.hub import load_hugging_face
+from vitx.models.own import make_model
 
 NAME = "deit_tiny_patch16_224"
 OPTIONS = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -161,6 +164,26 @@ def test_ways_to_one_model(explained, belongings, words):
     with np.load(output / "x.png.npz") as arrays:
         assert np.allclose(arrays["logits"], wanted.logits[0], rtol=1e-4, atol=1e-5)
         assert np.allclose(arrays[f"evidence_{int(wanted.target)}"], wanted.maps[0], rtol=1e-3, atol=1e-6)
+
+
+def test_a_module_of_the_working_folder_leaves_no_trace(belongings, tmp_path, monkeypatch):
+    """Neither where it is made nor where it fails."""
+    (tmp_path / "mine.py").write_text("def net():\n    import beside\n    return beside.Made()")
+    (tmp_path / "beside.py").write_text("from torch.nn import Identity as Made")
+    monkeypatch.chdir(tmp_path)
+    before = sys.path.copy()
+    make_model("mine.net")
+    with pytest.raises(VitxError, match=r"there is no class or function mine\.absent"):
+        make_model("mine.absent")
+    assert sys.path == before
+    for name in ("mine", "beside"):
+        del sys.modules[name]
+
+
+def test_hugging_face_is_named_where_it_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(VitxError, match=r"need transformers: pip install transformers$"):
+        load_hugging_face(str(tmp_path))
 
 
 def test_a_backbone_alone_has_no_prediction(explained):

@@ -257,6 +257,7 @@ class TestTargets:
             (lambda logits: logits[:, 0].tolist(), "found list"),
             (lambda logits: logits[:, 0].detach(), "does not depend on the output"),
             (lambda logits: torch.ones(2), "does not depend on the output"),
+            (lambda logits: logits[:, 7], r"failed on the output, \(2, 7\): IndexError: index 7 is out"),
         ],
     )
     def test_wrong_functions(self, function, sentence):
@@ -302,7 +303,7 @@ class TestTargets:
     def test_an_output_without_classes_needs_a_function(self):
         regressor = Around(lambda vit, images: vit(images)[:, 0])
         deeper = Around(lambda vit, images: vit(images)[:, None])
-        with pytest.raises(VitxError, match=r"shape \(2, 1, 7\), not \(B, classes\)"):
+        with pytest.raises(VitxError, match=r"is \(2, 1, 7\), not \(B, classes\)"):
             explain(deeper, IMAGES, "grad_rollout")
         found = explain(regressor, IMAGES, "grad_rollout", target=lambda output: output)
         assert same(found, self.explained(0), 1e-6)

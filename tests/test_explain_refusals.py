@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from tests import models
 from vitx import VitxError, explain
@@ -126,3 +127,11 @@ class TestRefusals:
     def test_parameters_of_the_method_are_no_options(self):
         with pytest.raises(VitxError, match="has no option 'evidence'"):
             explain(models.built("deit"), IMAGES, evidence=None)
+
+
+def test_a_loader_with_images_of_several_sizes_is_refused_at_the_first_other_one():
+    sizes = iter([32, 32, 48])
+    loader = DataLoader(range(9), 1, collate_fn=lambda _: torch.randn(1, 3, *[next(sizes)] * 2))
+    said = r"batch 3 of the DataLoader has images of 3 x 48 x 48, and those before are of 3 x 32 x 32"
+    with pytest.raises(VitxError, match=said):  # and not StopIteration: no more is read
+        explain(models.built("deit"), loader)

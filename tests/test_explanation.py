@@ -89,3 +89,9 @@ def test_a_part(found):
     assert len(part) == 1
     assert part.target.tolist() == [2]
     assert torch.equal(part.overlays(), found.overlays()[1:2])
+
+
+@pytest.mark.parametrize("name", ["a.PNG", "a.Npz"])
+def test_suffixes_in_capitals(found, tmp_path, name):
+    found.save(tmp_path / name)
+    assert (tmp_path / name).read_bytes()[:2] == {"a.PNG": b"\x89P", "a.Npz": b"PK"}[name]

@@ -1,8 +1,10 @@
 """The methods by name: each against its oracle, and how one is added."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.modules.module import _global_forward_hooks
@@ -12,7 +14,9 @@ from tests import models, oracle
 from vitx import VitxError, explain
 from vitx.functional import tiles
 from vitx.methods import register
+from vitx.methods.evidence import ranked
 from vitx.methods.registry import _METHODS
+from vitx.pictures.render import all_against
 from vitx.tape import kernels
 
 IMAGES = models.FAMILIES["deit"].images()
@@ -133,6 +137,16 @@ class TestEvidence:
         found = explain(models.built("deit"), IMAGES, "evidence", target=lambda logits: 0 * logits[:, 0])
         assert (found.maps == 0).all()
 
+    def test_where_all_speaks_against_the_map_keeps_the_order_and_the_picture_says_so(self):
+        found = explain(models.built("deit"), IMAGES, "evidence")
+        signed = -found.signed.abs() - 1
+        maps = ranked(signed)
+        assert maps.flatten(1).argsort(1).equal(signed.flatten(1).argsort(1))
+        assert all_against(signed).all()
+        assert not all_against(found.signed).any()
+        said, silent = (replace(found, maps=maps, signed=one).picture() for one in (signed, None))
+        assert not np.array_equal(said, silent)
+
     def test_what_speaks_for_one_class_speaks_against_its_negative(self):
         target = lambda logits: logits[:, 1]  # noqa: E731
         found = explain(models.built("deit"), IMAGES, "evidence", target=target)
@@ -218,7 +232,7 @@ class TestLegrad:
         found = explain(Wrapped(model), IMAGES, "legrad").maps
         assert torch.equal(found, explain(model, IMAGES, "legrad").maps)
         assert not _global_forward_hooks
-        with pytest.raises(RuntimeError):
+        with pytest.raises(VitxError, match="failed on the output"):
             explain(model, IMAGES, "legrad", target=lambda logits: logits @ torch.ones(3))
         assert not _global_forward_hooks
         assert not any(module._forward_hooks for module in model.modules())

@@ -41,8 +41,25 @@ def test_a_hub_that_answers_is_used(asked):
     server.server_close()
 
 
+@pytest.mark.parametrize(("patience", "used"), [(0.2, False), (5, True)])
+def test_a_slow_hub_is_waited_for_as_long_as_its_client_would(asked, monkeypatch, patience, used):
+    class Slow(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            time.sleep(0.5)
+            self.send_error(404)
+
+    server = HTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", patience)
+    asked(server.server_port)
+    with network.hub() as answers:
+        assert answers is used
+    server.shutdown()
+    server.server_close()
+
+
 def test_a_silent_hub_is_given_up(asked, listener, monkeypatch):
-    monkeypatch.setattr(network, "PATIENCE", 0.5)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
     asked(listener.getsockname()[1])  # takes the connection, and says nothing
     with network.hub() as answers:
         assert not answers

@@ -1,5 +1,7 @@
 """Clips and volumes are read from files and explained; a watch shows them, and spectrograms."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.utils.data import DataLoader
 from tests.hugging_face import hugging_face_of_clips
 from tests.played_runs import open_run
 from vitx import VitxError, Watch, cli
+from vitx.inputs.bands import read_image
 from vitx.inputs.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing, read_clip
 from vitx.inputs.volumes import VolumePreprocessing, read_volume
 from vitx.runs.saved import read_run
@@ -73,6 +76,30 @@ def test_what_is_no_clip_is_said_in_a_sentence(name, content, said, tmp_path):
         np.save(tmp_path / name, content)
     with pytest.raises(VitxError, match=said):
         read_clip(tmp_path / name, 2)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_larger_frames_than_are_allowed_are_refused(name, frames, tmp_path):
+    WRITERS[name](tmp_path / name, frames)
+    prepare = ClipPreprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, frames=4)
+    assert prepare.read(tmp_path / name, WIDTH * HEIGHT).shape == (4, HEIGHT, WIDTH, 3)
+    with pytest.raises(VitxError, match=r"64 x 48 pixels, more than the 3,071 .* with --max-pixels"):
+        prepare.read(tmp_path / name, WIDTH * HEIGHT - 1)
+
+
+@pytest.mark.parametrize(
+    ("library", "read", "name"),
+    [
+        ("av", lambda path: read_clip(path, 2), "a.mp4"),
+        ("nibabel", read_volume, "a.nii.gz"),
+        ("tifffile", lambda path: read_image(path, 5), "a.tif"),
+    ],
+)
+def test_a_library_that_is_missing_is_named(library, read, name, tmp_path, monkeypatch):
+    (tmp_path / name).touch()
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(VitxError, match=rf"to be read: pip install {library}$"):
+        read(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -235,3 +262,12 @@ def test_what_is_no_volume_is_said_in_a_sentence(content, said, tmp_path):
         np.save(path, content)
     with pytest.raises(VitxError, match=said):
         read_volume(path)
+
+
+@pytest.mark.parametrize(("name", "write"), [("scan.nii.gz", write_nifti), ("scan.npy", np.save)])
+def test_a_volume_with_more_voxels_than_are_allowed_is_refused(name, write, tmp_path):
+    write(tmp_path / name, np.ones((4, 5, 6), np.float32))
+    prepare = VolumePreprocessing((4, 6), (2.0,), (0.5,), depth=3)
+    assert prepare.read(tmp_path / name, 120).shape == (4, 5, 6)
+    with pytest.raises(VitxError, match="4 x 5 x 6 voxels, more than the 119"):
+        prepare.read(tmp_path / name, 119)

@@ -1,6 +1,8 @@
 """Image files of every kind, and what is no image."""
 
 import struct
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 from vitx import VitxError
 from vitx.inputs import reading as pictures
 from vitx.inputs.reading import find_pictures, read_picture, to_rgb
+from vitx.inputs.volumes import VOLUMES
 
 LEFT = np.zeros((20, 30, 3), np.uint8)
 LEFT[:, :10] = (200, 40, 10)  # a bar on the left
@@ -184,3 +187,25 @@ class TestFind:
     def test_nothing_there(self, tmp_path, given, sentence):
         with pytest.raises(VitxError, match=sentence):
             find_pictures(["" if given is None else f"{tmp_path}/{given}"])
+
+
+def test_suffixes_of_two_parts_are_whole(tmp_path):
+    for name in ("scan.nii.gz", "SCAN2.NII.GZ", "notes.tar.gz", "log.gz"):
+        (tmp_path / name).touch()
+    found = find_pictures([tmp_path], VOLUMES)
+    assert sorted(path.name for path in found) == ["SCAN2.NII.GZ", "scan.nii.gz"]
+
+
+def test_a_file_by_two_names_is_one(tmp_path, monkeypatch):
+    saved(tmp_path / "a.png", Image.fromarray(LEFT))
+    monkeypatch.chdir(tmp_path)
+    assert find_pictures(["a.png", tmp_path / "a.png", f"../{tmp_path.name}/a.png"]) == [Path("a.png")]
+
+
+def test_threads_that_read_leave_pillows_limit_as_it_was(tmp_path, monkeypatch):
+    """One ends while another still reads; and what a thread is told of is not of another's."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    path = saved(tmp_path / "a.png", Image.fromarray(LEFT))
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(read_picture, [path] * 100))) == 100
+    assert Image.MAX_IMAGE_PIXELS == 100

@@ -34,6 +34,7 @@ def test_it_is_the_score_by_hand(segformer, part, score):
     found = check(segformer, torch.rand(2, 3, 32, 32), region(3, **part), score, ("rollout", "evidence"))
     assert found["rollout"].logits.shape == (2, 5, 8, 8)
     assert found["rollout"].captions[0].startswith("class 3: ")
+    assert found["rollout"].boxes.shape == (2, 4)
 
 
 def semantic(output):

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 
 IMAGE = 10  # the token that stands for a part of the picture
@@ -189,3 +192,106 @@ def built(name: str) -> nn.Module:
     """Builds a model of a family once."""
     torch.manual_seed(0)
     return FAMILIES[name][0]().eval()
+
+
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", "a", "what", "is", "it", "cat", "dog"]
+SQUARE = {"height": 32, "width": 32}
+
+
+def tokenizer(*special: str) -> Any:
+    """Makes a tokenizer of a few words, and of tokens of which the first ones have the numbers from 10 on."""
+    known = [*WORDS, *special]
+    known += [f"word{number}" for number in range(len(known), TEXT["vocab_size"])]
+    words = {word: number for number, word in enumerate(known)}
+    made = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = Whitespace()
+    made.add_special_tokens([*special])
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, **names)
+
+
+def _processor_of_qwen(kind: str) -> Any:
+    special = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    return getattr(transformers, f"{kind}Processor")(
+        image_processor=transformers.Qwen2VLImageProcessor(
+            patch_size=4, min_pixels=64, max_pixels=1024, merge_size=2
+        ),
+        tokenizer=tokenizer(*special),
+        video_processor=transformers.Qwen2VLVideoProcessor(),
+    )
+
+
+def _processor_of_onevision() -> Any:
+    return transformers.LlavaOnevisionProcessor(
+        image_processor=transformers.LlavaOnevisionImageProcessor(
+            size=SQUARE, image_grid_pinpoints=[[32, 32], [32, 64], [64, 32]]
+        ),
+        tokenizer=tokenizer("<image>", "<video>"),
+        video_processor=transformers.LlavaOnevisionVideoProcessor(),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_9",
+    )
+
+
+def _processor_of_internvl() -> Any:
+    made = tokenizer("<IMG_CONTEXT>", "<video>", "<img>", "</img>")
+    names = {
+        "start_image": "<img>",
+        "end_image": "</img>",
+        "context_image": "<IMG_CONTEXT>",
+        "video": "<video>",
+    }
+    for name, token in names.items():
+        setattr(made, f"{name}_token", token)
+        setattr(made, f"{name}_token_id", made.convert_tokens_to_ids(token))
+    return transformers.InternVLProcessor(
+        image_processor=transformers.GotOcr2ImageProcessor(size=SQUARE, max_patches=1),
+        tokenizer=made,
+        video_processor=transformers.InternVLVideoProcessor(),
+        image_seq_length=4,
+    )
+
+
+def _processor_of_idefics3() -> Any:
+    special = ("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>")
+    return transformers.Idefics3Processor(
+        image_processor=transformers.Idefics3ImageProcessor(
+            size={"longest_edge": 32}, max_image_size={"longest_edge": 32}
+        ),
+        tokenizer=tokenizer(*special),
+        image_seq_len=4,
+    )
+
+
+def _processor_of_paligemma() -> Any:
+    images = transformers.SiglipImageProcessor(size=SQUARE)
+    images.image_seq_length = 16
+    return transformers.PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer("<image>"))
+
+
+def _processor_of_llava() -> Any:
+    return transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=SQUARE),
+        tokenizer=tokenizer("<image>"),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+PROCESSORS: dict[str, Callable[[], Any]] = {
+    "LLaVA": _processor_of_llava,
+    "LLaVA-OneVision": _processor_of_onevision,
+    "Qwen2-VL": lambda: _processor_of_qwen("Qwen2VL"),
+    "Qwen2.5-VL": lambda: _processor_of_qwen("Qwen2_5_VL"),
+    "InternVL": _processor_of_internvl,
+    "Idefics3": _processor_of_idefics3,
+    "PaliGemma": _processor_of_paligemma,
+}
+
+
+@cache
+def processor(name: str) -> Any:
+    """Makes the processor of a family once."""
+    return PROCESSORS[name]()

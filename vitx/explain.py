@@ -106,7 +106,7 @@ def explain_methods(
     asked = with_options(methods)
     if isinstance(images, DataLoader) and inputs is None:
         return _explain_loader(model, images, asked, target)
-    tensor, given, prepare = _prepared(model, images, inputs, image)
+    tensor, given, prepare = _prepared(model, images, inputs, image, target)
     found = _explain_batch(model, tensor, asked, target, given)
     if prepare is None:
         return found
@@ -143,8 +143,12 @@ def trace(
         VitxError: As for `explain`.
     """
     find_method(method)
-    pixels, given, _ = _prepared(model, images, inputs, image)
+    pixels, given, _ = _prepared(model, images, inputs, image, target)
     check_images(model, pixels)
+    if isinstance(target, Question):
+        given, (target, *more) = target.parts(model, pixels, given)
+        if more:
+            raise VitxError(f"a trace is of one question, found {1 + len(more)}: ask for one word")
     asked = with_options({method: options})
     found: list[Trace] = []
     follow(model, pixels, asked, target, find_method(method).network(asked[method]), given, found.append)
@@ -152,7 +156,7 @@ def trace(
 
 
 def _prepared(
-    model: nn.Module, images: Any, inputs: Mapping[str, Any] | None, image: str | None
+    model: nn.Module, images: Any, inputs: Mapping[str, Any] | None, image: str | None, target: Target
 ) -> tuple[Any, Inputs, Any]:
     """Returns images as the model takes them, what goes with them, and how they were prepared; None: so."""
     if (images is None) == (inputs is None):
@@ -160,6 +164,9 @@ def _prepared(
     if inputs is not None:
         check_model(model)
         return *read_inputs(model, inputs, image), None
+    ready = target.prepare(model, images) if isinstance(target, Question) else None
+    if ready is not None:
+        return *read_inputs(model, ready.inputs), ready
     if isinstance(images, Tensor) and images.is_floating_point():
         return images, ALONE, None
     from vitx.inputs.prepared import prepared
@@ -173,6 +180,11 @@ def _explain_batch(
 ) -> dict[str, Explanation]:
     chosen = {name: find_method(name) for name in methods}
     check_images(model, images)
+    if isinstance(target, Question):
+        inputs, (target, *more) = target.parts(model, images, inputs)
+        if more:
+            each = [_explain_batch(model, images, methods, part, inputs) for part in (target, *more)]
+            return {name: _beside([found[name] for found in each]) for name in methods}
     networks = {name: method.network(methods[name]) for name, method in chosen.items()}
     asked = [network for network in NETWORKS if network in networks.values()]
     found: dict[str, Explanation] = {}
@@ -180,6 +192,12 @@ def _explain_batch(
         names = [name for name in chosen if networks[name] == network or (not networks[name] and not found)]
         found |= follow(model, images, {name: methods[name] for name in names}, target, network, inputs)
     return {name: found[name] for name in methods}
+
+
+def _beside(parts: Sequence[Explanation]) -> Explanation:
+    """Joins explanations of the same images."""
+    images = [part.images for part in parts if part.images is not None]
+    return replace(join(parts), images=torch.cat(images))
 
 
 def _explain_loader(
@@ -194,9 +212,20 @@ def _explain_loader(
     check_model(model)
     weight = next(model.parameters(), torch.empty(0))
     parts: list[dict[str, Explanation]] = []
+    size: torch.Size | None = None
     for images in batches_of(loader):
+        if size not in (None, images.shape[1:]):
+            raise VitxError(
+                f"batch {len(parts) + 1} of the DataLoader has images of {_size(images.shape[1:])}, and "
+                f"those before are of {_size(size)}: bring all to one size, or explain batch by batch"
+            )
+        size = images.shape[1:]
         found = _explain_batch(model, images.to(weight.device), methods, target)
         parts.append({name: explanation.cpu() for name, explanation in found.items()})
     if not parts:
         raise VitxError("the DataLoader is empty")
     return {name: join([part[name] for part in parts]) for name in methods}
+
+
+def _size(shape: Sequence[int] | None) -> str:
+    return " x ".join(map(str, shape or ()))

@@ -46,6 +46,8 @@ class Explanation:
         channels: the dimension of the images that holds their channels; None: there is none.
         captions: what a picture says of each image, where the target has something to say; None: what the
             model predicts.
+        boxes: (B, 4), what the target is about: x0, y0, x1, y1 in pixels; None: it is no box.
+        objects: (B, Q), how sure each query of a detector is of an object; None: it is no detector.
     """
 
     maps: Tensor
@@ -60,18 +62,17 @@ class Explanation:
     signed: Tensor | None = None
     channels: int | None = 1
     captions: Sequence[str] | None = None
+    boxes: Tensor | None = None
+    objects: Tensor | None = None
 
     def cpu(self) -> "Explanation":
         """Returns the same in host memory, without the images."""
-        return replace(
-            self,
-            maps=self.maps.cpu(),
-            logits=self.logits.cpu(),
-            target=None if self.target is None else self.target.cpu(),
-            conservation=None if self.conservation is None else self.conservation.cpu(),
-            signed=None if self.signed is None else self.signed.cpu(),
-            images=None,
-        )
+        kept: dict[str, Any] = {name: one.cpu() for name, one in self._tensors().items() if name != "images"}
+        return replace(self, **(kept | {"images": None}))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Returns what has a row for each image, by the names of the fields."""
+        return {name: one for name, one in vars(self).items() if isinstance(one, Tensor)}
 
     def heatmaps(self, size: tuple[int, ...] | None = None) -> Tensor:
         """Scales the maps up linearly and each one to [0, 1].
@@ -194,7 +195,7 @@ class Explanation:
             VitxError: A sign is asked for, and the maps have none.
         """
         from vitx.methods import title_of
-        from vitx.pictures.render import overlays
+        from vitx.pictures.render import outlined, overlays
         from vitx.pictures.views import laid_out, slices_of, tile_width
 
         pixels, note = self._shown()
@@ -203,7 +204,9 @@ class Explanation:
         title = title_of(self.method) or "map"
         channels = 1 if self.images is None else self.images.shape[self.channels or 0]
         slices = slices_of(size, None if self.channels is None else channels, view, time_axis)
-        columns = laid_out(pixels, {title: drawn}, {title: self.maps}, slices)
+        if self.boxes is not None and slices is None:
+            pixels, drawn = (outlined(one, self.boxes, size) for one in (pixels, drawn))
+        columns = laid_out(pixels, {title: drawn}, {title: self.maps}, slices, {title: self.signed})
         width = tile_width(columns, slices)
         return self._drawn(columns, width, note, class_names, colormap, signed)
 
@@ -260,13 +263,14 @@ class Explanation:
             VitxError: The name ends otherwise, or the file cannot be written.
         """
         path = Path(path)
-        if path.suffix == ".png":
+        suffix = path.suffix.lower()
+        if suffix == ".png":
             write_png(path, self.picture())
-        elif path.suffix == ".gif":
+        elif suffix == ".gif":
             from vitx.runs.gif import write_gif
 
             write_gif(path, self.film())
-        elif path.suffix == ".npz":
+        elif suffix == ".npz":
             arrays = {
                 "maps": self.maps,
                 "signed": self.signed,
@@ -291,31 +295,16 @@ class Explanation:
 
     def __getitem__(self, part: slice) -> "Explanation":
         """Returns the same of some of the images."""
-        return replace(
-            self,
-            maps=self.maps[part],
-            logits=self.logits[part],
-            target=None if self.target is None else self.target[part],
-            images=None if self.images is None else self.images[part],
-            conservation=None if self.conservation is None else self.conservation[part],
-            signed=None if self.signed is None else self.signed[part],
-            captions=None if self.captions is None else self.captions[part],
-        )
+        kept: dict[str, Any] = {name: one[part] for name, one in self._tensors().items()}
+        return replace(self, **kept, captions=None if self.captions is None else self.captions[part])
 
 
 def join(parts: Sequence[Explanation]) -> Explanation:
     """Joins the explanations of several batches, without their images."""
-    targets = [part.target for part in parts if part.target is not None]
-    shares = [part.conservation for part in parts if part.conservation is not None]
-    signed = [part.signed for part in parts if part.signed is not None]
+    tensors = [part._tensors() for part in parts]
+    kept: dict[str, Any] = {
+        name: torch.cat([one[name] for one in tensors if name in one])
+        for name in dict.fromkeys(name for one in tensors for name in one)
+    }
     said = [one for part in parts for one in part.captions or ()]
-    return replace(
-        parts[0],
-        maps=torch.cat([part.maps for part in parts]),
-        logits=torch.cat([part.logits for part in parts]),
-        target=torch.cat(targets) if targets else None,
-        images=None,
-        conservation=torch.cat(shares) if shares else None,
-        signed=torch.cat(signed) if signed else None,
-        captions=said or None,
-    )
+    return replace(parts[0], **(kept | {"images": None}), captions=said or None)

@@ -95,6 +95,8 @@ def follow(
         explained[name] = Explanation(
             *(one.maps, logits, about, size, images, mean, std, name, one.conservation, one.signed, channels),
             captions=captions,
+            boxes=end.boxes,
+            objects=end.objects,
         )
     return explained
 

@@ -1,13 +1,15 @@
-"""From what was found to files: given to the writers, and for large runs kept in shards."""
+"""From what was found to files: drawn and written in threads, and for large runs kept in shards."""
 
 import hashlib
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from vitx.cli.found import Finding
 from vitx.cli.output import Output
-from vitx.cli.product import Product
-from vitx.cli.writers import Writers
+from vitx.cli.threads import give_way
 
 SHARD = 256  # pictures in a file
 
@@ -15,39 +17,45 @@ SHARD = 256  # pictures in a file
 class Delivery:
     """Has the files of each picture written, and the maps of many in one file where that is asked for.
 
+    What a thread raised is raised here, as the next picture comes. As a context, it ends once what is being
+    written is whole; what has not begun is given up.
+
     Args:
         output: where they go.
-        writers: how many processes write them, if not this one.
+        threads: how many draw and write.
         most: how many pictures may wait for them.
-        tell: is given each picture, what is said of it and its files, as soon as they are there.
+        tell: is given each picture, what is said of it and its files, as soon as they are there; in order.
     """
 
     def __init__(
         self,
         output: Output,
-        writers: int,
+        threads: int,
         most: int,
         tell: Callable[[Path, str, list[Path]], None] | None = None,
     ) -> None:
-        self._output, self._tell = output, tell
-        self._writers = Writers(output.product, writers, most)
+        self._output, self._most, self._tell = output, most, tell
+        self._pool = ThreadPoolExecutor(threads, initializer=give_way)
+        self._waiting: deque[tuple[Future[Any], Callable[[Any], None]]] = deque()
         self._kept: list[Finding] = []
 
-    def begin(self) -> None:
-        """Prepares the folder."""
-        self._output.begin()
+    def __enter__(self) -> "Delivery":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
     def add(self, finding: Finding) -> None:
         """Takes what was found in one picture."""
-        paths = self._output.paths(finding.file)
+        paths, product = self._output.paths(finding.file), self._output.product
 
         def then(said: str) -> None:
             if self._tell:
                 self._tell(finding.file, said, paths)
 
-        shown = finding if self._output.product.picture else finding.without_pixels()
         if paths or self._tell:
-            self._writers.do(then, Product.write, shown, paths)
+            shown = finding if product.picture else finding.without_pixels()
+            self._do(then, product.write, shown, paths)
         if self._output.wants_shard(finding.file):
             self._kept.append(finding.without_pixels())
             if len(self._kept) == SHARD:
@@ -57,11 +65,17 @@ class Delivery:
         """Waits until all is written."""
         if self._kept:
             self._write_shard()
-        self._writers.finish()
+        while self._waiting:
+            self._finish_first()
 
-    def close(self) -> None:
-        """Ends the writers, once what they are writing is whole."""
-        self._writers.close()
+    def _do(self, then: Callable[[Any], None], task: Callable[..., Any], *arguments: Any) -> None:
+        self._waiting.append((self._pool.submit(task, *arguments), then))
+        while self._waiting and (len(self._waiting) > self._most or self._waiting[0][0].done()):
+            self._finish_first()
+
+    def _finish_first(self) -> None:
+        future, then = self._waiting.popleft()
+        then(future.result())
 
     def _write_shard(self) -> None:
         found, self._kept = self._kept, []
@@ -70,4 +84,4 @@ class Delivery:
         # a run that goes on writes again what a killed one left half written.
         first = f"{found[0].place:08d}-{hashlib.sha256(names[0].encode()).hexdigest()[:8]}"
         path = self._output.shards / f"{first}.npz"
-        self._writers.do(lambda _: None, Product.write_shard, path, names, found)
+        self._do(lambda _: None, self._output.product.write_shard, path, names, found)

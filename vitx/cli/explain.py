@@ -3,15 +3,17 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from jsonargparse import ArgumentParser
 
 import vitx
-from vitx.cli.delivery import SHARD, Delivery
+from vitx.cli.delivery import SHARD
 from vitx.cli.formatting import HelpFormatter
-from vitx.cli.many import Explainer, helpers, loader_of, one_device, predict
+from vitx.cli.many import Explainer, Pace, Place, one_device, predict
 from vitx.cli.output import Output
 from vitx.cli.product import Product
 from vitx.cli.subject import (
@@ -26,9 +28,10 @@ from vitx.errors import VitxError
 from vitx.files import PICTURES
 from vitx.functional.fusing import HEAD_FUSIONS, check_options
 from vitx.inputs.clips import CLIPS
-from vitx.inputs.reading import ARRAYS, MOST_PIXELS, find_pictures
+from vitx.inputs.reading import ARRAYS, MOST_PIXELS, find_pictures, has_suffix
 from vitx.inputs.volumes import VOLUMES
 from vitx.methods import DEFAULT, NETWORKS, Methods, find_method, methods, with_options
+from vitx.models.checkpoints import checksum
 
 DESCRIPTION = """\
 Explain pictures: what does the model look at?
@@ -146,7 +149,11 @@ def _written(group: Any) -> None:
     )
     group.add_argument("--resume", action="store_true", help="skip pictures that are finished")
     group.add_argument(
-        "--max-pixels", type=int, default=MOST_PIXELS, metavar="N", help="refuse pictures of more pixels"
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="refuse pictures and frames of more pixels, and volumes of more voxels "
+        f"(default: {MOST_PIXELS:,}, and ten times as many voxels)",
     )
 
 
@@ -165,13 +172,13 @@ def _place(group: Any) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="processes that read pictures, for each device (default: chosen from the number of cores)",
+        help="threads that read pictures, for each device (default: chosen from the number of cores)",
     )
     group.add_argument(
         "--writers",
         type=int,
         metavar="N",
-        help="processes that draw and write pictures (default: as for --workers)",
+        help="threads that draw and write pictures (default: as for --workers)",
     )
 
 
@@ -211,7 +218,9 @@ def run(options: Any) -> int:
     return 1 if errors else 0
 
 
-def _trace(subject: Subject, file: Path, asked: Methods, target: int | None, most_pixels: int) -> vitx.Trace:
+def _trace(
+    subject: Subject, file: Path, asked: Methods, target: int | None, most_pixels: int | None
+) -> vitx.Trace:
     """Records the pass of one picture, and the way back of the first method."""
     name, given = next(iter(asked.items()))
     weight = next(subject.model.parameters())
@@ -221,7 +230,7 @@ def _trace(subject: Subject, file: Path, asked: Methods, target: int | None, mos
 
 def _check(options: Any) -> None:
     """Raises a VitxError for what no model is needed to refuse."""
-    least = {"batch_size": 1, "max_pixels": 1, "num_nodes": 1, "workers": 0, "writers": 0}
+    least = {"batch_size": 1, "max_pixels": 1, "num_nodes": 1, "workers": 1, "writers": 1}
     for name, number in least.items():
         if options[name] is not None and options[name] < number:
             raise VitxError(f"--{name.replace('_', '-')} must be at least {number}, found {options[name]}")
@@ -261,43 +270,24 @@ def _output(options: Any, folder: Path, files: Sequence[Path], subject: Subject)
         signed=options.signed,
         channels=len(subject.prepare.mean),
     )
-    return Output(folder, files, product, _settings(options), options.save_maps == "shards")
+    return Output(folder, files, product, _settings(options, subject), options.save_maps == "shards")
 
 
 def _explain(
     explainer: Explainer, files: Sequence[Path], output: Output, options: Any
 ) -> tuple[dict[int, str], bool]:
     """Returns why pictures could not be read, by their place; and whether this process speaks for all."""
-
-    def processes(devices: int) -> tuple[int, int]:
-        readers, writers = helpers(len(files), devices)
-        return (
-            readers if options.workers is None else options.workers,
-            writers if options.writers is None else options.writers,
-        )
-
-    def loader(devices: int) -> Any:
-        prepare = explainer.subject.prepare
-        return loader_of(files, prepare, options.max_pixels, options.batch_size, processes(devices)[0])
-
-    def deliver(devices: int) -> Delivery:
-        writers = processes(devices)[1]
-        most = 4 * writers + 2 * options.batch_size
-        return Delivery(output, writers, most, _tell if len(files) <= _FEW else None)
-
-    progress, device = len(files) > _FEW, one_device(options)
+    pace = Pace(options.batch_size, options.workers, options.writers, options.max_pixels)
+    tell = _tell if len(files) <= _FEW else None
+    explain = partial(predict, explainer, files, output, pace, tell)
+    device = one_device(options)
     if device is not None:
-        return predict(explainer, files, loader(1), deliver, device=device, progress=progress), True
+        return explain(Place(device)), True
     from vitx.cli import trainer  # loads Lightning
 
-    return trainer.predict(
-        *(explainer, files, loader, deliver),
-        progress=progress,
-        accelerator=options.accelerator,
-        devices=_devices(options.devices),
-        num_nodes=options.num_nodes,
-        strategy=options.strategy,
-    )
+    devices = int(options.devices) if options.devices.lstrip("-").isdigit() else options.devices
+    settings = {name: options[name] for name in ("accelerator", "num_nodes", "strategy")}
+    return trainer.predict(explainer.subject.model, explain, devices=devices, **settings)
 
 
 def _methods(options: Any) -> Methods:
@@ -318,9 +308,9 @@ def _say_done(done: int, errors: dict[int, str], folder: Path) -> None:
 
 def _files(paths: Sequence[str], folder: Path) -> list[Path]:
     """The pictures, without those that an earlier run wrote among them."""
-    written = folder.absolute()
+    written = folder.resolve()
     found = find_pictures(paths, ARRAYS | CLIPS | VOLUMES)
-    files = [file for file in found if written not in file.absolute().parents]
+    files = [file for file in found if written not in (file.parent.resolve() / file.name).parents]
     if not files:
         raise VitxError(f"all pictures are in the output folder {folder}: use another --output")
     return files
@@ -328,24 +318,20 @@ def _files(paths: Sequence[str], folder: Path) -> list[Path]:
 
 def _of_kind(files: Sequence[Path], paths: Sequence[str], suffixes: frozenset[str]) -> list[Path]:
     """Those that the model can take: what else lies in a folder is left out."""
-    found = [file for file in files if file.suffix.lower() in suffixes or str(file) in paths]
+    found = [file for file in files if has_suffix(file, suffixes) or str(file) in paths]
     if not found:
         raise VitxError(f"there is no file that the model takes ({', '.join(sorted(suffixes))})")
     return found
 
 
-def _settings(options: Any) -> str:
-    """What must be the same for a run that goes on with another's output."""
+def _settings(options: Any, subject: Subject) -> str:
+    """What must be the same for a run that goes on with another's output, also inside the files named."""
     names = (
         *("model", "weights", "model_options", "factory", "hf", "checkpoint", "module", "module_options"),
         *("image_size", "mean", "std", "keep_aspect", "frames", "time_axis", "volume", "class_names"),
         *("method", "target", "against", "signed", *_OPTIONS),
     )
-    return json.dumps({name: options[name] for name in names}, indent=1, default=str)
-
-
-def _devices(given: str) -> Any:
-    try:
-        return int(given)
-    except ValueError:
-        return given
+    contents = {"weights": checksum(subject.model), "class names": crc32(str(subject.class_names).encode())}
+    return json.dumps(
+        {name: options[name] for name in names} | {"checksums": contents}, indent=1, default=str
+    )

@@ -1,14 +1,33 @@
-"""What was found in one picture, as arrays: they go from process to process at little cost."""
+"""What was found in one picture, as arrays."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vitx.explanation import Explanation
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was read.
+
+    Attributes:
+        place: among all.
+        file: it was read from.
+        image: as the model takes it, without the dimension of the batch.
+        pixels: (H, W, 3) uint8, as it is shown; of clips and volumes (T, H, W, 3).
+        note: what is to be said of its colours, or nothing.
+    """
+
+    place: int
+    file: Path
+    image: Tensor
+    pixels: Tensor
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,42 +53,13 @@ class Map:
     @property
     def key(self) -> str:
         """What it is called among the arrays of a picture."""
-        classes = "" if self.target is None else f"_{self.target}"
-        return (
-            f"{self.method}{classes}"
-            if self.against is None
-            else f"{self.method}{classes}_not_{self.against}"
-        )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What was found in one picture.
-
-    Attributes:
-        place: of the picture among all.
-        file: the picture.
-        logits: (classes,).
-        maps: one for each method and target.
-        pixels: (H, W, 3) uint8, what the model saw; None where it is no longer wanted.
-        note: what is to be said of its colours, or nothing.
-    """
-
-    place: int
-    file: Path
-    logits: NDArray[np.floating[Any]]
-    maps: tuple[Map, ...]
-    pixels: NDArray[np.uint8] | None = None
-    note: str = ""
-
-    def without_pixels(self) -> "Finding":
-        """Returns the same without what takes the most room."""
-        return replace(self, pixels=None)
+        key = self.method if self.target is None else f"{self.method}_{self.target}"
+        return key if self.against is None else f"{key}_not_{self.against}"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """An explanation of a batch.
+    """An explanation of a batch, on the CPU.
 
     Attributes:
         explanation: of the batch.
@@ -81,7 +71,7 @@ class Asked:
     target: int | None
     against: int | None = None
 
-    def row(self, row: int) -> Map:
+    def map(self, row: int) -> Map:
         """Returns the map of one picture of the batch."""
         found = self.explanation
         target = self.target if self.against is not None else None  # which the target function hides
@@ -95,20 +85,26 @@ class Asked:
         )
 
 
-def findings(batch: dict[str, Any], asked: Sequence[Asked], files: Sequence[Path]) -> Iterator[Finding]:
-    """Takes a batch apart.
+@dataclass(frozen=True)
+class Finding:
+    """What was found in one picture.
 
-    Args:
-        batch: of `prediction.collate`.
-        asked: what was found in it, on the CPU.
-        files: all pictures.
+    Attributes:
+        place: of the picture among all.
+        file: the picture.
+        logits: (classes,).
+        maps: one for each method and target.
+        pixels: as of `Picture`; None where they are no longer wanted.
+        note: as of `Picture`.
     """
-    for row, place in enumerate(batch["places"]):
-        yield Finding(
-            place=place,
-            file=files[place],
-            logits=asked[0].explanation.logits[row].reshape(-1).numpy(),
-            maps=tuple(one.row(row) for one in asked),
-            pixels=batch["pixels"][row].numpy(),
-            note=batch["notes"][row],
-        )
+
+    place: int
+    file: Path
+    logits: NDArray[np.floating[Any]]
+    maps: tuple[Map, ...]
+    pixels: Tensor | None = None
+    note: str = ""
+
+    def without_pixels(self) -> "Finding":
+        """Returns the same without what takes the most room."""
+        return replace(self, pixels=None)

@@ -1,91 +1,75 @@
-"""Many pictures through a model on one device: read beside it, explained batch by batch."""
+"""Many pictures through a model: read in threads beside it, explained batch by batch, and delivered."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vitx.cli.delivery import Delivery
-from vitx.cli.found import Asked, Finding, findings
+from vitx.cli.found import Asked, Finding, Picture
+from vitx.cli.output import Output
 from vitx.cli.subject import Subject
-from vitx.cli.threads import give_way, one_thread
+from vitx.cli.threads import give_way
 from vitx.errors import VitxError
 from vitx.inputs.preprocessing import Preprocessing
 from vitx.methods import Methods, find_method
 from vitx.models.prediction import Target, difference
 from vitx.pictures.colours import draw
 
-_MANY = 64  # pictures; for fewer, starting processes takes longer than what they would do
 _MOST_READERS, _MOST_WRITERS = 8, 16
 
 
-class Pictures(Dataset[dict[str, Any]]):
-    """Image files, prepared, and as they are shown; one that cannot be read is a sentence that says why."""
+@dataclass(frozen=True)
+class Pace:
+    """How many pictures are in hand at once.
 
-    def __init__(self, files: Sequence[Path], prepare: Preprocessing, most_pixels: int) -> None:
-        self.files, self.prepare, self.most_pixels = files, prepare, most_pixels
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        try:
-            with one_thread():
-                picture = self.prepare.read(self.files[place], self.most_pixels)
-                image = self.prepare(picture)
-                scale = (self.prepare.mean, self.prepare.std)
-                given = scale if isinstance(picture, Image.Image) else None  # whose range is known
-                pixels, note = draw(image[None], self.prepare.channels, [scale], given=given)
-            return {"place": place, "image": image, "pixels": pixels[0], "note": note}
-        except VitxError as error:
-            return {"place": place, "error": str(error)}
-
-
-def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Makes a batch of those that could be read: images (B, C, H, W), as they are shown, and the errors."""
-    good = [sample for sample in samples if "image" in sample]
-    return {
-        "images": torch.stack([sample["image"] for sample in good]) if good else None,
-        "pixels": torch.stack([sample["pixels"] for sample in good]) if good else None,
-        "notes": [sample["note"] for sample in good],
-        "places": [sample["place"] for sample in good],
-        "errors": {sample["place"]: sample["error"] for sample in samples if "error" in sample},
-    }
-
-
-def loader_of(
-    files: Sequence[Path], prepare: Preprocessing, most_pixels: int, batch_size: int, readers: int
-) -> DataLoader[Any]:
-    """Returns what reads the pictures, in other processes if there are any."""
-    return DataLoader(
-        Pictures(files, prepare, most_pixels),
-        batch_size=1 if prepare.keep_aspect else batch_size,
-        num_workers=readers,
-        collate_fn=collate,
-        worker_init_fn=_begin,
-    )
-
-
-def _begin(_: int) -> None:
-    give_way()
-
-
-def helpers(pictures: int, devices: int = 1) -> tuple[int, int]:
-    """How many processes read and how many write for each device, if nobody says.
-
-    Drawing and writing take about twice as long as reading.
+    Attributes:
+        batch_size: how many the model explains at once.
+        readers: threads that read; None: as the cores allow.
+        writers: threads that draw and write; None: as the cores allow.
+        most_pixels: a larger picture is refused; None: as its kind has it.
     """
-    if pictures < _MANY:
-        return 0, 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, cores // devices)
-    return max(1, min(_MOST_READERS, cores // 4)), max(2, min(_MOST_WRITERS, cores // 2))
+
+    batch_size: int = 8
+    readers: int | None = None
+    writers: int | None = None
+    most_pixels: int | None = None
+
+    def threads(self, devices: int) -> tuple[int, int]:
+        """Returns how many read and how many write for each of the devices of this machine.
+
+        Drawing and writing take about twice as long as reading.
+        """
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = max(1, cores // devices)
+        readers, writers = min(_MOST_READERS, cores // 4), min(_MOST_WRITERS, cores // 2)
+        return self.readers or max(1, readers), self.writers or max(2, writers)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process computes.
+
+    Attributes:
+        device: of its model.
+        rank: its number among all processes.
+        world: how many there are.
+        devices: how many of them are on this machine.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    devices: int = 1
 
 
 class Explainer:
@@ -105,20 +89,22 @@ class Explainer:
         self.for_a_class = {name: methods[name] for name in methods if find_method(name).gradient}
         self.plain = {name: methods[name] for name in methods if name not in self.for_a_class}
 
-    def __call__(self, batch: dict[str, Any], files: Sequence[Path]) -> Iterator[Finding]:
+    def __call__(self, pictures: Sequence[Picture]) -> Iterator[Finding]:
         """Yields what is found in each picture of a batch: first the maps of methods without a class."""
-        images: Tensor | None = batch["images"]
-        if images is None:
-            return iter(())
+        if not pictures:
+            return
+        weight = next(self.subject.model.parameters(), pictures[0].image)
+        images = torch.stack([picture.image for picture in pictures]).to(weight.device, weight.dtype)
         first, *others = self.targets
         asked = self._asked(images, self.plain | self.for_a_class, first)
         for target in others if self.for_a_class else ():
             asked += self._asked(images, self.for_a_class, target)
-        return findings(batch, asked, files)
+        logits = asked[0].explanation.logits.flatten(1).numpy()
+        for row, one in enumerate(pictures):
+            maps = tuple(found.map(row) for found in asked)
+            yield Finding(one.place, one.file, logits[row], maps, one.pixels, one.note)
 
-    def _asked(self, images: Tensor, methods: Methods, target: int | None) -> list[Asked]:
-        weight = next(self.subject.model.parameters(), images)
-        images = images.to(weight.device, weight.dtype)
+    def _asked(self, images: torch.Tensor, methods: Methods, target: int | None) -> list[Asked]:
         score: Target = target
         if target is not None and self.against is not None:
             score = difference(target, self.against)
@@ -132,68 +118,95 @@ class Explainer:
 def predict(
     explainer: Explainer,
     files: Sequence[Path],
-    loader: DataLoader[Any],
-    deliver: Callable[[int], Delivery],
-    *,
-    device: torch.device,
-    progress: bool,
+    output: Output,
+    pace: Pace,
+    tell: Callable[[Path, str, list[Path]], None] | None,
+    place: Place,
 ) -> dict[int, str]:
-    """Explains all pictures on one device.
+    """Explains the pictures that are this process's share.
 
     Args:
         explainer: explains a batch.
-        files: the pictures.
-        loader: reads them.
-        deliver: returns what is given the findings, in order; its processes begin after those that read.
-        device: where the model runs.
-        progress: show how far it is, on a terminal.
+        files: all pictures.
+        output: what is found goes there.
+        pace: how many pictures are in hand at once.
+        tell: is given each picture, what is said of it and its files; None: a bar shows how far it is.
+        place: where this process computes.
 
     Returns:
         By its place, why a picture could not be read.
     """
+    explainer.subject.model.to(place.device)
+    prepare, (readers, writers) = explainer.subject.prepare, pace.threads(place.devices)
+    size = 1 if prepare.keep_aspect else pace.batch_size
     errors: dict[int, str] = {}
-    begun = False
-    batches = _batches(loader)
-    delivery = deliver(1)
-    try:
-        explainer.subject.model.to(device)
-        with progress_bar(len(files), progress) as bar:
-            for batch in batches:
-                errors |= batch["errors"]
-                for finding in explainer(batch, files):
-                    if not begun:  # nothing is written for a model that cannot be explained
-                        delivery.begin()
-                        begun = True
-                    delivery.add(finding)
-                bar.update(len(batch["places"]) + len(batch["errors"]))
+    numbers = range(place.rank, len(files), place.world)
+    share = [files[number] for number in numbers]
+    begun = place.world > 1  # where another process may be the first to find something
+    if begun:
+        output.begin(share, place.rank == 0)
+
+    def read(number: int) -> Picture | str:
+        try:
+            return read_picture(number, files[number], prepare, pace.most_pixels)
+        except VitxError as error:
+            return str(error)
+
+    with (
+        Delivery(output, writers, 4 * writers + 2 * size, tell) as delivery,
+        progress_bar(len(files), tell is None and place.rank == 0) as bar,
+        closing(ahead(read, numbers, size, readers)) as batches,
+    ):
+        for batch in batches:
+            errors |= {number: found for number, found in batch.items() if isinstance(found, str)}
+            for finding in explainer([found for found in batch.values() if isinstance(found, Picture)]):
+                if not begun:  # nothing is written for a model that cannot be explained
+                    output.begin(share)
+                    begun = True
+                delivery.add(finding)
+            bar.update(min(len(batch) * place.world, len(files) - bar.n))  # as if all were equally fast
         delivery.finish()
-    finally:
-        delivery.close()
     return errors
+
+
+def read_picture(number: int, file: Path, prepare: Preprocessing, most_pixels: int | None = None) -> Picture:
+    """Reads a picture, and prepares it.
+
+    Raises:
+        VitxError: It cannot be read.
+    """
+    picture = prepare.read(file, most_pixels)
+    image = prepare(picture)
+    scale = (prepare.mean, prepare.std)
+    given = scale if isinstance(picture, Image.Image) else None  # whose range is known
+    pixels, note = draw(image[None], prepare.channels, [scale], given=given)
+    return Picture(number, file, image, pixels[0], note)
+
+
+def ahead(
+    read: Callable[[int], Any], numbers: Sequence[int], size: int, threads: int
+) -> Generator[dict[int, Any], None, None]:
+    """Reads in threads, in order and a little ahead, and yields what was read in batches."""
+    with ThreadPoolExecutor(threads, initializer=give_way) as pool:
+        left = iter(numbers)
+        begun: deque[tuple[int, Future[Any]]] = deque()
+        count = size + 2 * threads
+        try:
+            while True:
+                begun.extend((number, pool.submit(read, number)) for number in islice(left, count))
+                if not begun:
+                    return
+                batch = [begun.popleft() for _ in range(min(size, len(begun)))]
+                count = len(batch)
+                yield {number: future.result() for number, future in batch}
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def progress_bar(count: int, shown: bool) -> Any:
     """Returns tqdm's, on a terminal alone: it says images a second, also where one takes longer."""
     form = "{l_bar}{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}]"
     return tqdm(total=count, unit=" images", bar_format=form, disable=None if shown else True)
-
-
-def _batches(loader: DataLoader[Any]) -> Iterator[dict[str, Any]]:
-    """Begins to read, and says in a sentence if a process that reads is ended."""
-    batches = iter(loader)
-
-    def found() -> Iterator[dict[str, Any]]:
-        try:
-            yield from batches
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise VitxError(
-                "a process that reads pictures was killed, perhaps because memory ran out: continue "
-                "with --resume, and fewer of them by --workers"
-            ) from error
-
-    return found()
 
 
 def one_device(options: Any) -> torch.device | None:

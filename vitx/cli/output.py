@@ -10,7 +10,8 @@ import numpy as np
 
 from vitx.cli.product import Product
 from vitx.errors import VitxError
-from vitx.files import write_or_say
+from vitx.files import PICTURES, write_or_say
+from vitx.inputs.reading import whole_path
 
 _SETTINGS = "vitx.json"
 _ALL = "explanations.jsonl"
@@ -34,7 +35,8 @@ class Output:
         self.sharded, self.shards = sharded, folder / "shards"
         self._note = folder / _SETTINGS
         self._in_shards: set[str] = set()
-        parents = {str(file.absolute().parent) for file in files}
+        self._earlier: bytes | None = None
+        parents = {str(whole_path(file).parent) for file in files}
         self._above: Path | None = None
         with suppress(ValueError):  # there are no pictures, or they are on several drives
             self._above = Path(os.path.commonpath(parents))
@@ -46,29 +48,45 @@ class Output:
                 f"{self.shards} holds maps of an earlier run: continue it with --resume, or use another "
                 "--output"
             )
-        if resume and self._note.is_file() and self._note.read_text("utf-8") != self.settings:
+        self._earlier = self._note.read_bytes() if self._note.is_file() else None
+        if resume and self._earlier not in (None, self.settings.encode()):
             raise VitxError(
-                f"the maps in {self.folder} were made with other options, see {self._note}: use another "
-                "--output, or leave out --resume"
+                f"the maps in {self.folder} were made with other options or another model, see {self._note}: "
+                "use another --output, or leave out --resume"
             )
 
-    def begin(self) -> None:
+    def begin(self, files: Sequence[Path], speaks: bool = True) -> None:
         """Writes down how the maps are made.
+
+        What an earlier run made of these pictures with other settings goes: if this run is stopped, one that
+        continues it would take them for its own.
+
+        Args:
+            files: those that this process explains.
+            speaks: for all processes.
 
         Raises:
             VitxError: The folder cannot be written to.
         """
-        write_or_say(self._note, lambda opened: opened.write(self.settings.encode()))
+        if self._earlier not in (None, self.settings.encode()):
+            for file in files:
+                for suffix in (".npz", ".json", *PICTURES):
+                    (self.folder / f"{self.name(file)}{suffix}").unlink(missing_ok=True)
+        if speaks:
+            write_or_say(self._note, lambda opened: opened.write(self.settings.encode()))
 
     def take_back(self) -> None:
-        """Removes what `begin` wrote, and the folder if nothing else is in it."""
+        """Leaves the folder as it was before `begin`: nothing was found."""
+        if self._earlier is not None:
+            self._note.write_bytes(self._earlier)
+            return
         self._note.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
 
     def name(self, file: Path) -> str:
         """Returns what a picture is called in the folder: where it is below the folder that holds all."""
-        place = file.absolute()
+        place = whole_path(file)
         within = place.relative_to(self._above) if self._above else Path(*place.parts[1:])
         return within.as_posix()
 

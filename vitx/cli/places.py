@@ -12,13 +12,7 @@ def add_places(options: ArgumentParser) -> None:
     """Adds what says which runs are wanted."""
     add = options.add_argument
     add("run", type=str, metavar="RUN", nargs="+", help="the folder of a run, or one above several")
-    add(
-        "--only",
-        type=str,
-        metavar="NAME",
-        nargs="+",
-        help="only runs of these names; * stands for anything",
-    )
+    add("--only", type=str, metavar="NAME", nargs="+", help="only runs of these names; * is anything")
 
 
 def open_places(options: Namespace) -> tuple[dict[str, Run], dict[str, str]]:

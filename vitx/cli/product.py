@@ -24,7 +24,7 @@ from vitx.pictures.views import laid_out, slices_of, tile_width
 
 @dataclass(frozen=True)
 class Product:
-    """What is made of a picture. It knows no model, so that it goes to other processes as it is.
+    """What is made of a picture.
 
     Attributes:
         class_names: the full name of each class, or None.
@@ -108,7 +108,7 @@ class Product:
     def drawn(self, finding: Finding) -> NDArray[np.uint8]:
         """Draws the input beside the maps, (height, width, 3) uint8."""
         assert finding.pixels is not None
-        pixels = torch.from_numpy(finding.pixels)[None]
+        pixels = finding.pixels[None]
         titled = dict(zip(self.columns(finding), finding.maps, strict=True))
         drawn = {title: self._overlay(pixels, one) for title, one in titled.items()}
         maps = {title: torch.from_numpy(one.values)[None] for title, one in titled.items()}

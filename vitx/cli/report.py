@@ -34,13 +34,7 @@ def parser() -> ArgumentParser:
     add_places(options)
     add = options.add_argument
     add("--output", type=str, metavar="FILE", default="report.html", help="where to write the page")
-    add(
-        "--steps",
-        type=int,
-        metavar="N",
-        default=20,
-        help="at most this many steps on each slider, evenly spaced",
-    )
+    add("--steps", type=int, metavar="N", default=20, help="most steps on each slider, evenly spaced")
     return options
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import TypeGuard
 
 from vitx.cli.curves import EXPLAINED, in_order, number, parts
 from vitx.runs.hyperparameters import Setting, Value
@@ -71,9 +70,12 @@ def _group_order(tag: str, tags: Sequence[str]) -> int:
 
 
 def _settings(values: Mapping[int, Value], count: int) -> list[Cell]:
-    texts = {run: "none" if value is None else str(value) for run, value in values.items()}
-    orders = {run: _finite(value) if _is_number(value) else texts[run] for run, value in values.items()}
-    return [Cell(texts.get(run, _ABSENT), orders.get(run), None) for run in range(count)]
+    cells = [Cell(_ABSENT, None, None)] * count
+    for run, value in values.items():
+        text = "none" if value is None else str(value)
+        order = _finite(value) if type(value) is int or type(value) is float else text
+        cells[run] = Cell(text, order, None)
+    return cells
 
 
 def _numbers(values: Sequence[float | None]) -> list[Cell]:
@@ -88,7 +90,3 @@ def _numbers(values: Sequence[float | None]) -> list[Cell]:
 def _finite(value: float) -> float | None:
     """Leaves out what has no place in an order."""
     return float(value) if isfinite(value) else None
-
-
-def _is_number(value: Value) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)

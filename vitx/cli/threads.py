@@ -1,6 +1,5 @@
-"""Small pictures need no threads, and the model comes first."""
+"""Threads: small pictures need none, and those beside the model come after it."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,13 +9,11 @@ _NICE = 10  # of 19
 
 
 def give_way() -> None:
-    """Lets this process take what the model's leaves of the cores.
+    """Lets this thread take what the model's leave of the cores, and torch compute in it alone.
 
     A model's threads wait for each other after each operation: one that is held up holds up all.
     """
-    torch.set_num_threads(1)
-    if hasattr(os, "nice"):
-        os.nice(_NICE)
+    torch.set_num_threads(1)  # of those that this thread would start
 
 
 @contextmanager

@@ -38,16 +38,8 @@ def parser() -> ArgumentParser:
     add = options.add_argument
     add("--output", type=str, metavar="FOLDER", default="timelapse", help="where to write the files")
     add("--image", type=int, metavar="N", nargs="+", help="the images to show, from 0 (default: all)")
-    add(
-        "--frames",
-        type=int,
-        metavar="N",
-        default=60,
-        help="at most this many frames in a film, evenly spaced",
-    )
-    add(
-        "--stills", type=int, metavar="N", default=6, help="at most this many steps in a strip, evenly spaced"
-    )
+    add("--frames", type=int, metavar="N", default=60, help="most frames in a film, evenly spaced")
+    add("--stills", type=int, metavar="N", default=6, help="most steps in a strip, evenly spaced")
     return options
 
 

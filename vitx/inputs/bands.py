@@ -62,7 +62,7 @@ def _opened(path: Path) -> tuple[tuple[int, ...], Any]:
         try:
             import tifffile
         except ImportError as error:
-            raise VitxError(f"{path} needs tifffile to be read: pip install 'vitx[bands]'") from error
+            raise VitxError(f"{path} needs tifffile to be read: pip install tifffile") from error
         logging.getLogger("tifffile").disabled = True  # what is wrong is said here
         with tifffile.TiffFile(path) as file:
             shape = file.series[0].shape

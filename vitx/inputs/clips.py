@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.inputs.preprocessing import Preprocessing
-from vitx.inputs.reading import ARRAYS, readable
+from vitx.inputs.reading import ARRAYS, MOST_PIXELS, any_size, check_size, readable
 
 CLIPS = frozenset((".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
 FRAMES_FIRST, CHANNELS_FIRST = 1, 2  # the dimension of time in a batch: (B, T, C, H, W) or (B, C, T, H, W)
@@ -50,7 +50,7 @@ class ClipPreprocessing(Preprocessing):
 
     def read(self, path: Path, most_pixels: int | None = None) -> NDArray[np.uint8]:
         """Reads as many frames as the model takes, see `read_clip`."""
-        return read_clip(path, self.frames)
+        return read_clip(path, self.frames, most_pixels or MOST_PIXELS)
 
     def __call__(self, clip: Any) -> Tensor:
         """Returns a clip, (T, H, W, 3) uint8, as the model takes it, of `shape`."""
@@ -68,46 +68,52 @@ def evenly(count: int, most: int) -> list[int]:
     return [round(place) for place in np.linspace(0, count - 1, min(count, most)).tolist()]
 
 
-def read_clip(path: Path, frames: int) -> NDArray[np.uint8]:
+def read_clip(path: Path, frames: int, most_pixels: int = MOST_PIXELS) -> NDArray[np.uint8]:
     """Reads some frames of a clip, evenly spaced.
 
     Args:
         path: of a film (PyAV is needed), an animated GIF, or an array .npy, (T, H, W, 3) uint8.
         frames: how many.
+        most_pixels: a clip with larger frames is refused before they are unpacked.
 
     Returns:
         (frames, H, W, 3).
 
     Raises:
-        VitxError: It cannot be read, or has fewer frames.
+        VitxError: It cannot be read, has fewer frames, or frames that are too small or too large.
     """
     read = {".npy": _of_array, ".gif": _of_gif}.get(path.suffix.lower(), _of_film)
     with readable(path, " as a clip"):
-        return read(path, frames)
+        return read(path, frames, most_pixels)
 
 
-def _of_array(path: Path, frames: int) -> NDArray[np.uint8]:
+def _of_array(path: Path, frames: int, most_pixels: int) -> NDArray[np.uint8]:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
         raise VitxError(
             f"{path} holds {array.dtype} of shape {array.shape}: a clip is uint8 (frames, height, width, 3)"
         )
+    check_size(path, (array.shape[2], array.shape[1]), most_pixels)
     return np.stack([array[place] for place in _places(path, len(array), frames)])
 
 
-def _of_gif(path: Path, frames: int) -> NDArray[np.uint8]:
-    with Image.open(path) as film:
+def _of_gif(path: Path, frames: int, most_pixels: int) -> NDArray[np.uint8]:
+    with any_size(), Image.open(path) as film:
+        check_size(path, film.size, most_pixels)
         places = set(_places(path, getattr(film, "n_frames", 1), frames))
         shown = enumerate(ImageSequence.Iterator(film))
         return np.stack([np.asarray(frame.convert("RGB")) for place, frame in shown if place in places])
 
 
-def _of_film(path: Path, frames: int) -> NDArray[np.uint8]:
+def _of_film(path: Path, frames: int, most_pixels: int) -> NDArray[np.uint8]:
     try:
         import av
     except ImportError as error:
-        raise VitxError(f"{path} needs PyAV to be read: pip install 'vitx[video]'") from error
+        raise VitxError(f"{path} needs PyAV to be read: pip install av") from error
     with av.open(str(path)) as film:
+        if film.streams.video:
+            context = film.streams.video[0].codec_context
+            check_size(path, (context.width, context.height), most_pixels)
         count = sum(1 for _ in film.decode(video=0))  # what the file says of it may be wrong, or missing
     places = set(_places(path, count, frames))
     with av.open(str(path)) as film:

@@ -84,6 +84,17 @@ def to_tensor(pictures: Sequence[Any], prepare: Preprocessing) -> Tensor:
     return torch.stack(tensors)
 
 
+def pictures_of(images: Any) -> list[Image.Image] | None:
+    """Opens pictures, whatever they are given as; None if they are tensors that were prepared.
+
+    Raises:
+        VitxError: A file cannot be read.
+    """
+    found = _pictures(images)
+    opened = None if found is None else [_open(picture, 3) for picture in found]
+    return None if opened is None else [one for one in opened if isinstance(one, Image.Image)]
+
+
 def _pictures(images: Any) -> list[Any] | None:
     """Returns the images one by one; None if there are none that are to be prepared."""
     if isinstance(images, (str, Path, Image.Image)):

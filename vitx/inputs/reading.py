@@ -3,8 +3,10 @@
 import glob
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from math import prod
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -27,12 +29,13 @@ def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset(
         more: further suffixes of files that count.
 
     Returns:
-        The files without repetition, in the order given; those of a folder or pattern sorted by name.
+        The files without repetition, however they are named, in the order given; those of a folder or
+        pattern sorted by name.
 
     Raises:
         VitxError: There is no such file, or a folder or pattern holds no image files.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for given in paths:
         path = Path(given)
         if not str(given):
@@ -48,8 +51,19 @@ def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset(
             raise VitxError(f"there is no file or folder {given}")
         if not files:
             raise VitxError(f"there are no image files in {given} ({', '.join(sorted(SUFFIXES | more))})")
-        found.update(dict.fromkeys(files))
-    return list(found)
+        for file in files:
+            found.setdefault(whole_path(file), file)
+    return list(found.values())
+
+
+def whole_path(path: Path) -> Path:
+    """Returns a path from the root on, without `..`; a link is followed only where `..` asks for it."""
+    return path.parent.resolve() / path.name if ".." in path.parts[:-1] else path.absolute()
+
+
+def has_suffix(path: Path, suffixes: Iterable[str]) -> bool:
+    """Whether a file is called as one of these kinds is, such as `.nii.gz`, in small letters or capitals."""
+    return path.name.lower().endswith(tuple(suffixes))
 
 
 def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Image:
@@ -71,7 +85,7 @@ def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Imag
     path = Path(path)
     with readable(path):
         try:
-            with _any_size(), Image.open(path) as image:
+            with any_size(), Image.open(path) as image:
                 check_size(path, image.size, most_pixels)
                 image.load()
                 return to_rgb(image, str(path))
@@ -128,29 +142,46 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
 
 def is_picture(path: Path, more: frozenset[str] = frozenset()) -> bool:
     """Whether a file in a folder counts as a picture: by its name, and not if it is hidden."""
-    return path.suffix.lower() in SUFFIXES | more and path.is_file() and not path.name.startswith(".")
+    return has_suffix(path, SUFFIXES | more) and path.is_file() and not path.name.startswith(".")
 
 
-def check_size(path: Path, size: tuple[int, int], most_pixels: int) -> None:
-    """Raises a VitxError if an image, of a width and height, has too many pixels or too few."""
-    width, height = size
-    if width * height > most_pixels:
+def check_size(path: Path, size: tuple[int, ...], most_pixels: int) -> None:
+    """Raises a VitxError if an image or volume has too many pixels or too few.
+
+    Args:
+        path: of its file.
+        size: its width and height, or the three sizes of a volume.
+        most_pixels: in all of it.
+    """
+    said = f"{path} has {' x '.join(map(str, size))} {'pixels' if len(size) == 2 else 'voxels'}"
+    if prod(size) > most_pixels:
         raise VitxError(
-            f"{path} has {width} x {height} pixels, more than the {most_pixels:,} that are allowed: make it "
-            "smaller, or let `vitx explain` take more with --max-pixels"
+            f"{said}, more than the {most_pixels:,} that are allowed: make it smaller, or let `vitx explain` "
+            "take more with --max-pixels"
         )
-    if min(size) < _FEWEST:
-        raise VitxError(f"{path} has {width} x {height} pixels: at least {_FEWEST} x {_FEWEST} are needed")
+    if len(size) == 2 and min(size) < _FEWEST:
+        raise VitxError(f"{said}: at least {_FEWEST} x {_FEWEST} are needed")
+
+
+_reading = ExitStack()  # what is changed while pictures are read, in however many threads
+_readers, _lock = 0, Lock()
 
 
 @contextmanager
-def _any_size() -> Iterator[None]:
-    """Leaves the limit on pixels to `check_size`, which says what to do."""
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
+def any_size() -> Iterator[None]:
+    """Leaves the limit on pixels to `check_size`, which says what to do, and odd metadata untold."""
+    global _readers
+    with _lock:
+        if not _readers:
+            _reading.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+            Image.MAX_IMAGE_PIXELS = None
+            _reading.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", module=r"PIL\b")
+        _readers += 1
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd but harmless metadata
-            yield
+        yield
     finally:
-        Image.MAX_IMAGE_PIXELS = limit
+        with _lock:
+            _readers -= 1
+            if not _readers:
+                _reading.close()

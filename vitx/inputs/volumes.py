@@ -1,5 +1,6 @@
 """Volumes: read from files, and prepared for a model that takes them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from torch.nn import functional as F
 
 from vitx.errors import VitxError
 from vitx.inputs.preprocessing import Preprocessing
-from vitx.inputs.reading import ARRAYS, readable
+from vitx.inputs.reading import ARRAYS, check_size, readable
 
-VOLUMES = frozenset((".nii", ".gz"))  # .nii.gz
+VOLUMES = frozenset((".nii", ".nii.gz"))
+MOST_VOXELS = 1_000_000_000  # ten times as many as a picture's: scans have them
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class VolumePreprocessing(Preprocessing):
 
     def read(self, path: Path, most_pixels: int | None = None) -> NDArray[np.float32]:
         """Reads a volume, see `read_volume`."""
-        return read_volume(path)
+        return read_volume(path, most_pixels or MOST_VOXELS)
 
     def __call__(self, volume: Any) -> Tensor:
         """Returns a volume, (D, H, W), as the model takes it, (1, D, H, W)."""
@@ -48,22 +50,25 @@ class VolumePreprocessing(Preprocessing):
         return (resampled - self.mean[0]) / self.std[0]
 
 
-def read_volume(path: Path) -> NDArray[np.float32]:
+def read_volume(path: Path, most_voxels: int = MOST_VOXELS) -> NDArray[np.float32]:
     """Reads a volume.
 
     Args:
         path: of a NIfTI file, .nii or .nii.gz (nibabel is needed), or an array .npy, (D, H, W).
+        most_voxels: a larger volume is refused before it is unpacked.
 
     Returns:
         (D, H, W), in the units of the file.
 
     Raises:
-        VitxError: It cannot be read, has other dimensions, or holds no finite numbers.
+        VitxError: It cannot be read, has other dimensions, is too large, or holds no finite numbers.
     """
     with readable(path, " as a volume"):
-        values = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _of_nifti(path)
-    if values.ndim != 3 or 0 in values.shape:
-        raise VitxError(f"{path} holds an array of shape {values.shape}: a volume has three dimensions")
+        shape, read = _of_array(path) if path.suffix.lower() == ".npy" else _of_nifti(path)
+        if len(shape) != 3 or 0 in shape:
+            raise VitxError(f"{path} holds an array of shape {shape}: a volume has three dimensions")
+        check_size(path, shape, most_voxels)
+        values = read()
     if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
         raise VitxError(
             f"{path} holds {values.dtype}, or NaN or infinite values: a volume has finite numbers"
@@ -71,11 +76,16 @@ def read_volume(path: Path) -> NDArray[np.float32]:
     return values.astype(np.float32)
 
 
-def _of_nifti(path: Path) -> NDArray[Any]:
+def _of_array(path: Path) -> tuple[tuple[int, ...], Callable[[], NDArray[Any]]]:
+    """Returns the shape, and what reads the values."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array.shape, lambda: np.array(array)
+
+
+def _of_nifti(path: Path) -> tuple[tuple[int, ...], Callable[[], NDArray[Any]]]:
     try:
         import nibabel
     except ImportError as error:
-        raise VitxError(f"{path} needs nibabel to be read: pip install 'vitx[volumes]'") from error
+        raise VitxError(f"{path} needs nibabel to be read: pip install nibabel") from error
     loaded: Any = nibabel.load(path)
-    found: NDArray[Any] = loaded.get_fdata(dtype=np.float32)
-    return found
+    return tuple(map(int, loaded.shape)), lambda: loaded.get_fdata(dtype=np.float32)

@@ -28,7 +28,7 @@ def evidence(back: Backward, *, start_layer: int = 0) -> Attribution:
     layers = back.counting(start_layer) if back.layers else []
     attentions = [one for layer in layers for one in layer.attentions]
     rows = back.rows_read(attentions) if attentions else []
-    taken = [_taken(back, one, read) for one, read in zip(attentions, rows, strict=True) if read]
+    taken = [_taken(back, one, read) for one, read in zip(attentions, rows, strict=True) if read.any()]
     accounts = [back.place(found).maps for found in (taken, back.contributions(start_layer)) if found]
     grid = [lcm(*counts) for counts in zip(*(maps.shape[1:] for maps in accounts), strict=True)]
     sizes = [maps.abs().sum(tuple(range(1, maps.ndim)), keepdim=True) for maps in accounts]
@@ -37,26 +37,36 @@ def evidence(back: Backward, *, start_layer: int = 0) -> Attribution:
     return Attribution(ranked(signed), back.accounted().expand(len(signed)), signed)
 
 
-def _taken(back: Backward, attention: Attention, read: list[int]) -> tuple[Value, Tensor]:
-    """E[A * G] of the rows that are read: what their tokens take in from each other token."""
+def _taken(back: Backward, attention: Attention, read: Tensor) -> tuple[Value, Tensor]:
+    """E[A * G] of the rows that are read, (T, Q): what their tokens take in from each other token."""
+    some = read.any(0).nonzero().flatten().tolist()
+    alike = bool((read == read[:1]).all())  # where they are not those of another image
 
     def taken(tile: Tile) -> Tensor:
-        rows = [row - tile.rows.start for row in read if tile.rows.start <= row < tile.rows.stop]
+        rows = [row for row in some if tile.rows.start <= row < tile.rows.stop]
         product = tile.weights * tile.gradient
-        return (product if len(rows) == product.shape[2] else product[:, :, rows]).sum((1, 2))
+        if len(rows) < product.shape[2]:
+            product = product[:, :, [row - tile.rows.start for row in rows]]
+        if not alike:
+            product = product * read[tile.images][:, None, rows, None].to(product)
+        return product.sum((1, 2))
 
-    return back.add_up(attention, taken, gradient=True, rows=slice(read[0], read[-1] + 1))
+    return back.add_up(attention, taken, gradient=True, rows=slice(some[0], some[-1] + 1))
 
 
 def ranked(signed: Tensor) -> Tensor:
     """Makes a map of a signed one, >= 0: what is below 0 keeps its order, below all that is above.
 
+    Where nothing is above 0, the brightest is what is the least below.
+
     Example:
         >>> ranked(torch.tensor([[[2.0, -1.0], [-3.0, 0.0]]])).argsort().tolist()
         [[[1, 0], [0, 1]]]
+        >>> ranked(torch.tensor([[[-2.0, -1.0, -4.0]]]))
+        tensor([[[2., 3., 0.]]])
     """
     above, below = signed.clamp(min=0), signed.clamp(max=0)
     whole = tuple(range(1, signed.ndim))
     top, lowest = above.amax(whole, keepdim=True), below.amin(whole, keepdim=True)
     height = 1 - below / torch.where(lowest == 0, -1, lowest)
-    return above + _BELOW * top * height
+    return above + torch.where(top > 0, _BELOW * top, -lowest) * height

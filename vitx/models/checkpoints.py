@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import timm
 import torch
@@ -126,6 +127,16 @@ def read_weights(path: Path, trust: bool = False) -> State:
     except Exception as error:  # each format has its own kinds
         refused = not trust and runs_code(path)
         raise VitxError((RUNS_CODE if refused else _UNREADABLE).format(path)) from error
+
+
+def checksum(model: nn.Module) -> int:
+    """Returns a number that a model of the same kind with other weights does not have, but by chance."""
+    found = 0
+    for name, value in model.state_dict().items():
+        found = crc32(name.encode(), found)
+        if isinstance(value, Tensor):
+            found = crc32(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data, found)
+    return found
 
 
 def fill(model: nn.Module, state: State, path: Path, may_miss: frozenset[str] = frozenset()) -> None:

@@ -38,6 +38,14 @@ def known_class_names(classes: int) -> tuple[str, ...] | None:
     return tuple(known.index_to_description(index) for index in range(classes))
 
 
+def declared_names(model: object) -> tuple[str, ...] | None:
+    """Returns the names that a model of Hugging Face declares; None where these are numbers, or none."""
+    known = getattr(getattr(model, "config", None), "id2label", None)
+    if not known or any(name == f"LABEL_{index}" for index, name in known.items()):
+        return None
+    return tuple(str(known[index]) for index in sorted(known))
+
+
 def find_class(target: str, classes: int, names: Sequence[str] | None) -> int:
     """Returns the class that a number or a name means.
 

@@ -9,6 +9,7 @@ from torch import nn
 from vitx.errors import VitxError
 from vitx.inputs.preprocessing import Preprocessing
 from vitx.inputs.processors import load_processor, quiet
+from vitx.models.classes import declared_names
 from vitx.models.network import hub
 
 
@@ -44,7 +45,7 @@ def _load(name: str, trust: bool) -> tuple[nn.Module, Preprocessing, tuple[str, 
     try:
         import transformers
     except ImportError as error:
-        raise VitxError("models of Hugging Face need transformers: pip install 'vitx[hf]'") from error
+        raise VitxError("models of Hugging Face need transformers: pip install transformers") from error
     kinds: Any = transformers  # some without types
     with quiet():
         try:
@@ -64,10 +65,8 @@ def _load(name: str, trust: bool) -> tuple[nn.Module, Preprocessing, tuple[str, 
             f"{name} holds no trained model that classifies images or clips: {len(missing)} of its tensors "
             f"are missing ({missing[0]})"
         )
-    names = [str(model.config.id2label[index]) for index in range(len(model.config.id2label))]
-    named = names != [f"LABEL_{index}" for index in range(len(names))]
     frames = int(config.num_frames) if of_clips else 0
-    return model, load_processor(model, name, frames, trust=trust), tuple(names) if named else None
+    return model, load_processor(model, name, frames, trust=trust), declared_names(model)
 
 
 def _said(error: Exception) -> str:

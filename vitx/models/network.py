@@ -4,8 +4,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-PATIENCE = 3.0  # seconds
-
 
 @contextmanager
 def hub() -> Iterator[bool]:
@@ -28,14 +26,15 @@ def _answers() -> bool:
     from huggingface_hub import constants, get_session
 
     answered = threading.Event()
+    patience = constants.HF_HUB_ETAG_TIMEOUT  # as long as the client waits: a slow hub is a hub
 
     def ask() -> None:
         with suppress(Exception):  # each version of the client has its own
-            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+            get_session().head(constants.ENDPOINT, timeout=patience)
             answered.set()
 
     # In a thread: to look up the name alone may take half a minute, and cannot be stopped.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(PATIENCE)
+    asking.join(patience)
     return answered.is_set()

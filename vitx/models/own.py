@@ -1,7 +1,8 @@
 """Models of one's own: LightningModules from checkpoints, and what a function or class makes."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -14,6 +15,19 @@ from vitx.errors import VitxError
 from vitx.models.checkpoints import RUNS_CODE, fill, read_weights, runs_code, without_prefix
 
 
+@contextmanager
+def working_folder() -> Iterator[None]:
+    """Finds also what lies in the current folder, where people keep their modules, as `python -m` does."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # what was imported may have changed it, too
+            sys.path.remove(folder)
+
+
+@working_folder()
 def make_model(
     path: str, options: Mapping[str, Any] | None = None, weights: Path | None = None, trust: bool = False
 ) -> nn.Module:
@@ -71,6 +85,7 @@ def _call(path: str, options: Mapping[str, Any]) -> Any:
         raise VitxError(f"{path} could not be made: {type(error).__name__}: {said[:300]}") from error
 
 
+@working_folder()
 def load_module(
     class_path: str, checkpoint: Path, options: Mapping[str, Any] | None = None, trust: bool = False
 ) -> nn.Module:
@@ -115,8 +130,6 @@ def _find_class(class_path: str) -> Any:
     module, _, name = class_path.rpartition(".")
     if not module:
         raise VitxError(f"{class_path!r} names no class or function: write package.module.Name")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it, where people keep their modules
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:

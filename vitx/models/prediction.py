@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitx.errors import VitxError
 from vitx.models.given import ALONE, IMAGE_NAMES, TEXT_NAMES, Inputs
+from vitx.models.outputs import what_fits
 
 Target = int | Sequence[int] | Tensor | Callable[[Tensor], Tensor] | None
 # What Hugging Face's models call what their last part puts out.
@@ -25,10 +26,6 @@ _ASKS = (
 _CHOOSE = (
     "wrap it so that it returns the one to explain (to the callback, give forward_fn=lambda module, "
     "images: ...)"
-)
-_NOT_CLASSES = (
-    "the model's output has shape {}, not (B, classes): give a target that is a function from it to "
-    "scores (B,)"
 )
 
 
@@ -82,7 +79,17 @@ def predict(
     Raises:
         VitxError: The model refuses the images, or it cannot be told which output the logits are.
     """
-    logits = _logits(forward(model, images, inputs), len(images), made_last)
+    return read_logits(forward(model, images, inputs), images, made_last, inputs)
+
+
+def read_logits(
+    output: Any,
+    images: Tensor,
+    made_last: Callable[[Sequence[Tensor]], Tensor | None] | None = None,
+    inputs: Inputs = ALONE,
+) -> Tensor:
+    """Returns the logits in what a model put out, as for `predict`."""
+    logits = _logits(output, len(images), made_last)
     if logits.ndim in (1, 2) and len(logits) != len(images) and not inputs.together:
         hint = _BATCHED if images.ndim == 3 else ": wrap it so that it puts out one row for each"
         raise VitxError(
@@ -127,10 +134,9 @@ def refusals(images: Tensor, inputs: Inputs, reason: str | None = None) -> Itera
         said = str(error).split("\n")[0]
         # timm and torchvision assert, Hugging Face raises ValueErrors; the rest is left to torch.
         about_size = "channels" in said or "size of tensor" in said or "cannot be multiplied" in said
-        kinds = (AssertionError, ValueError, TypeError) if inputs.name else (AssertionError, ValueError)
-        if reason is None and not (
-            isinstance(error, kinds) or (isinstance(error, RuntimeError) and about_size)
-        ):
+        kinds = (AssertionError, ValueError, *((TypeError, RuntimeError) if inputs.name else ()))
+        told = isinstance(error, kinds) or (about_size and isinstance(error, RuntimeError))
+        if reason is None and (not told or isinstance(error, torch.OutOfMemoryError)):
             raise
         beside = f" with {', '.join(inputs.others)}" if inputs.others else ""
         hint = _BATCHED if images.ndim == 3 and not inputs.name else ""
@@ -202,7 +208,7 @@ def target_classes(target: Target, logits: Tensor) -> Tensor | None:
     if logits.ndim not in (1, 2):
         if target is None:
             return None  # methods without a class need none; the others complain in `scores`
-        raise VitxError(_NOT_CLASSES.format(tuple(logits.shape)))
+        raise _no_classes(logits)
     single = _single(logits)
     batch, classes = len(logits), 2 if single is not None else logits.shape[1]
     if target is None:
@@ -216,6 +222,13 @@ def target_classes(target: Target, logits: Tensor) -> Tensor | None:
     if wrong:
         raise VitxError(f"target {wrong[0]} is out of range: the model has classes 0 to {classes - 1}")
     return torch.tensor(found, device=logits.device)
+
+
+def _no_classes(logits: Tensor) -> VitxError:
+    return VitxError(
+        f"the output is {tuple(logits.shape)}, not (B, classes): {what_fits(logits.shape)}, or give a "
+        "function from it to scores (B,)"
+    )
 
 
 def _single(logits: Tensor) -> Tensor | None:
@@ -270,8 +283,16 @@ def scores(target: Target, logits: Tensor, classes: Tensor | None) -> Tensor:
     if classes is not None:
         return logits.gather(1, classes[:, None])[:, 0]
     if not callable(target):
-        raise VitxError(_NOT_CLASSES.format(tuple(logits.shape)))
-    found = target(logits)
+        raise _no_classes(logits)
+    try:
+        found = target(logits)
+    except VitxError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise VitxError(
+            f"the target function failed on the output, {tuple(logits.shape)}: {type(error).__name__}: {said}"
+        ) from error
     if not isinstance(found, Tensor) or found.shape != logits.shape[:1]:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise VitxError(f"the target function must return scores of shape ({len(logits)},), found {shape}")

@@ -88,7 +88,8 @@ class Towers:
 
     def _of_text(self, text: Any, like: Tensor) -> Tensor:
         if _are_features(text):
-            return text.detach().reshape(1, -1).to(like.device, like.dtype)
+            row: Tensor = text.detach().reshape(1, -1).to(like.device, like.dtype)
+            return row
         named = dict(text) if isinstance(text, Mapping) else {"input_ids": text}
         named = {name: one.reshape(1, -1).to(like.device) for name, one in named.items()}
         try:

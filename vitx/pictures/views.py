@@ -63,26 +63,35 @@ def slices_of(
 
 
 def laid_out(
-    pixels: Tensor, drawn: Mapping[str, Tensor], maps: Mapping[str, Tensor], slices: Slices | None
+    pixels: Tensor,
+    drawn: Mapping[str, Tensor],
+    maps: Mapping[str, Tensor],
+    slices: Slices | None,
+    signed: Mapping[str, Tensor | None] | None = None,
 ) -> dict[str, Tensor]:
     """Lays out the input and what was drawn over it: columns, or strips one below the other as one column.
 
-    What was drawn of maps that are nearly uniform says so.
+    What was drawn of maps that are nearly uniform says so, or that all speaks against.
 
     Args:
         pixels: (B, ..., 3) uint8, on the CPU.
         drawn: title -> pixels with a map over them, of the same shape.
         maps: title -> the map, (B, ...), >= 0; the brightest place of the first one is looked for.
         slices: what is shown; None: all.
+        signed: title -> the map with signs, where it has any.
 
     Returns:
         Title -> (B, height, width, 3) uint8.
     """
+    signs = {title: (signed or {}).get(title) for title in drawn}
     if slices is None:
-        return {"input": pixels} | {title: say_uniform(one, maps[title]) for title, one in drawn.items()}
+        said = {title: say_uniform(one, maps[title], signs[title]) for title, one in drawn.items()}
+        return {"input": pixels} | said
     heat = heatmaps(next(iter(maps.values())), tuple(pixels.shape[1:-1]))
     rows = [strips(pixels, heat, slices)]
-    rows += [say_uniform(strips(one, heat, slices), maps[title]) for title, one in drawn.items()]
+    rows += [
+        say_uniform(strips(one, heat, slices), maps[title], signs[title]) for title, one in drawn.items()
+    ]
     widest = max(row.shape[2] for row in rows)
     strip = torch.cat([scaled_up(row, widest) for row in rows], 1)
     return {f"{', '.join(('input', *drawn))}: {slices.said}": strip}

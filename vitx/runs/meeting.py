@@ -40,18 +40,14 @@ def meetings(runs: Sequence[Run]) -> list[Meeting]:
     found: dict[tuple[tuple[int, ...], tuple[str, ...], str], Meeting] = {}
     for watched in _same_images(runs):
         kinds: dict[tuple[tuple[str, ...], str], dict[int, int]] = {}
-        for number, image in watched.items():
-            kinds.setdefault(_kind(runs[number]), {})[number] = image
+        for number, image in watched.items():  # what maps must have in common to be compared
+            kind = tuple(sorted(runs[number].maps)), runs[number].note
+            kinds.setdefault(kind, {})[number] = image
         for (titles, note), images in kinds.items():
             key = (tuple(images), titles, note)
             order = tuple(runs[next(iter(images))].maps)
             found.setdefault(key, Meeting(order, note, [])).images.append(images)
     return sorted(found.values(), key=lambda meeting: (-len(meeting.runs), meeting.runs))
-
-
-def _kind(run: Run) -> tuple[tuple[str, ...], str]:
-    """What maps must have in common to be compared."""
-    return tuple(sorted(run.maps)), run.note
 
 
 def _same_images(runs: Sequence[Run]) -> list[dict[int, int]]:

@@ -118,11 +118,13 @@ class Backward:
         last = [one for one in attentions if not before >> one.value.number & 1]
         return list(zip(last, self._read_at(last), strict=True))
 
-    def rows_read(self, attentions: Sequence[Attention]) -> list[list[int]]:
-        """Finds which queries of each attention are read out: those that hold what the output reads."""
-        read = [(readout.abs() > 1e-9).any(0) for readout in self._read_at(attentions)]
-        on_host = torch.cat(read).cpu()  # all at once: a GPU has to be waited for
-        return [rows.nonzero().flatten().tolist() for rows in on_host.split([len(rows) for rows in read])]
+    def rows_read(self, attentions: Sequence[Attention]) -> list[Tensor]:
+        """Finds which queries of each attention hold what the output reads, (T, Q), on the CPU."""
+        read = [readout.abs() > 1e-9 for readout in self._read_at(attentions)]
+        # All at once: a GPU has to be waited for.
+        on_host = torch.cat([rows.flatten() for rows in read]).cpu()
+        parts = on_host.split([rows.numel() for rows in read])
+        return [part.view(rows.shape) for part, rows in zip(parts, read, strict=True)]
 
     def _read_at(self, attentions: Sequence[Attention]) -> list[Tensor]:
         """Finds how much the output reads of each attention's queries, (T, Q), if no attention mixes them."""

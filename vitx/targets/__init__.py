@@ -4,8 +4,25 @@ A target is a `Question`: it is put to a model and its images, and the answer is
 `vitx.targets.question`.
 """
 
+from vitx.targets.objects import best_queries
+from vitx.targets.query import Query, query
 from vitx.targets.question import Asked, Question
 from vitx.targets.region import Region, region
 from vitx.targets.text import Text, text
+from vitx.targets.word import Answer, Word, answer, word
 
-__all__ = ["Asked", "Question", "Region", "Text", "region", "text"]
+__all__ = [
+    "Answer",
+    "Asked",
+    "Query",
+    "Question",
+    "Region",
+    "Text",
+    "Word",
+    "answer",
+    "best_queries",
+    "query",
+    "region",
+    "text",
+    "word",
+]

@@ -1,14 +1,21 @@
 """What a target may ask of a model: the protocol of `vitx.targets`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from vitx.models.given import Inputs
 from vitx.models.prediction import forward
+
+
+class Answers(NamedTuple):
+    """What a picture says of each image, and the box that it draws, (B, 4): x0, y0, x1, y1 in pixels."""
+
+    captions: Sequence[str] | None
+    boxes: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,16 +33,46 @@ class Asked:
         forward: runs the model on images and what else it was given; by default as it is, so that the score
             gets its whole output.
         captions: what a picture says of each image, from the scores; None: nothing.
+        answers: the same, and the boxes that it draws, from what `forward` returned, where that is asked.
     """
 
     images: Tensor
     score: Callable[[Any], Tensor]
     forward: Callable[[Any, Tensor, Inputs], Any] = forward
     captions: Callable[[Tensor], Sequence[str]] | None = None
+    answers: Callable[[Any], Answers] | None = None
+
+
+class Prepared(NamedTuple):
+    """What a model takes of pictures and a question, and how the pictures were normalised.
+
+    Attributes:
+        inputs: what forward takes, by name.
+        mean: what was subtracted from each channel, in units of [0, 1].
+        std: what each channel was then divided by.
+    """
+
+    inputs: Mapping[str, Any]
+    mean: Sequence[float]
+    std: Sequence[float]
 
 
 class Question(ABC):
     """A target that knows more than the logits: the model, the images and the whole output."""
+
+    def prepare(self, model: nn.Module, images: Any) -> Prepared | None:
+        """Prepares images as the model takes them together with the question; None: as without one."""
+        return None
+
+    def parts(self, model: nn.Module, images: Tensor, inputs: Inputs) -> "tuple[Inputs, Sequence[Question]]":
+        """Returns the questions that this one consists of, each with maps of its own, and their inputs.
+
+        Args:
+            model: as it was given to `vitx.explain`.
+            images: (B, ...), as the model takes them.
+            inputs: what else it was given.
+        """
+        return inputs, [self]
 
     @abstractmethod
     def put(self, model: nn.Module, images: Tensor) -> Asked:

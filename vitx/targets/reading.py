@@ -1,7 +1,7 @@
 """The end of a pass: runs the model on the tape, and reads the score that a target means."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from vitx.errors import VitxError
 from vitx.models.given import ALONE, Inputs
-from vitx.models.prediction import Target, predict, scores, target_classes
+from vitx.models.prediction import Target, forward, read_logits, scores, target_classes
 from vitx.tape.output import logits_of, output_value
 from vitx.tape.recorder import Recorder
 from vitx.tape.values import Value
+from vitx.targets.objects import objects_of
 from vitx.targets.outputs import main
-from vitx.targets.question import Asked
+from vitx.targets.question import Answers, Asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,8 @@ class End:
         classes: (B,), the class of each image; None where the target means none.
         has_score: whether there is a score.
         captions: what a picture says of each image; None: what was predicted.
+        boxes: (B, 4), the box that it draws; None: none.
+        objects: (B, Q), how sure each query of a detector is of an object; None: it is no detector.
     """
 
     value: Value
@@ -37,6 +40,8 @@ class End:
     has_score: bool
     target: Any = None
     captions: Sequence[str] | None = None
+    boxes: Tensor | None = None
+    objects: Tensor | None = None
 
     def total(self, output: Tensor) -> Tensor:
         """Returns the sum of the scores of all images, from such an output."""
@@ -73,12 +78,15 @@ def run(
     """
     if isinstance(target, Asked):
         return _answer(recorder, model, images, target, inputs)
-    logits = predict(model, images, recorder.made_last, inputs)
+    output = forward(model, images, inputs)
+    logits = read_logits(output, images, recorder.made_last, inputs)
     value = output_value(recorder.tape, recorder.get(logits))
     if not callable(target):
         value, logits = logits_of(value, logits, recorder.squashed)
     classes = target_classes(target, logits)
-    return End(value, logits, logits, classes, classes is not None or callable(target), target)
+    has_score = classes is not None or callable(target)
+    objects = objects_of(output, model)
+    return End(value, logits, logits, classes, has_score, target, objects=objects)
 
 
 def _answer(recorder: Recorder, model: nn.Module, images: Tensor, asked: Asked, inputs: Inputs) -> End:
@@ -89,6 +97,10 @@ def _answer(recorder: Recorder, model: nn.Module, images: Tensor, asked: Asked, 
         found = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
         raise VitxError(f"a target must give scores of shape ({len(images)},), found {found}")
     value = output_value(recorder.tape, recorder.get(score))
-    captions = None if asked.captions is None else list(asked.captions(score.detach()))
     logits = main(output)
-    return End(value, score, score if logits is None else logits, None, True, asked, captions)
+    end = End(value, score, score if logits is None else logits, None, True, asked)
+    if asked.answers is not None:
+        answers = asked.answers(output)
+    else:
+        answers = Answers(None if asked.captions is None else asked.captions(score.detach()))
+    return replace(end, **answers._asdict(), objects=objects_of(output, model))

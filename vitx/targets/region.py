@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from vitx.errors import VitxError
+from vitx.models.classes import declared_names
 from vitx.models.outputs import what_fits
+from vitx.pictures.captions import class_name
 from vitx.targets.outputs import described, main, mask_queries
-from vitx.targets.question import Asked, Question
+from vitx.targets.question import Answers, Asked, Question
 
 _PREFIX = 8  # tokens at most that stand before the patches
+_DRAWN = 30  # as many times larger than half the box that is drawn around a point is the picture
 
 Weigh = Callable[[Tensor], Tensor]  # from an output, (B, C, h, w), to how much its cells count, (B, h, w)
 
@@ -70,18 +73,25 @@ class Region(Question):
             if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
                 raise VitxError(f"box {self.box} is not inside images of {width} x {height} pixels")
             weigh: Weigh = partial(_of_spans, spans=((y0, y1), (x0, x1)), size=(height, width))
+            boxes = torch.tensor([self.box])
         elif self.point is not None:
             x, y = self.point
             if not (0 <= x < width and 0 <= y < height):
                 raise VitxError(f"point {self.point} is not inside images of {width} x {height} pixels")
             weigh = partial(_of_point, place=(y / height, x / width))
+            side = max(height, width) / _DRAWN
+            boxes = torch.tensor([[x - side, y - side, x + side, y + side]])
         else:
-            weigh = partial(_of_mask, mask=_checked(self.mask, images))
-        return Asked(
-            images,
-            partial(self._score, weigh=weigh, size=(height, width)),
-            captions=lambda scores: [f"class {self.cls}: {score:.3g}" for score in scores.tolist()],
-        )
+            mask = _checked(self.mask, images)
+            weigh, boxes = partial(_of_mask, mask=mask), torch.stack([_around(one) for one in mask])
+        score = partial(self._score, weigh=weigh, size=(height, width))
+        name = class_name(self.cls, declared_names(model) or [f"class {self.cls}"] * (self.cls + 1))
+
+        def answers(output: Any) -> Answers:
+            said = [f"{name}: {value:.3g}" for value in score(output).tolist()]
+            return Answers(said, boxes.expand(len(images), 4))
+
+        return Asked(images, score, answers=answers)
 
     def _score(self, output: Any, *, weigh: Weigh, size: tuple[int, int]) -> Tensor:
         dense = _dense(output, size)
@@ -114,6 +124,12 @@ def _checked(given: Any, images: Tensor) -> Tensor:
     if not mask.flatten(1).any(1).all():
         raise VitxError("the mask is empty: nothing of the picture is asked for")
     return mask
+
+
+def _around(mask: Tensor) -> Tensor:
+    """Returns the box around a mask, (H, W): x0, y0, x1, y1."""
+    rows, columns = mask.nonzero().cpu().T
+    return torch.stack([columns.amin(), rows.amin(), columns.amax() + 1, rows.amax() + 1]).float()
 
 
 def _of_spans(dense: Tensor, spans: Sequence[tuple[float, float]], size: Sequence[int]) -> Tensor:

@@ -92,7 +92,10 @@ def draw(
         title: render.overlays(pixels, render.heatmaps(values, size), colormap)
         for title, values in maps.items()
     }
-    columns = laid_out(pixels, drawn, maps, slices)
+    signed = {title_of(name): one.signed for name, one in found.items()}
+    columns = laid_out(
+        pixels, drawn, maps, slices, {t: s if s is None else s[shown] for t, s in signed.items()}
+    )
     width = render.TILE_WIDTH if slices is None else _CARD
     return render.grid(columns, said, colormap=colormap, note=note, tile_width=width)
 
