@@ -9,8 +9,8 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 import vitx
-from vitx.cli.formatting import HelpFormatter
-from vitx.cli.subject import PREDICTED, Subject, add_model_options, check_target, load_subject, target_class
+from vitx.cli.formatting import add
+from vitx.cli.subject import Subject, check_target, load_subject, picture_parser, target_class
 from vitx.errors import VitxError
 from vitx.files import png_path, write_png
 from vitx.inputs.prepared import to_tensor
@@ -29,15 +29,9 @@ Show one picture through several checkpoints side by side, and where each looks 
 
 def parser() -> ArgumentParser:
     """Returns what reads the options of the command."""
-    made = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
-    made.add_argument("image", type=str, metavar="IMAGE", help="an image file")
-    add_model_options(made, several=True)
-    group = made.add_argument_group("what to explain")
-    group.add_argument("--method", type=str, nargs="+", default=[DEFAULT], help="one row for each")
-    group.add_argument("--target", type=str, default=PREDICTED, metavar="CLASS", help="a number, or a name")
-    made.add_argument(
-        "--output", type=str, default="vitx-compare.png", metavar="FILE", help="the PNG file to write"
-    )
+    made, group = picture_parser(DESCRIPTION, "vitx-compare.png", several=True)
+    add(made, "image", "IMAGE", "an image file")
+    add(group, "--method", "NAME", "one row for each", nargs="+", default=[DEFAULT])
     return made
 
 

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 import vitx
 from vitx.cli.delivery import SHARD
-from vitx.cli.formatting import HelpFormatter
+from vitx.cli.formatting import HelpFormatter, add
 from vitx.cli.many import Explainer, Pace, Place, one_device, predict
 from vitx.cli.output import Output
 from vitx.cli.product import Product
@@ -59,127 +59,54 @@ _FEW = 20  # pictures that are reported one by one
 def parser() -> ArgumentParser:
     """Returns what reads the options of the command."""
     made = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
-    made.add_argument(
-        "paths",
-        nargs="+",
-        type=str,
-        metavar="PATH",
-        help="files, folders, or patterns such as 'photos/*.jpg'",
-    )
+    add(made, "paths", "PATH", "files, folders, or patterns such as 'photos/*.jpg'", nargs="+")
     add_model_options(made)
-    _explained(made.add_argument_group("what to explain"))
-    _options_of_methods(made.add_argument_group("options of the methods"))
+    _explained(made)
     _written(made.add_argument_group("what to write"))
-    _place(made.add_argument_group("where to run"))
+    group = made.add_argument_group("where to run")
+    add(group, "--accelerator", "NAME", "cpu, gpu, ...", default="auto")
+    add(group, "--devices", "N", "how many, or which", default="1")
+    add(group, "--num-nodes", "N", "how many machines", int, default=1)
+    add(group, "--strategy", "NAME", "ddp shares the pictures among devices", default="auto")
+    add(group, "--batch-size", "N", "pictures at once on each device", int, default=8)
+    readers = "threads that read pictures, for each device (default: chosen from the number of cores)"
+    add(group, "--workers", "N", readers, int)
+    add(group, "--writers", "N", "threads that draw and write pictures (default: as for --workers)", int)
     return made
 
 
-def _explained(group: Any) -> None:
-    """Adds the options that say what is explained."""
-    group.add_argument(
-        "--method", type=str, nargs="+", default=[DEFAULT], help=f"one or more of {', '.join(methods())}"
-    )
-    group.add_argument(
-        "--target",
-        type=str,
-        nargs="+",
-        default=[PREDICTED],
-        metavar="CLASS",
-        help="a number, a name or 'predicted'; one map for each",
-    )
-    group.add_argument(
-        "--against",
-        type=str,
-        metavar="CLASS",
-        help="explain why --target and not this class: the difference of their scores",
-    )
-
-
-def _options_of_methods(group: Any) -> None:
-    """Adds those of the methods."""
-    group.add_argument(
-        "--head-fusion", type=str, metavar="NAME", help=f"{', '.join(HEAD_FUSIONS)} over the heads"
-    )
-    group.add_argument(
-        "--discard-ratio",
-        type=float,
-        metavar="SHARE",
-        help="drop this share of the smallest entries of each layer, in [0, 1)",
-    )
-    group.add_argument("--start-layer", type=int, metavar="N", help="the first layer that counts, from 0")
-    group.add_argument(
-        "--gradient",
-        type=str,
-        metavar="NAME",
-        help=f"of which network: {' or '.join(NETWORKS)} (as in the papers)",
-    )
+def _explained(parser: ArgumentParser) -> None:
+    """Adds the options that say what is explained, and how."""
+    group = parser.add_argument_group("what to explain")
+    add(group, "--method", "NAME", f"one or more of {', '.join(methods())}", nargs="+", default=[DEFAULT])
+    target = "a number, a name or 'predicted'; one map for each"
+    add(group, "--target", "CLASS", target, nargs="+", default=[PREDICTED])
+    against = "explain why --target and not this class: the difference of their scores"
+    add(group, "--against", "CLASS", against)
+    group = parser.add_argument_group("options of the methods")
+    add(group, "--head-fusion", "NAME", f"{', '.join(HEAD_FUSIONS)} over the heads")
+    ratio = "drop this share of the smallest entries of each layer, in [0, 1)"
+    add(group, "--discard-ratio", "SHARE", ratio, float)
+    add(group, "--start-layer", "N", "the first layer that counts, from 0", int)
+    add(group, "--gradient", "NAME", f"of which network: {' or '.join(NETWORKS)} (as in the papers)")
 
 
 def _written(group: Any) -> None:
     """Adds those that say what is written, and where."""
-    group.add_argument("--output", type=str, default="vitx-maps", metavar="FOLDER", help="where to write")
-    group.add_argument(
-        "--signed", action="store_true", help="show what speaks for the class in red, against it in blue"
-    )
-    group.add_argument(
-        "--format",
-        type=str,
-        default="png",
-        metavar="NAME",
-        help=f"format of the pictures: {', '.join(_FORMATS)}",
-    )
-    group.add_argument(
-        "--trace",
-        action="store_true",
-        help="write nothing: list the steps of the first picture's pass, and what relevance each carried",
-    )
-    group.add_argument("--no-pictures", action="store_true", help="write only maps or JSON")
-    group.add_argument(
-        "--save-maps",
-        type=str,
-        nargs="?",
-        const="files",
-        metavar="shards",
-        help=f"also write the raw maps as .npz, a file for each picture, or with 'shards' for {SHARD}",
-    )
-    group.add_argument(
-        "--json",
-        action="store_true",
-        help="also write predictions, targets and files as .json, and all of them in explanations.jsonl",
-    )
-    group.add_argument("--resume", action="store_true", help="skip pictures that are finished")
-    group.add_argument(
-        "--max-pixels",
-        type=int,
-        metavar="N",
-        help="refuse pictures and frames of more pixels, and volumes of more voxels "
-        f"(default: {MOST_PIXELS:,}, and ten times as many voxels)",
-    )
-
-
-def _place(group: Any) -> None:
-    """Adds those of processes and devices."""
-    group.add_argument("--accelerator", type=str, default="auto", metavar="NAME", help="cpu, gpu, ...")
-    group.add_argument("--devices", type=str, default="1", metavar="N", help="how many, or which")
-    group.add_argument("--num-nodes", type=int, default=1, metavar="N", help="how many machines")
-    group.add_argument(
-        "--strategy", type=str, default="auto", metavar="NAME", help="ddp shares the pictures among devices"
-    )
-    group.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="pictures at once on each device"
-    )
-    group.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="threads that read pictures, for each device (default: chosen from the number of cores)",
-    )
-    group.add_argument(
-        "--writers",
-        type=int,
-        metavar="N",
-        help="threads that draw and write pictures (default: as for --workers)",
-    )
+    add(group, "--output", "FOLDER", "where to write", default="vitx-maps")
+    add(group, "--signed", "", "show what speaks for the class in red, against it in blue")
+    add(group, "--format", "NAME", f"format of the pictures: {', '.join(_FORMATS)}", default="png")
+    trace = "write nothing: list the steps of the first picture's pass, and what relevance each carried"
+    add(group, "--trace", "", trace)
+    add(group, "--no-pictures", "", "write only maps or JSON")
+    maps = f"also write the raw maps as .npz, a file for each picture, or with 'shards' for {SHARD}"
+    add(group, "--save-maps", "shards", maps, nargs="?", const="files")
+    said = "also write predictions, targets and files as .json, and all of them in explanations.jsonl"
+    add(group, "--json", "", said)
+    add(group, "--resume", "", "skip pictures that are finished")
+    pixels = f"{MOST_PIXELS:,}, and ten times as many voxels"
+    pixels = f"refuse pictures and frames of more pixels, and volumes of more voxels (default: {pixels})"
+    add(group, "--max-pixels", "N", pixels, int)
 
 
 def run(options: Any) -> int:

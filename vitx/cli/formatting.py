@@ -1,6 +1,7 @@
-"""How the help looks."""
+"""How options are added, and how the help looks."""
 
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
+from typing import Any
 
 from jsonargparse import DefaultHelpFormatter
 
@@ -14,3 +15,10 @@ class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
             return help
         words = default if isinstance(default, list) else [default]
         return f"{help} (default: {' '.join(map(str, words))})".replace("%", "%%")
+
+
+def add(group: Any, name: str, metavar: str, said: str, kind: Any = str, **more: Any) -> None:
+    """Adds an option, or what is given without one; without a metavar, a switch."""
+    if metavar:
+        more |= {"metavar": metavar} if more.get("action") else {"metavar": metavar, "type": kind}
+    group.add_argument(name, help=said, **(more or {"action": "store_true"}))

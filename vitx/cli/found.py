@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitx.explanation import Explanation
-
 
 @dataclass(frozen=True)
 class Picture:
@@ -55,34 +53,6 @@ class Map:
         """What it is called among the arrays of a picture."""
         key = self.method if self.target is None else f"{self.method}_{self.target}"
         return key if self.against is None else f"{key}_not_{self.against}"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """An explanation of a batch, on the CPU.
-
-    Attributes:
-        explanation: of the batch.
-        target: the class that was asked for; None for the predicted one.
-        against: the class that it is held against, or None.
-    """
-
-    explanation: Explanation
-    target: int | None
-    against: int | None = None
-
-    def map(self, row: int) -> Map:
-        """Returns the map of one picture of the batch."""
-        found = self.explanation
-        target = self.target if self.against is not None else None  # which the target function hides
-        return Map(
-            method=found.method,
-            target=target if found.target is None else int(found.target[row]),
-            asked=self.target,
-            values=found.maps[row].numpy(),
-            signed=None if found.signed is None else found.signed[row].numpy(),
-            against=self.against,
-        )
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from vitx.cli.delivery import Delivery
-from vitx.cli.found import Asked, Finding, Picture
+from vitx.cli.found import Finding, Map, Picture
 from vitx.cli.output import Output
 from vitx.cli.subject import Subject
 from vitx.cli.threads import give_way
 from vitx.errors import VitxError
+from vitx.explanation import Explanation
 from vitx.inputs.preprocessing import Preprocessing
 from vitx.methods import Methods, find_method
 from vitx.models.prediction import Target, difference
@@ -96,23 +97,27 @@ class Explainer:
         weight = next(self.subject.model.parameters(), pictures[0].image)
         images = torch.stack([picture.image for picture in pictures]).to(weight.device, weight.dtype)
         first, *others = self.targets
-        asked = self._asked(images, self.plain | self.for_a_class, first)
+        asked = [(first, one) for one in self._explained(images, self.plain | self.for_a_class, first)]
         for target in others if self.for_a_class else ():
-            asked += self._asked(images, self.for_a_class, target)
-        logits = asked[0].explanation.logits.flatten(1).numpy()
+            asked += [(target, one) for one in self._explained(images, self.for_a_class, target)]
+        logits = asked[0][1].logits.flatten(1).numpy()
         for row, one in enumerate(pictures):
-            maps = tuple(found.map(row) for found in asked)
+            maps = tuple(self._map(found, target, row) for target, found in asked)
             yield Finding(one.place, one.file, logits[row], maps, one.pixels, one.note)
 
-    def _asked(self, images: torch.Tensor, methods: Methods, target: int | None) -> list[Asked]:
+    def _explained(self, images: torch.Tensor, methods: Methods, target: int | None) -> list[Explanation]:
         score: Target = target
         if target is not None and self.against is not None:
             score = difference(target, self.against)
-        found = self.subject.explain(images, methods, score)
-        return [
-            Asked(one.cpu(), target, self.against if name in self.for_a_class else None)
-            for name, one in found.items()
-        ]
+        return [found.cpu() for found in self.subject.explain(images, methods, score).values()]
+
+    def _map(self, found: Explanation, asked: int | None, row: int) -> Map:
+        against = self.against if found.method in self.for_a_class else None
+        target = asked if against is not None else None  # which the target function hides
+        if found.target is not None:
+            target = int(found.target[row])
+        signed = None if found.signed is None else found.signed[row].numpy()
+        return Map(found.method, target, asked, found.maps[row].numpy(), signed, against)
 
 
 def predict(

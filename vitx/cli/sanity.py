@@ -5,8 +5,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 import vitx
-from vitx.cli.formatting import HelpFormatter
-from vitx.cli.subject import PREDICTED, ROLLOUT, add_model_options, load_subject, target_class
+from vitx.cli.formatting import add
+from vitx.cli.subject import ROLLOUT, load_subject, picture_parser, target_class
 from vitx.errors import VitxError
 from vitx.files import png_path, write_png
 from vitx.inputs.prepared import to_tensor
@@ -26,22 +26,10 @@ The table has Spearman's rank correlation, the mean over the pictures. The pictu
 
 def parser() -> ArgumentParser:
     """Returns what reads the options of the command."""
-    made = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
-    made.add_argument("images", nargs="+", type=str, metavar="IMAGE", help="image files; ten are enough")
-    add_model_options(made)
-    group = made.add_argument_group("what to explain")
-    group.add_argument(
-        "--method",
-        type=str,
-        nargs="+",
-        metavar="NAME",
-        help="by default, all fast methods that accept the model",
-    )
-    group.add_argument("--target", type=str, default=PREDICTED, metavar="CLASS", help="a number, or a name")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random weights")
-    made.add_argument(
-        "--output", type=str, default="vitx-sanity.png", metavar="FILE", help="the PNG file to write"
-    )
+    made, group = picture_parser(DESCRIPTION, "vitx-sanity.png")
+    add(made, "images", "IMAGE", "image files; ten are enough", nargs="+")
+    add(group, "--method", "NAME", "by default, all fast methods that accept the model", nargs="+")
+    add(group, "--seed", "N", "seed of the random weights", int, default=0)
     return made
 
 

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor, nn
 
 import vitx
+from vitx.cli.formatting import HelpFormatter, add
 from vitx.errors import VitxError
 from vitx.inputs.choosing import preprocessing_of
 from vitx.inputs.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing
@@ -66,91 +67,53 @@ def add_model_options(parser: ArgumentParser, several: bool = False) -> None:
         parser: of the command.
         several: whether --weights and --checkpoint may be given again and again.
     """
-    text: dict[str, Any] = {"action": "append"} if several else {"type": str}
-    _which_model(parser.add_argument_group("which model"), text)
-    _what_it_takes(parser.add_argument_group("what the model takes, if it does not declare it"))
+    again = {"action": "append"} if several else {}
+    group = parser.add_argument_group("which model")
+    add(group, "--model", "NAME", "a Vision Transformer of timm")
+    add(group, "--factory", "FUNCTION", "or your own function or class that makes it: package.function")
+    weights = "its weights: .safetensors, .pth, or a .ckpt of Lightning (default: timm's, or your function's)"
+    add(group, "--weights", "FILE", weights, **again)
+    arguments = "arguments for timm or your function, such as '{\"depth\": 4}'"
+    add(group, "--model-options", "JSON", arguments, dict[str, Any], default={})
+    add(group, "--hf", "NAME", "or a Hugging Face model: a folder, or a name on the hub", **again)
+    add(group, "--checkpoint", "CKPT", "or a checkpoint of a LightningModule or another module ...", **again)
+    add(group, "--module", "CLASS", "... and its class: package.module.Class")
+    arguments = (
+        "arguments for the class, instead of those in the checkpoint; an argument with a class_path is "
+        'made first: \'{"net": {"class_path": "timm.create_model", "init_args": {...}}}\''
+    )
+    add(group, "--module-options", "JSON", arguments, dict[str, Any], default={})
+    add(group, "--trust", "", "also read files that run code while they are read")
+    group = parser.add_argument_group("what the model takes, if it does not declare it")
+    add(group, "--image-size", "PIXELS", "height and width of the images", int)
+    mean = "mean of each channel, for values in [0, 1]; floating point files keep their own units"
+    add(group, "--mean", "V", mean, float, nargs="+")
+    add(group, "--std", "V", "standard deviation of each channel", float, nargs="+")
+    add(group, "--frames", "N", "how many frames of a clip the model takes", int)
+    volume = "depth, height and width of a volume, for models that take volumes of one channel"
+    add(group, "--volume", "N", volume, int, nargs="+")
+    axis = "the dimension of the frames in a batch: 1 for (B, T, C, H, W), 2 for (B, C, T, H, W) (default)"
+    add(group, "--time-axis", "1|2", axis, int)
+    aspect = "keep the whole image and its proportions, in models with dynamic_img_size"
+    add(group, "--keep-aspect", "", aspect)
+    names = "names of the classes, one in each line (default: ImageNet's, for 1,000 classes)"
+    add(group, "--class-names", "FILE", names)
 
 
-def _which_model(group: Any, text: dict[str, Any]) -> None:
-    group.add_argument("--model", type=str, metavar="NAME", help="a Vision Transformer of timm")
-    group.add_argument(
-        "--factory",
-        type=str,
-        metavar="FUNCTION",
-        help="or your own function or class that makes the model: package.function",
-    )
-    group.add_argument(
-        "--weights",
-        metavar="FILE",
-        **text,
-        help="its weights: .safetensors, .pth, or a .ckpt of Lightning (default: those of timm's hub, or of "
-        "your function)",
-    )
-    group.add_argument(
-        "--model-options",
-        type=dict[str, Any],
-        default={},
-        metavar="JSON",
-        help="arguments for timm or your function, such as '{\"depth\": 4}'",
-    )
-    group.add_argument(
-        "--hf", metavar="NAME", **text, help="or a Hugging Face model: a folder, or a name on the hub"
-    )
-    group.add_argument(
-        "--checkpoint",
-        metavar="CKPT",
-        **text,
-        help="or a checkpoint of a LightningModule or another module ...",
-    )
-    group.add_argument("--module", type=str, metavar="CLASS", help="... and its class: package.module.Class")
-    group.add_argument(
-        "--module-options",
-        type=dict[str, Any],
-        default={},
-        metavar="JSON",
-        help="arguments for the class, instead of those in the checkpoint; an argument with a class_path is "
-        'made first: \'{"net": {"class_path": "timm.create_model", "init_args": {...}}}\'',
-    )
-    group.add_argument(
-        "--trust", action="store_true", help="also read files that run code while they are read"
-    )
+def picture_parser(description: str, picture: str, several: bool = False) -> tuple[ArgumentParser, Any]:
+    """Returns what commands have in common that write one picture, and the group of what to explain.
 
-
-def _what_it_takes(group: Any) -> None:
-    group.add_argument("--image-size", type=int, metavar="PIXELS", help="height and width of the images")
-    group.add_argument(
-        "--mean",
-        type=float,
-        nargs="+",
-        metavar="V",
-        help="mean of each channel, for values in [0, 1]; floating point files keep their own units",
-    )
-    group.add_argument("--std", type=float, nargs="+", metavar="V", help="standard deviation of each channel")
-    group.add_argument("--frames", type=int, metavar="N", help="how many frames of a clip the model takes")
-    group.add_argument(
-        "--volume",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="depth, height and width of a volume, for models that take volumes of one channel",
-    )
-    group.add_argument(
-        "--time-axis",
-        type=int,
-        metavar="1|2",
-        help="the dimension of the frames in a batch: 1 for (B, T, C, H, W), 2 for (B, C, T, H, W) (default)",
-    )
-    group.add_argument(
-        "--keep-aspect",
-        action="store_true",
-        help="keep the whole image and its proportions, in models with dynamic_img_size",
-    )
-    group.add_argument(
-        "--class-names",
-        type=str,
-        metavar="FILE",
-        help="names of the classes, one in each line (default: ImageNet's, for 1,000 classes)",
-    )
+    Args:
+        description: of the command.
+        picture: the file to write, if no other is named.
+        several: as for `add_model_options`.
+    """
+    made = ArgumentParser(description=description, formatter_class=HelpFormatter)
+    add_model_options(made, several)
+    group = made.add_argument_group("what to explain")
+    add(group, "--target", "CLASS", "a number, or a name", default=PREDICTED)
+    add(made, "--output", "FILE", "the PNG file to write", default=picture)
+    return made, group
 
 
 def load_subject(

@@ -7,8 +7,8 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 import vitx
-from vitx.cli.formatting import HelpFormatter
-from vitx.cli.subject import PREDICTED, Subject, add_model_options, load_subject, target_class
+from vitx.cli.formatting import add
+from vitx.cli.subject import Subject, load_subject, picture_parser, target_class
 from vitx.files import png_path, write_png
 from vitx.functional.fusing import HEAD_FUSIONS, check_options
 from vitx.inputs.prepared import to_tensor
@@ -29,22 +29,9 @@ rollout: which options suit this model?
 
 def parser() -> ArgumentParser:
     """Returns what reads the options of the command."""
-    made = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
-    made.add_argument("image", type=str, metavar="IMAGE", help="an image file")
-    add_model_options(made)
-    group = made.add_argument_group("what to explain")
-    group.add_argument("--target", type=str, default=PREDICTED, metavar="CLASS", help="a number, or a name")
-    group.add_argument(
-        "--discard-ratio",
-        type=float,
-        nargs="+",
-        default=[0.0, 0.5, 0.9],
-        metavar="SHARE",
-        help="one column each",
-    )
-    made.add_argument(
-        "--output", type=str, default="vitx-sweep.png", metavar="FILE", help="the PNG file to write"
-    )
+    made, group = picture_parser(DESCRIPTION, "vitx-sweep.png")
+    add(made, "image", "IMAGE", "an image file")
+    add(group, "--discard-ratio", "SHARE", "one column each", float, nargs="+", default=[0.0, 0.5, 0.9])
     return made
 
 
