@@ -92,6 +92,13 @@ def test_what_is_no_single_run_is_said_in_a_sentence(place, sentence, tmp_path):
         open_run(tmp_path / place)
 
 
+def test_from_within_its_folder_a_run_of_0_2_is_said_to_be_one(tmp_path, monkeypatch):
+    older(tmp_path / "old" / "vitx", 4)
+    monkeypatch.chdir(tmp_path / "old")
+    with pytest.raises(VitxError, match=r"^old/vitx is of vitx 0.2 and has no run.json"):
+        open_run(".")
+
+
 @pytest.mark.parametrize("told", [b"", b"{", b"[]", json.dumps({"of": "another program"}).encode()])
 def test_a_damaged_run_is_named_and_takes_no_other_with_it(told, tmp_path, capsys):
     write_run(tmp_path / "good", steps=(0,))

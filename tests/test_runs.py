@@ -157,6 +157,11 @@ def without(name, key):
     return take
 
 
+def blocked(run):
+    (run / "vitx" / "numbers.csv").unlink()
+    (run / "vitx" / "numbers.csv").mkdir()
+
+
 def of_others(run):
     write_firing(run, 12, maps(12, 2), LOGITS[:2])
 
@@ -177,6 +182,7 @@ def pickled(run):
         (torn("images-000000.npz"), "cannot read .*images-000000.npz"),
         (pickled, "cannot read .*firing-000004.npz"),
         (lambda run: (run / "vitx" / "numbers.csv").write_bytes(b"step\xff\n"), "cannot read .*numbers.csv"),
+        (blocked, "cannot read .*numbers.csv"),
         (without("firing-000004.npz", "logits"), "do not fit each other .*logits"),
         (without("images-000000.npz", "shown"), "do not fit each other .*shown"),
         (of_others, "at step 0, .* of 3 images"),

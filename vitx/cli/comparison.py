@@ -30,9 +30,11 @@ def draw_comparison(runs: Mapping[str, Run], left_out: Mapping[str, str], steps:
     names, every = [*runs], [*runs.values()]
     differing, shared = compare_settings(every)
     met, table = meetings(every), columns(every, differing)
-    looks = [{"place": place, "name": name, "look": look(place)} for place, name in enumerate(names)]
     fixed: dict[str, Any] = {
-        "runs": [one | {"path": run.path} for one, run in zip(looks, every, strict=True)],
+        "runs": [
+            {"place": place, "name": name, "path": run.path, "look": look(place)}
+            for place, (name, run) in enumerate(runs.items())
+        ],
         "columns_of_table": table,
         "groups_of_table": [(group, len([*of])) for group, of in groupby(table, lambda one: one.group)],
         "shared": {setting.key: next(iter(setting.values.values())) for setting in shared},

@@ -35,12 +35,7 @@ def draw_run(name: str, run: Run, steps: int) -> str:
         moments=moments,
         headings=[moments],
         figures=[
-            {
-                "image": image,
-                "reason": reason,
-                "input": photo(run.input(image)),
-                "shown": shown[image],
-            }
+            {"image": image, "reason": reason, "input": photo(run.input(image)), "shown": shown[image]}
             for image, reason in rank(run).items()
         ],
         settings=dict(flat(run.facts.get("settings"))),

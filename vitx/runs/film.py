@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, log
+from math import sqrt
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -65,15 +65,10 @@ def frame(reels: Sequence[Reel], firings: Sequence[int], tile_width: int = TILE_
     """Draws one moment: each run's grid under its name, step and accuracy, and a bar that fills up."""
     panels = [_panel(*both, tile_width) for both in zip(reels, firings, strict=True)]
     height, width = (max(panel.shape[axis] for panel in panels) for axis in (0, 1))
-    columns = min(range(1, len(panels) + 1), key=lambda count: _ratio_off(count, len(panels), height, width))
-    rows = [joined(panels[at : at + columns], axis=1) for at in range(0, len(panels), columns)]
+    count = len(panels)  # two always stand side by side, more in a screen's form
+    columns = count if count < 3 else min(max(round(sqrt(_SCREEN * count * height / width)), 1), count)
+    rows = [joined(panels[at : at + columns], axis=1) for at in range(0, count, columns)]
     return joined(rows, axis=0)
-
-
-def _ratio_off(columns: int, count: int, height: int, width: int) -> float:
-    """How far from a screen's form panels are that stand in some columns; two always stand side by side."""
-    form = columns * width / (ceil(count / columns) * height)
-    return abs(log(form / _SCREEN)) if count > 2 else -columns
 
 
 def _panel(reel: Reel, firing: int, tile_width: int) -> Picture:

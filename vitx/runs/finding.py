@@ -52,7 +52,7 @@ def _open(path: Path, folder: Path) -> Run:
     try:
         read = read_run(folder)
     except VitxError as error:
-        raise VitxError(str(error).replace(str(folder), str(path / folder.name))) from error
+        raise VitxError(str(error).replace(str(folder), str(path / folder.name), 1)) from error
     if read.maps is None:
         raise VitxError(f"{path} holds no maps: the training ended before they were written once")
     return Run(path, read.maps, read.facts, read.numbers)

@@ -39,10 +39,17 @@ def compare_settings(runs: Sequence[Run]) -> tuple[list[Setting], list[Setting]]
     read = [dict(flat(_settings(run.facts))) for run in runs]
     keys = [key for key in dict.fromkeys(chain(*read)) if not _PLACES.search(key)]
     found = {key: {n: settings[key] for n, settings in enumerate(read) if key in settings} for key in keys}
-    kept = [key for key in keys if not any(_repeats(key, other, found) for other in keys)]
-    settings = [Setting(key, _short(key, kept), found[key]) for key in kept]
-    differing = [setting for setting in settings if _differs(setting.values, len(runs))]
-    return differing, [setting for setting in settings if setting not in differing]
+    again = {
+        key for key in keys for other in keys if other.endswith(f".{key}") and found[other] == found[key]
+    }
+    kept = [key for key in keys if key not in again]
+    differing: list[Setting] = []
+    shared: list[Setting] = []
+    for key in kept:
+        values = found[key]
+        alike = len(values) == len(runs) and len(set(map(repr, values.values()))) == 1
+        (shared if alike else differing).append(Setting(key, _short(key, kept), values))
+    return differing, shared
 
 
 def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,14 +75,6 @@ def flat(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Value
     elif path:
         plain = settings is None or isinstance(settings, str | int | float)
         yield ".".join(path), settings if plain else str(settings)
-
-
-def _differs(values: Mapping[int, Value], count: int) -> bool:
-    return len(values) < count or len({repr(value) for value in values.values()}) > 1
-
-
-def _repeats(key: str, other: str, found: Mapping[str, Mapping[int, Value]]) -> bool:
-    return other.endswith(f".{key}") and found[other] == found[key]
 
 
 def _short(key: str, keys: Sequence[str]) -> str:

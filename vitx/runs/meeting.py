@@ -11,7 +11,7 @@ from PIL import Image
 from vitx import metrics
 from vitx.runs.run import Picture, Run
 
-_THUMBNAIL = 16  # pixels a side
+_THUMBNAIL = 16, 16  # pixels
 _TOLERANCE = 12  # of 255: a picture that was enlarged or written anew differs a little
 
 
@@ -69,8 +69,7 @@ def _same_images(runs: Sequence[Run]) -> list[dict[int, int]]:
 def _thumbnail(picture: Picture) -> tuple[tuple[int, int], NDArray[np.int16]]:
     """Returns the form of a picture in some hundred parts, and the picture in little."""
     height, width = picture.shape[:2]
-    size = (_THUMBNAIL, _THUMBNAIL)
-    small = Image.fromarray(picture).resize(size, Image.Resampling.BOX)
+    small = Image.fromarray(picture).resize(_THUMBNAIL, Image.Resampling.BOX)
     return (round(16 * height / width), 16), np.asarray(small).astype(np.int16)
 
 
@@ -90,8 +89,7 @@ def disagreement(runs: Sequence[Run], images: Mapping[int, int]) -> tuple[int, f
     for number, image in images.items():
         for title, maps in runs[number].maps.items():
             last = torch.from_numpy(maps[-1, image])[None, None]
-            size = (_THUMBNAIL, _THUMBNAIL)
-            one = torch.nn.functional.interpolate(last, size, mode="bilinear")[0, 0]
+            one = torch.nn.functional.interpolate(last, _THUMBNAIL, mode="bilinear")[0, 0]
             kept.setdefault(title, []).append(one / one.sum().clamp_min(torch.finfo(one.dtype).tiny))
     apart = [
         metrics.drift(maps, maps.mean(0, keepdim=True).expand_as(maps)).mean().item()

@@ -120,16 +120,17 @@ def _read_maps(folder: Path) -> SavedMaps | None:
 def _read_numbers(path: Path) -> dict[str, dict[int, float]]:
     """Reads the table; a gap is no number."""
     numbers: dict[str, dict[int, float]] = {}
-    if path.is_file():
+    if not path.exists():
+        return numbers
+    try:
         with path.open(newline="", encoding="utf-8") as file:
-            try:
-                rows = [*csv.DictReader(file)]
-            except (UnicodeDecodeError, csv.Error) as error:
-                raise _damaged(path, error) from error
-        for row in rows:
-            for tag, value in row.items():
-                with suppress(TypeError, ValueError):  # a gap
-                    numbers.setdefault(tag, {})[int(row["step"])] = float(value)
+            rows = [*csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _damaged(path, error) from error
+    for row in rows:
+        for tag, value in row.items():
+            with suppress(TypeError, ValueError):  # a gap
+                numbers.setdefault(tag, {})[int(row["step"])] = float(value)
     return {tag: dict(sorted(points.items())) for tag, points in numbers.items() if tag not in ("step", None)}
 
 

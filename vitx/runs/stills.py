@@ -46,15 +46,15 @@ def strip(reel: Reel, image: int, most: int) -> Picture:
 
 
 def _head(run: Run, firings: Sequence[int], image: int) -> list[list[tuple[str, str]]]:
-    """What stands above each column: (text, colour) of each line, the same lines in all of them."""
+    """Returns what stands above each column: (text, colour) of each line, the same lines in all of them."""
     head = []
     for firing in firings:
         caption = run.captions(firing)[image]
         step, _, accuracy = run.heading(firing).partition(", ")
-        lines = [(step, INK), (accuracy, FAINT)]
         said, _, truth = str(caption).partition(", is ")
-        colour = VERDICTS[caption.right]
-        head.append([*lines, (said, colour), (f"is {truth}" if truth else "", colour)])
+        verdict = VERDICTS[caption.right]
+        truth = f"is {truth}" if truth else ""
+        head.append([(step, INK), (accuracy, FAINT), (said, verdict), (truth, verdict)])
     used = [any(text for text, _ in line) for line in zip(*head, strict=True)]
     return [[line for line, use in zip(lines, used, strict=True) if use] for lines in head]
 
