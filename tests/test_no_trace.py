@@ -130,6 +130,7 @@ EVERY_STEP = {"every_n_steps": 1}
 SETTINGS = {
     "every epoch": Setting(),  # the module has dropout, attention dropout, drop path and BatchNorm
     "every step": Setting(callback=EVERY_STEP),
+    "faithfulness": Setting(callback=EVERY_STEP | {"faithfulness": True, "num_images": (1, 4)}),
     "accumulating 3 batches": Setting({"accumulate_grad_batches": 3}, EVERY_STEP),
     "labels as targets, one method": Setting(callback={"target": "label", "methods": ["grad_rollout"]}),
     "one image of each class": Setting(callback={"per_class": True}),

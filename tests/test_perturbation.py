@@ -206,7 +206,7 @@ def test_metrics_offer_them():
         ({"maps": [[1.0]]}, r"maps must be a tensor \(B, h, w\), found list"),
         ({"fractions": 0.5}, "fractions must be two or more .*, found 0.5"),
         ({"first": "best"}, 'first must be "most" or "least", found \'best\''),
-        ({"measure": "loss"}, "measure must be one of probability, accuracy, found 'loss'"),
+        ({"measure": "loss"}, "measure must be one of probability, sigmoid, accuracy, found 'loss'"),
         ({"fractions": [0.5]}, r"fractions must be two or more in \[0, 1\], ascending, found \[0.5\]"),
         ({"fractions": [0, 0.5, 0.5]}, "fractions must be two or more"),
         ({"fractions": [0, 1.5]}, "fractions must be two or more"),

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitx.errors import VitxError
+from vitx.judging.faithfulness import faithfulness as faithfulness
 from vitx.judging.perturbation import deletion as deletion
 from vitx.judging.perturbation import insertion as insertion
 

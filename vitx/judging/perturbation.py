@@ -13,7 +13,7 @@ from vitx.functional.tiles import full
 from vitx.models.isolation import untouched
 from vitx.models.prediction import Target, check_images, predict, scores, target_classes
 
-Measure = Literal["probability", "accuracy"]
+Measure = Literal["probability", "sigmoid", "accuracy"]
 TENTHS = tuple(tenth / 10 for tenth in range(10))  # Chefer's, and the whole image
 
 
@@ -31,7 +31,8 @@ def deletion(model: nn.Module, images: Tensor, maps: Tensor, **options: Any) -> 
     Returns:
         (B,): the mean height of each curve, by the trapezoidal rule; in [0, 1] but for target functions.
     """
-    return _mean_height(perturbation(model, images, maps, first="most", **options), options)
+    curve = perturbation(model, images, maps, first="most", **options)
+    return mean_height(curve, options.get("fractions", TENTHS))
 
 
 def insertion(model: nn.Module, images: Tensor, maps: Tensor, **options: Any) -> Tensor:
@@ -50,7 +51,8 @@ def insertion(model: nn.Module, images: Tensor, maps: Tensor, **options: Any) ->
     Returns:
         (B,): the mean height of each curve, by the trapezoidal rule; in [0, 1] but for target functions.
     """
-    return _mean_height(perturbation(model, images, maps, first="least", **options), options)
+    curve = perturbation(model, images, maps, first="least", **options)
+    return mean_height(curve, options.get("fractions", TENTHS))
 
 
 def perturbation(
@@ -78,7 +80,8 @@ def perturbation(
         target: what is followed: None for the predicted class of each image; a class; B classes; or a
             function from logits (b, ...) to scores (b,), which is called for each batch.
         fractions: of the patches that are gone, ascending, in [0, 1].
-        measure: of a class: its "probability" (softmax), or "accuracy", 1 where it is predicted and else 0.
+        measure: of a class: its "probability" (softmax; of one logit, the sigmoid), "sigmoid" where an image
+            has any number of classes, or "accuracy", 1 where it is predicted and else 0.
         baseline: what is seen where a patch was, a number or what broadcasts to the images. 0 is the mean
             colour of images that are normalised as usual.
         batch_size: images in one forward pass.
@@ -90,28 +93,67 @@ def perturbation(
         VitxError: An argument is wrong.
     """
     check_images(model, images)
-    _check(images, maps, first, fractions, measure, batch_size)
-    fractions = [float(fraction) for fraction in fractions]
-    ranks = _ranks(maps.flatten(1), largest=first == "most").view_as(maps)
+    check(images, maps, first, fractions, measure, batch_size)
+    (curve,) = curves(
+        model,
+        images,
+        [order(maps, first)],
+        target=target,
+        fractions=fractions,
+        measure=measure,
+        baseline=baseline,
+        batch_size=batch_size,
+        progress=True,
+    )
+    return curve
+
+
+def curves(
+    model: nn.Module,
+    images: Tensor,
+    orders: Sequence[Tensor],
+    *,
+    target: Target = None,
+    fractions: Sequence[float],
+    measure: Measure = "probability",
+    baseline: float | Tensor = 0.0,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> list[Tensor]:
+    """Follows the model in several orders of the patches; the whole images are asked for once.
+
+    Args:
+        model: as for `perturbation`.
+        images: as for `perturbation`.
+        orders: as `order` returns them, (B, h, w) each.
+        target: as for `perturbation`.
+        fractions: as for `perturbation`.
+        measure: as for `perturbation`.
+        baseline: as for `perturbation`.
+        batch_size: as for `perturbation`.
+        progress: whether a bar on the terminal shows it.
+
+    Returns:
+        (B, fractions) for each order.
+    """
     replaced = _expanded(baseline, images)
-    counts = [round(fraction * maps[0].numel()) for fraction in fractions]  # of patches that are gone
-    curves = []
-    with torch.no_grad(), untouched(model), _progress(len(images) * (1 + sum(map(bool, counts)))) as progress:
+    passes = 1 + sum(round(fraction * ranks[0].numel()) > 0 for ranks in orders for fraction in fractions)
+    with torch.no_grad(), untouched(model), _progress(len(images) * passes, progress) as bar:
         parts = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
-        whole = torch.cat(
-            [_asked(model, images[part].clone(), progress) for part in parts]
-        )  # some models write
+        whole = torch.cat([_asked(model, images[part].clone(), bar) for part in parts])  # some models write
         classes = target_classes(target, whole)
-        for part in parts:
-            found = []
-            for count in counts:
-                logits = whole[part]
-                if count:
-                    gone = _scaled(ranks[part] < count, images)
-                    logits = _asked(model, torch.where(gone, replaced[part], images[part]), progress)
-                found.append(_score(target, logits, None if classes is None else classes[part], measure))
-            curves.append(torch.stack(found, 1))
-    return torch.cat(curves)
+
+        def height(part: slice, ranks: Tensor, fraction: float) -> Tensor:
+            count, logits = round(fraction * ranks[0].numel()), whole[part]
+            if count:
+                gone = _scaled(ranks[part] < count, images)
+                logits = _asked(model, torch.where(gone, replaced[part], images[part]), bar)
+            return _score(target, logits, None if classes is None else classes[part], measure)
+
+        return [
+            torch.cat([torch.stack([height(part, ranks, f) for f in fractions], 1) for part in parts])
+            for ranks in orders
+        ]
 
 
 def _asked(model: nn.Module, images: Tensor, progress: Any) -> Tensor:
@@ -130,12 +172,13 @@ def _expanded(baseline: float | Tensor, images: Tensor) -> Tensor:
         ) from None
 
 
-def _ranks(flat: Tensor, largest: bool) -> Tensor:
-    """The place of each entry in its row, in descending or ascending order."""
+def order(maps: Tensor, first: Literal["most", "least"]) -> Tensor:
+    """Returns the place of each patch in the order in which patches go, (B, h, w), from 0 on."""
+    flat = maps.flatten(1)
     lot = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0)).to(flat.device)
-    order = lot[flat[:, lot].argsort(dim=1, descending=largest, stable=True)]
-    places = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)
+    sorted_ = lot[flat[:, lot].argsort(dim=1, descending=first == "most", stable=True)]
+    places = torch.arange(flat.shape[1], device=flat.device).expand_as(sorted_)
+    return torch.empty_like(sorted_).scatter_(1, sorted_, places).view_as(maps)
 
 
 def _scaled(gone: Tensor, images: Tensor) -> Tensor:
@@ -147,25 +190,30 @@ def _score(target: Target, logits: Tensor, classes: Tensor | None, measure: Meas
     if classes is None:
         found = scores(target, logits, None)
         return found if found.is_floating_point() else found.float()
+    if logits.ndim == 1 or logits.shape[1] == 1:  # one logit tells two classes apart
+        logits = torch.stack([torch.zeros_like(logits.flatten()), logits.flatten()], 1)
     if measure == "accuracy":
         return (logits.argmax(1) == classes).to(logits.dtype)
-    return logits.softmax(1).gather(1, classes[:, None])[:, 0]
+    shares = logits.sigmoid() if measure == "sigmoid" else logits.softmax(1)
+    return shares.gather(1, classes[:, None])[:, 0]
 
 
-def _mean_height(curves: Tensor, options: dict[str, Any]) -> Tensor:
-    fractions = torch.tensor(options.get("fractions", TENTHS), dtype=curves.dtype, device=curves.device)
-    return torch.trapezoid(curves, fractions) / (fractions[-1] - fractions[0])
+def mean_height(curve: Tensor, fractions: Sequence[float]) -> Tensor:
+    """Returns the mean height of each curve, (B,), by the trapezoidal rule."""
+    places = torch.tensor(fractions, dtype=curve.dtype, device=curve.device)
+    return torch.trapezoid(curve, places) / (places[-1] - places[0])
 
 
-def _progress(total: int) -> Any:
+def _progress(total: int, shown: bool) -> Any:
     from tqdm import tqdm
 
-    return tqdm(total=total, desc="perturbation", unit="image", disable=None, leave=False)
+    return tqdm(total=total, desc="perturbation", unit="image", disable=None if shown else True, leave=False)
 
 
-def _check(
+def check(
     images: Tensor, maps: Tensor, first: str, fractions: Sequence[float], measure: str, batch_size: int
 ) -> None:
+    """Raises a VitxError for what does not fit together."""
     if not isinstance(maps, Tensor):
         raise VitxError(f"maps must be a tensor (B, h, w), found {type(maps).__name__}")
     if maps.ndim != 3 or len(images) != len(maps) or 0 in maps.shape:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 from vitx.explain import explain_methods
 from vitx.explanation import Explanation, join
+from vitx.judging.faithfulness import faithfulness
+from vitx.judging.perturbation import Measure
 from vitx.methods import find_method
 from vitx.models.isolation import untouched
 from vitx.models.outputs import Kind, beyond, declared_classes, kind_of, told_apart
@@ -21,6 +23,8 @@ from vitx.watch.seen import Seen
 
 if TYPE_CHECKING:
     from vitx.watch.host import Host
+
+T = TypeVar("T")
 
 _BATCH = 32  # images explained at once
 _LONGEST = 64  # firings
@@ -154,24 +158,55 @@ class Explainer:
     def _explain(
         self, host: "Host", model: nn.Module, samples: Samples, methods: Options
     ) -> dict[str, Explanation]:
-        def explain_share() -> list[dict[str, Explanation]]:
-            share = host.group.share(len(samples))
-            starts = range(share.start, share.stop, _BATCH)
-            parts = [slice(start, min(start + _BATCH, share.stop)) for start in starts]
-            return [self._part(host, model, samples, methods, part, self._target(samples)) for part in parts]
+        def explain_part(part: slice) -> dict[str, Explanation]:
+            explain = partial(explain_methods, methods=methods)
+            return _on_cpu(self._run(host, model, samples, part, explain, self._target(samples)))
 
-        parts = [part for of_rank in host.group.from_all(explain_share) for part in of_rank]
+        parts = _shared(host, len(samples), explain_part)
         return {name: join([part[name] for part in parts]) for name in methods}
 
-    def _part(
+    def faithfulness(
+        self, host: "Host", model: nn.Module, samples: Samples, maps: Mapping[str, Tensor], most: int
+    ) -> dict[str, float]:
+        """Says how much better than chance each method's maps name what the model needs.
+
+        Args:
+            host: knows the ranks and the precision.
+            model: what is explained.
+            samples: the images with what is known of them.
+            maps: of all samples, by the method's name.
+            most: images that it is measured on, the first ones.
+
+        Returns:
+            `METHOD/deletion` and `METHOD/insertion`, means over the images, the same on every rank.
+
+        Raises:
+            VitxError: There is no score that could fall.
+        """
+        if self.classless:
+            raise VitxError(f"the model puts out {self._puts_out}: faithfulness needs a target function")
+        measure: Measure = "sigmoid" if self.kind == "classes" else "probability"
+
+        def judge_part(part: slice) -> dict[str, Tensor]:
+            of_part = {name: values[part] for name, values in maps.items()}
+            judge = partial(faithfulness, maps=of_part, measure=measure, batch_size=_BATCH)
+            found = self._run(host, model, samples, part, judge, self._target(samples))
+            return {f"{name}/{kind}": n.cpu() for name, both in found.items() for kind, n in both.items()}
+
+        with untouched(model):
+            parts = _shared(host, min(most, len(samples)), judge_part)
+        return {name: torch.cat([part[name] for part in parts]).mean().item() for name in parts[0]}
+
+    def _run(
         self,
         host: "Host",
         model: nn.Module,
         samples: Samples,
-        methods: Options,
         part: slice,
+        do: Callable[..., T],
         target: Any = None,
-    ) -> dict[str, Explanation]:
+    ) -> T:
+        """Does something with the model as it is called, some images on its device, and what is explained."""
         weight = next(model.parameters(), samples.images)
         device, kind = weight.device, weight.dtype if weight.is_floating_point() else torch.float32
         inputs = {name: value[part].to(device) for name, value in samples.inputs.items()}
@@ -181,7 +216,7 @@ class Explainer:
             told_or_seen = self.forward_fn, self._seen_of(samples)
             call = call_of(model, *told_or_seen, samples.name, inputs, host.by_name)
             with same_random_numbers():  # whatever was drawn before, to choose the images
-                return _on_cpu(explain_methods(call, images, methods, target=target))
+                return do(call, images, target=target)
 
     def _seen_of(self, samples: Samples) -> Seen | None:
         """Returns what was seen, where the samples are what was seen."""
@@ -195,7 +230,8 @@ class Explainer:
         Where that fails, nothing is learnt: then the methods fail, too, and say so.
         """
         try:
-            one = partial(self._part, host, model, samples, {"rollout": {}}, slice(0, 1))
+            explain = partial(explain_methods, methods=["rollout"])
+            one = partial(self._run, host, model, samples, slice(0, 1), explain)
             logits = host.group.from_all(one)[0]["rollout"].logits
         except Exception:
             return
@@ -228,6 +264,17 @@ class Explainer:
         if samples.labels is None or samples.labels.ndim != 1:
             raise VitxError('target="label" needs a class for each image: give a data set of (image, class)')
         return samples.labels
+
+
+def _shared(host: "Host", count: int, do: Callable[[slice], T]) -> list[T]:
+    """Does something with each part of some images, each rank with its own; returns all that was found."""
+
+    def do_share() -> list[T]:
+        share = host.group.share(count)
+        starts = range(share.start, share.stop, _BATCH)
+        return [do(slice(start, min(start + _BATCH, share.stop))) for start in starts]
+
+    return [found for of_rank in host.group.from_all(do_share) for found in of_rank]
 
 
 def _on_cpu(found: Mapping[str, Explanation]) -> dict[str, Explanation]:

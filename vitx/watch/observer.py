@@ -158,6 +158,11 @@ class Observer(Settings):
         # Sharded models may differ in the last bits among ranks, whose monitors must agree.
         numbers = host.group.from_first(partial(measure, found, samples.masks, self._past.maps))
         self._past.maps = {name: explanation.maps for name, explanation in found.items()}
+        if self.faithfulness:
+            with self._attempts.forgiving(host, "measures no faithfulness", f" at step {step}"):
+                of = model, samples, self._past.maps, self.faithfulness
+                judged = self._explainer.faithfulness(host, *of)
+                numbers |= {f"vitx/{name}": number for name, number in judged.items()}
         self._past.scalars = numbers
         host.publish(numbers)
         self._attempts.on_first(host, partial(self._write, host, found, samples, numbers, step))

@@ -39,6 +39,7 @@ class Settings:
         normalization: tuple[Sequence[float], Sequence[float]] | None = None,
         bands: Sequence[int] | None = None,
         colormap: str = "inferno",
+        faithfulness: int | bool = False,
         save_maps: Literal["all"] | bool = True,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
@@ -76,6 +77,9 @@ class Settings:
                 Where nothing fits, colours are guessed; the picture says so.
             bands: which channels are shown, one or three, as (3, 2, 1); by default the first three.
             colormap: the name of a colour map of matplotlib.
+            faithfulness: measure at each firing, on all measured images or on the first so many of them,
+                whether the model needs what the maps name: `vitx/METHOD/deletion` and `insertion`, see
+                `vitx.metrics.faithfulness`. It costs some forward passes.
             save_maps: keep maps, logits, numbers and the images shown in the folder `vitx` of the run, from
                 which `vitx report` and `vitx timelapse` play the training back; "all": the maps of all
                 measured images; False: keep nothing.
@@ -110,6 +114,11 @@ class Settings:
             raise VitxError(f"normalization must be (mean, std), found {len(normalization)} values")
         self.normalization, self.bands = normalization, bands
         self.colormap = colormap
+        if isinstance(faithfulness, bool):
+            faithfulness = measured if faithfulness else 0
+        if faithfulness < 0:
+            raise VitxError(f"faithfulness must be True, False or a number of images, found {faithfulness}")
+        self.faithfulness = faithfulness
         if save_maps not in (True, False, "all"):
             raise VitxError(f'save_maps must be True, False or "all", found {save_maps!r}')
         self.save_maps = save_maps
