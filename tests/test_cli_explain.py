@@ -21,6 +21,7 @@ from tests.processes import run_together
 from vitx.cli import main
 from vitx.cli.delivery import Delivery
 from vitx.cli.many import progress_bar
+from vitx.inputs.preprocessing import Preprocessing
 
 NAME = "deit_tiny_patch16_224"
 OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -300,6 +301,22 @@ class TestModels:
         assert main([str(word) for word in arguments]) == 0
         (made,) = json.loads((output / "a.png.json").read_text())["maps"]
         assert (made["target"], made["target_name"]) == (1, "bee")
+
+
+def test_what_cannot_be_prepared_is_skipped_with_a_sentence(folder, weights, tmp_path, monkeypatch, capsys):
+    """As where a crop of a large picture is more than Pillow allows."""
+    prepare = Preprocessing.__call__
+
+    def failing(self, picture):
+        if picture.getpixel((0, 0)) == (1, 2, 3):
+            raise Image.DecompressionBombError("too large")
+        return prepare(self, picture)
+
+    monkeypatch.setattr(Preprocessing, "__call__", failing)
+    Image.new("RGB", (40, 40), (1, 2, 3)).save(folder / "c.png")
+    files = [folder / "c.png", folder / "a.png"]
+    assert main(command(*files, "--output", tmp_path / "maps", weights=weights)) == 1
+    assert "c.png could not be prepared: DecompressionBombError: too large" in capsys.readouterr().err
 
 
 class TestPlaces:

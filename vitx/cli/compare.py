@@ -18,6 +18,7 @@ from vitx.inputs.reading import find_pictures
 from vitx.methods import DEFAULT, title_of, with_options
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of
+from vitx.pictures.differences import differences
 
 DESCRIPTION = """\
 Show one picture through several checkpoints side by side, and where each looks more and less than the first.
@@ -59,6 +60,10 @@ def compare(subjects: dict[str, Subject], picture: Any, options: Any) -> Any:
     """Draws the input, each checkpoint's maps, and their differences, (height, width, 3) uint8."""
     found = {name: _explain(subject, picture, options) for name, subject in subjects.items()}
     first, *others = found
+
+    def maps(name: str) -> list[Tensor]:
+        return [explanation.maps for explanation in found[name]]
+
     pixels = torch.cat([explanation.pixels() for explanation in found[first]])
     columns = {"input": pixels}
     for name, explanations in found.items():
@@ -67,37 +72,9 @@ def compare(subjects: dict[str, Subject], picture: Any, options: Any) -> Any:
         )
     for name in others:
         title = "change" if len(others) == 1 else f"change to {name}"
-        columns[title] = difference(pixels, found[first], found[name])
+        columns[title] = differences(pixels, maps(first), maps(name))
     rows = [Caption(title_of(e.method)) for e in found[first]]
     return render.grid(columns, rows, tile_width=224, note="change: red more, blue less")
-
-
-def difference(
-    pixels: Tensor, first: Sequence[vitx.Explanation], second: Sequence[vitx.Explanation]
-) -> Tensor:
-    """Lays over the images where the second look more (red) and less (blue) than the first.
-
-    Maps are compared as shares of a whole of 1; each difference is scaled to its own largest value.
-
-    Args:
-        pixels: (B, H, W, 3) uint8.
-        first: one explanation of one image for each of them.
-        second: the same.
-
-    Returns:
-        (B, H, W, 3) uint8.
-    """
-    size = (pixels.shape[1], pixels.shape[2])
-    before, after = (torch.cat([_shares(e, size) for e in found]) for found in (first, second))
-    change = after - before
-    largest = change.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(change.dtype).tiny)
-    grey = pixels.float().mean(-1, keepdim=True).to(torch.uint8).expand_as(pixels)  # the map has the colours
-    return render.overlays(grey, (change / largest + 1) / 2, "coolwarm")
-
-
-def _shares(explanation: vitx.Explanation, size: tuple[int, int]) -> Tensor:
-    maps = torch.nn.functional.interpolate(explanation.maps[:, None], size, mode="bilinear")[:, 0]
-    return maps / maps.sum((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
 def _explain(subject: Subject, picture: Any, options: Any) -> list[vitx.Explanation]:

@@ -19,7 +19,7 @@ from vitx.cli.found import Finding, Map, Picture
 from vitx.cli.output import Output
 from vitx.cli.subject import Subject
 from vitx.cli.threads import give_way
-from vitx.errors import VitxError
+from vitx.errors import VitxError, in_words
 from vitx.explanation import Explanation
 from vitx.inputs.preprocessing import Preprocessing
 from vitx.methods import Methods, find_method
@@ -58,14 +58,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process computes.
-
-    Attributes:
-        device: of its model.
-        rank: its number among all processes.
-        world: how many there are.
-        devices: how many of them are on this machine.
-    """
+    """Where a process computes: on which device, as which of all processes; `devices` are on this machine."""
 
     device: torch.device
     rank: int = 0
@@ -156,6 +149,8 @@ def predict(
             return read_picture(number, files[number], prepare, pace.most_pixels)
         except VitxError as error:
             return str(error)
+        except Exception as error:  # what prepares it may be the user's
+            return f"{files[number]} could not be prepared: {in_words(error)}"
 
     with (
         Delivery(output, writers, 4 * writers + 2 * size, tell) as delivery,

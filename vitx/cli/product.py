@@ -74,7 +74,8 @@ class Product:
     def _write(self, finding: Finding, paths: Sequence[Path]) -> None:
         for path, suffix in zip(paths, self.suffixes, strict=True):
             if suffix == ".npz":
-                write_or_say(path, partial(savez, arrays=self._arrays(finding)))
+                named = {one.key: self._values(one) for one in finding.maps}
+                write_or_say(path, partial(savez, arrays={"logits": finding.logits, **named}))
             elif suffix == ".json":
                 said = json.dumps(self._facts(finding, paths), ensure_ascii=False).encode()
                 write_or_say(path, lambda file, said=said: file.write(said))  # type: ignore[misc]
@@ -125,20 +126,20 @@ class Product:
         """Returns a title for each map: the method, and the class where there are several."""
         several_methods = len({one.method for one in finding.maps if one.target is not None}) > 1
         several_targets = len({one.target for one in finding.maps} - {None}) > 1
-        return [self._title(finding, one, several_methods, several_targets) for one in finding.maps]
+        titles = []
+        for one in finding.maps:
+            title = title_of(one.method)
+            if one.target is not None and several_targets:
+                named = f"for {self._short_name(one.target)}, {_shares(finding)[one.target]:.0%}"
+                title = f"{title} {named}" if several_methods else named
+            titles.append(title)
+        return titles
 
     def _overlay(self, pixels: Tensor, one: Map) -> Tensor:
         values = torch.from_numpy(self._values(one))[None]
         if self.signed:
             return render.signed_overlays(pixels, values)
         return render.overlays(pixels, render.heatmaps(values, tuple(pixels.shape[1:-1])))
-
-    def _title(self, finding: Finding, one: Map, several_methods: bool, several_targets: bool) -> str:
-        method = title_of(one.method)
-        if one.target is None or not several_targets:
-            return method
-        named = f"for {self._short_name(one.target)}, {_shares(finding)[one.target]:.0%}"
-        return f"{method} {named}" if several_methods else named
 
     def _caption(self, finding: Finding) -> Caption:
         if not self.predicts:
@@ -158,31 +159,20 @@ class Product:
         """Returns what the JSON says."""
         shares = _shares(finding)
         best = int(shares.argmax()) if self.predicts else None
-        return {
-            "file": str(finding.file),
-            "prediction": best,
-            "name": None if best is None else self._full_name(best),
-            "probability": None if best is None else round(shares[best].item(), 6),
-            "maps": [self._facts_of(one, shares) for one in finding.maps],
-            "files": [str(path) for path in paths],
-        }
 
-    def _facts_of(self, one: Map, shares: Tensor) -> dict[str, Any]:
-        target = one.target
-        facts: dict[str, Any] = {
-            "method": one.method,
-            "target": target,
-            "target_name": None if target is None else self._full_name(target),
-            "target_probability": None if target is None else round(shares[target].item(), 6),
-        }
-        if one.against is not None:
-            facts |= {"against": one.against, "against_name": self._full_name(one.against)}
-        return facts
+        def known(index: int | None) -> tuple[str | None, float | None]:
+            return (None, None) if index is None else (self._full_name(index), round(shares[index].item(), 6))
 
-    def _arrays(self, finding: Finding) -> dict[str, NDArray[Any]]:
-        """The raw maps, each (h, w), by method and class, and the logits."""
-        named = {one.key: self._values(one) for one in finding.maps}
-        return {"logits": finding.logits, **named}
+        maps: list[dict[str, Any]] = []
+        for one in finding.maps:
+            name, share = known(one.target)
+            facts = {"method": one.method, "target": one.target, "target_name": name}
+            maps.append(facts | {"target_probability": share})
+            if one.against is not None:
+                maps[-1] |= {"against": one.against, "against_name": self._full_name(one.against)}
+        name, share = known(best)
+        said = {"file": str(finding.file), "prediction": best, "name": name, "probability": share}
+        return said | {"maps": maps, "files": [str(path) for path in paths]}
 
     def _values(self, one: Map) -> NDArray[np.floating[Any]]:
         return one.signed if self.signed and one.signed is not None else one.values

@@ -137,14 +137,13 @@ def load_subject(
         VitxError: They do not say one model, or it cannot be loaded or explained so.
     """
     _check(options, weights, checkpoint, hf)
-    prepare: Preprocessing | None = None
     names: tuple[str, ...] | None = None
     if hf is not None:
         model, prepare, names = load_hugging_face(hf, options.trust)
     else:
         model = _model(options, weights, checkpoint)
+        prepare = _prepared(model, options)
     model = model.eval()
-    prepare = prepare or _prepared(model, options)
     classes = _classes(model, prepare, methods)
     if options.class_names is not None:
         names = read_class_names(Path(options.class_names))
@@ -157,17 +156,10 @@ def _prepared(model: nn.Module, options: Any) -> Preprocessing:
     """How the model wants its images, its volumes, or each frame of its clips."""
     if options.volume is not None:
         depth, *size = options.volume
-        mean, std = (
-            (values or [default])[0] for values, default in ((options.mean, 0.0), (options.std, 1.0))
-        )
-        return VolumePreprocessing((size[0], size[1]), (mean,), (std,), depth=depth)
-    prepare = preprocessing_of(
-        model,
-        size=options.image_size,
-        mean=options.mean,
-        std=options.std,
-        keep_aspect=options.keep_aspect,
-    )
+        mean, std = (options.mean or [0.0])[:1], (options.std or [1.0])[:1]
+        return VolumePreprocessing((size[0], size[1]), tuple(mean), tuple(std), depth=depth)
+    given = {name: options[name] for name in ("mean", "std", "keep_aspect")}
+    prepare = preprocessing_of(model, size=options.image_size, **given)
     if options.frames is None:
         return prepare
     time_axis = options.time_axis or CHANNELS_FIRST
@@ -197,10 +189,12 @@ def _check(options: Any, weights: str | None, checkpoint: str | None, hf: str | 
         raise VitxError(
             "--checkpoint CKPT and --module CLASS go together; for a model of timm, --weights FILE"
         )
-    for name, owner in (("model_options", options.model or options.factory), ("module_options", checkpoint)):
-        if options[name] and not owner:
-            kinds = "--checkpoint" if name == "module_options" else "--model or --factory"
-            raise VitxError(f"--{name.replace('_', '-')} are for {kinds}: leave them out")
+    for name, owner, kinds in (
+        ("model", options.model or options.factory, "--model or --factory"),
+        ("module", checkpoint, "--checkpoint"),
+    ):
+        if options[f"{name}_options"] and not owner:
+            raise VitxError(f"--{name}-options are for {kinds}: leave them out")
     if weights is not None and (checkpoint or hf):
         raise VitxError(f"--{'hf' if hf else 'checkpoint'} has weights of its own: leave out --weights")
     own = [name for name in ("image_size", "mean", "std", "keep_aspect", "frames", "volume") if options[name]]
