@@ -13,18 +13,16 @@ from vitx.errors import VitxError
 from vitx.files import write_or_say
 
 DESCRIPTION = """\
-Put a training on one HTML page: its settings and curves, the first and the last pictures, and each image
-with a slider over the steps, wrong but confident ones first. Or compare several trainings: the settings that
-differ, the last numbers, the curves, and the same images under each training, all moved by one slider. The
-page needs no network and no other file.
+Put a training on one HTML page: settings, curves, and each image with a slider over the steps, wrong but
+confident ones first. Or compare several: the settings that differ, the last numbers, the curves, and the same
+images under each training, all moved by one slider. The page needs no network and no other file.
 
   vitx report logs/demo/version_0 --output report.html
   vitx report logs/                                              compare all runs below it
   vitx report logs/demo logs/shortcut --steps 100                more steps on the slider
   vitx report logs/ --only 'vit_*'                               some of them
 
-A run is a training with vitx's callback or watch, whatever logger it had. All that the page shows is read
-from the folder `vitx` of the run.
+A run is a training with vitx's callback or watch, whatever its logger. Its folder `vitx` holds all of it.
 """
 
 
