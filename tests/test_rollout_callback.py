@@ -179,7 +179,7 @@ def test_what_the_run_is(tmp_path):
     assert kept(tmp_path).parent == Path(trainer.logger.log_dir)
     assert facts["settings"] == {"lr": 0.1, "api_key": "***"}
     assert facts["methods"] == {"rollout": {"head_fusion": "max"}}
-    assert facts["loggers"] == [{"name": "CSVLogger", "version": "0", "address": "."}]
+    assert facts["loggers"] == [{"name": "CSVLogger", "version": "0", "title": None, "address": "."}]
     assert (facts["target"], facts["kind"], facts["ended"]) == (2, "class", True)
 
 

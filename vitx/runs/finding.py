@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitx.errors import VitxError
 from vitx.runs import FACTS, FOLDER
+from vitx.runs.folder import read_facts
 from vitx.runs.run import Run
 from vitx.runs.saved import read_run
 
@@ -72,10 +73,17 @@ def _find(places: Sequence[str | Path]) -> dict[str, tuple[Path, Path]]:
     runs = sorted(found.items(), key=lambda one: [_natural(part) for part in one[1].parts])
     # What is next to the root may say whose the machine is.
     below = len({folder.parts[:2] for folder, _ in runs}) == 1
-    names = names_apart([_run(folder) if below else path for folder, path in runs])
+    names = names_apart([_called(_run(folder) if below else path, folder) for folder, path in runs])
     again = [names[:place].count(name) for place, name in enumerate(names)]
     names = [f"{name} ({times + 1})" if times else name for name, times in zip(names, again, strict=True)]
     return {name: (path, folder) for name, (folder, path) in zip(names, runs, strict=True)}
+
+
+def _called(path: Path, folder: Path) -> Path:
+    """Returns the path with the name that a logger gave to the run, where it has one."""
+    loggers = (read_facts(folder) or {}).get("loggers") or ()
+    title = next((one["title"] for one in loggers if one.get("title")), None)
+    return path.with_name(title.replace("/", "-")) if title and path.name else path
 
 
 def _below(top: Path) -> Iterator[Path]:

@@ -1,5 +1,6 @@
 """What differs between the settings of runs."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def compare_settings(runs: Sequence[Run]) -> tuple[list[Setting], list[Setting]]
     shared: list[Setting] = []
     for key in kept:
         values = found[key]
-        alike = len(values) == len(runs) and len(set(map(repr, values.values()))) == 1
+        alike = len(values) == len(runs) and len({_meant(runs[n], value) for n, value in values.items()}) == 1
         (shared if alike else differing).append(Setting(key, _short(key, kept), values))
     return differing, shared
 
@@ -75,6 +76,12 @@ def flat(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Value
     elif path:
         plain = settings is None or isinstance(settings, str | int | float)
         yield ".".join(path), settings if plain else str(settings)
+
+
+def _meant(run: Run, value: Value) -> str:
+    """Returns what is compared: of a path out of the run, the place that it leads to."""
+    outside = isinstance(value, str) and value.startswith("../")
+    return os.path.normpath(run.path / value) if outside else repr(value)  # type: ignore[operator]
 
 
 def _short(key: str, keys: Sequence[str]) -> str:

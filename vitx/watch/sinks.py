@@ -80,8 +80,11 @@ def _wandb_run(place: Any) -> WandbRun | None:
     if isinstance(place, WandbRun):
         return place
     run = _experiment(place)
-    raw = callable(getattr(run, "define_metric", None)) and not hasattr(place, "log_metrics")
-    return WandbRun(run) if raw else None
+    return WandbRun(run) if _is_wandb(run) and not hasattr(place, "log_metrics") else None
+
+
+def _is_wandb(run: Any) -> bool:
+    return callable(getattr(run, "define_metric", None))
 
 
 @_sink
@@ -187,24 +190,38 @@ def save_picture(path: Path, picture: Picture) -> None:
 
 
 def facts_of(place: Any) -> dict[str, str | None]:
-    """Says which run of which logger it is: `name`, `version` and `address`, as far as it has them."""
-    of_library = place.run if isinstance(place, WandbRun) else _experiment(place)
+    """Says which run of which logger it is: `name`, `version`, `title`, `address`, as far as it has them."""
+    run = place.run if isinstance(place, WandbRun) else _experiment(place)
+    stored = _stored(place)
 
     def first(*names: str) -> str | None:
-        found = (getattr(one, name, None) for one in (place, of_library) for name in names)
+        found = (getattr(one, name, None) for one in (place, run) for name in names)
         return next((str(one) for one in found if isinstance(one, (str, int, Path)) and str(one)), None)
 
+    titled = stored.info.run_name if stored else _is_wandb(run) and run.name
     return {
         "name": name_of(place),
         "version": first("version", "run_id", "id"),
+        "title": titled or None,
         "address": first("url", "_tracking_uri", "log_dir", "save_dir"),
     }
 
 
 def settings_of(place: Any) -> Mapping[str, Any]:
     """Returns the hyperparameters that a logger was given, where it can tell them."""
-    found = _wandb_run(place)
-    return dict(found.run.config) if found is not None and hasattr(found.run, "config") else {}
+    run = place.run if isinstance(place, WandbRun) else _experiment(place)
+    if (stored := _stored(place)) is not None:
+        return dict(stored.data.params)
+    if _is_wandb(run):
+        return dict(run.config)
+    held = (getattr(one, "hparams", None) for one in (place, run))
+    return next((dict(one) for one in held if isinstance(one, Mapping)), {})
+
+
+def _stored(place: Any) -> Any:
+    """Returns what MLflow's store holds of a run; None of other loggers."""
+    client, run_id = _experiment(place), getattr(place, "run_id", None)
+    return client.get_run(run_id) if run_id and callable(getattr(client, "get_run", None)) else None
 
 
 def drop_from(logger: Any, step: int) -> None:
