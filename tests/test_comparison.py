@@ -146,6 +146,16 @@ def test_settings_are_compared_by_their_names():
     assert [setting.key for setting in shared] == ["vitx.methods", "vitx.version"]
 
 
+def test_paths_are_compared_by_where_they_lead():
+    runs = [
+        Run(Path(run), SavedMaps((0,), {}, LOGITS[None], pixels()), {"settings": {"data": data, "own": own}})
+        for run, data, own in (("logs/a", "../../data", "../x"), ("logs/b/c", "../../../data", "../x"))
+    ]
+    differing, shared = compare_settings(runs)
+    assert [setting.key for setting in differing] == ["own"]
+    assert "data" in [setting.key for setting in shared]
+
+
 def test_images_meet_whatever_their_place_and_methods_must_be_the_same(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", count=2, images=pixels()[[2, 0]])

@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from tests.lightning_models import SmallClassifier, fit, samples
 from tests.run_folders import kept
 from vitx.callbacks import RolloutCallback
-from vitx.watch.sinks import drop_from, save_picture, show_picture, write_scalars
+from vitx.watch.sinks import drop_from, facts_of, save_picture, settings_of, show_picture, write_scalars
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
 MAPS = {"rollout": np.random.default_rng(0).random((4, 14, 14), np.float32)}
@@ -310,6 +310,23 @@ def test_serves_a_trainer_of_pytorch_lightning(tmp_path):
     lowest = min(scalars[1:], key=lambda point: point.value)
     assert best.best_model_score.item() == pytest.approx(lowest.value, abs=1e-9)
     assert best.best_model_path.endswith(f"step={lowest.step + 1}.ckpt")
+
+
+def test_what_loggers_tell_of_a_run(wandb, mlflow, tmp_path):
+    run = wandb.init(mode="offline", dir=tmp_path, name="mine", config={"lr": 1})
+    assert settings_of(run) == {"lr": 1}
+    assert (facts_of(run)["title"], facts_of(run)["version"]) == ("mine", run.id)
+    wandb.finish()
+    loggers = (
+        TensorBoardLogger(tmp_path),
+        CSVLogger(tmp_path),
+        MLFlowLogger(tracking_uri=f"sqlite:///{tmp_path}/m.db", run_name="mine"),
+    )
+    for logger in loggers:
+        logger.log_hyperparams({"lr": 1})
+        assert settings_of(logger) in ({"lr": 1}, {"lr": "1"})
+    assert [facts_of(logger)["title"] for logger in loggers] == [None, None, "mine"]
+    assert facts_of(loggers[2])["version"] == loggers[2].run_id
 
 
 def test_a_logger_of_ones_own_needs_but_log_image(tmp_path):
