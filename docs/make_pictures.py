@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from vitx.files import write_png
+from vitx.pictures.gif import write_gif
 from vitx.runs.film import Reel, frame, timeline
 from vitx.runs.finding import open_runs
-from vitx.runs.gif import write_gif
 
 FOLDER = Path(__file__).parent
 FILMED = (0, 4)  # few images, so that the film fits beside what it is about

@@ -53,6 +53,13 @@ def net(classes=3):
 
 def nothing():
     return 3
+
+class OneNumber(Net):
+    def forward(self, images):
+        return super().forward(images)[:, 0]
+
+def one_number():
+    return OneNumber(backbone(), 1)
 """
 BACKBONE = {"class_path": "own.backbone"}
 NET = {"class_path": "own.Net", "init_args": {"backbone": BACKBONE}}
@@ -184,6 +191,13 @@ def test_hugging_face_is_named_where_it_is_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(VitxError, match=r"need transformers: pip install transformers$"):
         load_hugging_face(str(tmp_path))
+
+
+def test_one_number_for_each_picture(explained):
+    """An output (B,) tells two classes apart."""
+    status, said, output = explained("x.png", "grey.png", "--factory", "own.one_number", "--json")
+    assert status == 0, said
+    assert json.loads((output / "x.png.json").read_text())["prediction"] in (0, 1)
 
 
 def test_a_backbone_alone_has_no_prediction(explained):

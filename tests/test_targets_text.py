@@ -51,7 +51,9 @@ def test_is_what_a_wrapper_puts_out(kind, method):
     for number in range(3):
         wanted = explain(ByHand(kind), IMAGES, method, target=number)
         assert torch.allclose(found.maps[number::3], wanted.maps, atol=1e-6)
-        assert torch.allclose(found.logits[number::3], wanted.logits, atol=1e-6)
+        scale = model.logit_scale.exp()
+        logits = wanted.logits * scale + (getattr(model, "logit_bias", None) or 0)
+        assert torch.allclose(found.logits[number::3], logits, atol=1e-5)
     against = explain(model, IMAGES, method, target=text(IDS[0], against=IDS[2]))
     wanted = explain(ByHand(kind), IMAGES, method, target=lambda logits: logits[:, 0] - logits[:, 2])
     assert torch.allclose(against.maps, wanted.maps, atol=1e-6)
@@ -63,8 +65,7 @@ def test_similarities_are_those_of_the_model(kind):
     found = explain(model, IMAGES, target=text(IDS)).logits[::3]
     with torch.no_grad():
         wanted = model(pixel_values=IMAGES, input_ids=IDS).logits_per_image
-    scaled = found * model.logit_scale.exp() + getattr(model, "logit_bias", 0)
-    assert torch.allclose(scaled, wanted, atol=1e-5)
+    assert torch.allclose(found, wanted, atol=1e-5)
 
 
 def test_a_text_is_words_or_token_ids_or_features():
@@ -123,7 +124,7 @@ def test_patches_of_siglip_2():
     assert torch.allclose(found.maps[4, :4, :2], alone.maps[0], atol=1e-6)
     with torch.no_grad():
         wanted = model(**given, input_ids=IDS).logits_per_image
-    assert torch.allclose(found.logits[::3] * model.logit_scale.exp() + model.logit_bias, wanted, atol=1e-5)
+    assert torch.allclose(found.logits[::3], wanted, atol=1e-5)
 
 
 def test_a_tokenizer_of_open_clip():
@@ -146,13 +147,28 @@ def test_the_tokenizer_that_was_saved_with_the_model(tmp_path):
 def test_captions_are_similarities_and_their_softmax():
     model, tokenizer = texts.built("CLIP"), texts.tokenizer()
     found = explain(model, IMAGES, target=text("a cat", "a dog", tokenizer=tokenizer))
-    shares = (found.logits[0] * model.logit_scale.exp()).softmax(0)
-    assert found.captions[0] == f"a cat: {found.logits[0, 0]:.3f} ({shares[0]:.0%})"
+    similar = found.logits[0] / model.logit_scale.exp()
+    assert found.captions[0] == f"a cat: {similar[0]:.3f} ({found.logits[0].softmax(0)[0]:.0%})"
     assert found.captions[3].startswith("a dog: ")
     assert explain(model, IMAGES, target=text("a cat", tokenizer=tokenizer)).captions[0][-1] != ")"
     against = explain(model, IMAGES[:1], target=text("a cat", against="a wolf", tokenizer=tokenizer))
     assert against.captions[0].startswith("a cat, not a wolf: ")
     assert found.picture().ndim == 3
+
+
+@pytest.mark.parametrize("method", ["rollout", "evidence"])
+def test_one_map_for_each_picture(method):
+    """Of the text that it is nearest to, or of its own."""
+    model = texts.built("CLIP")
+    every = explain(model, IMAGES, method, target=text(IDS))
+    nearest = explain(model, IMAGES, method, target=text(IDS, maps="nearest"))
+    own = explain(model, IMAGES, method, target=text(IDS[1:], maps="own"))
+    for image in range(2):
+        best = int(every.logits[3 * image].argmax())
+        assert torch.allclose(nearest.maps[image], every.maps[3 * image + best], atol=1e-6)
+        assert nearest.captions[image].startswith(f"text {best + 1}: ")
+        assert torch.allclose(own.maps[image], every.maps[4 * image + 1], atol=1e-6)
+    assert own.logits.shape == (2, 1)
 
 
 def test_the_text_tower_runs_once_and_leaves_no_gradient():
@@ -171,6 +187,8 @@ def test_the_text_tower_runs_once_and_leaves_no_gradient():
     [
         (lambda: text(), "give at least one text, against one other, found 0 and 0"),
         (lambda: text("a cat", against=["a", "b"]), "found 1 and 2"),
+        (lambda: text("a", maps="best"), 'maps must be "all", "nearest" or "own", found'),
+        (lambda: explain(texts.built("CLIP"), IMAGES, target=text(IDS, maps="own")), "3 texts for 2 images"),
         (lambda: text(3), "a text is a string, token ids or features, found int"),
         (lambda: explain(texts.built("CLIP"), IMAGES, target=text("a cat")), "no tokenizer was saved with"),
         (lambda: explain(models.built("deit"), IMAGES, target=text("a")), "Transformer has no text tower"),

@@ -38,16 +38,21 @@ def tokenizer(words: list[str] = WORDS) -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=made, **special)
 
 
+def open_clip_model() -> nn.Module:
+    """Makes a model of open_clip."""
+    from open_clip.model import CLIP
+
+    seen = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 16}
+    told = {"context_length": 16, "vocab_size": 40, "width": 32, "heads": 2, "layers": 2}
+    return CLIP(24, seen, told)
+
+
 @cache
 def built(kind: str) -> nn.Module:
     """Builds a model of transformers, as CLIP, or of open_clip."""
     torch.manual_seed(0)
     if kind == "open_clip":
-        from open_clip.model import CLIP
-
-        seen = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 16}
-        told = {"context_length": 16, "vocab_size": 40, "width": 32, "heads": 2, "layers": 2}
-        return CLIP(24, seen, told).eval()
+        return open_clip_model().eval()
     config: Any = getattr(transformers, f"{kind}Config")
     size = {"projection_dim": 24} if kind not in ("Siglip", "Siglip2") else {}
     seen = {**SEEN, "num_patches": 16} if kind == "Siglip2" else SEEN

@@ -267,7 +267,7 @@ class Explanation:
         if suffix == ".png":
             write_png(path, self.picture())
         elif suffix == ".gif":
-            from vitx.runs.gif import write_gif
+            from vitx.pictures.gif import write_gif
 
             write_gif(path, self.film())
         elif suffix == ".npz":

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 import vitx
 from vitx.cli.delivery import SHARD
-from vitx.cli.formatting import HelpFormatter, add
+from vitx.cli.formatting import HelpFormatter, add, check_least
 from vitx.cli.many import Explainer, Pace, Place, one_device, predict
 from vitx.cli.output import Output
 from vitx.cli.product import Product
@@ -157,10 +157,7 @@ def _trace(
 
 def _check(options: Any) -> None:
     """Raises a VitxError for what no model is needed to refuse."""
-    least = {"batch_size": 1, "max_pixels": 1, "num_nodes": 1, "workers": 1, "writers": 1}
-    for name, number in least.items():
-        if options[name] is not None and options[name] < number:
-            raise VitxError(f"--{name.replace('_', '-')} must be at least {number}, found {options[name]}")
+    check_least(options, batch_size=1, max_pixels=1, num_nodes=1, workers=1, writers=1)
     for name, known in (("format", _FORMATS), ("save_maps", _KEPT)):
         if options[name] is not None and options[name] not in known:
             raise VitxError(

@@ -5,6 +5,8 @@ from typing import Any
 
 from jsonargparse import DefaultHelpFormatter
 
+from vitx.errors import VitxError
+
 
 class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Keeps the lines of the description, and says of an option no more than what it is without."""
@@ -22,3 +24,10 @@ def add(group: Any, name: str, metavar: str, said: str, kind: Any = str, **more:
     if metavar:
         more |= {"metavar": metavar} if more.get("action") else {"metavar": metavar, "type": kind}
     group.add_argument(name, help=said, **(more or {"action": "store_true"}))
+
+
+def check_least(options: Any, **least: int) -> None:
+    """Raises a VitxError if an option that was given is less than it may be."""
+    for name, number in least.items():
+        if options[name] is not None and options[name] < number:
+            raise VitxError(f"--{name.replace('_', '-')} must be at least {number}, found {options[name]}")

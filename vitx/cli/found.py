@@ -16,16 +16,16 @@ class Picture:
     Attributes:
         place: among all.
         file: it was read from.
-        image: as the model takes it, without the dimension of the batch.
-        pixels: (H, W, 3) uint8, as it is shown; of clips and volumes (T, H, W, 3).
+        image: as the model takes it, without the dimension of the batch; None once it was explained.
+        pixels: (H, W, 3) uint8, as it is shown; of clips and volumes (T, H, W, 3). None once it was drawn.
         note: what is to be said of its colours, or nothing.
     """
 
     place: int
     file: Path
-    image: Tensor
-    pixels: Tensor
-    note: str = ""
+    image: Tensor | None
+    pixels: Tensor | None
+    note: str
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,16 @@ class Map:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(Picture):
     """What was found in one picture.
 
     Attributes:
-        place: of the picture among all.
-        file: the picture.
         logits: (classes,).
         maps: one for each method and target.
-        pixels: as of `Picture`; None where they are no longer wanted.
-        note: as of `Picture`.
     """
 
-    place: int
-    file: Path
     logits: NDArray[np.floating[Any]]
     maps: tuple[Map, ...]
-    pixels: Tensor | None = None
-    note: str = ""
 
     def without_pixels(self) -> "Finding":
         """Returns the same without what takes the most room."""

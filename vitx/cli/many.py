@@ -87,16 +87,17 @@ class Explainer:
         """Yields what is found in each picture of a batch: first the maps of methods without a class."""
         if not pictures:
             return
-        weight = next(self.subject.model.parameters(), pictures[0].image)
-        images = torch.stack([picture.image for picture in pictures]).to(weight.device, weight.dtype)
+        images = torch.stack([picture.image for picture in pictures if picture.image is not None])
+        weight = next(self.subject.model.parameters(), images)
+        images = images.to(weight.device, weight.dtype)
         first, *others = self.targets
         asked = [(first, one) for one in self._explained(images, self.plain | self.for_a_class, first)]
         for target in others if self.for_a_class else ():
             asked += [(target, one) for one in self._explained(images, self.for_a_class, target)]
-        logits = asked[0][1].logits.flatten(1).numpy()
+        logits = asked[0][1].logits.reshape(len(pictures), -1).numpy()
         for row, one in enumerate(pictures):
             maps = tuple(self._map(found, target, row) for target, found in asked)
-            yield Finding(one.place, one.file, logits[row], maps, one.pixels, one.note)
+            yield Finding(**vars(one) | {"image": None}, logits=logits[row], maps=maps)
 
     def _explained(self, images: torch.Tensor, methods: Methods, target: int | None) -> list[Explanation]:
         score: Target = target

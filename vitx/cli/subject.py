@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor, nn
 
 import vitx
-from vitx.cli.formatting import HelpFormatter, add
+from vitx.cli.formatting import HelpFormatter, add, check_least
 from vitx.errors import VitxError
 from vitx.inputs.choosing import preprocessing_of
 from vitx.inputs.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing
@@ -168,14 +168,11 @@ def _prepared(model: nn.Module, options: Any) -> Preprocessing:
 
 def _check(options: Any, weights: str | None, checkpoint: str | None, hf: str | None) -> None:
     """Raises a VitxError unless the options say one model."""
-    if options.image_size is not None and options.image_size < 1:
-        raise VitxError(f"--image-size must be at least 1, found {options.image_size}")
+    check_least(options, image_size=1, frames=1)
     if options.volume is not None and (len(options.volume) != 3 or min(options.volume) < 1):
         raise VitxError(f"--volume takes three sizes, depth first, found {options.volume}")
     if options.volume is not None and (options.frames or options.image_size or options.keep_aspect):
         raise VitxError("--volume says the whole size: leave out --frames, --image-size and --keep-aspect")
-    if options.frames is not None and options.frames < 1:
-        raise VitxError(f"--frames must be at least 1, found {options.frames}")
     if options.time_axis not in (None, FRAMES_FIRST, CHANNELS_FIRST) or (
         options.time_axis and options.frames is None
     ):

@@ -12,9 +12,9 @@ from vitx.cli.places import add_places, open_places
 from vitx.cli.threads import one_thread
 from vitx.errors import VitxError
 from vitx.files import write_png
+from vitx.pictures.gif import write_gif
 from vitx.pictures.render import TILE_WIDTH
 from vitx.runs.film import Reel, frame, joined, timeline
-from vitx.runs.gif import write_gif
 from vitx.runs.meeting import meetings
 from vitx.runs.stills import strip
 

@@ -56,28 +56,19 @@ def predict(
         VitxError: Lightning does not take the settings.
     """
     share = Share(model, explain)
+    parts = ("enable_checkpointing", "enable_model_summary", "enable_progress_bar", "inference_mode")
+    off: dict[str, Any] = dict.fromkeys((*parts, "logger"), False)
     with _quiet():
-        trainer = _trainer(**settings)
+        try:
+            trainer = pl.Trainer(**off, **settings)
+        except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
+            said = " ".join(str(error).split())
+            raise VitxError(f"Lightning's Trainer does not take these settings: {said}") from error
         try:
             trainer.predict(share, [[0]], return_predictions=False)  # one batch: what is in it is not asked
         except SystemExit as stop:  # what Lightning makes of an interrupt
             raise KeyboardInterrupt from stop
     return share.errors, trainer.is_global_zero
-
-
-def _trainer(**settings: Any) -> pl.Trainer:
-    try:
-        return pl.Trainer(
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            inference_mode=False,
-            **settings,
-        )
-    except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
-        said = " ".join(str(error).split())
-        raise VitxError(f"Lightning's Trainer does not take these settings: {said}") from error
 
 
 @contextmanager

@@ -30,11 +30,16 @@ class Towers:
         self._kind = str(getattr(config, "model_type", ""))
         self._longest = getattr(getattr(config, "text_config", None), "max_position_embeddings", None)
 
+    def logits(self, similarities: Tensor) -> Tensor:
+        """Returns similarities scaled and shifted as the model does before it compares them."""
+        scale, bias = (getattr(self._both, f"logit_{name}", None) for name in ("scale", "bias"))
+        found = similarities if scale is None else similarities * scale.detach().exp()
+        return found if bias is None else found + bias.detach()
+
     @property
-    def scale(self) -> float | None:
-        """What similarities are multiplied by before a softmax; None: the model does not say."""
-        scale = getattr(self._both, "logit_scale", None)
-        return None if not isinstance(scale, Tensor) else float(scale.detach().exp())
+    def scales(self) -> bool:
+        """Whether a softmax of the logits is what the model means."""
+        return getattr(self._both, "logit_scale", None) is not None
 
     def of_images(self, images: Tensor, inputs: Inputs) -> Tensor:
         """Returns the features of images, (B, D).

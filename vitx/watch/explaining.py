@@ -16,6 +16,7 @@ from vitx.judging.perturbation import Measure
 from vitx.methods import find_method
 from vitx.models.isolation import untouched
 from vitx.models.outputs import Kind, beyond, declared_classes, kind_of, told_apart
+from vitx.targets import Question, Text
 from vitx.watch.calling import Forward, call_of
 from vitx.watch.images import Samples
 from vitx.watch.quiet import same_random_numbers
@@ -29,7 +30,7 @@ T = TypeVar("T")
 _BATCH = 32  # images explained at once
 _LONGEST = 64  # firings
 
-Target = str | int | Callable[[Tensor], Tensor]
+Target = str | int | Callable[[Tensor], Tensor] | Question
 Options = Mapping[str, Mapping[str, Any]]  # of each method, by its name
 
 
@@ -39,7 +40,7 @@ class Explainer:
 
     Attributes:
         methods: the options of each method, by its name.
-        target: "predicted", "label", a class, or a function from logits to scores.
+        target: "predicted", "label", "caption", a class, a function from logits to scores, or a question.
         forward_fn: a function from (model, images) to logits; by default the model's own forward.
         class_names: what the user calls the classes, or None.
         kind: what the model puts out; None as long as that is not known.
@@ -104,6 +105,11 @@ class Explainer:
         return self.target == "predicted" and (self.kind == "features" or numbers)
 
     @property
+    def _asks(self) -> bool:
+        """Whether what is asked for is no class of the model's output."""
+        return self.target == "caption" or isinstance(self.target, Question)
+
+    @property
     def of_classes(self) -> bool:
         """Whether its output is scores of classes."""
         return self.kind in ("class", "classes")
@@ -160,7 +166,8 @@ class Explainer:
     ) -> dict[str, Explanation]:
         def explain_part(part: slice) -> dict[str, Explanation]:
             explain = partial(explain_methods, methods=methods)
-            return _on_cpu(self._run(host, model, samples, part, explain, self._target(samples)))
+            found = self._run(host, model, samples, part, explain, self._target(samples))
+            return {name: explanation.cpu() for name, explanation in found.items()}
 
         parts = _shared(host, len(samples), explain_part)
         return {name: join([part[name] for part in parts]) for name in methods}
@@ -183,6 +190,8 @@ class Explainer:
         Raises:
             VitxError: There is no score that could fall.
         """
+        if self._asks:
+            raise VitxError("faithfulness is measured of classes and target functions alone")
         if self.classless:
             raise VitxError(f"the model puts out {self._puts_out}: faithfulness needs a target function")
         measure: Measure = "sigmoid" if self.kind == "classes" else "probability"
@@ -213,8 +222,11 @@ class Explainer:
         with host.precision():
             images = samples.images[part].to(device, kind)
             target = target[part] if isinstance(target, Tensor) else target
-            told_or_seen = self.forward_fn, self._seen_of(samples)
-            call = call_of(model, *told_or_seen, samples.name, inputs, host.by_name)
+            if isinstance(target, Text):  # which finds the towers by itself
+                call, target = model, target.of(part)
+            else:
+                told_or_seen = self.forward_fn, self._seen_of(samples)
+                call = call_of(model, *told_or_seen, samples.name, inputs, host.by_name)
             with same_random_numbers():  # whatever was drawn before, to choose the images
                 return do(call, images, target=target)
 
@@ -230,14 +242,18 @@ class Explainer:
         Where that fails, nothing is learnt: then the methods fail, too, and say so.
         """
         try:
+            target = self._target(samples) if self._asks else None
             explain = partial(explain_methods, methods=["rollout"])
-            one = partial(self._run, host, model, samples, slice(0, 1), explain)
+            one = partial(self._run, host, model, samples, slice(0, 1), explain, target)
             logits = host.group.from_all(one)[0]["rollout"].logits
         except Exception:
             return
         self._outputs = logits[0].numel()
         sizes = " x ".join(map(str, logits.shape[1:]))
         self._puts_out = "features" if logits.ndim < 3 else f"{sizes} numbers for each image"
+        if self._asks:
+            self.kind = self.target.kind if isinstance(self.target, Text) else "features"
+            return
         if self.seen is not None and self.seen.kind is not None and self.forward_fn is None:
             seen = told_apart(self.seen.kind, self._outputs, samples.labels)
             self.kind = seen if logits.ndim in (1, 2) else "features"
@@ -259,6 +275,8 @@ class Explainer:
         """Says the target as `vitx.explain` takes it; of a number, it is the number."""
         if self.target == "predicted":
             return _number if self.kind in ("numbers", "shares") else None
+        if self.target == "caption":
+            return Text([*samples.captions], maps="own")
         if self.target != "label":
             return self.target
         if samples.labels is None or samples.labels.ndim != 1:
@@ -275,10 +293,6 @@ def _shared(host: "Host", count: int, do: Callable[[slice], T]) -> list[T]:
         return [do(slice(start, min(start + _BATCH, share.stop))) for start in starts]
 
     return [found for of_rank in host.group.from_all(do_share) for found in of_rank]
-
-
-def _on_cpu(found: Mapping[str, Explanation]) -> dict[str, Explanation]:
-    return {name: explanation.cpu() for name, explanation in found.items()}
 
 
 def _number(output: Tensor) -> Tensor:

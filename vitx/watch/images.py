@@ -19,6 +19,7 @@ from vitx.pictures.colours import Scale
 from vitx.watch.batches import Content, Told, objects, read_batch
 from vitx.watch.labels import class_counts, class_names, evenly_spaced, one_of_each_class
 from vitx.watch.loading import among, data_of, fetch, join, length, one_of, sampled, spread_over
+from vitx.watch.nested import last
 from vitx.watch.scales import held_by
 from vitx.watch.seen import Seen
 
@@ -73,6 +74,22 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def captions(self) -> Tensor:
+        """The token ids of each image's own caption, (n, L).
+
+        Raises:
+            VitxError: There are none.
+        """
+        named = {last(path): value for path, value in self.inputs.items()}
+        for ids in (named.get("input_ids"), self.labels):
+            if ids is not None and ids.ndim == 2 and not ids.is_floating_point():
+                return ids
+        raise VitxError(
+            'target="caption" needs the token ids of a caption for each image: give batches with '
+            '"input_ids", or (images, token ids)'
+        )
 
     def thumbnails(self) -> Tensor:
         """Returns tiny copies, (n, C, 4, 4), by which the images are known again after a resume."""

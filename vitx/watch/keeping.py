@@ -14,6 +14,7 @@ from vitx.explanation import Explanation
 from vitx.models.outputs import Kind
 from vitx.runs import FOLDER
 from vitx.runs.folder import RunFolder
+from vitx.targets import Question
 from vitx.watch.attempts import Attempts
 from vitx.watch.host import Host
 from vitx.watch.images import Samples
@@ -168,7 +169,9 @@ def images_of(samples: Samples, look: Look, *, everything: bool) -> dict[str, ND
 
 def facts_of_run(settings: Settings, host: Host, look: Look, kind: Kind | None) -> dict[str, Any]:
     """Says what is trained and how it is watched, as values that JSON knows."""
-    target = settings.target if isinstance(settings.target, str | int) else "function"
+    asked = settings.target
+    asks = type(asked).__name__.lower() if isinstance(asked, Question) else "function"
+    target = asked if isinstance(asked, str | int) else asks
     return {
         "model": model_name(host.model),
         "methods": settings.methods,

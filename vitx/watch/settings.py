@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.methods import with_options
+from vitx.targets import Text
 from vitx.watch.batches import Name, Told
 from vitx.watch.calling import Forward
 from vitx.watch.explaining import Target
@@ -55,8 +56,9 @@ class Settings:
             batch_transform: a function from a batch of your loader to images, to (images, labels, masks), or
                 to a mapping with such names, where they are not found without it.
             methods: names, or a mapping from names to the options of each, see `vitx.methods()`.
-            target: the class that gradient methods explain: "predicted", "label", a class, or a function from
-                logits to scores (regression, multi-label).
+            target: the class that gradient methods explain: "predicted", "label", a class, a function from
+                logits to scores (regression, multi-label), or one of `vitx.targets`: of several texts, that
+                which an image is nearest to. Or "caption": the text, as token ids, that a batch has for each.
             forward_fn: a function from (module, images) to logits; by default the module's own forward. What
                 else it or the forward asks for by name is taken from batches that are mappings.
             weights: "current", or "ema" for averaged ones that a callback or the module keeps.
@@ -101,8 +103,12 @@ class Settings:
             Told(show, labels, told),
         )
         self.methods = with_options(methods)
-        if isinstance(target, str) and target not in ("predicted", "label"):
-            raise VitxError(f'target must be "predicted", "label", a class or a function, found {target!r}')
+        if isinstance(target, str) and target not in ("predicted", "label", "caption"):
+            known = '"predicted", "label", "caption", a class, a function or of vitx.targets'
+            raise VitxError(f"target must be {known}, found {target!r}")
+        if isinstance(target, Text):
+            target = target.one_each()
+            class_names = target.names if target.kind == "class" else class_names
         self.target = target
         self.forward_fn = forward_fn
         self.weights = _one_of("weights", weights, ("current", "ema"))

@@ -14,6 +14,7 @@ from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of, class_name
 from vitx.pictures.views import laid_out, slices_of
 from vitx.runs.saved import FRAMES_IN_A_CARD
+from vitx.targets import Question
 from vitx.watch.explaining import Target
 from vitx.watch.images import Samples
 
@@ -58,7 +59,10 @@ def captions(
     """Says what was predicted of the images shown, and whether it is right; arguments as those of `draw`."""
     shown = list(samples.shown)
     labels = None if samples.labels is None else samples.labels[shown]
-    return captions_of(next(iter(found.values())).logits[shown], labels, class_names, kind)
+    one = next(iter(found.values()))
+    if one.captions is not None:
+        return [Caption(one.captions[image]) for image in shown]
+    return captions_of(one.logits[shown], labels, class_names, kind)
 
 
 def draw(
@@ -107,6 +111,10 @@ def about(target: Target, class_names: Sequence[str] | None, kind: Kind | None =
         return {"classes": "maps of the likeliest class", **of_number}.get(kind or "", "")
     if target == "label":
         return "maps of the true class"
+    if target == "caption":
+        return "maps of each image's own caption"
+    if isinstance(target, Question):
+        return ""  # the captions tell
     if isinstance(target, int):
         return f"maps of {class_name(target, class_names)}"
     return "maps of your own score"

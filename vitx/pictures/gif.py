@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vitx.files import write_or_say
-from vitx.runs.run import Picture
 
+Picture = NDArray[np.uint8]
 _LENGTH, _SHORTEST, _LONGEST, _HELD = 8000, 80, 700, 2500  # of a film and of its frames, in milliseconds
 _PAPER = 255  # the last colour: white, which Pillow would only come near to
 _SAMPLED = 200_000  # pixels that the other colours are chosen by
