@@ -1,6 +1,5 @@
 """`vitx compare`: one picture through several checkpoints."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from vitx.methods import DEFAULT, title_of, with_options
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of
 from vitx.pictures.differences import differences
+from vitx.runs.finding import names_apart
 
 DESCRIPTION = """\
 Show one picture through several checkpoints side by side, and where each looks more and less than the first.
@@ -50,7 +50,7 @@ def run(options: Any) -> int:
     path = png_path(options.output)
     (picture,) = find_pictures([options.image])
     subjects = [load_subject(options, **{kind: path}, methods=asked) for kind, path in named]
-    names = _names([path for _, path in named])
+    names = names_apart([Path(path).with_suffix("") for _, path in named])
     write_png(path, compare(dict(zip(names, subjects, strict=True)), picture, options))
     print(f"see {options.output}")
     return 0
@@ -66,10 +66,8 @@ def compare(subjects: dict[str, Subject], picture: Any, options: Any) -> Any:
 
     pixels = torch.cat([explanation.pixels() for explanation in found[first]])
     columns = {"input": pixels}
-    for name, explanations in found.items():
-        columns[_title(name, subjects[name], explanations[0])] = torch.cat(
-            [e.overlays() for e in explanations]
-        )
+    for name, each in found.items():
+        columns[_title(name, subjects[name], each[0])] = torch.cat([one.overlays() for one in each])
     for name in others:
         title = "change" if len(others) == 1 else f"change to {name}"
         columns[title] = differences(pixels, maps(first), maps(name))
@@ -88,13 +86,3 @@ def _title(name: str, subject: Subject, found: vitx.Explanation) -> str:
         return name
     said = captions_of(found.logits, class_names=subject.short_names)[0]
     return f"{name}: {said}"
-
-
-def _names(paths: Sequence[str]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
-    parts = [Path(path).with_suffix("").parts for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{number}. {name}" for number, name in enumerate(names, 1)]

@@ -36,7 +36,7 @@ class Delivery:
     ) -> None:
         self._output, self._most, self._tell = output, most, tell
         self._pool = ThreadPoolExecutor(threads, initializer=give_way)
-        self._waiting: deque[tuple[Future[Any], Callable[[Any], None]]] = deque()
+        self._waiting: deque[tuple[Future[Any], Path | None, list[Path]]] = deque()
         self._kept: list[Finding] = []
 
     def __enter__(self) -> "Delivery":
@@ -48,14 +48,9 @@ class Delivery:
     def add(self, finding: Finding) -> None:
         """Takes what was found in one picture."""
         paths, product = self._output.paths(finding.file), self._output.product
-
-        def then(said: str) -> None:
-            if self._tell:
-                self._tell(finding.file, said, paths)
-
         if paths or self._tell:
             shown = finding if product.picture else finding.without_pixels()
-            self._do(then, product.write, shown, paths)
+            self._do(finding.file, paths, product.write, shown, paths)
         if self._output.wants_shard(finding.file):
             self._kept.append(finding.without_pixels())
             if len(self._kept) == SHARD:
@@ -68,14 +63,16 @@ class Delivery:
         while self._waiting:
             self._finish_first()
 
-    def _do(self, then: Callable[[Any], None], task: Callable[..., Any], *arguments: Any) -> None:
-        self._waiting.append((self._pool.submit(task, *arguments), then))
+    def _do(self, file: Path | None, paths: list[Path], task: Callable[..., Any], *arguments: Any) -> None:
+        self._waiting.append((self._pool.submit(task, *arguments), file, paths))
         while self._waiting and (len(self._waiting) > self._most or self._waiting[0][0].done()):
             self._finish_first()
 
     def _finish_first(self) -> None:
-        future, then = self._waiting.popleft()
-        then(future.result())
+        future, file, paths = self._waiting.popleft()
+        said = future.result()
+        if self._tell and file:
+            self._tell(file, said, paths)
 
     def _write_shard(self) -> None:
         found, self._kept = self._kept, []
@@ -84,4 +81,4 @@ class Delivery:
         # a run that goes on writes again what a killed one left half written.
         first = f"{found[0].place:08d}-{hashlib.sha256(names[0].encode()).hexdigest()[:8]}"
         path = self._output.shards / f"{first}.npz"
-        self._do(lambda _: None, self._output.product.write_shard, path, names, found)
+        self._do(None, [path], self._output.product.write_shard, path, names, found)

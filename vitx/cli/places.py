@@ -4,15 +4,15 @@ import sys
 
 from jsonargparse import ArgumentParser, Namespace
 
+from vitx.cli.formatting import add
 from vitx.runs.finding import open_runs
 from vitx.runs.run import Run
 
 
 def add_places(options: ArgumentParser) -> None:
     """Adds what says which runs are wanted."""
-    add = options.add_argument
-    add("run", type=str, metavar="RUN", nargs="+", help="the folder of a run, or one above several")
-    add("--only", type=str, metavar="NAME", nargs="+", help="only runs of these names; * is anything")
+    add(options, "run", "RUN", "the folder of a run, or one above several", nargs="+")
+    add(options, "--only", "NAME", "only runs of these names; * is anything", nargs="+")
 
 
 def open_places(options: Namespace) -> tuple[dict[str, Run], dict[str, str]]:

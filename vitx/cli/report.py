@@ -5,7 +5,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from vitx.cli.comparison import draw_comparison
-from vitx.cli.formatting import HelpFormatter
+from vitx.cli.formatting import HelpFormatter, add, check_least
 from vitx.cli.places import add_places, open_places
 from vitx.cli.single import draw_run
 from vitx.cli.threads import one_thread
@@ -30,17 +30,15 @@ def parser() -> ArgumentParser:
     """Returns the options of the command."""
     options = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
     add_places(options)
-    add = options.add_argument
-    add("--output", type=str, metavar="FILE", default="report.html", help="where to write the page")
-    add("--steps", type=int, metavar="N", default=20, help="most steps on each slider, evenly spaced")
+    add(options, "--output", "FILE", "where to write the page", default="report.html")
+    add(options, "--steps", "N", "most steps on each slider, evenly spaced", int, default=20)
     return options
 
 
 @one_thread()
 def run(options: Namespace) -> int:
     """Writes the page and says where."""
-    if options.steps < 1:
-        raise VitxError(f"--steps must be at least 1, found {options.steps}")
+    check_least(options, steps=1)
     output = Path(options.output)
     if output.is_dir():
         raise VitxError(f"--output is the folder {output}: give the name of a file in it")

@@ -5,8 +5,6 @@ from contextlib import contextmanager
 
 import torch
 
-_NICE = 10  # of 19
-
 
 def give_way() -> None:
     """Lets this thread take what the model's leave of the cores, and torch compute in it alone.

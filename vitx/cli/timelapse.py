@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from vitx.cli.formatting import HelpFormatter
+from vitx.cli.formatting import HelpFormatter, add, check_least
 from vitx.cli.places import add_places, open_places
 from vitx.cli.threads import one_thread
 from vitx.errors import VitxError
@@ -35,20 +35,17 @@ def parser() -> ArgumentParser:
     """Returns the options of the command."""
     options = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
     add_places(options)
-    add = options.add_argument
-    add("--output", type=str, metavar="FOLDER", default="timelapse", help="where to write the files")
-    add("--image", type=int, metavar="N", nargs="+", help="the images to show, from 0 (default: all)")
-    add("--frames", type=int, metavar="N", default=60, help="most frames in a film, evenly spaced")
-    add("--stills", type=int, metavar="N", default=6, help="most steps in a strip, evenly spaced")
+    add(options, "--output", "FOLDER", "where to write the files", default="timelapse")
+    add(options, "--image", "N", "the images to show, from 0 (default: all)", int, nargs="+")
+    add(options, "--frames", "N", "most frames in a film, evenly spaced", int, default=60)
+    add(options, "--stills", "N", "most steps in a strip, evenly spaced", int, default=6)
     return options
 
 
 @one_thread()
 def run(options: Namespace) -> int:
     """Writes the films and the strips, and says which."""
-    for name in ("frames", "stills"):
-        if options[name] < 1:
-            raise VitxError(f"--{name} must be at least 1, found {options[name]}")
+    check_least(options, frames=1, stills=1)
     output = Path(options.output)
     if output.exists() and not output.is_dir():
         raise VitxError(f"--output is the file {output}: give a folder")

@@ -74,8 +74,6 @@ def _find(places: Sequence[str | Path]) -> dict[str, tuple[Path, Path]]:
     # What is next to the root may say whose the machine is.
     below = len({folder.parts[:2] for folder, _ in runs}) == 1
     names = names_apart([_called(_run(folder) if below else path, folder) for folder, path in runs])
-    again = [names[:place].count(name) for place, name in enumerate(names)]
-    names = [f"{name} ({times + 1})" if times else name for name, times in zip(names, again, strict=True)]
     return {name: (path, folder) for name, (folder, path) in zip(names, runs, strict=True)}
 
 
@@ -129,7 +127,7 @@ def _chosen(found: dict[str, tuple[Path, Path]], only: Sequence[str] | None) -> 
 
 
 def names_apart(paths: Sequence[Path]) -> list[str]:
-    """Names runs by the part of their paths that tells them apart.
+    """Names runs, or other files, by the part of their paths that tells them apart.
 
     Example:
         >>> names_apart([Path("logs/demo/version_0"), Path("logs/shortcut/version_0")])
@@ -144,7 +142,9 @@ def names_apart(paths: Sequence[Path]) -> list[str]:
         while all(apart) and len({parts[end] for parts in apart}) == 1:
             for parts in apart:
                 parts.pop(end)
-    return ["/".join(parts or path.parts[-2:]) for parts, path in zip(apart, paths, strict=True)]
+    names = ["/".join(parts or path.parts[-2:]) for parts, path in zip(apart, paths, strict=True)]
+    again = [names[:place].count(name) for place, name in enumerate(names)]
+    return [f"{name} ({times + 1})" if times else name for name, times in zip(names, again, strict=True)]
 
 
 def _natural(text: str) -> list[tuple[bool, int, str]]:
