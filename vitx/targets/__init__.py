@@ -9,6 +9,7 @@ from vitx.targets.query import Query, query
 from vitx.targets.question import Asked, Question
 from vitx.targets.region import Region, region
 from vitx.targets.text import Text, text
+from vitx.targets.token import Token, token
 from vitx.targets.word import Answer, Word, answer, word
 
 __all__ = [
@@ -18,11 +19,13 @@ __all__ = [
     "Question",
     "Region",
     "Text",
+    "Token",
     "Word",
     "answer",
     "best_queries",
     "query",
     "region",
     "text",
+    "token",
     "word",
 ]
