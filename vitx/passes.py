@@ -102,6 +102,7 @@ def follow(
             *(one.maps, logits, about, size, images, mean, std, name, one.conservation, one.signed, channels),
             captions=captions,
             boxes=end.boxes,
+            paired=end.paired,
             objects=end.objects,
         )
     return explained

@@ -13,10 +13,17 @@ from vitx.tape.spot import Cells
 
 
 class Answers(NamedTuple):
-    """What a picture says of each image, and the box that it draws, (B, 4): x0, y0, x1, y1 in pixels."""
+    """What a picture says of each image.
+
+    Attributes:
+        captions: in words; None: nothing.
+        boxes: (B, 4), the box that it draws: x0, y0, x1, y1 in pixels; None: none.
+        paired: whether two images each belong together.
+    """
 
     captions: Sequence[str] | None
     boxes: Tensor | None = None
+    paired: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,7 @@ class End:
         has_score: whether there is a score.
         captions: what a picture says of each image; None: what was predicted.
         boxes: (B, 4), the box that it draws; None: none.
+        paired: whether two images each belong together.
         objects: (B, Q), how sure each query of a detector is of an object; None: it is no detector.
         spot: the token that is asked for; None: it is asked for a score of the output.
     """
@@ -44,8 +45,8 @@ class End:
     target: Any = None
     captions: Sequence[str] | None = None
     boxes: Tensor | None = None
+    paired: bool = False
     objects: Tensor | None = None
-
     spot: Spot | None = None
 
     def score(self, kind: torch.dtype) -> Score:
