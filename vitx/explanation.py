@@ -47,6 +47,7 @@ class Explanation:
         captions: what a picture says of each image, where the target has something to say; None: what the
             model predicts.
         boxes: (B, 4), what the target is about: x0, y0, x1, y1 in pixels; None: it is no box.
+        paired: whether two images each belong together, as those of `vitx.targets.similar_to`.
         objects: (B, Q), how sure each query of a detector is of an object; None: it is no detector.
     """
 
@@ -63,6 +64,7 @@ class Explanation:
     channels: int | None = 1
     captions: Sequence[str] | None = None
     boxes: Tensor | None = None
+    paired: bool = False
     objects: Tensor | None = None
 
     def cpu(self) -> "Explanation":
@@ -207,6 +209,9 @@ class Explanation:
         if self.boxes is not None and slices is None:
             pixels, drawn = (outlined(one, self.boxes, size) for one in (pixels, drawn))
         columns = laid_out(pixels, {title: drawn}, {title: self.maps}, slices, {title: self.signed})
+        if self.paired:
+            second = {f"{name} of the other": one[1::2] for name, one in columns.items()}
+            columns = {name: one[::2] for name, one in columns.items()} | second
         width = tile_width(columns, slices)
         return self._drawn(columns, width, note, class_names, colormap, signed)
 
@@ -219,21 +224,11 @@ class Explanation:
         colormap: str = "inferno",
         signed: bool = False,
     ) -> NDArray[np.uint8]:
-        from vitx.models.classes import known_class_names, short
-        from vitx.pictures.captions import Caption, captions_of
-        from vitx.pictures.render import SIGNED, grid
+        from vitx.pictures.captions import captions_said
+        from vitx.pictures.render import grid, legend
 
-        if class_names is None and self.logits.ndim == 2:
-            known = known_class_names(self.logits.shape[1])
-            class_names = None if known is None else [short(name) for name in known]
-        if self.captions is None:
-            captions = captions_of(self.logits, class_names=class_names)
-        else:
-            captions = [Caption(said) for said in self.captions]
-        legend: dict[str, Any] = {"colormap": colormap}
-        if signed:
-            legend = {"colormap": SIGNED[0], "ends": SIGNED[1]}
-        return grid(columns, captions, tile_width=width, note=note, **legend)
+        captions = captions_said(self.logits, self.captions, class_names)[:: 1 + self.paired]
+        return grid(columns, captions, tile_width=width, note=note, **legend(colormap, signed=signed))
 
     def film(self, class_names: Sequence[str] | None = None) -> list[NDArray[np.uint8]]:
         """Draws a clip or volume frame by frame, each beside its map: what `save` writes as .gif.
@@ -271,13 +266,8 @@ class Explanation:
 
             write_gif(path, self.film())
         elif suffix == ".npz":
-            arrays = {
-                "maps": self.maps,
-                "signed": self.signed,
-                "logits": self.logits,
-                "target": self.target,
-            }
-            found = {name: array.cpu().numpy() for name, array in arrays.items() if array is not None}
+            kept = ("maps", "signed", "logits", "target")
+            found = {name: one.cpu().numpy() for name, one in self._tensors().items() if name in kept}
             write_or_say(path, lambda file: savez(file, found))
         else:
             raise VitxError(f"an explanation is saved as .png, .gif or .npz, found {path}")

@@ -21,7 +21,7 @@ from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
 from vitx.tape.trace import Trace
 from vitx.targets.question import Asked, Question
-from vitx.targets.reading import run
+from vitx.targets.reading import located, run
 
 Target = Classes | Question
 
@@ -56,12 +56,14 @@ def follow(
             asked_for = target.put(model, images) if isinstance(target, Question) else target
             if isinstance(asked_for, Asked):
                 images = asked_for.images
+                tape.ends = None if asked_for.cells is None else {}
             pixels = images.detach().as_subclass(Tensor).clone()  # some models change their input
             recorder = Recorder(tape)
             recorder.begin(pixels)
             with recorder.recording(), nullcontext() if lens is None else lens.watch():
                 end = run(recorder, model, pixels, asked_for, inputs)
-            of_logits = cache(partial(score_of, end.value, end.total, end.output, kind))
+            end = located(end, tape, len(images), kind)
+            of_logits = cache(partial(end.score, kind))
             asked: dict[str | None, list[Score]] = {None: []}  # what is differentiated
             if any(method.gradient == "score" for method in chosen.values()):
                 asked["score"] = [of_logits()]
@@ -75,10 +77,14 @@ def follow(
                 asked["layer scores"] = [score_of(recorder.get(own), end.total, own, kind) for own in layers]
             for name, method in chosen.items():
                 reads = end.has_score and (target is not None or method.gradient is not None)
-                start = of_logits().start if reads else evenly(end.output).to(kind)
+                if end.spot is not None:
+                    start = end.spot.start
+                else:
+                    start = of_logits().start if reads else evenly(end.output).to(kind)
                 back = Backward(tape, images, start, end.value, asked[method.gradient])
                 with without_autocast(images.device):
                     found[name] = method.find(back, **methods[name])
+                end.check_grid(found[name].maps)
             channels = back.grid.channels
             if show is not None:
                 show(Trace(tape, recorder, back.passed))
@@ -96,6 +102,7 @@ def follow(
             *(one.maps, logits, about, size, images, mean, std, name, one.conservation, one.signed, channels),
             captions=captions,
             boxes=end.boxes,
+            paired=end.paired,
             objects=end.objects,
         )
     return explained

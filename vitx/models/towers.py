@@ -37,6 +37,11 @@ class Towers:
         return found if bias is None else found + bias.detach()
 
     @property
+    def sees(self) -> bool:
+        """Whether there is an image tower beside that of texts."""
+        return self._both is not None
+
+    @property
     def scales(self) -> bool:
         """Whether a softmax of the logits is what the model means."""
         return getattr(self._both, "logit_scale", None) is not None

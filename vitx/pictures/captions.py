@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vitx.models.classes import known_class_names, short
 from vitx.models.outputs import Kind, beyond, kind_of, known
 
 _AND = " + "  # between several classes
@@ -117,6 +118,24 @@ def captions_of(
     if labels is not None and labels.ndim == 1 and labels.is_floating_point():
         labels = None if logits.shape[1] > 1 else labels.long()
     return _one_class(logits, labels if labels is None or labels.ndim == 1 else None, class_names)
+
+
+def captions_said(
+    logits: Tensor, said: Sequence[str] | None, class_names: Sequence[str] | None = None
+) -> list[Caption]:
+    """Returns what a target has to say of each image, or else what was predicted.
+
+    Args:
+        logits: (B, ...).
+        said: of each image; None: nothing.
+        class_names: by default ImageNet's for 1,000 classes, else the numbers.
+    """
+    if said is not None:
+        return [Caption(one) for one in said]
+    if class_names is None and logits.ndim == 2:
+        known = known_class_names(logits.shape[1])
+        class_names = None if known is None else [short(name) for name in known]
+    return captions_of(logits, class_names=class_names)
 
 
 def _numbers(numbers: Tensor, labels: Tensor | None) -> list[Caption]:

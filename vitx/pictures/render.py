@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,6 +96,11 @@ def signed_overlays(pixels: Tensor, signed: Tensor) -> Tensor:
     scaled = scaled / torch.where(largest == 0, 1, largest)
     grey = pixels.float().mean(-1, keepdim=True).expand(pixels.shape)
     return overlays(grey.round().to(torch.uint8), (scaled + 1) / 2, SIGNED[0])
+
+
+def legend(colormap: str, *, signed: bool) -> dict[str, Any]:
+    """Returns what `grid` says of the colours: of maps with a sign, or of others in a colour map."""
+    return {"colormap": SIGNED[0], "ends": SIGNED[1]} if signed else {"colormap": colormap}
 
 
 def grid(

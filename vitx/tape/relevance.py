@@ -75,10 +75,13 @@ class Propagation:
                 self._layer |= dict.fromkeys(layer.attentions, layer)
         self._around = frozenset().union(*(layer.residuals for layer in self._layer.values()))
 
-    @torch.no_grad()
     def run(self, starts: dict[Value, Tensor], watched: Collection[Value] = ()) -> Walk:
-        """Takes relevance from some values to the image and to the model's own tokens."""
-        return walk(self._tape, starts, self._send, watched=watched)
+        """Takes relevance from some values to the image and to the model's own tokens.
+
+        What that does can be differentiated where the relevance requires a gradient.
+        """
+        with torch.set_grad_enabled(any(one.requires_grad for one in starts.values())):
+            return walk(self._tape, starts, self._send, watched=watched)
 
     def _send(self, step: Step, arrived: list[Tensor]) -> Sent:
         if isinstance(step, Attention):

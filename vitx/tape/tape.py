@@ -35,6 +35,8 @@ class Tape:
     shifted: dict[Value, tuple[Value, Kept]] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory)
     keeper: Keeper = field(default_factory=Keeper)
+    # Where it is asked for one token: what the last residual of as many elements put out, behind its norm.
+    ends: dict[int, tuple[Value, Kept]] | None = None
     residuals: int = 0  # the numbers of the values that residuals put out, as a bit set
     _first: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
@@ -65,6 +67,14 @@ class Tape:
     def same(self, found: Value, *key: Any) -> int:
         """Returns the number of the first value with this key: the same rearrangement of the same values."""
         return self._first.setdefault(key, found.number)
+
+    def end(self, found: Value, tensor: Tensor, made_of: Value | None = None) -> None:
+        """Notes what a residual put out, or what a norm made of that, as the last of as many elements."""
+        if self.ends is None:
+            return
+        count = tensor.numel()
+        if made_of is None or (count in self.ends and self.ends[count][0] is made_of):
+            self.ends[count] = found, self.keeper.keep(tensor)
 
     def clear(self) -> None:
         """Empties the tape: values and steps hold one another, and with them what was kept of the pass."""

@@ -106,6 +106,7 @@ class Step:
     gradient: Back | None = None  # from that of the outputs to that of the sources; None: it ends here
     sources: Any = None  # the values to which a gradient goes; by default, the inputs
     axes: AxesOf | None = None  # from the axes of the inputs to those of the first output
+    chooses: bool = False  # whether it takes elements at places that depend on the image
     index: int = 0  # its place on the tape
     place: tuple[str, str] | None = None  # the module that ran, and its line of code, where that is known
 

@@ -8,7 +8,9 @@ from vitx.targets.objects import best_queries
 from vitx.targets.query import Query, query
 from vitx.targets.question import Asked, Question
 from vitx.targets.region import Region, region
+from vitx.targets.similar import Similar, similar_to
 from vitx.targets.text import Text, text
+from vitx.targets.token import Token, token
 from vitx.targets.word import Answer, Word, answer, word
 
 __all__ = [
@@ -17,12 +19,16 @@ __all__ = [
     "Query",
     "Question",
     "Region",
+    "Similar",
     "Text",
+    "Token",
     "Word",
     "answer",
     "best_queries",
     "query",
     "region",
+    "similar_to",
     "text",
+    "token",
     "word",
 ]

@@ -9,13 +9,21 @@ from torch import Tensor, nn
 
 from vitx.models.given import Inputs
 from vitx.models.prediction import forward
+from vitx.tape.spot import Cells
 
 
 class Answers(NamedTuple):
-    """What a picture says of each image, and the box that it draws, (B, 4): x0, y0, x1, y1 in pixels."""
+    """What a picture says of each image.
+
+    Attributes:
+        captions: in words; None: nothing.
+        boxes: (B, 4), the box that it draws: x0, y0, x1, y1 in pixels; None: none.
+        paired: whether two images each belong together.
+    """
 
     captions: Sequence[str] | None
     boxes: Tensor | None = None
+    paired: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,18 +37,22 @@ class Asked:
     Attributes:
         images: (B, ...), what is explained: those that were given, or several copies of them, one for each
             map (`repeat_interleave`), or others beside them.
-        score: from what `forward` returned to the score of each image, (B,).
+        score: from what `forward` returned to the score of each image, (B,); None: it is that
+            of one token, at one of the `cells`.
         forward: runs the model on images and what else it was given; by default as it is, so that the score
             gets its whole output.
         captions: what a picture says of each image, from the scores; None: nothing.
-        answers: the same, and the boxes that it draws, from what `forward` returned, where that is asked.
+        answers: the same, and the boxes that it draws, from what `forward` returned.
+        cells: from the grid of the map to the cell of each image where the token lies that is asked for, see
+            `vitx.tape.spot`.
     """
 
     images: Tensor
-    score: Callable[[Any], Tensor]
+    score: Callable[[Any], Tensor] | None = None
     forward: Callable[[Any, Tensor, Inputs], Any] = forward
     captions: Callable[[Tensor], Sequence[str]] | None = None
     answers: Callable[[Any], Answers] | None = None
+    cells: Cells | None = None
 
 
 class Prepared(NamedTuple):

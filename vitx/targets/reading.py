@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 from vitx.models.given import ALONE, Inputs
 from vitx.models.prediction import Target, forward, read_logits, scores, target_classes
-from vitx.tape.output import logits_of, output_value
+from vitx.tape.output import Score, logits_of, output_value, score_of
 from vitx.tape.recorder import Recorder
+from vitx.tape.spot import Spot, find_spot
+from vitx.tape.tape import Tape
 from vitx.tape.values import Value
 from vitx.targets.objects import objects_of
-from vitx.targets.outputs import main
+from vitx.targets.outputs import described, main, mask_queries
 from vitx.targets.question import Answers, Asked
 
 
@@ -30,7 +32,9 @@ class End:
         has_score: whether there is a score.
         captions: what a picture says of each image; None: what was predicted.
         boxes: (B, 4), the box that it draws; None: none.
+        paired: whether two images each belong together.
         objects: (B, Q), how sure each query of a detector is of an object; None: it is no detector.
+        spot: the token that is asked for; None: it is asked for a score of the output.
     """
 
     value: Value
@@ -41,7 +45,23 @@ class End:
     target: Any = None
     captions: Sequence[str] | None = None
     boxes: Tensor | None = None
+    paired: bool = False
     objects: Tensor | None = None
+    spot: Spot | None = None
+
+    def score(self, kind: torch.dtype) -> Score:
+        """Differentiates the score by the output, or raises a VitxError if that cannot be done."""
+        if self.spot is not None:
+            return self.spot.score
+        return score_of(self.value, self.total, self.output, kind)
+
+    def check_grid(self, maps: Tensor) -> None:
+        """Raises a VitxError unless the grid of maps, (B, h, w), is the one in which a token was named."""
+        if self.spot is not None and tuple(maps.shape[1:]) != self.spot.grid:
+            raise VitxError(
+                f"the map has a grid of {tuple(maps.shape[1:])}, and the tokens of the last layer lie in one "
+                f"of {self.spot.grid}: ask by a score of the features of that token"
+            )
 
     def total(self, output: Tensor) -> Tensor:
         """Returns the sum of the scores of all images, from such an output."""
@@ -79,6 +99,8 @@ def run(
     if isinstance(target, Asked):
         return _answer(recorder, model, images, target, inputs)
     output = forward(model, images, inputs)
+    if mask_queries(output) is not None:
+        raise VitxError(described(output))
     logits = read_logits(output, images, recorder.made_last, inputs)
     value = output_value(recorder.tape, recorder.get(logits))
     if not callable(target):
@@ -91,6 +113,8 @@ def run(
 
 def _answer(recorder: Recorder, model: nn.Module, images: Tensor, asked: Asked, inputs: Inputs) -> End:
     output = asked.forward(model, images, inputs)
+    if asked.score is None:
+        return _unread(recorder, images, asked, output)
     score = asked.score(output)
     counts = (1, len(images)) if inputs.together else (len(images),)
     if not isinstance(score, Tensor) or score.ndim != 1 or len(score) not in counts:
@@ -104,3 +128,24 @@ def _answer(recorder: Recorder, model: nn.Module, images: Tensor, asked: Asked, 
     else:
         answers = Answers(None if asked.captions is None else asked.captions(score.detach()))
     return replace(end, **answers._asdict(), objects=objects_of(output, model))
+
+
+def _unread(recorder: Recorder, images: Tensor, asked: Asked, output: Any) -> End:
+    """Returns the end of a pass whose output is not asked for."""
+    logits = main(output)
+    logits = images.new_zeros(len(images), 0) if logits is None else logits
+    value = recorder.get(logits) or recorder.tape.values[-1]
+    answers = Answers(None) if asked.answers is None else asked.answers(output)
+    return End(value, logits, logits, None, True, asked, **answers._asdict())
+
+
+def located(end: End, tape: Tape, images: int, kind: torch.dtype) -> End:
+    """Finds the token that a question asks for, once the pass is over; the end as it is if it asks for none.
+
+    Raises:
+        VitxError: There is no such token.
+    """
+    if not isinstance(end.target, Asked) or end.target.cells is None:
+        return end
+    spot = find_spot(tape, images, end.target.cells, kind)
+    return replace(end, spot=spot, value=spot.score.value)

@@ -71,7 +71,9 @@ def _norm(
             back = (parts - parts.mean(dims, keepdim=True)).reshape(g.shape)
         return [back, *(fitted(g, one.shape) for one in own)]
 
-    return [call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])]
+    found = call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
+    tape.end(found, call.out, value)
+    return [found]
 
 
 @rule("var", "std", "linalg_vector_norm", "norm", "var_mean", "std_mean")

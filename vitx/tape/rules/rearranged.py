@@ -41,9 +41,11 @@ def moved(call: Call) -> list[Value]:
         weighing = first.kind in ("scores", "exp", "weights")
         if weighing or any(one.base == first.base and one.shape == first.shape for one in call.answers()):
             return [_chosen(call, first, weighing)]
-    return [
-        _linear(call, moves=True, fills=call.name in (*FILLING, "constant_pad_nd") or bool(call.constants()))
-    ]
+    fills = call.name in (*FILLING, "constant_pad_nd") or bool(call.constants())
+    found = _linear(call, moves=True, fills=fills)
+    assert found.made_by is not None
+    found.made_by.chooses = bool(call.answers())
+    return [found]
 
 
 def _chosen(call: Call, value: Value, weighing: bool) -> Value:

@@ -136,6 +136,7 @@ def _summed(call: Call, counted: Sequence[Value], live: Sequence[Value], options
         for attention in step.closes:
             attention.residuals.add(step)
         tape.residuals |= 1 << found.number
+        tape.end(found, call.out)
         if tape.accounts:
             # One over channels counts, which is in no layer.
             before = len(tape.layers) or any(isinstance(one, Attention) for one in tape.steps)

@@ -1,0 +1,113 @@
+"""The tokens of the last layer at a place of the map, and what the model made of them."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitx.errors import VitxError
+from vitx.tape.attention import Attention
+from vitx.tape.axes import channel_dims
+from vitx.tape.expanded import scaled
+from vitx.tape.grid import Grid
+from vitx.tape.output import Score, output_value
+from vitx.tape.relevance import Propagation
+from vitx.tape.sums import Sum
+from vitx.tape.tape import Tape
+from vitx.tape.tensors import Kept
+from vitx.tape.values import Step, Value
+from vitx.tape.walk import Sent
+
+Cells = Callable[[tuple[int, ...]], Sequence[tuple[int, ...]]]
+
+_ALL = 1 - 1e-3  # of what the token has of a place that has the most of it
+
+
+class Spot(NamedTuple):
+    """Where a way back begins: at one token of each image.
+
+    Attributes:
+        score: the squared length of its features.
+        start: the relevance, of the shape of the features, which sums to 1 for each image.
+        grid: of the map.
+    """
+
+    score: Score
+    start: Tensor
+    grid: tuple[int, ...]
+
+
+def find_spot(tape: Tape, images: int, cells_of: Cells, kind: torch.dtype) -> Spot:
+    """Finds the token of the last layer at a cell of the map of each image.
+
+    It is that of the last attention between tokens that lie in the picture, behind the MLP and the norm that
+    follow, if one operator computes that.
+
+    Args:
+        tape: of the pass, with `ends`.
+        images: how many there are.
+        cells_of: from the grid of the map to the cell of each image.
+        kind: the precision of the maps.
+
+    Raises:
+        VitxError: No tokens lie in the picture.
+    """
+    grid = Grid(tape)
+    for value, kept, channels in _ends(tape):
+        with torch.enable_grad():
+            sizes = [1 if dim in channels else size for dim, size in enumerate(value.shape)]
+            leaf = torch.ones(sizes, dtype=kind, device=kept.tensor.device, requires_grad=True)
+            maps = _lie(tape, grid, value, leaf.expand(value.shape))
+            if maps is None:
+                continue
+            shape = tuple(maps.shape[1:])
+            pairs = zip(maps, cells_of(shape), strict=True)
+            start = torch.stack([_begin(leaf, of_one[cell]) for of_one, cell in pairs]).sum(0)
+        if (start.sum() - images).abs() < 1e-3 * images:
+            output_value(tape, value)
+            features, copies = kept.tensor.to(kind), start.numel() / value.shape.numel()
+            score = Score(value, features, torch.where(start > 0, features, 0))
+            return Spot(score, scaled(start.expand(value.shape), copies), shape)
+    raise VitxError("no tokens of a layer lie in the picture as the patches of the map do: give a score")
+
+
+class _Lying(Propagation):
+    """Relevance that keeps its place: it ends where attention, or a choice by values, moves it."""
+
+    def _send(self, step: Step, arrived: list[Tensor]) -> Sent:
+        return [] if isinstance(step, Attention) or step.chooses else super()._send(step, arrived)
+
+
+def _lie(tape: Tape, grid: Grid, value: Value, sent: Tensor) -> Tensor | None:
+    """Returns what arrives in each cell of the map from some tokens, (B, h, w); None: nothing does."""
+    found = _Lying(tape, None).run({value: sent}, grid.stem)
+    pixels = found.arrived.get(tape.image)
+    if pixels is None or not pixels.requires_grad:
+        return None  # as of the queries of a decoder, which the model brings
+    return grid.map(grid.without_channels(pixels), found.passed)
+
+
+def _ends(tape: Tape) -> list[tuple[Value, Kept, list[int]]]:
+    """Returns what the layers put out in the end, last one first, and which dimensions are channels."""
+    found: dict[Value, tuple[Value, Kept, list[int]]] = {}
+    for layer in reversed(tape.layers):
+        for residual in layer.residuals:
+            out = residual.outputs[0]
+            end = (tape.ends or {}).get(out.shape.numel())
+            if end is not None and (end[0] is out or end[0].made_from(out)):
+                alike = end[0].shape == out.shape
+                found.setdefault(end[0], (*end, _channels(residual) if alike else []))
+    return [*found.values()]
+
+
+def _channels(residual: Sum) -> list[int]:
+    branch = residual.branches[0]
+    return channel_dims(branch.axes) if branch.shape == residual.outputs[0].shape else []
+
+
+def _begin(leaf: Tensor, at: Tensor) -> Tensor:
+    """Returns relevance that begins at the token that has the most of a cell, and sums to 1."""
+    (share,) = torch.autograd.grad(at, leaf, retain_graph=True, materialize_grads=True)
+    chosen = (share > 0) & (share >= _ALL * share.amax())
+    return chosen.to(share) / chosen.sum().clamp(min=1)
