@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 import vitx
 from tests import models
 from vitx.cli import COMMANDS, main
-from vitx.cli.compare import _names
 from vitx.pictures.render import TILE_WIDTH
 
 NAME = "deit_tiny_patch16_224"
@@ -129,11 +128,6 @@ class TestCompare:
         picture = Image.open(path)
         assert picture.width == 5 + 4 * (224 + 5)  # the input, two maps and their difference
         assert picture.height == 19 + 2 * (19 + 224 + 5) + 38
-
-    def test_names_are_as_short_as_they_can_be(self):
-        assert _names(["runs/a/last.ckpt", "runs/b/last.ckpt"]) == ["a/last", "b/last"]
-        assert _names(["runs/a/first.ckpt", "last.ckpt"]) == ["first", "last"]
-        assert _names(["a.ckpt", "a.ckpt"]) == ["1. a", "2. a"]
 
     def test_one_alone(self, folder, capsys):
         assert main(["compare", str(folder / "cat.png"), *options(folder, "first")]) == 2

@@ -251,7 +251,9 @@ def test_what_fabric_set_up(belongings, precision, method):
     model = Fabric(accelerator="cpu", devices=1, precision=precision).setup(plain)
     found = vitx.explain(model, belongings / "x.png", method, target=None if method == "rollout" else 1)
     assert torch.allclose(found.logits, wanted.logits, atol=0.05)
-    assert torch.allclose(found.maps, wanted.maps, atol=0.05 * wanted.maps.max())
+    # A map of evidence that all speaks against the class begins at its least patch, which is rounded, too.
+    one, other = ((e.maps if e.signed is None else e.signed) for e in (found, wanted))
+    assert torch.allclose(one, other, atol=0.05 * other.abs().max())
     tensor = vitx.explain(model, wanted.images, "rollout")  # it casts what it is given
     assert tensor.maps.shape == (1, 4, 4)
 

@@ -10,7 +10,7 @@ import pytest
 from tests.played_runs import maps, open_run, write, write_run
 from vitx import VitxError
 from vitx.cli import main
-from vitx.runs.finding import open_runs
+from vitx.runs.finding import names_apart, open_runs
 from vitx.runs.saved import read_run
 
 
@@ -124,3 +124,8 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     runs, left_out = open_runs([tmp_path])
     assert [*runs] == ["good"]
     assert left_out["closed"].endswith("closed cannot be read: permission denied")
+
+
+def test_checkpoints_are_told_apart_like_runs():
+    assert names_apart([Path("runs/a/last"), Path("runs/b/last")]) == ["a", "b"]
+    assert names_apart([Path("a"), Path("a")]) == ["a", "a (2)"]
