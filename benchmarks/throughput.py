@@ -39,7 +39,6 @@ from vitx.inputs.reading import find_pictures
 from vitx.methods import Methods
 from vitx.models.checkpoints import model_of_weights
 from vitx.models.classes import known_class_names
-from vitx.models.prediction import Target
 
 BATCH = 8
 GOALS = {"share": 0.75, "start": 1.5, "drawing": 10}
@@ -90,7 +89,7 @@ class Known(Subject):
 
     maps: dict[str, vitx.Explanation] | None = None
 
-    def explain(self, images: Tensor, methods: Methods, target: Target = None) -> dict[str, vitx.Explanation]:
+    def explain(self, images: Tensor, methods: Methods, target: Any = None) -> dict[str, vitx.Explanation]:
         """Returns those of the first batch."""
         assert self.maps is not None
         return {name: found[: len(images)] for name, found in self.maps.items()}
@@ -129,7 +128,7 @@ def _many(options: Any, files: list[Path]) -> None:
 
 def _without_model(options: Any, subject: Subject, files: list[Path], images: Tensor) -> None:
     maps = vitx.explain_methods(subject.model, images[:BATCH], [options.method])
-    known = Known(subject.model, subject.prepare, subject.classes, subject.class_names, maps)
+    known = Known(subject.model, subject.prepare, subject.classes, subject.class_names, maps=maps)
     _on(1)
     _parts(known, files[:50], options.method)
     for suffix in PICTURES:

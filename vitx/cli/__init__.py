@@ -20,6 +20,8 @@ See what a Vision Transformer looks at.
   vitx explain cat.jpg --model deit_tiny_patch16_224       what does it look at in this picture?
   vitx explain cat.jpg --model ... --method evidence       what speaks for the predicted class?
   vitx explain photos/ --model ... --resume                continue a folder where it stopped
+  vitx explain cat.jpg --hf my_clip/ --text "a cat"        what makes it like this text?
+  vitx ask cat.jpg --hf my_llava/ --prompt "What is it?"   what makes it answer so?
   vitx sweep cat.jpg --model ...                           which options suit this model?
   vitx compare cat.jpg --weights a.pth --weights b.pth ... what changed between two checkpoints?
   vitx sanity cat.jpg dog.jpg --model ...                  do the maps show what the model has learned?
@@ -29,6 +31,7 @@ See what a Vision Transformer looks at.
 """
 COMMANDS = {
     "explain": "explain pictures, one or a million",
+    "ask": "explain what a vision-language model answers",
     "sweep": "show one picture under every head fusion and several discard ratios",
     "compare": "show one picture through several checkpoints",
     "sanity": "make the model random, layer by layer: do its maps follow?",

@@ -24,6 +24,7 @@ from vitx.cli.subject import (
     load_subject,
     target_class,
 )
+from vitx.cli.texts import load_towers_of
 from vitx.errors import VitxError
 from vitx.files import PICTURES
 from vitx.functional.fusing import HEAD_FUSIONS, check_options
@@ -41,6 +42,8 @@ Explain pictures: what does the model look at?
   vitx explain cat.jpg --model deit_tiny_patch16_224 --method evidence --target tabby beagle
   vitx explain cat.jpg --model deit_tiny_patch16_224 --method evidence --target tabby --against beagle
   vitx explain cat.jpg --hf my_model/
+  vitx explain cat.jpg --hf my_clip/ --text "a cat" "a dog" --against "a wolf"
+  vitx explain cat.jpg --open-clip ViT-B-32 --weights mine.safetensors --text "a cat"
   vitx explain dance.mp4 --hf my_video_model/
   vitx explain scan.nii.gz --factory my_models.net --volume 96 96 96
   vitx explain photos/ --checkpoint last.ckpt --module train_demo.Classifier --json --save-maps
@@ -78,11 +81,14 @@ def parser() -> ArgumentParser:
 def _explained(parser: ArgumentParser) -> None:
     """Adds the options that say what is explained, and how."""
     group = parser.add_argument_group("what to explain")
-    add(group, "--method", "NAME", f"one or more of {', '.join(methods())}", nargs="+", default=[DEFAULT])
+    known = f"one or more of {', '.join(methods())} (default: {DEFAULT}, and evidence for --text)"
+    add(group, "--method", "NAME", known, nargs="+")
     target = "a number, a name or 'predicted'; one map for each"
     add(group, "--target", "CLASS", target, nargs="+", default=[PREDICTED])
     against = "explain why --target and not this class: the difference of their scores"
     add(group, "--against", "CLASS", against)
+    add(group, "--text", "TEXT", "or texts that the pictures are compared with; one map for each", nargs="+")
+    add(group, "--open-clip", "NAME", "... by a model of open_clip, its weights by --weights, or one of --hf")
     group = parser.add_argument_group("options of the methods")
     add(group, "--head-fusion", "NAME", f"{', '.join(HEAD_FUSIONS)} over the heads")
     ratio = "drop this share of the smallest entries of each layer, in [0, 1)"
@@ -112,20 +118,20 @@ def _written(group: Any) -> None:
 def run(options: Any) -> int:
     """Runs the command and returns its exit status."""
     _check(options)
+    options.method = options.method or ["evidence" if options.text else DEFAULT]
     asked = _methods(options)
-    check_target(options.target, asked, options.against)
+    check_target(options.text or options.target, asked, options.against)
     unsigned = [name for name in asked if not find_method(name).accounts]
     if options.signed and unsigned:
         raise VitxError(f"--signed needs a method with signs, and {unsigned[0]} has none: use evidence")
     folder = Path(options.output)
     files = _files(options.paths, folder)
-    subject = load_subject(options, options.weights, options.checkpoint, options.hf, methods=asked)
+    subject, targets, against = _asked(options, asked)
     files = _of_kind(files, options.paths, subject.prepare.suffixes)
-    targets = dict.fromkeys(target_class(subject, target) for target in options.target)
     if options.trace:
-        print(_trace(subject, files[0], asked, next(iter(targets)), options.max_pixels))
+        print(_trace(subject, files[0], asked, targets[0], options.max_pixels))
         return 0
-    explainer = Explainer(subject, asked, list(targets), _against(options, subject, targets))
+    explainer = Explainer(subject, asked, targets, against)
     output = _output(options, folder, files, subject)
     output.check(options.resume)
     left = output.left() if options.resume else files
@@ -145,6 +151,18 @@ def run(options: Any) -> int:
     return 1 if errors else 0
 
 
+def _asked(options: Any, asked: Methods) -> tuple[Subject, list[int | None], int | None]:
+    """Returns the model, the classes or texts that are asked for, and the one that they are held against."""
+    if options.text:
+        subject = load_towers_of(options)
+        return subject, [*range(subject.classes)], None if options.against is None else subject.classes
+    if options.open_clip is not None:
+        raise VitxError("--open-clip compares pictures with texts: add --text, as in --text 'a cat' 'a dog'")
+    subject = load_subject(options, options.weights, options.checkpoint, options.hf, methods=asked)
+    targets = dict.fromkeys(target_class(subject, target) for target in options.target)
+    return subject, list(targets), _against(options, subject, targets)
+
+
 def _trace(
     subject: Subject, file: Path, asked: Methods, target: int | None, most_pixels: int | None
 ) -> vitx.Trace:
@@ -152,7 +170,8 @@ def _trace(
     name, given = next(iter(asked.items()))
     weight = next(subject.model.parameters())
     image = subject.prepare(subject.prepare.read(file, most_pixels))[None].to(weight)
-    return vitx.trace(subject.model, image, name, target=target, **given)
+    question = None if subject.texts is None or target is None else subject.texts.at(target)
+    return vitx.trace(subject.model, image, name, target=question or target, **given)
 
 
 def _check(options: Any) -> None:
@@ -164,6 +183,8 @@ def _check(options: Any) -> None:
                 f"--{name.replace('_', '-')} is one of {', '.join(known)}, found {options[name]}: "
                 "paths come before the options"
             )
+    if options.text and options.target != [PREDICTED]:
+        raise VitxError("--text says what is asked for: leave out --target")
     if not options.output:
         raise VitxError("--output is empty: name a folder")
     if options.no_pictures and not options.save_maps and not options.json:
@@ -187,7 +208,7 @@ def _against(options: Any, subject: Subject, targets: Iterable[int | None]) -> i
 def _output(options: Any, folder: Path, files: Sequence[Path], subject: Subject) -> Output:
     product = Product(
         class_names=subject.class_names,
-        predicts=subject.classes > 0,
+        predicts=subject.classes > (0 if subject.texts is None else 1),
         picture=None if options.no_pictures else f".{options.format}",
         maps=options.save_maps == "files",
         json=options.json,
@@ -253,7 +274,7 @@ def _settings(options: Any, subject: Subject) -> str:
     names = (
         *("model", "weights", "model_options", "factory", "hf", "checkpoint", "module", "module_options"),
         *("image_size", "mean", "std", "keep_aspect", "frames", "time_axis", "volume", "class_names"),
-        *("method", "target", "against", "signed", *_OPTIONS),
+        *("method", "target", "against", "text", "open_clip", "signed", *_OPTIONS),
     )
     contents = {"weights": checksum(subject.model), "class names": crc32(str(subject.class_names).encode())}
     return json.dumps(

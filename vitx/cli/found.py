@@ -39,6 +39,7 @@ class Map:
         values: (h, w), >= 0.
         signed: (h, w), below 0 where a patch speaks against the class; None for methods without a sign.
         against: the class that it is held against, or None.
+        said: what is said of it, or None.
     """
 
     method: str
@@ -47,6 +48,7 @@ class Map:
     values: NDArray[np.floating[Any]]
     signed: NDArray[np.floating[Any]] | None = None
     against: int | None = None
+    said: str | None = None
 
     @property
     def key(self) -> str:
@@ -66,6 +68,11 @@ class Finding(Picture):
 
     logits: NDArray[np.floating[Any]]
     maps: tuple[Map, ...]
+
+    @property
+    def said(self) -> str:
+        """What is said of its maps, or nothing."""
+        return ", ".join(dict.fromkeys(one.said for one in self.maps if one.said and one.target is not None))
 
     def without_pixels(self) -> "Finding":
         """Returns the same without what takes the most room."""

@@ -25,6 +25,7 @@ from vitx.inputs.preprocessing import Preprocessing
 from vitx.methods import Methods, find_method
 from vitx.models.prediction import Target, difference
 from vitx.pictures.colours import draw
+from vitx.targets import Question
 
 _MOST_READERS, _MOST_WRITERS = 8, 16
 
@@ -100,18 +101,23 @@ class Explainer:
             yield Finding(**vars(one) | {"image": None}, logits=logits[row], maps=maps)
 
     def _explained(self, images: torch.Tensor, methods: Methods, target: int | None) -> list[Explanation]:
-        score: Target = target
-        if target is not None and self.against is not None:
+        texts = self.subject.texts
+        score: Target | Question = target
+        if texts is not None and target is not None:
+            score = texts.at(target)
+        elif target is not None and self.against is not None:
             score = difference(target, self.against)
         return [found.cpu() for found in self.subject.explain(images, methods, score).values()]
 
     def _map(self, found: Explanation, asked: int | None, row: int) -> Map:
         against = self.against if found.method in self.for_a_class else None
-        target = asked if against is not None else None  # which the target function hides
+        hidden = against is not None or self.subject.texts is not None  # by a target function, or a question
+        target = asked if hidden and found.method in self.for_a_class else None
         if found.target is not None:
             target = int(found.target[row])
         signed = None if found.signed is None else found.signed[row].numpy()
-        return Map(found.method, target, asked, found.maps[row].numpy(), signed, against)
+        said = None if found.captions is None else found.captions[row]
+        return Map(found.method, target, asked, found.maps[row].numpy(), signed, against, said)
 
 
 def predict(

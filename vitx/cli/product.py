@@ -142,12 +142,16 @@ class Product:
         return render.overlays(pixels, render.heatmaps(values, tuple(pixels.shape[1:-1])))
 
     def _caption(self, finding: Finding) -> Caption:
+        if finding.said:
+            return Caption(finding.said)
         if not self.predicts:
             return Caption("features, no classes")
         return captions_of(torch.from_numpy(finding.logits)[None], class_names=self._short_names)[0]
 
     def _question(self, finding: Finding) -> str:
         """What the maps say of two classes, or nothing."""
+        if finding.said:
+            return ""
         asked = {one.target: one.against for one in finding.maps if one.against is not None}
         if not asked:
             return ""
@@ -161,12 +165,15 @@ class Product:
         best = int(shares.argmax()) if self.predicts else None
 
         def known(index: int | None) -> tuple[str | None, float | None]:
-            return (None, None) if index is None else (self._full_name(index), round(shares[index].item(), 6))
+            if index is None:
+                return None, None
+            return self._full_name(index), round(shares[index].item(), 6) if self.predicts else None
 
         maps: list[dict[str, Any]] = []
         for one in finding.maps:
             name, share = known(one.target)
             facts = {"method": one.method, "target": one.target, "target_name": name}
+            facts |= {} if one.said is None or one.target is None else {"said": one.said}
             maps.append(facts | {"target_probability": share})
             if one.against is not None:
                 maps[-1] |= {"against": one.against, "against_name": self._full_name(one.against)}

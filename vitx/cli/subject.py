@@ -23,6 +23,7 @@ from vitx.models.classes import find_class, known_class_names, read_class_names,
 from vitx.models.hub import load_hugging_face
 from vitx.models.own import load_module, make_model
 from vitx.models.prediction import Target
+from vitx.targets import Question, Text
 
 ROLLOUT: Methods = {"rollout": {}}
 PREDICTED = "predicted"
@@ -32,24 +33,30 @@ PREDICTED = "predicted"
 class Subject:
     """A model with what is known of it.
 
+    Of a model that compares images with texts, the texts are its classes.
+
     Attributes:
         model: whose attention is explained.
         prepare: how it wants its images.
         classes: how many it tells apart; 0 for a backbone without a head, which puts out features.
         class_names: the full name of each, or None.
+        texts: those that images are compared with, or None.
     """
 
     model: nn.Module
     prepare: Preprocessing
     classes: int
     class_names: tuple[str, ...] | None
+    texts: Text | None = None
 
     @cached_property
     def short_names(self) -> list[str] | None:
         """The first synonym of each class, or None."""
         return None if self.class_names is None else [short(name) for name in self.class_names]
 
-    def explain(self, images: Tensor, methods: Methods, target: Target = None) -> dict[str, vitx.Explanation]:
+    def explain(
+        self, images: Tensor, methods: Methods, target: Target | Question = None
+    ) -> dict[str, vitx.Explanation]:
         """Explains prepared images, (B, C, H, W), by each method; target None is the predicted class."""
         found = vitx.explain_methods(self.model, images, methods, target=target)
         mean, std = self.prepare.mean, self.prepare.std  # the model may declare others
@@ -194,10 +201,16 @@ def _check(options: Any, weights: str | None, checkpoint: str | None, hf: str | 
             raise VitxError(f"--{name}-options are for {kinds}: leave them out")
     if weights is not None and (checkpoint or hf):
         raise VitxError(f"--{'hf' if hf else 'checkpoint'} has weights of its own: leave out --weights")
+    if hf is not None:
+        check_sizes(options, "--hf")
+
+
+def check_sizes(options: Any, kind: str) -> None:
+    """Raises a VitxError if it is said how images are prepared, which a kind of model knows itself."""
     own = [name for name in ("image_size", "mean", "std", "keep_aspect", "frames", "volume") if options[name]]
-    if hf is not None and own:
+    if own:
         option = own[0].replace("_", "-")
-        raise VitxError(f"--hf uses the image processor of the model: leave out --{option}")
+        raise VitxError(f"{kind} uses the image processor of the model: leave out --{option}")
 
 
 def _model(options: Any, weights: str | None, checkpoint: str | None) -> nn.Module:

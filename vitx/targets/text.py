@@ -12,7 +12,7 @@ from vitx.models.outputs import Kind
 from vitx.models.towers import Towers
 from vitx.targets.question import Answers, Asked, Question
 
-Maps = Literal["all", "nearest", "own"]
+Maps = Literal["all", "nearest", "own"] | int  # or the place of one text
 _SIMILAR, _LOGITS = "similarities", "logits"  # what the comparison puts out
 
 
@@ -57,7 +57,7 @@ class Text(Question):
             raise VitxError(
                 f"give at least one text, against one other, found {len(texts)} and {len(others)}"
             )
-        if maps not in ("all", "nearest", "own"):
+        if not isinstance(maps, int) and maps not in ("all", "nearest", "own"):
             raise VitxError(f'maps must be "all", "nearest" or "own", found {maps!r}')
         self.texts, self.against, self.tokenizer, self.maps = [*texts], others, tokenizer, maps
 
@@ -77,6 +77,10 @@ class Text(Question):
         """Returns the same of some of the images."""
         texts = self.texts[images] if self.maps == "own" else self.texts
         return self._with(texts, self.maps)
+
+    def at(self, place: int) -> "Text":
+        """Returns the same with a map for one of the texts alone."""
+        return self._with(self.texts, place)
 
     def one_each(self) -> "Text":
         """Returns the same with one map for each image: of several texts, that of the nearest one."""
@@ -116,6 +120,8 @@ class Text(Question):
             }
 
         def which(similar: Tensor) -> Tensor:
+            if isinstance(self.maps, int):
+                return torch.full_like(places, self.maps)
             return similar.detach().argmax(1) if self.maps == "nearest" else places
 
         def score(found: Mapping[str, Tensor]) -> Tensor:
