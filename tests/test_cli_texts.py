@@ -19,12 +19,8 @@ from vitx.inputs.processors import load_processor
 def folder(tmp_path_factory):
     """Models that are saved with all that belongs to them, and a picture."""
     folder = tmp_path_factory.mktemp("models")
-    texts.built("CLIP").save_pretrained(folder / "clip")
-    texts.tokenizer().save_pretrained(folder / "clip")
-    size = {"shortest_edge": 32}, {"height": 32, "width": 32}
-    transformers.CLIPImageProcessor(size=size[0], crop_size=size[1]).save_pretrained(folder / "clip")
-    vision_language.built("LLaVA").save_pretrained(folder / "llava")
-    vision_language.processor("LLaVA").save_pretrained(folder / "llava")
+    texts.save_clip(folder / "clip")
+    vision_language.save("LLaVA", folder / "llava")
     Image.effect_noise((40, 32), 80).convert("RGB").save(folder / "cat.png")
     Image.effect_noise((32, 32), 80).convert("RGB").save(folder / "dog.png")
     return folder

@@ -1,6 +1,7 @@
 """Tiny models of images and texts with random weights, and tokenizers of a few words."""
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,3 +60,11 @@ def built(kind: str) -> nn.Module:
     if kind == "Siglip2":
         seen.pop("image_size")
     return getattr(transformers, f"{kind}Model")(config(text_config=TEXT, vision_config=seen, **size)).eval()
+
+
+def save_clip(folder: Path) -> None:
+    """Saves a model as people have it: with its tokenizer and its image processor."""
+    built("CLIP").save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    size = {"shortest_edge": 32}, {"height": 32, "width": 32}
+    transformers.CLIPImageProcessor(size=size[0], crop_size=size[1]).save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -295,3 +296,9 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
 def processor(name: str) -> Any:
     """Makes the processor of a family once."""
     return PROCESSORS[name]()
+
+
+def save(name: str, folder: Path) -> None:
+    """Saves a model as people have it: with its processor."""
+    built(name).save_pretrained(folder)
+    processor(name).save_pretrained(folder)
