@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from vitx.errors import VitxError
 
-# Whose processors want the pictures of each prompt by themselves; others want all of them in one list.
-_NESTED = "Idefics", "SmolVLM", "PaliGemma"
 _BEFORE = "PaliGemma"  # whose processor parts pictures and prompt itself
 _MARKED = "Qwen"  # whose pictures stand between marks
 _NO_INPUTS = frozenset(("labels",))
@@ -60,8 +58,7 @@ def with_prompt(
     kind = type(processor).__name__
     try:
         text = _text(processor, len(pictures), prompt)
-        images: Any = [[*pictures]] if kind.startswith(_NESTED) else [*pictures]
-        found = processor(images=images, text=[text], return_tensors="pt")
+        found = _processed(processor, [*pictures], text)
     except Exception as error:  # each kind has its own
         said = str(error).split("\n")[0]
         raise VitxError(
@@ -74,6 +71,17 @@ def with_prompt(
         for name, one in found.items()
         if name not in _NO_INPUTS
     }
+
+
+def _processed(processor: Any, pictures: list[Image.Image], text: str) -> Any:
+    """Some processors want the pictures of each prompt by themselves, and some all of them in one list."""
+    try:
+        return processor(images=[pictures], text=[text], return_tensors="pt")
+    except Exception as error:  # each kind has its own
+        try:
+            return processor(images=pictures, text=[text], return_tensors="pt")
+        except Exception:
+            raise error from None
 
 
 def scale_of(processor: Any) -> tuple[Sequence[float], Sequence[float]]:

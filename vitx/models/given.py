@@ -74,9 +74,9 @@ def read_inputs(model: nn.Module, inputs: Any, image: str | None = None) -> tupl
     name = _image_name(inputs, image)
     given, others = inputs[name].detach(), {key: value for key, value in inputs.items() if key != name}
     asks = any(others.get(key) is not None for key in TEXT_NAMES)
-    if given.ndim == 5 and asks:  # several pictures, or several parts of each
+    if given.ndim > 4 and asks:  # several pictures, or several parts of each
         shape = given.shape
-        return given.flatten(0, 1), Inputs(name, others, lambda images: images.view(shape), together=True)
+        return given.flatten(0, -4), Inputs(name, others, lambda images: images.view(shape), together=True)
     if (patches := patches_of(model, given, others)) is None:
         return given, Inputs(name, others, together=asks)
     together = asks or len({*patches.grids}) > 1

@@ -146,6 +146,11 @@ class Answer(_Prompted):
         ids = _ids(inputs)
         if len(ids) > 1:
             raise VitxError(f"an answer is explained to one prompt, found {len(ids)}")
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise VitxError(
+                f"{type(model).__name__} writes its answer apart from the prompt: ask for a word, by inputs= "
+                "with its decoder_input_ids"
+            )
         if (generate := getattr(model, "generate", None)) is None:
             raise VitxError(f"{type(model).__name__} says no words: it has no generate")
         from vitx.inputs.processors import quiet
