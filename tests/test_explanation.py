@@ -69,7 +69,7 @@ def test_saved_as_a_picture(found, tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jpg", "a"])
 def test_other_kinds_of_file(found, tmp_path, name):
-    with pytest.raises(VitxError, match=r"saved as \.png, \.gif or \.npz"):
+    with pytest.raises(VitxError, match=r"saved as \.png, \.html, \.gif or \.npz"):
         found.save(tmp_path / name)
 
 

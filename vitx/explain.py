@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -107,10 +109,24 @@ def explain_methods(
     if isinstance(images, DataLoader) and inputs is None:
         return _explain_loader(model, images, asked, target)
     tensor, given, prepare = _prepared(model, images, inputs, image, target)
-    found = _explain_batch(model, tensor, asked, target, given)
-    if prepare is None:
-        return found
-    return {name: replace(one, mean=prepare.mean, std=prepare.std) for name, one in found.items()}
+    scale = {} if prepare is None else {"mean": prepare.mean, "std": prepare.std}
+    found = {}
+    for name, one in _explain_batch(model, tensor, asked, target, given).items():
+        viewer = None if given.others or given.together else partial(_view, ref(model), asked[name], target)
+        found[name] = replace(one, viewer=viewer, **scale)
+    return found
+
+
+def _view(
+    model: "ref[nn.Module]", options: Mapping[str, Any], target: Target, explanation: Explanation
+) -> Any:
+    """Makes the page of an explanation."""
+    from vitx.viewer.viewing import view
+
+    alive = model()
+    if alive is None:
+        raise VitxError("the model that was explained is gone: keep it as long as you view what it does")
+    return view(alive, explanation, options, target, explain_methods)
 
 
 def trace(

@@ -1,7 +1,7 @@
 """What a method found in a batch of images, and how to look at it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ class Explanation:
         boxes: (B, 4), what the target is about: x0, y0, x1, y1 in pixels; None: it is no box.
         paired: whether two images each belong together, as those of `vitx.targets.similar_to`.
         objects: (B, Q), how sure each query of a detector is of an object; None: it is no detector.
+        viewer: makes the page of `view`; it holds the model weakly. None: there is none.
     """
 
     maps: Tensor
@@ -66,11 +67,16 @@ class Explanation:
     boxes: Tensor | None = None
     paired: bool = False
     objects: Tensor | None = None
+    viewer: "Callable[[Explanation], Any] | None" = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what belongs to the model, which may be gone where this is read."""
+        return vars(self) | {"viewer": None}
 
     def cpu(self) -> "Explanation":
         """Returns the same in host memory, without the images."""
         kept: dict[str, Any] = {name: one.cpu() for name, one in self._tensors().items() if name != "images"}
-        return replace(self, **(kept | {"images": None}))
+        return replace(self, **(kept | {"images": None, "viewer": None}))
 
     def _tensors(self) -> dict[str, Tensor]:
         """Returns what has a row for each image, by the names of the fields."""
@@ -249,18 +255,36 @@ class Explanation:
             for frame in range(pixels.shape[1])
         ]
 
+    def view(self) -> Any:
+        """Makes a page to click: which patch looks where, in which layer, by which head.
+
+        A notebook shows it, and its `save` writes it: one file, without a network. The attention is recorded
+        anew, so that no explanation keeps it: the model has to be there still, and the same.
+
+        Raises:
+            VitxError: The model or the images are gone, or there is nothing that can be pointed at.
+        """
+        if self.viewer is None or self.images is None:
+            raise VitxError(
+                "a page needs the model and the images, and this explanation has none, as that of a "
+                "DataLoader, of .cpu(), or of a file: explain some images, and view that"
+            )
+        return self.viewer(self)
+
     def save(self, path: str | Path) -> None:
-        """Writes a picture (.png), a film of the frames (.gif), or all that was found as arrays (.npz).
+        """Writes a picture (.png), a page to click (.html), a film of the frames (.gif), or arrays (.npz).
 
         The file is whole, or there is none.
 
         Raises:
-            VitxError: The name ends otherwise, or the file cannot be written.
+            VitxError: The name ends otherwise, or the file cannot be written; or as for `view`.
         """
         path = Path(path)
         suffix = path.suffix.lower()
         if suffix == ".png":
             write_png(path, self.picture())
+        elif suffix == ".html":
+            self.view().save(path)
         elif suffix == ".gif":
             from vitx.pictures.gif import write_gif
 
@@ -270,7 +294,7 @@ class Explanation:
             found = {name: one.cpu().numpy() for name, one in self._tensors().items() if name in kept}
             write_or_say(path, lambda file: savez(file, found))
         else:
-            raise VitxError(f"an explanation is saved as .png, .gif or .npz, found {path}")
+            raise VitxError(f"an explanation is saved as .png, .html, .gif or .npz, found {path}")
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows; nothing where the images were not kept."""
@@ -297,4 +321,4 @@ def join(parts: Sequence[Explanation]) -> Explanation:
         for name in dict.fromkeys(name for one in tensors for name in one)
     }
     said = [one for part in parts for one in part.captions or ()]
-    return replace(parts[0], **(kept | {"images": None}), captions=said or None)
+    return replace(parts[0], **(kept | {"images": None, "viewer": None}), captions=said or None)

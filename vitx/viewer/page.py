@@ -1,0 +1,110 @@
+"""The page: one file that holds pictures, maps and attention, and needs nothing else."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vitx.errors import VitxError
+from vitx.files import PICTURES, write_or_say
+from vitx.viewer.packing import encoded
+
+_PALETTES = "inferno", "viridis", "cividis", "gray"
+_EDGE = {True: 448, False: 224}  # pixels of a picture, if there is one, and of each of several frames
+_MOST_COLUMNS = 4  # of frames
+_LARGEST = 200 * 2**20  # bytes of a page, beyond which browsers give up
+
+
+@dataclass(frozen=True, repr=False)
+class Page:
+    """A page that a notebook shows, and that `save` writes.
+
+    Attributes:
+        html: all of it.
+    """
+
+    html: str
+
+    def save(self, path: str | Path) -> None:
+        """Writes it as one file.
+
+        Raises:
+            VitxError: The file cannot be written.
+        """
+        write_or_say(Path(path), lambda file: file.write(self.html.encode()))
+
+    def _repr_html_(self) -> str:
+        source = html.escape(self.html)
+        return f'<iframe srcdoc="{source}" style="width: 100%; height: 56rem; border: 0"></iframe>'
+
+
+def page(name: str, images: Sequence[Mapping[str, Any]], methods: Sequence[tuple[str, str]]) -> Page:
+    """Fills the template.
+
+    Args:
+        name: of the model.
+        images: what is shown of each, by the names that the template reads.
+        methods: names and titles.
+
+    Raises:
+        VitxError: It would be too large for a browser.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from vitx.pictures.render import OVERLAY_STRENGTH, SIGNED, palette
+
+    tables = {one: encoded(torch.from_numpy(palette(one))) for one in (*_PALETTES, SIGNED[0])}
+    data = {"images": images, "methods": methods, "palettes": tables}
+    template = Environment(
+        loader=PackageLoader("vitx.viewer", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("page.html.jinja")
+    filled = template.render(
+        name=name, data=data, palettes=_PALETTES, signed=SIGNED[0], strength=OVERLAY_STRENGTH
+    )
+    if len(filled) > _LARGEST:
+        raise VitxError(
+            f"the page would have {len(filled) / 2**20:.0f} MiB, and browsers take {_LARGEST >> 20}: "
+            "show fewer images, as explanation[:1].view()"
+        )
+    return Page(filled)
+
+
+def sheet(pixels: NDArray[np.uint8], frames: int) -> dict[str, Any]:
+    """Draws a picture, (H, W, 3), or so many frames of a clip, (T, H, W, 3), and says how they lie."""
+    from PIL import Image
+
+    if pixels.ndim == 3:
+        pixels = pixels[None]
+    frames = min(frames, len(pixels))
+    places = [int((at + 0.5) * len(pixels) / frames) for at in range(frames)]
+    edge = _EDGE[frames == 1]
+    zoom = edge / max(pixels.shape[1:3])
+    width, height = (max(1, round(zoom * size)) for size in pixels.shape[2:0:-1])
+    columns = min(frames, _MOST_COLUMNS)
+    whole = Image.new("RGB", (columns * width, ceil(frames / columns) * height))
+    way = Image.Resampling.LANCZOS if zoom < 2 else Image.Resampling.NEAREST
+    for number, place in enumerate(places):
+        tile = Image.fromarray(pixels[place]).resize((width, height), way)
+        whole.paste(tile, (number % columns * width, number // columns * height))
+    written = BytesIO()
+    whole.save(written, **PICTURES[".jpg"])
+    return {
+        "picture": f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}",
+        "sheet": whole.size,
+        "width": width,
+        "height": height,
+        "frames": frames,
+        "columns": columns,
+    }
