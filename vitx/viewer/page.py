@@ -20,6 +20,7 @@ from vitx.viewer.packing import encoded
 _PALETTES = "inferno", "viridis", "cividis", "gray"
 _EDGE = {True: 448, False: 224}  # pixels of a picture, if there is one, and of each of several frames
 _MOST_COLUMNS = 4  # of frames
+_GAP = 6  # pixels between frames
 _LARGEST = 200 * 2**20  # bytes of a page, beyond which browsers give up
 
 
@@ -93,16 +94,18 @@ def sheet(pixels: NDArray[np.uint8], frames: int) -> dict[str, Any]:
     zoom = edge / max(pixels.shape[1:3])
     width, height = (max(1, round(zoom * size)) for size in pixels.shape[2:0:-1])
     columns = min(frames, _MOST_COLUMNS)
-    whole = Image.new("RGB", (columns * width, ceil(frames / columns) * height))
+    step = (width + _GAP, height + _GAP)
+    whole = Image.new("RGB", (columns * step[0] - _GAP, ceil(frames / columns) * step[1] - _GAP), "gray")
     way = Image.Resampling.LANCZOS if zoom < 2 else Image.Resampling.NEAREST
     for number, place in enumerate(places):
         tile = Image.fromarray(pixels[place]).resize((width, height), way)
-        whole.paste(tile, (number % columns * width, number // columns * height))
+        whole.paste(tile, (number % columns * step[0], number // columns * step[1]))
     written = BytesIO()
     whole.save(written, **PICTURES[".jpg"])
     return {
         "picture": f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}",
         "sheet": whole.size,
+        "step": step,
         "width": width,
         "height": height,
         "frames": frames,
