@@ -23,7 +23,7 @@ def test_it_is_the_logit_by_hand(name):
         return output.logits[torch.arange(2), index, 2]
 
     found = check(model, images, query(index, 2), score, ("rollout", "evidence"))["evidence"]
-    assert found.captions[0].startswith("query 1: 2 ")
+    assert found.captions[0].startswith("query 1: class 2 ")
     output = model(images)
     x, y, width, height = (output.pred_boxes[0, 1] * images.shape[-1]).tolist()
     wanted = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]

@@ -2,13 +2,14 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 from jsonargparse import ArgumentParser
+from torch import Tensor
 
 import vitx
 from vitx.cli.delivery import SHARD
@@ -16,6 +17,8 @@ from vitx.cli.formatting import HelpFormatter, add, check_least
 from vitx.cli.many import Explainer, Pace, Place, one_device, predict
 from vitx.cli.output import Output
 from vitx.cli.product import Product
+from vitx.cli.questions import add_questions
+from vitx.cli.questions import asked as asking
 from vitx.cli.subject import (
     PREDICTED,
     Subject,
@@ -44,6 +47,8 @@ Explain pictures: what does the model look at?
   vitx explain cat.jpg --hf my_model/
   vitx explain cat.jpg --hf my_clip/ --text "a cat" "a dog" --against "a wolf"
   vitx explain cat.jpg --open-clip ViT-B-32 --weights mine.safetensors --text "a cat"
+  vitx explain cat.jpg --model deit_tiny_patch16_224 --patch 7 4
+  vitx explain street.jpg --hf my_detector/ --objects 3
   vitx explain dance.mp4 --hf my_video_model/
   vitx explain scan.nii.gz --factory my_models.net --volume 96 96 96
   vitx explain photos/ --checkpoint last.ckpt --module train_demo.Classifier --json --save-maps
@@ -89,6 +94,7 @@ def _explained(parser: ArgumentParser) -> None:
     add(group, "--against", "CLASS", against)
     add(group, "--text", "TEXT", "or texts that the pictures are compared with; one map for each", nargs="+")
     add(group, "--open-clip", "NAME", "... by a model of open_clip, its weights by --weights, or one of --hf")
+    add_questions(group)
     group = parser.add_argument_group("options of the methods")
     add(group, "--head-fusion", "NAME", f"{', '.join(HEAD_FUSIONS)} over the heads")
     ratio = "drop this share of the smallest entries of each layer, in [0, 1)"
@@ -119,19 +125,21 @@ def run(options: Any) -> int:
     """Runs the command and returns its exit status."""
     _check(options)
     options.method = options.method or ["evidence" if options.text else DEFAULT]
-    asked = _methods(options)
-    check_target(options.text or options.target, asked, options.against)
+    asked, questions = _methods(options), asking(options)
+    if not questions:
+        check_target(options.text or options.target, asked, options.against)
     unsigned = [name for name in asked if not find_method(name).accounts]
     if options.signed and unsigned:
         raise VitxError(f"--signed needs a method with signs, and {unsigned[0]} has none: use evidence")
     folder = Path(options.output)
     files = _files(options.paths, folder)
-    subject, targets, against = _asked(options, asked)
+    subject, targets, against = _asked(options, None if questions else asked)
     files = _of_kind(files, options.paths, subject.prepare.suffixes)
     if options.trace:
-        print(_trace(subject, files[0], asked, targets[0], options.max_pixels))
+        put = questions[0].put if questions else partial(_put, targets[0])
+        print(_trace(subject, files[0], asked, put, options.max_pixels))
         return 0
-    explainer = Explainer(subject, asked, targets, against)
+    explainer = Explainer(subject, asked, targets, against, questions)
     output = _output(options, folder, files, subject)
     output.check(options.resume)
     left = output.left() if options.resume else files
@@ -151,7 +159,7 @@ def run(options: Any) -> int:
     return 1 if errors else 0
 
 
-def _asked(options: Any, asked: Methods) -> tuple[Subject, list[int | None], int | None]:
+def _asked(options: Any, asked: Methods | None) -> tuple[Subject, list[int | None], int | None]:
     """Returns the model, the classes or texts that are asked for, and the one that they are held against."""
     if options.text:
         subject = load_towers_of(options)
@@ -164,14 +172,22 @@ def _asked(options: Any, asked: Methods) -> tuple[Subject, list[int | None], int
 
 
 def _trace(
-    subject: Subject, file: Path, asked: Methods, target: int | None, most_pixels: int | None
+    subject: Subject,
+    file: Path,
+    asked: Methods,
+    put: Callable[[Subject, Tensor], Any],
+    most_pixels: int | None,
 ) -> vitx.Trace:
     """Records the pass of one picture, and the way back of the first method."""
     name, given = next(iter(asked.items()))
     weight = next(subject.model.parameters())
     image = subject.prepare(subject.prepare.read(file, most_pixels))[None].to(weight)
-    question = None if subject.texts is None or target is None else subject.texts.at(target)
-    return vitx.trace(subject.model, image, name, target=question or target, **given)
+    return vitx.trace(subject.model, image, name, target=put(subject, image), **given)
+
+
+def _put(target: int | None, subject: Subject, images: Tensor) -> Any:
+    """Returns a class, or the text that stands for one."""
+    return target if subject.texts is None or target is None else subject.texts.at(target)
 
 
 def _check(options: Any) -> None:
@@ -274,7 +290,8 @@ def _settings(options: Any, subject: Subject) -> str:
     names = (
         *("model", "weights", "model_options", "factory", "hf", "checkpoint", "module", "module_options"),
         *("image_size", "mean", "std", "keep_aspect", "frames", "time_axis", "volume", "class_names"),
-        *("method", "target", "against", "text", "open_clip", "signed", *_OPTIONS),
+        *("method", "target", "against", "text", "open_clip", "patch", "region", "objects", "signed"),
+        *_OPTIONS,
     )
     contents = {"weights": checksum(subject.model), "class names": crc32(str(subject.class_names).encode())}
     return json.dumps(

@@ -40,6 +40,8 @@ class Map:
         signed: (h, w), below 0 where a patch speaks against the class; None for methods without a sign.
         against: the class that it is held against, or None.
         said: what is said of it, or None.
+        question: what its target is called among the arrays, where that is no class.
+        box: that it is about, (x0, y0, x1, y1) in pixels of the model's image; None: none.
     """
 
     method: str
@@ -49,10 +51,14 @@ class Map:
     signed: NDArray[np.floating[Any]] | None = None
     against: int | None = None
     said: str | None = None
+    question: str = ""
+    box: tuple[float, ...] | None = None
 
     @property
     def key(self) -> str:
         """What it is called among the arrays of a picture."""
+        if self.question:
+            return f"{self.method}_{self.question}"
         key = self.method if self.target is None else f"{self.method}_{self.target}"
         return key if self.against is None else f"{key}_not_{self.against}"
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from vitx.cli.delivery import Delivery
 from vitx.cli.found import Finding, Map, Picture
 from vitx.cli.output import Output
+from vitx.cli.questions import Asking
 from vitx.cli.subject import Subject
 from vitx.cli.threads import give_way
 from vitx.errors import VitxError, in_words
@@ -75,12 +76,18 @@ class Explainer:
         methods: the options of each method, by its name.
         targets: the classes; None is the predicted one.
         against: the class that each of them is held against, or None.
+        questions: in place of classes.
     """
 
     def __init__(
-        self, subject: Subject, methods: Methods, targets: Sequence[int | None], against: int | None = None
+        self,
+        subject: Subject,
+        methods: Methods,
+        targets: Sequence[int | None],
+        against: int | None = None,
+        questions: Sequence[Asking] = (),
     ) -> None:
-        self.subject, self.targets, self.against = subject, targets, against
+        self.subject, self.targets, self.against, self.questions = subject, targets, against, questions
         self.for_a_class = {name: methods[name] for name in methods if find_method(name).gradient}
         self.plain = {name: methods[name] for name in methods if name not in self.for_a_class}
 
@@ -91,6 +98,9 @@ class Explainer:
         images = torch.stack([picture.image for picture in pictures if picture.image is not None])
         weight = next(self.subject.model.parameters(), images)
         images = images.to(weight.device, weight.dtype)
+        if self.questions:
+            yield from self._answers(pictures, images)
+            return
         first, *others = self.targets
         asked = [(first, one) for one in self._explained(images, self.plain | self.for_a_class, first)]
         for target in others if self.for_a_class else ():
@@ -99,6 +109,17 @@ class Explainer:
         for row, one in enumerate(pictures):
             maps = tuple(self._map(found, target, row) for target, found in asked)
             yield Finding(**vars(one) | {"image": None}, logits=logits[row], maps=maps)
+
+    def _answers(self, pictures: Sequence[Picture], images: torch.Tensor) -> Iterator[Finding]:
+        """Yields what answers the questions of each picture."""
+        methods, answers = self.plain | self.for_a_class, []
+        for one in self.questions:
+            found = self.subject.explain(images, methods, one.put(self.subject, images))
+            answers += [(one.name, explanation.cpu()) for explanation in found.values()]
+        logits = answers[0][1].logits.reshape(len(pictures), -1).numpy()
+        for row, picture in enumerate(pictures):
+            maps = tuple(_answer(name, found, row) for name, found in answers)
+            yield Finding(**vars(picture) | {"image": None}, logits=logits[row], maps=maps)
 
     def _explained(self, images: torch.Tensor, methods: Methods, target: int | None) -> list[Explanation]:
         texts = self.subject.texts
@@ -118,6 +139,14 @@ class Explainer:
         signed = None if found.signed is None else found.signed[row].numpy()
         said = None if found.captions is None else found.captions[row]
         return Map(found.method, target, asked, found.maps[row].numpy(), signed, against, said)
+
+
+def _answer(question: str, found: Explanation, row: int) -> Map:
+    signed = None if found.signed is None else found.signed[row].numpy()
+    box = None if found.boxes is None else tuple(found.boxes[row].tolist())
+    said = found.captions[row] if found.captions else ""
+    values = found.maps[row].numpy()
+    return Map(found.method, None, None, values, signed, question=question, said=said, box=box)
 
 
 def predict(

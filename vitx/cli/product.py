@@ -103,6 +103,7 @@ class Product:
             if first.target is not None:
                 name = first.key if first.asked is not None else f"{name}_predicted"
                 arrays[f"{name}_target"] = np.array([one.target for one in maps])
+            name = first.key if first.question else name
             arrays[name] = np.stack([self._values(one) for one in maps])
         write_or_say(path, partial(savez, arrays=arrays))
 
@@ -114,12 +115,17 @@ class Product:
         drawn = {title: self._overlay(pixels, one) for title, one in titled.items()}
         maps = {title: torch.from_numpy(one.values)[None] for title, one in titled.items()}
         slices = slices_of(tuple(pixels.shape[1:-1]), self.channels)
-        columns = laid_out(pixels, drawn, maps, slices)
+        signed = {
+            title: None if one.signed is None else torch.from_numpy(one.signed)[None]
+            for title, one in titled.items()
+        }
+        columns = laid_out(pixels, drawn, maps, slices, signed)
         legend: dict[str, Any] = (
             {"colormap": render.SIGNED[0], "ends": render.SIGNED[1]} if self.signed else {}
         )
         captions = [self._caption(finding)]
-        note = "; ".join(filter(None, (self._question(finding), finding.note)))
+        question = "" if finding.maps[0].question else self._question(finding)  # which titles say
+        note = "; ".join(filter(None, (question, finding.note)))
         return render.grid(columns, captions, tile_width=tile_width(columns, slices), note=note, **legend)
 
     def columns(self, finding: Finding) -> list[str]:
@@ -127,8 +133,11 @@ class Product:
         several_methods = len({one.method for one in finding.maps if one.target is not None}) > 1
         several_targets = len({one.target for one in finding.maps} - {None}) > 1
         titles = []
+        several_ways = len({one.method for one in finding.maps}) > 1
         for one in finding.maps:
             title = title_of(one.method)
+            if one.question:
+                title = f"{title}, {one.said}" if several_ways else f"{one.said}"
             if one.target is not None and several_targets:
                 named = f"for {self._short_name(one.target)}, {_shares(finding)[one.target]:.0%}"
                 title = f"{title} {named}" if several_methods else named
@@ -137,21 +146,26 @@ class Product:
 
     def _overlay(self, pixels: Tensor, one: Map) -> Tensor:
         values = torch.from_numpy(self._values(one))[None]
+        size = tuple(pixels.shape[1:-1])
         if self.signed:
-            return render.signed_overlays(pixels, values)
-        return render.overlays(pixels, render.heatmaps(values, tuple(pixels.shape[1:-1])))
+            drawn = render.signed_overlays(pixels, values)
+        else:
+            drawn = render.overlays(pixels, render.heatmaps(values, size))
+        return drawn if one.box is None else render.outlined(drawn, torch.tensor([one.box]), size)
 
     def _caption(self, finding: Finding) -> Caption:
         if finding.said:
             return Caption(finding.said)
         if not self.predicts:
-            return Caption("features, no classes")
+            return Caption("" if finding.maps[0].question else "features, no classes")
         return captions_of(torch.from_numpy(finding.logits)[None], class_names=self._short_names)[0]
 
     def _question(self, finding: Finding) -> str:
-        """What the maps say of two classes, or nothing."""
+        """What the maps answer that is not what one class has, or nothing."""
         if finding.said:
             return ""
+        if finding.maps[0].question:
+            return "; ".join(dict.fromkeys(one.said for one in finding.maps if one.said))
         asked = {one.target: one.against for one in finding.maps if one.against is not None}
         if not asked:
             return ""
@@ -175,6 +189,8 @@ class Product:
             facts = {"method": one.method, "target": one.target, "target_name": name}
             facts |= {} if one.said is None or one.target is None else {"said": one.said}
             maps.append(facts | {"target_probability": share})
+            if one.question:
+                maps[-1] |= {"question": one.question, "said": one.said, "box": one.box}
             if one.against is not None:
                 maps[-1] |= {"against": one.against, "against_name": self._full_name(one.against)}
         name, share = known(best)

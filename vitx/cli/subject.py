@@ -22,8 +22,8 @@ from vitx.models.checkpoints import create_model, model_of_weights
 from vitx.models.classes import find_class, known_class_names, read_class_names, short
 from vitx.models.hub import load_hugging_face
 from vitx.models.own import load_module, make_model
-from vitx.models.prediction import Target
-from vitx.targets import Question, Text
+from vitx.passes import Target
+from vitx.targets import Text
 
 ROLLOUT: Methods = {"rollout": {}}
 PREDICTED = "predicted"
@@ -54,9 +54,7 @@ class Subject:
         """The first synonym of each class, or None."""
         return None if self.class_names is None else [short(name) for name in self.class_names]
 
-    def explain(
-        self, images: Tensor, methods: Methods, target: Target | Question = None
-    ) -> dict[str, vitx.Explanation]:
+    def explain(self, images: Tensor, methods: Methods, target: Target = None) -> dict[str, vitx.Explanation]:
         """Explains prepared images, (B, C, H, W), by each method; target None is the predicted class."""
         found = vitx.explain_methods(self.model, images, methods, target=target)
         mean, std = self.prepare.mean, self.prepare.std  # the model may declare others
@@ -129,7 +127,7 @@ def load_subject(
     checkpoint: str | None = None,
     hf: str | None = None,
     *,
-    methods: Methods = ROLLOUT,
+    methods: Methods | None = ROLLOUT,
 ) -> Subject:
     """Loads the model that the options mean.
 
@@ -138,7 +136,8 @@ def load_subject(
         weights: a file, or None.
         checkpoint: of a LightningModule, or None.
         hf: a folder or name of transformers, or None.
-        methods: the options of each method that the model must take, by its name.
+        methods: the options of each method that the model must take, by its name; None: it is not asked for
+            classes, and may put out anything.
 
     Raises:
         VitxError: They do not say one model, or it cannot be loaded or explained so.
@@ -151,7 +150,7 @@ def load_subject(
         model = _model(options, weights, checkpoint)
         prepare = _prepared(model, options)
     model = model.eval()
-    classes = _classes(model, prepare, methods)
+    classes = 0 if methods is None else _classes(model, prepare, methods)
     if options.class_names is not None:
         names = read_class_names(Path(options.class_names))
         if len(names) != classes:
@@ -244,7 +243,10 @@ def _classes(model: nn.Module, prepare: Preprocessing, methods: Methods) -> int:
     trial = torch.zeros(1, *prepare.shape, dtype=weight.dtype, device=weight.device)
     logits = next(iter(vitx.explain_methods(model, trial, methods).values())).logits
     if logits.ndim > 2:
-        raise VitxError(f"the model must put out logits (B, classes), found {tuple(logits.shape)}")
+        raise VitxError(
+            f"the model must put out logits (B, classes), found {tuple(logits.shape)}: ask vitx explain by "
+            "--region, --objects or --patch"
+        )
     if getattr(model, "num_classes", None) == 0:
         needs = [name for name in methods if find_method(name).gradient]
         if needs:

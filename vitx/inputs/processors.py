@@ -16,6 +16,7 @@ from vitx.inputs.clips import FRAMES_FIRST, ClipPreprocessing
 from vitx.inputs.preprocessing import Preprocessing, channels_taken
 
 _SIDE = 64  # of the pictures that tell what a processor does to black and to white
+_WIDE = Image.new("RGB", (2 * _SIDE, _SIDE))
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def load_processor(
                 else _processed(processor, _of_channels(picture, channels_taken(model)))
                 for picture in plain
             )
+            wide = None if frames else _processed(processor, _of_channels(_WIDE, channels_taken(model)))
         except Exception as error:  # each kind has its own
             raise VitxError(
                 f"{name} holds no image processor that can be used: save one beside the model "
@@ -90,7 +92,8 @@ def load_processor(
     mean, std = tuple((-low / (high - low)).tolist()), tuple((1 / (high - low)).tolist())
     if frames:
         return ClipProcessor(size, mean, std, frames=frames, time_axis=FRAMES_FIRST, processor=processor)
-    return Processor(size, mean, std, processor=processor)
+    keeps = wide is not None and wide.shape != black.shape  # as those of detectors
+    return Processor(size, mean, std, keep_aspect=keeps, processor=processor)
 
 
 def saved_processor(model: nn.Module) -> Preprocessing | None:

@@ -14,12 +14,18 @@ from vitx.models.classes import declared_names
 from vitx.models.network import hub
 
 T = TypeVar("T")
+_DENSE = {  # what loads models of objects and segments, and what tells which these are
+    "AutoModelForObjectDetection": "MODEL_FOR_OBJECT_DETECTION_MAPPING",
+    "AutoModelForSemanticSegmentation": "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING",
+    "AutoModelForUniversalSegmentation": "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING",
+    "AutoModelForInstanceSegmentation": "MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING",
+}
 
 
 def load_hugging_face(
     name: str, trust: bool = False
 ) -> tuple[nn.Module, Preprocessing, tuple[str, ...] | None]:
-    """Loads a model that classifies images or clips.
+    """Loads a model that classifies images or clips, or finds objects or segments in images.
 
     Args:
         name: of a folder, or on the hub.
@@ -129,10 +135,8 @@ def _load(name: str, trust: bool) -> tuple[nn.Module, Preprocessing, tuple[str, 
     with quiet():
         try:
             config = kinds.AutoConfig.from_pretrained(name, trust_remote_code=trust)
-            of_clips = type(config) in kinds.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING
-            known = (
-                kinds.AutoModelForVideoClassification if of_clips else kinds.AutoModelForImageClassification
-            )
+            known = getattr(kinds, _auto_class(kinds, config))
+            of_clips = known is kinds.AutoModelForVideoClassification
             model, told = known.from_pretrained(name, trust_remote_code=trust, output_loading_info=True)
         except Exception as error:  # whatever the model does as it is made
             raise VitxError(
@@ -142,6 +146,17 @@ def _load(name: str, trust: bool) -> tuple[nn.Module, Preprocessing, tuple[str, 
     _check_whole(name, f"model that classifies images or clips{texts}", told)
     frames = int(config.num_frames) if of_clips else 0
     return model, load_processor(model, name, frames, trust=trust), declared_names(model)
+
+
+def _auto_class(kinds: Any, config: Any) -> str:
+    """Returns what loads a model: what its saved class does, or else one that classifies."""
+    saved = (config.architectures or [""])[0]
+    for name, mapping in _DENSE.items():
+        found = getattr(kinds, mapping).get(type(config), None)
+        if found is not None and found.__name__ == saved:
+            return name
+    of_clips = type(config) in kinds.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING
+    return "AutoModelForVideoClassification" if of_clips else "AutoModelForImageClassification"
 
 
 def _said(error: Exception) -> str:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from vitx.errors import VitxError
 from vitx.models.classes import declared_names
-from vitx.pictures.captions import class_name
 from vitx.targets.objects import boxes_of, probabilities, real_classes
 from vitx.targets.outputs import described, main
 from vitx.targets.question import Answers, Asked, Question
@@ -59,7 +58,7 @@ class Query(Question):
             rows, asked, classes = self._found(output, model, index)
             sure = probabilities(rows, classes).gather(1, asked[:, None])[:, 0].tolist()
             names = declared_names(model)
-            named = [class_name(cls, names) for cls in asked.tolist()]
+            named = [names[cls] if names else f"class {cls}" for cls in asked.tolist()]
             queries = zip(index.tolist(), named, sure, strict=True)
             said = [f"query {query}: {name} {share:.0%}" for query, name, share in queries]
             return Answers(said, boxes_of(output, index, images.shape[2:]))

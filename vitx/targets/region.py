@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 from vitx.models.classes import declared_names
 from vitx.models.outputs import what_fits
-from vitx.pictures.captions import class_name
 from vitx.targets.outputs import described, main, mask_queries
 from vitx.targets.question import Answers, Asked, Question
 
@@ -85,7 +84,8 @@ class Region(Question):
             mask = _checked(self.mask, images)
             weigh, boxes = partial(_of_mask, mask=mask), torch.stack([_around(one) for one in mask])
         score = partial(self._score, weigh=weigh, size=(height, width))
-        name = class_name(self.cls, declared_names(model) or [f"class {self.cls}"] * (self.cls + 1))
+        names = declared_names(model) or ()
+        name = names[self.cls] if 0 <= self.cls < len(names) else f"class {self.cls}"
 
         def answers(output: Any) -> Answers:
             said = [f"{name}: {value:.3g}" for value in score(output).tolist()]

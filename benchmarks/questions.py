@@ -1,0 +1,180 @@
+"""Do maps of other questions than a class tell the truth? A region, and what makes two pictures alike.
+
+Each small model learns a task of which it is known what decides, and is asked then. A few minutes.
+
+    python benchmarks/questions.py
+"""
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import vitx
+from vitx.metrics import box_masks, energy_inside
+from vitx.targets import region, similar_to
+
+SIDE, PATCH, SQUARE = 32, 4, 8
+SCALE, HALF = 10.0, 0.4  # of cosines, and the one at which two are as likely alike as not
+METHODS = ("evidence", "grad_rollout", "gae", "rollout")
+COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.9], [0.9, 0.9, 0.1]])
+SHAPES = torch.stack(
+    [
+        torch.ones(SQUARE, SQUARE),
+        torch.eye(SQUARE) + torch.eye(SQUARE).flip(1) + torch.eye(SQUARE).roll(1, 1),
+        (torch.arange(SQUARE) // 2 % 2).float().expand(SQUARE, SQUARE),
+        (torch.arange(SQUARE) // 2 % 2).float()[:, None].expand(SQUARE, SQUARE),
+    ]
+).clamp(max=1)
+
+
+def vit(**options: object) -> nn.Module:
+    """Returns a small Vision Transformer."""
+    size = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": 64, "depth": 3, "num_heads": 4}
+    made: nn.Module = timm.create_model("vit_tiny_patch16_224", **size, **options)
+    return made
+
+
+def noise(count: int) -> Tensor:
+    """Returns pictures of nothing, (count, 3, SIDE, SIDE)."""
+    return 0.5 + 0.1 * torch.randn(count, 3, SIDE, SIDE)
+
+
+def planted(pictures: Tensor, things: Tensor, corners: Tensor) -> None:
+    """Draws a thing into each picture: things are (B, 3, SQUARE, SQUARE) with NaN for nothing."""
+    for picture, thing, (y, x) in zip(pictures, things, corners.tolist(), strict=True):
+        place = picture[:, y : y + SQUARE, x : x + SQUARE]
+        place.copy_(torch.where(thing.isnan(), place, thing))
+
+
+def masks_of(corners: Tensor) -> Tensor:
+    """Returns where squares with these corners (y, x) are, (B, SIDE, SIDE)."""
+    boxes = torch.cat([corners.flip(1), corners.flip(1) + SQUARE], 1)
+    return box_masks(boxes.float(), (SIDE, SIDE))
+
+
+def places(side: int, count: int) -> Tensor:
+    """Returns where squares begin along a side: at patches, as a map has no finer grid."""
+    return torch.randint((side - SQUARE) // PATCH + 1, (count,)) * PATCH
+
+
+def halves(count: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Draws a square of some colour into each half.
+
+    Returns:
+        Pictures, the colour of both squares (count, 2), and the corners of both.
+    """
+    pictures, colours, corners = noise(count), torch.randint(4, (count, 2)), []
+    for half in (0, 1):
+        rows, columns = places(SIDE, count), places(SIDE // 2, count) + half * SIDE // 2
+        corners.append(torch.stack([rows, columns], 1))
+        things = COLOURS[colours[:, half], :, None, None].expand(-1, -1, SQUARE, SQUARE)
+        planted(pictures, things, corners[-1])
+    return pictures, colours, corners
+
+
+def objects(count: int, which: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Draws two objects, (count, 2), of 16 into pictures: one in each quarter of two.
+
+    Returns:
+        Pictures, and the corners of both objects.
+    """
+    pictures, corners = noise(count), []
+    quarters = torch.rand(count, 4).argsort(1)[:, :2]
+    for one in (0, 1):
+        inside = torch.stack([places(SIDE // 2, count), places(SIDE // 2, count)], 1)
+        at = torch.stack([quarters[:, one] // 2, quarters[:, one] % 2], 1) * SIDE // 2 + inside
+        shape, colour = SHAPES[which[:, one] // 4], COLOURS[which[:, one] % 4]
+        things = torch.where(shape[:, None] > 0, colour[:, :, None, None], torch.nan)
+        planted(pictures, things, at)
+        corners.append(at)
+    return pictures, corners
+
+
+def trained(model: nn.Module, loss: Callable[[], Tensor], steps: int) -> nn.Module:
+    """Trains a model, which the loss runs."""
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for step in range(steps):
+        optimizer.zero_grad()
+        found = loss()
+        found.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 200 == 199:
+            print(f"  step {step + 1}: loss {found.item():.3f}", flush=True)
+    return model.eval()
+
+
+def of_region(steps: int, count: int) -> None:
+    """Segments pictures whose halves have the class of the square in them, and asks for the left half."""
+    model = vit(num_classes=4, class_token=False, global_pool="")
+
+    def loss() -> Tensor:
+        pictures, colours, _ = halves(64)
+        return F.cross_entropy(model(pictures).flatten(0, 1), labels(colours).flatten())
+
+    def labels(colours: Tensor) -> Tensor:
+        side = SIDE // PATCH
+        return colours.repeat_interleave(side // 2, 1)[:, None].expand(-1, side, -1).flatten(1)
+
+    trained(model, loss, steps)
+    pictures, colours, corners = halves(count)
+    with torch.no_grad():
+        right = (model(pictures).argmax(2) == labels(colours)).float().mean()
+    print(f"region: {right:.0%} of the patches have the right class")
+    for method in METHODS:
+        found = torch.cat(
+            [
+                vitx.explain(
+                    model, one[None], method, target=region(int(cls), box=(0, 0, SIDE // 2, SIDE))
+                ).maps
+                for one, cls in zip(pictures, colours[:, 0], strict=True)
+            ]
+        )
+        left, other = (energy_inside(found, masks_of(at)).mean() for at in corners)
+        print(f"  {method:12s} in the left square {left:.2f}, in the right one {other:.2f}", flush=True)
+
+
+def of_similar(steps: int, count: int) -> None:
+    """Learns whether pictures share an object, and asks why two are alike that share one and nothing else."""
+    model = vit(num_classes=0)
+
+    def loss() -> Tensor:
+        which = torch.rand(64, 16).argsort(1)[:, :2]
+        unit = F.normalize(model(objects(64, which)[0]), dim=1)
+        shared = (which[:, None, :, None] == which[None, :, None]).flatten(2).any(2).float()
+        off = ~torch.eye(64, dtype=torch.bool)
+        return F.binary_cross_entropy_with_logits((SCALE * (unit @ unit.T - HALF))[off], shared[off])
+
+    trained(model, loss, steps)
+    which = torch.rand(count, 16).argsort(1)[:, :3]
+    (first, at_first), (second, at_second) = (objects(count, which[:, [0, n]]) for n in (1, 2))
+    apart = objects(count, which[:, [1, 2]].roll(1, 0))[0]
+    with torch.no_grad():
+        ours, theirs, others = (F.normalize(model(one), dim=1) for one in (first, second, apart))
+    alike, unlike = (ours * theirs).sum(1), (ours * others).sum(1)
+    print(f"similar: cosine {alike.mean():.2f} of those that share one, {unlike.mean():.2f} of others")
+    masks = torch.stack([masks_of(at_first[0]), masks_of(at_second[0])], 1).flatten(0, 1)
+    for method in METHODS:
+        found = vitx.explain(model, first, method, target=similar_to(second)).maps
+        share = energy_inside(found, masks).mean()
+        print(f"  {method:12s} on the object that they share {share:.2f}", flush=True)
+
+
+def main() -> None:
+    """Runs both."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, nargs=2, default=[1000, 3000], help="of both trainings")
+    parser.add_argument("--count", type=int, default=100, help="pictures that are asked about")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    of_region(options.steps[0], options.count)
+    of_similar(options.steps[1], options.count)
+
+
+if __name__ == "__main__":
+    main()
