@@ -81,6 +81,9 @@ def test_a_model_of_open_clip(folder, tmp_path, capsys):
     assert status == 0, said
     assert "a cat: " in said
     assert "a dog: " in said
+    loaded = open_clip.create_model("ViT-tiny-8", pretrained=str(tmp_path / "tiny.pth")).eval()
+    target = vitx.targets.text("a cat", tokenizer=open_clip.get_tokenizer("ViT-tiny-8"))
+    assert vitx.explain(loaded, folder / "cat.png", target=target).captions[0] in said
 
 
 def test_words(folder, tmp_path, capsys):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from vitx.errors import VitxError
-from vitx.inputs.preprocessing import Preprocessing, channels_taken, declared
+from vitx.inputs.preprocessing import Preprocessing, channels_taken, declared, of_open_clip
 
 _UNKNOWN = (
     "the model does not say how it wants its images (timm's do): give a tensor (B, C, H, W), or in the "
@@ -39,8 +39,10 @@ def preprocessing_of(
     config = declared(model, "input_size")
     if config is None and None in (size, mean, std):
         saved = None if "transformers" not in sys.modules else _saved_processor(model)
-        if saved is not None and not keep_aspect and (size, mean, std) == (None, None, None):
-            return saved
+        configs = (getattr(part, "preprocess_cfg", None) for part in model.modules())
+        of_clip = next((of_open_clip(one) for one in configs if isinstance(one, dict)), None)
+        if (found := saved or of_clip) and not keep_aspect and (size, mean, std) == (None, None, None):
+            return found
         raise VitxError(_UNKNOWN)
     known = resolve_data_config(pretrained_cfg=dict(config or {"crop_pct": 1.0}))  # else the whole image
     multiple = _patch(model) if keep_aspect else 1

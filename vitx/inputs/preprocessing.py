@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # PIL is not imported before it is needed
     from numpy.typing import NDArray
     from PIL import Image
 
+_CROPS = {"shortest": "center", "squash": "squash"}  # as timm calls what open_clip does
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -135,3 +137,18 @@ def declared(model: nn.Module, *names: str) -> Mapping[str, Any] | None:
         if isinstance(config, Mapping) and all(name in config for name in names):
             return config
     return None
+
+
+def of_open_clip(declared: Mapping[str, Any]) -> Preprocessing | None:
+    """Returns how a model of open_clip wants its images, in the words of its config; None: padded."""
+    crop = _CROPS.get(declared.get("resize_mode", ""))
+    if crop is None:
+        return None
+    size = declared["size"]
+    return Preprocessing(
+        size=(size, size) if isinstance(size, int) else (size[0], size[1]),
+        mean=tuple(declared["mean"]),
+        std=tuple(declared["std"]),
+        interpolation=declared["interpolation"],
+        crop_mode=crop,
+    )

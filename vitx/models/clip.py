@@ -6,10 +6,8 @@ from typing import Any
 from torch import nn
 
 from vitx.errors import VitxError, in_words
-from vitx.inputs.preprocessing import Preprocessing
+from vitx.inputs.preprocessing import Preprocessing, of_open_clip
 from vitx.models.checkpoints import fill, read_weights, without_prefix
-
-_CROPS = {"shortest": "center", "squash": "squash"}  # as timm calls what open_clip does
 
 
 def load_open_clip(
@@ -42,15 +40,7 @@ def load_open_clip(
         raise VitxError(f"open_clip cannot make {name}: {in_words(error)[:200]}") from error
     if weights is not None:
         fill(model, without_prefix(read_weights(weights, trust), model.state_dict()), weights)
-    if wanted["resize_mode"] not in _CROPS:
+    prepare = of_open_clip(wanted)
+    if prepare is None:
         raise VitxError(f"{name} wants its images padded, which vitx does not: give tensors, in Python")
-    size = wanted["size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    prepare = Preprocessing(
-        size=(height, width),
-        mean=tuple(wanted["mean"]),
-        std=tuple(wanted["std"]),
-        interpolation=wanted["interpolation"],
-        crop_mode=_CROPS[wanted["resize_mode"]],
-    )
     return model, prepare, tokenizer
