@@ -17,7 +17,7 @@ import vitx
 from vitx.metrics import box_masks, energy_inside
 from vitx.targets import region, similar_to
 
-SIDE, PATCH, SQUARE = 32, 4, 8
+SIDE, PATCH, SQUARE = 32, 4, 12
 SCALE, HALF = 10.0, 0.4  # of cosines, and the one at which two are as likely alike as not
 METHODS = ("evidence", "grad_rollout", "gae", "rollout")
 COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.9], [0.9, 0.9, 0.1]])

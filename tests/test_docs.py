@@ -28,7 +28,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from torch.utils.data import DataLoader
 
 import train_demo
-from tests import models, texts, vision_language
+from tests import dense_models, models, texts, vision_language
 from tests.hugging_face import hugging_face, hugging_face_of_clips
 from tests.lightning_models import SmallClassifier, samples
 from tests.played_runs import write_run
@@ -137,6 +137,8 @@ def belongings(tmp_path_factory):
     hugging_face(folder / "my_model")
     hugging_face_of_clips(folder / "my_video_model")
     texts.save_clip(folder / "my_clip")
+    dense_models.save("segformer", folder / "my_segmenter")
+    dense_models.save("yolos", folder / "my_detector")
     vision_language.save("LLaVA", folder / "my_llava")
     Image.new("RGB", (32, 32)).save(
         folder / "dance.gif",

@@ -95,6 +95,15 @@ def test_two_pictures_are_drawn_side_by_side():
     assert found.picture().shape[1] > 1.9 * alone.picture().shape[1]
 
 
+def test_a_training_shows_its_own_images_alone():
+    model = timms()[0].eval()
+    images, other = torch.rand(2, 3, 32, 32), torch.rand(3, 32, 32)
+    pairs = explain(model, images, target=similar_to(other))
+    alone = explain(model, images, target=similar_to(other).one_each())
+    assert torch.allclose(alone.maps, pairs.maps[::2], atol=1e-6)
+    assert alone.captions == pairs.captions[::2]
+
+
 def test_features_and_files():
     model, features = timms()
     model.eval()

@@ -43,14 +43,22 @@ class Similar(Question):
     def __init__(self, other: Any) -> None:
         """Tells features from pictures."""
         self.features: Tensor | None = None
-        self.other = other
+        self.other, self.alone = other, False
         if isinstance(other, Tensor) and other.is_floating_point() and other.ndim in (1, 2):
             self.features = other.detach().reshape(-1, other.shape[-1])
+
+    def one_each(self) -> "Similar":
+        """Returns the same, but with a map of each image alone, none of the other picture."""
+        found = Similar(self.other)
+        found.alone = True
+        return found
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
         """Computes the features of the other picture, and of these."""
         if self.features is not None:
             others, pictures = self.features.to(images), images
+        elif self.alone:
+            others, pictures = pooled_features(model, self._pictures(model, images), ALONE), images
         else:
             second = _of_all(self._pictures(model, images), len(images))
             # In pairs: a picture, and the one that it is held against.
@@ -71,7 +79,7 @@ class Similar(Question):
 
         def answers(features: Tensor) -> Answers:
             said = [f"similarity {value:.3f}" for value in score(features).tolist()]
-            return Answers(said, paired=self.features is None)
+            return Answers(said, paired=self.features is None and not self.alone)
 
         return Asked(pictures, score, forward, answers=answers)
 

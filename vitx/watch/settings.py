@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.methods import with_options
-from vitx.targets import Text
+from vitx.targets import Similar, Text
 from vitx.watch.batches import Name, Told
 from vitx.watch.calling import Forward
 from vitx.watch.explaining import Target
@@ -106,8 +106,9 @@ class Settings:
         if isinstance(target, str) and target not in ("predicted", "label", "caption"):
             known = '"predicted", "label", "caption", a class, a function or of vitx.targets'
             raise VitxError(f"target must be {known}, found {target!r}")
-        if isinstance(target, Text):
+        if isinstance(target, (Similar, Text)):
             target = target.one_each()
+        if isinstance(target, Text):
             class_names = target.names if target.kind == "class" else class_names
         self.target = target
         self.forward_fn = forward_fn
