@@ -21,6 +21,7 @@ from tests.processes import run_together
 from vitx.cli import main
 from vitx.cli.delivery import Delivery
 from vitx.cli.many import progress_bar
+from vitx.cli.showing import linked
 from vitx.inputs.preprocessing import Preprocessing
 
 NAME = "deit_tiny_patch16_224"
@@ -177,6 +178,21 @@ class TestFiles:
         words = ("--no-pictures", "--save-maps", "--output", output)
         assert main(command(folder / "a.png", *words, weights=weights)) == 0
         assert sorted(path.name for path in output.iterdir()) == ["a.png.npz", "vitx.json"]
+
+    def test_a_page_to_click(self, folder, weights, tmp_path, monkeypatch, capsys):
+        opened, output = [], tmp_path / "maps"
+        monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+        words = ["--output", output, "--open", "--target", "3", "--method", "evidence"]
+        assert main(command(folder / "a.png", folder / "text.jpg", *words, weights=weights)) == 1
+        assert main(command(folder, *words, "--html", "--no-pictures", weights=weights)) == 1
+        page = (output / "map.html").read_text(encoding="utf-8")
+        assert page.count("data:image/jpeg") == 5
+        assert "class 3 (" in page
+        assert opened == [(output / name).as_uri() for name in ("a.png.png", "map.html")]
+        assert f"a page to click: see {output / 'map.html'}\n" in capsys.readouterr().out
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        assert linked(tmp_path) == f"\033]8;;{tmp_path.as_uri()}\033\\{tmp_path}\033]8;;\033\\"
 
     def test_one_class_against_another(self, folder, weights, tmp_path, capsys):
         output = tmp_path / "maps"

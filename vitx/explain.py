@@ -118,7 +118,11 @@ def explain_methods(
 
 
 def _view(
-    model: "ref[nn.Module]", options: Mapping[str, Any], target: Target, explanation: Explanation
+    model: "ref[nn.Module]",
+    options: Mapping[str, Any],
+    target: Target,
+    explanation: Explanation,
+    class_names: Sequence[str] | None,
 ) -> Any:
     """Makes the page of an explanation."""
     from vitx.viewer.viewing import view
@@ -126,7 +130,7 @@ def _view(
     alive = model()
     if alive is None:
         raise VitxError("the model that was explained is gone: keep it as long as you view what it does")
-    return view(alive, explanation, options, target, explain_methods)
+    return view(alive, explanation, options, target, explain_methods, class_names)
 
 
 def trace(

@@ -67,7 +67,7 @@ class Explanation:
     boxes: Tensor | None = None
     paired: bool = False
     objects: Tensor | None = None
-    viewer: "Callable[[Explanation], Any] | None" = field(default=None, repr=False)
+    viewer: "Callable[[Explanation, Sequence[str] | None], Any] | None" = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what belongs to the model, which may be gone where this is read."""
@@ -255,11 +255,14 @@ class Explanation:
             for frame in range(pixels.shape[1])
         ]
 
-    def view(self) -> Any:
+    def view(self, class_names: Sequence[str] | None = None) -> Any:
         """Makes a page to click: which patch looks where, in which layer, by which head.
 
         A notebook shows it, and its `save` writes it: one file, without a network. The attention is recorded
         anew, so that no explanation keeps it: the model has to be there still, and the same.
+
+        Args:
+            class_names: as for `picture`.
 
         Raises:
             VitxError: The model or the images are gone, or there is nothing that can be pointed at.
@@ -269,7 +272,7 @@ class Explanation:
                 "a page needs the model and the images, and this explanation has none, as that of a "
                 "DataLoader, of .cpu(), or of a file: explain some images, and view that"
             )
-        return self.viewer(self)
+        return self.viewer(self, class_names)
 
     def save(self, path: str | Path) -> None:
         """Writes a picture (.png), a page to click (.html), a film of the frames (.gif), or arrays (.npz).

@@ -19,6 +19,7 @@ from vitx.cli.output import Output
 from vitx.cli.product import Product
 from vitx.cli.questions import add_questions
 from vitx.cli.questions import asked as asking
+from vitx.cli.showing import add_showing, say_done, show, tell
 from vitx.cli.subject import (
     PREDICTED,
     Subject,
@@ -44,6 +45,7 @@ Explain pictures: what does the model look at?
   vitx explain cat.jpg --model deit_tiny_patch16_224 --weights mine.safetensors
   vitx explain cat.jpg --model deit_tiny_patch16_224 --method evidence --target tabby beagle
   vitx explain cat.jpg --model deit_tiny_patch16_224 --method evidence --target tabby --against beagle
+  vitx explain cat.jpg --model deit_tiny_patch16_224 --html --open
   vitx explain cat.jpg --hf my_model/
   vitx explain cat.jpg --hf my_clip/ --text "a cat" "a dog" --against "a wolf"
   vitx explain cat.jpg --open-clip ViT-B-32 --weights mine.safetensors --text "a cat"
@@ -115,6 +117,7 @@ def _written(group: Any) -> None:
     add(group, "--save-maps", "shards", maps, nargs="?", const="files")
     said = "also write predictions, targets and files as .json, and all of them in explanations.jsonl"
     add(group, "--json", "", said)
+    add_showing(group)
     add(group, "--resume", "", "skip pictures that are finished")
     pixels = f"{MOST_PIXELS:,}, and ten times as many voxels"
     pixels = f"refuse pictures and frames of more pixels, and volumes of more voxels (default: {pixels})"
@@ -155,7 +158,9 @@ def run(options: Any) -> int:
         return 2
     if options.json:
         output.join_json()
-    _say_done(len(left) - len(errors), errors, folder)
+    say_done(len(left) - len(errors), errors, folder)
+    lost = {left[place] for place in errors}
+    show(options, explainer, [file for file in files if file not in lost], output)
     return 1 if errors else 0
 
 
@@ -203,8 +208,8 @@ def _check(options: Any) -> None:
         raise VitxError("--text says what is asked for: leave out --target")
     if not options.output:
         raise VitxError("--output is empty: name a folder")
-    if options.no_pictures and not options.save_maps and not options.json:
-        raise VitxError("--no-pictures leaves nothing to write: add --save-maps or --json")
+    if options.no_pictures and not (options.save_maps or options.json or options.html):
+        raise VitxError("--no-pictures leaves nothing to write: add --save-maps, --json or --html")
     if options.save_maps == "shards" and options.keep_aspect:
         raise VitxError("--save-maps shards needs maps of one size: leave out shards, or --keep-aspect")
 
@@ -239,8 +244,8 @@ def _explain(
 ) -> tuple[dict[int, str], bool]:
     """Returns why pictures could not be read, by their place; and whether this process speaks for all."""
     pace = Pace(options.batch_size, options.workers, options.writers, options.max_pixels)
-    tell = _tell if len(files) <= _FEW else None
-    explain = partial(predict, explainer, files, output, pace, tell)
+    told = tell if len(files) <= _FEW else None
+    explain = partial(predict, explainer, files, output, pace, told)
     device = one_device(options)
     if device is not None:
         return explain(Place(device)), True
@@ -256,15 +261,6 @@ def _methods(options: Any) -> Methods:
     given = {name: options[name] for name in _OPTIONS if options[name] is not None}
     check_options(given.get("head_fusion", "mean"), given.get("discard_ratio", 0))
     return with_options(dict.fromkeys(options.method, given))
-
-
-def _tell(file: Path, said: str, paths: Sequence[Path]) -> None:
-    print(f"{file}: {said}, see {paths[-1]}" if paths else f"{file}: {said}")
-
-
-def _say_done(done: int, errors: dict[int, str], folder: Path) -> None:
-    skipped = f", {len(errors):,} skipped" if errors else ""
-    print(f"{done:,} picture{'' if done == 1 else 's'} explained{skipped}: see {folder}")
 
 
 def _files(paths: Sequence[str], folder: Path) -> list[Path]:

@@ -87,7 +87,8 @@ class Explainer:
         against: int | None = None,
         questions: Sequence[Asking] = (),
     ) -> None:
-        self.subject, self.targets, self.against, self.questions = subject, targets, against, questions
+        self.subject, self.methods, self.targets = subject, methods, targets
+        self.against, self.questions = against, questions
         self.for_a_class = {name: methods[name] for name in methods if find_method(name).gradient}
         self.plain = {name: methods[name] for name in methods if name not in self.for_a_class}
 
@@ -121,14 +122,20 @@ class Explainer:
             maps = tuple(_answer(name, found, row) for name, found in answers)
             yield Finding(**vars(picture) | {"image": None}, logits=logits[row], maps=maps)
 
+    def first(self, images: torch.Tensor) -> Explanation:
+        """Explains prepared images, (B, C, H, W), by the first method, for what is asked for first."""
+        name, options = next(iter(self.methods.items()))
+        put = self.questions[0].put(self.subject, images) if self.questions else self._score(self.targets[0])
+        return self.subject.explain(images, {name: options}, put)[name]
+
     def _explained(self, images: torch.Tensor, methods: Methods, target: int | None) -> list[Explanation]:
-        texts = self.subject.texts
-        score: Target | Question = target
-        if texts is not None and target is not None:
-            score = texts.at(target)
-        elif target is not None and self.against is not None:
-            score = difference(target, self.against)
-        return [found.cpu() for found in self.subject.explain(images, methods, score).values()]
+        found = self.subject.explain(images, methods, self._score(target))
+        return [explanation.cpu() for explanation in found.values()]
+
+    def _score(self, target: int | None) -> Target | Question:
+        if target is not None and self.subject.texts is not None:
+            return self.subject.texts.at(target)
+        return target if target is None or self.against is None else difference(target, self.against)
 
     def _map(self, found: Explanation, asked: int | None, row: int) -> Map:
         against = self.against if found.method in self.for_a_class else None

@@ -27,7 +27,12 @@ Explain = Callable[..., dict[str, Explanation]]
 
 
 def view(
-    model: nn.Module, found: Explanation, options: Mapping[str, Any], target: Any, explain: Explain
+    model: nn.Module,
+    found: Explanation,
+    options: Mapping[str, Any],
+    target: Any,
+    explain: Explain,
+    names: Sequence[str] | None = None,
 ) -> Page:
     """Makes the page of an explanation.
 
@@ -37,6 +42,7 @@ def view(
         options: of its method.
         target: as it was given to `vitx.explain`.
         explain: `vitx.explain_methods`.
+        names: of the classes; by default those that are known.
 
     Raises:
         VitxError: The model is no longer the same, or there is nothing that can be pointed at.
@@ -53,12 +59,17 @@ def view(
     classes = None if special else _classes(model, found)
     slots = _explained(model, found, options, classes, explain)
     pixels = found.pixels().numpy()
-    captions = [str(said) for said in captions_said(found.logits, found.captions)]
+    names = _names(model, found.logits) if names is None else names
+    captions = [str(said) for said in captions_said(found.logits, found.captions, names)]
     images = []
     for number, one in enumerate(seen):
         maps = [_map(by, number, slot) for slot, some in enumerate(slots) for by in some]
         grids = [of["grid"] for of in maps] + [of["grids"][1] for of in one.layers if "grids" in of]
-        about = captions[number : number + 1] if classes is None else _said(model, found, number, classes)
+        about = (
+            captions[number : number + 1]
+            if classes is None
+            else _said(found.logits[number], classes[number], names)
+        )
         images.append(
             sheet(pixels[number], max(grid[-3] if len(grid) > 2 else 1 for grid in grids))
             | {"caption": captions[number], "targets": about, "maps": maps}
@@ -116,14 +127,18 @@ def _explained(
     return slots
 
 
-def _said(model: nn.Module, found: Explanation, number: int, classes: Tensor) -> list[str]:
-    """Names the classes of an image, with their probabilities where they have some."""
-    logits = found.logits[number]
-    known = declared_names(model) or known_class_names(len(logits)) or ()
+def _names(model: nn.Module, logits: Tensor) -> list[str] | None:
+    """Returns the names of the classes that the model declares, or those of ImageNet."""
+    known = declared_names(model) or (known_class_names(logits.shape[1]) if logits.ndim == 2 else None)
+    return None if known is None else [short(name) for name in known]
+
+
+def _said(logits: Tensor, classes: Tensor, names: Sequence[str] | None) -> list[str]:
+    """Names classes of an image, with their probabilities where they have some."""
     shares: Sequence[float] = logits.softmax(0).tolist() if len(logits) > 1 else ()
     said = []
-    for one in classes[number].tolist():
-        name = short(known[one]) if one < len(known) else f"class {one}"
+    for one in classes.tolist():
+        name = f"class {one}" if names is None or one >= len(names) else names[one]
         said.append(f"{name} ({shares[one]:.1%})" if shares else name)
     return said
 
