@@ -8,7 +8,7 @@ import torch
 
 from tests.by_hand import check
 from tests.dense_models import SEGMENTERS, made
-from vitx import VitxError, explain
+from vitx import VitxError, Watch, explain
 from vitx.targets import region
 
 
@@ -91,3 +91,11 @@ def test_an_output_without_places_says_what_fits():
     model = timm.create_model("test_vit", num_classes=5, img_size=32).eval()
     with pytest.raises(VitxError, match=re.escape("the output is (1, 5): give a class, as target=3")):
         explain(model, torch.rand(1, 3, 32, 32), target=region(3, point=(0, 0)))
+
+
+def test_a_training_shows_a_region(segformer, tmp_path):
+    target = region(3, box=(0, 0, 16, 32))
+    watch = Watch(
+        segformer, torch.rand(2, 3, 32, 32), tmp_path, target=target, methods=["evidence"], on_error="raise"
+    )
+    assert "vitx/evidence/entropy" in watch(1)
