@@ -16,7 +16,7 @@ from vitx.functional import tiles
 from vitx.methods import register
 from vitx.methods.evidence import ranked
 from vitx.methods.registry import _METHODS
-from vitx.pictures.render import all_against
+from vitx.pictures.marks import all_against
 from vitx.tape import kernels
 
 IMAGES = models.FAMILIES["deit"].images()

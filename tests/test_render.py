@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from tests import models
 from vitx import VitxError, explain
 from vitx.pictures.captions import Caption
+from vitx.pictures.marks import say_uniform
 from vitx.pictures.render import (
     GAP,
     LINE,
@@ -16,7 +17,6 @@ from vitx.pictures.render import (
     heatmaps,
     overlays,
     palette,
-    say_uniform,
     write,
 )
 

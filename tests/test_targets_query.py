@@ -8,7 +8,7 @@ import torch
 from tests.by_hand import METHODS, check
 from tests.dense_models import DETECTORS, made
 from vitx import VitxError, explain
-from vitx.pictures.render import outlined
+from vitx.pictures.marks import outlined
 from vitx.targets import best_queries, query
 
 WITH_NONE = "detr", "yolos"

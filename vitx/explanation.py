@@ -203,7 +203,8 @@ class Explanation:
             VitxError: A sign is asked for, and the maps have none.
         """
         from vitx.methods import title_of
-        from vitx.pictures.render import outlined, overlays
+        from vitx.pictures.marks import outlined
+        from vitx.pictures.render import overlays
         from vitx.pictures.views import laid_out, slices_of, tile_width
 
         pixels, note = self._shown()

@@ -15,7 +15,8 @@ from PIL import Image
 
 from vitx.metrics import entropy
 from vitx.pictures.captions import Caption
-from vitx.pictures.render import OVERLAY_STRENGTH, UNIFORM, palette
+from vitx.pictures.marks import UNIFORM
+from vitx.pictures.render import OVERLAY_STRENGTH, palette
 from vitx.runs.run import Picture, Run
 
 _EDGE = 1  # pixels of a frame that are repeated around it, as a browser that enlarges it mixes neighbours

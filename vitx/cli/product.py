@@ -19,6 +19,7 @@ from vitx.methods import title_of
 from vitx.models.classes import short
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of
+from vitx.pictures.marks import outlined
 from vitx.pictures.views import laid_out, slices_of, tile_width
 
 
@@ -151,7 +152,7 @@ class Product:
             drawn = render.signed_overlays(pixels, values)
         else:
             drawn = render.overlays(pixels, render.heatmaps(values, size))
-        return drawn if one.box is None else render.outlined(drawn, torch.tensor([one.box]), size)
+        return drawn if one.box is None else outlined(drawn, torch.tensor([one.box]), size)
 
     def _caption(self, finding: Finding) -> Caption:
         if finding.said:

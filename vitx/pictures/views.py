@@ -8,7 +8,8 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.inputs.clips import evenly
-from vitx.pictures.render import heatmaps, say_uniform, scaled_up
+from vitx.pictures.marks import say_uniform
+from vitx.pictures.render import heatmaps, scaled_up
 
 View = Literal["frames", "planes"]
 MOST_FRAMES = 8

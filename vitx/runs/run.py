@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vitx.methods import title_of
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of
+from vitx.pictures.marks import say_uniform
 from vitx.runs.saved import SavedMaps
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
@@ -124,11 +125,11 @@ class Run:
         """Lays maps over images, each frame by itself, as no frame reaches into the next."""
         if self.saved.frames == 1:
             drawn = render.overlays(pixels, render.heatmaps(maps, pixels.shape[1:-1]), self.colormap)
-            return render.say_uniform(drawn, maps)
+            return say_uniform(drawn, maps)
         clips = pixels.unflatten(2, (self.saved.frames, -1)).movedim(2, 1)
         heat = render.heatmaps(maps.unflatten(2, (self.saved.frames, -1)).movedim(2, 1), clips.shape[1:-1])
         drawn = render.overlays(clips, heat, self.colormap)
-        return render.say_uniform(drawn.movedim(1, 2).flatten(2, 3), maps)
+        return say_uniform(drawn.movedim(1, 2).flatten(2, 3), maps)
 
 
 def accuracy_tag(tags: Iterable[str]) -> str | None:
