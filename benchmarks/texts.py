@@ -1,0 +1,184 @@
+"""Does the map of a text lie on what the text names? A tiny CLIP learns to match scenes with words.
+
+    pip install -e ".[demo]"
+    python benchmarks/texts.py
+
+The scenes are those of the demo, with two different digits in each; the texts are the ten words for them.
+An image tower (the demo's DeiT) and a text tower learn contrastively: the words of the two digits are to be
+nearer to the scene than the other eight. Then `vitx.targets.text` asks for each word in scenes of digits that
+were not trained on, whose two words are the nearest ones, and in which the boxes do not overlap.
+
+- own: how often the middle of the brightest patch lies in the box of the word's digit
+- other: how often it lies in the box of the other digit
+
+A few minutes on two cores.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+import vitx
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the demo is no package that is installed
+from demo.digits import normalised, split_digits  # noqa: E402
+from demo.glyphs import digits  # noqa: E402
+from demo.scenes import Scenes, cut_fragments, draw_scenes  # noqa: E402
+from demo.schedule import warmup_cosine  # noqa: E402
+from vitx.models.checkpoints import create_model, load_weights  # noqa: E402
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WIDTH, LETTERS = 64, 6  # of features; of the longest word, with a space that ends it
+BATCH, SCENES, FRAGMENTS = 32, 1024, 8192
+METHODS = ("evidence", "grad_rollout", "gae", "rollout")
+MODEL = {"img_size": 64, "patch_size": 8, "depth": 4}
+
+
+class Words(nn.Module):
+    """A text tower: letters, one layer, and their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.letters = nn.Embedding(128, WIDTH)
+        self.places = nn.Parameter(0.02 * torch.randn(LETTERS, WIDTH))
+        self.layer = nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, batch_first=True, norm_first=True)
+        self.head = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Returns the features of texts, (T, D)."""
+        found: Tensor = self.head(self.layer(self.letters(ids) + self.places).mean(1))
+        return found
+
+
+class Clip(nn.Module):
+    """Two towers, with the names that open_clip gives them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.visual = create_model("deit_tiny_patch16_224", False, WIDTH, MODEL)
+        load_weights(self.visual, ROOT / "demo" / "letters.safetensors")
+        self.text = Words()
+        self.logit_scale = nn.Parameter(torch.tensor(10.0).log())
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Returns the features of images, (B, D)."""
+        features: Tensor = self.visual(images)
+        return features
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """Returns the features of texts, (T, D)."""
+        features: Tensor = self.text(ids)
+        return features
+
+    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+        """Returns the scaled similarities, (B, T)."""
+        found, words = (F.normalize(one, dim=1) for one in (self.encode_image(images), self.encode_text(ids)))
+        return self.logit_scale.exp() * found @ words.T
+
+
+def tokenizer(texts: list[str]) -> Tensor:
+    """Returns the letters of texts, (T, 6)."""
+    return torch.tensor([[*text.ljust(LETTERS).encode()] for text in texts])
+
+
+class Data:
+    """Scenes with two different digits."""
+
+    def __init__(self, seed: int) -> None:
+        glyphs, classes = digits()
+        self.generator = Generator().manual_seed(seed)
+        parts = split_digits(len(glyphs), self.generator)
+        self.sets = [(glyphs[part], classes[part]) for part in parts]
+        training = self.sets[0][0]
+        bank = training[torch.randint(len(training), (FRAGMENTS,), generator=self.generator)]
+        self.fragments = cut_fragments(bank, self.generator)
+
+    def draw(self, count: int, part: int = 0) -> tuple[Scenes, Tensor]:
+        """Returns scenes, and the classes of their two digits, (B, 2)."""
+        glyphs, classes = self.sets[part]
+        picked = torch.randint(len(glyphs), (4 * count, 2), generator=self.generator)
+        picked = picked[classes[picked[:, 0]] != classes[picked[:, 1]]][:count]
+        return draw_scenes(glyphs[picked], self.fragments, self.generator), classes[picked]
+
+
+def trained(data: Data, epochs: int, learning_rate: float) -> Clip:
+    """Trains the two towers."""
+    model, ids = Clip().train(), tokenizer([*WORDS])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
+    per_epoch = len(data.sets[0][0]) // BATCH
+    schedule: Any = warmup_cosine(optimizer, per_epoch // 2, epochs * per_epoch)["scheduler"]
+    for epoch in range(epochs):
+        losses = []
+        for _ in range(per_epoch):
+            scenes, classes = data.draw(BATCH)
+            wanted = F.one_hot(classes, len(WORDS)).sum(1) / 2
+            loss = F.cross_entropy(model(normalised(scenes.images), ids), wanted)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        print(f"epoch {epoch + 1}: loss {sum(losses) / len(losses):.3f}", file=sys.stderr, flush=True)
+    return model.eval()
+
+
+def boxes(scenes: Scenes) -> Tensor:
+    """Returns the boxes of both digits as masks, (B, 2, 64, 64)."""
+    both = [Scenes(scenes.images, scenes.ink[:, [digit]]).boxes() for digit in range(2)]
+    return torch.stack(both, 1)
+
+
+def asked(model: Clip, data: Data) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns images to ask about, the classes of their digits, and the boxes of these; says how many."""
+    scenes, classes = data.draw(SCENES, 2)
+    images, masks = normalised(scenes.images), boxes(scenes)
+    with torch.no_grad():
+        nearest = model(images, tokenizer([*WORDS])).topk(2).indices
+    known = (classes[:, :, None] == nearest[:, None]).any(2).all(1)
+    apart = ~(masks[:, 0] & masks[:, 1]).flatten(1).any(1)
+    kept = (known & apart).nonzero()[:, 0]
+    print(f"both words are the nearest: {known.float().mean():.0%} of {SCENES} scenes; asked: {len(kept)}")
+    return images[kept], classes[kept], masks[kept]
+
+
+def measured(model: Clip, images: Tensor, classes: Tensor, masks: Tensor, method: str) -> tuple[float, float]:
+    """Returns how often the brightest patch of a word's map lies on its digit, and on the other one."""
+    hits = []
+    for number, word in enumerate(WORDS):
+        for digit in range(2):
+            shows = classes[:, digit] == number
+            if not shows.any():
+                continue
+            target = vitx.targets.text(word, tokenizer=tokenizer)
+            maps = vitx.explain(model, images[shows], method, target=target).maps
+            found = [vitx.metrics.pointing_game(maps, masks[shows][:, one]) for one in (digit, 1 - digit)]
+            hits.append(torch.stack(found, 1))
+    own, other = torch.cat(hits).mean(0).tolist()
+    return own, other
+
+
+def main() -> None:
+    """Trains and asks."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    data = Data(options.seed)
+    model = trained(data, options.epochs, options.learning_rate)
+    images, classes, masks = asked(model, data)
+    print(f"area of a box: {masks.float().mean():.2f}\n\n| | own | other |\n| --- | ---: | ---: |")
+    for method in METHODS:
+        own, other = measured(model, images, classes, masks, method)
+        print(f"| **{method}** | {own:.2f} | {other:.2f} |".replace("0.", "."), flush=True)
+
+
+if __name__ == "__main__":
+    main()
