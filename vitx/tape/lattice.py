@@ -119,9 +119,11 @@ def _lattice(own: Tensor, mass: Tensor, *moments: Tensor) -> Cells:
         level[order.indices] = (order.values.diff(prepend=order.values[:1]) > apart).long().cumsum(0)
         grid.append(int(level.max()) + 1 if len(level) else 0)
         flat = flat * grid[-1] + level
-    if not 0 < prod(grid) <= _SPARSE * len(flat.unique()):
-        grid, flat = [], torch.full_like(flat, NOWHERE)
     brought = own.cpu() > _MOST
     of = torch.where(brought, -brought.long().cumsum(1), NOWHERE)
     of[placed] = flat
+    ordered = of.sort(1).values
+    shared = ((ordered.diff(dim=1) == 0) & (ordered[:, 1:] >= 0)).any()
+    if shared or not 0 < prod(grid) <= _SPARSE * len(flat.unique()):
+        of[placed], grid = NOWHERE, []
     return Cells(tuple(grid), of)

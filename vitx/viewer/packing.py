@@ -6,13 +6,14 @@ smaller, as in windows, or not exact, as with masks, A itself is kept as float16
 """
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _PRECISION = 1 / 600  # of each entry: a quotient of two of them is then right within 1/255
-_COARSE = 0.3, 0.1, 0.03, 0.0  # of a logarithm: what adds less is kept in one byte, if that is exact enough
+_COARSE = 0.3, 0.1, 0.03, 0.0  # of a logarithm: columns that add less take one byte, if that is exact enough
 _SPARE = 8  # more columns than the head has channels: the sums of the rows, and what finds the others
 _TOP = 2.0**15  # float16 holds the largest weight, and nine orders of magnitude below
 
@@ -31,39 +32,54 @@ def packed(weights: Tensor, channels: int) -> dict[str, Any]:
     return {"heads": weights.shape[1], **(_factors(flat, channels + _SPARE) or halves(flat))}
 
 
+def most_bytes(shape: Sequence[int], channels: int) -> int:
+    """Returns how many bytes A of such a shape, (T, H, Q, K), takes at most, in base64."""
+    windows, heads, queries, keys = shape
+    entries = min(queries * keys, (queries + keys) * (channels + _SPARE))
+    return windows * heads * entries * 2 * 4 // 3
+
+
 def _factors(weights: Tensor, rank: int) -> dict[str, Any] | None:
     """Returns log A as the product of two thin matrices; None where that does not pay, or is not exact."""
     _, queries, keys = weights.shape
     if rank * (queries + keys) >= queries * keys or bool((weights <= 0).any()):
         return None
     logs = weights.log()
-    probes = torch.randn(len(weights), keys, rank, generator=torch.Generator().manual_seed(0))
+    left, right, adds = _thin(logs, rank)
+    for limit in _COARSE:
+        fine = adds >= limit
+        steps = torch.where(fine, 2.0**15 - 1, 2.0**7 - 1)
+        (left_numbers, left_unit), (right_numbers, right_unit) = (_rounded(m, steps) for m in (left, right))
+        units = left_unit * right_unit
+        if float((left_numbers * units @ right_numbers.mT - logs).abs().amax()) <= _PRECISION:
+            count = int(fine.sum())
+            both = {"left": left_numbers, "right": right_numbers}
+            columns = {
+                side: [encoded(one[..., :count].short()), encoded(one[..., count:].char())]
+                for side, one in both.items()
+            }
+            return {"fine": count, "coarse": len(adds) - count, "units": encoded(units[:, 0]), **columns}
+    return None
+
+
+def _thin(logs: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns two matrices whose product is nearly this one, and what each of their columns adds at most.
+
+    By a random projection (Halko et al. 2011), which finds a rank below the given one.
+    """
+    probes = torch.randn(len(logs), logs.shape[2], rank, generator=torch.Generator().manual_seed(0))
     basis = torch.linalg.qr(logs @ probes).Q
     left, sizes, right = torch.linalg.svd(basis.mT @ logs, full_matrices=False)
     left, right = basis @ left * sizes.sqrt()[:, None], right.mT * sizes.sqrt()[:, None]
-    adds = (left.abs().amax(1) * right.abs().amax(1)).amax(0)
-    kept = int((adds > _PRECISION / 20).sum())
-    for limit in _COARSE:
-        fine = int((adds[:kept] >= limit).sum())
-        steps = torch.tensor([2.0**15 - 1] * fine + [2.0**7 - 1] * (kept - fine))
-        (left_numbers, left_step), (right_numbers, right_step) = (
-            _rounded(one[..., :kept], steps) for one in (left, right)
-        )
-        unit = left_step * right_step
-        if float((left_numbers * unit @ right_numbers.mT - logs).abs().amax()) <= _PRECISION:
-            both = {"left": left_numbers, "right": right_numbers}
-            columns = {
-                name: [encoded(one[..., :fine].short()), encoded(one[..., fine:].char())]
-                for name, one in both.items()
-            }
-            return {"fine": fine, "coarse": kept - fine, "units": encoded(unit[:, 0]), **columns}
-    return None
+    adds, order = (left.abs().amax(1) * right.abs().amax(1)).amax(0).sort(descending=True)
+    order = order[adds > _PRECISION / 20]
+    return left[..., order], right[..., order], adds[: len(order)]
 
 
 def _rounded(matrix: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     """Returns whole numbers, each column from minus to plus so many steps, and the size of a step."""
-    scale = matrix.abs().amax(1, keepdim=True).clamp(min=1e-30) / steps
-    return (matrix / scale).round(), scale
+    unit = matrix.abs().amax(1, keepdim=True).clamp(min=1e-30) / steps
+    return (matrix / unit).round(), unit
 
 
 def halves(numbers: Tensor) -> dict[str, Any]:

@@ -13,15 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitx.errors import VitxError
-from vitx.files import PICTURES, write_or_say
+from vitx.files import write_or_say
 from vitx.viewer.packing import encoded
 
 _PALETTES = "inferno", "viridis", "cividis", "gray"
 _EDGE = {True: 448, False: 224}  # pixels of a picture, if there is one, and of each of several frames
 _MOST_COLUMNS = 4  # of frames
 _GAP = 6  # pixels between frames
-_LARGEST = 200 * 2**20  # bytes of a page, beyond which browsers give up
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,9 +52,6 @@ def page(name: str, images: Sequence[Mapping[str, Any]], methods: Sequence[tuple
         name: of the model.
         images: what is shown of each, by the names that the template reads.
         methods: names and titles.
-
-    Raises:
-        VitxError: It would be too large for a browser.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -71,15 +66,10 @@ def page(name: str, images: Sequence[Mapping[str, Any]], methods: Sequence[tuple
         trim_blocks=True,
         lstrip_blocks=True,
     ).get_template("page.html.jinja")
-    filled = template.render(
-        name=name, data=data, palettes=_PALETTES, signed=SIGNED[0], strength=OVERLAY_STRENGTH
+    strength = OVERLAY_STRENGTH
+    return Page(
+        template.render(name=name, data=data, palettes=_PALETTES, signed=SIGNED[0], strength=strength)
     )
-    if len(filled) > _LARGEST:
-        raise VitxError(
-            f"the page would have {len(filled) / 2**20:.0f} MiB, and browsers take {_LARGEST >> 20}: "
-            "show fewer images, as explanation[:1].view()"
-        )
-    return Page(filled)
 
 
 def sheet(pixels: NDArray[np.uint8], frames: int) -> dict[str, Any]:
@@ -101,7 +91,7 @@ def sheet(pixels: NDArray[np.uint8], frames: int) -> dict[str, Any]:
         tile = Image.fromarray(pixels[place]).resize((width, height), way)
         whole.paste(tile, (number % columns * step[0], number // columns * step[1]))
     written = BytesIO()
-    whole.save(written, **PICTURES[".jpg"])
+    whole.save(written, "JPEG", quality=85)
     return {
         "picture": f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}",
         "sheet": whole.size,

@@ -19,8 +19,9 @@ from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
 from vitx.tape.trace import Trace
 from vitx.targets.outputs import main
-from vitx.viewer.packing import encoded, packed
+from vitx.viewer.packing import encoded, most_bytes, packed
 
+LARGEST = 200 * 2**20  # bytes of a page, beyond which browsers give up
 NO_GRID = "The tokens of this layer have no grid in the picture, so there is nothing to point at."
 
 
@@ -39,11 +40,18 @@ class Seen:
     output: Tensor | None
 
 
-def see(model: nn.Module, image: Tensor, run: Callable[..., Any]) -> Seen:
-    """Records a pass on one image, (1, ...), where `run` is how the model takes it.
+def see(model: nn.Module, image: Tensor, run: Callable[..., Any], images: int = 1) -> Seen:
+    """Records a pass on one image.
+
+    Args:
+        model: as it was explained.
+        image: (1, ...).
+        run: how the model takes it.
+        images: how many share the page.
 
     Raises:
-        VitxError: There is no attention between tokens, or none of them lies in a grid.
+        VitxError: There is no attention between tokens, none of them lies in a grid, or the page would be
+            too large.
     """
     tape = Tape(model)
     recorder = Recorder(tape)
@@ -56,6 +64,12 @@ def see(model: nn.Module, image: Tensor, run: Callable[..., Any]) -> Seen:
             attentions = Trace(tape, recorder).self_attentions
             if not attentions:
                 raise VitxError(NO_ATTENTION)
+            size = images * sum(most_bytes(one.weights.shape, one.layout.count("D")) for one in attentions)
+            if size > LARGEST:
+                raise VitxError(
+                    f"the page would have {size >> 20} MiB, and a browser takes {LARGEST >> 20}: show fewer "
+                    "images, as explanation[:1].view(), or smaller ones"
+                )
             back = _way_back(recorder, pixels, output)
             lattices = cells(tape, attentions, back.grid.channels)
             if not any(keys.grid for _, keys in lattices):

@@ -52,7 +52,7 @@ def view(
     if isinstance(target, Question):
         with torch.no_grad(), untouched(model):
             run = target.put(model, found.images[:: 1 + found.paired]).forward
-    seen = [see(model, image, run) for image in found.images.split(1)]
+    seen = [see(model, image, run, len(found.images)) for image in found.images.split(1)]
     for one, logits in zip(seen, found.logits, strict=True):
         _check_same(one.output, logits)
     special = isinstance(target, Question) or (callable(target) and not isinstance(target, Tensor))
