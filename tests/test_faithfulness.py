@@ -68,6 +68,8 @@ def test_the_callback_logs_what_the_metrics_say(tmp_path):
         for name, values in by_hand(module, images, maps[method][:5], measure=measure).items():
             logged = trainer.callback_metrics[f"vitx/{method}/{name}"].item()
             assert logged == pytest.approx(values.mean().item(), abs=1e-6)
+        changed = metrics.reliance(module, images, {method: maps[method][:5]})[method].mean().item()
+        assert trainer.callback_metrics[f"vitx/{method}/reliance"].item() == pytest.approx(changed, abs=1e-6)
     assert list(read_run(kept(tmp_path)).numbers["vitx/evidence/deletion"]) == [0, 3, 7]
 
 

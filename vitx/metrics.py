@@ -1,7 +1,7 @@
 """Numbers that say what a picture shows; each one is given per image.
 
 Functions of (maps, masks) as torchmetrics has them of (preds, target), on any device; take the `.mean()` for
-a data set. Those that ask the model again, deletion and insertion, are in `vitx.judging.perturbation`.
+a data set. Those that ask the model again, as deletion and reliance, are in `vitx.judging`.
 """
 
 import math
@@ -14,6 +14,7 @@ from vitx.errors import VitxError
 from vitx.judging.faithfulness import faithfulness as faithfulness
 from vitx.judging.perturbation import deletion as deletion
 from vitx.judging.perturbation import insertion as insertion
+from vitx.judging.reliance import reliance as reliance
 
 
 def entropy(maps: Tensor) -> Tensor:

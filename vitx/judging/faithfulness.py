@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
-from vitx.judging.perturbation import Measure, check, curves, mean_height, order
+from vitx.judging.perturbation import Measure, check, curves, mean_height, order, random_order
 from vitx.models.prediction import Target, check_images
 
 FEW = (0.0, 0.25, 0.75)  # a firing has no time for more, and most maps are told from chance by these
@@ -45,7 +44,7 @@ def faithfulness(
     names = list(maps)
     for one in maps.values():
         check(images, one, "most", fractions, measure, batch_size)
-    chance = {one.shape[1:]: _random(one) for one in maps.values()}
+    chance = {one.shape[1:]: random_order(one) for one in maps.values()}
     orders = [order(maps[name], first) for name in names for first in ("most", "least")]
     found = curves(
         *(model, images, [*orders, *chance.values()]),
@@ -64,8 +63,3 @@ def faithfulness(
         }
         for name, gone_first, gone_last in pairs
     }
-
-
-def _random(maps: Tensor) -> Tensor:
-    """Returns a random order of the patches of each image, the same ones in every call."""
-    return order(torch.rand(maps.shape, generator=torch.Generator().manual_seed(0)), "most").to(maps.device)

@@ -181,6 +181,11 @@ def order(maps: Tensor, first: Literal["most", "least"]) -> Tensor:
     return torch.empty_like(sorted_).scatter_(1, sorted_, places).view_as(maps)
 
 
+def random_order(maps: Tensor) -> Tensor:
+    """Returns a random order of the patches of each image, the same ones in every call."""
+    return order(torch.rand(maps.shape, generator=torch.Generator().manual_seed(0)), "most").to(maps.device)
+
+
 def _scaled(gone: Tensor, images: Tensor) -> Tensor:
     """Scales a mask of patches to the images, (b, 1, H, W)."""
     return F.interpolate(gone[:, None].float(), images.shape[2:], mode="nearest").bool().to(images.device)

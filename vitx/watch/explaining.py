@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 from vitx.explain import explain_methods
 from vitx.explanation import Explanation, join
-from vitx.judging.faithfulness import faithfulness
 from vitx.judging.perturbation import Measure
+from vitx.judging.reliance import of_another_class
 from vitx.methods import find_method
 from vitx.models.isolation import untouched
 from vitx.models.outputs import Kind, beyond, declared_classes, kind_of, told_apart
 from vitx.targets import Question, Text
 from vitx.watch.calling import Forward, call_of
 from vitx.watch.images import Samples
+from vitx.watch.judging import judge
 from vitx.watch.quiet import same_random_numbers
 from vitx.watch.seen import Seen
 
@@ -169,11 +170,11 @@ class Explainer:
             found = self._run(host, model, samples, part, explain, self._target(samples))
             return {name: explanation.cpu() for name, explanation in found.items()}
 
-        parts = _shared(host, len(samples), explain_part)
+        parts = host.group.of_parts(len(samples), _BATCH, explain_part)
         return {name: join([part[name] for part in parts]) for name in methods}
 
     def faithfulness(
-        self, host: "Host", model: nn.Module, samples: Samples, maps: Mapping[str, Tensor], most: int
+        self, host: "Host", model: nn.Module, samples: Samples, found: Mapping[str, Explanation], most: int
     ) -> dict[str, float]:
         """Says how much better than chance each method's maps name what the model needs.
 
@@ -181,11 +182,11 @@ class Explainer:
             host: knows the ranks and the precision.
             model: what is explained.
             samples: the images with what is known of them.
-            maps: of all samples, by the method's name.
+            found: the explanation of each method, of all samples, by its name.
             most: images that it is measured on, the first ones.
 
         Returns:
-            `METHOD/deletion` and `METHOD/insertion`, means over the images, the same on every rank.
+            `METHOD/deletion` and `insertion`, and of classes `reliance`: means, the same on every rank.
 
         Raises:
             VitxError: There is no score that could fall.
@@ -196,14 +197,19 @@ class Explainer:
             raise VitxError(f"the model puts out {self._puts_out}: faithfulness needs a target function")
         measure: Measure = "sigmoid" if self.kind == "classes" else "probability"
 
+        count = min(most, len(samples))
+        others = None
+        if self.of_classes and count > 1:
+            others = samples.images[of_another_class(next(iter(found.values())).logits[:count])]
+
         def judge_part(part: slice) -> dict[str, Tensor]:
-            of_part = {name: values[part] for name, values in maps.items()}
-            judge = partial(faithfulness, maps=of_part, measure=measure, batch_size=_BATCH)
-            found = self._run(host, model, samples, part, judge, self._target(samples))
-            return {f"{name}/{kind}": n.cpu() for name, both in found.items() for kind, n in both.items()}
+            maps = {name: one.maps[part] for name, one in found.items()}
+            filled = None if others is None else others[part]
+            do = partial(judge, maps=maps, measure=measure, others=filled, batch_size=_BATCH)
+            return self._run(host, model, samples, part, do, self._target(samples))
 
         with untouched(model):
-            parts = _shared(host, min(most, len(samples)), judge_part)
+            parts = host.group.of_parts(count, _BATCH, judge_part)
         return {name: torch.cat([part[name] for part in parts]).mean().item() for name in parts[0]}
 
     def _run(
@@ -282,17 +288,6 @@ class Explainer:
         if samples.labels is None or samples.labels.ndim != 1:
             raise VitxError('target="label" needs a class for each image: give a data set of (image, class)')
         return samples.labels
-
-
-def _shared(host: "Host", count: int, do: Callable[[slice], T]) -> list[T]:
-    """Does something with each part of some images, each rank with its own; returns all that was found."""
-
-    def do_share() -> list[T]:
-        share = host.group.share(count)
-        starts = range(share.start, share.stop, _BATCH)
-        return [do(slice(start, min(start + _BATCH, share.stop))) for start in starts]
-
-    return [found for of_rank in host.group.from_all(do_share) for found in of_rank]
 
 
 def _number(output: Tensor) -> Tensor:

@@ -70,6 +70,19 @@ class Group:
                 raise VitxError(f"on rank {rank}: {message}")
         return [value for value, _ in found]
 
+    def of_parts(self, count: int, most: int, do: Callable[[slice], T]) -> list[T]:
+        """Does something with each part of `count` images, each rank with its own share; returns all found.
+
+        A part has at most so many images.
+        """
+
+        def do_share() -> list[T]:
+            share = self.share(count)
+            starts = range(share.start, share.stop, most)
+            return [do(slice(start, min(start + most, share.stop))) for start in starts]
+
+        return [found for of_rank in self.from_all(do_share) for found in of_rank]
+
     def take_buffers_of_first(self, model: nn.Module) -> None:
         """Gives every rank the buffers of rank 0, as BatchNorm's statistics differ if they are not shared."""
         if self.size == 1:

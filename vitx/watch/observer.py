@@ -160,7 +160,7 @@ class Observer(Settings):
         self._past.maps = {name: explanation.maps for name, explanation in found.items()}
         if self.faithfulness:
             with self._attempts.forgiving(host, "measures no faithfulness", f" at step {step}"):
-                of = model, samples, self._past.maps, self.faithfulness
+                of = model, samples, found, self.faithfulness
                 judged = self._explainer.faithfulness(host, *of)
                 numbers |= {f"vitx/{name}": number for name, number in judged.items()}
         self._past.scalars = numbers

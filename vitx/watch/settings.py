@@ -81,7 +81,8 @@ class Settings:
             colormap: the name of a colour map of matplotlib.
             faithfulness: measure at each firing, on all measured images or on the first so many of them,
                 whether the model needs what the maps name: `vitx/METHOD/deletion` and `insertion`, see
-                `vitx.metrics.faithfulness`. It costs some forward passes.
+                `vitx.metrics.faithfulness`, and `reliance`, see `vitx.metrics.reliance`. It costs some
+                forward passes.
             save_maps: keep maps, logits, numbers and the images shown in the folder `vitx` of the run, from
                 which `vitx report` and `vitx timelapse` play the training back; "all": the maps of all
                 measured images; False: keep nothing.
