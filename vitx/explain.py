@@ -57,7 +57,9 @@ def explain(
             tensor with two dimensions of space.
         **options: of the method: `start_layer`, the first layer that counts (all but "attention");
             `head_fusion`, "mean", "max" or "min" (the rollouts, "attention", "flow"); `discard_ratio` in
-            [0, 1) (the rollouts); `gradient`, "linearised" or "plain" ("grad_rollout", "gae", "legrad").
+            [0, 1) (the rollouts); `without_sinks`, which takes the columns of sinks (see `Explanation.sinks`)
+            out of A and scales its rows to sum to 1 again, so that what arrives is still 1 (the rollouts);
+            `gradient`, "linearised" or "plain" ("grad_rollout", "gae", "legrad").
 
     Returns:
         The maps with the logits and the targets; of a DataLoader, on the CPU and without the images.

@@ -48,6 +48,9 @@ class Explanation:
             model predicts.
         boxes: (B, 4), what the target is about: x0, y0, x1, y1 in pixels; None: it is no box.
         paired: whether two images each belong together, as those of `vitx.targets.similar_to`.
+        sinks: (B, h, w) bool, patches that most queries of most layers attend to, whatever they look for
+            (Darcet et al. 2024, arXiv 2309.16588): a rollout is bright there without a reason in the
+            picture. None where they cannot be told, as in a windowed model.
         objects: (B, Q), how sure each query of a detector is of an object; None: it is no detector.
         viewer: makes the page of `view`; it holds the model weakly. None: there is none.
     """
@@ -67,6 +70,7 @@ class Explanation:
     boxes: Tensor | None = None
     paired: bool = False
     objects: Tensor | None = None
+    sinks: Tensor | None = None
     viewer: "Callable[[Explanation, Sequence[str] | None], Any] | None" = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -205,6 +209,7 @@ class Explanation:
         from vitx.methods import title_of
         from vitx.pictures.marks import outlined
         from vitx.pictures.render import overlays
+        from vitx.pictures.rings import SINKS, ringed
         from vitx.pictures.views import laid_out, slices_of, tile_width
 
         pixels, note = self._shown()
@@ -215,6 +220,9 @@ class Explanation:
         slices = slices_of(size, None if self.channels is None else channels, view, time_axis)
         if self.boxes is not None and slices is None:
             pixels, drawn = (outlined(one, self.boxes, size) for one in (pixels, drawn))
+        if slices is None and self.sinks is not None and self.sinks.any():
+            pixels, drawn = (ringed(one, self.sinks) for one in (pixels, drawn))
+            note = "; ".join(filter(None, (note, SINKS)))
         columns = laid_out(pixels, {title: drawn}, {title: self.maps}, slices, {title: self.signed})
         if self.paired:
             second = {f"{name} of the other": one[1::2] for name, one in columns.items()}

@@ -1,6 +1,6 @@
 """One pass of a model, and the way back of each method that shares it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import cache, partial
 
@@ -18,8 +18,10 @@ from vitx.models.prediction import Target as Classes
 from vitx.tape.backward import Attribution, Backward
 from vitx.tape.output import Score, evenly, score_of
 from vitx.tape.recorder import Recorder
+from vitx.tape.sinks import Sinks, find_sinks
 from vitx.tape.tape import Tape
 from vitx.tape.trace import Trace
+from vitx.tape.values import Value
 from vitx.targets.question import Asked, Question
 from vitx.targets.reading import located, run
 
@@ -75,7 +77,8 @@ def follow(
                 with recorder.recording():
                     layers = _layer_logits(lens, len(tape.layers), end.output)
                 asked["layer scores"] = [score_of(recorder.get(own), end.total, own, kind) for own in layers]
-            for name, method in chosen.items():
+            sinks: Sinks | None = None
+            for number, (name, method) in enumerate(chosen.items()):
                 reads = end.has_score and (target is not None or method.gradient is not None)
                 if end.spot is not None:
                     start = end.spot.start
@@ -83,6 +86,9 @@ def follow(
                     start = of_logits().start if reads else evenly(end.output).to(kind)
                 back = Backward(tape, images, start, end.value, asked[method.gradient])
                 with without_autocast(images.device):
+                    if number == 0:
+                        sinks = find_sinks(tape, partial(_placed, back), back.grid.embedded)
+                    back.sinks = sinks
                     found[name] = method.find(back, **methods[name])
                 end.check_grid(found[name].maps)
             channels = back.grid.channels
@@ -104,8 +110,13 @@ def follow(
             boxes=end.boxes,
             paired=end.paired,
             objects=end.objects,
+            sinks=None if sinks is None else sinks.marked(one.maps),
         )
     return explained
+
+
+def _placed(back: Backward, found: Iterable[tuple[Value, Tensor]]) -> Tensor:
+    return back.place(found).maps
 
 
 def _common_fusion(chosen: Mapping[str, Method], methods: Methods) -> str | None:

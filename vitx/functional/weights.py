@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitx.functional.fusing import carry
-from vitx.functional.tiles import ALL, Part, Tile, full, is_zero, split
+from vitx.functional.tiles import ALL, Cut, Part, Tile, full, is_zero, split
 from vitx.models.isolation import without_autocast
 
 
@@ -43,6 +43,20 @@ class Weights:
         """Returns the same with the gradient of A, from that of A V."""
         assert self.differentiate is not None
         return replace(self, compute_gradient=self.differentiate(of_output))
+
+    def without(self, tokens: Tensor) -> "Weights":
+        """Returns the same without the columns of some tokens, (B, K) bool; rows keep their sums.
+
+        A row that has nothing else stays as it is.
+        """
+
+        def compute(part: Cut) -> Tensor:
+            whole = self.compute(part)
+            left = whole.masked_fill(tokens[part[0], None, None], 0)
+            share, rest = whole.sum(-1, keepdim=True), left.sum(-1, keepdim=True)
+            return torch.where(rest == 0, whole, left * (share / torch.where(rest == 0, 1, rest)))
+
+        return replace(self, compute=compute)
 
     def tiles(self, rows: slice = ALL) -> Iterator[Tile]:
         """Divides A, or some of its rows."""

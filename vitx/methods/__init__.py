@@ -9,5 +9,6 @@ from vitx.methods.registry import Methods as Methods
 from vitx.methods.registry import find_method as find_method
 from vitx.methods.registry import methods as methods
 from vitx.methods.registry import register as register
+from vitx.methods.registry import telling as telling
 from vitx.methods.registry import title_of as title_of
 from vitx.methods.registry import with_options as with_options

@@ -1,7 +1,7 @@
 """What a method is, and the methods by name."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -35,7 +35,7 @@ class Method:
 
     def head_fusion(self, options: Mapping[str, Any]) -> str | None:
         """Returns how the method fuses the heads, if it reads nothing else of A."""
-        if not self.fused_heads:
+        if not self.fused_heads or options.get("without_sinks"):  # each head has rows of its own
             return None
         fusion: str = {**self.options, **options}["head_fusion"]
         check_options(fusion)
@@ -104,6 +104,12 @@ def methods() -> list[str]:
 def title_of(name: str) -> str:
     """Returns what pictures call a method; a name that is none stands for itself."""
     return (name in _METHODS and _METHODS[name].title) or name
+
+
+def telling(names: Iterable[str]) -> str:
+    """Returns the first of some methods that is about a class, as a shortcut is; else the first."""
+    known = [*names]
+    return next((name for name in known if name in _METHODS and _METHODS[name].gradient), known[0])
 
 
 def find_method(name: str) -> Method:

@@ -35,10 +35,15 @@ class Rollouts(Rule):
 
 @register("rollout", fused_heads=True, title="attention rollout")
 def rollout(
-    back: Backward, *, head_fusion: str = "mean", discard_ratio: float = 0.0, start_layer: int = 0
+    back: Backward,
+    *,
+    head_fusion: str = "mean",
+    discard_ratio: float = 0.0,
+    start_layer: int = 0,
+    without_sinks: bool = False,
 ) -> Attribution:
     """Attention rollout, see `vitx.attention_rollout`."""
-    return back.propagate(Rollouts(head_fusion, discard_ratio, start_layer))
+    return back.propagate(Rollouts(head_fusion, discard_ratio, start_layer), without_sinks=without_sinks)
 
 
 @register("grad_rollout", gradient="score", title="gradient rollout")
@@ -49,6 +54,8 @@ def grad_rollout(
     discard_ratio: float = 0.0,
     start_layer: int = 0,
     gradient: str = "linearised",
+    without_sinks: bool = False,
 ) -> Attribution:
     """Gradient rollout, see `vitx.gradient_rollout`."""
-    return back.propagate(Rollouts(head_fusion, discard_ratio, start_layer, reads_gradient=True))
+    rule = Rollouts(head_fusion, discard_ratio, start_layer, reads_gradient=True)
+    return back.propagate(rule, without_sinks=without_sinks)

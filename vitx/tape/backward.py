@@ -18,6 +18,7 @@ from vitx.tape.expanded import summed
 from vitx.tape.grid import Grid
 from vitx.tape.output import Score
 from vitx.tape.relevance import Propagation, Rule
+from vitx.tape.sinks import Sinks, without
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Kept
 from vitx.tape.values import Value
@@ -51,6 +52,7 @@ class Backward:
     end: Value  # of the output
     scores: Sequence[Score] = ()  # what methods of a class differentiate: one, or one for each layer
     passed: dict[Value, Tensor] = field(default_factory=dict)  # relevance, where the tape keeps places
+    sinks: Sinks | None = None  # of the pass; None where they cannot be told
 
     @cached_property
     def grid(self) -> Grid:
@@ -71,12 +73,17 @@ class Backward:
             )
         return self.layers[first_layer(start_layer, len(self.layers)) :]
 
-    def propagate(self, rule: Rule) -> Attribution:
+    def propagate(self, rule: Rule, *, without_sinks: bool = False) -> Attribution:
         """Takes relevance from the output to the pixels: 1 for each image, begun where the score was read.
+
+        Without sinks, the columns of these patches leave A, and its rows are scaled to sum to 1 again.
 
         Raises:
             VitxError: Relevance was lost, or is negative: the map would be wrong.
         """
+        if without_sinks:
+            with without(self.tape, self.sinks):
+                return self.propagate(rule)
         if self.layers:
             first_layer(rule.start_layer, len(self.layers))
         return self._drawn(rule, {self.end: self.start})

@@ -28,7 +28,7 @@ class Grid:
         self._tape, self._image = tape, tape.image
 
     @cached_property
-    def _embedded(self) -> Value | None:
+    def embedded(self) -> Value | None:
         """What the first call with weights made of the pixels."""
         made = (s.outputs[0] for s in self._tape.steps if s.outputs[0].fan or s.name in CONVOLUTIONS)
         return next((value for value in made if value.above >> self._image.number & 1), None)
@@ -36,7 +36,7 @@ class Grid:
     @cached_property
     def stem(self) -> list[Value]:
         """What was made of the picture before the first attention, in as many dimensions, last one first."""
-        ndim = len(self._image.shape) if self._embedded else 0
+        ndim = len(self._image.shape) if self.embedded else 0
         found = []
         for step in takewhile(lambda step: not isinstance(step, Attention), self._tape.steps):
             value = step.outputs[0]
@@ -54,7 +54,7 @@ class Grid:
         shape = self._image.shape
         if len(shape) == 3:
             return None
-        if self._embedded is None:
+        if self.embedded is None:
             return 1
         counts = blocks(self._marks)
         last = len(shape) - 1
@@ -69,8 +69,8 @@ class Grid:
 
     @cached_property
     def _marks(self) -> Tensor:
-        assert self._embedded is not None
-        return self._marked(self._embedded)
+        assert self.embedded is not None
+        return self._marked(self.embedded)
 
     def without_channels(self, pixels: Tensor) -> Tensor:
         """Sums over the channels."""
@@ -84,7 +84,7 @@ class Grid:
         through them and they lie in the picture as they do in the tensor. Where some of them share a pixel,
         it is no brighter.
         """
-        if self._embedded is None:
+        if self.embedded is None:
             return pixels
         passed = [one for one in self.stem if one in tokens and _same_sums(tokens[one], pixels)]
         grid = blocks(self.without_channels(self._marks))
@@ -92,7 +92,7 @@ class Grid:
             cells = pooled(pixels, grid)
             even = divided(cells, pixels.shape[1:])
             if bool((pixels - even).abs_().amax() <= _ALIKE * pixels.abs().amax()):
-                return self._evened(cells, passed[0] if passed else self._embedded)
+                return self._evened(cells, passed[0] if passed else self.embedded)
         for value in passed:
             if len(value.shape) == pixels.ndim + 1 and self._is_upright(value):
                 return tokens[value].sum(1)
