@@ -141,6 +141,12 @@ def test_the_page_has_the_first_and_the_last_grid(page, run):
     ] == [True] * 2
 
 
+def test_the_page_begins_with_all_maps_at_once(page, run):
+    head, _, _ = page.partition("Image by image")
+    (uri,) = re.findall(r'<img src="(data:[^"]+)" alt="the mean map at the last step', head)
+    assert (picture(uri) == open_run(run).overview()).all()
+
+
 def test_the_page_names_no_address_but_that_of_the_logger(page):
     assert re.findall(r"https?://[^<]*", page) == ["https://wandb.ai/x1"]
 

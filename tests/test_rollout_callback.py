@@ -40,6 +40,7 @@ def test_tensorboard_holds_a_grid_and_scalars_for_each_firing(tmp_path):
     found = events(logger.log_dir)
 
     assert [event.step for event in found.Images("vitx/maps")] == [0, 3, 7]
+    assert [event.step for event in found.Images("vitx/overview")] == [7]
     for method in ("rollout", "grad_rollout"):
         for name in ("entropy", "information", "pointing", "energy"):
             values = found.Scalars(f"vitx/{method}/{name}")

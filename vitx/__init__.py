@@ -17,6 +17,7 @@ from vitx.explanation import Explanation
 from vitx.functional.flow import attention_flow
 from vitx.functional.rollout import attention_rollout, gradient_rollout
 from vitx.methods import methods
+from vitx.overview import overview
 from vitx.randomisation import Sanity, sanity
 from vitx.tape.trace import Trace, capture
 
@@ -37,6 +38,7 @@ __all__ = [
     "explain_methods",
     "gradient_rollout",
     "methods",
+    "overview",
     "sanity",
     "trace",
 ]

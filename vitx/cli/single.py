@@ -23,11 +23,13 @@ def draw_run(name: str, run: Run, steps: int) -> str:
     """
     firings = evenly(len(run.steps), steps)
     shown = show(run, firings)
+    overview = run.overview()
     moments = [run.heading(firing) for firing in firings]
     return fill(
         "run",
         name=name,
         facts={fact: value for fact, value in _facts(run) if value},
+        overview=None if overview is None else png(overview),
         charts=charts(run.numbers),
         grids={run.heading(at): png(run.grid(at, range(run.count))) for at in evenly(len(run.steps), 2)},
         colormaps=[run.colormap],

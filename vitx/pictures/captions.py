@@ -138,6 +138,11 @@ def captions_said(
     return captions_of(logits, class_names=class_names)
 
 
+def classes_of(captions: Sequence[Caption]) -> list[str | None]:
+    """Returns the class that each caption says was predicted; None where it is no single one."""
+    return [one.prediction if one.probability is not None else None for one in captions]
+
+
 def _numbers(numbers: Tensor, labels: Tensor | None) -> list[Caption]:
     """Writes all numbers of a run on one scale: the labels', which do not change as the model learns."""
     largest = float((numbers if labels is None else labels).abs().max())

@@ -137,7 +137,7 @@ def grid(
     ]
     lines = max(map(len, said), default=1)
     row = lines * LINE + next(iter(tiles.values()))[0].height + GAP
-    heads = {title: [title] if len(tiles) > 1 else _wrapped(title, tile_width) for title in tiles}
+    heads = {title: [title] if len(tiles) > 1 else wrapped(title, tile_width) for title in tiles}
     top = LINE * max(map(len, heads.values()))
     notes = _note_lines(note, width, ends)
     below = max(0, len(notes) - 1) * LINE  # the first line lies between the ends
@@ -241,10 +241,11 @@ def _note_lines(note: str, width: int, ends: tuple[str, str]) -> list[str]:
     """Returns a note as lines; the first lies between the ends of the legend, empty if it has no room."""
     if _length(note) <= width - sum(_length(end) + 2 * GAP for end in ends):
         return [note]
-    return ["", *_wrapped(note, width - 2 * GAP)]
+    return ["", *wrapped(note, width - 2 * GAP)]
 
 
-def _wrapped(text: str, room: int) -> list[str]:
+def wrapped(text: str, room: int) -> list[str]:
+    """Breaks a text into lines no wider than that, in pixels, where it can be."""
     for letters in range(len(text), 1, -1):
         lines = wrap(text, letters)
         if all(_length(line) <= room for line in lines):

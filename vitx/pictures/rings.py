@@ -5,7 +5,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vitx.pictures.render import BOX, PAPER, scaled_up
+from vitx.pictures.marks import BOX
+from vitx.pictures.render import PAPER, scaled_up
 
 SINKS = "rings: patches that most others attend to whatever they look for, no evidence (sinks)"
 _WIDE = 224  # pixels: in narrower pictures, lines are coarse

@@ -7,3 +7,4 @@ FOLDER = "vitx"  # in the folder of a run
 FACTS, NUMBERS = "run.json", "numbers.csv"  # in it, beside images-STEP.npz and firing-STEP.npz
 IMAGES, FIRING = "images", "firing"
 GRIDS = "vitx/maps"  # the tag of the pictures, in any logger
+OVERVIEW = "vitx/overview"  # that of the one at the end

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitx.methods import title_of
+from vitx.methods import telling, title_of
 from vitx.pictures import render
-from vitx.pictures.captions import Caption, captions_of
+from vitx.pictures.captions import Caption, captions_of, classes_of
 from vitx.pictures.marks import say_uniform
+from vitx.pictures.overview import overview_of
 from vitx.runs.saved import SavedMaps
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
@@ -93,6 +94,15 @@ class Run:
             tile_width=tile_width,
             note=self.note,
         )
+
+    def overview(self) -> Picture | None:
+        """Draws all maps of the last firing at once, by the class that is predicted; None of clips."""
+        if self.saved.frames > 1:
+            return None
+        method = telling(self.saved.maps)
+        maps = torch.from_numpy(self.saved.maps[method][-1])
+        names = classes_of(self.captions(-1))
+        return overview_of(torch.from_numpy(self.saved.pixels), maps, names, self.colormap, title_of(method))
 
     def accuracy(self, step: int) -> float | None:
         """Returns the accuracy in validation at a step, or the last before it; None where there is none."""

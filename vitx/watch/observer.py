@@ -13,7 +13,7 @@ from vitx.explanation import Explanation
 from vitx.methods import title_of
 from vitx.pictures.captions import Caption
 from vitx.pictures.colours import as_images, choose_colours
-from vitx.runs import GRIDS
+from vitx.runs import GRIDS, OVERVIEW
 from vitx.watch.attempts import Attempts
 from vitx.watch.explaining import Explainer
 from vitx.watch.host import Host
@@ -25,7 +25,7 @@ from vitx.watch.saying import first_words
 from vitx.watch.scales import likely_scales
 from vitx.watch.seen import seen_in
 from vitx.watch.settings import Settings
-from vitx.watch.showing import about, captions, draw, measure
+from vitx.watch.showing import about, captions, draw, draw_overview, measure
 from vitx.watch.sinks import Picture, drop_from, name_of, show_picture, write_scalars
 from vitx.watch.step import StepWatch, is_compiled
 
@@ -51,6 +51,7 @@ class Observer(Settings):
         """Lets the images go."""
         self._samples: Samples | None = None
         self._look: Look | None = None
+        self._overview: Callable[[], Picture] | None = None  # draws that of the last firing
 
     def close(self) -> None:
         """Lets go of the images and of the folder of the run."""
@@ -58,8 +59,16 @@ class Observer(Settings):
         self._keeper.close()
 
     def end(self, host: Host) -> None:
-        """Says in the folder of the run that the training has come to its end."""
-        self._attempts.on_first(host, partial(self._keeper.end, host))
+        """Shows all maps of the last firing at once, and says in the folder that the training has ended."""
+        self._attempts.on_first(host, partial(self._end, host))
+
+    def _end(self, host: Host) -> None:
+        if self._overview is not None and host.sinks:
+            with self._attempts.forgiving(host, "shows no overview"):
+                show = partial(show_picture, tag=OVERVIEW, picture=self._overview(), step=self._past.step)
+                for sink in host.sinks:
+                    self._attempts.write(host, sink, partial(show, sink))
+        self._keeper.end(host)
 
     @contextmanager
     def step(self, module: nn.Module, batch: Any, where: str) -> Iterator[None]:
@@ -205,6 +214,8 @@ class Observer(Settings):
             with self._attempts.forgiving(host, "shows no captions", f" at step {step}"):
                 said = captions(found, samples, look.class_names, kind)
             picture = draw(found, samples, look.pixels, said, look.colormap, look.note)
+            if look.pixels.ndim == 4:
+                self._overview = partial(draw_overview, found, samples, look.pixels, said, look.colormap)
             places = self._show_picture(host, picture, step)
             if words is not None:
                 kept = keeper.folder.path if keeper.folder and self.save_maps else None

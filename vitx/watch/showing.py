@@ -7,11 +7,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitx.explanation import Explanation
-from vitx.methods import title_of
+from vitx.methods import telling, title_of
 from vitx.metrics import drift, energy_inside, entropy, information, pointing_game
 from vitx.models.outputs import Kind
 from vitx.pictures import render
-from vitx.pictures.captions import Caption, captions_of, class_name
+from vitx.pictures.captions import Caption, captions_of, class_name, classes_of
+from vitx.pictures.overview import overview_of
+from vitx.pictures.rings import SINKS, ringed
 from vitx.pictures.views import laid_out, slices_of
 from vitx.runs.saved import FRAMES_IN_A_CARD
 from vitx.targets import Question
@@ -33,7 +35,8 @@ def measure(
 
     Returns:
         Tag -> value: `entropy`, `information` if there are several images, `drift` if there was a firing
-        before, `pointing` and `energy` if there are masks; see `vitx.metrics`.
+        before, `pointing` and `energy` if there are masks, see `vitx.metrics`; and of rollout `sinks`, the
+        share of the map on such patches, see `Explanation.sinks`.
     """
     scalars: dict[str, float] = {}
     for name, explanation in found.items():
@@ -46,6 +49,8 @@ def measure(
         if masks is not None:
             values["pointing"] = pointing_game(maps, masks)
             values["energy"] = energy_inside(maps, masks)
+        if name == "rollout" and explanation.sinks is not None:
+            values["sinks"] = (maps * explanation.sinks).flatten(1).sum(1) / maps.flatten(1).sum(1)
         scalars |= {f"vitx/{name}/{key}": value.mean().item() for key, value in values.items()}
     return scalars
 
@@ -96,12 +101,29 @@ def draw(
         title: render.overlays(pixels, render.heatmaps(values, size), colormap)
         for title, values in maps.items()
     }
+    sinks = None if of_one.sinks is None else of_one.sinks[shown]
+    if slices is None and sinks is not None and sinks.any():
+        drawn = {title: ringed(one, sinks) for title, one in drawn.items()}
+        note = "; ".join(filter(None, (note, SINKS)))
     signed = {title_of(name): one.signed for name, one in found.items()}
     columns = laid_out(
         pixels, drawn, maps, slices, {t: s if s is None else s[shown] for t, s in signed.items()}
     )
     width = render.TILE_WIDTH if slices is None else _CARD
     return render.grid(columns, said, colormap=colormap, note=note, tile_width=width)
+
+
+def draw_overview(
+    found: Mapping[str, Explanation],
+    samples: Samples,
+    pixels: Tensor,
+    said: Sequence[Caption],
+    colormap: str,
+) -> NDArray[np.uint8]:
+    """Draws all maps of the images shown at once, of the first method that is about a class."""
+    name = telling(found)
+    maps = found[name].maps[list(samples.shown)]
+    return overview_of(pixels, maps, classes_of(said), colormap, title_of(name))
 
 
 def about(target: Target, class_names: Sequence[str] | None, kind: Kind | None = "class") -> str:

@@ -1,0 +1,191 @@
+"""All maps at once: what many pictures share, as mean maps and as crops around their brightest patches."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitx.errors import VitxError
+from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH, heatmaps, overlays, wrapped, write
+
+Picture = NDArray[np.uint8]  # (height, width, 3)
+
+SAID = (
+    "A mean map that is bright at one place, or crops that show the same thing, are a question, not a "
+    "verdict: photographers centre their objects."
+)
+_CLASSES, _CROPS = 10, 24
+_ACROSS, _CROPS_ACROSS = 6, 8
+_WIDTH = _ACROSS * (TILE_WIDTH + GAP) + GAP
+_CROP = (_WIDTH - GAP) // _CROPS_ACROSS - GAP  # pixels
+_PATCHES, _SHARE = 3, 4  # a crop is as wide as so many patches, and as such a part of the picture
+
+
+@dataclass
+class _Mean:
+    """The mean of maps that each sum to 1, and of their pictures, as wide as a tile."""
+
+    count: int = 0
+    map: Tensor | float = 0.0
+    pixels: Tensor | float = 0.0
+
+    def add(self, pixels: Tensor, map_: Tensor) -> None:
+        self.count += 1
+        self.map, self.pixels = self.map + map_, self.pixels + pixels
+
+    def tile(self, colormap: str) -> Picture:
+        assert isinstance(self.map, Tensor)
+        assert isinstance(self.pixels, Tensor)
+        pixels = (self.pixels / self.count).round().to(torch.uint8)[None]
+        heat = heatmaps(self.map[None], tuple(pixels.shape[1:3]))
+        return overlays(pixels, heat, colormap)[0].numpy()
+
+
+@dataclass
+class Overview:
+    """Gathers pictures with their maps one by one, and draws them all at once."""
+
+    _all: _Mean = field(default_factory=_Mean)
+    _classes: dict[str, _Mean] = field(default_factory=dict)
+    _crops: list[tuple[int, Picture]] = field(default_factory=list)
+    _seen: int = 0
+    _random: random.Random = field(default_factory=lambda: random.Random(0))
+
+    def add(self, pixels: Tensor, map_: Tensor, name: str | None = None) -> None:
+        """Takes in a picture; pictures and maps may have other sizes than those before.
+
+        Args:
+            pixels: (H, W, 3) uint8.
+            map_: (h, w), >= 0.
+            name: of the class that counts it; None: only the mean over all does.
+
+        Raises:
+            VitxError: It is no picture with a map.
+        """
+        if pixels.ndim != 3 or map_.ndim != 2:
+            raise VitxError(
+                "an overview is of pictures with a map each, not of clips, volumes or spectrograms: found "
+                f"pixels {tuple(pixels.shape)} and a map {tuple(map_.shape)}"
+            )
+        pixels, map_ = pixels.cpu(), map_.cpu().float()
+        first = self._all.map
+        height, width = (first if isinstance(first, Tensor) else map_).shape
+        share = F.adaptive_avg_pool2d(map_[None], (height, width))[0]  # as it is, where it is of this size
+        share = share / share.sum().clamp(min=torch.finfo(share.dtype).tiny)
+        small = _resized(pixels.numpy(), TILE_WIDTH).float()
+        self._all.add(small, share)
+        if name is not None:
+            self._classes.setdefault(name, _Mean()).add(small, share)
+        if map_.amax() > map_.amin():  # else no patch is the brightest
+            self._take_crop(pixels, map_)
+
+    def _take_crop(self, pixels: Tensor, map_: Tensor) -> None:
+        """Keeps crops of as many pictures, any of which is as likely to be among them."""
+        place, self._seen = self._seen, self._seen + 1
+        if len(self._crops) == _CROPS:
+            other = self._random.randrange(self._seen)
+            if other >= _CROPS:
+                return
+            del self._crops[other]
+        self._crops.append((place, _resized(crop(pixels, map_).numpy(), _CROP).numpy()))
+
+    def draw(self, colormap: str = "inferno", title: str = "") -> Picture:
+        """Draws the mean maps over the mean pictures, and the crops below.
+
+        Args:
+            colormap: the name of a colour map of matplotlib.
+            title: what found the maps.
+
+        Returns:
+            (height, width, 3) uint8.
+
+        Raises:
+            VitxError: There is no picture.
+        """
+        if not self._all.count:
+            raise VitxError("an overview needs at least one picture with its map")
+        most = sorted(self._classes.items(), key=lambda one: -one[1].count)[:_CLASSES]
+        means = {f"all {self._all.count}": self._all}
+        if len(self._classes) > 1:
+            means |= {f"{name} ({mean.count})": mean for name, mean in most}
+        heads = [(name, mean.tile(colormap)) for name, mean in means.items()]
+        left_out = len(self._classes) - len(most)
+        more = f", of the {len(most)} classes with the most pictures" if left_out > 0 else ""
+        crops = [("", one) for _, one in sorted(self._crops, key=lambda one: one[0])]
+        count = f"{len(crops)} of {self._seen} pictures" if self._seen > len(crops) else "each picture"
+        parts = [
+            _heading(f"Mean map{f' of {title}' if title else ''}{more}"),
+            _table(heads, TILE_WIDTH, _ACROSS),
+            _heading(f"Around the brightest patch of {count}"),
+            _table(crops, _CROP, _CROPS_ACROSS),
+            *(_heading(line, FAINT) for line in wrapped(SAID, _WIDTH - 2 * GAP)),
+        ]
+        return np.concatenate(parts)
+
+
+def overview_of(
+    pixels: Tensor,
+    maps: Tensor,
+    names: Sequence[str | None] | None = None,
+    colormap: str = "inferno",
+    title: str = "",
+) -> Picture:
+    """Draws an overview of pictures, (B, H, W, 3) uint8, with their maps, (B, h, w), and classes."""
+    found = Overview()
+    for one, map_, name in zip(pixels, maps, names or [None] * len(maps), strict=True):
+        found.add(one, map_, name)
+    return found.draw(colormap, title)
+
+
+def crop(pixels: Tensor, map_: Tensor) -> Tensor:
+    """Cuts the square around the brightest patch, within the picture, (side, side, 3).
+
+    Example:
+        >>> pixels = torch.arange(16)[:, None, None].expand(16, 16, 3)
+        >>> crop(pixels, torch.eye(8)[:1].expand(8, 8) * torch.arange(8)[:, None])[:, 0, 0]
+        tensor([10, 11, 12, 13, 14, 15])
+    """
+    sizes = pixels.shape[:2]
+    peak = torch.unravel_index(map_.argmax(), map_.shape)
+    patch = max(size / count for size, count in zip(sizes, map_.shape, strict=True))
+    side = min(round(max(_PATCHES * patch, min(sizes) / _SHARE)), *sizes)
+    starts = []
+    for place, count, size in zip(peak, map_.shape, sizes, strict=True):
+        middle = (int(place) + 0.5) * size / count
+        starts.append(min(max(0, round(middle - side / 2)), size - side))
+    top, left = starts
+    return pixels[top : top + side, left : left + side]
+
+
+def _resized(pixels: Picture, width: int) -> Tensor:
+    """Returns a picture as a square, whose sides differ no more than those of the model's input."""
+    return torch.from_numpy(
+        np.array(Image.fromarray(pixels).resize((width, width), Image.Resampling.BICUBIC))
+    )
+
+
+def _heading(text: str, colour: str = INK) -> Picture:
+    canvas = Image.new("RGB", (_WIDTH, LINE + 2), PAPER)
+    write(ImageDraw.Draw(canvas), (GAP, 3), text, colour, _WIDTH - 2 * GAP, bold=colour == INK)
+    return np.asarray(canvas)
+
+
+def _table(tiles: Iterable[tuple[str, Picture]], width: int, across: int) -> Picture:
+    """Sets tiles side by side, row by row, each under its title where any has one."""
+    titled = list(tiles)
+    head = LINE if any(title for title, _ in titled) else 0
+    rows = -(-len(titled) // across)
+    canvas = Image.new("RGB", (_WIDTH, rows * (head + width + GAP)), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for place, (title, tile) in enumerate(titled):
+        left = GAP + place % across * (width + GAP)
+        top = place // across * (head + width + GAP)
+        write(draw, (left, top + 3), title, FAINT, width)
+        canvas.paste(Image.fromarray(tile), (left, top + head))
+    return np.asarray(canvas)
