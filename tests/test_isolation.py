@@ -8,6 +8,7 @@ from torch import nn
 
 from tests import models
 from vitx import capture, explain
+from vitx.errors import VitxError
 from vitx.models.isolation import untouched
 
 IMAGES = models.FAMILIES["deit"].images()
@@ -212,7 +213,7 @@ class TestExplain:
 def test_after_an_exception_in_a_target():
     model = fragile()
     before = state(model)
-    with pytest.raises(Boom):
+    with pytest.raises(VitxError, match="Boom"):
         explain(model, IMAGES, "grad_rollout", target=raising)
     assert_same(before, state(model))
 
