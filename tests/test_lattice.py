@@ -40,7 +40,7 @@ def pooled(tokens):
 
 
 TURNED = ROWS.roll(1, 0).unfold(0, 2, 2).unfold(1, 2, 2).reshape(4, 4)
-SOME = [0, 3, 4, 9, 14]
+SOME = [0, 3, 1, 9, 11]  # none of the last row
 CASES = {
     "rows": (Little(lambda self, grid: flat(grid)), ROWS.view(1, 16)),
     "columns": (Little(lambda self, grid: flat(grid.mT)), ROWS.mT.reshape(1, 16)),
@@ -54,6 +54,7 @@ CASES = {
     ),
     "shifted windows": (Little(lambda self, grid: windows(grid)), TURNED),
     "some dropped": (Little(lambda self, grid: flat(grid)[:, SOME]), torch.tensor([SOME])),
+    "the first rows": (Little(lambda self, grid: flat(grid)[:, :8]), torch.arange(8).view(1, 8)),
     "fewer keys": (Little(lambda self, grid: flat(grid), pooled), ROWS.view(1, 16)),
 }  # fmt: skip
 
@@ -80,6 +81,7 @@ def test_each_token_has_its_cell(name):
 
 MERGED = {
     "in the same place": [[*range(16)], [5, 6, 9, 10], [0, 3, 12, 15]],
+    "few": [[*range(16)], [1, 2, 3, 4], [2, 3]],
     "between the patches": [[0, 1], [2, 3, 7], [4, 5, 6, 8, 13], [9, 10, 14], [11, 15], [12]],
 }
 

@@ -13,6 +13,7 @@ import vitx
 from tests import models
 from tests.browsers import opened, shoot
 from tests.test_clips import KINDS
+from tests.test_lattice import MERGED, Little, flat
 from vitx import VitxError
 
 CLIP = KINDS["VideoMAE"]
@@ -159,6 +160,13 @@ def test_keyboard_mouse_and_words(show):
     shoot(page, "viewer-390", full_page=True)
     with pytest.raises(Exception, match="layer 3: there are layers 0 to 2"):
         values(layer=3)
+
+
+def test_tokens_without_a_grid_are_refused():
+    parts = MERGED["in the same place"]
+    model = Little(lambda self, grid: torch.stack([flat(grid)[:, part].mean(1) for part in parts], 1))
+    with pytest.raises(VitxError, match="no layer has tokens that lie in a grid of the picture"):
+        vitx.explain(model, torch.randn(1, 3, 16, 16)).view()
 
 
 def test_a_page_leaves_no_trace():

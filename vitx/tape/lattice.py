@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
 from torch import Tensor
 
-from vitx.tape.attention import Attention
+from vitx.tape.attention import Attention, Scores
 from vitx.tape.expanded import summed
 from vitx.tape.relevance import Propagation
 from vitx.tape.tape import Tape
@@ -16,7 +17,6 @@ from vitx.tape.walk import Sent
 
 _APART = 0.1  # of a patch: nearer tokens are in the same row
 _MOST = 0.75  # of a token has to come from pixels, or it is one of the model's own
-_SPARSE = 4  # cells for each token, if some were dropped; with more of them it is no grid
 NOWHERE = -(2**31)
 
 
@@ -50,12 +50,8 @@ def cells(tape: Tape, attentions: Sequence[Attention], channels: int | None) -> 
         for leaf in rows:
             leaf.requires_grad_()
         found = _moments(tape, attentions, rows, channels)
-    lattices = [_lattice(*one) for one in zip(*found, strict=True)]
-    pairs = []
-    for one, queries, keys in zip(attentions, lattices[::2], lattices[1::2], strict=True):
-        alike = one.weights.shape[2] == one.weights.shape[3] and bool(queries.of.ge(0).any())
-        pairs.append((keys if alike else queries, keys))
-    return pairs
+    lattices = [_lattice(*of_one) for of_one in zip(*found, strict=True)]
+    return list(zip(lattices[::2], lattices[1::2], strict=True))
 
 
 class _Lying(Propagation):
@@ -63,19 +59,44 @@ class _Lying(Propagation):
 
     def _send(self, step: Step, arrived: list[Tensor]) -> Sent:
         if isinstance(step, Attention):
-            return _to_queries(step, summed(step.arrived(arrived[0]), [1, 3]))
+            return self.to_queries(step, summed(step.arrived(arrived[0]), [1, 3]))
         return super()._send(step, arrived)
+
+    def to_queries(self, attention: Attention, rows: Tensor) -> list[tuple[Value, Tensor]]:
+        """Sends what the rows of A have, (T, Q), to what asked: the queries of a kernel, or A itself."""
+        (values, asked), layout = attention.inputs, attention.layout
+        if asked.is_constant:
+            return []
+        zero = rows.new_zeros(asked.shape, requires_grad=True)
+        fused = attention.name.startswith("_scaled_dot_product")
+        laid = layout.tokens_first(zero) if fused else layout.grouped(zero, "THQK")
+        (found,) = torch.autograd.grad(laid.mean((1, 3)), zero, rows, create_graph=True)
+        if not any(self._is_behind(step, attention) for step in self._tape.steps):
+            return [(asked, found)]
+        # Scores give half to the query, and half to all keys alike, which is taken back.
+        keys = attention.weights.shape[3]
+        evenly = (rows.sum(1, keepdim=True) / keys).expand(-1, keys)
+        return [(asked, 2 * found), (values, -attention.to_values(evenly))]
+
+    def _is_behind(self, step: Step, attention: Attention) -> bool:
+        """Returns whether a step made scores of this attention."""
+        scores = step.outputs[0]
+        return (
+            isinstance(step, Scores)
+            and scores.number > attention.origin
+            and attention.inputs[1].made_from(scores)
+        )
 
 
 def _moments(
     tape: Tape, attentions: Sequence[Attention], rows: Sequence[Tensor], channels: int | None
 ) -> list[list[Tensor]]:
     """Returns how much of each token, (T, N), comes from constants and from pixels, and where these lie."""
-    starts: dict[Value, Tensor] = {}
+    way, starts = _Lying(tape, None), dict[Value, Tensor]()
     for one, queries, keys in zip(attentions, rows[::2], rows[1::2], strict=True):
-        for value, part in (*_to_queries(one, queries), (one.inputs[0], one.to_values(keys))):
+        for value, part in (*way.to_queries(one, queries), (one.inputs[0], one.to_values(keys))):
             starts[value] = starts[value] + part if value in starts else part  # more than one asks for it
-    arrived = _Lying(tape, None).run(starts).arrived
+    arrived = way.run(starts).arrived
     nothing = 0 * rows[0].sum()
     brought = (one for value, one in arrived.items() if value.is_constant and one.ndim)  # none for padding
     constants = sum((one.sum() for one in brought), nothing)
@@ -92,38 +113,45 @@ def _gradients(total: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(total, rows, retain_graph=True, materialize_grads=True))
 
 
-def _to_queries(attention: Attention, rows: Tensor) -> list[tuple[Value, Tensor]]:
-    """Sends what the rows of A have, (T, Q), to what asked: the queries of a kernel, or A itself."""
-    asked, layout = attention.inputs[1], attention.layout
-    if asked.is_constant:
-        return []
-    zero = rows.new_zeros(asked.shape, requires_grad=True)
-    if attention.name.startswith("_scaled_dot_product"):
-        laid = layout.tokens_first(zero)
-    else:
-        laid = layout.grouped(zero, "THQK")
-    (found,) = torch.autograd.grad(laid.mean((1, 3)), zero, rows, create_graph=True)
-    return [(asked, found)]
-
-
 def _lattice(own: Tensor, mass: Tensor, *moments: Tensor) -> Cells:
     """Finds the grid of tokens from where they lie on the average."""
-    mass, centres = mass.cpu(), [one.cpu() / mass.cpu() for one in moments]
+    mass, brought = mass.cpu(), own.cpu() > _MOST
     placed = mass > _MOST
-    apart = _APART / max(1, int(placed.sum())) ** (1 / len(centres))
-    flat = torch.zeros(int(placed.sum()), dtype=torch.long)
-    grid = []
-    for centre in centres:
-        order = centre[placed].sort()
-        level = torch.zeros_like(flat)
-        level[order.indices] = (order.values.diff(prepend=order.values[:1]) > apart).long().cumsum(0)
-        grid.append(int(level.max()) + 1 if len(level) else 0)
-        flat = flat * grid[-1] + level
-    brought = own.cpu() > _MOST
     of = torch.where(brought, -brought.long().cumsum(1), NOWHERE)
-    of[placed] = flat
+    places = [one.cpu()[placed] / mass[placed] for one in moments]
+    apart = _APART / max(1, int(placed.sum())) ** (1 / len(places))
+    for find in (_by_size, _by_rank, partial(_by_size, most_missing=3)):
+        found = [find(one, apart) for one in places]
+        grid = tuple(count for count, _ in found)
+        flat = sum((level * prod(grid[dim + 1 :]) for dim, (_, level) in enumerate(found)), torch.zeros(()))
+        if prod(grid) and (find is not _by_rank or prod(grid) == len(flat.unique())):
+            break
+    of[placed] = flat.long()
     ordered = of.sort(1).values
-    shared = ((ordered.diff(dim=1) == 0) & (ordered[:, 1:] >= 0)).any()
-    if shared or not 0 < prod(grid) <= _SPARSE * len(flat.unique()):
-        of[placed], grid = NOWHERE, []
-    return Cells(tuple(grid), of)
+    shared = ((ordered.diff(dim=1) == 0) & (ordered[:, 1:] >= 0)).any()  # two in one window
+    if not prod(grid) or shared:
+        return Cells((), of.masked_fill(placed, NOWHERE))
+    return Cells(grid, of)
+
+
+def _by_size(places: Tensor, apart: float, most_missing: int = 0) -> tuple[int, Tensor]:
+    """Returns how many rows there are, and the row of each token, if each lies in the middle of one; else 0.
+
+    Between the nearest two, so many rows may be missing, as tokens may have been dropped.
+    """
+    gaps = places.sort().values.diff()
+    gaps = gaps[gaps > apart]
+    least = round(1 / float(gaps.amin())) if len(gaps) else 1
+    for times in range(1, most_missing + 2):
+        level = places * least * times - 0.5
+        if len(level) and bool((level - level.round()).abs().amax() < _APART):
+            return least * times, level.round()
+    return 0, places
+
+
+def _by_rank(places: Tensor, apart: float) -> tuple[int, Tensor]:
+    """Returns the same where they lie nearer to one another, as beside padding, and none was dropped."""
+    order = places.sort()
+    level = torch.zeros_like(places)
+    level[order.indices] = (order.values.diff(prepend=order.values[:1]) > apart).to(level).cumsum(0)
+    return (int(level.max()) + 1 if len(level) else 0), level

@@ -106,7 +106,8 @@ def _layer(attention: Attention, lattice: tuple[Cells, Cells]) -> dict[str, Any]
 def _names(back: Backward, attentions: list[Attention], keys: list[Cells]) -> list[str]:
     """Names the tokens that the model brings: the first one that the output reads is the class token.
 
-    Where it reads none of them, as the mean of the patches, the model's own word for its weights tells.
+    Where it reads none of them, as the mean of the patches, the model's own word for its weights tells; so of
+    the token of a distillation, which comes next.
     """
     last = max(range(len(keys)), key=lambda number: (keys[number].own, number))
     count = keys[last].own
@@ -115,10 +116,14 @@ def _names(back: Backward, attentions: list[Attention], keys: list[Cells]) -> li
     (rows,) = back.rows_read([attentions[last]])
     brought = (keys[last].of[0] < 0) & (keys[last].of[0] != NOWHERE)
     read = rows[0][brought].tolist()
-    called = (name.rpartition(".")[2] for name, _ in back.tape.model.named_parameters())
-    says = any("cls" in name or "class_" in name for name in called)
+    called = " ".join(name.rpartition(".")[2] for name, _ in back.tape.model.named_parameters())
+    says = "cls" in called or "class_" in called
     of_class = read.index(True) if True in read else 0 if says else None
     names = [f"register {number}" for number in range(count)]
     if of_class is not None:
-        names.insert(of_class, "class token")
+        names[of_class:] = [
+            "class token",
+            *(["distillation token"] if "dist" in called else []),
+            *names[of_class:],
+        ]
     return names[:count]
