@@ -151,7 +151,7 @@ def test_tensorboard_shows_each_step_once_and_in_order(checkpoint, torn, killed,
     assert {"train/loss", "vitx/maps", "vitx/rollout/entropy"} <= doubled(folder)
     assert steps["train/loss"] == STEPS
     assert steps["val/loss"] == EPOCH_ENDS
-    assert len(of_vitx) == 8  # of one image
+    assert len(of_vitx) == 9  # of one image
     for tag, found in of_vitx.items():
         assert found == (FIRINGS[1:] if tag.endswith("drift") else FIRINGS), tag
     assert [picture.step for picture in pictures] == FIRINGS

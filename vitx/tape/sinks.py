@@ -51,6 +51,8 @@ def find_sinks(tape: Tape, place: Place, embedded: Value | None) -> Sinks | None
     if not layers:
         return None
     tokens = sinks([[one.weights for one in layer.attentions] for layer in layers])
+    if tokens.is_meta:
+        return None  # values are needed to tell
     found = tokens.any(0).nonzero().flatten().tolist()
     first = layers[0].attentions[0]
     try:
