@@ -20,11 +20,12 @@ from vitx.methods import methods
 from vitx.overview import overview
 from vitx.randomisation import Sanity, sanity
 from vitx.tape.trace import Trace, capture
+from vitx.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from vitx.watch import Watch
 
-__version__ = "0.2.0"
+
 __all__ = [
     "Explanation",
     "Sanity",

@@ -22,10 +22,10 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from vitx import __version__
 from vitx.files import savez, write_atomically
 from vitx.runs import FACTS, FIRING, FOLDER, IMAGES, NUMBERS
 from vitx.runs.masking import masked
+from vitx.version import __version__
 
 if sys.platform != "win32":
     import fcntl
