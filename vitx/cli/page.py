@@ -1,7 +1,5 @@
 """What the pages share: the templates, and pictures small enough that many of them stand in a page."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
@@ -9,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
 from vitx.metrics import entropy
+from vitx.pictures import embedding
 from vitx.pictures.captions import Caption
 from vitx.pictures.marks import UNIFORM
 from vitx.pictures.render import OVERLAY_STRENGTH, palette
@@ -72,14 +70,7 @@ class Shown:
 
 def fill(template: str, *, frames: int, colormaps: Sequence[str], **values: Any) -> str:
     """Fills a template of the folder `pages`, and returns HTML."""
-    templates = Environment(
-        loader=PackageLoader("vitx.cli", "pages"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = templates.get_template(f"{template}.html.jinja")
+    page = embedding.template("vitx.cli", "pages", f"{template}.html.jinja")
     tables = {colormap: filter_table(colormap) for colormap in colormaps}
     shared = {"frames": frames, "columns": columns_of(frames), "strength": OVERLAY_STRENGTH}
     return page.render(tables=tables, **shared, **values)
@@ -142,7 +133,5 @@ def photo(picture: Picture) -> Embedded:
 
 
 def _embedded(picture: Picture, kind: str, **options: Any) -> Embedded:
-    written = io.BytesIO()
-    Image.fromarray(picture).save(written, kind, **options)
-    uri = f"data:image/{kind.lower()};base64,{base64.b64encode(written.getvalue()).decode()}"
+    uri = embedding.data_uri(Image.fromarray(picture), kind, **options)
     return Embedded(uri, picture.shape[1], picture.shape[0])

@@ -1,10 +1,8 @@
 """The page: one file that holds pictures, maps and attention, and needs nothing else."""
 
-import base64
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from vitx.files import write_or_say
+from vitx.pictures.embedding import data_uri, template
 from vitx.viewer.packing import encoded
 
 _PALETTES = "inferno", "viridis", "cividis", "gray"
@@ -53,23 +52,14 @@ def page(name: str, images: Sequence[Mapping[str, Any]], methods: Sequence[tuple
         images: what is shown of each, by the names that the template reads.
         methods: names and titles.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     from vitx.pictures.render import OVERLAY_STRENGTH, SIGNED, palette
 
     tables = {one: encoded(torch.from_numpy(palette(one))) for one in (*_PALETTES, SIGNED[0])}
     data = {"images": images, "methods": methods, "palettes": tables}
-    template = Environment(
-        loader=PackageLoader("vitx.viewer", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("page.html.jinja")
-    strength = OVERLAY_STRENGTH
-    return Page(
-        template.render(name=name, data=data, palettes=_PALETTES, signed=SIGNED[0], strength=strength)
+    filled = template("vitx.viewer", ".", "page.html.jinja").render(
+        name=name, data=data, palettes=_PALETTES, signed=SIGNED[0], strength=OVERLAY_STRENGTH
     )
+    return Page(filled)
 
 
 def sheet(pixels: NDArray[np.uint8], frames: int) -> dict[str, Any]:
@@ -90,10 +80,8 @@ def sheet(pixels: NDArray[np.uint8], frames: int) -> dict[str, Any]:
     for number, place in enumerate(places):
         tile = Image.fromarray(pixels[place]).resize((width, height), way)
         whole.paste(tile, (number % columns * step[0], number // columns * step[1]))
-    written = BytesIO()
-    whole.save(written, "JPEG", quality=85)
     return {
-        "picture": f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}",
+        "picture": data_uri(whole, "JPEG", quality=85),
         "sheet": whole.size,
         "step": step,
         "width": width,
