@@ -12,6 +12,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 
+from tests.texts import SEEN
+
 IMAGE = 10  # the token that stands for a part of the picture
 TEXT = {
     "hidden_size": 32,
@@ -24,14 +26,6 @@ TEXT = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
-}
-SEEN = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
 }
 MERGING = {
     "depth": 2,

@@ -141,3 +141,18 @@ def quiet() -> Iterator[None]:
         told.set_verbosity(level)
         if shown:
             told.enable_progress_bar()
+
+
+def saved_beside(name: str, kind: str) -> Any | None:
+    """Loads what was saved with a model of this name, by transformers' "AutoProcessor" or "AutoTokenizer".
+
+    Returns:
+        None where nothing of the kind was saved.
+    """
+    import transformers
+
+    kinds: Any = transformers  # some without types
+    try:
+        return getattr(kinds, kind).from_pretrained(name, local_files_only=True)
+    except Exception:  # each kind has its own
+        return None

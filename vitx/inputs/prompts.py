@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitx.errors import VitxError
+from vitx.inputs.processors import saved_beside
 
 _BEFORE = "PaliGemma"  # whose processor parts pictures and prompt itself
 _MARKED = "Qwen"  # whose pictures stand between marks
@@ -21,14 +22,9 @@ def saved_processor(model: nn.Module) -> Any:
         VitxError: There is none.
     """
     names = (getattr(part, "name_or_path", None) for part in model.modules())
-    if name := next(filter(None, names), None):
-        import transformers
-
-        kinds: Any = transformers  # some without types
-        try:
-            return kinds.AutoProcessor.from_pretrained(name, local_files_only=True)
-        except Exception:  # each kind has its own
-            pass
+    name = next(filter(None, names), None)
+    if name and (saved := saved_beside(name, "AutoProcessor")) is not None:
+        return saved
     raise VitxError(
         "no processor was saved with the model: give processor=, as transformers.AutoProcessor makes it"
     )

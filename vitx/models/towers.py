@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitx.errors import VitxError
+from vitx.inputs.processors import saved_beside
 from vitx.models.given import IMAGE_NAMES, Inputs
 from vitx.models.prediction import predict, refusals
 
@@ -125,14 +126,8 @@ class Towers:
 
     def _saved_tokenizer(self) -> Any:
         name = getattr(self._both, "name_or_path", "")
-        if name:
-            import transformers
-
-            kinds: Any = transformers
-            try:
-                return kinds.AutoTokenizer.from_pretrained(name, local_files_only=True)
-            except Exception:  # each kind has its own
-                pass
+        if name and (saved := saved_beside(name, "AutoTokenizer")) is not None:
+            return saved
         raise VitxError(
             "no tokenizer was saved with the model: give tokenizer=, as transformers.AutoTokenizer or "
             "open_clip.get_tokenizer makes it, or the text as token ids"
