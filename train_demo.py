@@ -29,9 +29,9 @@ from torch.nn import functional as F
 import vitx
 from demo.schedule import warmup_cosine
 from demo.tuning import add_lora
+from vitx.attribution import title_of
 from vitx.callbacks.lightning import LightningHost
 from vitx.errors import last_line
-from vitx.methods import title_of
 from vitx.models.checkpoints import create_model, load_weights
 from vitx.pictures import render
 from vitx.pictures.captions import captions_of

@@ -19,7 +19,7 @@ from measuring import fresh_process
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitx.methods.evidence import ranked
+from vitx.attribution.evidence import ranked
 
 Peer = Callable[..., Any]
 

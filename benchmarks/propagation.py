@@ -6,7 +6,7 @@
 - AttnLRP (Achtibat et al. 2024, arXiv 2402.05602) without its gamma rule: the softmax keeps its gradient, and
   a product of two activations gives half to each.
 
-What speaks against the class keeps its order below all that speaks for it, as in `vitx.methods.evidence`.
+What speaks against the class keeps its order below all that speaks for it, as in `vitx.attribution.evidence`.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitx.methods.evidence import ranked
+from vitx.attribution.evidence import ranked
 
 
 def norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:

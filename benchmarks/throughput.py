@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 import vitx
+from vitx.attribution import Methods
 from vitx.cli.many import Explainer, Pace, Place, predict, read_picture
 from vitx.cli.output import Output
 from vitx.cli.product import Product
@@ -36,7 +37,6 @@ from vitx.files import PICTURES, encode
 from vitx.inputs.choosing import preprocessing_of
 from vitx.inputs.prepared import to_tensor
 from vitx.inputs.reading import find_pictures
-from vitx.methods import Methods
 from vitx.models.checkpoints import model_of_weights
 from vitx.models.classes import known_class_names
 

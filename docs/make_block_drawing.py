@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import vitx
-from vitx.methods.rollout import Rollouts
+from vitx.attribution.rollout import Rollouts
 from vitx.tape.output import evenly
 from vitx.tape.recorder import Recorder
 from vitx.tape.relevance import Propagation

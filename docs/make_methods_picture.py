@@ -15,8 +15,8 @@ from PIL import Image
 from skimage import data
 
 import vitx
+from vitx.attribution import title_of
 from vitx.inputs.prepared import prepared
-from vitx.methods import title_of
 from vitx.models.checkpoints import model_of_weights
 from vitx.models.classes import known_class_names, short
 from vitx.pictures import render

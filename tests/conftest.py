@@ -11,8 +11,8 @@ import torch
 
 from tests.browsers import CHROMIUM, OFFLINE, WITHOUT, playwright
 from tests.class_folders import write_classes
-from vitx.methods import find_method, register
-from vitx.methods.registry import _METHODS
+from vitx.attribution import find_method, register
+from vitx.attribution.registry import _METHODS
 
 
 def pytest_xdist_auto_num_workers(config):

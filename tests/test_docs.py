@@ -33,7 +33,7 @@ from tests.hugging_face import hugging_face, hugging_face_of_clips
 from tests.lightning_models import SmallClassifier, samples
 from tests.played_runs import write_run
 from vitx import cli
-from vitx.methods import registry
+from vitx.attribution import registry
 from vitx.watch import sinks
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,10 +12,10 @@ from torch.nn.modules.module import _global_forward_hooks
 import vitx
 from tests import models, oracle
 from vitx import VitxError, explain
+from vitx.attribution import register
+from vitx.attribution.evidence import ranked
+from vitx.attribution.registry import _METHODS
 from vitx.functional import tiles
-from vitx.methods import register
-from vitx.methods.evidence import ranked
-from vitx.methods.registry import _METHODS
 from vitx.pictures.marks import all_against
 from vitx.tape import kernels
 

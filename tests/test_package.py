@@ -85,7 +85,7 @@ def _modules_of(path: Path, root: Path) -> set[str]:
 def test_modules_of_the_core_import_one_another_one_way():
     root = Path(vitx.__file__).parent
     arrows = networkx.DiGraph()
-    for room in ("tape", "functional", "methods"):
+    for room in ("tape", "functional", "attribution"):
         for path in (root / room).rglob("*.py"):
             own = ".".join(("vitx", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
             arrows.add_edges_from((own, other) for other in _modules_of(path, root) if other != own)
@@ -110,7 +110,7 @@ def test_names_are_where_the_docs_say():
         "from vitx.pictures.render import overlays\n"
         "from vitx.watch.batches import read_batch\n"
         "from vitx.functional import Tile, Weights, carry, fused\n"
-        "from vitx.methods import methods, register\n"
+        "from vitx.attribution import methods, register\n"
         "from vitx.metrics import deletion, insertion\n"
     )
 

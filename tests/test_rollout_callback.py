@@ -20,8 +20,8 @@ import vitx
 from tests import run_folders
 from tests.lightning_models import IMAGE, SmallClassifier, fit, samples
 from tests.run_folders import firing, kept
+from vitx.attribution import title_of
 from vitx.callbacks import RolloutCallback
-from vitx.methods import title_of
 from vitx.pictures import render
 from vitx.pictures.captions import captions_of
 from vitx.runs.saved import read_run

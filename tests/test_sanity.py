@@ -13,7 +13,7 @@ import vitx
 from tests import models
 from tests.test_stages import STAGES, Wrapped, by_name
 from vitx import VitxError, metrics, randomisation
-from vitx.methods.registry import _METHODS, Method
+from vitx.attribution.registry import _METHODS, Method
 from vitx.randomisation import BLIND, FOLLOWS, randomise
 from vitx.tape.backward import Attribution
 

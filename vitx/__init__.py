@@ -11,12 +11,12 @@ Lightning, and `from vitx.callbacks.huggingface import RolloutCallback` for Hugg
 
 from typing import TYPE_CHECKING, Any
 
+from vitx.attribution import methods
 from vitx.errors import VitxError
-from vitx.explain import explain, explain_methods, trace
+from vitx.explaining import explain, explain_methods, trace
 from vitx.explanation import Explanation
 from vitx.functional.flow import attention_flow
 from vitx.functional.rollout import attention_rollout, gradient_rollout
-from vitx.methods import methods
 from vitx.overview import overview
 from vitx.randomisation import Sanity, sanity
 from vitx.tape.trace import Trace, capture

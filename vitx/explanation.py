@@ -206,7 +206,7 @@ class Explanation:
         Raises:
             VitxError: A sign is asked for, and the maps have none.
         """
-        from vitx.methods import title_of
+        from vitx.attribution import title_of
         from vitx.pictures.marks import outlined
         from vitx.pictures.render import overlays
         from vitx.pictures.rings import SINKS, ringed
@@ -251,7 +251,7 @@ class Explanation:
         Raises:
             VitxError: There are no frames.
         """
-        from vitx.methods import title_of
+        from vitx.attribution import title_of
         from vitx.pictures.render import overlays
 
         pixels, note = self._shown()

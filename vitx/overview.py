@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitx.attribution import title_of
 from vitx.explanation import Explanation
-from vitx.methods import title_of
 
 
 def overview(

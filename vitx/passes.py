@@ -7,10 +7,10 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
+from vitx.attribution import Method, Methods, find_method
 from vitx.errors import VitxError
 from vitx.explanation import Explanation
 from vitx.inputs.preprocessing import normalisation
-from vitx.methods import Method, Methods, find_method
 from vitx.models.given import ALONE, Inputs
 from vitx.models.isolation import untouched, without_autocast
 from vitx.models.lens import LogitLens

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from vitx.attribution import Methods, find_method, title_of, with_options
+from vitx.attribution import methods as all_methods
 from vitx.errors import VitxError
-from vitx.explain import explain_methods
+from vitx.explaining import explain_methods
 from vitx.explanation import Explanation
 from vitx.files import png_path, write_png
 from vitx.judging.stages import find_stages
-from vitx.methods import Methods, find_method, title_of, with_options
-from vitx.methods import methods as all_methods
 from vitx.metrics import rank_correlation
 from vitx.models.prediction import Target
 

@@ -8,11 +8,11 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 import vitx
+from vitx.attribution import find_method, methods
 from vitx.cli.formatting import HelpFormatter, add
 from vitx.errors import VitxError
 from vitx.files import png_path, write_png
 from vitx.inputs.reading import find_pictures
-from vitx.methods import find_method, methods
 from vitx.models.hub import load_answering
 from vitx.pictures import render
 from vitx.pictures.captions import Caption

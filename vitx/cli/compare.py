@@ -8,13 +8,13 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 import vitx
+from vitx.attribution import DEFAULT, title_of, with_options
 from vitx.cli.formatting import add
 from vitx.cli.subject import Subject, check_target, load_subject, picture_parser, target_class
 from vitx.errors import VitxError
 from vitx.files import png_path, write_png
 from vitx.inputs.prepared import to_tensor
 from vitx.inputs.reading import find_pictures
-from vitx.methods import DEFAULT, title_of, with_options
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of
 from vitx.pictures.differences import differences

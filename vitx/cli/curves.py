@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from vitx.methods import title_of
+from vitx.attribution import title_of
 from vitx.runs.film import evenly
 
 Curve = Mapping[int, float]  # step -> value, in order

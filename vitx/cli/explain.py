@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 import vitx
+from vitx.attribution import DEFAULT, NETWORKS, Methods, find_method, methods, with_options
 from vitx.cli.delivery import SHARD
 from vitx.cli.formatting import HelpFormatter, add, check_least
 from vitx.cli.many import Explainer, Pace, Place, one_device, predict
@@ -35,7 +36,6 @@ from vitx.functional.fusing import HEAD_FUSIONS, check_options
 from vitx.inputs.clips import CLIPS
 from vitx.inputs.reading import ARRAYS, MOST_PIXELS, find_pictures, has_suffix
 from vitx.inputs.volumes import VOLUMES
-from vitx.methods import DEFAULT, NETWORKS, Methods, find_method, methods, with_options
 from vitx.models.checkpoints import checksum
 
 DESCRIPTION = """\

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from vitx.attribution import Methods, find_method
 from vitx.cli.delivery import Delivery
 from vitx.cli.found import Finding, Map, Picture
 from vitx.cli.output import Output
@@ -23,7 +24,6 @@ from vitx.cli.threads import give_way
 from vitx.errors import VitxError, in_words
 from vitx.explanation import Explanation
 from vitx.inputs.preprocessing import Preprocessing
-from vitx.methods import Methods, find_method
 from vitx.models.prediction import Target, difference
 from vitx.pictures.colours import draw
 from vitx.targets import Question

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitx.attribution import title_of
 from vitx.cli.found import Finding, Map
 from vitx.errors import VitxError, in_words
 from vitx.files import encode, savez, write_or_say
-from vitx.methods import title_of
 from vitx.models.classes import short
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of

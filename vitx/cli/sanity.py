@@ -5,13 +5,13 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 import vitx
+from vitx.attribution import with_options
 from vitx.cli.formatting import add
 from vitx.cli.subject import ROLLOUT, load_subject, picture_parser, target_class
 from vitx.errors import VitxError
 from vitx.files import png_path, write_png
 from vitx.inputs.prepared import to_tensor
 from vitx.inputs.reading import find_pictures
-from vitx.methods import with_options
 
 DESCRIPTION = """\
 Make the model random, layer by layer from the head down, and compare its maps with those of the trained

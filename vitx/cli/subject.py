@@ -11,13 +11,13 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor, nn
 
 import vitx
+from vitx.attribution import Methods, find_method
 from vitx.cli.formatting import HelpFormatter, add, check_least
 from vitx.errors import VitxError
 from vitx.inputs.choosing import preprocessing_of
 from vitx.inputs.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing
 from vitx.inputs.preprocessing import Preprocessing
 from vitx.inputs.volumes import VolumePreprocessing
-from vitx.methods import Methods, find_method
 from vitx.models.checkpoints import create_model, model_of_weights
 from vitx.models.classes import find_class, known_class_names, read_class_names, short
 from vitx.models.hub import load_hugging_face

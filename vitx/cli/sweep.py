@@ -7,13 +7,13 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 import vitx
+from vitx.attribution import Methods, title_of
 from vitx.cli.formatting import add
 from vitx.cli.subject import Subject, load_subject, picture_parser, target_class
 from vitx.files import png_path, write_png
 from vitx.functional.fusing import HEAD_FUSIONS, check_options
 from vitx.inputs.prepared import to_tensor
 from vitx.inputs.reading import find_pictures
-from vitx.methods import Methods, title_of
 from vitx.pictures import render
 from vitx.pictures.captions import Caption
 

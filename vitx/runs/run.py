@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vitx.methods import telling, title_of
+from vitx.attribution import telling, title_of
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of, classes_of
 from vitx.pictures.marks import say_uniform

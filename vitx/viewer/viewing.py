@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitx.attribution import find_method, title_of
 from vitx.errors import VitxError
 from vitx.explanation import Explanation
-from vitx.methods import find_method, title_of
 from vitx.models.classes import declared_names, known_class_names, short
 from vitx.models.isolation import untouched
 from vitx.models.outputs import declared_classes

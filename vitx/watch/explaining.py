@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vitx.attribution import find_method
 from vitx.errors import VitxError
-from vitx.explain import explain_methods
+from vitx.explaining import explain_methods
 from vitx.explanation import Explanation, join
 from vitx.judging.perturbation import Measure
 from vitx.judging.reliance import of_another_class
-from vitx.methods import find_method
 from vitx.models.isolation import untouched
 from vitx.models.outputs import Kind, beyond, declared_classes, kind_of, told_apart
 from vitx.targets import Question, Text

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitx.attribution import title_of
 from vitx.explanation import Explanation
-from vitx.methods import title_of
 from vitx.pictures.captions import Caption
 from vitx.pictures.colours import as_images, choose_colours
 from vitx.runs import GRIDS, OVERVIEW

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitx.methods import title_of
+from vitx.attribution import title_of
 from vitx.pictures.colours import Colours
 from vitx.watch.explaining import Explainer
 from vitx.watch.images import Samples

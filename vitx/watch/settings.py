@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from vitx.attribution import with_options
 from vitx.errors import VitxError
-from vitx.methods import with_options
 from vitx.targets import Similar, Text
 from vitx.watch.batches import Name, Told
 from vitx.watch.calling import Forward

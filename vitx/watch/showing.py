@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitx.attribution import telling, title_of
 from vitx.explanation import Explanation
-from vitx.methods import telling, title_of
 from vitx.metrics import drift, energy_inside, entropy, information, pointing_game
 from vitx.models.outputs import Kind
 from vitx.pictures import render

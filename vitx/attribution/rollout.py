@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
+from vitx.attribution.registry import register
 from vitx.functional.fusing import check_options
 from vitx.functional.rollout import through_layer
 from vitx.functional.weights import Weights
-from vitx.methods.registry import register
 from vitx.tape.backward import Attribution, Backward
 from vitx.tape.relevance import Rule
 

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from vitx.attribution.registry import register
 from vitx.functional.fusing import carry, check_options, fused
 from vitx.functional.tiles import Tile
-from vitx.methods.registry import register
 from vitx.tape.backward import Attribution, Backward
 
 

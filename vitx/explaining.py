@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from vitx.attribution import DEFAULT, NETWORKS, Methods, find_method, with_options
 from vitx.errors import VitxError
 from vitx.explanation import Explanation, join
-from vitx.methods import DEFAULT, NETWORKS, Methods, find_method, with_options
 from vitx.models.given import ALONE, Inputs, read_inputs
 from vitx.models.prediction import check_images, check_model
 from vitx.passes import Target, follow

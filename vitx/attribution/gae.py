@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from vitx.attribution.registry import register
 from vitx.functional.tiles import Tile
 from vitx.functional.weights import Weights
-from vitx.methods.registry import register
 from vitx.tape.backward import Attribution, Backward
 from vitx.tape.relevance import Rule
 

@@ -5,10 +5,10 @@ from itertools import chain
 
 import torch
 
+from vitx.attribution.registry import register
 from vitx.errors import VitxError
 from vitx.functional.flow import capacities, flows
 from vitx.functional.fusing import check_options
-from vitx.methods.registry import register
 from vitx.tape.attention import Attention
 from vitx.tape.backward import Attribution, Backward
 from vitx.tape.residual import to_stream

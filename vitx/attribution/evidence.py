@@ -5,8 +5,8 @@ from math import lcm
 import torch
 from torch import Tensor
 
+from vitx.attribution.registry import register
 from vitx.functional.tiles import Tile
-from vitx.methods.registry import register
 from vitx.tape.attention import Attention
 from vitx.tape.backward import Attribution, Backward
 from vitx.tape.expanded import over
