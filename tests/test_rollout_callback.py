@@ -19,6 +19,7 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 import vitx
 from tests import run_folders
 from tests.lightning_models import IMAGE, SmallClassifier, fit, samples
+from tests.played_runs import open_run
 from tests.run_folders import firing, kept
 from vitx.attribution import title_of
 from vitx.callbacks import RolloutCallback
@@ -93,11 +94,19 @@ def test_keeps_what_a_report_needs_and_the_last_picture_where_no_logger_shows_th
     fit(RolloutCallback(num_images=3, on_error="raise"), default_root_dir=tmp_path)
     written = sorted(path.name for path in kept(tmp_path).iterdir())
     firings = [f"firing-{step:06d}.npz" for step in (0, 3, 7)]
-    assert written == [".lock", *firings, "images-000000.npz", "maps.png", "numbers.csv", "run.json"]
+    pictures = ["maps.png", "numbers.csv", "overview.png"]
+    assert written == [".lock", *firings, "images-000000.npz", *pictures, "run.json"]
     assert Image.open(kept(tmp_path) / "maps.png").width < 400
+    with Image.open(kept(tmp_path) / "overview.png") as overview:
+        assert (overview.height, overview.width, 3) == open_run(tmp_path).overview().shape
     shapes = {name: (value.shape, value.dtype) for name, value in firing(tmp_path, 7).items()}
     maps = (3, 4, 4), np.float16
-    assert shapes == {"rollout": maps, "grad_rollout": maps, "logits": ((3, 3), np.float32)}
+    assert shapes == {
+        "rollout": maps,
+        "grad_rollout": maps,
+        "logits": ((3, 3), np.float32),
+        "sinks": (maps[0], np.bool_),
+    }
     numbers = read_run(kept(tmp_path)).numbers
     assert list(numbers["val/loss"]) == [3, 7]
     assert numbers["epoch"] == {0: 0, 3: 0, 7: 1}
@@ -107,7 +116,8 @@ def test_keeps_what_a_report_needs_and_the_last_picture_where_no_logger_shows_th
 def test_pictures_of_all_firings_are_files_where_no_maps_are_kept(tmp_path):
     fit(RolloutCallback(num_images=3, save_maps=False, on_error="raise"), default_root_dir=tmp_path)
     written = sorted(path.name for path in kept(tmp_path).iterdir())
-    assert written == [".lock", *(f"maps-{step:06d}.png" for step in (0, 3, 7)), "run.json"]
+    pictures = [*(f"maps-{step:06d}.png" for step in (0, 3, 7)), "overview-000007.png"]
+    assert written == [".lock", *pictures, "run.json"]
 
 
 def test_all_measured_images_are_kept_if_asked_for(tmp_path):
@@ -128,8 +138,8 @@ def test_the_images_are_kept_also_where_the_first_firing_fails(tmp_path, failing
     with pytest.warns(UserWarning, match="no map today"):
         fit(callback, default_root_dir=tmp_path)
     assert np.load(kept(tmp_path) / "images-000000.npz")["pixels"].shape == (2, IMAGE, IMAGE, 3)
-    assert list(firing(tmp_path, 0)) == ["rollout", "logits"]
-    assert list(firing(tmp_path, 7)) == ["rollout", "failing", "logits"]
+    assert list(firing(tmp_path, 0)) == ["rollout", "logits", "sinks"]
+    assert list(firing(tmp_path, 7)) == ["rollout", "failing", "logits", "sinks"]
 
 
 @pytest.mark.parametrize(

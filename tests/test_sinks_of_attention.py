@@ -8,7 +8,7 @@ import vitx
 from vitx import VitxError
 from vitx.functional.sinks import sinks
 from vitx.functional.weights import Weights
-from vitx.pictures.rings import ringed
+from vitx.pictures.marks import ringed
 
 SIZES = {64: (64, 4, 4), 96: (48, 5, 3)}  # of an image: width, depth and heads
 

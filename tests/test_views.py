@@ -9,7 +9,8 @@ from PIL import Image
 from vitx import VitxError
 from vitx.explanation import Explanation
 from vitx.inputs.clips import evenly
-from vitx.pictures.views import laid_out, slices_of, strips
+from vitx.pictures.render import heatmaps, overlays
+from vitx.pictures.views import Layer, laid_out, slices_of, strips
 
 
 def explanation(images, maps, channels):
@@ -39,15 +40,15 @@ def test_frames_are_evenly_spaced_and_none_is_shown_twice(count, most):
 
 def test_a_clip_is_a_strip_of_frames():
     pixels = counted(5, 6, 7)
-    columns = laid_out(
-        pixels, {"map": pixels + 100}, {"map": torch.eye(7)[None, None]}, slices_of((5, 6, 7), 3)
-    )
+    maps = torch.eye(7)[None, None]
+    wanted = overlays(pixels, heatmaps(maps, (5, 6, 7)))
+    columns, _ = laid_out(pixels, {"map": Layer(maps)}, slices_of((5, 6, 7), 3))
     ((title, (found,)),) = columns.items()
     assert title == "input, map: frames 1, 2, 3, 4, 5"
     for frame in range(5):
         left = frame * (7 + 2)
         assert torch.equal(found[:6, left : left + 7], pixels[0, frame])
-        assert torch.equal(found[8 : 8 + 6, left : left + 7], pixels[0, frame] + 100)
+        assert torch.equal(found[8 : 8 + 6, left : left + 7], wanted[0, frame])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -55,7 +56,7 @@ def test_a_strip_is_scaled_up_as_a_whole_where_words_stand_on_it(channels):
     """The map is nearly uniform, which is said on it."""
     pixels, slices = counted(5, 6, 7), slices_of((5, 6, 7), channels)
     plain, stamped = (
-        next(iter(laid_out(pixels, {"map": pixels}, {"map": values}, slices).values()))
+        next(iter(laid_out(pixels, {"map": Layer(values)}, slices)[0].values()))
         for values in (torch.eye(7)[None, None], torch.ones(1, 1, 7, 7))
     )
     assert stamped.shape[2] >= 224

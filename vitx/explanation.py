@@ -175,9 +175,12 @@ class Explanation:
         """
         from vitx.pictures.render import signed_overlays
 
+        return signed_overlays(self.pixels(), self._signs())
+
+    def _signs(self) -> Tensor:
         if self.signed is None:
             raise VitxError(f"the maps of {self.method or 'this method'} have no sign: use evidence")
-        return signed_overlays(self.pixels(), self.signed)
+        return self.signed
 
     def picture(
         self,
@@ -207,23 +210,16 @@ class Explanation:
             VitxError: A sign is asked for, and the maps have none.
         """
         from vitx.attribution import title_of
-        from vitx.pictures.marks import outlined
-        from vitx.pictures.render import overlays
-        from vitx.pictures.rings import SINKS, ringed
-        from vitx.pictures.views import laid_out, slices_of, tile_width
+        from vitx.pictures.views import Layer, laid_out, slices_of, tile_width
 
         pixels, note = self._shown()
         size = tuple(pixels.shape[1:-1])
-        drawn = self.signed_overlays() if signed else overlays(pixels, self.heatmaps(size), colormap)
-        title = title_of(self.method) or "map"
+        layer = Layer(self.maps, self._signs() if signed else self.signed, self.boxes, self.sinks)
         channels = 1 if self.images is None else self.images.shape[self.channels or 0]
         slices = slices_of(size, None if self.channels is None else channels, view, time_axis)
-        if self.boxes is not None and slices is None:
-            pixels, drawn = (outlined(one, self.boxes, size) for one in (pixels, drawn))
-        if slices is None and self.sinks is not None and self.sinks.any():
-            pixels, drawn = (ringed(one, self.sinks) for one in (pixels, drawn))
-            note = "; ".join(filter(None, (note, SINKS)))
-        columns = laid_out(pixels, {title: drawn}, {title: self.maps}, slices, {title: self.signed})
+        title = title_of(self.method) or "map"
+        columns, marks = laid_out(pixels, {title: layer}, slices, colormap, signed=signed)
+        note = "; ".join(filter(None, (note, marks)))
         if self.paired:
             second = {f"{name} of the other": one[1::2] for name, one in columns.items()}
             columns = {name: one[::2] for name, one in columns.items()} | second

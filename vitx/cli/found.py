@@ -42,6 +42,7 @@ class Map:
         said: what is said of it, or None.
         question: what its target is called among the arrays, where that is no class.
         box: that it is about, (x0, y0, x1, y1) in pixels of the model's image; None: none.
+        sinks: (h, w) bool, see `vitx.Explanation`; None where they are not known.
     """
 
     method: str
@@ -53,6 +54,7 @@ class Map:
     said: str | None = None
     question: str = ""
     box: tuple[float, ...] | None = None
+    sinks: NDArray[np.bool_] | None = None
 
     @property
     def key(self) -> str:

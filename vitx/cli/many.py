@@ -143,17 +143,19 @@ class Explainer:
         target = asked if hidden and found.method in self.for_a_class else None
         if found.target is not None:
             target = int(found.target[row])
-        signed = None if found.signed is None else found.signed[row].numpy()
         said = None if found.captions is None else found.captions[row]
-        return Map(found.method, target, asked, found.maps[row].numpy(), signed, against, said)
+        return Map(found.method, target, asked, **_arrays(found, row), against=against, said=said)
 
 
 def _answer(question: str, found: Explanation, row: int) -> Map:
-    signed = None if found.signed is None else found.signed[row].numpy()
     box = None if found.boxes is None else tuple(found.boxes[row].tolist())
     said = found.captions[row] if found.captions else ""
-    values = found.maps[row].numpy()
-    return Map(found.method, None, None, values, signed, question=question, said=said, box=box)
+    return Map(found.method, None, None, **_arrays(found, row), question=question, said=said, box=box)
+
+
+def _arrays(found: Explanation, row: int) -> dict[str, Any]:
+    named = {"values": found.maps, "signed": found.signed, "sinks": found.sinks}
+    return {name: None if one is None else one[row].numpy() for name, one in named.items()}
 
 
 def predict(

@@ -19,8 +19,7 @@ from vitx.files import encode, savez, write_or_say
 from vitx.models.classes import short
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of
-from vitx.pictures.marks import outlined
-from vitx.pictures.views import laid_out, slices_of, tile_width
+from vitx.pictures.views import Layer, laid_out, slices_of, tile_width
 
 
 @dataclass(frozen=True)
@@ -112,21 +111,13 @@ class Product:
         """Draws the input beside the maps, (height, width, 3) uint8."""
         assert finding.pixels is not None
         pixels = finding.pixels[None]
-        titled = dict(zip(self.columns(finding), finding.maps, strict=True))
-        drawn = {title: self._overlay(pixels, one) for title, one in titled.items()}
-        maps = {title: torch.from_numpy(one.values)[None] for title, one in titled.items()}
+        layers = dict(zip(self.columns(finding), map(_layer, finding.maps), strict=True))
         slices = slices_of(tuple(pixels.shape[1:-1]), self.channels)
-        signed = {
-            title: None if one.signed is None else torch.from_numpy(one.signed)[None]
-            for title, one in titled.items()
-        }
-        columns = laid_out(pixels, drawn, maps, slices, signed)
-        legend: dict[str, Any] = (
-            {"colormap": render.SIGNED[0], "ends": render.SIGNED[1]} if self.signed else {}
-        )
+        columns, marks = laid_out(pixels, layers, slices, signed=self.signed)
+        legend = render.legend("inferno", signed=self.signed)
         captions = [self._caption(finding)]
         question = "" if finding.maps[0].question else self._question(finding)  # which titles say
-        note = "; ".join(filter(None, (question, finding.note)))
+        note = "; ".join(filter(None, (question, finding.note, marks)))
         return render.grid(columns, captions, tile_width=tile_width(columns, slices), note=note, **legend)
 
     def columns(self, finding: Finding) -> list[str]:
@@ -144,15 +135,6 @@ class Product:
                 title = f"{title} {named}" if several_methods else named
             titles.append(title)
         return titles
-
-    def _overlay(self, pixels: Tensor, one: Map) -> Tensor:
-        values = torch.from_numpy(self._values(one))[None]
-        size = tuple(pixels.shape[1:-1])
-        if self.signed:
-            drawn = render.signed_overlays(pixels, values)
-        else:
-            drawn = render.overlays(pixels, render.heatmaps(values, size))
-        return drawn if one.box is None else outlined(drawn, torch.tensor([one.box]), size)
 
     def _caption(self, finding: Finding) -> Caption:
         if finding.said:
@@ -210,6 +192,11 @@ class Product:
     @cached_property
     def _short_names(self) -> list[str] | None:
         return None if self.class_names is None else [short(name) for name in self.class_names]
+
+
+def _layer(one: Map) -> Layer:
+    arrays = one.values, one.signed, None if one.box is None else np.array(one.box), one.sinks
+    return Layer(*(None if array is None else torch.from_numpy(array)[None] for array in arrays))  # type: ignore[arg-type]
 
 
 def _shares(finding: Finding) -> Tensor:

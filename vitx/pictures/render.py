@@ -21,8 +21,7 @@ OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay
 # Three tiles with their gaps are 350 pixels wide, as TensorBoard's card is: text stays sharp where nothing
 # is scaled.
 TILE_WIDTH, GAP = 110, 5
-_TEXT_SIZE, _SMALL, _SMALLEST = 13, 10, 4
-STAMPED = 224  # pixels: as wide is a picture at least that words are stamped on
+_TEXT_SIZE, _SMALL = 13, 10
 LINE = 19
 _HEADING_SIZE, _HEADING = 15, 26
 PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#5c5c5c"
@@ -157,32 +156,6 @@ def grid(
             write(draw, at, line, VERDICTS[caption.right], room, bold=True)
     _legend(canvas, draw, colormap, top + len(captions) * row, notes, ends)
     return np.asarray(canvas)
-
-
-def stamp(pictures: Tensor, texts: Sequence[str]) -> Tensor:
-    """Writes a few words into the lower edge of each picture; nothing where they are empty.
-
-    Small pictures, in which nobody could read them, are scaled up.
-
-    Args:
-        pictures: (B, H, W, 3) uint8.
-        texts: one for each.
-
-    Returns:
-        (B, H, W, 3) uint8, or a whole multiple of H and W.
-    """
-    stamped = []
-    for picture, text in zip(scaled_up(pictures.cpu(), STAMPED), texts, strict=True):
-        canvas = Image.fromarray(picture.numpy())
-        if text:
-            height = max(8, round(min(canvas.size) * _TEXT_SIZE / TILE_WIDTH))
-            while height > _SMALLEST and font(height).getlength(text) > canvas.width:
-                height -= 1
-            draw, typeface = ImageDraw.Draw(canvas), font(height)
-            draw.rectangle((0, canvas.height - 1.4 * height, canvas.width, canvas.height), INK)
-            draw.text((canvas.width / 2, canvas.height - 0.2 * height), text, PAPER, typeface, anchor="md")
-        stamped.append(torch.from_numpy(np.array(canvas)))
-    return torch.stack(stamped)
 
 
 def scaled_up(pictures: Tensor, width: int) -> Tensor:

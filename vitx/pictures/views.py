@@ -1,6 +1,7 @@
 """Clips, volumes and spectrograms as flat pictures: a few slices side by side, their maps below."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -8,8 +9,8 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.inputs.clips import evenly
-from vitx.pictures.marks import say_uniform
-from vitx.pictures.render import heatmaps, scaled_up
+from vitx.pictures.marks import SINKS, outlined, ringed, say_uniform
+from vitx.pictures.render import heatmaps, overlays, scaled_up, signed_overlays
 
 View = Literal["frames", "planes"]
 MOST_FRAMES = 8
@@ -29,6 +30,48 @@ class Slices(NamedTuple):
 
     said: str
     cut: Callable[[Tensor, tuple[int, ...]], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Maps of some images, and what is marked in them.
+
+    Attributes:
+        maps: (B, ...), >= 0.
+        signed: the same with signs; None for methods without.
+        boxes: (B, 4), in pixels of the images, or None.
+        sinks: (B, h, w) bool, or None.
+    """
+
+    maps: Tensor
+    signed: Tensor | None = None
+    boxes: Tensor | None = None
+    sinks: Tensor | None = None
+
+    def at(self, places: list[int]) -> "Layer":
+        """Returns the maps of the images at some places."""
+        others = (one if one is None else one[places] for one in (self.signed, self.boxes, self.sinks))
+        return Layer(self.maps[places], *others)
+
+    @property
+    def has_sinks(self) -> bool:
+        """Whether any is to be marked."""
+        return self.sinks is not None and bool(self.sinks.any())
+
+    def over(self, pixels: Tensor, colormap: str, signed: bool) -> Tensor:
+        """Lays the maps over images, (B, ..., 3) uint8."""
+        if signed:
+            return signed_overlays(pixels, self.maps if self.signed is None else self.signed)
+        return overlays(pixels, heatmaps(self.maps, tuple(pixels.shape[1:-1])), colormap)
+
+    def marked(self, drawn: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Marks boxes, in images of a size, and sinks."""
+        drawn = drawn if self.boxes is None else outlined(drawn, self.boxes, size)
+        return ringed(drawn, self.sinks) if self.sinks is not None and self.has_sinks else drawn
+
+    def said(self, drawn: Tensor) -> Tensor:
+        """Stamps what a map alone would not tell."""
+        return say_uniform(drawn, self.maps, self.signed)
 
 
 def slices_of(
@@ -65,37 +108,41 @@ def slices_of(
 
 def laid_out(
     pixels: Tensor,
-    drawn: Mapping[str, Tensor],
-    maps: Mapping[str, Tensor],
-    slices: Slices | None,
-    signed: Mapping[str, Tensor | None] | None = None,
-) -> dict[str, Tensor]:
-    """Lays out the input and what was drawn over it: columns, or strips one below the other as one column.
+    layers: Mapping[str, Layer],
+    slices: Slices | None = None,
+    colormap: str = "inferno",
+    *,
+    signed: bool = False,
+) -> tuple[dict[str, Tensor], str]:
+    """Lays maps over images: the input and each of them as columns, or as strips one below the other.
 
-    What was drawn of maps that are nearly uniform says so, or that all speaks against.
+    Boxes and sinks are marked in pictures that are shown whole. Maps that are nearly uniform say so, or that
+    all speaks against.
 
     Args:
         pixels: (B, ..., 3) uint8, on the CPU.
-        drawn: title -> pixels with a map over them, of the same shape.
-        maps: title -> the map, (B, ...), >= 0; the brightest place of the first one is looked for.
+        layers: title -> maps; the brightest place of the first one is looked for.
         slices: what is shown; None: all.
-        signed: title -> the map with signs, where it has any.
+        colormap: the name of a colour map of matplotlib, for maps without a sign.
+        signed: show what speaks for the class, and what against it.
 
     Returns:
-        Title -> (B, height, width, 3) uint8.
+        Title -> (B, height, width, 3) uint8; and what a legend has to say of the marks.
     """
-    signs = {title: (signed or {}).get(title) for title in drawn}
+    size = tuple(pixels.shape[1:-1])
+    first = next(iter(layers.values()))
+    drawn = {title: layer.over(pixels, colormap, signed) for title, layer in layers.items()}
     if slices is None:
-        said = {title: say_uniform(one, maps[title], signs[title]) for title, one in drawn.items()}
-        return {"input": pixels} | said
-    heat = heatmaps(next(iter(maps.values())), tuple(pixels.shape[1:-1]))
+        shown = pixels if first.boxes is None or len(layers) > 1 else outlined(pixels, first.boxes, size)
+        marked = {title: layers[title].marked(one, size) for title, one in drawn.items()}
+        said = {title: layers[title].said(one) for title, one in marked.items()}
+        return {"input": shown} | said, SINKS if any(layer.has_sinks for layer in layers.values()) else ""
+    heat = heatmaps(first.maps, size)
     rows = [strips(pixels, heat, slices)]
-    rows += [
-        say_uniform(strips(one, heat, slices), maps[title], signs[title]) for title, one in drawn.items()
-    ]
+    rows += [layers[title].said(strips(one, heat, slices)) for title, one in drawn.items()]
     widest = max(row.shape[2] for row in rows)
     strip = torch.cat([scaled_up(row, widest) for row in rows], 1)
-    return {f"{', '.join(('input', *drawn))}: {slices.said}": strip}
+    return {f"{', '.join(('input', *drawn))}: {slices.said}": strip}, ""
 
 
 def strips(pictures: Tensor, heat: Tensor, slices: Slices) -> Tensor:

@@ -1,7 +1,7 @@
 """The folder of a run: taken by one training alone, and written while it runs.
 
 In the folder `vitx` of a run: `run.json` says what was trained and how it is watched; `images-STEP.npz` holds
-the images watched from a step on; `firing-STEP.npz` the maps of each method, by its name, and the logits;
+the images watched from a step on; `firing-STEP.npz` the maps of each method, by its name, logits and sinks;
 `numbers.csv` has a line for each firing. Each file is whole, or not there, also if the training is killed.
 """
 

@@ -15,6 +15,7 @@ from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of, classes_of
 from vitx.pictures.marks import say_uniform
 from vitx.pictures.overview import overview_of
+from vitx.pictures.views import Layer, laid_out
 from vitx.runs.saved import SavedMaps
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
@@ -76,7 +77,7 @@ class Run:
 
     def tiles(self, firing: int, image: int) -> dict[str, Picture]:
         """Draws one image at a firing (its place in `steps`), title -> picture, the input first."""
-        return {title: pictures[0].numpy() for title, pictures in self._columns(firing, [image]).items()}
+        return {title: pictures[0].numpy() for title, pictures in self._columns(firing, [image])[0].items()}
 
     def captions(self, firing: int) -> list[Caption]:
         """Says what the model saw in all images."""
@@ -87,12 +88,13 @@ class Run:
     def grid(self, firing: int, images: Sequence[int], tile_width: int = render.TILE_WIDTH) -> Picture:
         """Draws the grid of some images as the training did."""
         captions = self.captions(firing)
+        columns, marks = self._columns(firing, images)
         return render.grid(
-            self._columns(firing, images),
+            columns,
             [captions[image] for image in images],
             colormap=self.colormap,
             tile_width=tile_width,
-            note=self.note,
+            note="; ".join(filter(None, (self.note, marks))),
         )
 
     def overview(self) -> Picture | None:
@@ -123,19 +125,20 @@ class Run:
         """Returns the firing that is nearest to a position in the training."""
         return min(range(len(self.steps)), key=lambda firing: abs(self.position(firing) - position))
 
-    def _columns(self, firing: int, images: Sequence[int]) -> dict[str, torch.Tensor]:
-        pixels = torch.from_numpy(self.saved.pixels[list(images)])
-        overlaid = {
-            title: self._overlaid(pixels, torch.from_numpy(maps[firing, list(images)]))
-            for title, maps in self.maps.items()
-        }
-        return {"input": pixels} | overlaid
+    def _columns(self, firing: int, images: Sequence[int]) -> tuple[dict[str, torch.Tensor], str]:
+        """Draws input and overlays, title -> (n, H, W, 3), and says what is marked in them."""
+        shown = list(images)
+        pixels = torch.from_numpy(self.saved.pixels[shown])
+        sinks = self.saved.sinks
+        marks = None if sinks is None else torch.from_numpy(sinks[firing, shown])
+        maps = {title: torch.from_numpy(of_all[firing, shown]) for title, of_all in self.maps.items()}
+        if self.saved.frames == 1:
+            layers = {title: Layer(values, sinks=marks) for title, values in maps.items()}
+            return laid_out(pixels, layers, colormap=self.colormap)
+        return {"input": pixels} | {title: self._overlaid(pixels, one) for title, one in maps.items()}, ""
 
     def _overlaid(self, pixels: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-        """Lays maps over images, each frame by itself, as no frame reaches into the next."""
-        if self.saved.frames == 1:
-            drawn = render.overlays(pixels, render.heatmaps(maps, pixels.shape[1:-1]), self.colormap)
-            return say_uniform(drawn, maps)
+        """Lays maps over frames side by side, each by itself, as no frame reaches into the next."""
         clips = pixels.unflatten(2, (self.saved.frames, -1)).movedim(2, 1)
         heat = render.heatmaps(maps.unflatten(2, (self.saved.frames, -1)).movedim(2, 1), clips.shape[1:-1])
         drawn = render.overlays(clips, heat, self.colormap)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vitx.errors import VitxError
 from vitx.inputs.clips import evenly
-from vitx.runs import FACTS, FIRING, IMAGES, NUMBERS
+from vitx.runs import FACTS, FIRING, IMAGES, LOGITS, NUMBERS, SINKS
 from vitx.runs.folder import files_of, read_facts
 
 FRAMES_IN_A_CARD = 4  # of a clip, in a picture of TensorBoard's width and in a report
@@ -34,6 +34,7 @@ class SavedMaps:
         labels: (n, ...), or None.
         frames: how many lie side by side.
         before: how many firings were of other images, and are left out.
+        sinks: (T, n, h, w) bool, see `vitx.Explanation`; None where they are not known.
     """
 
     steps: tuple[int, ...]
@@ -43,6 +44,7 @@ class SavedMaps:
     labels: NDArray[Any] | None = None
     frames: int = 1
     before: int = 0
+    sinks: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,18 +105,22 @@ def _read_maps(folder: Path) -> SavedMaps | None:
     steps = tuple(step for step in firings if step >= since)
     held = _arrays(images[since])
     arrays = [_arrays(firings[step]) for step in steps]
-    names = [name for name in arrays[-1] if name != "logits" and all(name in one for one in arrays)]
+    common = [name for name in arrays[-1] if all(name in one for one in arrays)]
+    names = [name for name in common if name not in (LOGITS, SINKS)]
     if not names:
         raise VitxError(f"the maps in {folder} have no method in common: keep those of one training")
     pixels, shown, labels, frames = held["pixels"], held["shown"], held.get("labels"), 1
     maps = {name: _stack(folder, steps, [one[name] for one in arrays], shown) for name in names}
-    logits = _stack(folder, steps, [one["logits"] for one in arrays], shown)
+    logits = _stack(folder, steps, [one[LOGITS] for one in arrays], shown)
+    sinks = None
+    if SINKS in common and pixels.ndim == 4:
+        sinks = _stack(folder, steps, [one[SINKS] for one in arrays], shown) > 0
     if pixels.ndim == 5:
         frames = len(evenly(pixels.shape[1], FRAMES_IN_A_CARD))
         maps = {name: _side_by_side(values, pixels.shape[1], 2) for name, values in maps.items()}
         pixels = _side_by_side(pixels, pixels.shape[1], 1)
     labels = None if labels is None else labels[shown]
-    return SavedMaps(steps, maps, logits, pixels, labels, frames, len(firings) - len(steps))
+    return SavedMaps(steps, maps, logits, pixels, labels, frames, len(firings) - len(steps), sinks)
 
 
 def _read_numbers(path: Path) -> dict[str, dict[int, float]]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from vitx.explanation import Explanation
 from vitx.models.outputs import Kind
-from vitx.runs import FOLDER
+from vitx.pictures.colours import Colours
+from vitx.runs import FOLDER, LOGITS, SINKS
 from vitx.runs.folder import RunFolder
 from vitx.targets import Question
 from vitx.watch.attempts import Attempts
@@ -32,12 +33,14 @@ class Look:
 
     Attributes:
         pixels: of those shown, (n, H, W, 3) uint8, or frame by frame, (n, T, H, W, 3).
+        colours: how these and the other images are drawn.
         class_names: in the order of the logits, or None.
         colormap: of the overlays.
         note: is written below each grid.
     """
 
     pixels: Tensor
+    colours: Colours
     class_names: Sequence[str] | None
     colormap: str
     note: str
@@ -110,12 +113,13 @@ class Keeper:
         row = {"step": step, "epoch": host.epoch(), **host.metrics(), **numbers}
         self._write(host, lambda folder: folder.write_numbers(row))
 
-    def keep_picture(self, host: Host, past: Past, picture: Picture, step: int) -> str | None:
+    def keep_picture(self, host: Host, past: Past, tag: str, picture: Picture, step: int) -> str | None:
         """Writes a picture that no logger took, and returns where; where maps are kept, the last one does."""
         folder = self.claim(host, past)
         if folder is None:
             return None
-        path = folder.path / ("maps.png" if self._settings.save_maps else f"maps-{step:06d}.png")
+        name = tag.rpartition("/")[2]
+        path = folder.path / (f"{name}.png" if self._settings.save_maps else f"{name}-{step:06d}.png")
         taken = self._attempts.write(host, folder.path, partial(save_picture, path, picture))
         return path_of(path) if taken else None
 
@@ -137,7 +141,7 @@ class Keeper:
 def arrays_of(
     found: Mapping[str, Explanation], samples: Samples, kind: Kind | None, *, everything: bool
 ) -> dict[str, NDArray[Any]]:
-    """Returns what `RunFolder.write_firing` takes: each method's maps, in half precision, and the logits.
+    """Returns what `RunFolder.write_firing` takes: each method's maps, in half precision, logits and sinks.
 
     Args:
         found: the explanation of each method, of all samples.
@@ -147,11 +151,13 @@ def arrays_of(
     """
     kept = slice(None) if everything else list(samples.shown)
     arrays = {name: explanation.maps[kept].numpy().astype(np.float16) for name, explanation in found.items()}
-    logits = next(iter(found.values())).logits[kept].float().numpy()
+    first = next(iter(found.values()))
+    logits = first.logits[kept].float().numpy()
     if kind == "class" and logits.ndim == 2 and logits.shape[1] > _FEW:
         # A softmax does not change, and half a number is exact where it matters: at the likeliest classes.
         logits = (logits - logits.max(1, keepdims=True)).astype(np.float16)
-    return {**arrays, "logits": logits}
+    sinks = {} if first.sinks is None else {SINKS: first.sinks[kept].numpy()}
+    return {**arrays, LOGITS: logits, **sinks}
 
 
 def images_of(samples: Samples, look: Look, *, everything: bool) -> dict[str, NDArray[Any]]:

@@ -63,11 +63,9 @@ class Observer(Settings):
         self._attempts.on_first(host, partial(self._end, host))
 
     def _end(self, host: Host) -> None:
-        if self._overview is not None and host.sinks:
+        if self._overview is not None:
             with self._attempts.forgiving(host, "shows no overview"):
-                show = partial(show_picture, tag=OVERVIEW, picture=self._overview(), step=self._past.step)
-                for sink in host.sinks:
-                    self._attempts.write(host, sink, partial(show, sink))
+                self._show_picture(host, OVERVIEW, self._overview(), self._past.step)
         self._keeper.end(host)
 
     @contextmanager
@@ -212,11 +210,11 @@ class Observer(Settings):
         with self._attempts.forgiving(host, "shows no picture", f" at step {step}"):
             look, said = self._look, [Caption("")] * len(samples.shown)
             with self._attempts.forgiving(host, "shows no captions", f" at step {step}"):
-                said = captions(found, samples, look.class_names, kind)
+                said = captions(found, samples, look.class_names, kind, samples.shown)
             picture = draw(found, samples, look.pixels, said, look.colormap, look.note)
             if look.pixels.ndim == 4:
-                self._overview = partial(draw_overview, found, samples, look.pixels, said, look.colormap)
-            places = self._show_picture(host, picture, step)
+                self._overview = partial(draw_overview, found, samples, look, kind)
+            places = self._show_picture(host, GRIDS, picture, step)
             if words is not None:
                 kept = keeper.folder.path if keeper.folder and self.save_maps else None
                 host.inform(f"{host.name} {words(kept, places)}")
@@ -240,7 +238,7 @@ class Observer(Settings):
         names = names if self._explainer.fits(names) else None
         said = about(self.target, names, self._explainer.kind)
         note = "; ".join(filter(None, (colours.note, said)))
-        look = Look(pixels, names, self.colormap, note)
+        look = Look(pixels, colours, names, self.colormap, note)
         return look, partial(first_words, samples, self._explainer, colours, names, list(filter(None, hints)))
 
     def _choose(self, host: Host) -> Samples:
@@ -249,13 +247,13 @@ class Observer(Settings):
             host.warn(f"{host.name}: {change}")
         return samples
 
-    def _show_picture(self, host: Host, picture: Picture, step: int) -> list[str]:
+    def _show_picture(self, host: Host, tag: str, picture: Picture, step: int) -> list[str]:
         """Shows a picture in every sink that can; where none took it, writes a file. Returns where it is."""
-        shows = [partial(show_picture, sink, GRIDS, picture, step) for sink in host.sinks]
+        shows = [partial(show_picture, sink, tag, picture, step) for sink in host.sinks]
         taken = [
             name_of(sink)
             for sink, show in zip(host.sinks, shows, strict=True)
             if self._attempts.write(host, sink, show)
         ]
-        file = None if taken else self._keeper.keep_picture(host, self._past, picture, step)
+        file = None if taken else self._keeper.keep_picture(host, self._past, tag, picture, step)
         return taken if file is None else [file]

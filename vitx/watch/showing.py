@@ -13,12 +13,12 @@ from vitx.models.outputs import Kind
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of, class_name, classes_of
 from vitx.pictures.overview import overview_of
-from vitx.pictures.rings import SINKS, ringed
-from vitx.pictures.views import laid_out, slices_of
+from vitx.pictures.views import Layer, laid_out, slices_of
 from vitx.runs.saved import FRAMES_IN_A_CARD
 from vitx.targets import Question
 from vitx.watch.explaining import Target
 from vitx.watch.images import Samples
+from vitx.watch.keeping import Look
 
 _CARD = 350 - 2 * render.GAP  # pixels in TensorBoard, of a strip
 
@@ -60,11 +60,11 @@ def captions(
     samples: Samples,
     class_names: Sequence[str] | None,
     kind: Kind | None,
+    places: Sequence[int],
 ) -> list[Caption]:
-    """Says what was predicted of the images shown, and whether it is right; arguments as those of `draw`."""
-    shown = list(samples.shown)
+    """Says what was predicted of the images at some places, and whether it is right."""
+    one, shown = next(iter(found.values())), list(places)
     labels = None if samples.labels is None else samples.labels[shown]
-    one = next(iter(found.values()))
     if one.captions is not None:
         return [Caption(one.captions[image]) for image in shown]
     return captions_of(one.logits[shown], labels, class_names, kind)
@@ -92,23 +92,15 @@ def draw(
         (height, width, 3) uint8.
     """
     shown = list(samples.shown)
-    maps = {title_of(name): explanation.maps[shown] for name, explanation in found.items()}
     of_one = next(iter(found.values()))
     size = tuple(pixels.shape[1:-1])
     channels = None if of_one.channels is None else samples.images.shape[of_one.channels]
     slices = slices_of(size, channels, most_frames=FRAMES_IN_A_CARD)
-    drawn = {
-        title: render.overlays(pixels, render.heatmaps(values, size), colormap)
-        for title, values in maps.items()
+    layers = {
+        title_of(name): Layer(one.maps, one.signed, sinks=one.sinks).at(shown) for name, one in found.items()
     }
-    sinks = None if of_one.sinks is None else of_one.sinks[shown]
-    if slices is None and sinks is not None and sinks.any():
-        drawn = {title: ringed(one, sinks) for title, one in drawn.items()}
-        note = "; ".join(filter(None, (note, SINKS)))
-    signed = {title_of(name): one.signed for name, one in found.items()}
-    columns = laid_out(
-        pixels, drawn, maps, slices, {t: s if s is None else s[shown] for t, s in signed.items()}
-    )
+    columns, marks = laid_out(pixels, layers, slices, colormap)
+    note = "; ".join(filter(None, (note, marks)))
     width = render.TILE_WIDTH if slices is None else _CARD
     return render.grid(columns, said, colormap=colormap, note=note, tile_width=width)
 
@@ -116,14 +108,14 @@ def draw(
 def draw_overview(
     found: Mapping[str, Explanation],
     samples: Samples,
-    pixels: Tensor,
-    said: Sequence[Caption],
-    colormap: str,
+    look: Look,
+    kind: Kind | None,
 ) -> NDArray[np.uint8]:
-    """Draws all maps of the images shown at once, of the first method that is about a class."""
+    """Draws the maps of all images at once, shown or not, by the first method that is about a class."""
     name = telling(found)
-    maps = found[name].maps[list(samples.shown)]
-    return overview_of(pixels, maps, classes_of(said), colormap, title_of(name))
+    pixels = look.colours.draw(samples.images, found[name].channels)
+    said = captions(found, samples, look.class_names, kind, range(len(samples)))
+    return overview_of(pixels, found[name].maps, classes_of(said), look.colormap, title_of(name))
 
 
 def about(target: Target, class_names: Sequence[str] | None, kind: Kind | None = "class") -> str:
