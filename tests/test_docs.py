@@ -221,8 +221,9 @@ def public(module: str) -> dict[str, Any]:
         "vitx",
         "vitx.callbacks",
         "vitx.functional",
-        "vitx.judging.perturbation",
-        "vitx.metrics",
+        "vitx.evaluation.faithfulness",
+        "vitx.evaluation.metrics",
+        "vitx.evaluation.perturbation",
         "vitx.watch",
     ],
 )

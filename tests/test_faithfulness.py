@@ -1,4 +1,4 @@
-"""Faithfulness is deletion and insertion, each against one random order of the same patches."""
+"""Faithfulness is deletion and insertion, each against random patches of the same images."""
 
 import pytest
 import torch
@@ -8,8 +8,7 @@ from tests.lightning_models import SmallClassifier, fit, samples
 from tests.run_folders import kept
 from vitx import VitxError, metrics
 from vitx.callbacks import RolloutCallback
-from vitx.judging.faithfulness import FEW
-from vitx.judging.perturbation import perturbation
+from vitx.evaluation.perturbation import perturbation, random_order
 from vitx.runs.saved import read_run
 
 
@@ -21,11 +20,18 @@ class Needs(nn.Module):
 
 
 def by_hand(model, images, maps, **options):
-    chance = torch.rand(maps.shape, generator=torch.Generator().manual_seed(0))
-    by_chance = metrics.deletion(model, images, chance, fractions=FEW, **options)
+    """Deletion of a quarter, and insertion of a quarter alone, each less that of random patches."""
+    chance = -random_order(maps).float()
+
+    def deletion(maps, gone):
+        return metrics.deletion(model, images, maps, fractions=[gone], **options)
+
+    def insertion(maps, gone):
+        return metrics.insertion(model, images, maps, fractions=[gone], **options)
+
     return {
-        "deletion": by_chance - metrics.deletion(model, images, maps, fractions=FEW, **options),
-        "insertion": metrics.insertion(model, images, maps, fractions=FEW, **options) - by_chance,
+        "deletion": deletion(chance, 0.25) - deletion(maps, 0.25),
+        "insertion": insertion(maps, 0.75) - deletion(chance, 0.75),
     }
 
 
@@ -57,7 +63,25 @@ def test_one_logit_and_several_classes_at_once(measure, logits):
     assert torch.allclose(curve, torch.tensor([[5.0, 0.0]] * 2).sigmoid())
 
 
-def test_the_callback_logs_what_the_metrics_say(tmp_path):
+def test_of_several_fractions_it_is_the_mean_of_the_curves():
+    images, maps = torch.ones(3, 3, 16, 16), torch.rand(3, 4, 4)
+    shares = (0.25, 0.5, 1)
+    found = metrics.faithfulness(Needs(), images, {"some": maps}, fractions=shares)["some"]
+    chance = metrics.deletion(Needs(), images, -random_order(maps).float(), fractions=shares)
+    wanted = chance - metrics.deletion(Needs(), images, maps, fractions=shares)
+    assert torch.allclose(found["deletion"], wanted, atol=1e-6)
+
+
+def test_the_random_order_of_an_image_is_its_own_and_the_same_in_any_part():
+    maps = torch.rand(5, 4, 4)
+    whole = random_order(maps)
+    assert torch.equal(whole[3:], random_order(maps[3:], 3))
+    assert all(torch.equal(one.flatten().sort().values, torch.arange(16)) for one in whole)
+    assert len({tuple(one.flatten().tolist()) for one in whole}) == 5
+
+
+def test_the_callback_logs_what_the_metrics_say(tmp_path, monkeypatch):
+    monkeypatch.setattr("vitx.watch.explaining._BATCH", 3)  # in two parts
     callback = RolloutCallback(num_images=(2, 8), faithfulness=5, methods=["rollout", "evidence"])
     trainer, module = fit(callback, default_root_dir=tmp_path)
     images = torch.stack([image for image, *_ in samples(8, seed=1)])[:5]

@@ -9,7 +9,7 @@ from torch import nn
 
 from tests import models
 from vitx import VitxError, metrics
-from vitx.judging.perturbation import deletion, insertion, perturbation
+from vitx.evaluation.perturbation import deletion, insertion, perturbation
 
 TENTHS = [tenth / 10 for tenth in range(10)]
 
@@ -204,12 +204,12 @@ def test_metrics_offer_them():
         ({"maps": torch.ones(3, 2, 2)}, r"one for each image, found \(2, 3, 32, 32\) and \(3, 2, 2\)"),
         ({"maps": torch.full((2, 2, 2), torch.nan)}, "the maps hold NaN"),
         ({"maps": [[1.0]]}, r"maps must be a tensor \(B, h, w\), found list"),
-        ({"fractions": 0.5}, "fractions must be two or more .*, found 0.5"),
+        ({"fractions": 0.5}, "fractions must be one or more .*, found 0.5"),
         ({"first": "best"}, 'first must be "most" or "least", found \'best\''),
         ({"measure": "loss"}, "measure must be one of probability, sigmoid, accuracy, found 'loss'"),
-        ({"fractions": [0.5]}, r"fractions must be two or more in \[0, 1\], ascending, found \[0.5\]"),
-        ({"fractions": [0, 0.5, 0.5]}, "fractions must be two or more"),
-        ({"fractions": [0, 1.5]}, "fractions must be two or more"),
+        ({"fractions": []}, r"fractions must be one or more in \[0, 1\], ascending, found \[\]"),
+        ({"fractions": [0, 0.5, 0.5]}, "fractions must be one or more"),
+        ({"fractions": [0, 1.5]}, "fractions must be one or more"),
         ({"target": [1, 2, 3]}, "target names 3 classes for 2 images"),
         ({"target": 7}, "target 7 is out of range: the model has classes 0 to 6"),
         ({"target": 1.5}, "target must be None, a class, .*, found 1.5"),

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from vitx import VitxError
-from vitx.judging.reliance import of_another_class
+from vitx.evaluation.faithfulness import of_another_class
 from vitx.metrics import reliance
 
 

@@ -12,20 +12,21 @@ from torch import nn
 import vitx
 from tests import models
 from tests.test_stages import STAGES, Wrapped, by_name
-from vitx import VitxError, metrics, randomisation
+from vitx import VitxError, metrics
 from vitx.attribution.registry import _METHODS, Method
-from vitx.randomisation import BLIND, FOLLOWS, randomise
+from vitx.evaluation import randomization
+from vitx.evaluation.randomization import BLIND, FOLLOWS, randomize
 from vitx.tape.backward import Attribution
 
 IMAGES = models.FAMILIES["deit"].images().sigmoid() * 3.5 - 1.75  # as normalised pixels are
 ROLLOUTS = ["rollout", "grad_rollout"]
 
 
-class TestRandomise:
+class TestRandomize:
     def test_only_the_moments_stay(self):
         before = nn.Parameter(3 + 0.2 * torch.randn(100, 100))
         after = nn.Parameter(before.detach().clone())
-        randomise([after], torch.Generator())
+        randomize([after], torch.Generator())
         assert after.mean().item() == pytest.approx(before.mean().item(), abs=0.01)
         assert after.std().item() == pytest.approx(before.std().item(), abs=0.01)
         both = torch.stack([before.detach().flatten(), after.detach().flatten()])
@@ -33,18 +34,18 @@ class TestRandomise:
 
     def test_what_tells_nothing_apart_stays(self):
         tensors = [nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.full((5,), 0.7))]
-        randomise(tensors, torch.Generator())
+        randomize(tensors, torch.Generator())
         assert torch.allclose(tensors[1], torch.tensor(0.7))
         assert tensors[0].item() == 2
 
     def test_a_variance_stays_above_zero(self):
         variance = torch.tensor([1e-4, 5.0, 7.0])
-        randomise([variance], torch.Generator())
+        randomize([variance], torch.Generator())
         assert torch.allclose(variance, torch.tensor(4.0))
 
     def test_half_precision(self):
         weights = nn.Parameter(torch.randn(50, 50).to(torch.bfloat16))
-        randomise([weights], torch.Generator())
+        randomize([weights], torch.Generator())
         assert weights.dtype == torch.bfloat16
         assert weights.isfinite().all()
 
@@ -63,7 +64,7 @@ def test_model_and_generators_are_left_as_they_were(fails, monkeypatch):
     model(IMAGES).sum().backward()
     before = state(model)
     if fails:
-        monkeypatch.setattr(randomisation, "rank_correlation", None)
+        monkeypatch.setattr(randomization, "rank_correlation", None)
         with pytest.raises(TypeError):
             vitx.sanity(model, IMAGES)
     else:
@@ -98,7 +99,7 @@ def test_stages_are_randomised_one_on_top_of_the_other(monkeypatch):
         seen.append(({n: p.detach().clone() for n, p in model.named_parameters()}, kwargs["target"]))
         return explain_methods(model, *args, **kwargs)
 
-    monkeypatch.setattr(randomisation, "explain_methods", watched)
+    monkeypatch.setattr(randomization, "explain_methods", watched)
     found = vitx.sanity(model, IMAGES, ["grad_rollout"])
     assert found.stages == STAGES
     (intact, _), *after = seen
@@ -132,7 +133,7 @@ def test_rollout_does_not_read_the_head():
 
 
 def test_a_model_that_is_not_changed_correlates_with_itself(monkeypatch):
-    monkeypatch.setattr(randomisation, "randomise", lambda *_: None)
+    monkeypatch.setattr(randomization, "randomize", lambda *_: None)
     found = vitx.sanity(models.built("siglip"), IMAGES, ROLLOUTS)
     for name in ROLLOUTS:
         assert (found.correlations[name] == 1).all()

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests import models
 from vitx import VitxError
-from vitx.judging.stages import find_stages
+from vitx.evaluation.stages import find_stages
 
 IMAGES = models.FAMILIES["deit"].images()
 STAGES = ("head", "block 3", "block 2", "block 1", "patch embedding")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from vitx.attribution import methods
 from vitx.errors import VitxError
+from vitx.evaluation.randomization import Sanity, sanity
 from vitx.explaining import explain, explain_methods, trace
 from vitx.explanation import Explanation
 from vitx.functional.flow import attention_flow
 from vitx.functional.rollout import attention_rollout, gradient_rollout
 from vitx.overview import overview
-from vitx.randomisation import Sanity, sanity
 from vitx.tape.trace import Trace, capture
 from vitx.version import __version__ as __version__
 

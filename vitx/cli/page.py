@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitx.metrics import entropy
+from vitx.evaluation.metrics import entropy
 from vitx.pictures import embedding
 from vitx.pictures.captions import Caption
 from vitx.pictures.marks import UNIFORM

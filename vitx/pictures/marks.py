@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vitx.metrics import entropy
+from vitx.evaluation.metrics import entropy
 from vitx.pictures.render import INK, PAPER, TILE_WIDTH, font, scaled_up
 
 UNIFORM = 0.99  # of the entropy

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitx import metrics
+from vitx.evaluation import metrics
 from vitx.runs.run import Picture, Run
 
 _THUMBNAIL = 16, 16  # pixels

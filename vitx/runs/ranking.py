@@ -2,7 +2,7 @@
 
 import torch
 
-from vitx import metrics
+from vitx.evaluation import metrics
 from vitx.runs.run import Run
 
 _NOTABLE = 0.005  # drift that two digits show

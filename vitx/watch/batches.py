@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
+from vitx.evaluation.metrics import box_masks
 from vitx.inputs.prepared import IMAGES
-from vitx.metrics import box_masks
 from vitx.watch.nested import last, tensors_of
 from vitx.watch.seen import Seen
 

@@ -10,16 +10,15 @@ from torch import Tensor, nn
 
 from vitx.attribution import find_method
 from vitx.errors import VitxError
+from vitx.evaluation.faithfulness import judge, of_another_class
+from vitx.evaluation.perturbation import Measure
 from vitx.explaining import explain_methods
 from vitx.explanation import Explanation, join
-from vitx.judging.perturbation import Measure
-from vitx.judging.reliance import of_another_class
 from vitx.models.isolation import untouched
 from vitx.models.outputs import Kind, beyond, declared_classes, kind_of, told_apart
 from vitx.targets import Question, Text
 from vitx.watch.calling import Forward, call_of
 from vitx.watch.images import Samples
-from vitx.watch.judging import judge
 from vitx.watch.quiet import same_random_numbers
 from vitx.watch.seen import Seen
 
@@ -205,8 +204,12 @@ class Explainer:
         def judge_part(part: slice) -> dict[str, Tensor]:
             maps = {name: one.maps[part] for name, one in found.items()}
             filled = None if others is None else others[part]
-            do = partial(judge, maps=maps, measure=measure, others=filled, batch_size=_BATCH)
-            return self._run(host, model, samples, part, do, self._target(samples))
+            options = {"measure": measure, "batch_size": _BATCH, "first": part.start}
+            do = partial(judge, maps=maps, others=filled, **options)
+            judged = self._run(host, model, samples, part, do, self._target(samples))
+            return {
+                f"{name}/{kind}": one.float().cpu() for name in judged for kind, one in judged[name].items()
+            }
 
         with untouched(model):
             parts = host.group.of_parts(count, _BATCH, judge_part)

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitx.attribution import telling, title_of
+from vitx.evaluation.metrics import drift, energy_inside, entropy, information, pointing_game
 from vitx.explanation import Explanation
-from vitx.metrics import drift, energy_inside, entropy, information, pointing_game
 from vitx.models.outputs import Kind
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of, class_name, classes_of

@@ -1,4 +1,4 @@
-"""Do maps follow what the model has learned? They are compared while its layers are made random."""
+"""Randomization: maps are compared while the layers of the model are made random (sanity checks)."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,11 +18,11 @@ from tqdm import tqdm
 from vitx.attribution import Methods, find_method, title_of, with_options
 from vitx.attribution import methods as all_methods
 from vitx.errors import VitxError
+from vitx.evaluation.metrics import rank_correlation
+from vitx.evaluation.stages import find_stages
 from vitx.explaining import explain_methods
 from vitx.explanation import Explanation
 from vitx.files import png_path, write_png
-from vitx.judging.stages import find_stages
-from vitx.metrics import rank_correlation
 from vitx.models.prediction import Target
 
 if TYPE_CHECKING:  # PIL is not imported before it is needed
@@ -39,18 +39,18 @@ _NOTE = "correlation with the map as trained: 1 if it orders the patches alike, 
 
 @dataclass(frozen=True, eq=False)
 class Sanity:
-    """How alike the maps of a model stay while it is randomised from the head down.
+    """The correlation of maps with those of the intact model, while it is randomised from the head down.
 
     `print` shows it as a table.
 
     Attributes:
-        stages: what was randomised, one after the other: "head", "block N" to "block 1", "patch embedding".
+        stages: "head", "block N" to "block 1", "patch embedding", in the order of randomization.
         correlations: of each method, (stages, B): Spearman's rank correlation of the map with the intact
             model's, after each stage.
         maps: of each method, (stages, B, h, w), after each stage.
         intact: of each method, the explanations of the intact model.
         between_images: of each method, the mean correlation between the intact model's maps of different
-            images, which is what all its maps show; NaN for a single image.
+            images; NaN for a single image.
         left_out: the methods that refused the model, and why.
     """
 
@@ -66,21 +66,14 @@ class Sanity:
         return self._means(method)[-1]
 
     def _means(self, method: str) -> list[float]:
-        """The mean over the images after each stage."""
         means: list[float] = self.correlations[method].mean(1).tolist()
         return means
 
     def verdict(self, method: str) -> str:
-        """Returns what the final correlation means.
+        """Returns the final correlation in words, by the share of the variance of the ranks, its square.
 
-        Its square is the share of the variance of the ranks that a model that learned nothing explains:
-
-        - half or more: "barely changes". Most of what the map shows is not what the model has learned.
-        - less than a tenth: "follows the model". Over several images, maps of unrelated models are that
-          much alike by accident.
-        - else "changes in part".
-
-        A negative correlation is a change.
+        Half or more: "barely changes". Less than a tenth, as by accident, or below 0: "follows the model".
+        Otherwise "changes in part".
         """
         final = self.final(method)
         return BLIND if final >= _SAME else FOLLOWS if final < _OTHER else IN_PART
@@ -112,10 +105,10 @@ class Sanity:
     def picture(
         self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> NDArray[np.uint8]:
-        """Draws the maps of the first image, of the model as it was trained and after some of the stages.
+        """Draws the maps of the first image, as trained and after some of the stages.
 
         Args:
-            mean: what was subtracted from each channel of the images; by default what the model declares.
+            mean: of the normalisation of each channel; by default that which the model declares.
             std: as for the mean.
 
         Returns:
@@ -124,9 +117,7 @@ class Sanity:
         from vitx.pictures.captions import Caption
         from vitx.pictures.render import grid, heatmaps, overlays
 
-        pixels = torch.cat(
-            [explanation[:1].pixels(mean=mean, std=std) for explanation in self.intact.values()]
-        )
+        pixels = torch.cat([one[:1].pixels(mean=mean, std=std) for one in self.intact.values()])
 
         def drawn(maps: Iterable[Tensor]) -> Tensor:
             return overlays(pixels, heatmaps(torch.stack(list(maps)), (pixels.shape[1], pixels.shape[2])))
@@ -134,16 +125,16 @@ class Sanity:
         columns = {"input": pixels, "as trained": drawn(each.maps[0] for each in self.intact.values())}
         marks = {}
         for index in torch.linspace(0, len(self.stages) - 1, _SHOWN).round().int().unique().tolist():
-            title = self._title(index)
+            last = self.stages[index] if index < len(self.stages) - 1 else "everything"
+            title = (
+                f"random: {last}"
+                if last in (self.stages[0], "everything")
+                else (f"random: {self.stages[0]} to {last}")
+            )
             columns[title] = drawn(maps[index, 0] for maps in self.maps.values())
             marks[title] = [f"correlation {_number(r[index, 0].item())}" for r in self.correlations.values()]
         captions = [Caption(f"{title_of(method)}: {self.verdict(method)}") for method in self.maps]
         return grid(columns, captions, tile_width=_TILE_WIDTH, note=_NOTE, marks=marks)
-
-    def _title(self, index: int) -> str:
-        if index == len(self.stages) - 1:
-            return "random: everything"
-        return f"random: {self.stages[0]}" + (f" to {self.stages[index]}" if index else "")
 
     def save(self, path: str | Path) -> None:
         """Writes the picture as .png, or raises a VitxError."""
@@ -161,13 +152,13 @@ def sanity(
     """Randomises a copy of a model from the head down, and compares its maps with those of the model.
 
     A map that looks the same for a model that has learned nothing does not show what the model has learned
-    (Adebayo et al. 2018, "Sanity Checks for Saliency Maps", arXiv 1810.03292, the cascading randomisation).
+    (Adebayo et al. 2018, "Sanity Checks for Saliency Maps", arXiv 1810.03292, the cascading randomization).
     That a map changes does not yet make it right.
 
     Head, blocks and patch embedding are randomised in this order, each on top of those before, and after
-    each the images are explained for the classes that the intact model was explained for. See
-    `vitx.judging.stages.find_stages` for what belongs where, and `vitx.randomisation.randomise` for what
-    becomes of it. The model itself is left as it was.
+    each the images are explained for the same classes. See `vitx.evaluation.stages.find_stages` for what
+    belongs to each stage, and `vitx.evaluation.randomization.randomize` for how it is drawn. The model itself
+    is left as it was.
 
     Args:
         model: as for `vitx.explain`.
@@ -208,7 +199,7 @@ def sanity(
         generator = torch.Generator().manual_seed(seed + _APART)
         maps: dict[str, list[Tensor]] = {name: [] for name in intact}
         for stage in tqdm(stages, "randomising", unit="stage", disable=None):
-            randomise(stage.tensors, generator)
+            randomize(stage.tensors, generator)
             left = {name: asked[name] for name in intact}
             for name, found in explain_methods(other, pixels, left, target=target).items():
                 maps[name].append(found.maps)
@@ -222,15 +213,12 @@ def sanity(
 
 
 @torch.no_grad()
-def randomise(tensors: Iterable[Tensor], generator: torch.Generator) -> None:
-    """Draws parameters anew, in place: nothing learned is left but their scale.
+def randomize(tensors: Iterable[Tensor], generator: torch.Generator) -> None:
+    """Draws parameters anew, in place, from a normal distribution with their own mean and deviation.
 
-    Each tensor is drawn from a normal distribution with its own mean and standard deviation. How its library
-    initialises it cannot be asked of a model, and may not fit the other layers (a layer scale of 1e-5 turns
-    its block off). With its own moments, weights, biases and the scales of norms all keep the size that the
-    layers around them are used to, so that nothing overflows. A tensor whose values are all the same, or that
-    has but one, stays: it tells no channel from another. Running statistics of BatchNorm, whose variance must
-    not be negative, become their mean in each channel.
+    The initialisation of their library is not known, and may not fit the other layers (a layer scale of 1e-5
+    turns its block off); with these moments nothing overflows. A tensor of equal values stays. Running
+    statistics of BatchNorm, whose variance must not be negative, become their mean in each channel.
 
     Args:
         tensors: floating point; statistics are those that are no `nn.Parameter`.

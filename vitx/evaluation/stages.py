@@ -1,7 +1,6 @@
-"""Which parameters a Vision Transformer uses where: in its patch embedding, in each block, in its head.
+"""The stages of a Vision Transformer: which parameters patch embedding, blocks and head use.
 
-Nothing is read from names, so it is the same for every library: one forward pass shows when each block runs,
-and when each parameter is first used.
+One forward pass shows when each block runs, and when each parameter is first used; no name is read.
 """
 
 from bisect import bisect_right
@@ -68,7 +67,7 @@ def find_stages(model: nn.Module, images: Tensor) -> list[Stage]:
 
 
 def _learned(model: nn.Module) -> list[Tensor]:
-    """What training changes: parameters and running statistics, but no tables and no counters."""
+    """Returns parameters and running statistics, but no tables and no counters."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
     found = [*model.parameters(), *statistics]
@@ -77,7 +76,7 @@ def _learned(model: nn.Module) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class _Call:
-    """One run of a module: when it began and ended, and which layers of attention it ran."""
+    """One run of a module: its start and end, and the layers of attention that it ran."""
 
     start: int
     end: int

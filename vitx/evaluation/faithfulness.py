@@ -1,0 +1,183 @@
+"""Faithfulness and reliance: whether the model needs the patches that a map names more than random ones."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vitx.errors import VitxError
+from vitx.evaluation.perturbation import (
+    Ask,
+    Measure,
+    asking,
+    check,
+    curve,
+    expanded,
+    mean_height,
+    order,
+    random_order,
+    scoring,
+)
+from vitx.models.prediction import Target, check_images, target_classes
+
+__all__ = ["faithfulness", "reliance"]
+
+QUARTER = (0.25,)  # one pass for each map: a firing has no time for a whole curve
+SHARE = 0.05  # of the patches
+Maps = Mapping[str, Tensor]  # name -> (B, h, w)
+
+
+def faithfulness(
+    model: nn.Module,
+    images: Tensor,
+    maps: Maps,
+    *,
+    target: Target = None,
+    fractions: Sequence[float] = QUARTER,
+    measure: Measure = "probability",
+    batch_size: int = 32,
+) -> dict[str, dict[str, Tensor]]:
+    """Compares deletion and insertion by each map with those by one random order of the same patches.
+
+    Deletion takes the most relevant patches away, insertion keeps nothing else. Both are turned so that more
+    is better: 0 is no better than chance, below 0 is worse.
+
+    Args:
+        model: as for `vitx.metrics.deletion`.
+        images: (B, C, H, W), as the model takes them.
+        maps: name -> (B, h, w).
+        target: as for `vitx.metrics.deletion`.
+        fractions: of the patches that are taken away, or kept; of several, the mean of the curve.
+        measure: as for `vitx.metrics.deletion`.
+        batch_size: images in one forward pass.
+
+    Returns:
+        Name -> `deletion`, (B,): the score less the most relevant patches, subtracted from that less random
+        ones; and `insertion`, (B,): the score of the most relevant patches alone, less that of random ones.
+        In [-1, 1] except for target functions.
+
+    Raises:
+        VitxError: An argument is wrong.
+    """
+    options = {"target": target, "fractions": fractions, "measure": measure, "batch_size": batch_size}
+    return judge(model, images, maps, **options)  # type: ignore[arg-type]
+
+
+def reliance(
+    model: nn.Module,
+    images: Tensor,
+    maps: Maps,
+    *,
+    others: Tensor | None = None,
+    share: float = SHARE,
+    batch_size: int = 32,
+) -> dict[str, Tensor]:
+    """Fills the brightest patches of each image with another image's, and counts changed predictions.
+
+    Those that as many random patches change are subtracted. Near 1 a few patches decide on the class: they
+    may hold a shortcut, or a small object.
+
+    Args:
+        model: as for `vitx.metrics.deletion`.
+        images: (B, C, H, W), as the model takes them.
+        maps: name -> (B, h, w).
+        others: (B, C, H, W), what fills each image; by default the next image of which the model predicts
+            another class, or the next one where it predicts the same of all.
+        share: of the patches that are filled, in (0, 1]; at least one is.
+        batch_size: images in one forward pass.
+
+    Returns:
+        Name -> (B,): -1, 0 or 1; the mean is the share of the predictions.
+
+    Raises:
+        VitxError: An argument is wrong.
+
+    Example:
+        >>> first = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, 2, bias=False))
+        >>> first[2].weight.data = torch.tensor([[1.0], [-1.0]]) * torch.eye(16)[0]
+        >>> images = torch.tensor([1.0, -1.0])[:, None, None, None].expand(2, 1, 16, 16)
+        >>> reliance(first, images, {"corner": torch.eye(16)[0].expand(2, 16).view(2, 4, 4)})
+        {'corner': tensor([1., 1.])}
+    """
+    check_images(model, images)
+    if not 0 < share <= 1:
+        raise VitxError(f"share must be above 0 and at most 1, found {share}")
+    check(images, [*maps.values()], (share,), "accuracy", batch_size)
+    with asking(model, images, batch_size) as ask:
+        whole = ask()
+        others = expanded(images[of_another_class(whole)] if others is None else others, images)
+        return _changed(ask, whole, maps, others, share)
+
+
+def judge(
+    model: nn.Module,
+    images: Tensor,
+    maps: Maps,
+    *,
+    target: Target = None,
+    fractions: Sequence[float] = QUARTER,
+    measure: Measure = "probability",
+    others: Tensor | None = None,
+    batch_size: int = 32,
+    first: int = 0,
+) -> dict[str, dict[str, Tensor]]:
+    """Measures `faithfulness`, and `reliance` where there are images to fill in, in the same passes.
+
+    The other arguments are theirs; `first` is the place of the first image among all, if these are a part.
+    """
+    check_images(model, images)
+    check(images, [*maps.values()], fractions, measure, batch_size)
+    kept = [1 - fraction for fraction in reversed(fractions)]
+    nothing = expanded(0, images)
+    chance: dict[torch.Size, list[Tensor]] = {}
+    with asking(model, images, batch_size) as ask:
+        whole = ask()
+        score = scoring(target, measure, whole)
+
+        def height(ranks: Tensor, gone: Sequence[float]) -> Tensor:
+            return mean_height(curve(ask, whole, ranks, gone, score, nothing), gone)
+
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, one in maps.items():
+            if one.shape not in chance:
+                chance[one.shape] = [height(random_order(one, first), gone) for gone in (fractions, kept)]
+            without, alone = height(order(one, "most"), fractions), height(order(one, "least"), kept)
+            by_chance = chance[one.shape]
+            found[name] = {"deletion": by_chance[0] - without, "insertion": alone - by_chance[1]}
+        if others is not None:
+            changed = _changed(ask, whole, maps, expanded(others, images), SHARE, first)
+            found = {name: judged | {"reliance": changed[name]} for name, judged in found.items()}
+    return found
+
+
+def _changed(
+    ask: Ask, whole: Tensor, maps: Maps, others: Tensor, share: float, first: int = 0
+) -> dict[str, Tensor]:
+    """Returns where the brightest patches of others change the prediction, less where random ones do."""
+    stays = scoring(None, "accuracy", whole)
+    chance: dict[torch.Size, Tensor] = {}
+
+    def kept(ranks: Tensor) -> Tensor:
+        return stays(ask(ranks < max(1, round(share * ranks[0].numel())), others))
+
+    for one in maps.values():
+        if one.shape not in chance:
+            chance[one.shape] = kept(random_order(one, first))
+    return {name: chance[one.shape] - kept(order(one, "most")) for name, one in maps.items()}
+
+
+def of_another_class(logits: Tensor) -> Tensor:
+    """Returns for each image the place of the next one with another prediction, (B,); else of the next.
+
+    Example:
+        >>> of_another_class(torch.eye(3)[[0, 0, 1]])
+        tensor([2, 2, 0])
+    """
+    if len(logits) < 2:
+        raise VitxError("reliance fills images with parts of others: give two or more")
+    classes = target_classes(None, logits)
+    if classes is None:
+        raise VitxError(f"reliance is of predicted classes, found outputs of shape {tuple(logits.shape)}")
+    places = torch.arange(len(classes), device=classes.device)
+    ahead = (places - places[:, None] - 1) % len(classes)  # the image itself comes last
+    return (ahead + len(classes) * (classes == classes[:, None])).argmin(1)

@@ -1,0 +1,184 @@
+"""Numbers of maps, (B, h, w) and >= 0, or of maps and masks, (B, H, W); one for each image."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitx.errors import VitxError
+
+
+def entropy(maps: Tensor) -> Tensor:
+    """Returns the Shannon entropy of each map, (B, h, w), over that of a uniform map, (B,) in [0, 1].
+
+    It is 0 for a single patch and 1 for a constant map (zeros included).
+
+    Example:
+        >>> entropy(torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[2.0, 2.0], [2.0, 2.0]]]))
+        tensor([0., 1.])
+    """
+    share = _shares(maps)
+    nats: Tensor = torch.special.entr(share).sum(1)
+    return nats / math.log(share.shape[1])
+
+
+def drift(maps: Tensor, before: Tensor) -> Tensor:
+    """Returns 1 - the cosine similarity of maps, (B, h, w), to those before, (B,) in [0, 1].
+
+    It is 0 for the same map up to a factor, and 1 for maps without a common patch.
+    """
+    return (1 - F.cosine_similarity(_shares(maps), _shares(before.to(maps)), dim=1)).clamp(0, 1)
+
+
+def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
+    """Tests if the middle of the brightest patch of each map lies on the object (Zhang et al. 2018).
+
+    Args:
+        maps: (B, h, w), >= 0.
+        masks: (B, H, W), True on the object (or in its box).
+
+    Returns:
+        (B,) in [0, 1], mostly 0 or 1: of equally bright patches each counts for its share.
+
+    Example:
+        >>> corner = torch.zeros(1, 8, 8, dtype=torch.bool)
+        >>> corner[:, 1:4, 1:4] = True  # but not the first pixel
+        >>> pointing_game(torch.tensor([[[3.0, 1.0], [1.0, 1.0]]]), corner)
+        tensor([1.])
+    """
+    masks = _checked(maps, masks)
+    rows, columns = (
+        ((torch.arange(count, device=maps.device) + 0.5) * size / count).long()
+        for count, size in zip(maps.shape[1:], masks.shape[1:], strict=True)
+    )
+    brightest = (maps == maps.amax((1, 2), keepdim=True)).to(maps.dtype)
+    on_object = masks[:, rows][:, :, columns]
+    return (brightest * on_object).sum((1, 2)) / brightest.sum((1, 2))
+
+
+def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
+    """Returns the share of each heat map that lies on the object, (B,) (Wang et al. 2020, Score-CAM).
+
+    Arguments: those of `pointing_game`.
+    """
+    masks = _checked(maps, masks)
+    heat = _scaled(maps, masks)
+    return (heat * masks.flatten(1)).sum(1) / heat.sum(1)
+
+
+def mean_iou(maps: Tensor, masks: Tensor) -> Tensor:
+    """Returns the mean intersection over union of the object and each heat map, cut at its mean, (B,).
+
+    The mean is over object and background of each image, where a part that neither map nor mask has counts
+    as 1; Chefer et al. 2021 (arXiv 2012.09838) sum both over the data set. Arguments: those of
+    `pointing_game`.
+    """
+    masks = _checked(maps, masks)
+    heat = _scaled(maps, masks)
+    found, wanted = heat > heat.mean(1, keepdim=True), masks.flatten(1)
+    return (_iou(found, wanted) + _iou(~found, ~wanted)) / 2
+
+
+def information(maps: Tensor) -> Tensor:
+    """Returns the Kullback-Leibler divergence of each map, (B, h, w), from the mean of all, as shares of 1.
+
+    Its mean is their generalised Jensen-Shannon divergence (Lin 1991), the mutual information of image and
+    place: small where all maps are bright at one place, as on a mark that is always there, or everywhere, as
+    with a colour cast; large where each image has its object at another place. Take 64 images or more.
+
+    Returns:
+        (B,) in nats, >= 0; their mean is at most log(B).
+
+    Example:
+        >>> information(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        tensor([0.6931, 0.6931])
+        >>> information(torch.tensor([[[0.5, 0.5]], [[3.0, 3.0]]]))
+        tensor([0., 0.])
+    """
+    shares = _shares(maps)
+    common = shares.mean(0, keepdim=True)
+    return (torch.xlogy(shares, shares) - torch.xlogy(shares, common)).sum(1).clamp(min=0)
+
+
+def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
+    """Returns Spearman's rank correlation of two maps each, (B, h, w): how alike they order the patches.
+
+    Returns:
+        (B,) in [-1, 1]: 1 for the same order, 0 for none in common. A constant map orders nothing: 0. Equal
+        values share the mean of their ranks. NaN where a map holds NaN.
+
+    Raises:
+        VitxError: The shapes differ.
+
+    Example:
+        >>> rank_correlation(torch.tensor([[[1.0, 2.0, 9.0]]]), torch.tensor([[[0.3, 0.2, 0.1]]]))
+        tensor([-1.])
+    """
+    if maps.shape != others.shape:
+        raise VitxError(
+            f"maps must have one shape to be compared, found {tuple(maps.shape)} and {tuple(others.shape)}"
+        )
+    first, second = _centred_ranks(maps), _centred_ranks(others.to(maps.device))
+    scale = (first.square().sum(1) * second.square().sum(1)).sqrt()
+    found = torch.where(scale > 0, (first * second).sum(1) / scale, 0).clamp(-1, 1)
+    unordered = maps.isnan().flatten(1).any(1) | others.isnan().flatten(1).any(1).to(maps.device)
+    return found.masked_fill(unordered, torch.nan)
+
+
+def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Draws boxes as masks, (B, H, W) bool: True where the centre of a pixel lies in a box of the image.
+
+    Args:
+        boxes: (B, 4) or (B, K, 4): x1, y1, x2, y2 in pixels. A box without an area holds nothing, so
+            images with fewer boxes can be filled up with zeros.
+        size: height and width of the images.
+
+    Example:
+        >>> box_masks(torch.tensor([[0.0, 0.0, 2.0, 1.0]]), (2, 3)).int()
+        tensor([[[1, 1, 0], [0, 0, 0]]], dtype=torch.int32)
+    """
+    boxes = boxes.view(len(boxes), -1, 4, 1).float()
+    x1, y1, x2, y2 = boxes.unbind(2)  # (B, K, 1)
+    y, x = (torch.arange(length, device=boxes.device) + 0.5 for length in size)
+    rows, columns = (y1 <= y) & (y < y2), (x1 <= x) & (x < x2)
+    return (rows[..., None] & columns[:, :, None]).any(1)
+
+
+def _checked(maps: Tensor, masks: Tensor) -> Tensor:
+    """Returns the masks as bool, or raises a VitxError unless there is one for each map."""
+    if maps.ndim != 3 or masks.ndim != 3 or len(maps) != len(masks):
+        raise VitxError(
+            "maps must be (B, h, w) and masks (B, H, W), one for each map, found "
+            f"{tuple(maps.shape)} and {tuple(masks.shape)}"
+        )
+    if maps.isnan().any():
+        raise VitxError("the maps hold NaN")
+    return masks.bool().to(maps.device)
+
+
+def _iou(found: Tensor, wanted: Tensor) -> Tensor:
+    union = (found | wanted).sum(1)
+    return torch.where(union > 0, (found & wanted).sum(1) / union.clamp_min(1), 1.0)
+
+
+def _centred_ranks(maps: Tensor) -> Tensor:
+    """Returns the rank of each patch among those of its map, less the mean rank, (B, h * w)."""
+    values = maps.flatten(1).contiguous()
+    ordered = values.sort(1).values
+    below, up_to = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
+    dtype = torch.promote_types(maps.dtype, torch.float32)  # squares of ranks overflow halves
+    return ((below + up_to).to(dtype) - values.shape[1]) / 2
+
+
+def _shares(maps: Tensor) -> Tensor:
+    """Flattens maps to shares that sum to 1; a map of zeros counts as uniform."""
+    flat = maps.flatten(1)
+    flat = torch.where(flat.sum(1, keepdim=True) > 0, flat, torch.ones_like(flat))
+    return flat / flat.sum(1, keepdim=True)
+
+
+def _scaled(maps: Tensor, masks: Tensor) -> Tensor:
+    """Scales the shares of the maps to the size of the masks, (B, H * W)."""
+    shares, size = _shares(maps).view_as(maps), (masks.shape[1], masks.shape[2])
+    return F.interpolate(shares[:, None], size, mode="bilinear", align_corners=False).flatten(1)
