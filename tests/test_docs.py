@@ -210,7 +210,7 @@ def test_the_drawing_shows_the_rules_of_rollout():
 def public(module: str) -> dict[str, Any]:
     """The names that a module says are public, or the functions and classes that it defines."""
     found = import_module(module)
-    own = [name for name, value in vars(found).items() if getattr(value, "__module__", None) == module]
+    own = [name for name, value in vars(found).items() if getattr(value, "__module__", "").startswith(module)]
     names = getattr(found, "__all__", [name for name in own if not name.startswith("_")])
     return {f"{module}.{name}": getattr(found, name) for name in names}
 

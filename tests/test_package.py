@@ -1,6 +1,8 @@
 """What the package is from outside."""
 
 import ast
+import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +106,7 @@ def test_each_room_says_what_lives_there():
 
 def test_names_are_where_the_docs_say():
     exec(
-        "from vitx import Explanation, Trace, attention_flow, capture, explain, sanity, trace\n"
+        "from vitx import Explanation, Trace, Watch, attention_flow, capture, explain, load, sanity, trace\n"
         "from vitx.callbacks import RolloutCallback\n"
         "from vitx.pictures.captions import captions_of\n"
         "from vitx.pictures.render import overlays\n"
@@ -113,6 +115,16 @@ def test_names_are_where_the_docs_say():
         "from vitx.attribution import methods, register\n"
         "from vitx.metrics import deletion, insertion\n"
     )
+
+
+def test_help_fits_on_a_screen_and_names_all():
+    said = pydoc.render_doc(vitx, renderer=pydoc.plaintext)
+    assert len(said.splitlines()) <= 60
+    public = [
+        name for name, value in vars(vitx).items() if getattr(value, "__module__", "").startswith("vitx")
+    ]
+    for name in {*public, "Watch"} - {"Sanity", "Trace", "__getattr__"}:
+        assert re.search(rf"\b{name}\b", vitx.__doc__), name
 
 
 BUILD = "from setuptools import build_meta; build_meta.build_wheel('.')"

@@ -254,7 +254,7 @@ class TestExplanation:
         assert tuple(found.shape) == (2, 24, 40, 3)
         assert torch.equal(found, overlays(self.found.pixels(), self.found.heatmaps()))
         assert not torch.equal(found, self.found.overlays(colormap="viridis"))
-        darker = self.found.overlays(self.images, (0.0,), (0.1,))
+        darker = self.found.overlays(self.images, mean=(0.0,), std=(0.1,))
         assert torch.equal(
             darker, overlays(self.found.pixels(mean=(0.0,), std=(0.1,)), self.found.heatmaps())
         )

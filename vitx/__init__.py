@@ -1,51 +1,50 @@
-"""vitx: see what a Vision Transformer looks at, while it learns.
+"""See what a Vision Transformer looks at, while it learns.
 
-    import vitx
+    explanation = vitx.explain(model, "cat.jpg", "evidence")
+    explanation.save("map.png")
 
-    explanation = vitx.explain(model, images, "grad_rollout")
-    pictures = explanation.overlays(images, mean, std)
+Look at pictures:
+    explain, explain_methods   maps of a batch of images, by one method or by several in one pass
+    methods, targets           the names of the methods; what to explain instead of a class
+    Explanation, load          maps with their images: drawn, saved, cut, loaded again
+Watch a training:
+    Watch                      in a loop of your own
+    callbacks                  for Lightning, and in callbacks.huggingface for the Trainer
+Trust a map:
+    metrics, sanity            does it show what decides? does it change when the weights are random?
+    trace                      the steps of a pass, with the relevance of each
+Read attention:
+    capture                    A of each layer of a forward pass
+    attention_rollout, gradient_rollout, attention_flow   of tensors, without a model
 
-During training: `vitx.Watch` in a loop of your own, `from vitx.callbacks import RolloutCallback` for
-Lightning, and `from vitx.callbacks.huggingface import RolloutCallback` for Hugging Face's Trainer.
+A mistake in what vitx is given raises VitxError. The command `vitx` does the same from a shell.
 """
 
-from typing import TYPE_CHECKING, Any
+import typing
 
-from vitx.attribution import methods
-from vitx.errors import VitxError
-from vitx.evaluation.randomization import Sanity, sanity
-from vitx.explaining import explain, explain_methods, trace
-from vitx.explanation import Explanation
-from vitx.functional.flow import attention_flow
-from vitx.functional.rollout import attention_rollout, gradient_rollout
-from vitx.overview import overview
-from vitx.tape.trace import Trace, capture
+from vitx import metrics as metrics
+from vitx import targets as targets
+from vitx.attribution import methods as methods
+from vitx.errors import VitxError as VitxError
+from vitx.explaining import explain as explain
+from vitx.explaining import explain_methods as explain_methods
+from vitx.explaining import trace as trace
+from vitx.explanation import Explanation as Explanation
+from vitx.explanation import load as load
+from vitx.functional.flow import attention_flow as attention_flow
+from vitx.functional.rollout import attention_rollout as attention_rollout
+from vitx.functional.rollout import gradient_rollout as gradient_rollout
+from vitx.evaluation.randomization import Sanity as Sanity
+from vitx.evaluation.randomization import sanity as sanity
+from vitx.tape.trace import Trace as Trace
+from vitx.tape.trace import capture as capture
 from vitx.version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from vitx.watch import Watch
+if typing.TYPE_CHECKING:
+    from vitx.watch import Watch as Watch
 
 
-__all__ = [
-    "Explanation",
-    "Sanity",
-    "Trace",
-    "VitxError",
-    "Watch",
-    "attention_flow",
-    "attention_rollout",
-    "capture",
-    "explain",
-    "explain_methods",
-    "gradient_rollout",
-    "methods",
-    "overview",
-    "sanity",
-    "trace",
-]
-
-
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> typing.Any:
     """Imports the watch when it is asked for: an explanation does without."""
     if name != "Watch":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

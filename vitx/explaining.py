@@ -132,7 +132,8 @@ def _view(
     alive = model()
     if alive is None:
         raise VitxError("the model that was explained is gone: keep it as long as you view what it does")
-    return view(alive, explanation, options, target, explain_methods, class_names)
+    weight = next(alive.parameters(), explanation.maps)
+    return view(alive, explanation.to(weight.device), options, target, explain_methods, class_names)
 
 
 def trace(
@@ -243,7 +244,7 @@ def _explain_loader(
             )
         size = images.shape[1:]
         found = _explain_batch(model, images.to(weight.device), methods, target)
-        parts.append({name: explanation.cpu() for name, explanation in found.items()})
+        parts.append({name: one.without_images().cpu() for name, one in found.items()})
     if not parts:
         raise VitxError("the DataLoader is empty")
     return {name: join([part[name] for part in parts]) for name in methods}

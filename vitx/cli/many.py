@@ -116,7 +116,7 @@ class Explainer:
         methods, answers = self.plain | self.for_a_class, []
         for one in self.questions:
             found = self.subject.explain(images, methods, one.put(self.subject, images))
-            answers += [(one.name, explanation.cpu()) for explanation in found.values()]
+            answers += [(one.name, explanation.without_images().cpu()) for explanation in found.values()]
         logits = answers[0][1].logits.reshape(len(pictures), -1).numpy()
         for row, picture in enumerate(pictures):
             maps = tuple(_answer(name, found, row) for name, found in answers)
@@ -130,7 +130,7 @@ class Explainer:
 
     def _explained(self, images: torch.Tensor, methods: Methods, target: int | None) -> list[Explanation]:
         found = self.subject.explain(images, methods, self._score(target))
-        return [explanation.cpu() for explanation in found.values()]
+        return [explanation.without_images().cpu() for explanation in found.values()]
 
     def _score(self, target: int | None) -> Target | Question:
         if target is not None and self.subject.texts is not None:

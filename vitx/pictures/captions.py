@@ -132,10 +132,25 @@ def captions_said(
     """
     if said is not None:
         return [Caption(one) for one in said]
-    if class_names is None and logits.ndim == 2:
-        known = known_class_names(logits.shape[1])
-        class_names = None if known is None else [short(name) for name in known]
-    return captions_of(logits, class_names=class_names)
+    return captions_of(logits, class_names=_named(logits, class_names))
+
+
+def classes_said(
+    logits: Tensor, target: Tensor | None, class_names: Sequence[str] | None = None
+) -> list[str | None]:
+    """Returns the class that the map of each image is about, or else the predicted one."""
+    names = _named(logits, class_names)
+    if target is None:
+        return classes_of(captions_of(logits, class_names=names))
+    return [class_name(one, names) for one in target.tolist()]
+
+
+def _named(logits: Tensor, class_names: Sequence[str] | None) -> Sequence[str] | None:
+    """Returns the names of the classes: those that are given, or ImageNet's for 1,000 classes."""
+    if class_names is not None or logits.ndim != 2:
+        return class_names
+    known = known_class_names(logits.shape[1])
+    return None if known is None else [short(name) for name in known]
 
 
 def classes_of(captions: Sequence[Caption]) -> list[str | None]:

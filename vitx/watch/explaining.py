@@ -167,7 +167,7 @@ class Explainer:
         def explain_part(part: slice) -> dict[str, Explanation]:
             explain = partial(explain_methods, methods=methods)
             found = self._run(host, model, samples, part, explain, self._target(samples))
-            return {name: explanation.cpu() for name, explanation in found.items()}
+            return {name: one.without_images().cpu() for name, one in found.items()}
 
         parts = host.group.of_parts(len(samples), _BATCH, explain_part)
         return {name: join([part[name] for part in parts]) for name in methods}

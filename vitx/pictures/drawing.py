@@ -1,0 +1,185 @@
+"""Drawing an explanation: pixels, overlays, pictures, films and overviews, all with the same arguments."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitx.attribution import title_of
+from vitx.errors import VitxError
+from vitx.pictures import render
+from vitx.pictures.captions import Caption, captions_said, classes_said
+from vitx.pictures.colours import draw
+from vitx.pictures.overview import overview_of
+from vitx.pictures.views import Layer, View, laid_out, slices_of, tile_width
+
+Picture = NDArray[np.uint8]  # (height, width, 3)
+Images = Tensor | None
+Numbers = Sequence[float] | None
+_FRAME = 224  # pixels, of a picture in a film
+
+
+class Drawing:
+    """The part of `vitx.Explanation` that draws; its attributes are explained there."""
+
+    maps: Tensor
+    logits: Tensor
+    target: Tensor | None
+    image_size: tuple[int, ...]
+    images: Tensor | None
+    mean: Sequence[float]
+    std: Sequence[float]
+    method: str
+    signed: Tensor | None
+    channels: int | None
+    captions: Sequence[str] | None
+    boxes: Tensor | None
+    paired: bool
+    sinks: Tensor | None
+
+    def heatmaps(self, size: tuple[int, ...] | None = None) -> Tensor:
+        """Scales the maps up linearly and each one to [0, 1].
+
+        Args:
+            size: height and width, behind the number of frames of clips; by default those of the images.
+
+        Returns:
+            (B, H, W) or (B, T, H, W) in [0, 1]; a constant map gives zeros.
+        """
+        return render.heatmaps(self.maps, size or self.image_size)
+
+    def pixels(
+        self,
+        images: Images = None,
+        *,
+        mean: Numbers = None,
+        std: Numbers = None,
+        bands: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Returns the images as the model saw them, not normalised.
+
+        Returns:
+            (B, H, W, 3) uint8, on the CPU; (B, T, H, W, 3) of clips and volumes, (B, F, T, 3) of
+            spectrograms.
+
+        Raises:
+            VitxError: The images are not kept and not given, or mean, std or bands do not fit them.
+        """
+        return self._shown(images, mean, std, bands)[0]
+
+    def overlays(
+        self, images: Images = None, *, colormap: str = "inferno", signed: bool = False, **scale: Any
+    ) -> Tensor:
+        """Lays the heat maps over the images.
+
+        Returns:
+            uint8 of the shape of the pixels, on the CPU.
+
+        Raises:
+            VitxError: As for `pixels`; or a sign is asked for, and the maps have none.
+        """
+        return self._layer(signed).over(self.pixels(images, **scale), colormap, signed)
+
+    def picture(
+        self,
+        images: Images = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        colormap: str = "inferno",
+        signed: bool = False,
+        view: View | None = None,
+        time_axis: int | None = None,
+        **scale: Any,
+    ) -> Picture:
+        """Draws each image beside its map, with the prediction.
+
+        A clip is a strip of at most 8 frames above their maps, a volume the three planes through the
+        brightest place, a spectrogram lies with time to the right. `view`, "frames" or "planes", chooses: by
+        default frames where there are three channels. `time_axis` is the dimension of time of a spectrogram,
+        1 or 2: by default the longer one.
+
+        Raises:
+            VitxError: As for `overlays`.
+        """
+        pixels, note = self._shown(images, **scale)
+        images = self.images if images is None else images
+        channels = None if self.channels is None or images is None else images.shape[self.channels]
+        slices = slices_of(tuple(pixels.shape[1:-1]), channels, view, time_axis)
+        layers = {title_of(self.method) or "map": self._layer(signed)}
+        columns, marks = laid_out(pixels, layers, slices, colormap, signed=signed)
+        if self.paired:
+            second = {f"{title} of the other": one[1::2] for title, one in columns.items()}
+            columns = {title: one[::2] for title, one in columns.items()} | second
+        note = "; ".join(filter(None, (note, marks)))
+        legend = render.legend(colormap, signed=signed)
+        width = tile_width(columns, slices)
+        return render.grid(columns, self._captions(class_names), tile_width=width, note=note, **legend)
+
+    def film(
+        self,
+        images: Images = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        colormap: str = "inferno",
+        signed: bool = False,
+        **scale: Any,
+    ) -> list[Picture]:
+        """Draws clips or volumes frame by frame, each beside its map, as `save` writes them to a .gif.
+
+        Raises:
+            VitxError: There are no frames; or as for `overlays`.
+        """
+        pixels, note = self._shown(images, **scale)
+        if pixels.ndim != 5:
+            raise VitxError("only clips and volumes have frames for a film: save a picture (.png)")
+        drawn = self._layer(signed).over(pixels, colormap, signed)
+        title, captions = title_of(self.method) or "map", self._captions(class_names)
+        legend = render.legend(colormap, signed=signed)
+        frames = ({"input": pixels[:, at], title: drawn[:, at]} for at in range(pixels.shape[1]))
+        return [render.grid(one, captions, tile_width=_FRAME, note=note, **legend) for one in frames]
+
+    def overview(
+        self,
+        images: Images = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        colormap: str = "inferno",
+        **scale: Any,
+    ) -> Picture:
+        """Draws what many images share: the mean map, and crops around the brightest patch.
+
+        The mean is over all, and over each class up to ten, those with the most images, each over the mean
+        image; crops are 24. A shortcut is at one place in all images, or looks the same in all crops. That is
+        a question, not a verdict: photographers centre their objects.
+
+        Raises:
+            VitxError: As for `pixels`; or the images are clips, volumes or spectrograms.
+        """
+        classes = classes_said(self.logits, self.target, class_names)
+        pixels = self.pixels(images, **scale)
+        return overview_of(pixels, self.maps, classes, colormap, title_of(self.method))
+
+    def _shown(
+        self,
+        images: Images = None,
+        mean: Numbers = None,
+        std: Numbers = None,
+        bands: Sequence[int] | None = None,
+    ) -> tuple[Tensor, str]:
+        """Returns the pixels, and a note for a picture whose colours are not sure."""
+        images = self.images if images is None else images
+        if images is None:
+            raise VitxError("the images were not kept with the explanation: give those that were explained")
+        scale = (self.mean if mean is None else mean, self.std if std is None else std)
+        asked = mean is not None or std is not None
+        return draw(images, self.channels, [scale], bands, scale if asked else None)
+
+    def _layer(self, signed: bool) -> Layer:
+        if signed and self.signed is None:
+            raise VitxError(f"the maps of {self.method or 'this method'} have no sign: use evidence")
+        return Layer(self.maps, self.signed, self.boxes, self.sinks)
+
+    def _captions(self, class_names: Sequence[str] | None) -> list[Caption]:
+        return captions_said(self.logits, self.captions, class_names)[:: 1 + self.paired]
