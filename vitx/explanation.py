@@ -199,7 +199,8 @@ def load(path: str | Path) -> Explanation:
         found[name] = tuple(value) if isinstance(value, list) else value
         if known[name] in (Tensor, Tensor | None):
             found[name] = torch.from_numpy(array)
-    return Explanation(**dict.fromkeys(known) | found)
+    absent: dict[str, Any] = dict.fromkeys(known)
+    return Explanation(**absent | found)
 
 
 def join(parts: Sequence[Explanation]) -> Explanation:

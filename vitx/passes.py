@@ -23,7 +23,7 @@ from vitx.tape.tape import Tape
 from vitx.tape.trace import Trace
 from vitx.tape.values import Value
 from vitx.targets.question import Asked, Question
-from vitx.targets.reading import located, run
+from vitx.targets.reading import End, located, run
 
 Target = Classes | Question
 
@@ -39,10 +39,9 @@ def follow(
 ) -> dict[str, Explanation]:
     """Explains by methods that share one forward pass, each of which has its own way back.
 
-    Where the tape is to be shown, it stays.
+    Where the tape is to be shown, it stays. Arguments are those of `vitx.explain`.
     """
     chosen = {name: find_method(name) for name in methods}
-    lens = LogitLens(model) if any(m.gradient == "layer scores" for m in chosen.values()) else None
     tape = Tape(
         model,
         network=network,
@@ -51,68 +50,100 @@ def follow(
         named=show is not None,
         together=inputs.together,
     )
-    found: dict[str, Attribution] = {}
-    kind = torch.promote_types(images.dtype, torch.float32)
-    with torch.inference_mode(False), torch.no_grad(), untouched(model):
-        try:
-            asked_for = target.put(model, images) if isinstance(target, Question) else target
-            if isinstance(asked_for, Asked):
-                images = asked_for.images
-                tape.ends = None if asked_for.cells is None else {}
-            pixels = images.detach().as_subclass(Tensor).clone()  # some models change their input
-            recorder = Recorder(tape)
-            recorder.begin(pixels)
-            with recorder.recording(), nullcontext() if lens is None else lens.watch():
-                end = run(recorder, model, pixels, asked_for, inputs)
-            end = located(end, tape, len(images), kind)
-            of_logits = cache(partial(end.score, kind))
-            asked: dict[str | None, list[Score]] = {None: []}  # what is differentiated
-            if any(method.gradient == "score" for method in chosen.values()):
-                asked["score"] = [of_logits()]
-            if lens is not None:
-                if isinstance(asked_for, Asked):
-                    raise VitxError(
-                        "legrad scores classes layer by layer: take another method for this target"
-                    )
-                with recorder.recording():
-                    layers = _layer_logits(lens, len(tape.layers), end.output)
-                asked["layer scores"] = [score_of(recorder.get(own), end.total, own, kind) for own in layers]
+    try:
+        with torch.inference_mode(False), torch.no_grad(), untouched(model):
+            asked = target.put(model, images) if isinstance(target, Question) else target
+            if isinstance(asked, Asked):
+                images = asked.images
+                tape.ends = None if asked.cells is None else {}
+            recorder, dtype = Recorder(tape), torch.promote_types(images.dtype, torch.float32)
+            end, layer_scores = _record(recorder, model, images, asked, inputs, chosen.values())
+            score = cache(partial(end.score, dtype))
+            found: dict[str, Attribution] = {}
             sinks: Sinks | None = None
-            for number, (name, method) in enumerate(chosen.items()):
-                reads = end.has_score and (target is not None or method.gradient is not None)
+            for name, method in chosen.items():
                 if end.spot is not None:
                     start = end.spot.start
+                elif end.has_score and (target is not None or method.gradient is not None):
+                    start = score().start
                 else:
-                    start = of_logits().start if reads else evenly(end.output).to(kind)
-                back = Backward(tape, images, start, end.value, asked[method.gradient])
+                    start = evenly(end.output).to(dtype)
+                scores = [score()] if method.gradient == "score" else layer_scores if method.gradient else []
+                back = Backward(tape, images, start, end.value, scores)
                 with without_autocast(images.device):
-                    if number == 0:
+                    if not found:
                         sinks = find_sinks(tape, partial(_placed, back), back.grid.embedded)
                     back.sinks = sinks
                     found[name] = method.find(back, **methods[name])
                 end.check_grid(found[name].maps)
-            channels = back.grid.channels
             if show is not None:
                 show(Trace(tape, recorder, back.passed))
-        finally:
-            if show is None:
-                tape.clear()
-    _check_finite({name: one.maps for name, one in found.items()})
-    size = tuple(count for dim, count in enumerate(images.shape) if dim not in (0, channels))
+            channels = back.grid.channels
+    finally:
+        if show is None:
+            tape.clear()
+    _check_finite(found)
+    return _explained(model, images, chosen, found, end, sinks, channels)
+
+
+def _record(
+    recorder: Recorder,
+    model: nn.Module,
+    images: Tensor,
+    asked: Classes | Asked,
+    inputs: Inputs,
+    methods: Iterable[Method],
+) -> tuple[End, list[Score]]:
+    """Runs the model on the tape; returns the end, and the score of each layer where a method reads these."""
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    lens = LogitLens(model) if any(method.gradient == "layer scores" for method in methods) else None
+    if lens is not None and isinstance(asked, Asked):
+        raise VitxError("legrad scores classes layer by layer: take another method for this target")
+    pixels = images.detach().as_subclass(Tensor).clone()  # some models change their input
+    recorder.begin(pixels)
+    with recorder.recording(), nullcontext() if lens is None else lens.watch():
+        end = run(recorder, model, pixels, asked, inputs)
+    end = located(end, recorder.tape, len(images), dtype)
+    if lens is None:
+        return end, []
+    with recorder.recording():
+        logits = _layer_logits(lens, len(recorder.tape.layers), end.output)
+    return end, [score_of(recorder.get(own), end.total, own, dtype) for own in logits]
+
+
+def _explained(
+    model: nn.Module,
+    images: Tensor,
+    methods: Mapping[str, Method],
+    found: Mapping[str, Attribution],
+    end: End,
+    sinks: Sinks | None,
+    channels: int | None,
+) -> dict[str, Explanation]:
+    """Returns the explanation of each method, from its maps and the end of the pass."""
     logits, classes, captions = end.of_each(len(images))
     mean, std = normalisation(model)
-    explained = {}
-    for name, one in found.items():
-        about = classes if chosen[name].gradient else None
-        explained[name] = Explanation(
-            *(one.maps, logits, about, size, images, mean, std, name, one.conservation, one.signed, channels),
+    return {
+        name: Explanation(
+            maps=one.maps,
+            logits=logits,
+            target=classes if methods[name].gradient else None,
+            image_size=tuple(count for dim, count in enumerate(images.shape) if dim not in (0, channels)),
+            images=images,
+            mean=mean,
+            std=std,
+            method=name,
+            conservation=one.conservation,
+            signed=one.signed,
+            channels=channels,
             captions=captions,
             boxes=end.boxes,
             paired=end.paired,
             objects=end.objects,
             sinks=None if sinks is None else sinks.marked(one.maps),
         )
-    return explained
+        for name, one in found.items()
+    }
 
 
 def _placed(back: Backward, found: Iterable[tuple[Value, Tensor]]) -> Tensor:
@@ -138,9 +169,9 @@ def _layer_logits(lens: LogitLens, layers: int, logits: Tensor) -> list[Tensor]:
     return of_layers
 
 
-def _check_finite(found: Mapping[str, Tensor]) -> None:
-    for name, maps in found.items():
-        bad = (~maps.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+def _check_finite(found: Mapping[str, Attribution]) -> None:
+    for name, one in found.items():
+        bad = (~one.maps.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
         if bad:
             raise VitxError(
                 f"the {name} maps of images {bad} are not finite: the images or the weights hold NaN or "
