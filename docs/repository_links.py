@@ -1,44 +1,62 @@
-"""Brings what pages link to outside `docs/` to the site: relative links work there and on a code host.
+"""Brings files outside `docs/` that pages link to onto the site: relative links work there and on a code host.
 
 A hook of mkdocs. The README and its like become pages, any other file a copy in the folder `repository`.
 """
 
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-PAGES = {"README.md": "readme.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-_FROM_ROOT = re.compile(r"(?<=\]\()(?!https?:|#)")  # where a link begins, in a page that lies beside `docs/`
-_LINK = re.compile(r"(?<=\]\()\.\./([\w./]+)")  # as ../configs/demo.yaml, in a page that lies in docs/ itself
+PAGES = {
+    "README.md": "index.md",
+    "benchmarks/RESULTS.md": "results_in_full.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
+_LINK = re.compile(r"(?<=\]\()(?!https?:|#)([\w./-]+)")
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Adds the README and its like, and the files that pages link to."""
     root = Path(config.config_file_path).parent
-    for name, page in PAGES.items():
-        content = _FROM_ROOT.sub("../", (root / name).read_text("utf-8")).replace("](../docs/", "](")
-        files.append(File.generated(config, page, content=content))
-    linked = {name for page in _pages(files) for name in _LINK.findall(page.content_string)}
+    pages = {page.src_uri: page.content_string for page in files.documentation_pages()}
+    named = {f"docs/{uri}": text for uri, text in pages.items() if "/" not in uri}
+    named |= {name: (root / name).read_text("utf-8") for name in PAGES}
+    linked = {_place(name, link) for name, text in named.items() for link in _LINK.findall(text)}
     for name in sorted(linked - set(PAGES)):
-        if (root / name).is_file():
-            files.append(File.generated(config, _place(name), content=(root / name).read_bytes()))
+        if not name.startswith("docs/") and (root / name).is_file():
+            files.append(File.generated(config, _on_site(name), content=(root / name).read_bytes()))
+    for name, page in PAGES.items():
+        files.append(File.generated(config, page, content=_pointed(named[name], name, files)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Points the links there; one to a file that does not exist stays as it is, and mkdocs complains."""
+    """Points the links of a page of `docs/` there."""
+    uri = page.file.src_uri
+    return markdown if "/" in uri or uri in PAGES.values() else _pointed(markdown, f"docs/{uri}", files)
+
+
+def _pointed(markdown: str, name: str, files: Files) -> str:
+    """Points links to their places on the site; mkdocs complains about those that lead nowhere."""
 
     def there(link: re.Match[str]) -> str:
-        return _place(link[1]) if files.get_file_from_path(_place(link[1])) else link[0]
+        place = _on_site(_place(name, link[1]))
+        known = place in PAGES.values() or files.get_file_from_path(place)
+        return place if known else link[0]
 
-    return _LINK.sub(there, markdown) if "/" not in page.file.src_uri else markdown
-
-
-def _pages(files: Files) -> list[File]:
-    return [page for page in files.documentation_pages() if "/" not in page.src_uri]
+    return _LINK.sub(there, markdown)
 
 
-def _place(name: str) -> str:
+def _place(name: str, link: str) -> str:
+    """Returns the place in the repository that a link in a file leads to."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(name), link))
+
+
+def _on_site(name: str) -> str:
+    if name.startswith("docs/"):
+        return name.removeprefix("docs/")
     return PAGES.get(name, f"repository/{name}.txt")  # text is shown, not downloaded

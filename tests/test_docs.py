@@ -37,7 +37,10 @@ from vitx.attribution import registry
 from vitx.watch import sinks
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *("README.md", "benchmarks/RESULTS.md"),
+    *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")),
+]
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 MODULE = """
 import train_demo
