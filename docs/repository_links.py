@@ -1,4 +1,4 @@
-"""Brings files outside `docs/` that pages link to onto the site: relative links work there and on a code host.
+"""Brings files outside `docs/` to the site, so that relative links work there and on a code host.
 
 A hook of mkdocs. The README and its like become pages, any other file a copy in the folder `repository`.
 """

@@ -1,4 +1,4 @@
-"""The README's table of the models that vitx explains, made from what each of them does here.
+"""The table in docs/models.md of the models that vitx explains, made from what each of them does here.
 
 python -m tests.supported_models    writes it anew
 """
@@ -11,7 +11,7 @@ import torch
 import vitx
 from tests.models import FAMILIES, NOT_PLAIN, REFUSED, Family, Refused, built
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 BEGIN, END = "<!--- made by python -m tests.supported_models -->\n", "<!--- until here -->"
 READOUTS = {
     "token": "the class token",
@@ -128,12 +128,12 @@ def said(name: str) -> str:
 
 
 def parts() -> tuple[str, str, str]:
-    """The README before the table, the table as it stands there, and what follows."""
-    before, rest = README.read_text("utf-8").split(BEGIN)
+    """The page before the table, the table as it stands there, and what follows."""
+    before, rest = PAGE.read_text("utf-8").split(BEGIN)
     between, after = rest.split(END)
     return before, between, after
 
 
 if __name__ == "__main__":
     before, _, after = parts()
-    README.write_text(before + BEGIN + table() + END + after, "utf-8")
+    PAGE.write_text(before + BEGIN + table() + END + after, "utf-8")

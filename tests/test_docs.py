@@ -180,7 +180,7 @@ def reader(belongings, tmp_path, monkeypatch):
 # What a page speaks of as the reader's own.
 OWN = {
     "README.md": lambda: {"Trainer": pl.Trainer},
-    "docs/adding_a_sink.md": lambda: {
+    "docs/extending.md": lambda: {
         "module": SmallClassifier(),
         "train": DataLoader(samples(8), batch_size=4),
         "val": DataLoader(samples(8), batch_size=4),

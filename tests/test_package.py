@@ -3,6 +3,7 @@
 import ast
 import pydoc
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,15 @@ def test_help_fits_on_a_screen_and_names_all():
         assert re.search(rf"\b{name}\b", vitx.__doc__), name
 
 
+def test_links_of_the_readme_are_absolute_on_an_index():
+    described = runpy.run_path(str(ROOT / "setup.py"))["description"]
+    assert described("") == (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((.*?)\)", described("https://example.org/vitx"))
+    assert len(links) > 10
+    assert all(re.match("https?:", link) for link in links), links
+    assert "https://example.org/vitx/raw/main/docs/learning.gif" in links
+
+
 BUILD = "from setuptools import build_meta; build_meta.build_wheel('.')"
 LINKED = {
     "a link": lambda place: place.symlink_to("../callbacks"),
@@ -139,7 +149,7 @@ LINKED = {
 def test_the_wheel_holds_every_file(callbacks, tmp_path):
     copytree(ROOT / "vitx", tmp_path / "vitx", ignore=ignore_patterns("__pycache__", "callbacks"))
     copytree(ROOT / "vitx" / "callbacks", tmp_path / "callbacks", ignore=ignore_patterns("__pycache__"))
-    for name in ("LICENSE", "README.md", "pyproject.toml"):
+    for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
         copy(ROOT / name, tmp_path)
     wanted = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "vitx").rglob("*.*")}
     wanted |= {f"vitx/callbacks/{path.name}" for path in (tmp_path / "callbacks").iterdir()}

@@ -1,4 +1,4 @@
-"""The README says of each kind of model what it does."""
+"""docs/models.md says of each kind of model what it does."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests import supported_models
 
 
 @pytest.mark.slow
-def test_the_readme_tells_the_truth():
+def test_the_page_tells_the_truth():
     pytest.importorskip("open_clip", reason="open_clip is not installed")
     pytest.importorskip("transformers", reason="transformers is not installed")
     _, written, _ = supported_models.parts()

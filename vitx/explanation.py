@@ -44,7 +44,7 @@ class Explanation(Drawing):
         method: the name of the method.
         conservation: (B,), the share of the relevance that arrived at the image and the model's own tokens,
             or of the score that image and constants add up to: 1 up to rounding, else an error was raised.
-            It checks the way back, not the model: see [what it promises](../conservation.md).
+            It checks the way back, not the model: see [what it promises](../trust.md).
         signed: of the shape of the maps, below 0 where a patch speaks against the class; None for methods
             without a sign.
         channels: the dimension of the images that holds their channels; None: there is none.

@@ -1,4 +1,4 @@
-"""The methods by name, one module for each family; docs/adding_a_method.md says how to add one."""
+"""The methods by name, one module for each family; docs/extending.md says how to add one."""
 
 # The order is that of `vitx.methods()`.
 from vitx.attribution import rollout, evidence, gae, attention, flow  # noqa: F401, I001
