@@ -1,17 +1,17 @@
-"""The one exception that vitx raises on purpose, and how any other is said."""
+"""The exception for mistakes in what vitx is given, and messages of other exceptions."""
 
 
 class VitxError(ValueError):
-    """Says in one sentence what was found and what to do about it."""
+    """A mistake in what vitx is given: one sentence that says what was found and what to do."""
 
 
 def in_words(error: BaseException) -> str:
-    """Returns what an error says; of one that is not vitx's own, also its kind."""
+    """Returns the message of an error, after the name of its class unless it is a VitxError."""
     return str(error) if isinstance(error, VitxError) else f"{type(error).__name__}: {error}"
 
 
 def last_line(error: BaseException) -> str:
-    r"""Returns what went wrong in a worker of a DataLoader, which wraps it in a traceback: its last line.
+    r"""Returns the last line of an error from a worker of a DataLoader, which wraps it in a traceback.
 
     Example:
         >>> last_line(RuntimeError("Caught VitxError in ...\nvitx.errors.VitxError: there is no cat.jpg"))

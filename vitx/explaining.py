@@ -1,4 +1,4 @@
-"""From a model and images to maps."""
+"""Explaining a model: maps by one method or by several, and the trace of a pass."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,33 +33,30 @@ def explain(
     image: str | None = None,
     **options: Any,
 ) -> Explanation:
-    """Explains what a Vision Transformer looks at, for a batch of images in one forward pass.
+    """Explains a batch of images in one forward pass: which patches a Vision Transformer looks at.
 
-    `vitx.explain(model, "cat.jpg")` is a whole program.
-
-    The model is left as it was, also when this raises; it runs in eval mode meanwhile.
+    `vitx.explain(model, "cat.jpg")` is a whole program. The model runs in eval mode, and is left as it was.
 
     Args:
         model: a timm, torchvision, Hugging Face or open_clip Vision Transformer, or one that contains it.
         images: (B, C, H, W), floating point, as the model takes them, on its device; clips (B, C, T, H, W)
-            or (B, T, C, H, W), volumes (B, C, D, H, W), or spectrograms (B, F, T). Or what the model's own
-            transform (timm's models declare one) can prepare: image files, PIL images, uint8 arrays
-            (H, W, 3), uint8 tensors (3, H, W), one or several. Or a DataLoader whose batches are such
-            tensors, or begin with one.
+            or (B, T, C, H, W), volumes (B, C, D, H, W), or spectrograms (B, F, T). Or files, PIL images,
+            uint8 arrays (H, W, 3) or uint8 tensors (3, H, W), one or several, which the model's own
+            transform prepares. Or a DataLoader whose batches are such tensors, or begin with one.
         method: one of `vitx.methods()`. "rollout" has no class and works on any model; "evidence" shows
             best what speaks for a class.
-        target: what methods of a class explain: None for the predicted class of each image; a class; B
-            classes; a function from logits (B, ...) to scores (B,); or what `vitx.targets` makes, as a
-            region of the picture.
-        inputs: in place of images, all that the model's forward takes, by name: `{"pixel_values": ...,
+        target: the score of methods of a class: None for the predicted class of each image; a class; B
+            classes; a function from logits (B, ...) to scores (B,); or one of `vitx.targets`, as a region
+            of the picture.
+        inputs: all arguments of the model's forward by name, in place of images: `{"pixel_values": ...,
             "input_ids": ...}`. Several pictures of one prompt have a map each.
         image: the name of the images in `inputs`; by default "pixel_values", or the only floating-point
             tensor with two dimensions of space.
         **options: of the method: `start_layer`, the first layer that counts (all but "attention");
             `head_fusion`, "mean", "max" or "min" (the rollouts, "attention", "flow"); `discard_ratio` in
-            [0, 1) (the rollouts); `without_sinks`, which takes the columns of sinks (see `Explanation.sinks`)
-            out of A and scales its rows to sum to 1 again, so that what arrives is still 1 (the rollouts);
-            `gradient`, "linearised" or "plain" ("grad_rollout", "gae", "legrad").
+            [0, 1) (the rollouts); `without_sinks`, to take the columns of sinks (see `Explanation.sinks`) out
+            of A and scale its rows to sum to 1 again (the rollouts); `gradient`, "linearised" or "plain"
+            ("grad_rollout", "gae", "legrad").
 
     Returns:
         The maps with the logits and the targets; of a DataLoader, on the CPU and without the images.
@@ -90,8 +87,8 @@ def explain_methods(
 ) -> dict[str, Explanation]:
     """Explains the same images by several methods that share their passes.
 
-    One forward pass, or two where some ask for `gradient="plain"`; one backward pass for each method of a
-    class, and for `legrad` one through each block.
+    There is one forward pass, or two where some ask for `gradient="plain"`; and one backward pass for each
+    method of a class, for `legrad` one through each block.
 
     Args:
         model: as for `explain`.
@@ -131,7 +128,7 @@ def _view(
 
     alive = model()
     if alive is None:
-        raise VitxError("the model that was explained is gone: keep it as long as you view what it does")
+        raise VitxError("the model that was explained is gone: keep it as long as you view its explanation")
     weight = next(alive.parameters(), explanation.maps)
     return view(alive, explanation.to(weight.device), options, target, explain_methods, class_names)
 
@@ -146,9 +143,9 @@ def trace(
     image: str | None = None,
     **options: Any,
 ) -> Trace:
-    """Records a pass, and how much of the relevance of a map went through each of its steps.
+    """Records a pass with the relevance that went through each of its steps.
 
-    `print(vitx.trace(model, image))` lists the steps: the first thing to look at where a map surprises.
+    `print(vitx.trace(model, image))` lists the steps: look there first when a map surprises you.
 
     Args:
         model: as for `explain`.
@@ -181,7 +178,7 @@ def trace(
 def _prepared(
     model: nn.Module, images: Any, inputs: Mapping[str, Any] | None, image: str | None, target: Target
 ) -> tuple[Any, Inputs, Any]:
-    """Returns images as the model takes them, what goes with them, and how they were prepared; None: so."""
+    """Returns the images as tensors, other arguments of forward, and the transform if one was applied."""
     if (images is None) == (inputs is None):
         raise VitxError("give either images, or all that the model takes by inputs={...}")
     if inputs is not None:
@@ -226,7 +223,7 @@ def _beside(parts: Sequence[Explanation]) -> Explanation:
 def _explain_loader(
     model: nn.Module, loader: DataLoader[Any], methods: Methods, target: Target
 ) -> dict[str, Explanation]:
-    """Explains batch by batch; nothing but what was found is kept."""
+    """Explains batch by batch, and keeps the maps."""
     from vitx.inputs.prepared import batches_of
 
     one_for_all = target is None or callable(target) or hasattr(target, "__index__")
