@@ -26,6 +26,8 @@ from vitx import metrics as metrics
 from vitx import targets as targets
 from vitx.attribution import methods as methods
 from vitx.errors import VitxError as VitxError
+from vitx.evaluation.randomization import Sanity as Sanity
+from vitx.evaluation.randomization import sanity as sanity
 from vitx.explaining import explain as explain
 from vitx.explaining import explain_methods as explain_methods
 from vitx.explaining import trace as trace
@@ -34,8 +36,6 @@ from vitx.explanation import load as load
 from vitx.functional.flow import attention_flow as attention_flow
 from vitx.functional.rollout import attention_rollout as attention_rollout
 from vitx.functional.rollout import gradient_rollout as gradient_rollout
-from vitx.evaluation.randomization import Sanity as Sanity
-from vitx.evaluation.randomization import sanity as sanity
 from vitx.tape.trace import Trace as Trace
 from vitx.tape.trace import capture as capture
 from vitx.version import __version__ as __version__
