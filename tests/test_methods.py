@@ -22,7 +22,7 @@ from vitx.tape import kernels
 IMAGES = models.FAMILIES["deit"].images()
 
 
-METHODS = ["rollout", "grad_rollout", "evidence", "gae", "attention", "legrad", "flow"]
+METHODS = ["rollout", "grad_rollout", "gae", "evidence", "attention", "legrad", "flow"]
 # Those whose parts say how to score a layer by itself; the others are refused.
 LAYERED = [name for name in models.FAMILIES if not name.startswith(("hf", "torchvision", "open_clip"))]
 

@@ -173,7 +173,7 @@ def refusing(way):
 
 
 def test_a_blind_method_is_found_out(monkeypatch):
-    monkeypatch.setitem(_METHODS, "blob", Method(fixed, None))
+    monkeypatch.setitem(_METHODS, "blob", Method(fixed, "blob"))
     found = vitx.sanity(models.built("deit"), IMAGES, ["rollout", "blob"])
     assert (found.correlations["blob"] == 1).all()
     assert found.verdict("blob") == BLIND
@@ -184,13 +184,13 @@ def test_a_blind_method_is_found_out(monkeypatch):
 
 class TestMethods:
     def test_by_default_all_but_the_slow_ones(self, monkeypatch):
-        monkeypatch.setitem(_METHODS, "flow", Method(refusing, None, slow=True))
+        monkeypatch.setitem(_METHODS, "flow", Method(refusing, "flow", slow=True))
         found = vitx.sanity(models.built("deit"), IMAGES)
         assert {*found.maps, *found.left_out} == set(vitx.methods()) - {"flow"}
         assert list(found.maps)[:2] == ROLLOUTS
 
     def test_one_that_refuses_the_model(self, monkeypatch):
-        monkeypatch.setitem(_METHODS, "picky", Method(refusing, None))
+        monkeypatch.setitem(_METHODS, "picky", Method(refusing, "picky"))
         found = vitx.sanity(models.built("deit"), IMAGES)
         assert found.left_out["picky"] == "this model is not to my taste"
         assert "rollout" in found.maps

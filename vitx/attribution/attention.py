@@ -10,10 +10,7 @@ from vitx.tape.backward import Attribution, Backward
 
 @register("attention", fused_heads=True)
 def attention(back: Backward, *, head_fusion: str = "mean") -> Attribution:
-    """readout^T fuse(A) of the last layer alone: where the tokens that are read out attend to.
-
-    Caron et al. 2021, arXiv 2104.14294, figure 1, the heads fused.
-    """
+    """readout^T fuse(A) of the last layer alone, as Caron et al. 2021, arXiv 2104.14294, figure 1."""
     check_options(head_fusion)
     found = []
     for one, readout in back.read_out():
@@ -33,8 +30,7 @@ def legrad(back: Backward, *, start_layer: int = 0, gradient: str = "linearised"
     layers = back.counting(start_layer)
 
     def raised(tile: Tile) -> Tensor:
-        terms = len(layers) * tile.of_heads * tile.gradient.shape[3]
-        return tile.gradient.relu().sum((1, 2)) / terms
+        return tile.gradient.relu().sum((1, 2)) / (len(layers) * tile.of_heads * tile.gradient.shape[3])
 
     attentions = [one for layer in layers for one in layer.attentions]
     return back.place([back.add_up(one, raised, gradient=True) for one in attentions])

@@ -1,4 +1,4 @@
-"""Evidence: what speaks for the class, and what against it."""
+"""Evidence for the class, and against it."""
 
 from math import lcm
 
@@ -18,12 +18,12 @@ _BELOW = 1e-6  # of the largest value: where what speaks against lies
 
 @register("evidence", gradient="score", accounts=True)
 def evidence(back: Backward, *, start_layer: int = 0) -> Attribution:
-    """What each patch adds to the score in the linearised network, by two accounts that are shown as one.
+    """Contributions of each patch to the score in the linearized network, by two accounts shown as one.
 
-    The first is what it holds after each residual, x * dS/dx (as Mehri et al. 2025, arXiv 2411.16760, sum it
-    over the blocks). The second is what attention takes from it to the tokens that the output reads, A * G.
-    Each is divided by the sum of its absolute values. What speaks against the class is below 0 in
-    `Attribution.signed`; the map, which is not, keeps its order below all that speaks for it.
+    The first is the contribution of its content after each residual, x * dS/dx (as Mehri et al. 2025, arXiv
+    2411.16760, sum it over the blocks). The second is what attention takes from it to the tokens that the
+    output reads, A * G. Each is divided by the sum of its absolute values. Evidence against the class is
+    below 0 in `Attribution.signed`, and keeps its order in the map, below all that speaks for it.
     """
     layers = back.counting(start_layer) if back.layers else []
     attentions = [one for layer in layers for one in layer.attentions]
@@ -40,24 +40,16 @@ def evidence(back: Backward, *, start_layer: int = 0) -> Attribution:
 def _taken(back: Backward, attention: Attention, read: Tensor) -> tuple[Value, Tensor]:
     """E[A * G] of the rows that are read, (T, Q): what their tokens take in from each other token."""
     some = read.any(0).nonzero().flatten().tolist()
-    alike = bool((read == read[:1]).all())  # where they are not those of another image
 
     def taken(tile: Tile) -> Tensor:
-        rows = [row for row in some if tile.rows.start <= row < tile.rows.stop]
-        product = tile.weights * tile.gradient
-        if len(rows) < product.shape[2]:
-            product = product[:, :, [row - tile.rows.start for row in rows]]
-        if not alike:
-            product = product * read[tile.images][:, None, rows, None].to(product)
-        return product.sum((1, 2))
+        product, rows = tile.weights * tile.gradient, read[tile.images, tile.rows]
+        return (product if rows.all() else product * rows[:, None, :, None].to(product)).sum((1, 2))
 
     return back.add_up(attention, taken, gradient=True, rows=slice(some[0], some[-1] + 1))
 
 
 def ranked(signed: Tensor) -> Tensor:
-    """Makes a map of a signed one, >= 0: what is below 0 keeps its order, below all that is above.
-
-    Where nothing is above 0, the brightest is what is the least below.
+    """Makes a map, >= 0, of a signed one: entries below 0 keep their order, below all that are above.
 
     Example:
         >>> ranked(torch.tensor([[[2.0, -1.0], [-3.0, 0.0]]])).argsort().tolist()

@@ -1,4 +1,4 @@
-"""What a method is, and the methods by name."""
+"""A method of attribution and what it needs, and the methods by name."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,12 +18,21 @@ NETWORKS = ("linearised", "plain")  # what is differentiated, see `vitx.tape.rul
 
 @dataclass(frozen=True)
 class Method:
-    """A function from a `Backward` and options to an `Attribution`, and what `register` was told of it."""
+    """A function from a `Backward` and options to an `Attribution`, and what it needs.
+
+    Attributes:
+        find: the function.
+        gradient: the gradient with respect to A that it reads: None, "score", or "layer scores".
+        fused_heads: it reads nothing of A but what its option `head_fusion` makes of the heads.
+        title: its name in pictures.
+        slow: it takes seconds for each image, so that nobody asks for it except by name.
+        accounts: it asks for what residuals and constants add to the score.
+    """
 
     find: Find
+    title: str
     gradient: Gradient | None = None
     fused_heads: bool = False
-    title: str | None = None
     slow: bool = False
     accounts: bool = False
 
@@ -42,34 +51,26 @@ class Method:
         return fusion
 
     def network(self, options: Mapping[str, Any]) -> str | None:
-        """Returns which network the method differentiates, if it reads a gradient."""
-        network: str = options.get("gradient", NETWORKS[0])
-        if self.gradient and network not in NETWORKS:
-            raise VitxError(f"gradient must be one of {', '.join(NETWORKS)}, found {network!r}")
-        return network if self.gradient else None
+        """Returns the network that the method differentiates, if it reads a gradient."""
+        if not self.gradient:
+            return None
+        given = options.get("gradient", NETWORKS[0])
+        network = "linearised" if given == "linearized" else given
+        if network not in NETWORKS:
+            raise VitxError(f"gradient must be one of {', '.join(NETWORKS)}, found {given!r}")
+        return str(network)
 
 
 _METHODS: dict[str, Method] = {}
 
 
-def register(
-    name: str,
-    *,
-    gradient: Gradient | None = None,
-    fused_heads: bool = False,
-    title: str | None = None,
-    slow: bool = False,
-    accounts: bool = False,
-) -> Callable[[Find], Find]:
+def register(name: str, *, title: str | None = None, **needs: Any) -> Callable[[Find], Find]:
     """Registers a function as a method.
 
     Args:
         name: of the method.
-        gradient: the gradient with respect to A that it reads: None, "score", or "layer scores".
-        fused_heads: whether it reads nothing of A but what its option `head_fusion` makes of the heads.
-        title: what pictures call it; its name by default.
-        slow: whether it takes seconds for each image, so that nobody asks for it except by name.
-        accounts: whether it asks for what residuals and constants add to the score.
+        title: its name in pictures; the same by default.
+        **needs: `gradient`, `fused_heads`, `slow` and `accounts` of `Method`.
 
     Returns:
         The decorator.
@@ -77,13 +78,15 @@ def register(
     Raises:
         VitxError: There is no such gradient, or `fused_heads` is given for a function without `head_fusion`.
     """
-    if gradient not in (None, *get_args(Gradient)):
-        known = ", ".join(map(repr, get_args(Gradient)))
-        raise VitxError(f"the gradient that {name} reads must be None or one of {known}, found {gradient!r}")
 
     def add(find: Find) -> Find:
-        method = Method(find, gradient, fused_heads, title, slow, accounts)
-        if fused_heads and (gradient or "head_fusion" not in method.options):
+        method = Method(find, title or name, **needs)
+        if method.gradient not in (None, *(known := get_args(Gradient))):
+            raise VitxError(
+                f"the gradient that {name} reads must be None or one of {', '.join(map(repr, known))}, found "
+                f"{method.gradient!r}"
+            )
+        if method.fused_heads and (method.gradient or "head_fusion" not in method.options):
             raise VitxError(f"{name} cannot have fused_heads: it reads a gradient, or has no head_fusion")
         _METHODS[name] = method
         return find
@@ -96,14 +99,14 @@ def methods() -> list[str]:
 
     Example:
         >>> methods()
-        ['rollout', 'grad_rollout', 'evidence', 'gae', 'attention', 'legrad', 'flow']
+        ['rollout', 'grad_rollout', 'gae', 'evidence', 'attention', 'legrad', 'flow']
     """
     return list(_METHODS)
 
 
 def title_of(name: str) -> str:
-    """Returns what pictures call a method; a name that is none stands for itself."""
-    return (name in _METHODS and _METHODS[name].title) or name
+    """Returns the name of a method in pictures; a name that is none stands for itself."""
+    return _METHODS[name].title if name in _METHODS else name
 
 
 def telling(names: Iterable[str]) -> str:

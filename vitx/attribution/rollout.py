@@ -1,10 +1,11 @@
-"""Attention rollout and gradient rollout."""
+"""Attention rollout, gradient rollout and generic attention explainability: relevance layer by layer."""
 
 from torch import Tensor
 
 from vitx.attribution.registry import register
 from vitx.functional.fusing import check_options
 from vitx.functional.rollout import through_layer
+from vitx.functional.tiles import Tile
 from vitx.functional.weights import Weights
 from vitx.tape.backward import Attribution, Backward
 from vitx.tape.relevance import Rule
@@ -59,3 +60,29 @@ def grad_rollout(
     """Gradient rollout, see `vitx.gradient_rollout`."""
     rule = Rollouts(head_fusion, discard_ratio, start_layer, reads_gradient=True)
     return back.propagate(rule, without_sinks=without_sinks)
+
+
+class Gae(Rule):
+    """readout^T R for R = prod_l (I + E[relu(A_l * G_l)]), last layer on the left.
+
+    Chefer et al. 2021, arXiv 2103.15679, eq. 5 and 6: E is the mean over the heads, and no row is scaled.
+    """
+
+    reads_gradient = of_heads = grows = True
+
+    def __init__(self, start_layer: int) -> None:
+        self.start_layer = start_layer
+
+    def layer(self, relevance: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+        """An attention inside a residual: each token keeps all that it has."""
+
+        def raising(tile: Tile) -> Tensor:
+            return (tile.weights * tile.gradient).relu_()
+
+        return weights.carry(relevance / weights.shape[1], raising), relevance
+
+
+@register("gae", gradient="score", title="GAE")
+def gae(back: Backward, *, start_layer: int = 0, gradient: str = "linearised") -> Attribution:
+    """Generic attention explainability (Chefer et al. 2021), see `Gae`."""
+    return back.propagate(Gae(start_layer))

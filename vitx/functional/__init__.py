@@ -1,4 +1,4 @@
-"""The maths of the methods on plain tensors, without a model; and the tiles in which it is computed."""
+"""Formulas of the methods on plain tensors, without a model, and the tiles in which they are computed."""
 
 from vitx.functional.fusing import carry, fused
 from vitx.functional.tiles import Tile

@@ -1,9 +1,4 @@
-"""The maths of attention flow, on plain tensors: attention as pipes, and how much they carry to a token.
-
-The capacities are whole numbers, so the largest flow is found exactly. It is bounded by what the read-out
-gives and by what the token takes in, and mostly reaches that bound in a part of the graph: the rest is left
-out unless it is needed.
-"""
+"""Attention flow on plain tensors: attention as pipes, and how much they carry to a token."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
@@ -19,9 +14,6 @@ from vitx.errors import VitxError
 from vitx.functional.fusing import check_layers, check_options, check_readout, fused
 from vitx.functional.weights import Weights
 
-Floats = NDArray[np.float64]
-Units = NDArray[np.int32]
-
 _UNITS = 2**30  # what the read-out gives; scipy counts in int32, and rounding may add a little
 _KEPT = (16, 64)  # edges for each row, on average, that are tried before all of them
 
@@ -34,15 +26,11 @@ def attention_flow(
     An edge leads from token i above layer l to token j below it; its capacity is entry (i, j) of
     rownorm(W_l + I), with W_l the fused heads of A_l. A source gives token i above the last layer at most
     readout_i. The relevance of a token below the first layer is the largest flow to it alone, so the tokens'
-    shares do not add up to 1.
+    shares do not add up to 1. In deep models nearly every flow is bounded by the read-out or by the token's
+    column of the first layer: the map shows that layer alone.
 
-    No flow exceeds the sum of the read-out, nor what the first layer lets in, the sum of the token's column.
-    Where many layers lie between, nearly every flow reaches the smaller of the two, and the map shows the
-    first layer alone: in DeiT-Tiny, 99 % of the patches on ImageNet images.
-
-    It takes seconds per image: each token is a maximum flow problem of its own. Capacities are rounded to
-    the nearest multiple of a unit, 2^-30 for a read-out that sums to 1, and the largest flow is found
-    exactly (Dinic's algorithm), so it is off by at most half a unit for each edge of a smallest cut.
+    Each token is a maximum flow problem of its own, which takes seconds per image. Capacities are rounded to
+    multiples of 2^-30 of the read-out; the flow is found exactly (Dinic's algorithm).
 
     Args:
         attentions: per layer, first layer first, (B, heads, N, N) after the softmax, rows are queries.
@@ -91,7 +79,9 @@ def flows(layers: Sequence[Tensor], readout: Tensor) -> Tensor:
     return torch.tensor(list(shown), dtype=torch.float64).view_as(readout).to(readout)
 
 
-def largest_flows(layers: Sequence[Floats], readout: Floats, sinks: Sequence[int]) -> Iterator[float]:
+def largest_flows(
+    layers: Sequence[NDArray[np.float64]], readout: NDArray[np.float64], sinks: Sequence[int]
+) -> Iterator[float]:
     """Yields the largest flow from the read-out, (N,), to each sink alone, through layers of (N, N).
 
     The largest edges are tried first: a flow that reaches its bound there is the largest of all.
@@ -122,7 +112,7 @@ def largest_flows(layers: Sequence[Floats], readout: Floats, sinks: Sequence[int
         yield float(flow * unit)
 
 
-def _graph(layers: Sequence[Units], supply: Units, kept: int) -> Any:
+def _graph(layers: Sequence[NDArray[np.int32]], supply: NDArray[np.int32], kept: int) -> Any:
     """Builds the graph between source and sink, with the `kept` largest edges of each row, on average.
 
     Its nodes are the tokens above the first layer, then those above the next, the source and the sink. The

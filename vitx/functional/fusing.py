@@ -1,4 +1,4 @@
-"""What methods share: heads are fused, relevance is carried through a layer, input is checked."""
+"""Parts that methods share: heads are fused, relevance is carried through a layer, input is checked."""
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence

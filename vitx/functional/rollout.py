@@ -1,4 +1,4 @@
-"""The maths of both rollouts, on plain tensors: fuse the heads, discard, chain the layers.
+"""Both rollouts on plain tensors: fuse the heads, discard, chain the layers.
 
 Only readout^T R of the product R of all layers is needed, so the chain is a row vector times one matrix
 after another, last layer first, and each matrix is used tile by tile.
@@ -63,11 +63,11 @@ def gradient_rollout(
     score with respect to A_l (the idea of jacobgil/vit-explain).
 
     Args:
-        attentions: as for `attention_rollout`.
+        attentions: as for `attention_rollout`, as are all that follow.
         gradients: the gradient of the score with respect to each of them, in the same order and shape.
-        head_fusion: as for `attention_rollout`.
-        discard_ratio: as for `attention_rollout`.
-        readout: as for `attention_rollout`.
+        head_fusion: "mean", "max" or "min".
+        discard_ratio: in [0, 1).
+        readout: (N,) or (B, N).
 
     Returns:
         (B, N), >= 0; float32, or float64 for float64 input.
@@ -119,11 +119,7 @@ def through_layer(
     Returns:
         What the tokens that are attended to get, (B, K), and what those that attend keep, (B, Q).
     """
-    identity = int(residual)
-    if head_fusion == "mean" and weights.sums_to_1 and weights.compute_gradient is None and not discard_ratio:
-        share = relevance / (1 + identity)
-        return weights.carry(share / weights.shape[1]), share * identity
-    tiles = weights.tiles()
+    identity, tiles = int(residual), weights.tiles()
     if not discard_ratio:
         tiles = (tile for tile in tiles if not is_zero(relevance[tile.images][:, tile.rows]))
     values, stays = relevance.new_zeros(len(relevance), weights.shape[3]), torch.zeros_like(relevance)
@@ -149,11 +145,10 @@ def discard(matrix: Tensor, ratio: float) -> Tensor:
     Of equal entries the first ones go, so that the result does not depend on the sorting algorithm.
     """
     flat = matrix.flatten(1)
-    count = int(ratio * flat.shape[1])
+    count, on_cpu = int(ratio * flat.shape[1]), matrix.device.type == "cpu"
     if count == 0:
         return matrix
-    on_cpu = matrix.device.type == "cpu"
-    if on_cpu:  # NumPy's selection is vectorised
+    if on_cpu:  # NumPy's selection is vectorized
         threshold = torch.from_numpy(np.partition(flat.numpy(), count - 1)[:, count - 1, None])
     else:
         threshold = flat.kthvalue(count, dim=1, keepdim=True).values

@@ -1,8 +1,4 @@
-"""Attention sinks: tokens that most queries of most layers attend to, whatever they look for.
-
-Large models keep notes in a few tokens of little content (Darcet et al. 2024, arXiv 2309.16588): their
-columns of A are bright in every picture, and a rollout ends on them.
-"""
+"""Attention sinks, to which most queries of most layers attend (Darcet et al. 2024, arXiv 2309.16588)."""
 
 from collections.abc import Sequence
 
@@ -22,9 +18,8 @@ def sinks(layers: Sequence[Sequence[Weights]]) -> Tensor:
     """Finds the tokens to which three quarters of the queries attend, in more than half of the layers.
 
     A query attends to a token if it gives it, in the mean over the heads, more than 5 times what it gives its
-    median token, and more than 1.5 / N. Evenly spaced queries speak for all. With these
-    thresholds one of 400 photographs has such a patch in DeiT-Tiny, and all that were planted in random
-    models are found.
+    median token, and more than 1.5 / N. Evenly spaced queries speak for all. With these thresholds one of 400
+    photographs has a sink in DeiT-Tiny, and all that were planted in random models are found.
 
     Args:
         layers: the attentions of each layer, which are heads beside one another: (B, heads, N, N) each.
@@ -38,8 +33,7 @@ def sinks(layers: Sequence[Sequence[Weights]]) -> Tensor:
         >>> sinks([[Weights.of(a)]] * 3).nonzero().tolist()
         [[0, 3]]
     """
-    agree = torch.stack([_attended(layer) for layer in layers]).sum(0)
-    return agree * 2 > len(layers)
+    return torch.stack([_attended(layer) for layer in layers]).sum(0) * 2 > len(layers)
 
 
 def _attended(layer: Sequence[Weights]) -> Tensor:

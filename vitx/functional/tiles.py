@@ -1,7 +1,4 @@
-"""The tiles in which attention is computed: what fits into the caches, and is used before it leaves them.
-
-A tile is some rows of A for some images and heads, so no N x N matrix is kept.
-"""
+"""Tiles, in which attention is computed: some rows of A for some images and heads, as fit into the caches."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -48,10 +45,7 @@ class Tile:
 
 
 class Memory:
-    """The memory of one pass: room that one tile after another uses, and blocks for what stays.
-
-    Room is used again, as pages that are touched for the first time take time.
-    """
+    """The memory of one pass: room that one tile after another uses, and blocks for what stays."""
 
     def __init__(self) -> None:
         self._rooms: dict[tuple[Any, ...], Tensor] = {}
@@ -72,10 +66,9 @@ class Memory:
         return found
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """Returns a contiguous copy that stays, and lets go of what shares memory with the tensor.
+        """Returns a contiguous copy that stays.
 
-        On a CPU, copies lie in blocks: one by one, between what a layer needs for a moment, they would break
-        up the memory that the next layer could use again.
+        On a CPU, copies lie in blocks: one by one they would break up the memory that the next layer uses.
         """
         if tensor.device.type != "cpu" or torch.is_inference_mode_enabled():
             return tensor.clone(memory_format=torch.contiguous_format)
@@ -109,7 +102,7 @@ def _parts(start: int, stop: int, size: int) -> list[slice]:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """At least float32: half precision is for the model, not for the maps."""
+    """Returns a tensor in at least float32: half precision is for the model, not for the maps."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -119,8 +112,5 @@ def _room(device: torch.device) -> int:
 
 
 def is_zero(rows: Tensor) -> bool:
-    """Returns whether there is nothing to be sent, as in all but one row of the last layer.
-
-    False on a GPU, which would have to be waited for.
-    """
+    """Returns whether nothing arrived at some rows; False on a GPU, which would have to be waited for."""
     return rows.device.type == "cpu" and not rows.requires_grad and not rows.any()

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
-from vitx.functional.fusing import carry
 from vitx.functional.tiles import ALL, Cut, Part, Tile, full, is_zero, split
 from vitx.models.isolation import without_autocast
+
+Read = Callable[[Tile], Tensor]
+_weights: Read = attrgetter("weights")
 
 
 @dataclass(eq=False)
@@ -45,10 +48,7 @@ class Weights:
         return replace(self, compute_gradient=self.differentiate(of_output))
 
     def without(self, tokens: Tensor) -> "Weights":
-        """Returns the same without the columns of some tokens, (B, K) bool; rows keep their sums.
-
-        A row that has nothing else stays as it is.
-        """
+        """Returns A without the columns of some tokens, (B, K) bool; rows with others keep their sums."""
 
         def compute(part: Cut) -> Tensor:
             whole = self.compute(part)
@@ -63,55 +63,50 @@ class Weights:
         for part in split(self.shape, self.device, rows):
             yield Tile(*part, self.shape[1], self.compute, self.compute_gradient)
 
-    def add_up(self, part: Callable[[Tile], Tensor | None], rows: slice = ALL) -> Tensor:
+    def add_up(self, part: Read, rows: slice = ALL) -> Tensor:
         """Adds up what a function makes of each tile for the tokens that are attended to, (b, K)."""
         found = torch.zeros(self.shape[0], self.shape[3], dtype=self.dtype, device=self.device)
         for tile in self.tiles(rows):
-            more = part(tile)
-            if more is not None:
-                found[tile.images] += more
+            found[tile.images] += part(tile)
         return found
 
-    def carry(self, relevance: Tensor, heads: Callable[[Tile], Tensor] = lambda tile: tile.weights) -> Tensor:
-        """Takes the relevance of queries, (B, Q), through the sum of what a function makes of the heads."""
+    def carry(self, relevance: Tensor, read: Read = _weights) -> Tensor:
+        """Takes the relevance of queries, (B, Q), through what is read of the heads, summed."""
+        rows = relevance[:, None, :, None].expand(-1, self.shape[1], -1, -1)
+        return self.transposed(rows, read).sum(1)[..., 0]
 
-        def carried(tile: Tile) -> Tensor | None:
-            part = relevance[tile.images][:, tile.rows]
-            return None if is_zero(part) else carry(part, heads(tile))
+    def shared(self, rows: Tensor) -> Tensor:
+        """Does as `transposed`, with rows of A whose absolute values are scaled to sum to 1."""
+        return self.transposed(rows) if self.sums_to_1 else self.transposed(rows, _shares)
 
-        return self.add_up(carried)
+    def transposed(self, rows: Tensor, read: Read = _weights) -> Tensor:
+        """Multiplies A^T by what the rows have, (B, H, Q, d); returns (B, H, K, d)."""
+        rows = full(rows)
+        found = rows.new_zeros(*self.shape[:2], self.shape[3], rows.shape[3])
+        for tile in self.tiles():
+            part = rows[tile.images, tile.heads, tile.rows]
+            if not is_zero(part):
+                found[tile.images, tile.heads] += (part.mT @ read(tile)).mT
+        return found
 
     def matrix(self) -> Tensor:
         """Computes A as a whole."""
-        return self._whole(lambda tile: tile.weights)
+        return self._whole(_weights)
 
     def gradient(self, of_output: Tensor) -> Tensor:
         """Computes the gradient of A as a whole, from that of A V."""
         return self.with_gradient(of_output)._whole(lambda tile: tile.gradient)
 
-    def _whole(self, read: Callable[[Tile], Tensor]) -> Tensor:
+    def _whole(self, read: Read) -> Tensor:
         found = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         with torch.no_grad(), without_autocast(self.device):
             for tile in self.tiles():
                 found[tile.images, tile.heads, tile.rows] = read(tile)
         return found
 
-    def shared(self, rows: Tensor) -> Tensor:
-        """Does as `transposed`, with rows of A whose absolute values are scaled to sum to 1."""
-        return self.transposed(rows, scaled=not self.sums_to_1)
 
-    def transposed(self, rows: Tensor, *, scaled: bool = False) -> Tensor:
-        """Multiplies A^T by what the rows have, (B, H, Q, d); returns (B, H, K, d)."""
-        rows = full(rows)
-        found = rows.new_zeros(*self.shape[:2], self.shape[3], rows.shape[3])
-        for tile in self.tiles():
-            part = rows[tile.images, tile.heads, tile.rows]
-            if is_zero(part):
-                continue
-            weights = tile.weights
-            if scaled:
-                weights = weights.abs()
-                size = weights.sum(-1, keepdim=True)
-                part = part / torch.where(size == 0, 1, size)
-            found[tile.images, tile.heads] += (part.mT @ weights).mT
-        return found
+def _shares(tile: Tile) -> Tensor:
+    """A without signs, its rows scaled to sum to 1."""
+    weights = tile.weights.abs()
+    size = weights.sum(-1, keepdim=True)
+    return weights / torch.where(size == 0, 1, size)

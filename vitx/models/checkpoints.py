@@ -1,7 +1,7 @@
 """Models of timm by name, and weights from files."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,10 @@ def create_model(
     Raises:
         VitxError: timm has no such model, or its weights cannot be fetched.
     """
-    options = dict(options or {})
-    classes = {} if num_classes is None else {"num_classes": num_classes}
+    options = dict(options or {}) | ({} if num_classes is None else {"num_classes": num_classes})
     try:
         with hub() if pretrained else nullcontext():
-            model: nn.Module = timm.create_model(name, pretrained=pretrained, **classes, **options)
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except RuntimeError as error:
         if str(error).startswith(("Invalid pretrained tag", "No pretrained weights")):
             raise VitxError(f"timm has no such weights of {name}: {error}") from error
@@ -78,26 +77,20 @@ def model_of_weights(
     Raises:
         VitxError: As for `create_model` and `read_weights`, or the weights are those of another model.
     """
-    state = read_weights(path, trust)
-    try:
-        with torch.device("meta"):  # its names alone are wanted
-            plain = create_model(name, False, None, options)
-    except VitxError:  # an older timm reads numbers from the tensors as it makes the model
-        plain = create_model(name, False, None, options)
-    state = _with_head(plain, state, path)
-    model = create_model(name, False, _classes(plain, state), options)
+    model: Any = create_model(name, False, None, options)
+    state = _with_head(model, read_weights(path, trust), path)
+    classes = _classes(model, state)
+    if classes not in (None, model.num_classes):
+        model.reset_classifier(classes)
     if options and "img_size" in options:
         state = _at_size_of(model, state)
     fill(model, state, path)
-    return model
+    found: nn.Module = model
+    return found
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Fills a model from a file; a head of another size keeps its random weights.
-
-    Args:
-        model: of timm.
-        path: as for `model_of_weights`.
+    """Fills a model of timm from a file, as `model_of_weights`; a head of another size keeps its weights.
 
     Raises:
         VitxError: As for `model_of_weights`.
@@ -105,8 +98,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     own = model.state_dict()
     state = without_prefix(read_weights(path), own)
     heads = tuple(f"{head}." for head in _heads(model))
-    other = {name for name in own if name.startswith(heads) and _shape(state, name) != own[name].shape}
-    fill(model, {name: value for name, value in state.items() if name not in other}, path, frozenset(other))
+    shapes = {name: value.shape for name, value in state.items()}
+    other = {name for name in own if name.startswith(heads) and shapes.get(name) != own[name].shape}
+    fill(model, {name: value for name, value in state.items() if name not in other}, path, other)
 
 
 def read_weights(path: Path, trust: bool = False) -> State:
@@ -125,8 +119,24 @@ def read_weights(path: Path, trust: bool = False) -> State:
         found = load_state_dict(str(path), use_ema=False, weights_only=not trust)
         return {name: value for name, value in found.items() if isinstance(value, Tensor)}
     except Exception as error:  # each format has its own kinds
-        refused = not trust and runs_code(path)
-        raise VitxError((RUNS_CODE if refused else _UNREADABLE).format(path)) from error
+        if not trust:
+            refuse_code(path)
+        raise VitxError(
+            f"{path} holds no weights that torch or safetensors can read: give another file"
+        ) from error
+
+
+def refuse_code(path: Path) -> None:
+    """Raises a VitxError if a file of torch names functions that are none of torch's own."""
+    try:
+        runs_code = get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # it is no such file
+        return
+    if runs_code:
+        raise VitxError(
+            f"{path} holds more than weights: reading it would run code from the file; allow this (--trust) "
+            "only if you know where it is from"
+        )
 
 
 def checksum(model: nn.Module) -> int:
@@ -139,7 +149,7 @@ def checksum(model: nn.Module) -> int:
     return found
 
 
-def fill(model: nn.Module, state: State, path: Path, may_miss: frozenset[str] = frozenset()) -> None:
+def fill(model: nn.Module, state: State, path: Path, may_miss: Collection[str] = ()) -> None:
     """Loads weights into a model.
 
     Args:
@@ -157,9 +167,8 @@ def fill(model: nn.Module, state: State, path: Path, may_miss: frozenset[str] = 
     other = [name for name in state if name in own and own[name].shape != state[name].shape]
     if missing or unknown or other:
         examples = [f"{name} is missing" for name in missing[:1]]
-        examples += [
-            f"{name} is {tuple(state[name].shape)} and not {tuple(own[name].shape)}" for name in other[:1]
-        ]
+        shapes = [(name, tuple(state[name].shape), tuple(own[name].shape)) for name in other[:1]]
+        examples += [f"{name} is {found} and not {wanted}" for name, found, wanted in shapes]
         examples += [f"{name} is unknown" for name in unknown[:1]]
         raise VitxError(
             f"{path} holds weights of another model: of this one's {len(own)} tensors {len(missing)} are "
@@ -167,21 +176,6 @@ def fill(model: nn.Module, state: State, path: Path, may_miss: frozenset[str] = 
             f"({'; '.join(examples)})"
         )
     model.load_state_dict(dict(state), strict=False)
-
-
-RUNS_CODE = (
-    "{} holds more than weights: reading it would run code from the file; allow this (--trust) only if you "
-    "know where it is from"
-)
-_UNREADABLE = "{} holds no weights that torch or safetensors can read: give another file"
-
-
-def runs_code(path: Path) -> bool:
-    """Whether a file of torch names functions that are none of torch's own."""
-    try:
-        return bool(get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # it is no such file
-        return False
 
 
 def without_prefix(state: State, own: State) -> State:
@@ -196,21 +190,17 @@ def without_prefix(state: State, own: State) -> State:
 
 
 def _with_head(model: nn.Module, state: State, path: Path) -> State:
-    """The weights by the model's own names; a head that stands beside the backbone is put in its place."""
+    """Names weights as the model does; a head that stands beside the backbone is put in its place."""
     own = model.state_dict()
     inside, heads = without_prefix(state, own), _heads(model)
-    if len(heads) != 1 or {name for name in own if not name.startswith(f"{heads[0]}.")} != set(inside):
-        return inside  # it has its head, or is another model
     kept = {id(value) for value in inside.values()}
     beside = {name: value for name, value in state.items() if id(value) not in kept}
+    bare = len(heads) == 1 and {name for name in own if not name.startswith(f"{heads[0]}.")} == set(inside)
+    if not bare or not beside:
+        return inside  # it has its head, has none at all, or is another model
     weights = [name for name in beside if name.endswith(".weight")]
-    parts = (
-        {f"{weights[0].removesuffix('weight')}{kind}" for kind in ("weight", "bias")} if weights else set()
-    )
-    features = getattr(model, "num_features", None)
-    if not beside:
-        return inside
-    if len(weights) != 1 or set(beside) - parts or beside[weights[0]].shape[1:] != (features,):
+    linear = len(weights) == 1 and set(beside) <= {weights[0], f"{weights[0].removesuffix('weight')}bias"}
+    if not linear or beside[weights[0]].shape[1:] != (getattr(model, "num_features", None),):
         raise VitxError(
             f"{path} holds a backbone without a head, and beside it {', '.join(sorted(beside)[:4])}, "
             "which is not a single linear layer: give the code that joins them with --factory or --module"
@@ -218,32 +208,26 @@ def _with_head(model: nn.Module, state: State, path: Path) -> State:
     return {**inside, **{f"{heads[0]}.{name.rpartition('.')[2]}": beside[name] for name in beside}}
 
 
-def _at_size_of(model: nn.Module, state: State) -> State:
+def _at_size_of(model: Any, state: State) -> State:
     """Resamples what is learned of places to the model's own number of patches, as timm does."""
-    own: Any = getattr(model, "pos_embed", None)
-    learned = state.get("pos_embed")
+    own, learned = getattr(model, "pos_embed", None), state.get("pos_embed")
     if own is None or learned is None or own.shape == learned.shape or own.shape[-1] != learned.shape[-1]:
         return state
-    some: Any = model
-    prefix = 0 if some.no_embed_class else some.num_prefix_tokens
-    resampled = resample_abs_pos_embed(learned, some.patch_embed.grid_size, num_prefix_tokens=prefix)
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    resampled = resample_abs_pos_embed(learned, model.patch_embed.grid_size, num_prefix_tokens=prefix)
     return {**state, "pos_embed": resampled}
 
 
 def _heads(model: nn.Module) -> tuple[str, ...]:
-    """The names of the modules that put out the logits."""
+    """Returns the names of the modules that put out the logits."""
     config: Any = getattr(model, "pretrained_cfg", None) or {}
     names = config.get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _classes(model: nn.Module, state: State) -> int | None:
-    """How many classes the weights tell apart: none without a head; None where it is no linear layer."""
+    """Counts the classes of the weights: none without a head; None where it is no linear layer."""
     heads = _heads(model)
     if heads and not any(name.startswith(f"{head}.") for head in heads for name in state):
         return 0
     return next((len(state[f"{head}.weight"]) for head in heads if f"{head}.weight" in state), None)
-
-
-def _shape(state: State, name: str) -> Any:
-    return state[name].shape if name in state else None

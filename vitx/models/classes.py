@@ -1,4 +1,4 @@
-"""What the classes of a model are called, and which one a name means."""
+"""Names of the classes of a model, and the class that a name means."""
 
 import difflib
 from collections.abc import Sequence
@@ -65,9 +65,8 @@ def find_class(target: str, classes: int, names: Sequence[str] | None) -> int:
     wanted = _plain(target)
     found = [index for index, name in enumerate(names or ()) if wanted in (_plain(name), *_synonyms(name))]
     if len(found) > 1:
-        raise VitxError(
-            f"{len(found)} classes are called {target!r}: name one by its number, {_either(found)}"
-        )
+        numbers = " or ".join(map(str, found))
+        raise VitxError(f"{len(found)} classes are called {target!r}: name one by its number, {numbers}")
     if found:
         return found[0]
     if target.strip().isdecimal():
@@ -100,7 +99,3 @@ def _plain(name: str) -> str:
 
 def _synonyms(name: str) -> list[str]:
     return [_plain(part) for part in name.split(",")]
-
-
-def _either(numbers: Sequence[int]) -> str:
-    return " or ".join(map(str, numbers))

@@ -14,6 +14,7 @@ from vitx.models.classes import declared_names
 from vitx.models.network import hub
 
 T = TypeVar("T")
+_CLASSES = "classifies images or clips"
 _DENSE = {  # what loads models of objects and segments, and what tells which these are
     "AutoModelForObjectDetection": "MODEL_FOR_OBJECT_DETECTION_MAPPING",
     "AutoModelForSemanticSegmentation": "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING",
@@ -38,14 +39,23 @@ def load_hugging_face(
         VitxError: transformers is not there, or the hub is not, or there is no such model, or it has no
             trained head.
     """
-    return _reached(name, lambda: _load(name, trust))
+
+    def load() -> tuple[nn.Module, Preprocessing, tuple[str, ...] | None]:
+        config = _pretrained("AutoConfig", _CLASSES, name, trust)
+        kind = _auto_class(config)
+        hint = " (to compare images with texts, add --text)" if hasattr(config, "text_config") else ""
+        model = _pretrained(kind, _CLASSES + hint, name, trust)
+        frames = int(config.num_frames) if kind == "AutoModelForVideoClassification" else 0
+        return model, load_processor(model, name, frames, trust=trust), declared_names(model)
+
+    return _reached(name, load)
 
 
 def load_towers(name: str, trust: bool = False) -> tuple[nn.Module, Preprocessing, Any]:
     """Loads a model that compares images with texts, how it wants its images, and its tokenizer.
 
     Args:
-        name: of a folder, or on the hub.
+        name: as for `load_hugging_face`.
         trust: run also code that comes with the model.
 
     Raises:
@@ -68,20 +78,18 @@ def load_answering(name: str, trust: bool = False) -> tuple[nn.Module, Any]:
     """Loads a model that answers prompts about pictures, and its processor.
 
     Args:
-        name: of a folder, or on the hub.
+        name: as for `load_hugging_face`.
         trust: run also code that comes with the model.
 
     Raises:
         VitxError: As for `load_hugging_face`.
     """
-    what = "answers prompts about pictures"
-    return _reached(
-        name,
-        lambda: (
-            _pretrained("AutoModelForImageTextToText", what, name, trust),
-            _pretrained("AutoProcessor", "has a processor", name, trust),
-        ),
-    )
+    kinds = {
+        "AutoModelForImageTextToText": "answers prompts about pictures",
+        "AutoProcessor": "has a processor",
+    }
+    model, processor = _reached(name, lambda: [_pretrained(*kind, name, trust) for kind in kinds.items()])
+    return model, processor
 
 
 def _reached(name: str, load: Callable[[], T]) -> T:
@@ -98,66 +106,38 @@ def _reached(name: str, load: Callable[[], T]) -> T:
             ) from error
 
 
-def _transformers() -> Any:  # some of it without types
+def _pretrained(kind: str, what: str, name: str, trust: bool) -> Any:
+    """Loads something of a kind of transformers, all of whose tensors are there."""
     try:
         import transformers
     except ImportError as error:
         raise VitxError("models of Hugging Face need transformers: pip install transformers") from error
-    return transformers
-
-
-def _pretrained(kind: str, what: str, name: str, trust: bool) -> Any:
-    """Loads something of a kind of transformers, all of whose tensors are there."""
-    kinds = _transformers()
-    of_model = kind.startswith("AutoModel")
+    options = {"output_loading_info": True} if kind.startswith("AutoModel") else {}
     with quiet():
         try:
-            options = {"output_loading_info": True} if of_model else {}
-            found = getattr(kinds, kind).from_pretrained(name, trust_remote_code=trust, **options)
+            found = getattr(transformers, kind).from_pretrained(name, trust_remote_code=trust, **options)
         except Exception as error:  # whatever the model does as it is made
-            raise VitxError(f"{name} holds nothing that {what}: {_said(error)}") from error
-    if not of_model:
+            said = " ".join(str(error).split())[:200]
+            raise VitxError(f"{name} holds nothing that {what}: {said}") from error
+    if not options:
         return found
-    model, told = found
-    _check_whole(name, f"model that {what}", told)
+    model, info = found
+    if missing := sorted(info["missing_keys"]):
+        raise VitxError(
+            f"{name} holds no trained model that {what}: {len(missing)} of its tensors are missing "
+            f"({missing[0]})"
+        )
     return model
 
 
-def _check_whole(name: str, what: str, told: Any) -> None:
-    if missing := sorted(told["missing_keys"]):
-        raise VitxError(
-            f"{name} holds no trained {what}: {len(missing)} of its tensors are missing ({missing[0]})"
-        )
+def _auto_class(config: Any) -> str:
+    """Returns the class that loads a model: that of its saved class, or else one that classifies."""
+    import transformers
 
-
-def _load(name: str, trust: bool) -> tuple[nn.Module, Preprocessing, tuple[str, ...] | None]:
-    kinds = _transformers()
-    with quiet():
-        try:
-            config = kinds.AutoConfig.from_pretrained(name, trust_remote_code=trust)
-            known = getattr(kinds, _auto_class(kinds, config))
-            of_clips = known is kinds.AutoModelForVideoClassification
-            model, told = known.from_pretrained(name, trust_remote_code=trust, output_loading_info=True)
-        except Exception as error:  # whatever the model does as it is made
-            raise VitxError(
-                f"{name} holds no model that classifies images or clips: {_said(error)}"
-            ) from error
-    texts = " (to compare images with texts, add --text)" if hasattr(config, "text_config") else ""
-    _check_whole(name, f"model that classifies images or clips{texts}", told)
-    frames = int(config.num_frames) if of_clips else 0
-    return model, load_processor(model, name, frames, trust=trust), declared_names(model)
-
-
-def _auto_class(kinds: Any, config: Any) -> str:
-    """Returns what loads a model: what its saved class does, or else one that classifies."""
     saved = (config.architectures or [""])[0]
     for name, mapping in _DENSE.items():
-        found = getattr(kinds, mapping).get(type(config), None)
+        found = getattr(transformers, mapping).get(type(config), None)
         if found is not None and found.__name__ == saved:
             return name
-    of_clips = type(config) in kinds.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING
+    of_clips = type(config) in transformers.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING
     return "AutoModelForVideoClassification" if of_clips else "AutoModelForImageClassification"
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -1,19 +1,18 @@
 """Leaves a model and the random number generators as they were."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Runs its block with the model in eval mode, and then puts everything back, whatever happened.
+    """Runs its block with the model in eval mode, and puts everything back, whatever happens.
 
-    What is put back: the train or eval flag of every module, buffers (values and identity), and the
-    state of the random number generators of the CPU and of the model's devices. Meanwhile no parameter
-    requires a gradient, so that autograd keeps less of each layer.
+    Everything is the train or eval flag of every module, buffers (values and identity), and the state of the
+    random number generators. Meanwhile no parameter requires a gradient.
     """
     modules = list(model.modules())  # walked once, as that takes its time
     # What torch.jit.freeze made has no flag: it is in eval mode for good.
@@ -43,21 +42,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     module._buffers.clear()
                     module._buffers.update(named)
             with torch.no_grad():
-                for buffer, copy in _changed(copies):
-                    buffer.copy_(copy)
-
-
-def _changed(copies: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Finds the tensors that are no longer as they were copied, with one read from each device.
-
-    By value: BatchNorm and `.data` write without counting up the tensor's version.
-    """
-    found = []
-    for device in {buffer.device for buffer, _ in copies}:
-        here = [pair for pair in copies if pair[0].device == device]
-        flags = torch.stack([(buffer != copy).any() for buffer, copy in here]).tolist()
-        found += [pair for pair, changed in zip(here, flags, strict=True) if changed]
-    return found
+                for buffer, copy in copies:  # by value: BatchNorm and `.data` count no version up
+                    if not torch.equal(buffer, copy):
+                        buffer.copy_(copy)
 
 
 @contextmanager
@@ -67,10 +54,8 @@ def without_autocast(device: torch.device) -> Iterator[None]:
     Left on, it would round a backward pass, and what is made of attention, to half precision.
     """
     kind = device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        with torch.autocast(kind, enabled=False):
-            yield
-    else:
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, enabled=False) if on else nullcontext():
         yield
 
 

@@ -9,6 +9,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from vitx.errors import VitxError
 
+_PARTS = ("blocks", "norm", "forward_head", "num_prefix_tokens")
+
 
 class LogitLens:
     """The logits of each layer: the head on the mean of its tokens, behind the final norm.
@@ -23,7 +25,7 @@ class LogitLens:
         Raises:
             VitxError: It has none such.
         """
-        self._owners: list[Any] = list(filter(_has_parts, model.modules()))
+        self._owners: list[Any] = [one for one in model.modules() if all(hasattr(one, p) for p in _PARTS)]
         if not self._owners:
             raise VitxError(
                 f"the layers of {type(model).__name__} cannot be scored one by one, as legrad does: it takes "
@@ -48,15 +50,8 @@ class LogitLens:
 
     def logits(self) -> list[Tensor]:
         """Returns the logits of each layer, (B, classes), first layer first."""
-        return [_read_out(owner, tokens) for owner, tokens in self._seen]
-
-
-def _read_out(owner: Any, tokens: Tensor) -> Tensor:
-    mean = tokens.mean(1, keepdim=True).expand(-1, owner.num_prefix_tokens + 1, -1)
-    logits: Tensor = owner.forward_head(owner.norm(mean))
-    return logits
-
-
-def _has_parts(module: nn.Module) -> bool:
-    named = ("blocks", "norm", "forward_head", "num_prefix_tokens")
-    return all(hasattr(module, name) for name in named)
+        means = [(owner, tokens.mean(1, keepdim=True)) for owner, tokens in self._seen]
+        return [
+            owner.forward_head(owner.norm(mean.expand(-1, owner.num_prefix_tokens + 1, -1)))
+            for owner, mean in means
+        ]

@@ -1,4 +1,4 @@
-"""What a model puts out: scores of classes, numbers or features, as the labels tell."""
+"""Kinds of output of a model: scores of classes, numbers or features, as the labels tell."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -41,10 +41,18 @@ def kind_of(
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim == 2 and labels.shape[1] == width:
-        return _of_matrix(labels)
+        one = bool(((labels.float().sum(1) - 1).abs() < 1e-3).all() and (labels >= 0).all())
+        return "class" if one else "classes" if _yes_or_no(labels) else "numbers"
     if labels.ndim != 1 or (width > 1 and width in declared):
         return "class"
-    return _of_vector(labels, width, widths)
+    other: Kind = "numbers" if width == 1 else "features"
+    if labels.is_floating_point() and not (width == 1 and _binary(labels)):
+        return other
+    largest = int(labels[known(labels)].max()) if known(labels).any() else -1
+    if largest >= max(width, 2):
+        return other
+    contradicts = widths is not None and max(width, 2) not in widths and largest < widths.start
+    return "features" if contradicts else "class"
 
 
 def told_apart(kind: Kind, width: int, labels: Tensor | None) -> Kind:
@@ -83,12 +91,6 @@ def what_fits(shape: Sequence[int], *, boxes: bool = False) -> str:
     return "give a class, as target=3"
 
 
-def _of_matrix(labels: Tensor) -> Kind:
-    """Of labels for each output: 0 and 1, shares of classes, or numbers."""
-    one = bool(((labels.float().sum(1) - 1).abs() < 1e-3).all() and (labels >= 0).all())
-    return "class" if one else "classes" if _yes_or_no(labels) else "numbers"
-
-
 def known(labels: Tensor) -> Tensor:
     """Returns which labels of classes say something: NaN and what is below 0 stand for none."""
     return labels >= 0
@@ -99,20 +101,8 @@ def beyond(labels: Tensor | None, outputs: int) -> bool:
     return labels is not None and labels.ndim == 1 and 1 < outputs <= int(labels.max())
 
 
-def _of_vector(labels: Tensor, width: int, widths: range | None) -> Kind:
-    """Of one label for each image."""
-    if labels.is_floating_point() and not (width == 1 and _binary(labels)):
-        return "numbers" if width == 1 else "features"
-    classes = max(width, 2)
-    largest = int(labels[known(labels)].max()) if known(labels).any() else -1
-    if largest >= classes:
-        return "numbers" if width == 1 else "features"
-    contradicts = widths is not None and classes not in widths and largest < widths.start
-    return "features" if contradicts else "class"
-
-
 def _yes_or_no(labels: Tensor) -> bool:
-    """Whether all labels that say something are 0 or 1."""
+    """Returns whether all labels that say something are 0 or 1."""
     return _binary(labels[known(labels)])
 
 

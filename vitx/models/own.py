@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vitx.errors import VitxError
-from vitx.models.checkpoints import RUNS_CODE, fill, read_weights, runs_code, without_prefix
+from vitx.models.checkpoints import fill, read_weights, refuse_code, without_prefix
 
 
 @contextmanager
@@ -35,9 +35,8 @@ def make_model(
 
     Args:
         path: as `package.function`; also from the current folder.
-        options: its arguments; what has a `class_path` is made first, at any depth.
-        weights: as for `read_weights`; what stands before their names, as `model.`, is found. None: those
-            that it was made with.
+        options: its arguments, see `made`.
+        weights: as for `model_of_weights`; None: those that it was made with.
         trust: read also files that run code as they are read.
 
     Raises:
@@ -67,9 +66,8 @@ def made(value: Any) -> Any:
         return value
     if "class_path" not in value:
         return {name: made(one) for name, one in value.items()}
-    unknown = set(value) - {"class_path", "init_args"}
     arguments = value.get("init_args", {})
-    if unknown or not isinstance(arguments, Mapping):
+    if set(value) - {"class_path", "init_args"} or not isinstance(arguments, Mapping):
         raise VitxError(f"beside class_path only init_args may stand, a mapping: found {dict(value)}")
     return _call(str(value["class_path"]), arguments)
 
@@ -81,8 +79,7 @@ def _call(path: str, options: Mapping[str, Any]) -> Any:
     except VitxError:
         raise
     except Exception as error:  # whatever it does
-        said = " ".join(str(error).split())
-        raise VitxError(f"{path} could not be made: {type(error).__name__}: {said[:300]}") from error
+        raise VitxError(f"{path} could not be made: {_said(error)}") from error
 
 
 @working_folder()
@@ -94,8 +91,7 @@ def load_module(
     Args:
         class_path: as `package.module.Class`; also from the current folder.
         checkpoint: a .ckpt of Lightning, or of a module that is none: a file of weights.
-        options: arguments of the class, in place of those that the checkpoint remembers; what has a
-            `class_path` is made first, at any depth.
+        options: arguments of the class, see `made`, in place of those that the checkpoint remembers.
         trust: read also checkpoints that run code as they are read.
 
     Raises:
@@ -116,14 +112,16 @@ def load_module(
     except VitxError:
         raise
     except Exception as error:  # whatever the class does as it is made
-        if not trust and runs_code(checkpoint):
-            raise VitxError(RUNS_CODE.format(checkpoint)) from error
-        said = " ".join(str(error).split())
+        if not trust:
+            refuse_code(checkpoint)
+        said = _said(error)
         hint = "; give it by --module-options" if "missing" in said and "argument" in said else ""
-        raise VitxError(
-            f"{class_path} could not be loaded from {checkpoint}: {type(error).__name__}: {said[:300]}{hint}"
-        ) from error
+        raise VitxError(f"{class_path} could not be loaded from {checkpoint}: {said}{hint}") from error
     return module
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _find_class(class_path: str) -> Any:

@@ -14,6 +14,7 @@ from vitx.errors import VitxError
 from vitx.models.given import ALONE, IMAGE_NAMES, TEXT_NAMES, Inputs
 from vitx.models.outputs import what_fits
 
+MadeLast = Callable[[Sequence[Tensor]], Tensor | None]
 Target = int | Sequence[int] | Tensor | Callable[[Tensor], Tensor] | None
 # What Hugging Face's models call what their last part puts out.
 _LOGITS = "logits", "logits_per_image", "image_embeds", "pooler_output", "last_hidden_state"
@@ -53,17 +54,13 @@ def check_images(model: nn.Module, images: Any) -> None:
     weight = next(model.parameters(), images)
     if weight.device != images.device:
         raise VitxError(f"the images are on {images.device} and the model is on {weight.device}: move one")
-    if weight.dtype == images.dtype or _precision(model) is not None:
-        return
-    if not torch.is_autocast_enabled(images.device.type):
+    rounds = _precision(model) is not None or torch.is_autocast_enabled(images.device.type)
+    if weight.dtype != images.dtype and not rounds:
         raise VitxError(f"the images are {images.dtype} and the model is {weight.dtype}: convert one")
 
 
 def predict(
-    model: nn.Module,
-    images: Tensor,
-    made_last: Callable[[Sequence[Tensor]], Tensor | None] | None = None,
-    inputs: Inputs = ALONE,
+    model: nn.Module, images: Tensor, made_last: MadeLast | None = None, inputs: Inputs = ALONE
 ) -> Tensor:
     """Runs the model and returns its logits.
 
@@ -83,10 +80,7 @@ def predict(
 
 
 def read_logits(
-    output: Any,
-    images: Tensor,
-    made_last: Callable[[Sequence[Tensor]], Tensor | None] | None = None,
-    inputs: Inputs = ALONE,
+    output: Any, images: Tensor, made_last: MadeLast | None = None, inputs: Inputs = ALONE
 ) -> Tensor:
     """Returns the logits in what a model put out, as for `predict`."""
     logits = _logits(output, len(images), made_last)
@@ -100,13 +94,12 @@ def read_logits(
 
 
 def _precision(model: Any) -> Any:
-    """The precision of what Lightning's Fabric wraps; None where it does not.
+    """Returns the precision of a model that Lightning's Fabric wraps; None where it does not.
 
     The wrapper lets nobody else go backwards from its output, so what is in it is called in its place.
     """
-    if type(model).__module__ not in ("lightning.fabric.wrappers", "lightning_fabric.wrappers"):
-        return None
-    return model._strategy.precision
+    wrapped = type(model).__module__ in ("lightning.fabric.wrappers", "lightning_fabric.wrappers")
+    return model._strategy.precision if wrapped else None
 
 
 def forward(model: Any, images: Tensor, inputs: Inputs = ALONE) -> Any:
@@ -163,7 +156,7 @@ def _takes(model: Any) -> list[str]:
     return [p.name for p in asked]
 
 
-def _logits(output: Any, batch: int, made_last: Callable[[Sequence[Tensor]], Tensor | None] | None) -> Tensor:
+def _logits(output: Any, batch: int, made_last: MadeLast | None) -> Tensor:
     """Finds the logits in what a model returns: what is called so, else the only scores, or the last made."""
     if isinstance(output, Tensor):
         return output
@@ -171,20 +164,15 @@ def _logits(output: Any, batch: int, made_last: Callable[[Sequence[Tensor]], Ten
         value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
         if isinstance(value, Tensor):
             return value
-    if is_dataclass(output):
-        output = vars(output)
+    output = vars(output) if is_dataclass(output) else output
     if isinstance(output, Mapping):
-        parts, kind = list(output.items()), f"a dict with the keys {', '.join(map(str, output))}"
+        parts, kind = dict(output), f"a dict with the keys {', '.join(map(str, output))}"
     else:
-        parts = list(enumerate(output)) if isinstance(output, Iterable) else []
+        parts = dict(enumerate(output)) if isinstance(output, Iterable) else {}
         kind = f"a {type(output).__name__} of {len(parts)}" if parts else type(output).__name__
-    tensors = {name: part for name, part in parts if isinstance(part, Tensor)}
-    scores = {
-        name: part
-        for name, part in tensors.items()
-        if part.ndim in (1, 2) and len(part) == batch and part.is_floating_point()
-    }
-    named = scores or tensors
+    tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+    scores = {name: t for name, t in tensors.items() if t.ndim in (1, 2) and len(t) == batch}
+    named = {name: t for name, t in scores.items() if t.is_floating_point()} or tensors
     found = list(named.values())
     if not found:
         raise VitxError(f"the model must return logits, found {kind}: {_CHOOSE}")
@@ -213,9 +201,7 @@ def target_classes(target: Target, logits: Tensor) -> Tensor | None:
     batch, classes = len(logits), 2 if single is not None else logits.shape[1]
     if target is None:
         return logits.argmax(1) if single is None else (single > 0).long()
-    found = _whole_numbers(target)
-    if isinstance(found, int):
-        found = [found] * batch
+    found = _whole_numbers(target, batch)
     if len(found) != batch:
         raise VitxError(f"target names {len(found)} classes for {batch} images: give one for each image")
     wrong = [index for index in found if not 0 <= index < classes]
@@ -232,24 +218,21 @@ def _no_classes(logits: Tensor) -> VitxError:
 
 
 def _single(logits: Tensor) -> Tensor | None:
-    """The logit of each image, (B,), where there is but one."""
+    """Returns the logit of each image, (B,), where there is but one."""
     if logits.ndim == 1:
         return logits
     return logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else None
 
 
-def _whole_numbers(target: Any) -> int | list[int]:
-    """Reads a class or a list of classes from an int, a sequence, or a tensor."""
+def _whole_numbers(target: Any, batch: int) -> list[int]:
+    """Reads a class, which is that of all images, or a list of classes from a sequence or a tensor."""
+    if isinstance(target, Tensor) or type(target).__module__ == "numpy":
+        target = target.tolist()
     try:
-        if isinstance(target, Tensor) or type(target).__module__ == "numpy":
-            target = target.tolist()
-        if isinstance(target, (bool, str)):
+        some = [target] * batch if hasattr(target, "__index__") else list(target)
+        if isinstance(target, str) or any(isinstance(item, bool) for item in some):
             raise TypeError
-        if hasattr(target, "__index__"):
-            return operator.index(target)
-        if any(isinstance(item, bool) for item in target):
-            raise TypeError
-        return [operator.index(item) for item in target]
+        return [operator.index(item) for item in some]
     except TypeError:
         raise VitxError(
             f"target must be None, a class, one class for each image, or a function, found {target!r}"
@@ -265,9 +248,8 @@ def difference(target: int, other: int) -> Callable[[Tensor], Tensor]:
     """
 
     def score(logits: Tensor) -> Tensor:
-        both = (torch.full((len(logits),), index, device=logits.device) for index in (target, other))
-        ours, theirs = (scores(None, logits, classes) for classes in both)
-        return ours - theirs
+        first, second = (scores(None, logits, target_classes(index, logits)) for index in (target, other))
+        return first - second
 
     return score
 

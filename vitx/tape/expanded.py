@@ -41,6 +41,12 @@ def over(part: Tensor, whole: Tensor) -> Tensor:
     return part / torch.where(whole == 0, 1, whole)
 
 
+def shared(r: Tensor, whole: Tensor, none: float = 0) -> tuple[Tensor, Tensor]:
+    """Divides relevance by the size of all that shares it; returns also what nothing is there to share."""
+    some = whole.abs() > none
+    return torch.where(some, r / torch.where(some, whole, 1), 0), torch.where(some, 0, r).sum()
+
+
 def added(first: Tensor, second: Tensor) -> Tensor:
     """Adds two tensors of one shape."""
     return (core(first) + core(second)).expand(first.shape)

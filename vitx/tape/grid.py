@@ -12,7 +12,7 @@ from vitx.errors import VitxError
 from vitx.tape.attention import Attention
 from vitx.tape.axes import channel_dims
 from vitx.tape.expanded import over
-from vitx.tape.rules.convolution import CONVOLUTIONS
+from vitx.tape.rules.layers import CONVOLUTIONS
 from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
 from vitx.tape.values import Value

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vitx.errors import VitxError
 from vitx.tape import kernels
 from vitx.tape.call import Call, overload, tensors_in
-from vitx.tape.rules import rule_of
+from vitx.tape.rules import decomposition_of, rule_of
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Tensors
 from vitx.tape.values import Step, Value
@@ -134,12 +134,25 @@ class Recorder(TorchDispatchMode):
                 call.outs.append(tensor)
             if not tensor.is_floating_point():
                 self._tensors.of(tensor).source = live[0][1]
-        for tensor, value in zip(call.outs, rule_of(call)(call) if call.outs else (), strict=False):
+        for tensor, value in zip(call.outs, self._follow(call) if call.outs else (), strict=False):
             if into:
                 versions.write(tensor, value)
             else:
                 self._tensors.bind(tensor, value, call.factors)
         return out
+
+    def _follow(self, call: Call) -> list[Value]:
+        """Returns the values of what a call put out: by its rule, or by the rules of what it is made of."""
+        decomposition = decomposition_of(call)
+        if decomposition is None:
+            return rule_of(call)(call)
+        if call.overload.in_place:
+            for tensor, value in call.live:
+                self._tensors.bind(tensor, value)
+        with self:
+            made = decomposition(*call.args, **call.kwargs)
+        outs = [tensor for tensor in tensors_in(made) if _holds(call, tensor)]
+        return [self.get(tensor) or self.tape.constant(tensor) for tensor in outs]
 
     def _note_constants(self, outs: Sequence[Tensor], given: Sequence[Tensor], new: bool) -> None:
         """Notes whether constants were made of anything learned, and masks and indices of a live value."""

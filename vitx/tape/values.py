@@ -122,9 +122,10 @@ class Step:
         return self.name + (f", in {module}" if module else "") + (f" (`{line}`)" if line else "")
 
 
-def followed(step: Step, axes: Axes | None) -> Axes | None:
-    """Returns what becomes of some axes of the first input."""
-    return None if axes is None or step.axes is None else step.axes([axes])
+def followed(found: Value, axes: Axes | None) -> Axes | None:
+    """Returns what the step that made a value makes of some axes of its first input."""
+    step = found.made_by
+    return None if axes is None or step is None or step.axes is None else step.axes([axes])
 
 
 def marked(shape: Sequence[int], dim: int, parts: int) -> Axes:

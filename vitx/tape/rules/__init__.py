@@ -1,15 +1,36 @@
-"""How relevance and the gradient of the linearised network go back through each operator.
+"""How relevance and the gradient of the linearized network go back through each operator.
 
 A rule is found by the operator's name alone. `views` and `rearranged` move elements, `contractions`,
 `attention` and `convolution` multiply and add up; `products`, `elementwise`, `norms` and `sums` leave
-elements where they are.
+elements where they are. What torch marks as pointwise is a function of each element.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._decomp import decomposition_table
+
 from vitx.tape.call import RULES, Call, Rule, unknown
-from vitx.tape.rules import contractions, convolution, norms, rearranged  # noqa: F401, and the rules they use
+from vitx.tape.rules import contractions, layers, rearranged  # noqa: F401, and the rules they use
+from vitx.tape.rules.elementwise import gated
+
+_SUMS = ("addcmul", "addcdiv")  # which are pointwise, too
 
 
 def rule_of(call: Call) -> Rule:
-    """Returns the rule of a call; a view that is a copy, as functionalised programs have it, is as any."""
-    found = RULES.get(call.name)
-    return found or RULES.get(call.name.removesuffix("_copy"), unknown)
+    """Returns the rule of a call; a view that is a copy, as functionalized programs have it, is as any."""
+    found = RULES.get(call.name) or RULES.get(call.name.removesuffix("_copy"))
+    pointwise = torch.Tag.pointwise in call.overload.function.tags and call.name not in _SUMS
+    return found or (gated if pointwise else unknown)
+
+
+def decomposition_of(call: Call) -> Callable[..., Any] | None:
+    """Returns what computes a call without a rule by other operators; None where torch knows no way."""
+    function = call.overload.function
+    if rule_of(call) is not unknown or torch.Tag.nondeterministic_seeded in function.tags:
+        return None
+    if call.overload.in_place:
+        function = getattr(getattr(torch.ops.aten, call.name), function._overloadname)
+    found: Callable[..., Any] | None = decomposition_table.get(function)
+    return found

@@ -1,19 +1,24 @@
-"""Products that are summed, however they are written: attention, scores, and values times constants."""
+"""Products that are summed, however they are written: attention, scores, and values times constants.
+
+Scores are what weights are made of. Some are read as they are: the masks of mask queries are scores of
+queries and pixels, and a semantic segmentation is the mean of their masks, weighted by their classes.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitx.tape import axes as ax
+from vitx.tape.attention import Mixture, Scores
 from vitx.tape.call import Call, rule, unknown
 from vitx.tape.contraction import Contraction, of_matmul, of_sum, transposed
-from vitx.tape.expanded import fitted, over, reshaped, scaled, spread
+from vitx.tape.expanded import over, reshaped, scaled, shared, spread
 from vitx.tape.rules.attention import attended
-from vitx.tape.rules.products import WEIGHING
-from vitx.tape.rules.scores import mixed, scores
+from vitx.tape.rules.elementwise import WEIGHING
 from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import divided
 from vitx.tape.values import Value, followed
@@ -21,34 +26,28 @@ from vitx.tape.values import Value, followed
 LINEAR_ATTENTION = "a product of three live values with no softmax between (linear attention)"
 OPERANDS = {
     **{"mm": ("self", "mat2"), "bmm": ("self", "mat2"), "mv": ("self", "vec"), "dot": ("self", "tensor")},
-    **{"addmm": ("mat1", "mat2"), "addmv": ("mat", "vec")},
-    **{"baddbmm": ("batch1", "batch2"), "addbmm": ("batch1", "batch2")},
+    **{"addmm": ("mat1", "mat2"), "addbmm": ("batch1", "batch2")},
 }
-MATRICES = ("mm", "bmm", "addmm", "baddbmm")  # which are faster than what is summed anyhow
+_PRODUCTS = {1: torch.ops.aten.mv.default, 2: torch.ops.aten.mm.default, 3: torch.ops.aten.bmm.default}
+MATRICES = ("mm", "bmm", "addmm", "addbmm")  # which are faster than what is summed anyhow
 
 
 @rule(*OPERANDS)
 def matmul(call: Call) -> list[Value]:
     """Follows a matrix product, and what is added to it."""
     left, right = (call[name] for name in OPERANDS[call.name])
-    operands = (left, call.value(left)), (right, call.value(right))
-    contraction = of_matmul(*operands, over_batch=call.name == "addbmm")
-    if not call.name.startswith(("add", "badd")):
+    values = call.value(left), call.value(right)
+    contraction = of_matmul((left, values[0]), (right, values[1]), over_batch=call.name == "addbmm")
+    added, beta, alpha = call["self"], call["beta"], call["alpha"]
+    if beta is None:
         return [contracted(call, contraction)]
-    alpha, beta = (1 if call[name] is None else call[name] for name in ("alpha", "beta"))
-    added = (call["self"], beta)
-    of_added = call.value(call["self"]) if beta else None
-    live = [value for _, value in operands if value is not None]
-    if len(live) == 1 and of_added is None:
-        return [weighed(call, contraction, alpha, [added] if beta else [])]
-    if not live:
-        assert of_added is not None
-        rest = call.out - beta * call["self"] if call.tape.accounts else 0
-        return [total(call, [added, (rest, 1)])]
-    aten = torch.ops.aten
-    product = aten.mv if right.ndim == 1 else aten.bmm if right.ndim == 3 else aten.mm
-    found = contracted(call.inner(product.default, left, right), contraction)
-    return [total(call, [added, (found, alpha)] if beta else [(found, alpha)])]
+    if call.value(added) is None and not call.tape.accounts and None in values:
+        return [weighed(call, contraction, alpha)]  # as a linear layer, most often
+    if any(values):
+        product: Any = contracted(call.inner(_PRODUCTS[right.ndim], left, right), contraction)
+    else:
+        product, alpha = call.out - beta * added, 1
+    return [total(call, [(added, beta)] * (beta != 0) + [(product, alpha)])]
 
 
 def contracted(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
@@ -56,30 +55,23 @@ def contracted(call: Call, contraction: Contraction, factor: float = 1.0) -> Val
     left, right, _ = contraction
     if left.value is None or right.value is None:
         return weighed(call, contraction, factor)
-    weighing = [operand.value.kind in WEIGHING for operand in (left, right) if operand.value]
-    if all(weighing):
-        return mixed(call, contraction, factor)
-    if "scores" in (left.value.kind, right.value.kind):
+    kinds = left.value.kind, right.value.kind
+    first, second = (kind in WEIGHING for kind in kinds)
+    if "scores" in kinds:
         return call.make(call.values, None, name=LINEAR_ATTENTION)
-    if any(weighing):
-        return attended(call, contraction, *((left, right) if weighing[0] else (right, left)), factor)
-    return scores(call, contraction, [left.value, right.value], factor)
+    if first != second:
+        return attended(call, contraction, *((left, right) if first else (right, left)), factor)
+    return paired(call, contraction, factor, weighing=first)
 
 
-def weighed(
-    call: Call, contraction: Contraction, factor: float = 1.0, added: Sequence[tuple[Tensor, Any]] = ()
-) -> Value:
-    """Follows a live value times constants: evenly where these were learned, else in proportion to them.
-
-    Constants may be added to the product, with factors of their own.
-    """
+def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
+    """Follows a live value times constants: evenly where these were learned, else in proportion to them."""
     live, constant, dims = contraction
     on_left = live.value is not None
     if not on_left:
         live, constant = constant, live
-    value, tape, out = live.value, call.tape, contraction.out
+    value, out, shape, size = live.value, contraction.out, live.shape, live.tensor.shape
     assert value is not None
-    shape, size = live.shape, live.tensor.shape
     fixed = call.tensors.is_fixed(constant.tensor)
     stacked, normalized = (ax.reshaped(axes or (), shape) or () for axes in (value.along, value.over))
     if fixed and value.parts is not None and {*ax.channel_dims(stacked)} & {*dims}:
@@ -88,8 +80,7 @@ def weighed(
     assert matrix is not None
     matrix = matrix.detach()
     weight, matrices = matrix.reshape(constant.shape), call.name in MATRICES
-    own = [tape.constant(one * beta) for one, beta in added] if tape.accounts else []
-    blind = [tape.constant(None)] if fixed else []  # what has no weight at all
+    without_weight = [call.tape.constant(None)] if fixed else []
 
     def whole(like: Tensor) -> tuple[Tensor, Tensor]:
         """Returns how much each element counts, and how much of an output all of them."""
@@ -104,26 +95,15 @@ def weighed(
         if not fixed:
             return [reshaped(spread(r, shape, dims), size)]
         each, total = whole(r)
-        share = torch.where(total > 0, over(r, total), 0)
-        return [transposed(share, each, shape, size), (r * (total == 0)).sum()]
+        share, rest = shared(r, total)
+        return [transposed(share, each, shape, size), rest]
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
-        g = arrived[0]
+        g = arrived[0] if factor == 1 else arrived[0] * factor
         if matrices:
             across = matrix.mT.to(g.dtype)
-            found = g @ across if on_left else across @ g
-        else:
-            found = transposed(g.reshape(out), weight, shape, size)
-        return [found if factor == 1 else found * factor, *(fitted(g, one.shape) for one in own)]
-
-    found = call.make(
-        [value, *blind],
-        relevance,
-        gradient,
-        sources=[value, *own],
-        axes=lambda of: through(of[0], not fixed),
-    )
-    after = found.shape
+            return [g @ across if on_left else across @ g]
+        return [transposed(g.reshape(out), weight, shape, size)]
 
     def through(axes: ax.Axes, channels: bool) -> ax.Axes | None:
         """Returns the axes of what comes out: new dimensions count channels, or tokens."""
@@ -131,6 +111,8 @@ def weighed(
         parts = (() if d in dims else part or ax.dimension(out[d], channels) for d, part in inside)
         return ax.reshaped(tuple(parts), after)
 
+    after, inputs = call.out.shape, [value, *without_weight]
+    found = call.make(inputs, relevance, gradient, sources=[value], axes=lambda of: through(of[0], not fixed))
     if fixed:
         like = torch.zeros((), dtype=call.out.dtype, device=call.out.device)
         found.mass = lambda: whole(like)[1].expand(out).reshape(after)
@@ -152,9 +134,9 @@ def quantized(call: Call) -> list[Value]:
     unpack: Any = torch.ops.quantized.linear_unpack_fp16 if half else torch.ops.quantized.linear_unpack
     weight = unpack(call["W_prepack"])[0]
     weight = (weight.dequantize() if weight.is_quantized else weight.float()).mT
-    added = [(call.out - x @ weight, 1)] if call.tape.accounts else []
     wide = weight.view(*[1] * (x.ndim - 2), *weight.shape)
-    return [weighed(call, of_matmul((x, of_x), (wide, None)), added=added)]
+    product = weighed(call, of_matmul((x, of_x), (wide, None)))
+    return [total(call, [(product, 1), (call.out - x @ weight if call.tape.accounts else 0, 1)])]
 
 
 @rule("sum", "mean")
@@ -193,8 +175,7 @@ def summed(call: Call) -> list[Value]:
     if value.kind == "exp":
         found.total = value
     if value.kind in ("scores", "weights"):
-        assert found.made_by is not None
-        found.kind, found.over = value.kind, followed(found.made_by, value.over)
+        found.kind, found.over = value.kind, followed(found, value.over)
     return [found]
 
 
@@ -205,3 +186,46 @@ def _of_stack(call: Call, dim: int, factor: float) -> Value:
     parts = call.inner(function, tensor, *given)
     parts.outs = function(tensor.detach(), *given)
     return total(call, [(part, factor) for part in divided(parts)])
+
+
+def paired(call: Call, contraction: Contraction, factor: float, *, weighing: bool) -> Value:
+    """Follows q k^T, which is to become weights, or weights times weights; what reads it gives half to each.
+
+    Weights have it in proportion to the size of what they make together.
+    """
+    operands, dims, out = contraction[:2], contraction.summed, contraction.out
+    values = [one.value for one in operands if one.value is not None]
+    shapes, sizes = [one.shape for one in operands], [one.tensor.shape for one in operands]
+    kept = [call.tape.keeper.keep(one.tensor) for one in operands] if weighing or call.linearised else []
+
+    def aligned(like: Tensor) -> list[Tensor]:
+        return [one.tensor.reshape(shape).to(like) for one, shape in zip(kept, shapes, strict=True)]
+
+    def relevance(arrived: list[Tensor]) -> list[Tensor]:
+        half = scaled(reshaped(arrived[0], out), 0.5)
+        if not weighing:
+            pairs = zip(shapes, sizes, strict=True)
+            return [reshaped(spread(half, shape, dims), size) for shape, size in pairs]
+        each, every = [one.abs() for one in aligned(half)], list(range(len(out)))
+        whole = torch.einsum(each[0], every, each[1], every, [dim for dim in every if dim not in dims])
+        share = over(half, whole.reshape(out))
+        parts = zip(each, each[::-1], shapes, sizes, strict=True)
+        return [transposed(share, other, shape, n) * own.reshape(n) for own, other, shape, n in parts]
+
+    def gradient(arrived: list[Tensor]) -> list[Tensor]:
+        g = arrived[0].reshape(out) * (factor / 2)
+        return [transposed(g, *each) for each in zip(aligned(g)[::-1], shapes, sizes, strict=True)]
+
+    def channels(of: Callable[[Value], ax.Axes | None]) -> list[set[int]]:
+        pairs = zip(values, shapes, strict=True)
+        return [{*ax.channel_dims(ax.reshaped(of(value) or (), shape) or ())} for value, shape in pairs]
+
+    kind: Any = partial(
+        Scores, contracts_channels=lambda: all({*dims} <= one for one in channels(lambda value: value.axes))
+    )
+    if weighing and any({*dims} & one for one in channels(lambda value: value.over)):
+        found = call.make(values, None)  # one of them may be attention to the other
+    else:
+        found = call.make(values, relevance, gradient, kind=Mixture if weighing else kind)
+    found.kind = "weights" if weighing else "scores"
+    return found

@@ -1,6 +1,7 @@
-"""Functions of one value, element by element: all relevance is its own, and the gate is held.
+"""Functions of one value, element by element, and products and quotients of two.
 
-y = x * (f(x) / x) + f(0), in which the gate f(x) / x is a constant of the linearised network.
+Of a function of one value, all relevance is its own, and the gate is held: y = x * (f(x) / x) + f(0), where
+f(x) / x is a constant of the linearized network.
 """
 
 import math
@@ -9,34 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitx.tape.call import Call, Transpose, rule
-from vitx.tape.expanded import fitted
-from vitx.tape.values import Value
+from vitx.tape import axes as ax
+from vitx.tape.attention import Attention
+from vitx.tape.call import Call, Transpose, rule, tensors_in, unknown
+from vitx.tape.expanded import fitted, scaled
+from vitx.tape.rules.attention import normalized
+from vitx.tape.values import Value, reduced
 
-GATED = """gelu relu silu sigmoid tanh erf log sqrt rsqrt pow abs elu reciprocal hardswish leaky_relu
-hardsigmoid softplus mish celu sin cos tan asin acos atan sinh cosh asinh acosh atanh expm1 log1p
-log2 log10 exp exp2 erfc erfinv hardtanh hardshrink softshrink _prelu_kernel threshold
-log_sigmoid_forward logit clamp clamp_min clamp_max nan_to_num xlogy i0 round floor ceil trunc
-frac sign sgn fmod remainder hypot atan2""".split()  # noqa: SIM905
 SIZES = ("rsqrt", "reciprocal")
 SAME_KIND = ("clamp", "clamp_min", "clamp_max", "nan_to_num", "abs")
 
-Around0 = tuple[float | None, float | None]  # value and slope of a function at 0, if it has some
-_KNOWN: dict[
-    tuple[str, int, str] | None, Around0
-] = {}  # of those of one tensor, with all else they are given
+Around0 = tuple[float | None, ...]  # value and slope of a function at 0, where they are finite
+_KNOWN: dict[tuple[str, int, str], Around0] = {}  # of functions of one tensor, with all else they are given
 
 
-@rule(*GATED)
+@rule("hardswish", "_prelu_kernel", "log_sigmoid_forward")
 def gated(call: Call, *, size: bool = False) -> list[Value]:
     """Follows an activation, or any other function of one value, which may say how large something is."""
-    if len({id(t) for t, _ in call.live}) != 1:
-        return call.make_all(call.values, None)
+    if len({id(tensor) for tensor, _ in call.live}) != 1:
+        return unknown(call)
     tensor, value = call.live[0]
     before, exponent = value.shape, call["exponent"]
     size = size or call.name in SIZES
     size = size or (call.name == "pow" and bool(torch.as_tensor(exponent).lt(0).any()))
-    sources, gradient = _linearised(call, tensor, value, size) if call.linearised else ([value], None)
+    sources, gradient = _linearized(call, tensor, value, size) if call.linearised else ([value], None)
     same = before == call.out.shape
     found = call.make(
         *([value], lambda r: [fitted(r[0], before)], gradient),
@@ -58,7 +55,7 @@ def gated(call: Call, *, size: bool = False) -> list[Value]:
     return [found]
 
 
-def _linearised(call: Call, tensor: Tensor, value: Value, size: bool) -> tuple[list[Value], Any]:
+def _linearized(call: Call, tensor: Tensor, value: Value, size: bool) -> tuple[list[Value], Any]:
     """Returns where the gradient goes, and how: by the gate, and to what is not 0 at 0."""
     out, tape = call.out.detach(), call.tape
     if value.kind == "scores" and call.name == "exp":
@@ -73,45 +70,25 @@ def _linearised(call: Call, tensor: Tensor, value: Value, size: bool) -> tuple[l
     gate = ((out - at_0) if at_0 else out) / x
     gate = torch.where(x == 0, slope, gate) if gate.dtype.is_complex else gate.nan_to_num_(nan=slope)
     own = [tape.constant(out.new_tensor(at_0))] if tape.accounts and at_0 else []
-    before = value.shape
-
-    def gradient(arrived: list[Tensor]) -> list[Tensor]:
-        g = arrived[0]
-        return [fitted(g * gate, before), *([g.sum()] if own else [])]
-
-    return [value, *own], gradient
+    return [value, *own], lambda g: [fitted(g[0] * gate, value.shape), *(g[0].sum() for _ in own)]
 
 
 def _around_0(call: Call, tensor: Tensor) -> Around0:
-    """Returns value and slope of a function at 0; None where it has none."""
+    """Returns value and slope of a function at 0."""
     given = [None if one is tensor else one for one in (*call.args, *call.kwargs.items())]
-    alone = not any(isinstance(one, Tensor) for one in (*given, *call.kwargs.values()))
-    known = (call.name, tensor.ndim, str(given)) if alone else None
-    if known in _KNOWN:
-        return _KNOWN[known]
-    device = "cpu" if alone else tensor.device  # a GPU would have to be waited for
-    point = torch.zeros((1,) * tensor.ndim, dtype=torch.float64, device=device)
-    transpose = Transpose(call, [tensor], [point])
-    values = transpose.at_0([point])
-    (slope,) = transpose([torch.ones_like(values)])
-    at_0 = values.amax().item() if bool((values == values.amax()).all()) else math.nan
-    of_slope = 0.0 if slope is None else slope.sum().item() / values.numel()
-    found = at_0 if math.isfinite(at_0) else None, of_slope if math.isfinite(of_slope) else None
-    if known is not None:
-        _KNOWN[known] = found
-    return found
-
-
-@rule("glu")
-def glu(call: Call) -> list[Value]:
-    """Follows half of a value times a gate of the other half: each has its share."""
-    (tensor, value), dim = call.live[0], call["dim"]
-    gate = tensor.detach().chunk(2, dim)[1].sigmoid()
-
-    def gradient(arrived: list[Tensor]) -> list[Tensor]:
-        return [torch.cat([arrived[0] * gate, torch.zeros_like(gate)], dim)]
-
-    return [call.make([value], lambda r: [torch.cat([r[0], r[0]], dim) / 2], gradient)]
+    alone = not tensors_in(*given)
+    key = call.name, tensor.ndim, str(given) if alone else ""
+    if not alone or key not in _KNOWN:
+        device = "cpu" if alone else tensor.device  # a GPU would have to be waited for
+        point = torch.zeros((1,) * tensor.ndim, dtype=torch.float64, device=device)
+        transpose = Transpose(call, [tensor], [point])
+        values = transpose.at_0([point])
+        (slope,) = transpose([torch.ones_like(values)])
+        lowest, highest = (one.item() for one in values.aminmax())
+        at_0 = highest if lowest == highest else math.nan
+        steep = 0.0 if slope is None else slope.sum().item() / values.numel()
+        _KNOWN[key] = tuple(one if math.isfinite(one) else None for one in (at_0, steep))
+    return _KNOWN[key]
 
 
 @rule("_softmax", "_safe_softmax", "softmax", "_log_softmax", "log_softmax")
@@ -135,9 +112,137 @@ def softmax(call: Call) -> list[Value]:
     return [found]
 
 
-@rule("logsumexp")
-def logsumexp(call: Call) -> list[Value]:
-    """Follows the logarithm of a sum of exponentials, by which x is normalized."""
-    found = call.make(call.values, None)
-    found.kind = "normalizer"
+WEIGHING = ("weights", "exp")
+
+
+@rule("neg")
+def negated(call: Call) -> list[Value]:
+    """Follows a change of sign."""
+    return [_times_constant(call, call.values[0], -1)]
+
+
+@rule("mul")
+def multiplied(call: Call) -> list[Value]:
+    """Follows a product, and notes its factors, as it may be summed."""
+    first, second = call["self"], call["other"]
+    one, other = call.value(first), call.value(second)
+    if one is not None and other is not None:
+        found = _product(call, first, second)
+        for above, by in ((one, other), (other, one)):
+            if by.kind == "size":
+                _name_softmax(found, above, by)
+        if first.numel() and second.numel():
+            call.factors = [(first, one), (second, other)]
+        return [found]
+    tensor, factor = (second, first) if one is None else (first, second)
+    (value,) = call.values
+    found = _times_constant(call, value, factor)
+    if isinstance(factor, Tensor) and factor.numel() > 1:
+        call.factors = [(tensor, value), (factor, None)]
+    elif isinstance(factor, Tensor) or value.kind is None:
+        call.factors = call.factors_of(tensor) if found.shape == value.shape and factor == 1 else None
     return [found]
+
+
+@rule("div")
+def quotient(call: Call) -> list[Value]:
+    """Follows a quotient: what divides is a scale; exponentials over their sum are a softmax."""
+    first, second = call["self"], call["other"]
+    above, below = call.value(first), call.value(second)
+    if call["rounding_mode"] is not None or above is None:
+        return gated(call, size=call["rounding_mode"] is None)
+    if below is None:
+        return [_times_constant(call, above, 1 / second)]
+    found, before = _product(call, first, second, quotient=True), above.made_by
+    if not _name_softmax(found, above, below) and isinstance(before, Attention):
+        found = normalized(call, before) if before.inputs[1] is below.total else found
+    return [found]
+
+
+def _name_softmax(found: Value, above: Value, below: Value) -> bool:
+    """Notes exponentials over their sum, and returns whether these are some."""
+    if below.total is None or below.total.base != above.base:
+        return False
+    found.kind, found.dim = "weights", reduced(found.shape, below.shape)
+    return True
+
+
+def _times_constant(call: Call, value: Value, factor: Any) -> Value:
+    before, shape, mass = value.shape, call.out.shape, value.mass
+    if isinstance(factor, Tensor) and not factor.is_floating_point():
+        factor = factor.to(call.out.dtype)
+    found = call.make(
+        [value],
+        lambda r: [fitted(r[0], before)],
+        lambda g: [fitted(g[0] * factor, before)],
+        axes=lambda of: ax.broadcast(of[0], shape),
+    )
+    if before == shape:
+        found.roots, found.sum, found.fan, found.place = value.roots, value.sum, value.fan, value.place
+        found.via, found.base, found.proportional = value.via, value.base, value.proportional
+        found.mass = mass
+    found.kind = value.kind if value.kind != "log" else None
+    if not isinstance(factor, Tensor):
+        found.total = value.total
+        found.dim = value.dim if value.kind == "weights" and factor == 1 else None
+    elif factor.numel() > 1 and call.tensors.is_fixed(factor):
+        kept = call.tape.keeper.keep(factor)
+        found.mass = lambda: kept.tensor.abs() * (1 if mass is None else mass())
+    return found
+
+
+def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = False) -> Value:
+    """Follows a product or quotient of two live values, none of which is summed.
+
+    What weighs, or says how large something is, is held: all relevance is the other one's. So is what was
+    made from the other one, as a gate. Where neither is held, each counts half.
+    """
+    one, other = call.value(first), call.value(second)
+    assert one is not None
+    assert other is not None
+    if one.kind == other.kind == "exp" and one.base != other.base:
+        return call.make(call.values, None)  # a sum, as its logarithm would show
+    held = 1 if quotient else _held(one, other)
+    moving = [(one, second), (other, first)]
+    if held is not None:
+        moving = [moving[1 - held]]
+    value = moving[0][0]
+    all_its_own = held is not None and (
+        quotient or one.base == other.base or any(v.kind in (*WEIGHING, "size") for v in (one, other))
+    )
+    inputs = [value] if all_its_own else [one, other]
+    shapes, sources, shape = [v.shape for v in inputs], [v for v, _ in moving], call.out.shape
+    keep = call.tape.keeper.keep
+    gates = [keep(1 / factor if quotient else factor) for _, factor in moving] if call.linearised else []
+
+    def gradient(arrived: list[Tensor]) -> list[Tensor]:
+        g = arrived[0] / len(gates)
+        return [fitted(g * gate.tensor, v.shape) for gate, v in zip(gates, sources, strict=True)]
+
+    found = call.make(
+        inputs,
+        lambda r: [fitted(scaled(r[0], 1 / len(shapes)), s) for s in shapes],
+        gradient,
+        sources=sources,
+        axes=(lambda of: ax.broadcast(of[0], shape)) if all_its_own else None,
+    )
+    if one.base == other.base and one.shape == other.shape:
+        found.base, found.proportional = one.base, False
+    if held is not None and value.kind in ("size", "scores", "weights"):
+        found.kind = value.kind
+    return found
+
+
+def _held(one: Value, other: Value) -> int | None:
+    """Returns which of two factors is held, 0 or 1; None where each counts half."""
+    for kinds in (WEIGHING, ("size",)):
+        if (one.kind in kinds) != (other.kind in kinds):
+            return 0 if one.kind in kinds else 1
+    for n, (made, of) in enumerate(((one, other), (other, one))):
+        if made.above >> of.number & 1:
+            return n
+    if one.base == other.base:
+        return 0 if other.proportional and not one.proportional else 1
+    if other.above >> one.base & 1:
+        return 1
+    return 0 if one.above >> other.base & 1 else None

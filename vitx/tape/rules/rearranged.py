@@ -2,12 +2,16 @@
 
 import math
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 
 import torch
 from torch import Tensor
 
 from vitx.tape import axes as ax
-from vitx.tape.call import RULES, Call, Transpose, rule, unknown
+from vitx.tape.call import Call, Transpose, rule, unknown
+from vitx.tape.expanded import shared
+from vitx.tape.rules.elementwise import gated
 from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import same
 from vitx.tape.values import AxesOf, Value, followed
@@ -62,9 +66,8 @@ def _chosen(call: Call, value: Value, weighing: bool) -> Value:
         return [*transpose(arrived), *(arrived[0] for _ in own)]
 
     found = call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
-    if weighing:
-        found.kind = value.kind
-    else:
+    found.kind = value.kind
+    if not weighing:
         found.base, found.proportional = value.base, False
     return found
 
@@ -110,11 +113,10 @@ def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
             return [*transpose(arrived), None]
         r = arrived[0].contiguous()
         counts = inside(r, alike=moves)
-        whole = transpose.linear(counts)
-        under = whole.abs() > _NONE  # not so a window that sees nothing but padding
-        shares = transpose([torch.where(under, r / torch.where(under, whole, 1), 0)])
-        pairs = zip(shares, counts, strict=True)
-        return [*(None if s is None else s * count for s, count in pairs), r.masked_fill(under, 0).sum()]
+        whole = transpose.linear(counts)  # 0 where a window sees nothing but padding
+        share, unseen = shared(r, whole, _NONE)
+        pairs = zip(transpose([share]), counts, strict=True)
+        return [*(None if part is None else part * count for part, count in pairs), unseen]
 
     def gradient(arrived: list[Tensor]) -> list[Tensor | None]:
         return [*transpose(arrived), arrived[0] if fills else None]
@@ -126,13 +128,11 @@ def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
     found = call.make([*values, own], relevance, gradient, axes=axes)
     if not moves:
         return found
-    found.roots = 0
-    for value in values:
-        found.roots |= value.roots
+    found.roots = reduce(or_, (value.roots for value in values))
     if len({value.kind for value in values}) == 1:
         found.kind = values[0].kind
-    if len(values) == 1 and found.made_by is not None:
-        found.over = followed(found.made_by, values[0].over)
+    if len(values) == 1:
+        found.over = followed(found, values[0].over)
     if found.kind is None and (fills or any(mass is not None for mass in masses)):
         like = call.out.new_zeros(())
 
@@ -173,7 +173,7 @@ def picked(call: Call) -> list[Value]:
     A maximum over dimensions picks, or says how large something is.
     """
     if call.name in ("maximum", "minimum", "fmax", "fmin") and len(call.live) == 1:
-        return RULES["clamp"](call)  # by a constant
+        return gated(call)  # by a constant
     tensors = [t for t, _ in call.live]
     points = [t.detach().clone() if call.overload.written else t for t in tensors]
     transpose = Transpose(call, tensors, points)

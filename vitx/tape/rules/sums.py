@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitx.tape import axes as ax
 from vitx.tape.attention import Attention
-from vitx.tape.call import RULES, Call, rule
+from vitx.tape.call import Call, rule
 from vitx.tape.expanded import fitted, scaled
 from vitx.tape.sums import Sum, terms_of
 from vitx.tape.values import Value, reduced
@@ -32,17 +32,6 @@ def blended(call: Call) -> list[Value]:
     of_constant = call.value(weight) is None
     weight = weight.detach() if isinstance(weight, Tensor) else weight
     return [total(call, [(call["self"], 1 - weight), (call["end"], weight)], exact=of_constant)]
-
-
-@rule("addcmul", "addcdiv")
-def added_product(call: Call) -> list[Value]:
-    """Follows a sum of something and a product or a quotient of two."""
-    function = (torch.ops.aten.div if call.name == "addcdiv" else torch.ops.aten.mul).Tensor
-    first, second = call["tensor1"], call["tensor2"]
-    out = function(first.detach(), second.detach())
-    part = call.inner(function, first, second, out=out)
-    product = RULES[part.name](part)[0] if part.live else out
-    return [total(call, [(call["self"], 1), (product, 1 if call["value"] is None else call["value"])])]
 
 
 def total(call: Call, summands: Sequence[Summand], *, exact: bool = True) -> Value:
@@ -109,7 +98,7 @@ def _shifted(call: Call, value: Value, options: dict[str, Any], *, alone: bool) 
         found.kind = value.kind
         found.along = value.along if before == shape else None
     found.total = value.total
-    if options["sources"][1:]:
+    if options["sources"][1:] and value.roots & call.tape.residuals:
         call.tape.shifted[value] = found, call.tape.keeper.keep(call.out)
     return found
 

@@ -1,6 +1,8 @@
 """The frequent rearrangements, as views are, and what is put together: each has a transpose of its own."""
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -33,9 +35,8 @@ def carried(call: Call, found: Value, value: Value, number: int = 0) -> Value:
         if value.mass is not None:
             move, mass, before = Transpose(call, [call.live[0][0]], [None]), value.mass, value.shape
             found.mass = lambda: move.run([mass().expand(before).contiguous()])[number]
-    assert found.made_by is not None
-    found.over = followed(found.made_by, value.over)
-    found.along = followed(found.made_by, value.along)
+    found.over = followed(found, value.over)
+    found.along = followed(found, value.along)
     found.parts = None if found.along is None else value.parts
     return found
 
@@ -71,16 +72,10 @@ def same(call: Call) -> list[Value]:
 @rule("permute", "transpose", "t")
 def permuted(call: Call) -> list[Value]:
     """Follows dimensions in another order."""
-    ndim = call.out.ndim
-    order = list(range(ndim))
-    if call["dims"] is not None:
-        order = [dim % ndim for dim in call["dims"]]
-    elif call["dim0"] is not None:
-        first, second = call["dim0"] % ndim, call["dim1"] % ndim
-        order[first], order[second] = second, first
-    else:
-        order.reverse()
-    back = [order.index(dim) for dim in range(ndim)]
+    dims = range(call.out.ndim)
+    sizes = torch.empty([dim + 2 for dim in dims], device="meta")  # which tell the dimensions apart
+    order = [size - 2 for size in call.overload.function(sizes, *call.args[1:], **call.kwargs).shape]
+    back = [order.index(dim) for dim in dims]
     return turned(call, lambda r: r.permute(back), lambda of: tuple(of[dim] for dim in order))
 
 
@@ -134,18 +129,20 @@ def taken_apart(found: Value, whole: Value, number: int) -> None:
     part = whole.parts[number]
     found.roots, found.open, found.kind, found.parts = part.roots, part.open, part.kind, None
     found.above = part.above | 1 << part.number
+    if found.shape == part.shape:
+        found.base, found.proportional = part.base, part.proportional
 
 
 @rule("cat", "stack")
 def joined(call: Call) -> list[Value]:
     """Follows several tensors that become one; what is not live among them is the model's own."""
-    tensors: Sequence[Tensor] = call["tensors"]
-    tensors = [t for t in tensors if t.ndim > 1 or t.numel()]  # cat takes an empty one of any shape
+    given: Sequence[Tensor] = call["tensors"]
+    tensors = [t for t in given if t.ndim > 1 or t.numel()]  # cat takes an empty one of any shape
     stacks, dim, shape = call.name == "stack", call["dim"] % call.out.ndim, tuple(call.out.shape)
-    values = [call.value(t) for t in tensors]
+    values = [call.value(tensor) for tensor in tensors]
     live = [value for value in values if value is not None]
-    parts = [call.tape.constant(t) if v is None else v for t, v in zip(tensors, values, strict=True)]
-    sizes = [1 if stacks else t.shape[dim] for t in tensors]
+    parts = [v or call.tape.constant(t) for t, v in zip(tensors, values, strict=True)]
+    sizes = [1 if stacks else tensor.shape[dim] for tensor in tensors]
 
     def back(arrived: list[Tensor]) -> list[Tensor]:
         return list(arrived[0].unbind(dim) if stacks else arrived[0].split(sizes, dim))
@@ -162,9 +159,7 @@ def joined(call: Call) -> list[Value]:
         return (*found[:dim], ax.dimension(shape[dim], of_same_tokens), *found[dim:])
 
     found = call.make(parts, back, back, axes=axes)
-    found.roots = 0
-    for value in live:
-        found.roots |= value.roots
+    found.roots = reduce(or_, (value.roots for value in live))
     found.place = call.tape.same(found, call.name, dim, *(part.place for part in parts))
     if len({(value.kind, value.dim) for value in live}) == 1:
         found.kind, old = live[0].kind, live[0].dim

@@ -1,0 +1,165 @@
+"""Layers that torch runs as one operator: convolutions, and norms.
+
+A convolution gives evenly to channels and the real pixels under a window. Of a norm, all but the scale is
+linear, and the scale is held.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitx.tape import axes as ax
+from vitx.tape.axes import dimensions
+from vitx.tape.call import Call, rule, unknown
+from vitx.tape.expanded import fitted, reshaped, shared, spread, summed
+from vitx.tape.values import Value
+
+CONVOLUTIONS = (
+    *("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution", "convolution_overrideable"),
+)
+OPTIONS = ("stride", "padding", "dilation", "transposed")
+_NONE = 1e-6  # how much of a window counts as none
+
+
+@rule(*CONVOLUTIONS)
+def convolved(call: Call) -> list[Value]:
+    """Follows a convolution: evenly to the group's channels and the real pixels under each window."""
+    tensor = call["self"] if call["input"] is None else call["input"]
+    weight, value, tape = call.learned(call["weight"]), call.value(tensor), call.tape
+    if value is None or weight is None or call.value(call["weight"]) is not None:
+        return unknown(call)
+    groups, size, shape, mass = call["groups"], weight.shape[2:], value.shape, value.mass
+    stride, padding, dilation, transposed = (call[name] for name in OPTIONS)
+    options = stride, padding, dilation, bool(transposed), call["output_padding"] or [0] * len(size)
+    bias = call.learned(call["bias"])
+    own = [tape.constant(bias.view(-1, *[1] * len(size)))] if tape.accounts and bias is not None else []
+    blind = tape.constant(None)  # what windows have that see no real pixel
+    tiles = mass is None and not transposed and tuple(stride) == size and set(dilation) == {1}
+    tiles = tiles and tuple(n * k for n, k in zip(call.out.shape[2:], size, strict=True)) == shape[2:]
+
+    def back(g: Tensor, x: Tensor, kernel: Tensor, groups: int) -> Tensor:
+        given = g.contiguous(), x, kernel.to(g.dtype), None, *options, groups, [True, False, False]
+        found: Tensor = torch.ops.aten.convolution_backward(*given)[0]
+        return found
+
+    def to_channels(pixels: Tensor) -> Tensor:
+        apart = (len(pixels), groups, shape[1] // groups, *shape[2:])
+        return reshaped(spread(pixels[:, :, None], apart, [2]), shape)
+
+    def relevance(arrived: list[Tensor]) -> list[Tensor | None]:
+        r = summed(arrived[0].unflatten(1, (groups, -1)), [2])
+        if tiles:  # as in the first layer of a ViT
+            return [to_channels(F.interpolate(r.contiguous(), size=shape[2:]) / math.prod(size)), None]
+        one, inside = r.new_ones(1, 1, *size), r.new_ones(1, 1, *shape[2:])
+        if mass is not None:
+            inside = inside * mass().to(r).expand(shape).mean(1, keepdim=True)
+        under: Tensor = torch.ops.aten.convolution(inside, one, None, *options, 1)
+        share, unseen = shared(r, under, _NONE)
+        share = share.reshape(-1, 1, *r.shape[2:])
+        x = r.new_empty(()).expand(len(share), 1, *shape[2:])
+        pixels = back(share, x, one, 1).view(len(r), groups, *shape[2:]) * inside
+        return [to_channels(pixels), unseen]
+
+    def gradient(arrived: list[Tensor]) -> list[Tensor]:
+        g = arrived[0]
+        return [back(g, g.new_empty(shape), weight, groups), *(fitted(g, one.shape) for one in own)]
+
+    out = tuple(call.out.shape)
+    found = call.make(
+        [value, blind],
+        relevance,
+        gradient,
+        sources=[value, *own],
+        axes=lambda of: (of[0][0], ax.dimension(out[1], True), *ax.resized(of[0][2:], out[2:])),
+    )
+    if set(size) == {1} and value.kind in ("scores", "weights") and value.dim != 1:  # heads are mixed
+        found.kind, found.dim, found.rounded = value.kind, value.dim, True
+    return [found]
+
+
+@rule("native_layer_norm", "_fused_rms_norm")
+def layer_norm(call: Call) -> list[Value]:
+    """Follows a norm over the last dimensions, centered or not."""
+    centered = range(-len(call["normalized_shape"]), 0) if call.name == "native_layer_norm" else ()
+    return _norm(call, call.outs[-1], (*centered,))
+
+
+@rule("native_group_norm")
+def group_norm(call: Call) -> list[Value]:
+    """Follows a norm over groups of channels."""
+    shape, groups = call.out.shape, call["group"]
+    along = (-1, *[1] * (len(shape) - 2))
+    scale = call.outs[2].repeat_interleave(shape[1] // groups, 1).view(shape[0], *along)
+    return _norm(call, scale, (-1,), along=along, grouped=(shape[0], groups, -1))
+
+
+@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit")
+@rule("cudnn_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update", "miopen_batch_norm")
+def batch_norm(call: Call) -> list[Value]:
+    """Follows a norm with the statistics of the training, linear and a constant, or with those of a batch."""
+    x, mean, variance = call["input"], call["running_mean"], call["running_var"]
+    eps = call["eps"] if call["eps"] is not None else call["epsilon"]
+    along = (-1, *[1] * (x.ndim - 2))
+    if call["training"] or mean is None or variance is None:
+        dims = tuple(dim for dim in range(x.ndim) if dim != 1)
+        scale = (x.var(dims, unbiased=False, keepdim=True) + eps).rsqrt()
+        return _norm(call, scale, dims, along=along)
+    return _norm(call, (variance + eps).rsqrt().view(along), along=along, mean=mean.view(along))
+
+
+def _norm(
+    call: Call,
+    scale: Tensor,
+    dims: tuple[int, ...] = (),
+    *,
+    along: Sequence[int] | None = None,
+    grouped: Sequence[int] | None = None,
+    mean: Tensor | None = None,
+) -> list[Value]:
+    """Follows a norm with this scale, centered over some dimensions of the groups, or by a learned mean.
+
+    Weight and bias lie along some dimensions: the last ones by default.
+    """
+    value, tape = call.value(call["input"]), call.tape
+    if value is None:
+        return unknown(call)
+    given = (call.learned(call[name]) for name in ("weight", "bias"))
+    weight, bias = (one if one is None or along is None else one.view(along) for one in given)
+    if mean is not None and tape.accounts:
+        bias = (0 if bias is None else bias) - mean * scale * (1 if weight is None else weight)
+    own = [tape.constant(bias)] if tape.accounts and bias is not None else []
+
+    def gradient(arrived: list[Tensor]) -> list[Tensor]:
+        g = arrived[0]
+        back = g * scale if weight is None else g * weight * scale
+        if dims:
+            parts = back if grouped is None else back.reshape(grouped)
+            back = (parts - parts.mean(dims, keepdim=True)).reshape(g.shape)
+        return [back, *(fitted(g, one.shape) for one in own)]
+
+    found = call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
+    tape.end(found, call.out, value)
+    return [found]
+
+
+@rule("var", "std", "linalg_vector_norm", "norm", "var_mean", "std_mean")
+def size(call: Call) -> list[Value]:
+    """Follows what says how large a value is; a mean beside it is one."""
+    value, tape = call.values[0], call.tape
+    shape, dims = value.shape, dimensions(call["dim"], len(value.shape))
+    kept = [1 if dim in dims else size for dim, size in enumerate(shape)]
+    own = [tape.constant(call.out.clone())] if tape.accounts else []
+
+    def relevance(arrived: list[Tensor]) -> list[Tensor]:
+        return [spread(reshaped(sum(arrived[1:], arrived[0]), kept), shape, dims)]
+
+    def gradient(arrived: list[Tensor]) -> list[Tensor | None]:
+        of_mean = spread(reshaped(arrived[1], kept), shape, dims) if len(arrived) > 1 else None
+        return [of_mean, *(arrived[0] for _ in own)]
+
+    found = call.make_all([value], relevance, gradient, sources=[value, *own])
+    found[0].kind = "size"
+    return found
