@@ -204,6 +204,12 @@ def test_every_block_is_of_a_kind_that_is_tested(page):
     assert set(opened) <= {"python", "bash", "yaml", "text"}
 
 
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    assert max(map(len, lines)) <= 160
+
+
 def test_the_drawing_shows_the_rules_of_rollout():
     drawing = runpy.run_path(str(ROOT / "docs/make_block_drawing.py"))
     model = models.spread(drawing["untrained"]()).double().eval()

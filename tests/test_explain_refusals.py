@@ -132,6 +132,6 @@ class TestRefusals:
 def test_a_loader_with_images_of_several_sizes_is_refused_at_the_first_other_one():
     sizes = iter([32, 32, 48])
     loader = DataLoader(range(9), 1, collate_fn=lambda _: torch.randn(1, 3, *[next(sizes)] * 2))
-    said = r"batch 3 of the DataLoader has images of 3 x 48 x 48, and those before are of 3 x 32 x 32"
+    said = r"images in batch 3 of the DataLoader are \(3, 48, 48\), and before \(3, 32, 32\)"
     with pytest.raises(VitxError, match=said):  # and not StopIteration: no more is read
         explain(models.built("deit"), loader)

@@ -88,21 +88,11 @@ def explain_methods(
     """Explains the same images by several methods that share their passes.
 
     There is one forward pass, or two where some ask for `gradient="plain"`; and one backward pass for each
-    method of a class, for `legrad` one through each block.
-
-    Args:
-        model: as for `explain`.
-        images: as for `explain`.
-        methods: names, or the options of each method by its name.
-        target: as for `explain`.
-        inputs: as for `explain`.
-        image: as for `explain`.
+    method of a class, for `legrad` one through each block. `methods` are names, or the options of each
+    method by its name; all else is as for `explain`.
 
     Returns:
         The explanation of each method, by its name.
-
-    Raises:
-        VitxError: As for `explain`.
     """
     asked = with_options(methods)
     if isinstance(images, DataLoader) and inputs is None:
@@ -145,22 +135,8 @@ def trace(
 ) -> Trace:
     """Records a pass with the relevance that went through each of its steps.
 
-    `print(vitx.trace(model, image))` lists the steps: look there first when a map surprises you.
-
-    Args:
-        model: as for `explain`.
-        images: as for `explain`, but no DataLoader.
-        method: as for `explain`.
-        target: as for `explain`.
-        inputs: as for `explain`.
-        image: as for `explain`.
-        **options: as for `explain`.
-
-    Returns:
-        The trace of the pass.
-
-    Raises:
-        VitxError: As for `explain`.
+    `print(vitx.trace(model, image))` lists the steps: look there first when a map surprises you. Arguments
+    are those of `explain`, but no DataLoader.
     """
     find_method(method)
     pixels, given, _ = _prepared(model, images, inputs, image, target)
@@ -204,7 +180,7 @@ def _explain_batch(
         inputs, (target, *more) = target.parts(model, images, inputs)
         if more:
             each = [_explain_batch(model, images, methods, part, inputs) for part in (target, *more)]
-            return {name: _beside([found[name] for found in each]) for name in methods}
+            return {name: join([found[name] for found in each]) for name in methods}
     networks = {name: method.network(methods[name]) for name, method in chosen.items()}
     asked = [network for network in NETWORKS if network in networks.values()]
     found: dict[str, Explanation] = {}
@@ -212,12 +188,6 @@ def _explain_batch(
         names = [name for name in chosen if networks[name] == network or (not networks[name] and not found)]
         found |= follow(model, images, {name: methods[name] for name in names}, target, network, inputs)
     return {name: found[name] for name in methods}
-
-
-def _beside(parts: Sequence[Explanation]) -> Explanation:
-    """Joins explanations of the same images."""
-    images = [part.images for part in parts if part.images is not None]
-    return replace(join(parts), images=torch.cat(images))
 
 
 def _explain_loader(
@@ -236,8 +206,8 @@ def _explain_loader(
     for images in batches_of(loader):
         if size not in (None, images.shape[1:]):
             raise VitxError(
-                f"batch {len(parts) + 1} of the DataLoader has images of {_size(images.shape[1:])}, and "
-                f"those before are of {_size(size)}: bring all to one size, or explain batch by batch"
+                f"the images in batch {len(parts) + 1} of the DataLoader are {tuple(images.shape[1:])}, and "
+                f"before {tuple(size or ())}: bring all to one size, or explain batch by batch"
             )
         size = images.shape[1:]
         found = _explain_batch(model, images.to(weight.device), methods, target)
@@ -245,7 +215,3 @@ def _explain_loader(
     if not parts:
         raise VitxError("the DataLoader is empty")
     return {name: join([part[name] for part in parts]) for name in methods}
-
-
-def _size(shape: Sequence[int] | None) -> str:
-    return " x ".join(map(str, shape or ()))

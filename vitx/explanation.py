@@ -204,11 +204,11 @@ def load(path: str | Path) -> Explanation:
 
 
 def join(parts: Sequence[Explanation]) -> Explanation:
-    """Joins the explanations of several batches, without their images."""
-    tensors = [part.without_images()._tensors() for part in parts]
+    """Joins the explanations of several batches, with their images where all keep them."""
+    tensors = [part._tensors() for part in parts]
     joined: dict[str, Any] = {
-        name: torch.cat([one[name] for one in tensors if name in one])
-        for name in dict.fromkeys(name for one in tensors for name in one)
+        name: torch.cat([one[name] for one in tensors]) if all(name in one for one in tensors) else None
+        for name in tensors[0]
     }
     said = [one for part in parts for one in part.captions or ()]
     return replace(parts[0].without_images(), **joined, captions=said or None)
