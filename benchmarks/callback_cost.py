@@ -1,10 +1,11 @@
 """What a firing of the callback costs, in training steps of the same model on the same machine.
 
     python benchmarks/callback_cost.py
+    python benchmarks/callback_cost.py --batch 64 --shown 8 --faithfulness --steps 4
 
 Trains a DeiT-Tiny with AdamW on batches of 8 random images of 224 x 224 pixels; after each step, the
-callback explains 8 images by both methods, draws the grid and writes it to TensorBoard. Steps and firings
-alternate, so that a machine that grows slower does so for both; all times are medians.
+callback explains as many images by both methods, draws the grid and writes it to TensorBoard. Steps and
+firings alternate, so that a machine that grows slower does so for both; all times are medians.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from vitx.watch import explaining, observer, sinks
 
 PARTS = {
     "explaining": (explaining, "explain_methods"),
+    "faithfulness": (explaining, "judge"),
     "measuring": (observer, "measure"),
     "drawing": (observer, "draw"),
     "writing numbers": (sinks, "write_scalars"),
@@ -77,41 +79,47 @@ class Watch(pl.Callback):
         self.at = now
 
 
-class SecondWatch(Watch):
-    """Lightning takes one callback of a kind."""
+class FiringWatch(Watch):
+    """Also closes the sums of the parts of a firing, some of which are called for a part of the images."""
+
+    def __init__(self, seconds: Seconds, sums: dict[str, float], since: Watch) -> None:
+        super().__init__(seconds["firing"], since)
+        self.all, self.sums = seconds, sums
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Stops."""
+        super().on_train_batch_end()
+        for name in PARTS:
+            self.all[name].append(self.sums.pop(name, 0.0))
 
 
-def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
-    """Notes how long each call takes."""
+def timed(function: Callable[..., Any], name: str, sums: dict[str, float]) -> Callable[..., Any]:
+    """Adds up how long the calls take."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
         try:
             return function(*args, **kwargs)
         finally:
-            seconds.append(time.perf_counter() - start)
+            sums[name] = sums.get(name, 0.0) + time.perf_counter() - start
 
     return call
 
 
-def measure(model_name: str, batch: int, size: int, steps: int) -> Seconds:
-    """Returns the seconds of each step, firing, and part of a firing."""
+def measure(model_name: str, batch: int, size: int, steps: int, **watched: Any) -> Seconds:
+    """Returns the seconds of each step, firing, and part of a firing; `watched`: options of the callback."""
     seconds: Seconds = defaultdict(list)
     images, labels = torch.randn(batch, 3, size, size), torch.arange(batch)
     data = DataLoader(TensorDataset(images, labels), batch_size=batch)
-    step = Watch(seconds["step"])
+    step, sums = Watch(seconds["step"]), dict[str, float]()
     callbacks = [
         step,
-        RolloutCallback(
-            images=images, num_images=batch, every_n_steps=1, every_n_epochs=None, on_error="raise"
-        ),
-        SecondWatch(seconds["firing"], since=step),
+        RolloutCallback(images=images, every_n_steps=1, every_n_epochs=None, on_error="raise", **watched),
+        FiringWatch(seconds, sums, since=step),
     ]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for name, (module, function) in PARTS.items():
-            stack.enter_context(
-                patch.object(module, function, timed(getattr(module, function), seconds[name]))
-            )
+            stack.enter_context(patch.object(module, function, timed(getattr(module, function), name, sums)))
         trainer = pl.Trainer(
             max_epochs=steps,
             accelerator="cpu",
@@ -132,18 +140,25 @@ def main() -> None:
     )
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="any Vision Transformer of timm")
     parser.add_argument("--batch", type=int, default=8, help="images in a training step, and explained")
+    parser.add_argument("--shown", type=int, help="images in the grid (default: all)")
+    parser.add_argument("--methods", nargs="+", default=["rollout", "grad_rollout"], help="of the callback")
+    parser.add_argument("--faithfulness", action="store_true", help="measure it at each firing")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
     parser.add_argument("--steps", type=int, default=12, help="steps, each followed by a firing")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    times = {
-        name: median(values)
-        for name, values in measure(options.model, options.batch, options.size, options.steps).items()
+    watched = {
+        "num_images": (options.shown or options.batch, options.batch),
+        "methods": options.methods,
+        "faithfulness": options.faithfulness,
     }
+    found = measure(options.model, options.batch, options.size, options.steps, **watched)
+    times = {name: median(values) for name, values in found.items()}
     step, firing = times.pop("step"), times.pop("firing")
     print(f"{options.model}, {options.batch} x {options.size} px, {options.threads} threads")
+    print(f"{', '.join(options.methods)}{', with faithfulness' if options.faithfulness else ''}")
     print(f"{'':24}seconds   steps   share")
     times["the rest"] = firing - sum(times.values())
     for name, value in {"a training step": step, "a firing": firing, **times}.items():

@@ -14,7 +14,7 @@ from tests import models
 from vitx import VitxError
 from vitx.inputs.choosing import preprocessing_of
 from vitx.inputs.prepared import prepared
-from vitx.inputs.preprocessing import Preprocessing, normalisation
+from vitx.inputs.preprocessing import Preprocessing, normalization
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
 
@@ -134,8 +134,8 @@ class TestPreprocessing:
     def test_mean_and_std_alone_are_enough_to_undo_a_normalisation(self):
         part = nn.Identity()
         part.pretrained_cfg = {"mean": (0.1,), "std": (0.2,)}
-        assert normalisation(nn.Sequential(part)) == ((0.1,), (0.2,))
-        assert normalisation(nn.Identity()) == ((0.0,), (1.0,))
+        assert normalization(nn.Sequential(part)) == ((0.1,), (0.2,))
+        assert normalization(nn.Identity()) == ((0.0,), (1.0,))
 
     def test_the_size_that_the_model_was_made_for(self):
         model = timm.create_model("deit_tiny_patch16_224", img_size=(64, 96), depth=1)

@@ -64,6 +64,23 @@ def test_a_real_run_is_played_back_as_it_was_logged(options, tmp_path):
         assert np.abs(drawn - logged).mean() < 1, "half precision costs a shade here and there"
 
 
+def test_sinks_are_ringed_as_in_the_training(tmp_path):
+    marks = np.zeros((COUNT, 4, 4))
+    marks[0, 1, 2] = 1
+    found = []
+    for name, extra in (("plain", {}), ("ringed", {"sinks": marks})):
+        run = write_run(tmp_path / name)
+        write_firing(run, STEPS[-1], maps(STEPS[-1]) | extra, LOGITS)
+        for step in STEPS[:-1]:
+            write_firing(run, step, maps(step) | dict.fromkeys(extra, 0 * marks), LOGITS)
+        found.append(open_run(run))
+    plain, ringed = found
+    assert [*ringed.maps] == [*plain.maps], "sinks are no method"
+    assert same(ringed.tiles(0, 0)["attention rollout"], plain.tiles(0, 0)["attention rollout"])
+    assert not same(ringed.tiles(-1, 0)["attention rollout"], plain.tiles(-1, 0)["attention rollout"])
+    assert len(ringed.grid(-1, [0])) > len(plain.grid(-1, [0])), "the legend says what rings are"
+
+
 def test_maps_of_all_measured_images_are_those_of_the_shown(tmp_path):
     found = maps(4, 4)
     write_images(tmp_path, 4, pixels()[[0, 2]])

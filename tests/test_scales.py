@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from tests.lightning_models import SmallClassifier
 from vitx.callbacks.lightning import LightningHost
-from vitx.pictures.colours import BYTES, GUESSED, UNSCALED, choose_colours
+from vitx.pictures.colors import BYTES, GUESSED, UNSCALED, choose_colors
 from vitx.watch.scales import held_by, likely_scales
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
@@ -180,7 +180,7 @@ def colours(images, *, of_data=(), holds=None, declares=None):
     module.normalize = holds and v2.Normalize(*holds)
     module.backbone = nn.Linear(1, 1)
     module.backbone.pretrained_cfg = declares and dict(zip(("mean", "std"), declares, strict=True))
-    return choose_colours(images, scales(module, images, of_data))
+    return choose_colors(images, scales(module, images, of_data))
 
 
 @pytest.mark.parametrize("images", [IMAGES, IMAGES * 1.02 - 0.01], ids=["from 0 to 1", "resampled"])

@@ -1,11 +1,15 @@
 """Sinks: patches that most queries attend to are found, marked and left out."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from timm.models import SwinTransformer, VisionTransformer
 
 import vitx
 from vitx import VitxError
+from vitx.cli.found import Finding, Map
+from vitx.cli.product import Product
 from vitx.functional.sinks import sinks
 from vitx.functional.weights import Weights
 from vitx.pictures.marks import ringed
@@ -88,6 +92,22 @@ def test_where_tokens_differ_they_are_not_told():
     assert vitx.explain(model, images).sinks is None
     with pytest.raises(VitxError, match="same tokens in all layers"):
         vitx.explain(model, images, without_sinks=True)
+
+
+def test_the_command_rings_them(monkeypatch):
+    said = []
+    draw = vitx.pictures.render.grid
+    monkeypatch.setattr("vitx.pictures.render.grid", lambda *a, **k: said.append(k["note"]) or draw(*a, **k))
+    images = torch.rand(1, 3, 64, 64)
+    found = vitx.explain(planted(64, [9]), images)
+    pixels = found.pixels()[0]
+    arrays = {"values": found.maps[0].numpy(), "sinks": found.sinks[0].numpy()}
+    for kept in (arrays, {**arrays, "sinks": None}):
+        one = Map("rollout", None, None, **kept)
+        Product(None, ".png", maps=False, json=False).drawn(
+            Finding(0, Path("x.png"), None, pixels, "", logits=found.logits[0].numpy(), maps=(one,))
+        )
+    assert ["rings" in one for one in said] == [True, False]
 
 
 def test_the_picture_rings_them_and_the_legend_says_so(monkeypatch):

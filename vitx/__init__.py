@@ -7,6 +7,7 @@ Look at pictures:
     explain, explain_methods   maps of a batch of images, by one method or by several in one pass
     methods, targets           the names of the methods; what to explain instead of a class
     Explanation, load          maps with their images: drawn, saved, cut, loaded again
+    overview                   all maps of an explanation at once: what do many pictures share?
 Watch a training:
     Watch                      in a loop of your own
     callbacks                  for Lightning, and in callbacks.huggingface for the Trainer
@@ -39,6 +40,8 @@ from vitx.functional.rollout import gradient_rollout as gradient_rollout
 from vitx.tape.trace import Trace as Trace
 from vitx.tape.trace import capture as capture
 from vitx.version import __version__ as __version__
+
+overview = Explanation.overview
 
 if typing.TYPE_CHECKING:
     from vitx.watch import Watch as Watch

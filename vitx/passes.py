@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitx.attribution import Method, Methods, find_method
 from vitx.errors import VitxError
 from vitx.explanation import Explanation
-from vitx.inputs.preprocessing import normalisation
+from vitx.inputs.preprocessing import normalization
 from vitx.models.given import ALONE, Inputs
 from vitx.models.isolation import untouched, without_autocast
 from vitx.models.lens import LogitLens
@@ -122,7 +122,7 @@ def _explained(
 ) -> dict[str, Explanation]:
     """Returns the explanation of each method, from its maps and the end of the pass."""
     logits, classes, captions = end.of_each(len(images))
-    mean, std = normalisation(model)
+    mean, std = normalization(model)
     return {
         name: Explanation(
             maps=one.maps,

@@ -25,7 +25,7 @@ from vitx.errors import VitxError, in_words
 from vitx.explanation import Explanation
 from vitx.inputs.preprocessing import Preprocessing
 from vitx.models.prediction import Target, difference
-from vitx.pictures.colours import draw
+from vitx.pictures.colors import draw
 from vitx.targets import Question
 
 _MOST_READERS, _MOST_WRITERS = 8, 16

@@ -118,12 +118,14 @@ def judge(
     fractions: Sequence[float] = QUARTER,
     measure: Measure = "probability",
     others: Tensor | None = None,
+    whole: Tensor | None = None,
     batch_size: int = 32,
     first: int = 0,
 ) -> dict[str, dict[str, Tensor]]:
     """Measures `faithfulness`, and `reliance` where there are images to fill in, in the same passes.
 
-    The other arguments are theirs; `first` is the place of the first image among all, if these are a part.
+    `whole` are the logits of the images, if they are known; `first` is the place of the first image among
+    all, if these are a part. The other arguments are theirs.
     """
     check_images(model, images)
     check(images, [*maps.values()], fractions, measure, batch_size)
@@ -131,7 +133,7 @@ def judge(
     nothing = expanded(0, images)
     chance: dict[torch.Size, list[Tensor]] = {}
     with asking(model, images, batch_size) as ask:
-        whole = ask()
+        whole = ask() if whole is None else whole.to(images.device)
         score = scoring(target, measure, whole)
 
         def height(ranks: Tensor, gone: Sequence[float]) -> Tensor:

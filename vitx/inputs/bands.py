@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitx.errors import VitxError
-from vitx.inputs.reading import ARRAYS, MOST_PIXELS, check_size, read_picture, readable
+from vitx.inputs.reading import ARRAYS, MOST_PIXELS, check_size, needs, read_picture, readable
 
 _TIFF = frozenset((".tif", ".tiff"))
 _WHOLE = {"uint8": 255, "uint16": 65535}
@@ -18,26 +18,17 @@ _WHOLE = {"uint8": 255, "uint16": 65535}
 def read_image(
     path: Path, channels: int, most_pixels: int = MOST_PIXELS
 ) -> Image.Image | NDArray[np.float32]:
-    """Reads a file for a model of so many channels: as a picture, or as channels (C, H, W).
-
-    Raises:
-        VitxError: It cannot be read, or has other channels.
-    """
+    """Reads a file for a model of so many channels: as a picture, or as channels (C, H, W); see below."""
     if path.suffix.lower() in ARRAYS or channels not in (1, 3):
         return read_bands(path, channels, most_pixels)
     return read_picture(path, most_pixels)
 
 
 def read_bands(path: Path, channels: int, most_pixels: int = MOST_PIXELS) -> NDArray[np.float32]:
-    """Reads an image of so many channels.
+    """Reads an image of so many channels, (channels, H, W), from .npy or .tif.
 
-    Args:
-        path: of the file: .npy, or .tif where tifffile is there.
-        channels: first or last of its dimensions.
-        most_pixels: a larger image is refused before it is read.
-
-    Returns:
-        (channels, H, W). Whole numbers of 8 or 16 bits are scaled to [0, 1]; others are as they are.
+    The channels are the first or the last dimension of the file. Whole numbers of 8 or 16 bits are scaled to
+    [0, 1]. A larger image is refused before it is read.
 
     Raises:
         VitxError: It cannot be read, has another number of channels, or numbers whose range is unknown.
@@ -59,17 +50,10 @@ def _opened(path: Path) -> tuple[tuple[int, ...], Any]:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         shape, read = array.shape, lambda: array
     elif suffix in _TIFF:
-        try:
-            import tifffile
-        except ImportError as error:
-            raise VitxError(f"{path} needs tifffile to be read: pip install tifffile") from error
+        tifffile = needs("tifffile", path)
         logging.getLogger("tifffile").disabled = True  # what is wrong is said here
         with tifffile.TiffFile(path) as file:
-            shape = file.series[0].shape
-
-        def read() -> Any:
-            return tifffile.imread(path)
-
+            shape, read = file.series[0].shape, lambda: tifffile.imread(path)
     else:
         raise VitxError(f"{path} has three channels at most, not those of the model: give .npy or .tif")
     return (*shape, 1) if len(shape) == 2 else tuple(shape), read

@@ -1,4 +1,4 @@
-"""How a model wants its images: what it declares, what its folder says, or what is given instead."""
+"""The preprocessing of a model: declared by it, by its folder, or given instead."""
 
 import sys
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ def preprocessing_of(
     std: Sequence[float] | None = None,
     keep_aspect: bool = False,
 ) -> Preprocessing:
-    """Returns what the model declares (timm's do, and modules that hold one), or what is given instead.
+    """Returns the preprocessing that a model declares (timm's, and modules that hold one).
 
     Args:
-        model: whose images are to be prepared.
-        size: height and width.
-        mean: what is subtracted from each channel.
-        std: what each channel is then divided by.
+        model: that takes the images.
+        size: height and width, in place of those declared.
+        mean: the same, of each channel.
+        std: the same.
         keep_aspect: keep the whole image and its proportions.
 
     Raises:
@@ -38,7 +38,11 @@ def preprocessing_of(
 
     config = declared(model, "input_size")
     if config is None and None in (size, mean, std):
-        saved = None if "transformers" not in sys.modules else _saved_processor(model)
+        saved = None
+        if "transformers" in sys.modules:
+            from vitx.inputs.processors import saved_processor
+
+            saved = saved_processor(model)
         configs = (getattr(part, "preprocess_cfg", None) for part in model.modules())
         of_clip = next((of_open_clip(one) for one in configs if isinstance(one, dict)), None)
         if (found := saved or of_clip) and not keep_aspect and (size, mean, std) == (None, None, None):
@@ -61,14 +65,8 @@ def preprocessing_of(
     )
 
 
-def _saved_processor(model: nn.Module) -> Preprocessing | None:
-    from vitx.inputs.processors import saved_processor  # which prepares images in its own way
-
-    return saved_processor(model)
-
-
 def _channels(name: str, values: Sequence[float], taken: int) -> tuple[float, ...]:
-    """One value for each channel; for a single one, the mean of what is declared for three."""
+    """Returns one value for each channel; for a single one, the mean of those declared for three."""
     values = tuple(float(value) for value in values)
     if taken == 1 and len(values) == 3:
         values = (sum(values) / 3,)
@@ -83,7 +81,7 @@ def _channels(name: str, values: Sequence[float], taken: int) -> tuple[float, ..
 
 
 def _patch(model: nn.Module) -> int:
-    """The side of a patch, of a model that takes images of any proportions."""
+    """Returns the side of a patch, of a model that takes images of any proportions."""
     for part in model.modules():
         embedding = getattr(part, "patch_embed", None)
         if embedding is not None:
@@ -96,7 +94,7 @@ def _patch(model: nn.Module) -> int:
 
 
 def _size(model: nn.Module) -> tuple[int, int] | None:
-    """The only size that the patch embedding takes, which models made for another one do not declare."""
+    """Returns the only size that the patch embedding takes, if models do not declare another."""
     embeddings = (getattr(part, "patch_embed", None) for part in model.modules())
     found = next((getattr(embedding, "img_size", None) for embedding in embeddings if embedding), None)
     return None if found is None else (int(found[0]), int(found[1]))

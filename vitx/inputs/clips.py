@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.inputs.preprocessing import Preprocessing
-from vitx.inputs.reading import ARRAYS, MOST_PIXELS, any_size, check_size, readable
+from vitx.inputs.reading import ARRAYS, MOST_PIXELS, any_size, check_size, needs, readable
 
 CLIPS = frozenset((".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
 FRAMES_FIRST, CHANNELS_FIRST = 1, 2  # the dimension of time in a batch: (B, T, C, H, W) or (B, C, T, H, W)
@@ -24,7 +24,7 @@ class ClipPreprocessing(Preprocessing):
     """How a model wants its clips: each frame as an image, in their order.
 
     Attributes:
-        frames: how many.
+        frames: their number.
         time_axis: the dimension of time in a batch, 1 or 2.
     """
 
@@ -33,19 +33,19 @@ class ClipPreprocessing(Preprocessing):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a clip."""
+        """Returns that of a clip."""
         dims = [len(self.mean), *self.size]
         dims.insert(self.time_axis - 1, self.frames)
         return tuple(dims)
 
     @property
     def channels(self) -> int:
-        """The dimension of the channels in a batch."""
+        """Returns the dimension of the channels in a batch."""
         return 3 - self.time_axis
 
     @property
     def suffixes(self) -> frozenset[str]:
-        """Of the files that it can read."""
+        """Returns those of the files that it can read."""
         return CLIPS | ARRAYS
 
     def read(self, path: Path, most_pixels: int | None = None) -> NDArray[np.uint8]:
@@ -69,15 +69,12 @@ def evenly(count: int, most: int) -> list[int]:
 
 
 def read_clip(path: Path, frames: int, most_pixels: int = MOST_PIXELS) -> NDArray[np.uint8]:
-    """Reads some frames of a clip, evenly spaced.
+    """Reads some frames of a clip, evenly spaced, (frames, H, W, 3).
 
     Args:
         path: of a film (PyAV is needed), an animated GIF, or an array .npy, (T, H, W, 3) uint8.
-        frames: how many.
+        frames: their number.
         most_pixels: a clip with larger frames is refused before they are unpacked.
-
-    Returns:
-        (frames, H, W, 3).
 
     Raises:
         VitxError: It cannot be read, has fewer frames, or frames that are too small or too large.
@@ -106,10 +103,7 @@ def _of_gif(path: Path, frames: int, most_pixels: int) -> NDArray[np.uint8]:
 
 
 def _of_film(path: Path, frames: int, most_pixels: int) -> NDArray[np.uint8]:
-    try:
-        import av
-    except ImportError as error:
-        raise VitxError(f"{path} needs PyAV to be read: pip install av") from error
+    av = needs("av", path)
     with av.open(str(path)) as film:
         if film.streams.video:
             context = film.streams.video[0].codec_context

@@ -1,4 +1,4 @@
-"""What people have: files, PIL images, arrays; and the tensors that become of them."""
+"""From files, PIL images and arrays to the tensors that a model takes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,8 +32,7 @@ def prepared(model: nn.Module, images: Any) -> tuple[Any, Preprocessing | None]:
             several of these in a list, or stacked.
 
     Returns:
-        (B, C, H, W), on the model's device, and how they were prepared; what is none of these is returned as
-        it is, with None.
+        (B, C, H, W), on the model's device, and their preprocessing; other values as they are, with None.
 
     Raises:
         VitxError: A file cannot be read, or the model does not say how it wants its images.
@@ -47,12 +46,9 @@ def prepared(model: nn.Module, images: Any) -> tuple[Any, Preprocessing | None]:
 
 
 def batches_of(loader: DataLoader[Any]) -> Iterator[Tensor]:
-    """Yields the images of each batch: itself, its first item, or what is called as images usually are.
+    """Yields the images of each batch: itself, its first item, or that under one of `IMAGES`.
 
-    On a terminal, a bar shows how far it is.
-
-    Raises:
-        VitxError: A batch has no images.
+    A bar on the terminal shows the progress. Raises a VitxError if a batch has no images.
     """
     for batch in tqdm(loader, "explaining", unit="batch", disable=None):
         images = batch
@@ -66,14 +62,7 @@ def batches_of(loader: DataLoader[Any]) -> Iterator[Tensor]:
 
 
 def to_tensor(pictures: Sequence[Any], prepare: Preprocessing) -> Tensor:
-    """Prepares images.
-
-    Args:
-        pictures: as for `prepared`, one by one.
-        prepare: how the model wants them.
-
-    Returns:
-        (B, C, H, W), on the CPU.
+    """Prepares images, one by one as for `prepared`, as a tensor (B, C, H, W) on the CPU.
 
     Raises:
         VitxError: A file cannot be read, or the images have several sizes.
@@ -85,14 +74,10 @@ def to_tensor(pictures: Sequence[Any], prepare: Preprocessing) -> Tensor:
 
 
 def pictures_of(images: Any) -> list[Image.Image] | None:
-    """Opens pictures, whatever they are given as; None if they are tensors that were prepared.
-
-    Raises:
-        VitxError: A file cannot be read.
-    """
-    found = _pictures(images)
-    opened = None if found is None else [_open(picture, 3) for picture in found]
-    return None if opened is None else [one for one in opened if isinstance(one, Image.Image)]
+    """Opens pictures as for `prepared`; None if they are tensors that were prepared."""
+    if (found := _pictures(images)) is None:
+        return None
+    return [one for one in (_open(picture, 3) for picture in found) if isinstance(one, Image.Image)]
 
 
 def _pictures(images: Any) -> list[Any] | None:

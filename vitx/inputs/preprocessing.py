@@ -43,31 +43,23 @@ class Preprocessing:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what the model takes: (C, H, W)."""
+        """Returns that of an image, (C, H, W)."""
         return (len(self.mean), *self.size)
 
     @property
     def channels(self) -> int:
-        """The dimension of the channels in a batch."""
+        """Returns the dimension of the channels in a batch."""
         return 1
 
     @property
     def suffixes(self) -> frozenset[str]:
-        """Of the files that it can read."""
+        """Returns those of the files that it can read."""
         from vitx.inputs.reading import ARRAYS, SUFFIXES
 
         return SUFFIXES | ARRAYS
 
     def read(self, path: Path, most_pixels: int | None = None) -> Any:
-        """Reads what it prepares: a picture, or an array of channels.
-
-        Args:
-            path: of the file.
-            most_pixels: a larger picture is refused.
-
-        Raises:
-            VitxError: It cannot be read, or has other channels.
-        """
+        """Reads a picture, or an array of channels; see `vitx.inputs.bands.read_image`."""
         from vitx.inputs.bands import read_image
         from vitx.inputs.reading import MOST_PIXELS
 
@@ -94,7 +86,7 @@ class Preprocessing:
         return tensor
 
     def _of_channels(self, channels: Tensor) -> Tensor:
-        """The same for what is no picture: resized, cut to its middle, normalised."""
+        """Resizes an array of channels, cuts it to its middle, and normalises it."""
         height, width = channels.shape[1:]
         wanted = self._size_of(width, height)
         resized = wanted
@@ -118,20 +110,20 @@ class Preprocessing:
         return max(1, round(length / self.multiple)) * self.multiple
 
 
-def normalisation(module: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
+def normalization(module: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
     """Returns the mean and std that the model declares (timm does), else those that change nothing."""
     config = declared(module, "mean", "std")
     return ((0.0,), (1.0,)) if config is None else (config["mean"], config["std"])
 
 
 def channels_taken(model: nn.Module) -> int:
-    """How many channels the model takes."""
+    """Returns the number of channels that the model takes."""
     kinds = (nn.Conv2d, nn.Conv3d)
     return next((layer.in_channels for layer in model.modules() if isinstance(layer, kinds)), 3)
 
 
 def declared(model: nn.Module, *names: str) -> Mapping[str, Any] | None:
-    """What the first part of the model that says all of this of its images says."""
+    """Returns the config of the first part of the model that declares all these names, as timm's do."""
     for part in model.modules():
         config: Any = getattr(part, "pretrained_cfg", None)
         if isinstance(config, Mapping) and all(name in config for name in names):

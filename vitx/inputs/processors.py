@@ -1,4 +1,4 @@
-"""Image and video processors of Hugging Face's transformers: how a model wants what it looks at."""
+"""Image and video processors of Hugging Face's transformers."""
 
 import logging
 from collections.abc import Iterator
@@ -21,11 +21,7 @@ _WIDE = Image.new("RGB", (2 * _SIDE, _SIDE))
 
 @dataclass(frozen=True)
 class Processor(Preprocessing):
-    """How a model wants its images, in the words of an image processor.
-
-    Attributes:
-        processor: of transformers.
-    """
+    """The preprocessing of images by an image processor of transformers."""
 
     processor: Any = None
 
@@ -36,11 +32,7 @@ class Processor(Preprocessing):
 
 @dataclass(frozen=True)
 class ClipProcessor(ClipPreprocessing):
-    """How a model wants its clips, in the words of a processor: frames first.
-
-    Attributes:
-        processor: of transformers.
-    """
+    """The preprocessing of clips by a processor of transformers: frames first."""
 
     processor: Any = None
 
@@ -52,10 +44,10 @@ class ClipProcessor(ClipPreprocessing):
 def load_processor(
     model: nn.Module, name: str, frames: int = 0, *, local: bool = False, trust: bool = False
 ) -> Preprocessing:
-    """Loads the image processor of a model.
+    """Loads the image processor of a model by the name of a folder or on the hub.
 
     Args:
-        model: that takes what it makes.
+        model: that takes the processed images.
         name: of a folder, or on the hub.
         frames: of a clip; 0: the model takes images.
         local: look on this machine alone.
@@ -67,7 +59,6 @@ def load_processor(
     import transformers
 
     kinds: Any = transformers  # some without types
-
     with quiet():
         try:
             processor = kinds.AutoImageProcessor.from_pretrained(
@@ -117,18 +108,17 @@ def _of_channels(picture: Image.Image, channels: int) -> Image.Image:
 
 
 def _processed(processor: Any, given: Any) -> Tensor:
-    """What a processor makes of one image, or of the frames of one clip."""
+    """Processes one image, or the frames of one clip."""
     found = processor(given, return_tensors="pt")["pixel_values"][0]
     return torch.as_tensor(np.asarray(found), dtype=torch.float32)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps to itself what transformers says of what is loaded."""
+    """Silences transformers and its progress bars while it loads."""
     from transformers.utils import logging as transformers_logging
 
     told: Any = transformers_logging  # without types
-
     shown, level = told.is_progress_bar_enabled(), told.get_verbosity()
     hub = logging.getLogger("huggingface_hub")  # tells each try to reach it
     told.disable_progress_bar()
@@ -144,11 +134,7 @@ def quiet() -> Iterator[None]:
 
 
 def saved_beside(name: str, kind: str) -> Any | None:
-    """Loads what was saved with a model of this name, by transformers' "AutoProcessor" or "AutoTokenizer".
-
-    Returns:
-        None where nothing of the kind was saved.
-    """
+    """Loads by transformers' "AutoProcessor" or "AutoTokenizer"; None if nothing was saved."""
     import transformers
 
     kinds: Any = transformers  # some without types

@@ -16,11 +16,7 @@ _NO_INPUTS = frozenset(("labels",))
 
 
 def saved_processor(model: nn.Module) -> Any:
-    """Loads the processor that was saved with a model of transformers, or with one inside.
-
-    Raises:
-        VitxError: There is none.
-    """
+    """Loads the processor that was saved with a model of transformers, or one inside; else a VitxError."""
     names = (getattr(part, "name_or_path", None) for part in model.modules())
     name = next(filter(None, names), None)
     if name and (saved := saved_beside(name, "AutoProcessor")) is not None:
@@ -33,19 +29,16 @@ def saved_processor(model: nn.Module) -> Any:
 def with_prompt(
     model: nn.Module, processor: Any, pictures: Sequence[Image.Image], prompt: str
 ) -> dict[str, Any]:
-    """Prepares pictures and a prompt.
+    """Prepares pictures and a prompt as the arguments of forward, by name.
 
     The prompt goes through the processor's chat template, if it has one; else the pictures stand before it.
-    A prompt that holds the token that stands for a picture is taken as it is.
+    A prompt that holds the token of a picture is taken as it is.
 
     Args:
         model: whose device and precision they get.
         processor: of transformers.
-        pictures: all that the prompt is about.
-        prompt: what is asked.
-
-    Returns:
-        What forward takes, by name.
+        pictures: all of one prompt.
+        prompt: the question.
 
     Raises:
         VitxError: The processor refuses them.
@@ -70,7 +63,7 @@ def with_prompt(
 
 
 def _processed(processor: Any, pictures: list[Image.Image], text: str) -> Any:
-    """Some processors want the pictures of each prompt by themselves, and some all of them in one list."""
+    """Some processors take a list of pictures for each prompt, and some one list of all."""
     try:
         return processor(images=[pictures], text=[text], return_tensors="pt")
     except Exception as error:  # each kind has its own

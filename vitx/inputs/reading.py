@@ -4,9 +4,11 @@ import glob
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -29,8 +31,7 @@ def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset(
         more: further suffixes of files that count.
 
     Returns:
-        The files without repetition, however they are named, in the order given; those of a folder or
-        pattern sorted by name.
+        The files without repetition, in the order given; those of a folder or pattern sorted by name.
 
     Raises:
         VitxError: There is no such file, or a folder or pattern holds no image files.
@@ -62,22 +63,14 @@ def whole_path(path: Path) -> Path:
 
 
 def has_suffix(path: Path, suffixes: Iterable[str]) -> bool:
-    """Whether a file is called as one of these kinds is, such as `.nii.gz`, in small letters or capitals."""
+    """Tests if a file has one of these suffixes, such as `.nii.gz`, in small letters or capitals."""
     return path.name.lower().endswith(tuple(suffixes))
 
 
 def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Image:
-    """Reads an image file.
+    """Reads an image file as RGB, see `to_rgb`; of an animation, the first frame.
 
-    Turned upright as its EXIF data say; 16 bits become 8, transparent parts white; of an animation, the
-    first frame.
-
-    Args:
-        path: of the file.
-        most_pixels: a larger image is refused before it is unpacked, as it might fill the memory.
-
-    Returns:
-        An RGB image.
+    A larger image is refused before it is unpacked, as it might fill the memory.
 
     Raises:
         VitxError: There is no such file, it is no image, is damaged, or is too small or too large.
@@ -95,15 +88,7 @@ def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Imag
 
 @contextmanager
 def readable(path: Path, kind: str = "") -> Iterator[None]:
-    """Says in a sentence why its block cannot read a file.
-
-    Args:
-        path: of the file.
-        kind: what it is read as, such as " as a clip".
-
-    Raises:
-        VitxError: There is no such file, or reading it raised an error.
-    """
+    """Raises a VitxError if there is no such file, or its block fails to read it (" as a clip")."""
     if not path.is_file():
         raise VitxError(f"there is no file {path}" if not path.exists() else f"{path} is no file")
     try:
@@ -115,15 +100,19 @@ def readable(path: Path, kind: str = "") -> Iterator[None]:
         raise VitxError(f"{path} could not be read{kind}, it may be damaged: {said}") from error
 
 
+def needs(package: str, path: Path) -> Any:
+    """Imports a package that reads a file, or raises a VitxError that says how to install it."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        install = {"av": "PyAV"}.get(package, package)
+        raise VitxError(f"{path} needs {install} to be read: pip install {package}") from error
+
+
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
-    """Turns an image upright and makes it 8-bit RGB; transparent parts become white.
+    """Turns an image upright, as its EXIF data say, and makes it 8-bit RGB; transparent parts become white.
 
-    Args:
-        image: of any mode.
-        name: what the message calls it.
-
-    Raises:
-        VitxError: Its pixels are floating point numbers, whose range is not known.
+    Raises a VitxError, with the name, if its pixels are floating point numbers, whose range is not known.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
@@ -141,18 +130,12 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
 
 
 def is_picture(path: Path, more: frozenset[str] = frozenset()) -> bool:
-    """Whether a file in a folder counts as a picture: by its name, and not if it is hidden."""
+    """Tests if a file in a folder counts as a picture: by its name, and not if it is hidden."""
     return has_suffix(path, SUFFIXES | more) and path.is_file() and not path.name.startswith(".")
 
 
 def check_size(path: Path, size: tuple[int, ...], most_pixels: int) -> None:
-    """Raises a VitxError if an image or volume has too many pixels or too few.
-
-    Args:
-        path: of its file.
-        size: its width and height, or the three sizes of a volume.
-        most_pixels: in all of it.
-    """
+    """Raises a VitxError if an image (width, height) or volume has too many pixels or too few."""
     said = f"{path} has {' x '.join(map(str, size))} {'pixels' if len(size) == 2 else 'voxels'}"
     if prod(size) > most_pixels:
         raise VitxError(

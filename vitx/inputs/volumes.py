@@ -1,6 +1,5 @@
 """Volumes: read from files, and prepared for a model that takes them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from vitx.errors import VitxError
 from vitx.inputs.preprocessing import Preprocessing
-from vitx.inputs.reading import ARRAYS, check_size, readable
+from vitx.inputs.reading import ARRAYS, check_size, needs, readable
 
 VOLUMES = frozenset((".nii", ".nii.gz"))
 MOST_VOXELS = 1_000_000_000  # ten times as many as a picture's: scans have them
@@ -31,12 +30,12 @@ class VolumePreprocessing(Preprocessing):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a volume, (1, D, H, W)."""
+        """Returns that of a volume, (1, D, H, W)."""
         return (1, self.depth, *self.size)
 
     @property
     def suffixes(self) -> frozenset[str]:
-        """Of the files that it can read."""
+        """Returns those of the files that it can read."""
         return VOLUMES | ARRAYS
 
     def read(self, path: Path, most_pixels: int | None = None) -> NDArray[np.float32]:
@@ -51,41 +50,27 @@ class VolumePreprocessing(Preprocessing):
 
 
 def read_volume(path: Path, most_voxels: int = MOST_VOXELS) -> NDArray[np.float32]:
-    """Reads a volume.
+    """Reads a volume, (D, H, W), in the units of the file.
 
     Args:
         path: of a NIfTI file, .nii or .nii.gz (nibabel is needed), or an array .npy, (D, H, W).
         most_voxels: a larger volume is refused before it is unpacked.
 
-    Returns:
-        (D, H, W), in the units of the file.
-
     Raises:
         VitxError: It cannot be read, has other dimensions, is too large, or holds no finite numbers.
     """
     with readable(path, " as a volume"):
-        shape, read = _of_array(path) if path.suffix.lower() == ".npy" else _of_nifti(path)
+        if path.suffix.lower() in ARRAYS:
+            loaded: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            loaded = needs("nibabel", path).load(path)
+        shape = tuple(map(int, loaded.shape))
         if len(shape) != 3 or 0 in shape:
             raise VitxError(f"{path} holds an array of shape {shape}: a volume has three dimensions")
         check_size(path, shape, most_voxels)
-        values = read()
+        values = np.array(loaded) if isinstance(loaded, np.ndarray) else loaded.get_fdata(dtype=np.float32)
     if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
         raise VitxError(
             f"{path} holds {values.dtype}, or NaN or infinite values: a volume has finite numbers"
         )
     return values.astype(np.float32)
-
-
-def _of_array(path: Path) -> tuple[tuple[int, ...], Callable[[], NDArray[Any]]]:
-    """Returns the shape, and what reads the values."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array.shape, lambda: np.array(array)
-
-
-def _of_nifti(path: Path) -> tuple[tuple[int, ...], Callable[[], NDArray[Any]]]:
-    try:
-        import nibabel
-    except ImportError as error:
-        raise VitxError(f"{path} needs nibabel to be read: pip install nibabel") from error
-    loaded: Any = nibabel.load(path)
-    return tuple(map(int, loaded.shape)), lambda: loaded.get_fdata(dtype=np.float32)

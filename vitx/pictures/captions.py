@@ -1,4 +1,4 @@
-"""What is said of an image, of what a model puts out and of what is true."""
+"""Captions: the prediction for an image, and whether it is right."""
 
 import math
 import re
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vitx.models.classes import known_class_names, short
-from vitx.models.outputs import Kind, beyond, kind_of, known
+from vitx.models.outputs import Kind, beyond, kind_of
+from vitx.models.outputs import known as known_labels
 
 _AND = " + "  # between several classes
 _SHORTEST, _READABLE = 4, 12  # letters of a name
@@ -21,12 +22,12 @@ _BREAK = re.compile(r"(?<=, )|(?<=\+ )")  # where a line may end
 
 @dataclass(frozen=True)
 class Caption:
-    """What is said of one image.
+    """The caption of one image.
 
     Attributes:
         prediction: a class, several, or a number; empty if nothing is known.
         probability: of the class, in [0, 1]; None where there is no single one.
-        label: what is true, in the words of the prediction.
+        label: the truth, in the words of the prediction.
         right: whether the prediction is true; None where that is not known, or no yes or no.
     """
 
@@ -36,12 +37,9 @@ class Caption:
     right: bool | None = None
 
     def lines(self, fits: Callable[[str], bool]) -> list[str]:
-        """Returns the caption on as few lines as it is readable on; what is true is shortened last.
+        """Returns the caption on as few lines, which `fits` accepts, as it is readable on.
 
-        Names are shortened in the middle; several that were predicted give way to their number.
-
-        Args:
-            fits: whether a text has room on a line.
+        Names are shortened in the middle, the label last; several predicted ones give way to their number.
         """
         names = f"{self.prediction}{_AND}{self.label or ''}".split(_AND)
         lengths = range(max(_SHORTEST, *map(len, names)), _SHORTEST - 1, -1)
@@ -76,17 +74,17 @@ def captions_of(
     class_names: Sequence[str] | None = None,
     kind: Kind | None = None,
 ) -> list[Caption]:
-    """Says what was predicted, and whether it is right.
+    """Returns the captions of images.
 
-    The labels tell what the logits are: a class for each image (softmax, or sigmoid if there is but one
-    logit, then also as 0.0 or 1.0), 0 or 1 for each class (multi-label, sigmoid), or numbers (regression),
-    which are all written with as many decimals as the labels need. Of features, nothing is said.
+    The labels tell what the logits are: a class for each image (softmax; sigmoid of a single logit), 0 or 1
+    for each class (multi-label, sigmoid), or numbers (regression), all written with as many decimals as the
+    labels need. The caption of features is empty.
 
     Args:
         logits: (B, classes), or (B,).
         labels: (B,), (B, 1) or (B, classes), or None: then each image has one class.
         class_names: by default the numbers of the classes.
-        kind: what the logits are, where it is known.
+        kind: of the logits, where it is known.
 
     Example:
         >>> [str(caption) for caption in captions_of(torch.tensor([[0.0, 3.0]]), class_names=["cat", "dog"])]
@@ -123,13 +121,7 @@ def captions_of(
 def captions_said(
     logits: Tensor, said: Sequence[str] | None, class_names: Sequence[str] | None = None
 ) -> list[Caption]:
-    """Returns what a target has to say of each image, or else what was predicted.
-
-    Args:
-        logits: (B, ...).
-        said: of each image; None: nothing.
-        class_names: by default ImageNet's for 1,000 classes, else the numbers.
-    """
+    """Returns the words of a target for each image, or else captions by `names_of`."""
     if said is not None:
         return [Caption(one) for one in said]
     return captions_of(logits, class_names=_named(logits, class_names))
@@ -201,7 +193,7 @@ def _several_classes(logits: Tensor, labels: Tensor, class_names: Sequence[str] 
             _AND.join(class_name(index, class_names) for index in present.nonzero()[:, 0].tolist()) or "none"
         )
 
-    rows = zip(logits > 0, labels >= 0.5, known(labels), strict=True)
+    rows = zip(logits > 0, labels >= 0.5, known_labels(labels), strict=True)
     return [
         Caption(names(p), None, names(t), bool((p == t)[k].all())) if k.any() else Caption(names(p))
         for p, t, k in rows
@@ -228,5 +220,5 @@ def _wrapped(text: str, fits: Callable[[str], bool]) -> list[str]:
 
 
 def class_name(index: int, class_names: Sequence[str] | None) -> str:
-    """Returns what to call a class: its number where it has no name."""
+    """Returns the name of a class, or its number where it has none."""
     return str(class_names[index]) if class_names and 0 <= index < len(class_names) else str(index)

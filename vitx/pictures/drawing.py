@@ -11,7 +11,7 @@ from vitx.attribution import title_of
 from vitx.errors import VitxError
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_said, classes_said
-from vitx.pictures.colours import draw
+from vitx.pictures.colors import draw
 from vitx.pictures.overview import overview_of
 from vitx.pictures.views import Layer, View, laid_out, slices_of, tile_width
 

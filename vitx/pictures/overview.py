@@ -17,8 +17,8 @@ from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH, heatm
 Picture = NDArray[np.uint8]  # (height, width, 3)
 
 SAID = (
-    "A mean map that is bright at one place, or crops that show the same thing, are a question, not a "
-    "verdict: photographers centre their objects."
+    "Bright: looked at most. A mean map that is bright at one place, or crops that show the same thing, are "
+    "a question, not a verdict: photographers centre their objects."
 )
 _CLASSES, _CROPS = 10, 24
 _ACROSS, _CROPS_ACROSS = 6, 8
@@ -58,15 +58,9 @@ class Overview:
     _random: random.Random = field(default_factory=lambda: random.Random(0))
 
     def add(self, pixels: Tensor, map_: Tensor, name: str | None = None) -> None:
-        """Takes in a picture; pictures and maps may have other sizes than those before.
+        """Takes in a picture, (H, W, 3) uint8, its map, (h, w), of any size, and the name of its class.
 
-        Args:
-            pixels: (H, W, 3) uint8.
-            map_: (h, w), >= 0.
-            name: of the class that counts it; None: only the mean over all does.
-
-        Raises:
-            VitxError: It is no picture with a map.
+        Raises a VitxError if it is no picture with a map.
         """
         if pixels.ndim != 3 or map_.ndim != 2:
             raise VitxError(
@@ -86,7 +80,7 @@ class Overview:
             self._take_crop(pixels, map_)
 
     def _take_crop(self, pixels: Tensor, map_: Tensor) -> None:
-        """Keeps crops of as many pictures, any of which is as likely to be among them."""
+        """Keeps crops of 24 pictures; each picture is as likely to be among them."""
         place, self._seen = self._seen, self._seen + 1
         if len(self._crops) == _CROPS:
             other = self._random.randrange(self._seen)
@@ -96,33 +90,24 @@ class Overview:
         self._crops.append((place, _resized(crop(pixels, map_).numpy(), _CROP).numpy()))
 
     def draw(self, colormap: str = "inferno", title: str = "") -> Picture:
-        """Draws the mean maps over the mean pictures, and the crops below.
+        """Draws the mean maps over the mean pictures, and the crops below, (height, width, 3) uint8.
 
-        Args:
-            colormap: the name of a colour map of matplotlib.
-            title: what found the maps.
-
-        Returns:
-            (height, width, 3) uint8.
-
-        Raises:
-            VitxError: There is no picture.
+        `title` names the method that found the maps. Raises a VitxError if there is no picture.
         """
         if not self._all.count:
             raise VitxError("an overview needs at least one picture with its map")
         most = sorted(self._classes.items(), key=lambda one: -one[1].count)[:_CLASSES]
-        means = {f"all {self._all.count}": self._all}
+        means, of = {f"all ({self._all.count})": self._all}, "all pictures"
         if len(self._classes) > 1:
             means |= {f"{name} ({mean.count})": mean for name, mean in most}
-        heads = [(name, mean.tile(colormap)) for name, mean in means.items()]
-        left_out = len(self._classes) - len(most)
-        more = f", of the {len(most)} classes with the most pictures" if left_out > 0 else ""
+            ten = f"the {len(most)} most frequent classes" if len(self._classes) > len(most) else "each class"
+            of = f"{of}, and of {ten} (number of pictures)"
         crops = [("", one) for _, one in sorted(self._crops, key=lambda one: one[0])]
         count = f"{len(crops)} of {self._seen} pictures" if self._seen > len(crops) else "each picture"
         parts = [
-            _heading(f"Mean map{f' of {title}' if title else ''}{more}"),
-            _table(heads, TILE_WIDTH, _ACROSS),
-            _heading(f"Around the brightest patch of {count}"),
+            _heading(f"{title}: mean map of {of}" if title else f"Mean map of {of}"),
+            _table([(name, mean.tile(colormap)) for name, mean in means.items()], TILE_WIDTH, _ACROSS),
+            _heading(f"Crops around the brightest patch of {count}"),
             _table(crops, _CROP, _CROPS_ACROSS),
             *(_heading(line, FAINT) for line in wrapped(SAID, _WIDTH - 2 * GAP)),
         ]
@@ -136,7 +121,7 @@ def overview_of(
     colormap: str = "inferno",
     title: str = "",
 ) -> Picture:
-    """Draws an overview of pictures, (B, H, W, 3) uint8, with their maps, (B, h, w), and classes."""
+    """Draws an overview of pictures, (B, H, W, 3) uint8, their maps, (B, h, w), and their classes."""
     found = Overview()
     for one, map_, name in zip(pixels, maps, names or [None] * len(maps), strict=True):
         found.add(one, map_, name)

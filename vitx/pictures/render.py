@@ -29,14 +29,9 @@ VERDICTS = {True: "#00695c", False: "#b71c1c", None: INK}  # colours of right, w
 
 
 def heatmaps(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Scales maps up linearly along each dimension, and each one to [0, 1].
+    """Scales maps, (B, h, w) or (B, t, h, w), up linearly to a size, and each one to [0, 1].
 
-    Args:
-        maps: (B, h, w), or (B, t, h, w).
-        size: height and width, behind the number of frames where the maps have any.
-
-    Returns:
-        (B, H, W) or (B, T, H, W) in [0, 1]; a constant map gives zeros.
+    A constant map gives zeros.
 
     Example:
         >>> heatmaps(torch.tensor([[[0.0, 2.0]]]), (1, 2))
@@ -78,14 +73,14 @@ def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
 
 
 def signed_overlays(pixels: Tensor, signed: Tensor) -> Tensor:
-    """Lays maps with a sign over images in grey: what speaks for is red, what speaks against blue.
+    """Lays maps with a sign over images in grey: red speaks for, blue against, and 0 is white.
 
     Args:
         pixels: (B, H, W, 3) uint8, or (B, T, H, W, 3).
         signed: (B, h, w) or (B, t, h, w); each map is scaled so that its largest value of either sign is 1.
 
     Returns:
-        uint8 of the shape of the pixels, on the CPU; white where it is 0.
+        uint8 of the shape of the pixels, on the CPU.
     """
     scaled = _scaled_up(signed.float(), tuple(pixels.shape[1:-1]))
     largest = scaled.abs().amax(tuple(range(1, scaled.ndim)), keepdim=True)
@@ -130,31 +125,28 @@ def grid(
     lefts = {title: GAP + column * (tile_width + GAP) for column, title in enumerate(tiles)}
     width = GAP + len(tiles) * (tile_width + GAP)
     room = min([width - GAP, *(lefts[title] - GAP for title in marks or ())]) - GAP  # of a caption
-    said = [
-        caption.lines(lambda text: font(_TEXT_SIZE, bold=True).getlength(text) <= room)
-        for caption in captions
-    ]
+    bold = font(_TEXT_SIZE, bold=True)
+    said = [caption.lines(lambda text: bold.getlength(text) <= room) for caption in captions]
     lines = max(map(len, said), default=1)
     row = lines * LINE + next(iter(tiles.values()))[0].height + GAP
     heads = {title: [title] if len(tiles) > 1 else wrapped(title, tile_width) for title in tiles}
     top = LINE * max(map(len, heads.values()))
-    notes = _note_lines(note, width, ends)
-    below = max(0, len(notes) - 1) * LINE  # the first line lies between the ends
-    canvas = Image.new("RGB", (width, top + len(captions) * row + 2 * LINE + below), PAPER)
+    tops = [top + index * row for index in range(len(captions) + 1)]
+    between = _length(note) <= width - sum(_length(end) + 2 * GAP for end in ends)
+    below = [] if between else wrapped(note, width - 2 * GAP)
+    canvas = Image.new("RGB", (width, tops[-1] + (2 + len(below)) * LINE), PAPER)
     draw = ImageDraw.Draw(canvas)
     for title, pictures in tiles.items():
         for number, line in enumerate(heads[title]):
             write(draw, (lefts[title], number * LINE + 3), line, FAINT, tile_width)
-        for index, picture in enumerate(pictures):
-            canvas.paste(picture, (lefts[title], top + index * row + lines * LINE))
-    for title, texts in (marks or {}).items():
-        for index, mark in enumerate(texts):
-            write(draw, (lefts[title], top + index * row + 2), mark, FAINT, tile_width)
-    for index, caption in enumerate(captions):
-        for number, line in enumerate(said[index]):
-            at = (GAP, top + index * row + number * LINE + 2)
-            write(draw, at, line, VERDICTS[caption.right], room, bold=True)
-    _legend(canvas, draw, colormap, top + len(captions) * row, notes, ends)
+        for at, picture in zip(tops, pictures, strict=False):
+            canvas.paste(picture, (lefts[title], at + lines * LINE))
+        for at, mark in zip(tops, (marks or {}).get(title, ()), strict=False):
+            write(draw, (lefts[title], at + 2), mark, FAINT, tile_width)
+    for at, caption, texts in zip(tops, captions, said, strict=False):
+        for number, line in enumerate(texts):
+            write(draw, (GAP, at + number * LINE + 2), line, VERDICTS[caption.right], room, bold=True)
+    _legend(canvas, colormap, tops[-1], note if between else "", below, ends)
     return np.asarray(canvas)
 
 
@@ -168,14 +160,7 @@ def scaled_up(pictures: Tensor, width: int) -> Tensor:
 
 
 def beside(pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Sets pictures side by side, each under its heading.
-
-    Args:
-        pictures: heading -> (height, width, 3) uint8.
-
-    Returns:
-        (height, width, 3) uint8.
-    """
+    """Sets pictures, (height, width, 3) uint8 each, side by side, each under its heading."""
     width = sum(picture.shape[1] + _HEADING for picture in pictures.values()) - _HEADING
     height = _HEADING + max(picture.shape[0] for picture in pictures.values())
     canvas = Image.new("RGB", (width, height), PAPER)
@@ -188,33 +173,22 @@ def beside(pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def _legend(
-    canvas: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    colormap: str,
-    top: int,
-    notes: Sequence[str],
-    ends: tuple[str, str],
+    canvas: Image.Image, colormap: str, top: int, between: str, below: Sequence[str], ends: tuple[str, str]
 ) -> None:
-    """Says what bright means: a colour bar over the full width, with its ends named."""
-    width = canvas.width - 2 * GAP
+    """Draws a colour bar over the full width, names its ends, and writes notes between and below them."""
+    draw, width = ImageDraw.Draw(canvas), canvas.width - 2 * GAP
     bar = np.repeat(palette(colormap)[np.linspace(0, 255, width).astype(int)][None], LINE // 2, axis=0)
     canvas.paste(Image.fromarray(bar), (GAP, top + 2))
-    below = top + LINE // 2 + 4
-    draw.text((GAP, below), ends[0], FAINT, font(_TEXT_SIZE))
-    draw.text((canvas.width - GAP, below), ends[1], FAINT, font(_TEXT_SIZE), anchor="ra")
-    for number, line in enumerate(notes):
+    top += LINE // 2 + 4
+    draw.text((GAP, top), ends[0], FAINT, font(_TEXT_SIZE))
+    draw.text((canvas.width - GAP, top), ends[1], FAINT, font(_TEXT_SIZE), anchor="ra")
+    start, end = (round(_length(text)) + 2 * GAP for text in ends)
+    draw.text(
+        (start + (canvas.width - start - end - _length(between)) // 2, top), between, FAINT, font(_TEXT_SIZE)
+    )
+    for number, line in enumerate(below, 1):
         left = (canvas.width - _length(line)) // 2
-        if number == 0 and line:
-            start, end = (round(_length(text)) + 2 * GAP for text in ends)
-            left = start + (canvas.width - start - end - _length(line)) // 2
-        draw.text((left, below + number * LINE), line, FAINT, font(_TEXT_SIZE))
-
-
-def _note_lines(note: str, width: int, ends: tuple[str, str]) -> list[str]:
-    """Returns a note as lines; the first lies between the ends of the legend, empty if it has no room."""
-    if _length(note) <= width - sum(_length(end) + 2 * GAP for end in ends):
-        return [note]
-    return ["", *wrapped(note, width - 2 * GAP)]
+        draw.text((left, top + number * LINE), line, FAINT, font(_TEXT_SIZE))
 
 
 def wrapped(text: str, room: int) -> list[str]:

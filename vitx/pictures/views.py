@@ -20,12 +20,11 @@ _GAP, _PAPER = 2, 255  # pixels between slices, and their colour
 
 
 class Slices(NamedTuple):
-    """What of something is shown.
+    """The parts of a clip, volume or spectrogram that are shown.
 
     Attributes:
-        said: what it is, in a few words.
-        cut: takes it from pixels, (..., 3), of one clip, volume or spectrogram, whose brightest place is
-            given; (h, w, 3) each.
+        said: a few words for a title.
+        cut: from pixels, (..., 3), and their brightest place to parts, (h, w, 3) each.
     """
 
     said: str
@@ -87,7 +86,7 @@ def slices_of(
         size: (H, W) of a picture, (T, H, W) of a clip, (D, H, W) of a volume, (F, T) of a spectrogram.
         channels: how many there are; None: it is a spectrogram.
         view: "frames", evenly spaced, or "planes", the three through the brightest place; by default frames
-            where there are three channels, as of colours.
+            where there are three channels.
         time_axis: of a spectrogram (B, F, T) or (B, T, F), the dimension of time; by default the longer one.
         most_frames: how many are shown.
 
@@ -99,7 +98,8 @@ def slices_of(
     if view not in ("frames", "planes", None):
         raise VitxError(f"view must be 'frames' or 'planes', found {view!r}")
     if view == "planes" or (view is None and channels != 3):
-        return Slices("the planes through the brightest place", _planes)
+        said = "the planes through the brightest place"
+        return Slices(said, lambda volume, peak: [volume.select(*place) for place in enumerate(peak)])
     shown = evenly(size[0], most_frames)
     numbers = ", ".join(str(number + 1) for number in shown)
     said = f"frames {numbers}" + (f" of {size[0]}" if len(shown) < size[0] else "")
@@ -146,32 +146,30 @@ def laid_out(
 
 
 def strips(pictures: Tensor, heat: Tensor, slices: Slices) -> Tensor:
-    """Sets the slices of each one side by side.
+    """Sets the slices of each picture, (B, ..., 3) uint8, side by side, (B, height, width, 3).
 
-    Args:
-        pictures: (B, ..., 3) uint8.
-        heat: (B, ...), the map that tells the brightest place.
-        slices: what of it is shown.
-
-    Returns:
-        (B, height, width, 3) uint8.
+    The heat, (B, ...), tells the brightest place.
     """
     rows = []
     for picture, found in zip(pictures, heat.cpu(), strict=True):
         peak = tuple(int(place) for place in torch.unravel_index(found.argmax(), found.shape))
-        rows.append(_beside(slices.cut(picture, peak)))
+        parts = slices.cut(picture, peak)
+        paper = picture.new_full(
+            (max(map(len, parts)) + _GAP, sum(p.shape[1] + _GAP for p in parts), 3), _PAPER
+        )
+        left = 0
+        for part in parts:
+            paper[: len(part), left : left + part.shape[1]] = part
+            left += part.shape[1] + _GAP
+        rows.append(paper)
     return torch.stack(rows)
 
 
 def tile_width(columns: Mapping[str, Tensor], slices: Slices | None) -> int:
-    """How wide columns are drawn: a strip is readable, and no wider than a screen."""
+    """Returns the width of columns in pixels: a strip is readable, and no wider than a screen."""
     if slices is None:
         return _PICTURE
     return min(max(next(iter(columns.values())).shape[2], _NARROWEST), _WIDEST)
-
-
-def _planes(volume: Tensor, peak: tuple[int, ...]) -> list[Tensor]:
-    return [volume.select(dim, place) for dim, place in enumerate(peak)]
 
 
 def _spectrogram(size: tuple[int, ...], time_axis: int | None) -> Slices:
@@ -183,14 +181,3 @@ def _spectrogram(size: tuple[int, ...], time_axis: int | None) -> Slices:
         return [(values.transpose(0, 1) if turned else values).flip(0)]
 
     return Slices("time to the right, frequency upwards", upright)
-
-
-def _beside(pictures: Sequence[Tensor]) -> Tensor:
-    """Sets pictures, (h, w, 3), side by side, with a gap around each, on paper."""
-    height = max(len(picture) for picture in pictures) + _GAP
-    columns = []
-    for picture in pictures:
-        paper = picture.new_full((height, picture.shape[1] + _GAP, 3), _PAPER)
-        paper[: len(picture), : picture.shape[1]] = picture
-        columns.append(paper)
-    return torch.cat(columns, 1)

@@ -196,16 +196,16 @@ class Explainer:
             raise VitxError(f"the model puts out {self._puts_out}: faithfulness needs a target function")
         measure: Measure = "sigmoid" if self.kind == "classes" else "probability"
 
-        count = min(most, len(samples))
+        count, logits = min(most, len(samples)), next(iter(found.values())).logits
         others = None
         if self.of_classes and count > 1:
-            others = samples.images[of_another_class(next(iter(found.values())).logits[:count])]
+            others = samples.images[of_another_class(logits[:count])]
 
         def judge_part(part: slice) -> dict[str, Tensor]:
             maps = {name: one.maps[part] for name, one in found.items()}
             filled = None if others is None else others[part]
-            options = {"measure": measure, "batch_size": _BATCH, "first": part.start}
-            do = partial(judge, maps=maps, others=filled, **options)
+            known: dict[str, Any] = {"whole": logits[part], "others": filled, "first": part.start}
+            do = partial(judge, maps=maps, measure=measure, batch_size=_BATCH, **known)
             judged = self._run(host, model, samples, part, do, self._target(samples))
             return {
                 f"{name}/{kind}": one.float().cpu() for name in judged for kind, one in judged[name].items()

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from vitx.errors import VitxError
 from vitx.inputs.choosing import preprocessing_of
 from vitx.inputs.prepared import to_tensor
-from vitx.pictures.colours import Scale
+from vitx.pictures.colors import Scale
 from vitx.watch.batches import Content, Told, objects, read_batch
 from vitx.watch.labels import class_counts, class_names, evenly_spaced, one_of_each_class
 from vitx.watch.loading import among, data_of, fetch, join, length, one_of, sampled, spread_over

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitx.explanation import Explanation
 from vitx.models.outputs import Kind
-from vitx.pictures.colours import Colours
+from vitx.pictures.colors import Colors
 from vitx.runs import FOLDER, LOGITS, SINKS
 from vitx.runs.folder import RunFolder
 from vitx.targets import Question
@@ -33,14 +33,14 @@ class Look:
 
     Attributes:
         pixels: of those shown, (n, H, W, 3) uint8, or frame by frame, (n, T, H, W, 3).
-        colours: how these and the other images are drawn.
+        colors: how these and the other images are drawn.
         class_names: in the order of the logits, or None.
         colormap: of the overlays.
         note: is written below each grid.
     """
 
     pixels: Tensor
-    colours: Colours
+    colors: Colors
     class_names: Sequence[str] | None
     colormap: str
     note: str

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitx.inputs.preprocessing import normalisation
-from vitx.pictures.colours import UNSCALED
+from vitx.inputs.preprocessing import normalization
+from vitx.pictures.colors import UNSCALED
 from vitx.watch.nested import tensors_of
 from vitx.watch.step import is_compiled
 
@@ -63,7 +63,7 @@ def differs(given: Tensor, held: Tensor) -> str | None:
 
 def not_normalised(model: nn.Module, images: Tensor) -> str | None:
     """Says that images lie in [0, 1] where the model declares another scale; None where they do not."""
-    mean, std = normalisation(model)
+    mean, std = normalization(model)
     if (tuple(mean), tuple(std)) == UNSCALED or images.amin() < 0 or images.amax() > 1:
         return None
     said = ", ".join(f"{value:.3g}" for value in mean)

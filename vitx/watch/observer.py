@@ -12,7 +12,7 @@ from torch import nn
 from vitx.attribution import title_of
 from vitx.explanation import Explanation
 from vitx.pictures.captions import Caption
-from vitx.pictures.colours import as_images, choose_colours
+from vitx.pictures.colors import as_images, choose_colors
 from vitx.runs import GRIDS, OVERVIEW
 from vitx.watch.attempts import Attempts
 from vitx.watch.explaining import Explainer
@@ -231,15 +231,15 @@ class Observer(Settings):
         images = as_images(samples.images, channels)
         scales = likely_scales(host.model, images, samples.scales, host.normalisers())
         told = self.bands, self.normalization
-        colours = choose_colours(images, scales, *told, coloured=channels is not None)
-        pixels = colours.draw(samples.images[list(samples.shown)], channels)
+        colors = choose_colors(images, scales, *told, colored=channels is not None)
+        pixels = colors.draw(samples.images[list(samples.shown)], channels)
         names = self.class_names or samples.class_names or host.class_names()
         hints = [self.hint(samples), *self._explainer.doubts(samples, names)]
         names = names if self._explainer.fits(names) else None
         said = about(self.target, names, self._explainer.kind)
-        note = "; ".join(filter(None, (colours.note, said)))
-        look = Look(pixels, colours, names, self.colormap, note)
-        return look, partial(first_words, samples, self._explainer, colours, names, list(filter(None, hints)))
+        note = "; ".join(filter(None, (colors.note, said)))
+        look = Look(pixels, colors, names, self.colormap, note)
+        return look, partial(first_words, samples, self._explainer, colors, names, list(filter(None, hints)))
 
     def _choose(self, host: Host) -> Samples:
         samples = self.selection.choose(host, self._past.places, self._explainer.seen)

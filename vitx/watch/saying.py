@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitx.attribution import title_of
-from vitx.pictures.colours import Colours
+from vitx.pictures.colors import Colors
 from vitx.watch.explaining import Explainer
 from vitx.watch.images import Samples
 
@@ -49,7 +49,7 @@ def path_of(path: str | Path) -> str:
 def first_words(
     samples: Samples,
     explainer: Explainer,
-    colours: Colours,
+    colors: Colors,
     names: Sequence[str] | None,
     hints: Sequence[str],
     kept: Path | None,
@@ -72,5 +72,5 @@ def first_words(
     where = f"pictures in {', '.join(places)}" if places else "no pictures"
     if kept is not None:
         where += f", maps in {path_of(kept)}"
-    how = "; ".join(filter(None, (str(colours), *samples.found, known, where, *hints)))
+    how = "; ".join(filter(None, (str(colors), *samples.found, known, where, *hints)))
     return f"watches {images}{of} by {shown}: {how}"

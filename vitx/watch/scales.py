@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitx.inputs.preprocessing import normalisation
-from vitx.pictures.colours import BYTES, UNSCALED, Scale, fits
+from vitx.inputs.preprocessing import normalization
+from vitx.pictures.colors import BYTES, UNSCALED, Scale, fits
 
 _OTHERS = (str, bytes, int, float, bool, type, ModuleType, Tensor, type(None))
 _LIBRARIES = ("builtins", "torch", "torchvision", "lightning", "pytorch_lightning", "typing", "collections")
@@ -43,7 +43,7 @@ def likely_scales(
     if bool((images == images.round()).all()):
         yield BYTES
     yield from (one for one in held_by(*holders) if fits(images, one, whole=True))
-    if fits(images, declared := normalisation(model), whole=True):
+    if fits(images, declared := normalization(model), whole=True):
         yield declared
 
 

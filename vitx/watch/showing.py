@@ -113,7 +113,7 @@ def draw_overview(
 ) -> NDArray[np.uint8]:
     """Draws the maps of all images at once, shown or not, by the first method that is about a class."""
     name = telling(found)
-    pixels = look.colours.draw(samples.images, found[name].channels)
+    pixels = look.colors.draw(samples.images, found[name].channels)
     said = captions(found, samples, look.class_names, kind, range(len(samples)))
     return overview_of(pixels, found[name].maps, classes_of(said), look.colormap, title_of(name))
 

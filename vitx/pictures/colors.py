@@ -12,7 +12,6 @@ Scale = tuple[Sequence[float], Sequence[float]]  # mean and std, one of each for
 _BEYOND = 0.02  # of [0, 1]: what resampling overshoots
 _FEW = 0.01  # share of the values that may lie further out
 _DARK, _BRIGHT = 0.01, 0.99  # what is shown as black and as white where the scale is not known
-
 _NEAR = 0.1  # of black or white
 UNSCALED: Scale = ((0.0,), (1.0,))
 BYTES: Scale = ((0.0,), (1 / 255,))
@@ -20,13 +19,13 @@ GUESSED = "colours guessed"
 
 
 @dataclass(frozen=True)
-class Colours:
+class Colors:
     """How images are shown.
 
     Attributes:
         bands: the channels that are shown as grey (one) or as red, green and blue (three); two: their mean.
-        scale: mean and std of the normalisation to undo; None: values are stretched instead, each channel
-            from its 1st to its 99th percentile.
+        scale: mean and std of the normalisation to undo; None: each channel is stretched from its 1st to its
+            99th percentile.
         note: what a picture has to say of it, or nothing.
     """
 
@@ -64,41 +63,32 @@ def draw(
     bands: Sequence[int] | None = None,
     given: Scale | None = None,
 ) -> tuple[Tensor, str]:
-    """Draws images, clips, volumes or spectrograms.
-
-    Args:
-        images: (B, ...), with any dimensions.
-        channels: which of them holds the channels; None: there is none.
-        scales: as for `choose_colours`.
-        bands: as there.
-        given: as there.
+    """Draws images, clips, volumes or spectrograms; the arguments are those of the functions below.
 
     Returns:
         (B, ..., 3) uint8 on the CPU, without the channels, and what a picture has to say of the colours.
     """
-    colours = choose_colours(as_images(images, channels), scales, bands, given, channels is not None)
-    return colours.draw(images, channels), colours.note
+    colors = choose_colors(as_images(images, channels), scales, bands, given, channels is not None)
+    return colors.draw(images, channels), colors.note
 
 
 def as_images(images: Tensor, channels: int | None) -> Tensor:
-    """Brings images, clips, volumes or spectrograms to (N, C, H, W), frame by frame.
+    """Brings images, clips, volumes or spectrograms, (B, ...), to (N, C, H, W), frame by frame.
 
-    Args:
-        images: (B, ...).
-        channels: which dimension holds the channels; None: there is none.
+    `channels` is the dimension that holds them; None: there is none.
     """
     if channels is None:
         return images[:, None]
     return images.movedim(channels, 2).flatten(0, 1) if images.ndim == 5 else images.movedim(channels, 1)
 
 
-def choose_colours(
+def choose_colors(
     images: Tensor,
     scales: Iterable[Scale | None],
     bands: Sequence[int] | None = None,
     given: Scale | None = None,
-    coloured: bool = True,
-) -> Colours:
+    colored: bool = True,
+) -> Colors:
     """Finds how images can be shown.
 
     Args:
@@ -107,7 +97,7 @@ def choose_colours(
             brings them into [0, 1]; if none does, colours are guessed.
         bands: the channels to show, one or three; by default the first three, and of two channels the mean.
         given: the normalisation that was asked for, of images of one or three channels: none is searched.
-        coloured: whether they have colours, which spectrograms have not: these are stretched, without a note.
+        colored: whether they have colours; spectrograms, which have none, are stretched without a note.
 
     Raises:
         VitxError: There is no such channel, their number is wrong, or what was asked for does not fit them.
@@ -115,32 +105,32 @@ def choose_colours(
     if images.ndim != 4:
         raise VitxError(f"images must be (B, C, H, W), found {tuple(images.shape)}")
     channels = images.shape[1]
+    chosen = tuple(range(min(channels, 3)))
     if bands is not None:
-        return Colours(_checked(bands, channels), None, f"bands {', '.join(map(str, bands))}, stretched")
+        if len(bands) not in (1, 3) or not all(0 <= band < channels for band in bands):
+            known = f"bands must be one or three channels, from 0 to {channels - 1}"
+            raise VitxError(f"{known}, found {tuple(bands)}")
+        return Colors(tuple(bands), None, f"bands {', '.join(map(str, bands))}, stretched")
     if channels == 2:
-        return Colours((0, 1), None, "mean of 2 channels, stretched")
+        return Colors(chosen, None, "mean of 2 channels, stretched")
     if channels > 3:
-        return Colours((0, 1, 2), None, f"channels 0, 1, 2 of {channels}, stretched (bands= shows others)")
-    chosen = tuple(range(channels))
+        return Colors(chosen, None, f"channels 0, 1, 2 of {channels}, stretched (bands= shows others)")
     if given is not None:
         for name, one in zip(("mean", "std"), given, strict=True):
             if not _fit(one, channels):
                 raise VitxError(f"{name} has {len(one)} values for {channels} channels: give one for each")
-        return Colours(chosen, given)
-    if not coloured:
-        return Colours(chosen, None)
-    known = next((scale for scale in scales if scale is not None and fits(images, scale)), None)
-    return Colours(chosen, known, "" if known else GUESSED)
+        return Colors(chosen, given)
+    if not colored:
+        return Colors(chosen, None)
+    known_scale = next((scale for scale in scales if scale is not None and fits(images, scale)), None)
+    return Colors(chosen, known_scale, "" if known_scale else GUESSED)
 
 
 def fits(images: Tensor, scale: Scale, whole: bool = False) -> bool:
-    """Says whether a normalisation may have made images, (B, C, H, W): undone, they lie in [0, 1].
+    """Tests if a normalisation may have made images, (B, C, H, W): undone, they lie in [0, 1].
 
-    Args:
-        images: as the model takes them.
-        scale: mean and std.
-        whole: also that the darkest or the brightest of all pixels is nearly black or white. Mean and std of
-            ImageNet did not make images in [-1, 1]: undone, they lie between .26 and .71.
+    With `whole`, also if the darkest or the brightest of all pixels is nearly black or white: mean and std of
+    ImageNet did not make images in [-1, 1], which lie between .26 and .71 once they are undone.
     """
     if not all(_fit(one, images.shape[1]) for one in scale):
         return False
@@ -149,14 +139,6 @@ def fits(images: Tensor, scale: Scale, whole: bool = False) -> bool:
     if outside.float().mean() > _FEW:
         return False
     return not whole or bool(values.amin() < _NEAR) or bool(values.amax() > 1 - _NEAR)
-
-
-def _checked(bands: Sequence[int], channels: int) -> tuple[int, ...]:
-    if len(bands) not in (1, 3) or not all(0 <= band < channels for band in bands):
-        raise VitxError(
-            f"bands must be one or three channels, from 0 to {channels - 1}, found {tuple(bands)}"
-        )
-    return tuple(bands)
 
 
 def _fit(values: Sequence[float], channels: int) -> bool:
