@@ -197,6 +197,13 @@ def test_methods_together_give_what_each_gives_alone():
         assert (found.target is None) == (name in ("rollout", "attention", "flow"))
 
 
+def test_linearized_is_as_linearised():
+    maps = [explain(models.built("deit"), IMAGES, "gae", gradient=f"lineari{z}ed").maps for z in "sz"]
+    assert torch.equal(*maps)
+    with pytest.raises(VitxError, match="gradient must be one of linearised, plain, found 'other'"):
+        explain(models.built("deit"), IMAGES, "gae", gradient="other")
+
+
 class TestLegrad:
     def test_scores_what_the_target_function_says(self):
         model, images = models.built("deit", torch.float64), IMAGES.double()
@@ -353,7 +360,7 @@ def test_a_method_that_finds_nan_is_refused():
     @register("broken")
     def broken(back):
         (first,) = back.layers[0].attentions
-        value, found = back.add_up(first, lambda tile: None)
+        value, found = back.add_up(first, lambda tile: tile.weights.sum((1, 2)))
         found = found.clone()
         found[1, :, 3] = float("nan")
         return back.place([(value, found)])

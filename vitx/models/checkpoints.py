@@ -24,13 +24,7 @@ State = Mapping[str, Tensor]
 def create_model(
     name: str, pretrained: bool, num_classes: int | None, options: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Makes a model of timm.
-
-    Args:
-        name: with a tag of pretrained weights or without, as `vit_base_patch16_224.augreg_in21k`.
-        pretrained: take timm's weights, from the hub.
-        num_classes: None for the model's own.
-        options: further arguments of the model, as `img_size`.
+    """Makes a model of timm, with its weights from the hub if wanted, and by default its own classes.
 
     Raises:
         VitxError: timm has no such model, or its weights cannot be fetched.
@@ -65,14 +59,8 @@ def model_of_weights(
     """Makes a model of timm with the weights of a file, and as many classes as they have.
 
     Where the head stands elsewhere in the file, as a linear layer beside the backbone, it is taken from
-    there; where there is none, the model has no classes and puts out its features.
-
-    Args:
-        name: of the model.
-        path: a state dict, in .safetensors or of torch; or a checkpoint of Lightning, timm and others that
-            holds one. What stands before the names of the weights, as `model.`, is found.
-        options: further arguments of the model. With `img_size`, position embeddings are resampled to it.
-        trust: read also files that run code as they are read.
+    there; where there is none, the model has no classes and puts out its features. With `img_size` among the
+    options, position embeddings are resampled to it.
 
     Raises:
         VitxError: As for `create_model` and `read_weights`, or the weights are those of another model.
@@ -104,11 +92,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def read_weights(path: Path, trust: bool = False) -> State:
-    """Reads names and tensors from a file.
+    """Reads names and tensors from a file: a state dict, or a checkpoint of a framework that holds one.
 
-    Args:
-        path: as for `model_of_weights`.
-        trust: read also files that run code as they are read.
+    Where it is trusted, it may run code as it is read.
 
     Raises:
         VitxError: There is no such file, it cannot be read, or it would run code.
@@ -150,13 +136,7 @@ def checksum(model: nn.Module) -> int:
 
 
 def fill(model: nn.Module, state: State, path: Path, may_miss: Collection[str] = ()) -> None:
-    """Loads weights into a model.
-
-    Args:
-        model: to be filled.
-        state: the weights, by the model's own names.
-        path: where they are from, for the message.
-        may_miss: names of weights that may stay as they are.
+    """Loads the weights of a file into a model; some may be missing, and stay as they are.
 
     Raises:
         VitxError: They are those of another model.

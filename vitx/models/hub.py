@@ -33,7 +33,7 @@ def load_hugging_face(
         trust: run also code that comes with the model.
 
     Returns:
-        The model, how it wants its images or clips, and the names of its classes, if it has any.
+        The model, its preprocessing of images or clips, and the names of its classes, if it has any.
 
     Raises:
         VitxError: transformers is not there, or the hub is not, or there is no such model, or it has no
@@ -52,11 +52,7 @@ def load_hugging_face(
 
 
 def load_towers(name: str, trust: bool = False) -> tuple[nn.Module, Preprocessing, Any]:
-    """Loads a model that compares images with texts, how it wants its images, and its tokenizer.
-
-    Args:
-        name: as for `load_hugging_face`.
-        trust: run also code that comes with the model.
+    """Loads a model that compares images with texts, its preprocessing and its tokenizer.
 
     Raises:
         VitxError: As for `load_hugging_face`, or it has no text tower.
@@ -75,15 +71,7 @@ def load_towers(name: str, trust: bool = False) -> tuple[nn.Module, Preprocessin
 
 
 def load_answering(name: str, trust: bool = False) -> tuple[nn.Module, Any]:
-    """Loads a model that answers prompts about pictures, and its processor.
-
-    Args:
-        name: as for `load_hugging_face`.
-        trust: run also code that comes with the model.
-
-    Raises:
-        VitxError: As for `load_hugging_face`.
-    """
+    """Loads a model that answers prompts about pictures, and its processor, as `load_hugging_face`."""
     kinds = {
         "AutoModelForImageTextToText": "answers prompts about pictures",
         "AutoProcessor": "has a processor",

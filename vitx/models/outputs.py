@@ -56,13 +56,7 @@ def kind_of(
 
 
 def told_apart(kind: Kind, width: int, labels: Tensor | None) -> Kind:
-    """Tells yes and no from shares, which a loss may take alike: some shares lie between 0 and 1.
-
-    Args:
-        kind: what the output was compared as.
-        width: how many outputs an image has.
-        labels: what is true, (B, ...).
-    """
+    """Tells yes and no from shares, which a loss may take alike: some true shares lie between 0 and 1."""
     if labels is None or kind not in ("class", "shares"):
         return kind
     if kind == "shares":

@@ -31,13 +31,9 @@ def working_folder() -> Iterator[None]:
 def make_model(
     path: str, options: Mapping[str, Any] | None = None, weights: Path | None = None, trust: bool = False
 ) -> nn.Module:
-    """Makes a model by a function or a class of one's own.
+    """Makes a model by one's own function or class, as `package.function`, with arguments as for `made`.
 
-    Args:
-        path: as `package.function`; also from the current folder.
-        options: its arguments, see `made`.
-        weights: as for `model_of_weights`; None: those that it was made with.
-        trust: read also files that run code as they are read.
+    Its weights are those of a file, read as by `read_weights`, or those that it was made with.
 
     Raises:
         VitxError: There is no such function, it makes no model, or the weights are those of another one.
@@ -92,7 +88,7 @@ def load_module(
         class_path: as `package.module.Class`; also from the current folder.
         checkpoint: a .ckpt of Lightning, or of a module that is none: a file of weights.
         options: arguments of the class, see `made`, in place of those that the checkpoint remembers.
-        trust: read also checkpoints that run code as they are read.
+        trust: read also checkpoints that run code.
 
     Raises:
         VitxError: There is no such class or checkpoint, or they do not go together.

@@ -1,4 +1,4 @@
-"""What a model says of images, and what of it a target means."""
+"""Logits of a model for images, and the scores in them that a target means."""
 
 import inspect
 import operator
@@ -65,10 +65,10 @@ def predict(
     """Runs the model and returns its logits.
 
     Args:
-        model: whose output is a tensor, Hugging Face's output object, or several tensors.
+        model: its output is a tensor, Hugging Face's output object, or several tensors.
         images: (B, C, H, W).
         made_last: tells which of several outputs was made of all others; None where none was.
-        inputs: what else it is given.
+        inputs: those beside the images.
 
     Returns:
         The logits, (B, ...).

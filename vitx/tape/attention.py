@@ -44,6 +44,7 @@ class Attention(Step):
 
     def __init__(self, *step: Any, weights: Weights, layout: Layout, origin: int) -> None:
         super().__init__(*step)
+        self.relevance = lambda arrived: [self.shared(arrived[0])]
         self.weights, self.layout, self.origin = weights, layout, origin
         self.residuals: set[Sum] = set()
 

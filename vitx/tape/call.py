@@ -90,8 +90,8 @@ class Call:
         return self.outs[0]
 
     @property
-    def linearised(self) -> bool:
-        """Whether the gradient of the linearised network will be asked for."""
+    def linearized(self) -> bool:
+        """Whether the gradient of the linearized network will be asked for."""
         return self.tape.network == "linearised"
 
     def factors_of(self, tensor: Tensor) -> Factors:

@@ -65,8 +65,6 @@ def walk(
 
 def through(step: Step, arrived: list[Tensor]) -> Sent:
     """Sends relevance through a step for which no method has a rule of its own."""
-    if isinstance(step, Attention):
-        return [(step.inputs[0], step.shared(arrived[0]))]
     return [] if step.relevance is None else zip(step.inputs, step.relevance(arrived), strict=False)
 
 

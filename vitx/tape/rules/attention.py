@@ -42,12 +42,9 @@ def attention(call: Call, weights: Weights, layout: Layout, asking: Value | None
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
         return [layout.to_values(weights.transposed(layout.grouped(arrived[0], "THQD")))]
 
-    def relevance(arrived: list[Tensor]) -> list[Tensor | None]:
-        raise AssertionError  # what an attention does with relevance is a matter of the method
-
     origin = (values.above | 1 << values.number) & tape.residuals
     kind = partial(Attention, weights=weights, layout=layout, origin=max(origin.bit_length() - 1, 0))
-    found = call.make([values, asked], relevance, gradient, sources=[values], kind=kind)
+    found = call.make([values, asked], None, gradient, sources=[values], kind=kind)
     if layout.over_channels:
         tape.attentions.pop()
     else:

@@ -196,7 +196,7 @@ def paired(call: Call, contraction: Contraction, factor: float, *, weighing: boo
     operands, dims, out = contraction[:2], contraction.summed, contraction.out
     values = [one.value for one in operands if one.value is not None]
     shapes, sizes = [one.shape for one in operands], [one.tensor.shape for one in operands]
-    kept = [call.tape.keeper.keep(one.tensor) for one in operands] if weighing or call.linearised else []
+    kept = [call.tape.keeper.keep(one.tensor) for one in operands] if weighing or call.linearized else []
 
     def aligned(like: Tensor) -> list[Tensor]:
         return [one.tensor.reshape(shape).to(like) for one, shape in zip(kept, shapes, strict=True)]

@@ -33,7 +33,7 @@ def gated(call: Call, *, size: bool = False) -> list[Value]:
     before, exponent = value.shape, call["exponent"]
     size = size or call.name in SIZES
     size = size or (call.name == "pow" and bool(torch.as_tensor(exponent).lt(0).any()))
-    sources, gradient = _linearized(call, tensor, value, size) if call.linearised else ([value], None)
+    sources, gradient = _linearized(call, tensor, value, size) if call.linearized else ([value], None)
     same = before == call.out.shape
     found = call.make(
         *([value], lambda r: [fitted(r[0], before)], gradient),
@@ -213,7 +213,7 @@ def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = Fals
     inputs = [value] if all_its_own else [one, other]
     shapes, sources, shape = [v.shape for v in inputs], [v for v, _ in moving], call.out.shape
     keep = call.tape.keeper.keep
-    gates = [keep(1 / factor if quotient else factor) for _, factor in moving] if call.linearised else []
+    gates = [keep(1 / factor if quotient else factor) for _, factor in moving] if call.linearized else []
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
         g = arrived[0] / len(gates)
