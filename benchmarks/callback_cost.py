@@ -27,15 +27,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from vitx.callbacks import RolloutCallback
-from vitx.watch import explaining, observer, sinks
+from vitx.watch import explaining, loggers, observer
 
 PARTS = {
     "explaining": (explaining, "explain_methods"),
     "faithfulness": (explaining, "judge"),
     "measuring": (observer, "measure"),
     "drawing": (observer, "draw"),
-    "writing numbers": (sinks, "write_scalars"),
-    "writing the picture": (sinks, "show_picture"),
+    "writing numbers": (loggers, "write_scalars"),
+    "writing the picture": (loggers, "show_picture"),
 }
 Seconds = dict[str, list[float]]
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 try:
-    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"this callback is for Hugging Face's Trainer ({error}): pip install transformers accelerate",
@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:
 from vitx.errors import VitxError
 from vitx.watch import Host, Observer
 from vitx.watch.calling import averaged, unwrapped
-from vitx.watch.sinks import MlflowRun, WandbRun
+from vitx.watch.loggers import MlflowRun, WandbRun
 
 _STATE = "vitx.pt"  # in the folder of a checkpoint
 
@@ -28,8 +28,8 @@ _STATE = "vitx.pt"  # in the folder of a checkpoint
 class RolloutCallback(Observer, TrainerCallback):
     """Logs what the model looks at on fixed images, as pictures and numbers, while it trains.
 
-    Fires before the first step, every n epochs or steps, and at the end of the training. The images are those
-    of the Trainer's `eval_dataset`, through its collator. Pictures (`vitx/maps`) and numbers
+    It fires before the first step, every n epochs or steps, and at the end of the training. The images are
+    those of the Trainer's `eval_dataset`, through its collator. Pictures (`vitx/maps`) and numbers
     (`vitx/METHOD/...`) go to the Trainer's own runs of TensorBoard, Weights & Biases and MLflow, at its
     `global_step`; else pictures become PNG files in the folder `vitx` of `output_dir`. The numbers are among
     the metrics of each evaluation, so that `metric_for_best_model="vitx/rollout/entropy"` works.
@@ -58,27 +58,25 @@ class RolloutCallback(Observer, TrainerCallback):
     def _host(self) -> "TrainerHost":
         return TrainerHost(self._trainer)
 
-    def _watch_first_step(self) -> None:
-        """Lets the first step be watched: the Trainer's own, or what a subclass makes of it."""
+    def _record_first_step(self) -> None:
+        """Lets the first step be recorded: the Trainer's own, or that of a subclass."""
         trainer: Any = self._trainer
         own, compute = vars(trainer).get("compute_loss"), trainer.compute_loss
 
-        def watched(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        def recorded(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             del trainer.compute_loss
             if own is not None:
                 trainer.compute_loss = own
-            with self.step(unwrapped(model), inputs, "compute_loss"):
+            with self.record_step(unwrapped(model), inputs, "compute_loss"):
                 return compute(model, inputs, *args, **kwargs)
 
-        trainer.compute_loss = watched
+        trainer.compute_loss = recorded
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Shows what the weights look at before they are trained; after a resume, takes up the thread."""
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        """Shows what the weights look at before they are trained; after a resume, goes on with the run."""
         vars(self).pop("_host", None)  # with the writers of this training
-        self.forget()
-        self._watch_first_step()
+        self.reset()
+        self._record_first_step()
         if state.global_step:
             folders = [str(args.resume_from_checkpoint or ""), str(_checkpoint(args, state))]
             kept = next(filter(Path.is_file, (Path(one, _STATE) for one in folders if one)), None)
@@ -89,25 +87,19 @@ class RolloutCallback(Observer, TrainerCallback):
         if self.at_start:
             self._fire(state)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Fires after every n-th step."""
         if self.every_n_steps and state.global_step % self.every_n_steps == 0:
             self._fire(state)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Fires at the end of every n-th epoch, before the model is evaluated."""
         if self.every_n_epochs and round(state.epoch or 0) % self.every_n_epochs == 0:
             self._fire(state)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **found: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, *_: Any, **found: Any) -> None:
         """Adds the numbers to the metrics, by which the best model is chosen."""
-        numbers: Mapping[str, float] = self._past.scalars
+        numbers: Mapping[str, float] = self._memory.scalars
         if self._trainer.is_in_train:
             self._host.numbers = _latest(state)
             self.learn(self._host)
@@ -115,18 +107,14 @@ class RolloutCallback(Observer, TrainerCallback):
             numbers = self._fire(state) if self.on_validate else {}
         found.get("metrics", {}).update({f"eval_{name}": number for name, number in numbers.items()})
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Shows what the trained weights look at."""
         self._fire(state)
         self.end(self._host)
         self._host.close()
         self.close()
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Keeps beside the checkpoint which images were watched and what was seen last."""
         folder = _checkpoint(args, state)
         if state.is_world_process_zero and folder.is_dir():
@@ -138,17 +126,17 @@ class RolloutCallback(Observer, TrainerCallback):
 
 
 class TrainerHost(Host):
-    """What the Trainer knows of the training."""
+    """Answers of the Trainer."""
 
     name = "RolloutCallback"
     by_name = True
 
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(
-            trainer.model_wrapped, root=trainer.args.output_dir or ".", sinks=list(_sinks(trainer))
+            trainer.model_wrapped, root=trainer.args.output_dir or ".", loggers=list(_loggers(trainer))
         )
         self.trainer, self.model = trainer, unwrapped(trainer.model)  # type: ignore[arg-type]
-        writers = [sink for sink in self.sinks if hasattr(sink, "log_dir")]
+        writers = [logger for logger in self.loggers if hasattr(logger, "log_dir")]
         self.run = Path(writers[0].log_dir) if writers else None
 
     def validation(self) -> Any:
@@ -180,7 +168,7 @@ class TrainerHost(Host):
             return averaged([*(v for one in callbacks for v in vars(one).values()), self.model])
         return self.trainer.model_wrapped if self.group.in_step else self.model
 
-    def normalisers(self) -> Iterable[Any]:
+    def normalizers(self) -> Iterable[Any]:
         """Returns the image processor."""
         return [getattr(self.trainer, "processing_class", None)]
 
@@ -203,13 +191,13 @@ class TrainerHost(Host):
 
     def close(self) -> None:
         """Closes writers that writing has opened again after the Trainer closed them."""
-        for sink in self.sinks:
-            if hasattr(sink, "file_writer"):
-                sink.close()
+        for logger in self.loggers:
+            if hasattr(logger, "file_writer"):
+                logger.close()
 
 
-def _sinks(trainer: Trainer) -> Iterator[Any]:
-    """The runs that the Trainer itself reports to, on rank 0; they outlive its callbacks' end of training."""
+def _loggers(trainer: Trainer) -> Iterator[Any]:
+    """Yields the runs that the Trainer reports to, on rank 0, which outlive the end of the training."""
     for callback in trainer.callback_handler.callbacks:
         if (writer := getattr(callback, "tb_writer", None)) is not None:
             yield writer

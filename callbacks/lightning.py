@@ -19,8 +19,8 @@ from vitx.errors import VitxError
 from vitx.watch import Host, Observer
 from vitx.watch.calling import averaged
 from vitx.watch.group import Group
-from vitx.watch.loading import Together
-from vitx.watch.saying import silenced
+from vitx.watch.loading import CombinedLoaders
+from vitx.watch.messages import silenced
 
 if TYPE_CHECKING or find_spec("pytorch_lightning") is None:
     Callback = pl.Callback
@@ -34,7 +34,7 @@ else:
 class RolloutCallback(Observer, Callback):
     """Logs what the model looks at on fixed images, as pictures and numbers, while it trains.
 
-    Fires before the first step, every n epochs or steps, and at the end of `fit`. Each firing logs one
+    It fires before the first step, every n epochs or steps, and at the end of `fit`. Each firing logs one
     grid (rows: images; columns: the input and each method's overlay) under `vitx/maps`, and for each
     method, as means over the images, `vitx/METHOD/...`: `entropy` (how spread out), `information` (how much
     the maps of different images differ), `drift` (how far from the firing before), and, where masks or boxes
@@ -50,50 +50,34 @@ class RolloutCallback(Observer, Callback):
         >>> trainer = pl.Trainer(callbacks=[RolloutCallback(num_images=4)], logger=False)
     """
 
-    _step = ExitStack()  # of the step that is watched: what fails before `setup` finds none
+    _recording = ExitStack()  # of the step that runs; what fails before `setup` finds none
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Starts anew, as each `fit` is a run of its own (a checkpoint's state is loaded after this)."""
-        self._step = ExitStack()
+        self._recording = ExitStack()
         if stage == "fit" or self.on_validate:
-            self.forget()
+            self.reset()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Shows what the weights look at before they are trained; after a resume, takes up the thread."""
-        host = LightningHost(trainer, pl_module)
+        """Shows what the weights look at before they are trained; after a resume, goes on with the run."""
         if trainer.global_step:
             # The first is right for one optimiser; for several, the second is one too high at most.
             step = min(trainer.global_step, _steps_logged(trainer) + 1)
-            self.resume(host, trainer.global_step, step)
-            return
-        if self.at_start:
+            self.resume(LightningHost(trainer, pl_module), trainer.global_step, step)
+        elif self.at_start:
             self._fire(trainer, pl_module, 0)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Watches the first step of a training that is not validated, or that alone says what the model is.
+        """Records the first step of a training that is not validated, or that alone says what the model is.
 
         A module without a forward is explained as its step runs it; a resumed run has no sanity check.
         """
         own_forward = type(pl_module).forward.__qualname__ != "LightningModule.forward"
         first = batch_idx == 0 and not trainer.enable_validation
-        if first or (not own_forward and self._explainer.seen is None):
-            self._step.enter_context(self.step(pl_module, batch, "training_step"))
-
-    def on_before_backward(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor
-    ) -> None:
-        """Learns what the step does with a batch."""
-        self._step.close()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Fires after every n-th step."""
-        self._step.close()  # of a step that goes backwards itself, or not at all
-        if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
-            self._fire(trainer, pl_module, _steps_logged(trainer))
+        if first or (not own_forward and self._explainer.observed is None):
+            self._recording.enter_context(self.record_step(pl_module, batch, "training_step"))
 
     def on_validation_batch_start(
         self,
@@ -103,27 +87,22 @@ class RolloutCallback(Observer, Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Watches the first step of a validation, also in the sanity check."""
+        """Records the first step of a validation, also in the sanity check."""
         if batch_idx == 0 and dataloader_idx == self._loader_place(trainer):
-            self._step.enter_context(self.step(pl_module, batch, "validation_step"))
+            self._recording.enter_context(self.record_step(pl_module, batch, "validation_step"))
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Learns what the step does with a batch."""
-        self._step.close()
+    def _end_recording(self, *_: Any, **__: Any) -> None:
+        self._recording.close()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    on_before_backward = on_validation_batch_end = on_exception = _end_recording
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stops watching a step that failed."""
-        self._step.close()
+        """Fires after every n-th step."""
+        self._end_recording()  # of a step that goes backwards itself, or not at all
+        if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
+            self._fire(trainer, pl_module, _steps_logged(trainer))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fires at the end of every n-th epoch, before what monitors the validation saves a checkpoint."""
@@ -149,7 +128,7 @@ class RolloutCallback(Observer, Callback):
         self.end(LightningHost(trainer, pl_module))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Lets go of the images and of the folder."""
+        """Releases the images and the folder."""
         self.close()
 
     def _loader_place(self, trainer: pl.Trainer) -> int:
@@ -169,15 +148,13 @@ class RolloutCallback(Observer, Callback):
 
 
 class LightningHost(Host):
-    """What Lightning knows of the training."""
+    """Answers of Lightning."""
 
     name = "RolloutCallback"
 
     def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        root = trainer.default_root_dir
-        super().__init__(
-            module, run=_run_of(trainer), root="." if "://" in root else root, sinks=trainer.loggers
-        )
+        root = "." if "://" in trainer.default_root_dir else trainer.default_root_dir
+        super().__init__(module, run=_run_of(trainer), root=root, loggers=trainer.loggers)
         self.trainer, self.module = trainer, module
         self.leaves_files = not getattr(trainer, "fast_dev_run", False)
         # In all strategies but DDP, each rank holds only a part of the model.
@@ -197,7 +174,7 @@ class LightningHost(Host):
         if combined._mode == "sequential":
             return combined.iterables
         joined = partial(tree_unflatten, treespec=combined._spec)
-        return Together(combined.flattened, joined, combined._mode != "min_size")
+        return CombinedLoaders(combined.flattened, joined, combined._mode != "min_size")
 
     def explained(self, weights: str) -> nn.Module:
         """Returns the module, or the averaged weights that it or a callback holds."""
@@ -224,10 +201,7 @@ class LightningHost(Host):
         return batch
 
     def _changing_batches(self) -> Iterator[pl.Callback]:
-        """Yields callbacks of a project whose hook may change a batch, as one that normalises on the device.
-
-        Of those behind this one, it is seen in the step what they change.
-        """
+        """Yields earlier callbacks whose hook may change a batch; of later ones, the step shows it."""
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         for callback in takewhile(lambda one: not isinstance(one, RolloutCallback), callbacks):
             hook = type(callback).on_validation_batch_start
@@ -252,7 +226,7 @@ class LightningHost(Host):
             if log is not None:
                 self.module.log = log  # type: ignore[method-assign]
 
-    def normalisers(self) -> Iterable[Any]:
+    def normalizers(self) -> Iterable[Any]:
         """Returns what the data module, the module and callbacks hold: their hooks may normalise."""
         datamodule = getattr(self.trainer, "datamodule", None)
         return [vars(holder) for holder in (datamodule, self.module, *self._changing_batches()) if holder]
@@ -284,7 +258,7 @@ class LightningHost(Host):
         (rank_zero.log.warning if silenced(sentence) else rank_zero.rank_zero_warn)(sentence)
 
     def inform(self, sentence: str) -> None:
-        """Says it through Lightning's logger."""
+        """Informs through Lightning's logger."""
         rank_zero.rank_zero_info(sentence)
 
 
@@ -299,6 +273,6 @@ def _run_of(trainer: pl.Trainer) -> Path | None:
 
 
 def _steps_logged(trainer: pl.Trainer) -> int:
-    """The step axis of `self.log`: unlike `global_step`, it counts several optimisers once."""
+    """Returns the step of `self.log`, which, unlike `global_step`, counts several optimisers once."""
     steps: int = trainer.fit_loop.epoch_loop._batches_that_stepped
     return steps

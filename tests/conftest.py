@@ -32,6 +32,12 @@ def _reproducible():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _mlflow_elsewhere(tmp_path_factory):
+    """MLflow makes its default store at the end of a process, where that stands if nothing else is said."""
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
 @pytest.fixture(scope="session")
 def assets():
     """The folder with DeiT-Tiny's weights and ImageNet validation images; skips where there is none."""

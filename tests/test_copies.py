@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from vitx import VitxError
 from vitx.watch.copies import readers
-from vitx.watch.loading import fetch, sampled, spread_over
+from vitx.watch.loading import Source
 
 DATA = TensorDataset(torch.arange(20.0)[:, None])
 PLACES = [3, 9, 16]
@@ -215,9 +215,9 @@ def values(batches):
 def read(loader):
     """Reads a few samples; asserts that this leaves the loader as it was, and no worker behind."""
     before, workers = state(loader), multiprocessing.active_children()
-    keys = sampled(loader)
-    spread = None if keys else spread_over(loader, 2)
-    with fetch(loader, [keys[place] for place in PLACES] if keys else None, spread) as batches:
+    source = Source(loader)
+    spread = None if source.keys else source.evenly_placed(2)
+    with source.fetch(source.keys and [source.keys[place] for place in PLACES], spread) as batches:
         found = list(batches)
     assert state(loader) == before
     assert set(multiprocessing.active_children()) <= set(workers)
@@ -257,16 +257,16 @@ def test_several_loaders_in_one_of_a_kind_of_its_own():
 def test_a_stream_is_read_from_its_start(kind):
     one = kind(DataLoader(Stream(), 4))
     before = state(one)
-    with fetch(one, sampled(one)) as batches:
+    with Source(one).fetch(None) as batches:
         assert next(batches).flatten().tolist() == [0, 2, 4, 6]
     assert state(one) == before
-    assert sampled(one) is None
+    assert Source(one).keys is None
 
 
 def test_the_users_loader_is_read_as_ever_afterwards():
     one = Made(partial(doubled, loader()))
     begin = DataLoader.__iter__
-    with pytest.raises(ZeroDivisionError), fetch(one, None) as batches:
+    with pytest.raises(ZeroDivisionError), Source(one).fetch(None) as batches:
         [1 / 0 for _ in batches]
     assert DataLoader.__iter__ is begin
     assert sum(map(len, one)) == 20
@@ -300,7 +300,7 @@ def test_draws_of_the_data_set_are_put_back():
     found = []
     for seed in (1, 2):
         data = Drawing(seed)
-        with fetch(DataLoader(data, 4), [0, 1]) as batches:
+        with Source(DataLoader(data, 4)).fetch([0, 1]) as batches:
             found += map(torch.Tensor.tolist, batches)
         assert data[0] == Drawing(seed)[0]
     assert found[0] == found[1]

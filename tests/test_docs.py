@@ -34,7 +34,6 @@ from tests.lightning_models import SmallClassifier, samples
 from tests.played_runs import write_run
 from vitx import cli
 from vitx.attribution import registry
-from vitx.watch import sinks
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -167,7 +166,6 @@ def reader(belongings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "reader")
     monkeypatch.syspath_prepend(tmp_path / "reader")
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
-    monkeypatch.setattr(sinks, "_SINKS", list(sinks._SINKS))
     monkeypatch.setenv("PL_TRAINER_LIMIT_TRAIN_BATCHES", "1")
     create = timm.create_model
 

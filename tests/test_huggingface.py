@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 import vitx
 from tests import run_folders
 from tests.processes import run_together
+from tests.test_loggers import end, history
 from tests.test_no_trace import assert_same
-from tests.test_sinks import end, history
 from vitx import VitxError
 from vitx.pictures import render
 from vitx.runs.saved import read_run

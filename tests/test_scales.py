@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from tests.lightning_models import SmallClassifier
 from vitx.callbacks.lightning import LightningHost
 from vitx.pictures.colors import BYTES, GUESSED, UNSCALED, choose_colors
-from vitx.watch.scales import held_by, likely_scales
+from vitx.watch.scales import likely_scales, scales_in
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 MODULE_LEVEL = transforms.Compose([transforms.Normalize(MEAN, STD)])
@@ -106,7 +106,7 @@ HOLDERS = {
 
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_what_holds_a_normalisation(holder):
-    ((mean, std),) = list(held_by(HOLDERS[holder]()))
+    ((mean, std),) = list(scales_in(HOLDERS[holder]()))
     assert mean == pytest.approx(MEAN, abs=1e-6)
     assert std == pytest.approx(STD, abs=1e-6)
 
@@ -115,11 +115,11 @@ def test_what_holds_a_normalisation(holder):
     "value", [None, Pictures(), SimpleNamespace(mean=0.5), SimpleNamespace(mean="x", std="y"), 3, [1, 2]]
 )
 def test_what_holds_none(value):
-    assert list(held_by(value)) == []
+    assert list(scales_in(value)) == []
 
 
 def test_an_image_processor_that_does_not_normalise_holds_none():
-    assert list(held_by(Pictures(processor(do_normalize=False)))) == []
+    assert list(scales_in(Pictures(processor(do_normalize=False)))) == []
 
 
 class Lazy:
@@ -139,13 +139,13 @@ def test_nothing_is_computed_on_the_way():
 
     holder = Counting(Lazy())
     holder.itself = holder
-    assert list(held_by(holder)) == []
+    assert list(scales_in(holder)) == []
 
 
 def scales(module, images, of_data=(), datamodule=None):
     host = LightningHost(pl.Trainer(logger=False, barebones=True), module)
     host.trainer.datamodule = datamodule
-    return list(likely_scales(module, images, of_data, host.normalisers()))
+    return list(likely_scales(module, images, of_data, host.normalizers()))
 
 
 class Declares(SmallClassifier):

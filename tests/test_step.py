@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vitx.watch.seen import seen_in
-from vitx.watch.step import StepWatch, is_compiled
+from vitx.watch.observed import observed
+from vitx.watch.step import StepRecorder, is_compiled
 
 CLASSES = 3
 ce, bce, bce_of_logits = F.cross_entropy, F.binary_cross_entropy, F.binary_cross_entropy_with_logits
@@ -140,11 +140,11 @@ STEPS = {
 }  # fmt: skip
 
 
-def watched(step, net, b):
-    watch = StepWatch(net, b)
-    with watch.watching():
+def recorded(step, net, b):
+    recorder = StepRecorder(net, b)
+    with recorder.recording():
         step(net, b)
-    return seen_in(watch, "step")
+    return observed(recorder, "step")
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
@@ -152,7 +152,7 @@ def watched(step, net, b):
 def test_what_a_step_shows(step, kind, labels, leaves, mode):
     net = Net().eval()
     with mode():
-        seen = watched(step, net, batch(6))
+        seen = recorded(step, net, batch(6))
     assert seen.kind == kind
     assert seen.output.leaves == leaves
     other = batch(4, seed=1)
@@ -166,24 +166,24 @@ def test_what_a_step_shows(step, kind, labels, leaves, mode):
 
 @pytest.mark.parametrize("name", [name for name, (_, kind, *_) in STEPS.items() if kind])
 def test_runs_anew_on_another_batch(name):
-    """The oracle watches the same step on that batch, and reads the output there."""
+    """The oracle records the same step on that batch, and reads the output there."""
     step, net, other = STEPS[name][0], Net().eval(), batch(4, seed=1)
-    seen = watched(step, net, batch(6))
+    seen = recorded(step, net, batch(6))
     compared = []
 
-    class Reading(StepWatch):
+    class Reading(StepRecorder):
         def _compare(self, name, args):
             before = len(self.comparisons)
             super()._compare(name, args)
             made = [
                 arg
                 for arg in args
-                if isinstance(arg, torch.Tensor) and getattr(self._known.get(arg), "model", False)
+                if isinstance(arg, torch.Tensor) and getattr(self._values.get(arg), "of_model", False)
             ]
             compared.extend(made[:1] * (len(self.comparisons) - before))
 
     given = {name: leaf.clone() for name, leaf in other.items()}
-    with torch.no_grad(), Reading(net, other).watching():
+    with torch.no_grad(), Reading(net, other).recording():
         step(net, other)
     found = seen.run(net, given, 4)
     assert len(found) == 4
@@ -218,7 +218,7 @@ PROBABLE = {
 def test_probabilities_become_logits(outputs, last, step, mode):
     net = Net(outputs, last).eval()
     with mode():
-        seen = watched(step, net, batch(6))
+        seen = recorded(step, net, batch(6))
     assert seen.kind == "class"
     found, expected = seen.run(net, batch(4, 1), 4), Net(outputs).eval()(batch(4, 1)["x"])
     if seen.logits is None and not isinstance(last, nn.Identity):  # an explanation begins before it
@@ -230,13 +230,13 @@ def test_probabilities_become_logits(outputs, last, step, mode):
 
 def test_a_sigmoid_in_the_model_makes_shares():
     step = STEPS["a number"][0]
-    assert watched(step, Net(1, nn.Sigmoid()), batch(6)).kind == "shares"
-    assert watched(step, Net(1, nn.Tanh()), batch(6)).kind == "numbers"
+    assert recorded(step, Net(1, nn.Sigmoid()), batch(6)).kind == "shares"
+    assert recorded(step, Net(1, nn.Tanh()), batch(6)).kind == "numbers"
 
 
 def test_a_loss_inside_of_the_model():
     b = batch(6)
-    seen = watched(lambda net, b: net(b["x"], labels=b["y"]), Losing(), b)
+    seen = recorded(lambda net, b: net(b["x"], labels=b["y"]), Losing(), b)
     assert seen.kind == "class"
     assert torch.equal(seen.labels(b, 6), b["y"])
 
@@ -248,7 +248,7 @@ def test_levels_of_a_grade_are_no_classes():
         levels = (b["y"][:, None] > torch.arange(CLASSES - 1)).float()
         return bce_of_logits(net(b["x"]), levels)
 
-    seen = watched(step, Net(CLASSES - 1), batch(6))
+    seen = recorded(step, Net(CLASSES - 1), batch(6))
     assert seen.kind == "classes"
     assert seen.labels(batch(3), 3).tolist() == [[0, 0], [1, 0], [1, 1]]
 
@@ -258,7 +258,7 @@ def test_levels_of_a_grade_are_no_classes():
 )
 def test_the_form_of_a_batch_does_not_matter(form):
     b = batch(6)
-    seen = watched(lambda net, _: ce(net(b["x"]), b["y"]), Net(), form(b))
+    seen = recorded(lambda net, _: ce(net(b["x"]), b["y"]), Net(), form(b))
     assert seen.kind == "class"
     assert seen.images[0].rpartition(".")[2] in ("x", "0")
 
@@ -267,8 +267,8 @@ def test_changes_nothing():
     net, b = Net().train(), batch(6)
     before, state = {name: leaf.clone() for name, leaf in b.items()}, torch.get_rng_state()
     plain = ce(net(b["x"]), b["y"])
-    watch = StepWatch(net, b)
-    with watch.watching():
+    recorder = StepRecorder(net, b)
+    with recorder.recording():
         loss = ce(net(b["x"]), b["y"])
     assert torch.equal(plain, loss)
     assert torch.equal(state, torch.get_rng_state())
@@ -283,21 +283,21 @@ def test_changes_nothing():
 
 def test_a_step_that_fails_stays_its_own_error():
     b = batch(6)
-    watch = StepWatch(Net(), b)
-    with pytest.raises(ZeroDivisionError), watch.watching():
+    recorder = StepRecorder(Net(), b)
+    with pytest.raises(ZeroDivisionError), recorder.recording():
         _ = 1 / 0
-    assert seen_in(watch, "step") is None
+    assert observed(recorder, "step") is None
 
 
-def test_a_watch_that_fails_lets_the_step_go_on(monkeypatch):
-    monkeypatch.setattr(StepWatch, "_add", lambda *_: 1 / 0)
+def test_a_recording_that_fails_lets_the_step_go_on(monkeypatch):
+    monkeypatch.setattr(StepRecorder, "_add", lambda *_: 1 / 0)
     net, b = Net(), batch(6)
-    watch = StepWatch(net, b)
-    with watch.watching():
+    recorder = StepRecorder(net, b)
+    with recorder.recording():
         loss = ce(net(b["x"]), b["y"])
     assert torch.equal(loss, ce(net(b["x"]), b["y"]))
-    assert isinstance(watch.failed, ZeroDivisionError)
-    assert seen_in(watch, "step") is None
+    assert isinstance(recorder.error, ZeroDivisionError)
+    assert observed(recorder, "step") is None
 
 
 def test_compiled_parts_are_known():

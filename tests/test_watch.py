@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -28,9 +29,10 @@ from tests.lightning_models import IMAGE, SmallClassifier, samples
 from tests.models import checkpointed
 from tests.processes import run_together
 from tests.run_folders import kept
+from tests.test_loggers import end, history
 from tests.test_no_trace import assert_same
-from tests.test_sinks import end, history
 from vitx import VitxError, Watch
+from vitx.runs.folder import read_facts
 from vitx.runs.saved import read_run
 
 IMAGES = torch.randn(3, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(5))
@@ -319,6 +321,21 @@ def test_a_resumed_run_goes_on_where_it_stopped(net, loader, tmp_path):
     assert "vitx/rollout/drift" in again(7)
     assert steps(tmp_path) == [0, 5, 7], "a step is shown twice"
     assert run_folders.steps(tmp_path) == [0, 5, 7]
+
+
+def test_a_closed_watch_has_seen_its_training_end(net, loader, tmp_path):
+    with Watch(net, loader, tmp_path / "whole", on_error="raise") as watch:
+        watch(0)
+    assert read_facts(tmp_path / "whole" / "vitx")["ended"]
+    events = EventAccumulator(str(tmp_path / "whole"), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in events.Images("vitx/overview")] == [0]
+    watch.close()  # again
+    with pytest.raises(VitxError, match="this watch is closed"):
+        watch(1)
+    with suppress(ZeroDivisionError), Watch(net, loader, tmp_path / "broken") as watch:
+        watch(0)
+        _ = 1 / 0
+    assert not read_facts(tmp_path / "broken" / "vitx").get("ended")
 
 
 def test_a_second_run_does_not_mix_with_the_first(net, loader, tmp_path, capsys):

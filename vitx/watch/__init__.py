@@ -1,4 +1,4 @@
-"""Watches a Vision Transformer while it learns, in any training: no framework is named here.
+"""The watch of a training: it shows what a Vision Transformer looks at, and names no framework.
 
 `Watch` serves a loop of one's own. The callbacks in `vitx.callbacks` are adapters: each answers, as a `Host`,
 what an `Observer` asks of a training.

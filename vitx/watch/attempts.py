@@ -1,4 +1,4 @@
-"""Attempts at what may fail while a model trains: what failed is said once, and the training goes on."""
+"""Attempts at what may fail while a model trains: an error is said once, and the training goes on."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,8 +7,8 @@ from typing import Any
 
 from vitx.errors import VitxError, in_words
 from vitx.watch.host import Host
-from vitx.watch.saying import path_of
-from vitx.watch.sinks import name_of
+from vitx.watch.loggers import name_of
+from vitx.watch.messages import path_of
 
 
 class Attempts:
@@ -30,7 +30,7 @@ class Attempts:
             do()
 
     def write(self, host: Host, place: Any, write: Callable[[], Any]) -> bool:
-        """Says whether a sink or a folder took what is written; one that fails does not stop the others."""
+        """Returns whether a logger or a folder took what is written; one that fails does not stop others."""
         name = path_of(place) if isinstance(place, Path) else name_of(place)
         taken: Any = False
         with self.forgiving(host, f"cannot write to {name}"):

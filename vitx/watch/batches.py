@@ -1,6 +1,6 @@
-"""What a batch holds: images, and what is known of them; seen in the user's step, told, or by usual names."""
+"""Images in a batch, and what is known of them: by the user's step, by options, or by usual names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +12,7 @@ from vitx.errors import VitxError
 from vitx.evaluation.metrics import box_masks
 from vitx.inputs.prepared import IMAGES
 from vitx.watch.nested import last, tensors_of
-from vitx.watch.seen import Seen
+from vitx.watch.observed import ObservedStep
 
 LABELS = ("label", "labels", "target", "targets")
 MASKS = ("mask", "masks")
@@ -25,14 +25,8 @@ Name = str | int  # of an item of a batch: its key, or its place
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the user says of a batch.
-
-    Attributes:
-        show: the item that holds the images, where there are several.
-        labels: the item that holds the labels.
-        boxes: the item that holds boxes or masks.
-    """
+class ItemNames:
+    """Items of a batch that the user names: images, where there are several, labels, boxes or masks."""
 
     show: Name | None = None
     labels: Name | None = None
@@ -41,62 +35,51 @@ class Told:
 
 @dataclass(frozen=True)
 class Content:
-    """What was found in a batch of B images.
+    """The content of a batch of B images."""
 
-    Attributes:
-        images: (B, C, H, W); clips and volumes have five dimensions, spectrograms three.
-        labels: (B, ...): classes, several for each image, or numbers; None if there are none.
-        masks: (B, h, w) bool, True on the object (or in its boxes), or None.
-        inputs: whatever comes with each image, by its path in the batch, (B, ...).
-        name: the path of the images.
-        found: what was found where, in words.
-    """
+    images: Tensor  # (B, C, H, W); clips and volumes have five dimensions, spectrograms three
+    labels: Tensor | None = None  # (B, ...): classes, several for each image, or numbers
+    masks: Tensor | None = None  # (B, h, w) bool, True on the object, or in its boxes
+    inputs: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # of each image, by paths in the batch, (B, ...)
+    name: str = "0"  # the path of the images
+    found: tuple[str, ...] = ()  # what was found where, in words
 
-    images: Tensor
-    labels: Tensor | None = None
-    masks: Tensor | None = None
-    inputs: Mapping[str, Tensor] = field(default_factory=dict)
-    name: str = "0"
-    found: tuple[str, ...] = ()
+    def __len__(self) -> int:
+        return len(self.images)
 
-    def cpu(self) -> "Content":
-        """Returns the same in host memory."""
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Content":
+        """Returns the same with each tensor as a function makes it."""
         return replace(
             self,
-            images=self.images.cpu(),
-            labels=None if self.labels is None else self.labels.cpu(),
-            masks=None if self.masks is None else self.masks.cpu(),
-            inputs={name: value.detach().cpu() for name, value in self.inputs.items()},
+            images=function(self.images),
+            labels=None if self.labels is None else function(self.labels),
+            masks=None if self.masks is None else function(self.masks),
+            inputs={name: function(value) for name, value in self.inputs.items()},
         )
 
 
-def read_batch(batch: Any, told: Told | None = None, seen: Seen | None = None) -> Content:
-    """Finds images, labels, and masks or boxes in a batch.
+def read_batch(batch: Any, names: ItemNames | None = None, observed: ObservedStep | None = None) -> Content:
+    """Finds images, labels, and masks or boxes in a batch: a tensor, sequence, mapping, object, or a mixture.
 
-    What is told comes first, then what was seen in the user's step, then what has a usual name. In a pair,
+    What the user names comes first, then what the user's step showed, then what has a usual name. In a pair,
     images come first and labels second. The rest is left out.
 
-    Args:
-        batch: images; a sequence of images and other things; a mapping; or an object with attributes; one
-            may hold the other.
-        told: what the user says of it.
-        seen: what the user's step did with such a batch.
-
     Raises:
-        VitxError: There are no images (B, C, H, W), several and none is chosen, or no item that was told.
+        VitxError: There are no images (B, C, H, W), several and none is chosen, or no item of a given name.
     """
     # Subclasses of Tensor, as MONAI has them, bring rules of their own for slices.
-    named = {path: value.detach().as_subclass(Tensor) for path, value in tensors_of(batch)}
-    told = told or Told()
-    name, how = _images(batch, named, told, seen)
-    images = named[name]
-    count = len(images)
-    per_image = {path: value for path, value in named.items() if value.ndim and len(value) == count}
-    masks, noted = _masks(batch, per_image, told, (images.shape[-2], images.shape[-1]))
-    labels, labelled = _labels(batch, per_image, told, seen, masks is not None)
-    found = (f"images {how}", labelled, *noted)
+    tensors = {path: value.detach().as_subclass(Tensor) for path, value in tensors_of(batch)}
+    names, in_order = names or ItemNames(), _in_order(batch)
+    name, how = _images(batch, tensors, names, observed)
+    images = tensors[name]
+    per_image = {path: value for path, value in tensors.items() if value.ndim and len(value) == len(images)}
+    size, parts = (images.shape[-2], images.shape[-1]), len(batch) if in_order else 0
+    masks, noted = _masks(per_image, parts, names, size)
+    labels, labelled = _labels(per_image, 3 if masks is not None else 2, parts, names, observed)
     inputs = {path: value for path, value in per_image.items() if path != name}
-    return Content(images, labels, masks, inputs, name, found)
+    return Content(images, labels, masks, inputs, name, (f"images {how}", labelled, *noted))
 
 
 def objects(given: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
@@ -106,12 +89,6 @@ def objects(given: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
         given: masks (B, h, w) or (B, 1, h, w); or boxes (B, 4) or (B, K, 4), x1, y1, x2, y2 in pixels, or as
             shares of the picture, if all lie in [0, 1]. A box of zeros is none.
         size: height and width of the images.
-
-    Returns:
-        (B, h, w) bool, True on the object.
-
-    Raises:
-        VitxError: They are neither.
     """
     if given.ndim == 4 and given.shape[1] == 1:
         given = given[:, 0]
@@ -138,35 +115,25 @@ def objects(given: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
     return box_masks(boxes, size), "boxes, shares of the picture, scaled" if shares else "boxes"
 
 
-def item(named: Mapping[str, Tensor], name: Name, what: str) -> str:
-    """Returns the path of what the user calls an item.
-
-    Raises:
-        VitxError: There is no such item, or there are several.
-    """
-    found = [path for path in named if path == str(name)] or [p for p in named if last(p) == str(name)]
-    if len(found) != 1:
-        has = ", ".join(named) or "no tensors"
-        raise VitxError(f"{what}={name!r} names no single item of the batch, which has {has}")
-    return found[0]
-
-
-def _images(batch: Any, named: Mapping[str, Tensor], told: Told, seen: Seen | None) -> tuple[str, str]:
+def _images(
+    batch: Any, tensors: Mapping[str, Tensor], names: ItemNames, observed: ObservedStep | None
+) -> tuple[str, str]:
     """Returns the path of the images, and how it was found."""
-    if told.show is not None:
-        return item(named, told.show, "show"), "as told"
-    if seen is not None and seen.images[0] in named:
-        return seen.images[0], f"as {seen.where} takes them"
+    if names.show is not None:
+        return _item(tensors, names.show, "show"), "as told"
+    if observed is not None and observed.images[0] in tensors:
+        return observed.images[0], f"as {observed.where} takes them"
+    in_order = _in_order(batch)
     for dims in _DIMENSIONS:
-        fit = [path for path, value in named.items() if value.ndim == dims and value.dtype != torch.bool]
-        usual = [path for name in IMAGES for path in fit if last(path) == name]
+        fit = [path for path, value in tensors.items() if value.ndim == dims and value.dtype != torch.bool]
+        usual = _usual(fit, IMAGES)
         if dims == min(_DIMENSIONS):  # as many as masks have, and a single image
-            usual = fit = [path for path in usual if last(path) == SPECTROGRAMS]
+            usual = fit = _usual(fit, (SPECTROGRAMS,))
         if usual:
             return usual[0], f"in {usual[0]!r}"
         fit = [path for path in fit if last(path) not in MASKS]
-        if fit and (len(fit) == 1 or _in_order(batch)):
-            return fit[0], "first" if _in_order(batch) else f"in {fit[0]!r}"
+        if fit and (len(fit) == 1 or in_order):
+            return fit[0], "first" if in_order else f"in {fit[0]!r}"
         if fit:
             raise VitxError(
                 f"{len(fit)} items of the batch may be the images, {', '.join(fit)}: give show={fit[0]!r}"
@@ -175,58 +142,61 @@ def _images(batch: Any, named: Mapping[str, Tensor], told: Told, seen: Seen | No
 
 
 def _labels(
-    batch: Any,
-    per_image: Mapping[str, Tensor],
-    told: Told,
-    seen: Seen | None,
-    has_objects: bool,
+    per_image: Mapping[str, Tensor], usually: int, parts: int, names: ItemNames, observed: ObservedStep | None
 ) -> tuple[Tensor | None, str]:
-    """Returns the labels, and how they were found."""
+    """Returns the labels, and how they were found; they are the second of so many parts, usually."""
     count = len(next(iter(per_image.values())))
-    if told.labels is not None:
-        path = item(per_image, told.labels, "labels")
+    if names.labels is not None:
+        path = _item(per_image, names.labels, "labels")
         return per_image[path], f"labels in {path!r} as told"
-    if seen is not None and (labels := seen.labels(per_image, count)) is not None:
-        return labels, f"labels as {seen.where} compares them"
-    usual = [path for name in LABELS for path in per_image if last(path) == name]
-    second = _in_order(batch) and "1" in per_image and per_image["1"].ndim <= 2
-    if usual:
+    if observed is not None and (labels := observed.labels(per_image, count)) is not None:
+        return labels, f"labels as {observed.where} compares them"
+    flat = [path for path, value in per_image.items() if value.ndim <= 2]
+    if usual := _usual(per_image, LABELS):
         return per_image[usual[0]], f"labels in {usual[0]!r}"
-    if second and len(batch) == (3 if has_objects else 2):
+    if "1" in flat and parts == usually:
         return per_image["1"], "labels second"
-    others = [path for path, value in per_image.items() if value.ndim <= 2]
-    hint = f" (if they are {others[0]!r}, say labels={_name(others[0])!r})" if others else ""
-    return None, f"no labels{hint}"
+    name = int(flat[0]) if flat and flat[0].isdigit() else flat and flat[0]
+    return None, f"no labels (if they are {flat[0]!r}, say labels={name!r})" if flat else "no labels"
 
 
 def _masks(
-    batch: Any, per_image: Mapping[str, Tensor], told: Told, size: tuple[int, int]
+    per_image: Mapping[str, Tensor], parts: int, names: ItemNames, size: tuple[int, int]
 ) -> tuple[Tensor | None, tuple[str, ...]]:
     """Returns the masks of the objects, and what to say of them."""
-    if told.boxes is not None:
-        path = item(per_image, told.boxes, "boxes")
+    if names.boxes is not None:
+        path = _item(per_image, names.boxes, "boxes")
         masks, said = objects(per_image[path], size)
         return masks, (f"{said} in {path!r} as told",)
-    usual = [path for name in (*MASKS, *BOXES) for path in per_image if last(path) == name]
-    if usual:
+    if usual := _usual(per_image, (*MASKS, *BOXES)):
         try:
             masks, said = objects(per_image[usual[0]], size)
             return masks, (f"{said} in {usual[0]!r}",)
         except VitxError as error:
             return None, (f"{usual[0]!r} left out, {error}",)
-    if _in_order(batch) and len(batch) == 3 and "2" in per_image:  # (images, labels, boxes)
+    if parts == 3 and "2" in per_image:  # (images, labels, boxes)
         with suppress(VitxError):
             masks, said = objects(per_image["2"], size)
             return masks, (f"{said} third",)
     return None, ()
 
 
+def _item(tensors: Mapping[str, Tensor], name: Name, option: str) -> str:
+    """Returns the path of what the user calls an item."""
+    found = [path for path in tensors if path == str(name)] or _usual(tensors, (str(name),))
+    if len(found) != 1:
+        has = ", ".join(tensors) or "no tensors"
+        raise VitxError(f"{option}={name!r} names no single item of the batch, which has {has}")
+    return found[0]
+
+
+def _usual(paths: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Returns the paths that end in one of these names, in the order of the names."""
+    return [path for name in names for path in paths if last(path) == name]
+
+
 def _in_order(batch: Any) -> bool:
     return isinstance(batch, Sequence) and not isinstance(batch, str) and not hasattr(batch, "_asdict")
-
-
-def _name(path: str) -> Name:
-    return int(path) if path.isdigit() else path
 
 
 def _description(batch: Any) -> str:

@@ -1,4 +1,4 @@
-"""What is explained: which weights, and how a model is called."""
+"""The module that is explained: which weights, and how it is called."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -13,19 +13,15 @@ from vitx.errors import VitxError, in_words
 from vitx.models.prediction import forward
 from vitx.watch.batches import LABELS
 from vitx.watch.nested import last
-from vitx.watch.seen import Seen
+from vitx.watch.observed import ObservedStep
 
 Forward = Callable[..., Tensor]
-_FORWARD_FN = "give forward_fn=lambda module, images: ..."
+FORWARD_FN = "give forward_fn=lambda module, images: ..."
 
 
-def averaged(held: Iterable[Any]) -> nn.Module:
-    """Returns averaged weights of torch or timm that are held, also by a module.
-
-    Raises:
-        VitxError: There are none.
-    """
-    for one in held:
+def averaged(holders: Iterable[Any]) -> nn.Module:
+    """Returns averaged weights of torch or timm that are among the holders or in a module of these."""
+    for one in holders:
         for candidate in one.modules() if isinstance(one, nn.Module) else (one,):
             if isinstance(candidate, (AveragedModel, ModelEmaV2, ModelEmaV3)):
                 found: nn.Module = candidate.module
@@ -57,33 +53,31 @@ class Call(nn.Module):
         except VitxError:
             raise
         except NotImplementedError as error:
-            raise VitxError(f"{self.called} is not implemented: {_FORWARD_FN} (it said {error})") from error
+            raise VitxError(f"{self.called} is not implemented: {FORWARD_FN} (it said {error})") from error
         except (TypeError, KeyError, IndexError, AttributeError, ValueError, AssertionError) as error:
-            hint = "" if self.called == "forward_fn" else f": {_FORWARD_FN}"
-            raise VitxError(
-                f"{self.called} failed on images of shape {tuple(images.shape)}{hint} (it said "
-                f"{in_words(error)})"
-            ) from error
+            hint = "" if self.called == "forward_fn" else f": {FORWARD_FN}"
+            failed = f"{self.called} failed on images of shape {tuple(images.shape)}"
+            raise VitxError(f"{failed}{hint} (it said {in_words(error)})") from error
 
 
 def call_of(
     model: nn.Module,
     forward_fn: Forward | None,
-    seen: Seen | None,
+    observed: ObservedStep | None,
     name: str,
     inputs: Mapping[str, Tensor],
     by_name: bool = False,
-) -> nn.Module:
-    """Returns a module that takes images alone.
+) -> Call:
+    """Returns a module that takes images alone: it calls `forward_fn`, or as the user's step, or its forward.
 
     Args:
         model: the one that is explained.
         forward_fn: a function from it and images to logits.
-        seen: how the user's step calls it; None where that was not seen. Else its own forward is called.
+        observed: the user's step, where that was recorded.
         name: the path of the images in a batch.
         inputs: what else there is of these images, by its path: passed on to parameters of the same name
             that must be given.
-        by_name: whether the training gives the model what is in a batch by its names: then all of these are.
+        by_name: whether the training gives the model all that is in a batch, by its names.
 
     Raises:
         VitxError: The module asks for more than there is.
@@ -92,9 +86,9 @@ def call_of(
     if forward_fn is not None:
         given = _asked_for("forward_fn", _parameters(forward_fn)[2:], named)
         return Call(lambda images: forward_fn(model, images, **given), model, "forward_fn")
-    called = f"{type(model).__name__}.forward"
-    if seen is not None and seen.runs(model, {*inputs, name}):
-        return Call(lambda images: seen.run(model, {**inputs, name: images}, len(images)), model, seen.where)
+    called, step = f"{type(model).__name__}.forward", observed
+    if step is not None and step.runs(model, {*inputs, name}):
+        return Call(lambda images: step.run(model, {**inputs, name: images}, len(images)), model, step.where)
     parameters = _parameters(model.forward)
     if parameters and all(one.kind is one.VAR_KEYWORD for one in parameters):
         return Call(lambda images: model(**{**inputs, name: images}), model, called)
@@ -114,7 +108,7 @@ def _asked_for(
     if missing := [one for one in wanted if one not in named]:
         raise VitxError(
             f"{called} takes more than images, and it was not seen how your step gives it {missing[0]!r}: "
-            f'{_FORWARD_FN}, or batch_transform=lambda batch: {{"image": ..., "label": ..., '
+            f'{FORWARD_FN}, or batch_transform=lambda batch: {{"image": ..., "label": ..., '
             f'"{missing[0]}": ...}}'
         )
     return {one: named[one] for one in wanted}

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from vitx.errors import VitxError
-from vitx.watch.sampling import asked_for, reads_whole_batches
+from vitx.watch.samplers import keys_of, reads_whole_batches
 
 BATCH = 32  # images read at once where no loader says
 _DEEP = 4  # wrappers in wrappers, and collections of them
@@ -26,7 +26,8 @@ _COPY = "_is_a_copy_of_vitx"
 _WRITTEN = (list, dict, set, deque)  # in place, by loaders that keep count
 _AS_TORCHS = ("torch", "torchdata")  # whose own loaders change no batch
 _DATA = (str, bytes, int, float, torch.dtype, torch.device, Tensor, np.ndarray, np.generic, Dataset)
-Over = Callable[[DataLoader[Any]], DataLoader[Any]]
+
+Replace = Callable[[DataLoader[Any]], DataLoader[Any]]
 
 
 def over(loader: DataLoader[Any], keys: Sequence[Any] | None, size: int | None = None) -> DataLoader[Any]:
@@ -35,22 +36,14 @@ def over(loader: DataLoader[Any], keys: Sequence[Any] | None, size: int | None =
     A data set that the user's loader reads in workers is read in a worker here too: files that it opens
     there do not stay open here.
     """
-    settings: dict[str, Any] = {"collate_fn": loader.collate_fn, "num_workers": min(loader.num_workers, 1)}
-    if loader.num_workers:
-        settings |= {
-            "worker_init_fn": loader.worker_init_fn,
-            "multiprocessing_context": loader.multiprocessing_context,
-        }
+    names = ("worker_init_fn", "multiprocessing_context") if loader.num_workers else ()
+    settings: dict[str, Any] = {name: getattr(loader, name) for name in (*names, "collate_fn")}
     data = loader.dataset if keys is None else Subset(loader.dataset, list(keys))
     size = None if reads_whole_batches(loader) else size or loader.batch_size or BATCH
-    new: DataLoader[Any] = DataLoader(data, batch_size=size, **settings)
+    workers = min(loader.num_workers, 1)
+    new: DataLoader[Any] = DataLoader(data, batch_size=size, num_workers=workers, **settings)
     vars(new).update({_COPY: True, "_iterator": None})
     return new
-
-
-def over_all(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Returns a new DataLoader over all that a given one reads."""
-    return over(loader, asked_for(loader))
 
 
 def readers(loader: Any) -> list[DataLoader[Any]]:
@@ -60,17 +53,18 @@ def readers(loader: Any) -> list[DataLoader[Any]]:
     return copier.found
 
 
-def copied(loader: Any, replace: Over) -> Any:
-    """Copies a loader and the loaders inside, with new DataLoaders in place of those that it reads from.
+def over_all(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Returns a new DataLoader over all that a given one reads."""
+    return over(loader, keys_of(loader))
 
-    Raises:
-        VitxError: It holds what can be read only once.
-    """
+
+def copied(loader: Any, replace: Replace = over_all) -> Any:
+    """Copies a loader and the loaders inside, with new DataLoaders in place of those that it reads from."""
     return _Copier(replace).copy(loader)
 
 
 @contextmanager
-def users_own_spared(replace: Over) -> Iterator[None]:
+def replaced_as_read(replace: Replace) -> Iterator[None]:
     """Puts a new DataLoader in place of each of the user's that this thread begins to read.
 
     A copy may not have found one: a function that a loader calls may know it.
@@ -91,7 +85,7 @@ def users_own_spared(replace: Over) -> Iterator[None]:
 class _Copier:
     """Makes one copy of each object that takes part in reading."""
 
-    def __init__(self, replace: Over) -> None:
+    def __init__(self, replace: Replace) -> None:
         self.replace = replace
         self.found: list[DataLoader[Any]] = []
         self.met = 0  # of those, again or for the first time
@@ -99,8 +93,7 @@ class _Copier:
         self.of_data: dict[int, DataLoader[Any]] = {}  # the new loader of each data set
 
     def copy(self, value: Any, deep: int = 0) -> Any:
-        """Returns a copy of a loader, or of a collection that may hold some; other values as they are."""
-        value = getattr(value, "__dict__", {}).get("base_dataloader", value)  # Accelerate's synchronise ranks
+        value = getattr(value, "base_dataloader", value)  # Accelerate's synchronise ranks
         self.met += isinstance(value, DataLoader)
         if id(value) in self.made:
             return self.made[id(value)]
@@ -110,18 +103,13 @@ class _Copier:
             return value
         if isinstance(value, DataLoader):
             return self._reader(value, deep)
-        if type(value) in (list, tuple, dict):
-            return self._collection(value, deep)
+        if type(value) in (list, tuple, dict) and len(value) <= _MANY:
+            if isinstance(value, dict):
+                return {key: self.copy(item, deep + 1) for key, item in value.items()}
+            return type(value)(self.copy(item, deep + 1) for item in value)
         if isinstance(value, _WRITTEN) or getattr(value, "ndim", 0) == 1:  # an order, which loaders shuffle
             return copy(value)
         return self._wrapper(value, deep) if _is_loader(value) else value
-
-    def _collection(self, value: Any, deep: int) -> Any:
-        if len(value) > _MANY:
-            return type(value)(value)
-        if isinstance(value, dict):
-            return {key: self.copy(item, deep + 1) for key, item in value.items()}
-        return type(value)(self.copy(item, deep + 1) for item in value)
 
     def _reader(self, value: DataLoader[Any], deep: int) -> Any:
         new = self.replace(value)
@@ -134,27 +122,23 @@ class _Copier:
         return own
 
     def _wrapper(self, value: Any, deep: int) -> Any:
-        met = self.met
+        met, parts = self.met, vars(value)
         new = self.made[id(value)] = _empty(type(value))
-        parts = vars(value)
-        vars(new).update({name: part for name, part in parts.items() if is_live(part)})
-        for name in parts.keys() - vars(new).keys():
-            vars(new)[name] = self.copy(parts[name], deep + 1)
-        for name, part in parts.items():
-            if is_live(part) and name != "_iterator":  # torch's own
-                vars(new)[name] = self._anew(part)
+        live = {name: part for name, part in parts.items() if is_live(part)}
+        vars(new).update(live)
+        vars(new).update(
+            {name: self.copy(part, deep + 1) for name, part in parts.items() if name not in live}
+        )
+        for name in live.keys() - {"_iterator"}:  # which is torch's own
+            loader = self.of_data.get(id(getattr(live[name], "_dataset", None)))
+            if loader is None:
+                raise read_once(live[name], "holds")
+            vars(new)[name] = _later(loader)
         if isinstance(value, Iterator) and self.met == met:
             if not all(map(_is_data, parts.values())):
                 raise read_once(value)
             getattr(new, "reset", bool)()
         return new
-
-    def _anew(self, iterator: Iterator[Any]) -> Iterator[Any]:
-        """Returns an iterator of the new loader in place of one of the user's own."""
-        new = self.of_data.get(id(getattr(iterator, "_dataset", None)))
-        if new is None:
-            raise read_once(iterator, "holds")
-        return _later(new)
 
 
 def read_once(value: Any, verb: str = "is") -> VitxError:
@@ -164,7 +148,7 @@ def read_once(value: Any, verb: str = "is") -> VitxError:
 
 
 def _empty(kind: type) -> Any:
-    """An object of a class; the end of a copy is not the end of what the user's own holds."""
+    """Returns an object of a class; the end of a copy is not the end of what the user's own holds."""
     if hasattr(kind, "__del__"):
         kind = type(kind.__name__, (kind,), {"__del__": lambda self: None})
     return object.__new__(kind)
@@ -175,7 +159,7 @@ def _later(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _is_loader(value: Any) -> bool:
-    """Says whether it may be one, written in Python."""
+    """Returns whether it may be one, written in Python."""
     keyed = isinstance(value, Dataset) and not isinstance(value, IterableDataset)
     others = (type, Tensor, nn.Module, tuple)
     written = isinstance(getattr(type(value), "__iter__", None), FunctionType) and hasattr(value, "__dict__")
@@ -183,14 +167,14 @@ def _is_loader(value: Any) -> bool:
 
 
 def is_live(value: Any) -> bool:
-    """Says whether it is an iterator that cannot be copied."""
+    """Returns whether it is an iterator that cannot be copied."""
     if isinstance(value, _BaseDataLoaderIter):
         return True
     return isinstance(value, Iterator) and not isinstance(value, io.IOBase) and not _is_loader(value)
 
 
 def _is_data(value: Any) -> bool:
-    """Says whether reading leaves it as it is: no pipeline of another library."""
+    """Returns whether reading leaves it as it is: no pipeline of another library."""
     if isinstance(value, (list, tuple, dict)):
         return all(map(_is_data, islice(value.values() if isinstance(value, dict) else value, _MANY)))
     return value is None or isinstance(value, _DATA)

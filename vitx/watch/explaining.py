@@ -1,9 +1,8 @@
-"""Explains the watched images, each rank its share of them, and learns how that is done."""
+"""Explains the watched images, each rank its share of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,143 +14,108 @@ from vitx.evaluation.perturbation import Measure
 from vitx.explaining import explain_methods
 from vitx.explanation import Explanation, join
 from vitx.models.isolation import untouched
-from vitx.models.outputs import Kind, beyond, declared_classes, kind_of, told_apart
 from vitx.targets import Question, Text
 from vitx.watch.calling import Forward, call_of
+from vitx.watch.host import Host
 from vitx.watch.images import Samples
-from vitx.watch.quiet import same_random_numbers
-from vitx.watch.seen import Seen
-
-if TYPE_CHECKING:
-    from vitx.watch.host import Host
+from vitx.watch.observed import ObservedStep
+from vitx.watch.outputs import Output, kind_in_training
+from vitx.watch.randomness import seeded
 
 T = TypeVar("T")
 
 _BATCH = 32  # images explained at once
 _LONGEST = 64  # firings
 
-Target = str | int | Callable[[Tensor], Tensor] | Question
+TargetOption = str | int | Callable[[Tensor], Tensor] | Question
 Options = Mapping[str, Mapping[str, Any]]  # of each method, by its name
 
 
-@dataclass
-class Explainer:
-    """Explains the same images again and again.
+class SampleExplainer:
+    """Explains the same images again and again, as the options of `vitx.watch.Settings` say."""
 
-    Attributes:
-        methods: the options of each method, by its name.
-        target: "predicted", "label", "caption", a class, a function from logits to scores, or a question.
-        forward_fn: a function from (model, images) to logits; by default the model's own forward.
-        class_names: what the user calls the classes, or None.
-        kind: what the model puts out; None as long as that is not known.
-        seen: what the user's own step does; None where that was not seen.
-        explained: the methods in use: where there are no classes, `attention` in place of those of a class.
-    """
+    def __init__(
+        self, methods: Options, target: TargetOption, forward_fn: Forward | None, names: Sequence[str] | None
+    ) -> None:
+        self.target, self.output = target, Output()
+        self.observed: ObservedStep | None = None  # the user's own step, where that was recorded
+        self._methods, self._forward_fn, self._class_names = methods, forward_fn, names
+        self._firing = 0
+        self._failed: dict[str, tuple[int, int]] = {}  # of methods: a pause, and the firing after it
 
-    methods: Options
-    target: Target = "predicted"
-    forward_fn: Forward | None = None
-    class_names: Sequence[str] | None = None
-    kind: Kind | None = None
-    seen: Seen | None = None
-    _outputs: int = 0  # of one image
-    _puts_out: str = ""  # for each image, in words
-    _pauses: dict[str, int] = field(default_factory=dict)  # firings between two tries of what fails
-    _left: dict[str, int] = field(default_factory=dict)  # of these
+    def learn(self, observed: ObservedStep | None) -> None:
+        """Takes what a recording of the user's step tells."""
+        self.observed = observed
+        if observed is not None:
+            self.output = Output()
 
     def explain(
-        self, host: "Host", model: nn.Module, samples: Samples
+        self, host: Host, model: nn.Module, samples: Samples
     ) -> tuple[dict[str, Explanation], dict[str, Exception]]:
-        """Explains all samples; called by all ranks. A method that fails takes no other with it.
+        """Explains all samples; called by all ranks, and the same on each of them, on the CPU.
 
-        It is tried again after 1, 2, 4, ... 64 firings, alone.
-
-        Args:
-            host: knows the ranks and the precision.
-            model: what is explained.
-            samples: the images with what is known of them.
+        A method that fails takes no other with it. It is tried again after 1, 2, 4, ... 64 firings, alone.
 
         Returns:
-            The explanation of each method, by its name, on the CPU, the same on every rank; and the error of
-            each that was tried and failed, on any of the ranks.
+            The explanation of each method, by its name, and the error of each that failed, on any rank.
         """
-        self._left = {name: left - 1 for name, left in self._left.items()}
+        self._firing += 1
         if not self._due():
             return {}, {}
         with untouched(model):
             host.group.take_buffers_of_first(model)
-            if self.kind is None:
-                self._look(host, model, samples)
+            if self.output.kind is None:
+                self.output = self._look(host, model, samples)
             found, errors = self._try(host, model, samples, self._due())
         for name in errors:
-            self._left[name] = self._pauses[name] = min(2 * self._pauses.get(name, 0) or 1, _LONGEST)
-        for name in found:
-            self._pauses.pop(name, None)
-            self._left.pop(name, None)
-        return {name: found[name] for name in self.explained if name in found}, errors
+            pause = min(2 * self._failed.get(name, (0, 0))[0] or 1, _LONGEST)
+            self._failed[name] = pause, self._firing + pause
+        self._failed = {name: pause for name, pause in self._failed.items() if name not in found}
+        return {name: found[name] for name in self.methods if name in found}, errors
 
     @property
-    def explained(self) -> Options:
-        """The options of the methods in use, by their names."""
-        if not self.classless:
-            return self.methods
-        kept = {name: options for name, options in self.methods.items() if not find_method(name).gradient}
-        return kept if len(kept) == len(self.methods) else kept | {"attention": kept.get("attention", {})}
+    def methods(self) -> Options:
+        """The options of the methods in use: where there are no classes, `attention` for those of a class."""
+        if not self._classless:
+            return self._methods
+        kept = {name: options for name, options in self._methods.items() if not find_method(name).gradient}
+        return kept if len(kept) == len(self._methods) else kept | {"attention": kept.get("attention", {})}
 
     @property
-    def classless(self) -> bool:
-        """Whether it is asked for what the model predicts, and its output says nothing of the kind."""
-        numbers = self.kind in ("numbers", "shares") and self._outputs > 1
-        return self.target == "predicted" and (self.kind == "features" or numbers)
+    def _classless(self) -> bool:
+        """True if the prediction is asked for, and the output tells none."""
+        return self.target == "predicted" and not self.output.predicts
 
     @property
     def _asks(self) -> bool:
-        """Whether what is asked for is no class of the model's output."""
+        """True if no class of the output is asked for."""
         return self.target == "caption" or isinstance(self.target, Question)
-
-    @property
-    def of_classes(self) -> bool:
-        """Whether its output is scores of classes."""
-        return self.kind in ("class", "classes")
-
-    def fits(self, names: Sequence[str] | None) -> bool:
-        """Returns whether there is a name for each class."""
-        return names is None or not self.of_classes or len(names) >= max(self._outputs, 2)
 
     def doubts(self, samples: Samples, names: Sequence[str] | None) -> Iterator[str]:
         """Yields what does not fit together, and what to do about it."""
-        if names is not None and not self.fits(names):
+        yield from self.output.doubts(samples.labels, names)
+        if self._classless:
+            uncompared = self.observed is None or self.observed.kind is None
+            scores = uncompared and self.output.words == "features"
             yield (
-                f"{len(names)} names are left out, as there are {self._outputs} outputs: give class_names "
-                "with one for each"
-            )
-        if samples.labels is not None and beyond(samples.labels, self._outputs):
-            yield f"label {int(samples.labels.max())} is beyond the {self._outputs} outputs"
-        if self.classless:
-            unseen = self.seen is None or self.seen.kind is None
-            scores = unseen and self._puts_out == "features"
-            yield (
-                f"the model puts out {self._puts_out}: methods of a score need a target function; if its "
+                f"the model puts out {self.output.words}: methods of a score need a target function; if its "
                 "head stands elsewhere, give forward_fn, or the two as one model"
                 f"{'; if these are scores, give class_names' if scores else ''}"
             )
 
     def _due(self) -> Options:
-        methods = self.explained.items()
-        return {
-            name: options for name, options in methods if name not in self._pauses or self._left[name] <= 0
-        }
+        after = {name: firing for name, (_, firing) in self._failed.items()}
+        return {name: one for name, one in self.methods.items() if after.get(name, 0) <= self._firing}
 
     def _try(
-        self, host: "Host", model: nn.Module, samples: Samples, methods: Options
+        self, host: Host, model: nn.Module, samples: Samples, methods: Options
     ) -> tuple[dict[str, Explanation], dict[str, Exception]]:
         """Tries methods together, as they share their passes, but for those that failed before."""
         found, errors = dict[str, Explanation](), dict[str, Exception]()
-        together = {name: options for name, options in methods.items() if name not in self._pauses}
-        groups = [together] if together else []
-        groups += [{name: options} for name, options in methods.items() if name in self._pauses]
-        while groups:
-            group = groups.pop(0)
+        together = {name: options for name, options in methods.items() if name not in self._failed}
+        alone = [{name: options} for name, options in methods.items() if name in self._failed]
+        groups = [together, *alone] if together else alone
+        for group in groups:  # which grows
             try:
                 found |= self._explain(host, model, samples, group)
             except Exception as error:
@@ -162,7 +126,7 @@ class Explainer:
         return found, errors
 
     def _explain(
-        self, host: "Host", model: nn.Module, samples: Samples, methods: Options
+        self, host: Host, model: nn.Module, samples: Samples, methods: Options
     ) -> dict[str, Explanation]:
         def explain_part(part: slice) -> dict[str, Explanation]:
             explain = partial(explain_methods, methods=methods)
@@ -173,32 +137,25 @@ class Explainer:
         return {name: join([part[name] for part in parts]) for name in methods}
 
     def faithfulness(
-        self, host: "Host", model: nn.Module, samples: Samples, found: Mapping[str, Explanation], most: int
+        self, host: Host, model: nn.Module, samples: Samples, found: Mapping[str, Explanation], most: int
     ) -> dict[str, float]:
-        """Says how much better than chance each method's maps name what the model needs.
-
-        Args:
-            host: knows the ranks and the precision.
-            model: what is explained.
-            samples: the images with what is known of them.
-            found: the explanation of each method, of all samples, by its name.
-            most: images that it is measured on, the first ones.
+        """Measures how much better than chance each method's maps name what the model needs.
 
         Returns:
-            `METHOD/deletion` and `insertion`, and of classes `reliance`: means, the same on every rank.
+            `METHOD/deletion` and `insertion`, and of classes `reliance`: means over at most so many images,
+            the first ones, the same on every rank.
 
         Raises:
             VitxError: There is no score that could fall.
         """
         if self._asks:
             raise VitxError("faithfulness is measured of classes and target functions alone")
-        if self.classless:
-            raise VitxError(f"the model puts out {self._puts_out}: faithfulness needs a target function")
-        measure: Measure = "sigmoid" if self.kind == "classes" else "probability"
-
+        if self._classless:
+            raise VitxError(f"the model puts out {self.output.words}: faithfulness needs a target function")
+        measure: Measure = "sigmoid" if self.output.kind == "classes" else "probability"
         count, logits = min(most, len(samples)), next(iter(found.values())).logits
         others = None
-        if self.of_classes and count > 1:
+        if self.output.of_classes and count > 1:
             others = samples.images[of_another_class(logits[:count])]
 
         def judge_part(part: slice) -> dict[str, Tensor]:
@@ -208,7 +165,7 @@ class Explainer:
             do = partial(judge, maps=maps, measure=measure, batch_size=_BATCH, **known)
             judged = self._run(host, model, samples, part, do, self._target(samples))
             return {
-                f"{name}/{kind}": one.float().cpu() for name in judged for kind, one in judged[name].items()
+                f"{name}/{one}": value.float().cpu() for name in judged for one, value in judged[name].items()
             }
 
         with untouched(model):
@@ -216,13 +173,7 @@ class Explainer:
         return {name: torch.cat([part[name] for part in parts]).mean().item() for name in parts[0]}
 
     def _run(
-        self,
-        host: "Host",
-        model: nn.Module,
-        samples: Samples,
-        part: slice,
-        do: Callable[..., T],
-        target: Any = None,
+        self, host: Host, model: nn.Module, samples: Samples, part: slice, do: Callable[..., T], target: Any
     ) -> T:
         """Does something with the model as it is called, some images on its device, and what is explained."""
         weight = next(model.parameters(), samples.images)
@@ -231,21 +182,19 @@ class Explainer:
         with host.precision():
             images = samples.images[part].to(device, kind)
             target = target[part] if isinstance(target, Tensor) else target
+            observed = self.observed if samples.observed else None
+            if samples.observed and observed is None:
+                raise VitxError(
+                    "the step was seen on rank 0 alone: give forward_fn=lambda module, images: ..."
+                )
             if isinstance(target, Text):  # which finds the towers by itself
                 call, target = model, target.of(part)
             else:
-                told_or_seen = self.forward_fn, self._seen_of(samples)
-                call = call_of(model, *told_or_seen, samples.name, inputs, host.by_name)
-            with same_random_numbers():  # whatever was drawn before, to choose the images
+                call = call_of(model, self._forward_fn, observed, samples.name, inputs, host.by_name)
+            with seeded():  # whatever was drawn before, to choose the images
                 return do(call, images, target=target)
 
-    def _seen_of(self, samples: Samples) -> Seen | None:
-        """Returns what was seen, where the samples are what was seen."""
-        if samples.seen and self.seen is None:
-            raise VitxError("the step was seen on rank 0 alone: give forward_fn=lambda module, images: ...")
-        return self.seen if samples.seen else None
-
-    def _look(self, host: "Host", model: nn.Module, samples: Samples) -> None:
+    def _look(self, host: Host, model: nn.Module, samples: Samples) -> Output:
         """Learns from one image what the module puts out.
 
         Where that fails, nothing is learnt: then the methods fail, too, and say so.
@@ -256,34 +205,19 @@ class Explainer:
             one = partial(self._run, host, model, samples, slice(0, 1), explain, target)
             logits = host.group.from_all(one)[0]["rollout"].logits
         except Exception:
-            return
-        self._outputs = logits[0].numel()
-        sizes = " x ".join(map(str, logits.shape[1:]))
-        self._puts_out = "features" if logits.ndim < 3 else f"{sizes} numbers for each image"
+            return Output()
         if self._asks:
-            self.kind = self.target.kind if isinstance(self.target, Text) else "features"
-            return
-        if self.seen is not None and self.seen.kind is not None and self.forward_fn is None:
-            seen = told_apart(self.seen.kind, self._outputs, samples.labels)
-            self.kind = seen if logits.ndim in (1, 2) else "features"
-            return
-        said = self.target != "predicted" and not callable(self.target)
-        names = self.class_names or samples.class_names or host.class_names()
-        declared = {*declared_classes(model), *([len(self.class_names)] if self.class_names else [])}
-        counts = range(len(names), len(names) + 1) if names else samples.counts
-        kind = kind_of(logits, samples.labels, counts, frozenset(declared))
-        if logits.ndim in (1, 2) and said and kind == "features":
-            kind = "class"
-        elif not said and logits.shape[-1] not in {*declared, *(counts or ())}:
-            uncompared = self.seen is not None and self.forward_fn is None
-            if samples.unlabelled or uncompared:
-                kind = "features"
-        self.kind = kind
+            return Output.of(logits, self.target.kind if isinstance(self.target, Text) else "features")
+        observed = self.observed if self._forward_fn is None else None
+        names = self._class_names or samples.class_names or host.class_names()
+        of_class = self.target != "predicted" and not callable(self.target)
+        known = observed, self._class_names, names, of_class
+        return Output.of(logits, kind_in_training(logits, samples, model, *known))
 
     def _target(self, samples: Samples) -> Any:
-        """Says the target as `vitx.explain` takes it; of a number, it is the number."""
+        """Returns the target as `vitx.explain` takes it; of a number, it is the number."""
         if self.target == "predicted":
-            return _number if self.kind in ("numbers", "shares") else None
+            return _number if self.output.of_numbers else None
         if self.target == "caption":
             return Text([*samples.captions], maps="own")
         if self.target != "label":

@@ -4,7 +4,7 @@ Every method here is called by all of them, in the same order. An error in one i
 that none waits for a message that never comes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,17 +18,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a training; without a process group, it is one.
+    """The processes of a training; without a process group, it is one."""
 
-    Attributes:
-        rank: of this process.
-        size: how many there are.
-        in_step: whether all must run the same passes, as each holds only a part of the model.
-    """
-
-    rank: int = 0
+    rank: int = 0  # of this process
     size: int = 1
-    in_step: bool = False
+    in_step: bool = False  # whether all must run the same passes, as each holds only a part of the model
 
     @classmethod
     def of(cls, model: nn.Module) -> "Group":
@@ -49,12 +43,8 @@ class Group:
         if self.size == 1:
             return compute()
         value, error = _attempt(compute) if self.rank == 0 else (None, None)
-        value, message = _broadcast((value, error and in_words(error)))
-        if error is not None:
-            raise error
-        if message is not None:
-            raise VitxError(f"on rank 0: {message}")
-        return value  # type: ignore[no-any-return]
+        first: tuple[T, str | None] = _broadcast((value, error and in_words(error)))
+        return _checked([first], error)[0]
 
     def from_all(self, compute: Callable[[], T]) -> list[T]:
         """Computes something on every rank, and returns on each of them what all computed, by rank."""
@@ -63,25 +53,13 @@ class Group:
         value, error = _attempt(compute)
         found: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(found, (value, error and in_words(error)))
-        if error is not None:
-            raise error
-        for rank, (_, message) in enumerate(found):
-            if message is not None:
-                raise VitxError(f"on rank {rank}: {message}")
-        return [value for value, _ in found]
+        return _checked(found, error)
 
     def of_parts(self, count: int, most: int, do: Callable[[slice], T]) -> list[T]:
-        """Does something with each part of `count` images, each rank with its own share; returns all found.
-
-        A part has at most so many images.
-        """
-
-        def do_share() -> list[T]:
-            share = self.share(count)
-            starts = range(share.start, share.stop, most)
-            return [do(slice(start, min(start + most, share.stop))) for start in starts]
-
-        return [found for of_rank in self.from_all(do_share) for found in of_rank]
+        """Does something with parts of `count` images, shared among ranks, and returns what all found."""
+        share = self.share(count)
+        parts = [slice(at, min(at + most, share.stop)) for at in range(share.start, share.stop, most)]
+        return [found for of_rank in self.from_all(lambda: [*map(do, parts)]) for found in of_rank]
 
     def take_buffers_of_first(self, model: nn.Module) -> None:
         """Gives every rank the buffers of rank 0, as BatchNorm's statistics differ if they are not shared."""
@@ -110,8 +88,18 @@ def _attempt(compute: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return None, error
 
 
+def _checked(found: Sequence[tuple[T, str | None]], own: Exception | None) -> list[T]:
+    """Returns the values of the first ranks, or raises this rank's own error, or that of another."""
+    if own is not None:
+        raise own
+    for rank, (_, message) in enumerate(found):
+        if message is not None:
+            raise VitxError(f"on rank {rank}: {message}")
+    return [value for value, _ in found]
+
+
 def _is_sharded(model: nn.Module) -> bool:
-    """Whether a rank holds but a part of it, by torch's FSDP (1 or 2) or DeepSpeed's ZeRO."""
+    """Returns whether a rank holds but a part of it, by torch's FSDP (1 or 2) or DeepSpeed's ZeRO."""
     sharded = {"DTensor", "FlatParameter"}
     return any(type(p).__name__ in sharded or hasattr(p, "ds_id") for p in model.parameters()) or any(
         type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()

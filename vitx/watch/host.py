@@ -1,4 +1,4 @@
-"""What a watch asks of a training."""
+"""Answers of a training to what a watch asks of it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,33 +11,20 @@ from torch.utils.data import DataLoader
 from vitx.watch.calling import averaged, unwrapped
 from vitx.watch.copies import BATCH
 from vitx.watch.group import Group
-from vitx.watch.saying import inform, warn
-from vitx.watch.sinks import settings_of
+from vitx.watch.loggers import settings_of
+from vitx.watch.messages import inform, warn
 
 
 class Host:
     """Answers what a watch asks of a training. These are the answers of a plain loop.
 
-    An adapter for a framework is a subclass that answers otherwise where the framework knows better.
-
-    Attributes:
-        name: begins each sentence that the watch says.
-        model: the one that is trained.
-        data: what `validation` returns.
-        run: the folder of the run, where a checkpoint would go; files go to its folder `vitx`. None: the
-            next free `version_N` of the root.
-        root: where numbered folders are made.
-        sinks: where pictures and numbers go, see `vitx.watch.sinks`.
-        group: the processes that train together.
-        hyperparameters: of the training, as far as the user says them.
-        numbers: of the training at this moment.
-        leaves_files: whether the run may leave any.
-        by_name: whether the training gives the model what is in a batch by its names.
+    An adapter for a framework is a subclass that answers otherwise where the framework knows better. Files go
+    to `run/vitx`, beside checkpoints; without a `run`, it is the next free `version_N` of the root.
     """
 
-    name = "Watch"
-    leaves_files = True
-    by_name = False
+    name = "Watch"  # begins each sentence that the watch says
+    leaves_files = True  # whether the run may leave any
+    by_name = False  # whether the training gives the model what is in a batch by its names
 
     def __init__(
         self,
@@ -45,15 +32,13 @@ class Host:
         data: Any = None,
         run: Path | None = None,
         root: str | Path = ".",
-        sinks: Sequence[Any] = (),
+        loggers: Sequence[Any] = (),
     ) -> None:
-        self.model = model
-        self.data = data
+        self.model, self.data, self.loggers = model, data, loggers
         self.run, self.root = run, Path(root)
-        self.sinks = sinks
-        self.group = Group.of(model)
-        self.hyperparameters: Mapping[str, Any] = {}
-        self.numbers: Mapping[str, float] = {}
+        self.group = Group.of(model)  # the processes that train together
+        self.hyperparameters: Mapping[str, Any] = {}  # as far as the user says them
+        self.numbers: Mapping[str, float] = {}  # of the training at this moment
 
     def validation(self) -> Any:
         """Returns the validation loader, several of them (a list or a mapping), or None."""
@@ -79,7 +64,7 @@ class Host:
         """Returns a context that keeps a firing out of what the framework counts and logs."""
         return nullcontext()
 
-    def normalisers(self) -> Iterable[Any]:
+    def normalizers(self) -> Iterable[Any]:
         """Returns what may hold the normalisation of the images, beside the data set and the model."""
         return ()
 
@@ -89,8 +74,8 @@ class Host:
 
     def settings(self) -> Mapping[str, Any]:
         """Returns the hyperparameters of the training, which may be nested."""
-        of_sinks = [settings_of(sink) for sink in self.sinks]
-        return {name: value for one in (*of_sinks, self.hyperparameters) for name, value in one.items()}
+        of_loggers = [settings_of(logger) for logger in self.loggers]
+        return {name: value for one in (*of_loggers, self.hyperparameters) for name, value in one.items()}
 
     def metrics(self) -> Mapping[str, float]:
         """Returns the numbers that the training has at this moment."""
@@ -104,9 +89,9 @@ class Host:
         """Tells other parts of the training the numbers of a firing, on every rank."""
 
     def warn(self, sentence: str) -> None:
-        """Says what went wrong, on rank 0."""
+        """Warns of what went wrong, on rank 0."""
         warn(sentence)
 
     def inform(self, sentence: str) -> None:
-        """Says what went well, on rank 0."""
+        """Tells what went well, on rank 0."""
         inform(sentence)

@@ -1,12 +1,12 @@
-"""Which images are watched: the same ones at every firing and in every run."""
+"""The images that are watched: the same ones at every firing and in every run."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,15 +16,13 @@ from vitx.errors import VitxError
 from vitx.inputs.choosing import preprocessing_of
 from vitx.inputs.prepared import to_tensor
 from vitx.pictures.colors import Scale
-from vitx.watch.batches import Content, Told, objects, read_batch
-from vitx.watch.labels import class_counts, class_names, evenly_spaced, one_of_each_class
-from vitx.watch.loading import among, data_of, fetch, join, length, one_of, sampled, spread_over
+from vitx.watch.batches import Content, ItemNames, objects, read_batch
+from vitx.watch.classes import class_counts, class_names, evenly_spaced, one_of_each_class
+from vitx.watch.host import Host
+from vitx.watch.loading import Source, join, one_of
 from vitx.watch.nested import last
-from vitx.watch.scales import held_by
-from vitx.watch.seen import Seen
-
-if TYPE_CHECKING:
-    from vitx.watch.host import Host
+from vitx.watch.observed import ObservedStep
+from vitx.watch.scales import scales_in
 
 Read = Callable[[Any], Content]
 
@@ -33,55 +31,23 @@ _SCALES = 16  # of those that a data set holds
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Images to watch, with what is known of them; on the CPU.
+class Samples(Content):
+    """Images to watch, with what is known of them; on the CPU."""
 
-    Attributes:
-        images: (n, C, H, W), as the model takes them.
-        labels: (n, ...), or None.
-        masks: (n, h, w) bool, True on the object, or None.
-        inputs: what else comes with each image, by name, (n, ...).
-        shown: which of them the pictures show.
-        places: where they are in the data set, or None.
-        out_of: how many images the data set has, or None.
-        class_names: the data set's own, or None.
-        counts: how many outputs a model of the data set's classes may have, or None.
-        unlabelled: whether it is the set that the model is judged by, and has no labels.
-        scales: mean and std of each normalisation that the data set holds.
-        name: the path of the images in the batch.
-        source: the kind of their data set; empty for a tensor or files.
-        found: what was found where, in words.
-        seen: whether they are what the user's own step takes.
-        stream: whether they are the first of a data set that cannot be asked for others.
-    """
-
-    images: Tensor
-    labels: Tensor | None = None
-    masks: Tensor | None = None
-    inputs: Mapping[str, Tensor] = field(default_factory=dict)
-    shown: tuple[int, ...] = ()
-    places: tuple[int, ...] | None = None
-    out_of: int | None = None
-    class_names: tuple[str, ...] | None = None
-    counts: range | None = None
-    unlabelled: bool = False
-    scales: tuple[Scale, ...] = ()
-    name: str = ""
-    source: str = ""
-    found: tuple[str, ...] = ()
-    seen: bool = False
-    stream: bool = False
-
-    def __len__(self) -> int:
-        return len(self.images)
+    shown: tuple[int, ...] = ()  # which of them the pictures show
+    places: tuple[int, ...] | None = None  # where they are in the data set
+    out_of: int | None = None  # how many images the data set has
+    class_names: tuple[str, ...] | None = None  # the data set's own
+    counts: range | None = None  # how many outputs a model of the data set's classes may have
+    unlabelled: bool = False  # whether it is the set that the model is judged by, and has no labels
+    scales: tuple[Scale, ...] = ()  # mean and std of each normalisation that the data set holds
+    source: str = ""  # the kind of their data set; empty for a tensor or files
+    observed: bool = False  # whether they are what the user's own step takes
+    stream: bool = False  # whether they are the first of a data set that cannot be asked for others
 
     @property
     def captions(self) -> Tensor:
-        """The token ids of each image's own caption, (n, L).
-
-        Raises:
-            VitxError: There are none.
-        """
+        """The token ids of each image's own caption, (n, L)."""
         named = {last(path): value for path, value in self.inputs.items()}
         for ids in (named.get("input_ids"), self.labels):
             if ids is not None and ids.ndim == 2 and not ids.is_floating_point():
@@ -99,19 +65,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user wants to see.
-
-    Attributes:
-        images: a tensor (n, C, H, W), a data set, a list of image files, indices into the validation set,
-            or None: evenly spaced from the validation set.
-        num_images: how many of a tensor or a data set are shown; named files and places are all shown.
-        num_measured: how many of a data set the numbers are means over; at least those shown.
-        per_class: show one image of each class of the data set.
-        dataloader_idx: which of several validation loaders, by its number or its name.
-        batch_transform: turns a batch of the loader into one that `read_batch` can read.
-        boxes: of the images chosen, or of the whole data set: boxes or masks, see `objects`.
-        told: which items of a batch are which.
-    """
+    """The images that the user wants to see; `vitx.watch.Settings` explains the options."""
 
     images: Any = None
     num_images: int = 8
@@ -120,18 +74,12 @@ class Selection:
     dataloader_idx: int | str = 0
     batch_transform: Callable[[Any], Any] | None = None
     boxes: Tensor | None = None
-    told: Told | None = None
+    items: ItemNames | None = None
 
-    def choose(self, host: "Host", before: Sequence[int] | None = None, seen: Seen | None = None) -> Samples:
-        """Fetches the images, prepared as validation batches are.
-
-        Args:
-            host: gives the validation set, prepares the batches, and knows the transform for image files.
-            before: places in the data set that were chosen before a resume; they are kept if they fit.
-            seen: what the user's step does with a batch of the loader.
-
-        Returns:
-            The samples.
+    def choose(
+        self, host: Host, before: Sequence[int] | None = None, observed: ObservedStep | None = None
+    ) -> Samples:
+        """Reads the images, prepared as validation batches are; if places of before a resume fit, these.
 
         Raises:
             VitxError: The images are of another kind, a batch holds none, or there is no validation set.
@@ -146,94 +94,75 @@ class Selection:
             loader = one_of(host.validation(), self.dataloader_idx)
         else:
             loader = host.loader(_data_set(images))
-        return self._of_loader(loader, partial(self._read, host, seen), before, seen)
+        return self._of_loader(loader, partial(self._read, host, observed), before, observed)
 
     def _of_tensor(self, images: Tensor, count: int) -> Samples:
-        content = read_batch(images)
-        samples = Samples(content.images.cpu(), shown=evenly_spaced(len(images), count))
-        return self._with_objects(samples)
+        shown = evenly_spaced(len(images), count)
+        return self._with_objects(Samples(read_batch(images).images.cpu(), shown=shown))
 
-    def _of_loader(self, loader: Any, read: Read, before: Sequence[int] | None, seen: Seen | None) -> Samples:
-        data = data_of(loader)
-        source = loader if data is None else data
-        keys = sampled(loader)
-        if keys is None and (self.per_class or _are(self.images, int)):
-            raise VitxError(
-                f"images of {type(source).__name__} have no indices, as in a stream: give images instead"
-            )
-        key_of = None if keys is None else _by_place(keys)
-        places = None if key_of is None else self._places(loader, key_of, read, before)
-        chosen = None if key_of is None else [key_of.get(place, place) for place in places or ()]
-        spread = spread_over(loader, self.num_measured) if chosen is None else None
-        with fetch(loader, chosen, spread) as batches:
-            contents = map(read, batches)
-            content = join(contents, self.num_measured if places is None else len(places), spread)
-        count, names = len(content.images), class_names(data)
+    def _of_loader(
+        self, loader: Any, read: Read, before: Sequence[int] | None, observed: ObservedStep | None
+    ) -> Samples:
+        source, named = Source(loader), _are(self.images, int)
+        if source.keys is None and (self.per_class or named):
+            raise VitxError(f"images of {source.name} have no indices, as in a stream: give images instead")
+        places = chosen = spread = None
+        if source.keys is None:
+            spread = source.evenly_placed(self.num_measured)
+        else:
+            # Keys that are no numbers are counted.
+            key_of = {key if isinstance(key, int) else place: key for place, key in enumerate(source.keys)}
+            places = self._places(source, key_of, read, before)
+            chosen = [key_of.get(place, place) for place in places]
+        with source.fetch(chosen, spread) as batches:
+            most = self.num_measured if places is None else len(places)
+            content = join(map(read, batches), most, spread)
+        names, count = class_names(source.data), len(content)
         samples = Samples(
-            content.images,
-            content.labels,
-            content.masks,
-            content.inputs,
-            self._shown(count),
-            places,
-            None if keys is None else length(loader, keys),
-            names,
-            class_counts(data, names),
-            content.labels is None and (self.images is None or _are(self.images, int)),
-            tuple(islice(held_by(data, loader, self.batch_transform), _SCALES)),
-            content.name,
-            type(source).__name__,
-            content.found,
-            seen is not None and self.batch_transform is None and content.name == seen.images[0],
-            keys is None and spread is None,
+            **vars(content),
+            shown=evenly_spaced(count, count if named else min(self.num_images, count)),
+            places=places,
+            out_of=source.length,
+            class_names=names,
+            counts=class_counts(source.data, names),
+            unlabelled=content.labels is None and (self.images is None or named),
+            scales=tuple(islice(scales_in(source.data, loader, self.batch_transform), _SCALES)),
+            source=source.name,
+            observed=bool(observed and not self.batch_transform and content.name == observed.images[0]),
+            stream=places is None and spread is None,
         )
         return self._with_objects(samples)
 
     def _places(
-        self,
-        loader: Any,
-        key_of: Mapping[int, Any],
-        read: Read,
-        before: Sequence[int] | None,
+        self, source: Source, key_of: Mapping[int, Any], read: Read, before: Sequence[int] | None
     ) -> tuple[int, ...]:
         """Chooses among the places that the loader reads."""
         places, keys = list(key_of), list(key_of.values())
         if not places:
             raise VitxError("the data set to take images from is empty")
         if _are(self.images, int):
-            return _within(self.images, length(loader, keys))
+            return _within(self.images, source.length or 0)
         count = min(self.num_measured, len(places))
         if before is not None and len(before) == count and set(before) <= set(places):
             return tuple(before)
         if not self.per_class:
             return tuple(places[number] for number in evenly_spaced(len(places), count))
         with ExitStack() as reading:
-            found = one_of_each_class(
-                *(among(loader, keys), count),
-                lambda order: self._labels(
-                    reading.enter_context(fetch(loader, [keys[number] for number in order])), read
-                ),
-            )
+
+            def labels(order: Sequence[int]) -> Iterator[int | None]:
+                batches = reading.enter_context(source.fetch([keys[number] for number in order]))
+                return _labels(map(read, batches))
+
+            found = one_of_each_class(source.labelled(), count, labels)
         return tuple(places[number] for number in found)
 
-    def _shown(self, count: int) -> tuple[int, ...]:
-        return evenly_spaced(count, count if _are(self.images, int) else min(self.num_images, count))
-
-    def _labels(self, batches: Iterable[Any], read: Read) -> Iterator[int | None]:
-        for batch in batches:
-            content = read(batch)
-            if content.labels is None or content.labels.ndim != 1:
-                yield None
-            else:
-                yield from map(int, content.labels)
-
-    def _read(self, host: "Host", seen: Seen | None, batch: Any) -> Content:
+    def _read(self, host: Host, observed: ObservedStep | None, batch: Any) -> Content:
         """Prepares a batch as it is for the model, and reads it."""
         place = self.dataloader_idx if isinstance(self.dataloader_idx, int) else 0
         batch = host.prepared(batch, place)
         if self.batch_transform is not None:
-            return read_batch(self.batch_transform(batch), self.told).cpu()
-        return read_batch(batch, self.told, seen).cpu()
+            batch, observed = self.batch_transform(batch), None
+        return read_batch(batch, self.items, observed).mapped(Tensor.cpu)
 
     def _with_objects(self, samples: Samples) -> Samples:
         """Adds the boxes or masks that were given for these images, or for the whole data set."""
@@ -249,7 +178,7 @@ class Selection:
 
 
 def _are(images: Any, kind: Any) -> bool:
-    """Whether the images are given as a list of this kind."""
+    """Returns whether the images are given as a list of this kind."""
     return isinstance(images, Sequence) and len(images) > 0 and all(isinstance(i, kind) for i in images)
 
 
@@ -262,9 +191,11 @@ def _data_set(images: Any) -> Any:
     )
 
 
-def _by_place(keys: Sequence[Any]) -> dict[int, Any]:
-    """The key of each place; keys that are no numbers are counted."""
-    return {key if isinstance(key, int) else number: key for number, key in enumerate(keys)}
+def _labels(contents: Iterable[Content]) -> Iterator[int | None]:
+    """Yields the class of each image; None for those that have no single one."""
+    for content in contents:
+        single = content.labels is not None and content.labels.ndim == 1
+        yield from map(int, content.labels) if single else (None,)  # type: ignore[arg-type]
 
 
 def _within(places: Sequence[int], length: int) -> tuple[int, ...]:

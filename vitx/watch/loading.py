@@ -1,9 +1,10 @@
-"""Fetches chosen samples as the user's own loader does, and leaves that loader as it was."""
+"""Reads chosen samples as the user's own loader does, and leaves that loader as it was."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -11,27 +12,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from vitx.errors import VitxError, last_line
+from vitx.watch import copies
 from vitx.watch.batches import Content
-from vitx.watch.copies import BATCH, copied, is_live, over, over_all, read_once, readers, users_own_spared
-from vitx.watch.sampling import asked_for, reads_stream, reads_whole_batches, same_draws
+from vitx.watch.randomness import seeded
+from vitx.watch.samplers import keys_of, reads_stream, reads_whole_batches
 
 # The numbers of the batches to read, and where in each the images are, from 0 to 1.
-Spread = Mapping[int, Sequence[float]]
+Places = Mapping[int, Sequence[float]]
 
 
 @dataclass(frozen=True)
-class Together:
-    """Loaders that give one batch together, with a part from each.
-
-    Attributes:
-        loaders: one for each part.
-        joined: makes a batch of its parts.
-        longest: whether the shorter begin again until the longest ends; else the shortest ends all.
-    """
+class CombinedLoaders:
+    """Loaders that give one batch together, with a part from each."""
 
     loaders: Sequence[Any]
-    joined: Callable[[list[Any]], Any]
-    longest: bool
+    joined: Callable[[list[Any]], Any]  # makes a batch of its parts
+    longest: bool  # whether the shorter begin again until the longest ends; else the shortest ends all
 
     def __iter__(self) -> Iterator[Any]:
         for parts in zip(*self.loaders, strict=False):
@@ -42,11 +38,7 @@ class Together:
 
 
 def one_of(loaders: Any, place: int | str) -> Any:
-    """Returns one of the validation loaders: a DataLoader, or anything that yields batches.
-
-    Args:
-        loaders: one, a list or a mapping of them, or None.
-        place: the number of the loader, or its name where they are a mapping.
+    """Returns one of the validation loaders (one, a list or a mapping of them, or None), by number or name.
 
     Raises:
         VitxError: There is none, none of that name, or it can be read only once.
@@ -54,179 +46,151 @@ def one_of(loaders: Any, place: int | str) -> Any:
     named = dict(enumerate(_flat(loaders))) | (loaders if isinstance(loaders, dict) else {})
     if not named:
         raise VitxError("there is no validation set: give images to watch")
-    if place not in named and isinstance(loaders, Together):
+    if place not in named and isinstance(loaders, CombinedLoaders):
         raise VitxError(
             "the validation loaders give one batch together: give batch_transform, not dataloader_idx"
         )
     if place not in named:
         raise VitxError(f"there is no validation loader {place!r}: there are {', '.join(map(str, named))}")
     loader = named[place]
-    if not isinstance(loader, Iterable) or is_live(loader):
-        raise read_once(loader)
+    if not isinstance(loader, Iterable) or copies.is_live(loader):
+        raise copies.read_once(loader)
     return loader
 
 
 def _flat(loaders: Any) -> Iterator[Any]:
-    if isinstance(loaders, dict):
-        loaders = list(loaders.values())
-    if isinstance(loaders, (list, tuple)):
-        for loader in loaders:
+    if isinstance(loaders, (dict, list, tuple)):
+        for loader in loaders.values() if isinstance(loaders, dict) else loaders:
             yield from _flat(loader)
     elif loaders is not None:
         yield loaders
 
 
-def data_of(loader: Any) -> Any:
-    """Returns the data set that a loader reads, or None where there is no single one."""
-    found = {id(reader.dataset): reader.dataset for reader in readers(loader)}
-    return next(iter(found.values())) if len(found) == 1 else getattr(loader, "dataset", None)
+class Source:
+    """The samples that a validation loader reads.
 
-
-def sampled(loader: Any) -> list[Any] | None:
-    """Returns the keys of all samples that a loader reads, see `asked_for`.
-
-    Of loaders together, each key is a tuple, with a key for each loader.
-
-    Returns:
-        The keys; None where samples have none: in a stream, in a loader that reads no DataLoader, or several
-        of them in a way of its own, and where the data set yields batches.
+    Attributes:
+        data: the data set; None where there is no single one.
+        keys: of all samples, see `keys_of`; of combined loaders, tuples of keys. Samples have none (None) in
+            a stream, in a loader that reads no DataLoader, or several of them in a way of its own, and where
+            the data set yields batches.
     """
-    if isinstance(loader, Together):
-        parts = [sampled(part) for part in loader.loaders]
-        if not all(parts):
+
+    def __init__(self, loader: Any) -> None:
+        self._loader, self._readers = loader, copies.readers(loader)
+        self._parts = [Source(part) for part in loader.loaders] if isinstance(loader, CombinedLoaders) else []
+        sets = {id(one.dataset): one.dataset for one in self._readers}
+        self.data: Any = next(iter(sets.values())) if len(sets) == 1 else getattr(loader, "dataset", None)
+        self.keys = self._keys()
+
+    def _keys(self) -> list[Any] | None:
+        if not self._parts:
+            alone = len(self._readers) == 1 and not reads_whole_batches(self._readers[0])
+            return keys_of(self._readers[0]) if alone else None
+        columns = [part.keys for part in self._parts if part.keys]
+        if len(columns) < len(self._parts):
             return None
-        longest = (max if loader.longest else min)(len(part or ()) for part in parts)
-        return [tuple(part[place % len(part)] for part in parts if part) for place in range(longest)]
-    found = readers(loader)
-    return None if len(found) != 1 or reads_whole_batches(found[0]) else asked_for(found[0])
+        count = (max if self._loader.longest else min)(map(len, columns))
+        return [tuple(keys[place % len(keys)] for keys in columns) for place in range(count)]
 
+    @property
+    def name(self) -> str:
+        """The kind of the data set, or of the loader."""
+        return type(self._loader if self.data is None else self.data).__name__
 
-def among(loader: Any, keys: Sequence[Any]) -> Any:
-    """Returns the samples with these keys as a data set, which may list their labels."""
-    return range(len(keys)) if isinstance(loader, Together) else Subset(data_of(loader), keys)
+    @property
+    def length(self) -> int | None:
+        """The number of places, also of those that the loader never reads; None without keys."""
+        if self.keys is None:
+            return None
+        return len(self.keys) if self._parts else max(len(self.data), len(self.keys))
 
+    def labelled(self) -> Any:
+        """Returns the samples as a data set, which may list their labels."""
+        return range(len(self.keys or ())) if self._parts else Subset(self.data, self.keys or ())
 
-def length(loader: Any, keys: Sequence[Any]) -> int:
-    """Returns how many places there are, also those that the loader never reads."""
-    return len(keys) if isinstance(loader, Together) else max(len(data_of(loader)), len(keys))
-
-
-def spread_over(loader: Any, count: int) -> Spread | None:
-    """Chooses images evenly spaced over all batches of a loader whose samples have no keys.
-
-    Returns:
-        Their batches; None for a stream, whose end is not known.
-    """
-    if any(map(reads_stream, readers(loader))):
-        return None
-    try:
-        batches = len(copied(loader, over_all))
-    except (TypeError, NotImplementedError, RuntimeError):
-        return None
-    chosen: dict[int, list[float]] = {}
-    for number in range(count):
-        batch, place = divmod((number + 0.5) * batches / count, 1)
-        chosen.setdefault(int(batch), []).append(place)
-    return chosen
-
-
-@contextmanager
-def fetch(loader: Any, keys: Sequence[Any] | None, spread: Spread | None = None) -> Iterator[Iterator[Any]]:
-    """Reads batches of the samples with these keys (`sampled`), through a copy of the user's loader.
-
-    Args:
-        loader: what `one_of` has found.
-        keys: None where samples have none.
-        spread: which of all batches to read, see `spread_over`; None for all from the start.
-
-    Yields:
-        The batches.
-    """
-    new = _over_these(loader, keys)
-    with same_draws(loader), users_own_spared(new):
-        batches = _batches(copied(loader, new))
+    def evenly_placed(self, count: int) -> Places | None:
+        """Chooses images evenly spaced over all batches; None for a stream, whose end is not known."""
+        if any(map(reads_stream, self._readers)):
+            return None
         try:
-            if spread is None:
-                yield batches
-            else:
-                until = islice(batches, max(spread, default=-1) + 1)
-                yield (batch for number, batch in enumerate(until) if number in spread)
-        except Exception as error:
-            if "in DataLoader worker process" not in str(error):
-                raise
-            raise VitxError(last_line(error)) from error
-        finally:
-            batches.close()
+            batches = len(copies.copied(self._loader))
+        except (TypeError, NotImplementedError, RuntimeError):
+            return None
+        chosen: dict[int, list[float]] = {}
+        for number in range(count):
+            batch, place = divmod((number + 0.5) * batches / count, 1)
+            chosen.setdefault(int(batch), []).append(place)
+        return chosen
 
+    @contextmanager
+    def fetch(self, keys: Sequence[Any] | None, places: Places | None = None) -> Iterator[Iterator[Any]]:
+        """Reads batches of the samples with these keys, through a copy of the user's loader.
 
-def _over_these(loader: Any, keys: Sequence[Any] | None) -> Callable[[DataLoader[Any]], DataLoader[Any]]:
-    """Says what takes the place of each DataLoader in a loader."""
-    if keys is None:
-        return over_all
-    found, size = readers(loader), None
-    columns = {id(reader): keys for reader in found}
-    if isinstance(loader, Together):
-        size = min(reader.batch_size or BATCH for reader in found)  # so that all parts have as many
-        firsts = [readers(part)[0] for part in loader.loaders]
-        columns = {id(reader): [key[part] for key in keys] for part, reader in enumerate(firsts)}
+        Where samples have no keys, it reads the batches of these places (`evenly_placed`), or all from the
+        start.
+        """
+        new = copies.over_all if keys is None else self._over(keys)
+        until = None if places is None else max(places, default=-1) + 1
+        with seeded(self._loader), copies.replaced_as_read(new):
+            batches = _batches(copies.copied(self._loader, new))
+            try:
+                numbered = enumerate(islice(batches, until))
+                yield (batch for number, batch in numbered if places is None or number in places)
+            except Exception as error:
+                if "in DataLoader worker process" not in str(error):
+                    raise
+                raise VitxError(last_line(error)) from error
+            finally:
+                batches.close()
 
-    def new(reader: DataLoader[Any]) -> DataLoader[Any]:
-        known = id(reader) in columns
-        return over(reader, columns[id(reader)], size) if known else over_all(reader)
+    def _over(self, keys: Sequence[Any]) -> copies.Replace:
+        """Returns what makes a DataLoader over these samples in place of each that is read."""
+        size, columns = None, {id(reader): keys for reader in self._readers}
+        if self._parts:
+            size = min(reader.batch_size or copies.BATCH for reader in self._readers)  # in all
+            firsts = [id(part._readers[0]) for part in self._parts]
+            columns = {reader: [key[part] for key in keys] for part, reader in enumerate(firsts)}
 
-    return new
+        def new(reader: DataLoader[Any]) -> DataLoader[Any]:
+            known = id(reader) in columns
+            return copies.over(reader, columns[id(reader)], size) if known else copies.over_all(reader)
+
+        return new
 
 
 def _batches(loader: Any) -> Generator[Any, None, None]:
-    batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:  # of a loader that counts batches as if it had them all
-            if not isinstance(error.__cause__, StopIteration):
-                raise
-            return
-        yield batch
+    try:
+        yield from loader
+    except RuntimeError as error:  # of a loader that counts batches as if it had them all
+        if not isinstance(error.__cause__, StopIteration):
+            raise
 
 
-def join(contents: Iterable[Content], count: int, spread: Spread | None = None) -> Content:
+def join(contents: Iterable[Content], count: int, places: Places | None = None) -> Content:
     """Joins what batches hold, up to a number of images; of batches that were chosen, the images there."""
     parts: list[Content] = []
-    chosen = None if spread is None else iter(spread.values())
+    chosen = None if places is None else iter(places.values())
     for content in contents:
-        parts.append(content if chosen is None else _rows(content, next(chosen)))
-        if sum(len(part.images) for part in parts) >= count:
+        rows = chosen and sorted({int(place * len(content)) for place in next(chosen)})
+        parts.append(content.mapped(itemgetter(rows)) if rows else content)
+        if sum(map(len, parts)) >= count:
             break
     if not parts:
         raise VitxError("the data set to take images from is empty")
-    first = parts[0]
     # What is padded for each batch does not fit together; a forward that asks for it says that it is missing.
-    names = [name for name in first.inputs if len({_shape(part.inputs.get(name)) for part in parts}) == 1]
+    inputs = {
+        name: [part.inputs[name] for part in parts]
+        for name, first in parts[0].inputs.items()
+        if all(name in part.inputs and part.inputs[name].shape[1:] == first.shape[1:] for part in parts)
+    }
     return replace(
-        first,
-        images=_cat([part.images for part in parts])[:count],
-        labels=None if first.labels is None else _cat([part.labels for part in parts])[:count],
-        masks=None if first.masks is None else _cat([part.masks for part in parts])[:count],
-        inputs={name: _cat([part.inputs[name] for part in parts])[:count] for name in names},
-    )
-
-
-def _rows(content: Content, places: Sequence[float]) -> Content:
-    rows = sorted({int(place * len(content.images)) for place in places})
-    return replace(
-        content,
-        images=content.images[rows],
-        labels=None if content.labels is None else content.labels[rows],
-        masks=None if content.masks is None else content.masks[rows],
-        inputs={name: value[rows] for name, value in content.inputs.items()},
-    )
-
-
-def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
-    """Of one sample; None where there is none."""
-    return None if tensor is None else tuple(tensor.shape[1:])
+        parts[0],
+        images=_cat([part.images for part in parts]),
+        labels=None if parts[0].labels is None else _cat([part.labels for part in parts]),
+        masks=None if parts[0].masks is None else _cat([part.masks for part in parts]),
+        inputs={name: _cat(values) for name, values in inputs.items()},
+    ).mapped(itemgetter(slice(count)))
 
 
 def _cat(tensors: Sequence[Tensor | None]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sees what a plain loop gives the model, and says where that is not what the loader holds."""
+"""Images that a plain loop gives the model, beside those that its loader holds."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ _GIVE = "batch_transform=lambda batch: ..., which does to a batch what your loop
 
 
 class FirstCall:
-    """Sees the first call of a model that a loop makes, and then leaves the model alone.
+    """Keeps the images of the first call of a model that a loop makes, and then leaves the model alone.
 
     Attributes:
         images: what the model was given, (B, ...), in host memory; None as long as it was not called.
@@ -27,13 +27,13 @@ class FirstCall:
         self.paused = False  # while vitx itself calls the model
         self._hook: Any = None
         if not is_compiled(model):
-            self._hook = model.register_forward_pre_hook(self._see, with_kwargs=True)
+            self._hook = model.register_forward_pre_hook(self._keep, with_kwargs=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """Keeps nothing: a copy of the model that is made before its first call sees none."""
         return {"images": None, "paused": True, "_hook": None}
 
-    def _see(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _keep(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.paused or self._hook is None:
             return
         self._hook.remove()
@@ -43,11 +43,10 @@ class FirstCall:
 
 
 def differs(given: Tensor, held: Tensor) -> str | None:
-    """Says how images that a loop gives the model differ from those that the loader holds; None: they do not.
+    """Compares images that a loop gives the model, (B, ...), with those that the loader holds, (n, ...).
 
-    Args:
-        given: (B, ...), of any data set.
-        held: (n, ...), of one like it.
+    Returns:
+        A sentence that says how they differ; None where they do not.
     """
     if given.shape[1:] != held.shape[1:]:
         one, other = (" x ".join(map(str, images.shape[1:])) for images in (given, held))
@@ -61,7 +60,7 @@ def differs(given: Tensor, held: Tensor) -> str | None:
     return f"your loop gave the model images {one}, and the loader holds images {other}: give {_GIVE}"
 
 
-def not_normalised(model: nn.Module, images: Tensor) -> str | None:
+def not_normalized(model: nn.Module, images: Tensor) -> str | None:
     """Says that images lie in [0, 1] where the model declares another scale; None where they do not."""
     mean, std = normalization(model)
     if (tuple(mean), tuple(std)) == UNSCALED or images.amin() < 0 or images.amax() > 1:

@@ -25,12 +25,12 @@ def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def last(path: str) -> str:
-    """Returns the last part of a path: what holds a tensor calls it so."""
+    """Returns the last part of a path, by which its holder calls a tensor."""
     return path.rsplit(".", 1)[-1]
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Returns a copy of a structure in which each leaf is what a function makes of it."""
+    """Returns a copy of a structure with each leaf as a function makes it."""
     if not (parts := dict(_parts(value))):
         return function(value)
     made = {name: mapped(part, function) for name, part in parts.items()}
@@ -48,7 +48,7 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """The items of a mapping, a tuple or a list, or the attributes of a plain object, by their names."""
+    """Yields items of a mapping, a tuple or a list, or attributes of a plain object, by their names."""
     if isinstance(value, Mapping):
         yield from ((str(key), part) for key, part in value.items())
     elif hasattr(value, "_asdict"):

@@ -10,117 +10,106 @@ import torch
 from torch import nn
 
 from vitx.attribution import title_of
-from vitx.explanation import Explanation
 from vitx.pictures.captions import Caption
 from vitx.pictures.colors import as_images, choose_colors
 from vitx.runs import GRIDS, OVERVIEW
 from vitx.watch.attempts import Attempts
-from vitx.watch.explaining import Explainer
+from vitx.watch.explaining import SampleExplainer
 from vitx.watch.host import Host
 from vitx.watch.images import Samples
-from vitx.watch.keeping import Keeper, Look
-from vitx.watch.past import Past
-from vitx.watch.quiet import same_random_numbers
-from vitx.watch.saying import first_words
+from vitx.watch.loggers import Picture, drop_from, name_of, show_picture, write_scalars
+from vitx.watch.memory import Memory
+from vitx.watch.observed import observed
+from vitx.watch.randomness import seeded
+from vitx.watch.run_writer import RunWriter
 from vitx.watch.scales import likely_scales
-from vitx.watch.seen import seen_in
 from vitx.watch.settings import Settings
-from vitx.watch.showing import about, captions, draw, draw_overview, measure
-from vitx.watch.sinks import Picture, drop_from, name_of, show_picture, write_scalars
-from vitx.watch.step import StepWatch, is_compiled
+from vitx.watch.showing import Display, Firing, about, captions, draw, draw_overview, first_words, measure
+from vitx.watch.step import StepRecorder, is_compiled
 
-_TRIES = 2  # steps to watch until one shows what a batch means
+_TRIES = 2  # steps to record until one shows what a batch means
+
+Words = Callable[[Path | None, Sequence[str]], str]
 
 
 class Observer(Settings):
     """Watches one training, as its settings say; each method is called on all ranks.
 
-    A callback is an observer that tells it when to look.
+    A callback is an observer that tells it when to fire.
     """
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Makes ready for a training from its start."""
-        self._explainer = Explainer(self.methods, self.target, self.forward_fn, self.class_names)
-        self._past = Past()
+        self._explainer = SampleExplainer(self.methods, self.target, self.forward_fn, self.class_names)
+        self._memory = Memory()
         self._attempts = Attempts(raises=self.on_error == "raise")
-        self._keeper = Keeper(self, self._attempts)
-        self._steps_to_watch = _TRIES
-        self.let_go()
+        self._writer = RunWriter(self, self._attempts, self._memory)
+        self._steps_to_record = _TRIES
+        self._drop_images()
 
-    def let_go(self) -> None:
-        """Lets the images go."""
+    def _drop_images(self) -> None:
         self._samples: Samples | None = None
-        self._look: Look | None = None
+        self._display: Display | None = None
         self._overview: Callable[[], Picture] | None = None  # draws that of the last firing
 
     def close(self) -> None:
-        """Lets go of the images and of the folder of the run."""
-        self.let_go()
-        self._keeper.close()
+        """Releases the images and the folder of the run."""
+        self._drop_images()
+        self._writer.close()
 
     def end(self, host: Host) -> None:
-        """Shows all maps of the last firing at once, and says in the folder that the training has ended."""
+        """Shows all maps of the last firing at once, and marks in the folder that the training has ended."""
         self._attempts.on_first(host, partial(self._end, host))
 
     def _end(self, host: Host) -> None:
         if self._overview is not None:
             with self._attempts.forgiving(host, "shows no overview"):
-                self._show_picture(host, OVERVIEW, self._overview(), self._past.step)
-        self._keeper.end(host)
+                self._show_picture(host, OVERVIEW, self._overview(), self._memory.step)
+        self._writer.end(host)
 
     @contextmanager
-    def step(self, module: nn.Module, batch: Any, where: str) -> Iterator[None]:
-        """Watches a step of the user's own on a batch as the watched images come in, until one was seen.
+    def record_step(self, module: nn.Module, batch: Any, where: str) -> Iterator[None]:
+        """Records a step of a module on a batch, until one has shown what a batch means.
 
-        Args:
-            module: the one whose step it is.
-            batch: of the step.
-            where: how a user calls the step.
+        The watched images come in such batches; `where` is the name of the step.
         """
-        self._steps_to_watch -= 1
-        known = self._explainer.seen is not None and not self._only_trained(where)
-        if known or self._steps_to_watch < 0 or is_compiled(module):
+        self._steps_to_record -= 1
+        known = self._explainer.observed
+        # A validation tells more than a step of the training.
+        done = known is not None and not (known.where == "training_step" != where)
+        if done or self._steps_to_record < 0 or is_compiled(module):
             yield
             return
-        watch = StepWatch(module, batch)
-        with watch.watching():
+        recorder = StepRecorder(module, batch)
+        with recorder.recording():
             yield
-        self._explainer.seen = seen_in(watch, where)
-        if self._explainer.seen is not None:
-            self._explainer.kind = None
-            self.let_go()  # they are chosen anew, as they are known better now
-
-    def _only_trained(self, where: str) -> bool:
-        """Whether a step of the training was seen, and this is one of a validation, which tells more."""
-        seen = self._explainer.seen
-        return seen is not None and seen.where == "training_step" != where
+        self._explainer.learn(step := observed(recorder, where))
+        if step is not None:
+            self._drop_images()  # they are chosen anew, as they are known better now
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run must know: which images were watched, and what was seen last."""
-        return dict(vars(self._past))
+        return dict(vars(self._memory))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on after the last firing; what another version of vitx kept besides is left out."""
-        known = vars(Past())
-        self._past = Past(**{name: value for name, value in state_dict.items() if name in known})
+        known = vars(Memory())
+        vars(self._memory).update(known | {name: state_dict[name] for name in known if name in state_dict})
 
     def resume(self, host: Host, moment: int, next_step: int) -> None:
-        """Takes up the thread of an interrupted run.
+        """Goes on with an interrupted run, in its folder and its logs.
 
-        Args:
-            host: the training.
-            moment: at which the run goes on; what was due there was shown.
-            next_step: what the interrupted run wrote there and later is void.
+        What was due at this moment was shown; what the run wrote at the next step and later is void.
         """
-        self._past.fired_at = moment
-        host.publish(self._past.scalars)
-        self._attempts.on_first(host, partial(self._go_on, host, next_step))
+        self._memory.fired_at = moment
+        host.publish(self._memory.scalars)
 
-    def _go_on(self, host: Host, next_step: int) -> None:
-        """Goes on in the logs of the interrupted run, and in its folder."""
-        for sink in host.sinks:
-            self._attempts.write(host, sink, partial(drop_from, sink, next_step))
-        self._keeper.reopen(host, self._past, next_step)
+        def go_on() -> None:
+            for logger in host.loggers:
+                self._attempts.write(host, logger, partial(drop_from, logger, next_step))
+            self._writer.reopen(host, next_step)
+
+        self._attempts.on_first(host, go_on)
 
     def observe(self, host: Host, step: int, moment: int | None = None) -> Mapping[str, float]:
         """Explains and logs, once for each step.
@@ -133,26 +122,26 @@ class Observer(Settings):
         Returns:
             The numbers, tag -> value; none where nothing was due or found.
         """
-        moment = step if moment is None else moment
-        due = self._past.fired_at != moment and step > self._past.step
-        self._past.fired_at = moment
+        memory, moment = self._memory, step if moment is None else moment
+        due = memory.fired_at != moment and step > memory.step
+        memory.fired_at = moment
         if not due:
             return {}
-        self._past.step = step
+        memory.step = step
         with (
             self._attempts.forgiving(host, "shows nothing", f" at step {step}"),
-            same_random_numbers(),
+            seeded(),
             torch.inference_mode(False),
             host.paused(),
         ):
-            return self._show(host, step)
+            return self._fire_at(host, step)
         return {}  # type: ignore[unreachable]  # what failed was said
 
-    def _show(self, host: Host, step: int) -> Mapping[str, float]:
-        """Every rank explains its share of the images; rank 0 writes what all found."""
+    def _fire_at(self, host: Host, step: int) -> Mapping[str, float]:
+        """Explains on every rank its share of the images, and writes on rank 0 what all found."""
         if self._samples is None:
             self._samples = host.group.from_first(partial(self._choose, host))
-        samples, model = self._samples, host.explained(self.weights)
+        samples, model, memory = self._samples, host.explained(self.weights), self._memory
         if host.group.rank == 0 and (difference := self.difference(samples)):
             host.warn(f"{host.name}: {difference}")
         found, errors = self._explainer.explain(host, model, samples)
@@ -163,16 +152,17 @@ class Observer(Settings):
         if not found:
             return {}  # what failed before, and was said, is not tried now
         # Sharded models may differ in the last bits among ranks, whose monitors must agree.
-        numbers = host.group.from_first(partial(measure, found, samples.masks, self._past.maps))
-        self._past.maps = {name: explanation.maps for name, explanation in found.items()}
+        numbers = host.group.from_first(partial(measure, found, samples.masks, memory.maps))
+        memory.maps = {name: explanation.maps for name, explanation in found.items()}
         if self.faithfulness:
             with self._attempts.forgiving(host, "measures no faithfulness", f" at step {step}"):
                 of = model, samples, found, self.faithfulness
                 judged = self._explainer.faithfulness(host, *of)
                 numbers |= {f"vitx/{name}": number for name, number in judged.items()}
-        self._past.scalars = numbers
+        memory.scalars = numbers
         host.publish(numbers)
-        self._attempts.on_first(host, partial(self._write, host, found, samples, numbers, step))
+        firing = Firing(step, samples, found, self._explainer.output.kind, numbers)
+        self._attempts.on_first(host, partial(self._write, host, firing))
         return numbers
 
     def difference(self, samples: Samples) -> str | None:
@@ -183,77 +173,66 @@ class Observer(Settings):
         """Says where the images may differ from those; None where nothing tells so."""
         return None
 
-    def _write(
-        self,
-        host: Host,
-        found: Mapping[str, Explanation],
-        samples: Samples,
-        numbers: Mapping[str, float],
-        step: int,
-    ) -> None:
+    def _choose(self, host: Host) -> Samples:
+        samples = self.selection.choose(host, self._memory.places, self._explainer.observed)
+        if change := self._memory.remember(samples):
+            host.warn(f"{host.name}: {change}")
+        return samples
+
+    def _write(self, host: Host, firing: Firing) -> None:
         """Writes numbers, maps and the grid; what fails here takes nothing else with it."""
-        for sink in host.sinks:
-            self._attempts.write(host, sink, partial(write_scalars, sink, numbers, step))
-        kind, keeper, words = self._explainer.kind, self._keeper, None
+        for logger in host.loggers:
+            write = partial(write_scalars, logger, firing.numbers, firing.step)
+            self._attempts.write(host, logger, write)
+        words: Words | None = None
+        at, writer = f" at step {firing.step}", self._writer
         if self.save_maps:
-            keeper.claim(host, self._past)
-        with self._attempts.forgiving(host, "shows no picture", f" at step {step}"):
-            if self._look is None:
-                self._look, words = self._looked_at(host, samples, next(iter(found.values())).channels)
-                if self.save_maps:
-                    keeper.keep_look(host, samples, self._look, kind, step)
-        if self.save_maps:
-            keeper.keep_firing(host, found, samples, kind, step)
-            keeper.keep_numbers(host, numbers, step)
-        if self._look is None:
+            writer.claim(host)
+        with self._attempts.forgiving(host, "shows no picture", at):
+            if self._display is None:
+                self._display, words = self._prepare(host, firing)
+                writer.write_display(host, firing, self._display)
+        writer.write_firing(host, firing)
+        if self._display is None:
             return  # type: ignore[unreachable]  # what failed was said
-        with self._attempts.forgiving(host, "shows no picture", f" at step {step}"):
-            look, said = self._look, [Caption("")] * len(samples.shown)
-            with self._attempts.forgiving(host, "shows no captions", f" at step {step}"):
-                said = captions(found, samples, look.class_names, kind, samples.shown)
-            picture = draw(found, samples, look.pixels, said, look.colormap, look.note)
-            if look.pixels.ndim == 4:
-                self._overview = partial(draw_overview, found, samples, look, kind)
-            places = self._show_picture(host, GRIDS, picture, step)
+        with self._attempts.forgiving(host, "shows no picture", at):
+            display, said = self._display, [Caption("")] * len(firing.samples.shown)
+            with self._attempts.forgiving(host, "shows no captions", at):
+                said = captions(firing, display.class_names, firing.samples.shown)
+            picture = draw(firing, display, said)
+            if display.pixels.ndim == 4:
+                self._overview = partial(draw_overview, firing, display)
+            places = self._show_picture(host, GRIDS, picture, firing.step)
             if words is not None:
-                kept = keeper.folder.path if keeper.folder and self.save_maps else None
+                kept = writer.folder.path if writer.folder and self.save_maps else None
                 host.inform(f"{host.name} {words(kept, places)}")
 
     def learn(self, host: Host) -> None:
         """Adds to the numbers of the last firing what the training has found since, at the same step."""
-        if self.save_maps:
-            self._keeper.keep_numbers(host, self._past.scalars, self._past.step)
+        self._writer.write_numbers(host, self._memory.scalars, self._memory.step)
 
-    def _looked_at(
-        self, host: Host, samples: Samples, channels: int | None
-    ) -> tuple[Look, Callable[[Path | None, Sequence[str]], str]]:
-        """Draws the images shown in their true colours, and finds words for what is watched."""
+    def _prepare(self, host: Host, firing: Firing) -> tuple[Display, Words]:
+        """Draws the images shown in their true colors, and finds words for what is watched."""
+        samples, channels = firing.samples, firing.first.channels
         images = as_images(samples.images, channels)
-        scales = likely_scales(host.model, images, samples.scales, host.normalisers())
-        told = self.bands, self.normalization
-        colors = choose_colors(images, scales, *told, colored=channels is not None)
+        scales = likely_scales(host.model, images, samples.scales, host.normalizers())
+        options = self.bands, self.normalization
+        colors = choose_colors(images, scales, *options, colored=channels is not None)
         pixels = colors.draw(samples.images[list(samples.shown)], channels)
-        names = self.class_names or samples.class_names or host.class_names()
-        hints = [self.hint(samples), *self._explainer.doubts(samples, names)]
-        names = names if self._explainer.fits(names) else None
-        said = about(self.target, names, self._explainer.kind)
+        explainer, names = self._explainer, self.class_names or samples.class_names or host.class_names()
+        hints = list(filter(None, [self.hint(samples), *explainer.doubts(samples, names)]))
+        names = names if explainer.output.fits(names) else None
+        said = about(self.target, names, explainer.output.kind)
         note = "; ".join(filter(None, (colors.note, said)))
-        look = Look(pixels, colors, names, self.colormap, note)
-        return look, partial(first_words, samples, self._explainer, colors, names, list(filter(None, hints)))
-
-    def _choose(self, host: Host) -> Samples:
-        samples = self.selection.choose(host, self._past.places, self._explainer.seen)
-        if change := self._past.meet(samples):
-            host.warn(f"{host.name}: {change}")
-        return samples
+        display = Display(pixels, colors, names, self.colormap, note)
+        return display, partial(first_words, samples, explainer, colors, names, hints)
 
     def _show_picture(self, host: Host, tag: str, picture: Picture, step: int) -> list[str]:
-        """Shows a picture in every sink that can; where none took it, writes a file. Returns where it is."""
-        shows = [partial(show_picture, sink, tag, picture, step) for sink in host.sinks]
+        """Shows a picture in every logger that can, else writes a file, and returns where it is."""
         taken = [
-            name_of(sink)
-            for sink, show in zip(host.sinks, shows, strict=True)
-            if self._attempts.write(host, sink, show)
+            name_of(logger)
+            for logger in host.loggers
+            if self._attempts.write(host, logger, partial(show_picture, logger, tag, picture, step))
         ]
-        file = None if taken else self._keeper.keep_picture(host, self._past, tag, picture, step)
+        file = None if taken else self._writer.write_picture(host, tag, picture, step)
         return taken if file is None else [file]

@@ -1,4 +1,4 @@
-"""What the user says: which images, which methods, when, and how it is shown."""
+"""Options of a watch: which images, which methods, when, and how it is shown."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -8,11 +8,11 @@ from torch import Tensor
 from vitx.attribution import with_options
 from vitx.errors import VitxError
 from vitx.targets import Similar, Text
-from vitx.watch.batches import Name, Told
+from vitx.watch.batches import ItemNames, Name
 from vitx.watch.calling import Forward
-from vitx.watch.explaining import Target
+from vitx.watch.classes import names_in
+from vitx.watch.explaining import TargetOption
 from vitx.watch.images import Selection
-from vitx.watch.labels import names_in
 
 
 class Settings:
@@ -26,7 +26,7 @@ class Settings:
         dataloader_idx: int | str = 0,
         batch_transform: Callable[[Any], Any] | None = None,
         methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = ("rollout", "grad_rollout"),
-        target: Target = "predicted",
+        target: TargetOption = "predicted",
         forward_fn: Forward | None = None,
         weights: Literal["current", "ema"] = "current",
         every_n_epochs: int | None = 1,
@@ -44,7 +44,7 @@ class Settings:
         save_maps: Literal["all"] | bool = True,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
-        """Takes what the user says.
+        """Takes the options.
 
         Args:
             images: a tensor (n, C, H, W), a data set, a list of image files, a list of indices into
@@ -98,10 +98,10 @@ class Settings:
         shown, measured = pair[0], max(pair)
         if getattr(images, "ndim", None) == 1:  # places in a tensor or an array
             images = images.tolist()
-        tensor, told = (None, boxes) if isinstance(boxes, (str, int)) else (boxes, None)
+        tensor, item = (None, boxes) if isinstance(boxes, (str, int)) else (boxes, None)
         self.selection = Selection(
             *(images, shown, measured, per_class, dataloader_idx, batch_transform, tensor),
-            Told(show, labels, told),
+            ItemNames(show, labels, item),
         )
         self.methods = with_options(methods)
         if isinstance(target, str) and target not in ("predicted", "label", "caption"):
@@ -131,9 +131,9 @@ class Settings:
             raise VitxError(f'save_maps must be True, False or "all", found {save_maps!r}')
         self.save_maps = save_maps
         self.on_error = _one_of("on_error", on_error, ("warn", "raise"))
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Makes ready for a training from its start."""
 
 

@@ -1,6 +1,8 @@
-"""What a firing shows: the numbers, and the picture with its captions."""
+"""The display of a firing: numbers, the picture with its captions, and the words at the first one."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,31 +14,53 @@ from vitx.explanation import Explanation
 from vitx.models.outputs import Kind
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of, class_name, classes_of
+from vitx.pictures.colors import Colors
 from vitx.pictures.overview import overview_of
 from vitx.pictures.views import Layer, laid_out, slices_of
 from vitx.runs.saved import FRAMES_IN_A_CARD
 from vitx.targets import Question
-from vitx.watch.explaining import Target
+from vitx.watch.explaining import SampleExplainer, TargetOption
 from vitx.watch.images import Samples
-from vitx.watch.keeping import Look
+from vitx.watch.messages import path_of
 
 _CARD = 350 - 2 * render.GAP  # pixels in TensorBoard, of a strip
+
+
+@dataclass(frozen=True)
+class Firing:
+    """The findings of one firing, the same on every rank."""
+
+    step: int
+    samples: Samples
+    found: Mapping[str, Explanation]  # of each method, by its name, of all samples
+    kind: Kind | None  # of the output
+    numbers: Mapping[str, float]  # tag -> value
+
+    @property
+    def first(self) -> Explanation:
+        """The explanation of the first method."""
+        return next(iter(self.found.values()))
+
+
+@dataclass(frozen=True)
+class Display:
+    """The images as they are shown, and what is written beside them."""
+
+    pixels: Tensor  # of those shown, (n, H, W, 3) uint8, or frame by frame, (n, T, H, W, 3)
+    colors: Colors  # by which these and the other images are drawn
+    class_names: Sequence[str] | None  # in the order of the logits
+    colormap: str  # of the overlays, by its name in matplotlib
+    note: str  # is written below each grid
 
 
 def measure(
     found: Mapping[str, Explanation], masks: Tensor | None, before: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """Returns the scalars of each method, as means over the images.
+    """Returns the scalars of each method, tag -> mean over the images.
 
-    Args:
-        found: the explanation of each method, by its name.
-        masks: (n, h, w), True on the object, or None.
-        before: the maps of each method at the firing before.
-
-    Returns:
-        Tag -> value: `entropy`, `information` if there are several images, `drift` if there was a firing
-        before, `pointing` and `energy` if there are masks, see `vitx.metrics`; and of rollout `sinks`, the
-        share of the map on such patches, see `Explanation.sinks`.
+    These are `entropy`, `information` if there are several images, `drift` if there was a firing before (with
+    these maps), `pointing` and `energy` if there are masks, (n, h, w), see `vitx.metrics`; and of rollout
+    `sinks`, the share of the map on such patches, see `Explanation.sinks`.
     """
     scalars: dict[str, float] = {}
     for name, explanation in found.items():
@@ -55,71 +79,41 @@ def measure(
     return scalars
 
 
-def captions(
-    found: Mapping[str, Explanation],
-    samples: Samples,
-    class_names: Sequence[str] | None,
-    kind: Kind | None,
-    places: Sequence[int],
-) -> list[Caption]:
-    """Says what was predicted of the images at some places, and whether it is right."""
-    one, shown = next(iter(found.values())), list(places)
-    labels = None if samples.labels is None else samples.labels[shown]
+def captions(firing: Firing, names: Sequence[str] | None, places: Sequence[int]) -> list[Caption]:
+    """Returns what was predicted of the images at some places, and whether it is right."""
+    one, chosen = firing.first, list(places)
+    labels = None if firing.samples.labels is None else firing.samples.labels[chosen]
     if one.captions is not None:
-        return [Caption(one.captions[image]) for image in shown]
-    return captions_of(one.logits[shown], labels, class_names, kind)
+        return [Caption(one.captions[image]) for image in chosen]
+    return captions_of(one.logits[chosen], labels, names, firing.kind)
 
 
-def draw(
-    found: Mapping[str, Explanation],
-    samples: Samples,
-    pixels: Tensor,
-    said: Sequence[Caption],
-    colormap: str,
-    note: str = "",
-) -> NDArray[np.uint8]:
-    """Draws the grid of the images shown: the input and each method's overlay.
-
-    Args:
-        found: the explanation of each method, by its name, of all samples.
-        samples: the images with what is known of them.
-        pixels: the images shown, (n, H, W, 3) uint8, or frame by frame, (n, T, H, W, 3).
-        said: the caption of each.
-        colormap: the name of a colour map of matplotlib.
-        note: is written below.
-
-    Returns:
-        (height, width, 3) uint8.
-    """
-    shown = list(samples.shown)
-    of_one = next(iter(found.values()))
-    size = tuple(pixels.shape[1:-1])
-    channels = None if of_one.channels is None else samples.images.shape[of_one.channels]
-    slices = slices_of(size, channels, most_frames=FRAMES_IN_A_CARD)
+def draw(firing: Firing, display: Display, said: Sequence[Caption]) -> NDArray[np.uint8]:
+    """Draws the grid of the images shown, (height, width, 3): the input and each method's overlay."""
+    pixels, one, shown = display.pixels, firing.first, list(firing.samples.shown)
+    channels = None if one.channels is None else firing.samples.images.shape[one.channels]
+    slices = slices_of(tuple(pixels.shape[1:-1]), channels, most_frames=FRAMES_IN_A_CARD)
     layers = {
-        title_of(name): Layer(one.maps, one.signed, sinks=one.sinks).at(shown) for name, one in found.items()
+        title_of(name): Layer(found.maps, found.signed, sinks=found.sinks).at(shown)
+        for name, found in firing.found.items()
     }
-    columns, marks = laid_out(pixels, layers, slices, colormap)
-    note = "; ".join(filter(None, (note, marks)))
+    columns, marks = laid_out(pixels, layers, slices, display.colormap)
+    note = "; ".join(filter(None, (display.note, marks)))
     width = render.TILE_WIDTH if slices is None else _CARD
-    return render.grid(columns, said, colormap=colormap, note=note, tile_width=width)
+    return render.grid(columns, said, colormap=display.colormap, note=note, tile_width=width)
 
 
-def draw_overview(
-    found: Mapping[str, Explanation],
-    samples: Samples,
-    look: Look,
-    kind: Kind | None,
-) -> NDArray[np.uint8]:
+def draw_overview(firing: Firing, display: Display) -> NDArray[np.uint8]:
     """Draws the maps of all images at once, shown or not, by the first method that is about a class."""
-    name = telling(found)
-    pixels = look.colors.draw(samples.images, found[name].channels)
-    said = captions(found, samples, look.class_names, kind, range(len(samples)))
-    return overview_of(pixels, found[name].maps, classes_of(said), look.colormap, title_of(name))
+    name = telling(firing.found)
+    found, images = firing.found[name], firing.samples.images
+    said = captions(firing, display.class_names, range(len(images)))
+    pixels = display.colors.draw(images, found.channels)
+    return overview_of(pixels, found.maps, classes_of(said), display.colormap, title_of(name))
 
 
-def about(target: Target, class_names: Sequence[str] | None, kind: Kind | None = "class") -> str:
-    """Says what the maps are about, where it is not the class that the captions name first."""
+def about(target: TargetOption, class_names: Sequence[str] | None, kind: Kind | None = "class") -> str:
+    """Returns what the maps are about, where it is not the class that the captions name first."""
     if target == "predicted":
         of_number = dict.fromkeys(("numbers", "shares"), "maps of the number")
         return {"classes": "maps of the likeliest class", **of_number}.get(kind or "", "")
@@ -132,3 +126,29 @@ def about(target: Target, class_names: Sequence[str] | None, kind: Kind | None =
     if isinstance(target, int):
         return f"maps of {class_name(target, class_names)}"
     return "maps of your own score"
+
+
+def first_words(
+    samples: Samples,
+    explainer: SampleExplainer,
+    colors: Colors,
+    names: Sequence[str] | None,
+    hints: Sequence[str],
+    kept: Path | None,
+    places: Sequence[str],
+) -> str:
+    """Returns what was found and how, what is missing, and where maps (`kept`) and pictures are."""
+    of = f" of {samples.source}" if samples.source else ""
+    if samples.out_of is not None:
+        images = f"{len(samples)} of {samples.out_of:,} images{of}"
+    elif samples.stream:
+        images = f"the first {len(samples)} images{of} (a stream, so no others can be chosen)"
+    else:
+        images = f"{len(samples)} images{of}"
+    methods = ", ".join(title_of(name) for name in explainer.methods)
+    known = f"{len(names) if names else 'no'} names of classes" if explainer.output.of_classes else ""
+    where = f"pictures in {', '.join(places)}" if places else "no pictures"
+    if kept is not None:
+        where += f", maps in {path_of(kept)}"
+    how = "; ".join(filter(None, (str(colors), *samples.found, known, where, *hints)))
+    return f"watches {images} by {methods}: {how}"

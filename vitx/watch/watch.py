@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,9 +15,9 @@ from vitx.watch.calling import unwrapped
 from vitx.watch.copies import BATCH
 from vitx.watch.host import Host
 from vitx.watch.images import Samples
-from vitx.watch.loop import FirstCall, differs, not_normalised
+from vitx.watch.loggers import drop_from, loggers_of
+from vitx.watch.loop import FirstCall, differs, not_normalized
 from vitx.watch.observer import Observer
-from vitx.watch.sinks import drop_from, places_of
 
 _SUFFIX = ".vitx"  # of the files of TensorBoard that a watch writes
 _WHEN = ("every_n_epochs", "at_start", "on_validate")  # a loop of one's own says that itself
@@ -27,7 +28,8 @@ class Watch(Observer):
 
     Each call logs one grid (rows: images; columns: the input and each method's overlay) under `vitx/maps`,
     and for each method, as means over the images, `vitx/METHOD/...`: `entropy`, `information`, `drift`, and,
-    where masks or boxes are known, `pointing` and `energy`.
+    where masks or boxes are known, `pointing` and `energy`. `close`, or the end of a `with` block around the
+    loop, tells that the training has ended.
 
     The training is the same, bit for bit, with and without the watch. Several processes that train together
     all call it; they share the images, and rank 0 writes.
@@ -52,8 +54,8 @@ class Watch(Observer):
     Example:
         >>> import tempfile, timm, torch
         >>> model, data = timm.create_model("test_vit", num_classes=10), torch.rand(2, 3, 160, 160)
-        >>> watch = Watch(model, data, log_dir=tempfile.mkdtemp())
-        >>> sorted(watch(step=0))[:2]
+        >>> with Watch(model, data, log_dir=tempfile.mkdtemp()) as watch:
+        ...     sorted(watch(step=0))[:2]
         ['vitx/grad_rollout/entropy', 'vitx/grad_rollout/information']
     """
 
@@ -84,7 +86,7 @@ class Watch(Observer):
         self._logger, self._log_dir, self._hyperparameters = logger, log_dir, hyperparameters
         self._host = Host(model, loaders)
         self._first_call = FirstCall(unwrapped(model))
-        self._resumed = self._begun = False
+        self._resumed = self._begun = self._closed = False
 
     def __call__(self, step: int, metrics: Mapping[str, float] | None = None) -> Mapping[str, float]:
         """Explains the images, and logs what was found, once for each step.
@@ -95,7 +97,12 @@ class Watch(Observer):
 
         Returns:
             The numbers, tag -> value; none where the step is passed over, or where it failed, as is said.
+
+        Raises:
+            VitxError: The watch is closed.
         """
+        if self._closed:
+            raise VitxError("this watch is closed, as its training has ended: make another one")
         if self.every_n_steps and step % self.every_n_steps:
             return {}
         if not self._begun:
@@ -107,6 +114,27 @@ class Watch(Observer):
         finally:
             self._first_call.paused = False
 
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close(ended=error is None)
+
+    def close(self) -> None:
+        """Shows all maps of the last call at once, and marks in the folder that the training has ended."""
+        self._close(ended=True)
+
+    def _close(self, ended: bool) -> None:
+        if ended and self._begun and not self._closed:
+            self.end(self._host)
+        if self._logger is None and not self._closed:
+            for writer in self._host.loggers:
+                writer.close()
+        self._closed = True
+        super().close()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on after the last call of an interrupted run; to be called before the first one of this."""
         super().load_state_dict(state_dict)
@@ -115,44 +143,44 @@ class Watch(Observer):
     def difference(self, samples: Samples) -> str | None:
         """Says once how the images differ from those that the loop gives the model."""
         given, self._first_call.images = self._first_call.images, None
-        return None if given is None or self._told(samples) else differs(given, samples.images)
+        return None if given is None or self._as_given(samples) else differs(given, samples.images)
 
     def hint(self, samples: Samples) -> str | None:
         """Says where the images may differ from those that the loop gives the model."""
-        return None if self._told(samples) else not_normalised(self._host.model, samples.images)
+        return None if self._as_given(samples) else not_normalized(self._host.model, samples.images)
 
-    def _told(self, samples: Samples) -> bool:
-        """Whether the images are as the user gave them, or made so by a function of the user's."""
+    def _as_given(self, samples: Samples) -> bool:
+        """Returns whether the images are as the user gave them, or made so by a function of the user's."""
         return self.selection.batch_transform is not None or not samples.source
 
     def _begin(self) -> None:
         """Finds where to write, as processes and trackers may be started after the watch is made."""
         self._begun = True
         host = self._host = Host(self._host.model, self._host.data)
-        host.sinks = list(places_of(self._logger)) if self._logger else []
-        of_sinks = (getattr(sink, "log_dir", None) for sink in host.sinks)
-        run = self._log_dir or next(filter(None, of_sinks), None)
+        host.loggers = list(loggers_of(self._logger)) if self._logger else []
+        of_loggers = (getattr(logger, "log_dir", None) for logger in host.loggers)
+        run = self._log_dir or next(filter(None, of_loggers), None)
         host.hyperparameters = self._hyperparameters or {}
         host.run, host.root = run and Path(run), Path("runs")
         self._attempts.on_first(host, partial(self._take_folder, host))
 
     def _take_folder(self, host: Host) -> None:
         """Takes a folder for the run, or that of the interrupted one, and writes to TensorBoard there."""
-        own_writer, keeper = self._logger is None, self._keeper
+        own_writer, next_step = self._logger is None, self._memory.step + 1
         if self._resumed:
-            keeper.reopen(host, self._past, self._past.step + 1)
-        taken = keeper.claim(host, self._past) if own_writer or self.save_maps else None
+            self._writer.reopen(host, next_step)
+        taken = self._writer.claim(host) if own_writer or self.save_maps else None
         if not own_writer or taken is None:
             return
         folder = taken.path.parent
         with self._attempts.forgiving(host, f"cannot write to {folder}"):
             logs = list(folder.glob("events.out.tfevents.*"))
-            host.sinks = [_writer(folder)]
+            host.loggers = [_summary_writer(folder)]
             if all(path.name.endswith(_SUFFIX) for path in logs):  # else others would lose what they wrote
-                drop_from(host.sinks[0], self._past.step + 1)
+                drop_from(host.loggers[0], next_step)
 
 
-def _writer(folder: Path) -> Any:
+def _summary_writer(folder: Path) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder), filename_suffix=_SUFFIX)

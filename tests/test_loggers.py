@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from tests.lightning_models import SmallClassifier, fit, samples
 from tests.run_folders import kept
 from vitx.callbacks import RolloutCallback
-from vitx.watch.sinks import drop_from, facts_of, save_picture, settings_of, show_picture, write_scalars
+from vitx.watch.loggers import drop_from, facts_of, save_picture, settings_of, show_picture, write_scalars
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
 MAPS = {"rollout": np.random.default_rng(0).random((4, 14, 14), np.float32)}

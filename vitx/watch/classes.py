@@ -1,4 +1,4 @@
-"""What a data set says of its classes, without loading its images."""
+"""Names and labels of classes, as a data set tells them without loading its images."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,14 +15,7 @@ _MOST_READ = 2000  # samples, in search of classes where the data set does not t
 
 
 def class_names(data: Any) -> tuple[str, ...] | None:
-    """Returns the names of the classes, as torchvision's, timm's and Hugging Face's data sets have them.
-
-    Example:
-        >>> class Pets:
-        ...     class_to_idx = {"dog": 1, "cat": 0}
-        >>> class_names(Subset(Pets(), [0]))
-        ('cat', 'dog')
-    """
+    """Returns the names of the classes, as torchvision's, timm's and Hugging Face's data sets have them."""
     while data is not None:
         places = (data, getattr(data, "reader", None))
         held = (getattr(place, name, None) for name in _NAMES for place in places)
@@ -35,12 +28,7 @@ def class_names(data: Any) -> tuple[str, ...] | None:
 def names_in(value: Any) -> tuple[str, ...] | None:
     """Returns the names of classes that a list, an array or a mapping holds; None: it is none of these.
 
-    Args:
-        value: names in the order of the classes, also as synonyms; or a mapping between numbers and names.
-
-    Example:
-        >>> names_in({1: "dog", 0: "cat"}), names_in({"dog": 1, "cat": 0}), names_in(2)
-        (('cat', 'dog'), ('cat', 'dog'), None)
+    They are in the order of the classes, also as tuples of synonyms; or a mapping tells the number of each.
     """
     if callable(value) and not isinstance(value, type):
         with suppress(Exception):  # a method of theirs that wants more
@@ -60,11 +48,7 @@ def names_in(value: Any) -> tuple[str, ...] | None:
 def class_counts(data: Any, names: Sequence[str] | None) -> range | None:
     """Returns how many outputs a model of these classes may have; None where that is not known.
 
-    As many as there are names; where the data set but lists its labels, most outputs must have one.
-
-    Example:
-        >>> class_counts(TensorDataset(torch.rand(3, 1), torch.tensor([0, 2, 1])), None)
-        range(3, 7)
+    There are as many as names; where the data set only lists its labels, most outputs must have one.
     """
     if names:
         return range(len(names), len(names) + 1)
@@ -75,44 +59,28 @@ def class_counts(data: Any, names: Sequence[str] | None) -> range | None:
 def one_of_each_class(
     data: Any, count: int, read_labels: Callable[[Sequence[int]], Iterable[int | None]]
 ) -> tuple[int, ...]:
-    """Chooses one sample of each class.
+    """Returns the place of a sample of each class, in their order; of more than `count`, evenly spaced ones.
 
-    Args:
-        data: a data set with a length.
-        count: how many classes at most; of more, evenly spaced ones.
-        read_labels: reads the class of the samples at some places, where the data set does not list them.
-
-    Returns:
-        The place of the first sample of each class, in the order of the classes.
-
-    Raises:
-        VitxError: The samples have no class.
+    Where the data set does not list their classes, those of some places are read.
     """
-    labels, firsts = _labels(data), dict[int, int]()
-    if labels is not None:
-        for place, label in enumerate(labels):
-            firsts.setdefault(int(label), place)
-    else:
+    labels, firsts, most = _labels(data), dict[int, int](), len(data)
+    order: Sequence[int] = range(len(data))
+    if labels is None:
         shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-        order = shuffled[:_MOST_READ].tolist()
-        for place, found in zip(order, read_labels(order), strict=False):
-            if found is None:
-                raise VitxError("per_class=True needs a class for each sample, and the data set has none")
-            firsts.setdefault(found, place)
-            if len(firsts) == count:
-                break
+        order, most = shuffled[:_MOST_READ].tolist(), count
+    for place, label in zip(order, labels or read_labels(order), strict=False):
+        if label is None:
+            raise VitxError("per_class=True needs a class for each sample, and the data set has none")
+        firsts.setdefault(label, place)
+        if len(firsts) == most:
+            break
     classes = sorted(firsts)
     chosen = evenly_spaced(len(classes), min(count, len(classes)))
     return tuple(firsts[classes[number]] for number in chosen)
 
 
 def evenly_spaced(length: int, count: int) -> tuple[int, ...]:
-    """Returns `count` places in a list, from the middles of equal parts.
-
-    Example:
-        >>> evenly_spaced(100, 4)
-        (12, 37, 62, 87)
-    """
+    """Returns `count` places in a list, from the middles of equal parts: of 100, 4 are 12, 37, 62 and 87."""
     return tuple(int((place + 0.5) * length / count) for place in range(count))
 
 
@@ -123,11 +91,8 @@ def _labels(data: Any) -> Sequence[int] | None:
         return None if whole is None else [whole[place] for place in data.indices]
     if isinstance(data, TensorDataset):
         return _whole_numbers(data.tensors[1], len(data)) if len(data.tensors) > 1 else None
-    for name in ("targets", "labels", "_labels"):
-        found = _whole_numbers(getattr(data, name, None), len(data))
-        if found is not None:
-            return found
-    return None
+    listed = (getattr(data, name, None) for name in ("targets", "labels", "_labels"))
+    return next(filter(None, (_whole_numbers(values, len(data)) for values in listed)), None)
 
 
 def _whole_numbers(values: Any, length: int) -> list[int] | None:
@@ -137,11 +102,10 @@ def _whole_numbers(values: Any, length: int) -> list[int] | None:
 
 
 def _feature_names(data: Any) -> Sequence[str] | None:
-    """The names that the labels have in a data set of Hugging Face; None where several may be."""
+    """Returns the names of the labels in a data set of Hugging Face; None where several may be."""
     features = getattr(data, "features", None)
     if not isinstance(features, dict):
         return None
     columns = {name: names for name, column in features.items() if (names := getattr(column, "names", None))}
-    usual = [names for name, names in columns.items() if name in LABELS]
-    found = usual or list(columns.values())
+    found = [names for name, names in columns.items() if name in LABELS] or [*columns.values()]
     return found[0] if len(found) == 1 else None

@@ -5,7 +5,7 @@ import torch
 from timm.data.loader import MultiEpochsDataLoader
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler
 
-from vitx.watch.sampling import asked_for
+from vitx.watch.samplers import keys_of
 
 DATA = list(range(10))
 
@@ -13,7 +13,7 @@ DATA = list(range(10))
 def test_a_generator_is_left_as_it_was():
     sampler = RandomSampler(DATA, generator=torch.Generator().manual_seed(3))
     before = sampler.generator.get_state()
-    assert asked_for(DataLoader(DATA, sampler=sampler)) == DATA
+    assert keys_of(DataLoader(DATA, sampler=sampler)) == DATA
     assert torch.equal(sampler.generator.get_state(), before)
 
 
@@ -34,4 +34,4 @@ class Ours(BatchSampler):
     ids=["repeated for ever", "the same, of one's own", "a share", "of batches", "names"],
 )
 def test_the_keys_of_all(loader, keys):
-    assert asked_for(loader()) == keys
+    assert keys_of(loader()) == keys

@@ -1,0 +1,199 @@
+"""Loggers, where pictures and numbers go: of frameworks, writers and runs of their libraries, trackers.
+
+A logger is known by what it can do, as classes of one name are made in many packages, and so may you. To add
+one for pictures, see `_writer_of`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitx.errors import VitxError
+from vitx.files import write_atomically
+
+Picture = NDArray[np.uint8]  # (height, width, 3)
+Write = Callable[[str, Picture, int], Any]  # tag, picture, step
+
+
+@dataclass(frozen=True)
+class WandbRun:
+    """A run of Weights & Biases, whose own steps count calls: the step of the training is an axis beside."""
+
+    run: Any  # what `wandb.init` returns
+    axis: str = "vitx/step"
+
+    def write(self, values: Mapping[str, Any], step: int) -> None:
+        """Logs numbers and pictures at a step."""
+        self.run.define_metric("vitx/*", step_metric=self.axis)
+        self.run.log({**values, self.axis: step})
+
+
+@dataclass(frozen=True)
+class MlflowRun:
+    """A run of MLflow, which may have ended."""
+
+    experiment: Any  # an `MlflowClient`
+    run_id: str
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Logs numbers at a step."""
+        for name, value in metrics.items():
+            self.experiment.log_metric(self.run_id, name, value, step=step)
+
+
+def _writer_of(logger: Any) -> Write | None:
+    """Returns what writes pictures to a logger; None if it takes none.
+
+    Another one is two lines here: what it can do, and a function from its tag, picture and step.
+    """
+    held = _held(logger)  # the object of its library
+    if _can(held, "add_image"):
+        return lambda tag, picture, step: _add_image(held, tag, picture, step)
+    if (run := _wandb_run(logger)) is not None:
+        return lambda tag, picture, step: run.write({tag: _wandb_image(picture)}, step)
+    if _can(logger, "log_image", "active_run"):  # the module mlflow
+        return lambda tag, picture, step: logger.log_image(picture, key=tag, step=step)
+    if _can(logger, "log_image"):  # Lightning's of Weights & Biases, and any with such a method
+        return lambda tag, picture, step: logger.log_image(key=tag, images=[picture], step=step)
+    if _can(held, "log_image", "list_artifacts"):  # a client of MLflow
+        return lambda tag, picture, step: _log_once(held, logger.run_id, tag, picture, step)
+    if _can(held, "log_image", "log_asset"):  # Comet
+        return lambda tag, picture, step: held.log_image(picture, name=tag, step=step)
+    return None
+
+
+def show_picture(logger: Any, tag: str, picture: Picture, step: int) -> bool:
+    """Shows a picture at a training step, and returns whether this logger can hold pictures."""
+    write = _writer_of(logger)
+    if write is not None:
+        write(tag, picture, step)
+    return write is not None
+
+
+def write_scalars(logger: Any, scalars: Mapping[str, float], step: int) -> None:
+    """Logs numbers, tag -> value."""
+    held, run = _held(logger), _wandb_run(logger)
+    if run is not None:
+        run.write(scalars, step)
+    elif _can(logger, "log_metrics"):
+        logger.log_metrics(dict(scalars), step=step)
+    elif _can(held, "add_scalar"):
+        for tag, value in scalars.items():
+            held.add_scalar(tag, value, step)
+        held.flush()
+    elif _can(logger, "log"):  # a tracker of Accelerate
+        logger.log(dict(scalars), step=step)
+    else:
+        raise VitxError(
+            f"numbers cannot go to a {type(logger).__name__}: give a SummaryWriter, a run of Weights & "
+            "Biases, mlflow, an Accelerator, or an object with a method log_metrics(metrics, step)"
+        )
+
+
+def save_picture(path: Path, picture: Picture) -> None:
+    """Writes a picture to a PNG file."""
+    write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG"))
+
+
+def loggers_of(given: Any) -> Iterator[Any]:
+    """Yields one or several loggers, and those that an Accelerator writes to."""
+    for one in given if isinstance(given, (list, tuple)) else [given]:
+        yield from getattr(one, "trackers", [one])
+
+
+def name_of(logger: Any) -> str:
+    """Returns what to call it."""
+    return str(getattr(logger, "__name__", type(logger).__name__))
+
+
+def facts_of(logger: Any) -> dict[str, str | None]:
+    """Returns `name`, `version`, `title` and `address` of a run in a logger, as far as it has them."""
+    run, stored = _run(logger), _stored(logger)
+
+    def first(*names: str) -> str | None:
+        found = (getattr(one, name, None) for one in (logger, run) for name in names)
+        return next((str(one) for one in found if isinstance(one, (str, int, Path)) and str(one)), None)
+
+    titled = stored.info.run_name if stored else _can(run, "define_metric") and run.name
+    return {
+        "name": name_of(logger),
+        "version": first("version", "run_id", "id"),
+        "title": titled or None,
+        "address": first("url", "_tracking_uri", "log_dir", "save_dir"),
+    }
+
+
+def settings_of(logger: Any) -> Mapping[str, Any]:
+    """Returns the hyperparameters that a logger was given, where it can tell them."""
+    run = _run(logger)
+    if (stored := _stored(logger)) is not None:
+        return dict(stored.data.params)
+    if _can(run, "define_metric"):
+        return dict(run.config)
+    held = (getattr(one, "hparams", None) for one in (logger, run))
+    return next((dict(one) for one in held if isinstance(one, Mapping)), {})
+
+
+def drop_from(logger: Any, step: int) -> None:
+    """Tells TensorBoard that the run goes on from a step: what an ended run wrote there and later is void.
+
+    This is what the `purge_step` of a `SummaryWriter` does as it is made, and holds for the whole run, whose
+    steps from there on are taken anew.
+    """
+    writer = getattr(_held(logger), "file_writer", None)
+    if writer is not None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        writer.add_event(Event(file_version="brain.Event:2"), step)
+        writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
+        writer.flush()
+
+
+def _held(logger: Any) -> Any:
+    """Returns the object of a library that a logger or a tracker writes to; else the logger itself."""
+    held = (getattr(logger, name, None) for name in ("experiment", "tracker"))
+    return next((one for one in held if one is not None), logger)
+
+
+def _can(one: Any, *methods: str) -> bool:
+    return all(callable(getattr(one, method, None)) for method in methods)
+
+
+def _run(logger: Any) -> Any:
+    return logger.run if isinstance(logger, WandbRun) else _held(logger)
+
+
+def _stored(logger: Any) -> Any:
+    """Returns what MLflow's store holds of a run; None of other loggers."""
+    client, run_id = _held(logger), getattr(logger, "run_id", None)
+    return client.get_run(run_id) if run_id and _can(client, "get_run") else None
+
+
+def _wandb_run(logger: Any) -> WandbRun | None:
+    if isinstance(logger, WandbRun):
+        return logger
+    run = _held(logger)
+    return WandbRun(run) if _can(run, "define_metric") and not hasattr(logger, "log_metrics") else None
+
+
+def _wandb_image(picture: Picture) -> Any:
+    from wandb import Image as WandbImage
+
+    return WandbImage(picture)
+
+
+def _add_image(writer: Any, tag: str, picture: Picture, step: int) -> None:
+    writer.add_image(tag, picture, step, dataformats="HWC")
+    writer.flush()
+
+
+def _log_once(client: Any, run_id: str, tag: str, picture: Picture, step: int) -> None:
+    """Logs a picture to MLflow, which adds a second file where a resumed run shows a step again."""
+    shown = f"images/{tag.replace('/', '~')}+step+{step}+"
+    if not any(file.path.startswith(shown) for file in client.list_artifacts(run_id, "images")):
+        client.log_image(run_id, picture, key=tag, step=step)

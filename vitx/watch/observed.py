@@ -1,0 +1,141 @@
+"""A recorded step: what it shows of a batch, and how its calls are run anew on other images."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitx.models.outputs import Kind
+from vitx.watch.nested import mapped, tensors_of
+from vitx.watch.provenance import FILLED, NEW, Comparison, Node, Value, name_of
+from vitx.watch.step import StepRecorder
+
+# Operators whose lists are shapes.
+_SHAPED = ("view", "_unsafe_view", "reshape", "expand", *FILLED, *NEW)
+
+
+class Replay:
+    """The calls that make a value, or all that its call puts out, from the tensors of another batch.
+
+    Those that write into what the value needs are among them.
+    """
+
+    def __init__(self, nodes: Sequence[Node], value: Value, whole: bool = False) -> None:
+        found, needed = list[Node](), {value}
+        count = 0 if value.node is None else nodes.index(value.node) + 1
+        for node in reversed(nodes[:count]):
+            if node.writes & {one.storage for one in needed} or any(one.node is node for one in needed):
+                found.append(node)
+                needed |= node.needs
+        self.nodes, self._value, self._whole = found[::-1], value, whole
+        self.leaves = sorted({one.path or "" for one in needed if one.node is None})  # by their paths
+
+    def fits(self, model: nn.Module) -> bool:
+        """Returns whether a model has the modules that are called."""
+        names = {name for name, _ in model.named_modules()}
+        return all(node.called in names for node in self.nodes if isinstance(node.called, str))
+
+    def __call__(self, leaves: Mapping[str, Tensor], model: nn.Module, size: int, was: int) -> Any:
+        """Makes it of so many images, by parts of a model; `was` is their number in the recording."""
+        writes = any(node.writes for node in self.nodes)
+        made: dict[tuple[Node | None, str | None], Any]
+        made = {(None, path): leaf.clone() if writes else leaf for path, leaf in leaves.items()}
+        out = None
+
+        def given(leaf: Any) -> Any:
+            return made[leaf.node, leaf.path] if isinstance(leaf, Value) else leaf
+
+        for node in self.nodes:
+            args, called = node.args, node.called
+            if node.is_module:
+                called = model.get_submodule(called) if isinstance(called, str) else called
+            elif name_of(called) in _SHAPED:
+                args = tuple([size, *arg[1:]] if _begins_with(arg, was) else arg for arg in args)
+            elif name_of(called) == "arange":
+                args = tuple(size if arg == was else arg for arg in args)
+            out = called(*mapped(args, given), **mapped(node.kwargs, given))
+            made |= {(node, path): tensor for path, tensor in tensors_of(out)}
+        return out if self._whole else given(self._value)
+
+
+@dataclass(frozen=True)
+class ObservedStep:
+    """A step that was recorded."""
+
+    where: str
+    images: tuple[str, ...]  # the paths of those that the output depends on, in the order of the batch
+    size: int  # how many images there were
+    output: Replay
+    kind: Kind | None = None  # None where no comparison was recorded
+    truth: Replay | None = None  # what the output is compared with; None where that is not known
+    logits: Callable[[Tensor], Tensor] | None = None  # of an output of probabilities
+
+    def run(self, model: nn.Module, leaves: Mapping[str, Tensor], count: int) -> Any:
+        """Returns the logits of a model whose part in the step was recorded, (B, ...)."""
+        found = self.output(leaves, model, count, self.size)
+        return found if self.logits is None else self.logits(found)
+
+    def runs(self, model: nn.Module, paths: set[str]) -> bool:
+        """Returns whether a model and the tensors of a batch at these paths are all that it takes."""
+        return self.output.fits(model) and paths.issuperset(self.output.leaves)
+
+    def labels(self, leaves: Mapping[str, Tensor], count: int) -> Tensor | None:
+        """Returns the labels, (B, ...); None where they cannot be told of each image."""
+        if self.truth is None or not all(path in leaves for path in self.truth.leaves):
+            return None
+        found: Tensor = self.truth(leaves, nn.Identity(), count, self.size)
+        found = found.long() if found.dtype == torch.bool else found
+        return found if found.ndim and len(found) == count else None
+
+
+def observed(recorder: StepRecorder, where: str) -> ObservedStep | None:
+    """Returns what a recorder found in a step; None where no model ran on images."""
+    usable = [one for one in recorder.comparisons if one.output.path is not None]
+    best = min(usable, key=lambda one: one.rank, default=None)
+    if recorder.error or not (best or recorder.outputs):
+        return None
+    put_out = [best.output] if best else recorder.outputs[0]
+    output = Replay(recorder.nodes, put_out[0], whole=len(put_out) > 1)
+    images = tuple(p for p in recorder.leaves if p in recorder.images and p in output.leaves)
+    if not images:
+        return None
+    known = where, images, len(recorder.leaves[images[0]]), output
+    if best is None:
+        return ObservedStep(*known)
+    truth = None if best.truth.path is None else Replay(recorder.nodes, best.truth)
+    return ObservedStep(*known, _kind(best), truth, _logits(best))
+
+
+def _kind(best: Comparison) -> Kind:
+    shape = best.output.shape
+    if len(shape) not in (1, 2):
+        return "features"
+    if best.kind == "numbers":
+        end = best.ends[-1] if best.ends else best.output.ended_by
+        ended: dict[str, Kind] = {"sigmoid": "shares", "softmax": "class"}
+        return ended.get(end, "numbers")
+    single = len(shape) == 1 or shape[1] == 1
+    return "class" if single and best.kind == "classes" else best.kind
+
+
+def _logits(best: Comparison) -> Callable[[Tensor], Tensor] | None:
+    """Returns what makes logits of an output that a loss takes for probabilities."""
+    if best.output.ended_by:
+        return None  # an explanation begins before the function that ends the model
+    if best.name == "binary_cross_entropy" and not best.ends:
+        return _logit
+    return torch.log if best.ends[:1] == ("log",) else None
+
+
+def _logit(shares: Tensor) -> Tensor:
+    """Returns torch.logit of probabilities, in calls that the tape follows."""
+    least = torch.finfo(shares.dtype).eps
+    shares = shares.clamp(least, 1 - least)
+    return shares.log() - (1 - shares).log()
+
+
+def _begins_with(arg: Any, size: int) -> bool:
+    """Returns whether a shape may begin with the number of images; of one image, that cannot be told."""
+    return isinstance(arg, (list, tuple)) and len(arg) > 0 and size > 1 and arg[0] == size
