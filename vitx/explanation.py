@@ -37,7 +37,7 @@ class Explanation(Drawing):
         target: (B,) long, the class of each map; None for methods without a class and for targets that are
             a function.
         image_size: height and width of the images, in pixels; of clips, frames come first.
-        images: (B, C, H, W), or what else was explained; None where they are not kept, as those of a
+        images: (B, C, H, W), or clips, volumes, spectrograms; None where they are not kept, as those of a
             DataLoader.
         mean: subtracted from each channel of the images, in units of [0, 1].
         std: then divided by, for each channel.
@@ -55,7 +55,7 @@ class Explanation(Drawing):
         sinks: (B, h, w) bool, patches that most queries of most layers attend to, whatever they look for
             (Darcet et al. 2024, arXiv 2309.16588): a rollout is bright there without a reason in the
             picture. None where they cannot be told, as in a windowed model.
-        objects: (B, Q), how sure each query of a detector is of an object; None: it is no detector.
+        objects: (B, Q), the confidence of each query of a detector; None: it is no detector.
         viewer: makes the page of `view`; it holds the model weakly. None: there is none.
     """
 
@@ -141,7 +141,7 @@ class Explanation(Drawing):
             **options: of `picture`, `view` or `film`.
 
         Raises:
-            VitxError: The name ends otherwise, or the file cannot be written; or as for what draws it.
+            VitxError: The name ends otherwise, or the file cannot be written; or as for what is written.
         """
         path = Path(path)
         suffix = path.suffix.lower()
@@ -181,7 +181,7 @@ class Explanation(Drawing):
 def load(path: str | Path) -> Explanation:
     """Reads the explanation that `Explanation.save` wrote as .npz.
 
-    The images are not in the file: give those that were explained to what draws.
+    The images are not in the file: give those that were explained to `picture` and its like.
 
     Raises:
         VitxError: There is no such file, or it holds something else.

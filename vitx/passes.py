@@ -151,13 +151,13 @@ def _placed(back: Backward, found: Iterable[tuple[Value, Tensor]]) -> Tensor:
 
 
 def _common_fusion(chosen: Mapping[str, Method], methods: Methods) -> str | None:
-    """Returns how the heads are fused by all methods, if they read nothing else of A."""
+    """Returns the head fusion that all methods share, if they read nothing else of A."""
     fusions = [method.head_fusion(methods[name]) for name, method in chosen.items()]
     return fusions[0] if all(other == fusions[0] for other in fusions) else None
 
 
 def _layer_logits(lens: LogitLens, layers: int, logits: Tensor) -> list[Tensor]:
-    """Returns what the head makes of each layer, (B, classes)."""
+    """Returns the logits of each layer, (B, classes), by the head of the model."""
     of_layers = lens.logits()
     if len(of_layers) != layers or any(found.shape != logits.shape for found in of_layers):
         shapes = sorted({tuple(found.shape) for found in of_layers})

@@ -148,7 +148,7 @@ class Drawing:
         colormap: str = "inferno",
         **scale: Any,
     ) -> Picture:
-        """Draws what many images share: the mean map, and crops around the brightest patch.
+        """Draws all maps at once: the mean map, and crops around the brightest patch.
 
         The mean is over all, and over each class up to ten, those with the most images, each over the mean
         image; crops are 24. A shortcut is at one place in all images, or looks the same in all crops. That is
