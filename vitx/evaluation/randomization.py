@@ -105,14 +105,9 @@ class Sanity:
     def picture(
         self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> NDArray[np.uint8]:
-        """Draws the maps of the first image, as trained and after some of the stages.
+        """Draws the maps of the first image, as trained and after some stages, (height, width, 3) uint8.
 
-        Args:
-            mean: of the normalisation of each channel; by default that which the model declares.
-            std: as for the mean.
-
-        Returns:
-            (height, width, 3) uint8.
+        Mean and std are those of the normalisation; by default those that the model declares.
         """
         from vitx.pictures.captions import Caption
         from vitx.pictures.render import grid, heatmaps, overlays
@@ -125,12 +120,8 @@ class Sanity:
         columns = {"input": pixels, "as trained": drawn(each.maps[0] for each in self.intact.values())}
         marks = {}
         for index in torch.linspace(0, len(self.stages) - 1, _SHOWN).round().int().unique().tolist():
-            last = self.stages[index] if index < len(self.stages) - 1 else "everything"
-            title = (
-                f"random: {last}"
-                if last in (self.stages[0], "everything")
-                else (f"random: {self.stages[0]} to {last}")
-            )
+            parts = dict.fromkeys((self.stages[0], self.stages[index]))
+            title = f"random: {'everything' if index == len(self.stages) - 1 else ' to '.join(parts)}"
             columns[title] = drawn(maps[index, 0] for maps in self.maps.values())
             marks[title] = [f"correlation {_number(r[index, 0].item())}" for r in self.correlations.values()]
         captions = [Caption(f"{title_of(method)}: {self.verdict(method)}") for method in self.maps]
@@ -234,22 +225,22 @@ def randomize(tensors: Iterable[Tensor], generator: torch.Generator) -> None:
 def _intact(
     model: nn.Module, images: "Images", asked: Methods, target: Target, named: bool
 ) -> tuple[dict[str, Explanation], dict[str, str]]:
-    """Explains by all methods, or by those that take the model, and says why the others do not."""
+    """Explains by all methods, or by those that take the model; the others come with their reason."""
     try:
         return explain_methods(model, images, asked, target=target), {}
     except VitxError:
         if named:
             raise
+    found: dict[str, Explanation] = {}
     refused: dict[str, str] = {}
     for name in asked:
         try:
-            explain_methods(model, images, {name: asked[name]}, target=target)
+            found |= explain_methods(model, images, {name: asked[name]}, target=target)
         except VitxError as error:
             refused[name] = str(error)
-    taken = {name: asked[name] for name in asked if name not in refused}
-    if not taken:
+    if not found:
         raise VitxError(next(iter(refused.values())))
-    return explain_methods(model, images, taken, target=target), refused
+    return found, refused
 
 
 def _between_images(maps: Tensor) -> float:

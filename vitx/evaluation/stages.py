@@ -22,12 +22,9 @@ from vitx.tape.trace import Trace, capture
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a model.
+    """A part of a model: "patch embedding", "block 1" to "block N", or "head".
 
-    Attributes:
-        name: "patch embedding", "block 1" to "block N", or "head".
-        tensors: the parameters it uses that no stage before it uses, and the running statistics of its
-            BatchNorms; not empty.
+    Its tensors are the parameters that no stage before it uses, and the running statistics of its BatchNorms.
     """
 
     name: str
@@ -35,17 +32,12 @@ class Stage:
 
 
 def find_stages(model: nn.Module, images: Tensor) -> list[Stage]:
-    """Finds the stages of a model, in the order in which they run.
+    """Finds the stages of a model in one pass of the first image, in the order in which they run.
 
-    A block is the largest module that runs one layer of self-attention. What is used before the first block
-    is the patch embedding, positions and class token with it; what is used after the last one is the head.
-    What runs between two blocks goes with the first of them. Each parameter belongs to one stage: the first
-    that uses it, or the patch embedding if none was seen to (a mask token). Stages without parameters are
-    left out.
-
-    Args:
-        model: a Vision Transformer; hooks watch it for one pass.
-        images: (B, C, H, W), of which the first goes through the model.
+    A block is the largest module that runs one layer of self-attention. The patch embedding comes before the
+    first block, with positions and class token; the head after the last one; parts between two blocks go with
+    the first of them. Each parameter belongs to the first stage that uses it, or to the patch embedding if
+    none does (a mask token). Stages without parameters are left out.
 
     Raises:
         VitxError: Its attention does not run in blocks, or it has no parameters.
