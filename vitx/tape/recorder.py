@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitx.errors import VitxError
 from vitx.tape import kernels
-from vitx.tape.call import Call, overload, tensors_in
+from vitx.tape.call import Call, overload, tensors_in, unknown
 from vitx.tape.rules import decomposition_of, rule_of
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Tensors
@@ -143,15 +143,21 @@ class Recorder(TorchDispatchMode):
 
     def _follow(self, call: Call) -> list[Value]:
         """Returns the values of what a call put out: by its rule, or by the rules of what it is made of."""
-        decomposition = decomposition_of(call)
+        rule = rule_of(call)
+        decomposition = decomposition_of(call) if rule is unknown else None
         if decomposition is None:
-            return rule_of(call)(call)
+            return rule(call)
         if call.overload.in_place:
             for tensor, value in call.live:
                 self._tensors.bind(tensor, value)
-        with self:
-            made = decomposition(*call.args, **call.kwargs)
-        outs = [tensor for tensor in tensors_in(made) if _holds(call, tensor)]
+        try:
+            with self:
+                made = tensors_in(decomposition(*call.args, **call.kwargs))
+        except Exception:  # not for numbers of this kind
+            return unknown(call)
+        outs = [tensor for tensor in made if _holds(call, tensor)]
+        if len(outs) != len(call.outs):
+            return unknown(call)
         return [self.get(tensor) or self.tape.constant(tensor) for tensor in outs]
 
     def _note_constants(self, outs: Sequence[Tensor], given: Sequence[Tensor], new: bool) -> None:

@@ -21,16 +21,18 @@ _SUMS = ("addcmul", "addcdiv")  # which are pointwise, too
 def rule_of(call: Call) -> Rule:
     """Returns the rule of a call; a view that is a copy, as functionalized programs have it, is as any."""
     found = RULES.get(call.name) or RULES.get(call.name.removesuffix("_copy"))
-    pointwise = torch.Tag.pointwise in call.overload.function.tags and call.name not in _SUMS
-    return found or (gated if pointwise else unknown)
+    if found is None:
+        pointwise = torch.Tag.pointwise in call.overload.function.tags and call.name not in _SUMS
+        found = gated if pointwise else unknown
+    return found
 
 
 def decomposition_of(call: Call) -> Callable[..., Any] | None:
-    """Returns what computes a call without a rule by other operators; None where torch knows no way."""
+    """Returns torch's decomposition of an operator into others; None where it has none."""
     function = call.overload.function
-    if rule_of(call) is not unknown or torch.Tag.nondeterministic_seeded in function.tags:
+    if torch.Tag.nondeterministic_seeded in function.tags:
         return None
     if call.overload.in_place:
-        function = getattr(getattr(torch.ops.aten, call.name), function._overloadname)
+        function = getattr(getattr(torch.ops.aten, call.name, None), function._overloadname, None)
     found: Callable[..., Any] | None = decomposition_table.get(function)
     return found

@@ -129,7 +129,7 @@ def taken_apart(found: Value, whole: Value, number: int) -> None:
     part = whole.parts[number]
     found.roots, found.open, found.kind, found.parts = part.roots, part.open, part.kind, None
     found.above = part.above | 1 << part.number
-    if found.shape == part.shape:
+    if whole.made_by is not None and whole.made_by.name in ("cat", "stack") and found.shape == part.shape:
         found.base, found.proportional = part.base, part.proportional
 
 
