@@ -14,9 +14,17 @@ from tests import models
 from tests.browsers import opened, shoot
 from tests.test_clips import KINDS
 from tests.test_lattice import MERGED, Little, flat
+from tests.test_sinks_of_attention import planted
 from vitx import VitxError
 
 CLIP = KINDS["VideoMAE"]
+# The colours of the large picture at some places, x and y in [0, 1].
+PIXELS = """places => {
+    const { width, height } = document.getElementById("stage");
+    const { data } = document.getElementById("stage").getContext("2d").getImageData(0, 0, width, height);
+    const starts = places.map(([x, y]) => 4 * (Math.floor(y * height) * width + Math.floor(x * width)));
+    return starts.map(start => [...data.slice(start, start + 3)]);
+}"""
 
 
 def attentions(model, images):
@@ -40,7 +48,7 @@ def show(browser, tmp_path):
         path = tmp_path / "map.html"
         explanation.save(path)
         opening.append(opened(browser, path, **options))
-        page = opening[0].__enter__()
+        page = opening[-1].__enter__()
 
         def values(**selected):
             return page.evaluate("asked => { vitx.select(asked); return vitx.values(); }", selected)
@@ -83,7 +91,7 @@ def test_a_shifted_window_lies_where_its_patches_are(show):
     )  # fmt: skip
     images = models.spread(model).eval() and torch.randn(1, 3, 32, 32)
     weights = [one.weights.matrix() for one in attentions(model, images).self_attentions]
-    _, values = show(vitx.explain(model, images, "rollout"))
+    page, values = show(vitx.explain(model, images, "rollout"))
     for layer, side, shift, (row, column) in ((1, 16, 2, (15, 3)), (0, 16, 0, (5, 6)), (2, 8, 0, (7, 1))):
         grid = torch.arange(side * side).view(side, side).roll((-shift, -shift), (0, 1))
         windows = grid.view(side // 4, 4, side // 4, 4).transpose(1, 2).reshape(-1, 16)
@@ -95,6 +103,7 @@ def test_a_shifted_window_lies_where_its_patches_are(show):
             wanted[windows[window]] = a[place]
             at = {"layer": layer, "head": head, "token": [row, column]}
             close(values(**at), wanted)
+            assert page.locator("#said").inner_text().endswith("It looks into its window alone.")
             wanted[windows[window]] = a[:, place]
             close(values(**at, show="to"), wanted)
 
@@ -116,6 +125,7 @@ def test_maps_of_methods_and_classes(show):
     model, images = models.built("deit"), models.FAMILIES["deit"].images()
     found = vitx.explain(model, images, "evidence", target=[3, 5])
     page, values = show(found)
+    assert page.locator("#caption").inner_text().startswith("predicted: ")
     close(values(method="evidence", image=1), found.maps[1])
     close(values(method="evidence", signed=True), found.signed[1])
     others = [c for c in found.logits[1].argsort(descending=True).tolist() if c != 5]
@@ -160,6 +170,20 @@ def test_keyboard_mouse_and_words(show):
     shoot(page, "viewer-390", full_page=True)
     with pytest.raises(Exception, match="layer 3: there are layers 0 to 2"):
         values(layer=3)
+
+
+@pytest.mark.slow
+def test_sinks_have_rings(show):
+    images, (sink, patch) = torch.rand(1, 3, 64, 64), ((0, 5), (5, 2))
+    page, values = show(vitx.explain(planted(64, [5, 40]), images))
+    assert "Rings: patches that most others attend to" in page.locator("#rings").inner_text()
+    values(token=sink)
+    assert "the patch in row 0, column 5 (a sink) looks most at" in page.locator("#said").inner_text()
+    values(token=(7, 7))
+    edges = [[column / 8, (row + 0.5) / 8] for row, column in ((*sink,), (*patch,))]
+    colours = page.evaluate(PIXELS, edges)
+    assert colours[0] == [0, 179, 164] != colours[1]
+    assert not show(vitx.explain(planted(64, []), images))[0].locator("#rings").is_visible()
 
 
 def test_tokens_without_a_grid_are_refused():

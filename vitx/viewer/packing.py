@@ -19,15 +19,7 @@ _TOP = 2.0**15  # float16 holds the largest weight, and nine orders of magnitude
 
 
 def packed(weights: Tensor, channels: int) -> dict[str, Any]:
-    """Packs A of all heads.
-
-    Args:
-        weights: (T, H, Q, K).
-        channels: of a head.
-
-    Returns:
-        What `page.html.jinja` unpacks.
-    """
+    """Packs A of all heads, (T, H, Q, K), each of so many channels, as `page.html.jinja` unpacks it."""
     flat = weights.flatten(0, 1).float().cpu()
     return {"heads": weights.shape[1], **(_factors(flat, channels + _SPARE) or halves(flat))}
 

@@ -23,11 +23,7 @@ _GAP = 6  # pixels between frames
 
 @dataclass(frozen=True, repr=False)
 class Page:
-    """A page that a notebook shows, and that `save` writes.
-
-    Attributes:
-        html: all of it.
-    """
+    """A page that a notebook shows, and that `save` writes."""
 
     html: str
 
@@ -45,19 +41,20 @@ class Page:
 
 
 def page(name: str, images: Sequence[Mapping[str, Any]], methods: Sequence[tuple[str, str]]) -> Page:
-    """Fills the template.
-
-    Args:
-        name: of the model.
-        images: what is shown of each, by the names that the template reads.
-        methods: names and titles.
-    """
+    """Fills the template with the name of a model, its images, and the names and titles of methods."""
+    from vitx.pictures.marks import BOX, SINKS
     from vitx.pictures.render import OVERLAY_STRENGTH, SIGNED, palette
 
     tables = {one: encoded(torch.from_numpy(palette(one))) for one in (*_PALETTES, SIGNED[0])}
     data = {"images": images, "methods": methods, "palettes": tables}
     filled = template("vitx.viewer", ".", "page.html.jinja").render(
-        name=name, data=data, palettes=_PALETTES, signed=SIGNED[0], strength=OVERLAY_STRENGTH
+        name=name,
+        data=data,
+        palettes=_PALETTES,
+        signed=SIGNED[0],
+        strength=OVERLAY_STRENGTH,
+        rings=SINKS,
+        ring=BOX,
     )
     return Page(filled)
 

@@ -1,7 +1,6 @@
-"""What a model attends to in one image: A of each layer, packed, and where its tokens lie."""
+"""The attention of a model in one image: A of each layer, packed, and where its tokens lie."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,22 +24,9 @@ LARGEST = 200 * 2**20  # bytes of a page, beyond which browsers give up
 NO_GRID = "The tokens of this layer have no grid in the picture, so there is nothing to point at."
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What was seen of one image.
-
-    Attributes:
-        layers: of the attentions of `Trace.attentions`, in that order, what the page unpacks.
-        own: the names of the tokens that the model brings.
-        output: what the model put out for the image; None: nothing that has a row for it.
-    """
-
-    layers: list[dict[str, Any]]
-    own: list[str]
-    output: Tensor | None
-
-
-def see(model: nn.Module, image: Tensor, run: Callable[..., Any], images: int = 1) -> Seen:
+def see(
+    model: nn.Module, image: Tensor, run: Callable[..., Any], images: int = 1
+) -> tuple[dict[str, Any], Tensor | None]:
     """Records a pass on one image.
 
     Args:
@@ -48,6 +34,10 @@ def see(model: nn.Module, image: Tensor, run: Callable[..., Any], images: int = 
         image: (1, ...).
         run: how the model takes it.
         images: how many share the page.
+
+    Returns:
+        The layers, in the order of `Trace.attentions`, and the names of the tokens that the model brings, as
+        the page unpacks them; and the output, None where it has no row for the image.
 
     Raises:
         VitxError: There is no attention between tokens, none of them lies in a grid, or the page would be
@@ -70,24 +60,21 @@ def see(model: nn.Module, image: Tensor, run: Callable[..., Any], images: int = 
                     f"the page would have {size >> 20} MiB, and a browser takes {LARGEST >> 20}: show fewer "
                     "images, as explanation[:1].view(), or smaller ones"
                 )
-            back = _way_back(recorder, pixels, output)
+            read = read_logits(output, pixels, recorder.made_last)
+            value = recorder.get(read)
+            assert value is not None
+            back = Backward(tape, pixels, evenly(read), value)
             lattices = cells(tape, attentions, back.grid.channels)
             if not any(keys.grid for _, keys in lattices):
                 raise VitxError(
                     "no layer has tokens that lie in a grid of the picture: a page cannot show it"
                 )
             layers = [_layer(*one) for one in zip(attentions, lattices, strict=True)]
-            names = _names(back, attentions, [keys for _, keys in lattices])
-            return Seen(layers, names, main(output))
+            last = max(range(len(lattices)), key=lambda number: (lattices[number][1].own, number))
+            names = _names(back, attentions[last], lattices[last][1])
+            return {"layers": layers, "own": names}, main(output)
         finally:
             tape.clear()
-
-
-def _way_back(recorder: Recorder, pixels: Tensor, output: Any) -> Backward:
-    found = read_logits(output, pixels, recorder.made_last)
-    value = recorder.get(found)
-    assert value is not None
-    return Backward(recorder.tape, pixels, evenly(found), value)
 
 
 def _layer(attention: Attention, lattice: tuple[Cells, Cells]) -> dict[str, Any]:
@@ -103,27 +90,19 @@ def _layer(attention: Attention, lattice: tuple[Cells, Cells]) -> dict[str, Any]
     }
 
 
-def _names(back: Backward, attentions: list[Attention], keys: list[Cells]) -> list[str]:
+def _names(back: Backward, attention: Attention, keys: Cells) -> list[str]:
     """Names the tokens that the model brings: the first one that the output reads is the class token.
 
-    Where it reads none of them, as the mean of the patches, the model's own word for its weights tells; so of
-    the token of a distillation, which comes next.
+    Where it reads none of them, as the mean of the patches, the names of the parameters tell; so of the token
+    of a distillation, which comes next.
     """
-    last = max(range(len(keys)), key=lambda number: (keys[number].own, number))
-    count = keys[last].own
-    if not count:
+    if not keys.own:
         return []
-    (rows,) = back.rows_read([attentions[last]])
-    brought = (keys[last].of[0] < 0) & (keys[last].of[0] != NOWHERE)
-    read = rows[0][brought].tolist()
+    (rows,) = back.rows_read([attention])
+    read = rows[0][(keys.of[0] < 0) & (keys.of[0] != NOWHERE)].tolist()
     called = " ".join(name.rpartition(".")[2] for name, _ in back.tape.model.named_parameters())
-    says = "cls" in called or "class_" in called
-    of_class = read.index(True) if True in read else 0 if says else None
-    names = [f"register {number}" for number in range(count)]
-    if of_class is not None:
-        names[of_class:] = [
-            "class token",
-            *(["distillation token"] if "dist" in called else []),
-            *names[of_class:],
-        ]
-    return names[:count]
+    names = [f"register {number}" for number in range(keys.own)]
+    if True in read or "cls" in called or "class_" in called:
+        first = read.index(True) if True in read else 0
+        names[first:first] = ["class token", "distillation token"][: 1 + ("dist" in called)]
+    return names[: keys.own]

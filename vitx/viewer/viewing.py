@@ -1,6 +1,7 @@
 """From an explanation to its page: records the attention anew, and adds what else is worth a look."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from math import prod
 from typing import Any
 
 import torch
@@ -9,11 +10,11 @@ from torch import Tensor, nn
 from vitx.attribution import find_method, title_of
 from vitx.errors import VitxError
 from vitx.explanation import Explanation
-from vitx.models.classes import declared_names, known_class_names, short
+from vitx.models.classes import declared_names, short
 from vitx.models.isolation import untouched
 from vitx.models.outputs import declared_classes
 from vitx.models.prediction import forward
-from vitx.pictures.captions import captions_said
+from vitx.pictures.captions import captions_said, classes_said
 from vitx.targets.question import Question
 from vitx.viewer.packing import halves
 from vitx.viewer.page import Page, page, sheet
@@ -34,15 +35,15 @@ def view(
     explain: Explain,
     names: Sequence[str] | None = None,
 ) -> Page:
-    """Makes the page of an explanation.
+    """Makes the page of an explanation, which has its images.
 
     Args:
         model: that was explained.
-        found: the explanation, with its images.
+        found: the explanation.
         options: of its method.
         target: as it was given to `vitx.explain`.
         explain: `vitx.explain_methods`.
-        names: of the classes; by default those that are known.
+        names: of the classes; by default those that the model declares, or ImageNet's.
 
     Raises:
         VitxError: The model is no longer the same, or there is nothing that can be pointed at.
@@ -52,31 +53,34 @@ def view(
     if isinstance(target, Question):
         with torch.no_grad(), untouched(model):
             run = target.put(model, found.images[:: 1 + found.paired]).forward
+    of_class = not isinstance(target, Question) and (not callable(target) or isinstance(target, Tensor))
     seen = [see(model, image, run, len(found.images)) for image in found.images.split(1)]
-    for one, logits in zip(seen, found.logits, strict=True):
-        _check_same(one.output, logits)
-    special = isinstance(target, Question) or (callable(target) and not isinstance(target, Tensor))
-    classes = None if special else _classes(model, found)
+    for (_, output), logits in zip(seen, found.logits, strict=True):
+        _check_same(output, logits)
+    declared = set(declared_classes(model))
+    names = names or [short(name) for name in declared_names(model) or ()] or None
+    classes = _classes(found, declared) if of_class else None
     slots = _explained(model, found, options, classes, explain)
-    pixels = found.pixels().numpy()
-    names = _names(model, found.logits) if names is None else names
     captions = [str(said) for said in captions_said(found.logits, found.captions, names)]
+    targets = [[one] for one in captions] if classes is None else _targets(found.logits, classes, names)
+    if found.captions is None:
+        captions = [said and f"predicted: {said}" for said in captions]
+        if found.logits.ndim == 2 and found.logits.shape[1] not in {1, *declared} and not names:
+            best = classes_said(found.logits, found.logits.argmax(1), names)  # they may be features
+            captions = [f"largest output: {one}" for one in best]
     images = []
-    for number, one in enumerate(seen):
-        maps = [_map(by, number, slot) for slot, some in enumerate(slots) for by in some]
-        grids = [of["grid"] for of in maps] + [of["grids"][1] for of in one.layers if "grids" in of]
-        about = (
-            captions[number : number + 1]
-            if classes is None
-            else _said(found.logits[number], classes[number], names)
-        )
-        images.append(
-            sheet(pixels[number], max(grid[-3] if len(grid) > 2 else 1 for grid in grids))
-            | {"caption": captions[number], "targets": about, "maps": maps}
-            | {"own": one.own, "layers": one.layers}
-        )
-    named = getattr(model, "pretrained_cfg", None) or {}
-    name = named.get("architecture") or type(model).__name__
+    for number, ((attention, _), pixels) in enumerate(zip(seen, found.pixels().numpy(), strict=True)):
+        grids = [found.maps.shape[1:], *(one["grids"][1] for one in attention["layers"] if "grids" in one)]
+        sinks = () if found.sinks is None else found.sinks[number].flatten().nonzero()[:, 0].tolist()
+        about = {
+            "caption": captions[number],
+            "targets": targets[number],
+            "maps": [_map(by, number, slot) for slot, some in enumerate(slots) for by in some],
+            "sinks": {"grid": found.maps.shape[1:], "cells": sinks},
+        }
+        images.append(sheet(pixels, max(prod(grid[:-2]) for grid in grids)) | about | attention)
+    config = getattr(model, "pretrained_cfg", None) or {}
+    name = config.get("architecture") or type(model).__name__
     return page(name, images, [(by.method, title_of(by.method)) for by in slots[0]])
 
 
@@ -84,25 +88,23 @@ def _check_same(output: Tensor | None, logits: Tensor) -> None:
     """Raises a VitxError if the model puts out other numbers than when it was explained."""
     if output is None or output.shape[1:] != logits.shape or not output.is_floating_point():
         return
-    change = (output[0].to(logits) - logits).abs().max()
-    if not change <= _ALIKE * logits.abs().max():
+    if not (output[0].to(logits) - logits).abs().max() <= _ALIKE * logits.abs().max():
         raise VitxError(
             "the model puts out other numbers than when it was explained, as after further training: "
             "explain again, and view that at once"
         )
 
 
-def _classes(model: nn.Module, found: Explanation) -> Tensor | None:
+def _classes(found: Explanation, declared: Set[int]) -> Tensor | None:
     """Returns the classes that each image is explained by, (B, n): its own, and the most probable others."""
-    logits = found.logits
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        return found.target[:, None] if found.target is not None else None
-    own = logits.argmax(1) if found.target is None else found.target
-    if logits.shape[1] not in set(declared_classes(model)):  # they may be features
-        return own[:, None]
-    others = logits.scatter(1, own[:, None], -torch.inf)
-    count = min(_CLASSES, logits.shape[1]) - 1
-    return torch.cat([own[:, None], others.topk(count).indices], 1)
+    logits, own = found.logits, found.target
+    if logits.ndim == 2 and logits.shape[1] > 1:
+        own = logits.argmax(1) if own is None else own
+        if logits.shape[1] in declared:  # else they may be features
+            others = logits.scatter(1, own[:, None], -torch.inf)
+            best = others.topk(min(_CLASSES, logits.shape[1]) - 1).indices
+            return torch.cat([own[:, None], best], 1)
+    return None if own is None else own[:, None]
 
 
 def _explained(
@@ -112,14 +114,14 @@ def _explained(
     classes: Tensor | None,
     explain: Explain,
 ) -> list[list[Explanation]]:
-    """Returns the explanation, others of the same images, and those by the other classes."""
+    """Returns the explanation with those by other methods, and those of each further class."""
     asked = {found.method: options} | {name: {} for name in _METHODS if name != found.method}
     slots = [[found]]
-    for slot, target in enumerate([] if classes is None else classes.T):
-        names = [n for n in asked if (slot == 0 and n != found.method) or (slot and find_method(n).gradient)]
+    for slot, target in enumerate(() if classes is None else classes.T):
+        names = [n for n in asked if (find_method(n).gradient if slot else n != found.method)]
         try:
             more = explain(model, found.images, {n: asked[n] for n in names}, target=target.tolist())
-        except VitxError:  # what takes no other method is shown by its own
+        except VitxError:  # a model that takes no other method is shown by its own
             continue
         if slot:
             slots.append([])
@@ -127,29 +129,26 @@ def _explained(
     return slots
 
 
-def _names(model: nn.Module, logits: Tensor) -> list[str] | None:
-    """Returns the names of the classes that the model declares, or those of ImageNet."""
-    known = declared_names(model) or (known_class_names(logits.shape[1]) if logits.ndim == 2 else None)
-    return None if known is None else [short(name) for name in known]
-
-
-def _said(logits: Tensor, classes: Tensor, names: Sequence[str] | None) -> list[str]:
-    """Names classes of an image, with their probabilities where they have some."""
-    shares: Sequence[float] = logits.softmax(0).tolist() if len(logits) > 1 else ()
-    said = []
-    for one in classes.tolist():
-        name = f"class {one}" if names is None or one >= len(names) else names[one]
-        said.append(f"{name} ({shares[one]:.1%})" if shares else name)
-    return said
+def _targets(logits: Tensor, classes: Tensor, names: Sequence[str] | None) -> list[list[str]]:
+    """Names the classes of each image, with their probabilities where they have some."""
+    columns = []
+    for target in classes.T:
+        said = [
+            f"class {one}" if str(one).isdecimal() else one for one in classes_said(logits, target, names)
+        ]
+        if logits.shape[-1] > 1:
+            shares = logits.softmax(1)[range(len(logits)), target].tolist()
+            said = [f"{one} ({share:.1%})" for one, share in zip(said, shares, strict=True)]
+        columns.append(said)
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _map(by: Explanation, number: int, slot: int) -> dict[str, Any]:
     """Returns a map of an image, and which of its targets it is about; None: of no class."""
-    values = by.maps[number]
     return {
         "method": by.method,
         "target": slot if find_method(by.method).gradient else None,
-        "grid": list(values.shape),
-        "values": halves(values),
+        "grid": by.maps.shape[1:],
+        "values": halves(by.maps[number]),
         "against": None if by.signed is None else halves(by.signed[number]),
     }
