@@ -44,6 +44,7 @@ from truth_cases import CONTENDERS, REFERENCE, as_maps, on_grid
 
 from vitx import metrics
 from vitx.inputs.choosing import preprocessing_of
+from vitx.inputs.preprocessing import Preprocessing
 from vitx.models.checkpoints import model_of_weights
 
 MEASURES = {"pointing": 1, "energy": 1, "IoU": 1, "deletion": -1, "insertion": 1}  # 1: more is better
@@ -69,6 +70,12 @@ class Data:
         return Data(self.images[chosen], self.classes[chosen], self.masks[chosen])
 
 
+def normalised(picture: Image.Image, prepare: Preprocessing) -> Tensor:
+    """Returns a picture of the model's size as the model takes it, (3, H, W)."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (prepare.mean, prepare.std))
+    return (torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 - mean) / std
+
+
 def load(folder: Path, boxes: Path, model: nn.Module, count: int | None) -> Data:
     """Reads the images in the order of their names, and their boxes."""
     objects: dict[str, list[dict[str, str]]] = defaultdict(list)
@@ -77,12 +84,10 @@ def load(folder: Path, boxes: Path, model: nn.Module, count: int | None) -> Data
             objects[row["image"]].append(row)
     prepare = preprocessing_of(model)
     height, width = prepare.size
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (prepare.mean, prepare.std))
     images, masks, classes = [], [], []
     for name in tqdm(sorted(objects)[:count], "reading", disable=None):
         picture = Image.open(folder / name).convert("RGB")
-        squashed = np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
-        images.append((torch.from_numpy(squashed).permute(2, 0, 1) / 255 - mean) / std)
+        images.append(normalised(picture.resize((width, height), Image.Resampling.BICUBIC), prepare))
         scale = torch.tensor([width / picture.width, height / picture.height] * 2)
         corners = [[float(row[key]) for key in ("x1", "y1", "x2", "y2")] for row in objects[name]]
         masks.append(metrics.box_masks((torch.tensor(corners) * scale)[None], (height, width))[0])

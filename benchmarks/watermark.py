@@ -1,0 +1,256 @@
+"""Do the maps show a shortcut of a model that others trained? It takes a Chinese watermark for a carton.
+
+    pip install -e ".[bench]"
+    python benchmarks/watermark.py --photographs FOLDER --weights FILE
+
+Public ImageNet models do (Li et al. 2023, arXiv 2212.04825). Each photograph of the folder is squashed to the
+model's size, and the text is drawn across its middle. First, the probability of carton before and after, and
+how many predictions change. Then the maps for carton of two sets of pictures: those that become cartons, and
+those with the highest probability of one.
+
+- energy: which share of the map lies in the text's box
+- pointing: how often the middle of the brightest patch does
+- passes: seconds over those of a forward pass
+
+In brackets: the 95 % confidence interval of the mean, by the bootstrap.
+"""
+
+import argparse
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import timm
+import torch
+from faithfulness import Data, explain_all, interval, normalised
+from matplotlib.ft2font import FT2Font
+from measuring import first_line
+from PIL import Image, ImageDraw, ImageFont
+from showing import set_apart, table
+from torch import Tensor, nn
+from tqdm import tqdm
+from truth_cases import CONTENDERS, on_grid
+
+import vitx
+from vitx.errors import VitxError
+from vitx.inputs.choosing import preprocessing_of
+from vitx.inputs.reading import find_pictures, read_picture
+from vitx.metrics import energy_inside, pointing_game
+from vitx.models.checkpoints import model_of_weights
+from vitx.models.classes import find_class, known_class_names, short
+
+MODEL = "deit_tiny_patch16_224"
+TEXT = "捷径" * 3  # "shortcut", three times
+ASKED = [
+    *(f"vitx {method}" for method in vitx.methods()),
+    "vitx grad_rollout, plain gradient",
+    "vitx gae, plain gradient",
+    "torchxai-explain, attribution",
+    "pytorch-grad-cam, Grad-CAM",
+    "hilrp",
+]
+BATCH = 50
+
+
+@dataclass(frozen=True)
+class Watermark:
+    """A white text across the middle of a picture.
+
+    Attributes:
+        font: a file that has all letters of the text.
+        text: that is drawn.
+        at: where its line begins, as shares of the picture's width and height.
+        size: of the font, as a share of the picture's height.
+        opacity: in [0, 1].
+
+    Raises:
+        VitxError: The font lacks a letter.
+    """
+
+    font: Path
+    text: str = TEXT
+    at: tuple[float, float] = (2 / 224, 89 / 224)
+    size: float = 36 / 224
+    opacity: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.font.is_file():
+            raise VitxError(f"there is no font {self.font}")
+        if missing := sorted(set(self.text) - set(map(chr, FT2Font(str(self.font)).get_charmap()))):
+            raise VitxError(f"the font {self.font} lacks {' '.join(missing)}: name another")
+
+    def box(self, picture: Image.Image) -> tuple[int, ...]:
+        """Returns where the text lies: x0, y0, x1, y1 in pixels.
+
+        Raises:
+            VitxError: The picture is too small for it.
+        """
+        left, top = self._corner(picture)
+        inked = self._font(picture).getbbox(self.text)
+        box = tuple(round(at) for at in (left + inked[0], top + inked[1], left + inked[2], top + inked[3]))
+        if box[2] > picture.width or box[3] > picture.height:
+            raise VitxError(
+                f"the text needs {box[2]} x {box[3]} pixels, and the picture has {picture.width} x "
+                f"{picture.height}: take a smaller size"
+            )
+        return box
+
+    def on(self, picture: Image.Image) -> Image.Image:
+        """Draws the text onto a copy of an RGB picture."""
+        self.box(picture)
+        ink, font = Image.new("L", picture.size), self._font(picture)
+        ImageDraw.Draw(ink).text(self._corner(picture), self.text, round(255 * self.opacity), font)
+        return Image.composite(Image.new("RGB", picture.size, "white"), picture, ink)
+
+    def _font(self, picture: Image.Image) -> ImageFont.FreeTypeFont:
+        return ImageFont.truetype(str(self.font), round(self.size * picture.height))
+
+    def _corner(self, picture: Image.Image) -> tuple[int, int]:
+        """Returns where the line of text begins, in pixels."""
+        return round(self.at[0] * picture.width), round(self.at[1] * picture.height)
+
+
+def packaged_font() -> Path:
+    """Returns a Chinese font that a package ships: Noto Serif SC, under the Open Font License."""
+    from pylopdf_fonts_zh_cn import serif_path
+
+    found: Path = serif_path()
+    return found
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured of a contender.
+
+    Attributes:
+        energy: of each picture.
+        pointing: of each picture.
+        passes: seconds over those of a forward pass.
+        error: why there is nothing.
+    """
+
+    energy: Tensor = field(default_factory=lambda: torch.zeros(0))
+    pointing: Tensor = field(default_factory=lambda: torch.zeros(0))
+    passes: float = 0.0
+    error: str = ""
+
+
+@torch.no_grad()
+def probabilities(model: nn.Module, images: Tensor) -> Tensor:
+    """Returns those of all classes, (B, classes)."""
+    parts = tqdm(images.split(BATCH), "predicting", disable=None, leave=False)
+    return torch.cat([model(part).softmax(1) for part in parts])
+
+
+def model_of(name: str, weights: Path | None) -> nn.Module:
+    """Makes the model, with timm's own weights where no file is named."""
+    made = timm.create_model(name, pretrained=True) if weights is None else model_of_weights(name, weights)
+    return made.eval()
+
+
+def drawn_on(
+    photographs: Sequence[Path], watermark: Watermark, model: nn.Module, target: int
+) -> tuple[Tensor, Data]:
+    """Returns the photographs as the model takes them, without and with the text, which the masks show."""
+    prepare = preprocessing_of(model)
+    height, width = prepare.size
+    plain, marked = [], []
+    for path in tqdm(photographs, "reading", disable=None):
+        squashed = read_picture(path).resize((width, height), Image.Resampling.BICUBIC)
+        plain.append(normalised(squashed, prepare))
+        marked.append(normalised(watermark.on(squashed), prepare))
+    box = torch.tensor([watermark.box(squashed)])
+    masks = vitx.metrics.box_masks(box.float(), (height, width)).expand(len(plain), -1, -1)
+    return torch.stack(plain), Data(torch.stack(marked), torch.full((len(plain),), target), masks)
+
+
+def report_change(before: Tensor, after: Tensor, target: int, names: Sequence[str]) -> None:
+    """Prints what the text does to the predictions."""
+    name, rises = names[target], (after - before).mean(0)
+    most = int(rises.argmax())
+    becomes = (after.argmax(1) == target).float().mean() - (before.argmax(1) == target).float().mean()
+    changed = (after.argmax(1) != before.argmax(1)).float().mean()
+    print(f"{len(before)} photographs; mean probability of {name}: ", end="")
+    print(f"{before[:, target].mean():.4f} without the text, {after[:, target].mean():.4f} with it")
+    print(f"probability that rises most: {names[most]} ({rises[most]:+.4f})")
+    print(f"predictions that change: {changed:.1%}; that become {name}: {becomes:.1%}")
+
+
+def measured(contender: Callable[..., Any], model: nn.Module, data: Data) -> Found:
+    """Explains each picture by a contender, which may fail as it likes."""
+    try:
+        maps, _, passes = explain_all(contender, model, data)
+    except Exception as error:
+        return Found(error=first_line(error))
+    maps = on_grid(maps, model)
+    return Found(energy_inside(maps, data.masks), pointing_game(maps, data.masks), passes)
+
+
+def with_interval(values: Sequence[float]) -> str:
+    """Returns the mean of what was measured, and how sure it is."""
+    low, high = interval(values)
+    return f"{mean(values):.2f} ({low:.2f}–{high:.2f})"
+
+
+def table_of(found: Mapping[str, Found], sets: Mapping[str, Tensor]) -> str:
+    """Returns the table, most energy in the first set first."""
+    head = ["", *(f"{title}: {key}" for title in sets for key in ("energy", "pointing")), "passes"]
+    first = next(iter(sets.values()))
+    lines = []
+    for name, one in sorted(found.items(), key=lambda item: -float(item[1].energy[first].mean())):
+        values = [each[chosen].tolist() for chosen in sets.values() for each in (one.energy, one.pointing)]
+        cells = [
+            f"{mean(each):.2f} ({low:.2f}–{high:.2f})" for each in values for low, high in [interval(each)]
+        ]
+        lines.append([set_apart(name), *cells, f"{one.passes:.1f}"])
+    return table(head, lines)
+
+
+def main() -> None:
+    """Measures, and prints."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--photographs", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="of the model; by default timm's own")
+    parser.add_argument("--model", default=MODEL, metavar="NAME", help="of timm, of ImageNet's 1,000 classes")
+    parser.add_argument("--font", type=Path, metavar="FILE", help="by default that of pylopdf-fonts-zh-cn")
+    parser.add_argument("--text", default=TEXT)
+    parser.add_argument("--size", type=float, default=Watermark.size, help="share of the picture's height")
+    parser.add_argument("--opacity", type=float, default=Watermark.opacity)
+    parser.add_argument("--target", default="carton", metavar="CLASS", help="which the maps explain")
+    parser.add_argument("--count", type=int, default=24, metavar="N", help="pictures of the second set")
+    parser.add_argument("--only", nargs="+", default=ASKED, choices=list(CONTENDERS), metavar="NAME")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")  # of the others
+    try:
+        watermark = Watermark(
+            options.font or packaged_font(), options.text, size=options.size, opacity=options.opacity
+        )
+        model = model_of(options.model, options.weights)
+        names = [short(name) for name in known_class_names(1000) or ()]
+        target = find_class(options.target, 1000, names)
+        plain, data = drawn_on(find_pictures([options.photographs]), watermark, model, target)
+    except (VitxError, ImportError) as error:
+        parser.error(str(error))
+    before, after = probabilities(model, plain), probabilities(model, data.images)
+    report_change(before, after, target, names)
+    becomes = (after.argmax(1) == target) & (before.argmax(1) != target)
+    likely = after[:, target].topk(min(options.count, len(after))).indices
+    asked = torch.cat([becomes.nonzero()[:, 0], likely]).unique()
+    sets = {"become one": torch.isin(asked, becomes.nonzero()), "the most likely": torch.isin(asked, likely)}
+    sets = {f"{title} ({int(one.sum())})": one for title, one in sets.items() if one.any()}
+    print(f"the text's box is {data.masks[0].float().mean():.2f} of a picture", flush=True)
+    found = {}
+    for name in options.only:
+        found[name] = measured(CONTENDERS[name], model, data.part(asked))
+        print(name, found[name].error or f"{found[name].energy.mean():.3f}", flush=True)
+    print()
+    print(table_of({name: one for name, one in found.items() if not one.error}, sets))
+
+
+if __name__ == "__main__":
+    main()
