@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 import vitx
 from vitx import VitxError
@@ -70,7 +71,8 @@ def test_the_command_prints_what_the_maps_say(benchmark, monkeypatch, tmp_path, 
     watermark = benchmark.Watermark(LATIN, "VITX")
     pixels = np.stack([np.asarray(watermark.on(one)) for one in photographs])
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
-    heat = vitx.explain(model, images, "rollout").heatmaps()
+    maps = vitx.explain(model, images, "rollout").maps
+    heat = F.interpolate(maps[:, None], (160, 160), mode="bilinear")[:, 0]
     left, top, right, bottom = watermark.box(photographs[0])
     energy = heat[:, top:bottom, left:right].sum((1, 2)) / heat.sum((1, 2))
     assert f"| **vitx rollout** | {energy.mean():.2f} (" in said
