@@ -65,7 +65,7 @@ def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
 
 
 def write_or_say(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """As `write_atomically`, but raises a VitxError if the file cannot be written."""
+    """Calls `write_atomically`, and raises a VitxError if the file cannot be written."""
     try:
         write_atomically(path, write)
     except OSError as error:

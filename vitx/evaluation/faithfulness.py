@@ -1,4 +1,4 @@
-"""Faithfulness and reliance: whether the model needs the patches that a map names more than random ones."""
+"""Faithfulness and reliance: does the model need the patches that a map names more than random ones?"""
 
 from collections.abc import Mapping, Sequence
 
@@ -81,7 +81,7 @@ def reliance(
         model: as for `vitx.metrics.deletion`.
         images: (B, C, H, W), as the model takes them.
         maps: name -> (B, h, w).
-        others: (B, C, H, W), what fills each image; by default the next image of which the model predicts
+        others: (B, C, H, W), which fill the images; by default the next image of which the model predicts
             another class, or the next one where it predicts the same of all.
         share: of the patches that are filled, in (0, 1]; at least one is.
         batch_size: images in one forward pass.

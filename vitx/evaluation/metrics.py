@@ -119,7 +119,7 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
         raise VitxError(
             f"maps must have one shape to be compared, found {tuple(maps.shape)} and {tuple(others.shape)}"
         )
-    first, second = _centred_ranks(maps), _centred_ranks(others.to(maps.device))
+    first, second = _centered_ranks(maps), _centered_ranks(others.to(maps.device))
     scale = (first.square().sum(1) * second.square().sum(1)).sqrt()
     found = torch.where(scale > 0, (first * second).sum(1) / scale, 0).clamp(-1, 1)
     unordered = maps.isnan().flatten(1).any(1) | others.isnan().flatten(1).any(1).to(maps.device)
@@ -162,7 +162,7 @@ def _iou(found: Tensor, wanted: Tensor) -> Tensor:
     return torch.where(union > 0, (found & wanted).sum(1) / union.clamp_min(1), 1.0)
 
 
-def _centred_ranks(maps: Tensor) -> Tensor:
+def _centered_ranks(maps: Tensor) -> Tensor:
     """Returns the rank of each patch among those of its map, less the mean rank, (B, h * w)."""
     values = maps.flatten(1).contiguous()
     ordered = values.sort(1).values

@@ -64,7 +64,7 @@ def perturbation(
         images: (B, C, H, W), as the model takes them, on its device.
         maps: (B, h, w). Each entry stands for a part of the image, as a patch does; equal ones go
             in a random order, the same for every image.
-        first: whether the "most" or the "least" relevant patches go first.
+        first: the "most" or the "least" relevant patches go first.
         target: None for the predicted class of each image; a class; B classes; or a function from logits
             (b, ...) to scores (b,).
         fractions: of the patches that are replaced, ascending, in [0, 1].
@@ -115,7 +115,7 @@ def asking(model: nn.Module, images: Tensor, batch_size: int, passes: int = 0) -
 
 
 def scoring(target: Target, measure: Measure, whole: Tensor) -> Callable[[Tensor], Tensor]:
-    """Returns what measures logits, (B, ...) -> (B,): of the classes that are meant in the whole images."""
+    """Returns the measure of logits, (B, ...) -> (B,), of the target classes of the whole images."""
     classes = target_classes(target, whole)
 
     def score(logits: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def mean_height(heights: Tensor, fractions: Sequence[float]) -> Tensor:
 
 
 def expanded(baseline: float | Tensor, images: Tensor) -> Tensor:
-    """Returns what replaces patches as a tensor of the shape of the images, or raises a VitxError."""
+    """Returns a baseline as a tensor of the shape of the images, or raises a VitxError."""
     try:
         return torch.as_tensor(baseline, dtype=images.dtype, device=images.device).expand_as(images)
     except (RuntimeError, TypeError, ValueError):

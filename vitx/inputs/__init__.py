@@ -1,4 +1,1 @@
-"""From files, pictures, arrays and clips to what a model takes.
-
-Nothing here knows a model but by what it declares of its images.
-"""
+"""Inputs: files, pictures, arrays and clips become tensors, as the model declares its preprocessing."""

@@ -44,7 +44,7 @@ def read_bands(path: Path, channels: int, most_pixels: int = MOST_PIXELS) -> NDA
 
 
 def _opened(path: Path) -> tuple[tuple[int, ...], Any]:
-    """Returns the shape, (C, H, W) or (H, W, C), and what reads the values."""
+    """Returns the shape, (C, H, W) or (H, W, C), and a function that reads the values."""
     suffix = path.suffix.lower()
     if suffix in ARRAYS:
         array = np.load(path, mmap_mode="r", allow_pickle=False)

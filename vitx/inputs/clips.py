@@ -21,7 +21,7 @@ FRAMES_FIRST, CHANNELS_FIRST = 1, 2  # the dimension of time in a batch: (B, T, 
 
 @dataclass(frozen=True)
 class ClipPreprocessing(Preprocessing):
-    """How a model wants its clips: each frame as an image, in their order.
+    """The preprocessing of clips: each frame as an image, in their order.
 
     Attributes:
         frames: their number.

@@ -1,4 +1,4 @@
-"""From pictures to what a model takes: its own size, crop and normalisation."""
+"""Preprocessing: size, crop and normalisation, as a model declares them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ _CROPS = {"shortest": "center", "squash": "squash"}  # as timm calls what open_c
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a model wants its images.
+    """The preprocessing of images.
 
     Attributes:
         size: height and width, in pixels.
-        mean: what is subtracted from each channel, in units of [0, 1].
-        std: what each channel is then divided by.
+        mean: of each channel, in units of [0, 1], which is subtracted.
+        std: of each channel, by which it is then divided.
         interpolation: "bicubic", "bilinear", ...
         crop_pct: share of the resized image that is kept.
         crop_mode: "center", "squash" or "border", as timm knows them.

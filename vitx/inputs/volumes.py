@@ -20,7 +20,7 @@ MOST_VOXELS = 1_000_000_000  # ten times as many as a picture's: scans have them
 
 @dataclass(frozen=True)
 class VolumePreprocessing(Preprocessing):
-    """How a model wants its volumes: of one channel, resampled, and normalised.
+    """The preprocessing of volumes: of one channel, resampled, and normalised.
 
     Attributes:
         depth: the first of the three sizes; `size` has the others.

@@ -1,4 +1,4 @@
-"""From what a model takes to what a person can see: which channels, and on which scale."""
+"""Colors: the channels and the scale by which images of a model become pictures for a person."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from torch import Tensor
 from vitx.errors import VitxError
 
 Scale = tuple[Sequence[float], Sequence[float]]  # mean and std, one of each for all channels or for each
-_BEYOND = 0.02  # of [0, 1]: what resampling overshoots
+_BEYOND = 0.02  # of [0, 1]: resampling overshoots
 _FEW = 0.01  # share of the values that may lie further out
-_DARK, _BRIGHT = 0.01, 0.99  # what is shown as black and as white where the scale is not known
+_DARK, _BRIGHT = 0.01, 0.99  # percentiles shown as black and as white where the scale is not known
 _NEAR = 0.1  # of black or white
 UNSCALED: Scale = ((0.0,), (1.0,))
 BYTES: Scale = ((0.0,), (1 / 255,))
@@ -20,13 +20,13 @@ GUESSED = "colours guessed"
 
 @dataclass(frozen=True)
 class Colors:
-    """How images are shown.
+    """The way from images to pictures.
 
     Attributes:
         bands: the channels that are shown as grey (one) or as red, green and blue (three); two: their mean.
         scale: mean and std of the normalisation to undo; None: each channel is stretched from its 1st to its
             99th percentile.
-        note: what a picture has to say of it, or nothing.
+        note: for the legend of a picture, or empty.
     """
 
     bands: tuple[int, ...]
@@ -66,7 +66,7 @@ def draw(
     """Draws images, clips, volumes or spectrograms; the arguments are those of the functions below.
 
     Returns:
-        (B, ..., 3) uint8 on the CPU, without the channels, and what a picture has to say of the colours.
+        (B, ..., 3) uint8 on the CPU, without the channels, and a note on the colours for the legend.
     """
     colors = choose_colors(as_images(images, channels), scales, bands, given, channels is not None)
     return colors.draw(images, channels), colors.note

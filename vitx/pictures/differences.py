@@ -1,4 +1,4 @@
-"""Where one map is higher than another, and where lower, laid over the image."""
+"""Differences of two maps, laid over the image."""
 
 from collections.abc import Sequence
 
@@ -10,17 +10,10 @@ from vitx.pictures.render import overlays
 
 
 def differences(pixels: Tensor, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """Lays over the images where the second maps are higher (red) and lower (blue) than the first.
+    """Colors images, (B, H, W, 3) uint8: red where the second maps are higher than the first, else blue.
 
-    Maps are compared as shares of a whole of 1; each difference is scaled to its own largest value.
-
-    Args:
-        pixels: (B, H, W, 3) uint8.
-        first: one map, (1, h, w), of each of the images.
-        second: the same; the grids may differ.
-
-    Returns:
-        (B, H, W, 3) uint8.
+    Each image has a map, (1, h, w), in both; the grids may differ. Maps are compared as shares of a whole of
+    1; each difference is scaled to its own largest value.
     """
     size = (pixels.shape[1], pixels.shape[2])
     before, after = (torch.cat([_shares(one, size) for one in maps]) for maps in (first, second))

@@ -40,7 +40,7 @@ def _indexed(frame: Picture, table: Image.Image) -> Image.Image:
     found = np.array(Image.fromarray(frame).quantize(palette=table, dither=Image.Dither.NONE))
     found[(frame == 255).all(-1)] = _PAPER
     picture = Image.fromarray(found).convert("P")
-    colours = np.resize(np.array(table.getpalette(), np.uint8), (256, 3))
-    colours[_PAPER] = 255
-    picture.putpalette(colours.tobytes())
+    colors = np.resize(np.array(table.getpalette(), np.uint8), (256, 3))
+    colors[_PAPER] = 255
+    picture.putpalette(colors.tobytes())
     return picture

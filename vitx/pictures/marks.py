@@ -11,16 +11,16 @@ from vitx.evaluation.metrics import entropy
 from vitx.pictures.render import INK, PAPER, TILE_WIDTH, font, scaled_up
 
 UNIFORM = 0.99  # of the entropy
-BOX = "#00b3a4"  # the outline of what a target is about
+BOX = "#00b3a4"  # the outline of the box of a target
 SINKS = "rings: patches that most others attend to whatever they look for, no evidence (sinks)"
 _READABLE = 224  # pixels: in narrower pictures, lines are coarse and words small
 _LETTERS, _SMALLEST = 13 / TILE_WIDTH, 4  # height of letters: share of the picture, and pixels at least
 
 
 def say_uniform(drawn: Tensor, maps: Tensor, signed: Tensor | None = None) -> Tensor:
-    """Stamps pictures, (B, H, W, 3) uint8, of nearly uniform maps, of which scaling makes blotches.
+    """Stamps pictures, (B, H, W, 3) uint8, whose maps are nearly uniform, as scaling makes blotches of them.
 
-    And those in which all speaks against the score: its map shows what does so the least.
+    Also those in which all patches speak against the score: such a map is bright where they do so the least.
     """
     said = ["nearly uniform" if one else "" for one in (entropy(maps) > UNIFORM).tolist()]
     if signed is not None:

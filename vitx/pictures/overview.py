@@ -155,9 +155,9 @@ def _resized(pixels: Picture, width: int) -> Tensor:
     )
 
 
-def _heading(text: str, colour: str = INK) -> Picture:
+def _heading(text: str, color: str = INK) -> Picture:
     canvas = Image.new("RGB", (_WIDTH, LINE + 2), PAPER)
-    write(ImageDraw.Draw(canvas), (GAP, 3), text, colour, _WIDTH - 2 * GAP, bold=colour == INK)
+    write(ImageDraw.Draw(canvas), (GAP, 3), text, color, _WIDTH - 2 * GAP, bold=color == INK)
     return np.asarray(canvas)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vitx.errors import VitxError
 from vitx.pictures.captions import Caption
 
-SIGNED = "bwr", ("against", "for")  # blue, white in the middle, red; and what the ends mean
+SIGNED = "bwr", ("against", "for")  # blue, white in the middle, red; and the ends of the legend
 OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay
 # Three tiles with their gaps are 350 pixels wide, as TensorBoard's card is: text stays sharp where nothing
 # is scaled.
@@ -51,7 +51,7 @@ def _scaled_up(maps: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
-    """Lays heat maps over images: what is looked at glows, the rest is dimmed.
+    """Lays heat maps over images: bright places glow, the rest is dimmed.
 
     Args:
         pixels: (B, H, W, 3) uint8, or (B, T, H, W, 3).
@@ -67,8 +67,8 @@ def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
             f"{tuple(heat.shape[1:])} pixels: give the images that were explained"
         )
     index = (heat.detach().float().cpu() * 255).round().long()
-    colours = torch.from_numpy(palette(colormap))[index].float()
-    mixed = torch.lerp(pixels.cpu().float(), colours, OVERLAY_STRENGTH)
+    colors = torch.from_numpy(palette(colormap))[index].float()
+    mixed = torch.lerp(pixels.cpu().float(), colors, OVERLAY_STRENGTH)
     return mixed.round().to(torch.uint8)
 
 
@@ -90,7 +90,7 @@ def signed_overlays(pixels: Tensor, signed: Tensor) -> Tensor:
 
 
 def legend(colormap: str, *, signed: bool) -> dict[str, Any]:
-    """Returns what `grid` says of the colours: of maps with a sign, or of others in a colour map."""
+    """Returns the arguments of `grid` for the legend of maps, with a sign or without."""
     return {"colormap": SIGNED[0], "ends": SIGNED[1]} if signed else {"colormap": colormap}
 
 
@@ -114,9 +114,9 @@ def grid(
         captions: one for each image.
         colormap: the one of the overlays, for the legend.
         tile_width: width of a picture in pixels; its height follows.
-        note: is written below, between the ends of the legend or, where it is too long, on lines of its own.
-        marks: title -> what is written above each picture of that column, right of the captions.
-        ends: what both ends of the legend mean.
+        note: a text between the ends of the legend or, where it is too long, on lines below.
+        marks: title -> a text above each picture of that column, right of the captions.
+        ends: the meaning of both ends of the legend.
 
     Returns:
         (height, width, 3) uint8.
@@ -210,7 +210,7 @@ def _tile(pixels: NDArray[np.uint8], width: int) -> Image.Image:
 
 
 def write(
-    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, colour: str, room: int, bold: bool = False
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, color: str, room: int, bold: bool = False
 ) -> None:
     """Writes a line of text in as large letters as fit, cut off with an ellipsis where none do."""
     sizes = range(_TEXT_SIZE, _SMALL - 1, -1)
@@ -220,7 +220,7 @@ def write(
     while shown and draw.textlength(shown, typeface) > room:
         text = text[:-1]
         shown = f"{text}\N{HORIZONTAL ELLIPSIS}"
-    draw.text(at, shown, colour, typeface)
+    draw.text(at, shown, color, typeface)
 
 
 @lru_cache

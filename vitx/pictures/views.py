@@ -33,7 +33,7 @@ class Slices(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """Maps of some images, and what is marked in them.
+    """Maps of some images, with the boxes and sinks that are marked in them.
 
     Attributes:
         maps: (B, ...), >= 0.
@@ -54,7 +54,7 @@ class Layer:
 
     @property
     def has_sinks(self) -> bool:
-        """Whether any is to be marked."""
+        """Returns whether any patch is marked."""
         return self.sinks is not None and bool(self.sinks.any())
 
     def over(self, pixels: Tensor, colormap: str, signed: bool) -> Tensor:
@@ -69,7 +69,7 @@ class Layer:
         return ringed(drawn, self.sinks) if self.sinks is not None and self.has_sinks else drawn
 
     def said(self, drawn: Tensor) -> Tensor:
-        """Stamps what a map alone would not tell."""
+        """Stamps maps that are nearly uniform, or all against."""
         return say_uniform(drawn, self.maps, self.signed)
 
 
@@ -80,7 +80,7 @@ def slices_of(
     time_axis: int | None = None,
     most_frames: int = MOST_FRAMES,
 ) -> Slices | None:
-    """Chooses what is shown; None: a picture, which is shown whole.
+    """Chooses the slices that are shown; None for a picture, which is shown whole.
 
     Args:
         size: (H, W) of a picture, (T, H, W) of a clip, (D, H, W) of a volume, (F, T) of a spectrogram.
@@ -122,12 +122,12 @@ def laid_out(
     Args:
         pixels: (B, ..., 3) uint8, on the CPU.
         layers: title -> maps; the brightest place of the first one is looked for.
-        slices: what is shown; None: all.
+        slices: that are shown; None: all.
         colormap: the name of a colour map of matplotlib, for maps without a sign.
-        signed: show what speaks for the class, and what against it.
+        signed: show the maps with their signs.
 
     Returns:
-        Title -> (B, height, width, 3) uint8; and what a legend has to say of the marks.
+        Title -> (B, height, width, 3) uint8; and a note on the marks for the legend.
     """
     size = tuple(pixels.shape[1:-1])
     first = next(iter(layers.values()))
