@@ -31,7 +31,8 @@ def test_it_is_the_logit_by_hand(name):
     shares = output.logits.softmax(-1)[..., :-1] if name in WITH_NONE else output.logits.sigmoid()
     best = shares.amax(-1).topk(3).indices
     assert best_queries(found, 3).equal(best)
-    assert best_queries(output, 3).equal(best)
+    assert best_queries(found.logits, 3).equal(best)
+    assert best_queries(found[1:].cpu().logits, 3).equal(best[1:])
     assert best_queries(output.logits, 3, no_object=name in WITH_NONE).equal(best)
 
 
@@ -72,6 +73,8 @@ def test_bare_logits_do_not_say_what_their_last_class_is():
     assert best_queries(logits, 1, no_object=True).tolist() == [[1]]
     with pytest.raises(VitxError, match="no_object=True or False"):
         best_queries(logits, 1)
+    with pytest.raises(VitxError, match="no queries: give the explanation of a detector"):
+        best_queries(logits[0], 1)
     with pytest.raises(VitxError, match="3 objects of 2 queries"):
         best_queries(logits, 3, no_object=True)
 

@@ -68,6 +68,21 @@ def test_the_queries_of_a_decoder_are_no_patches(name):
         assert found.maps.flatten(1).argmax(1).tolist() == [2, 2]
 
 
+def test_targets_of_each_image_are_split_as_a_loader_splits_the_images(vit, images):
+    """A model whose first output is a loss may be asked, too."""
+
+    class Pair(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vit = vit
+
+        def forward(self, images):
+            return images.mean(), self.vit(images)
+
+    found = explain(Pair(), torch.utils.data.DataLoader(images, 1), target=token(ROWS, COLUMNS))
+    assert torch.allclose(found.maps, explain(vit, images, target=token(ROWS, COLUMNS)).maps, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("target", "said"),
     [

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import vitx
-from tests import run_folders, texts
+from tests import run_folders, texts, vision_language
 from vitx import VitxError
 from vitx.callbacks import RolloutCallback
 from vitx.callbacks.huggingface import RolloutCallback as OfTrainer
 from vitx.runs.saved import read_run
-from vitx.targets import text
+from vitx.targets import answer, similar_to, text, word
 
 transformers = pytest.importorskip("transformers")
 CAPTIONS = torch.tensor([[1, 4, word, 2, *[0] * 12] for word in (5, 6, 7, 5, 6, 7)])
@@ -126,6 +126,87 @@ def test_a_training_of_hugging_face(tmp_path):
     wanted = vitx.explain(before, IMAGES[[0, 2, 4]], "evidence", target=own).maps
     run = read_run(run_folders.kept(tmp_path))
     assert torch.allclose(torch.from_numpy(run.maps.maps["evidence"][0]), wanted, atol=1e-3)
+
+
+def trained_by_name(model, rows, target, folder):
+    """Trains a model of Hugging Face for a step under the callback, and returns the last maps."""
+    arguments = transformers.TrainingArguments(
+        folder,
+        max_steps=1,
+        per_device_train_batch_size=2,
+        report_to="none",
+        use_cpu=True,
+        save_strategy="no",
+        remove_unused_columns=False,
+        learning_rate=0.0,
+    )
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+    options = {"methods": ("evidence",), "target": target, "on_error": "raise"}
+    trainer.add_callback(OfTrainer(trainer, images=[0, 2], **options))
+    trainer.train()
+    return torch.from_numpy(read_run(run_folders.kept(Path(folder))).maps.maps["evidence"][-1])
+
+
+def test_a_training_shows_where_a_word_comes_from(tmp_path):
+    """It is asked for where the answer begins, of the model or of what contains it."""
+    model = copy.deepcopy(vision_language.built("LLaVA"))
+    given = vision_language.FAMILIES["LLaVA"][1]
+    ids = torch.cat([given["input_ids"], torch.tensor([[9, 2]])], 1)[0]
+    labels = torch.where(torch.arange(len(ids)) < len(ids) - 2, -100, ids)
+    pixels = vision_language.pictures(4, 3, 32, 32)
+    rows = [{"pixel_values": one, "input_ids": ids, "labels": labels} for one in pixels]
+    asked = {"pixel_values": pixels[[0, 2]], "input_ids": ids[None, :-2].expand(2, -1)}
+    wanted = vitx.explain(model, inputs=asked, method="evidence", target=word(8)).maps
+    assert torch.allclose(trained_by_name(model, rows, word(8), tmp_path), wanted, atol=1e-3)
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, batch):
+            raise NotImplementedError
+
+    loader = DataLoader(rows, 2)
+    watch = vitx.Watch(
+        Module(), loader, tmp_path / "w", target=word(8), methods=["evidence"], on_error="raise"
+    )
+    assert "vitx/evidence/entropy" in watch(0)
+    for target in (word(8, 9), answer()):
+        with pytest.raises(VitxError, match=r"ask for one word in a training|give one word"):
+            vitx.Watch(model, loader, tmp_path, target=target)
+
+
+def test_a_training_shows_what_is_like_another_picture(tmp_path):
+    """Also of a model whose head hides its features."""
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.ViTConfig(**small, image_size=32, patch_size=8, num_labels=3)
+    model = transformers.ViTForImageClassification(config)
+    rows = [{"pixel_values": one, "labels": torch.tensor(0)} for one in IMAGES[:4]]
+    target = similar_to(IMAGES[5])
+    wanted = vitx.explain(model, IMAGES[[0, 2]], "evidence", target=target).maps[::2]
+    assert torch.allclose(trained_by_name(model, rows, target, tmp_path), wanted, atol=1e-3)
+
+
+def first_text(logits):
+    return logits[:, 0]
+
+
+def test_a_loader_of_mappings_gives_a_model_what_it_names(tmp_path):
+    """As `inputs` does, batch by batch."""
+    model, loader = texts.built("CLIP"), DataLoader(Pairs(), 3)
+    found = vitx.explain(model, loader, "evidence", target=first_text)
+    for start in (0, 3):
+        given = {"pixel_values": IMAGES[start:][:3], "input_ids": CAPTIONS[start:][:3]}
+        wanted = vitx.explain(model, inputs=given, method="evidence", target=first_text)
+        assert torch.allclose(found.maps[start:][:3], wanted.maps, atol=1e-6)
+        assert torch.equal(found.logits[start:][:3], wanted.logits)
+    own = vitx.explain(model, loader, "evidence", target=text(*CAPTIONS, maps="own"))
+    wanted = vitx.explain(model, IMAGES, "evidence", target=text(*CAPTIONS, maps="own"))
+    assert torch.allclose(own.maps, wanted.maps, atol=1e-6)
+    watch = vitx.Watch(model, loader, tmp_path, target=first_text, methods=["evidence"], on_error="raise")
+    assert "vitx/evidence/entropy" in watch(0)
 
 
 def test_says_where_there_is_no_caption(tmp_path):

@@ -9,11 +9,12 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from vitx.attribution import DEFAULT, NETWORKS, Methods, find_method, with_options
 from vitx.errors import VitxError
 from vitx.explanation import Explanation, join
-from vitx.models.given import ALONE, Inputs, read_inputs
+from vitx.models.given import ALONE, Inputs, inputs_in, read_inputs
 from vitx.models.prediction import check_images, check_model
 from vitx.passes import Target, follow
 from vitx.tape.trace import Trace
@@ -42,7 +43,8 @@ def explain(
         images: (B, C, H, W), floating point, as the model takes them, on its device; clips (B, C, T, H, W)
             or (B, T, C, H, W), volumes (B, C, D, H, W), or spectrograms (B, F, T). Or files, PIL images,
             uint8 arrays (H, W, 3) or uint8 tensors (3, H, W), one or several, which the model's own
-            transform prepares. Or a DataLoader whose batches are such tensors, or begin with one.
+            transform prepares. Or a DataLoader whose batches are such tensors, begin with one, or are
+            mappings: what forward takes of these by name goes to it.
         method: one of `vitx.methods()`. "rollout" has no class and works on any model; "evidence" shows
             best what speaks for a class.
         target: the score of methods of a class: None for the predicted class of each image; a class; B
@@ -96,7 +98,7 @@ def explain_methods(
     """
     asked = with_options(methods)
     if isinstance(images, DataLoader) and inputs is None:
-        return _explain_loader(model, images, asked, target)
+        return _explain_loader(model, images, asked, target, image)
     tensor, given, prepare = _prepared(model, images, inputs, image, target)
     scale = {} if prepare is None else {"mean": prepare.mean, "std": prepare.std}
     found = {}
@@ -191,10 +193,10 @@ def _explain_batch(
 
 
 def _explain_loader(
-    model: nn.Module, loader: DataLoader[Any], methods: Methods, target: Target
+    model: nn.Module, loader: DataLoader[Any], methods: Methods, target: Target, image: str | None
 ) -> dict[str, Explanation]:
     """Explains batch by batch, and keeps the maps."""
-    from vitx.inputs.prepared import batches_of
+    from vitx.inputs.prepared import images_in
 
     one_for_all = target is None or callable(target) or hasattr(target, "__index__")
     if not (one_for_all or isinstance(target, Question)):
@@ -203,14 +205,19 @@ def _explain_loader(
     weight = next(model.parameters(), torch.empty(0))
     parts: list[dict[str, Explanation]] = []
     size: torch.Size | None = None
-    for images in batches_of(loader):
+    seen = 0
+    for batch in tqdm(loader, "explaining", unit="batch", disable=None):
+        named = inputs_in(model, batch)
+        images, given = (images_in(batch), ALONE) if named is None else read_inputs(model, named, image)
         if size not in (None, images.shape[1:]):
             raise VitxError(
                 f"the images in batch {len(parts) + 1} of the DataLoader are {tuple(images.shape[1:])}, and "
                 f"before {tuple(size or ())}: bring all to one size, or explain batch by batch"
             )
-        size = images.shape[1:]
-        found = _explain_batch(model, images.to(weight.device), methods, target)
+        size, part = images.shape[1:], slice(seen, seen + len(images))
+        seen = part.stop
+        asked = target.of(part) if isinstance(target, Question) else target
+        found = _explain_batch(model, images.to(weight.device), methods, asked, given.to(weight.device))
         parts.append({name: one.without_images().cpu() for name, one in found.items()})
     if not parts:
         raise VitxError("the DataLoader is empty")

@@ -98,6 +98,11 @@ class Explanation(Drawing):
         pairs = len(rows) % 2 == 0 and bool(((first % 2 == 0) & (second == first + 1)).all())
         return replace(self, **kept, paired=self.paired and pairs)
 
+    def __post_init__(self) -> None:
+        """Lets the logits of a detector tell `vitx.targets.best_queries` which objects are the surest."""
+        if self.objects is not None:
+            self.logits.objects = self.objects  # type: ignore[attr-defined]
+
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the viewer: the model may be gone where this is read."""
         return vars(self) | {"viewer": None}

@@ -98,7 +98,10 @@ def _record(
     dtype = torch.promote_types(images.dtype, torch.float32)
     lens = LogitLens(model) if any(method.gradient == "layer scores" for method in methods) else None
     if lens is not None and isinstance(asked, Asked):
-        raise VitxError("legrad scores classes layer by layer: take another method for this target")
+        raise VitxError(
+            "legrad scores each layer by the model's own head, which knows classes alone: take another "
+            "method for this target"
+        )
     pixels = images.detach().as_subclass(Tensor).clone()  # some models change their input
     recorder.begin(pixels)
     with recorder.recording(), nullcontext() if lens is None else lens.watch():
@@ -137,8 +140,8 @@ def _explained(
             signed=one.signed,
             channels=channels,
             captions=captions,
-            boxes=end.boxes,
-            paired=end.paired,
+            boxes=end.answers.boxes,
+            paired=end.answers.paired,
             objects=end.objects,
             sinks=None if sinks is None else sinks.marked(one.maps),
         )

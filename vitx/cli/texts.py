@@ -33,7 +33,7 @@ def load_towers_of(options: Any) -> Subject:
     else:
         weights = None if options.weights is None else Path(options.weights)
         model, prepare, tokenizer = load_open_clip(options.open_clip, weights, options.trust)
-    texts = Text(options.text, options.against, tokenizer, maps="nearest")
+    texts = Text(options.text, against=options.against, tokenizer=tokenizer, maps="nearest")
     trial = torch.zeros(1, *prepare.shape, dtype=next(model.parameters()).dtype)
     vitx.explain(model.eval(), trial, target=texts)  # tells before any image is read what cannot be explained
     names = (*options.text, *([options.against] if options.against is not None else []))

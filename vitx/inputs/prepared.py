@@ -1,6 +1,6 @@
 """From files, PIL images and arrays to the tensors that a model takes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from vitx.errors import VitxError
 from vitx.inputs.bands import read_image
@@ -45,20 +43,19 @@ def prepared(model: nn.Module, images: Any) -> tuple[Any, Preprocessing | None]:
     return to_tensor(pictures, prepare).to(weight.device, weight.dtype), prepare
 
 
-def batches_of(loader: DataLoader[Any]) -> Iterator[Tensor]:
-    """Yields the images of each batch: itself, its first item, or that under one of `IMAGES`.
+def images_in(batch: Any) -> Tensor:
+    """Returns the images of a batch: itself, its first item, or that under one of `IMAGES`.
 
-    A bar on the terminal shows the progress. Raises a VitxError if a batch has no images.
+    Raises a VitxError if it has none.
     """
-    for batch in tqdm(loader, "explaining", unit="batch", disable=None):
-        images = batch
-        if isinstance(batch, Mapping):
-            images = next((batch[name] for name in IMAGES if name in batch), None)
-        elif isinstance(batch, (list, tuple)) and batch:
-            images = batch[0]
-        if not isinstance(images, Tensor):
-            raise VitxError("the batches of the DataLoader must be images (B, C, H, W), or begin with them")
-        yield images
+    images = batch
+    if isinstance(batch, Mapping):
+        images = next((batch[name] for name in IMAGES if name in batch), None)
+    elif isinstance(batch, (list, tuple)) and batch:
+        images = batch[0]
+    if not isinstance(images, Tensor):
+        raise VitxError("the batches of the DataLoader must be images (B, C, H, W), or begin with them")
+    return images
 
 
 def to_tensor(pictures: Sequence[Any], prepare: Preprocessing) -> Tensor:

@@ -134,7 +134,9 @@ def quiet() -> Iterator[None]:
 
 
 def saved_beside(name: str, kind: str) -> Any | None:
-    """Loads by transformers' "AutoProcessor" or "AutoTokenizer"; None if nothing was saved."""
+    """Loads by transformers' "AutoProcessor" or "AutoTokenizer"; None if nothing was saved under a name."""
+    if not name:
+        return None
     import transformers
 
     kinds: Any = transformers  # some without types

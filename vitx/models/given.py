@@ -1,5 +1,6 @@
 """What a forward takes beside images, and how it wants the images laid out."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +13,7 @@ from vitx.models.patches import patches_of
 
 IMAGE_NAMES = "pixel_values", "input_values"  # what Hugging Face's models call what they look at
 TEXT_NAMES = "input_ids", "inputs_embeds"
+_LABEL = "label"  # in the names of what is true of an image
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,11 @@ class Inputs:
         """Returns all of it by name; the rest as copies, as some models change their input."""
         copies = {name: one.clone() if isinstance(one, Tensor) else one for name, one in self.others.items()}
         return {**copies, str(self.name): self.lay(images)}
+
+    def to(self, device: torch.device) -> "Inputs":
+        """Returns the same on a device."""
+        others = self.others.items()
+        return replace(self, others={k: v.to(device) if isinstance(v, Tensor) else v for k, v in others})
 
     def repeated(self, count: int) -> "Inputs":
         """Returns what goes with images each of which is there several times, one after the other."""
@@ -83,6 +90,16 @@ def read_inputs(model: nn.Module, inputs: Any, image: str | None = None) -> tupl
     return patches.join(given), Inputs(name, others, patches.cut, together)
 
 
+def inputs_in(model: Any, batch: Any) -> dict[str, Any] | None:
+    """Returns what of a batch a forward takes by its names, but for labels; None: no more than images."""
+    try:
+        takes = inspect.signature(model.forward).parameters if isinstance(batch, Mapping) else {}
+    except ValueError:  # only torch knows, as of a traced one
+        return None
+    found = {key: one for key, one in batch.items() if key in takes and _LABEL not in key} if takes else {}
+    return found if len(found) > 1 else None
+
+
 def _image_name(inputs: Mapping[str, Any], image: str | None) -> str:
     floating = {k: v for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
     if image is not None and image not in floating:
@@ -99,10 +116,8 @@ def _image_name(inputs: Mapping[str, Any], image: str | None) -> str:
 
 
 def _said(inputs: Mapping[str, Any]) -> str:
-    kinds = {
-        name: f"{tuple(one.shape)} {one.dtype}".replace("torch.", "")
-        if isinstance(one, Tensor)
-        else type(one)
-        for name, one in inputs.items()
-    }
-    return ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
+    def kind(one: Any) -> str:
+        tensor = isinstance(one, Tensor)
+        return f"{tuple(one.shape)} {one.dtype}".replace("torch.", "") if tensor else type(one).__name__
+
+    return ", ".join(f"{name}: {kind(one)}" for name, one in inputs.items())

@@ -22,7 +22,8 @@ class Patches:
         side: of a patch, in pixels.
         merged: patches that are merged later, in each dimension, stand next to one another.
         copies: of each patch, as many as frames of a clip make up one.
-        padding: (N, P), what follows the patches of each picture; None: the next picture's do.
+        padding: (N, P), what follows the patches of each picture, whose channels come last; None: the next
+            picture's do, and channels come first.
     """
 
     grids: list[tuple[int, int]]
@@ -38,7 +39,11 @@ class Patches:
             parts = list(patches.split(counts))
         else:
             parts = [one[:count] for one, count in zip(patches, counts, strict=True)]
-        pictures = [self._joined(part, *grid) for part, grid in zip(parts, self.grids, strict=True)]
+        pictures = []
+        for part, (rows, columns) in zip(parts, self.grids, strict=True):
+            sizes, order = self._layout(rows, columns)
+            cells = part.view(*sizes[:5], self.copies, *sizes[5:])[:, :, :, :, :, 0]
+            pictures.append(cells.permute(order).reshape(-1, rows * self.side, columns * self.side))
         height, width = (max(one.shape[dim] for one in pictures) for dim in (1, 2))
         found = patches.new_zeros(len(pictures), pictures[0].shape[0], height, width)
         for whole, picture in zip(found, pictures, strict=True):
@@ -47,31 +52,24 @@ class Patches:
 
     def cut(self, pictures: Tensor) -> Tensor:
         """Cuts pictures, (n, C, H, W), into patches."""
-        parts = [self._cut(picture, *grid) for picture, grid in zip(pictures, self.grids, strict=True)]
+        parts = []
+        for picture, (rows, columns) in zip(pictures, self.grids, strict=True):
+            sizes, order = self._layout(rows, columns)
+            cells = picture[:, : rows * self.side, : columns * self.side].reshape([sizes[at] for at in order])
+            cells = cells.permute(torch.tensor(order).argsort().tolist()).unsqueeze(5)
+            copies = [self.copies if dim == 5 else -1 for dim in range(8)]
+            parts.append(cells.expand(copies).reshape(rows * columns, -1))
         if self.padding is None:
             return torch.cat(parts)
         return torch.stack([torch.cat(pair) for pair in zip(parts, self.padding, strict=True)])
 
-    def _joined(self, patches: Tensor, rows: int, columns: int) -> Tensor:
+    def _layout(self, rows: int, columns: int) -> tuple[list[int], list[int]]:
+        """Returns the sizes of a picture's patches, and the order in which these make up the picture."""
         m, side = self.merged, self.side
-        if self.padding is not None:  # channels last
-            cells = patches.view(rows, columns, side, side, -1).permute(4, 0, 2, 1, 3)
-        else:
-            cells = patches.view(rows // m, columns // m, m, m, -1, self.copies, side, side)
-            cells = cells[:, :, :, :, :, 0].permute(4, 0, 2, 5, 1, 3, 6)
-        return cells.reshape(-1, rows * side, columns * side)
-
-    def _cut(self, picture: Tensor, rows: int, columns: int) -> Tensor:
-        m, side = self.merged, self.side
-        picture = picture[:, : rows * side, : columns * side]
+        grid = [rows // m, columns // m, m, m]
         if self.padding is not None:
-            cells = picture.reshape(-1, rows, side, columns, side).permute(1, 3, 2, 4, 0)
-        else:
-            cells = picture.reshape(-1, rows // m, m, side, columns // m, m, side).permute(
-                1, 4, 2, 5, 0, 3, 6
-            )
-            cells = cells.unsqueeze(5).expand(-1, -1, -1, -1, -1, self.copies, -1, -1)
-        return cells.reshape(rows * columns, -1)
+            return [*grid, side, side, -1], [6, 0, 2, 4, 1, 3, 5]
+        return [*grid, -1, side, side], [4, 0, 2, 5, 1, 3, 6]
 
 
 def patches_of(model: nn.Module, given: Tensor, others: Mapping[str, Any]) -> Patches | None:
@@ -89,14 +87,14 @@ def patches_of(model: nn.Module, given: Tensor, others: Mapping[str, Any]) -> Pa
     Raises:
         VitxError: They are cut in a way that is not known.
     """
+    name = next((one for one in (_SHAPES, *_GRIDS) if one in others), None)
+    if name is None:
+        return None
     config: Any = getattr(model, "config", None)
     kind = str(getattr(config, "model_type", ""))
     config = getattr(config, "vision_config", config)
     side: Any = getattr(config, "patch_size", None)
-    found, name = [], next((one for one in (_SHAPES, *_GRIDS) if one in others), None)
-    if name is None:
-        return None
-    sizes = [tuple(size) for size in others[name].tolist()]
+    sizes, found = [tuple(size) for size in others[name].tolist()], []
     try:
         if name == _SHAPES and given.ndim == 3:
             padding = [one[rows * columns :] for one, (rows, columns) in zip(given, sizes, strict=True)]

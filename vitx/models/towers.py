@@ -1,5 +1,6 @@
 """Models that bring images and texts into one space: CLIP, SigLIP and their kind."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -69,8 +70,10 @@ class Towers:
             return predict(self._model, images, inputs=inputs)
         if name == "encode_image":
             return self._both.encode_image(images)
-        given = replace(inputs, name=inputs.name or IMAGE_NAMES[0]).of(images)
-        return getattr(self._both, name)(**given)
+        features, image = self._both.get_image_features, inputs.name or IMAGE_NAMES[0]
+        takes = inspect.signature(features).parameters  # which are none of a text
+        given = replace(inputs, name=image).of(images)
+        return features(**{key: one for key, one in given.items() if key in (*takes, image)})
 
     @torch.no_grad()
     def of_texts(self, texts: Sequence[Any], tokenizer: Any, like: Tensor) -> Tensor:
@@ -113,8 +116,13 @@ class Towers:
             raise VitxError(f"the text tower refused token ids of shape {shape}: {said}") from error
 
     def _tokens(self, texts: list[str], tokenizer: Any) -> list[Mapping[str, Tensor]]:
-        tokenizer = tokenizer or self._saved_tokenizer()
-        if not _of_transformers(tokenizer):
+        tokenizer = tokenizer or saved_beside(getattr(self._both, "name_or_path", ""), "AutoTokenizer")
+        if tokenizer is None:
+            raise VitxError(
+                "no tokenizer was saved with the model: give tokenizer=, as transformers.AutoTokenizer or "
+                "open_clip.get_tokenizer makes it, or the text as token ids"
+            )
+        if not any(kind.__module__.startswith("transformers.") for kind in type(tokenizer).__mro__):
             return [{"input_ids": row} for row in tokenizer(texts)]
         padded = self._kind.startswith(_PADDED)
         options: dict[str, Any] = {"max_length": self._longest} if self._longest else {}
@@ -123,15 +131,6 @@ class Towers:
         found = [tokenizer(text, return_tensors="pt", truncation=bool(options), **options) for text in texts]
         kept = ("input_ids",) if padded else ("input_ids", "attention_mask")
         return [{name: one[name] for name in kept if name in one} for one in found]
-
-    def _saved_tokenizer(self) -> Any:
-        name = getattr(self._both, "name_or_path", "")
-        if name and (saved := saved_beside(name, "AutoTokenizer")) is not None:
-            return saved
-        raise VitxError(
-            "no tokenizer was saved with the model: give tokenizer=, as transformers.AutoTokenizer or "
-            "open_clip.get_tokenizer makes it, or the text as token ids"
-        )
 
     def _features(self, output: Any) -> Tensor:
         """Returns the features in what a tower puts out."""
@@ -151,8 +150,3 @@ def _are_features(text: Any) -> bool:
 
 def _method(part: Any, names: Sequence[str]) -> str | None:
     return next((name for name in names if callable(getattr(part, name, None))), None)
-
-
-def _of_transformers(tokenizer: Any) -> bool:
-    """Returns whether a tokenizer, or a processor that holds one, is of transformers."""
-    return any(kind.__module__.startswith("transformers.") for kind in type(tokenizer).__mro__)

@@ -11,11 +11,12 @@ from vitx.targets.region import Region, region
 from vitx.targets.similar import Similar, similar_to
 from vitx.targets.text import Text, text
 from vitx.targets.token import Token, token
-from vitx.targets.word import Answer, Word, answer, word
+from vitx.targets.word import Answer, Prompted, Word, answer, word
 
 __all__ = [
     "Answer",
     "Asked",
+    "Prompted",
     "Query",
     "Question",
     "Region",

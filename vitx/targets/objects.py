@@ -9,17 +9,11 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 from vitx.targets.outputs import part
 
-# How the outputs are named whose last class stands for "no object".
-_WITH_NONE = "Detr", "Yolos", "TableTransformer"
 
-
-def real_classes(logits: Tensor, model: nn.Module | None, output: Any) -> int:
+def real_classes(logits: Tensor, model: nn.Module) -> int:
     """Returns how many classes the queries have, (B, Q, classes), but for a last one that is "no object"."""
     width = int(logits.shape[-1])
-    declared = getattr(getattr(model, "config", None), "num_labels", None)
-    if declared is None:
-        return width - type(output).__name__.startswith(_WITH_NONE)
-    return width - int(declared == width - 1)
+    return width - int(getattr(getattr(model, "config", None), "num_labels", None) == width - 1)
 
 
 def probabilities(logits: Tensor, classes: int) -> Tensor:
@@ -29,17 +23,12 @@ def probabilities(logits: Tensor, classes: int) -> Tensor:
     return found[..., :classes]
 
 
-def certainty(logits: Tensor, classes: int) -> Tensor:
-    """Returns the probability of the best class of each query, (B, Q)."""
-    return probabilities(logits, classes).amax(-1)
-
-
-def objects_of(output: Any, model: nn.Module | None) -> Tensor | None:
+def objects_of(output: Any, model: nn.Module) -> Tensor | None:
     """Returns how sure each query is of an object, (B, Q); None where the output has no boxes of objects."""
     logits = part(output, "logits")
     if logits is None or logits.ndim != 3 or part(output, "pred_boxes") is None:
         return None
-    return certainty(logits, real_classes(logits, model, output))
+    return probabilities(logits, real_classes(logits, model)).amax(-1)
 
 
 def boxes_of(output: Any, queries: Tensor, size: Sequence[int]) -> Tensor | None:
@@ -57,44 +46,32 @@ def best_queries(found: Any, count: int, *, no_object: bool | None = None) -> Te
     """Finds the queries that are surest of an object.
 
     Args:
-        found: an explanation of a detector, what the detector puts out, or its logits, (B, queries, classes).
+        found: an explanation of a detector, or its logits, (B, queries, classes).
         count: how many.
-        no_object: whether the last class stands for "no object", as in DETR and YOLOS, and probabilities come
-            from a softmax; else they come from a sigmoid. Of an explanation it is known.
+        no_object: of logits that are of no explanation: whether the last class stands for "no object", as in
+            DETR and YOLOS, and probabilities come from a softmax; else they come from a sigmoid.
 
     Returns:
         (B, count) long, the surest one first.
 
     Raises:
-        VitxError: There are no queries or fewer; or of bare logits it matters what the last class is.
+        VitxError: There are no queries, or fewer; or it is not known what their last class is.
 
     Example:
         >>> logits = torch.tensor([[[0.0, 1.0, 3.0], [2.0, 0.0, 0.0], [0.0, 4.0, 0.0]]])
         >>> best_queries(logits, 2, no_object=True)
         tensor([[2, 1]])
     """
-    sure = _sure(found, count, no_object)
-    if count < 1 or sure.shape[1] < count:
+    sure: Tensor | None = getattr(found, "objects", None)
+    if sure is None:
+        if not isinstance(found, Tensor) or found.ndim != 3:
+            raise VitxError("there are no queries: give the explanation of a detector")
+        if no_object is None:
+            raise VitxError(
+                "these logits do not say whether their last class is no object: give the explanation, or "
+                "no_object=True or False"
+            )
+        sure = probabilities(found, found.shape[-1] - no_object).amax(-1)
+    if not 1 <= count <= sure.shape[1]:
         raise VitxError(f"{count} objects of {sure.shape[1]} queries cannot be found: ask for 1 to as many")
     return sure.topk(count).indices
-
-
-def _sure(found: Any, count: int, no_object: bool | None) -> Tensor:
-    known: Tensor | None = getattr(found, "objects", None)
-    if known is not None:
-        return known
-    logits = found if isinstance(found, Tensor) else part(found, "logits")
-    if logits is None or logits.ndim != 3:
-        raise VitxError("there are no queries: give the explanation, or the output, of a detector")
-    if no_object is None and not isinstance(found, Tensor):
-        return certainty(logits, real_classes(logits, None, found))
-    tries = [
-        certainty(logits, logits.shape[-1] - none) for none in (True, False) if no_object in (none, None)
-    ]
-    order = [one.topk(min(count, one.shape[1])).indices for one in tries]
-    if any(not one.equal(order[0]) for one in order):
-        raise VitxError(
-            "it depends on the last class which queries are the surest: say whether it is no object, with "
-            "no_object=True or False, or give the explanation in place of its logits"
-        )
-    return tries[0]

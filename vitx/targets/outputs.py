@@ -32,12 +32,10 @@ def main(output: Any) -> Tensor | None:
     for name in ("logits", "out"):
         if (found := part(output, name)) is not None:
             return found
-    if isinstance(output, Mapping):
-        parts = list(output.values())
-    else:
-        parts = list(output) if isinstance(output, (tuple, list)) else []
-    tensors = [one for one in parts if isinstance(one, Tensor)]
-    return tensors[0] if tensors else None
+    if not isinstance(output, (Mapping, tuple, list)):
+        return None
+    parts = output.values() if isinstance(output, Mapping) else output
+    return next((one for one in parts if isinstance(one, Tensor) and one.ndim), None)  # a loss has none
 
 
 def described(output: Any) -> str:

@@ -10,18 +10,15 @@ from vitx.errors import VitxError
 from vitx.models.classes import declared_names
 from vitx.targets.objects import boxes_of, probabilities, real_classes
 from vitx.targets.outputs import described, main
-from vitx.targets.question import Answers, Asked, Question
+from vitx.targets.question import Answers, Asked, Question, for_each, part_of
 
 
-def query(index: int | Sequence[int] | Tensor, cls: int | None = None) -> "Query":
-    """Asks for one object of a detector, as of DETR, YOLOS and RT-DETR: the logit of its class.
+class Query(Question):
+    """One object of a detector, as of DETR, YOLOS and RT-DETR: the logit of its class.
 
     Args:
         index: the number of its query, or one for each image: see `best_queries`.
         cls: the class; by default the best one of that query, other than "no object".
-
-    Returns:
-        A value for `target=`.
 
     Raises:
         VitxError: It is no number. Once it is put to a model: there is no such query or class, or the output
@@ -29,26 +26,22 @@ def query(index: int | Sequence[int] | Tensor, cls: int | None = None) -> "Query
 
     Example:
         >>> query([3, 7]).index
-        [3, 7]
+        tensor([3, 7])
     """
-    return Query(index, cls)
-
-
-class Query(Question):
-    """One object of a detector, see `query`."""
 
     def __init__(self, index: int | Sequence[int] | Tensor, cls: int | None = None) -> None:
-        """Checks what was given."""
         found = torch.as_tensor(index)
         if found.is_floating_point() or found.ndim > 1 or not found.numel():
             raise VitxError(f"a query is a number, or one for each image, found {index!r}")
-        self.index, self.cls = found.view(-1).tolist(), cls
+        self.index, self.cls = found.view(-1), cls
+
+    def of(self, images: slice) -> "Query":
+        """Returns the same of some of the images."""
+        return Query(part_of(self.index, images), self.cls)
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
         """Gives each image its query."""
-        if len(self.index) not in (1, len(images)):
-            raise VitxError(f"{len(self.index)} queries for {len(images)} images: give one for each image")
-        index = torch.tensor(self.index, device=images.device).expand(len(images))
+        index = for_each(self.index.to(images.device), len(images), "queries")
 
         def score(output: Any) -> Tensor:
             rows, asked, _ = self._found(output, model, index)
@@ -70,11 +63,15 @@ class Query(Question):
         logits = main(output)
         if logits is None or logits.ndim != 3:
             raise VitxError(described(output))
-        queries, classes = logits.shape[1], real_classes(logits, model, output)
-        if not 0 <= min(self.index) <= max(self.index) < queries:
-            raise VitxError(f"query {self.index} is out of range: the model has queries 0 to {queries - 1}")
+        queries, classes = logits.shape[1], real_classes(logits, model)
+        if not 0 <= int(index.min()) <= int(index.max()) < queries:
+            said = self.index.tolist()
+            raise VitxError(f"query {said} is out of range: the model has queries 0 to {queries - 1}")
         if self.cls is not None and not 0 <= self.cls < classes:
             raise VitxError(f"class {self.cls} is out of range: the model has classes 0 to {classes - 1}")
         rows = logits[torch.arange(len(logits), device=logits.device), index]
         best = rows.detach()[:, :classes].argmax(1)
         return rows, best if self.cls is None else torch.full_like(best, self.cls), classes
+
+
+query = Query

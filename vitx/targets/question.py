@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from vitx.errors import VitxError
 from vitx.models.given import Inputs
 from vitx.models.prediction import forward
 from vitx.tape.spot import Cells
@@ -26,6 +27,9 @@ class Answers(NamedTuple):
     paired: bool = False
 
 
+NOTHING = Answers(None)
+
+
 @dataclass(frozen=True, eq=False)
 class Asked:
     """A question that was put to a model: how to run it, and the score that is explained.
@@ -41,8 +45,7 @@ class Asked:
             of one token, at one of the `cells`.
         forward: runs the model on images and what else it was given; by default as it is, so that the score
             gets its whole output.
-        captions: what a picture says of each image, from the scores; None: nothing.
-        answers: the same, and the boxes that it draws, from what `forward` returned.
+        answers: from what `forward` returned to what a picture says.
         cells: from the grid of the map to the cell of each image where the token lies that is asked for, see
             `vitx.tape.spot`.
     """
@@ -50,8 +53,7 @@ class Asked:
     images: Tensor
     score: Callable[[Any], Tensor] | None = None
     forward: Callable[[Any, Tensor, Inputs], Any] = forward
-    captions: Callable[[Tensor], Sequence[str]] | None = None
-    answers: Callable[[Any], Answers] | None = None
+    answers: Callable[[Any], Answers] = lambda _: NOTHING
     cells: Cells | None = None
 
 
@@ -97,3 +99,27 @@ class Question(ABC):
         Raises:
             VitxError: It does not fit the model or the images.
         """
+
+    def one_each(self) -> "Question":
+        """Returns the same with one map for each image, as a training shows it."""
+        return self
+
+    def of(self, images: slice) -> "Question":
+        """Returns the same of some of the images."""
+        return self
+
+    def runs_inside(self, model: nn.Module) -> bool:
+        """Returns whether it runs a part that it finds in the model, however the model itself is called."""
+        return False
+
+
+def for_each(rows: Tensor, count: int, noun: str) -> Tensor:
+    """Returns a row for each image, where there is one row, or as many as there are images."""
+    if len(rows) not in (1, count):
+        raise VitxError(f"{len(rows)} {noun} for {count} images: give one for each image")
+    return rows.expand(count, *rows.shape[1:])
+
+
+def part_of(rows: Tensor, images: slice) -> Tensor:
+    """Returns the rows of some of the images: all where there is but one."""
+    return rows if len(rows) == 1 else rows[images]

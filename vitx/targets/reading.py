@@ -1,8 +1,6 @@
 """The end of a pass: runs the model on the tape, and reads the score that a target means."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +15,7 @@ from vitx.tape.tape import Tape
 from vitx.tape.values import Value
 from vitx.targets.objects import objects_of
 from vitx.targets.outputs import described, main, mask_queries
-from vitx.targets.question import Answers, Asked
+from vitx.targets.question import NOTHING, Answers, Asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +26,9 @@ class End:
         value: of the output that the score is computed from.
         output: that output, (B, ...): the logits, or the scores of a question.
         logits: what the model put out.
+        target: what was asked for.
         classes: (B,), the class of each image; None where the target means none.
-        has_score: whether there is a score.
-        captions: what a picture says of each image; None: what was predicted.
-        boxes: (B, 4), the box that it draws; None: none.
-        paired: whether two images each belong together.
+        answers: what a picture says of each image; without captions, what was predicted.
         objects: (B, Q), how sure each query of a detector is of an object; None: it is no detector.
         spot: the token that is asked for; None: it is asked for a score of the output.
     """
@@ -40,14 +36,16 @@ class End:
     value: Value
     output: Tensor
     logits: Tensor
-    classes: Tensor | None
-    has_score: bool
-    target: Any = None
-    captions: Sequence[str] | None = None
-    boxes: Tensor | None = None
-    paired: bool = False
+    target: "Target | Asked"
+    classes: Tensor | None = None
+    answers: Answers = NOTHING
     objects: Tensor | None = None
     spot: Spot | None = None
+
+    @property
+    def has_score(self) -> bool:
+        """Whether there is a score."""
+        return self.classes is not None or isinstance(self.target, Asked) or callable(self.target)
 
     def score(self, kind: torch.dtype) -> Score:
         """Differentiates the score by the output, or raises a VitxError if that cannot be done."""
@@ -75,7 +73,7 @@ class End:
         Raises:
             VitxError: They are of several prompts.
         """
-        logits, classes, captions = self.logits.detach(), self.classes, self.captions
+        logits, classes, captions = self.logits.detach(), self.classes, self.answers.captions
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if len(logits) not in (1, images):
             raise VitxError(
@@ -106,37 +104,24 @@ def run(
     if not callable(target):
         value, logits = logits_of(value, logits, recorder.squashed)
     classes = target_classes(target, logits)
-    has_score = classes is not None or callable(target)
-    objects = objects_of(output, model)
-    return End(value, logits, logits, classes, has_score, target, objects=objects)
+    return End(value, logits, logits, target, classes, objects=objects_of(output, model))
 
 
 def _answer(recorder: Recorder, model: nn.Module, images: Tensor, asked: Asked, inputs: Inputs) -> End:
     output = asked.forward(model, images, inputs)
-    if asked.score is None:
-        return _unread(recorder, images, asked, output)
+    logits, objects = main(output), objects_of(output, model)
+    if asked.score is None:  # the output is not asked for
+        logits = images.new_zeros(len(images), 0) if logits is None else logits
+        value = recorder.get(logits) or recorder.tape.values[-1]
+        return End(value, logits, logits, asked, answers=asked.answers(output), objects=objects)
     score = asked.score(output)
     counts = (1, len(images)) if inputs.together else (len(images),)
     if not isinstance(score, Tensor) or score.ndim != 1 or len(score) not in counts:
         found = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
         raise VitxError(f"a target must give scores of shape ({len(images)},), found {found}")
     value = output_value(recorder.tape, recorder.get(score))
-    logits = main(output)
-    end = End(value, score, score if logits is None else logits, None, True, asked)
-    if asked.answers is not None:
-        answers = asked.answers(output)
-    else:
-        answers = Answers(None if asked.captions is None else asked.captions(score.detach()))
-    return replace(end, **answers._asdict(), objects=objects_of(output, model))
-
-
-def _unread(recorder: Recorder, images: Tensor, asked: Asked, output: Any) -> End:
-    """Returns the end of a pass whose output is not asked for."""
-    logits = main(output)
-    logits = images.new_zeros(len(images), 0) if logits is None else logits
-    value = recorder.get(logits) or recorder.tape.values[-1]
-    answers = Answers(None) if asked.answers is None else asked.answers(output)
-    return End(value, logits, logits, None, True, asked, **answers._asdict())
+    logits = score if logits is None else logits
+    return End(value, score, logits, asked, answers=asked.answers(output), objects=objects)
 
 
 def located(end: End, tape: Tape, images: int, kind: torch.dtype) -> End:

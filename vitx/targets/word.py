@@ -16,58 +16,19 @@ from vitx.targets.outputs import main
 from vitx.targets.question import Answers, Asked, Prepared, Question
 
 _BEFORE = 16  # tokens of a prompt that tell how a word goes on from it
-_IDS, _KEEP = "input_ids", "logits_to_keep"  # as models of transformers call them
+_IDS, _KEEP, _LABELS = "input_ids", "logits_to_keep", "labels"  # as models of transformers call them
+_NO_LABEL = -100  # of tokens that are not to be learned
 _NEEDS = (
     "a word is asked of pictures and a prompt: give files or PIL images, and word(..., prompt=..., "
-    'processor=...); or inputs={"pixel_values": ..., "input_ids": ...}'
+    'processor=...); or inputs={"pixel_values": ..., "input_ids": ...}, as batches of a training name them'
 )
 
 
-def word(*words: str | int, prompt: str | None = None, processor: Any = None) -> "Word":
-    """Asks which parts of the picture would make a vision-language model say a word.
+class Prompted(Question):
+    """A question about the words of a vision-language model, which may be a part of the one that is given."""
 
-    The score is the logit of the first token of the word where the model would say it: at the end of the
-    prompt. Several pictures are those of one prompt, and have a map each.
-
-    Args:
-        *words: each a word, or a token id. Of several, each has its maps, one word after the other.
-        prompt: what the model is asked; None: `vitx.explain` gets `inputs` that hold it.
-        processor: of transformers, or with `inputs` a tokenizer; None: the one that was saved with the model.
-
-    Returns:
-        A value for `target=`.
-
-    Raises:
-        VitxError: There is no word. Once it is put to a model: this says no words, or does not know this one.
-    """
-    return Word(words, prompt, processor)
-
-
-def answer(prompt: str | None = None, processor: Any = None, *, most_tokens: int = 20) -> "Answer":
-    """Asks which parts of the picture made a vision-language model say what it says.
-
-    It says its likeliest answer; each word has its maps, one word after the other, of the logit of its first
-    token.
-
-    Args:
-        prompt: as for `word`.
-        processor: as for `word`.
-        most_tokens: how long the answer may be.
-
-    Returns:
-        A value for `target=`.
-
-    Raises:
-        VitxError: Once it is put to a model: this says nothing.
-    """
-    return Answer(prompt, processor, most_tokens)
-
-
-class _Prompted(Question):
-    """A question about what a model says of pictures and a prompt."""
-
-    def __init__(self, prompt: str | None, processor: Any) -> None:
-        self.prompt, self.processor = prompt, processor
+    prompt: str | None
+    processor: Any
 
     def prepare(self, model: nn.Module, images: Any) -> Prepared:
         """Prepares pictures together with the prompt."""
@@ -79,6 +40,10 @@ class _Prompted(Question):
             raise VitxError(_NEEDS)
         processor = self._processor(model)
         return Prepared(with_prompt(model, processor, pictures, self.prompt), *scale_of(processor))
+
+    def runs_inside(self, model: nn.Module) -> bool:
+        """Returns that it finds the part that says words."""
+        return True
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
         """Does nothing: its parts are put in its place."""
@@ -94,25 +59,41 @@ class _Prompted(Question):
         return getattr(processor, "tokenizer", processor)
 
 
-class Word(_Prompted):
-    """A word that a model might say next, see `word`."""
+class Word(Prompted):
+    """A word that a vision-language model might say, and which parts of the picture would make it.
 
-    def __init__(self, words: Sequence[str | int], prompt: str | None = None, processor: Any = None) -> None:
+    The score is the logit of the first token of the word where the model would say it: at the end of the
+    prompt, which in a training is where the `labels` of a batch begin. Several pictures are those of one
+    prompt, and have a map each.
+
+    Args:
+        *words: each a word, or a token id. Of several, each has its maps, one word after the other.
+        prompt: what the model is asked; None: `vitx.explain` gets `inputs` that hold it.
+        processor: of transformers, or with `inputs` a tokenizer; None: the one that was saved with the model.
+
+    Raises:
+        VitxError: There is no word. Once it is put to a model: this says no words, or does not know this one.
+    """
+
+    def __init__(self, *words: str | int, prompt: str | None = None, processor: Any = None) -> None:
         if not words or not all(isinstance(one, (str, int)) and one != "" for one in words):
             raise VitxError(f"a word is a string or a token id, found {words}")
-        super().__init__(prompt, processor)
-        self.words = words
+        self.words, self.prompt, self.processor = words, prompt, processor
+
+    def one_each(self) -> "Word":
+        """Returns the same, or raises a VitxError if it asks for several words."""
+        if len(self.words) > 1:
+            raise VitxError(f"a training shows one map of each image: give one word, found {self.words}")
+        return self
 
     def parts(self, model: nn.Module, images: Tensor, inputs: Inputs) -> tuple[Inputs, list[Question]]:
         """Finds the token of each word, and where it would be said."""
-        ids = _ids(inputs)
-        ends = [_end(row, inputs.others.get("attention_mask"), index) for index, row in enumerate(ids)]
+        ids, ends = _ids(inputs), _ends(inputs)
         places, spots = [end - ids.shape[1] - 1 for end in ends], []
-        for one in self.words:
-            known = isinstance(one, int)
-            rows = zip(ids, ends, strict=True)
-            tokens = [one if known else self._token(model, row[:end], str(one)) for row, end in rows]
-            spots.append(_Spot(places, [int(token) for token in tokens], f'"{one}"'))
+        for said in self.words:
+            prompts = (row[:end] for row, end in zip(ids, ends, strict=True))
+            tokens = [said if isinstance(said, int) else self._token(model, row, said) for row in prompts]
+            spots.append(_Spot(places, [int(token) for token in tokens], f'"{said}"'))
         return _keeping(model, inputs, -min(places)), [*spots]
 
     def _token(self, model: nn.Module, before: Tensor, said: str) -> int:
@@ -134,12 +115,27 @@ class Word(_Prompted):
         return found
 
 
-class Answer(_Prompted):
-    """The words that a model says, see `answer`."""
+class Answer(Prompted):
+    """The words that a vision-language model says, and which parts of the picture made it.
 
-    def __init__(self, prompt: str | None = None, processor: Any = None, most_tokens: int = 20) -> None:
-        super().__init__(prompt, processor)
-        self.most_tokens = most_tokens
+    It says its likeliest answer; each word has its maps, one word after the other, of the logit of its first
+    token.
+
+    Args:
+        prompt: as for `word`.
+        processor: as for `word`.
+        most_tokens: how long the answer may be.
+
+    Raises:
+        VitxError: Once it is put to a model: this says nothing.
+    """
+
+    def __init__(self, prompt: str | None = None, processor: Any = None, *, most_tokens: int = 20) -> None:
+        self.prompt, self.processor, self.most_tokens = prompt, processor, most_tokens
+
+    def one_each(self) -> "Answer":
+        """Raises a VitxError: an answer has a map for each word."""
+        raise VitxError("an answer has a map for each of its words: ask for one word in a training")
 
     def parts(self, model: nn.Module, images: Tensor, inputs: Inputs) -> tuple[Inputs, list[Question]]:
         """Lets the model answer, and finds the words of its answer."""
@@ -151,10 +147,11 @@ class Answer(_Prompted):
                 f"{type(model).__name__} writes its answer apart from the prompt: ask for a word, by inputs= "
                 "with its decoder_input_ids"
             )
-        if (generate := getattr(model, "generate", None)) is None:
+        if (generate := getattr(_speaker(model), "generate", None)) is None:
             raise VitxError(f"{type(model).__name__} says no words: it has no generate")
         from vitx.inputs.processors import quiet
 
+        inputs = _unlabelled(inputs)
         with untouched(model), torch.no_grad(), quiet(), refusals(images, inputs):
             made = generate(**inputs.of(images), max_new_tokens=self.most_tokens, do_sample=False)
         new = made[:, ids.shape[1] :] if made.shape[1] > ids.shape[1] else made
@@ -166,6 +163,9 @@ class Answer(_Prompted):
         return _keeping(model, _longer(model, inputs, ids, new), count + 1), [*spots]
 
 
+word, answer = Word, Answer
+
+
 class _Spot(Question):
     """A token at some place of the text."""
 
@@ -175,29 +175,33 @@ class _Spot(Question):
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
         """Reads the logit."""
-        rows = range(len(self.places))
 
         def next_word(model: nn.Module, images: Tensor, inputs: Inputs) -> Tensor:
-            logits = main(forward(model, images, inputs))
-            if logits is None or logits.ndim != 3 or len(logits) != len(rows):
+            speaker = _speaker(model)
+            logits = main(forward(speaker, images, inputs))
+            if logits is None or logits.ndim != 3 or len(logits) != len(self.places):
                 found = "no logits" if logits is None else f"logits {tuple(logits.shape)}"
                 raise VitxError(
-                    f"{type(model).__name__} puts out {found}, and a word needs some of each token"
+                    f"{type(speaker).__name__} puts out {found}, and a word needs some of each token"
                 )
-            return torch.stack([logits[row, place] for row, place in zip(rows, self.places, strict=True)])
+            return torch.stack([row[place] for row, place in zip(logits, self.places, strict=True)])
 
         def score(logits: Tensor) -> Tensor:
             outside = [token for token in self.tokens if not 0 <= token < logits.shape[1]]
             if outside:
                 raise VitxError(f"token {outside[0]} is out of range: the model has {logits.shape[1]} tokens")
-            return torch.stack([logits[row, token] for row, token in zip(rows, self.tokens, strict=True)])
+            return torch.stack([row[token] for row, token in zip(logits, self.tokens, strict=True)])
 
         def answers(logits: Tensor) -> Answers:
-            shares = [row.softmax(0)[token] for row, token in zip(logits, self.tokens, strict=True)]
-            found = zip(score(logits), shares, strict=True)
+            found = zip(score(logits), score(logits.softmax(1)), strict=True)
             return Answers([f"{self.said}: {logit:.2f} ({share:.0%})" for logit, share in found])
 
-        return Asked(images, score, next_word, answers=answers)
+        return Asked(images, score, next_word, answers)
+
+
+def _speaker(model: nn.Module) -> nn.Module:
+    """Returns the part of a model that says words, as those of transformers do; else the model."""
+    return next((part for part in model.modules() if callable(getattr(part, "generate", None))), model)
 
 
 def _ids(inputs: Inputs) -> Tensor:
@@ -207,16 +211,27 @@ def _ids(inputs: Inputs) -> Tensor:
     return ids
 
 
-def _end(row: Tensor, mask: Any, index: int) -> int:
-    """Returns how many tokens there are up to the last one that is no padding."""
-    if not isinstance(mask, Tensor) or mask.ndim != 2:
-        return len(row)
-    return int(mask[index].nonzero().max()) + 1
+def _ends(inputs: Inputs) -> list[int]:
+    """Returns how many tokens each prompt has: up to what is to be learned, or to the padding."""
+    labels, mask = (inputs.others.get(name) for name in (_LABELS, "attention_mask"))
+    ends = []
+    for index, row in enumerate(_ids(inputs)):
+        end = len(row)
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            end = int(mask[index].nonzero().max()) + 1
+        learned = (labels[index] != _NO_LABEL).nonzero() if isinstance(labels, Tensor) else row[:0]
+        ends.append(int(learned[0]) or end if len(learned) else end)  # what is learned whole has no prompt
+    return ends
+
+
+def _unlabelled(inputs: Inputs) -> Inputs:
+    return replace(inputs, others={name: one for name, one in inputs.others.items() if name != _LABELS})
 
 
 def _keeping(model: nn.Module, inputs: Inputs, count: int) -> Inputs:
     """Lets a model put out the logits of the last tokens alone, if it can: all of them need much memory."""
-    if _KEEP in inspect.signature(model.forward).parameters and _KEEP not in inputs.others:
+    inputs = _unlabelled(inputs)
+    if _KEEP in inspect.signature(_speaker(model).forward).parameters and _KEEP not in inputs.others:
         return replace(inputs, others={**inputs.others, _KEEP: count})
     return inputs
 

@@ -10,6 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from vitx.errors import VitxError, in_words
+from vitx.models.given import IMAGE_NAMES
 from vitx.models.prediction import forward
 from vitx.watch.batches import LABELS
 from vitx.watch.nested import last
@@ -77,7 +78,8 @@ def call_of(
         name: the path of the images in a batch.
         inputs: what else there is of these images, by its path: passed on to parameters of the same name
             that must be given.
-        by_name: whether the training gives the model all that is in a batch, by its names.
+        by_name: whether the training gives the model all that is in a batch, by its names, as is also done
+            where the images have the name that models of Hugging Face give them.
 
     Raises:
         VitxError: The module asks for more than there is.
@@ -92,6 +94,7 @@ def call_of(
     parameters = _parameters(model.forward)
     if parameters and all(one.kind is one.VAR_KEYWORD for one in parameters):
         return Call(lambda images: model(**{**inputs, name: images}), model, called)
+    by_name = by_name or last(name) in IMAGE_NAMES
     if by_name and last(name) in (takes := {one.name for one in parameters} - {*LABELS}):
         given = {one: value for one, value in named.items() if one in takes}
         return Call(lambda images: model(**given, **{last(name): images}), model, called)

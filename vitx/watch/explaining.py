@@ -14,10 +14,11 @@ from vitx.evaluation.perturbation import Measure
 from vitx.explaining import explain_methods
 from vitx.explanation import Explanation, join
 from vitx.models.isolation import untouched
-from vitx.targets import Question, Text
+from vitx.targets import Prompted, Question, Text
 from vitx.watch.calling import Forward, call_of
 from vitx.watch.host import Host
 from vitx.watch.images import Samples
+from vitx.watch.nested import last
 from vitx.watch.observed import ObservedStep
 from vitx.watch.outputs import Output, kind_in_training
 from vitx.watch.randomness import seeded
@@ -182,16 +183,20 @@ class SampleExplainer:
         with host.precision():
             images = samples.images[part].to(device, kind)
             target = target[part] if isinstance(target, Tensor) else target
-            observed = self.observed if samples.observed else None
-            if samples.observed and observed is None:
-                raise VitxError(
-                    "the step was seen on rank 0 alone: give forward_fn=lambda module, images: ..."
-                )
-            if isinstance(target, Text):  # which finds the towers by itself
-                call, target = model, target.of(part)
-            else:
-                call = call_of(model, self._forward_fn, observed, samples.name, inputs, host.by_name)
+            if isinstance(target, Question):
+                target = target.of(part)
             with seeded():  # whatever was drawn before, to choose the images
+                if isinstance(target, Prompted):
+                    named = {last(name): one for name, one in {**inputs, samples.name: images}.items()}
+                    return do(model, inputs=named, image=last(samples.name), target=target)
+                if isinstance(target, Question) and target.runs_inside(model):
+                    return do(model, images, target=target)
+                observed = self.observed if samples.observed else None
+                if samples.observed and observed is None:
+                    raise VitxError(
+                        "the step was seen on rank 0 alone: give forward_fn=lambda module, images: ..."
+                    )
+                call = call_of(model, self._forward_fn, observed, samples.name, inputs, host.by_name)
                 return do(call, images, target=target)
 
     def _look(self, host: Host, model: nn.Module, samples: Samples) -> Output:
@@ -219,7 +224,7 @@ class SampleExplainer:
         if self.target == "predicted":
             return _number if self.output.of_numbers else None
         if self.target == "caption":
-            return Text([*samples.captions], maps="own")
+            return Text(*samples.captions, maps="own")
         if self.target != "label":
             return self.target
         if samples.labels is None or samples.labels.ndim != 1:

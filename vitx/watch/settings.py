@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vitx.attribution import with_options
 from vitx.errors import VitxError
-from vitx.targets import Similar, Text
+from vitx.targets import Question, Text
 from vitx.watch.batches import ItemNames, Name
 from vitx.watch.calling import Forward
 from vitx.watch.classes import names_in
@@ -107,7 +107,7 @@ class Settings:
         if isinstance(target, str) and target not in ("predicted", "label", "caption"):
             known = '"predicted", "label", "caption", a class, a function or of vitx.targets'
             raise VitxError(f"target must be {known}, found {target!r}")
-        if isinstance(target, (Similar, Text)):
+        if isinstance(target, Question):
             target = target.one_each()
         if isinstance(target, Text):
             class_names = target.names if target.kind == "class" else class_names
