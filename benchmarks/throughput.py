@@ -29,10 +29,11 @@ from torch import Tensor
 
 import vitx
 from vitx.attribution import Methods
-from vitx.cli.many import Explainer, Pace, Place, predict, read_picture
+from vitx.cli.asking import Asked
+from vitx.cli.findings import Product
+from vitx.cli.many import Explainer, Place, predict, read_picture
+from vitx.cli.model import Subject
 from vitx.cli.output import Output
-from vitx.cli.product import Product
-from vitx.cli.subject import Subject
 from vitx.files import PICTURES, encode
 from vitx.inputs.choosing import preprocessing_of
 from vitx.inputs.prepared import to_tensor
@@ -41,6 +42,8 @@ from vitx.models.checkpoints import model_of_weights
 from vitx.models.classes import known_class_names
 
 BATCH = 8
+PREDICTED = [Asked(lambda subject, images: None)]
+_CPU = torch.device("cpu")
 GOALS = {"share": 0.75, "start": 1.5, "drawing": 10}
 IMPORT = "import torch, timm"
 MADE = """
@@ -128,19 +131,21 @@ def _many(options: Any, files: list[Path]) -> None:
 
 def _without_model(options: Any, subject: Subject, files: list[Path], images: Tensor) -> None:
     maps = vitx.explain_methods(subject.model, images[:BATCH], [options.method])
-    known = Known(subject.model, subject.prepare, subject.classes, subject.class_names, maps=maps)
+    known = Known(
+        subject.model, subject.prepare, subject.classes, subject.class_names, {options.method: {}}, maps=maps
+    )
     _on(1)
-    _parts(known, files[:50], options.method)
+    _parts(known, files[:50])
     for suffix in PICTURES:
         rate = _rate(options, known, files, suffix)
         print(f"all but the model, {suffix:5}      {rate:8.1f} pictures/s on one core")
     print()
 
 
-def _parts(subject: Subject, files: list[Path], method: str) -> None:
+def _parts(subject: Subject, files: list[Path]) -> None:
     """Prints what drawing and encoding take."""
-    product, explainer = _product(subject, ".png"), Explainer(subject, {method: {}}, [None])
-    pictures = [read_picture(number, file, subject.prepare) for number, file in enumerate(files)]
+    product, explainer = _product(subject, ".png"), Explainer(subject, PREDICTED)
+    pictures = [read_picture(number, file, subject) for number, file in enumerate(files)]
     batches = (pictures[start : start + BATCH] for start in range(0, len(files), BATCH))
     found = [finding for batch in batches for finding in explainer(batch)]
     product.drawn(found[0])
@@ -162,9 +167,9 @@ def _rate(options: Any, subject: Subject, files: list[Path], suffix: str) -> flo
     """Explains all pictures as the command does, and returns how many in a second."""
     with tempfile.TemporaryDirectory() as folder:
         output = Output(Path(folder) / "maps", files, _product(subject, suffix), "")
-        explainer = Explainer(subject, {options.method: {}}, [None])
+        explainer = Explainer(subject, PREDICTED)
         begun = time.perf_counter()
-        errors = predict(explainer, files, output, Pace(BATCH, 1, 1), None, Place(torch.device("cpu")))
+        errors = predict(explainer, files, output, batch_size=BATCH, workers=1, place=Place(_CPU))
         taken = time.perf_counter() - begun
         assert not errors
         assert not output.left()
@@ -204,18 +209,18 @@ def _words(options: Any) -> list[str]:
 
 def _explain(options: Any, pictures: Path, output: Path) -> list[str]:
     model = ["--model", options.model, "--weights", str(options.weights), "--method", options.method]
-    return ["explain", str(pictures), *model, "--accelerator", "cpu", "--output", str(output)]
+    return ["explain", str(pictures), *model, "--run-options", "accelerator=cpu", "--output", str(output)]
 
 
 def _subject(options: Any) -> Subject:
     model = model_of_weights(options.model, options.weights)
     prepare = preprocessing_of(model.eval())
     classes = vitx.explain(model, torch.zeros(1, 3, *prepare.size)).logits.shape[1]
-    return Subject(model, prepare, classes, known_class_names(classes))
+    return Subject(model, prepare, classes, known_class_names(classes), {options.method: {}})
 
 
 def _product(subject: Subject, suffix: str) -> Product:
-    return Product(subject.class_names, suffix, maps=False, json=False)
+    return Product(subject, (suffix,))
 
 
 def _on(cores: int) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from vitx import VitxError
 from vitx.models.checkpoints import create_model, load_weights, model_of_weights, read_weights
-from vitx.models.own import load_module
+from vitx.models.own import load_own
 
 NAME = "deit_tiny_patch16_224"
 SMALL = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -136,6 +136,12 @@ class TestCreate:
         with pytest.raises(VitxError, match=r"no model 'deit_tinny_patch16_224'; .*deit_tiny_patch16_224"):
             create_model("deit_tinny_patch16_224", False, None)
 
+    def test_the_beginning_of_a_name(self):
+        with pytest.raises(
+            VitxError, match="similar names: deit_tiny_distilled_patch16_224, deit_tiny_patch"
+        ):
+            create_model("deit_tiny", False, None)
+
     def test_a_name_like_no_other(self):
         with pytest.raises(VitxError, match="similar names: none"):
             create_model("zzzzzzzzzzzzzzzzzzzzzzzzz", False, None)
@@ -149,17 +155,17 @@ class TestCreate:
 
 
 class TestModule:
-    PATH = f"{__name__}.Module"
+    PATH = f"{__name__}:Module"
 
     def test_is_loaded_with_its_arguments(self, tmp_path):
         module = lightning_checkpoint(tmp_path / "a.ckpt", classes=5)
-        found = load_module(self.PATH, tmp_path / "a.ckpt")
+        found = load_own(self.PATH, tmp_path / "a.ckpt")
         assert same(found, module)
         assert found.hparams["classes"] == 5
 
     def test_arguments_can_be_given(self, tmp_path):
         lightning_checkpoint(tmp_path / "a.ckpt", classes=5)
-        assert load_module(self.PATH, tmp_path / "a.ckpt", {"extra": 4}).hparams["extra"] == 4
+        assert load_own(self.PATH, tmp_path / "a.ckpt", {"extra": 4}).hparams["extra"] == 4
 
     def test_no_code_is_run_unless_trusted(self, tmp_path):
         proof = tmp_path / "was run"
@@ -167,30 +173,30 @@ class TestModule:
         content = torch.load(tmp_path / "a.ckpt", weights_only=False)
         torch.save(content | {"more": Harmful(str(proof))}, tmp_path / "a.ckpt")
         with pytest.raises(VitxError, match="would run code"):
-            load_module(self.PATH, tmp_path / "a.ckpt")
+            load_own(self.PATH, tmp_path / "a.ckpt")
         assert not proof.exists()
-        load_module(self.PATH, tmp_path / "a.ckpt", trust=True)
+        load_own(self.PATH, tmp_path / "a.ckpt", trust=True)
         assert proof.exists()
 
     @pytest.mark.parametrize(
         ("path", "sentence"),
         [
             ("Module", "names no class"),
-            ("absent_package.Module", "there is no class or function absent_package.Module"),
-            ("torch.nn.Absent", "there is no class"),
-            ("torch.nn.Linear", "Linear could not be made: TypeError"),
+            ("absent_package:Module", "there is no class or function absent_package:Module"),
+            ("torch.nn:Absent", "there is no class"),
+            ("torch.nn:Linear", "Linear could not be made: TypeError"),
         ],
     )
     def test_no_such_class(self, tmp_path, path, sentence):
         lightning_checkpoint(tmp_path / "a.ckpt", classes=5)
         with pytest.raises(VitxError, match=sentence):
-            load_module(path, tmp_path / "a.ckpt")
+            load_own(path, tmp_path / "a.ckpt")
 
     def test_another_modules_checkpoint(self, tmp_path):
         lightning_checkpoint(tmp_path / "a.ckpt", classes=5)
         with pytest.raises(VitxError, match=r"could not be loaded .* RuntimeError: .*size mismatch"):
-            load_module(self.PATH, tmp_path / "a.ckpt", {"classes": 6})
+            load_own(self.PATH, tmp_path / "a.ckpt", {"classes": 6})
 
     def test_no_checkpoint(self, tmp_path):
-        with pytest.raises(VitxError, match="there is no checkpoint"):
-            load_module(self.PATH, tmp_path / "absent.ckpt")
+        with pytest.raises(VitxError, match="there is no weights file"):
+            load_own(self.PATH, tmp_path / "absent.ckpt")

@@ -1,6 +1,7 @@
 """The command as a whole, and what sweep and compare draw."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 import vitx
 from tests import models
 from vitx.cli import COMMANDS, main
+from vitx.cli.options import read_settings
 from vitx.pictures.render import TILE_WIDTH
 
 NAME = "deit_tiny_patch16_224"
@@ -35,10 +37,8 @@ def folder(tmp_path_factory):
 
 
 def options(folder, *names):
-    words = ["--model", NAME, "--model-options", json.dumps(OPTIONS)]
-    for name in names:
-        words += ["--weights", str(folder / f"{name}.safetensors")]
-    return words
+    weights = [str(folder / f"{name}.safetensors") for name in names]
+    return ["--model", NAME, "--model-options", json.dumps(OPTIONS), "--weights", *weights]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -49,6 +49,55 @@ def test_each_command_says_what_it_does(command, capsys):
     said = capsys.readouterr().out
     assert f"vitx {command} " in said
     assert "--output" in said
+    assert len(re.findall("^  -", said, re.MULTILINE)) <= 26
+
+
+@pytest.mark.parametrize(
+    ("words", "now"),
+    [
+        (["explain", "cat.jpg", "--hf", "my_model"], "--hf is gone: write --model NAME"),
+        (["ask", "cat.jpg", "--hf=my_model", "--prompt", "a"], "--hf is gone: write --model NAME"),
+        (
+            ["compare", "cat.jpg", "--checkpoint", "a.ckpt", "--module", "own.Net"],
+            "--checkpoint is gone: write --weights FILE beside --model package.module:name",
+        ),
+        (
+            ["sanity", "cat.jpg", "--factory", "own.net"],
+            "--factory is gone: write --model package.module:name",
+        ),
+        (["explain", "cat.jpg", "--model", NAME, "--json"], "--json is gone: write --save png json"),
+        (
+            ["explain", "cat.jpg", "--model", NAME, "--head-fusion", "max"],
+            "--head-fusion is gone: write --method-options head_fusion=VALUE",
+        ),
+    ],
+)
+def test_options_of_0_2_say_what_to_write_now(words, now, capsys):
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"error: {now}\n"
+
+
+def test_an_option_that_only_another_command_has_lost_still_works(tmp_path, capsys):
+    """`--frames` of a film, `--discard-ratio` of a sweep."""
+    assert main(["timelapse", str(tmp_path), "--frames", "3"]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert main(["sweep", str(tmp_path / "a.png"), "--model", NAME, "--discard-ratio", "2"]) == 2
+    assert "discard_ratio must be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (
+            ["a=1", "b=0.5,1e-3", "c=x.Y", "d=true", "e="],
+            {"a": 1, "b": [0.5, 1e-3], "c": "x.Y", "d": True, "e": None},
+        ),
+        (['{"a": {"b": 2}}', "c=[1, 2]"], {"a": {"b": 2}, "c": [1, 2]}),
+        (["net={class_path: a.B, init_args: {n: 3}}"], {"net": {"class_path": "a.B", "init_args": {"n": 3}}}),
+    ],
+)
+def test_settings_are_read_as_they_are_typed(words, found):
+    assert read_settings("--model-options", words) == found
 
 
 def test_says_its_version(capsys):
@@ -69,8 +118,9 @@ def test_as_a_module():
     ("words", "sentence"),
     [
         ([], 'expected "command"'),
-        (["explain"], "explain.paths"),
-        (["explain", "-cat.jpg"], "put file names that begin with a dash after a lone --"),
+        (["explain"], "the following arguments are required: paths, --model"),
+        (["sweep", "cat.jpg"], "required: --model"),
+        (["explain", "--model", NAME, "-cat.jpg"], "put file names that begin with a dash after a lone --"),
     ],
 )
 def test_words_that_are_missing_or_wrong(words, sentence, capsys):
@@ -129,6 +179,13 @@ class TestCompare:
         assert picture.width == 5 + 4 * (224 + 5)  # the input, two maps and their difference
         assert picture.height == 19 + 2 * (19 + 224 + 5) + 38
 
-    def test_one_alone(self, folder, capsys):
-        assert main(["compare", str(folder / "cat.png"), *options(folder, "first")]) == 2
-        assert "name at least two" in capsys.readouterr().err
+    @pytest.mark.parametrize(
+        ("words", "sentence"),
+        [
+            (["--model", NAME, "--weights", "a"], "name at least two to compare"),
+            (["--model", "a", "b", "--weights", "a", "b", "c"], "2 models and 3 files of weights"),
+        ],
+    )
+    def test_refusals(self, folder, words, sentence, capsys):
+        assert main(["compare", str(folder / "cat.png"), *words]) == 2
+        assert sentence in capsys.readouterr().err

@@ -20,12 +20,15 @@ from tests import models
 from tests.processes import run_together
 from vitx.cli import main
 from vitx.cli.delivery import Delivery
+from vitx.cli.explain import linked
 from vitx.cli.many import progress_bar
-from vitx.cli.showing import linked
 from vitx.inputs.preprocessing import Preprocessing
 
 NAME = "deit_tiny_patch16_224"
 OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+ALONE = ("accelerator=cpu", "workers=1")
 
 
 def tiny(classes=7, **overrides):
@@ -54,7 +57,8 @@ def folder(tmp_path):
 
 def command(*words, weights, options=OPTIONS):
     model = ["--model", NAME, "--weights", str(weights), "--model-options", json.dumps(options)]
-    return ["explain", *map(str, words), *model, "--accelerator", "cpu", "--workers", "1"]
+    running = [] if "--run-options" in words else ["--run-options", *ALONE]
+    return ["explain", *map(str, words), *model, *running]
 
 
 def written(folder, suffix=".png"):
@@ -97,7 +101,7 @@ def wait_for(process, output):
 class TestFiles:
     def test_a_folder(self, folder, weights, tmp_path, capsys):
         output = tmp_path / "maps"
-        words = ["--output", output, "--json", "--save-maps", "--method", "rollout", "grad_rollout"]
+        words = ["--output", output, "--save", "png", "maps", "json", "--method", "rollout", "grad_rollout"]
         assert main(command(folder, *words, "--batch-size", 2, weights=weights)) == 1
         good = ["-dash.png", "a.png", "b.jpg", "deep/a.png", "deep/c d \N{SNOWMAN}.png"]
         for suffix in (".png", ".npz", ".json"):
@@ -112,7 +116,7 @@ class TestFiles:
 
     def test_what_is_in_them(self, folder, weights, tmp_path):
         output = tmp_path / "maps"
-        words = ["--output", output, "--json", "--save-maps", "--method", "grad_rollout", "rollout"]
+        words = ["--output", output, "--save", "png", "json", "maps", "--method", "grad_rollout", "rollout"]
         assert main(command(folder / "a.png", *words, "--target", "predicted", 5, weights=weights)) == 0
         model, images = tiny(), folder / "a.png"
         found = {target: vitx.explain(model, images, "grad_rollout", target=target) for target in (None, 5)}
@@ -137,7 +141,7 @@ class TestFiles:
 
     def test_both_signs(self, folder, weights, tmp_path, capsys):
         out = tmp_path / "out"
-        words = (folder / "a.png", "--signed", "--save-maps", "--output", out)
+        words = (folder / "a.png", "--signed", "--save", "png", "maps", "--output", out)
         assert main(command(*words, "--method", "evidence", weights=weights)) == 0
         with np.load(out / "a.png.npz") as arrays:
             (name,) = [name for name in arrays if name.startswith("evidence")]
@@ -147,8 +151,8 @@ class TestFiles:
         assert legend[0][2] - legend[0][0] > 100
         assert legend[-1][0] - legend[-1][2] > 100
         assert (legend[len(legend) // 2] > 240).all()  # blue, white in the middle, red
-        refused = command(*words, weights=weights)
-        assert main(refused) == 2
+        assert main(command(*words, weights=weights)) == 0  # by evidence alone
+        assert main(command(*words, "--method", "rollout", weights=weights)) == 2
         assert "--signed needs a method with signs, and rollout has none" in capsys.readouterr().err
 
     def test_the_trace_of_a_picture(self, folder, weights, tmp_path, capsys):
@@ -166,7 +170,7 @@ class TestFiles:
     def test_formats(self, folder, weights, tmp_path, kind, known):
         Image.new("RGB", (40, 40), (90, 140, 190)).save(folder / "flat.png")
         output = tmp_path / "maps"
-        for words in ([], ["--format", kind]):
+        for words in ([], ["--save", kind]):
             assert main(command(folder / "flat.png", *words, "--output", output, weights=weights)) == 0
         found, wanted = (Image.open(output / f"flat.png.{suffix}") for suffix in (kind, "png"))
         assert found.format == known
@@ -175,7 +179,7 @@ class TestFiles:
 
     def test_maps_alone(self, folder, weights, tmp_path):
         output = tmp_path / "maps"
-        words = ("--no-pictures", "--save-maps", "--output", output)
+        words = ("--save", "maps", "--output", output)
         assert main(command(folder / "a.png", *words, weights=weights)) == 0
         assert sorted(path.name for path in output.iterdir()) == ["a.png.npz", "vitx.json"]
 
@@ -184,7 +188,7 @@ class TestFiles:
         monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
         words = ["--output", output, "--open", "--target", "3", "--method", "evidence"]
         assert main(command(folder / "a.png", folder / "text.jpg", *words, weights=weights)) == 1
-        assert main(command(folder, *words, "--html", "--no-pictures", weights=weights)) == 1
+        assert main(command(folder, *words, "--html", "--save", "json", weights=weights)) == 1
         page = (output / "map.html").read_text(encoding="utf-8")
         assert page.count("data:image/jpeg") == 5
         assert "class 3 (" in page
@@ -194,9 +198,48 @@ class TestFiles:
         monkeypatch.setattr("sys.stdout.isatty", lambda: True)
         assert linked(tmp_path) == f"\033]8;;{tmp_path.as_uri()}\033\\{tmp_path}\033]8;;\033\\"
 
+    def test_rollout_stands_beside_evidence(self, folder, weights, tmp_path, capsys):
+        """By default; by rollout alone where the model tells no classes apart."""
+        words = (folder / "a.png", "--save", "png", "maps", "--output", tmp_path / "maps")
+        assert main(command(*words, weights=weights)) == 0
+        best = int(tiny()(vitx.explain(tiny(), folder / "a.png").images).argmax())
+        with np.load(tmp_path / "maps" / "a.png.npz") as arrays:
+            assert set(arrays) == {"logits", "rollout", f"evidence_{best}"}
+        assert Image.open(tmp_path / "maps" / "a.png.png").width == 5 + 3 * (224 + 5)
+        words = (*words, "--method-options", "discard_ratio=0.5")  # which evidence does not take
+        assert main(command(*words, weights=weights)) == 0
+        with np.load(tmp_path / "maps" / "a.png.npz") as arrays:
+            assert set(arrays) == {"logits", "rollout"}
+
+    def test_all_maps_at_once(self, folder, weights, tmp_path, monkeypatch, capsys):
+        opened, files = [], [folder / "a.png", folder / "b.jpg", folder / "deep" / "a.png"]
+        monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+        words = ("--overview", "--open", "--output", tmp_path / "maps", "--batch-size", 2)
+        assert main(command(*files, folder / "text.jpg", *words, weights=weights)) == 1
+        path = tmp_path / "maps" / "overview.png"
+        assert opened == [path.as_uri()]
+        assert f"all pictures at once: see {path}\n" in capsys.readouterr().out
+        wanted = vitx.explain(tiny(), files, "evidence").overview()
+        drawn = np.asarray(Image.open(path))
+        assert drawn.shape == wanted.shape
+        assert np.abs(drawn.astype(int) - wanted).max() <= 2
+
     def test_one_class_against_another(self, folder, weights, tmp_path, capsys):
         output = tmp_path / "maps"
-        words = ("--method", "rollout", "evidence", "--target", 5, 2, "--against", 3, "--save-maps", "--json")
+        words = (
+            "--method",
+            "rollout",
+            "evidence",
+            "--target",
+            5,
+            2,
+            "--against",
+            3,
+            "--save",
+            "png",
+            "maps",
+            "json",
+        )
         assert main(command(folder / "a.png", *words, "--output", output, weights=weights)) == 0
         assert "why 5 or 2 and not 3" in capsys.readouterr().out
         with np.load(output / "a.png.npz") as arrays:
@@ -227,7 +270,15 @@ class TestFiles:
     def test_proportions_are_kept(self, folder, weights, tmp_path):
         output = tmp_path / "maps"
         Image.new("RGB", (120, 40), "red").save(folder / "wide.png")
-        words = [folder / "wide.png", "--keep-aspect", "--save-maps", "--output", output]
+        words = [
+            folder / "wide.png",
+            "--input-options",
+            "keep_aspect=true",
+            "--save",
+            "maps",
+            "--output",
+            output,
+        ]
         assert main(command(*words, weights=weights)) == 0
         with np.load(output / "wide.png.npz") as arrays:
             assert arrays["rollout"].shape == (2, 7)
@@ -247,8 +298,8 @@ class TestShards:
     def test_hold_what_single_files_hold(self, folder, weights, tmp_path, monkeypatch):
         monkeypatch.setattr("vitx.cli.delivery.SHARD", 2)
         single, output = tmp_path / "single", tmp_path / "sharded"
-        main(command(folder, "--save-maps", "--output", single, *self.METHODS, weights=weights))
-        words = ("--save-maps", "shards", "--no-pictures", "--output", output, *self.METHODS)
+        main(command(folder, "--save", "maps", "--output", single, *self.METHODS, weights=weights))
+        words = ("--save", "shards", "--output", output, *self.METHODS)
         assert main(command(folder, *words, weights=weights)) == 1
         assert [len(names) for names in shards(output)] == [2, 2, 1]
         for path in sorted((output / "shards").iterdir()):
@@ -265,7 +316,7 @@ class TestShards:
 
     def test_a_picture_that_was_lost_is_in_no_second_one(self, folder, weights, tmp_path):
         output = tmp_path / "maps"
-        arguments = command(folder, "--save-maps", "shards", "--output", output, weights=weights)
+        arguments = command(folder, "--save", "png", "shards", "--output", output, weights=weights)
         main(arguments)
         (output / "a.png.png").unlink()
         assert main([*arguments, "--resume"]) == 1
@@ -273,7 +324,7 @@ class TestShards:
         assert [len(names) for names in shards(output)] == [5]
 
     def test_are_not_mixed_with_those_of_another_run(self, folder, weights, tmp_path, capsys):
-        arguments = command(folder, "--save-maps", "shards", "--output", tmp_path / "maps", weights=weights)
+        arguments = command(folder, "--save", "png", "shards", "--output", tmp_path / "maps", weights=weights)
         main(arguments)
         capsys.readouterr()
         assert main(arguments) == 2
@@ -285,7 +336,7 @@ class TestModels:
         """The picture shows what the model saw, in its own colours."""
         output, path = tmp_path / "maps", folder / "flat.png"
         Image.new("RGB", (40, 40), (90, 140, 190)).save(path)
-        words = [path, "--mean", 0.1, 0.2, 0.3, "--std", 0.4, "--output", output]
+        words = [path, "--input-options", "mean=0.1,0.2,0.3", "std=0.4", "--output", output]
         assert main(command(*words, weights=weights)) == 0
         middle = Image.open(output / "flat.png.png").getpixel((5 + 112, 38 + 112))
         assert np.abs(np.subtract(middle, (90, 140, 190))).max() <= 1
@@ -301,19 +352,9 @@ class TestModels:
         trainer.save_checkpoint(tmp_path / "a.ckpt")
         (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\n")
         output = tmp_path / "maps"
-        words = ["--checkpoint", tmp_path / "a.ckpt", "--module", "train_demo.Classifier"]
-        more = [
-            "--class-names",
-            tmp_path / "names.txt",
-            "--method",
-            "evidence",
-            "--target",
-            "bee",
-            "--json",
-            "--output",
-            output,
-        ]
-        arguments = ["explain", folder / "a.png", *words, *more, "--accelerator", "cpu"]
+        words = ["--model", "train_demo:Classifier", "--weights", tmp_path / "a.ckpt", "--save", "json"]
+        words += ["--class-names", tmp_path / "names.txt", "--method", "evidence", "--target", "bee"]
+        arguments = ["explain", folder / "a.png", *words, "--output", output]
         assert main([str(word) for word in arguments]) == 0
         (made,) = json.loads((output / "a.png.json").read_text())["maps"]
         assert (made["target"], made["target_name"]) == (1, "bee")
@@ -376,7 +417,7 @@ class TestResume:
     def test_other_options_are_refused(self, folder, weights, tmp_path, capsys):
         output = tmp_path / "maps"
         self.run(folder, output, weights)
-        assert self.run(folder, output, weights, "--resume", "--start-layer", 1) == 2
+        assert self.run(folder, output, weights, "--resume", "--method-options", "start_layer=1") == 2
         assert "were made with other options" in capsys.readouterr().err
 
     def test_another_model_at_the_same_path_is_refused(self, folder, tmp_path, capsys):
@@ -393,8 +434,8 @@ class TestResume:
     def test_what_another_method_left_is_not_taken_for_finished(self, folder, weights, tmp_path):
         """A run is stopped that replaces an earlier one's maps by those of another method."""
         output = tmp_path / "maps"
-        self.run(folder, output, weights, "--save-maps")
-        evidence = ("--method", "evidence", "--save-maps")
+        self.run(folder, output, weights, "--method", "rollout", "--save", "maps")
+        evidence = ("--method", "evidence", "--save", "maps")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("vitx.cli.many.Delivery.finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
             assert self.run(folder, output, weights, *evidence) == 130
@@ -406,7 +447,7 @@ class TestResume:
         output = tmp_path / "maps"
         self.run(folder / "a.png", output, weights)
         before = {path: path.read_bytes() for path in output.iterdir()}
-        assert self.run(folder / "text.jpg", output, weights, "--start-layer", 1) == 2
+        assert self.run(folder / "text.jpg", output, weights, "--method-options", "start_layer=1") == 2
         assert {path: path.read_bytes() for path in output.iterdir()} == before
 
     @pytest.mark.slow
@@ -435,7 +476,9 @@ def test_the_model_alone_was_killed(folder, weights, tmp_path):
     for number in range(200):
         Image.new("RGB", (40, 40), (number, 9, 9)).save(folder / f"many-{number:03d}.png")
     output = tmp_path / "maps"
-    words = command(folder, "--output", output, "--save-maps", "shards", "--writers", 3, weights=weights)
+    words = command(
+        folder, "--output", output, "--save", "png", "shards", "--run-options", "workers=2", weights=weights
+    )
     process = start(words, "-c", SMALL_SHARDS)
     wait_for(process, output)
     process.kill()
@@ -472,7 +515,8 @@ def test_two_processes_share_the_pictures_and_go_on_when_killed(folder, weights,
     for number in range(120):
         Image.new("RGB", (40, 40), (number, 9, 9)).save(folder / f"many-{number:03d}.png")
     output, log = tmp_path / "maps", tmp_path / "log"
-    words = ["--devices", 2, "--strategy", "ddp", "--batch-size", 2, "--output", output, "--json"]
+    words = ["--run-options", "devices=2", "strategy=ddp", *ALONE, "--batch-size", 2, "--output", output]
+    words += ["--save", "png", "json", "--method", "rollout"]
     process = start(command(folder, *words, weights=weights))
     wait_for(process, output)
     os.killpg(process.pid, signal.SIGKILL)
@@ -543,41 +587,38 @@ class TestRefusals:
         ("words", "sentence"),
         [
             (
-                ["--method", "rollout", "--discard-ratio", 1.5],
+                ["--method-options", "discard_ratio=1.5"],
                 "discard_ratio must be at least 0 and below 1, found 1.5",
             ),
-            (["--discard-ratio", "x"], "Got value: x"),
-            (["--method", "rollout", "--head-fusion", "sum"], "head_fusion must be one of mean, max, min"),
-            (["--method", "rollout", "gae", "--head-fusion", "max"], "gae has no option 'head_fusion'"),
-            (["--start-layer", 9], "start_layer must be from 0 to 1"),
+            (["--method-options", "discard_ratio=x"], "discard_ratio must be"),
+            (["--method-options", "head_fusion=sum"], "head_fusion must be one of mean, max, min"),
+            (["--method", "rollout", "gae", "--method-options", "head_fusion=max"], "gae has no option"),
+            (["--method-options", "start_layer=9"], "start_layer must be from 0 to 1"),
+            (["--method-options", "start_layer"], "--method-options takes KEY=VALUE, found 'start_layer'"),
             (["--method", "nope"], "there is no method 'nope'"),
-            (["--target", 7], "--target 7 needs a method of a class, and rollout is not one"),
-            (["--method", "gae", "--target", "tabby"], "the class names are unknown"),
-            (["--method", "gae", "--target", 7], "there is no class 7"),
-            (["--method", "gae", "--against", 1], "--against compares two classes: name both"),
-            (
-                ["--method", "gae", "--target", 1, "--against", 1],
-                "--target and --against are the same class, 1",
-            ),
-            (["--target", 1, "--against", 2], "--target 1 needs a method of a class"),
-            (["--against", 2], "--against needs a method of a class"),
+            (["--method", "rollout", "--target", 7], "--target 7 needs a method of a class, and rollout is"),
+            (["--target", "tabby"], "the class names are unknown"),
+            (["--target", 7], "there is no class 7"),
+            (["--against", 1], "--against compares two classes: name both"),
+            (["--target", 1, "--against", 1], "--target and --against are the same class, 1"),
+            (["--method", "rollout", "--against", 2], "--against needs a method of a class"),
             (["--batch-size", 0], "--batch-size must be at least 1"),
-            (["--checkpoint", "a.ckpt", "--module", "a.B"], "either --model NAME, or --checkpoint"),
-            (["--module", "a.B"], "--checkpoint CKPT and --module CLASS go together"),
-            (["--mean", 0.5, 0.5], "mean has 2 values"),
-            (["--std", 0], "std must be above 0"),
-            (["--image-size", 0], "--image-size must be at least 1"),
-            (["--workers", 0], "--workers must be at least 1"),
-            (["--module-options", '{"a": 1}'], "--module-options are for --checkpoint"),
-            (["--writers", 0], "--writers must be at least 1"),
-            (["--format", "gif"], "--format is one of png, webp, jpg, found gif"),
-            (["--save-maps", "photos"], "--save-maps is one of files, shards, found photos"),
-            (["--no-pictures"], "--no-pictures leaves nothing to write"),
-            (["--save-maps", "shards", "--keep-aspect"], "--save-maps shards needs maps of one size"),
-            (["--accelerator", "gpu"], "there is no gpu that torch can use here"),
-            (["--devices", "foo"], "Lightning's Trainer does not take these settings"),
-            (["--accelerator", "nope"], "Lightning's Trainer does not take these settings"),
-            (["--model-options", '{"img_size": "big"}'], "does not take these options"),
+            (["--model", "own:Net"], "there is no class or function own:Net"),
+            (["--input-options", "mean=0.5,0.5"], "mean has 2 values"),
+            (["--input-options", "std=0"], "std must be above 0"),
+            (["--input-options", "size=0"], "--input-options: size must be a whole number from 1, found 0"),
+            (["--input-options", "width=3"], "--input-options has no 'width': it takes size, frames"),
+            (["--run-options", "workers=0"], "--run-options: workers must be a whole number from 1, found 0"),
+            (["--save", "gif"], "--save takes png, webp, jpg, maps, json, shards, found gif"),
+            (
+                ["--save", "shards", "--input-options", "keep_aspect=true"],
+                "--save shards needs maps of one size",
+            ),
+            (["--overview", "--resume"], "--overview gathers all pictures in one run: leave out --resume"),
+            (["--run-options", "accelerator=gpu"], "there is no gpu that torch can use here"),
+            (["--run-options", "devices=foo"], "Lightning's Trainer does not take these settings"),
+            (["--run-options", "accelerator=nope"], "Lightning's Trainer does not take these settings"),
+            (["--model-options", "img_size=big"], "does not take these options"),
             (["--output", ""], "--output is empty"),
             (["--class-names", "absent.txt"], "the class names could not be read"),
             (["--nope", 3], "--nope"),
@@ -591,11 +632,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("model", "sentence"),
         [
-            ([], "say which model"),
             (["--model", "deit_tinny_patch16_224", "--weights", "{}"], "similar names: deit_tiny"),
             (["--model", "resnet10t", "--weights", "{}"], "holds weights of another model"),
             (["--model", NAME, "--weights", "absent.pth"], "there is no weights file absent.pth"),
-            (["--checkpoint", "absent.ckpt", "--module", "train_demo.Classifier"], "there is no checkpoint"),
+            (["--model", "train_demo:Classifier", "--weights", "absent.ckpt"], "there is no weights file"),
+            (["--model", "absent/folder/", "--weights", "{}"], "there is no folder absent/folder/"),
+            (["--model", "{}"], "is a file of weights: give it by --weights"),
         ],
     )
     def test_models(self, folder, weights, tmp_path, capsys, model, sentence):

@@ -20,11 +20,11 @@ from tests.hugging_face import hugging_face
 from vitx import VitxError
 from vitx.cli import main
 from vitx.models.hub import load_hugging_face
-from vitx.models.own import make_model
+from vitx.models.own import load_own
 
 NAME = "deit_tiny_patch16_224"
 OPTIONS = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
-SIZED = ["--image-size", 32, "--mean", 0.4, "--std", 0.2]
+SIZED = ["--input-options", "size=32", "mean=0.4", "std=0.2"]
 OWN = f"""
 import timm, torch
 import lightning.pytorch as pl
@@ -82,6 +82,8 @@ def belongings(tmp_path_factory):
         state | {"mlp.0.weight": torch.ones(9, 48)} | {"mlp.2.weight": torch.ones(3, 9)},
         made / "mlp.safetensors",
     )
+    torch.save(own.Module(net).state_dict(), made / "module.pth")
+    timm_folder(made / "timm_folder")
     trainer = pl.Trainer(barebones=True)
     trainer.strategy.connect(own.Module(net))
     trainer.save_checkpoint(made / "net.ckpt")
@@ -100,6 +102,14 @@ def belongings(tmp_path_factory):
     yield made
     sys.path.remove(str(made))
     del sys.modules["own"]
+
+
+def timm_folder(folder):
+    """Saves what timm puts into a folder, or onto the hub."""
+    folder.mkdir()
+    model = timm.create_model(NAME, **OPTIONS)
+    config = {"architecture": NAME, "pretrained_cfg": model.pretrained_cfg, "model_args": OPTIONS}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def bands(folder):
@@ -127,7 +137,7 @@ def explained(belongings, tmp_path, monkeypatch, capsys):
     def run(*words):
         output = tmp_path / "maps"
         try:
-            status = main(["explain", *map(str, words), "--output", str(output), "--accelerator", "cpu"])
+            status = main(["explain", *map(str, words), "--output", str(output)])
         except SystemExit as stop:
             status = stop.code
         said = capsys.readouterr()
@@ -142,23 +152,18 @@ MANY = timm_model("13.safetensors", in_chans=13)
 @pytest.mark.parametrize(
     "words",
     [
-        ["--factory", "own.net", "--weights", "net.safetensors"],
-        ["--factory", "own.net", "--weights", "net.ckpt", *SIZED],
-        [
-            "--checkpoint",
-            "net.safetensors",
-            "--module",
-            "own.Net",
-            "--module-options",
-            {"backbone": BACKBONE},
-        ],
-        ["--checkpoint", "net.ckpt", "--module", "own.Module", "--module-options", {"net": NET}],
+        ["--model", "own:net", "--weights", "net.safetensors"],
+        ["--model", "own:net", "--weights", "net.ckpt", *SIZED],
+        ["--model", "own:Net", "--weights", "net.safetensors", "--model-options", {"backbone": BACKBONE}],
+        ["--model", "own:Module", "--weights", "net.ckpt", "--model-options", {"net": NET}],
+        ["--model", "own:Module", "--weights", "module.pth", "--model-options", {"net": NET}],  # no .ckpt
+        ["--model", "timm_folder", "--weights", "net.safetensors"],
         timm_model("net.safetensors"),  # the head stands beside the backbone
     ],
 )
 def test_ways_to_one_model(explained, belongings, words):
     words = [json.dumps(word) if isinstance(word, dict) else word for word in words]
-    status, said, output = explained("x.png", *words, "--method", "evidence", "--save-maps", "--no-pictures")
+    status, said, output = explained("x.png", *words, "--method", "evidence", "--save", "maps")
     assert status == 0, said
     import own
 
@@ -179,9 +184,9 @@ def test_a_module_of_the_working_folder_leaves_no_trace(belongings, tmp_path, mo
     (tmp_path / "beside.py").write_text("from torch.nn import Identity as Made")
     monkeypatch.chdir(tmp_path)
     before = sys.path.copy()
-    make_model("mine.net")
-    with pytest.raises(VitxError, match=r"there is no class or function mine\.absent"):
-        make_model("mine.absent")
+    load_own("mine:net")
+    with pytest.raises(VitxError, match="there is no class or function mine:absent"):
+        load_own("mine:absent")
     assert sys.path == before
     for name in ("mine", "beside"):
         del sys.modules[name]
@@ -195,20 +200,22 @@ def test_hugging_face_is_named_where_it_is_missing(monkeypatch, tmp_path):
 
 def test_one_number_for_each_picture(explained):
     """An output (B,) tells two classes apart."""
-    status, said, output = explained("x.png", "grey.png", "--factory", "own.one_number", "--json")
+    status, said, output = explained("x.png", "grey.png", "--model", "own:one_number", "--save", "json")
     assert status == 0, said
     assert json.loads((output / "x.png.json").read_text())["prediction"] in (0, 1)
 
 
-def test_a_backbone_alone_has_no_prediction(explained):
-    status, said, output = explained("x.png", *timm_model("bare.safetensors"), "--json")
+@pytest.mark.parametrize("words", [timm_model("bare.safetensors"), ["--model", "headless"]])
+def test_a_backbone_alone_has_no_prediction(explained, words):
+    status, said, output = explained("x.png", *words, "--save", "json")
     assert status == 0
     assert "x.png: features, no classes" in said
+    assert "only rollout is shown: the model has no head" in said
     assert json.loads((output / "x.png.json").read_text())["prediction"] is None
 
 
 @pytest.mark.parametrize("file", ["x.png", "grey.png"])
-@pytest.mark.parametrize("words", [timm_model("1.safetensors", in_chans=1), ["--hf", "gray"]])
+@pytest.mark.parametrize("words", [timm_model("1.safetensors", in_chans=1), ["--model", "gray"]])
 def test_one_channel(explained, words, file):
     status, said, _ = explained(file, *words)
     assert status == 0, said
@@ -216,7 +223,7 @@ def test_one_channel(explained, words, file):
 
 def test_many_channels(explained):
     files = ["bytes.npy", "words.npy", "last.npy", "bytes.tif"]
-    words = [*MANY, "--mean", 0.5, "--std", 0.25, "--method", "evidence", "--save-maps"]
+    words = [*MANY, "--input-options", "mean=0.5", "std=0.25", "--method", "evidence", "--save", "maps"]
     status, said, output = explained(*files, *words)
     assert status == 0, said
     first, *others = (np.load(output / f"{file}.npz") for file in files)
@@ -226,7 +233,7 @@ def test_many_channels(explained):
 
 def test_hugging_face(explained, belongings):
     status, said, output = explained(
-        "x.png", "--hf", "hf", "--method", "evidence", "--target", "owl", "--json"
+        "x.png", "--model", "hf/", "--method", "evidence", "--target", "owl", "--save", "json"
     )
     assert status == 0, said
     facts = json.loads((output / "x.png.json").read_text())
@@ -261,23 +268,20 @@ def test_what_fabric_set_up(belongings, precision, method):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["x.png", "--factory", "own.nothing"], "own.nothing must make a torch.nn.Module, found int"),
-        (["x.png", "--factory", "own.absent"], "there is no class or function own.absent"),
+        (["x.png", "--model", "own:nothing"], "own:nothing must make a torch.nn.Module, found int"),
+        (["x.png", "--model", "own:absent"], "there is no class or function own:absent"),
+        (["x.png", "--model", "own.net"], "for a class or function of your own write --model own:net"),
+        (["x.png", "--model", "own:net", "--model-options", "a=1"], "own:net could not be made: TypeError"),
+        (["x.png", "--model", "own:Module", "--weights", "net.ckpt"], "give it by --model-options"),
         (
-            ["x.png", "--factory", "own.net", "--model-options", '{"a": 1}'],
-            "own.net could not be made: TypeError",
-        ),
-        (["x.png", "--factory", "own.net", "--hf", "hf"], "say which model"),
-        (["x.png", "--checkpoint", "net.ckpt", "--module", "own.Module"], "give it by --module-options"),
-        (
-            ["x.png", *timm_model("net.safetensors", a={"class_path": "own.net", "args": 1})],
+            ["x.png", *timm_model("net.safetensors", a={"class_path": "own.net"})],
             "does not take these options",
         ),
         (
             [
                 "x.png",
-                "--factory",
-                "own.net",
+                "--model",
+                "own:net",
                 "--model-options",
                 '{"classes": {"class_path": "a.b", "args": 1}}',
             ],
@@ -288,11 +292,12 @@ def test_what_fabric_set_up(belongings, precision, method):
             ["x.png", *timm_model("bare.safetensors"), "--method", "gae"],
             "the model has no head, and gae explains",
         ),
-        (["x.png", "--hf", "someone/absent"], "could not be fetched from the hub, which does not answer"),
-        (["x.png", "--hf", "without"], "holds no image processor"),
-        (["x.png", "--hf", "headless"], "2 of its tensors are missing"),
-        (["x.png", "--hf", "hf", "--mean", 0.5], "leave out --mean"),
-        (["x.png", "--hf", "hf", "--weights", "net.ckpt"], "leave out --weights"),
+        (["x.png", "--model", "someone/absent"], "could not be fetched from the hub, which does not answer"),
+        (["x.png", "--model", "hf-hub:someone/absent"], "could not be fetched from the hub"),
+        (["x.png", "--model", "without"], "holds no image processor"),
+        (["x.png", "--model", "hf", "--input-options", "mean=0.5"], "leave out --input-options mean"),
+        (["x.png", "--model", "hf", "--weights", "net.ckpt"], "leave out --weights"),
+        (["x.png", "--model", "hf", "--model-options", "a=1"], "--model-options are for models of timm"),
         (["x.png", *MANY, *SIZED], "has three channels at most"),
         (["bytes.npy", *MANY], "mean has 3 values, and the model takes 13 channels"),
         (["few.npy", *MANY, *SIZED], "few.npy is 5 x 40 x 50: the model takes 13 channels"),

@@ -4,13 +4,17 @@ import json
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import vitx
+from tests import models
 from tests.dense_models import save
 from vitx.cli import main
 from vitx.models.hub import load_hugging_face
-from vitx.targets import best_queries, query, region, token
+from vitx.targets import best_queries, query, region, similar_to, token
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +31,8 @@ def folder(tmp_path_factory):
 
 def explained(folder, tmp_path, model, *words):
     paths = [str(folder / name) for name in ("cat.png", "dog.png")]
-    options = ["--accelerator", "cpu", "--workers", "1", "--output", str(tmp_path)]
-    return main(["explain", *paths, "--hf", str(folder / model), *words, *options])
+    options = ["--run-options", "workers=1", "--output", str(tmp_path)]
+    return main(["explain", *paths, "--model", str(folder / model), *words, *options])
 
 
 @pytest.mark.parametrize(
@@ -41,7 +45,10 @@ def explained(folder, tmp_path, model, *words):
     ],
 )
 def test_it_is_what_python_says(folder, tmp_path, model, words, key, target):
-    assert explained(folder, tmp_path, model, *words, "--save-maps", "--json", "--method", "evidence") == 0
+    assert (
+        explained(folder, tmp_path, model, *words, "--save", "png", "maps", "json", "--method", "evidence")
+        == 0
+    )
     net, prepare, _ = load_hugging_face(str(folder / model))
     for name in ("cat.png", "dog.png"):
         image = prepare(Image.open(folder / name))[None]
@@ -72,6 +79,49 @@ def test_bad_words(folder, tmp_path, capsys, model, words, said):
     assert explained(folder, tmp_path / "out", model, *words) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_another_picture(tmp_path, capsys):
+    """Both pictures get a map, side by side, with the number."""
+    torch.manual_seed(0)
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    model = models.spread(timm.create_model("deit_tiny_patch16_224", num_classes=7, **options)).eval()
+    save_file(model.state_dict(), tmp_path / "tiny.safetensors")
+    generator, colours = np.random.default_rng(0), []
+    for name in ("cat", "dog", "owl"):
+        pixels = generator.integers(0, 255, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        colours.append(pixels)
+    cat, dog, owl = (tmp_path / f"{name}.png" for name in ("cat", "dog", "owl"))
+    words = ["--model", "deit_tiny_patch16_224", "--weights", tmp_path / "tiny.safetensors"]
+    words += [
+        "--model-options",
+        json.dumps(options),
+        "--save",
+        "png",
+        "maps",
+        "json",
+        "--output",
+        tmp_path / "o",
+    ]
+    words = ["explain", cat, dog, *words, "--similar-to", owl, "--method", "evidence"]
+    assert main([str(word) for word in words]) == 0
+    said = capsys.readouterr().out
+    for place, file in enumerate((cat, dog)):
+        wanted = vitx.explain(model, file, "evidence", target=similar_to(owl))
+        assert f"{file}: {wanted.captions[0]}, see" in said
+        with np.load(tmp_path / "o" / f"{file.name}.npz") as arrays:
+            assert set(arrays) == {"logits", "evidence_similar", "evidence_similar_other"}
+            assert np.allclose(arrays["evidence_similar"], wanted.maps[0], atol=1e-6)
+            assert np.allclose(arrays["evidence_similar_other"], wanted.maps[1], atol=1e-6)
+        drawn = np.asarray(Image.open(tmp_path / "o" / f"{file.name}.png"))
+        assert drawn.shape[1] == 5 + 4 * (224 + 5)
+        for column, pixels in ((0, colours[place]), (2, colours[2])):
+            left = 5 + column * (224 + 5)
+            mean = drawn[38 : 38 + 224, left : left + 224].mean((0, 1))
+            assert np.abs(mean - pixels.mean((0, 1))).max() < 2
+    assert main([str(word) for word in [*words[:-4], "--similar-to", tmp_path / "none.png"]]) == 2
+    assert "there is no file or folder" in capsys.readouterr().err
 
 
 def test_a_trace_of_a_question(folder, tmp_path, capsys):

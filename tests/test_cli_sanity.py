@@ -52,7 +52,9 @@ def test_what_it_says_is_what_python_finds(folder, model, tmp_path, capsys):
 def test_the_picture_has_the_colours_of_the_input(folder, tmp_path):
     """Whatever the normalisation is."""
     Image.new("RGB", (40, 40), (90, 140, 190)).save(tmp_path / "flat.png")
-    words = command(folder, "--mean", 0.1, 0.2, 0.3, "--std", 0.4, "--output", tmp_path / "sanity.png")
+    words = command(
+        folder, "--input-options", "mean=0.1,0.2,0.3", "std=0.4", "--output", tmp_path / "sanity.png"
+    )
     words[1:3] = [str(tmp_path / "flat.png")]
     assert main(words) == 0
     middle = Image.open(tmp_path / "sanity.png").getpixel((5 + 85, 38 + 85))
@@ -74,7 +76,7 @@ def test_by_default_all_methods_are_named(folder, tmp_path, capsys):
         (["--target", "9"], "there is no class 9"),
         (["--seed", "-1"], "seed must be a whole number from 0"),
         (["--seed", "x"], "Got value: x"),
-        (["--image-size", "0"], "--image-size must be at least 1"),
+        (["--input-options", "size=0"], "size must be a whole number from 1"),
     ],
 )
 def test_refusals(folder, words, sentence, capsys, monkeypatch, tmp_path):

@@ -35,8 +35,20 @@ def asked(folder, capsys, *words):
 
 def test_texts(folder, tmp_path, capsys):
     """One map for each text, as in Python; the caption says similarities and their softmax."""
-    words = ["--text", "a cat", "a dog", "--output", tmp_path, "--json", "--save-maps"]
-    status, said = asked(folder, capsys, "explain", folder / "cat.png", "--hf", folder / "clip", *words)
+    words = [
+        "--text",
+        "a cat",
+        "a dog",
+        "--output",
+        tmp_path,
+        "--save",
+        "png",
+        "maps",
+        "json",
+        "--method",
+        "evidence",
+    ]
+    status, said = asked(folder, capsys, "explain", folder / "cat.png", "--model", folder / "clip", *words)
     assert status == 0, said
     model = transformers.CLIPModel.from_pretrained(folder / "clip").eval()
     image = load_processor(model, str(folder / "clip"))(Image.open(folder / "cat.png"))[None]
@@ -51,8 +63,8 @@ def test_texts(folder, tmp_path, capsys):
 
 
 def test_one_text_against_another(folder, tmp_path, capsys):
-    words = ["--text", "a cat", "--against", "a wolf", "--output", tmp_path, "--json"]
-    status, said = asked(folder, capsys, "explain", folder / "cat.png", "--hf", folder / "clip", *words)
+    words = ["--text", "a cat", "--against", "a wolf", "--output", tmp_path, "--save", "json"]
+    status, said = asked(folder, capsys, "explain", folder / "cat.png", "--model", folder / "clip", *words)
     assert status == 0, said
     assert "a cat, not a wolf: " in said
     (facts,) = json.loads((tmp_path / "cat.png.json").read_text())["maps"]
@@ -62,7 +74,7 @@ def test_one_text_against_another(folder, tmp_path, capsys):
         None,
     )
     status, said = asked(
-        folder, capsys, "explain", folder / "cat.png", "--hf", folder / "clip", *words[:4], "--trace"
+        folder, capsys, "explain", folder / "cat.png", "--model", folder / "clip", *words[:4], "--trace"
     )
     assert "softmax" in said or "attention" in said
 
@@ -76,18 +88,29 @@ def test_a_model_of_open_clip(folder, tmp_path, capsys):
     (tmp_path / "ViT-tiny-8.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "ViT-tiny-8.json")
     torch.save(open_clip.create_model("ViT-tiny-8").state_dict(), tmp_path / "tiny.pth")
-    words = ["--open-clip", "ViT-tiny-8", "--weights", tmp_path / "tiny.pth", "--text", "a cat", "a dog"]
+    words = [
+        "--model",
+        "open_clip:ViT-tiny-8",
+        "--weights",
+        tmp_path / "tiny.pth",
+        "--text",
+        "a cat",
+        "a dog",
+    ]
     status, said = asked(folder, capsys, "explain", folder / "cat.png", *words, "--output", tmp_path / "maps")
     assert status == 0, said
     assert "a cat: " in said
     assert "a dog: " in said
+    status, said_without = asked(folder, capsys, "explain", folder / "cat.png", *words[:4])
+    assert status == 2
+    assert "compares pictures with texts: add --text" in said_without
     loaded = open_clip.create_model("ViT-tiny-8", pretrained=str(tmp_path / "tiny.pth")).eval()
     target = vitx.targets.text("a cat", tokenizer=open_clip.get_tokenizer("ViT-tiny-8"))
     assert vitx.explain(loaded, folder / "cat.png", target=target).captions[0] in said
 
 
 def test_words(folder, tmp_path, capsys):
-    options = ["--hf", folder / "llava", "--prompt", "what is it", "--output", tmp_path / "ask.png"]
+    options = ["--model", folder / "llava", "--prompt", "what is it", "--output", tmp_path / "ask.png"]
     pictures = [folder / "cat.png", folder / "dog.png"]
     status, said = asked(folder, capsys, "ask", *pictures, *options, "--word", "dog", "cat")
     assert status == 0, said
@@ -96,48 +119,49 @@ def test_words(folder, tmp_path, capsys):
     wanted = vitx.explain(model, pictures, "evidence", target=target)
     assert said.splitlines()[:2] == [wanted.captions[0], wanted.captions[2]]
     assert Image.open(tmp_path / "ask.png").width > 3 * 224
-    status, said = asked(folder, capsys, "ask", folder / "cat.png", *options, "--most-tokens", 3)
+    status, said = asked(folder, capsys, "ask", folder / "cat.png", *options, "--max-tokens", 3)
     assert status == 0, said
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["explain", "--text", "a"], "required: --model"),
+        (["explain", "--model", "deit_tiny_patch16_224", "--text", "a"], "compares no images with texts"),
+        (["explain", "--model", "clip", "--text", "a", "--target", "3"], "--text is a question of its own"),
         (
-            ["explain", "--text", "a"],
-            "--text needs a model of images and texts: either --hf NAME, or --open-clip",
+            ["explain", "--model", "clip", "--text", "a", "--patch", "3", "3"],
+            "--text is a question of its own",
         ),
         (
-            ["explain", "--hf", "clip", "--text", "a", "--target", "3"],
-            "--text says what is asked for: leave out",
-        ),
-        (
-            ["explain", "--hf", "clip", "--text", "a", "--method", "rollout"],
+            ["explain", "--model", "clip", "--text", "a", "--method", "rollout"],
             "needs a method of a class, and rollo",
         ),
         (
-            ["explain", "--hf", "clip", "--text", "a", "--mean", "0.5"],
-            "--hf uses the image processor of the mode",
+            ["explain", "--model", "clip", "--text", "a", "--input-options", "mean=0.5"],
+            "clip has an image processor of its own: leave out --input-options mean",
         ),
         (
-            ["explain", "--hf", "clip", "--text", "a", "--class-names", "x"],
-            "--class-names does not go with --tex",
+            ["explain", "--model", "clip", "--text", "a", "--class-names", "x"],
+            "--class-names are of models that tell classes apart",
         ),
-        (["explain", "--hf", "clip"], "to compare images with texts, add --text"),
+        (["explain", "--model", "clip"], "compares images with texts: add --text"),
+        (["explain", "--model", "llava", "--text", "a"], "which compares no images with texts"),
+        (["explain", "--model", "open_clip:ViT-B-32"], "say which weights ViT-B-32 is to have: --weights"),
         (
-            ["explain", "--hf", "llava", "--text", "a"],
-            "which compares no images with texts: leave out --text",
+            ["explain", "--model", "open_clip:none", "--weights", "x", "--text", "a"],
+            "open_clip cannot make none: ",
         ),
-        (["explain", "--open-clip", "ViT-B-32"], "--open-clip compares pictures with texts: add --text"),
         (
-            ["explain", "--open-clip", "ViT-B-32", "--text", "a"],
-            "say which weights ViT-B-32 is to have: --weights",
+            ["ask", "--model", "clip", "--prompt", "a"],
+            "clip holds nothing that answers prompts about pictures",
         ),
-        (["explain", "--open-clip", "none", "--weights", "x", "--text", "a"], "open_clip cannot make none: "),
-        (["ask", "--hf", "clip", "--prompt", "a"], "clip holds nothing that answers prompts about pictures"),
-        (["ask", "--hf", "llava", "--prompt", "a", "--word", "wolf"], "the model knows no word 'wolf'"),
-        (["ask", "--hf", "llava", "--prompt", "a", "--most-tokens", "0"], "--most-tokens must be at least 1"),
-        (["ask", "--hf", "llava", "--prompt", "a", "--method", "none"], "there is no method 'none'"),
+        (["ask", "--model", "llava", "--prompt", "a", "--word", "wolf"], "the model knows no word 'wolf'"),
+        (
+            ["ask", "--model", "llava", "--prompt", "a", "--max-tokens", "0"],
+            "--max-tokens must be at least 1",
+        ),
+        (["ask", "--model", "llava", "--prompt", "a", "--method", "none"], "there is no method 'none'"),
     ],
 )
 def test_says_what_is_wrong(words, sentence, folder, tmp_path, capsys, monkeypatch):

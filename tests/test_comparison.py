@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,9 @@ from tests.played_runs import (
     write_images,
     write_run,
 )
-from tests.test_report import articles, films, report, said
+from tests.test_report import articles, films, picture, report, said
 from vitx import cli
-from vitx.cli.table import columns
+from vitx.cli.comparison import columns
 from vitx.runs.hyperparameters import compare_settings
 from vitx.runs.meeting import disagreement, meetings
 from vitx.runs.run import Run
@@ -98,6 +99,15 @@ def test_what_is_the_same_stands_together_and_what_is_not_apart(page):
     assert second == "What only other watches: other images"
     shown = articles(page)
     assert [len(re.findall(r'class="cell shown', article)) for article in shown] == [3] * COUNT + [1] * COUNT
+
+
+def test_all_maps_of_each_run_stand_at_once_at_the_head(page, logs):
+    head, _, _ = page.partition("The same images under each run</h2>")
+    shown = re.findall(r'<img src="([^"]+)" alt="all maps of (.*?) at once">', head)
+    assert [unescape(name) for _, name in shown] == ["<b>fast", "half", "other", "slow"]
+    for uri, name in shown:
+        drawn = open_run(logs / unescape(name)).overview()
+        assert np.abs(picture(uri).astype(int) - drawn).mean() < 3
 
 
 def test_the_slider_goes_by_the_share_of_the_training(page, logs):

@@ -83,7 +83,7 @@ def test_larger_frames_than_are_allowed_are_refused(name, frames, tmp_path):
     WRITERS[name](tmp_path / name, frames)
     prepare = ClipPreprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, frames=4)
     assert prepare.read(tmp_path / name, WIDTH * HEIGHT).shape == (4, HEIGHT, WIDTH, 3)
-    with pytest.raises(VitxError, match=r"64 x 48 pixels, more than the 3,071 .* with --max-pixels"):
+    with pytest.raises(VitxError, match=r"64 x 48 pixels, more than the 3,071 .* max_pixels=N"):
         prepare.read(tmp_path / name, WIDTH * HEIGHT - 1)
 
 
@@ -139,23 +139,14 @@ class Heard(Net):
         return super().forward(input_values.transpose(1, 2)[:, None])
 
 
-OWN = ["--factory", "tests.test_read_clips.Net", "--image-size", "16", "--mean", "0.5", "--std", "0.5"]
+OWN = ["--model", "tests.test_read_clips:Net", "--input-options", "size=16", "mean=0.5", "std=0.5"]
 
 
 def test_the_command_explains_a_clip(frames, tmp_path, capsys):
     np.save(tmp_path / "film.npy", frames)
     (tmp_path / "notes.txt").write_text("no clip")
     Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")
-    asked = [
-        "--frames",
-        "6",
-        "--method",
-        "rollout",
-        "evidence",
-        "--save-maps",
-        "--output",
-        str(tmp_path / "o"),
-    ]
+    asked = ["frames=6", "--save", "png", "maps", "--output", str(tmp_path / "o")]
     assert cli.main(["explain", str(tmp_path), *OWN, *asked]) == 0
     assert "1 picture explained" in capsys.readouterr().out
     drawn = np.asarray(Image.open(tmp_path / "o" / "film.npy.png"))
@@ -168,7 +159,7 @@ def test_the_command_takes_a_video_model_of_hugging_face(frames, tmp_path):
     torch.manual_seed(0)
     hugging_face_of_clips(tmp_path / "model")
     np.save(tmp_path / "film.npy", frames)
-    asked = ["--hf", str(tmp_path / "model"), "--save-maps", "--output", str(tmp_path / "o")]
+    asked = ["--model", str(tmp_path / "model"), "--save", "maps", "--output", str(tmp_path / "o")]
     assert cli.main(["explain", str(tmp_path / "film.npy"), *asked]) == 0
     with np.load(tmp_path / "o" / "film.npy.npz") as found:
         assert found["rollout"].shape == (2, 2, 2)
@@ -177,12 +168,12 @@ def test_the_command_takes_a_video_model_of_hugging_face(frames, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--frames", "0"], "--frames must be at least 1"),
-        (["--time-axis", "1"], "--time-axis is 1 or 2, and goes with --frames"),
-        (["--frames", "6", "--time-axis", "3"], "--time-axis is 1 or 2"),
-        (["--volume", "8", "8"], "--volume takes three sizes"),
-        (["--volume", "8", "8", "8"], "--volume says the whole size"),
-        (["--frames", "99"], "has 12 frames, and the model takes 99"),
+        (["frames=0"], "frames must be a whole number from 1"),
+        (["time_axis=1"], "time_axis is 1 or 2, and goes with frames"),
+        (["frames=6", "time_axis=3"], "time_axis is 1 or 2"),
+        (["volume=8,8"], "volume takes three sizes"),
+        (["volume=8,8,8"], "volume has all sizes"),
+        (["frames=99"], "has 12 frames, and the model takes 99"),
     ],
 )
 def test_bad_options_are_said_in_a_sentence(options, said, frames, tmp_path, capsys):
@@ -231,7 +222,8 @@ def test_the_command_explains_a_volume(name, write, tmp_path):
     values = np.random.default_rng(0).random((20, 24, 28), dtype=np.float32)
     write(tmp_path / name, values)
     assert np.allclose(read_volume(tmp_path / name), values, atol=1e-6)
-    asked = ["--factory", "tests.test_read_clips.Scanned", "--volume", "8", "16", "16", "--save-maps"]
+    asked = ["--model", "tests.test_read_clips:Scanned", "--input-options", "volume=8,16,16"]
+    asked += ["--save", "png", "maps"]
     assert cli.main(["explain", str(tmp_path), *asked, "--output", str(tmp_path / "o")]) == 0
     with np.load(tmp_path / "o" / f"{name}.npz") as found:
         assert found["rollout"].shape == (2, 2, 2)

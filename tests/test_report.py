@@ -9,14 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
+import vitx
+from tests import models
 from tests.browsers import opened as open_page
 from tests.browsers import playwright, shoot
 from tests.played_runs import (
     CLASSES,
     COUNT,
     LOGITS,
+    SIZE,
     STEPS,
     maps,
     open_run,
@@ -30,6 +35,7 @@ from vitx.cli import main
 from vitx.cli.curves import charts, charts_of_runs
 from vitx.cli.page import columns_of
 from vitx.pictures import render
+from vitx.pictures.captions import captions_of
 
 TITLES = ("attention rollout", "gradient rollout")
 
@@ -145,6 +151,34 @@ def test_the_page_begins_with_all_maps_at_once(page, run):
     head, _, _ = page.partition("Image by image")
     (uri,) = re.findall(r'<img src="(data:[^"]+)" alt="the mean map at the last step', head)
     assert (picture(uri) == open_run(run).overview()).all()
+
+
+def test_a_page_to_click_lies_beside_each_image_where_the_run_holds_a_checkpoint(tmp_path, capsys):
+    """Of the newest checkpoint, and of the very images that were watched."""
+    options = {"img_size": SIZE, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    runs = [write_run(tmp_path / "logs" / name) for name in ("one", "two")]
+    naming = ["--model", "deit_tiny_patch16_224", "--model-options", json.dumps(options)]
+    for folder in (runs, runs[:1]):
+        assert report(*folder, *naming, "--output", tmp_path / "page.html") == 2
+    assert "no run holds a checkpoint" in capsys.readouterr().err
+    (runs[1] / "checkpoints").mkdir()
+    for seed, name in enumerate(("old", "new")):
+        torch.manual_seed(seed)
+        model = models.spread(timm.create_model("deit_tiny_patch16_224", num_classes=3, **options)).eval()
+        torch.save({"state_dict": model.state_dict()}, runs[1] / "checkpoints" / f"{name}.ckpt")
+        os.utime(runs[1] / "checkpoints" / f"{name}.ckpt", (seed, seed))
+    for folder, places in ((runs[1:], [0] * COUNT), (runs, [1] * COUNT)):
+        assert report(*folder, *naming, "--output", tmp_path / "page.html") == 0
+        page = (tmp_path / "page.html").read_text("utf-8")
+        links = re.findall(r'href="(page-pages/run-(\d)-image-(\d).html)"', page)
+        assert [int(run) for _, run, _ in links] == places
+        assert sorted(int(image) for *_, image in links) == [*range(COUNT)]
+        for link, _, image in links:
+            picture = torch.from_numpy(pixels()[int(image)]).movedim(2, 0)  # of one colour: no crop matters
+            caption = captions_of(vitx.explain(model, picture).logits, class_names=CLASSES)[0]
+            told = re.search(r'id="data">(.*?)</script>', (tmp_path / link).read_text("utf-8"), re.DOTALL)
+            assert json.loads(told[1])["images"][0]["caption"] == str(caption)
+    assert "one holds no checkpoint" in capsys.readouterr().err
 
 
 def test_the_page_names_no_address_but_that_of_the_logger(page):

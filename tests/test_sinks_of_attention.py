@@ -1,5 +1,6 @@
 """Sinks: patches that most queries attend to are found, marked and left out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,12 @@ from timm.models import SwinTransformer, VisionTransformer
 
 import vitx
 from vitx import VitxError
-from vitx.cli.found import Finding, Map
-from vitx.cli.product import Product
+from vitx.cli.asking import Asked
+from vitx.cli.findings import Finding, Map, Product
+from vitx.cli.model import Subject
 from vitx.functional.sinks import sinks
 from vitx.functional.weights import Weights
+from vitx.inputs.preprocessing import Preprocessing
 from vitx.pictures.marks import ringed
 
 SIZES = {64: (64, 4, 4), 96: (48, 5, 3)}  # of an image: width, depth and heads
@@ -100,13 +103,12 @@ def test_the_command_rings_them(monkeypatch):
     monkeypatch.setattr("vitx.pictures.render.grid", lambda *a, **k: said.append(k["note"]) or draw(*a, **k))
     images = torch.rand(1, 3, 64, 64)
     found = vitx.explain(planted(64, [9]), images)
-    pixels = found.pixels()[0]
-    arrays = {"values": found.maps[0].numpy(), "sinks": found.sinks[0].numpy()}
-    for kept in (arrays, {**arrays, "sinks": None}):
-        one = Map("rollout", None, None, **kept)
-        Product(None, ".png", maps=False, json=False).drawn(
-            Finding(0, Path("x.png"), None, pixels, "", logits=found.logits[0].numpy(), maps=(one,))
-        )
+    prepare = Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3)
+    product = Product(Subject(torch.nn.Identity(), prepare, 5, None, {"rollout": {}}), (".png",))
+    for kept in (found, replace(found, sinks=None)):
+        one = Map(Asked(lambda subject, images: None), kept, None)
+        pixels, logits = found.pixels()[0], found.logits[0]
+        product.drawn(Finding(0, Path("x.png"), None, pixels, "", logits=logits, maps=(one,)))
     assert ["rings" in one for one in said] == [True, False]
 
 

@@ -3,37 +3,38 @@
 To add a command, write a module with `parser()` and `run(options)` and name it in `COMMANDS`.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from vitx import __version__
-from vitx.cli.formatting import HelpFormatter
+from vitx.cli.options import new_parser, say_new_name
 from vitx.errors import VitxError
 from vitx.inputs.reading import SUFFIXES
+from vitx.version import __version__
 
 DESCRIPTION = """\
 See what a Vision Transformer looks at.
 
-  vitx explain cat.jpg --model deit_tiny_patch16_224       what does it look at in this picture?
-  vitx explain cat.jpg --model ... --method evidence       what speaks for the predicted class?
-  vitx explain photos/ --model ... --resume                continue a folder where it stopped
-  vitx explain cat.jpg --hf my_clip/ --text "a cat"        what makes it like this text?
-  vitx ask cat.jpg --hf my_llava/ --prompt "What is it?"   what makes it answer so?
-  vitx sweep cat.jpg --model ...                           which options suit this model?
-  vitx compare cat.jpg --weights a.pth --weights b.pth ... what changed between two checkpoints?
-  vitx sanity cat.jpg dog.jpg --model ...                  do the maps show what the model has learned?
-  vitx timelapse logs/demo/version_0                       how did it learn to look there?
-  vitx report logs/demo/version_0                          the same on one page
-  vitx report logs/                                        how do my trainings differ?
+  vitx explain cat.jpg --model deit_tiny_patch16_224         what does it look at in this picture?
+  vitx explain cat.jpg --model ... --target tabby            what speaks for this class?
+  vitx explain photos/ --model ... --overview                what do many pictures share?
+  vitx explain cat.jpg --model my_clip/ --text "a cat"       what makes it like this text?
+  vitx ask cat.jpg --model my_llava/ --prompt "What is it?"  what makes it answer so?
+  vitx sweep cat.jpg --model ...                             which options suit this model?
+  vitx compare cat.jpg --weights a.pth b.pth --model ...     what changed between two checkpoints?
+  vitx sanity cat.jpg dog.jpg --model ...                    do the maps show what the model has learned?
+  vitx timelapse logs/demo/version_0                         how did it learn to look there?
+  vitx report logs/demo/version_0                            the same on one page
+  vitx report logs/                                          how do my trainings differ?
 """
 COMMANDS = {
     "explain": "explain pictures, one or a million",
     "ask": "explain what a vision-language model answers",
     "sweep": "show one picture under every head fusion and several discard ratios",
-    "compare": "show one picture through several checkpoints",
+    "compare": "show one picture through several models or checkpoints",
     "sanity": "make the model random, layer by layer: do its maps follow?",
     "timelapse": "make a film of one training, or of several side by side",
     "report": "put one training on a page, or compare several",
@@ -42,23 +43,20 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0, 1 if a part was skipped, 2 for bad input."""
-    parser = ArgumentParser(
-        prog="vitx",
-        version=__version__,
-        description=DESCRIPTION,
-        formatter_class=HelpFormatter,
-        exit_on_error=False,
-    )
+    parser = new_parser(DESCRIPTION, prog="vitx", version=__version__, exit_on_error=False)
     commands = parser.add_subcommands(dest="command", title="commands")
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Only the command that was named is imported.
     modules = {name: import_module(f"vitx.cli.{name}") for name in COMMANDS if name in words[:1]}
-    for name, said in COMMANDS.items():
-        commands.add_subcommand(
-            name, modules[name].parser() if name in modules else ArgumentParser(), help=said
-        )
+    parsers = {name: module.parser() for name, module in modules.items()}
+    for name, help in COMMANDS.items():
+        commands.add_subcommand(name, parsers.get(name) or ArgumentParser(), help=help)
     try:
-        options = parser.parse_args(words)
+        try:
+            options = parser.parse_args(words)
+        except ArgumentError:
+            say_new_name(words, next(iter(parsers.values())).get_defaults() if parsers else {})
+            raise
         status: int = modules[options.command].run(options[options.command])
     except (ArgumentError, VitxError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
@@ -71,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _one_line(error: Exception) -> str:
     said = " ".join(str(error).split())
+    if said.startswith("the following arguments are required"):  # as "explain.paths, explain.model"
+        said = re.sub(r"\w+\.(paths|image|images|run)\b", r"\1", said)
+        said = re.sub(r"\w+\.(\w+)", r"--\1", said)
     if "nrecognized arguments" in said and any(suffix in said.lower() for suffix in SUFFIXES):
         said += "; put file names that begin with a dash after a lone --"
     return said

@@ -3,10 +3,9 @@
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -29,16 +28,14 @@ EXPLAINED = {
 }
 _FIRST = ("accuracy", "acc", "loss", *EXPLAINED)
 _LEFT_OUT = ("epoch", "hp_metric")
-# They are told apart by all eyes.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-_CURRENT = "#012345"  # stands for the page's own colour of text, light or dark
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")  # for all eyes
+_CURRENT = "#012345"  # stands for the page's own color of text, light or dark
 _FEW = 12  # lines that may be thick
-_DASHES = ("solid", "dashed", "dotted")  # once the colours are used up
+_DASHES = ("solid", "dashed", "dotted")  # once the colors are used up
 _MOST_POINTS, _FEWEST_POINTS, _ALL_POINTS = 500, 20, 150_000  # of a curve, and of a page
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One curve of a chart: its name in the legend, and its place among the lines of all charts."""
 
     name: str
@@ -47,19 +44,18 @@ class Line:
 
     @property
     def look(self) -> tuple[str, str]:
-        """Its colour and dash."""
+        """The color and the dash."""
         return look(self.place)
 
     @property
     def ends(self) -> tuple[str, str]:
-        """The values at its start and at its end."""
+        """The first and the last value."""
         first, *_, last = [*self.curve.values()] * 2
         return number(first), number(last)
 
 
-@dataclass(frozen=True)
-class Chart:
-    """Curves of one measure: its name, what it says, the lines of the legend, and the picture."""
+class Chart(NamedTuple):
+    """Curves of one measure: its name, its meaning, the lines of the legend, and the picture."""
 
     name: str
     about: str
@@ -68,14 +64,7 @@ class Chart:
 
 
 def charts(scalars: Mapping[str, Curve]) -> list[Chart]:
-    """Draws a chart of each measure: `train/loss` and `val/loss` are two lines of `loss`.
-
-    Args:
-        scalars: tag -> curve.
-
-    Returns:
-        Accuracy, loss and vitx's own first, the others as they were logged.
-    """
+    """Draws a chart of each measure of a run: `train/loss` and `val/loss` are two lines of `loss`."""
     groups: dict[str, list[Line]] = {}
     for tag in in_order(scalars):
         where, measure = parts(tag)
@@ -85,12 +74,7 @@ def charts(scalars: Mapping[str, Curve]) -> list[Chart]:
 
 
 def charts_of_runs(scalars: Sequence[Mapping[str, Curve]], names: Sequence[str]) -> list[Chart]:
-    """Draws a chart of each number that was logged, a line for each run.
-
-    Args:
-        scalars: each run's, tag -> curve.
-        names: of the runs.
-    """
+    """Draws a chart of each number that was logged, a line for each of some runs."""
     tags = dict.fromkeys(tag for of_run in scalars for tag in of_run)
     points = min(max(_ALL_POINTS // max(sum(map(len, scalars)), 1), _FEWEST_POINTS), _MOST_POINTS)
     found = []
@@ -103,20 +87,20 @@ def charts_of_runs(scalars: Sequence[Mapping[str, Curve]], names: Sequence[str])
 
 
 def in_order(tags: Iterable[str]) -> list[str]:
-    """Sorts what was logged: accuracy, loss and vitx's own first; counters are left out.
+    """Sorts logged numbers: accuracy, loss and vitx's own first; counters are left out.
 
     Example:
         >>> in_order(["epoch", "vitx/gae/drift", "train/loss", "lr", "val/accuracy"])
         ['val/accuracy', 'train/loss', 'vitx/gae/drift', 'lr']
     """
     measures = {tag: parts(tag)[1] for tag in tags}
-    kept = [tag for tag, measure in measures.items() if measure not in _LEFT_OUT]
     known = {measure: place for place, measure in enumerate(_FIRST)}
+    kept = [tag for tag, measure in measures.items() if measure not in _LEFT_OUT]
     return sorted(kept, key=lambda tag: known.get(measures[tag], len(known)))
 
 
 def parts(tag: str) -> tuple[str, str]:
-    """Tells of what a number is, and which.
+    """Splits a tag into the place and the measure.
 
     Example:
         >>> parts("vitx/rollout/drift"), parts("val/loss"), parts("lr")
@@ -127,8 +111,8 @@ def parts(tag: str) -> tuple[str, str]:
 
 
 def look(place: int) -> tuple[str, str]:
-    """Returns colour and dash of one of several lines, as CSS takes them."""
-    return _COLOURS[place % len(_COLOURS)], _DASHES[place // len(_COLOURS) % len(_DASHES)]
+    """Returns color and dash of one of several lines, as CSS takes them."""
+    return _COLORS[place % len(_COLORS)], _DASHES[place // len(_COLORS) % len(_DASHES)]
 
 
 def number(value: float) -> str:
@@ -171,7 +155,7 @@ def _svg(lines: Sequence[Line], points: int) -> str:
 
 
 def _embedded(svg: str, lines: Sequence[Line]) -> str:
-    """Makes a file a part of a page: a line tells its name where it is pointed at, and numbers are short."""
+    """Makes a file a part of a page: a line shows its name where it is pointed at, and numbers are short."""
     outside = r"<metadata>.*?</metadata>| xmlns(:\w+)?=\"[^\"]*\""
     svg = re.sub(outside, "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r"(?<=\d\.\d)\d+(?= |\n|\")", "", svg)

@@ -1,42 +1,51 @@
-"""From what was found to files: drawn and written in threads, and for large runs kept in shards."""
+"""From findings to files: drawn and written in threads, and for large runs kept in shards."""
 
 import hashlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vitx.cli.found import Finding
+import torch
+
+from vitx.cli.findings import Finding
 from vitx.cli.output import Output
-from vitx.cli.threads import give_way
+from vitx.files import PICTURES
 
 SHARD = 256  # pictures in a file
+Tell = Callable[[Path, str, list[Path]], None]  # a picture, a line about it, and its files
+
+
+def give_way() -> None:
+    """Lets torch compute in this thread alone, as the model's threads wait for each other."""
+    torch.set_num_threads(1)  # of those that this thread would start
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets torch compute in one thread: on small arrays, waiting for others takes longer than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Delivery:
-    """Has the files of each picture written, and the maps of many in one file where that is asked for.
+    """Has the files of each picture written in threads, and the maps of many in one file.
 
-    What a thread raised is raised here, as the next picture comes. As a context, it ends once what is being
-    written is whole; what has not begun is given up.
-
-    Args:
-        output: where they go.
-        threads: how many draw and write.
-        most: how many pictures may wait for them.
-        tell: is given each picture, what is said of it and its files, as soon as they are there; in order.
+    An error of a thread is raised here, as the next picture comes. As a context, it ends once all files that
+    were begun are whole; the others are given up. At most so many pictures wait for the threads.
     """
 
-    def __init__(
-        self,
-        output: Output,
-        threads: int,
-        most: int,
-        tell: Callable[[Path, str, list[Path]], None] | None = None,
-    ) -> None:
+    def __init__(self, output: Output, threads: int, most: int, tell: Tell | None = None) -> None:
         self._output, self._most, self._tell = output, most, tell
         self._pool = ThreadPoolExecutor(threads, initializer=give_way)
-        self._waiting: deque[tuple[Future[Any], Path | None, list[Path]]] = deque()
+        self._waiting: deque[tuple[Future[Any], Callable[[str], None] | None]] = deque()
         self._kept: list[Finding] = []
 
     def __enter__(self) -> "Delivery":
@@ -46,12 +55,14 @@ class Delivery:
         self._pool.shutdown(cancel_futures=True)
 
     def add(self, finding: Finding) -> None:
-        """Takes what was found in one picture."""
-        paths, product = self._output.paths(finding.file), self._output.product
+        """Takes the finding in one picture."""
+        file, product = finding.file, self._output.product
+        paths = self._output.paths(file)
         if paths or self._tell:
-            shown = finding if product.picture else finding.without_pixels()
-            self._do(finding.file, paths, product.write, shown, paths)
-        if self._output.wants_shard(finding.file):
+            told = self._tell and partial(self._tell_of, file, paths)
+            shown = finding if {*product.kinds} & PICTURES.keys() else finding.without_pixels()
+            self._do(told, product.write, shown, paths)
+        if self._output.wants_shard(file):
             self._kept.append(finding.without_pixels())
             if len(self._kept) == SHARD:
                 self._write_shard()
@@ -63,16 +74,20 @@ class Delivery:
         while self._waiting:
             self._finish_first()
 
-    def _do(self, file: Path | None, paths: list[Path], task: Callable[..., Any], *arguments: Any) -> None:
-        self._waiting.append((self._pool.submit(task, *arguments), file, paths))
+    def _tell_of(self, file: Path, paths: list[Path], said: str) -> None:
+        assert self._tell is not None
+        self._tell(file, said, paths)
+
+    def _do(self, told: Callable[[str], None] | None, task: Callable[..., Any], *arguments: Any) -> None:
+        self._waiting.append((self._pool.submit(task, *arguments), told))
         while self._waiting and (len(self._waiting) > self._most or self._waiting[0][0].done()):
             self._finish_first()
 
     def _finish_first(self) -> None:
-        future, file, paths = self._waiting.popleft()
+        future, told = self._waiting.popleft()
         said = future.result()
-        if self._tell and file:
-            self._tell(file, said, paths)
+        if told:
+            told(said)
 
     def _write_shard(self) -> None:
         found, self._kept = self._kept, []
@@ -81,4 +96,4 @@ class Delivery:
         # a run that goes on writes again what a killed one left half written.
         first = f"{found[0].place:08d}-{hashlib.sha256(names[0].encode()).hexdigest()[:8]}"
         path = self._output.shards / f"{first}.npz"
-        self._do(None, [path], self._output.product.write_shard, path, names, found)
+        self._do(None, self._output.product.write_shard, path, names, found)

@@ -1,4 +1,4 @@
-"""Where `vitx explain` puts the files of each picture, and which pictures are finished."""
+"""The output folder of `vitx explain`: the files of each picture, and which pictures are finished."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from vitx.cli.product import Product
+from vitx.cli.findings import Product
 from vitx.errors import VitxError
 from vitx.files import PICTURES, write_or_say
 from vitx.inputs.reading import whole_path
@@ -22,10 +22,10 @@ class Output:
 
     Args:
         folder: made if need be.
-        files: the pictures; where they are below the folder that holds them all is kept.
-        product: what is made of each.
-        settings: how, in words.
-        sharded: whether the maps of many pictures are in one file.
+        files: the pictures; their places below the folder that holds them all are kept.
+        product: the files of each.
+        settings: of the run, as text.
+        sharded: keep the maps of many pictures in one file.
     """
 
     def __init__(
@@ -36,13 +36,12 @@ class Output:
         self._note = folder / _SETTINGS
         self._in_shards: set[str] = set()
         self._earlier: bytes | None = None
-        parents = {str(whole_path(file).parent) for file in files}
         self._above: Path | None = None
         with suppress(ValueError):  # there are no pictures, or they are on several drives
-            self._above = Path(os.path.commonpath(parents))
+            self._above = Path(os.path.commonpath({str(whole_path(file).parent) for file in files}))
 
     def check(self, resume: bool) -> None:
-        """Raises a VitxError if what is there does not go with what is to come."""
+        """Raises a VitxError if the folder holds files that do not go with those to come."""
         if self.sharded and not resume and any(self.shards.glob("*.npz")):
             raise VitxError(
                 f"{self.shards} holds maps of an earlier run: continue it with --resume, or use another "
@@ -56,10 +55,9 @@ class Output:
             )
 
     def begin(self, files: Sequence[Path], speaks: bool = True) -> None:
-        """Writes down how the maps are made.
+        """Writes the settings, and removes what an earlier run with others made of these pictures.
 
-        What an earlier run made of these pictures with other settings goes: if this run is stopped, one that
-        continues it would take them for its own.
+        A run that is stopped and continued would take that for its own.
 
         Args:
             files: those that this process explains.
@@ -85,15 +83,15 @@ class Output:
             self.folder.rmdir()
 
     def name(self, file: Path) -> str:
-        """Returns what a picture is called in the folder: where it is below the folder that holds all."""
+        """Returns the name of a picture in the folder: its place below the folder that holds all."""
         place = whole_path(file)
         within = place.relative_to(self._above) if self._above else Path(*place.parts[1:])
         return within.as_posix()
 
     def paths(self, file: Path) -> list[Path]:
-        """Returns the files that a picture becomes, one for each suffix of the product."""
+        """Returns the files of a picture, one for each kind of the product."""
         name = self.name(file)
-        return [self.folder / f"{name}{suffix}" for suffix in self.product.suffixes]
+        return [self.folder / f"{name}{kind}" for kind in self.product.kinds]
 
     def left(self) -> list[Path]:
         """Returns the pictures that are not finished: each file is whole, as it was written at once.
@@ -109,7 +107,7 @@ class Output:
         ]
 
     def wants_shard(self, file: Path) -> bool:
-        """Whether the maps of a picture are still to go into a shard."""
+        """Returns whether the maps of a picture are still to go into a shard."""
         return self.sharded and self.name(file) not in self._in_shards
 
     def _read_shards(self) -> set[str]:
@@ -123,7 +121,8 @@ class Output:
         return names
 
     def join_json(self) -> None:
-        """Writes what the JSON of all pictures says into one file, a line for each."""
+        """Joins the JSON of all pictures in one file, a line for each."""
         names = [path for file in self.files for path in self.paths(file) if path.suffix == ".json"]
-        lines = (path.read_bytes() + b"\n" for path in names if path.is_file())
-        write_or_say(self.folder / _ALL, lambda opened: opened.writelines(lines))
+        lines = [path.read_bytes() + b"\n" for path in names if path.is_file()]
+        if lines:
+            write_or_say(self.folder / _ALL, lambda opened: opened.writelines(lines))

@@ -1,9 +1,9 @@
-"""What the pages share: the templates, and pictures small enough that many of them stand in a page."""
+"""Both pages of `vitx report`: the templates, and pictures small enough that many of them stand in a page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,18 +18,11 @@ from vitx.pictures.render import OVERLAY_STRENGTH, palette
 from vitx.runs.run import Picture, Run
 
 _EDGE = 1  # pixels of a frame that are repeated around it, as a browser that enlarges it mixes neighbours
-_STOPS = 65  # of a colour map, between which a browser interpolates
+_STOPS = 65  # of a color map, between which a browser interpolates
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """A picture in a page.
-
-    Attributes:
-        uri: with all its bytes.
-        width: in pixels; of a film, that of a frame without its edge.
-        height: the same.
-    """
+class Embedded(NamedTuple):
+    """A picture in a page: all its bytes as an address, and its size in pixels; of a film, of one frame."""
 
     uri: str
     width: int
@@ -41,9 +34,9 @@ class Shown:
     """One image of a run at some firings.
 
     Attributes:
-        films: title of each method -> its maps, to be coloured and laid over the input: frames of one size,
+        films: title of each method -> its maps, to be colored and laid over the input: frames of one size,
             row by row, of which a page shows one at a time.
-        captions: what the model says at each firing.
+        captions: one for each firing.
         flat: title of each method -> for each firing, whether its map is nearly uniform.
         colormap: that of the run.
     """
@@ -60,7 +53,7 @@ class Shown:
 
     @property
     def said(self) -> list[list[Any]]:
-        """What stands beside each frame: the caption, whether it is right, and which maps are flat."""
+        """The words beside each frame: the caption, whether it is right, and which maps are flat."""
         flat = zip(*self.flat.values(), strict=True)
         return [
             [str(caption), caption.right, *(place for place, of in enumerate(of_all) if of)]
@@ -71,7 +64,12 @@ class Shown:
 def fill(template: str, *, frames: int, colormaps: Sequence[str], **values: Any) -> str:
     """Fills a template of the folder `pages`, and returns HTML."""
     page = embedding.template("vitx.cli", "pages", f"{template}.html.jinja")
-    tables = {colormap: filter_table(colormap) for colormap in colormaps}
+    stops = np.linspace(0, 255, _STOPS).round().astype(int)
+    # An SVG filter makes these values of red, green and blue of grey.
+    tables = {
+        name: [" ".join(f"{one:.3g}" for one in channel) for channel in (palette(name)[stops] / 255).T]
+        for name in colormaps
+    }
     shared = {"frames": frames, "columns": columns_of(frames), "strength": OVERLAY_STRENGTH}
     return page.render(tables=tables, **shared, **values)
 
@@ -105,7 +103,7 @@ def _levels(maps: torch.Tensor) -> NDArray[np.uint8]:
 
 
 def _film(frames: NDArray[np.uint8]) -> Embedded:
-    """Joins frames, (n, h, w)."""
+    """Joins frames, (n, h, w), row by row in one picture."""
     count, height, width = frames.shape
     columns = columns_of(count)
     rows = ceil(count / columns)
@@ -113,13 +111,7 @@ def _film(frames: NDArray[np.uint8]) -> Embedded:
     full = np.pad(edged, [(0, rows * columns - count), (0, 0), (0, 0)])
     table = full.reshape(rows, columns, *full.shape[1:]).swapaxes(1, 2)
     sheet = table.reshape(rows * (height + 2 * _EDGE), columns * (width + 2 * _EDGE))
-    return replace(png(sheet), width=width, height=height)
-
-
-def filter_table(colormap: str) -> list[str]:
-    """Returns what an SVG filter makes of grey: the values of red, green and blue, each from 0 to 1."""
-    chosen = palette(colormap)[np.linspace(0, 255, _STOPS).round().astype(int)] / 255
-    return [" ".join(f"{value:.3g}" for value in channel) for channel in chosen.T]
+    return png(sheet)._replace(width=width, height=height)
 
 
 def png(picture: Picture) -> Embedded:

@@ -1,4 +1,4 @@
-"""`vitx sanity`: whether the maps follow what the model has learned."""
+"""`vitx sanity`: do the maps follow what the model has learned?"""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from jsonargparse import ArgumentParser
 
 import vitx
 from vitx.attribution import with_options
-from vitx.cli.formatting import add
-from vitx.cli.subject import ROLLOUT, load_subject, picture_parser, target_class
+from vitx.cli.model import load_subject, picture_parser
+from vitx.cli.options import add
 from vitx.errors import VitxError
 from vitx.files import png_path, write_png
 from vitx.inputs.prepared import to_tensor
@@ -18,16 +18,15 @@ Make the model random, layer by layer from the head down, and compare its maps w
 model. A map that stays the same does not show what the model has learned (Adebayo et al. 2018).
 
   vitx sanity cat.jpg dog.jpg bird.jpg --model deit_tiny_patch16_224
-  vitx sanity photos/*.jpg --checkpoint last.ckpt --module train_demo.Classifier --method grad_rollout
+  vitx sanity photos/*.jpg --model my_package:MyLightningModule --weights last.ckpt --method grad_rollout
 
 The table has Spearman's rank correlation, the mean over the pictures. The picture shows the first of them.
 """
 
 
 def parser() -> ArgumentParser:
-    """Returns what reads the options of the command."""
-    made, group = picture_parser(DESCRIPTION, "vitx-sanity.png")
-    add(made, "images", "IMAGE", "image files; ten are enough", nargs="+")
+    """Returns the options of the command."""
+    made, group = picture_parser(DESCRIPTION, "image files; ten are enough", "vitx-sanity.png")
     add(group, "--method", "NAME", "by default, all fast methods that accept the model", nargs="+")
     add(group, "--seed", "N", "seed of the random weights", int, default=0)
     return made
@@ -35,14 +34,14 @@ def parser() -> ArgumentParser:
 
 def run(options: Any) -> int:
     """Runs the command and returns its exit status."""
-    asked = with_options(options.method) if options.method else ROLLOUT
     path = png_path(options.output)
+    asked = with_options(options.method or "rollout")
     pictures = find_pictures(options.images)
-    subject = load_subject(options, options.weights, options.checkpoint, options.hf, methods=asked)
+    subject = load_subject(options, asked)
     if not subject.classes:
         raise VitxError("sanity makes the head random first, and this model has none: give the whole model")
     images = to_tensor(pictures, subject.prepare)
-    target = target_class(subject, options.target)
+    target = subject.find_class(options.target)
     found = vitx.sanity(subject.model, images, options.method, target=target, seed=options.seed)
     print(f"{found}\n")
     for method in found.maps:

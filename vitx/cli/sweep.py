@@ -1,15 +1,19 @@
 """`vitx sweep`: one picture under every head fusion and several discard ratios."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jsonargparse import ArgumentParser
+from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 import vitx
-from vitx.attribution import Methods, title_of
-from vitx.cli.formatting import add
-from vitx.cli.subject import Subject, load_subject, picture_parser, target_class
+from vitx.attribution import title_of
+from vitx.cli.model import Subject, load_subject, picture_parser
+from vitx.cli.options import add
 from vitx.files import png_path, write_png
 from vitx.functional.fusing import HEAD_FUSIONS, check_options
 from vitx.inputs.prepared import to_tensor
@@ -17,7 +21,8 @@ from vitx.inputs.reading import find_pictures
 from vitx.pictures import render
 from vitx.pictures.captions import Caption
 
-METHODS: Methods = {"rollout": {}, "grad_rollout": {}}
+_RATIOS = (0.0, 0.5, 0.9)
+_METHODS = ("rollout", "grad_rollout")
 DESCRIPTION = """\
 Show one picture under every head fusion and several discard ratios, attention rollout beside gradient
 rollout: which options suit this model?
@@ -28,48 +33,51 @@ rollout: which options suit this model?
 
 
 def parser() -> ArgumentParser:
-    """Returns what reads the options of the command."""
-    made, group = picture_parser(DESCRIPTION, "vitx-sweep.png")
-    add(made, "image", "IMAGE", "an image file")
-    add(group, "--discard-ratio", "SHARE", "one column each", float, nargs="+", default=[0.0, 0.5, 0.9])
+    """Returns the options of the command."""
+    made, group = picture_parser(DESCRIPTION, "an image file", "vitx-sweep.png")
+    ratios = f"one column each (default: {' '.join(map(str, _RATIOS))})"
+    add(group, "--discard-ratio", "SHARE", ratios, float, nargs="+")
     return made
 
 
 def run(options: Any) -> int:
     """Runs the command and returns its exit status."""
-    for ratio in options.discard_ratio:
+    ratios = options.discard_ratio or [*_RATIOS]
+    for ratio in ratios:
         check_options("mean", ratio)
     path = png_path(options.output)
     (picture,) = find_pictures([options.image])
-    subject = load_subject(options, options.weights, options.checkpoint, options.hf, methods=METHODS)
-    write_png(path, sweep(subject, picture, options.target, options.discard_ratio))
+    subject = load_subject(options, {name: {} for name in _METHODS})
+    write_png(path, _drawn(subject, picture, options.target, ratios))
     print(f"see {options.output}")
     return 0
 
 
-def sweep(subject: Subject, picture: Any, target: str, ratios: list[float]) -> Any:
-    """Draws the grid of each method, side by side, (height, width, 3) uint8."""
+def _drawn(subject: Subject, picture: Path, target: str, ratios: list[float]) -> NDArray[np.uint8]:
+    """Draws a grid of both methods side by side: a row for each head fusion, a column for each ratio."""
     images = to_tensor([picture], subject.prepare)
-    index = target_class(subject, target)
+    index = subject.find_class(target)
+    pixels: list[Tensor] = []
+    maps: dict[tuple[str, float], list[Tensor]] = {(name, ratio): [] for name in _METHODS for ratio in ratios}
+    heads: dict[str, str] = {}
+    for fusion in tqdm(HEAD_FUSIONS, unit="row", disable=None):
+        for ratio in ratios:
+            options = {"head_fusion": fusion, "discard_ratio": ratio}
+            found = subject.explain(images, dict.fromkeys(_METHODS, options), index)
+            for name, one in found.items():
+                maps[name, ratio].append(one.overlays()[0])
+                heads[name] = _heading(subject, one)
+        pixels.append(found["rollout"].pixels()[0])
+    rows = [Caption(f"{fusion} over the heads") for fusion in HEAD_FUSIONS]
     grids = {}
-    with tqdm(total=2 * len(HEAD_FUSIONS) * len(ratios), unit="map", disable=None) as progress:
-        for method in METHODS:
-            columns: dict[str, list[Any]] = {"input": [], **{f"discard {ratio:g}": [] for ratio in ratios}}
-            for fusion in HEAD_FUSIONS:
-                for ratio in ratios:
-                    asked = {"head_fusion": fusion, "discard_ratio": ratio}
-                    found = subject.explain(images, {method: asked}, index)[method]
-                    columns[f"discard {ratio:g}"].append(found.overlays()[0])
-                    progress.update()
-                columns["input"].append(found.pixels()[0])
-            rows = [Caption(f"{fusion} over the heads") for fusion in HEAD_FUSIONS]
-            stacked = {title: torch.stack(pictures) for title, pictures in columns.items()}
-            grids[_heading(subject, method, found)] = render.grid(stacked, rows)
+    for name in _METHODS:
+        columns = {f"discard {ratio:g}": torch.stack(maps[name, ratio]) for ratio in ratios}
+        grids[heads[name]] = render.grid({"input": torch.stack(pixels)} | columns, rows)
     return render.beside(grids)
 
 
-def _heading(subject: Subject, method: str, found: vitx.Explanation) -> str:
-    title = title_of(method)
+def _heading(subject: Subject, found: vitx.Explanation) -> str:
+    title = title_of(found.method)
     if found.target is None:
         return title
     target = int(found.target[0])

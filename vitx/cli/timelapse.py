@@ -7,9 +7,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from vitx.cli.formatting import HelpFormatter, add, check_least
-from vitx.cli.places import add_places, open_places
-from vitx.cli.threads import one_thread
+from vitx.cli.delivery import one_thread
+from vitx.cli.options import add, check_least, new_parser
+from vitx.cli.runs import add_runs, opened_runs
 from vitx.errors import VitxError
 from vitx.files import write_png
 from vitx.pictures.gif import write_gif
@@ -33,8 +33,8 @@ _LARGE = 2 * TILE_WIDTH  # pictures in the film of a single image
 
 def parser() -> ArgumentParser:
     """Returns the options of the command."""
-    options = ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
-    add_places(options)
+    options = new_parser(DESCRIPTION)
+    add_runs(options)
     add(options, "--output", "FOLDER", "where to write the files", default="timelapse")
     add(options, "--image", "N", "the images to show, from 0 (default: all)", int, nargs="+")
     add(options, "--frames", "N", "most frames in a film, evenly spaced", int, default=60)
@@ -49,7 +49,7 @@ def run(options: Namespace) -> int:
     output = Path(options.output)
     if output.exists() and not output.is_dir():
         raise VitxError(f"--output is the file {output}: give a folder")
-    runs, left_out = open_places(options)
+    runs, left_out = opened_runs(options)
     images = _chosen(options.image, min(run.count for run in runs.values()))
     reels = [Reel(run, images, name if len(runs) > 1 else None) for name, run in runs.items()]
     for name, run in runs.items():

@@ -14,22 +14,19 @@ from torch import nn
 from vitx.cli.many import Place
 from vitx.errors import VitxError
 
+Explain = Callable[[Place], dict[int, str]]  # explains the share of a place, and returns its errors
 
-class Share(pl.LightningModule):
-    """Explains the share of one device, as the one step that Lightning has it do there.
 
-    Args:
-        model: that Lightning moves to the device.
-        explain: explains the share of a place, and returns why pictures could not be read.
-    """
+class _Share(pl.LightningModule):
+    """Explains the share of one device, in the one step that Lightning runs there."""
 
-    def __init__(self, model: nn.Module, explain: Callable[[Place], dict[int, str]]) -> None:
+    def __init__(self, model: nn.Module, explain: Explain) -> None:
         super().__init__()
         self.model, self._explain = model, explain
         self.errors: dict[int, str] = {}
 
     def predict_step(self, batch: Any, batch_idx: int) -> None:
-        """Explains, waits for the other devices, and takes what they could not read."""
+        """Explains, waits for the other devices, and takes over their errors."""
         trainer = self.trainer
         place = Place(self.device, trainer.global_rank, trainer.world_size, trainer.num_devices)
         parts = [self._explain(place)]
@@ -39,23 +36,16 @@ class Share(pl.LightningModule):
         self.errors = {number: error for part in parts for number, error in part.items()}
 
 
-def predict(
-    model: nn.Module, explain: Callable[[Place], dict[int, str]], **settings: Any
-) -> tuple[dict[int, str], bool]:
-    """Explains all pictures.
-
-    Args:
-        model: that explains them.
-        explain: explains the share of a place, and returns why pictures could not be read.
-        **settings: of Lightning's Trainer: `accelerator`, `devices`, `num_nodes`, `strategy`.
+def predict(model: nn.Module, explain: Explain, **settings: Any) -> tuple[dict[int, str], bool]:
+    """Explains all pictures, by a model that Lightning moves to each device.
 
     Returns:
-        By its place, why a picture could not be read; and whether this process is to speak for all.
+        By its place, why a picture could not be read; and whether this process speaks for all.
 
     Raises:
-        VitxError: Lightning does not take the settings.
+        VitxError: Lightning's Trainer does not take the settings.
     """
-    share = Share(model, explain)
+    share = _Share(model, explain)
     parts = ("enable_checkpointing", "enable_model_summary", "enable_progress_bar", "inference_mode")
     off: dict[str, Any] = dict.fromkeys((*parts, "logger"), False)
     with _quiet():
@@ -65,7 +55,7 @@ def predict(
             said = " ".join(str(error).split())
             raise VitxError(f"Lightning's Trainer does not take these settings: {said}") from error
         try:
-            trainer.predict(share, [[0]], return_predictions=False)  # one batch: what is in it is not asked
+            trainer.predict(share, [[0]], return_predictions=False)  # one batch, whose content is not used
         except SystemExit as stop:  # what Lightning makes of an interrupt
             raise KeyboardInterrupt from stop
     return share.errors, trainer.is_global_zero
@@ -73,7 +63,7 @@ def predict(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps to itself what Lightning says of its own set-up."""
+    """Silences Lightning's words about its own set-up."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)

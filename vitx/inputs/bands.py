@@ -75,7 +75,7 @@ def _scaled(path: Path, values: NDArray[Any]) -> NDArray[np.float32]:
     if not np.issubdtype(values.dtype, np.floating):
         raise VitxError(
             f"{path} holds {values.dtype} numbers, whose range is unknown: save uint8 or uint16, "
-            "which are scaled to [0, 1], or floating point numbers in the units of --mean and --std"
+            "which are scaled to [0, 1], or floating point numbers in the units of mean and std"
         )
     if not np.isfinite(values).all():
         raise VitxError(f"{path} holds NaN or infinite values: fill them in")

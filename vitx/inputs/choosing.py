@@ -10,7 +10,7 @@ from vitx.inputs.preprocessing import Preprocessing, channels_taken, declared, o
 
 _UNKNOWN = (
     "the model does not say how it wants its images (timm's do): give a tensor (B, C, H, W), or in the "
-    "shell --image-size, --mean and --std"
+    "shell --input-options size=PIXELS mean=V std=V"
 )
 
 
@@ -75,7 +75,7 @@ def _channels(name: str, values: Sequence[float], taken: int) -> tuple[float, ..
     if len(values) != taken:
         raise VitxError(
             f"{name} has {len(values)} values, and the model takes {taken} channels: give a tensor "
-            f"(B, C, H, W), or in the shell --{name} with one value for each, or one for all"
+            f"(B, C, H, W), or in the shell --input-options {name}=V with one value for each, or one for all"
         )
     return values
 

@@ -75,8 +75,8 @@ def load_processor(
         except Exception as error:  # each kind has its own
             raise VitxError(
                 f"{name} holds no image processor that can be used: save one beside the model "
-                "(preprocessor_config.json), or make the model with --factory and give --image-size, --mean "
-                "and --std"
+                "(preprocessor_config.json), or name code that makes the model, --model package.module:name, "
+                "and give --input-options size=PIXELS mean=V std=V"
             ) from error
     low, high = black.mean((1, 2)), white.mean((1, 2))
     size = black.shape[1], black.shape[2]

@@ -140,7 +140,7 @@ def check_size(path: Path, size: tuple[int, ...], most_pixels: int) -> None:
     if prod(size) > most_pixels:
         raise VitxError(
             f"{said}, more than the {most_pixels:,} that are allowed: make it smaller, or let `vitx explain` "
-            "take more with --max-pixels"
+            "take more with --input-options max_pixels=N"
         )
     if len(size) == 2 and min(size) < _FEWEST:
         raise VitxError(f"{said}: at least {_FEWEST} x {_FEWEST} are needed")

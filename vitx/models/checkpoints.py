@@ -38,13 +38,15 @@ def create_model(
             raise VitxError(f"timm has no such weights of {name}: {error}") from error
         if "Unknown model" not in str(error):
             raise VitxError(f"{name} could not be made: {error}") from error
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
+        stem, known = name.split(".")[0], timm.list_models()
+        near = [one for one in known if stem in one] + difflib.get_close_matches(stem, known, 5, 0.5)
+        near = list(dict.fromkeys(near))[:5]
         raise VitxError(f"timm has no model {name!r}; similar names: {', '.join(near) or 'none'}") from error
     except (OSError, TypeError, ValueError, AssertionError) as error:
         if isinstance(error, OSError | ValueError) and pretrained:  # the hub's client, offline or unknown
             raise VitxError(
                 f"the weights of {name} could not be fetched from the hub: check the connection, or give a "
-                "file of weights"
+                "file of weights (--weights)"
             ) from error
         raise VitxError(f"{name} does not take these options: {error}") from error
     if size := options.get("img_size"):  # timm leaves it out of what the model says of its images
@@ -183,7 +185,7 @@ def _with_head(model: nn.Module, state: State, path: Path) -> State:
     if not linear or beside[weights[0]].shape[1:] != (getattr(model, "num_features", None),):
         raise VitxError(
             f"{path} holds a backbone without a head, and beside it {', '.join(sorted(beside)[:4])}, "
-            "which is not a single linear layer: give the code that joins them with --factory or --module"
+            "which is not a single linear layer: name the code that joins them, --model package.module:name"
         )
     return {**inside, **{f"{heads[0]}.{name.rpartition('.')[2]}": beside[name] for name in beside}}
 

@@ -1,5 +1,6 @@
 """Models of Hugging Face's transformers, with the image processor that is saved beside them."""
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +16,7 @@ from vitx.models.network import hub
 
 T = TypeVar("T")
 _CLASSES = "classifies images or clips"
+_BARE = "AutoModel"  # loads a model as it was saved without a head
 _DENSE = {  # what loads models of objects and segments, and what tells which these are
     "AutoModelForObjectDetection": "MODEL_FOR_OBJECT_DETECTION_MAPPING",
     "AutoModelForSemanticSegmentation": "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING",
@@ -23,17 +25,56 @@ _DENSE = {  # what loads models of objects and segments, and what tells which th
 }
 
 
+def read_config(name: str, file: str) -> dict[str, Any]:
+    """Reads a file of settings of a folder, or of a model on the hub; empty where there is no such file.
+
+    Raises:
+        VitxError: There is no such model, or the hub does not answer.
+    """
+    path = Path(name) / file
+    if not Path(name).is_dir():
+        if name.count("/") != 1 or name.startswith((".", "~")) or name.endswith("/"):
+            raise VitxError(f"there is no folder {name}")
+        found = _reached(name, lambda: _downloaded(name, file))
+        if found is None:
+            return {}
+        path = Path(found)
+    try:
+        read = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise VitxError(f"{path} could not be read: {error}") from error
+    return read if isinstance(read, dict) else {}
+
+
+def _downloaded(name: str, file: str) -> str | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return str(hf_hub_download(name, file))
+    except LocalEntryNotFoundError as error:
+        raise VitxError(f"{name} is not on this machine, and the hub was not asked for it") from error
+    except EntryNotFoundError:
+        return None
+    except Exception as error:  # each version of the client has its own
+        raise VitxError(
+            f"the hub has no model {name} for you: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
 def load_hugging_face(
-    name: str, trust: bool = False
+    name: str, trust: bool = False, classes: bool = True
 ) -> tuple[nn.Module, Preprocessing, tuple[str, ...] | None]:
-    """Loads a model that classifies images or clips, or finds objects or segments in images.
+    """Loads a model of images or clips: one that classifies, finds objects or segments, or has features.
 
     Args:
         name: of a folder, or on the hub.
         trust: run also code that comes with the model.
+        classes: the model is to tell classes apart, or to have features of images alone.
 
     Returns:
-        The model, its preprocessing of images or clips, and the names of its classes, if it has any.
+        The model, how it wants its images or clips, and the names of its classes, if they are known; none,
+        as (), where it was saved without a head.
 
     Raises:
         VitxError: transformers is not there, or the hub is not, or there is no such model, or it has no
@@ -43,10 +84,12 @@ def load_hugging_face(
     def load() -> tuple[nn.Module, Preprocessing, tuple[str, ...] | None]:
         config = _pretrained("AutoConfig", _CLASSES, name, trust)
         kind = _auto_class(config)
-        hint = " (to compare images with texts, add --text)" if hasattr(config, "text_config") else ""
-        model = _pretrained(kind, _CLASSES + hint, name, trust)
-        frames = int(config.num_frames) if kind == "AutoModelForVideoClassification" else 0
-        return model, load_processor(model, name, frames, trust=trust), declared_names(model)
+        if classes and kind == _BARE and hasattr(config, "text_config"):
+            raise VitxError(f"{name} compares images with texts: add --text, as in --text 'a cat' 'a dog'")
+        model = _pretrained(kind, _CLASSES, name, trust)
+        frames = getattr(config, "num_frames", 0) if type(config) in _of_clips() else 0
+        names = () if kind == _BARE else declared_names(model)
+        return model, load_processor(model, name, int(frames), trust=trust), names
 
     return _reached(name, load)
 
@@ -123,9 +166,16 @@ def _auto_class(config: Any) -> str:
     import transformers
 
     saved = (config.architectures or [""])[0]
-    for name, mapping in _DENSE.items():
+    for name, mapping in {**_DENSE, _BARE: "MODEL_MAPPING"}.items():
         found = getattr(transformers, mapping).get(type(config), None)
         if found is not None and found.__name__ == saved:
             return name
-    of_clips = type(config) in transformers.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING
-    return "AutoModelForVideoClassification" if of_clips else "AutoModelForImageClassification"
+    known = type(config) in _of_clips()
+    return "AutoModelForVideoClassification" if known else "AutoModelForImageClassification"
+
+
+def _of_clips() -> Any:
+    """Returns the configs of the models that classify clips."""
+    import transformers
+
+    return transformers.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING

@@ -1,11 +1,12 @@
-"""Models of one's own: LightningModules from checkpoints, and what a function or class makes."""
+"""Models of one's own code: LightningModules from checkpoints, and what a function or class makes."""
 
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib import import_module
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -28,22 +29,53 @@ def working_folder() -> Iterator[None]:
 
 
 @working_folder()
-def make_model(
-    path: str, options: Mapping[str, Any] | None = None, weights: Path | None = None, trust: bool = False
-) -> nn.Module:
-    """Makes a model by one's own function or class, as `package.function`, with arguments as for `made`.
+def found_here(module: str) -> bool:
+    """Returns whether there is a module of this name, also in the current folder."""
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
-    Its weights are those of a file, read as by `read_weights`, or those that it was made with.
+
+@working_folder()
+def load_own(
+    path: str, weights: Path | None = None, options: Mapping[str, Any] | None = None, trust: bool = False
+) -> nn.Module:
+    """Makes a model by a class or a function of one's own.
+
+    Args:
+        path: `package.module:name`; also from the current folder.
+        weights: a checkpoint of Lightning for a LightningModule; else as for `read_weights`, where what
+            stands before their names, as `model.`, is found. None: the model keeps those it is made with.
+        options: arguments, in place of those that a checkpoint remembers; what has a `class_path` is made
+            first, at any depth.
+        trust: read also files that run code as they are read.
 
     Raises:
-        VitxError: There is no such function, it makes no model, or the weights are those of another one.
+        VitxError: There is no such class, it makes no model, or the weights are those of another one.
     """
+    if weights is not None and not weights.is_file():
+        raise VitxError(f"there is no weights file {weights}")
+    found = _resolved(path)
+    if weights is not None and hasattr(found, "load_from_checkpoint") and _of_lightning(weights):
+        return _from_checkpoint(found, path, weights, made(options or {}), trust)
     model = _call(path, options or {})
     if not isinstance(model, nn.Module):
         raise VitxError(f"{path} must make a torch.nn.Module, found {type(model).__name__}")
     if weights is not None:
         fill(model, without_prefix(read_weights(weights, trust), model.state_dict()), weights)
     return model
+
+
+def _of_lightning(weights: Path) -> bool:
+    """Tells a checkpoint of Lightning, also one that cannot be read, from a file of weights alone."""
+    if weights.suffix == ".safetensors":
+        return False
+    try:
+        kept = torch.load(weights, map_location="meta", weights_only=True)
+    except Exception:  # it runs code, or each format has its own kinds
+        return True
+    return isinstance(kept, Mapping) and "pytorch-lightning_version" in kept
 
 
 def made(value: Any) -> Any:
@@ -69,7 +101,7 @@ def made(value: Any) -> Any:
 
 
 def _call(path: str, options: Mapping[str, Any]) -> Any:
-    found, arguments = _find_class(path), made(options)
+    found, arguments = _resolved(path), made(options)
     try:
         return found(**arguments)
     except VitxError:
@@ -78,27 +110,10 @@ def _call(path: str, options: Mapping[str, Any]) -> Any:
         raise VitxError(f"{path} could not be made: {_said(error)}") from error
 
 
-@working_folder()
-def load_module(
-    class_path: str, checkpoint: Path, options: Mapping[str, Any] | None = None, trust: bool = False
+def _from_checkpoint(
+    found: Any, path: str, checkpoint: Path, options: Mapping[str, Any], trust: bool
 ) -> nn.Module:
-    """Loads a LightningModule, or any module, from a checkpoint.
-
-    Args:
-        class_path: as `package.module.Class`; also from the current folder.
-        checkpoint: a .ckpt of Lightning, or of a module that is none: a file of weights.
-        options: arguments of the class, see `made`, in place of those that the checkpoint remembers.
-        trust: read also checkpoints that run code.
-
-    Raises:
-        VitxError: There is no such class or checkpoint, or they do not go together.
-    """
-    if not checkpoint.is_file():
-        raise VitxError(f"there is no checkpoint {checkpoint}")
-    found = _find_class(class_path)
-    if not hasattr(found, "load_from_checkpoint"):
-        return make_model(class_path, options, checkpoint, trust)
-    options = made(options or {})
+    """Loads a LightningModule."""
     try:
         if "weights_only" in signature(found.load_from_checkpoint).parameters:
             options = {**options, "weights_only": not trust}
@@ -111,8 +126,8 @@ def load_module(
         if not trust:
             refuse_code(checkpoint)
         said = _said(error)
-        hint = "; give it by --module-options" if "missing" in said and "argument" in said else ""
-        raise VitxError(f"{class_path} could not be loaded from {checkpoint}: {said}{hint}") from error
+        hint = "; give it by --model-options" if "missing" in said and "argument" in said else ""
+        raise VitxError(f"{path} could not be loaded from {checkpoint}: {said}{hint}") from error
     return module
 
 
@@ -120,11 +135,11 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _find_class(class_path: str) -> Any:
-    module, _, name = class_path.rpartition(".")
-    if not module:
-        raise VitxError(f"{class_path!r} names no class or function: write package.module.Name")
+def _resolved(path: str) -> Any:
+    """Returns what `package.module:name` or `package.module.name` names."""
+    if not path.replace(":", ".").strip(".").count("."):
+        raise VitxError(f"{path!r} names no class or function: write package.module:name")
     try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise VitxError(f"there is no class or function {class_path}: {error}") from error
+        return resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise VitxError(f"there is no class or function {path}: {error}") from error

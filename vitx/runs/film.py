@@ -12,7 +12,7 @@ from vitx.pictures import render
 from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH
 from vitx.runs.run import Picture, Run
 
-_BAR = 4  # height of the bar that says where in the training a frame is
+_BAR = 4  # height of the bar that shows the place of a frame in the training
 _BELOW = 3  # between heading and bar
 _BETWEEN = 24  # between runs
 _SCREEN = 16 / 10  # width to height
@@ -20,13 +20,7 @@ _SCREEN = 16 / 10  # width to height
 
 @dataclass(frozen=True)
 class Reel:
-    """What is filmed.
-
-    Attributes:
-        run: where the pictures come from.
-        images: which of them are shown.
-        name: written above it, where there are several.
-    """
+    """The images of a run that are filmed, under its name where there are several."""
 
     run: Run
     images: Sequence[int]
@@ -44,21 +38,15 @@ def evenly(count: int, most: int) -> list[int]:
 
 
 def timeline(reels: Sequence[Reel], most: int) -> list[tuple[int, ...]]:
-    """Says which firing of each run a frame shows: those nearest to each other in their trainings.
+    """Returns the firing of each run in each frame, nearest to each other in their trainings.
 
     Args:
         reels: the runs.
         most: frames; fewer are chosen evenly.
-
-    Returns:
-        For each frame, the place of the firing in each run's steps.
     """
-    leader = max(reels, key=lambda reel: len(reel.run.steps))
-    frames = []
-    for firing in evenly(len(leader.run.steps), most):
-        position = leader.run.position(firing)
-        frames.append(tuple(reel.run.nearest(position) for reel in reels))
-    return frames
+    leader = max(reels, key=lambda reel: len(reel.run.steps)).run
+    positions = map(leader.position, evenly(len(leader.steps), most))
+    return [tuple(reel.run.nearest(position) for reel in reels) for position in positions]
 
 
 def frame(reels: Sequence[Reel], firings: Sequence[int], tile_width: int = TILE_WIDTH) -> Picture:
@@ -74,13 +62,13 @@ def frame(reels: Sequence[Reel], firings: Sequence[int], tile_width: int = TILE_
 def _panel(reel: Reel, firing: int, tile_width: int) -> Picture:
     grid = reel.run.grid(firing, reel.images, tile_width)
     width, top = grid.shape[1], LINE if reel.name else 0
+    whole = width - 2 * GAP
     canvas = Image.new("RGB", (width, top + LINE + _BELOW + _BAR + GAP + len(grid)), PAPER)
     draw = ImageDraw.Draw(canvas)
     if reel.name:
-        render.write(draw, (GAP, 3), reel.name, INK, width - 2 * GAP, bold=True)
-    render.write(draw, (GAP, top + 3), reel.run.heading(firing), INK, width - 2 * GAP, bold=not reel.name)
+        render.write(draw, (GAP, 3), reel.name, INK, whole, bold=True)
+    render.write(draw, (GAP, top + 3), reel.run.heading(firing), INK, whole, bold=not reel.name)
     top += LINE + _BELOW
-    whole = width - 2 * GAP
     draw.rectangle((GAP, top, GAP + whole - 1, top + _BAR - 1), "#e4e4e4")
     if done := round(whole * reel.run.position(firing)):
         draw.rectangle((GAP, top, GAP + done - 1, top + _BAR - 1), FAINT)
@@ -90,12 +78,11 @@ def _panel(reel: Reel, firing: int, tile_width: int) -> Picture:
 
 def joined(pictures: Sequence[Picture], axis: int) -> Picture:
     """Sets pictures below each other (axis 0) or side by side (axis 1)."""
-    other = 1 - axis
-    long = max(picture.shape[other] for picture in pictures)
+    long = max(picture.shape[1 - axis] for picture in pictures)
     parts = []
     for number, picture in enumerate(pictures):
         room = [(0, 0)] * 3
-        room[other] = (0, long - picture.shape[other])
+        room[1 - axis] = (0, long - picture.shape[1 - axis])
         room[axis] = (_BETWEEN if number else 0, 0)
         parts.append(np.pad(picture, room, constant_values=255))
     return np.concatenate(parts, axis)

@@ -44,23 +44,18 @@ def open_runs(
 
 
 def _open(path: Path, folder: Path) -> Run:
-    """Opens a run; what is wrong with it is said without the machine's own paths.
-
-    Args:
-        path: what it is called by.
-        folder: `vitx` of the run.
-    """
+    """Opens a run by its folder `vitx`; its faults are told without the machine's own paths."""
     try:
         read = read_run(folder)
     except VitxError as error:
         raise VitxError(str(error).replace(str(folder), str(path / folder.name), 1)) from error
     if read.maps is None:
         raise VitxError(f"{path} holds no maps: the training ended before they were written once")
-    return Run(path, read.maps, read.facts, read.numbers)
+    return Run(path, read.maps, read.facts, read.numbers, _run(folder))
 
 
 def _find(places: Sequence[str | Path]) -> dict[str, tuple[Path, Path]]:
-    """Returns name -> (path in the words of who asked, folder `vitx`) of each run, in order."""
+    """Returns name -> (path in the user's words, folder `vitx`) of each run, in order."""
     found: dict[Path, Path] = {}
     for place in map(Path, places):
         here = [*_below(place)]
@@ -71,7 +66,7 @@ def _find(places: Sequence[str | Path]) -> dict[str, tuple[Path, Path]]:
             )
         found |= {folder.resolve(): _said(place, folder) for folder in here}
     runs = sorted(found.items(), key=lambda one: [_natural(part) for part in one[1].parts])
-    # What is next to the root may say whose the machine is.
+    # The folders next to the root may name the owner of the machine.
     below = len({folder.parts[:2] for folder, _ in runs}) == 1
     names = names_apart([_called(_run(folder) if below else path, folder) for folder, path in runs])
     return {name: (path, folder) for name, (folder, path) in zip(names, runs, strict=True)}
@@ -85,25 +80,24 @@ def _called(path: Path, folder: Path) -> Path:
 
 
 def _below(top: Path) -> Iterator[Path]:
-    """Finds the folders `vitx` of runs; with those of 0.2 and what cannot be read, of which that is said."""
+    """Yields folders `vitx` of runs, also those of 0.2 and those that cannot be read, which are named."""
     if not top.is_dir():
         there = f"{top} is a file" if top.exists() else f"there is no folder {top}"
         raise VitxError(f"{there}: give the folder of a run, such as logs/demo/version_0, or one above it")
     closed: list[OSError] = []
     for where, folders, files in os.walk(top, onerror=closed.append):
         folder = Path(where)
-        own = folder.name == FOLDER or folder == top
         earlier = any(name.startswith("maps-") and name.endswith(".npz") for name in files)
-        if own and (FACTS in files or earlier):
+        if (folder.name == FOLDER or folder == top) and (FACTS in files or earlier):
             yield folder
             folders.clear()
     yield from (Path(error.filename) for error in closed)
 
 
 def _said(place: Path, folder: Path) -> Path:
-    """Returns the path of a run in the words of who asked: never the whole path on this machine."""
+    """Returns the path of a run in the user's words: never the whole path on this machine."""
     run = _run(folder)
-    inner = Path(os.path.relpath(run, place))
+    inner = os.path.relpath(run, place)
     if place.is_absolute():
         place = Path(*place.parts[1:][-2:])
     path = Path(os.path.normpath(place / inner))
@@ -117,9 +111,10 @@ def _run(folder: Path) -> Path:
 def _chosen(found: dict[str, tuple[Path, Path]], only: Sequence[str] | None) -> dict[str, tuple[Path, Path]]:
     if only is None:
         return found
-    # A name may hold what stands for something in a pattern.
-    wanted = {name for one in only for name in found if one == name or fnmatchcase(name, one)}
-    chosen = {name: run for name, run in found.items() if name in wanted}
+    # A name may hold characters that stand for others in a pattern.
+    chosen = {
+        name: run for name, run in found.items() if any(name == p or fnmatchcase(name, p) for p in only)
+    }
     if not chosen:
         some = ", ".join([*found][:_MOST_NAMES]) + ", ..." * (len(found) > _MOST_NAMES)
         raise VitxError(f"no run is called {' or '.join(only)}: there are {some}")

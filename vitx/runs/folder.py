@@ -1,8 +1,8 @@
 """The folder of a run: taken by one training alone, and written while it runs.
 
-In the folder `vitx` of a run: `run.json` says what was trained and how it is watched; `images-STEP.npz` holds
-the images watched from a step on; `firing-STEP.npz` the maps of each method, by its name, logits and sinks;
-`numbers.csv` has a line for each firing. Each file is whole, or not there, also if the training is killed.
+In the folder `vitx` of a run, `run.json` has the facts of the training and of its watch, `images-STEP.npz`
+the images watched from a step on, `firing-STEP.npz` the maps of each method, by its name, logits and sinks,
+and `numbers.csv` a line for each firing. Each file is whole, or not there, also if the training is killed.
 """
 
 import csv
@@ -31,29 +31,24 @@ if sys.platform != "win32":
     import fcntl
 
 Row = Mapping[str, Any]
+Arrays = Mapping[str, NDArray[Any]]
 
-_KINDS = IMAGES, FIRING
 _TOLERANCE = 4  # of 255, on average
 
 
 class RunFolder:
-    """The folder `vitx` of one run, which no other run writes to.
-
-    Attributes:
-        path: `.../vitx`.
-        id: of the run.
-    """
+    """The folder `vitx` of one run, which no other run writes to."""
 
     def __init__(self, path: Path, facts: Mapping[str, Any], lock: IO[str]) -> None:
         self.path, self._facts, self._lock = path, dict(facts), lock
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns what a copy has: not the lock, which belongs to this process."""
+        """Returns the state of a copy: without the lock, which belongs to this process."""
         return {**vars(self), "_lock": io.StringIO()}
 
     @property
     def id(self) -> str:
-        """Returns what tells runs apart."""
+        """Of the run, unlike that of any other."""
         return str(self._facts["id"])
 
     @classmethod
@@ -106,28 +101,30 @@ class RunFolder:
         Returns:
             This folder; or, where the run went on to its end, a new one beside it with what was before.
         """
-        files = {(kind, at): path for kind in _KINDS for at, path in files_of(self.path, kind).items()}
-        later = {path for (_, at), path in files.items() if at >= step}
-        if self._facts.get("ended") and any(kind == FIRING and at >= step for kind, at in files):
+        files = {kind: files_of(self.path, kind) for kind in (IMAGES, FIRING)}
+        before = [path for kind in files.values() for at, path in kind.items() if at < step]
+        later = [path for kind in files.values() for at, path in kind.items() if at >= step]
+        rows = [row for row in read_rows(self.path) if int(row["step"]) < step]
+        if self._facts.get("ended") and any(at >= step for at in files[FIRING]):
             other = RunFolder.claim(self.path.parent, self.path.parent)
-            for path in {*files.values()} - later:
+            for path in before:
                 shutil.copy2(path, other.path)
-            other._write_rows(row for row in _rows(self.path) if int(row["step"]) < step)
+            other._write_rows(rows)
             return other
         for path in later:
             path.unlink()
-        self._write_rows(row for row in _rows(self.path) if int(row["step"]) < step)
+        self._write_rows(rows)
         self.write_facts({"ended": False})
         return self
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
-        """Adds to what `run.json` says, without secrets; a class may be called what looks like a path."""
+        """Adds to `run.json`, without secrets; the name of a class may look like a path."""
         names = {key: facts[key] for key in ("class_names",) if key in facts}
         self._facts |= masked(facts, self.path.parent) | names
         said = json.dumps(self._facts, indent=1, ensure_ascii=False)
         write_atomically(self.path / FACTS, lambda file: file.write(said.encode()))
 
-    def write_images(self, step: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def write_images(self, step: int, arrays: Arrays) -> None:
         """Writes the images that are watched from a step on; the same ones as before take their place.
 
         Args:
@@ -139,19 +136,19 @@ class RunFolder:
             step = since if _same(path, arrays) else step  # more may be known of the same ones now
         self._write(IMAGES, step, arrays)
 
-    def write_firing(self, step: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def write_firing(self, step: int, arrays: Arrays) -> None:
         """Writes the maps of each method, (n, h, w) or of clips (n, t, h, w), and `logits` (n, ...)."""
         self._write(FIRING, step, arrays)
 
     def write_numbers(self, row: Row) -> None:
-        """Adds a line to the numbers, `step` first; what is said of the last step again takes its place."""
-        rows = _rows(self.path)
+        """Adds a line to the numbers, `step` first; one of the last step again takes its place."""
+        rows = read_rows(self.path)
         if rows and int(rows[-1]["step"]) == row["step"]:
             row = {**rows.pop(), **row}
         self._write_rows([*rows, row])
 
     def end(self) -> None:
-        """Says that the training has come to its end."""
+        """Writes that the training has come to its end."""
         self.write_facts({"ended": True})
         self.close()
 
@@ -159,7 +156,7 @@ class RunFolder:
         """Lets others go on in the folder."""
         self._lock.close()
 
-    def _write(self, kind: str, step: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def _write(self, kind: str, step: int, arrays: Arrays) -> None:
         write_atomically(self.path / f"{kind}-{step:06d}.npz", lambda file: savez(file, arrays))
 
     def _write_rows(self, rows: Iterable[Row]) -> None:
@@ -192,9 +189,9 @@ def _candidates(first: Path) -> Iterator[Path]:
 
 
 def _locked(folder: Path) -> IO[str]:
-    """Locks the folder for this process, until it ends or is killed.
+    """Locks the folder for this process, until it ends or is killed; on Windows nothing is locked.
 
-    The lock is of the kind that a forked process, as of a loader, does not hold on to. Windows has none such.
+    A forked process, as of a loader, does not hold on to a lock of this kind.
 
     Raises:
         OSError: Another process has it (BlockingIOError or PermissionError).
@@ -220,17 +217,17 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     return facts if isinstance(facts, dict) and "id" in facts else None
 
 
-def _rows(folder: Path) -> list[Row]:
+def read_rows(folder: Path) -> list[Row]:
     """Reads the numbers as text, which is written as it was."""
     path = folder / NUMBERS
-    if not path.is_file():
+    if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def _same(path: Path, arrays: Mapping[str, NDArray[Any]]) -> bool:
-    """Whether a file holds these images, but for what another version of a decoder changes in them."""
+def _same(path: Path, arrays: Arrays) -> bool:
+    """Returns whether a file holds these images, but for changes by another version of a decoder."""
     with suppress(OSError, ValueError, KeyError, BadZipFile), np.load(path, allow_pickle=False) as before:
         one, other = (held["pixels"].astype(np.int16) for held in (before, arrays))
         alike = one.shape == other.shape and np.abs(one - other).mean() < _TOLERANCE

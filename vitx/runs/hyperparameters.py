@@ -1,4 +1,4 @@
-"""What differs between the settings of runs."""
+"""The settings that differ between runs."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from vitx.runs.run import Run
 
 Value = str | int | float | bool | None
 
-# Where a run lies and logs is no setting: its name says so.
+# The places where a run lies and logs are no settings: its name tells them.
 _PLACES = re.compile(
     r"(^|\.)(logger(\..*)?|default_root_dir|dirpath|log_dir|logging_dir|output_dir|run_name|save_dir)$"
 )
@@ -35,15 +35,12 @@ class Setting:
 def compare_settings(runs: Sequence[Run]) -> tuple[list[Setting], list[Setting]]:
     """Returns the settings that differ, and those that all runs share.
 
-    What is said twice, as by a command line and by the model, counts once.
+    A setting that is told twice, as by a command line and by the model, counts once.
     """
     read = [dict(flat(_settings(run.facts))) for run in runs]
     keys = [key for key in dict.fromkeys(chain(*read)) if not _PLACES.search(key)]
     found = {key: {n: settings[key] for n, settings in enumerate(read) if key in settings} for key in keys}
-    again = {
-        key for key in keys for other in keys if other.endswith(f".{key}") and found[other] == found[key]
-    }
-    kept = [key for key in keys if key not in again]
+    kept = [key for key in keys if not any(o.endswith(f".{key}") and found[o] == found[key] for o in keys)]
     differing: list[Setting] = []
     shared: list[Setting] = []
     for key in kept:
@@ -54,7 +51,7 @@ def compare_settings(runs: Sequence[Run]) -> tuple[list[Setting], list[Setting]]
 
 
 def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what was set in the training, and in its watch."""
+    """Returns the settings of the training, and of its watch."""
     own = {key: facts[key] for key in ("model", "target") if key in facts}
     own["methods"] = {name: options or "default" for name, options in (facts.get("methods") or {}).items()}
     return {**(facts.get("settings") or {}), "vitx": {**own, "version": facts.get("vitx")}}
@@ -67,12 +64,14 @@ def flat(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Value
         >>> dict(flat({"lr": 0.1, "model": {"depth": 2, "sizes": [1, 2]}}))
         {'lr': 0.1, 'model.depth': 2, 'model.sizes': '[1, 2]'}
     """
-    if isinstance(settings, Mapping) and settings:
-        for key, value in settings.items():
-            yield from flat(value, (*path, str(key)))
+    inner: Any = ()
+    if isinstance(settings, Mapping):
+        inner = settings.items()
     elif isinstance(settings, list) and any(isinstance(item, Mapping | list) for item in settings):
-        for place, value in enumerate(settings):
-            yield from flat(value, (*path, str(place)))
+        inner = enumerate(settings)
+    if inner:
+        for key, value in inner:
+            yield from flat(value, (*path, str(key)))
     elif path:
         plain = settings is None or isinstance(settings, str | int | float)
         yield ".".join(path), settings if plain else str(settings)
@@ -80,8 +79,9 @@ def flat(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Value
 
 def _meant(run: Run, value: Value) -> str:
     """Returns what is compared: of a path out of the run, the place that it leads to."""
-    outside = isinstance(value, str) and value.startswith("../")
-    return os.path.normpath(run.path / value) if outside else repr(value)  # type: ignore[operator]
+    if isinstance(value, str) and value.startswith("../"):
+        return os.path.normpath(run.path / value)
+    return repr(value)
 
 
 def _short(key: str, keys: Sequence[str]) -> str:

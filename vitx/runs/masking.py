@@ -27,15 +27,15 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def masked(settings: Any, run_folder: Path) -> Any:
-    """Makes plain values of settings, in which secrets are masked and paths are relative.
+    """Makes plain values of settings, as JSON knows them, without secrets and paths of the machine.
+
+    Values are `***` under keys such as `password`, `hub_token` or `api_key`, as are names and passwords in
+    addresses. Absolute paths become relative to the folder of the run; those of another drive are their last
+    part alone.
 
     Args:
         settings: mappings, sequences, dataclasses and namespaces in each other, with values of any kind.
-        run_folder: absolute paths become relative to it; those of another drive are their last part alone.
-
-    Returns:
-        The same in the kinds that JSON knows; what it does not know as text. Values are `***` under keys such
-        as `password`, `hub_token` or `api_key`, as are names and passwords in addresses.
+        run_folder: that of the run.
 
     Example:
         >>> masked({"lr": 0.1, "hub_token": "hf_x", "db": "sql://me:pw@host/a"}, Path("logs"))
@@ -67,7 +67,7 @@ def _plain(value: Any, folder: Path, depth: int) -> Any:
 
 
 def _is_secret(key: str, value: Any) -> bool:
-    """Whether a key promises a secret, and its value may be one."""
+    """Returns whether a key promises a secret, and its value may be one."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()
     if value is None or isinstance(value, bool) or value == "" or not _SECRET.search(words):
         return False
@@ -75,7 +75,6 @@ def _is_secret(key: str, value: Any) -> bool:
 
 
 def _text(value: Any, folder: Path) -> str:
-    """Returns the text of a value."""
     text = str(getattr(value, "__qualname__", value))
     if not isinstance(value, str):
         text = _ADDRESS.sub("", text)

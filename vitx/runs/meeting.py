@@ -1,4 +1,4 @@
-"""Which runs watch the same images by the same methods, and where they disagree most."""
+"""Images that several runs watch by the same methods: which, and where the runs disagree most."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitx.evaluation import metrics
-from vitx.runs.run import Picture, Run
+from vitx.runs.run import Run
 
 _THUMBNAIL = 16, 16  # pixels
 _TOLERANCE = 12  # of 255: a picture that was enlarged or written anew differs a little
@@ -21,7 +21,7 @@ class Meeting:
 
     Attributes:
         titles: of their methods, in the order of the first run.
-        note: what is written below their maps.
+        note: the words below their maps.
         images: of each image, the run's number -> the number that the image has in the run.
     """
 
@@ -40,23 +40,24 @@ def meetings(runs: Sequence[Run]) -> list[Meeting]:
     found: dict[tuple[tuple[int, ...], tuple[str, ...], str], Meeting] = {}
     for watched in _same_images(runs):
         kinds: dict[tuple[tuple[str, ...], str], dict[int, int]] = {}
-        for number, image in watched.items():  # what maps must have in common to be compared
+        for number, image in watched.items():  # maps are compared with those by the same methods
             kind = tuple(sorted(runs[number].maps)), runs[number].note
             kinds.setdefault(kind, {})[number] = image
         for (titles, note), images in kinds.items():
-            key = (tuple(images), titles, note)
             order = tuple(runs[next(iter(images))].maps)
-            found.setdefault(key, Meeting(order, note, [])).images.append(images)
+            found.setdefault((tuple(images), titles, note), Meeting(order, note, [])).images.append(images)
     return sorted(found.values(), key=lambda meeting: (-len(meeting.runs), meeting.runs))
 
 
 def _same_images(runs: Sequence[Run]) -> list[dict[int, int]]:
     """Returns each image as the run's number -> its number there."""
-    known: dict[tuple[int, int], list[tuple[NDArray[np.int16], dict[int, int]]]] = {}
+    known: dict[int, list[tuple[NDArray[np.int16], dict[int, int]]]] = {}  # by the form of the picture
     for number, run in enumerate(runs):
         for image in range(run.count):
-            form, thumbnail = _thumbnail(run.input(image))
-            alike = known.setdefault(form, [])
+            picture = run.input(image)
+            small = Image.fromarray(picture).resize(_THUMBNAIL, Image.Resampling.BOX)
+            thumbnail = np.asarray(small).astype(np.int16)
+            alike = known.setdefault(round(16 * picture.shape[0] / picture.shape[1]), [])
             for seen, watched in alike:
                 if number not in watched and np.abs(seen - thumbnail).max() <= _TOLERANCE:
                     watched[number] = image
@@ -66,23 +67,16 @@ def _same_images(runs: Sequence[Run]) -> list[dict[int, int]]:
     return [watched for alike in known.values() for _, watched in alike]
 
 
-def _thumbnail(picture: Picture) -> tuple[tuple[int, int], NDArray[np.int16]]:
-    """Returns the form of a picture in some hundred parts, and the picture in little."""
-    height, width = picture.shape[:2]
-    small = Image.fromarray(picture).resize(_THUMBNAIL, Image.Resampling.BOX)
-    return (round(16 * height / width), 16), np.asarray(small).astype(np.int16)
-
-
 def disagreement(runs: Sequence[Run], images: Mapping[int, int]) -> tuple[int, float]:
-    """Says how much runs disagree about an image at their ends.
+    """Measures how much runs disagree about an image at their ends.
 
     Args:
         runs: all of them.
         images: run's number -> the image's number in it.
 
     Returns:
-        How many classes they name beyond one, and how far their maps are from the mean of all: the mean over
-        runs and methods of 1 - cosine.
+        The number of classes that they name beyond one, and the distance of their maps from the mean of all:
+        the mean over runs and methods of 1 - cosine.
     """
     named = {runs[number].captions(-1)[image].prediction for number, image in images.items()}
     kept: dict[str, list[torch.Tensor]] = {}

@@ -1,4 +1,4 @@
-"""Which images of a run are worth a look first, and why."""
+"""The images of a run that are worth a look first, and why."""
 
 import torch
 
@@ -25,7 +25,7 @@ def rank(run: Run) -> dict[int, str]:
 
 
 def _largest_move(run: Run, image: int) -> tuple[float, str]:
-    """Returns the largest drift of a map between two firings, and says where it was."""
+    """Returns the largest drift of a map between two firings, and its place in words."""
     largest, said = 0.0, ""
     for title, maps in run.maps.items():
         of_image = torch.from_numpy(maps[:, image])

@@ -28,16 +28,18 @@ class Run:
     """A run of training.
 
     Attributes:
-        path: where it lies, in the words of who asked for it.
+        path: of its folder, as the user wrote it, without the machine's own folders.
         saved: its images and their maps at each firing.
-        facts: what its `run.json` says.
+        facts: the content of its `run.json`.
         numbers: tag -> step -> value.
+        folder: itself, on this machine.
     """
 
     path: Path
     saved: SavedMaps
     facts: Mapping[str, Any] = field(default_factory=dict)
     numbers: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    folder: Path = Path()
 
     @property
     def steps(self) -> Sequence[int]:
@@ -61,12 +63,12 @@ class Run:
 
     @property
     def note(self) -> str:
-        """What is written below the maps."""
+        """The words below the maps."""
         return self.facts.get("note") or ""
 
     @property
     def earlier(self) -> str:
-        """Which firings are not shown, in words; empty where all are."""
+        """The firings that are not shown, in words; "" where all are."""
         count = self.saved.before
         return f"the first {f'{count} steps' if count > 1 else 'step'}, of other images" if count else ""
 
@@ -80,7 +82,7 @@ class Run:
         return {title: pictures[0].numpy() for title, pictures in self._columns(firing, [image])[0].items()}
 
     def captions(self, firing: int) -> list[Caption]:
-        """Says what the model saw in all images."""
+        """Returns the prediction and the truth of each image."""
         logits = torch.from_numpy(self.saved.logits[firing])
         labels = None if self.saved.labels is None else torch.from_numpy(self.saved.labels)
         return captions_of(logits, labels, self.facts.get("class_names"), self.facts.get("kind"))
@@ -112,17 +114,20 @@ class Run:
         return values.get(max((known for known in values if known <= step), default=-1))
 
     def heading(self, firing: int) -> str:
-        """Says where in the training a firing is, as `step 437, accuracy 91%`."""
+        """Returns the place of a firing in the training, as `step 437, accuracy 91%`."""
         step = self.steps[firing]
         accuracy = self.accuracy(step)
-        return f"step {step}" if accuracy is None else f"step {step}, accuracy {_percent(accuracy)}"
+        if accuracy is None:
+            return f"step {step}"
+        # Some log shares, some log percent.
+        return f"step {step}, accuracy {accuracy if accuracy > 1 else 100 * accuracy:.0f}%"
 
     def position(self, firing: int) -> float:
-        """Returns where in the training a firing is, in [0, 1]."""
+        """Returns the share of the training before a firing."""
         return self.steps[firing] / max(self.steps[-1], 1)
 
     def nearest(self, position: float) -> int:
-        """Returns the firing that is nearest to a position in the training."""
+        """Returns the firing that is nearest to a share of the training."""
         return min(range(len(self.steps)), key=lambda firing: abs(self.position(firing) - position))
 
     def _columns(self, firing: int, images: Sequence[int]) -> tuple[dict[str, torch.Tensor], str]:
@@ -156,8 +161,3 @@ def accuracy_tag(tags: Iterable[str]) -> str | None:
     """
     found = [tag for tag in tags if "val" in tag.lower() and _ACCURACY.search(tag)]
     return min(found, key=len, default=None)
-
-
-def _percent(accuracy: float) -> str:
-    """Some log shares, some log percent."""
-    return f"{accuracy:.0%}" if accuracy <= 1 else f"{accuracy:.0f}%"

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from vitx.errors import VitxError
 from vitx.inputs.clips import evenly
 from vitx.runs import FACTS, FIRING, IMAGES, LOGITS, NUMBERS, SINKS
-from vitx.runs.folder import files_of, read_facts
+from vitx.runs.folder import files_of, read_facts, read_rows
 
 FRAMES_IN_A_CARD = 4  # of a clip, in a picture of TensorBoard's width and in a report
-_DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, csv.Error)
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class SavedMaps:
     Attributes:
         steps: (T,) those of the firings, in order.
         maps: each method's, (T, n, h, w); some frames of clips side by side.
-        logits: (T, n, classes), or whatever the model returns for n images.
+        logits: (T, n, classes), or other outputs of the model for n images.
         pixels: the images shown, (n, H, W, 3) uint8.
         labels: (n, ...), or None.
-        frames: how many lie side by side.
-        before: how many firings were of other images, and are left out.
+        frames: the number of those side by side.
+        before: the number of firings of other images, which are left out.
         sinks: (T, n, h, w) bool, see `vitx.Explanation`; None where they are not known.
     """
 
@@ -49,10 +49,10 @@ class SavedMaps:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """All that a folder holds.
+    """The content of a folder.
 
     Attributes:
-        facts: what `run.json` says: `id`, `vitx`, `model`, `methods`, `target`, `class_names`, `colormap`,
+        facts: those of `run.json`: `id`, `vitx`, `model`, `methods`, `target`, `class_names`, `colormap`,
             `note`, `settings` (the hyperparameters, as nested mappings), `loggers`, `ended` and `kind`.
         maps: None before the first firing.
         numbers: tag -> step -> value, in the order of the columns.
@@ -64,10 +64,7 @@ class SavedRun:
 
 
 def read_run(folder: Path) -> SavedRun:
-    """Reads all that was saved.
-
-    Args:
-        folder: `vitx` of the run.
+    """Reads the folder `vitx` of a run.
 
     Raises:
         VitxError: There is no run, or a file is damaged, or does not fit the others.
@@ -76,7 +73,7 @@ def read_run(folder: Path) -> SavedRun:
     if facts is None:
         raise _no_facts(folder)
     try:
-        return SavedRun(facts, _read_maps(folder), _read_numbers(folder / NUMBERS))
+        return SavedRun(facts, _read_maps(folder), _read_numbers(folder))
     except (KeyError, IndexError) as error:
         raise VitxError(
             f"the files in {folder} do not fit each other ({error}): keep those of one training"
@@ -84,7 +81,6 @@ def read_run(folder: Path) -> SavedRun:
 
 
 def _no_facts(folder: Path) -> VitxError:
-    """Says why `run.json` cannot be read."""
     if not os.access(folder, os.R_OK | os.X_OK):
         return VitxError(f"{folder} cannot be read: permission denied")
     if (folder / FACTS).exists():
@@ -103,36 +99,31 @@ def _read_maps(folder: Path) -> SavedMaps | None:
     if since is None:
         raise VitxError(f"{folder} holds maps, and not the images that they are of: copy the folder whole")
     steps = tuple(step for step in firings if step >= since)
-    held = _arrays(images[since])
-    arrays = [_arrays(firings[step]) for step in steps]
-    common = [name for name in arrays[-1] if all(name in one for one in arrays)]
-    names = [name for name in common if name not in (LOGITS, SINKS)]
-    if not names:
-        raise VitxError(f"the maps in {folder} have no method in common: keep those of one training")
+    held, arrays = _arrays(images[since]), [_arrays(firings[step]) for step in steps]
     pixels, shown, labels, frames = held["pixels"], held["shown"], held.get("labels"), 1
-    maps = {name: _stack(folder, steps, [one[name] for one in arrays], shown) for name in names}
-    logits = _stack(folder, steps, [one[LOGITS] for one in arrays], shown)
-    sinks = None
-    if SINKS in common and pixels.ndim == 4:
-        sinks = _stack(folder, steps, [one[SINKS] for one in arrays], shown) > 0
+    kept = {
+        name: _stack(folder, steps, [one[name] for one in arrays], shown)
+        for name in arrays[-1]
+        if name == LOGITS or all(name in one for one in arrays)
+    }
+    logits, sinks = kept.pop(LOGITS), kept.pop(SINKS, None)
+    if not kept:
+        raise VitxError(f"the maps in {folder} have no method in common: keep those of one training")
     if pixels.ndim == 5:
         frames = len(evenly(pixels.shape[1], FRAMES_IN_A_CARD))
-        maps = {name: _side_by_side(values, pixels.shape[1], 2) for name, values in maps.items()}
-        pixels = _side_by_side(pixels, pixels.shape[1], 1)
+        kept = {name: _side_by_side(values, pixels.shape[1], 2) for name, values in kept.items()}
+        pixels, sinks = _side_by_side(pixels, pixels.shape[1], 1), None
+    marks = None if sinks is None else sinks > 0
     labels = None if labels is None else labels[shown]
-    return SavedMaps(steps, maps, logits, pixels, labels, frames, len(firings) - len(steps), sinks)
+    return SavedMaps(steps, kept, logits, pixels, labels, frames, len(firings) - len(steps), marks)
 
 
-def _read_numbers(path: Path) -> dict[str, dict[int, float]]:
-    """Reads the table; a gap is no number."""
+def _read_numbers(folder: Path) -> dict[str, dict[int, float]]:
     numbers: dict[str, dict[int, float]] = {}
-    if not path.exists():
-        return numbers
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [*csv.DictReader(file)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _damaged(path, error) from error
+        rows = read_rows(folder)
+    except _DAMAGED as error:
+        raise _damaged(folder / NUMBERS, error) from error
     for row in rows:
         for tag, value in row.items():
             with suppress(TypeError, ValueError):  # a gap
@@ -141,12 +132,9 @@ def _read_numbers(path: Path) -> dict[str, dict[int, float]]:
 
 
 def _side_by_side(values: NDArray[Any], frames: int, axis: int) -> NDArray[Any]:
-    """Sets a few frames of clips side by side, so that they are played as wide images.
+    """Sets a few of the frames of clips, along an axis, side by side, so that they play as wide images.
 
-    Args:
-        values: pixels or maps, which have as many frames or fewer along the axis, then rows and columns.
-        frames: how many the clip has.
-        axis: that of the frames.
+    Maps may have fewer of them than the clip.
     """
     shown = [place * values.shape[axis] // frames for place in evenly(frames, FRAMES_IN_A_CARD)]
     return np.concatenate([values.take(place, axis) for place in shown], axis + 1)
@@ -166,7 +154,6 @@ def _stack(
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Reads a .npz file whole."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)

@@ -1,0 +1,121 @@
+"""The options that say what is asked of each picture: a class, a text, another picture, a part of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from vitx.cli.model import PREDICTED, Subject
+from vitx.cli.options import add, check_least
+from vitx.errors import VitxError
+from vitx.inputs.reading import find_pictures
+from vitx.models.prediction import difference
+from vitx.passes import Target
+from vitx.targets import Question, Text, best_queries, query, region, similar_to, token
+
+_OTHERS = ("similar_to", "patch", "region", "objects")  # questions that are of no class
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question to each picture.
+
+    Attributes:
+        target: from the model and its images, (B, C, H, W), to what is explained.
+        index: the class, or the text; None: the predicted class, or something else.
+        against: the class or text that it is compared with.
+        name: of something else than a class, in the names of arrays; "" of a class or a text.
+    """
+
+    target: Callable[[Subject, Tensor], Target]
+    index: int | None = None
+    against: int | None = None
+    name: str = ""
+
+
+def add_questions(group: Any) -> None:
+    """Adds the options."""
+    add(group, "--against", "CLASS", "why --target (or --text), and not this: the difference of their scores")
+    add(group, "--text", "TEXT", "texts that a CLIP compares the picture with; one map for each", nargs="+")
+    add(group, "--similar-to", "FILE", "what makes the picture like this one; both get a map")
+    add(group, "--patch", "N", "where a patch looks: its row and column in the map, from 0", int, nargs="+")
+    part = "a class in a part of a segmentation: the class, and x0 y0 x1 y1 in pixels of the model's input"
+    add(group, "--region", "N", part, float, nargs="+")
+    add(group, "--objects", "N", "the N surest objects of a detector, each map with its box", int)
+
+
+def check_questions(options: Any) -> bool:
+    """Returns whether something else than classes and texts is asked for.
+
+    Raises:
+        VitxError: The options do not go together.
+    """
+    check_least(options, objects=1)
+    given = [name for name in ("text", *_OTHERS) if options[name] is not None]
+    given += ["target"] if options.target != [PREDICTED] else []
+    others = given[:1] and given[0] in _OTHERS
+    given += ["against"] if others and options.against is not None else []
+    if len(given) > 1:
+        first, second = (name.replace("_", "-") for name in given[:2])
+        raise VitxError(f"--{first} is a question of its own: leave out --{second}")
+    _check_count("patch", options.patch, 2, "a row and a column")
+    _check_count("region", options.region, 5, "a class, and x0 y0 x1 y1")
+    return bool(others)
+
+
+def questions_of(options: Any, subject: Subject) -> list[Asked]:
+    """Returns the questions that the options ask, at least one.
+
+    Raises:
+        VitxError: There is no such class or picture.
+    """
+    if options.text is not None:
+        texts = Text(*options.text, against=options.against, tokenizer=subject.tokenizer)
+        other = None if options.against is None else len(options.text)
+        return [Asked(_always(texts.at(place)), place, other) for place in range(len(options.text))]
+    if options.similar_to is not None:
+        (file,) = find_pictures([options.similar_to], subject.prepare.suffixes)
+        return [Asked(_always(similar_to(subject.batch([file]))), name="similar")]
+    if options.patch is not None:
+        row, column = options.patch
+        return [Asked(_always(token(row, column)), name=f"patch_{row}_{column}")]
+    if options.region is not None:
+        cls, *box = options.region
+        return [Asked(_always(region(int(cls), box=box)), name=f"region_{int(cls)}")]
+    if options.objects is not None:
+        return [Asked(partial(_object, n), name=f"object_{n + 1}") for n in range(options.objects)]
+    targets = list(dict.fromkeys(map(subject.find_class, options.target)))
+    against = _against(options, subject, targets)
+    return [
+        Asked(_always(one if one is None or against is None else difference(one, against)), one, against)
+        for one in targets
+    ]
+
+
+def _always(target: Target) -> Callable[[Subject, Tensor], Target]:
+    return lambda subject, images: target
+
+
+def _object(number: int, subject: Subject, images: Tensor) -> Question:
+    found = subject.explain(images, {"rollout": {}})["rollout"]
+    if found.objects is None:
+        raise VitxError(f"--objects takes a detector, and the model puts out {tuple(found.logits.shape)}")
+    return query(best_queries(found, number + 1)[:, number])
+
+
+def _against(options: Any, subject: Subject, targets: Sequence[int | None]) -> int | None:
+    if options.against is None:
+        return None
+    found = subject.find_class(options.against)
+    if found is None or None in targets:
+        raise VitxError("--against compares two classes: name both, as in --target dog --against wolf")
+    if found in targets:
+        raise VitxError(f"--target and --against are the same class, {subject.name(found)}: name two")
+    return found
+
+
+def _check_count(name: str, given: Sequence[float] | None, count: int, what: str) -> None:
+    if given is not None and len(given) != count:
+        raise VitxError(f"--{name} takes {what}, found {' '.join(f'{one:g}' for one in given)}")

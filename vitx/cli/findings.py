@@ -1,0 +1,234 @@
+"""The findings in one picture: drawn, told as JSON, or kept as arrays."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitx.attribution import title_of
+from vitx.cli.asking import Asked
+from vitx.cli.model import Subject
+from vitx.errors import VitxError, in_words
+from vitx.explanation import Explanation
+from vitx.files import encode, savez, write_or_say
+from vitx.pictures import render
+from vitx.pictures.captions import Caption, captions_of
+from vitx.pictures.views import Layer, laid_out, slices_of, tile_width
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was read.
+
+    Attributes:
+        place: among all.
+        file: it was read from.
+        image: as the model takes it, without the dimension of the batch; None once it was explained.
+        pixels: (H, W, 3) uint8, or of clips and volumes (T, H, W, 3). None once it was drawn.
+        note: a sentence on its colors, or "".
+    """
+
+    place: int
+    file: Path
+    image: Tensor | None
+    pixels: Tensor | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Map:
+    """One map of a picture: the question, the explanation of this picture alone, and the class of the map."""
+
+    asked: Asked
+    found: Explanation
+    target: int | None
+
+    @property
+    def against(self) -> int | None:
+        """The class or text that the target is compared with."""
+        return None if self.target is None else self.asked.against
+
+    @property
+    def said(self) -> str:
+        """The answer in words, or ""."""
+        return self.found.captions[0] if self.found.captions else ""
+
+    def key(self, target: object) -> str:
+        """Returns the name among the arrays of a picture, where a class is called by its number or else."""
+        if self.asked.name:
+            return f"{self.found.method}_{self.asked.name}"
+        key = self.found.method if self.target is None else f"{self.found.method}_{target}"
+        return key if self.against is None else f"{key}_not_{self.against}"
+
+
+@dataclass(frozen=True)
+class Finding(Picture):
+    """The logits, (classes,), and the maps of a picture, one for each method and question."""
+
+    logits: Tensor
+    maps: tuple[Map, ...]
+
+    @property
+    def texts(self) -> str:
+        """The similarities of the texts that were asked for, or ""."""
+        return ", ".join(dict.fromkeys(one.said for one in self.maps if one.said and one.target is not None))
+
+    @property
+    def shares(self) -> Tensor:
+        """The probability of each class; of one logit, that of not being and of being it."""
+        logits = self.logits.float()
+        return logits.softmax(-1) if len(logits) > 1 else torch.cat([1 - logits.sigmoid(), logits.sigmoid()])
+
+    def without_pixels(self) -> "Finding":
+        """Returns the same without its largest part."""
+        return replace(self, pixels=None)
+
+
+@dataclass(frozen=True)
+class Product:
+    """The files of each picture.
+
+    Attributes:
+        subject: the model.
+        kinds: of the files: some of `vitx.files.PICTURES`, ".npz" for raw maps, ".json" for the prediction.
+        signed: show also what speaks against the class.
+    """
+
+    subject: Subject
+    kinds: tuple[str, ...]
+    signed: bool = False
+
+    def write(self, finding: Finding, paths: Sequence[Path]) -> str:
+        """Writes the files of one picture, one for each kind, and returns a line about it.
+
+        Raises:
+            VitxError: One of them cannot be drawn or written.
+        """
+        try:
+            for path, kind in zip(paths, self.kinds, strict=True):
+                if kind == ".npz":
+                    arrays = {"logits": finding.logits.numpy()}
+                    for one in finding.maps:
+                        arrays |= self._arrays(one, one.target)
+                    write_or_say(path, partial(savez, arrays=arrays))
+                elif kind == ".json":
+                    facts = json.dumps(self._facts(finding, paths), ensure_ascii=False).encode()
+                    write_or_say(path, lambda file, facts=facts: file.write(facts))  # type: ignore[misc]
+                else:
+                    write_or_say(path, partial(encode, picture=self.drawn(finding), suffix=kind))
+        except VitxError:
+            raise
+        except Exception as error:  # each format has its own kinds
+            raise VitxError(f"{finding.file} could not be drawn: {in_words(error)}") from error
+        return "; ".join(filter(None, (str(self._caption(finding)), self._question(finding))))
+
+    def write_shard(self, path: Path, names: Sequence[str], found: Sequence[Finding]) -> None:
+        """Writes the maps of several pictures, by their names, into one file.
+
+        Raises:
+            VitxError: The file cannot be written.
+        """
+        arrays: dict[str, NDArray[Any]] = {"files": np.array(names)}
+        arrays["logits"] = np.stack([finding.logits.numpy() for finding in found])
+        for maps in zip(*(finding.maps for finding in found), strict=True):
+            called = "predicted" if maps[0].asked.index is None else maps[0].asked.index
+            if maps[0].target is not None:
+                arrays[f"{maps[0].key(called)}_target"] = np.array([one.target for one in maps])
+            each = [self._arrays(one, called) for one in maps]
+            arrays |= {name: np.stack([one[name] for one in each]) for name in each[0]}
+        write_or_say(path, partial(savez, arrays=arrays))
+
+    def drawn(self, finding: Finding) -> NDArray[np.uint8]:
+        """Draws the input beside the maps, (height, width, 3) uint8."""
+        assert finding.pixels is not None
+        pixels = finding.pixels[None]
+        slices = slices_of(tuple(pixels.shape[1:-1]), len(self.subject.prepare.mean))
+        titled = dict(zip(self._titles(finding), finding.maps, strict=True))
+        layers = {title: _layer(one.found[:1]) for title, one in titled.items()}
+        columns, marks = laid_out(pixels, layers, slices, signed=self.signed)
+        pairs = {f"{title} ": one.found[1:] for title, one in titled.items() if one.found.paired}
+        if pairs:
+            other = next(iter(pairs.values())).pixels()
+            layers = {title: _layer(found) for title, found in pairs.items()}
+            columns["the other"], *drawn = laid_out(other, layers, signed=self.signed)[0].values()
+            columns |= dict(zip(pairs, drawn, strict=True))
+        question = "" if finding.maps[0].asked.name else self._question(finding)  # which titles say
+        note = "; ".join(filter(None, (question, finding.note, marks)))
+        legend = render.legend("inferno", signed=self.signed)
+        width = tile_width(columns, slices)
+        return render.grid(columns, [self._caption(finding)], tile_width=width, note=note, **legend)
+
+    def _titles(self, finding: Finding) -> list[str]:
+        """Returns a title for each map: the method, and the question where there are several."""
+        methods = len({one.found.method for one in finding.maps}) > 1
+        several = len({one.target for one in finding.maps} - {None}) > 1
+        titles = []
+        for one in finding.maps:
+            title, said = title_of(one.found.method), one.said if one.asked.name else ""
+            if one.target is not None and several:
+                said = f"for {self.subject.name(one.target)}, {finding.shares[one.target]:.0%}"
+            titles.append(f"{title} {said}".strip() if methods or not said else said)
+        return titles
+
+    def _caption(self, finding: Finding) -> Caption:
+        if finding.texts:
+            return Caption(finding.texts)
+        if not self.subject.predicts:
+            return Caption("" if finding.maps[0].asked.name else "features, no classes")
+        return captions_of(finding.logits[None], class_names=self.subject.short_names)[0]
+
+    def _question(self, finding: Finding) -> str:
+        """Returns the question in words, where it is not about one class, or ""."""
+        if finding.texts:
+            return ""
+        if finding.maps[0].asked.name:
+            return "; ".join(dict.fromkeys(one.said for one in finding.maps if one.said))
+        name = self.subject.name
+        asked = {one.target: one.against for one in finding.maps}
+        ours = " or ".join(name(one) for one, other in asked.items() if one is not None and other is not None)
+        return "".join(f"why {ours} and not {name(one)}" for one in {*asked.values()} if one is not None)
+
+    def _facts(self, finding: Finding, paths: Sequence[Path]) -> dict[str, Any]:
+        """Returns the content of the JSON."""
+        maps: list[dict[str, Any]] = []
+        for one in finding.maps:
+            name, share = self._known(one.target, finding)
+            maps.append({"method": one.found.method, "target": one.target, "target_name": name})
+            maps[-1]["target_probability"] = share
+            if one.asked.name:
+                box = None if one.found.boxes is None else one.found.boxes[0].tolist()
+                maps[-1] |= {"question": one.asked.name, "said": one.said or None, "box": box}
+            elif one.said and one.target is not None:
+                maps[-1]["said"] = one.said
+            if one.against is not None:
+                names = self.subject.class_names
+                maps[-1] |= {"against": one.against, "against_name": names and names[one.against]}
+        best = int(finding.shares.argmax()) if self.subject.predicts else None
+        name, share = self._known(best, finding)
+        said = {"file": str(finding.file), "prediction": best, "name": name, "probability": share}
+        return said | {"maps": maps, "files": [str(path) for path in paths]}
+
+    def _known(self, index: int | None, finding: Finding) -> tuple[str | None, float | None]:
+        """Returns the full name and the probability of a class."""
+        if index is None:
+            return None, None
+        names = self.subject.class_names
+        share = round(finding.shares[index].item(), 6) if self.subject.predicts else None
+        return None if names is None else names[index], share
+
+    def _arrays(self, one: Map, target: object) -> dict[str, NDArray[Any]]:
+        """Returns the arrays of a map by their names, where a class is called by its number or else."""
+        found, key = one.found, one.key(target)
+        values = (found.maps if found.signed is None or not self.signed else found.signed).numpy()
+        return {key: values[0]} | ({f"{key}_other": values[1]} if found.paired else {})
+
+
+def _layer(found: Explanation) -> Layer:
+    return Layer(found.maps, found.signed, found.boxes, found.sinks)

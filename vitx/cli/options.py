@@ -1,0 +1,149 @@
+"""The options of the commands: how they are added, read as KEY=VALUE, and named since 0.2."""
+
+import json
+from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import takewhile
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from vitx.errors import VitxError
+
+Kind = tuple[Callable[[Any], Any], str]  # converts a value or raises a ValueError, and its name in messages
+
+_OWN = "--model package.module:name"
+_NOW = {
+    "--hf": "--model NAME",
+    "--factory": _OWN,
+    "--module": _OWN,
+    "--checkpoint": f"--weights FILE beside {_OWN}",
+    "--open-clip": "--model open_clip:NAME",
+    "--module-options": "--model-options KEY=VALUE",
+    "--image-size": "--input-options size=PIXELS",
+    "--format": "--save jpg (or webp, png)",
+    "--no-pictures": "--save with maps, shards or json alone",
+    "--save-maps": "--save png maps, or --save png shards",
+    "--json": "--save png json",
+    "--writers": "--run-options workers=N",
+    "--most-tokens": "--max-tokens N",
+} | {
+    f"--{name}": f"--{kind}-options {name.replace('-', '_')}=VALUE"
+    for kind, names in {
+        "input": ("mean", "std", "keep-aspect", "frames", "time-axis", "volume", "max-pixels"),
+        "method": ("head-fusion", "discard-ratio", "start-layer", "gradient"),
+        "run": ("accelerator", "devices", "num-nodes", "strategy", "workers"),
+    }.items()
+    for name in names
+}
+
+
+class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, and appends nothing to an option's help but its default."""
+
+    def _get_help_string(self, action: Action) -> str:
+        default, help = action.default, action.help or ""
+        if default is None or default is False or default in ({}, SUPPRESS) or not action.option_strings:
+            return help
+        words = default if isinstance(default, list) else [default]
+        return f"{help} (default: {' '.join(map(str, words))})".replace("%", "%%")
+
+
+def new_parser(description: str, **more: Any) -> ArgumentParser:
+    """Returns an empty parser with the description of a command."""
+    return ArgumentParser(description=description, formatter_class=HelpFormatter, **more)
+
+
+def add(group: Any, name: str, metavar: str, help: str, kind: Any = str, **more: Any) -> None:
+    """Adds an option or a positional argument; without a metavar, a switch.
+
+    An option of several values may also be given several times.
+    """
+    more |= {"metavar": metavar, "type": kind} if metavar else {"action": "store_true"}
+    if more.get("nargs") and name.startswith("-"):
+        more["action"] = "extend"
+    group.add_argument(name, help=help, **more)
+
+
+def say_new_name(words: Sequence[str], known: Mapping[str, Any]) -> None:
+    """Raises a VitxError if an option of 0.2 was typed that a command, with its known ones, no longer has."""
+    for word in takewhile("--".__ne__, words):
+        old = word.partition("=")[0]
+        if old in _NOW and old.strip("-").replace("-", "_") not in known:
+            raise VitxError(f"{old} is gone: write {_NOW[old]}")
+
+
+def check_least(options: Any, **least: int) -> None:
+    """Raises a VitxError if an option that was given is less than it may be."""
+    for name, number in least.items():
+        if options[name] is not None and options[name] < number:
+            raise VitxError(f"--{name.replace('_', '-')} must be at least {number}, found {options[name]}")
+
+
+def read_settings(
+    option: str, words: Sequence[str] | None, kinds: Mapping[str, Kind] | None = None
+) -> dict[str, Any]:
+    """Reads settings that are given as KEY=VALUE, where commas make a list, or as one JSON object.
+
+    Args:
+        option: that they were given to, for messages.
+        words: of the command line, or None.
+        kinds: the known keys with the kind of each value; None: any key and value.
+
+    Raises:
+        VitxError: A word is no setting, or a key or its value is not known.
+    """
+    found: dict[str, Any] = {}
+    for word in words or ():
+        key, equals, value = word.partition("=")
+        if word.startswith("{"):
+            found |= _value(word) if isinstance(_value(word), dict) else {}
+        elif equals and key:
+            found[key] = _value(value)
+        else:
+            raise VitxError(f"{option} takes KEY=VALUE, found {word!r}")
+    if kinds is None:
+        return found
+    for key, value in found.items():
+        if key not in kinds:
+            raise VitxError(f"{option} has no {key!r}: it takes {', '.join(kinds)}")
+        try:
+            found[key] = kinds[key][0](value)
+        except (TypeError, ValueError) as error:
+            raise VitxError(f"{option}: {key} must be {kinds[key][1]}, found {value}") from error
+    return found
+
+
+def _value(text: str) -> Any:
+    with suppress(ValueError):
+        return json.loads(text)
+    if "," in text and text[0] not in "[{":
+        return [_value(part) for part in text.split(",")]
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError
+    return value
+
+
+def _numbers(value: Any) -> list[float]:
+    return [float(one) for one in (value if isinstance(value, list) else [value])]
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+COUNT: Kind = (_count, "a whole number from 1")
+NUMBERS: Kind = (_numbers, "one number, or several with commas")
+SWITCH: Kind = (_switch, "true or false")
+TEXT: Kind = (str, "a text")
