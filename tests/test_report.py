@@ -177,7 +177,7 @@ def test_a_page_to_click_lies_beside_each_image_where_the_run_holds_a_checkpoint
             picture = torch.from_numpy(pixels()[int(image)]).movedim(2, 0)  # of one colour: no crop matters
             caption = captions_of(vitx.explain(model, picture).logits, class_names=CLASSES)[0]
             told = re.search(r'id="data">(.*?)</script>', (tmp_path / link).read_text("utf-8"), re.DOTALL)
-            assert json.loads(told[1])["images"][0]["caption"] == str(caption)
+            assert json.loads(told[1])["images"][0]["caption"] == f"predicted: {caption}"
     assert "one holds no checkpoint" in capsys.readouterr().err
 
 
