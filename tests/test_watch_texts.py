@@ -167,11 +167,14 @@ def test_a_training_shows_where_a_word_comes_from(tmp_path):
         def forward(self, batch):
             raise NotImplementedError
 
-    loader = DataLoader(rows, 2)
+    loader, several = DataLoader(rows, 2), [{**row, "pixel_values": pixels[:2]} for row in rows]
     watch = vitx.Watch(
         Module(), loader, tmp_path / "w", target=word(8), methods=["evidence"], on_error="raise"
     )
     assert "vitx/evidence/entropy" in watch(0)
+    watch = vitx.Watch(model, DataLoader(several, 2), tmp_path / "s", target=word(8), on_error="raise")
+    with pytest.raises(VitxError, match="a word of one picture for each prompt"):
+        watch(0)
     for target in (word(8, 9), answer()):
         with pytest.raises(VitxError, match=r"ask for one word in a training|give one word"):
             vitx.Watch(model, loader, tmp_path, target=target)

@@ -187,6 +187,11 @@ class SampleExplainer:
                 target = target.of(part)
             with seeded():  # whatever was drawn before, to choose the images
                 if isinstance(target, Prompted):
+                    if images.ndim != 4:
+                        raise VitxError(
+                            "a training shows a word of one picture for each prompt, (B, C, H, W), found "
+                            f"{tuple(images.shape)}"
+                        )
                     named = {last(name): one for name, one in {**inputs, samples.name: images}.items()}
                     return do(model, inputs=named, image=last(samples.name), target=target)
                 if isinstance(target, Question) and target.runs_inside(model):
