@@ -27,15 +27,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from vitx.callbacks import RolloutCallback
-from vitx.watch import explaining, loggers, observer
+from vitx.watch import explaining, observer
 
 PARTS = {
     "explaining": (explaining, "explain_methods"),
     "faithfulness": (explaining, "judge"),
     "measuring": (observer, "measure"),
     "drawing": (observer, "draw"),
-    "writing numbers": (loggers, "write_scalars"),
-    "writing the picture": (loggers, "show_picture"),
+    "writing numbers": (observer, "write_scalars"),
+    "writing the picture": (observer, "show_picture"),
 }
 Seconds = dict[str, list[float]]
 

@@ -209,7 +209,6 @@ def _loggers(trainer: Trainer) -> Iterator[Any]:
 
 
 def _latest(state: TrainerState) -> dict[str, float]:
-    """Returns the last value of each number that the Trainer logged."""
     logged = {name: value for line in state.log_history for name, value in line.items()}
     return {name: value for name, value in logged.items() if name not in ("step", "epoch")}
 

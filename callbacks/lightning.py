@@ -132,7 +132,6 @@ class RolloutCallback(Observer, Callback):
         self.close()
 
     def _loader_place(self, trainer: pl.Trainer) -> int:
-        """Returns the place of the validation loader that the images come from."""
         place = self.selection.dataloader_idx
         if isinstance(place, int):
             return place
@@ -214,7 +213,7 @@ class LightningHost(Host):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stands as in validation; what the forward pass logs of these images is no part of the training."""
+        """Sets the stage of a validation, and drops what the forward pass logs of these images."""
         state, log = self.trainer.state.stage, vars(self.module).get("log")
         self.module.log = lambda *_, **__: None  # type: ignore[method-assign]
         self.trainer.state.stage = type(state)("validate")  # type: ignore[misc]
@@ -227,7 +226,7 @@ class LightningHost(Host):
                 self.module.log = log  # type: ignore[method-assign]
 
     def normalizers(self) -> Iterable[Any]:
-        """Returns what the data module, the module and callbacks hold: their hooks may normalise."""
+        """Returns what the data module, the module and callbacks hold: their hooks may normalize."""
         datamodule = getattr(self.trainer, "datamodule", None)
         return [vars(holder) for holder in (datamodule, self.module, *self._changing_batches()) if holder]
 

@@ -12,18 +12,14 @@ from vitx.watch.messages import path_of
 
 
 class Attempts:
-    """Does what may fail.
-
-    Args:
-        raises: whether errors stop the training, on all ranks together.
-    """
+    """Runs what may fail; errors stop the training, on all ranks together, only if they are to be raised."""
 
     def __init__(self, raises: bool) -> None:
         self._raises = raises
         self._said: set[tuple[str, str]] = set()
 
     def on_first(self, host: Host, do: Callable[[], Any]) -> None:
-        """Does on rank 0 what only it does; where that is raised, no other rank is left waiting."""
+        """Runs on rank 0 alone; where errors are raised, no other rank is left waiting."""
         if self._raises:
             host.group.from_first(lambda: (do(), None)[1])
         elif host.group.rank == 0:

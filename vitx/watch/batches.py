@@ -118,7 +118,6 @@ def objects(given: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
 def _images(
     batch: Any, tensors: Mapping[str, Tensor], names: ItemNames, observed: ObservedStep | None
 ) -> tuple[str, str]:
-    """Returns the path of the images, and how it was found."""
     if names.show is not None:
         return _item(tensors, names.show, "show"), "as told"
     if observed is not None and observed.images[0] in tensors:
@@ -163,7 +162,6 @@ def _labels(
 def _masks(
     per_image: Mapping[str, Tensor], parts: int, names: ItemNames, size: tuple[int, int]
 ) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Returns the masks of the objects, and what to say of them."""
     if names.boxes is not None:
         path = _item(per_image, names.boxes, "boxes")
         masks, said = objects(per_image[path], size)
@@ -182,7 +180,6 @@ def _masks(
 
 
 def _item(tensors: Mapping[str, Tensor], name: Name, option: str) -> str:
-    """Returns the path of what the user calls an item."""
     found = [path for path in tensors if path == str(name)] or _usual(tensors, (str(name),))
     if len(found) != 1:
         has = ", ".join(tensors) or "no tensors"

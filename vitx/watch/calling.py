@@ -105,7 +105,6 @@ def call_of(
 def _asked_for(
     called: str, parameters: Iterable[inspect.Parameter], named: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Returns what a function asks for beside images, by the names of its parameters."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     wanted = [one.name for one in parameters if one.default is one.empty and one.kind not in variadic]
     if missing := [one for one in wanted if one not in named]:

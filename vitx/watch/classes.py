@@ -1,4 +1,4 @@
-"""Names and labels of classes, as a data set tells them without loading its images."""
+"""Names and labels of classes, which a data set tells without loading its images."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -85,7 +85,6 @@ def evenly_spaced(length: int, count: int) -> tuple[int, ...]:
 
 
 def _labels(data: Any) -> Sequence[int] | None:
-    """Returns the class of every sample, where the data set keeps them in a list."""
     if isinstance(data, Subset):
         whole = _labels(data.dataset)
         return None if whole is None else [whole[place] for place in data.indices]

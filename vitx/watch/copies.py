@@ -148,7 +148,7 @@ def read_once(value: Any, verb: str = "is") -> VitxError:
 
 
 def _empty(kind: type) -> Any:
-    """Returns an object of a class; the end of a copy is not the end of what the user's own holds."""
+    """Returns an object of a class without its `__del__`, which would end what the user's own holds."""
     if hasattr(kind, "__del__"):
         kind = type(kind.__name__, (kind,), {"__del__": lambda self: None})
     return object.__new__(kind)
@@ -159,7 +159,6 @@ def _later(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _is_loader(value: Any) -> bool:
-    """Returns whether it may be one, written in Python."""
     keyed = isinstance(value, Dataset) and not isinstance(value, IterableDataset)
     others = (type, Tensor, nn.Module, tuple)
     written = isinstance(getattr(type(value), "__iter__", None), FunctionType) and hasattr(value, "__dict__")

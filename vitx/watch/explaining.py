@@ -176,7 +176,7 @@ class SampleExplainer:
     def _run(
         self, host: Host, model: nn.Module, samples: Samples, part: slice, do: Callable[..., T], target: Any
     ) -> T:
-        """Does something with the model as it is called, some images on its device, and what is explained."""
+        """Runs a function on the model as it is called, on some images and their target, on its device."""
         weight = next(model.parameters(), samples.images)
         device, kind = weight.device, weight.dtype if weight.is_floating_point() else torch.float32
         inputs = {name: value[part].to(device) for name, value in samples.inputs.items()}

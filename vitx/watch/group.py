@@ -56,7 +56,7 @@ class Group:
         return _checked(found, error)
 
     def of_parts(self, count: int, most: int, do: Callable[[slice], T]) -> list[T]:
-        """Does something with parts of `count` images, shared among ranks, and returns what all found."""
+        """Runs a function on parts of `count` images, shared among ranks, and returns what all found."""
         share = self.share(count)
         parts = [slice(at, min(at + most, share.stop)) for at in range(share.start, share.stop, most)]
         return [found for of_rank in self.from_all(lambda: [*map(do, parts)]) for found in of_rank]
@@ -75,7 +75,6 @@ class Group:
 
 
 def _broadcast(value: Any) -> Any:
-    """Returns what rank 0 has."""
     held = [value]
     torch.distributed.broadcast_object_list(held, 0)
     return held[0]
@@ -99,7 +98,7 @@ def _checked(found: Sequence[tuple[T, str | None]], own: Exception | None) -> li
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    """Returns whether a rank holds but a part of it, by torch's FSDP (1 or 2) or DeepSpeed's ZeRO."""
+    """Returns whether a rank holds only a part of it, by torch's FSDP (1 or 2) or DeepSpeed's ZeRO."""
     sharded = {"DTensor", "FlatParameter"}
     return any(type(p).__name__ in sharded or hasattr(p, "ds_id") for p in model.parameters()) or any(
         type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()

@@ -1,4 +1,4 @@
-"""Walks over what an object of the user's holds, a few levels deep."""
+"""A walk over the parts of an object of the user's, a few levels deep."""
 
 import gc
 from collections.abc import Callable, Iterator, Mapping

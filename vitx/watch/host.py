@@ -65,7 +65,7 @@ class Host:
         return nullcontext()
 
     def normalizers(self) -> Iterable[Any]:
-        """Returns what may hold the normalisation of the images, beside the data set and the model."""
+        """Returns what may hold the normalization of the images, beside the data set and the model."""
         return ()
 
     def class_names(self) -> Sequence[str] | None:

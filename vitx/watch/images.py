@@ -40,7 +40,7 @@ class Samples(Content):
     class_names: tuple[str, ...] | None = None  # the data set's own
     counts: range | None = None  # how many outputs a model of the data set's classes may have
     unlabelled: bool = False  # whether it is the set that the model is judged by, and has no labels
-    scales: tuple[Scale, ...] = ()  # mean and std of each normalisation that the data set holds
+    scales: tuple[Scale, ...] = ()  # mean and std of each normalization that the data set holds
     source: str = ""  # the kind of their data set; empty for a tensor or files
     observed: bool = False  # whether they are what the user's own step takes
     stream: bool = False  # whether they are the first of a data set that cannot be asked for others
@@ -79,7 +79,7 @@ class Selection:
     def choose(
         self, host: Host, before: Sequence[int] | None = None, observed: ObservedStep | None = None
     ) -> Samples:
-        """Reads the images, prepared as validation batches are; if places of before a resume fit, these.
+        """Reads the images, prepared as validation batches are; after a resume, those of before if they fit.
 
         Raises:
             VitxError: The images are of another kind, a batch holds none, or there is no validation set.
@@ -136,7 +136,6 @@ class Selection:
     def _places(
         self, source: Source, key_of: Mapping[int, Any], read: Read, before: Sequence[int] | None
     ) -> tuple[int, ...]:
-        """Chooses among the places that the loader reads."""
         places, keys = list(key_of), list(key_of.values())
         if not places:
             raise VitxError("the data set to take images from is empty")
@@ -157,7 +156,6 @@ class Selection:
         return tuple(places[number] for number in found)
 
     def _read(self, host: Host, observed: ObservedStep | None, batch: Any) -> Content:
-        """Prepares a batch as it is for the model, and reads it."""
         place = self.dataloader_idx if isinstance(self.dataloader_idx, int) else 0
         batch = host.prepared(batch, place)
         if self.batch_transform is not None:
@@ -178,7 +176,6 @@ class Selection:
 
 
 def _are(images: Any, kind: Any) -> bool:
-    """Returns whether the images are given as a list of this kind."""
     return isinstance(images, Sequence) and len(images) > 0 and all(isinstance(i, kind) for i in images)
 
 

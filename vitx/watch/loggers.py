@@ -1,4 +1,4 @@
-"""Loggers, where pictures and numbers go: of frameworks, writers and runs of their libraries, trackers.
+"""Loggers for pictures and numbers: those of frameworks, writers and runs of libraries, trackers.
 
 A logger is known by what it can do, as classes of one name are made in many packages, and so may you. To add
 one for pictures, see `_writer_of`.

@@ -16,14 +16,10 @@ _GIVE = "batch_transform=lambda batch: ..., which does to a batch what your loop
 
 
 class FirstCall:
-    """Keeps the images of the first call of a model that a loop makes, and then leaves the model alone.
-
-    Attributes:
-        images: what the model was given, (B, ...), in host memory; None as long as it was not called.
-    """
+    """Keeps the images of the first call of a model that a loop makes, and then leaves the model alone."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.images: Tensor | None = None
+        self.images: Tensor | None = None  # (B, ...), in host memory, once the model was called
         self.paused = False  # while vitx itself calls the model
         self._hook: Any = None
         if not is_compiled(model):
@@ -43,11 +39,7 @@ class FirstCall:
 
 
 def differs(given: Tensor, held: Tensor) -> str | None:
-    """Compares images that a loop gives the model, (B, ...), with those that the loader holds, (n, ...).
-
-    Returns:
-        A sentence that says how they differ; None where they do not.
-    """
+    """Says how images that a loop gives the model, (B, ...), differ from those of the loader; None: not."""
     if given.shape[1:] != held.shape[1:]:
         one, other = (" x ".join(map(str, images.shape[1:])) for images in (given, held))
     else:

@@ -10,14 +10,7 @@ _LIBRARIES = ("builtins", "torch")  # whose objects are no structures
 
 
 def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yields each tensor of a structure with its path: keys, positions and attributes, joined by dots.
-
-    Example:
-        >>> import torch
-        >>> batch = ([torch.rand(2)], {"age": torch.rand(2)})
-        >>> [path for path, _ in tensors_of(batch)]
-        ['0.0', '1.age']
-    """
+    """Yields each tensor of a structure with its path, as `1.age`: keys, positions and attributes."""
     if isinstance(value, Tensor):
         yield path, value
     for name, part in _parts(value):

@@ -38,7 +38,7 @@ class Replay:
         return all(node.called in names for node in self.nodes if isinstance(node.called, str))
 
     def __call__(self, leaves: Mapping[str, Tensor], model: nn.Module, size: int, was: int) -> Any:
-        """Makes it of so many images, by parts of a model; `was` is their number in the recording."""
+        """Makes the value of `size` images, by parts of a model; `was` is their number in the recording."""
         writes = any(node.writes for node in self.nodes)
         made: dict[tuple[Node | None, str | None], Any]
         made = {(None, path): leaf.clone() if writes else leaf for path, leaf in leaves.items()}

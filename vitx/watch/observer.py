@@ -92,7 +92,7 @@ class Observer(Settings):
         return dict(vars(self._memory))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on after the last firing; what another version of vitx kept besides is left out."""
+        """Goes on after the last firing; entries of another version of vitx are left out."""
         known = vars(Memory())
         vars(self._memory).update(known | {name: state_dict[name] for name in known if name in state_dict})
 
@@ -208,7 +208,7 @@ class Observer(Settings):
                 host.inform(f"{host.name} {words(kept, places)}")
 
     def learn(self, host: Host) -> None:
-        """Adds to the numbers of the last firing what the training has found since, at the same step."""
+        """Adds the numbers that the training has found since the last firing, at the step of that."""
         self._writer.write_numbers(host, self._memory.scalars, self._memory.step)
 
     def _prepare(self, host: Host, firing: Firing) -> tuple[Display, Words]:

@@ -64,16 +64,10 @@ def kind_in_training(
     names: Sequence[str] | None,
     of_class: bool,
 ) -> Kind:
-    """Returns what an output is: as the user's step compares it, else as labels, names and the model tell.
+    """Returns the kind of an output: as the user's step compares it, else as labels, names and model tell.
 
-    Args:
-        logits: (B, ...), of some samples.
-        samples: the images with what is known of them.
-        model: the one that is explained.
-        observed: the user's step, where that is what is run.
-        class_names: those that the user gives.
-        names: those of the classes, whoever gives them.
-        of_class: whether the user asks for maps of a class.
+    The step is None where it is not what is run. `class_names` are the user's, `names` those of whoever gives
+    them; `of_class` says whether maps of a class are asked for.
     """
     flat = logits.ndim in (1, 2)
     if observed is not None and observed.kind is not None:

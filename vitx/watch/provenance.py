@@ -1,4 +1,4 @@
-"""Where the tensors of a step come from, and which calls compare an output with what is true."""
+"""Origins of the tensors of a step, and the calls that compare an output with what is true."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -33,7 +33,7 @@ def seeded(*holders: Any) -> Iterator[None]:
 
 
 def _seed_and_restore(one: Any) -> tuple[Callable[[], Any], Callable[[], Any]] | None:
-    """Returns what seeds a generator, and what puts its state back; None for all else."""
+    """Returns a function that seeds a generator, and one that restores it; None for all else."""
     if isinstance(one, torch.Generator):
         return partial(one.manual_seed, 0), partial(one.set_state, one.get_state())
     if one is random or (isinstance(one, random.Random) and not isinstance(one, random.SystemRandom)):

@@ -39,7 +39,7 @@ class RunWriter:
         return self.folder
 
     def reopen(self, host: Host, next_step: int) -> None:
-        """Goes on in the folder of an interrupted run, or takes another and says why."""
+        """Goes on in the folder of an interrupted run, or takes another one and says why."""
         before, moved = self._memory.folder, False
         known = [Path(one) for one in (host.run and host.run / FOLDER, before) if one]
         for path in known:

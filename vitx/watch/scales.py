@@ -1,4 +1,4 @@
-"""Normalisations of images: those that the data holds, and those of hooks that prepare a batch."""
+"""Normalizations of images: those that the data holds, and those of hooks that prepare a batch."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -18,7 +18,7 @@ _NAMES = ("mean", "std"), ("image_mean", "image_std")  # the second ones are tho
 def likely_scales(
     model: nn.Module, images: Tensor, of_data: Iterable[Scale], holders: Iterable[Any] = ()
 ) -> Iterator[Scale]:
-    """Yields the normalisations that may have made the watched images, the likeliest first.
+    """Yields the normalizations that may have made the watched images, the likeliest first.
 
     First comes what the data holds. What the holders hold and the model declares may be done to the images,
     (n, C, H, W), later, in its forward: it is left out where they would be neither dark nor bright anywhere.

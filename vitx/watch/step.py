@@ -89,7 +89,6 @@ class StepRecorder(TorchDispatchMode):
         return mapped((args, dict(kwargs)), taken)
 
     def _add(self, func: Any, args: Any, taken: Any, given: Sequence[Value], out: Any) -> None:
-        """Remembers where what a call made comes from."""
         node = None if taken is None else Node(func, taken[0], taken[1], _written(func, args))
         if node is not None:
             self.nodes.append(node)
@@ -168,7 +167,6 @@ class StepRecorder(TorchDispatchMode):
 
 
 def _written(func: Any, args: Any) -> frozenset[int]:
-    """Returns the storages that an operator writes into."""
     schema = getattr(func, "_schema", None)
     if schema is None or not schema.is_mutable:
         return frozenset()
