@@ -32,10 +32,13 @@ def _reproducible():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _mlflow_elsewhere(tmp_path_factory):
-    """MLflow makes its default store at the end of a process, where that stands if nothing else is said."""
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+@pytest.fixture
+def mlflow(tmp_path, monkeypatch):
+    """MLflow with its store in the folder of the test, where a process opens it again at its end."""
+    library = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    library.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    return library
 
 
 @pytest.fixture(scope="session")

@@ -217,23 +217,16 @@ def test_the_trainers_own_run_of_weights_and_biases(tmp_path, monkeypatch):
     assert len([row for row in rows if "train/loss" in row]) == 8
 
 
-def test_the_trainers_own_run_of_mlflow(tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
-    store = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    mlflow.set_tracking_uri(store)
-    try:
-        mlflow.create_experiment("watched", f"{tmp_path}/artifacts")
-        mlflow.set_experiment("watched")
-        watched(tmp_path / "out", {"num_images": 2, "every_n_epochs": None}, report_to=["mlflow"]).train()
-        client = mlflow.MlflowClient()
-        (run,) = client.search_runs([client.get_experiment_by_name("watched").experiment_id])
-        history = client.get_metric_history(run.info.run_id, "vitx/rollout/entropy")
-        assert [point.step for point in history] == [0, 8], "the last is written as its run has ended"
-        kept = [file.path for file in client.list_artifacts(run.info.run_id, "images")]
-        assert len([path for path in kept if "~maps" in path]) == 4
-    finally:
-        mlflow.set_tracking_uri(None)
+def test_the_trainers_own_run_of_mlflow(tmp_path, mlflow):
+    mlflow.create_experiment("watched", f"{tmp_path}/artifacts")
+    mlflow.set_experiment("watched")
+    watched(tmp_path / "out", {"num_images": 2, "every_n_epochs": None}, report_to=["mlflow"]).train()
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("watched").experiment_id])
+    history = client.get_metric_history(run.info.run_id, "vitx/rollout/entropy")
+    assert [point.step for point in history] == [0, 8], "the last is written as its run has ended"
+    kept = [file.path for file in client.list_artifacts(run.info.run_id, "images")]
+    assert len([path for path in kept if "~maps" in path]) == 4
 
 
 def test_images_labels_names_and_colours(tmp_path, monkeypatch, capsys):

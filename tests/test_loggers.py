@@ -104,13 +104,6 @@ def end(wandb):
     wandb.teardown()
 
 
-@pytest.fixture
-def mlflow():
-    library = pytest.importorskip("mlflow", reason="mlflow is not installed")
-    yield library
-    library.set_tracking_uri(None)
-
-
 def callback(**options):
     return RolloutCallback(num_images=2, **({"on_error": "raise", "save_maps": False} | options))
 

@@ -82,7 +82,7 @@ def test_fires_once_per_step_and_when_told(options, steps, tmp_path):
 
 def test_never_fires_in_the_sanity_check_nor_in_validate(tmp_path, monkeypatch):
     fired = []
-    monkeypatch.setattr(RolloutCallback, "_show", lambda *args: fired.append(args[1].trainer.state.stage))
+    monkeypatch.setattr(RolloutCallback, "_fire_at", lambda *args: fired.append(args[1].trainer.state.stage))
     trainer, module = fit(RolloutCallback(), default_root_dir=tmp_path, num_sanity_val_steps=2)
     count = len(fired)
     trainer.validate(module, DataLoader(samples(4)), verbose=False)

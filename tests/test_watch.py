@@ -410,20 +410,15 @@ def test_a_folder_that_cannot_be_written_is_said_and_the_loop_goes_on(net, loade
         assert Watch(net, loader, tmp_path / "file")(0), "the numbers are lost"
 
 
-def test_a_run_of_mlflow(net, loader, tmp_path):
-    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+def test_a_run_of_mlflow(net, loader, tmp_path, mlflow):
     experiment = mlflow.create_experiment("watched", f"{tmp_path}/artifacts")
-    try:
-        with mlflow.start_run(experiment_id=experiment) as run:
-            Watch(net, loader, tmp_path, logger=mlflow, on_error="raise")(4)
-        mlflow.flush_artifact_async_logging()
-        client = mlflow.MlflowClient()
-        (entropy,) = client.get_metric_history(run.info.run_id, "vitx/rollout/entropy")
-        assert entropy.step == 4
-        assert client.list_artifacts(run.info.run_id, "images")
-    finally:
-        mlflow.set_tracking_uri(None)
+    with mlflow.start_run(experiment_id=experiment) as run:
+        Watch(net, loader, tmp_path, logger=mlflow, on_error="raise")(4)
+    mlflow.flush_artifact_async_logging()
+    client = mlflow.MlflowClient()
+    (entropy,) = client.get_metric_history(run.info.run_id, "vitx/rollout/entropy")
+    assert entropy.step == 4
+    assert client.list_artifacts(run.info.run_id, "images")
 
 
 @pytest.mark.parametrize(
