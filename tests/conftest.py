@@ -37,7 +37,8 @@ def mlflow(tmp_path, monkeypatch):
     """MLflow with its store in the folder of the test, where a process opens it again at its end."""
     library = pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    library.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # for the Trainer
+    library.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
     return library
 
 
