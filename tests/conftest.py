@@ -2,6 +2,7 @@
 
 import os
 import random
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before its client is imported
@@ -21,6 +22,11 @@ def pytest_xdist_auto_num_workers(config):
     return None if everything else 0  # None leaves it to xdist: the cores
 
 
+def pytest_sessionfinish():
+    """MLflow opens a store at the end of its process: not in the folder where that stands."""
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tempfile.mkdtemp()}/mlflow.db"
+
+
 @pytest.fixture(autouse=True)
 def _reproducible():
     """The models are tiny: threads would only cost time, and make sums depend on the machine."""
@@ -34,12 +40,12 @@ def _reproducible():
 
 @pytest.fixture
 def mlflow(tmp_path, monkeypatch):
-    """MLflow with its store in the folder of the test, where a process opens it again at its end."""
+    """MLflow with its store in the folder of the test."""
     library = pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # for the Trainer
-    library.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
-    return library
+    library.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    yield library
+    library.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="session")
