@@ -90,7 +90,7 @@ def test_every_option_equals_the_oracle(monkeypatch, name, method, fusion, disca
     if tile == "some rows":  # as for large images, whose A is computed anew
         monkeypatch.setattr(tiles, "_room", lambda device: 3 * 17 * 5)
         monkeypatch.setattr(tiles, "_FEWEST_ROWS", 5)
-        monkeypatch.setattr(kernels, "_SMALL", 0)
+        monkeypatch.setattr(kernels, "SMALL", 0)
     check_parity(name, method, fusion, discard, start_layer)
 
 

@@ -195,7 +195,7 @@ def test_the_fused_heads_of_an_image_do_not_depend_on_those_beside_it():
     ],
 )
 def test_all_other_attention_is_computed_anew(monkeypatch, name, dtype, small):
-    monkeypatch.setattr(kernels, "_SMALL", small)
+    monkeypatch.setattr(kernels, "SMALL", small)
     with torch.no_grad():
         output, found = attend(*operands(dtype), **SETTINGS[name], head_fusion="max")
         wanted = F.scaled_dot_product_attention(*operands(dtype), **SETTINGS[name])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitx.tape.recorder import Leaving, Recorder
+from vitx.tape.recorder import FunctionMode, Recorder
 from vitx.tape.tape import Tape
 
 LEAVES = {
@@ -20,12 +20,12 @@ LEAVES = {
 @pytest.mark.parametrize("way", LEAVES)
 def test_what_leaves_torch_is_seen(way):
     tensor, other = torch.randn(3), torch.zeros(2)
-    with Leaving(lambda given: "live" if given is tensor else None) as leaving:
+    with FunctionMode(lambda given: "live" if given is tensor else None) as mode:
         tensor * 2
         LEAVES[way](other)
-        assert not leaving.left
+        assert not mode.exported
         LEAVES[way](tensor)
-        assert leaving.left
+        assert mode.exported
 
 
 def test_the_fast_path_of_multi_head_attention_is_kept_out():

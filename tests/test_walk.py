@@ -164,11 +164,11 @@ def test_where_a_dimension_went():
     turned = on.tape.value((3, 2), [on.image])
     on.tape.append(Step("t", [on.image], [turned], None, axes=lambda axes: axes[0][::-1]))
     for before, after in ((0, 1), (1, 0)):
-        turned.over = followed(turned.made_by, over(on.image, before))
+        turned.over = followed(turned, over(on.image, before))
         assert turned.dim == after
     merged = on.tape.value((6,), [on.image])
     on.tape.append(Step("view", [on.image], [merged], None, axes=lambda of: ((*of[0][0], *of[0][1]),)))
-    merged.over = followed(merged.made_by, over(on.image, 0))
+    merged.over = followed(merged, over(on.image, 0))
     assert merged.over is not None
     assert merged.dim is None  # it has other elements beside
 

@@ -72,7 +72,7 @@ def follow(
                 back = Backward(tape, images, start, end.value, scores)
                 with without_autocast(images.device):
                     if not found:
-                        sinks = find_sinks(tape, partial(_placed, back), back.grid.embedded)
+                        sinks = find_sinks(tape, partial(_placed, back))
                     back.sinks = sinks
                     found[name] = method.find(back, **methods[name])
                 end.check_grid(found[name].maps)

@@ -11,7 +11,7 @@ from vitx.functional.flow import capacities, flows
 from vitx.functional.fusing import check_options
 from vitx.tape.attention import Attention
 from vitx.tape.backward import Attribution, Backward
-from vitx.tape.residual import to_stream
+from vitx.tape.relevance import to_stream
 from vitx.tape.walk import marks
 
 

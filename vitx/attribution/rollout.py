@@ -1,9 +1,11 @@
 """Attention rollout, gradient rollout and generic attention explainability: relevance layer by layer."""
 
+from functools import partial
+
 from torch import Tensor
 
 from vitx.attribution.registry import register
-from vitx.functional.fusing import check_options
+from vitx.functional.fusing import check_options, fused
 from vitx.functional.rollout import through_layer
 from vitx.functional.tiles import Tile
 from vitx.functional.weights import Weights
@@ -22,6 +24,7 @@ class Rollouts(Rule):
         self.reads_gradient, self.whole = reads_gradient, discard_ratio > 0
         self.of_heads = reads_gradient or self.whole or head_fusion != "mean"
         self.halves = not self.of_heads
+        self.fuse = partial(fused, head_fusion=head_fusion)
 
     def layer(self, relevance: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         """An attention inside a residual."""

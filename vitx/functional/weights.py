@@ -1,6 +1,6 @@
 """A of one attention, computed when it is asked for, in tiles."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -12,6 +12,7 @@ from vitx.models.isolation import without_autocast
 
 Read = Callable[[Tile], Tensor]
 _weights: Read = attrgetter("weights")
+Fuse = Callable[[Iterable[Tile]], Iterable[tuple[slice, slice, Tensor]]]
 
 
 @dataclass(eq=False)
@@ -103,6 +104,30 @@ class Weights:
             for tile in self.tiles():
                 found[tile.images, tile.heads, tile.rows] = read(tile)
         return found
+
+    def fused_gradient(self, of_output: Tensor, fuse: Fuse) -> tuple[Tensor, "Weights"]:
+        """Reads A once for its two uses in a way back.
+
+        Args:
+            of_output: the gradient of A V, (B, H, Q, d).
+            fuse: makes one matrix of the heads of A and its gradient, (b, n, K).
+
+        Returns:
+            The gradient of the values, (B, H, K, d), and the matrix in place of A, without what is below 0.
+        """
+        rows = full(of_output)
+        of_values = rows.new_zeros(*self.shape[:2], self.shape[3], rows.shape[3])
+        matrix = rows.new_empty(self.shape[0], 1, *self.shape[2:])
+
+        def tiles() -> Iterator[Tile]:
+            for tile in self.with_gradient(rows).tiles():
+                part = rows[tile.images, tile.heads, tile.rows]
+                of_values[tile.images, tile.heads] += (part.mT @ tile.weights).mT
+                yield tile
+
+        for images, some, part in fuse(tiles()):
+            matrix[images, 0, some] = part.relu_()
+        return of_values, Weights.of(matrix)
 
 
 def _shares(tile: Tile) -> Tensor:

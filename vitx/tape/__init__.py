@@ -1,4 +1,4 @@
-"""How vitx follows a model: one pass is recorded as a tape of ATen calls, along which two ways go back.
+"""The core of vitx: one pass of a model is recorded as a tape of ATen calls, along which two ways go back.
 
 `recorder` runs the pass and writes a `tape` of `values` and steps; `rules` say how relevance and the gradient
 go back through each operator, `sums` and `attention` what a residual and an attention are. `walk` is the loop

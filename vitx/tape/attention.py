@@ -1,8 +1,7 @@
-"""An attention of the pass, and the layers that residuals make of attentions."""
+"""The attentions of a pass, and the scores that their weights are made of."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -10,9 +9,6 @@ from vitx.functional.weights import Weights
 from vitx.tape.contraction import Layout
 from vitx.tape.expanded import scaled, summed
 from vitx.tape.values import Step, Value
-
-if TYPE_CHECKING:
-    from vitx.tape.sums import Sum
 
 
 class Scores(Step):
@@ -38,7 +34,7 @@ class Attention(Step):
         inputs: the values, and what asked: the weights, or the queries of a fused kernel.
         weights: A.
         layout: how it lies in the tensors of the model.
-        residuals: the residuals around it.
+        residuals: the residuals around it, of `vitx.tape.sums`.
         origin: the number of the last residual, or of the image, that its values were made from.
     """
 
@@ -46,16 +42,16 @@ class Attention(Step):
         super().__init__(*step)
         self.relevance = lambda arrived: [self.shared(arrived[0])]
         self.weights, self.layout, self.origin = weights, layout, origin
-        self.residuals: set[Sum] = set()
+        self.residuals: set[Any] = set()
 
     @property
     def value(self) -> Value:
-        """What it put out."""
+        """The value of its output."""
         return self.outputs[0]
 
     @property
     def rows_of_heads(self) -> int:
-        """How many rows A has in all, which counts its heads where it has some of a layer's tokens alone."""
+        """The number of rows of A, which counts its heads where it has some of a layer's tokens alone."""
         return self.weights.shape[0] * self.layout.count("H") * self.weights.shape[2]
 
     def arrived(self, r: Tensor) -> Tensor:
@@ -76,32 +72,3 @@ class Attention(Step):
         heads, channels = self.layout.count("H"), self.layout.count("D")
         found = scaled(found[:, None, :, None].expand(-1, heads, -1, channels), 1 / (heads * channels))
         return self.layout.to_values(found)
-
-
-@dataclass(eq=False)
-class Layer:
-    """The attentions that one residual closes.
-
-    Attributes:
-        number: layers are counted from 0, in the order in which they ran.
-        attentions: in the order in which they ran.
-        residuals: the sums that close them: more than one where the tokens are added in parts.
-    """
-
-    number: int
-    attentions: Sequence[Attention]
-    residuals: frozenset["Sum"]
-
-
-def layers_of(attentions: Sequence[Attention]) -> list[Layer]:
-    """Groups the attentions that have a residual in common; those without any are in no layer."""
-    groups: list[tuple[list[Attention], set[Sum]]] = []
-    for attention in attentions:
-        if attention.residuals:
-            members, around = [attention], set(attention.residuals)
-            for group in [group for group in groups if group[1] & around]:
-                groups.remove(group)
-                members, around = group[0] + members, group[1] | around
-            groups.append((members, around))
-    groups.sort(key=lambda group: group[0][0].value.number)
-    return [Layer(n, members, frozenset(around)) for n, (members, around) in enumerate(groups)]

@@ -1,4 +1,4 @@
-"""What the dimensions of a value hold: tokens, or channels of the same token.
+"""The contents of a value's dimensions: tokens, or channels of the same token.
 
 The heads of an attention are channels of its values' tokens. Each dimension is a product of factors, outer
 one first, as a reshape may merge heads with images or windows. Nothing is computed: sizes say it all.

@@ -1,5 +1,6 @@
-"""What a method may ask of a tape: the ways back from the output, and the tiles of its attentions."""
+"""The ways back along a tape, and the tiles of its attentions, as methods ask for them."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +13,15 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.functional.fusing import first_layer
 from vitx.functional.tiles import ALL, Tile
-from vitx.tape.attention import Attention, Layer
+from vitx.tape import kernels
+from vitx.tape.attention import Attention
 from vitx.tape.conservation import check, check_lost, check_score, share_of_images, share_of_sum
 from vitx.tape.expanded import summed
 from vitx.tape.grid import Grid
 from vitx.tape.output import Score
 from vitx.tape.relevance import Propagation, Rule
 from vitx.tape.sinks import Sinks, without
+from vitx.tape.sums import Layer
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Kept
 from vitx.tape.values import Value
@@ -82,10 +85,14 @@ class Backward:
             VitxError: Relevance was lost, or is negative: the map would be wrong.
         """
         if without_sinks:
+            if rule.reads_gradient:
+                self._gradients  # noqa: B018, of A as it is
             with without(self.tape, self.sinks):
                 return self.propagate(rule)
         if self.layers:
             first_layer(rule.start_layer, len(self.layers))
+        if rule.reads_gradient and rule.fuse is not None and "_gradients" not in vars(self):
+            self._gradients = self._differentiated(rule)
         return self._drawn(rule, {self.end: self.start})
 
     def place(self, found: Iterable[tuple[Value, Tensor]]) -> Attribution:
@@ -148,16 +155,9 @@ class Backward:
         gradient: bool = False,
         rows: slice = ALL,
     ) -> tuple[Value, Tensor]:
-        """Adds up what a function makes of the tiles of an attention.
+        """Adds up what a function makes of some rows of A, tile by tile, for the tokens attended to, (b, K).
 
-        Args:
-            attention: the attention.
-            part: from a tile to something for each token that is attended to, (b, K).
-            gradient: whether the tiles come with the gradient of A.
-            rows: which are computed.
-
-        Returns:
-            The value of those tokens, and what was found of them, of its shape: to be given to `place`.
+        With `gradient`, tiles come with the gradient of A. Returns what `place` takes.
         """
         weights = attention.weights
         if gradient:
@@ -193,7 +193,7 @@ class Backward:
 
     @cached_property
     def _streams(self) -> list[tuple[Value, Kept, int]]:
-        """What each residual put out, and the number of layers up to it.
+        """The output of each residual, and the number of layers up to it.
 
         A constant that was added to it, as a bias, belongs to it if nothing else was done with it before.
         """
@@ -213,7 +213,10 @@ class Backward:
 
     @cached_property
     def _gradients(self) -> Walk:
-        """The gradient of the score at the attentions, or at those of each layer of the layer's own score.
+        return self._differentiated(None)
+
+    def _differentiated(self, rule: Rule | None) -> Walk:
+        """Finds the gradient of the score at all attentions, or of each layer's own score at its own.
 
         Of one score on a tape that accounts for it, also at the residuals, the image and the constants.
         """
@@ -224,9 +227,19 @@ class Backward:
         for score, attentions in zip(self.scores, groups, strict=True):
             if score.value.is_constant or not score.value.above:
                 raise VitxError("the score does not depend on the image")
-            watched = [attention.value for attention in attentions]
+            fused = dict.fromkeys(self._small(rule.start_layer), rule.fuse) if rule and rule.fuse else {}
+            watched = [attention.value for attention in attentions if attention not in fused]
             watched += [value for value, _, _ in self._streams] if whole else []
-            one = gradients(self.tape, {score.value: score.gradient}, watched, whole=whole)
+            starts = {score.value: score.gradient}
+            one = gradients(self.tape, starts, watched, whole=whole, fused=fused)
             found.arrived |= one.arrived
             found.passed |= one.passed
+            found.fused |= one.fused
         return found
+
+    def _small(self, start_layer: int) -> list[Attention]:
+        """Returns the attentions, each a layer by itself, whose heads can be fused as a gradient passes."""
+        if self.tape.network == "plain":
+            return []  # where it goes through A, too
+        alone = [layer.attentions[0] for layer in self.layers[start_layer:] if len(layer.attentions) == 1]
+        return [one for one in alone if math.prod(one.weights.shape[1:]) <= kernels.SMALL]

@@ -14,7 +14,7 @@ from vitx.tape.values import AxesOf, Back, Step, Value
 
 
 class Overload:
-    """What the schema of an operator says."""
+    """The schema of an operator."""
 
     def __init__(self, function: Any) -> None:
         schema = function._schema
@@ -91,7 +91,7 @@ class Call:
 
     @property
     def linearized(self) -> bool:
-        """Whether the gradient of the linearized network will be asked for."""
+        """True if the gradient of the linearized network will be asked for."""
         return self.tape.network == "linearised"
 
     def factors_of(self, tensor: Tensor) -> Factors:
@@ -100,7 +100,7 @@ class Call:
         return None if known is None else known.factors
 
     def learned(self, weight: Tensor | None) -> Tensor | None:
-        """Returns a weight that stays: as it is, or a copy where the model lets go of it after the call."""
+        """Returns a weight that stays: as it is, or a copy where the model frees it after the call."""
         if weight is None or self.tape.network is None or self.tensors.is_of_model(weight):
             return weight
         return weight.detach().clone()
@@ -204,12 +204,6 @@ class Transpose:
         """Runs it on zeros: what the constants among its arguments make of nothing."""
         with torch.no_grad():
             return self.run([torch.zeros_like(tensor) for tensor in like])[0]
-
-    def reached(self, like: Tensor) -> Tensor:
-        """Returns which elements of the output depend on the arguments that count, as of a rearrangement."""
-        zeros = [like.new_zeros(shape) for shape in self._shapes]
-        with torch.no_grad():
-            return self.run([zero + 1 for zero in zeros])[0] != self.run(zeros)[0]
 
     def __call__(self, gradients: list[Tensor]) -> list[Tensor | None]:
         """Takes gradients of the outputs to those of the arguments that count."""

@@ -42,12 +42,6 @@ class Contraction(NamedTuple):
         sizes = map(max, self.left.shape, self.right.shape)
         return [1 if dim in self.summed else size for dim, size in enumerate(sizes)]
 
-    def own(self, operand: Operand) -> list[int]:
-        """Returns the dimensions that are not summed and that one operand alone has."""
-        other = self.right if operand is self.left else self.left
-        pairs = enumerate(zip(operand.shape, other.shape, strict=True))
-        return [dim for dim, (size, beside) in pairs if dim not in self.summed and size > 1 == beside]
-
 
 def of_matmul(left: Given, right: Given, *, over_batch: bool = False) -> Contraction:
     """Describes (..., I, K) times (..., K, J), where I or J may be missing; the batch may be summed, too."""
@@ -77,7 +71,7 @@ def transposed(g: Tensor, other: Tensor, shape: Sequence[int], size: Sequence[in
 
 @dataclass(frozen=True)
 class Layout:
-    """How the dimensions of an attention lie in those of a contraction of weights and values.
+    """The dimensions of an attention in those of a contraction of weights and values.
 
     Each aligned dimension is a product of factors: of T, images, windows and the like; of H, heads, which are
     channels of the same tokens; of Q, queries; of K, keys; or of D, the channels of a head.

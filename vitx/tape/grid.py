@@ -22,20 +22,20 @@ _ALIKE = 1e-5  # of the largest value
 
 
 class Grid:
-    """How the first tokens of a pass lie in the picture."""
+    """The layout of the first tokens of a pass in the picture."""
 
     def __init__(self, tape: Tape) -> None:
         self._tape, self._image = tape, tape.image
 
     @cached_property
     def embedded(self) -> Value | None:
-        """What the first call with weights made of the pixels."""
+        """The output of the first call with weights on the pixels."""
         made = (s.outputs[0] for s in self._tape.steps if s.outputs[0].fan or s.name in CONVOLUTIONS)
         return next((value for value in made if value.above >> self._image.number & 1), None)
 
     @cached_property
     def stem(self) -> list[Value]:
-        """What was made of the picture before the first attention, in as many dimensions, last one first."""
+        """The values before the first attention that have the dimensions of the picture, last one first."""
         ndim = len(self._image.shape) if self.embedded else 0
         found = []
         for step in takewhile(lambda step: not isinstance(step, Attention), self._tape.steps):

@@ -15,7 +15,7 @@ from vitx.functional.tiles import ALL, Cut, Tile, split
 from vitx.tape.call import Call
 
 FUSED = "_scaled_dot_product_flash_attention_for_cpu"
-_SMALL = 2**21  # entries of the A of an image; the fused heads of larger ones would take too much memory
+SMALL = 2**21  # entries of the A of an image; the fused heads of larger ones would take too much memory
 
 
 def run(call: Call) -> Any:
@@ -56,4 +56,4 @@ def _is_small(call: Call) -> bool:
     plain = query.dtype in (torch.float32, torch.float64) and not query.is_inference()
     same = query.shape[:2] == key.shape[:2] == value.shape[:2]
     entries = query.shape[1] * query.shape[2] * key.shape[2]
-    return apart and plain and same and type(query) is Tensor and entries <= _SMALL
+    return apart and plain and same and type(query) is Tensor and entries <= SMALL

@@ -1,4 +1,4 @@
-"""Where the tokens of an attention lie in the picture: each in a cell of a grid, or nowhere."""
+"""The places of an attention's tokens in the picture: each is in a cell of a grid, or nowhere."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Cells:
 
     @property
     def own(self) -> int:
-        """How many tokens the model brings, where all of them attend to one another; else 0."""
+        """The number of tokens that the model brings, where all of them attend to one another; else 0."""
         return int(((self.of < 0) & (self.of != NOWHERE)).sum()) if len(self.of) == 1 else 0
 
 
@@ -54,7 +54,7 @@ def cells(tape: Tape, attentions: Sequence[Attention], channels: int | None) -> 
     return list(zip(lattices[::2], lattices[1::2], strict=True))
 
 
-class _Lying(Propagation):
+class _Placing(Propagation):
     """Relevance that keeps its place; what an attention in no residual puts out lies where its query does."""
 
     def _send(self, step: Step, arrived: list[Tensor]) -> Sent:
@@ -92,7 +92,7 @@ def _moments(
     tape: Tape, attentions: Sequence[Attention], rows: Sequence[Tensor], channels: int | None
 ) -> list[list[Tensor]]:
     """Returns how much of each token, (T, N), comes from constants and from pixels, and where these lie."""
-    way, starts = _Lying(tape, None), dict[Value, Tensor]()
+    way, starts = _Placing(tape, None), dict[Value, Tensor]()
     for one, queries, keys in zip(attentions, rows[::2], rows[1::2], strict=True):
         for value, part in (*way.to_queries(one, queries), (one.inputs[0], one.to_values(keys))):
             starts[value] = starts[value] + part if value in starts else part  # more than one asks for it

@@ -81,10 +81,7 @@ def evenly(output: Tensor) -> Tensor:
 def logits_of(value: Value, output: Tensor, squashed: tuple[Tensor, Value] | None) -> tuple[Value, Tensor]:
     """Returns the logits of an output of probabilities, and their value; any other output as it is.
 
-    Args:
-        value: of the output.
-        output: (B,) or (B, classes).
-        squashed: what the last softmax or sigmoid of the pass was given.
+    `squashed` is the input of the last softmax or sigmoid of the pass.
     """
     end = value
     while (step := end.made_by) is not None and step.name in _FORMS and len(step.inputs) == 1:

@@ -25,25 +25,31 @@ from vitx.tape.values import Step, Value
 from vitx.tape.versions import Versions
 
 SQUASHING = frozenset(("_softmax", "softmax", "sigmoid"))  # which make probabilities of logits
-LEAVING = frozenset((  # which hand values to other code
+EXPORTS = frozenset((  # which hand values to other code
     *(Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr),
     Tensor.untyped_storage,
 ))  # fmt: skip
 
 
-class Leaving(TorchFunctionMode):
-    """Sees whether a live value leaves torch: what comes back is no constant, though no call made it.
+LINEAR = torch.nn.functional.linear
 
-    Where any function mode is on, `nn.MultiheadAttention` also keeps to operators that the tape knows.
+
+class FunctionMode(TorchFunctionMode):
+    """Notes that a live value left torch: what comes back is no constant, though no call made it.
+
+    It keeps linear layers in one call, and `nn.MultiheadAttention` to operators that the tape knows.
     """
 
     def __init__(self, get: Callable[[Any], Value | None]) -> None:
         super().__init__()
-        self.left, self._get = False, get
+        self.exported, self._get = False, get
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in LEAVING and self._get(args[0]) is not None:
-            self.left = True
+        if func is LINEAR and not types and not torch.is_grad_enabled():
+            with torch._C._AutoDispatchBelowAutograd():  # else it comes as four calls
+                return func(*args, **(kwargs or {}))
+        if func in EXPORTS and self._get(args[0]) is not None:
+            self.exported = True
         return func(*args, **(kwargs or {}))
 
 
@@ -57,7 +63,7 @@ class Recorder(TorchDispatchMode):
         self._versions = Versions(tape, self._tensors)
         # What the last softmax or sigmoid of rows was given.
         self.squashed: tuple[Tensor, Value] | None = None
-        self._leaving = Leaving(self.get)
+        self._functions = FunctionMode(self.get)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -69,7 +75,7 @@ class Recorder(TorchDispatchMode):
         compiles = "torch._dynamo" in sys.modules  # else nothing can be compiled
         eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
         try:
-            with eager, self._leaving, self:
+            with eager, self._functions, self:
                 yield
         except NotImplementedError as error:
             if not (name := re.search(r"(?:HigherOrderOperator|HOP) (\w+)", str(error))):
@@ -100,11 +106,11 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, operator = kwargs or {}, overload(func)
-        if operator.composite:
+        if operator.composite and not (operator.name == "linear" and self._is_layer(args)):
             with self:
                 return func.decompose(*args, **kwargs)
         given, versions = tensors_in(*args, *kwargs.values()), self._versions
-        if self._leaving.left:
+        if self._functions.exported:
             self._look_for_strangers(given)
         of_storage = operator.name == "as_strided" and self._tensors.live(given)
         if operator.views and (of_storage or (versions and versions.is_stale(args[0]))):
@@ -159,6 +165,10 @@ class Recorder(TorchDispatchMode):
         if len(outs) != len(call.outs):
             return unknown(call)
         return [self.get(tensor) or self.tape.constant(tensor) for tensor in outs]
+
+    def _is_layer(self, args: Sequence[Any]) -> bool:
+        """Returns whether a matrix and a bias that do not depend on the image are those of a linear layer."""
+        return args[1].ndim == 2 and all(self.get(one) is None for one in args[1:])
 
     def _note_constants(self, outs: Sequence[Tensor], given: Sequence[Tensor], new: bool) -> None:
         """Notes whether constants were made of anything learned, and masks and indices of a live value."""

@@ -1,21 +1,24 @@
-"""Relevance along the tape: where what the output has came from."""
+"""Relevance along the tape: where what the output has came from.
 
-from collections.abc import Collection, Sequence
+Where the share of a residual depends on A, its branch gets all of the relevance. Once A was read, what the
+rows of the attention keep goes to the stream, at the elements of the sum that it arrived from.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.functional.weights import Weights
-from vitx.tape.attention import Attention, Layer
+from vitx.functional.weights import Fuse, Weights
+from vitx.tape.attention import Attention
 from vitx.tape.axes import channel_dims, tokens
-from vitx.tape.expanded import over, summed
-from vitx.tape.residual import heads_beside, into_branches, marked, to_stream
-from vitx.tape.sums import Sum
+from vitx.tape.expanded import over, scaled, summed
+from vitx.tape.sums import Layer, Sum
 from vitx.tape.tape import Tape
 from vitx.tape.values import Step, Value
-from vitx.tape.walk import Sent, Walk, through, walk
+from vitx.tape.walk import Sent, Walk, marks, through, walk
 from vitx.tape.weights import joined
 
 
@@ -29,6 +32,7 @@ class Rule:
         of_heads: whether the map changes with which dimension holds the heads.
         grows: whether a layer hands on more than it got, as GAE's does.
         whole: whether a layer counts as a whole, all rows of its A together.
+        fuse: makes one matrix of the heads of tiles, if nothing else is read of A and its gradient.
     """
 
     start_layer: int = 0
@@ -37,6 +41,7 @@ class Rule:
     of_heads: bool = False
     grows: bool = False
     whole: bool = False
+    fuse: Fuse | None = None
 
     def layer(self, relevance: Tensor, weights: Weights) -> tuple[Tensor | None, Tensor]:
         """Takes the relevance of queries, (T, Q), through an attention inside a residual.
@@ -89,8 +94,10 @@ class Propagation:
         if isinstance(step, Sum) and step in self._around:
             self._entered[step] = arrived[0]
             return into_branches(step, arrived[0])
-        if isinstance(step, Sum) and step.stream is not None and step in self._skipped:
-            return [(step.stream, step.to_term(step.stream, arrived[0]))]
+        if isinstance(step, Sum) and step.stream is not None:
+            shown = self._tape.named  # also of an MLP
+            if step in self._skipped or (not shown and step.returns_to_stream(arrived[0])):
+                return [(step.stream, step.to_term(step.stream, arrived[0]))]
         if step.relevance is None:
             size = sum(float(r.abs().sum()) for r in arrived) / self._tape.image.shape[0]
             self.lost[str(step)] = self.lost.get(str(step), 0.0) + size
@@ -119,6 +126,9 @@ class Propagation:
 
     def _weights(self, layer: Layer, step: Attention) -> Weights:
         """Returns A of all heads beside an attention, with its gradient if that is read."""
+        if self._gradients is not None and step in self._gradients.fused:
+            self._check_heads([step])
+            return self._gradients.fused[step]
         heads = heads_beside(layer, step, self._marked)
         self._check_heads(heads)
         parts = [one.weights for one in heads]
@@ -149,3 +159,84 @@ def _hides_heads(value: Value) -> Step | None:
     if channel_dims(step.axes([tokens(source.shape) for source in step.inputs]) or ()):
         return None  # weights put out new channels
     return next((found for source in step.inputs if (found := _hides_heads(source))), None)
+
+
+def into_branches(residual: Sum, r: Tensor) -> Sent:
+    """Gives all of a sum's relevance to its branches; where these are padding, to the stream."""
+    parts = residual.parts()
+    shares = [parts.get(term, 0.0) for term in residual.inputs]
+    return zip(residual.inputs, residual.back([r], shares), strict=True)
+
+
+def to_stream(
+    tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Tensor
+) -> Iterable[tuple[Value, Tensor]]:
+    """Sends the share that each row of an attention keeps, (T, Q), to the stream, older than the attention.
+
+    It is a share of the relevance of the residual, which went into its branches.
+    """
+    assert residual.stream is not None
+    kept = residual.to_term(residual.stream, _kept(tape, residual, r, attention, shares))
+    steps = range(attention.index, residual.index)  # what rearranges the stream
+    return walk(tape, {residual.stream: kept}, through, steps=steps).arrived.items()
+
+
+def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Tensor) -> Tensor:
+    """Returns what each element of the sum keeps of its relevance."""
+    alike = [dim for dim in _channels(residual) if r.stride(dim) == 0]
+    sizes = [1 if dim in alike else size for dim, size in enumerate(r.shape)]
+    with torch.enable_grad():
+        ones = torch.ones(sizes, dtype=r.dtype, device=r.device, requires_grad=True)
+        sent = into_branches(residual, ones.expand(r.shape))
+        starts = {term: part for term, part in sent if part is not None}
+        steps = range(attention.index + 1, residual.index)
+        arrived = walk(tape, starts, through, steps=steps).arrived.get(attention.value)
+        if arrived is None:
+            return torch.zeros_like(r)
+        rows = summed(attention.arrived(arrived), [1, 3])
+        (found,) = torch.autograd.grad((rows * shares).sum(), ones, materialize_grads=True)
+    return scaled(r, found * (ones.numel() / r.numel()))
+
+
+def heads_beside(
+    layer: Layer, attention: Attention, marked: Callable[[Layer, Attention], Tensor]
+) -> list[Attention]:
+    """Returns the attentions of a layer that are heads beside one another, of the same queries and keys."""
+    if len(layer.attentions) == 1:
+        return [attention]
+    shape, asked, own = attention.weights.shape, attention.inputs[1], marked(layer, attention)
+    found = []
+    for other in layer.attentions:
+        if other is not attention and other.inputs[1].base == asked.base and asked.kind == "weights":
+            raise VitxError(
+                "the same attention weights meet two parts of the values one by one, so the gradient of A "
+                "cannot be told: take rollout with head_fusion='mean' and no discard_ratio"
+            )
+        theirs = marked(layer, other)
+        alike = all(other.weights.shape[dim] == shape[dim] for dim in (0, 2, 3))
+        if alike and torch.allclose(own, theirs, rtol=1e-3, atol=1e-9):
+            found.append(other)
+        elif ((own != 0) & (theirs != 0)).any():
+            raise VitxError(
+                "attentions beside each other have some of their queries in common, not all, so their heads "
+                "cannot be fused: take rollout with head_fusion='mean' and no discard_ratio"
+            )
+    return found
+
+
+def marked(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
+    """Returns what each token of the sums gets, at most 1, if the rows of an attention have marks."""
+    weights = attention.weights
+    rows = marks((weights.shape[0], weights.shape[2])).to(weights.device, weights.dtype)
+    found = []
+    for residual in layer.residuals:
+        ones = rows.new_ones(residual.outputs[0].shape)
+        found.append(summed(_kept(tape, residual, ones, attention, rows), _channels(residual)).flatten())
+    whole = torch.cat(found)
+    return over(whole, whole.amax())
+
+
+def _channels(residual: Sum) -> list[int]:
+    """Returns the dimensions that count channels: those of a branch, which weights put out."""
+    branch, found = residual.branches[0], residual.outputs[0]
+    return channel_dims((branch if branch.shape == found.shape else found).axes)

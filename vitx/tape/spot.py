@@ -25,7 +25,7 @@ _ALL = 1 - 1e-3  # of what the token has of a place that has the most of it
 
 
 class Spot(NamedTuple):
-    """Where a way back begins: at one token of each image.
+    """The start of a way back: one token of each image.
 
     Attributes:
         score: the squared length of its features.
@@ -39,26 +39,17 @@ class Spot(NamedTuple):
 
 
 def find_spot(tape: Tape, images: int, cells_of: Cells, kind: torch.dtype) -> Spot:
-    """Finds the token of the last layer at a cell of the map of each image.
+    """Finds the token of the last layer at the cell that is named of the map of each image.
 
     It is that of the last attention between tokens that lie in the picture, behind the MLP and the norm that
-    follow, if one operator computes that.
-
-    Args:
-        tape: of the pass, with `ends`.
-        images: how many there are.
-        cells_of: from the grid of the map to the cell of each image.
-        kind: the precision of the maps.
-
-    Raises:
-        VitxError: No tokens lie in the picture.
+    follow, if one operator computes that; a VitxError where no tokens do.
     """
     grid = Grid(tape)
     for value, kept, channels in _ends(tape):
         with torch.enable_grad():
             sizes = [1 if dim in channels else size for dim, size in enumerate(value.shape)]
             leaf = torch.ones(sizes, dtype=kind, device=kept.tensor.device, requires_grad=True)
-            maps = _lie(tape, grid, value, leaf.expand(value.shape))
+            maps = _placed(tape, grid, value, leaf.expand(value.shape))
             if maps is None:
                 continue
             shape = tuple(maps.shape[1:])
@@ -72,16 +63,16 @@ def find_spot(tape: Tape, images: int, cells_of: Cells, kind: torch.dtype) -> Sp
     raise VitxError("no tokens of a layer lie in the picture as the patches of the map do: give a score")
 
 
-class _Lying(Propagation):
+class _Placing(Propagation):
     """Relevance that keeps its place: it ends where attention, or a choice by values, moves it."""
 
     def _send(self, step: Step, arrived: list[Tensor]) -> Sent:
         return [] if isinstance(step, Attention) or step.chooses else super()._send(step, arrived)
 
 
-def _lie(tape: Tape, grid: Grid, value: Value, sent: Tensor) -> Tensor | None:
+def _placed(tape: Tape, grid: Grid, value: Value, sent: Tensor) -> Tensor | None:
     """Returns what arrives in each cell of the map from some tokens, (B, h, w); None: nothing does."""
-    found = _Lying(tape, None).run({value: sent}, grid.stem)
+    found = _Placing(tape, None).run({value: sent}, grid.stem)
     pixels = found.arrived.get(tape.image)
     if pixels is None or not pixels.requires_grad:
         return None  # as of the queries of a decoder, which the model brings

@@ -1,18 +1,19 @@
-"""A sum, whose terms are found through sums of sums, and the residual that it may be."""
+"""A sum, whose terms are found through sums of sums, the residual that it may be, and the layers of these."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 from operator import and_
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vitx.tape.attention import Attention
 from vitx.tape.expanded import fitted, over, scaled
 from vitx.tape.values import Step, Value, Via, after
 
-if TYPE_CHECKING:
-    from vitx.tape.attention import Attention
+_BY_TOKEN = ("linear", "native_layer_norm", "_fused_rms_norm", "gelu", "silu", "relu", "mul")
 
 
 class Sum(Step):
@@ -33,12 +34,22 @@ class Sum(Step):
         passed = frozenset() if self.stream is None else self.stream.open
         others = [] if self.stream is None else [term for term in self.inputs if term is not self.stream]
         self.branches = [term for term in others if term.open - passed]
+        self._by_token: bool | None = None  # made when it is asked for
         self.closes: frozenset[Attention] = frozenset().union(*(term.open for term in self.branches)) - passed
 
     def back(self, arrived: list[Tensor], shares: Sequence[float] | None = None) -> list[Tensor | None]:
         """Takes relevance to the terms."""
         pairs = zip(self.inputs, self.apportion(arrived[0], shares or self.shares()), strict=True)
         return [None if part is None else self.to_term(term, part) for term, part in pairs]
+
+    def returns_to_stream(self, r: Tensor) -> bool:
+        """Returns whether all branches bring relevance back to its token in the stream, as an MLP does."""
+        stream = self.stream
+        if stream is None or self.vias or stream.shape != r.shape or r.stride(-1):
+            return False
+        if self._by_token is None:
+            self._by_token = all(_of_tokens(term, stream) for term in self.inputs)
+        return self._by_token
 
     def shares(self) -> list[float]:
         """Returns what share of its relevance each term gets, if a token keeps half of it by a residual."""
@@ -93,7 +104,19 @@ class Sum(Step):
         return self.inputs
 
 
-def _by_heads(terms: Sequence[Value], attentions: frozenset["Attention"]) -> dict[Value, float]:
+def _of_tokens(value: Value, stream: Value) -> bool:
+    """Returns whether a value was made of each token of the stream by itself, whose channels lie last."""
+    while value is not stream:
+        step = value.made_by
+        if step is None or step.name not in _BY_TOKEN or len(step.inputs) != 1 or value.mass is not None:
+            return False
+        if value.shape[:-1] != stream.shape[:-1] or step.inputs[0].shape[:-1] != stream.shape[:-1]:
+            return False
+        value = step.inputs[0]
+    return value.mass is None
+
+
+def _by_heads(terms: Sequence[Value], attentions: frozenset[Attention]) -> dict[Value, float]:
     """Returns how many heads' rows each term has of some attentions."""
     heads = dict.fromkeys(terms, 0.0)
     for attention in attentions:
@@ -137,3 +160,32 @@ def stream_of(terms: Sequence[Value]) -> Value | None:
         if others and all(other.made_from(term) and other.roots & ~term.roots for other in others):
             return term
     return None
+
+
+@dataclass(eq=False)
+class Layer:
+    """The attentions that one residual closes.
+
+    Attributes:
+        number: layers are counted from 0, in the order in which they ran.
+        attentions: in the order in which they ran.
+        residuals: the sums that close them: more than one where the tokens are added in parts.
+    """
+
+    number: int
+    attentions: Sequence[Attention]
+    residuals: frozenset[Sum]
+
+
+def layers_of(attentions: Sequence[Attention]) -> list[Layer]:
+    """Groups the attentions that have a residual in common; those without any are in no layer."""
+    groups: list[tuple[list[Attention], set[Sum]]] = []
+    for attention in attentions:
+        if attention.residuals:
+            members, around = [attention], set(attention.residuals)
+            for group in [group for group in groups if group[1] & around]:
+                groups.remove(group)
+                members, around = group[0] + members, group[1] | around
+            groups.append((members, around))
+    groups.sort(key=lambda group: group[0][0].value.number)
+    return [Layer(n, members, frozenset(around)) for n, (members, around) in enumerate(groups)]

@@ -1,17 +1,23 @@
 """The tape of one pass: what ran, step by step, and what each step made of which values."""
 
+import linecache
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitx.functional.tiles import Memory
-from vitx.tape.attention import Attention, Layer, layers_of
-from vitx.tape.places import place_of
+from vitx.tape.attention import Attention
+from vitx.tape.sums import Layer, layers_of
 from vitx.tape.tensors import Keeper, Kept
 from vitx.tape.values import Step, Value
+
+_INSIDE = tuple(str(Path(file).resolve().parent) for file in (__file__, torch.__file__))
 
 
 @dataclass(eq=False)
@@ -91,3 +97,19 @@ class Tape:
     def layers(self) -> list[Layer]:
         """The layers: all attentions that one residual closes, in the order in which they ran."""
         return layers_of(self.attentions)
+
+
+def place_of(model: nn.Module) -> tuple[str, str] | None:
+    """Returns the module that runs now, and its line of code; None where none is known."""
+    names = {module: name or type(module).__name__ for name, module in model.named_modules()}
+    frame: FrameType | None = sys._getframe(1)
+    line = ""
+    while frame:
+        path = frame.f_code.co_filename
+        if not line and not path.startswith(_INSIDE):
+            line = linecache.getline(path, frame.f_lineno).strip()
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and module in names:
+            return names[module], line
+        frame = frame.f_back
+    return None

@@ -1,9 +1,10 @@
-"""What is known of the tensors of a pass, and what is kept of them for the ways back."""
+"""Notes on the tensors of a pass, and copies of those that the ways back need."""
 
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ def storage_of(tensor: Tensor) -> int | None:
 
 
 class Known(weakref.ref[Tensor]):
-    """What is known of a tensor, to which it is a weak reference."""
+    """Notes on a tensor, to which this is a weak reference."""
 
     key: int  # the identity of the tensor
     value: Value | None = None  # if it is live, and nothing was written where it lies since it got it
@@ -30,14 +31,16 @@ class Known(weakref.ref[Tensor]):
 
 
 class Tensors:
-    """What is known of each tensor, as long as there is one, and where the model keeps its own."""
+    """Notes on each tensor as long as it exists, and the storages of the model's own."""
 
     def __init__(self, model: nn.Module) -> None:
         self._known: dict[int, Known] = {}
-        modules = list(model.modules())
-        self._buffers = {storage_of(b) for m in modules for b in m._buffers.values() if b is not None}
-        weights = {storage_of(p) for m in modules for p in m._parameters.values() if p is not None}
-        self._own = self._buffers | weights
+        self._modules = list(model.modules())
+        self._buffers = {storage_of(b) for m in self._modules for b in m._buffers.values() if b is not None}
+
+    @cached_property
+    def _weights(self) -> set[int | None]:
+        return {storage_of(p) for m in self._modules for p in m._parameters.values() if p is not None}
 
     def get(self, tensor: Tensor) -> Known | None:
         """Returns what is known of a tensor; None if nothing is."""
@@ -80,7 +83,7 @@ class Tensors:
 
     def is_of_model(self, tensor: Tensor) -> bool:
         """Returns whether a tensor lies where the model keeps its own."""
-        return storage_of(tensor) in self._own
+        return (storage := storage_of(tensor)) in self._weights or storage in self._buffers
 
 
 @dataclass(eq=False)

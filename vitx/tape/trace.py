@@ -1,4 +1,4 @@
-"""What a pass did, to be read: its attention, and the steps of its tape."""
+"""A pass to be read: its attention, and the steps of its tape."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a tape holds: values, and the steps that made them."""
+"""The contents of a tape: values, and the steps that made them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class Value:
 
     @property
     def axes(self) -> Axes:
-        """What its dimensions hold; all tokens where that is not known."""
+        """The contents of its dimensions; all tokens where they are not known."""
         if self._axes is None:
             step = self.made_by
             found = step.axes([v.axes for v in step.inputs]) if step is not None and step.axes else None

@@ -24,7 +24,7 @@ Geometry = tuple[Sequence[int], Sequence[int], int]  # size, strides, offset
 
 @dataclass(eq=False)
 class Version:
-    """What a storage holds since a value was written into it."""
+    """The contents of a storage since a value was written into it."""
 
     storage: StorageWeakRef
     value: Value
@@ -34,7 +34,7 @@ class Version:
 
 
 class Versions(dict[int | None, Version]):
-    """What each storage holds that was written into."""
+    """The contents of each storage that was written into."""
 
     def __init__(self, tape: Tape, tensors: Tensors) -> None:
         super().__init__()

@@ -1,12 +1,13 @@
 """The one loop of all ways back: last step first, a dictionary of what has arrived so far."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
+from vitx.functional.weights import Fuse, Weights
 from vitx.models.isolation import without_autocast
 from vitx.tape.attention import Attention
 from vitx.tape.axes import Axes, channel_dims
@@ -19,15 +20,17 @@ Sent = Iterable[tuple[Value, Tensor | None]]
 
 @dataclass
 class Walk:
-    """What a way back found.
+    """The result of a way back.
 
     Attributes:
         arrived: at values that no step made, or at which it ended.
         passed: at the values that were asked for.
+        fused: what stands for A and its gradient, of attentions whose heads were fused on the way.
     """
 
     arrived: dict[Value, Tensor]
     passed: dict[Value, Tensor] = field(default_factory=dict)
+    fused: dict[Attention, Weights] = field(default_factory=dict)
 
     def at(self, attention: Attention) -> Tensor:
         """Returns what passed an attention, (T, H, Q, d): 0 where nothing did."""
@@ -49,15 +52,17 @@ def walk(
     arrived = found.arrived
     for index in reversed(range(len(tape.steps)) if steps is None else steps):
         step = tape.steps[index]
-        some = {value: arrived.pop(value) for value in step.outputs if value in arrived}
-        if not some:
+        some = [arrived.pop(value, None) for value in step.outputs]
+        given = [part for part in some if part is not None]
+        if not given:
             continue
-        for value in watched.intersection(some):
-            found.passed[value] = some[value]
-        if len(some) < len(step.outputs):
-            zero = next(iter(some.values())).new_zeros(())
-            some = {value: some.get(value, zero.expand(value.shape)) for value in step.outputs}
-        for value, part in send(step, list(some.values())):
+        if watched:
+            pairs = zip(step.outputs, some, strict=True)
+            found.passed |= {value: part for value, part in pairs if value in watched and part is not None}
+        if len(given) < len(some):
+            zero, pairs = given[0].new_zeros(()), zip(step.outputs, some, strict=True)
+            given = [zero.expand(value.shape) if part is None else part for value, part in pairs]
+        for value, part in send(step, given):
             if part is not None:
                 arrived[value] = added(arrived[value], part) if value in arrived else part
     return found
@@ -69,23 +74,36 @@ def through(step: Step, arrived: list[Tensor]) -> Sent:
 
 
 def gradients(
-    tape: Tape, starts: dict[Value, Tensor], watched: Collection[Value], *, whole: bool = False
+    tape: Tape,
+    starts: dict[Value, Tensor],
+    watched: Collection[Value],
+    *,
+    whole: bool = False,
+    fused: Mapping[Attention, Fuse] | None = None,
 ) -> Walk:
     """Takes the gradient of a score back along the tape, in the network for which it was recorded.
 
     It goes to the watched values; where it is `whole`, on to the image and the model's constants. At its
-    starts it is known: nothing that arrives there is added.
+    starts it is known: nothing that arrives there is added. The heads of some attentions are fused as it
+    passes.
     """
+    fused, found_fused = fused or {}, dict[Attention, Weights]()
 
     def send(step: Step, arrived: list[Tensor]) -> Sent:
         if step.gradient is None:
             raise VitxError(f"the gradient reached {step}, and no rule takes it through that call")
+        if isinstance(step, Attention) and step in fused:
+            part, found_fused[step] = step.weights.fused_gradient(step.arrived(arrived[0]), fused[step])
+            return [(step.inputs[0], step.layout.to_values(part))]
         pairs = zip(step.sources, step.gradient(arrived), strict=False)
         return [(value, part) for value, part in pairs if value not in starts]
 
-    first = min((value.made_by.index for value in watched if value.made_by is not None), default=0)
+    ends = [value.made_by.index for value in watched if value.made_by] + [one.index for one in fused]
+    first = min(ends, default=0)
     with torch.no_grad(), without_autocast(next(iter(starts.values())).device):
-        return walk(tape, starts, send, watched=watched, steps=range(0 if whole else first, len(tape.steps)))
+        found = walk(tape, starts, send, watched=watched, steps=range(0 if whole else first, len(tape.steps)))
+    found.fused = found_fused
+    return found
 
 
 def marks(shape: Sequence[int], axes: Axes = ()) -> Tensor:

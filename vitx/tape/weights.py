@@ -6,19 +6,16 @@ A = exp(q k^T * scale - lse).
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vitx.functional.tiles import Cut, Part, full
 from vitx.functional.weights import Weights
-
-if TYPE_CHECKING:
-    from vitx.tape.tape import Tape
+from vitx.tape.tape import Tape
 
 
-def stored(tape: "Tape", weights: Tensor, value: Tensor, *, sums_to_1: bool) -> Weights:
+def stored(tape: Tape, weights: Tensor, value: Tensor, *, sums_to_1: bool) -> Weights:
     """Describes A that the model itself computed; H is 1 where the heads were fused.
 
     Rows that half precision rounded are divided by their sum.
@@ -34,7 +31,7 @@ def stored(tape: "Tape", weights: Tensor, value: Tensor, *, sums_to_1: bool) -> 
 
 
 def dot_product(
-    tape: "Tape",
+    tape: Tape,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -69,7 +66,7 @@ def dot_product(
     return _described(tape, shape, value, True, compute)
 
 
-def _described(tape: "Tape", shape: Sequence[int], value: Tensor, sums_to_1: bool, compute: Part) -> Weights:
+def _described(tape: Tape, shape: Sequence[int], value: Tensor, sums_to_1: bool, compute: Part) -> Weights:
     """Describes A, and its gradient if one is recorded: O = A V, so dA = dO V^T."""
     kept = None if tape.network is None else tape.keeper.keep(value)
     memory = tape.memory

@@ -29,7 +29,7 @@ OPERANDS = {
     **{"addmm": ("mat1", "mat2"), "addbmm": ("batch1", "batch2")},
 }
 _PRODUCTS = {1: torch.ops.aten.mv.default, 2: torch.ops.aten.mm.default, 3: torch.ops.aten.bmm.default}
-MATRICES = ("mm", "bmm", "addmm", "addbmm")  # which are faster than what is summed anyhow
+MATRICES = ("mm", "bmm", "addmm", "addbmm", "linear")  # which are faster than what is summed anyhow
 
 
 @rule(*OPERANDS)
@@ -124,6 +124,16 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
             found.kind, found.rounded = value.kind, True
             found.over = through(value.over, False) if apart and value.over else None
     return found
+
+
+@rule("linear")
+def linear(call: Call) -> list[Value]:
+    """Follows a linear layer as a whole."""
+    (x, of_x), bias, matrix = call.live[0], call["bias"], call["weight"].mT
+    matrix = matrix[(None,) * (x.ndim - 2)]
+    call.tensors.of(matrix).fixed = call.tensors.is_fixed(call["weight"])
+    product = weighed(call, of_matmul((x, of_x), (matrix, None)))
+    return [total(call, [(product, 1), (bias, 1)]) if bias is not None and call.tape.accounts else product]
 
 
 @rule("quantized::linear_dynamic", "quantized::linear_dynamic_fp16", "quantized::linear_relu_dynamic")

@@ -4,9 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vitx.tape.places import place_of
 from vitx.tape.recorder import Recorder
-from vitx.tape.tape import Tape
+from vitx.tape.tape import Tape, place_of
 
 
 class Inner(nn.Module):
@@ -40,7 +39,7 @@ def recorded(model, named=True):
 
 def test_each_step_knows_its_module_and_its_line():
     places = {step.name: step.place for step in recorded(Outer()).steps}
-    assert places["addmm"][0] == "layers.0"
+    assert places["linear"][0] == "layers.0"
     assert places["add"] == ("layers.1", "return F.gelu(x + 1)")
     assert places["gelu"] == ("layers.1", "return F.gelu(x + 1)")
     assert places["cumsum"] == ("Outer", "return x.cumsum(1)")
@@ -53,11 +52,11 @@ def test_places_are_not_looked_up_where_nobody_asks():
 def test_what_has_no_rule_knows_its_place_anyway():
     class Unknown(nn.Module):
         def forward(self, x):
-            return torch.special.bessel_j0(x)
+            return torch.linalg.pinv(x)
 
     (step,) = recorded(Unknown(), named=False).steps
     assert step.relevance is None
-    assert step.place == ("Unknown", "return torch.special.bessel_j0(x)")
+    assert step.place == ("Unknown", "return torch.linalg.pinv(x)")
 
 
 def test_outside_of_the_model_there_is_none():
