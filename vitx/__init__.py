@@ -4,19 +4,15 @@
     explanation.save("map.png")
 
 Look at pictures:
-    explain, explain_methods   maps of a batch of images, by one method or by several in one pass
-    methods, targets           the names of the methods; what to explain instead of a class
-    Explanation, load          maps with their images: drawn, saved, cut, loaded again
-    overview                   all maps of an explanation at once: what do many pictures share?
+    explain, explain_methods    maps of a batch of images, by one method or by several in one pass
+    methods, targets            the names of the methods; what to explain instead of a class
+    Explanation, load, overview maps with their images: drawn, saved, loaded, all at once
 Watch a training:
-    Watch                      in a loop of your own
-    callbacks                  for Lightning, and in callbacks.huggingface for the Trainer
+    Watch, callbacks            in a loop of your own; in Lightning and Hugging Face's Trainer
 Trust a map:
-    metrics, sanity            does it show what decides? does it change when the weights are random?
-    trace                      the steps of a pass, with the relevance of each
+    metrics, sanity, trace      does it show what decides? what was learned? which step did what?
 Read attention:
-    capture                    A of each layer of a forward pass
-    attention_rollout, gradient_rollout, attention_flow   of tensors, without a model
+    capture, attention_rollout, gradient_rollout, attention_flow   of a pass; of plain tensors
 
 A mistake in what vitx is given raises VitxError. The command `vitx` does the same from a shell.
 """
