@@ -240,6 +240,6 @@ def test_the_api_pages_list_everything_public(module):
     shown: list[Any] = []
     for page in (ROOT / "docs/api").glob("*.md"):
         for name in re.findall("^::: (.*)", page.read_text(), re.MULTILINE):
-            found = resolve_name(name)
+            found = resolve_name(re.sub(r"^callbacks", "vitx.callbacks", name))  # where they lie
             shown += public(name).values() if isinstance(found, ModuleType) else [found]
     assert [name for name, value in public(module).items() if value not in shown] == []
