@@ -12,7 +12,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 import vitx
 from tests import models
 from vitx import passes
-from vitx.models import isolation
 from vitx.tape import backward
 from vitx.tape.grid import Grid
 
@@ -31,7 +30,7 @@ def nothing_is_read(monkeypatch):
     monkeypatch.setattr(Grid, "map", lambda grid, pixels, tokens: pixels)
     monkeypatch.setattr(backward, "check", lambda *_, **__: None)
     monkeypatch.setattr(passes, "_check_finite", lambda maps: None)
-    monkeypatch.setattr(isolation, "_changed", lambda copies: [])
+    monkeypatch.setattr(torch, "equal", lambda *_: True)  # of buffers, see `vitx.models.isolation`
 
 
 @pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae"])

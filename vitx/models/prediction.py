@@ -54,8 +54,9 @@ def check_images(model: nn.Module, images: Any) -> None:
     weight = next(model.parameters(), images)
     if weight.device != images.device:
         raise VitxError(f"the images are on {images.device} and the model is on {weight.device}: move one")
-    rounds = _precision(model) is not None or torch.is_autocast_enabled(images.device.type)
-    if weight.dtype != images.dtype and not rounds:
+    kind = images.device.type
+    rounds = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if weight.dtype != images.dtype and not rounds and _precision(model) is None:
         raise VitxError(f"the images are {images.dtype} and the model is {weight.dtype}: convert one")
 
 
