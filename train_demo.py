@@ -93,12 +93,12 @@ class Classifier(pl.LightningModule):
         return dict(resolve_model_data_config(self.model))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns logits, (B, classes)."""
+        """Return logits, (B, classes)."""
         logits: Tensor = self.model(images)
         return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Returns the loss of a batch (images, labels, ...)."""
+        """Return the loss of a batch (images, labels, ...)."""
         images, labels = batch[:2]
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
@@ -115,7 +115,7 @@ class Classifier(pl.LightningModule):
         self._evaluate(batch, ("test", "test_clean")[dataloader_idx])
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Returns the probabilities, (B, classes)."""
+        """Return the probabilities, (B, classes)."""
         probabilities: Tensor = self(batch[0]).softmax(-1)
         return probabilities
 
@@ -157,7 +157,7 @@ class DemoCLI(LightningCLI):
     """LightningCLI that knows the number of classes, and says at the end what to look at."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Takes the number of classes from the data."""
+        """Take the number of classes from the data."""
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
     def after_fit(self) -> None:
@@ -217,7 +217,7 @@ def with_defaults(arguments: list[str]) -> list[str]:
 
 
 def keep_quiet() -> None:
-    """Keeps Lightning from saying what is no help: tips to install more, and what it has to mend itself."""
+    """Keep Lightning from saying what is no help: tips to install more, and what it has to mend itself."""
     warnings.filterwarnings("ignore", message=r"[\s\S]*(LeafSpec|deprecated in v4)")
     rank_zero.log.addFilter(_no_tip)
 
@@ -227,7 +227,7 @@ def _no_tip(record: logging.LogRecord) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line."""
+    """Run the command line."""
     keep_quiet()
     sys.argv[1:] = with_defaults(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -247,7 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _sentence(error: Exception) -> str | None:
-    """Finds the one sentence that vitx said, below what others made of it; None for any other error."""
+    """Find the one sentence that vitx said, below what others made of it; None for any other error."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, vitx.VitxError):
         cause = cause.__cause__ or cause.__context__

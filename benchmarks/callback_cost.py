@@ -48,12 +48,12 @@ class Classifier(pl.LightningModule):
         self.model = timm.create_model(model_name)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns logits."""
+        """Return logits."""
         logits: Tensor = self.model(images)
         return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Returns the loss."""
+        """Return the loss."""
         return F.cross_entropy(self(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -69,11 +69,11 @@ class Watch(pl.Callback):
         self.at = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Starts."""
+        """Start."""
         self.at = time.perf_counter()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Stops."""
+        """Stop."""
         now = time.perf_counter()
         self.seconds.append(now - (self.since or self).at)
         self.at = now
@@ -87,14 +87,14 @@ class FiringWatch(Watch):
         self.all, self.sums = seconds, sums
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Stops."""
+        """Stop."""
         super().on_train_batch_end()
         for name in PARTS:
             self.all[name].append(self.sums.pop(name, 0.0))
 
 
 def timed(function: Callable[..., Any], name: str, sums: dict[str, float]) -> Callable[..., Any]:
-    """Adds up how long the calls take."""
+    """Add up how long the calls take."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -107,7 +107,7 @@ def timed(function: Callable[..., Any], name: str, sums: dict[str, float]) -> Ca
 
 
 def measure(model_name: str, batch: int, size: int, steps: int, **watched: Any) -> Seconds:
-    """Returns the seconds of each step, firing, and part of a firing; `watched`: options of the callback."""
+    """Return the seconds of each step, firing, and part of a firing; `watched`: options of the callback."""
     seconds: Seconds = defaultdict(list)
     images, labels = torch.randn(batch, 3, size, size), torch.arange(batch)
     data = DataLoader(TensorDataset(images, labels), batch_size=batch)
@@ -134,7 +134,7 @@ def measure(model_name: str, batch: int, size: int, steps: int, **watched: Any) 
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

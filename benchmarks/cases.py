@@ -92,7 +92,7 @@ class Case:
         return f"{self.model}, {self.batch} × {self.size} px{dtype}"
 
     def build(self, device: str) -> tuple[nn.Module, Tensor]:
-        """Returns the model and the images."""
+        """Return the model and the images."""
         torch.manual_seed(0)
         dtype: torch.dtype = getattr(torch, self.dtype)
         sized = {"img_size": self.size} if self.sized else {}

@@ -65,7 +65,7 @@ def set_beside(folder: Path) -> None:
 
 
 def alone(case: dict[str, Any], run: str, threads: int) -> dict[str, Any]:
-    """Makes one call, in what is a fresh process, and returns the memory and the time that it takes."""
+    """Make one call, in what is a fresh process, and return the memory and the time that it takes."""
     torch.set_num_threads(threads)
     with suppress(Exception):  # so that nothing is imported in the call that counts
         RUNS[run](*Case("test_vit", 1, 160).build("cpu"))
@@ -79,14 +79,14 @@ def alone(case: dict[str, Any], run: str, threads: int) -> dict[str, Any]:
 
 
 def in_fresh_process(case: Case, run: str) -> dict[str, Any]:
-    """Returns what `alone` finds there."""
+    """Return what `alone` finds there."""
     name, folder = BESIDE.get(run, (run, None))
     spec = {"case": asdict(case), "run": name, "threads": torch.get_num_threads()}
     return fresh_process(str(Path(__file__).resolve()), ALONE, json.dumps(spec), path=folder)
 
 
 def in_fresh_processes(case: Case, run: str) -> int | str:
-    """Returns the bytes that a call needs, or its error: the median, where a few megabytes matter."""
+    """Return the bytes that a call needs, or its error: the median, where a few megabytes matter."""
     grown = []
     for _ in range(PROCESSES if run in CLOSE | set(BESIDE) else 1):
         found = in_fresh_process(case, run)
@@ -97,7 +97,7 @@ def in_fresh_processes(case: Case, run: str) -> int | str:
 
 
 def growths(case: Case, runs: Iterable[str], device: str) -> dict[str, int | str]:
-    """Returns the bytes that each call needs, or its error."""
+    """Return the bytes that each call needs, or its error."""
     if device == "cpu":
         return {run: in_fresh_processes(case, run) for run in runs}
     model, images = case.build(device)
@@ -118,7 +118,7 @@ def over(value: int | str, base: int | str) -> int | str:
 
 
 def measure(case: Case, rounds: int, device: str) -> tuple[float, dict[str, Row]]:
-    """Returns the seconds of the forward pass, and what was found out about each contender."""
+    """Return the seconds of the forward pass, and what was found out about each contender."""
     model, images = case.build(device)
     runs = {FORWARD: RUNS[FORWARD], **VITX, **(VARIANTS if case.variants else {}), **TIMED}
     runs |= {name: RUNS[name] for name in BESIDE}
@@ -138,7 +138,7 @@ def measure(case: Case, rounds: int, device: str) -> tuple[float, dict[str, Row]
 
 
 def case_part(case: Case, rounds: int, device: str, panels: list[Panel] | None) -> str:
-    """Returns the section of a case, and adds its panels to the plot."""
+    """Return the section of a case, and add its panels to the plot."""
     plain, rows = measure(case, rounds, device)
     if panels is not None:
         panels.append(time_panel(case.title, rows))
@@ -148,7 +148,7 @@ def case_part(case: Case, rounds: int, device: str, panels: list[Panel] | None) 
 
 
 def depth_part(depths: Iterable[int]) -> str:
-    """Returns the section on what grows with the number of layers."""
+    """Return the section on what grows with the number of layers."""
     pairs = {
         "rollout over forward": (ROLLOUT, FORWARD),
         "rollout over forward kept by autograd": (ROLLOUT, KEPT),
@@ -168,7 +168,7 @@ def depth_part(depths: Iterable[int]) -> str:
 
 
 def large_part() -> str:
-    """Returns the section on many tokens."""
+    """Return the section on many tokens."""
     lines = []
     for run in (FORWARD, ROLLOUT):
         found = in_fresh_process(LARGE, run)
@@ -182,7 +182,7 @@ def large_part() -> str:
 
 
 def import_part(rounds: int) -> str:
-    """Returns the section on `import vitx`."""
+    """Return the section on `import vitx`."""
     found = import_seconds(["torch", "vitx"], rounds)
     ratio = found["vitx"] / found["torch"]
     lines = [[f"`import {name}`", f"{value:.2f} s"] for name, value in found.items()]
@@ -190,7 +190,7 @@ def import_part(rounds: int) -> str:
 
 
 def machine(device: str) -> str:
-    """Returns versions and hardware in a line."""
+    """Return versions and hardware in a line."""
     if device == "cuda":
         where = str(torch.cuda.get_device_name())
     else:
@@ -203,7 +203,7 @@ def machine(device: str) -> str:
 
 
 def processor() -> str:
-    """Returns the name of the CPU."""
+    """Return the name of the CPU."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -212,7 +212,7 @@ def processor() -> str:
 
 
 def parts(options: argparse.Namespace, panels: list[Panel]) -> dict[str, Callable[[], str]]:
-    """Returns what can be measured on the device, by its name."""
+    """Return what can be measured on the device, by its name."""
     device, rounds = options.device, options.rounds
     cases = CPU_CASES if device == "cpu" else CUDA_CASES
     plotted = (QUICK if options.quick else PLOTTED)[device]
@@ -228,7 +228,7 @@ def parts(options: argparse.Namespace, panels: list[Panel]) -> dict[str, Callabl
 
 
 def read_options() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -273,7 +273,7 @@ def main() -> None:
 
 
 def groups() -> dict[str, dict[str, str]]:
-    """Returns the kind of each contender in the plot, under the headings there."""
+    """Return the kind of each contender in the plot, under the headings there."""
     kinds = {name: "vitx" if name in VITX else "reference" if name == BACKWARD else "peer" for name in TIMED}
     return {
         "without a class": {name: kind for name, kind in kinds.items() if name not in FOR_A_CLASS},

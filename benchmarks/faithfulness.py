@@ -66,18 +66,18 @@ class Data:
     masks: Tensor
 
     def part(self, chosen: Any) -> "Data":
-        """Returns some of them."""
+        """Return some of them."""
         return Data(self.images[chosen], self.classes[chosen], self.masks[chosen])
 
 
 def normalised(picture: Image.Image, prepare: Preprocessing) -> Tensor:
-    """Returns a picture of the model's size as the model takes it, (3, H, W)."""
+    """Return a picture of the model's size as the model takes it, (3, H, W)."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (prepare.mean, prepare.std))
     return (torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 - mean) / std
 
 
 def load(folder: Path, boxes: Path, model: nn.Module, count: int | None) -> Data:
-    """Reads the images in the order of their names, and their boxes."""
+    """Read the images in the order of their names, and their boxes."""
     objects: dict[str, list[dict[str, str]]] = defaultdict(list)
     with boxes.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -96,7 +96,7 @@ def load(folder: Path, boxes: Path, model: nn.Module, count: int | None) -> Data
 
 
 def explain_all(contender: Callable[..., Any], model: nn.Module, data: Data) -> tuple[Tensor, float, float]:
-    """Returns the maps (B, h, w), seconds per image, and these over the seconds of the forward pass."""
+    """Return the maps (B, h, w), seconds per image, and these over the seconds of the forward pass."""
     maps, taken, forward = [], 0.0, 0.0
     for start in tqdm(range(0, len(data.images), BATCH), "explaining", disable=None, leave=False):
         part = data.part(slice(start, start + BATCH))
@@ -112,7 +112,7 @@ def explain_all(contender: Callable[..., Any], model: nn.Module, data: Data) -> 
 
 
 def score(judge: Any, data: Data, maps: Tensor, perturbed: int | None) -> dict[str, list[float]]:
-    """Returns each measure of each image; the judge is the model that perturbed images are shown to."""
+    """Return each measure of each image; the judge is the model that perturbed images are shown to."""
     maps = on_grid(maps, judge)
     images, some = data.images[:perturbed].to(judge.head.weight.dtype), maps[:perturbed]
     asked: dict[str, Any] = {"target": data.classes[:perturbed], "measure": "accuracy", "batch_size": 50}
@@ -135,7 +135,7 @@ def measure(
     asked: str,
     perturbed: int | None,
 ) -> dict[str, Any]:
-    """Returns the scores and times of a contender, or its error; from the file if the same was asked."""
+    """Return the scores and times of a contender, or its error; from the file if the same was asked."""
     path = folder / f"{name.replace(' ', '_').replace(',', '').replace('/', '-')}.json"
     if path.exists():
         known: dict[str, Any] = json.loads(path.read_text())
@@ -152,7 +152,7 @@ def measure(
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the 95 % confidence interval of the mean."""
+    """Return the 95 % confidence interval of the mean."""
     if len(set(values)) < 2:
         return values[0], values[0]
     rng = np.random.default_rng(0)
@@ -167,7 +167,7 @@ def differs(values: Sequence[float], others: Sequence[float]) -> bool:
 
 
 def show(found: Mapping[str, Mapping[str, Any]], chosen: slice) -> str:
-    """Returns the table of some of the images; what differs from the reference is marked."""
+    """Return the table of some of the images; what differs from the reference is marked."""
     head = ["", *MEASURES, "s", "passes"]
     lines = []
     for name, known in found.items():

@@ -222,7 +222,7 @@ CHECKS = {
 
 
 def try_all(tool: Tool) -> tuple[list[str], list[str]]:
-    """Returns the cells of a row, and what was seen where a cell is not all good."""
+    """Return the cells of a row, and what was seen where a cell is not all good."""
     cells, seen = [], []
     for title, check in CHECKS.items():
         try:
@@ -239,7 +239,7 @@ def try_all(tool: Tool) -> tuple[list[str], list[str]]:
 
 
 def main() -> None:
-    """Prints the table, and what was seen."""
+    """Print the table, and what was seen."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

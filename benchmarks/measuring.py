@@ -49,13 +49,13 @@ class Timing:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns what a table can say of an error."""
+    """Return what a table can say of an error."""
     said = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {said}"
 
 
 def seconds(call: Call, device: str) -> float:
-    """Returns how long a call takes."""
+    """Return how long a call takes."""
     gc.collect()  # no call pays for what the one before it left
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -71,7 +71,7 @@ def seconds(call: Call, device: str) -> float:
 
 
 def interleaved(calls: Mapping[str, Call], baseline: str, rounds: int, device: str) -> dict[str, Timing]:
-    """Times calls in turn, so that a machine that grows slower does so for all of them.
+    """Time calls in turn, so that a machine that grows slower does so for all of them.
 
     Args:
         calls: by name, the baseline among them. One that raises takes no part in later rounds.
@@ -106,7 +106,7 @@ def interleaved(calls: Mapping[str, Call], baseline: str, rounds: int, device: s
 
 
 def resident_peak() -> int:
-    """Returns the most memory that this process ever held, in bytes."""
+    """Return the most memory that this process ever held, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
         # Linux lets getrusage count what the parent held when it started this process, too.
@@ -119,7 +119,7 @@ def resident_peak() -> int:
 
 
 def growth(call: Call, device: str) -> int:
-    """Returns by how much a call's peak of memory exceeds what was held before it, in bytes."""
+    """Return by how much a call's peak of memory exceeds what was held before it, in bytes."""
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -138,7 +138,7 @@ def growth(call: Call, device: str) -> int:
 def fresh_process(
     *arguments: str, python: Sequence[str] = (sys.executable,), path: Path | None = None
 ) -> dict[str, Any]:
-    """Runs a Python with the arguments and returns the JSON on its last line, or {"error": ...}.
+    """Run a Python with the arguments and return the JSON on its last line, or {"error": ...}.
 
     Args:
         *arguments: of the command.
@@ -157,7 +157,7 @@ def fresh_process(
 
 
 def import_seconds(modules: list[str], rounds: int) -> dict[str, float]:
-    """Returns the median seconds that importing each module takes in fresh processes, in turn."""
+    """Return the median seconds that importing each module takes in fresh processes, in turn."""
     taken: dict[str, list[float]] = {module: [] for module in modules}
     for turn in range(rounds + 1):
         for module in modules:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def explain_of(folder: Path) -> Callable[..., Any]:
-    """Returns `vitx.explain` of a checkout, and leaves `import vitx` as it was."""
+    """Return `vitx.explain` of a checkout, and leave `import vitx` as it was."""
     here = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "vitx"}
     for name in here:
         del sys.modules[name]

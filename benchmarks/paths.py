@@ -52,17 +52,17 @@ def never(*_: Tensor) -> bool:
 
 
 def as_it_is(tensor: Tensor) -> Tensor:
-    """Returns the tensor with its expanded dimensions."""
+    """Return the tensor with its expanded dimensions."""
     return tensor
 
 
 def with_softmax(*args: Any, log_sum_exp: Tensor | None = None, **options: Any) -> weights.Weights:
-    """Describes A without what the kernel knows of each row."""
+    """Describe A without what the kernel knows of each row."""
     return dot_product(*args, **options)
 
 
 def fresh(_memory: tiles.Memory, _use: str, shape: Sequence[int], like: Tensor) -> Tensor:
-    """Returns a new tensor, in place of one that was used before."""
+    """Return a new tensor, in place of one that was used before."""
     return like.new_empty(*shape)
 
 
@@ -113,7 +113,7 @@ PATHS = (
 
 
 def worth(path: FastPath, case: Case, rounds: int) -> str:
-    """Returns the ratio of the times without and with the path."""
+    """Return the ratio of the times without and with the path."""
     model, images = case.build("cpu")
 
     def explain() -> None:
@@ -131,7 +131,7 @@ def worth(path: FastPath, case: Case, rounds: int) -> str:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

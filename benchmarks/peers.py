@@ -26,7 +26,7 @@ Peer = Callable[..., Any]
 
 @contextmanager
 def unfused(model: nn.Module) -> Iterator[None]:
-    """Makes timm compute each attention matrix, as fused attention keeps them out of sight."""
+    """Make timm compute each attention matrix, as fused attention keeps them out of sight."""
     before = {module: module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")}
     try:
         for module in before:
@@ -38,7 +38,7 @@ def unfused(model: nn.Module) -> Iterator[None]:
 
 
 def dropouts(model: nn.Module) -> list[nn.Module]:
-    """Returns the modules that the attention matrices go through, one for each layer."""
+    """Return the modules that the attention matrices go through, one for each layer."""
     return [module for name, module in model.named_modules() if name.endswith("attn_drop")]
 
 
@@ -46,7 +46,7 @@ def dropouts(model: nn.Module) -> list[nn.Module]:
 def attentions(
     model: nn.Module, keep: Callable[[Tensor], Tensor] = lambda attention: attention
 ) -> Iterator[list[Tensor]]:
-    """Collects what is to be kept of every layer's attention, (B, heads, N, N)."""
+    """Collect what is to be kept of every layer's attention, (B, heads, N, N)."""
     kept: list[Tensor] = []
     hooks = [
         module.register_forward_hook(lambda _module, _inputs, output: kept.append(keep(output)))
@@ -72,7 +72,7 @@ def roll_out(matrices: Iterable[Tensor]) -> Tensor:
 
 
 def patches(model: Any, product: Tensor, read: int = 1) -> Any:
-    """Returns what so many tokens at the front read from the patches, (B, h, w): one class token, or two."""
+    """Return what so many tokens at the front read from the patches, (B, h, w): one class token, or two."""
     row = product[:, :read, model.num_prefix_tokens :].mean(1)
     return row.unflatten(1, model.patch_embed.grid_size)
 
@@ -158,7 +158,7 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits."""
+        """Return the logits."""
         output = self.model(images)
         return output if isinstance(output, Tensor) else output.logits
 
@@ -192,7 +192,7 @@ def torchcam_grad_cam(model: nn.Module, images: Tensor, classes: Sequence[int] |
 
 
 def tidied(peer: Peer) -> Peer:
-    """Makes a peer take away the gradients of the weights that it leaves behind."""
+    """Make a peer take away the gradients of the weights that it leaves behind."""
 
     def explain(model: nn.Module, *arguments: Any) -> Any:
         maps = peer(model, *arguments)
@@ -227,7 +227,7 @@ def torchcam_legrad_twin(model: Any, images: Tensor, classes: Sequence[int] | No
 
 
 def as_torchvision(model: Any) -> Any:
-    """Returns torchvision's VisionTransformer with the weights of timm's plain one, as DeiT is."""
+    """Return torchvision's VisionTransformer with the weights of timm's plain one, as DeiT is."""
     from torchvision.models import VisionTransformer
 
     first = model.blocks[0]

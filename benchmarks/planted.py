@@ -158,7 +158,7 @@ def planted(mark: str, seed: int, folder: Path) -> Planted:
 
 
 def maps_of(contender: Callable[..., Any], model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Returns the maps (B, 8, 8)."""
+    """Return the maps (B, 8, 8)."""
     maps = []
     for part, asked in zip(images.split(BATCH), classes.split(BATCH), strict=True):
         maps.append(as_maps(contender(model, part, asked.tolist())))
@@ -166,7 +166,7 @@ def maps_of(contender: Callable[..., Any], model: nn.Module, images: Tensor, cla
 
 
 def scores(of: Planted, contender: Callable[..., Any]) -> dict[str, float]:
-    """Returns each measure, as the mean over the scenes that the mark decides."""
+    """Return each measure, as the mean over the scenes that the mark decides."""
     model, chosen = of.stages[-1], of.decided
     images, classes, masks = of.images[chosen], of.classes[chosen], of.masks[chosen]
     maps = maps_of(contender, model, images, classes)
@@ -183,7 +183,7 @@ def scores(of: Planted, contender: Callable[..., Any]) -> dict[str, float]:
 
 
 def candidates(maps: Tensor) -> dict[str, float]:
-    """Returns the numbers that need no boxes: what all maps have in common, in several ways."""
+    """Return the numbers that need no boxes: what all maps have in common, in several ways."""
     unit = F.normalize(maps.flatten(1), dim=1)
     pairs = ~torch.eye(len(maps), dtype=torch.bool)
     first, second = pairs.nonzero(as_tuple=True)
@@ -241,7 +241,7 @@ def truth_tables(runs: Mapping[tuple[str, int], Planted], names: Sequence[str]) 
 
 
 def cell(found: Sequence[Mapping[str, float]], measure: str) -> str:
-    """Returns the mean over the seeds, and how far they lie apart."""
+    """Return the mean over the seeds, and how far they lie apart."""
     values = [each[measure] for each in found if measure in each]
     if not values:
         return "–"
@@ -250,7 +250,7 @@ def cell(found: Sequence[Mapping[str, float]], measure: str) -> str:
 
 
 def numbers_tables(runs: Mapping[tuple[str, int], Planted]) -> str:
-    """Returns a table for each method: the numbers of each training, and how well each tells them apart."""
+    """Return a table for each method: the numbers of each training, and how well each tells them apart."""
     parts = []
     for method in METHODS:
         explain = CONTENDERS[f"vitx {method}"]

@@ -48,7 +48,7 @@ def attend(layer: Any, x: Tensor, fixed: bool) -> Tensor:
 
 
 def follow(model: Any, images: Tensor, fixed: bool) -> tuple[list[Tensor], Tensor]:
-    """Returns the tokens before each block and before the final norm, (B, N, C), and the logits."""
+    """Return the tokens before each block and before the final norm, (B, N, C), and the logits."""
     x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
     tokens = [x]
     for block in model.blocks:

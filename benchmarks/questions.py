@@ -34,7 +34,7 @@ SHAPES = torch.stack(
 
 
 def vit(**options: object) -> nn.Module:
-    """Returns a small Vision Transformer."""
+    """Return a small Vision Transformer."""
     size = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": 64, "depth": 3, "num_heads": 4}
     made: nn.Module = timm.create_model("vit_tiny_patch16_224", **(size | options))
     return made
@@ -48,13 +48,13 @@ class Halves(nn.Module):
         self.vit = vit(num_classes=4, reg_tokens=1, global_pool="", depth=2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits of each half."""
+        """Return the logits of each half."""
         logits: Tensor = self.vit(images)[:, :2].mT[:, :, None]
         return logits
 
 
 def grey(count: int, noise: float) -> Tensor:
-    """Returns pictures of nothing, (count, 3, SIDE, SIDE)."""
+    """Return pictures of nothing, (count, 3, SIDE, SIDE)."""
     return MEAN + noise * torch.randn(count, 3, SIDE, SIDE)
 
 
@@ -66,13 +66,13 @@ def planted(pictures: Tensor, things: Tensor, corners: Tensor) -> None:
 
 
 def masks_of(corners: Tensor) -> Tensor:
-    """Returns where squares with these corners (y, x) are, (B, SIDE, SIDE)."""
+    """Return where squares with these corners (y, x) are, (B, SIDE, SIDE)."""
     boxes = torch.cat([corners.flip(1), corners.flip(1) + SQUARE], 1)
     return box_masks(boxes.float(), (SIDE, SIDE))
 
 
 def places(side: int, count: int) -> Tensor:
-    """Returns where squares begin along a side: at patches, as a map has no finer grid."""
+    """Return where squares begin along a side: at patches, as a map has no finer grid."""
     return torch.randint((side - SQUARE) // PATCH + 1, (count,)) * PATCH
 
 
@@ -175,7 +175,7 @@ def of_similar(steps: int, count: int) -> None:
 
 
 def main() -> None:
-    """Runs both."""
+    """Run both."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, nargs=2, default=[400, 3000], help="of both trainings")
     parser.add_argument("--count", type=int, default=100, help="pictures that are asked about")

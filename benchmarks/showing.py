@@ -53,12 +53,12 @@ class Panel:
 
 
 def set_apart(name: str) -> str:
-    """Prints vitx's own in bold."""
+    """Print vitx's own in bold."""
     return f"**{name}**" if name.startswith("vitx") else name
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Returns a markdown table, the first column left aligned, without columns that are empty."""
+    """Return a markdown table, the first column left aligned, without columns that are empty."""
     lines = list(lines)
     full = [index for index in range(len(head)) if any(line[index] for line in lines)]
     rule = ["---" if index == 0 else "---:" for index in range(len(head))]
@@ -67,14 +67,14 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def megabytes(value: int | str | None) -> str:
-    """Returns a cell."""
+    """Return a cell."""
     if isinstance(value, str):
         return f"fails: {value}"
     return "" if value is None else f"{value / MB:,.0f} MB"
 
 
 def case_table(rows: Rows) -> str:
-    """Returns the table of one case."""
+    """Return the table of one case."""
     lines = []
     for name, row in rows.items():
         if row.timing.error:
@@ -96,13 +96,13 @@ def case_table(rows: Rows) -> str:
 
 
 def time_panel(title: str, rows: Rows) -> Panel:
-    """Returns the panel of the times of a case."""
+    """Return the panel of the times of a case."""
     values = {name: None if row.timing.error else row.timing.ratio for name, row in rows.items()}
     return Panel(f"Time over the forward pass\n{title}", "{:.2f}×", 1.0, values, factors=True)
 
 
 def memory_panel(title: str, rows: Rows) -> Panel:
-    """Returns the panel of the peak memory of a case."""
+    """Return the panel of the peak memory of a case."""
     values = {
         name: row.over_forward / MB if isinstance(row.over_forward, int) else None
         for name, row in rows.items()

@@ -51,7 +51,7 @@ class Words(nn.Module):
         self.head = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Returns the features of texts, (T, D)."""
+        """Return the features of texts, (T, D)."""
         found: Tensor = self.head(self.layer(self.letters(ids) + self.places).mean(1))
         return found
 
@@ -68,23 +68,23 @@ class Clip(nn.Module):
         self.logit_bias = nn.Parameter(torch.tensor(-4.0))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Returns the features of images, (B, D)."""
+        """Return the features of images, (B, D)."""
         features: Tensor = self.visual(images)
         return features
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        """Returns the features of texts, (T, D)."""
+        """Return the features of texts, (T, D)."""
         features: Tensor = self.text(ids)
         return features
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
-        """Returns the logits, (B, T): a word fits the scene or not."""
+        """Return the logits, (B, T): a word fits the scene or not."""
         found, words = (F.normalize(one, dim=1) for one in (self.encode_image(images), self.encode_text(ids)))
         return self.logit_scale.exp() * found @ words.T + self.logit_bias
 
 
 def tokenizer(texts: list[str]) -> Tensor:
-    """Returns the letters of texts, (T, 6)."""
+    """Return the letters of texts, (T, 6)."""
     return torch.tensor([[*text.ljust(LETTERS).encode()] for text in texts])
 
 
@@ -101,7 +101,7 @@ class Data:
         self.fragments = cut_fragments(bank, self.generator)
 
     def draw(self, count: int, part: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns images, the classes of their two digits, (B, 2), and the boxes of these, (B, 2, 64, 64)."""
+        """Return images, the classes of their two digits, (B, 2), and the boxes of these, (B, 2, 64, 64)."""
         found: list[tuple[Tensor, ...]] = []
         while sum(len(classes) for _, classes, _ in found) < count:
             scenes, classes = self._drawn(2 * count, part)
@@ -143,7 +143,7 @@ def trained(data: Data, epochs: int, learning_rate: float) -> Clip:
 
 
 def asked(model: Clip, data: Data) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns images to ask about, the classes of their digits, and the boxes of these; says how many."""
+    """Return images to ask about, the classes of their digits, and the boxes of these; says how many."""
     images, classes, boxes = data.draw(SCENES, 2)
     with torch.no_grad():
         nearest = torch.cat([model(part, tokenizer([*WORDS])).topk(2).indices for part in images.split(256)])
@@ -153,7 +153,7 @@ def asked(model: Clip, data: Data) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def measured(model: Clip, images: Tensor, classes: Tensor, masks: Tensor, method: str) -> tuple[float, float]:
-    """Returns how often the brightest patch of a word's map lies on its digit, and on the other one."""
+    """Return how often the brightest patch of a word's map lies on its digit, and on the other one."""
     hits = []
     for number, word in enumerate(WORDS):
         for digit in range(2):

@@ -93,7 +93,7 @@ class Known(Subject):
     maps: dict[str, vitx.Explanation] | None = None
 
     def explain(self, images: Tensor, methods: Methods, target: Any = None) -> dict[str, vitx.Explanation]:
-        """Returns those of the first batch."""
+        """Return those of the first batch."""
         assert self.maps is not None
         return {name: found[: len(images)] for name, found in self.maps.items()}
 
@@ -143,7 +143,7 @@ def _without_model(options: Any, subject: Subject, files: list[Path], images: Te
 
 
 def _parts(subject: Subject, files: list[Path]) -> None:
-    """Prints what drawing and encoding take."""
+    """Print what drawing and encoding take."""
     product, explainer = _product(subject, ".png"), Explainer(subject, PREDICTED)
     pictures = [read_picture(number, file, subject) for number, file in enumerate(files)]
     batches = (pictures[start : start + BATCH] for start in range(0, len(files), BATCH))
@@ -198,7 +198,7 @@ def _seconds(words: list[str]) -> float:
 
 
 def _told(code_and_words: list[str]) -> float:
-    """Runs code in a process of its own, and returns the number that it prints last."""
+    """Run code in a process of its own, and return the number that it prints last."""
     said = subprocess.check_output([sys.executable, "-c", *code_and_words], text=True)
     return float(said.split()[-1])
 
@@ -224,7 +224,7 @@ def _product(subject: Subject, suffix: str) -> Product:
 
 
 def _on(cores: int) -> None:
-    """Keeps this process, and all that it starts, to some cores."""
+    """Keep this process, and all that it starts, to some cores."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, _CORES[:cores])
     torch.set_num_threads(cores)

@@ -83,7 +83,7 @@ class Watermark:
             raise VitxError(f"the font {self.font} lacks {' '.join(missing)}: name another")
 
     def box(self, picture: Image.Image) -> tuple[int, ...]:
-        """Returns where the text lies: x0, y0, x1, y1 in pixels.
+        """Return where the text lies: x0, y0, x1, y1 in pixels.
 
         Raises:
             VitxError: The picture is too small for it.
@@ -109,12 +109,12 @@ class Watermark:
         return ImageFont.truetype(str(self.font), round(self.size * picture.height))
 
     def _corner(self, picture: Image.Image) -> tuple[int, int]:
-        """Returns where the line of text begins, in pixels."""
+        """Return where the line of text begins, in pixels."""
         return round(self.at[0] * picture.width), round(self.at[1] * picture.height)
 
 
 def packaged_font() -> Path:
-    """Returns a Chinese font that a package ships: Noto Serif SC, under the Open Font License."""
+    """Return a Chinese font that a package ships: Noto Serif SC, under the Open Font License."""
     from pylopdf_fonts_zh_cn import serif_path
 
     found: Path = serif_path()
@@ -140,13 +140,13 @@ class Found:
 
 @torch.no_grad()
 def probabilities(model: nn.Module, images: Tensor) -> Tensor:
-    """Returns those of all classes, (B, classes)."""
+    """Return those of all classes, (B, classes)."""
     parts = tqdm(images.split(BATCH), "predicting", disable=None, leave=False)
     return torch.cat([model(part).softmax(1) for part in parts])
 
 
 def model_of(name: str, weights: Path | None) -> nn.Module:
-    """Makes the model, with timm's own weights where no file is named."""
+    """Make the model, with timm's own weights where no file is named."""
     made = timm.create_model(name, pretrained=True) if weights is None else model_of_weights(name, weights)
     return made.eval()
 
@@ -154,7 +154,7 @@ def model_of(name: str, weights: Path | None) -> nn.Module:
 def drawn_on(
     photographs: Sequence[Path], watermark: Watermark, model: nn.Module, target: int
 ) -> tuple[Tensor, Data]:
-    """Returns the photographs as the model takes them, without and with the text, which the masks show."""
+    """Return the photographs as the model takes them, without and with the text, which the masks show."""
     prepare = preprocessing_of(model)
     height, width = prepare.size
     plain, marked = [], []
@@ -168,7 +168,7 @@ def drawn_on(
 
 
 def report_change(before: Tensor, after: Tensor, target: int, names: Sequence[str]) -> None:
-    """Prints what the text does to the predictions."""
+    """Print what the text does to the predictions."""
     name, rises = names[target], (after - before).mean(0)
     most = int(rises.argmax())
     becomes = (after.argmax(1) == target).float().mean() - (before.argmax(1) == target).float().mean()
@@ -190,13 +190,13 @@ def measured(contender: Callable[..., Any], model: nn.Module, data: Data) -> Fou
 
 
 def with_interval(values: Sequence[float]) -> str:
-    """Returns the mean of what was measured, and how sure it is."""
+    """Return the mean of what was measured, and how sure it is."""
     low, high = interval(values)
     return f"{mean(values):.2f} ({low:.2f}–{high:.2f})"
 
 
 def table_of(found: Mapping[str, Found], sets: Mapping[str, Tensor]) -> str:
-    """Returns the table, most energy in the first set first."""
+    """Return the table, most energy in the first set first."""
     head = ["", *(f"{title}: {key}" for title in sets for key in ("energy", "pointing")), "passes"]
     first = next(iter(sets.values()))
     lines = []

@@ -12,7 +12,7 @@ __all__ = ["RolloutCallback"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports Lightning when its callback is asked for, and not for the others."""
+    """Import Lightning when its callback is asked for, and not for the others."""
     if name != "RolloutCallback":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from vitx.callbacks.lightning import RolloutCallback

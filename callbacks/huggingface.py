@@ -73,7 +73,7 @@ class RolloutCallback(Observer, TrainerCallback):
         trainer.compute_loss = recorded
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Shows what the weights look at before they are trained; after a resume, goes on with the run."""
+        """Show what the weights look at before they are trained; after a resume, goes on with the run."""
         vars(self).pop("_host", None)  # with the writers of this training
         self.reset()
         self._record_first_step()
@@ -88,17 +88,17 @@ class RolloutCallback(Observer, TrainerCallback):
             self._fire(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Fires after every n-th step."""
+        """Fire after every n-th step."""
         if self.every_n_steps and state.global_step % self.every_n_steps == 0:
             self._fire(state)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Fires at the end of every n-th epoch, before the model is evaluated."""
+        """Fire at the end of every n-th epoch, before the model is evaluated."""
         if self.every_n_epochs and round(state.epoch or 0) % self.every_n_epochs == 0:
             self._fire(state)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, *_: Any, **found: Any) -> None:
-        """Adds the numbers to the metrics, by which the best model is chosen."""
+        """Add the numbers to the metrics, by which the best model is chosen."""
         numbers: Mapping[str, float] = self._memory.scalars
         if self._trainer.is_in_train:
             self._host.numbers = _latest(state)
@@ -108,14 +108,14 @@ class RolloutCallback(Observer, TrainerCallback):
         found.get("metrics", {}).update({f"eval_{name}": number for name, number in numbers.items()})
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Shows what the trained weights look at."""
+        """Show what the trained weights look at."""
         self._fire(state)
         self.end(self._host)
         self._host.close()
         self.close()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Keeps beside the checkpoint which images were watched and what was seen last."""
+        """Keep beside the checkpoint which images were watched and what was seen last."""
         folder = _checkpoint(args, state)
         if state.is_world_process_zero and folder.is_dir():
             torch.save(self.state_dict(), folder / _STATE)
@@ -140,14 +140,14 @@ class TrainerHost(Host):
         self.run = Path(writers[0].log_dir) if writers else None
 
     def validation(self) -> Any:
-        """Returns the loader of the `eval_dataset`, or one for each of them."""
+        """Return the loader of the `eval_dataset`, or one for each of them."""
         data = self.trainer.eval_dataset
         if isinstance(data, Mapping) and not hasattr(data, "features"):
             return {name: self.loader(name) for name in data}
         return None if data is None else self.loader()
 
     def loader(self, data: Any = None) -> Any:
-        """Returns a loader of a data set, with the Trainer's collator.
+        """Return a loader of a data set, with the Trainer's collator.
 
         The Trainer does not keep it: with persistent workers, it evaluates on the loader that was made first.
         """
@@ -162,42 +162,42 @@ class TrainerHost(Host):
             del prepared[count:]
 
     def explained(self, weights: str) -> nn.Module:
-        """Returns the model, or the averaged weights that it or a callback holds."""
+        """Return the model, or the averaged weights that it or a callback holds."""
         if weights == "ema":
             callbacks = self.trainer.callback_handler.callbacks
             return averaged([*(v for one in callbacks for v in vars(one).values()), self.model])
         return self.trainer.model_wrapped if self.group.in_step else self.model
 
     def normalizers(self) -> Iterable[Any]:
-        """Returns the image processor."""
+        """Return the image processor."""
         return [getattr(self.trainer, "processing_class", None)]
 
     def class_names(self) -> Sequence[str] | None:
-        """Returns those of the model's config, unless they are numbers in other words."""
+        """Return those of the model's config, unless they are numbers in other words."""
         names = getattr(getattr(self.model, "config", None), "id2label", None) or {}
         named = any(name != f"LABEL_{index}" for index, name in names.items())
         return [str(names[index]) for index in sorted(names)] if named else None
 
     def settings(self) -> Mapping[str, Any]:
-        """Returns the arguments of the training that are not the usual ones."""
+        """Return the arguments of the training that are not the usual ones."""
         given = self.trainer.args.to_dict()  # type: ignore[no-untyped-call]
         usual = {one.name: _default(one) for one in fields(self.trainer.args)}
         changed = {name: value for name, value in given.items() if value != usual.get(name)}
         return {**super().settings(), **changed}
 
     def epoch(self) -> float | None:
-        """Returns how many epochs are done, with a fraction."""
+        """Return how many epochs are done, with a fraction."""
         return self.trainer.state.epoch
 
     def close(self) -> None:
-        """Closes writers that writing has opened again after the Trainer closed them."""
+        """Close writers that writing has opened again after the Trainer closed them."""
         for logger in self.loggers:
             if hasattr(logger, "file_writer"):
                 logger.close()
 
 
 def _loggers(trainer: Trainer) -> Iterator[Any]:
-    """Yields the runs that the Trainer reports to, on rank 0, which outlive the end of the training."""
+    """Yield the runs that the Trainer reports to, on rank 0, which outlive the end of the training."""
     for callback in trainer.callback_handler.callbacks:
         if (writer := getattr(callback, "tb_writer", None)) is not None:
             yield writer

@@ -53,13 +53,13 @@ class RolloutCallback(Observer, Callback):
     _recording = ExitStack()  # of the step that runs; what fails before `setup` finds none
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Starts anew, as each `fit` is a run of its own (a checkpoint's state is loaded after this)."""
+        """Start anew, as each `fit` is a run of its own (a checkpoint's state is loaded after this)."""
         self._recording = ExitStack()
         if stage == "fit" or self.on_validate:
             self.reset()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Shows what the weights look at before they are trained; after a resume, goes on with the run."""
+        """Show what the weights look at before they are trained; after a resume, goes on with the run."""
         if trainer.global_step:
             # The first is right for one optimiser; for several, the second is one too high at most.
             step = min(trainer.global_step, _steps_logged(trainer) + 1)
@@ -70,7 +70,7 @@ class RolloutCallback(Observer, Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Records the first step of a training that is not validated, or that alone says what the model is.
+        """Record the first step of a training that is not validated, or that alone says what the model is.
 
         A module without a forward is explained as its step runs it; a resumed run has no sanity check.
         """
@@ -87,7 +87,7 @@ class RolloutCallback(Observer, Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Records the first step of a validation, also in the sanity check."""
+        """Record the first step of a validation, also in the sanity check."""
         if batch_idx == 0 and dataloader_idx == self._loader_place(trainer):
             self._recording.enter_context(self.record_step(pl_module, batch, "validation_step"))
 
@@ -99,13 +99,13 @@ class RolloutCallback(Observer, Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Fires after every n-th step."""
+        """Fire after every n-th step."""
         self._end_recording()  # of a step that goes backwards itself, or not at all
         if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
             self._fire(trainer, pl_module, _steps_logged(trainer))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Fires at the end of every n-th epoch, before what monitors the validation saves a checkpoint."""
+        """Fire at the end of every n-th epoch, before what monitors the validation saves a checkpoint."""
         if trainer.state.fn == "validate" and self.on_validate:
             self._fire(trainer, pl_module, trainer.global_step)
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking and self._epoch_is_due(trainer)
@@ -113,17 +113,17 @@ class RolloutCallback(Observer, Callback):
             self._fire(trainer, pl_module, _steps_logged(trainer))
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Shows what the tested weights look at, in the first images of the test set."""
+        """Show what the tested weights look at, in the first images of the test set."""
         if self.on_validate:
             self._fire(trainer, pl_module, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Fires at the end of every n-th epoch that does not end with a validation."""
+        """Fire at the end of every n-th epoch that does not end with a validation."""
         if self._epoch_is_due(trainer):
             self._fire(trainer, pl_module, _steps_logged(trainer) - 1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Shows what the trained weights look at."""
+        """Show what the trained weights look at."""
         self._fire(trainer, pl_module, _steps_logged(trainer) - 1)
         self.end(LightningHost(trainer, pl_module))
 
@@ -142,7 +142,7 @@ class RolloutCallback(Observer, Callback):
         return bool(self.every_n_epochs) and (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _fire(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
-        """Fires once between two steps of the optimiser; `step` is where `self.log` is."""
+        """Fire once between two steps of the optimiser; `step` is where `self.log` is."""
         self.observe(LightningHost(trainer, module), step, trainer.global_step)
 
 
@@ -162,7 +162,7 @@ class LightningHost(Host):
         self.group = Group(trainer.global_rank, size, size > 1 and in_step)
 
     def validation(self) -> Any:
-        """Returns the validation loaders, or those of the test: alone, or together as the step gets them."""
+        """Return the validation loaders, or those of the test: alone, or together as the step gets them."""
         trainer = self.trainer
         loops = [trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop]
         if trainer.state.fn == "test":
@@ -176,7 +176,7 @@ class LightningHost(Host):
         return CombinedLoaders(combined.flattened, joined, combined._mode != "min_size")
 
     def explained(self, weights: str) -> nn.Module:
-        """Returns the module, or the averaged weights that it or a callback holds."""
+        """Return the module, or the averaged weights that it or a callback holds."""
         if weights == "ema":
             callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
             held = [value for callback in callbacks for value in vars(callback).values()]
@@ -191,7 +191,7 @@ class LightningHost(Host):
         return self.trainer.strategy.model or self.module if self.group.in_step else self.module
 
     def prepared(self, batch: Any, place: int) -> Any:
-        """Runs the hooks of the module and of callbacks that may change a batch, on its device."""
+        """Run the hooks of the module and of callbacks that may change a batch, on its device."""
         batch = self.trainer.precision_plugin.convert_input(batch)
         batch = self.module._on_before_batch_transfer(batch, dataloader_idx=place)
         batch = self.trainer.strategy.batch_to_device(batch, dataloader_idx=place)
@@ -200,7 +200,7 @@ class LightningHost(Host):
         return batch
 
     def _changing_batches(self) -> Iterator[pl.Callback]:
-        """Yields earlier callbacks whose hook may change a batch; of later ones, the step shows it."""
+        """Yield earlier callbacks whose hook may change a batch; of later ones, the step shows it."""
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         for callback in takewhile(lambda one: not isinstance(one, RolloutCallback), callbacks):
             hook = type(callback).on_validation_batch_start
@@ -208,12 +208,12 @@ class LightningHost(Host):
                 yield callback
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Returns the context that the trainer's precision asks for."""
+        """Return the context that the trainer's precision asks for."""
         return self.trainer.precision_plugin.forward_context()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Sets the stage of a validation, and drops what the forward pass logs of these images."""
+        """Set the stage of a validation, and drop what the forward pass logs of these images."""
         state, log = self.trainer.state.stage, vars(self.module).get("log")
         self.module.log = lambda *_, **__: None  # type: ignore[method-assign]
         self.trainer.state.stage = type(state)("validate")  # type: ignore[misc]
@@ -226,12 +226,12 @@ class LightningHost(Host):
                 self.module.log = log  # type: ignore[method-assign]
 
     def normalizers(self) -> Iterable[Any]:
-        """Returns what the data module, the module and callbacks hold: their hooks may normalize."""
+        """Return what the data module, the module and callbacks hold: their hooks may normalize."""
         datamodule = getattr(self.trainer, "datamodule", None)
         return [vars(holder) for holder in (datamodule, self.module, *self._changing_batches()) if holder]
 
     def settings(self) -> Mapping[str, Any]:
-        """Returns what a command line was given, and what module and data module say of themselves."""
+        """Return what a command line was given, and what module and data module say of themselves."""
         known: dict[str, Any] = {}
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if type(callback).__name__ == "SaveConfigCallback":
@@ -241,15 +241,15 @@ class LightningHost(Host):
         return {**super().settings(), **known}
 
     def metrics(self) -> Mapping[str, float]:
-        """Returns what callbacks may monitor."""
+        """Return what callbacks may monitor."""
         return {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
     def epoch(self) -> float:
-        """Returns the epoch, counted from 0."""
+        """Return the epoch, counted from 0."""
         return self.trainer.current_epoch
 
     def publish(self, numbers: Mapping[str, float]) -> None:
-        """Makes the numbers known to callbacks that monitor some, as `self.log` does."""
+        """Make the numbers known to callbacks that monitor some, as `self.log` does."""
         self.trainer.callback_metrics.update({name: torch.tensor(n) for name, n in numbers.items()})
 
     def warn(self, sentence: str) -> None:
@@ -262,7 +262,7 @@ class LightningHost(Host):
 
 
 def _run_of(trainer: pl.Trainer) -> Path | None:
-    """Returns where Lightning puts the checkpoints of a run; None without a logger that has files."""
+    """Return where Lightning puts the checkpoints of a run; None without a logger that has files."""
     for logger in trainer.loggers[:1]:
         folder, version = str(logger.save_dir or trainer.default_root_dir), logger.version
         if version is not None and "://" not in folder:
@@ -272,6 +272,6 @@ def _run_of(trainer: pl.Trainer) -> Path | None:
 
 
 def _steps_logged(trainer: pl.Trainer) -> int:
-    """Returns the step of `self.log`, which, unlike `global_step`, counts several optimisers once."""
+    """Return the step of `self.log`, which, unlike `global_step`, counts several optimisers once."""
     steps: int = trainer.fit_loop.epoch_loop._batches_that_stepped
     return steps

@@ -16,7 +16,7 @@ _SEEDS = range(3)
 
 
 def baselines() -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yields name, maps (B, 8, 8) and masks of the boxes, on the scenes to validate on."""
+    """Yield name, maps (B, 8, 8) and masks of the boxes, on the scenes to validate on."""
     data = DigitScenes()
     data.setup("fit")
     images, _, boxes = data.validation[0].tensors
@@ -36,7 +36,7 @@ def baselines() -> Iterator[tuple[str, Tensor, Tensor]]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     print(f"{'':38}pointing  energy")
     for number, (name, maps, boxes) in enumerate(baselines()):
         if number == 0:

@@ -40,7 +40,7 @@ class DigitScenes(pl.LightningDataModule):
         self.batch_size, self.mark, self.seed = batch_size, mark, seed
 
     def setup(self, stage: str) -> None:
-        """Splits the digits, and draws the scenes that stay the same."""
+        """Split the digits, and draw the scenes that stay the same."""
         glyphs, classes = digits()
         generator = Generator().manual_seed(self.seed)
         sets = [(glyphs[part], classes[part]) for part in split_digits(len(glyphs), generator)]
@@ -55,11 +55,11 @@ class DigitScenes(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Returns scenes in random order."""
+        """Return scenes in random order."""
         return DataLoader(self.train, batch_size=self.batch_size, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
-        """Returns the scenes to validate on; if those are marked, the same ones without marks too."""
+        """Return the scenes to validate on; if those are marked, the same ones without marks too."""
         return [DataLoader(scenes, batch_size=self.batch_size) for scenes in self.validation]
 
     def test_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
@@ -67,7 +67,7 @@ class DigitScenes(pl.LightningDataModule):
         return [DataLoader(scenes, batch_size=self.batch_size) for scenes in self.test]
 
     def predict_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
-        """Returns the scenes to test on."""
+        """Return the scenes to test on."""
         return self.test_dataloader()
 
 

@@ -124,7 +124,7 @@ class ImageFolderData(pl.LightningDataModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Prepares images as the model wants them."""
+        """Prepare images as the model wants them."""
         assert self.trainer is not None
         config: Any = self.trainer.lightning_module.data_config
         self.train, self.validation, self.test = self._parts
@@ -133,11 +133,11 @@ class ImageFolderData(pl.LightningDataModule):
             images.transform = create_transform(**config)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Returns augmented images in random order."""
+        """Return augmented images in random order."""
         return self._load(self.train, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Returns the images to validate on."""
+        """Return the images to validate on."""
         return self._load(self.validation)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
@@ -147,7 +147,7 @@ class ImageFolderData(pl.LightningDataModule):
         return self._load(self.test)
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Returns the images of `test/`, or those to validate on where there is none."""
+        """Return the images of `test/`, or those to validate on where there is none."""
         return self._load(self.test or self.validation)
 
     def _load(self, images: FolderImages, shuffle: bool = False) -> DataLoader[tuple[Tensor, int]]:
@@ -162,7 +162,7 @@ class ImageFolderData(pl.LightningDataModule):
 
 
 def split_per_class(files: list[File], fraction: float, seed: int) -> tuple[list[File], list[File]]:
-    """Takes a share of each class, at least one image, but never the last one.
+    """Take a share of each class, at least one image, but never the last one.
 
     Returns:
         What is left, and what was taken, both in their old order.
@@ -183,7 +183,7 @@ def split_per_class(files: list[File], fraction: float, seed: int) -> tuple[list
 
 
 def _read(path: Path) -> Image.Image:
-    """Reads an image as `vitx explain` does, so that a model learns from what it is later shown."""
+    """Read an image as `vitx explain` does, so that a model learns from what it is later shown."""
     try:
         return read_picture(path)
     except VitxError as error:
@@ -191,7 +191,7 @@ def _read(path: Path) -> Image.Image:
 
 
 def _find_parts(root: Path | None) -> tuple[Path, Path | None, Path | None]:
-    """Returns where the class folders to train, validate and test on are."""
+    """Return where the class folders to train, validate and test on are."""
     if root is None:
         raise VitxError("no folder of images was given: give one with --data.root FOLDER")
     if not root.is_dir():
@@ -219,7 +219,7 @@ def _list_classes(folder: Path) -> tuple[str, ...]:
 
 
 def _list_files(folder: Path, classes: tuple[str, ...]) -> list[File]:
-    """Returns the images of a folder, class by class; hidden files are left out."""
+    """Return the images of a folder, class by class; hidden files are left out."""
     found = _class_folders(folder)
     if unknown := [name for name in found if name not in classes]:
         raise VitxError(

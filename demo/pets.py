@@ -67,7 +67,7 @@ class PetData(ImageFolderData):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Fetches the images, in one process of each machine."""
+        """Fetch the images, in one process of each machine."""
         self._open("trainval", self.download)
 
     @cached_property
@@ -84,7 +84,7 @@ class PetData(ImageFolderData):
         )
 
     def setup(self, stage: str) -> None:
-        """Prepares images as the model wants them, and masks as the images."""
+        """Prepare images as the model wants them, and masks as the images."""
         super().setup(stage)
         assert self.trainer is not None
         config: Any = self.trainer.lightning_module.data_config
@@ -108,7 +108,7 @@ class PetData(ImageFolderData):
 
 
 def object_mask(trimap: Tensor) -> Tensor:
-    """Returns where the pet is, (h, w) bool, from a trimap (1, h, w).
+    """Return where the pet is, (h, w) bool, from a trimap (1, h, w).
 
     The border counts as pet. It is a band about the outline that holds fur, ears and tails, at times nothing
     but the band; a map that points at an ear points at the animal. What background the band holds besides is

@@ -103,12 +103,12 @@ class LetterFinder(pl.LightningModule):
             _init_positions(self.vit)
 
     def train_dataloader(self) -> DataLoader[LetterBatch]:
-        """Returns endless scenes."""
+        """Return endless scenes."""
         data = LetterScenes(self.hparams["batch_size"], self.patch_size, self.hparams["fade_in"])
         return DataLoader(data, batch_size=None)
 
     def training_step(self, batch: LetterBatch, _: int) -> Tensor:
-        """Returns the sum of the three losses."""
+        """Return the sum of the three losses."""
         images, letters_of_patches, ink, letters_of_scene = batch
         tokens = self.vit.forward_features(images * 2 - 1)
         patches = tokens[:, self.vit.num_prefix_tokens :]
@@ -137,7 +137,7 @@ class LetterFinder(pl.LightningModule):
         return [optimizer], [warmup_cosine(optimizer, self.hparams["warmup_steps"], steps)]
 
     def on_train_end(self) -> None:
-        """Writes the backbone, with a new class token, in half precision: half the bytes."""
+        """Write the backbone, with a new class token, in half precision: half the bytes."""
         state = self.vit.state_dict()
         new = torch.randn(state["cls_token"].shape, generator=torch.Generator().manual_seed(0))
         position = state["pos_embed"].clone()
@@ -147,7 +147,7 @@ class LetterFinder(pl.LightningModule):
 
 
 def _init_positions(vit: Any) -> None:
-    """Starts the position embedding from 2-D sines and cosines, which learns sooner than noise."""
+    """Start the position embedding from 2-D sines and cosines, which learns sooner than noise."""
     grid = build_sincos2d_pos_embed(vit.patch_embed.grid_size, vit.embed_dim)
     with torch.no_grad():
         vit.pos_embed.zero_()
@@ -155,7 +155,7 @@ def _init_positions(vit: Any) -> None:
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Run the command line."""
     LightningCLI(
         LetterFinder,
         run=True,

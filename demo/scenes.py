@@ -37,7 +37,7 @@ class Scenes:
     ink: Tensor
 
     def boxes(self) -> Tensor:
-        """Returns the box of the first glyph as a mask (B, 64, 64), True inside."""
+        """Return the box of the first glyph as a mask (B, 64, 64), True inside."""
         inked = self.ink[:, 0] > 0.25
         return _between(inked.any(2))[:, :, None] & _between(inked.any(1))[:, None, :]
 
@@ -114,7 +114,7 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generat
 
 
 def _distort(pixels: Tensor, canvas: int, generator: Generator | None) -> Tensor:
-    """Maps canvas coordinates to glyph coordinates: random turn, shear and stretch, (n, 2, 2)."""
+    """Map canvas coordinates to glyph coordinates: random turn, shear and stretch, (n, 2, 2)."""
     shape = (len(pixels),)
     angle = _uniform(shape, -MAX_ROTATION, MAX_ROTATION, generator)
     shear = _uniform(shape, -MAX_SHEAR, MAX_SHEAR, generator)
@@ -146,7 +146,7 @@ def _backgrounds(batch: int, generator: Generator | None) -> Tensor:
 
 
 def _between(hits: Tensor) -> Tensor:
-    """Fills each row of a boolean (B, n) from its first True to its last."""
+    """Fill each row of a boolean (B, n) from its first True to its last."""
     from_left = hits.long().cummax(1).values
     from_right = hits.long().flip(1).cummax(1).values.flip(1)
     return (from_left * from_right).bool()

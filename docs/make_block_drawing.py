@@ -306,7 +306,7 @@ def picture(steps: Steps, image: Tensor) -> str:
 
 
 def main() -> None:
-    """Writes docs/block.svg."""
+    """Write docs/block.svg."""
     torch.set_num_threads(1)  # with more, sums are rounded otherwise, and the model learns other weights
     model = trained()
     image = squares(IMAGE + 1, seed=1)[0][IMAGE:].double()

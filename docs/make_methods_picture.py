@@ -26,7 +26,7 @@ MODEL = "deit_tiny_patch16_224"
 
 
 def main(weights: str | None = None) -> None:
-    """Writes docs/methods.png."""
+    """Write docs/methods.png."""
     if weights is None:
         model = timm.create_model(MODEL, pretrained=True)
     else:

@@ -18,7 +18,7 @@ FILMED = (0, 4)  # few images, so that the film fits beside what it is about
 
 
 def main(demo: str, shortcut: str) -> None:
-    """Writes docs/learning.gif and docs/shortcut.png."""
+    """Write docs/learning.gif and docs/shortcut.png."""
     opened, _ = open_runs([demo, shortcut])
     runs = dict(zip(("the demo", "with a mark that tells the digit"), opened.values(), strict=True))
     reels = [Reel(run, FILMED, name) for name, run in runs.items()]

@@ -41,7 +41,7 @@ def explained(model: nn.Module, photograph: Image.Image) -> NDArray[np.uint8]:
 
 
 def main(weights: str | None = None) -> None:
-    """Writes docs/watermark.png."""
+    """Write docs/watermark.png."""
     model = model_of(MODEL, Path(weights) if weights else None)
     photograph = Image.fromarray(ascent().astype(np.uint8)).convert("RGB").crop(PART)
     squashed = photograph.resize(preprocessing_of(model).size[::-1], Image.Resampling.BICUBIC)

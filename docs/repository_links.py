@@ -20,7 +20,7 @@ _LINK = re.compile(r"(?<=\]\()(?!https?:|#)([\w./-]+)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the README and its like, and the files that pages link to."""
+    """Add the README and its like, and the files that pages link to."""
     root = Path(config.config_file_path).parent
     pages = {page.src_uri: page.content_string for page in files.documentation_pages()}
     named = {f"docs/{uri}": text for uri, text in pages.items() if "/" not in uri}
@@ -52,7 +52,7 @@ def _pointed(markdown: str, name: str, files: Files) -> str:
 
 
 def _place(name: str, link: str) -> str:
-    """Returns the place in the repository that a link in a file leads to."""
+    """Return the place in the repository that a link in a file leads to."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(name), link))
 
 

@@ -44,7 +44,7 @@ if typing.TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Imports the watch when it is asked for: an explanation does without."""
+    """Import the watch when it is asked for: an explanation does without."""
     if name != "Watch":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from vitx.watch import Watch

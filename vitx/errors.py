@@ -6,12 +6,12 @@ class VitxError(ValueError):
 
 
 def in_words(error: BaseException) -> str:
-    """Returns the message of an error, after the name of its class unless it is a VitxError."""
+    """Return the message of an error, after the name of its class unless it is a VitxError."""
     return str(error) if isinstance(error, VitxError) else f"{type(error).__name__}: {error}"
 
 
 def last_line(error: BaseException) -> str:
-    r"""Returns the last line of an error from a worker of a DataLoader, which wraps it in a traceback.
+    r"""Return the last line of an error from a worker of a DataLoader, which wraps it in a traceback.
 
     Example:
         >>> last_line(RuntimeError("Caught VitxError in ...\nvitx.errors.VitxError: there is no cat.jpg"))

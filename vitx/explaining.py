@@ -115,7 +115,7 @@ def _view(
     explanation: Explanation,
     class_names: Sequence[str] | None,
 ) -> Any:
-    """Makes the page of an explanation."""
+    """Make the page of an explanation."""
     from vitx.viewer.viewing import view
 
     alive = model()
@@ -135,7 +135,7 @@ def trace(
     image: str | None = None,
     **options: Any,
 ) -> Trace:
-    """Records a pass with the relevance that went through each of its steps.
+    """Record a pass with the relevance that went through each of its steps.
 
     `print(vitx.trace(model, image))` lists the steps: look there first when a map surprises you. Arguments
     are those of `explain`, but no DataLoader.
@@ -156,7 +156,7 @@ def trace(
 def _prepared(
     model: nn.Module, images: Any, inputs: Mapping[str, Any] | None, image: str | None, target: Target
 ) -> tuple[Any, Inputs, Any]:
-    """Returns the images as tensors, other arguments of forward, and the transform if one was applied."""
+    """Return the images as tensors, other arguments of forward, and the transform if one was applied."""
     if (images is None) == (inputs is None):
         raise VitxError("give either images, or all that the model takes by inputs={...}")
     if inputs is not None:

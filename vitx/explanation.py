@@ -87,7 +87,7 @@ class Explanation(Drawing):
         return (self[place] for place in range(len(self)))
 
     def __getitem__(self, part: int | slice | Sequence[int] | Tensor) -> "Explanation":
-        """Returns the explanation of one image, as a batch of one, or of some."""
+        """Return the explanation of one image, as a batch of one, or of some."""
         places = range(len(self))[part] if isinstance(part, (int, slice)) else part
         rows = torch.as_tensor(places).cpu().reshape(-1)
         rows = torch.arange(len(self))[rows if rows.dtype == torch.bool else rows.long()]
@@ -108,20 +108,20 @@ class Explanation(Drawing):
         return vars(self) | {"viewer": None}
 
     def to(self, device: torch.device | str) -> "Explanation":
-        """Returns the same on a device, with the images."""
+        """Return the same on a device, with the images."""
         moved: dict[str, Any] = {name: one.to(device) for name, one in self._tensors().items()}
         return replace(self, **moved)
 
     def cpu(self) -> "Explanation":
-        """Returns the same in host memory, with the images."""
+        """Return the same in host memory, with the images."""
         return self.to("cpu")
 
     def without_images(self) -> "Explanation":
-        """Returns the same without the images, which take the most memory, and without a viewer."""
+        """Return the same without the images, which take the most memory, and without a viewer."""
         return replace(self, images=None, viewer=None)
 
     def view(self, class_names: Sequence[str] | None = None) -> Any:
-        """Makes a page to click: which patch looks where, in which layer, by which head.
+        """Make a page to click: which patch looks where, in which layer, by which head.
 
         A notebook shows it, and its `save` writes it: one file, without a network. The attention is recorded
         anew, so that no explanation keeps it: the model has to be there still, and the same.
@@ -137,7 +137,7 @@ class Explanation(Drawing):
         return self.viewer(self, class_names)
 
     def save(self, path: str | Path, **options: Any) -> None:
-        """Writes a picture (.png, .jpg, .webp), a page to click (.html), a film (.gif), or arrays (.npz).
+        """Write a picture (.png, .jpg, .webp), a page to click (.html), a film (.gif), or arrays (.npz).
 
         The file is whole, or there is none. `vitx.load` reads arrays back; the images are not among them.
 
@@ -171,7 +171,7 @@ class Explanation(Drawing):
             raise VitxError(f"an explanation is saved as {known} or .npz, found {path}")
 
     def _repr_png_(self) -> bytes | None:
-        """Returns the picture that a notebook shows; None where the images were not kept."""
+        """Return the picture that a notebook shows; None where the images were not kept."""
         if self.images is None:
             return None
         file = BytesIO()
@@ -179,12 +179,12 @@ class Explanation(Drawing):
         return file.getvalue()
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Returns all that has a row for each image, by the names of the fields."""
+        """Return all that has a row for each image, by the names of the fields."""
         return {name: one for name, one in vars(self).items() if isinstance(one, Tensor)}
 
 
 def load(path: str | Path) -> Explanation:
-    """Reads the explanation that `Explanation.save` wrote as .npz.
+    """Read the explanation that `Explanation.save` wrote as .npz.
 
     The images are not in the file: give those that were explained to `picture` and its like.
 
@@ -209,7 +209,7 @@ def load(path: str | Path) -> Explanation:
 
 
 def join(parts: Sequence[Explanation]) -> Explanation:
-    """Joins the explanations of several batches, with their images where all keep them."""
+    """Join the explanations of several batches, with their images where all keep them."""
     tensors = [part._tensors() for part in parts]
     joined: dict[str, Any] = {
         name: torch.cat([one[name] for one in tensors]) if all(name in one for one in tensors) else None

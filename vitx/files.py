@@ -19,7 +19,7 @@ PICTURES: Mapping[str, Mapping[str, Any]] = {
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes beside the path and renames, so that a reader never sees half a file.
+    """Write beside the path and rename, so that a reader never sees half a file.
 
     What a killed run left half written has a name that the resumed run writes again.
 
@@ -40,7 +40,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def savez(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Writes arrays as .npz, one entry for each and nothing else.
+    """Write arrays as .npz, one entry for each and nothing else.
 
     An older NumPy takes `allow_pickle` for one more array, so it is left out: numbers need no pickle.
     """
@@ -49,14 +49,14 @@ def savez(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def encode(file: BinaryIO, picture: NDArray[np.uint8], suffix: str = ".png") -> None:
-    """Writes a picture, (height, width, 3) uint8, in the format of a suffix, one of `PICTURES`."""
+    """Write a picture, (height, width, 3) uint8, in the format of a suffix, one of `PICTURES`."""
     from PIL import Image
 
     Image.fromarray(picture).save(file, **PICTURES[suffix])
 
 
 def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Writes a picture, (height, width, 3) uint8.
+    """Write a picture, (height, width, 3) uint8.
 
     Raises:
         VitxError: The file cannot be written.
@@ -65,7 +65,7 @@ def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
 
 
 def write_or_say(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Calls `write_atomically`, and raises a VitxError if the file cannot be written."""
+    """Call `write_atomically`, and raise a VitxError if the file cannot be written."""
     try:
         write_atomically(path, write)
     except OSError as error:
@@ -73,7 +73,7 @@ def write_or_say(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def png_path(given: str | Path) -> Path:
-    """Returns a path that ends with .png, or raises a VitxError."""
+    """Return a path that ends with .png, or raise a VitxError."""
     path = Path(given)
     if path.suffix.lower() != ".png":
         raise VitxError(f"pictures are written as .png, found {given}")

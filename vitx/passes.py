@@ -94,7 +94,7 @@ def _record(
     inputs: Inputs,
     methods: Iterable[Method],
 ) -> tuple[End, list[Score]]:
-    """Runs the model on the tape; returns the end, and the score of each layer where a method reads these."""
+    """Run the model on the tape; returns the end, and the score of each layer where a method reads these."""
     dtype = torch.promote_types(images.dtype, torch.float32)
     lens = LogitLens(model) if any(method.gradient == "layer scores" for method in methods) else None
     if lens is not None and isinstance(asked, Asked):
@@ -123,7 +123,7 @@ def _explained(
     sinks: Sinks | None,
     channels: int | None,
 ) -> dict[str, Explanation]:
-    """Returns the explanation of each method, from its maps and the end of the pass."""
+    """Return the explanation of each method, from its maps and the end of the pass."""
     logits, classes, captions = end.of_each(len(images))
     mean, std = normalization(model)
     return {
@@ -154,13 +154,13 @@ def _placed(back: Backward, found: Iterable[tuple[Value, Tensor]]) -> Tensor:
 
 
 def _common_fusion(chosen: Mapping[str, Method], methods: Methods) -> str | None:
-    """Returns the head fusion that all methods share, if they read nothing else of A."""
+    """Return the head fusion that all methods share, if they read nothing else of A."""
     fusions = [method.head_fusion(methods[name]) for name, method in chosen.items()]
     return fusions[0] if all(other == fusions[0] for other in fusions) else None
 
 
 def _layer_logits(lens: LogitLens, layers: int, logits: Tensor) -> list[Tensor]:
-    """Returns the logits of each layer, (B, classes), by the head of the model."""
+    """Return the logits of each layer, (B, classes), by the head of the model."""
     of_layers = lens.logits()
     if len(of_layers) != layers or any(found.shape != logits.shape for found in of_layers):
         shapes = sorted({tuple(found.shape) for found in of_layers})

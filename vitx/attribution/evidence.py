@@ -49,7 +49,7 @@ def _taken(back: Backward, attention: Attention, read: Tensor) -> tuple[Value, T
 
 
 def ranked(signed: Tensor) -> Tensor:
-    """Makes a map, >= 0, of a signed one: entries below 0 keep their order, below all that are above.
+    """Make a map, >= 0, of a signed one: entries below 0 keep their order, below all that are above.
 
     Example:
         >>> ranked(torch.tensor([[[2.0, -1.0], [-3.0, 0.0]]])).argsort().tolist()

@@ -34,7 +34,7 @@ def flow(back: Backward, *, head_fusion: str = "mean", start_layer: int = 0) -> 
 
 
 def _follow(back: Backward, attentions: Sequence[Attention]) -> bool:
-    """Returns whether queries and keys of all attentions are the same tokens, in the same order."""
+    """Return whether queries and keys of all attentions are the same tokens, in the same order."""
     weights = attentions[0].weights
     tokens = marks((weights.shape[0], weights.shape[2])).to(weights.device, weights.dtype)
     maps = []

@@ -43,7 +43,7 @@ class Method:
         return {one.name: one.default for one in parameters if one.kind == one.KEYWORD_ONLY}
 
     def head_fusion(self, options: Mapping[str, Any]) -> str | None:
-        """Returns how the method fuses the heads, if it reads nothing else of A."""
+        """Return how the method fuses the heads, if it reads nothing else of A."""
         if not self.fused_heads or options.get("without_sinks"):  # each head has rows of its own
             return None
         fusion: str = {**self.options, **options}["head_fusion"]
@@ -51,7 +51,7 @@ class Method:
         return fusion
 
     def network(self, options: Mapping[str, Any]) -> str | None:
-        """Returns the network that the method differentiates, if it reads a gradient."""
+        """Return the network that the method differentiates, if it reads a gradient."""
         if not self.gradient:
             return None
         given = options.get("gradient", NETWORKS[0])
@@ -65,7 +65,7 @@ _METHODS: dict[str, Method] = {}
 
 
 def register(name: str, *, title: str | None = None, **needs: Any) -> Callable[[Find], Find]:
-    """Registers a function as a method.
+    """Register a function as a method.
 
     Args:
         name: of the method.
@@ -95,7 +95,7 @@ def register(name: str, *, title: str | None = None, **needs: Any) -> Callable[[
 
 
 def methods() -> list[str]:
-    """Returns the names of the methods.
+    """Return the names of the methods.
 
     Example:
         >>> methods()
@@ -105,25 +105,25 @@ def methods() -> list[str]:
 
 
 def title_of(name: str) -> str:
-    """Returns the name of a method in pictures; a name that is none stands for itself."""
+    """Return the name of a method in pictures; a name that is none stands for itself."""
     return _METHODS[name].title if name in _METHODS else name
 
 
 def telling(names: Iterable[str]) -> str:
-    """Returns the first of some methods that is about a class, as a shortcut is; else the first."""
+    """Return the first of some methods that is about a class, as a shortcut is; else the first."""
     known = [*names]
     return next((name for name in known if name in _METHODS and _METHODS[name].gradient), known[0])
 
 
 def find_method(name: str) -> Method:
-    """Returns the method of that name, or raises a VitxError that lists them."""
+    """Return the method of that name, or raise a VitxError that lists them."""
     if not isinstance(name, str) or name not in _METHODS:
         raise VitxError(f"there is no method {name!r}: the methods are {', '.join(_METHODS)}")
     return _METHODS[name]
 
 
 def with_options(methods: Any) -> dict[str, dict[str, Any]]:
-    """Returns the options of each method, by its name, from such a mapping, names, or one name.
+    """Return the options of each method, by its name, from such a mapping, names, or one name.
 
     Raises:
         VitxError: It is none of these, is empty, or names a method or an option that does not exist.

@@ -42,7 +42,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0, 1 if a part was skipped, 2 for bad input."""
+    """Run the command line and return its exit status: 0, 1 if a part was skipped, 2 for bad input."""
     parser = new_parser(DESCRIPTION, prog="vitx", version=__version__, exit_on_error=False)
     commands = parser.add_subcommands(dest="command", title="commands")
     words = list(sys.argv[1:] if arguments is None else arguments)

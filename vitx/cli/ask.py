@@ -34,7 +34,7 @@ picture, or for each part of it that the model sees by itself, and a column for 
 
 
 def parser() -> ArgumentParser:
-    """Returns the options of the command."""
+    """Return the options of the command."""
     made = new_parser(DESCRIPTION)
     add(made, "paths", "PATH", "image files, all of one prompt", nargs="+")
     add(made, "--model", "NAME", "of Hugging Face: a folder, or hf-hub:NAME", required=True)
@@ -48,7 +48,7 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Any) -> int:
-    """Runs the command and returns its exit status."""
+    """Run the command and return its exit status."""
     path = png_path(options.output)
     find_method(options.method)
     check_least(options, max_tokens=1)

@@ -36,7 +36,7 @@ class Asked:
 
 
 def add_questions(group: Any) -> None:
-    """Adds the options."""
+    """Add the options."""
     add(group, "--against", "CLASS", "why --target (or --text), and not this: the difference of their scores")
     add(group, "--text", "TEXT", "texts that a CLIP compares the picture with; one map for each", nargs="+")
     add(group, "--similar-to", "FILE", "what makes the picture like this one; both get a map")
@@ -47,7 +47,7 @@ def add_questions(group: Any) -> None:
 
 
 def check_questions(options: Any) -> bool:
-    """Returns whether something else than classes and texts is asked for.
+    """Return whether something else than classes and texts is asked for.
 
     Raises:
         VitxError: The options do not go together.
@@ -66,7 +66,7 @@ def check_questions(options: Any) -> bool:
 
 
 def questions_of(options: Any, subject: Subject) -> list[Asked]:
-    """Returns the questions that the options ask, at least one.
+    """Return the questions that the options ask, at least one.
 
     Raises:
         VitxError: There is no such class or picture.

@@ -33,14 +33,14 @@ the first.
 
 
 def parser() -> ArgumentParser:
-    """Returns the options of the command."""
+    """Return the options of the command."""
     made, group = picture_parser(DESCRIPTION, "an image file", "vitx-compare.png", several=True)
     add(group, "--method", "NAME", f"one row for each (default: {DEFAULT})", nargs="+")
     return made
 
 
 def run(options: Any) -> int:
-    """Runs the command and returns its exit status."""
+    """Run the command and return its exit status."""
     asked = with_options(options.method or DEFAULT)
     check_target([options.target], asked)
     models, weights = options.model, options.weights or [None]

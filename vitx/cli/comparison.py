@@ -103,7 +103,7 @@ def _group(
     first: Meeting,
     shown: Sequence[Sequence[Shown]],
 ) -> dict[str, Any]:
-    """Describes images that the same runs watch, and why they do not stand with those of most runs."""
+    """Describe images that the same runs watch, and why they do not stand with those of most runs."""
     apart, images = "", meeting.images
     if meeting.titles != first.titles:
         apart = "by other methods"
@@ -123,7 +123,7 @@ def _group(
 def _figure(
     runs: Sequence[Run], images: Mapping[int, int], shown: Sequence[Sequence[Shown]], titles: Sequence[str]
 ) -> dict[str, Any]:
-    """Describes one image under each run."""
+    """Describe one image under each run."""
     first, image = next(iter(images.items()))
     captions = [shown[number][at].captions[-1] for number, at in images.items()]
     known = [caption.right for caption in captions if caption.right is not None]
@@ -138,7 +138,7 @@ def _figure(
 
 
 def columns(runs: Sequence[Run], differing: Sequence[Setting]) -> list[Column]:
-    """Returns the settings that differ, the length of each run, and the last value of each number."""
+    """Return the settings that differ, the length of each run, and the last value of each number."""
     found = [Column(_SETTINGS, one.name, one.key, _settings(one.values, len(runs))) for one in differing]
     lengths = _numbers([run.steps[-1] for run in runs])
     found.append(Column(_LENGTH, "steps", "the last step that was watched", lengths))

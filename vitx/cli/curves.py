@@ -100,7 +100,7 @@ def in_order(tags: Iterable[str]) -> list[str]:
 
 
 def parts(tag: str) -> tuple[str, str]:
-    """Splits a tag into the place and the measure.
+    """Split a tag into the place and the measure.
 
     Example:
         >>> parts("vitx/rollout/drift"), parts("val/loss"), parts("lr")
@@ -111,12 +111,12 @@ def parts(tag: str) -> tuple[str, str]:
 
 
 def look(place: int) -> tuple[str, str]:
-    """Returns color and dash of one of several lines, as CSS takes them."""
+    """Return color and dash of one of several lines, as CSS takes them."""
     return _COLORS[place % len(_COLORS)], _DASHES[place // len(_COLORS) % len(_DASHES)]
 
 
 def number(value: float) -> str:
-    """Writes a value in three digits.
+    """Write a value in three digits.
 
     Example:
         >>> number(0.91234), number(12345.6), number(2e-5)
@@ -155,7 +155,7 @@ def _svg(lines: Sequence[Line], points: int) -> str:
 
 
 def _embedded(svg: str, lines: Sequence[Line]) -> str:
-    """Makes a file a part of a page: a line shows its name where it is pointed at, and numbers are short."""
+    """Make a file a part of a page: a line shows its name where it is pointed at, and numbers are short."""
     outside = r"<metadata>.*?</metadata>| xmlns(:\w+)?=\"[^\"]*\""
     svg = re.sub(outside, "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r"(?<=\d\.\d)\d+(?= |\n|\")", "", svg)

@@ -55,7 +55,7 @@ class Delivery:
         self._pool.shutdown(cancel_futures=True)
 
     def add(self, finding: Finding) -> None:
-        """Takes the finding in one picture."""
+        """Take the finding in one picture."""
         file, product = finding.file, self._output.product
         paths = self._output.paths(file)
         if paths or self._tell:
@@ -68,7 +68,7 @@ class Delivery:
                 self._write_shard()
 
     def finish(self) -> None:
-        """Waits until all is written."""
+        """Wait until all is written."""
         if self._kept:
             self._write_shard()
         while self._waiting:

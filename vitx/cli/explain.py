@@ -67,7 +67,7 @@ _FEW = 20  # pictures that are reported one by one
 
 
 def parser() -> ArgumentParser:
-    """Returns the options of the command."""
+    """Return the options of the command."""
     made = new_parser(DESCRIPTION)
     add(made, "paths", "PATH", "files, folders, or patterns such as 'photos/*.jpg'", nargs="+")
     add_model_options(made)
@@ -98,7 +98,7 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Any) -> int:
-    """Runs the command and returns its exit status."""
+    """Run the command and return its exit status."""
     options.target, options.save = options.target or [PREDICTED], options.save or ["png"]
     running = _check(options)
     other = check_questions(options)
@@ -139,7 +139,7 @@ def run(options: Any) -> int:
 
 
 def _check(options: Any) -> dict[str, Any]:
-    """Returns the settings of the run, or raises a VitxError for what no model is needed to refuse."""
+    """Return the settings of the run, or raise a VitxError for what no model is needed to refuse."""
     check_least(options, batch_size=1)
     for kind in options.save:
         if kind not in _SAVED:
@@ -153,7 +153,7 @@ def _check(options: Any) -> dict[str, Any]:
 
 
 def _methods(options: Any) -> Methods:
-    """Returns the options of each method that is asked for, or raises a VitxError if one does not fit."""
+    """Return the options of each method that is asked for, or raise a VitxError if one does not fit."""
     given = read_settings("--method-options", options.method_options)
     check_options(given.get("head_fusion", "mean"), given.get("discard_ratio", 0))
     if options.method:
@@ -165,7 +165,7 @@ def _methods(options: Any) -> Methods:
 
 
 def _explainer(options: Any, asked: Methods, other: bool) -> Explainer:
-    """Loads the model and asks it the questions; it is tried on a blank picture, before any is read."""
+    """Load the model and ask it the questions; it is tried on a blank picture, before any is read."""
     texts = options.text or []
     subject = load_subject(options, asked, optional=not options.method, classes=not other, texts=bool(texts))
     if texts:
@@ -179,7 +179,7 @@ def _explainer(options: Any, asked: Methods, other: bool) -> Explainer:
 
 
 def _trace(explainer: Explainer, file: Path) -> vitx.Trace:
-    """Records the pass of one picture, and the relevance by the first method."""
+    """Record the pass of one picture, and the relevance by the first method."""
     subject, (name, given) = explainer.subject, next(iter(explainer.subject.methods.items()))
     image = subject.batch([file])
     target = explainer.questions[0].target(subject, image)
@@ -203,7 +203,7 @@ def _explain(
     running: dict[str, Any],
     overview: Overview | None,
 ) -> tuple[dict[int, str], bool]:
-    """Returns why pictures could not be read, by their place; and whether this process speaks for all."""
+    """Return why pictures could not be read, by their place; and whether this process speaks for all."""
     explain = partial(
         predict,
         explainer,
@@ -225,7 +225,7 @@ def _explain(
 
 
 def _device(running: dict[str, Any]) -> torch.device | None:
-    """Returns the one device of a run; None where several share the pictures.
+    """Return the one device of a run; None where several share the pictures.
 
     Raises:
         VitxError: There is no such device.
@@ -243,7 +243,7 @@ def _device(running: dict[str, Any]) -> torch.device | None:
 
 
 def _files(paths: Sequence[str], folder: Path) -> list[Path]:
-    """Returns the pictures, without those that an earlier run wrote among them."""
+    """Return the pictures, without those that an earlier run wrote among them."""
     written = folder.resolve()
     found = find_pictures(paths, ARRAYS | CLIPS | VOLUMES)
     files = [file for file in found if written not in (file.parent.resolve() / file.name).parents]
@@ -253,7 +253,7 @@ def _files(paths: Sequence[str], folder: Path) -> list[Path]:
 
 
 def _of_kind(files: Sequence[Path], paths: Sequence[str], suffixes: frozenset[str]) -> list[Path]:
-    """Returns the files that the model can take: what else lies in a folder is left out."""
+    """Return the files that the model can take: what else lies in a folder is left out."""
     found = [file for file in files if has_suffix(file, suffixes) or str(file) in paths]
     if not found:
         raise VitxError(f"there is no file that the model takes ({', '.join(sorted(suffixes))})")
@@ -261,7 +261,7 @@ def _of_kind(files: Sequence[Path], paths: Sequence[str], suffixes: frozenset[st
 
 
 def _settings(options: Any, subject: Subject) -> str:
-    """Returns what must be the same for a run that goes on with another's output, also inside named files."""
+    """Return what must be the same for a run that goes on with another's output, also inside named files."""
     other = ("paths", "output", "open", "save", "html", "overview", "resume", "batch_size", "run_options")
     same = {name: value for name, value in vars(options).items() if name not in other}
     sums = {"weights": checksum(subject.model), "class names": crc32(str(subject.class_names).encode())}
@@ -269,14 +269,14 @@ def _settings(options: Any, subject: Subject) -> str:
 
 
 def _tell(file: Path, said: str, paths: Sequence[Path]) -> None:
-    """Prints what was found in a picture, and where it is written."""
+    """Print what was found in a picture, and where it is written."""
     print(f"{file}: {said}, see {linked(paths[-1])}" if paths else f"{file}: {said}")
 
 
 def _show(
     options: Any, explainer: Explainer, files: Sequence[Path], output: Output, overview: Overview | None
 ) -> None:
-    """Writes the overview and the page, and opens the result, where that is asked for."""
+    """Write the overview and the page, and open the result, where that is asked for."""
     pictures = [path for file in files for path in output.paths(file) if path.suffix in PICTURES]
     made = pictures[0] if len(pictures) == 1 else output.folder
     if overview is not None:
@@ -292,7 +292,7 @@ def _show(
 
 
 def linked(path: Path) -> str:
-    """Returns a path as a terminal shows a link to it; elsewhere as it is."""
+    """Return a path as a terminal shows a link to it; elsewhere as it is."""
     if not sys.stdout.isatty() or os.environ.get("TERM") in (None, "dumb"):
         return str(path)
     return f"\033]8;;{path.resolve().as_uri()}\033\\{path}\033]8;;\033\\"

@@ -61,7 +61,7 @@ class Map:
         return self.found.captions[0] if self.found.captions else ""
 
     def key(self, target: object) -> str:
-        """Returns the name among the arrays of a picture, where a class is called by its number or else."""
+        """Return the name among the arrays of a picture, where a class is called by its number or else."""
         if self.asked.name:
             return f"{self.found.method}_{self.asked.name}"
         key = self.found.method if self.target is None else f"{self.found.method}_{target}"
@@ -87,7 +87,7 @@ class Finding(Picture):
         return logits.softmax(-1) if len(logits) > 1 else torch.cat([1 - logits.sigmoid(), logits.sigmoid()])
 
     def without_pixels(self) -> "Finding":
-        """Returns the same without its largest part."""
+        """Return the same without its largest part."""
         return replace(self, pixels=None)
 
 
@@ -106,7 +106,7 @@ class Product:
     signed: bool = False
 
     def write(self, finding: Finding, paths: Sequence[Path]) -> str:
-        """Writes the files of one picture, one for each kind, and returns a line about it.
+        """Write the files of one picture, one for each kind, and return a line about it.
 
         Raises:
             VitxError: One of them cannot be drawn or written.
@@ -130,7 +130,7 @@ class Product:
         return "; ".join(filter(None, (str(self._caption(finding)), self._question(finding))))
 
     def write_shard(self, path: Path, names: Sequence[str], found: Sequence[Finding]) -> None:
-        """Writes the maps of several pictures, by their names, into one file.
+        """Write the maps of several pictures, by their names, into one file.
 
         Raises:
             VitxError: The file cannot be written.
@@ -166,7 +166,7 @@ class Product:
         return render.grid(columns, [self._caption(finding)], tile_width=width, note=note, **legend)
 
     def _titles(self, finding: Finding) -> list[str]:
-        """Returns a title for each map: the method, and the question where there are several."""
+        """Return a title for each map: the method, and the question where there are several."""
         methods = len({one.found.method for one in finding.maps}) > 1
         several = len({one.target for one in finding.maps} - {None}) > 1
         titles = []
@@ -185,7 +185,7 @@ class Product:
         return captions_of(finding.logits[None], class_names=self.subject.short_names)[0]
 
     def _question(self, finding: Finding) -> str:
-        """Returns the question in words, where it is not about one class, or ""."""
+        """Return the question in words, where it is not about one class, or ""."""
         if finding.texts:
             return ""
         if finding.maps[0].asked.name:
@@ -196,7 +196,7 @@ class Product:
         return "".join(f"why {ours} and not {name(one)}" for one in {*asked.values()} if one is not None)
 
     def _facts(self, finding: Finding, paths: Sequence[Path]) -> dict[str, Any]:
-        """Returns the content of the JSON."""
+        """Return the content of the JSON."""
         maps: list[dict[str, Any]] = []
         for one in finding.maps:
             name, share = self._known(one.target, finding)
@@ -216,7 +216,7 @@ class Product:
         return said | {"maps": maps, "files": [str(path) for path in paths]}
 
     def _known(self, index: int | None, finding: Finding) -> tuple[str | None, float | None]:
-        """Returns the full name and the probability of a class."""
+        """Return the full name and the probability of a class."""
         if index is None:
             return None, None
         names = self.subject.class_names
@@ -224,7 +224,7 @@ class Product:
         return None if names is None else names[index], share
 
     def _arrays(self, one: Map, target: object) -> dict[str, NDArray[Any]]:
-        """Returns the arrays of a map by their names, where a class is called by its number or else."""
+        """Return the arrays of a map by their names, where a class is called by its number or else."""
         found, key = one.found, one.key(target)
         values = (found.maps if found.signed is None or not self.signed else found.signed).numpy()
         return {key: values[0]} | ({f"{key}_other": values[1]} if found.paired else {})

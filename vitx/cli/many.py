@@ -39,7 +39,7 @@ class Place:
     devices: int = 1
 
     def threads(self, workers: int | None) -> tuple[int, int]:
-        """Returns how many threads read, by default as the cores allow, and how many draw and write."""
+        """Return how many threads read, by default as the cores allow, and how many draw and write."""
         if workers is not None:
             return workers, 2 * workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -55,7 +55,7 @@ class Explainer:
     questions: Sequence[Asked]
 
     def __call__(self, pictures: Sequence[Picture]) -> Iterator[Finding]:
-        """Yields the finding in each picture of a batch."""
+        """Yield the finding in each picture of a batch."""
         if not pictures:
             return
         images = torch.stack([picture.image for picture in pictures if picture.image is not None])
@@ -79,7 +79,7 @@ class Explainer:
             yield Finding(**vars(picture) | {"image": None}, logits=logits[row], maps=maps)
 
     def page(self, files: Sequence[Path]) -> Any:
-        """Returns the page of some pictures, by the method that tells most, for the first question."""
+        """Return the page of some pictures, by the method that tells most, for the first question."""
         images, name = self.subject.batch(files), telling(self.subject.methods)
         target = self.questions[0].target(self.subject, images)
         found = self.subject.explain(images, {name: self.subject.methods[name]}, target)[name]
@@ -156,7 +156,7 @@ def predict(
 
 
 def _gather(overview: Overview, finding: Finding, subject: Subject) -> None:
-    """Adds a picture to the overview, by the method that tells most and the class of its map."""
+    """Add a picture to the overview, by the method that tells most and the class of its map."""
     assert finding.pixels is not None
     method = telling([one.found.method for one in finding.maps])
     found = next(one.found for one in finding.maps if one.found.method == method)
@@ -165,7 +165,7 @@ def _gather(overview: Overview, finding: Finding, subject: Subject) -> None:
 
 
 def read_picture(number: int, file: Path, subject: Subject) -> Picture:
-    """Reads a picture and prepares it, or raises a VitxError."""
+    """Read a picture and prepare it, or raise a VitxError."""
     prepare = subject.prepare
     picture = prepare.read(file, subject.max_pixels)
     image, scale = prepare(picture), (prepare.mean, prepare.std)
@@ -177,7 +177,7 @@ def read_picture(number: int, file: Path, subject: Subject) -> Picture:
 def _ahead(
     read: Callable[[int], Any], numbers: Sequence[int], size: int, threads: int
 ) -> Generator[dict[int, Any], None, None]:
-    """Reads in threads, in order and a little ahead, and yields batches."""
+    """Read in threads, in order and a little ahead, and yield batches."""
     with ThreadPoolExecutor(threads, initializer=give_way) as pool:
         left = iter(numbers)
         begun: deque[tuple[int, Future[Any]]] = deque()
@@ -195,6 +195,6 @@ def _ahead(
 
 
 def progress_bar(count: int, shown: bool) -> Any:
-    """Returns tqdm's, on a terminal alone: in images a second, also where one takes longer."""
+    """Return tqdm's, on a terminal alone: in images a second, also where one takes longer."""
     form = "{l_bar}{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}]"
     return tqdm(total=count, unit=" images", bar_format=form, disable=None if shown else True)

@@ -64,15 +64,15 @@ class Subject:
         return None if self.class_names is None else [short(name) for name in self.class_names]
 
     def name(self, index: int) -> str:
-        """Returns the short name of a class, or its number."""
+        """Return the short name of a class, or its number."""
         return str(index) if self.short_names is None else self.short_names[index]
 
     def read(self, file: Path) -> Tensor:
-        """Reads a file as the model takes it, (C, H, W)."""
+        """Read a file as the model takes it, (C, H, W)."""
         return self.prepare(self.prepare.read(file, self.max_pixels))
 
     def batch(self, files: Sequence[Path]) -> Tensor:
-        """Reads files as a batch, (B, C, H, W), on the device and in the precision of the model."""
+        """Read files as a batch, (B, C, H, W), on the device and in the precision of the model."""
         images = torch.stack([self.read(file) for file in files])
         return images.to(next(self.model.parameters(), images))
 
@@ -83,12 +83,12 @@ class Subject:
         return {name: replace(explanation, mean=mean, std=std) for name, explanation in found.items()}
 
     def find_class(self, target: str) -> int | None:
-        """Returns the class of a number or a name; None for the predicted one."""
+        """Return the class of a number or a name; None for the predicted one."""
         return None if target == PREDICTED else find_class(target, self.classes, self.class_names)
 
 
 def add_model_options(parser: ArgumentParser, several: bool = False, required: bool = True) -> None:
-    """Adds the options that name a model, or several."""
+    """Add the options that name a model, or several."""
     more: dict[str, Any] = {"nargs": "+"} if several else {}
     name = (
         "of timm; hf-hub:NAME; a folder; open_clip:NAME; or your own class or function, package.module:name"
@@ -99,7 +99,7 @@ def add_model_options(parser: ArgumentParser, several: bool = False, required: b
 
 
 def add_model_details(parser: ArgumentParser) -> None:
-    """Adds the rarer options of a model."""
+    """Add the rarer options of a model."""
     group = parser.add_argument_group("more on the model")
     made = "arguments for timm or your own code, as depth=4; or one JSON object"
     add(group, "--model-options", "KEY=VALUE", made, nargs="+")
@@ -110,7 +110,7 @@ def add_model_details(parser: ArgumentParser) -> None:
 
 
 def picture_parser(description: str, image: str, output: str, **models: bool) -> tuple[ArgumentParser, Any]:
-    """Returns the options of a command that writes one picture, and the group for its own ones.
+    """Return the options of a command that writes one picture, and the group for its own ones.
 
     It takes one image where the help on it begins with "an", and `models` go to `add_model_options`.
     """
@@ -135,7 +135,7 @@ def load_subject(
     classes: bool = True,
     texts: bool = False,
 ) -> Subject:
-    """Loads a model, and tries the methods on a blank image where it is asked for classes.
+    """Load a model, and try the methods on a blank image where it is asked for classes.
 
     Args:
         options: of the command.
@@ -193,7 +193,7 @@ def load_subject(
 
 
 def _check(given: Mapping[str, Any]) -> None:
-    """Raises a VitxError if the options of inputs do not go together."""
+    """Raise a VitxError if the options of inputs do not go together."""
     volume = given.get("volume")
     if volume is not None and (len(volume) != 3 or min(volume) < 1 or any(one % 1 for one in volume)):
         raise VitxError(f"volume takes three sizes, depth first, as volume=96,96,96: found {volume}")
@@ -205,7 +205,7 @@ def _check(given: Mapping[str, Any]) -> None:
 
 
 def _prepare(model: nn.Module, given: Mapping[str, Any]) -> Preprocessing:
-    """Returns how the model takes images, volumes, or the frames of clips."""
+    """Return how the model takes images, volumes, or the frames of clips."""
     if "volume" in given:
         depth, height, width = map(int, given["volume"])
         mean, std = given.get("mean", [0.0])[:1], given.get("std", [1.0])[:1]
@@ -219,7 +219,7 @@ def _prepare(model: nn.Module, given: Mapping[str, Any]) -> Preprocessing:
 
 
 def _classes(loaded: Loaded, prepare: Preprocessing, methods: Methods) -> int:
-    """Returns the number of classes, from a pass that also tells what cannot be explained."""
+    """Return the number of classes, from a pass that also tells what cannot be explained."""
     model = loaded.model
     weight = next(model.parameters(), torch.empty(0))
     trial = torch.zeros(1, *prepare.shape, dtype=weight.dtype, device=weight.device)
@@ -241,7 +241,7 @@ def _classes(loaded: Loaded, prepare: Preprocessing, methods: Methods) -> int:
 
 
 def check_target(targets: Sequence[str], methods: Methods, against: str | None = None) -> None:
-    """Raises a VitxError if a class is asked for, and no method explains one."""
+    """Raise a VitxError if a class is asked for, and no method explains one."""
     asked = next((f"--target {target}" for target in targets if target != PREDICTED), None)
     asked = asked or (None if against is None else "--against")
     if asked and not any(find_method(name).gradient for name in methods):

@@ -52,12 +52,12 @@ class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 
 
 def new_parser(description: str, **more: Any) -> ArgumentParser:
-    """Returns an empty parser with the description of a command."""
+    """Return an empty parser with the description of a command."""
     return ArgumentParser(description=description, formatter_class=HelpFormatter, **more)
 
 
 def add(group: Any, name: str, metavar: str, help: str, kind: Any = str, **more: Any) -> None:
-    """Adds an option or a positional argument; without a metavar, a switch.
+    """Add an option or a positional argument; without a metavar, a switch.
 
     An option of several values may also be given several times.
     """
@@ -68,7 +68,7 @@ def add(group: Any, name: str, metavar: str, help: str, kind: Any = str, **more:
 
 
 def say_new_name(words: Sequence[str], known: Mapping[str, Any]) -> None:
-    """Raises a VitxError if an option of 0.2 was typed that a command, with its known ones, no longer has."""
+    """Raise a VitxError if an option of 0.2 was typed that a command, with its known ones, no longer has."""
     for word in takewhile("--".__ne__, words):
         old = word.partition("=")[0]
         if old in _NOW and old.strip("-").replace("-", "_") not in known:
@@ -76,7 +76,7 @@ def say_new_name(words: Sequence[str], known: Mapping[str, Any]) -> None:
 
 
 def check_least(options: Any, **least: int) -> None:
-    """Raises a VitxError if an option that was given is less than it may be."""
+    """Raise a VitxError if an option that was given is less than it may be."""
     for name, number in least.items():
         if options[name] is not None and options[name] < number:
             raise VitxError(f"--{name.replace('_', '-')} must be at least {number}, found {options[name]}")
@@ -85,7 +85,7 @@ def check_least(options: Any, **least: int) -> None:
 def read_settings(
     option: str, words: Sequence[str] | None, kinds: Mapping[str, Kind] | None = None
 ) -> dict[str, Any]:
-    """Reads settings that are given as KEY=VALUE, where commas make a list, or as one JSON object.
+    """Read settings that are given as KEY=VALUE, where commas make a list, or as one JSON object.
 
     Args:
         option: that they were given to, for messages.

@@ -41,7 +41,7 @@ class Output:
             self._above = Path(os.path.commonpath({str(whole_path(file).parent) for file in files}))
 
     def check(self, resume: bool) -> None:
-        """Raises a VitxError if the folder holds files that do not go with those to come."""
+        """Raise a VitxError if the folder holds files that do not go with those to come."""
         if self.sharded and not resume and any(self.shards.glob("*.npz")):
             raise VitxError(
                 f"{self.shards} holds maps of an earlier run: continue it with --resume, or use another "
@@ -55,7 +55,7 @@ class Output:
             )
 
     def begin(self, files: Sequence[Path], speaks: bool = True) -> None:
-        """Writes the settings, and removes what an earlier run with others made of these pictures.
+        """Write the settings, and remove what an earlier run with others made of these pictures.
 
         A run that is stopped and continued would take that for its own.
 
@@ -83,18 +83,18 @@ class Output:
             self.folder.rmdir()
 
     def name(self, file: Path) -> str:
-        """Returns the name of a picture in the folder: its place below the folder that holds all."""
+        """Return the name of a picture in the folder: its place below the folder that holds all."""
         place = whole_path(file)
         within = place.relative_to(self._above) if self._above else Path(*place.parts[1:])
         return within.as_posix()
 
     def paths(self, file: Path) -> list[Path]:
-        """Returns the files of a picture, one for each kind of the product."""
+        """Return the files of a picture, one for each kind of the product."""
         name = self.name(file)
         return [self.folder / f"{name}{kind}" for kind in self.product.kinds]
 
     def left(self) -> list[Path]:
-        """Returns the pictures that are not finished: each file is whole, as it was written at once.
+        """Return the pictures that are not finished: each file is whole, as it was written at once.
 
         Raises:
             VitxError: A shard cannot be read.
@@ -107,7 +107,7 @@ class Output:
         ]
 
     def wants_shard(self, file: Path) -> bool:
-        """Returns whether the maps of a picture are still to go into a shard."""
+        """Return whether the maps of a picture are still to go into a shard."""
         return self.sharded and self.name(file) not in self._in_shards
 
     def _read_shards(self) -> set[str]:
@@ -121,7 +121,7 @@ class Output:
         return names
 
     def join_json(self) -> None:
-        """Joins the JSON of all pictures in one file, a line for each."""
+        """Join the JSON of all pictures in one file, a line for each."""
         names = [path for file in self.files for path in self.paths(file) if path.suffix == ".json"]
         lines = [path.read_bytes() + b"\n" for path in names if path.is_file()]
         if lines:

@@ -47,7 +47,7 @@ class Shown:
     colormap: str
 
     def in_order(self, titles: Sequence[str]) -> "Shown":
-        """Returns the same with the methods in another order."""
+        """Return the same with the methods in another order."""
         films = {title: self.films[title] for title in titles}
         return replace(self, films=films, flat={title: self.flat[title] for title in titles})
 
@@ -62,7 +62,7 @@ class Shown:
 
 
 def fill(template: str, *, frames: int, colormaps: Sequence[str], **values: Any) -> str:
-    """Fills a template of the folder `pages`, and returns HTML."""
+    """Fill a template of the folder `pages`, and return HTML."""
     page = embedding.template("vitx.cli", "pages", f"{template}.html.jinja")
     stops = np.linspace(0, 255, _STOPS).round().astype(int)
     # An SVG filter makes these values of red, green and blue of grey.
@@ -75,12 +75,12 @@ def fill(template: str, *, frames: int, colormaps: Sequence[str], **values: Any)
 
 
 def columns_of(count: int) -> int:
-    """Returns how many frames of a film stand side by side."""
+    """Return how many frames of a film stand side by side."""
     return ceil(sqrt(count))
 
 
 def show(run: Run, firings: Sequence[int]) -> list[Shown]:
-    """Encodes each image at some firings.
+    """Encode each image at some firings.
 
     The browser lays a small map over the input itself: that takes a hundredth of the bytes of an overlay.
     """
@@ -103,7 +103,7 @@ def _levels(maps: torch.Tensor) -> NDArray[np.uint8]:
 
 
 def _film(frames: NDArray[np.uint8]) -> Embedded:
-    """Joins frames, (n, h, w), row by row in one picture."""
+    """Join frames, (n, h, w), row by row in one picture."""
     count, height, width = frames.shape
     columns = columns_of(count)
     rows = ceil(count / columns)
@@ -115,12 +115,12 @@ def _film(frames: NDArray[np.uint8]) -> Embedded:
 
 
 def png(picture: Picture) -> Embedded:
-    """Encodes a drawing, (height, width) or (height, width, 3) uint8, without loss."""
+    """Encode a drawing, (height, width) or (height, width, 3) uint8, without loss."""
     return _embedded(picture, "PNG", optimize=True)
 
 
 def photo(picture: Picture) -> Embedded:
-    """Encodes a photograph, (height, width, 3) uint8, with little loss."""
+    """Encode a photograph, (height, width, 3) uint8, with little loss."""
     return _embedded(picture, "JPEG", quality=90, subsampling=0)
 
 

@@ -43,7 +43,7 @@ looks where in its images; these pages lie in a folder beside the report, which 
 
 
 def parser() -> ArgumentParser:
-    """Returns the options of the command."""
+    """Return the options of the command."""
     options = new_parser(DESCRIPTION)
     add_runs(options)
     add(options, "--output", "FILE", "where to write the page", default="report.html")
@@ -55,7 +55,7 @@ def parser() -> ArgumentParser:
 
 @one_thread()
 def run(options: Any) -> int:
-    """Writes the page and says where."""
+    """Write the page and say where."""
     check_least(options, steps=1)
     output = Path(options.output)
     if output.is_dir():
@@ -74,7 +74,7 @@ def run(options: Any) -> int:
 
 
 def _pages(options: Any, runs: Mapping[str, Run], output: Path) -> dict[tuple[int, int], str]:
-    """Writes a page to click for each image of each run that holds a checkpoint.
+    """Write a page to click for each image of each run that holds a checkpoint.
 
     Returns:
         The run's number and the image -> the page, from the report.
@@ -137,7 +137,7 @@ def _draw_run(name: str, run: Run, steps: int, links: Mapping[int, str]) -> str:
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
-    """Yields the head of the page."""
+    """Yield the head of the page."""
     yield "folder", str(run.path)
     yield "model", run.facts.get("model") or ""
     yield "watched", f"{run.count} images at {len(run.steps)} steps, from {run.steps[0]} to {run.steps[-1]}"

@@ -11,13 +11,13 @@ from vitx.runs.run import Run
 
 
 def add_runs(options: ArgumentParser) -> None:
-    """Adds the options."""
+    """Add the options."""
     add(options, "run", "RUN", "the folder of a run, or one above several", nargs="+")
     add(options, "--only", "NAME", "only runs of these names; * is anything", nargs="+")
 
 
 def opened_runs(options: Any) -> tuple[dict[str, Run], dict[str, str]]:
-    """Opens the runs by their names, and prints and returns why others cannot be read."""
+    """Open the runs by their names, and print and return why others cannot be read."""
     runs, left_out = open_runs(options.run, options.only)
     for name, why in left_out.items():
         print(f"left out {name}: {why}", file=sys.stderr)

@@ -25,7 +25,7 @@ The table has Spearman's rank correlation, the mean over the pictures. The pictu
 
 
 def parser() -> ArgumentParser:
-    """Returns the options of the command."""
+    """Return the options of the command."""
     made, group = picture_parser(DESCRIPTION, "image files; ten are enough", "vitx-sanity.png")
     add(group, "--method", "NAME", "by default, all fast methods that accept the model", nargs="+")
     add(group, "--seed", "N", "seed of the random weights", int, default=0)
@@ -33,7 +33,7 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Any) -> int:
-    """Runs the command and returns its exit status."""
+    """Run the command and return its exit status."""
     path = png_path(options.output)
     asked = with_options(options.method or "rollout")
     pictures = find_pictures(options.images)

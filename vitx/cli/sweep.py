@@ -33,7 +33,7 @@ rollout: which options suit this model?
 
 
 def parser() -> ArgumentParser:
-    """Returns the options of the command."""
+    """Return the options of the command."""
     made, group = picture_parser(DESCRIPTION, "an image file", "vitx-sweep.png")
     ratios = f"one column each (default: {' '.join(map(str, _RATIOS))})"
     add(group, "--discard-ratio", "SHARE", ratios, float, nargs="+")
@@ -41,7 +41,7 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Any) -> int:
-    """Runs the command and returns its exit status."""
+    """Run the command and return its exit status."""
     ratios = options.discard_ratio or [*_RATIOS]
     for ratio in ratios:
         check_options("mean", ratio)

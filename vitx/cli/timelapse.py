@@ -32,7 +32,7 @@ _LARGE = 2 * TILE_WIDTH  # pictures in the film of a single image
 
 
 def parser() -> ArgumentParser:
-    """Returns the options of the command."""
+    """Return the options of the command."""
     options = new_parser(DESCRIPTION)
     add_runs(options)
     add(options, "--output", "FOLDER", "where to write the files", default="timelapse")
@@ -44,7 +44,7 @@ def parser() -> ArgumentParser:
 
 @one_thread()
 def run(options: Namespace) -> int:
-    """Writes the films and the strips, and says which."""
+    """Write the films and the strips, and say which."""
     check_least(options, frames=1, stills=1)
     output = Path(options.output)
     if output.exists() and not output.is_dir():
@@ -64,7 +64,7 @@ def run(options: Namespace) -> int:
 
 
 def _write(reels: Sequence[Reel], folder: Path, frames: int, stills: int) -> Iterator[Path]:
-    """Writes one file after the other, and returns their paths."""
+    """Write one file after the other, and return their paths."""
     moments, images = timeline(reels, frames), reels[0].images
     if len(images) > 1:
         write_gif(folder / "all.gif", [frame(reels, moment) for moment in moments])
@@ -81,7 +81,7 @@ def _write(reels: Sequence[Reel], folder: Path, frames: int, stills: int) -> Ite
 
 
 def _chosen(images: Sequence[int] | None, count: int) -> list[int]:
-    """Returns the images to show, all of which each run has."""
+    """Return the images to show, all of which each run has."""
     for image in images or ():
         if not 0 <= image < count:
             raise VitxError(f"there are {count} images, 0 to {count - 1}: there is no image {image}")

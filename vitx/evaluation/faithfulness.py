@@ -37,7 +37,7 @@ def faithfulness(
     measure: Measure = "probability",
     batch_size: int = 32,
 ) -> dict[str, dict[str, Tensor]]:
-    """Compares deletion and insertion by each map with those by one random order of the same patches.
+    """Compare deletion and insertion by each map with those by one random order of the same patches.
 
     Deletion takes the most relevant patches away, insertion keeps nothing else. Both are turned so that more
     is better: 0 is no better than chance, below 0 is worse.
@@ -72,7 +72,7 @@ def reliance(
     share: float = SHARE,
     batch_size: int = 32,
 ) -> dict[str, Tensor]:
-    """Fills the brightest patches of each image with another image's, and counts changed predictions.
+    """Fill the brightest patches of each image with another image's, and count changed predictions.
 
     Those that as many random patches change are subtracted. Near 1 a few patches decide on the class: they
     may hold a shortcut, or a small object.
@@ -155,7 +155,7 @@ def judge(
 def _changed(
     ask: Ask, whole: Tensor, maps: Maps, others: Tensor, share: float, first: int = 0
 ) -> dict[str, Tensor]:
-    """Returns where the brightest patches of others change the prediction, less where random ones do."""
+    """Return where the brightest patches of others change the prediction, less where random ones do."""
     stays = scoring(None, "accuracy", whole)
     chance: dict[torch.Size, Tensor] = {}
 
@@ -169,7 +169,7 @@ def _changed(
 
 
 def of_another_class(logits: Tensor) -> Tensor:
-    """Returns for each image the place of the next one with another prediction, (B,); else of the next.
+    """Return for each image the place of the next one with another prediction, (B,); else of the next.
 
     Example:
         >>> of_another_class(torch.eye(3)[[0, 0, 1]])

@@ -10,7 +10,7 @@ from vitx.errors import VitxError
 
 
 def entropy(maps: Tensor) -> Tensor:
-    """Returns the Shannon entropy of each map, (B, h, w), over that of a uniform map, (B,) in [0, 1].
+    """Return the Shannon entropy of each map, (B, h, w), over that of a uniform map, (B,) in [0, 1].
 
     It is 0 for a single patch and 1 for a constant map (zeros included).
 
@@ -24,7 +24,7 @@ def entropy(maps: Tensor) -> Tensor:
 
 
 def drift(maps: Tensor, before: Tensor) -> Tensor:
-    """Returns 1 - the cosine similarity of maps, (B, h, w), to those before, (B,) in [0, 1].
+    """Return 1 - the cosine similarity of maps, (B, h, w), to those before, (B,) in [0, 1].
 
     It is 0 for the same map up to a factor, and 1 for maps without a common patch.
     """
@@ -32,7 +32,7 @@ def drift(maps: Tensor, before: Tensor) -> Tensor:
 
 
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
-    """Tests if the middle of the brightest patch of each map lies on the object (Zhang et al. 2018).
+    """Test if the middle of the brightest patch of each map lies on the object (Zhang et al. 2018).
 
     Args:
         maps: (B, h, w), >= 0.
@@ -58,7 +58,7 @@ def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    """Returns the share of each heat map that lies on the object, (B,) (Wang et al. 2020, Score-CAM).
+    """Return the share of each heat map that lies on the object, (B,) (Wang et al. 2020, Score-CAM).
 
     Arguments: those of `pointing_game`.
     """
@@ -68,7 +68,7 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def mean_iou(maps: Tensor, masks: Tensor) -> Tensor:
-    """Returns the mean intersection over union of the object and each heat map, cut at its mean, (B,).
+    """Return the mean intersection over union of the object and each heat map, cut at its mean, (B,).
 
     The mean is over object and background of each image, where a part that neither map nor mask has counts
     as 1; Chefer et al. 2021 (arXiv 2012.09838) sum both over the data set. Arguments: those of
@@ -81,7 +81,7 @@ def mean_iou(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def information(maps: Tensor) -> Tensor:
-    """Returns the Kullback-Leibler divergence of each map, (B, h, w), from the mean of all, as shares of 1.
+    """Return the Kullback-Leibler divergence of each map, (B, h, w), from the mean of all, as shares of 1.
 
     Its mean is their generalised Jensen-Shannon divergence (Lin 1991), the mutual information of image and
     place: small where all maps are bright at one place, as on a mark that is always there, or everywhere, as
@@ -102,7 +102,7 @@ def information(maps: Tensor) -> Tensor:
 
 
 def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
-    """Returns Spearman's rank correlation of two maps each, (B, h, w): how alike they order the patches.
+    """Return Spearman's rank correlation of two maps each, (B, h, w): how alike they order the patches.
 
     Returns:
         (B,) in [-1, 1]: 1 for the same order, 0 for none in common. A constant map orders nothing: 0. Equal
@@ -146,7 +146,7 @@ def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _checked(maps: Tensor, masks: Tensor) -> Tensor:
-    """Returns the masks as bool, or raises a VitxError unless there is one for each map."""
+    """Return the masks as bool, or raise a VitxError unless there is one for each map."""
     if maps.ndim != 3 or masks.ndim != 3 or len(maps) != len(masks):
         raise VitxError(
             "maps must be (B, h, w) and masks (B, H, W), one for each map, found "
@@ -163,7 +163,7 @@ def _iou(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _centered_ranks(maps: Tensor) -> Tensor:
-    """Returns the rank of each patch among those of its map, less the mean rank, (B, h * w)."""
+    """Return the rank of each patch among those of its map, less the mean rank, (B, h * w)."""
     values = maps.flatten(1).contiguous()
     ordered = values.sort(1).values
     below, up_to = (torch.searchsorted(ordered, values, right=right) for right in (False, True))

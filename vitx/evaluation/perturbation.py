@@ -23,7 +23,7 @@ TENTHS = tuple(tenth / 10 for tenth in range(10))  # as Chefer et al. 2021, and 
 
 
 def deletion(model: nn.Module, images: Tensor, maps: Tensor, **options: Any) -> Tensor:
-    """Returns the mean score while the most relevant patches go first, (B,): lower is better.
+    """Return the mean score while the most relevant patches go first, (B,): lower is better.
 
     Petsiuk et al. 2018 (arXiv 1806.07421); Chefer et al. 2021 call it positive perturbation. By the
     trapezoidal rule; in [0, 1] except for target functions. Arguments: those of `perturbation`.
@@ -33,7 +33,7 @@ def deletion(model: nn.Module, images: Tensor, maps: Tensor, **options: Any) -> 
 
 
 def insertion(model: nn.Module, images: Tensor, maps: Tensor, **options: Any) -> Tensor:
-    """Returns the mean score while the least relevant patches go first, (B,): higher is better.
+    """Return the mean score while the least relevant patches go first, (B,): higher is better.
 
     Chefer et al. 2021 call it negative perturbation. With fractions from 0 to 1 and read from its end, the
     curve is that of Petsiuk et al. 2018, in which the most relevant patches come back first (to a blurred
@@ -92,7 +92,7 @@ def perturbation(
 
 @contextmanager
 def asking(model: nn.Module, images: Tensor, batch_size: int, passes: int = 0) -> Iterator[Ask]:
-    """Yields an `Ask`; the model is left as it was. A bar waits for so many passes; 0: there is none."""
+    """Yield an `Ask`; the model is left as it was. A bar waits for so many passes; 0: there is none."""
     from tqdm import tqdm
 
     shown = None if passes else True
@@ -115,7 +115,7 @@ def asking(model: nn.Module, images: Tensor, batch_size: int, passes: int = 0) -
 
 
 def scoring(target: Target, measure: Measure, whole: Tensor) -> Callable[[Tensor], Tensor]:
-    """Returns the measure of logits, (B, ...) -> (B,), of the target classes of the whole images."""
+    """Return the measure of logits, (B, ...) -> (B,), of the target classes of the whole images."""
     classes = target_classes(target, whole)
 
     def score(logits: Tensor) -> Tensor:
@@ -140,13 +140,13 @@ def curve(
     score: Callable[[Tensor], Tensor],
     filling: Tensor,
 ) -> Tensor:
-    """Returns the scores, (B, fractions), while patches are replaced by their ranks, (B, h, w)."""
+    """Return the scores, (B, fractions), while patches are replaced by their ranks, (B, h, w)."""
     counts = [round(fraction * ranks[0].numel()) for fraction in fractions]
     return torch.stack([score(ask(ranks < n, filling) if n else whole) for n in counts], 1)
 
 
 def order(maps: Tensor, first: str) -> Tensor:
-    """Returns the place of each patch in the order in which patches go, (B, h, w), from 0 on."""
+    """Return the place of each patch in the order in which patches go, (B, h, w), from 0 on."""
     flat = maps.flatten(1)
     lot = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0)).to(flat.device)
     patches = lot[flat[:, lot].argsort(dim=1, descending=first == "most", stable=True)]
@@ -155,13 +155,13 @@ def order(maps: Tensor, first: str) -> Tensor:
 
 
 def random_order(maps: Tensor, first: int = 0) -> Tensor:
-    """Returns an order of the patches for each image, (B, h, w), drawn by its place, from `first` on."""
+    """Return an order of the patches for each image, (B, h, w), drawn by its place, from `first` on."""
     seeds = (torch.Generator().manual_seed(first + place) for place in range(len(maps)))
     return torch.stack([torch.randperm(maps[0].numel(), generator=seed) for seed in seeds]).view_as(maps)
 
 
 def mean_height(heights: Tensor, fractions: Sequence[float]) -> Tensor:
-    """Returns the mean height of each curve, (B,), by the trapezoidal rule; of one point, its height."""
+    """Return the mean height of each curve, (B,), by the trapezoidal rule; of one point, its height."""
     if len(fractions) == 1:
         return heights[:, 0]
     places = torch.tensor(fractions, dtype=heights.dtype, device=heights.device)
@@ -169,7 +169,7 @@ def mean_height(heights: Tensor, fractions: Sequence[float]) -> Tensor:
 
 
 def expanded(baseline: float | Tensor, images: Tensor) -> Tensor:
-    """Returns a baseline as a tensor of the shape of the images, or raises a VitxError."""
+    """Return a baseline as a tensor of the shape of the images, or raise a VitxError."""
     try:
         return torch.as_tensor(baseline, dtype=images.dtype, device=images.device).expand_as(images)
     except (RuntimeError, TypeError, ValueError):
@@ -182,7 +182,7 @@ def expanded(baseline: float | Tensor, images: Tensor) -> Tensor:
 def check(
     images: Tensor, maps: Sequence[Tensor], fractions: Sequence[float], measure: str, batch_size: int
 ) -> None:
-    """Raises a VitxError for arguments that do not fit together."""
+    """Raise a VitxError for arguments that do not fit together."""
     for one in maps:
         if not isinstance(one, Tensor):
             raise VitxError(f"maps must be a tensor (B, h, w), found {type(one).__name__}")

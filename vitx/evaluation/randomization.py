@@ -62,7 +62,7 @@ class Sanity:
     left_out: Mapping[str, str]
 
     def final(self, method: str) -> float:
-        """Returns the mean correlation over the images when nothing learned is left."""
+        """Return the mean correlation over the images when nothing learned is left."""
         return self._means(method)[-1]
 
     def _means(self, method: str) -> list[float]:
@@ -70,7 +70,7 @@ class Sanity:
         return means
 
     def verdict(self, method: str) -> str:
-        """Returns the final correlation in words, by the share of the variance of the ranks, its square.
+        """Return the final correlation in words, by the share of the variance of the ranks, its square.
 
         Half or more: "barely changes". Less than a tenth, as by accident, or below 0: "follows the model".
         Otherwise "changes in part".
@@ -79,7 +79,7 @@ class Sanity:
         return BLIND if final >= _SAME else FOLLOWS if final < _OTHER else IN_PART
 
     def sentence(self, method: str) -> str:
-        """Returns the verdict in a sentence, with its numbers."""
+        """Return the verdict in a sentence, with its numbers."""
         said = f"{method} {self.verdict(method)}: the correlation with its maps as trained "
         if self.verdict(method) == BLIND:
             said += "is still"
@@ -128,7 +128,7 @@ class Sanity:
         return grid(columns, captions, tile_width=_TILE_WIDTH, note=_NOTE, marks=marks)
 
     def save(self, path: str | Path) -> None:
-        """Writes the picture as .png, or raises a VitxError."""
+        """Write the picture as .png, or raise a VitxError."""
         write_png(png_path(path), self.picture())
 
 

@@ -32,7 +32,7 @@ class Stage:
 
 
 def find_stages(model: nn.Module, images: Tensor) -> list[Stage]:
-    """Finds the stages of a model in one pass of the first image, in the order in which they run.
+    """Find the stages of a model in one pass of the first image, in the order in which they run.
 
     A block is the largest module that runs one layer of self-attention. The patch embedding comes before the
     first block, with positions and class token; the head after the last one; parts between two blocks go with
@@ -59,7 +59,7 @@ def find_stages(model: nn.Module, images: Tensor) -> list[Stage]:
 
 
 def _learned(model: nn.Module) -> list[Tensor]:
-    """Returns parameters and running statistics, but no tables and no counters."""
+    """Return parameters and running statistics, but no tables and no counters."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
     found = [*model.parameters(), *statistics]
@@ -116,7 +116,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def _calls(model: nn.Module, trace: Trace, clock: _Clock) -> Iterator[list[_Call]]:
-    """Yields the runs of all modules of the model, which are complete at the end."""
+    """Yield the runs of all modules of the model, which are complete at the end."""
     calls: list[_Call] = []
     running: list[tuple[int, int]] = []
 

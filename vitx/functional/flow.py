@@ -56,7 +56,7 @@ def attention_flow(
 
 
 def capacities(weights: Weights, head_fusion: str) -> Tensor:
-    """Returns rownorm(W + I) of a layer, (B, N, N), on the CPU."""
+    """Return rownorm(W + I) of a layer, (B, N, N), on the CPU."""
     images, _, *size = weights.shape
     matrix = torch.empty(images, *size, dtype=weights.dtype)
     for some, rows, part in fused(weights.tiles(), head_fusion):
@@ -67,7 +67,7 @@ def capacities(weights: Weights, head_fusion: str) -> Tensor:
 
 
 def flows(layers: Sequence[Tensor], readout: Tensor) -> Tensor:
-    """Returns the largest flow to each token below the first of some layers of capacities, (B, N)."""
+    """Return the largest flow to each token below the first of some layers of capacities, (B, N)."""
     from tqdm import tqdm
 
     _check_not_negative("the read-out", readout)
@@ -82,7 +82,7 @@ def flows(layers: Sequence[Tensor], readout: Tensor) -> Tensor:
 def largest_flows(
     layers: Sequence[NDArray[np.float64]], readout: NDArray[np.float64], sinks: Sequence[int]
 ) -> Iterator[float]:
-    """Yields the largest flow from the read-out, (N,), to each sink alone, through layers of (N, N).
+    """Yield the largest flow from the read-out, (N,), to each sink alone, through layers of (N, N).
 
     The largest edges are tried first: a flow that reaches its bound there is the largest of all.
     """
@@ -113,7 +113,7 @@ def largest_flows(
 
 
 def _graph(layers: Sequence[NDArray[np.int32]], supply: NDArray[np.int32], kept: int) -> Any:
-    """Builds the graph between source and sink, with the `kept` largest edges of each row, on average.
+    """Build the graph between source and sink, with the `kept` largest edges of each row, on average.
 
     Its nodes are the tokens above the first layer, then those above the next, the source and the sink. The
     first N edges are those through the first layer into the sink, whose capacities are still to be given.

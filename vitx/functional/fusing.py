@@ -39,12 +39,12 @@ def fused(tiles: Iterable[Tile], head_fusion: str) -> Iterator[tuple[slice, slic
 
 
 def carry(relevance: Tensor, heads: Tensor) -> Tensor:
-    """Takes the relevance of some tokens, (b, n), through the sum of some heads, (b, g, n, K), to (b, K)."""
+    """Take the relevance of some tokens, (b, n), through the sum of some heads, (b, g, n, K), to (b, K)."""
     return (relevance[:, None, None] @ heads).sum((1, 2))
 
 
 def check_options(head_fusion: str, discard_ratio: float = 0.0) -> None:
-    """Raises a VitxError unless both options are in range."""
+    """Raise a VitxError unless both options are in range."""
     if head_fusion not in HEAD_FUSIONS:
         raise VitxError(f"head_fusion must be one of {', '.join(HEAD_FUSIONS)}, found {head_fusion!r}")
     number = isinstance(discard_ratio, (int, float)) and not isinstance(discard_ratio, bool)
@@ -53,7 +53,7 @@ def check_options(head_fusion: str, discard_ratio: float = 0.0) -> None:
 
 
 def first_layer(start_layer: Any, layers: int) -> int:
-    """Returns the number of the first of some layers that counts, or raises a VitxError if there is none."""
+    """Return the number of the first of some layers that counts, or raise a VitxError if there is none."""
     if isinstance(start_layer, bool) or not hasattr(start_layer, "__index__"):
         raise VitxError(f"start_layer must be a whole number, found {start_layer!r}")
     first = operator.index(start_layer)
@@ -65,7 +65,7 @@ def first_layer(start_layer: Any, layers: int) -> int:
 
 
 def check_layers(layers: Sequence[Tensor], name: str) -> None:
-    """Raises a VitxError unless the layers are (B, heads, N, N) with the same B and N."""
+    """Raise a VitxError unless the layers are (B, heads, N, N) with the same B and N."""
     shapes = [tuple(getattr(layer, "shape", ())) for layer in layers]
     if not shapes:
         raise VitxError(f"{name} is empty: give one (B, heads, N, N) tensor per layer")
@@ -77,7 +77,7 @@ def check_layers(layers: Sequence[Tensor], name: str) -> None:
 
 
 def check_readout(readout: Tensor | None, layer: Tensor) -> Tensor:
-    """Returns the read-out as (B, N) in the precision of the maps; token 0 where there is none."""
+    """Return the read-out as (B, N) in the precision of the maps; token 0 where there is none."""
     batch, tokens = layer.shape[0], layer.shape[2]
     dtype = torch.promote_types(layer.dtype, torch.float32)
     if readout is None:

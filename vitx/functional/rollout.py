@@ -85,7 +85,7 @@ def _rollout(
     discard_ratio: float,
     readout: Tensor | None,
 ) -> Tensor:
-    """Takes the read-out through one layer after another, last layer first."""
+    """Take the read-out through one layer after another, last layer first."""
     check_options(head_fusion, discard_ratio)
     check_layers(attentions, "attentions")
     if gradients is not None:
@@ -112,7 +112,7 @@ def through_layer(
     *,
     residual: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Takes the relevance of tokens that attend, (B, Q), through rownorm(W + I), or rownorm(W).
+    """Take the relevance of tokens that attend, (B, Q), through rownorm(W + I), or rownorm(W).
 
     W = discard(fuse(A)), or discard(relu(fuse(A * G))) where the gradient is known.
 
@@ -140,7 +140,7 @@ def through_layer(
 
 
 def discard(matrix: Tensor, ratio: float) -> Tensor:
-    """Sets the floor(ratio * N * N) smallest entries of each matrix, (B, N, N), to 0, but never entry (0, 0).
+    """Set the floor(ratio * N * N) smallest entries of each matrix, (B, N, N), to 0, but never entry (0, 0).
 
     Of equal entries the first ones go, so that the result does not depend on the sorting algorithm.
     """

@@ -15,7 +15,7 @@ _ROWS = 16  # queries that are asked: which are, matters little, as most of them
 
 
 def sinks(layers: Sequence[Sequence[Weights]]) -> Tensor:
-    """Finds the tokens to which three quarters of the queries attend, in more than half of the layers.
+    """Find the tokens to which three quarters of the queries attend, in more than half of the layers.
 
     A query attends to a token if it gives it, in the mean over the heads, more than 5 times what it gives its
     median token, and more than 1.5 / N. Evenly spaced queries speak for all. With these thresholds one of 400
@@ -37,7 +37,7 @@ def sinks(layers: Sequence[Sequence[Weights]]) -> Tensor:
 
 
 def _attended(layer: Sequence[Weights]) -> Tensor:
-    """Returns which tokens most queries of a layer attend to, (B, N)."""
+    """Return which tokens most queries of a layer attend to, (B, N)."""
     images, _, count, tokens = layer[0].shape
     step = -(-count // _ROWS)
     start = (count - 1) % step // 2  # as far from the first as from the last

@@ -53,7 +53,7 @@ class Memory:
         self._filled = 0
 
     def take(self, use: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Returns an uninitialised tensor, valid until the next one is taken for the same use."""
+        """Return an uninitialised tensor, valid until the next one is taken for the same use."""
         size, key = math.prod(shape), (use, like.dtype, like.device, torch.is_inference_mode_enabled())
         if key not in self._rooms or self._rooms[key].numel() < size:
             self._rooms[key] = like.new_empty(size)
@@ -66,7 +66,7 @@ class Memory:
         return found
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """Returns a contiguous copy that stays.
+        """Return a contiguous copy that stays.
 
         On a CPU, copies lie in blocks: one by one they would break up the memory that the next layer uses.
         """
@@ -102,15 +102,15 @@ def _parts(start: int, stop: int, size: int) -> list[slice]:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """Returns a tensor in at least float32: half precision is for the model, not for the maps."""
+    """Return a tensor in at least float32: half precision is for the model, not for the maps."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _room(device: torch.device) -> int:
-    """Returns how many entries of A a tile may have."""
+    """Return how many entries of A a tile may have."""
     return _CORE * min(torch.get_num_threads(), _MOST_CORES) if device.type == "cpu" else _LARGE_TILE
 
 
 def is_zero(rows: Tensor) -> bool:
-    """Returns whether nothing arrived at some rows; False on a GPU, which would have to be waited for."""
+    """Return whether nothing arrived at some rows; False on a GPU, which would have to be waited for."""
     return rows.device.type == "cpu" and not rows.requires_grad and not rows.count_nonzero()

@@ -37,19 +37,19 @@ class Weights:
 
     @classmethod
     def of(cls, weights: Tensor, gradient: Tensor | None = None) -> "Weights":
-        """Describes a tensor, (B, H, Q, K), and its gradient."""
+        """Describe a tensor, (B, H, Q, K), and its gradient."""
         whole, known = full(weights.detach()), None
         if gradient is not None:
             known = full(gradient.detach()).__getitem__
         return cls(tuple(whole.shape), whole.dtype, whole.device, False, whole.__getitem__, known)
 
     def with_gradient(self, of_output: Tensor) -> "Weights":
-        """Returns the same with the gradient of A, from that of A V."""
+        """Return the same with the gradient of A, from that of A V."""
         assert self.differentiate is not None
         return replace(self, compute_gradient=self.differentiate(of_output))
 
     def without(self, tokens: Tensor) -> "Weights":
-        """Returns A without the columns of some tokens, (B, K) bool; rows with others keep their sums."""
+        """Return A without the columns of some tokens, (B, K) bool; rows with others keep their sums."""
 
         def compute(part: Cut) -> Tensor:
             whole = self.compute(part)
@@ -65,19 +65,19 @@ class Weights:
             yield Tile(*part, self.shape[1], self.compute, self.compute_gradient)
 
     def add_up(self, part: Read, rows: slice = ALL) -> Tensor:
-        """Adds up what a function makes of each tile for the tokens that are attended to, (b, K)."""
+        """Add up what a function makes of each tile for the tokens that are attended to, (b, K)."""
         found = torch.zeros(self.shape[0], self.shape[3], dtype=self.dtype, device=self.device)
         for tile in self.tiles(rows):
             found[tile.images] += part(tile)
         return found
 
     def carry(self, relevance: Tensor, read: Read = _weights) -> Tensor:
-        """Takes the relevance of queries, (B, Q), through what is read of the heads, summed."""
+        """Take the relevance of queries, (B, Q), through what is read of the heads, summed."""
         rows = relevance[:, None, :, None].expand(-1, self.shape[1], -1, -1)
         return self.transposed(rows, read).sum(1)[..., 0]
 
     def shared(self, rows: Tensor) -> Tensor:
-        """Does as `transposed`, with rows of A whose absolute values are scaled to sum to 1."""
+        """Do as `transposed`, with rows of A whose absolute values are scaled to sum to 1."""
         return self.transposed(rows) if self.sums_to_1 else self.transposed(rows, _shares)
 
     def transposed(self, rows: Tensor, read: Read = _weights) -> Tensor:
@@ -91,11 +91,11 @@ class Weights:
         return found
 
     def matrix(self) -> Tensor:
-        """Computes A as a whole."""
+        """Compute A as a whole."""
         return self._whole(_weights)
 
     def gradient(self, of_output: Tensor) -> Tensor:
-        """Computes the gradient of A as a whole, from that of A V."""
+        """Compute the gradient of A as a whole, from that of A V."""
         return self.with_gradient(of_output)._whole(lambda tile: tile.gradient)
 
     def _whole(self, read: Read) -> Tensor:
@@ -106,7 +106,7 @@ class Weights:
         return found
 
     def fused_gradient(self, of_output: Tensor, fuse: Fuse) -> tuple[Tensor, "Weights"]:
-        """Reads A once for its two uses in a way back.
+        """Read A once for its two uses in a way back.
 
         Args:
             of_output: the gradient of A V, (B, H, Q, d).

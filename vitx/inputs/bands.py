@@ -18,14 +18,14 @@ _WHOLE = {"uint8": 255, "uint16": 65535}
 def read_image(
     path: Path, channels: int, most_pixels: int = MOST_PIXELS
 ) -> Image.Image | NDArray[np.float32]:
-    """Reads a file for a model of so many channels: as a picture, or as channels (C, H, W); see below."""
+    """Read a file for a model of so many channels: as a picture, or as channels (C, H, W); see below."""
     if path.suffix.lower() in ARRAYS or channels not in (1, 3):
         return read_bands(path, channels, most_pixels)
     return read_picture(path, most_pixels)
 
 
 def read_bands(path: Path, channels: int, most_pixels: int = MOST_PIXELS) -> NDArray[np.float32]:
-    """Reads an image of so many channels, (channels, H, W), from .npy or .tif.
+    """Read an image of so many channels, (channels, H, W), from .npy or .tif.
 
     The channels are the first or the last dimension of the file. Whole numbers of 8 or 16 bits are scaled to
     [0, 1]. A larger image is refused before it is read.
@@ -44,7 +44,7 @@ def read_bands(path: Path, channels: int, most_pixels: int = MOST_PIXELS) -> NDA
 
 
 def _opened(path: Path) -> tuple[tuple[int, ...], Any]:
-    """Returns the shape, (C, H, W) or (H, W, C), and a function that reads the values."""
+    """Return the shape, (C, H, W) or (H, W, C), and a function that reads the values."""
     suffix = path.suffix.lower()
     if suffix in ARRAYS:
         array = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -22,7 +22,7 @@ def preprocessing_of(
     std: Sequence[float] | None = None,
     keep_aspect: bool = False,
 ) -> Preprocessing:
-    """Returns the preprocessing that a model declares (timm's, and modules that hold one).
+    """Return the preprocessing that a model declares (timm's, and modules that hold one).
 
     Args:
         model: that takes the images.
@@ -66,7 +66,7 @@ def preprocessing_of(
 
 
 def _channels(name: str, values: Sequence[float], taken: int) -> tuple[float, ...]:
-    """Returns one value for each channel; for a single one, the mean of those declared for three."""
+    """Return one value for each channel; for a single one, the mean of those declared for three."""
     values = tuple(float(value) for value in values)
     if taken == 1 and len(values) == 3:
         values = (sum(values) / 3,)
@@ -81,7 +81,7 @@ def _channels(name: str, values: Sequence[float], taken: int) -> tuple[float, ..
 
 
 def _patch(model: nn.Module) -> int:
-    """Returns the side of a patch, of a model that takes images of any proportions."""
+    """Return the side of a patch, of a model that takes images of any proportions."""
     for part in model.modules():
         embedding = getattr(part, "patch_embed", None)
         if embedding is not None:
@@ -94,7 +94,7 @@ def _patch(model: nn.Module) -> int:
 
 
 def _size(model: nn.Module) -> tuple[int, int] | None:
-    """Returns the only size that the patch embedding takes, if models do not declare another."""
+    """Return the only size that the patch embedding takes, if models do not declare another."""
     embeddings = (getattr(part, "patch_embed", None) for part in model.modules())
     found = next((getattr(embedding, "img_size", None) for embedding in embeddings if embedding), None)
     return None if found is None else (int(found[0]), int(found[1]))

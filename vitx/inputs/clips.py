@@ -49,11 +49,11 @@ class ClipPreprocessing(Preprocessing):
         return CLIPS | ARRAYS
 
     def read(self, path: Path, most_pixels: int | None = None) -> NDArray[np.uint8]:
-        """Reads as many frames as the model takes, see `read_clip`."""
+        """Read as many frames as the model takes, see `read_clip`."""
         return read_clip(path, self.frames, most_pixels or MOST_PIXELS)
 
     def __call__(self, clip: Any) -> Tensor:
-        """Returns a clip, (T, H, W, 3) uint8, as the model takes it, of `shape`."""
+        """Return a clip, (T, H, W, 3) uint8, as the model takes it, of `shape`."""
         frames = [super(ClipPreprocessing, self).__call__(Image.fromarray(frame)) for frame in clip]
         return torch.stack(frames, self.time_axis - 1)
 
@@ -69,7 +69,7 @@ def evenly(count: int, most: int) -> list[int]:
 
 
 def read_clip(path: Path, frames: int, most_pixels: int = MOST_PIXELS) -> NDArray[np.uint8]:
-    """Reads some frames of a clip, evenly spaced, (frames, H, W, 3).
+    """Read some frames of a clip, evenly spaced, (frames, H, W, 3).
 
     Args:
         path: of a film (PyAV is needed), an animated GIF, or an array .npy, (T, H, W, 3) uint8.

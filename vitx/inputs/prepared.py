@@ -22,7 +22,7 @@ Images = Tensor | Picture | Sequence[Picture]
 
 
 def prepared(model: nn.Module, images: Any) -> tuple[Any, Preprocessing | None]:
-    """Prepares images as the model takes them.
+    """Prepare images as the model takes them.
 
     Args:
         model: timm's, or one that contains it.
@@ -44,7 +44,7 @@ def prepared(model: nn.Module, images: Any) -> tuple[Any, Preprocessing | None]:
 
 
 def images_in(batch: Any) -> Tensor:
-    """Returns the images of a batch: itself, its first item, or that under one of `IMAGES`.
+    """Return the images of a batch: itself, its first item, or that under one of `IMAGES`.
 
     Raises a VitxError if it has none.
     """
@@ -59,7 +59,7 @@ def images_in(batch: Any) -> Tensor:
 
 
 def to_tensor(pictures: Sequence[Any], prepare: Preprocessing) -> Tensor:
-    """Prepares images, one by one as for `prepared`, as a tensor (B, C, H, W) on the CPU.
+    """Prepare images, one by one as for `prepared`, as a tensor (B, C, H, W) on the CPU.
 
     Raises:
         VitxError: A file cannot be read, or the images have several sizes.
@@ -71,14 +71,14 @@ def to_tensor(pictures: Sequence[Any], prepare: Preprocessing) -> Tensor:
 
 
 def pictures_of(images: Any) -> list[Image.Image] | None:
-    """Opens pictures as for `prepared`; None if they are tensors that were prepared."""
+    """Open pictures as for `prepared`; None if they are tensors that were prepared."""
     if (found := _pictures(images)) is None:
         return None
     return [one for one in (_open(picture, 3) for picture in found) if isinstance(one, Image.Image)]
 
 
 def _pictures(images: Any) -> list[Any] | None:
-    """Returns the images one by one; None if there are none that are to be prepared."""
+    """Return the images one by one; None if there are none that are to be prepared."""
     if isinstance(images, (str, Path, Image.Image)):
         return [images]
     if isinstance(images, (list, tuple)):

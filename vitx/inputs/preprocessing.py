@@ -59,14 +59,14 @@ class Preprocessing:
         return SUFFIXES | ARRAYS
 
     def read(self, path: Path, most_pixels: int | None = None) -> Any:
-        """Reads a picture, or an array of channels; see `vitx.inputs.bands.read_image`."""
+        """Read a picture, or an array of channels; see `vitx.inputs.bands.read_image`."""
         from vitx.inputs.bands import read_image
         from vitx.inputs.reading import MOST_PIXELS
 
         return read_image(path, len(self.mean), most_pixels or MOST_PIXELS)
 
     def __call__(self, picture: "Image.Image | NDArray[np.float32]") -> Tensor:
-        """Returns the image, or channels (C, H, W), as the model takes it, (C, H, W)."""
+        """Return the image, or channels (C, H, W), as the model takes it, (C, H, W)."""
         if isinstance(picture, np.ndarray):
             return self._of_channels(torch.from_numpy(picture))
         from timm.data import create_transform
@@ -111,19 +111,19 @@ class Preprocessing:
 
 
 def normalization(module: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
-    """Returns the mean and std that the model declares (timm does), else those that change nothing."""
+    """Return the mean and std that the model declares (timm does), else those that change nothing."""
     config = declared(module, "mean", "std")
     return ((0.0,), (1.0,)) if config is None else (config["mean"], config["std"])
 
 
 def channels_taken(model: nn.Module) -> int:
-    """Returns the number of channels that the model takes."""
+    """Return the number of channels that the model takes."""
     kinds = (nn.Conv2d, nn.Conv3d)
     return next((layer.in_channels for layer in model.modules() if isinstance(layer, kinds)), 3)
 
 
 def declared(model: nn.Module, *names: str) -> Mapping[str, Any] | None:
-    """Returns the config of the first part of the model that declares all these names, as timm's do."""
+    """Return the config of the first part of the model that declares all these names, as timm's do."""
     for part in model.modules():
         config: Any = getattr(part, "pretrained_cfg", None)
         if isinstance(config, Mapping) and all(name in config for name in names):
@@ -132,7 +132,7 @@ def declared(model: nn.Module, *names: str) -> Mapping[str, Any] | None:
 
 
 def of_open_clip(declared: Mapping[str, Any]) -> Preprocessing | None:
-    """Returns how a model of open_clip wants its images, in the words of its config; None: padded."""
+    """Return how a model of open_clip wants its images, in the words of its config; None: padded."""
     crop = _CROPS.get(declared.get("resize_mode", ""))
     if crop is None:
         return None

@@ -26,7 +26,7 @@ class Processor(Preprocessing):
     processor: Any = None
 
     def __call__(self, picture: Any) -> Tensor:
-        """Returns the image as the model takes it, (C, H, W)."""
+        """Return the image as the model takes it, (C, H, W)."""
         return _processed(self.processor, _of_channels(picture, len(self.mean)))
 
 
@@ -37,14 +37,14 @@ class ClipProcessor(ClipPreprocessing):
     processor: Any = None
 
     def __call__(self, clip: Any) -> Tensor:
-        """Returns a clip, (T, H, W, 3) uint8, as the model takes it, (T, C, H, W)."""
+        """Return a clip, (T, H, W, 3) uint8, as the model takes it, (T, C, H, W)."""
         return _processed(self.processor, [np.array(frame) for frame in clip])  # which may be read-only
 
 
 def load_processor(
     model: nn.Module, name: str, frames: int = 0, *, local: bool = False, trust: bool = False
 ) -> Preprocessing:
-    """Loads the image processor of a model by the name of a folder or on the hub.
+    """Load the image processor of a model by the name of a folder or on the hub.
 
     Args:
         model: that takes the processed images.
@@ -88,7 +88,7 @@ def load_processor(
 
 
 def saved_processor(model: nn.Module) -> Preprocessing | None:
-    """Returns the image processor saved where a model of transformers, or one inside, was loaded from."""
+    """Return the image processor saved where a model of transformers, or one inside, was loaded from."""
     for part in model.modules():
         name = getattr(part, "name_or_path", None) if _of_transformers(part) else None
         if name:
@@ -108,7 +108,7 @@ def _of_channels(picture: Image.Image, channels: int) -> Image.Image:
 
 
 def _processed(processor: Any, given: Any) -> Tensor:
-    """Processes one image, or the frames of one clip."""
+    """Process one image, or the frames of one clip."""
     found = processor(given, return_tensors="pt")["pixel_values"][0]
     return torch.as_tensor(np.asarray(found), dtype=torch.float32)
 
@@ -134,7 +134,7 @@ def quiet() -> Iterator[None]:
 
 
 def saved_beside(name: str, kind: str) -> Any | None:
-    """Loads by transformers' "AutoProcessor" or "AutoTokenizer"; None if nothing was saved under a name."""
+    """Load by transformers' "AutoProcessor" or "AutoTokenizer"; None if nothing was saved under a name."""
     if not name:
         return None
     import transformers

@@ -16,7 +16,7 @@ _NO_INPUTS = frozenset(("labels",))
 
 
 def saved_processor(model: nn.Module) -> Any:
-    """Loads the processor that was saved with a model of transformers, or one inside; else a VitxError."""
+    """Load the processor that was saved with a model of transformers, or one inside; else a VitxError."""
     names = (getattr(part, "name_or_path", None) for part in model.modules())
     name = next(filter(None, names), None)
     if name and (saved := saved_beside(name, "AutoProcessor")) is not None:
@@ -29,7 +29,7 @@ def saved_processor(model: nn.Module) -> Any:
 def with_prompt(
     model: nn.Module, processor: Any, pictures: Sequence[Image.Image], prompt: str
 ) -> dict[str, Any]:
-    """Prepares pictures and a prompt as the arguments of forward, by name.
+    """Prepare pictures and a prompt as the arguments of forward, by name.
 
     The prompt goes through the processor's chat template, if it has one; else the pictures stand before it.
     A prompt that holds the token of a picture is taken as it is.
@@ -74,7 +74,7 @@ def _processed(processor: Any, pictures: list[Image.Image], text: str) -> Any:
 
 
 def scale_of(processor: Any) -> tuple[Sequence[float], Sequence[float]]:
-    """Returns the mean and the standard deviation by which a processor normalises pictures."""
+    """Return the mean and the standard deviation by which a processor normalises pictures."""
     images = getattr(processor, "image_processor", processor)
     if not getattr(images, "do_normalize", False):
         return (0.0,), (1.0,)

@@ -23,7 +23,7 @@ _WHOLE = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65
 
 
 def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset()) -> list[Path]:
-    """Finds image files.
+    """Find image files.
 
     Args:
         paths: files, which are taken as they are; folders, in which all image files count, at any depth;
@@ -58,17 +58,17 @@ def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset(
 
 
 def whole_path(path: Path) -> Path:
-    """Returns a path from the root on, without `..`; a link is followed only where `..` asks for it."""
+    """Return a path from the root on, without `..`; a link is followed only where `..` asks for it."""
     return path.parent.resolve() / path.name if ".." in path.parts[:-1] else path.absolute()
 
 
 def has_suffix(path: Path, suffixes: Iterable[str]) -> bool:
-    """Tests if a file has one of these suffixes, such as `.nii.gz`, in small letters or capitals."""
+    """Test if a file has one of these suffixes, such as `.nii.gz`, in small letters or capitals."""
     return path.name.lower().endswith(tuple(suffixes))
 
 
 def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Image:
-    """Reads an image file as RGB, see `to_rgb`; of an animation, the first frame.
+    """Read an image file as RGB, see `to_rgb`; of an animation, the first frame.
 
     A larger image is refused before it is unpacked, as it might fill the memory.
 
@@ -88,7 +88,7 @@ def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Imag
 
 @contextmanager
 def readable(path: Path, kind: str = "") -> Iterator[None]:
-    """Raises a VitxError if there is no such file, or its block fails to read it (" as a clip")."""
+    """Raise a VitxError if there is no such file, or its block fails to read it (" as a clip")."""
     if not path.is_file():
         raise VitxError(f"there is no file {path}" if not path.exists() else f"{path} is no file")
     try:
@@ -101,7 +101,7 @@ def readable(path: Path, kind: str = "") -> Iterator[None]:
 
 
 def needs(package: str, path: Path) -> Any:
-    """Imports a package that reads a file, or raises a VitxError that says how to install it."""
+    """Import a package that reads a file, or raise a VitxError that says how to install it."""
     try:
         return import_module(package)
     except ImportError as error:
@@ -110,7 +110,7 @@ def needs(package: str, path: Path) -> Any:
 
 
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
-    """Turns an image upright, as its EXIF data say, and makes it 8-bit RGB; transparent parts become white.
+    """Turn an image upright, as its EXIF data say, and make it 8-bit RGB; transparent parts become white.
 
     Raises a VitxError, with the name, if its pixels are floating point numbers, whose range is not known.
     """
@@ -130,12 +130,12 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
 
 
 def is_picture(path: Path, more: frozenset[str] = frozenset()) -> bool:
-    """Tests if a file in a folder counts as a picture: by its name, and not if it is hidden."""
+    """Test if a file in a folder counts as a picture: by its name, and not if it is hidden."""
     return has_suffix(path, SUFFIXES | more) and path.is_file() and not path.name.startswith(".")
 
 
 def check_size(path: Path, size: tuple[int, ...], most_pixels: int) -> None:
-    """Raises a VitxError if an image (width, height) or volume has too many pixels or too few."""
+    """Raise a VitxError if an image (width, height) or volume has too many pixels or too few."""
     said = f"{path} has {' x '.join(map(str, size))} {'pixels' if len(size) == 2 else 'voxels'}"
     if prod(size) > most_pixels:
         raise VitxError(

@@ -39,18 +39,18 @@ class VolumePreprocessing(Preprocessing):
         return VOLUMES | ARRAYS
 
     def read(self, path: Path, most_pixels: int | None = None) -> NDArray[np.float32]:
-        """Reads a volume, see `read_volume`."""
+        """Read a volume, see `read_volume`."""
         return read_volume(path, most_pixels or MOST_VOXELS)
 
     def __call__(self, volume: Any) -> Tensor:
-        """Returns a volume, (D, H, W), as the model takes it, (1, D, H, W)."""
+        """Return a volume, (D, H, W), as the model takes it, (1, D, H, W)."""
         values = torch.from_numpy(np.ascontiguousarray(volume))[None, None]
         resampled = F.interpolate(values, self.shape[1:], mode="trilinear", align_corners=False)[0]
         return (resampled - self.mean[0]) / self.std[0]
 
 
 def read_volume(path: Path, most_voxels: int = MOST_VOXELS) -> NDArray[np.float32]:
-    """Reads a volume, (D, H, W), in the units of the file.
+    """Read a volume, (D, H, W), in the units of the file.
 
     Args:
         path: of a NIfTI file, .nii or .nii.gz (nibabel is needed), or an array .npy, (D, H, W).

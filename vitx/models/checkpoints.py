@@ -24,7 +24,7 @@ State = Mapping[str, Tensor]
 def create_model(
     name: str, pretrained: bool, num_classes: int | None, options: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Makes a model of timm, with its weights from the hub if wanted, and by default its own classes.
+    """Make a model of timm, with its weights from the hub if wanted, and by default its own classes.
 
     Raises:
         VitxError: timm has no such model, or its weights cannot be fetched.
@@ -58,7 +58,7 @@ def create_model(
 def model_of_weights(
     name: str, path: Path, options: Mapping[str, Any] | None = None, trust: bool = False
 ) -> nn.Module:
-    """Makes a model of timm with the weights of a file, and as many classes as they have.
+    """Make a model of timm with the weights of a file, and as many classes as they have.
 
     Where the head stands elsewhere in the file, as a linear layer beside the backbone, it is taken from
     there; where there is none, the model has no classes and puts out its features. With `img_size` among the
@@ -80,7 +80,7 @@ def model_of_weights(
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Fills a model of timm from a file, as `model_of_weights`; a head of another size keeps its weights.
+    """Fill a model of timm from a file, as `model_of_weights`; a head of another size keeps its weights.
 
     Raises:
         VitxError: As for `model_of_weights`.
@@ -94,7 +94,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def read_weights(path: Path, trust: bool = False) -> State:
-    """Reads names and tensors from a file: a state dict, or a checkpoint of a framework that holds one.
+    """Read names and tensors from a file: a state dict, or a checkpoint of a framework that holds one.
 
     Where it is trusted, it may run code as it is read.
 
@@ -115,7 +115,7 @@ def read_weights(path: Path, trust: bool = False) -> State:
 
 
 def refuse_code(path: Path) -> None:
-    """Raises a VitxError if a file of torch names functions that are none of torch's own."""
+    """Raise a VitxError if a file of torch names functions that are none of torch's own."""
     try:
         runs_code = get_unsafe_globals_in_checkpoint(path)
     except Exception:  # it is no such file
@@ -128,7 +128,7 @@ def refuse_code(path: Path) -> None:
 
 
 def checksum(model: nn.Module) -> int:
-    """Returns a number that a model of the same kind with other weights does not have, but by chance."""
+    """Return a number that a model of the same kind with other weights does not have, but by chance."""
     found = 0
     for name, value in model.state_dict().items():
         found = crc32(name.encode(), found)
@@ -138,7 +138,7 @@ def checksum(model: nn.Module) -> int:
 
 
 def fill(model: nn.Module, state: State, path: Path, may_miss: Collection[str] = ()) -> None:
-    """Loads the weights of a file into a model; some may be missing, and stay as they are.
+    """Load the weights of a file into a model; some may be missing, and stay as they are.
 
     Raises:
         VitxError: They are those of another model.
@@ -201,14 +201,14 @@ def _at_size_of(model: Any, state: State) -> State:
 
 
 def _heads(model: nn.Module) -> tuple[str, ...]:
-    """Returns the names of the modules that put out the logits."""
+    """Return the names of the modules that put out the logits."""
     config: Any = getattr(model, "pretrained_cfg", None) or {}
     names = config.get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _classes(model: nn.Module, state: State) -> int | None:
-    """Counts the classes of the weights: none without a head; None where it is no linear layer."""
+    """Count the classes of the weights: none without a head; None where it is no linear layer."""
     heads = _heads(model)
     if heads and not any(name.startswith(f"{head}.") for head in heads for name in state):
         return 0

@@ -9,7 +9,7 @@ from vitx.errors import VitxError
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """Reads the names of the classes from a file, one in each line.
+    """Read the names of the classes from a file, one in each line.
 
     Raises:
         VitxError: There is no such file, or it is no text.
@@ -23,7 +23,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 @lru_cache
 def known_class_names(classes: int) -> tuple[str, ...] | None:
-    """Returns the names that timm knows: of the 1,000 classes of ImageNet-1k; of others None.
+    """Return the names that timm knows: of the 1,000 classes of ImageNet-1k; of others None.
 
     Example:
         >>> known_class_names(1000)[281]
@@ -39,7 +39,7 @@ def known_class_names(classes: int) -> tuple[str, ...] | None:
 
 
 def declared_names(model: object) -> tuple[str, ...] | None:
-    """Returns the names that a model of Hugging Face declares; None where these are numbers, or none."""
+    """Return the names that a model of Hugging Face declares; None where these are numbers, or none."""
     known = getattr(getattr(model, "config", None), "id2label", None)
     if not known or any(name == f"LABEL_{index}" for index, name in known.items()):
         return None
@@ -47,7 +47,7 @@ def declared_names(model: object) -> tuple[str, ...] | None:
 
 
 def find_class(target: str, classes: int, names: Sequence[str] | None) -> int:
-    """Returns the class that a number or a name means.
+    """Return the class that a number or a name means.
 
     Args:
         target: a number, a name, or one of the synonyms in a name, which commas divide; upper and lower
@@ -84,7 +84,7 @@ def find_class(target: str, classes: int, names: Sequence[str] | None) -> int:
 
 
 def short(name: str) -> str:
-    """Returns the first of the synonyms in a name.
+    """Return the first of the synonyms in a name.
 
     Example:
         >>> short("tabby, tabby cat")

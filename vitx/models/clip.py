@@ -13,7 +13,7 @@ from vitx.models.checkpoints import fill, read_weights, without_prefix
 def load_open_clip(
     name: str, weights: Path | None, trust: bool = False
 ) -> tuple[nn.Module, Preprocessing, Any]:
-    """Makes a model of open_clip.
+    """Make a model of open_clip.
 
     Args:
         name: of its architecture, as `ViT-B-32`.

@@ -33,7 +33,7 @@ class Features:
         self._of = towers.of_images if towers.sees else found[0] if found else _of_hugging(model)
 
     def of(self, images: Tensor, inputs: Inputs) -> Tensor:
-        """Returns the features of images, (B, D).
+        """Return the features of images, (B, D).
 
         Args:
             images: as the model takes them.

@@ -34,17 +34,17 @@ class Inputs:
     together: bool = False
 
     def of(self, images: Tensor) -> dict[str, Any]:
-        """Returns all of it by name; the rest as copies, as some models change their input."""
+        """Return all of it by name; the rest as copies, as some models change their input."""
         copies = {name: one.clone() if isinstance(one, Tensor) else one for name, one in self.others.items()}
         return {**copies, str(self.name): self.lay(images)}
 
     def to(self, device: torch.device) -> "Inputs":
-        """Returns the same on a device."""
+        """Return the same on a device."""
         others = self.others.items()
         return replace(self, others={k: v.to(device) if isinstance(v, Tensor) else v for k, v in others})
 
     def repeated(self, count: int) -> "Inputs":
-        """Returns what goes with images each of which is there several times, one after the other."""
+        """Return what goes with images each of which is there several times, one after the other."""
         if count == 1 or not self.others:
             return self
 
@@ -61,7 +61,7 @@ ALONE = Inputs()
 
 
 def read_inputs(model: nn.Module, inputs: Any, image: str | None = None) -> tuple[Tensor, Inputs]:
-    """Finds the images in what a forward is given by name.
+    """Find the images in what a forward is given by name.
 
     Args:
         model: that takes it.
@@ -91,7 +91,7 @@ def read_inputs(model: nn.Module, inputs: Any, image: str | None = None) -> tupl
 
 
 def inputs_in(model: Any, batch: Any) -> dict[str, Any] | None:
-    """Returns what of a batch a forward takes by its names, but for labels; None: no more than images."""
+    """Return what of a batch a forward takes by its names, but for labels; None: no more than images."""
     try:
         takes = inspect.signature(model.forward).parameters if isinstance(batch, Mapping) else {}
     except ValueError:  # only torch knows, as of a traced one

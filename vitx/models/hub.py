@@ -26,7 +26,7 @@ _DENSE = {  # what loads models of objects and segments, and what tells which th
 
 
 def read_config(name: str, file: str) -> dict[str, Any]:
-    """Reads a file of settings of a folder, or of a model on the hub; empty where there is no such file.
+    """Read a file of settings of a folder, or of a model on the hub; empty where there is no such file.
 
     Raises:
         VitxError: There is no such model, or the hub does not answer.
@@ -65,7 +65,7 @@ def _downloaded(name: str, file: str) -> str | None:
 def load_hugging_face(
     name: str, trust: bool = False, classes: bool = True
 ) -> tuple[nn.Module, Preprocessing, tuple[str, ...] | None]:
-    """Loads a model of images or clips: one that classifies, finds objects or segments, or has features.
+    """Load a model of images or clips: one that classifies, finds objects or segments, or has features.
 
     Args:
         name: of a folder, or on the hub.
@@ -95,7 +95,7 @@ def load_hugging_face(
 
 
 def load_towers(name: str, trust: bool = False) -> tuple[nn.Module, Preprocessing, Any]:
-    """Loads a model that compares images with texts, its preprocessing and its tokenizer.
+    """Load a model that compares images with texts, its preprocessing and its tokenizer.
 
     Raises:
         VitxError: As for `load_hugging_face`, or it has no text tower.
@@ -114,7 +114,7 @@ def load_towers(name: str, trust: bool = False) -> tuple[nn.Module, Preprocessin
 
 
 def load_answering(name: str, trust: bool = False) -> tuple[nn.Module, Any]:
-    """Loads a model that answers prompts about pictures, and its processor, as `load_hugging_face`."""
+    """Load a model that answers prompts about pictures, and its processor, as `load_hugging_face`."""
     kinds = {
         "AutoModelForImageTextToText": "answers prompts about pictures",
         "AutoProcessor": "has a processor",
@@ -124,7 +124,7 @@ def load_answering(name: str, trust: bool = False) -> tuple[nn.Module, Any]:
 
 
 def _reached(name: str, load: Callable[[], T]) -> T:
-    """Loads what a folder holds, or the hub; says where that does not answer."""
+    """Load what a folder holds, or the hub; says where that does not answer."""
     with nullcontext(True) if Path(name).is_dir() else hub() as answers:
         try:
             return load()
@@ -138,7 +138,7 @@ def _reached(name: str, load: Callable[[], T]) -> T:
 
 
 def _pretrained(kind: str, what: str, name: str, trust: bool) -> Any:
-    """Loads something of a kind of transformers, all of whose tensors are there."""
+    """Load something of a kind of transformers, all of whose tensors are there."""
     try:
         import transformers
     except ImportError as error:
@@ -162,7 +162,7 @@ def _pretrained(kind: str, what: str, name: str, trust: bool) -> Any:
 
 
 def _auto_class(config: Any) -> str:
-    """Returns the class that loads a model: that of its saved class, or else one that classifies."""
+    """Return the class that loads a model: that of its saved class, or else one that classifies."""
     import transformers
 
     saved = (config.architectures or [""])[0]
@@ -175,7 +175,7 @@ def _auto_class(config: Any) -> str:
 
 
 def _of_clips() -> Any:
-    """Returns the configs of the models that classify clips."""
+    """Return the configs of the models that classify clips."""
     import transformers
 
     return transformers.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING

@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Runs its block with the model in eval mode, and puts everything back, whatever happens.
+    """Run its block with the model in eval mode, and put everything back, whatever happens.
 
     Everything is the train or eval flag of every module, buffers (values and identity), and the state of the
     random number generators. Meanwhile no parameter requires a gradient.
@@ -49,7 +49,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_autocast(device: torch.device) -> Iterator[None]:
-    """Runs its block in the precision of its tensors: autocast is for forward passes.
+    """Run its block in the precision of its tensors: autocast is for forward passes.
 
     Left on, it would round a backward pass, and what is made of attention, to half precision.
     """
@@ -61,7 +61,7 @@ def without_autocast(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def preserved_rng(used: set[torch.device]) -> Iterator[None]:
-    """Puts the state of torch's generators back: the CPU's and those of the devices that are used."""
+    """Put the state of torch's generators back: the CPU's and those of the devices that are used."""
     devices = [device for device in used if device.type not in ("cpu", "meta", "mps")]
     kind = devices[0].type if devices else "cuda"
     indices = [device.index or 0 for device in devices if device.type == kind]

@@ -20,7 +20,7 @@ class LogitLens:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Finds the parts of the model.
+        """Find the parts of the model.
 
         Raises:
             VitxError: It has none such.
@@ -35,7 +35,7 @@ class LogitLens:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Keeps the tokens that each block puts out in the pass inside the context."""
+        """Keep the tokens that each block puts out in the pass inside the context."""
         owner_of = {block: owner for owner in self._owners for block in owner.blocks}
 
         def keep(module: nn.Module, _: Any, output: Tensor) -> None:
@@ -49,7 +49,7 @@ class LogitLens:
             handle.remove()
 
     def logits(self) -> list[Tensor]:
-        """Returns the logits of each layer, (B, classes), first layer first."""
+        """Return the logits of each layer, (B, classes), first layer first."""
         means = [(owner, tokens.mean(1, keepdim=True)) for owner, tokens in self._seen]
         return [
             owner.forward_head(owner.norm(mean.expand(-1, owner.num_prefix_tokens + 1, -1)))

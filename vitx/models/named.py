@@ -44,7 +44,7 @@ def load_named(
     texts: bool = False,
     classes: bool = True,
 ) -> Loaded:
-    """Loads a model by its name.
+    """Load a model by its name.
 
     Args:
         name: of timm (`vit_base_patch16_224`); `hf-hub:owner/name`, or a folder, of transformers, timm or
@@ -102,7 +102,7 @@ def load_named(
 
 
 def _kind(place: str, texts: bool) -> str:
-    """Returns which library made a folder, or a model on the hub, by the settings that lie in it."""
+    """Return which library made a folder, or a model on the hub, by the settings that lie in it."""
     config = read_config(place, "config.json")
     if "model_type" in config or "auto_map" in config:
         return "transformers"

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def hub() -> Iterator[bool]:
-    """Runs its block with the hub; where that does not answer, with what this machine has kept of it.
+    """Run its block with the hub; where that does not answer, with what this machine has kept of it.
 
     Yields:
         Whether it answers.

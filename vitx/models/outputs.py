@@ -66,7 +66,7 @@ def told_apart(kind: Kind, width: int, labels: Tensor | None) -> Kind:
 
 
 def declared_classes(model: nn.Module) -> Iterator[int]:
-    """Yields the numbers of classes that parts of a model declare, as timm's and Hugging Face's do."""
+    """Yield the numbers of classes that parts of a model declare, as timm's and Hugging Face's do."""
     for module in model.modules():
         config = getattr(module, "config", None)
         for count in (getattr(module, "num_classes", None), getattr(config, "num_labels", None)):
@@ -86,17 +86,17 @@ def what_fits(shape: Sequence[int], *, boxes: bool = False) -> str:
 
 
 def known(labels: Tensor) -> Tensor:
-    """Returns which labels of classes say something: NaN and what is below 0 stand for none."""
+    """Return which labels of classes say something: NaN and what is below 0 stand for none."""
     return labels >= 0
 
 
 def beyond(labels: Tensor | None, outputs: int) -> bool:
-    """Returns whether some labels, (B,), name a class that several outputs have not."""
+    """Return whether some labels, (B,), name a class that several outputs have not."""
     return labels is not None and labels.ndim == 1 and 1 < outputs <= int(labels.max())
 
 
 def _yes_or_no(labels: Tensor) -> bool:
-    """Returns whether all labels that say something are 0 or 1."""
+    """Return whether all labels that say something are 0 or 1."""
     return _binary(labels[known(labels)])
 
 

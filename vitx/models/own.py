@@ -18,7 +18,7 @@ from vitx.models.checkpoints import fill, read_weights, refuse_code, without_pre
 
 @contextmanager
 def working_folder() -> Iterator[None]:
-    """Finds also what lies in the current folder, where people keep their modules, as `python -m` does."""
+    """Find also what lies in the current folder, where people keep their modules, as `python -m` does."""
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
@@ -30,7 +30,7 @@ def working_folder() -> Iterator[None]:
 
 @working_folder()
 def found_here(module: str) -> bool:
-    """Returns whether there is a module of this name, also in the current folder."""
+    """Return whether there is a module of this name, also in the current folder."""
     try:
         return find_spec(module) is not None
     except (ImportError, ValueError):
@@ -41,7 +41,7 @@ def found_here(module: str) -> bool:
 def load_own(
     path: str, weights: Path | None = None, options: Mapping[str, Any] | None = None, trust: bool = False
 ) -> nn.Module:
-    """Makes a model by a class or a function of one's own.
+    """Make a model by a class or a function of one's own.
 
     Args:
         path: `package.module:name`; also from the current folder.
@@ -79,7 +79,7 @@ def _of_lightning(weights: Path) -> bool:
 
 
 def made(value: Any) -> Any:
-    """Makes what is described as `{"class_path": ..., "init_args": {...}}`, at any depth of a value.
+    """Make what is described as `{"class_path": ..., "init_args": {...}}`, at any depth of a value.
 
     Example:
         >>> made({"n": 1, "pool": {"class_path": "torch.nn.MaxPool1d", "init_args": {"kernel_size": 2}}})["n"]
@@ -113,7 +113,7 @@ def _call(path: str, options: Mapping[str, Any]) -> Any:
 def _from_checkpoint(
     found: Any, path: str, checkpoint: Path, options: Mapping[str, Any], trust: bool
 ) -> nn.Module:
-    """Loads a LightningModule."""
+    """Load a LightningModule."""
     try:
         if "weights_only" in signature(found.load_from_checkpoint).parameters:
             options = {**options, "weights_only": not trust}
@@ -136,7 +136,7 @@ def _said(error: Exception) -> str:
 
 
 def _resolved(path: str) -> Any:
-    """Returns what `package.module:name` or `package.module.name` names."""
+    """Return what `package.module:name` or `package.module.name` names."""
     if not path.replace(":", ".").strip(".").count("."):
         raise VitxError(f"{path!r} names no class or function: write package.module:name")
     try:

@@ -33,7 +33,7 @@ class Patches:
     padding: list[Tensor] | None = None
 
     def join(self, patches: Tensor) -> Tensor:
-        """Puts pictures together, (n, C, H, W): smaller ones at the upper left."""
+        """Put pictures together, (n, C, H, W): smaller ones at the upper left."""
         counts = [rows * columns for rows, columns in self.grids]
         if self.padding is None:
             parts = list(patches.split(counts))
@@ -64,7 +64,7 @@ class Patches:
         return torch.stack([torch.cat(pair) for pair in zip(parts, self.padding, strict=True)])
 
     def _layout(self, rows: int, columns: int) -> tuple[list[int], list[int]]:
-        """Returns the sizes of a picture's patches, and the order in which these make up the picture."""
+        """Return the sizes of a picture's patches, and the order in which these make up the picture."""
         m, side = self.merged, self.side
         grid = [rows // m, columns // m, m, m]
         if self.padding is not None:
@@ -73,7 +73,7 @@ class Patches:
 
 
 def patches_of(model: nn.Module, given: Tensor, others: Mapping[str, Any]) -> Patches | None:
-    """Finds how a model of transformers takes pictures that its processor has cut into patches.
+    """Find how a model of transformers takes pictures that its processor has cut into patches.
 
     Args:
         model: whose config says how large a patch is.

@@ -31,13 +31,13 @@ _CHOOSE = (
 
 
 def check_model(model: Any) -> None:
-    """Raises a VitxError unless it is a module of torch."""
+    """Raise a VitxError unless it is a module of torch."""
     if not isinstance(model, nn.Module):
         raise VitxError(f"the model must be a torch.nn.Module, found {type(model).__name__}")
 
 
 def check_images(model: nn.Module, images: Any) -> None:
-    """Raises a VitxError unless the model can take the images, as far as one can tell from outside."""
+    """Raise a VitxError unless the model can take the images, as far as one can tell from outside."""
     check_model(model)
     if not isinstance(images, Tensor):
         raise VitxError(f"images must be a tensor (B, C, H, W), found {type(images).__name__}")
@@ -63,7 +63,7 @@ def check_images(model: nn.Module, images: Any) -> None:
 def predict(
     model: nn.Module, images: Tensor, made_last: MadeLast | None = None, inputs: Inputs = ALONE
 ) -> Tensor:
-    """Runs the model and returns its logits.
+    """Run the model and return its logits.
 
     Args:
         model: its output is a tensor, Hugging Face's output object, or several tensors.
@@ -83,7 +83,7 @@ def predict(
 def read_logits(
     output: Any, images: Tensor, made_last: MadeLast | None = None, inputs: Inputs = ALONE
 ) -> Tensor:
-    """Returns the logits in what a model put out, as for `predict`."""
+    """Return the logits in what a model put out, as for `predict`."""
     logits = _logits(output, len(images), made_last)
     if logits.ndim in (1, 2) and len(logits) != len(images) and not inputs.together:
         hint = _BATCHED if images.ndim == 3 else ": wrap it so that it puts out one row for each"
@@ -95,7 +95,7 @@ def read_logits(
 
 
 def _precision(model: Any) -> Any:
-    """Returns the precision of a model that Lightning's Fabric wraps; None where it does not.
+    """Return the precision of a model that Lightning's Fabric wraps; None where it does not.
 
     The wrapper lets nobody else go backwards from its output, so what is in it is called in its place.
     """
@@ -104,7 +104,7 @@ def _precision(model: Any) -> Any:
 
 
 def forward(model: Any, images: Tensor, inputs: Inputs = ALONE) -> Any:
-    """Runs the model; Hugging Face models that take several inputs get the images by name."""
+    """Run the model; Hugging Face models that take several inputs get the images by name."""
     precision = _precision(model)
     if precision is not None:
         ((images,), _) = precision.convert_input(((images,), {}))
@@ -140,7 +140,7 @@ def refusals(images: Tensor, inputs: Inputs, reason: str | None = None) -> Itera
 
 
 def _takes(model: Any) -> list[str]:
-    """Returns the names of what the model takes; none where only torch knows, as of a traced one."""
+    """Return the names of what the model takes; none where only torch knows, as of a traced one."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except ValueError:
@@ -158,7 +158,7 @@ def _takes(model: Any) -> list[str]:
 
 
 def _logits(output: Any, batch: int, made_last: MadeLast | None) -> Tensor:
-    """Finds the logits in what a model returns: what is called so, else the only scores, or the last made."""
+    """Find the logits in what a model returns: what is called so, else the only scores, or the last made."""
     if isinstance(output, Tensor):
         return output
     for name in _LOGITS:
@@ -188,7 +188,7 @@ def _logits(output: Any, batch: int, made_last: MadeLast | None) -> Tensor:
 
 
 def target_classes(target: Target, logits: Tensor) -> Tensor | None:
-    """Returns the class that is meant in each image, (B,); None where the target is a function.
+    """Return the class that is meant in each image, (B,); None where the target is a function.
 
     One logit tells two classes apart: 1 where it is above 0, else 0.
     """
@@ -219,14 +219,14 @@ def _no_classes(logits: Tensor) -> VitxError:
 
 
 def _single(logits: Tensor) -> Tensor | None:
-    """Returns the logit of each image, (B,), where there is but one."""
+    """Return the logit of each image, (B,), where there is but one."""
     if logits.ndim == 1:
         return logits
     return logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else None
 
 
 def _whole_numbers(target: Any, batch: int) -> list[int]:
-    """Reads a class, which is that of all images, or a list of classes from a sequence or a tensor."""
+    """Read a class, which is that of all images, or a list of classes from a sequence or a tensor."""
     if isinstance(target, Tensor) or type(target).__module__ == "numpy":
         target = target.tolist()
     try:
@@ -241,7 +241,7 @@ def _whole_numbers(target: Any, batch: int) -> list[int]:
 
 
 def difference(target: int, other: int) -> Callable[[Tensor], Tensor]:
-    """Returns the target function that asks why one class and not another: the difference of their scores.
+    """Return the target function that asks why one class and not another: the difference of their scores.
 
     Example:
         >>> difference(2, 0)(torch.tensor([[1.0, 2.0, 5.0]]))
@@ -256,7 +256,7 @@ def difference(target: int, other: int) -> Callable[[Tensor], Tensor]:
 
 
 def scores(target: Target, logits: Tensor, classes: Tensor | None) -> Tensor:
-    """Returns the score of each image, (B,): the logit of its class, or what the target function says.
+    """Return the score of each image, (B,): the logit of its class, or what the target function says.
 
     Of one logit, it is the logit for class 1, and minus the logit for class 0.
     """

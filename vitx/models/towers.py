@@ -33,7 +33,7 @@ class Towers:
         self._longest = getattr(getattr(config, "text_config", None), "max_position_embeddings", None)
 
     def logits(self, similarities: Tensor) -> Tensor:
-        """Returns similarities scaled and shifted as the model does before it compares them."""
+        """Return similarities scaled and shifted as the model does before it compares them."""
         scale, bias = (getattr(self._both, f"logit_{name}", None) for name in ("scale", "bias"))
         found = similarities if scale is None else similarities * scale.detach().exp()
         return found if bias is None else found + bias.detach()
@@ -49,7 +49,7 @@ class Towers:
         return getattr(self._both, "logit_scale", None) is not None
 
     def of_images(self, images: Tensor, inputs: Inputs) -> Tensor:
-        """Returns the features of images, (B, D).
+        """Return the features of images, (B, D).
 
         Args:
             images: as the model takes them.
@@ -77,7 +77,7 @@ class Towers:
 
     @torch.no_grad()
     def of_texts(self, texts: Sequence[Any], tokenizer: Any, like: Tensor) -> Tensor:
-        """Returns the features of texts, (T, D).
+        """Return the features of texts, (T, D).
 
         Args:
             texts: each a string, token ids, (L,) or (1, L), or features, (D,) or (1, D).
@@ -133,7 +133,7 @@ class Towers:
         return [{name: one[name] for name in kept if name in one} for one in found]
 
     def _features(self, output: Any) -> Tensor:
-        """Returns the features in what a tower puts out."""
+        """Return the features in what a tower puts out."""
         found = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
         if found is None and isinstance(output, (tuple, list)):
             found = output[0]

@@ -37,7 +37,7 @@ class Caption:
     right: bool | None = None
 
     def lines(self, fits: Callable[[str], bool]) -> list[str]:
-        """Returns the caption on as few lines, which `fits` accepts, as it is readable on.
+        """Return the caption on as few lines, which `fits` accepts, as it is readable on.
 
         Names are shortened in the middle, the label last; several predicted ones give way to their number.
         """
@@ -74,7 +74,7 @@ def captions_of(
     class_names: Sequence[str] | None = None,
     kind: Kind | None = None,
 ) -> list[Caption]:
-    """Returns the captions of images.
+    """Return the captions of images.
 
     The labels tell what the logits are: a class for each image (softmax; sigmoid of a single logit), 0 or 1
     for each class (multi-label, sigmoid), or numbers (regression), all written with as many decimals as the
@@ -121,7 +121,7 @@ def captions_of(
 def captions_said(
     logits: Tensor, said: Sequence[str] | None, class_names: Sequence[str] | None = None
 ) -> list[Caption]:
-    """Returns the words of a target for each image, or else captions by `names_of`."""
+    """Return the words of a target for each image, or else captions by `names_of`."""
     if said is not None:
         return [Caption(one) for one in said]
     return captions_of(logits, class_names=_named(logits, class_names))
@@ -130,7 +130,7 @@ def captions_said(
 def classes_said(
     logits: Tensor, target: Tensor | None, class_names: Sequence[str] | None = None
 ) -> list[str | None]:
-    """Returns the class that the map of each image is about, or else the predicted one."""
+    """Return the class that the map of each image is about, or else the predicted one."""
     names = _named(logits, class_names)
     if target is None:
         return classes_of(captions_of(logits, class_names=names))
@@ -138,7 +138,7 @@ def classes_said(
 
 
 def _named(logits: Tensor, class_names: Sequence[str] | None) -> Sequence[str] | None:
-    """Returns the names of the classes: those that are given, or ImageNet's for 1,000 classes."""
+    """Return the names of the classes: those that are given, or ImageNet's for 1,000 classes."""
     if class_names is not None or logits.ndim != 2:
         return class_names
     known = known_class_names(logits.shape[1])
@@ -146,12 +146,12 @@ def _named(logits: Tensor, class_names: Sequence[str] | None) -> Sequence[str] |
 
 
 def classes_of(captions: Sequence[Caption]) -> list[str | None]:
-    """Returns the class that each caption says was predicted; None where it is no single one."""
+    """Return the class that each caption says was predicted; None where it is no single one."""
     return [one.prediction if one.probability is not None else None for one in captions]
 
 
 def _numbers(numbers: Tensor, labels: Tensor | None) -> list[Caption]:
-    """Writes all numbers of a run on one scale: the labels', which do not change as the model learns."""
+    """Write all numbers of a run on one scale: the labels', which do not change as the model learns."""
     largest = float((numbers if labels is None else labels).abs().max())
     decimals = max(0, _DIGITS - 1 - math.floor(math.log10(largest))) if largest > 0 else _DIGITS - 1
     form = f".{decimals}f" if decimals <= 2 * _DIGITS else f".{_DIGITS - 1}e"
@@ -183,7 +183,7 @@ def _one_class(logits: Tensor, labels: Tensor | None, class_names: Sequence[str]
 
 
 def _are_shares(logits: Tensor) -> bool:
-    """Returns whether they are probabilities, which a softmax by hand made: all at least 0, with sum 1."""
+    """Return whether they are probabilities, which a softmax by hand made: all at least 0, with sum 1."""
     return bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < _ROUNDED).all())
 
 
@@ -210,7 +210,7 @@ def _shortened(names: str, length: int) -> str:
 
 
 def _wrapped(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """Breaks a text where it does not fit, between names."""
+    """Break a text where it does not fit, between names."""
     lines = [""]
     for piece in _BREAK.split(text):
         if lines[-1] and not fits(f"{lines[-1]}{piece}".rstrip()):
@@ -220,5 +220,5 @@ def _wrapped(text: str, fits: Callable[[str], bool]) -> list[str]:
 
 
 def class_name(index: int, class_names: Sequence[str] | None) -> str:
-    """Returns the name of a class, or its number where it has none."""
+    """Return the name of a class, or its number where it has none."""
     return str(class_names[index]) if class_names and 0 <= index < len(class_names) else str(index)

@@ -89,7 +89,7 @@ def choose_colors(
     given: Scale | None = None,
     colored: bool = True,
 ) -> Colors:
-    """Finds how images can be shown.
+    """Find how images can be shown.
 
     Args:
         images: (B, C, H, W), as the model takes them.
@@ -127,7 +127,7 @@ def choose_colors(
 
 
 def fits(images: Tensor, scale: Scale, whole: bool = False) -> bool:
-    """Tests if a normalisation may have made images, (B, C, H, W): undone, they lie in [0, 1].
+    """Test if a normalisation may have made images, (B, C, H, W): undone, they lie in [0, 1].
 
     With `whole`, also if the darkest or the brightest of all pixels is nearly black or white: mean and std of
     ImageNet did not make images in [-1, 1], which lie between .26 and .71 once they are undone.

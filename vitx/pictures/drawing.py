@@ -58,7 +58,7 @@ class Drawing:
         std: Numbers = None,
         bands: Sequence[int] | None = None,
     ) -> Tensor:
-        """Returns the images as the model saw them, not normalised.
+        """Return the images as the model saw them, not normalised.
 
         Returns:
             (B, H, W, 3) uint8, on the CPU; (B, T, H, W, 3) of clips and volumes, (B, F, T, 3) of
@@ -168,7 +168,7 @@ class Drawing:
         std: Numbers = None,
         bands: Sequence[int] | None = None,
     ) -> tuple[Tensor, str]:
-        """Returns the pixels, and a note for a picture whose colours are not sure."""
+        """Return the pixels, and a note for a picture whose colours are not sure."""
         images = self.images if images is None else images
         if images is None:
             raise VitxError("the images were not kept with the explanation: give those that were explained")

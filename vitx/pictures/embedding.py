@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def template(package: str, folder: str, name: str) -> "Template":
-    """Loads a template of HTML that a package holds, in which a name without a value is an error."""
+    """Load a template of HTML that a package holds, in which a name without a value is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
@@ -23,7 +23,7 @@ def template(package: str, folder: str, name: str) -> "Template":
 
 
 def data_uri(picture: "Image.Image", kind: str, **options: Any) -> str:
-    """Encodes a picture as Pillow's `kind`, with its options, into an address that holds all its bytes."""
+    """Encode a picture as Pillow's `kind`, with its options, into an address that holds all its bytes."""
     written = BytesIO()
     picture.save(written, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(written.getvalue()).decode()}"

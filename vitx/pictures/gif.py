@@ -16,7 +16,7 @@ _SAMPLED = 200_000  # pixels that the other colours are chosen by
 
 
 def write_gif(path: Path, frames: Sequence[Picture]) -> None:
-    """Writes a film that plays for ever, and holds its last frame.
+    """Write a film that plays for ever, and holds its last frame.
 
     Args:
         path: of the file.
@@ -36,7 +36,7 @@ def write_gif(path: Path, frames: Sequence[Picture]) -> None:
 
 
 def _indexed(frame: Picture, table: Image.Image) -> Image.Image:
-    """Finds the colour of each pixel; without dither, whose noise would move."""
+    """Find the colour of each pixel; without dither, whose noise would move."""
     found = np.array(Image.fromarray(frame).quantize(palette=table, dither=Image.Dither.NONE))
     found[(frame == 255).all(-1)] = _PAPER
     picture = Image.fromarray(found).convert("P")

@@ -30,7 +30,7 @@ def say_uniform(drawn: Tensor, maps: Tensor, signed: Tensor | None = None) -> Te
 
 
 def all_against(signed: Tensor) -> Tensor:
-    """Returns in which maps, (B, ...), some patches speak against the score, and none for it, (B,)."""
+    """Return in which maps, (B, ...), some patches speak against the score, and none for it, (B,)."""
     values = signed.flatten(1)
     return (values.amax(1) <= 0) & (values.amin(1) < 0)
 
@@ -77,7 +77,7 @@ def ringed(pictures: Tensor, marks: Tensor) -> Tensor:
 
 
 def _stamped(pictures: Tensor, texts: Sequence[str]) -> Tensor:
-    """Writes a few words into the lower edge of each picture; nothing where they are empty."""
+    """Write a few words into the lower edge of each picture; nothing where they are empty."""
 
     def paint(place: int, canvas: Image.Image, draw: ImageDraw.ImageDraw) -> None:
         text, height = texts[place], max(8, round(min(canvas.size) * _LETTERS))

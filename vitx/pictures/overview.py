@@ -58,7 +58,7 @@ class Overview:
     _random: random.Random = field(default_factory=lambda: random.Random(0))
 
     def add(self, pixels: Tensor, map_: Tensor, name: str | None = None) -> None:
-        """Takes in a picture, (H, W, 3) uint8, its map, (h, w), of any size, and the name of its class.
+        """Take in a picture, (H, W, 3) uint8, its map, (h, w), of any size, and the name of its class.
 
         Raises a VitxError if it is no picture with a map.
         """
@@ -80,7 +80,7 @@ class Overview:
             self._take_crop(pixels, map_)
 
     def _take_crop(self, pixels: Tensor, map_: Tensor) -> None:
-        """Keeps crops of 24 pictures; each picture is as likely to be among them."""
+        """Keep crops of 24 pictures; each picture is as likely to be among them."""
         place, self._seen = self._seen, self._seen + 1
         if len(self._crops) == _CROPS:
             other = self._random.randrange(self._seen)
@@ -149,7 +149,7 @@ def crop(pixels: Tensor, map_: Tensor) -> Tensor:
 
 
 def _resized(pixels: Picture, width: int) -> Tensor:
-    """Returns a picture as a square, whose sides differ no more than those of the model's input."""
+    """Return a picture as a square, whose sides differ no more than those of the model's input."""
     return torch.from_numpy(
         np.array(Image.fromarray(pixels).resize((width, width), Image.Resampling.BICUBIC))
     )
@@ -162,7 +162,7 @@ def _heading(text: str, color: str = INK) -> Picture:
 
 
 def _table(tiles: Iterable[tuple[str, Picture]], width: int, across: int) -> Picture:
-    """Sets tiles side by side, row by row, each under its title where any has one."""
+    """Set tiles side by side, row by row, each under its title where any has one."""
     titled = list(tiles)
     head = LINE if any(title for title, _ in titled) else 0
     rows = -(-len(titled) // across)

@@ -90,7 +90,7 @@ def signed_overlays(pixels: Tensor, signed: Tensor) -> Tensor:
 
 
 def legend(colormap: str, *, signed: bool) -> dict[str, Any]:
-    """Returns the arguments of `grid` for the legend of maps, with a sign or without."""
+    """Return the arguments of `grid` for the legend of maps, with a sign or without."""
     return {"colormap": SIGNED[0], "ends": SIGNED[1]} if signed else {"colormap": colormap}
 
 
@@ -160,7 +160,7 @@ def scaled_up(pictures: Tensor, width: int) -> Tensor:
 
 
 def beside(pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Sets pictures, (height, width, 3) uint8 each, side by side, each under its heading."""
+    """Set pictures, (height, width, 3) uint8 each, side by side, each under its heading."""
     width = sum(picture.shape[1] + _HEADING for picture in pictures.values()) - _HEADING
     height = _HEADING + max(picture.shape[0] for picture in pictures.values())
     canvas = Image.new("RGB", (width, height), PAPER)
@@ -192,7 +192,7 @@ def _legend(
 
 
 def wrapped(text: str, room: int) -> list[str]:
-    """Breaks a text into lines no wider than that, in pixels, where it can be."""
+    """Break a text into lines no wider than that, in pixels, where it can be."""
     for letters in range(len(text), 1, -1):
         lines = wrap(text, letters)
         if all(_length(line) <= room for line in lines):
@@ -212,7 +212,7 @@ def _tile(pixels: NDArray[np.uint8], width: int) -> Image.Image:
 def write(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, color: str, room: int, bold: bool = False
 ) -> None:
-    """Writes a line of text in as large letters as fit, cut off with an ellipsis where none do."""
+    """Write a line of text in as large letters as fit, cut off with an ellipsis where none do."""
     sizes = range(_TEXT_SIZE, _SMALL - 1, -1)
     fonts = [font(size, bold) for size in sizes]
     typeface = next((one for one in fonts if draw.textlength(text, one) <= room), fonts[-1])
@@ -234,7 +234,7 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 @lru_cache
 def palette(colormap: str) -> NDArray[np.uint8]:
-    """Returns the 256 colours of a colour map, (256, 3)."""
+    """Return the 256 colours of a colour map, (256, 3)."""
     import matplotlib
 
     if colormap not in matplotlib.colormaps:

@@ -48,7 +48,7 @@ class Layer:
     sinks: Tensor | None = None
 
     def at(self, places: list[int]) -> "Layer":
-        """Returns the maps of the images at some places."""
+        """Return the maps of the images at some places."""
         others = (one if one is None else one[places] for one in (self.signed, self.boxes, self.sinks))
         return Layer(self.maps[places], *others)
 
@@ -64,7 +64,7 @@ class Layer:
         return overlays(pixels, heatmaps(self.maps, tuple(pixels.shape[1:-1])), colormap)
 
     def marked(self, drawn: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Marks boxes, in images of a size, and sinks."""
+        """Mark boxes, in images of a size, and sinks."""
         drawn = drawn if self.boxes is None else outlined(drawn, self.boxes, size)
         return ringed(drawn, self.sinks) if self.sinks is not None and self.has_sinks else drawn
 
@@ -146,7 +146,7 @@ def laid_out(
 
 
 def strips(pictures: Tensor, heat: Tensor, slices: Slices) -> Tensor:
-    """Sets the slices of each picture, (B, ..., 3) uint8, side by side, (B, height, width, 3).
+    """Set the slices of each picture, (B, ..., 3) uint8, side by side, (B, height, width, 3).
 
     The heat, (B, ...), tells the brightest place.
     """
@@ -166,7 +166,7 @@ def strips(pictures: Tensor, heat: Tensor, slices: Slices) -> Tensor:
 
 
 def tile_width(columns: Mapping[str, Tensor], slices: Slices | None) -> int:
-    """Returns the width of columns in pixels: a strip is readable, and no wider than a screen."""
+    """Return the width of columns in pixels: a strip is readable, and no wider than a screen."""
     if slices is None:
         return _PICTURE
     return min(max(next(iter(columns.values())).shape[2], _NARROWEST), _WIDEST)

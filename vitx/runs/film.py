@@ -38,7 +38,7 @@ def evenly(count: int, most: int) -> list[int]:
 
 
 def timeline(reels: Sequence[Reel], most: int) -> list[tuple[int, ...]]:
-    """Returns the firing of each run in each frame, nearest to each other in their trainings.
+    """Return the firing of each run in each frame, nearest to each other in their trainings.
 
     Args:
         reels: the runs.
@@ -77,7 +77,7 @@ def _panel(reel: Reel, firing: int, tile_width: int) -> Picture:
 
 
 def joined(pictures: Sequence[Picture], axis: int) -> Picture:
-    """Sets pictures below each other (axis 0) or side by side (axis 1)."""
+    """Set pictures below each other (axis 0) or side by side (axis 1)."""
     long = max(picture.shape[1 - axis] for picture in pictures)
     parts = []
     for number, picture in enumerate(pictures):

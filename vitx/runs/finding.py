@@ -18,7 +18,7 @@ _MOST_NAMES = 8  # in a message
 def open_runs(
     places: Sequence[str | Path], only: Sequence[str] | None = None
 ) -> tuple[dict[str, Run], dict[str, str]]:
-    """Opens all runs in some places.
+    """Open all runs in some places.
 
     Args:
         places: folders of runs, or folders above them.
@@ -44,7 +44,7 @@ def open_runs(
 
 
 def _open(path: Path, folder: Path) -> Run:
-    """Opens a run by its folder `vitx`; its faults are told without the machine's own paths."""
+    """Open a run by its folder `vitx`; its faults are told without the machine's own paths."""
     try:
         read = read_run(folder)
     except VitxError as error:
@@ -55,7 +55,7 @@ def _open(path: Path, folder: Path) -> Run:
 
 
 def _find(places: Sequence[str | Path]) -> dict[str, tuple[Path, Path]]:
-    """Returns name -> (path in the user's words, folder `vitx`) of each run, in order."""
+    """Return name -> (path in the user's words, folder `vitx`) of each run, in order."""
     found: dict[Path, Path] = {}
     for place in map(Path, places):
         here = [*_below(place)]
@@ -73,14 +73,14 @@ def _find(places: Sequence[str | Path]) -> dict[str, tuple[Path, Path]]:
 
 
 def _called(path: Path, folder: Path) -> Path:
-    """Returns the path with the name that a logger gave to the run, where it has one."""
+    """Return the path with the name that a logger gave to the run, where it has one."""
     loggers = (read_facts(folder) or {}).get("loggers") or ()
     title = next((one["title"] for one in loggers if one.get("title")), None)
     return path.with_name(title.replace("/", "-")) if title and path.name else path
 
 
 def _below(top: Path) -> Iterator[Path]:
-    """Yields folders `vitx` of runs, also those of 0.2 and those that cannot be read, which are named."""
+    """Yield folders `vitx` of runs, also those of 0.2 and those that cannot be read, which are named."""
     if not top.is_dir():
         there = f"{top} is a file" if top.exists() else f"there is no folder {top}"
         raise VitxError(f"{there}: give the folder of a run, such as logs/demo/version_0, or one above it")
@@ -95,7 +95,7 @@ def _below(top: Path) -> Iterator[Path]:
 
 
 def _said(place: Path, folder: Path) -> Path:
-    """Returns the path of a run in the user's words: never the whole path on this machine."""
+    """Return the path of a run in the user's words: never the whole path on this machine."""
     run = _run(folder)
     inner = os.path.relpath(run, place)
     if place.is_absolute():

@@ -43,7 +43,7 @@ class RunFolder:
         self.path, self._facts, self._lock = path, dict(facts), lock
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state of a copy: without the lock, which belongs to this process."""
+        """Return the state of a copy: without the lock, which belongs to this process."""
         return {**vars(self), "_lock": io.StringIO()}
 
     @property
@@ -53,7 +53,7 @@ class RunFolder:
 
     @classmethod
     def claim(cls, wanted: Path | None, root: Path) -> "RunFolder":
-        """Takes a folder that no run has: the wanted one, or the next free number beside it.
+        """Take a folder that no run has: the wanted one, or the next free number beside it.
 
         Args:
             wanted: of the run; its folder `vitx` is taken. None: `version_N` of the root, N from 0 on.
@@ -73,7 +73,7 @@ class RunFolder:
 
     @classmethod
     def _begun(cls, path: Path) -> "RunFolder":
-        """Makes an empty folder that of a run, or removes it, as where the disk is full."""
+        """Make an empty folder that of a run, or remove it, as where the disk is full."""
         try:
             folder = cls(path, {"id": uuid4().hex, "vitx": __version__}, _locked(path))
             folder.write_facts({})
@@ -86,7 +86,7 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path, run_id: str) -> "RunFolder | None":
-        """Takes up the folder of an interrupted run; None where it is gone, or another process has it."""
+        """Take up the folder of an interrupted run; None where it is gone, or another process has it."""
         facts = read_facts(path)
         if facts is None or facts.get("id") != run_id:
             return None
@@ -118,14 +118,14 @@ class RunFolder:
         return self
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
-        """Adds to `run.json`, without secrets; the name of a class may look like a path."""
+        """Add to `run.json`, without secrets; the name of a class may look like a path."""
         names = {key: facts[key] for key in ("class_names",) if key in facts}
         self._facts |= masked(facts, self.path.parent) | names
         said = json.dumps(self._facts, indent=1, ensure_ascii=False)
         write_atomically(self.path / FACTS, lambda file: file.write(said.encode()))
 
     def write_images(self, step: int, arrays: Arrays) -> None:
-        """Writes the images that are watched from a step on; the same ones as before take their place.
+        """Write the images that are watched from a step on; the same ones as before take their place.
 
         Args:
             step: of the first firing with them.
@@ -137,18 +137,18 @@ class RunFolder:
         self._write(IMAGES, step, arrays)
 
     def write_firing(self, step: int, arrays: Arrays) -> None:
-        """Writes the maps of each method, (n, h, w) or of clips (n, t, h, w), and `logits` (n, ...)."""
+        """Write the maps of each method, (n, h, w) or of clips (n, t, h, w), and `logits` (n, ...)."""
         self._write(FIRING, step, arrays)
 
     def write_numbers(self, row: Row) -> None:
-        """Adds a line to the numbers, `step` first; one of the last step again takes its place."""
+        """Add a line to the numbers, `step` first; one of the last step again takes its place."""
         rows = read_rows(self.path)
         if rows and int(rows[-1]["step"]) == row["step"]:
             row = {**rows.pop(), **row}
         self._write_rows([*rows, row])
 
     def end(self) -> None:
-        """Writes that the training has come to its end."""
+        """Write that the training has come to its end."""
         self.write_facts({"ended": True})
         self.close()
 
@@ -160,7 +160,7 @@ class RunFolder:
         write_atomically(self.path / f"{kind}-{step:06d}.npz", lambda file: savez(file, arrays))
 
     def _write_rows(self, rows: Iterable[Row]) -> None:
-        """Writes the table anew, as other numbers may come in and no line may be half there."""
+        """Write the table anew, as other numbers may come in and no line may be half there."""
         rows, text = list(rows), io.StringIO(newline="")
         table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
         table.writeheader()
@@ -169,13 +169,13 @@ class RunFolder:
 
 
 def files_of(folder: Path, kind: str) -> dict[int, Path]:
-    """Returns step -> file of the firings or of the images, in order."""
+    """Return step -> file of the firings or of the images, in order."""
     files = {path.stem.partition("-")[2]: path for path in folder.glob(f"{kind}-*.npz")}
     return dict(sorted((int(step), path) for step, path in files.items() if step.isdecimal()))
 
 
 def _candidates(first: Path) -> Iterator[Path]:
-    """Yields a folder, then numbered ones beside it; in it, where beside it is outside of the project."""
+    """Yield a folder, then numbered ones beside it; in it, where beside it is outside of the project."""
     first = first.absolute()
     yield first
     numbered = re.fullmatch(r"version_(\d+)", first.name)
@@ -209,7 +209,7 @@ def _locked(folder: Path) -> IO[str]:
 
 
 def read_facts(folder: Path) -> dict[str, Any] | None:
-    """Reads `run.json`; None where there is none, or another program's."""
+    """Read `run.json`; None where there is none, or another program's."""
     try:
         facts = json.loads((folder / FACTS).read_text("utf-8"))
     except (OSError, ValueError):
@@ -218,7 +218,7 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Reads the numbers as text, which is written as it was."""
+    """Read the numbers as text, which is written as it was."""
     path = folder / NUMBERS
     if not path.exists():
         return []
@@ -227,7 +227,7 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def _same(path: Path, arrays: Arrays) -> bool:
-    """Returns whether a file holds these images, but for changes by another version of a decoder."""
+    """Return whether a file holds these images, but for changes by another version of a decoder."""
     with suppress(OSError, ValueError, KeyError, BadZipFile), np.load(path, allow_pickle=False) as before:
         one, other = (held["pixels"].astype(np.int16) for held in (before, arrays))
         alike = one.shape == other.shape and np.abs(one - other).mean() < _TOLERANCE

@@ -33,7 +33,7 @@ class Setting:
 
 
 def compare_settings(runs: Sequence[Run]) -> tuple[list[Setting], list[Setting]]:
-    """Returns the settings that differ, and those that all runs share.
+    """Return the settings that differ, and those that all runs share.
 
     A setting that is told twice, as by a command line and by the model, counts once.
     """
@@ -51,7 +51,7 @@ def compare_settings(runs: Sequence[Run]) -> tuple[list[Setting], list[Setting]]
 
 
 def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of the training, and of its watch."""
+    """Return the settings of the training, and of its watch."""
     own = {key: facts[key] for key in ("model", "target") if key in facts}
     own["methods"] = {name: options or "default" for name, options in (facts.get("methods") or {}).items()}
     return {**(facts.get("settings") or {}), "vitx": {**own, "version": facts.get("vitx")}}
@@ -78,7 +78,7 @@ def flat(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Value
 
 
 def _meant(run: Run, value: Value) -> str:
-    """Returns what is compared: of a path out of the run, the place that it leads to."""
+    """Return what is compared: of a path out of the run, the place that it leads to."""
     if isinstance(value, str) and value.startswith("../"):
         return os.path.normpath(run.path / value)
     return repr(value)

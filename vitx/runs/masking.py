@@ -27,7 +27,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def masked(settings: Any, run_folder: Path) -> Any:
-    """Makes plain values of settings, as JSON knows them, without secrets and paths of the machine.
+    """Make plain values of settings, as JSON knows them, without secrets and paths of the machine.
 
     Values are `***` under keys such as `password`, `hub_token` or `api_key`, as are names and passwords in
     addresses. Absolute paths become relative to the folder of the run; those of another drive are their last
@@ -67,7 +67,7 @@ def _plain(value: Any, folder: Path, depth: int) -> Any:
 
 
 def _is_secret(key: str, value: Any) -> bool:
-    """Returns whether a key promises a secret, and its value may be one."""
+    """Return whether a key promises a secret, and its value may be one."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()
     if value is None or isinstance(value, bool) or value == "" or not _SECRET.search(words):
         return False

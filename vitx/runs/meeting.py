@@ -36,7 +36,7 @@ class Meeting:
 
 
 def meetings(runs: Sequence[Run]) -> list[Meeting]:
-    """Puts the images together that the same runs watch; those of most runs come first."""
+    """Put the images together that the same runs watch; those of most runs come first."""
     found: dict[tuple[tuple[int, ...], tuple[str, ...], str], Meeting] = {}
     for watched in _same_images(runs):
         kinds: dict[tuple[tuple[str, ...], str], dict[int, int]] = {}
@@ -50,7 +50,7 @@ def meetings(runs: Sequence[Run]) -> list[Meeting]:
 
 
 def _same_images(runs: Sequence[Run]) -> list[dict[int, int]]:
-    """Returns each image as the run's number -> its number there."""
+    """Return each image as the run's number -> its number there."""
     known: dict[int, list[tuple[NDArray[np.int16], dict[int, int]]]] = {}  # by the form of the picture
     for number, run in enumerate(runs):
         for image in range(run.count):

@@ -9,7 +9,7 @@ _NOTABLE = 0.005  # drift that two digits show
 
 
 def rank(run: Run) -> dict[int, str]:
-    """Puts those first that are wrong at the end, the surest of them in front, then those that moved most.
+    """Put those first that are wrong at the end, the surest of them in front, then those that moved most.
 
     Returns:
         Image -> the reason for its place, in words.
@@ -25,7 +25,7 @@ def rank(run: Run) -> dict[int, str]:
 
 
 def _largest_move(run: Run, image: int) -> tuple[float, str]:
-    """Returns the largest drift of a map between two firings, and its place in words."""
+    """Return the largest drift of a map between two firings, and its place in words."""
     largest, said = 0.0, ""
     for title, maps in run.maps.items():
         of_image = torch.from_numpy(maps[:, image])

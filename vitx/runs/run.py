@@ -73,7 +73,7 @@ class Run:
         return f"the first {f'{count} steps' if count > 1 else 'step'}, of other images" if count else ""
 
     def input(self, image: int) -> Picture:
-        """Returns an image in its own size."""
+        """Return an image in its own size."""
         pixels: Picture = self.saved.pixels[image]
         return pixels
 
@@ -82,7 +82,7 @@ class Run:
         return {title: pictures[0].numpy() for title, pictures in self._columns(firing, [image])[0].items()}
 
     def captions(self, firing: int) -> list[Caption]:
-        """Returns the prediction and the truth of each image."""
+        """Return the prediction and the truth of each image."""
         logits = torch.from_numpy(self.saved.logits[firing])
         labels = None if self.saved.labels is None else torch.from_numpy(self.saved.labels)
         return captions_of(logits, labels, self.facts.get("class_names"), self.facts.get("kind"))
@@ -109,12 +109,12 @@ class Run:
         return overview_of(torch.from_numpy(self.saved.pixels), maps, names, self.colormap, title_of(method))
 
     def accuracy(self, step: int) -> float | None:
-        """Returns the accuracy in validation at a step, or the last before it; None where there is none."""
+        """Return the accuracy in validation at a step, or the last before it; None where there is none."""
         values = self.numbers.get(accuracy_tag(self.numbers) or "", {})
         return values.get(max((known for known in values if known <= step), default=-1))
 
     def heading(self, firing: int) -> str:
-        """Returns the place of a firing in the training, as `step 437, accuracy 91%`."""
+        """Return the place of a firing in the training, as `step 437, accuracy 91%`."""
         step = self.steps[firing]
         accuracy = self.accuracy(step)
         if accuracy is None:
@@ -123,11 +123,11 @@ class Run:
         return f"step {step}, accuracy {accuracy if accuracy > 1 else 100 * accuracy:.0f}%"
 
     def position(self, firing: int) -> float:
-        """Returns the share of the training before a firing."""
+        """Return the share of the training before a firing."""
         return self.steps[firing] / max(self.steps[-1], 1)
 
     def nearest(self, position: float) -> int:
-        """Returns the firing that is nearest to a share of the training."""
+        """Return the firing that is nearest to a share of the training."""
         return min(range(len(self.steps)), key=lambda firing: abs(self.position(firing) - position))
 
     def _columns(self, firing: int, images: Sequence[int]) -> tuple[dict[str, torch.Tensor], str]:

@@ -64,7 +64,7 @@ class SavedRun:
 
 
 def read_run(folder: Path) -> SavedRun:
-    """Reads the folder `vitx` of a run.
+    """Read the folder `vitx` of a run.
 
     Raises:
         VitxError: There is no run, or a file is damaged, or does not fit the others.
@@ -91,7 +91,7 @@ def _no_facts(folder: Path) -> VitxError:
 
 
 def _read_maps(folder: Path) -> SavedMaps | None:
-    """Reads the maps of the images that were watched last, of the methods that every firing has."""
+    """Read the maps of the images that were watched last, of the methods that every firing has."""
     firings, images = files_of(folder, FIRING), files_of(folder, IMAGES)
     if not firings:
         return None
@@ -132,7 +132,7 @@ def _read_numbers(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def _side_by_side(values: NDArray[Any], frames: int, axis: int) -> NDArray[Any]:
-    """Sets a few of the frames of clips, along an axis, side by side, so that they play as wide images.
+    """Set a few of the frames of clips, along an axis, side by side, so that they play as wide images.
 
     Maps may have fewer of them than the clip.
     """
@@ -143,7 +143,7 @@ def _side_by_side(values: NDArray[Any], frames: int, axis: int) -> NDArray[Any]:
 def _stack(
     folder: Path, steps: Sequence[int], arrays: Sequence[NDArray[Any]], shown: NDArray[Any]
 ) -> NDArray[np.float32]:
-    """Joins the arrays of all firings, (m, ...) each, to those of the images shown, (T, n, ...)."""
+    """Join the arrays of all firings, (m, ...) each, to those of the images shown, (T, n, ...)."""
     for step, array in zip(steps, arrays, strict=True):
         if len(array) <= shown.max() or array.shape != arrays[-1].shape:
             raise VitxError(

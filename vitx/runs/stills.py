@@ -39,7 +39,7 @@ def strip(reel: Reel, image: int, most: int) -> Picture:
 
 
 def _head(run: Run, firing: int, image: int) -> list[tuple[str, str]]:
-    """Returns the lines above a column, each with its color."""
+    """Return the lines above a column, each with its color."""
     caption = run.captions(firing)[image]
     step, _, accuracy = run.heading(firing).partition(", ")
     said, _, truth = str(caption).partition(", is ")

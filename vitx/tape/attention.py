@@ -59,7 +59,7 @@ class Attention(Step):
         return self.layout.grouped(r, "THQD")
 
     def shared(self, r: Tensor) -> Tensor:
-        """Takes relevance of what it put out through rows that sum to 1, to the values."""
+        """Take relevance of what it put out through rows that sum to 1, to the values."""
         r = self.arrived(r)
         if self.weights.shape[1] < r.shape[1]:  # its heads were fused
             tokens = summed(r, [1, 3])

@@ -24,23 +24,23 @@ Axes = tuple[Dimension, ...]
 
 
 def tokens(shape: Sequence[int]) -> Axes:
-    """Returns dimensions that all count tokens."""
+    """Return dimensions that all count tokens."""
     return tuple(dimension(size, False) for size in shape)
 
 
 def dimension(size: int, channels: bool) -> Dimension:
-    """Returns a dimension of one factor, or of none if its size is 1."""
+    """Return a dimension of one factor, or of none if its size is 1."""
     return (Factor(size, channels),) if size != 1 else ()
 
 
 def channel_dims(axes: Axes, *, some: bool = False) -> list[int]:
-    """Returns the dimensions that count channels and nothing else; or also those with some channels."""
+    """Return the dimensions that count channels and nothing else; or also those with some channels."""
     of = any if some else all
     return [dim for dim, part in enumerate(axes) if part and of(factor.channels for factor in part)]
 
 
 def resized(axes: Axes, shape: Sequence[int]) -> Axes:
-    """Returns the axes after parts were taken, or put together, along some dimensions."""
+    """Return the axes after parts were taken, or put together, along some dimensions."""
     return tuple(
         part
         if math.prod(f.size for f in part) == size
@@ -50,13 +50,13 @@ def resized(axes: Axes, shape: Sequence[int]) -> Axes:
 
 
 def broadcast(axes: Axes, shape: Sequence[int]) -> Axes:
-    """Returns the axes of copies along the dimensions that were added, or had size 1."""
+    """Return the axes of copies along the dimensions that were added, or had size 1."""
     axes = ((),) * (len(shape) - len(axes)) + axes
     return tuple(part or dimension(size, True) for size, part in zip(shape, axes, strict=True))
 
 
 def merged(first: Axes, second: Axes) -> Axes:
-    """Returns the axes of what two values of one shape make: channels where both hold them."""
+    """Return the axes of what two values of one shape make: channels where both hold them."""
     return tuple(
         one if one == other or not any(f.channels for f in one) else other
         for one, other in zip(first, second, strict=True)
@@ -64,7 +64,7 @@ def merged(first: Axes, second: Axes) -> Axes:
 
 
 def reshaped(axes: Axes, shape: Sequence[int]) -> Axes | None:
-    """Returns the axes after a reshape; None where a factor is cut unevenly.
+    """Return the axes after a reshape; None where a factor is cut unevenly.
 
     Example:
         >>> inside = tokens((2, 9)) + (dimension(12, True),)
@@ -91,7 +91,7 @@ def reshaped(axes: Axes, shape: Sequence[int]) -> Axes | None:
 
 
 def by_place(axes: Axes, move: Callable[[Tensor], Tensor]) -> Axes:
-    """Returns the axes after any rearrangement, by a look at the token that each element comes from."""
+    """Return the axes after any rearrangement, by a look at the token that each element comes from."""
     factors = [factor for part in axes for factor in part]
     whole = [1 if factor.channels else factor.size for factor in factors]
     marks = torch.arange(math.prod(whole), dtype=torch.float64).view(whole).expand([f.size for f in factors])
@@ -101,7 +101,7 @@ def by_place(axes: Axes, move: Callable[[Tensor], Tensor]) -> Axes:
 
 
 def dimensions(given: Any, ndim: int) -> tuple[int, ...]:
-    """Returns the dimensions over which an operator works, in order; all where none is given."""
+    """Return the dimensions over which an operator works, in order; all where none is given."""
     if given in (None, [], ()):
         return tuple(range(ndim))
     return tuple(sorted(dim % max(1, ndim) for dim in ([given] if isinstance(given, int) else given)))

@@ -68,7 +68,7 @@ class Backward:
         return self.tape.layers
 
     def counting(self, start_layer: int) -> list[Layer]:
-        """Returns the layers from that number on, or raises a VitxError if there is no such layer."""
+        """Return the layers from that number on, or raise a VitxError if there is no such layer."""
         if not self.layers:
             raise VitxError(
                 "no attention inside a residual was found, which this method needs: take rollout, "
@@ -77,7 +77,7 @@ class Backward:
         return self.layers[first_layer(start_layer, len(self.layers)) :]
 
     def propagate(self, rule: Rule, *, without_sinks: bool = False) -> Attribution:
-        """Takes relevance from the output to the pixels: 1 for each image, begun where the score was read.
+        """Take relevance from the output to the pixels: 1 for each image, begun where the score was read.
 
         Without sinks, the columns of these patches leave A, and its rows are scaled to sum to 1 again.
 
@@ -126,14 +126,14 @@ class Backward:
         return Attribution(self.grid.map(pixels, found.passed), conservation)
 
     def read_out(self) -> list[tuple[Attention, Tensor]]:
-        """Finds the attentions that no other builds upon, with the relevance of their queries, (T, Q)."""
+        """Find the attentions that no other builds upon, with the relevance of their queries, (T, Q)."""
         attentions = [one for layer in self.layers for one in layer.attentions] or self.tape.attentions
         before = reduce(or_, (one.value.above for one in attentions), 0)
         last = [one for one in attentions if not before >> one.value.number & 1]
         return list(zip(last, self._read_at(last), strict=True))
 
     def rows_read(self, attentions: Sequence[Attention]) -> list[Tensor]:
-        """Finds which queries of each attention hold what the output reads, (T, Q), on the CPU."""
+        """Find which queries of each attention hold what the output reads, (T, Q), on the CPU."""
         read = [readout.abs() > 1e-9 for readout in self._read_at(attentions)]
         # All at once: a GPU has to be waited for.
         on_host = torch.cat([rows.flatten() for rows in read]).cpu()
@@ -141,7 +141,7 @@ class Backward:
         return [part.view(rows.shape) for part, rows in zip(parts, read, strict=True)]
 
     def _read_at(self, attentions: Sequence[Attention]) -> list[Tensor]:
-        """Finds how much the output reads of each attention's queries, (T, Q), if no attention mixes them."""
+        """Find how much the output reads of each attention's queries, (T, Q), if no attention mixes them."""
         way = Propagation(self.tape, Rule())
         found = way.run({self.end: self.start}, [one.value for one in attentions])
         check_lost(way.lost)
@@ -155,7 +155,7 @@ class Backward:
         gradient: bool = False,
         rows: slice = ALL,
     ) -> tuple[Value, Tensor]:
-        """Adds up what a function makes of some rows of A, tile by tile, for the tokens attended to, (b, K).
+        """Add up what a function makes of some rows of A, tile by tile, for the tokens attended to, (b, K).
 
         With `gradient`, tiles come with the gradient of A. Returns what `place` takes.
         """
@@ -165,7 +165,7 @@ class Backward:
         return attention.inputs[0], attention.to_values(weights.add_up(part, rows))
 
     def contributions(self, start_layer: int = 0) -> list[tuple[Value, Tensor]]:
-        """Finds what each residual from a layer on adds to the score, x * dS/dx, to be given to `place`."""
+        """Find what each residual from a layer on adds to the score, x * dS/dx, to be given to `place`."""
         passed = self._gradients.passed
         counted = [s for s in self._streams if s[0] in passed and (s[2] > start_layer or not self.layers)]
         return [
@@ -173,7 +173,7 @@ class Backward:
         ]
 
     def accounted(self) -> Tensor:
-        """Returns what share of the score image and constants add, (1,), in the linearised network.
+        """Return what share of the score image and constants add, (1,), in the linearised network.
 
         Raises:
             VitxError: That is not all: the model computes something that was not linearised.
@@ -216,7 +216,7 @@ class Backward:
         return self._differentiated(None)
 
     def _differentiated(self, rule: Rule | None) -> Walk:
-        """Finds the gradient of the score at all attentions, or of each layer's own score at its own.
+        """Find the gradient of the score at all attentions, or of each layer's own score at its own.
 
         Of one score on a tape that accounts for it, also at the residuals, the image and the constants.
         """
@@ -238,7 +238,7 @@ class Backward:
         return found
 
     def _small(self, start_layer: int) -> list[Attention]:
-        """Returns the attentions, each a layer by itself, whose heads can be fused as a gradient passes."""
+        """Return the attentions, each a layer by itself, whose heads can be fused as a gradient passes."""
         if self.tape.network == "plain":
             return []  # where it goes through A, too
         alone = [layer.attentions[0] for layer in self.layers[start_layer:] if len(layer.attentions) == 1]

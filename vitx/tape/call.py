@@ -39,7 +39,7 @@ overload = cache(Overload)  # each is read once
 
 
 def tensors_in(*values: Any) -> list[Tensor]:
-    """Lists the tensors in arguments or results, in their order."""
+    """List the tensors in arguments or results, in their order."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -71,14 +71,14 @@ class Call:
         self.values = [value for _, value in self.live]
 
     def __getitem__(self, name: str) -> Any:
-        """Returns an argument by its name in the schema; its default, or None, where it was not given."""
+        """Return an argument by its name in the schema; its default, or None, where it was not given."""
         place = self.overload.places.get(name)
         if place is not None and place < len(self.args):
             return self.args[place]
         return self.kwargs.get(name, self.overload.defaults.get(name))
 
     def value(self, tensor: Any) -> Value | None:
-        """Returns the value of an argument; None if it is not live."""
+        """Return the value of an argument; None if it is not live."""
         for one, value in self.live:
             if one is tensor:
                 return value
@@ -95,30 +95,30 @@ class Call:
         return self.tape.network == "linearised"
 
     def factors_of(self, tensor: Tensor) -> Factors:
-        """Returns what a tensor is the product of, element by element; None where that is not known."""
+        """Return what a tensor is the product of, element by element; None where that is not known."""
         known = self.tensors.get(tensor)
         return None if known is None else known.factors
 
     def learned(self, weight: Tensor | None) -> Tensor | None:
-        """Returns a weight that stays: as it is, or a copy where the model frees it after the call."""
+        """Return a weight that stays: as it is, or a copy where the model frees it after the call."""
         if weight is None or self.tape.network is None or self.tensors.is_of_model(weight):
             return weight
         return weight.detach().clone()
 
     def inner(self, function: Any, *args: Any, out: Tensor | None = None) -> "Call":
-        """Returns a call that is a part of this one, as the product in a sum of something and a product."""
+        """Return a call that is a part of this one, as the product in a sum of something and a product."""
         live = [(tensor, value) for tensor, value in self.live if any(tensor is one for one in args)]
         return Call(
             self.tape, self.tensors, overload(function), args, {}, live, self.outs if out is None else [out]
         )
 
     def answers(self) -> list[Value]:
-        """Returns the live values of which masks and indices among the arguments were made."""
+        """Return the live values of which masks and indices among the arguments were made."""
         known = map(self.tensors.get, tensors_in(*self.args, self.kwargs))
         return [one.source for one in known if one and one.source]
 
     def constants(self) -> list[Tensor]:
-        """Returns the floating-point tensors among the arguments that are not live."""
+        """Return the floating-point tensors among the arguments that are not live."""
         given = tensors_in(*self.args, self.kwargs)
         return [one for one in given if one.is_floating_point() and self.value(one) is None]
 
@@ -135,7 +135,7 @@ class Call:
         exact: bool = False,
         outs: Sequence[Tensor] = (),
     ) -> Value:
-        """Adds the step of this call, and returns the value of its first output.
+        """Add the step of this call, and return the value of its first output.
 
         All is as for `Step`, but the gradient is that of the linearised network; where it is `exact`, it is
         that of the network as it is, too. `outs` are the outputs that get a value: by default, the first one.
@@ -155,7 +155,7 @@ class Call:
     def make_all(
         self, inputs: Sequence[Value], relevance: Back | None, gradient: Back | None = None, **options: Any
     ) -> list[Value]:
-        """Does the same for a call of several outputs, and returns the values of all."""
+        """Do the same for a call of several outputs, and return the values of all."""
         step = self.make(inputs, relevance, gradient, outs=self.outs, **options).made_by
         assert step is not None
         return step.outputs
@@ -172,7 +172,7 @@ class Transpose:
     """
 
     def __init__(self, call: Call, holes: Sequence[Tensor], points: Sequence[Tensor | None]) -> None:
-        """Keeps the call, with holes for the arguments that count: their points; None where any will do."""
+        """Keep the call, with holes for the arguments that count: their points; None where any will do."""
         keep = call.tape.keeper.keep
         self._shapes = [tensor.shape for tensor in holes]
         self._points = [None if point is None else keep(point) for point in points]
@@ -182,7 +182,7 @@ class Transpose:
         self._function: Callable[..., Any] = _INSTEAD.get(call.name, plain)
 
     def run(self, points: Sequence[Tensor]) -> list[Tensor]:
-        """Runs the operator anew; returns its floating-point outputs."""
+        """Run the operator anew; returns its floating-point outputs."""
 
         def filled(value: Any) -> Any:
             if isinstance(value, _Hole):
@@ -196,17 +196,17 @@ class Transpose:
         return [one for one in tensors_in(self._function(*args, **kwargs)) if one.is_floating_point()]
 
     def linear(self, points: Sequence[Tensor]) -> Tensor:
-        """Runs it, and takes away what the constants among its arguments make of nothing."""
+        """Run it, and take away what the constants among its arguments make of nothing."""
         with torch.no_grad():
             return self.run(points)[0] - self.at_0(points)
 
     def at_0(self, like: Sequence[Tensor]) -> Tensor:
-        """Runs it on zeros: what the constants among its arguments make of nothing."""
+        """Run it on zeros: what the constants among its arguments make of nothing."""
         with torch.no_grad():
             return self.run([torch.zeros_like(tensor) for tensor in like])[0]
 
     def __call__(self, gradients: list[Tensor]) -> list[Tensor | None]:
-        """Takes gradients of the outputs to those of the arguments that count."""
+        """Take gradients of the outputs to those of the arguments that count."""
         like = next(g for g in gradients if g is not None)
         differentiable = torch.is_grad_enabled() and any(g.requires_grad for g in gradients)
         with torch.enable_grad():
@@ -251,7 +251,7 @@ R = TypeVar("R", bound=Rule)
 
 
 def rule(*names: str) -> Callable[[R], R]:
-    """Registers a function from a call to the values of its outputs, for operators of these names."""
+    """Register a function from a call to the values of its outputs, for operators of these names."""
 
     def register(function: R) -> R:
         RULES.update(dict.fromkeys(names, function))

@@ -14,7 +14,7 @@ _NEGATIVE = -1e-6
 
 
 def share_of_images(arrived: Tensor, own: Tensor) -> Tensor:
-    """Returns what share of the relevance of each image was accounted for, (B,).
+    """Return what share of the relevance of each image was accounted for, (B,).
 
     What arrived at the model's own tokens is shared by all images: it makes up what each one lacks.
     """
@@ -23,12 +23,12 @@ def share_of_images(arrived: Tensor, own: Tensor) -> Tensor:
 
 
 def share_of_sum(expected: Tensor, found: Tensor, size: Tensor) -> Tensor:
-    """Returns what share of a sum was found, (1,): a difference counts by the absolute size of its parts."""
+    """Return what share of a sum was found, (1,): a difference counts by the absolute size of its parts."""
     return (1 + over(found - expected, size))[None]
 
 
 def check_score(share: Tensor, dtype: torch.dtype) -> None:
-    """Raises a VitxError unless image and constants add up to the score, in a model of that precision."""
+    """Raise a VitxError unless image and constants add up to the score, in a model of that precision."""
     rounding = 2 * torch.finfo(dtype).eps  # which is more in half precision
     if not abs(share.item() - 1) <= max(_TOLERANCE, rounding):
         double = dtype == torch.float64
@@ -42,7 +42,7 @@ def check_score(share: Tensor, dtype: torch.dtype) -> None:
 def check(
     conservation: Tensor, pixels: Tensor, own: Tensor, lost: Mapping[str, float], *, positive: bool
 ) -> None:
-    """Raises a VitxError if relevance was lost, or is below 0 where all should be `positive`.
+    """Raise a VitxError if relevance was lost, or is below 0 where all should be `positive`.
 
     It was `lost` at operators without a rule; `pixels` and the model's `own` tokens, (n,), have the rest.
     """
@@ -67,7 +67,7 @@ def check(
 
 
 def check_lost(lost: Mapping[str, float]) -> None:
-    """Raises a VitxError if relevance reached an operator without a rule."""
+    """Raise a VitxError if relevance reached an operator without a rule."""
     name = max(lost, key=lost.__getitem__, default=None)
     if name is not None and lost[name] > _TOLERANCE:
         raise VitxError(

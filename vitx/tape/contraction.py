@@ -44,7 +44,7 @@ class Contraction(NamedTuple):
 
 
 def of_matmul(left: Given, right: Given, *, over_batch: bool = False) -> Contraction:
-    """Describes (..., I, K) times (..., K, J), where I or J may be missing; the batch may be summed, too."""
+    """Describe (..., I, K) times (..., K, J), where I or J may be missing; the batch may be summed, too."""
     (a, first), (b, second) = left, right
     rows, columns = int(a.ndim > 1), int(b.ndim > 1)
     lead = a.ndim - 1 - rows
@@ -56,7 +56,7 @@ def of_matmul(left: Given, right: Given, *, over_batch: bool = False) -> Contrac
 
 
 def of_sum(factors: Sequence[Given], ndim: int, dims: Sequence[int]) -> Contraction:
-    """Describes a product of two, element by element, of so many dimensions, summed over some of them."""
+    """Describe a product of two, element by element, of so many dimensions, summed over some of them."""
     left, right = (Operand(t, value, (1,) * (ndim - t.ndim) + tuple(t.shape)) for t, value in factors)
     return Contraction(left, right, tuple(dims))
 
@@ -87,7 +87,7 @@ class Layout:
 
     @classmethod
     def of(cls, contraction: Contraction, weights: Operand, values: Operand) -> "Layout":
-        """Finds out which dimensions are which, from the axes of the values."""
+        """Find out which dimensions are which, from the axes of the values."""
         assert values.value is not None
         axes = ax.reshaped(values.value.axes, values.shape) or ()
         sizes: list[int] = []
@@ -106,7 +106,7 @@ class Layout:
         return cls(sizes, groups, split, values.tensor.shape, bool(keys) and all(keys))
 
     def count(self, letter: str) -> int:
-        """Returns how many images and windows, heads, queries, keys or channels there are."""
+        """Return how many images and windows, heads, queries, keys or channels there are."""
         return math.prod(self.sizes[place] for place in self.groups[letter])
 
     def grouped(self, tensor: Tensor, letters: str) -> Tensor:
@@ -132,6 +132,6 @@ class Layout:
         return found.reshape(-1, self.count("H"), *tensor.shape[2:])
 
     def _order(self, letters: str) -> tuple[list[int], list[int]]:
-        """Returns the factors of some letters, and all others."""
+        """Return the factors of some letters, and all others."""
         order = [place for letter in letters for place in self.groups[letter]]
         return order, [place for place in range(len(self.sizes)) if place not in order]

@@ -19,7 +19,7 @@ Shape = Sequence[int]
 
 
 def core(tensor: Tensor) -> Tensor:
-    """Returns the tensor with size 1 in its expanded dimensions."""
+    """Return the tensor with size 1 in its expanded dimensions."""
     strides = tensor.stride()
     if 0 not in strides:
         return tensor
@@ -48,12 +48,12 @@ def shared(r: Tensor, whole: Tensor, none: float = 0) -> tuple[Tensor, Tensor]:
 
 
 def added(first: Tensor, second: Tensor) -> Tensor:
-    """Adds two tensors of one shape."""
+    """Add two tensors of one shape."""
     return (core(first) + core(second)).expand(first.shape)
 
 
 def summed(tensor: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
-    """Sums over dimensions."""
+    """Sum over dimensions."""
     if not dims:
         return tensor
     inner = core(tensor)
@@ -71,7 +71,7 @@ def summed(tensor: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor
 
 
 def fitted(tensor: Tensor, shape: Shape) -> Tensor:
-    """Sums over the dimensions along which something of this shape was broadcast."""
+    """Sum over the dimensions along which something of this shape was broadcast."""
     if tensor.shape == tuple(shape):
         return tensor
     extra = tensor.ndim - len(shape)
@@ -102,7 +102,7 @@ def reshaped(tensor: Tensor, shape: Shape) -> Tensor:
 
 @lru_cache(4096)
 def core_sizes(inner: Size, before: Size, after: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Returns the shape of a core after a reshape; None where expanded dimensions merge with others.
+    """Return the shape of a core after a reshape; None where expanded dimensions merge with others.
 
     Example:
         >>> core_sizes((2, 9, 1), (2, 9, 12), (2, 3, 3, 4, 3))

@@ -73,11 +73,11 @@ class Grid:
         return self._marked(self.embedded)
 
     def without_channels(self, pixels: Tensor) -> Tensor:
-        """Sums over the channels."""
+        """Sum over the channels."""
         return pixels if self.channels is None else pixels.sum(self.channels)
 
     def map(self, pixels: Tensor, tokens: Mapping[Value, Tensor]) -> Tensor:
-        """Returns the map in the grid of the first tokens, (B, h, w), or the pixels as they are.
+        """Return the map in the grid of the first tokens, (B, h, w), or the pixels as they are.
 
         The first tokens lie in a grid if each one is made of a block of pixels. If their pixels overlap, as
         behind a stem of convolutions, the relevance of those in `stem` is the map, where all of it passes
@@ -109,11 +109,11 @@ class Grid:
         return even * over(*(one.abs().sum(whole, keepdim=True) for one in (cells, even)))
 
     def _marked(self, value: Value) -> Tensor:
-        """Gives each token a number of its own, and returns what the images get, as `_at_image` does."""
+        """Give each token a number of its own, and return what the images get, as `_at_image` does."""
         return self._at_image(value, marks(value.shape, value.axes))
 
     def _at_image(self, value: Value, sent: Tensor) -> Tensor:
-        """Returns what the first image gets, (1, ...), or all of them, (B, ...), if they are not alike."""
+        """Return what the first image gets, (1, ...), or all of them, (B, ...), if they are not alike."""
         assert value.made_by is not None
         with torch.no_grad():
             way = walk(self._tape, {value: sent}, through, steps=range(value.made_by.index + 1))
@@ -121,7 +121,7 @@ class Grid:
         return found if self._tape.together else found[:1]
 
     def _is_upright(self, value: Value) -> bool:
-        """Returns whether tokens lie in each dimension as pixels do: what rises in one rises in the other."""
+        """Return whether tokens lie in each dimension as pixels do: what rises in one rises in the other."""
         for dim, count in enumerate(value.shape[2:], 2):
             rising = _rising(count).view(-1, *[1] * (len(value.shape) - dim - 1)).expand(value.shape)
             lit = self.without_channels(self._at_image(value, rising)).transpose(0, dim - 1).flatten(1)
@@ -131,7 +131,7 @@ class Grid:
 
 
 def _same_sums(some: Tensor, others: Tensor) -> bool:
-    """Returns whether sums of each image are the same; those of frames, one by one, are not."""
+    """Return whether sums of each image are the same; those of frames, one by one, are not."""
     first, second = some.flatten(1).sum(1), others.flatten(1).sum(1)
     return first.shape == second.shape and torch.allclose(first, second, rtol=1e-3, atol=1e-6)
 
@@ -141,7 +141,7 @@ def _rising(count: int) -> Tensor:
 
 
 def blocks(pixels: Tensor) -> tuple[int, ...]:
-    """Counts the blocks, in each dimension of images (B, ...), within which no image changes.
+    """Count the blocks, in each dimension of images (B, ...), within which no image changes.
 
     Example:
         >>> blocks(torch.arange(6.0).view(1, 2, 3).repeat_interleave(4, 1).repeat_interleave(2, 2))
@@ -156,7 +156,7 @@ def blocks(pixels: Tensor) -> tuple[int, ...]:
 
 
 def pooled(pixels: Tensor, grid: Sequence[int]) -> Tensor:
-    """Sums the pixels, (B, ...), of each cell of a grid that divides the image."""
+    """Sum the pixels, (B, ...), of each cell of a grid that divides the image."""
     for dim, count in enumerate(grid, 1):
         pixels = pixels.unflatten(dim, (count, -1)).sum(dim + 1)
     return pixels

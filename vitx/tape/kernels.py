@@ -19,7 +19,7 @@ SMALL = 2**21  # entries of the A of an image; the fused heads of larger ones wo
 
 
 def run(call: Call) -> Any:
-    """Runs a call as it is; small attention by way of A, whose fused heads are kept in `call.fused`."""
+    """Run a call as it is; small attention by way of A, whose fused heads are kept in `call.fused`."""
     if call.tape.head_fusion is None or not _is_small(call):
         return call.overload.function(*call.args, **call.kwargs)
     query, key, value = call["query"], call["key"], call["value"]
@@ -46,7 +46,7 @@ def run(call: Call) -> Any:
 
 
 def _is_small(call: Call) -> bool:
-    """Returns whether A is small and plain; half precision would round it otherwise than the kernel."""
+    """Return whether A is small and plain; half precision would round it otherwise than the kernel."""
     query, key, value = call["query"], call["key"], call["value"]
     of_values, masked = call.value(value), call["is_causal"] or call["attn_mask"] is not None
     if of_values is None or masked or call["dropout_p"]:

@@ -40,7 +40,7 @@ class Cells:
 
 
 def cells(tape: Tape, attentions: Sequence[Attention], channels: int | None) -> list[tuple[Cells, Cells]]:
-    """Finds the cells of the queries and of the keys of some attentions, in a pass on one image.
+    """Find the cells of the queries and of the keys of some attentions, in a pass on one image.
 
     A token lies where the residuals lead to from it, past all attention.
     """
@@ -63,7 +63,7 @@ class _Placing(Propagation):
         return super()._send(step, arrived)
 
     def to_queries(self, attention: Attention, rows: Tensor) -> list[tuple[Value, Tensor]]:
-        """Sends what the rows of A have, (T, Q), to what asked: the queries of a kernel, or A itself."""
+        """Send what the rows of A have, (T, Q), to what asked: the queries of a kernel, or A itself."""
         (values, asked), layout = attention.inputs, attention.layout
         if asked.is_constant:
             return []
@@ -79,7 +79,7 @@ class _Placing(Propagation):
         return [(asked, 2 * found), (values, -attention.to_values(evenly))]
 
     def _is_behind(self, step: Step, attention: Attention) -> bool:
-        """Returns whether a step made scores of this attention."""
+        """Return whether a step made scores of this attention."""
         scores = step.outputs[0]
         return (
             isinstance(step, Scores)
@@ -91,7 +91,7 @@ class _Placing(Propagation):
 def _moments(
     tape: Tape, attentions: Sequence[Attention], rows: Sequence[Tensor], channels: int | None
 ) -> list[list[Tensor]]:
-    """Returns how much of each token, (T, N), comes from constants and from pixels, and where these lie."""
+    """Return how much of each token, (T, N), comes from constants and from pixels, and where these lie."""
     way, starts = _Placing(tape, None), dict[Value, Tensor]()
     for one, queries, keys in zip(attentions, rows[::2], rows[1::2], strict=True):
         for value, part in (*way.to_queries(one, queries), (one.inputs[0], one.to_values(keys))):
@@ -114,7 +114,7 @@ def _gradients(total: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _lattice(own: Tensor, mass: Tensor, *moments: Tensor) -> Cells:
-    """Finds the grid of tokens from where they lie on the average."""
+    """Find the grid of tokens from where they lie on the average."""
     mass, brought = mass.cpu(), own.cpu() > _MOST
     placed = mass > _MOST
     of = torch.where(brought, -brought.long().cumsum(1), NOWHERE)
@@ -135,7 +135,7 @@ def _lattice(own: Tensor, mass: Tensor, *moments: Tensor) -> Cells:
 
 
 def _by_size(places: Tensor, apart: float, most_missing: int = 0) -> tuple[int, Tensor]:
-    """Returns how many rows there are, and the row of each token, if each lies in the middle of one; else 0.
+    """Return how many rows there are, and the row of each token, if each lies in the middle of one; else 0.
 
     Between the nearest two, so many rows may be missing, as tokens may have been dropped.
     """
@@ -150,7 +150,7 @@ def _by_size(places: Tensor, apart: float, most_missing: int = 0) -> tuple[int, 
 
 
 def _by_rank(places: Tensor, apart: float) -> tuple[int, Tensor]:
-    """Returns the same where they lie nearer to one another, as beside padding, and none was dropped."""
+    """Return the same where they lie nearer to one another, as beside padding, and none was dropped."""
     order = places.sort()
     level = torch.zeros_like(places)
     level[order.indices] = (order.values.diff(prepend=order.values[:1]) > apart).to(level).cumsum(0)

@@ -38,7 +38,7 @@ class Score(NamedTuple):
 
 
 def output_value(tape: Tape, value: Value | None) -> Value:
-    """Returns the value of the output, or raises a VitxError if no attention explains it."""
+    """Return the value of the output, or raise a VitxError if no attention explains it."""
     if value is None:
         raise VitxError(
             "the model's output does not come from the image by any operator that was seen: code that is "
@@ -73,13 +73,13 @@ def output_value(tape: Tape, value: Value | None) -> Value:
 
 
 def evenly(output: Tensor) -> Tensor:
-    """Returns relevance that is the same for all outputs of an image, and sums to 1."""
+    """Return relevance that is the same for all outputs of an image, and sums to 1."""
     dtype = torch.promote_types(output.dtype, torch.float32)
     return torch.full((), 1 / output[0].numel(), dtype=dtype, device=output.device).expand(output.shape)
 
 
 def logits_of(value: Value, output: Tensor, squashed: tuple[Tensor, Value] | None) -> tuple[Value, Tensor]:
-    """Returns the logits of an output of probabilities, and their value; any other output as it is.
+    """Return the logits of an output of probabilities, and their value; any other output as it is.
 
     `squashed` is the input of the last softmax or sigmoid of the pass.
     """

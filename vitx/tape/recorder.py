@@ -71,7 +71,7 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Records what its block runs."""
+        """Record what its block runs."""
         compiles = "torch._dynamo" in sys.modules  # else nothing can be compiled
         eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
         try:
@@ -86,18 +86,18 @@ class Recorder(TorchDispatchMode):
             ) from error
 
     def begin(self, image: Tensor) -> None:
-        """Makes a tensor live."""
+        """Make a tensor live."""
         self.tape.images.append(self.tape.value(image.shape))
         self._tensors.bind(image, self.tape.images[-1])
 
     def get(self, tensor: Any) -> Value | None:
-        """Returns the value of a tensor; None if it does not depend on the image."""
+        """Return the value of a tensor; None if it does not depend on the image."""
         self._versions.read([tensor])
         known = self._tensors.get(tensor)
         return None if known is None else known.value
 
     def made_last(self, tensors: Sequence[Tensor]) -> Tensor | None:
-        """Returns the one of several tensors that was made of all others; None where there is none."""
+        """Return the one of several tensors that was made of all others; None where there is none."""
         values = [self.get(tensor) for tensor in tensors]
         for tensor, value in zip(tensors, values, strict=True):
             if value and all(one is value or (one and value.made_from(one)) for one in values):
@@ -148,7 +148,7 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _follow(self, call: Call) -> list[Value]:
-        """Returns the values of what a call put out: by its rule, or by the rules of what it is made of."""
+        """Return the values of what a call put out: by its rule, or by the rules of what it is made of."""
         rule = rule_of(call)
         decomposition = decomposition_of(call) if rule is unknown else None
         if decomposition is None:
@@ -167,11 +167,11 @@ class Recorder(TorchDispatchMode):
         return [self.get(tensor) or self.tape.constant(tensor) for tensor in outs]
 
     def _is_layer(self, args: Sequence[Any]) -> bool:
-        """Returns whether a matrix and a bias that do not depend on the image are those of a linear layer."""
+        """Return whether a matrix and a bias that do not depend on the image are those of a linear layer."""
         return args[1].ndim == 2 and all(self.get(one) is None for one in args[1:])
 
     def _note_constants(self, outs: Sequence[Tensor], given: Sequence[Tensor], new: bool) -> None:
-        """Notes whether constants were made of anything learned, and masks and indices of a live value."""
+        """Note whether constants were made of anything learned, and masks and indices of a live value."""
         known = [self._tensors.get(tensor) for tensor in given]
         source = next((one.source for one in known if one and one.source), None)
         fixed = new or all(self._tensors.is_fixed(tensor) for tensor in given if tensor.is_floating_point())
@@ -181,7 +181,7 @@ class Recorder(TorchDispatchMode):
                 self._tensors.of(tensor).source = source
 
     def _prepare_to_write(self, call: Call, into: Sequence[Tensor]) -> None:
-        """Keeps what will be overwritten: of an operator that works in place, the rule sees a stand-in."""
+        """Keep what will be overwritten: of an operator that works in place, the rule sees a stand-in."""
         if call.overload.in_place:
             target = into[0]
             before = target.clone() if self.tape.network is not None else target.detach()
@@ -192,7 +192,7 @@ class Recorder(TorchDispatchMode):
         self.tape.keeper.preserve(into)
 
     def _look_for_strangers(self, given: Sequence[Tensor]) -> None:
-        """Takes what no call made, and the model does not hold, for made of what has left torch."""
+        """Take what no call made, and the model does not hold, for made of what has left torch."""
         for tensor in given:
             known = self._tensors.get(tensor)
             ours = (known and known.fixed is not None) or self._tensors.is_of_model(tensor)
@@ -204,7 +204,7 @@ class Recorder(TorchDispatchMode):
 
 
 def _holds(call: Call, out: Tensor) -> bool:
-    """Returns whether an output holds what the image was made into, and is no mask, index or answer."""
+    """Return whether an output holds what the image was made into, and is no mask, index or answer."""
     if out.is_floating_point() or out.is_complex() or out.is_quantized:
         return True
     return call.name == "_to_copy" and out.dtype != torch.bool  # rounded

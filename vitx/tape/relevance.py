@@ -44,7 +44,7 @@ class Rule:
     fuse: Fuse | None = None
 
     def layer(self, relevance: Tensor, weights: Weights) -> tuple[Tensor | None, Tensor]:
-        """Takes the relevance of queries, (T, Q), through an attention inside a residual.
+        """Take the relevance of queries, (T, Q), through an attention inside a residual.
 
         Returns:
             What the tokens that are attended to get, (T, K), and what the tokens that attend keep, (T, Q).
@@ -52,7 +52,7 @@ class Rule:
         return None, relevance
 
     def pooling(self, relevance: Tensor, weights: Weights) -> Tensor | None:
-        """Does the same without a residual: (T, K); None: by the mean of the heads, rows scaled to 1."""
+        """Do the same without a residual: (T, K); None: by the mean of the heads, rows scaled to 1."""
         return None
 
 
@@ -65,7 +65,7 @@ class Propagation:
     """
 
     def __init__(self, tape: Tape, rule: Rule | None, gradients: Walk | None = None) -> None:
-        """Prepares a way. Without a rule, all tokens keep their place: a residual gives all to its stream."""
+        """Prepare a way. Without a rule, all tokens keep their place: a residual gives all to its stream."""
         self.lost: dict[str, float] = {}
         self.grown = torch.zeros(())
         self._tape, self._gradients, self._rule = tape, gradients, rule or Rule()
@@ -81,7 +81,7 @@ class Propagation:
         self._around = frozenset().union(*(layer.residuals for layer in self._layer.values()))
 
     def run(self, starts: dict[Value, Tensor], watched: Collection[Value] = ()) -> Walk:
-        """Takes relevance from some values to the image and to the model's own tokens.
+        """Take relevance from some values to the image and to the model's own tokens.
 
         What that does can be differentiated where the relevance requires a gradient.
         """
@@ -125,7 +125,7 @@ class Propagation:
         return sent
 
     def _weights(self, layer: Layer, step: Attention) -> Weights:
-        """Returns A of all heads beside an attention, with its gradient if that is read."""
+        """Return A of all heads beside an attention, with its gradient if that is read."""
         if self._gradients is not None and step in self._gradients.fused:
             self._check_heads([step])
             return self._gradients.fused[step]
@@ -139,7 +139,7 @@ class Propagation:
         return parts[0] if len(parts) == 1 else joined(parts)
 
     def _check_heads(self, attentions: Sequence[Attention]) -> None:
-        """Raises a VitxError if heads may be windows: no operator told which dimension holds them."""
+        """Raise a VitxError if heads may be windows: no operator told which dimension holds them."""
         for one in attentions if self._rule.of_heads else []:
             apart = one.layout.count("H") == 1 and one.weights.shape[0] > self._tape.image.shape[0]
             if apart and (hides := _hides_heads(one.inputs[0])):
@@ -150,7 +150,7 @@ class Propagation:
 
 
 def _hides_heads(value: Value) -> Step | None:
-    """Returns a call behind the last weights of which it is not known where channels go."""
+    """Return a call behind the last weights of which it is not known where channels go."""
     step = value.made_by
     if step is None or step.relevance is None or isinstance(step, (Sum, Attention)):
         return None
@@ -162,7 +162,7 @@ def _hides_heads(value: Value) -> Step | None:
 
 
 def into_branches(residual: Sum, r: Tensor) -> Sent:
-    """Gives all of a sum's relevance to its branches; where these are padding, to the stream."""
+    """Give all of a sum's relevance to its branches; where these are padding, to the stream."""
     parts = residual.parts()
     shares = [parts.get(term, 0.0) for term in residual.inputs]
     return zip(residual.inputs, residual.back([r], shares), strict=True)
@@ -171,7 +171,7 @@ def into_branches(residual: Sum, r: Tensor) -> Sent:
 def to_stream(
     tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Tensor
 ) -> Iterable[tuple[Value, Tensor]]:
-    """Sends the share that each row of an attention keeps, (T, Q), to the stream, older than the attention.
+    """Send the share that each row of an attention keeps, (T, Q), to the stream, older than the attention.
 
     It is a share of the relevance of the residual, which went into its branches.
     """
@@ -182,7 +182,7 @@ def to_stream(
 
 
 def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Tensor) -> Tensor:
-    """Returns what each element of the sum keeps of its relevance."""
+    """Return what each element of the sum keeps of its relevance."""
     alike = [dim for dim in _channels(residual) if r.stride(dim) == 0]
     sizes = [1 if dim in alike else size for dim, size in enumerate(r.shape)]
     with torch.enable_grad():
@@ -201,7 +201,7 @@ def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Te
 def heads_beside(
     layer: Layer, attention: Attention, marked: Callable[[Layer, Attention], Tensor]
 ) -> list[Attention]:
-    """Returns the attentions of a layer that are heads beside one another, of the same queries and keys."""
+    """Return the attentions of a layer that are heads beside one another, of the same queries and keys."""
     if len(layer.attentions) == 1:
         return [attention]
     shape, asked, own = attention.weights.shape, attention.inputs[1], marked(layer, attention)
@@ -225,7 +225,7 @@ def heads_beside(
 
 
 def marked(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
-    """Returns what each token of the sums gets, at most 1, if the rows of an attention have marks."""
+    """Return what each token of the sums gets, at most 1, if the rows of an attention have marks."""
     weights = attention.weights
     rows = marks((weights.shape[0], weights.shape[2])).to(weights.device, weights.dtype)
     found = []
@@ -237,6 +237,6 @@ def marked(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
 
 
 def _channels(residual: Sum) -> list[int]:
-    """Returns the dimensions that count channels: those of a branch, which weights put out."""
+    """Return the dimensions that count channels: those of a branch, which weights put out."""
     branch, found = residual.branches[0], residual.outputs[0]
     return channel_dims((branch if branch.shape == found.shape else found).axes)

@@ -30,7 +30,7 @@ class Sinks:
     maps: Tensor | None = None
 
     def marked(self, like: Tensor) -> Tensor:
-        """Returns where they sit in maps, (B, h, w) bool."""
+        """Return where they sit in maps, (B, h, w) bool."""
         if self.maps is None:
             return torch.zeros_like(like, dtype=torch.bool)
         if self.maps.shape == like.shape:
@@ -40,7 +40,7 @@ class Sinks:
 
 
 def find_sinks(tape: Tape, place: Place) -> Sinks | None:
-    """Finds the patches that are sinks, and where they sit; None where that cannot be told."""
+    """Find the patches that are sinks, and where they sit; None where that cannot be told."""
     layers = _alike(tape)
     if not layers:
         return None
@@ -82,7 +82,7 @@ def without(tape: Tape, found: Sinks | None) -> Iterator[None]:
 
 
 def _alike(tape: Tape) -> list[Layer]:
-    """Returns the layers that attend among the same tokens of each image; none where others do not."""
+    """Return the layers that attend among the same tokens of each image; none where others do not."""
     layers = [layer for layer in tape.layers if layer.attentions[0].weights.shape[2] > 1]
     shapes = {(w.shape[0], *w.shape[2:]) for layer in layers for w in (a.weights for a in layer.attentions)}
     if len(shapes) != 1 or tape.together:
@@ -92,7 +92,7 @@ def _alike(tape: Tape) -> list[Layer]:
 
 
 def _located(attention: Attention, tokens: Sequence[int], place: Place) -> Iterator[Tensor]:
-    """Yields the place of each of some tokens in the picture, (h, w)."""
+    """Yield the place of each of some tokens in the picture, (h, w)."""
     like = attention.weights
     for start in range(0, len(tokens), like.shape[0]):  # each image can have one of them
         some = tokens[start : start + like.shape[0]]

@@ -39,7 +39,7 @@ class Spot(NamedTuple):
 
 
 def find_spot(tape: Tape, images: int, cells_of: Cells, kind: torch.dtype) -> Spot:
-    """Finds the token of the last layer at the cell that is named of the map of each image.
+    """Find the token of the last layer at the cell that is named of the map of each image.
 
     It is that of the last attention between tokens that lie in the picture, behind the MLP and the norm that
     follow, if one operator computes that; a VitxError where no tokens do.
@@ -71,7 +71,7 @@ class _Placing(Propagation):
 
 
 def _placed(tape: Tape, grid: Grid, value: Value, sent: Tensor) -> Tensor | None:
-    """Returns what arrives in each cell of the map from some tokens, (B, h, w); None: nothing does."""
+    """Return what arrives in each cell of the map from some tokens, (B, h, w); None: nothing does."""
     found = _Placing(tape, None).run({value: sent}, grid.stem)
     pixels = found.arrived.get(tape.image)
     if pixels is None or not pixels.requires_grad:
@@ -80,7 +80,7 @@ def _placed(tape: Tape, grid: Grid, value: Value, sent: Tensor) -> Tensor | None
 
 
 def _ends(tape: Tape) -> list[tuple[Value, Kept, list[int]]]:
-    """Returns what the layers put out in the end, last one first, and which dimensions are channels."""
+    """Return what the layers put out in the end, last one first, and which dimensions are channels."""
     found: dict[Value, tuple[Value, Kept, list[int]]] = {}
     for layer in reversed(tape.layers):
         for residual in layer.residuals:
@@ -98,7 +98,7 @@ def _channels(residual: Sum) -> list[int]:
 
 
 def _begin(leaf: Tensor, at: Tensor) -> Tensor:
-    """Returns relevance that begins at the token that has the most of a cell, and sums to 1."""
+    """Return relevance that begins at the token that has the most of a cell, and sums to 1."""
     (share,) = torch.autograd.grad(at, leaf, retain_graph=True, materialize_grads=True)
     chosen = (share > 0) & (share >= _ALL * share.amax())
     return chosen.to(share) / chosen.sum().clamp(min=1)

@@ -38,12 +38,12 @@ class Sum(Step):
         self.closes: frozenset[Attention] = frozenset().union(*(term.open for term in self.branches)) - passed
 
     def back(self, arrived: list[Tensor], shares: Sequence[float] | None = None) -> list[Tensor | None]:
-        """Takes relevance to the terms."""
+        """Take relevance to the terms."""
         pairs = zip(self.inputs, self.apportion(arrived[0], shares or self.shares()), strict=True)
         return [None if part is None else self.to_term(term, part) for term, part in pairs]
 
     def returns_to_stream(self, r: Tensor) -> bool:
-        """Returns whether all branches bring relevance back to its token in the stream, as an MLP does."""
+        """Return whether all branches bring relevance back to its token in the stream, as an MLP does."""
         stream = self.stream
         if stream is None or self.vias or stream.shape != r.shape or r.stride(-1):
             return False
@@ -52,7 +52,7 @@ class Sum(Step):
         return self._by_token
 
     def shares(self) -> list[float]:
-        """Returns what share of its relevance each term gets, if a token keeps half of it by a residual."""
+        """Return what share of its relevance each term gets, if a token keeps half of it by a residual."""
         if not self.branches:
             ahead = self._ahead()
             opened = [term.open for term in ahead]
@@ -62,7 +62,7 @@ class Sum(Step):
         return [0.5 if t is self.stream else parts.get(t, 0.0) / 2 for t in self.inputs]
 
     def apportion(self, r: Tensor, shares: Sequence[float]) -> list[Tensor | None]:
-        """Gives each term its share of relevance; where an element of one is padding, others have more."""
+        """Give each term its share of relevance; where an element of one is padding, others have more."""
         masses = [term.mass for term in self.inputs]
         if all(mass is None for mass in masses):
             return [scaled(r, share) if share else None for share in shares]
@@ -82,7 +82,7 @@ class Sum(Step):
         return fitted(self.vias[term](r) if term in self.vias else r, term.shape)
 
     def parts(self) -> dict[Value, float]:
-        """Returns what part of the attention's share each branch gets, by the heads that it passed."""
+        """Return what part of the attention's share each branch gets, by the heads that it passed."""
         heads = _by_heads(self.branches, self.closes)
         return {term: count / sum(heads.values()) for term, count in heads.items()}
 
@@ -95,7 +95,7 @@ class Sum(Step):
             self.relevance = None
 
     def _ahead(self) -> list[Value]:
-        """Returns the terms that count without a residual: those with attentions of one origin, or all."""
+        """Return the terms that count without a residual: those with attentions of one origin, or all."""
         attended = [term for term in self.inputs if term.open]
         if self.stream is None and attended and len(attended) < len(self.inputs):
             common = reduce(and_, (term.above for term in self.inputs))
@@ -105,7 +105,7 @@ class Sum(Step):
 
 
 def _of_tokens(value: Value, stream: Value) -> bool:
-    """Returns whether a value was made of each token of the stream by itself, whose channels lie last."""
+    """Return whether a value was made of each token of the stream by itself, whose channels lie last."""
     while value is not stream:
         step = value.made_by
         if step is None or step.name not in _BY_TOKEN or len(step.inputs) != 1 or value.mass is not None:
@@ -117,7 +117,7 @@ def _of_tokens(value: Value, stream: Value) -> bool:
 
 
 def _by_heads(terms: Sequence[Value], attentions: frozenset[Attention]) -> dict[Value, float]:
-    """Returns how many heads' rows each term has of some attentions."""
+    """Return how many heads' rows each term has of some attentions."""
     heads = dict.fromkeys(terms, 0.0)
     for attention in attentions:
         fans = _fans([term for term in terms if attention in term.open])
@@ -127,14 +127,14 @@ def _by_heads(terms: Sequence[Value], attentions: frozenset[Attention]) -> dict[
 
 
 def _fans(terms: Sequence[Value]) -> dict[Value, float]:
-    """Returns how many channels each term adds up, if all add up channels of one value; else 1."""
+    """Return how many channels each term adds up, if all add up channels of one value; else 1."""
     fans = [term.fan or (1, None) for term in terms]
     alike = len({of for _, of in fans}) == 1
     return {term: fan if alike else 1 for term, (fan, _) in zip(terms, fans, strict=True)}
 
 
 def terms_of(values: Sequence[Value]) -> dict[Value, Via | None]:
-    """Returns the terms of a sum, with what brings relevance to their shapes, where these are others.
+    """Return the terms of a sum, with what brings relevance to their shapes, where these are others.
 
     A sum among them is opened unless another term was made from it; a residual only if its stream is that of
     all the terms: else it is a layer of its own.
@@ -154,7 +154,7 @@ def terms_of(values: Sequence[Value]) -> dict[Value, Via | None]:
 
 
 def stream_of(terms: Sequence[Value]) -> Value | None:
-    """Returns the term that all others were made from."""
+    """Return the term that all others were made from."""
     for term in terms:
         others = [other for other in terms if other is not term]
         if others and all(other.made_from(term) and other.roots & ~term.roots for other in others):
@@ -178,7 +178,7 @@ class Layer:
 
 
 def layers_of(attentions: Sequence[Attention]) -> list[Layer]:
-    """Groups the attentions that have a residual in common; those without any are in no layer."""
+    """Group the attentions that have a residual in common; those without any are in no layer."""
     groups: list[tuple[list[Attention], set[Sum]]] = []
     for attention in attentions:
         if attention.residuals:

@@ -47,13 +47,13 @@ class Tape:
     _first: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
     def value(self, shape: Sequence[int], inputs: Sequence[Value] = ()) -> Value:
-        """Makes a value of this shape from others."""
+        """Make a value of this shape from others."""
         found = Value(len(self.values), torch.Size(shape), inputs)
         self.values.append(found)
         return found
 
     def constant(self, tensor: Tensor | None, shape: Sequence[int] = ()) -> Value:
-        """Makes the value of what the model brings itself; without a tensor, it is 0 and has this shape."""
+        """Make the value of what the model brings itself; without a tensor, it is 0 and has this shape."""
         found = self.value(shape if tensor is None else tensor.shape)
         found.is_constant = True
         if self.accounts and tensor is not None:
@@ -62,7 +62,7 @@ class Tape:
         return found
 
     def append(self, step: Step) -> None:
-        """Adds a step."""
+        """Add a step."""
         if self.named or step.relevance is None:
             step.place = place_of(self.model)
         step.index = len(self.steps)
@@ -71,11 +71,11 @@ class Tape:
             self.attentions.append(step)
 
     def same(self, found: Value, *key: Any) -> int:
-        """Returns the number of the first value with this key: the same rearrangement of the same values."""
+        """Return the number of the first value with this key: the same rearrangement of the same values."""
         return self._first.setdefault(key, found.number)
 
     def end(self, found: Value, tensor: Tensor, made_of: Value | None = None) -> None:
-        """Notes what a residual put out, or what a norm made of that, as the last of as many elements."""
+        """Note what a residual put out, or what a norm made of that, as the last of as many elements."""
         if self.ends is None:
             return
         count = tensor.numel()
@@ -83,7 +83,7 @@ class Tape:
             self.ends[count] = found, self.keeper.keep(tensor)
 
     def clear(self) -> None:
-        """Empties the tape: values and steps hold one another, and with them what was kept of the pass."""
+        """Empty the tape: values and steps hold one another, and with them what was kept of the pass."""
         for step in self.steps:
             vars(step).clear()
         vars(self).update(vars(Tape(self.model)))
@@ -100,7 +100,7 @@ class Tape:
 
 
 def place_of(model: nn.Module) -> tuple[str, str] | None:
-    """Returns the module that runs now, and its line of code; None where none is known."""
+    """Return the module that runs now, and its line of code; None where none is known."""
     names = {module: name or type(module).__name__ for name, module in model.named_modules()}
     frame: FrameType | None = sys._getframe(1)
     line = ""

@@ -15,7 +15,7 @@ Factors = Sequence[tuple[Tensor, Value | None]] | None  # with their values; Non
 
 
 def storage_of(tensor: Tensor) -> int | None:
-    """Returns what tells storages apart; None where a tensor has none of its own."""
+    """Return what tells storages apart; None where a tensor has none of its own."""
     own = type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout == torch.strided
     return tensor.untyped_storage()._cdata if own else None
 
@@ -43,11 +43,11 @@ class Tensors:
         return {storage_of(p) for m in self._modules for p in m._parameters.values() if p is not None}
 
     def get(self, tensor: Tensor) -> Known | None:
-        """Returns what is known of a tensor; None if nothing is."""
+        """Return what is known of a tensor; None if nothing is."""
         return self._known.get(id(tensor))
 
     def of(self, tensor: Tensor) -> Known:
-        """Returns what is known of a tensor, to be added to."""
+        """Return what is known of a tensor, to be added to."""
         key = id(tensor)
         known = self._known.get(key)
         if known is None:
@@ -64,25 +64,25 @@ class Tensors:
         known.value, known.factors = value, factors
 
     def live(self, tensors: Iterable[Tensor]) -> list[tuple[Tensor, Value]]:
-        """Returns the live ones of several tensors, with their values."""
+        """Return the live ones of several tensors, with their values."""
         known = self._known
         return [(t, one.value) for t in tensors if (one := known.get(id(t))) and one.value]
 
     def live_in(self, storage: int | None) -> list[tuple[Tensor, Value]]:
-        """Returns the live tensors that lie in a storage, with their values, the largest one last."""
+        """Return the live tensors that lie in a storage, with their values, the largest one last."""
         tensors = [tensor for known in list(self._known.values()) if (tensor := known()) is not None]
         found = [pair for pair in self.live(tensors) if storage_of(pair[0]) == storage]
         return sorted(found, key=lambda pair: pair[0].numel())
 
     def is_fixed(self, constant: Tensor) -> bool:
-        """Returns whether a constant was not learned: made of nothing that was, or a buffer."""
+        """Return whether a constant was not learned: made of nothing that was, or a buffer."""
         known = self.get(constant)
         if known is not None and known.fixed is not None:
             return known.fixed
         return bool(self._buffers) and storage_of(constant) in self._buffers
 
     def is_of_model(self, tensor: Tensor) -> bool:
-        """Returns whether a tensor lies where the model keeps its own."""
+        """Return whether a tensor lies where the model keeps its own."""
         return (storage := storage_of(tensor)) in self._weights or storage in self._buffers
 
 
@@ -100,13 +100,13 @@ class Keeper:
         self._kept: dict[int | None, weakref.WeakSet[Kept]] = defaultdict(weakref.WeakSet)
 
     def keep(self, tensor: Tensor) -> Kept:
-        """Keeps a tensor as it is now."""
+        """Keep a tensor as it is now."""
         kept = Kept(tensor.detach())
         self._kept[storage_of(tensor)].add(kept)
         return kept
 
     def preserve(self, tensors: Iterable[Tensor]) -> None:
-        """Copies what is kept of the storages of these tensors, before they are written into."""
+        """Copy what is kept of the storages of these tensors, before they are written into."""
         for tensor in tensors:
             for kept in self._kept.pop(storage_of(tensor), ()):
                 kept.tensor = kept.tensor.clone()

@@ -45,7 +45,7 @@ class Trace:
         return [one for one in self.tape.attentions if not one.weights.shape[2] == 1 < one.weights.shape[3]]
 
     def attentions(self) -> list[Tensor]:
-        """Returns A of every attention between tokens, (B, heads, N, N), first layer first.
+        """Return A of every attention between tokens, (B, heads, N, N), first layer first.
 
         Raises:
             VitxError: There was no attention, more than one pass, or attention that is not one N x N matrix
@@ -55,7 +55,7 @@ class Trace:
         return [layer.weights.matrix() for layer in self.self_attentions]
 
     def gradients(self, score: Tensor) -> list[Tensor]:
-        """Returns d(score) / dA of every attention between tokens, (B, heads, N, N), first layer first.
+        """Return d(score) / dA of every attention between tokens, (B, heads, N, N), first layer first.
 
         Args:
             score: a scalar computed from the model's output, as `logits[:, 3].sum()`: within the context, or
@@ -87,7 +87,7 @@ class Trace:
         return {value: g.to(dtype) for value, g in zip(outputs, found, strict=True) if g is not None}
 
     def check(self) -> None:
-        """Raises a VitxError unless the trace is of one pass of a plain Vision Transformer."""
+        """Raise a VitxError unless the trace is of one pass of a plain Vision Transformer."""
         if self.passes > 1:
             raise VitxError(
                 f"the model ran {self.passes} forward passes: capture one pass, on one batch of images"
@@ -105,7 +105,7 @@ class Trace:
             )
 
     def __str__(self) -> str:
-        """Lists the steps."""
+        """List the steps."""
         rows = [("step", "module", "operator", "output", "relevance")]
         batch = self.tape.image.shape[0] if self.tape.images else 1
         for step in self.tape.steps:
@@ -119,7 +119,7 @@ class Trace:
 
 @contextmanager
 def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Trace]:
-    """Records one forward pass of the model, to read its attention.
+    """Record one forward pass of the model, to read its attention.
 
     Its output is the same to the last bit, and so are its gradients.
 

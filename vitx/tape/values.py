@@ -62,7 +62,7 @@ class Value:
                 self.open = self.open | value.open
 
     def made_from(self, other: "Value") -> bool:
-        """Returns whether the other one, or all that it is a rearrangement of, was used to make this one."""
+        """Return whether the other one, or all that it is a rearrangement of, was used to make this one."""
         return bool((self.above >> other.number) & 1) or not other.roots & ~self.above
 
     @property
@@ -86,12 +86,12 @@ class Value:
         self.over = None if dim is None else marked(self.shape, dim, self.shape[dim])
 
     def counts(self, dim: int) -> bool:
-        """Returns whether a dimension counts the parts that were put together, its outermost factor."""
+        """Return whether a dimension counts the parts that were put together, its outermost factor."""
         parts, along = self.parts, self.along
         return parts is not None and along is not None and along[dim][:1] == (Factor(len(parts), True),)
 
     def stacks(self, dim: int) -> bool:
-        """Returns whether a dimension counts the parts that were put together, and nothing else."""
+        """Return whether a dimension counts the parts that were put together, and nothing else."""
         return self.counts(dim) and self.shape[dim] == len(self.parts or ())
 
 
@@ -123,27 +123,27 @@ class Step:
 
 
 def followed(found: Value, axes: Axes | None) -> Axes | None:
-    """Returns what the step that made a value makes of some axes of its first input."""
+    """Return what the step that made a value makes of some axes of its first input."""
     step = found.made_by
     return None if axes is None or step is None or step.axes is None else step.axes([axes])
 
 
 def marked(shape: Sequence[int], dim: int, parts: int) -> Axes:
-    """Returns axes in which the parts along a dimension, and nothing else, have channels."""
+    """Return axes in which the parts along a dimension, and nothing else, have channels."""
     found = list(tokens(shape))
     found[dim] = (*dimension(parts, True), *dimension(shape[dim] // parts, False))
     return tuple(found)
 
 
 def reduced(shape: Sequence[int], by: Sequence[int]) -> int | None:
-    """Returns the one dimension in which something that broadcasts to this shape has size 1."""
+    """Return the one dimension in which something that broadcasts to this shape has size 1."""
     sizes = (1,) * (len(shape) - len(by)) + tuple(by)
     dims = [dim for dim, (size, one) in enumerate(zip(shape, sizes, strict=True)) if one == 1 < size]
     return dims[0] if len(dims) == 1 else None
 
 
 def after(first: Via | None, second: Via | None) -> Via | None:
-    """Returns one after the other; None where there is neither."""
+    """Return one after the other; None where there is neither."""
     if first is None or second is None:
         return first or second
     return lambda r: second(first(r))

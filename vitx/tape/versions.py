@@ -41,18 +41,18 @@ class Versions(dict[int | None, Version]):
         self._tape, self._tensors = tape, tensors
 
     def is_stale(self, tensor: Tensor) -> bool:
-        """Returns whether others wrote where a tensor lies since it got its value."""
+        """Return whether others wrote where a tensor lies since it got its value."""
         known = self._tensors.get(tensor)
         return (known is None or known.value is None) and self._of(tensor) is not None
 
     def read(self, tensors: Iterable[Tensor]) -> None:
-        """Gives those of several tensors that are stale the values of what lies there now."""
+        """Give those of several tensors that are stale the values of what lies there now."""
         for tensor in tensors:
             if self.is_stale(tensor):
                 self._tensors.bind(tensor, self.seen(tensor))
 
     def write(self, tensor: Tensor, value: Value) -> None:
-        """Notes that a value was written into a tensor."""
+        """Note that a value was written into a tensor."""
         if not _fills(tensor):
             self._begin(tensor)
         self._put(tensor, value)
@@ -61,7 +61,7 @@ class Versions(dict[int | None, Version]):
         self._tensors.bind(tensor, value)
 
     def seen(self, tensor: Tensor) -> Value:
-        """Returns the value of what a tensor sees of its storage, however it lies there."""
+        """Return the value of what a tensor sees of its storage, however it lies there."""
         self._begin(tensor)
         version, where, flat = self._of(tensor), _geometry(tensor), _flat(tensor)
         assert version is not None
@@ -75,12 +75,12 @@ class Versions(dict[int | None, Version]):
         return self._follow(ATEN.as_strided.default, [flat, *where], [whole], tensor)
 
     def _of(self, tensor: Tensor) -> Version | None:
-        """Returns what the storage of a tensor holds; None if nobody wrote there."""
+        """Return what the storage of a tensor holds; None if nobody wrote there."""
         version = self.get(storage_of(tensor))
         return None if version is None or version.storage.expired() else version
 
     def _begin(self, tensor: Tensor) -> None:
-        """Takes the live tensors that lie in a storage for written there, if nobody wrote there yet."""
+        """Take the live tensors that lie in a storage for written there, if nobody wrote there yet."""
         if self._of(tensor) is None:
             inside = [pair for pair in self._tensors.live_in(storage_of(tensor)) if pair[0] is not tensor]
             for one, value in [pair for pair in inside if _fills(pair[0])][-1:] or inside:
@@ -92,7 +92,7 @@ class Versions(dict[int | None, Version]):
         self[storage_of(tensor)] = Version(storage, value, _geometry(tensor), before)
 
     def _whole(self, version: Version, flat: Tensor) -> Value:
-        """Returns the value of all that a storage holds, (n,)."""
+        """Return the value of all that a storage holds, (n,)."""
         if version.whole is None:
             part = flat.as_strided(*version.where)
             live = [(part, version.value)]
@@ -110,18 +110,18 @@ class Versions(dict[int | None, Version]):
     def _follow(
         self, function: Any, args: Sequence[Any], live: Sequence[tuple[Tensor, Value]], out: Tensor
     ) -> Value:
-        """Returns the value of what a call would make."""
+        """Return the value of what a call would make."""
         call = Call(self._tape, self._tensors, overload(function), args, {}, live, [out])
         return rule_of(call)(call)[0]
 
 
 def _fills(tensor: Tensor) -> bool:
-    """Returns whether a tensor is all that its storage holds."""
+    """Return whether a tensor is all that its storage holds."""
     return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """Returns all that the storage of a tensor holds, (n,)."""
+    """Return all that the storage of a tensor holds, (n,)."""
     return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
 
 
@@ -130,7 +130,7 @@ def _geometry(tensor: Tensor) -> Geometry:
 
 
 def _overlap(first: Geometry, second: Geometry, size: int) -> bool:
-    """Returns whether two tensors in a storage of this size have elements in common."""
+    """Return whether two tensors in a storage of this size have elements in common."""
     marks = torch.zeros(size, dtype=torch.bool)
     marks.as_strided(*first).fill_(True)
     return bool(marks.as_strided(*second).any())

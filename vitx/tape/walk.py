@@ -33,7 +33,7 @@ class Walk:
     fused: dict[Attention, Weights] = field(default_factory=dict)
 
     def at(self, attention: Attention) -> Tensor:
-        """Returns what passed an attention, (T, H, Q, d): 0 where nothing did."""
+        """Return what passed an attention, (T, H, Q, d): 0 where nothing did."""
         like, value = attention.weights, attention.value
         zero = torch.zeros((), dtype=like.dtype, device=like.device)
         return attention.arrived(self.passed.get(value, zero.expand(value.shape)))
@@ -47,7 +47,7 @@ def walk(
     watched: Collection[Value] = (),
     steps: range | None = None,
 ) -> Walk:
-    """Takes what begins at some values back along the steps: `send` says what a step sends where."""
+    """Take what begins at some values back along the steps: `send` says what a step sends where."""
     found, watched = Walk(dict(starts)), frozenset(watched)
     arrived = found.arrived
     for index in reversed(range(len(tape.steps)) if steps is None else steps):
@@ -69,7 +69,7 @@ def walk(
 
 
 def through(step: Step, arrived: list[Tensor]) -> Sent:
-    """Sends relevance through a step for which no method has a rule of its own."""
+    """Send relevance through a step for which no method has a rule of its own."""
     return [] if step.relevance is None else zip(step.inputs, step.relevance(arrived), strict=False)
 
 
@@ -81,7 +81,7 @@ def gradients(
     whole: bool = False,
     fused: Mapping[Attention, Fuse] | None = None,
 ) -> Walk:
-    """Takes the gradient of a score back along the tape, in the network for which it was recorded.
+    """Take the gradient of a score back along the tape, in the network for which it was recorded.
 
     It goes to the watched values; where it is `whole`, on to the image and the model's constants. At its
     starts it is known: nothing that arrives there is added. The heads of some attentions are fused as it
@@ -107,7 +107,7 @@ def gradients(
 
 
 def marks(shape: Sequence[int], axes: Axes = ()) -> Tensor:
-    """Returns numbers that tell tokens apart on a way back: the same for all channels of a token."""
+    """Return numbers that tell tokens apart on a way back: the same for all channels of a token."""
     channels = channel_dims(axes)
     sizes = [1 if dim in channels else size for dim, size in enumerate(shape)]
     found = torch.rand(sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5

@@ -16,7 +16,7 @@ from vitx.tape.tape import Tape
 
 
 def stored(tape: Tape, weights: Tensor, value: Tensor, *, sums_to_1: bool) -> Weights:
-    """Describes A that the model itself computed; H is 1 where the heads were fused.
+    """Describe A that the model itself computed; H is 1 where the heads were fused.
 
     Rows that half precision rounded are divided by their sum.
     """
@@ -40,7 +40,7 @@ def dot_product(
     scale: float | None = None,
     log_sum_exp: Tensor | None = None,
 ) -> Weights:
-    """Describes softmax(Q K^T * scale + mask), Vaswani et al. 2017, eq. 1, computed anew from Q and K.
+    """Describe softmax(Q K^T * scale + mask), Vaswani et al. 2017, eq. 1, computed anew from Q and K.
 
     A boolean mask is True where attention is allowed, any other is added to the scores. The scale is d^-1/2
     by default. The log-sum-exp is that of each row of scores, (T, H, Q), if the kernel told it.
@@ -67,7 +67,7 @@ def dot_product(
 
 
 def _described(tape: Tape, shape: Sequence[int], value: Tensor, sums_to_1: bool, compute: Part) -> Weights:
-    """Describes A, and its gradient if one is recorded: O = A V, so dA = dO V^T."""
+    """Describe A, and its gradient if one is recorded: O = A V, so dA = dO V^T."""
     kept = None if tape.network is None else tape.keeper.keep(value)
     memory = tape.memory
 
@@ -81,7 +81,7 @@ def _described(tape: Tape, shape: Sequence[int], value: Tensor, sums_to_1: bool,
 
 
 def joined(parts: Sequence[Weights]) -> Weights:
-    """Puts the heads of attentions with rows and columns of the same shape one behind the other."""
+    """Put the heads of attentions with rows and columns of the same shape one behind the other."""
     owners = [(number, head) for number, part in enumerate(parts) for head in range(part.shape[1])]
 
     def by_head(computes: Sequence[Part]) -> Part:

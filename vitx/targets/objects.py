@@ -11,20 +11,20 @@ from vitx.targets.outputs import part
 
 
 def real_classes(logits: Tensor, model: nn.Module) -> int:
-    """Returns how many classes the queries have, (B, Q, classes), but for a last one that is "no object"."""
+    """Return how many classes the queries have, (B, Q, classes), but for a last one that is "no object"."""
     width = int(logits.shape[-1])
     return width - int(getattr(getattr(model, "config", None), "num_labels", None) == width - 1)
 
 
 def probabilities(logits: Tensor, classes: int) -> Tensor:
-    """Returns the probability of each class, (..., classes): by a softmax if there is one more for none."""
+    """Return the probability of each class, (..., classes): by a softmax if there is one more for none."""
     logits = logits.detach().float()
     found = logits.softmax(-1) if classes < logits.shape[-1] else logits.sigmoid()
     return found[..., :classes]
 
 
 def objects_of(output: Any, model: nn.Module) -> Tensor | None:
-    """Returns how sure each query is of an object, (B, Q); None where the output has no boxes of objects."""
+    """Return how sure each query is of an object, (B, Q); None where the output has no boxes of objects."""
     logits = part(output, "logits")
     if logits is None or logits.ndim != 3 or part(output, "pred_boxes") is None:
         return None
@@ -32,7 +32,7 @@ def objects_of(output: Any, model: nn.Module) -> Tensor | None:
 
 
 def boxes_of(output: Any, queries: Tensor, size: Sequence[int]) -> Tensor | None:
-    """Returns the box of one query of each image, (B, 4): x0, y0, x1, y1 in pixels; None: it has none."""
+    """Return the box of one query of each image, (B, 4): x0, y0, x1, y1 in pixels; None: it has none."""
     boxes = part(output, "pred_boxes")
     if boxes is None or boxes.ndim != 3 or len(size) != 2:
         return None
@@ -43,7 +43,7 @@ def boxes_of(output: Any, queries: Tensor, size: Sequence[int]) -> Tensor | None
 
 
 def best_queries(found: Any, count: int, *, no_object: bool | None = None) -> Tensor:
-    """Finds the queries that are surest of an object.
+    """Find the queries that are surest of an object.
 
     Args:
         found: an explanation of a detector, or its logits, (B, queries, classes).

@@ -11,13 +11,13 @@ _QUERIES = ("class_queries_logits", "masks_queries_logits"), ("logits", "pred_ma
 
 
 def part(output: Any, name: str) -> Tensor | None:
-    """Returns the tensor of this name in an output object; None where there is none."""
+    """Return the tensor of this name in an output object; None where there is none."""
     found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
     return found if isinstance(found, Tensor) else None
 
 
 def mask_queries(output: Any) -> tuple[Tensor, Tensor] | None:
-    """Returns the classes, (B, Q, classes and none), and the masks, (B, Q, h, w), of mask queries."""
+    """Return the classes, (B, Q, classes and none), and the masks, (B, Q, h, w), of mask queries."""
     for names in _QUERIES:
         classes, masks = (part(output, name) for name in names)
         if classes is not None and masks is not None:
@@ -26,7 +26,7 @@ def mask_queries(output: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def main(output: Any) -> Tensor | None:
-    """Returns what is scored: the output itself, its logits, or the first tensor in it."""
+    """Return what is scored: the output itself, its logits, or the first tensor in it."""
     if isinstance(output, Tensor):
         return output
     for name in ("logits", "out"):

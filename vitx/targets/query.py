@@ -36,11 +36,11 @@ class Query(Question):
         self.index, self.cls = found.view(-1), cls
 
     def of(self, images: slice) -> "Query":
-        """Returns the same of some of the images."""
+        """Return the same of some of the images."""
         return Query(part_of(self.index, images), self.cls)
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
-        """Gives each image its query."""
+        """Give each image its query."""
         index = for_each(self.index.to(images.device), len(images), "queries")
 
         def score(output: Any) -> Tensor:
@@ -59,7 +59,7 @@ class Query(Question):
         return Asked(images, score, answers=answers)
 
     def _found(self, output: Any, model: nn.Module, index: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Returns the logits of each image's query, (B, outputs), its class, (B,), and how many there are."""
+        """Return the logits of each image's query, (B, outputs), its class, (B,), and how many there are."""
         logits = main(output)
         if logits is None or logits.ndim != 3:
             raise VitxError(described(output))

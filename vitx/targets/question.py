@@ -75,11 +75,11 @@ class Question(ABC):
     """A target that knows more than the logits: the model, the images and the whole output."""
 
     def prepare(self, model: nn.Module, images: Any) -> Prepared | None:
-        """Prepares images as the model takes them together with the question; None: as without one."""
+        """Prepare images as the model takes them together with the question; None: as without one."""
         return None
 
     def parts(self, model: nn.Module, images: Tensor, inputs: Inputs) -> "tuple[Inputs, Sequence[Question]]":
-        """Returns the questions that this one consists of, each with maps of its own, and their inputs.
+        """Return the questions that this one consists of, each with maps of its own, and their inputs.
 
         Args:
             model: as it was given to `vitx.explain`.
@@ -90,7 +90,7 @@ class Question(ABC):
 
     @abstractmethod
     def put(self, model: nn.Module, images: Tensor) -> Asked:
-        """Puts the question to a model, which is in eval mode, without gradients and not recorded yet.
+        """Put the question to a model, which is in eval mode, without gradients and not recorded yet.
 
         Args:
             model: as it was given to `vitx.explain`.
@@ -101,25 +101,25 @@ class Question(ABC):
         """
 
     def one_each(self) -> "Question":
-        """Returns the same with one map for each image, as a training shows it."""
+        """Return the same with one map for each image, as a training shows it."""
         return self
 
     def of(self, images: slice) -> "Question":
-        """Returns the same of some of the images."""
+        """Return the same of some of the images."""
         return self
 
     def runs_inside(self, model: nn.Module) -> bool:
-        """Returns whether it runs a part that it finds in the model, however the model itself is called."""
+        """Return whether it runs a part that it finds in the model, however the model itself is called."""
         return False
 
 
 def for_each(rows: Tensor, count: int, noun: str) -> Tensor:
-    """Returns a row for each image, where there is one row, or as many as there are images."""
+    """Return a row for each image, where there is one row, or as many as there are images."""
     if len(rows) not in (1, count):
         raise VitxError(f"{len(rows)} {noun} for {count} images: give one for each image")
     return rows.expand(count, *rows.shape[1:])
 
 
 def part_of(rows: Tensor, images: slice) -> Tensor:
-    """Returns the rows of some of the images: all where there is but one."""
+    """Return the rows of some of the images: all where there is but one."""
     return rows if len(rows) == 1 else rows[images]

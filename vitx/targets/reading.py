@@ -54,7 +54,7 @@ class End:
         return score_of(self.value, self.total, self.output, kind)
 
     def check_grid(self, maps: Tensor) -> None:
-        """Raises a VitxError unless the grid of maps, (B, h, w), is the one in which a token was named."""
+        """Raise a VitxError unless the grid of maps, (B, h, w), is the one in which a token was named."""
         if self.spot is not None and tuple(maps.shape[1:]) != self.spot.grid:
             raise VitxError(
                 f"the map has a grid of {tuple(maps.shape[1:])}, and the tokens of the last layer lie in one "
@@ -62,13 +62,13 @@ class End:
             )
 
     def total(self, output: Tensor) -> Tensor:
-        """Returns the sum of the scores of all images, from such an output."""
+        """Return the sum of the scores of all images, from such an output."""
         if isinstance(self.target, Asked):
             return output.sum()
         return scores(self.target, output, self.classes).sum()
 
     def of_each(self, images: int) -> tuple[Tensor, Tensor | None, list[str] | None]:
-        """Returns the logits, the classes and the captions of each image: of one prompt, all have its own.
+        """Return the logits, the classes and the captions of each image: of one prompt, all have its own.
 
         Raises:
             VitxError: They are of several prompts.
@@ -89,7 +89,7 @@ class End:
 def run(
     recorder: Recorder, model: nn.Module, images: Tensor, target: "Target | Asked", inputs: Inputs = ALONE
 ) -> End:
-    """Runs the model on the tape, and finds the score.
+    """Run the model on the tape, and find the score.
 
     Raises:
         VitxError: As for `vitx.explain`.
@@ -125,7 +125,7 @@ def _answer(recorder: Recorder, model: nn.Module, images: Tensor, asked: Asked, 
 
 
 def located(end: End, tape: Tape, images: int, kind: torch.dtype) -> End:
-    """Finds the token that a question asks for, once the pass is over; the end as it is if it asks for none.
+    """Find the token that a question asks for, once the pass is over; the end as it is if it asks for none.
 
     Raises:
         VitxError: There is no such token.

@@ -58,11 +58,11 @@ class Region(Question):
             self.mask = self.mask[None]
 
     def of(self, images: slice) -> "Region":
-        """Returns the same of some of the images."""
+        """Return the same of some of the images."""
         return self if self.mask is None else Region(self.cls, mask=part_of(self.mask, images))
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
-        """Finds how much each part of the picture counts."""
+        """Find how much each part of the picture counts."""
         if images.ndim != 4:
             raise VitxError(f"a region is a part of images (B, C, H, W), found {tuple(images.shape)}")
         height, width = images.shape[2:]
@@ -84,7 +84,7 @@ class Region(Question):
         return Asked(images, score, answers=answers)
 
     def _weigh(self, images: Tensor) -> tuple[Weigh, Tensor]:
-        """Returns how much cells count, and the box to draw of each part."""
+        """Return how much cells count, and the box to draw of each part."""
         height, width = images.shape[2:]
         inside = f"is not inside images of {width} x {height} pixels"
         if self.box is not None:
@@ -106,7 +106,7 @@ class Region(Question):
         return lambda dense: _covered(dense, pixels, mask, (height, width)), boxes
 
     def _checked(self, images: Tensor) -> Tensor:
-        """Returns the mask of each image, (B, H, W)."""
+        """Return the mask of each image, (B, H, W)."""
         mask, size = torch.as_tensor(self.mask), tuple(images.shape)
         if mask.ndim != 3 or mask.shape[1:] != images.shape[2:]:
             found = tuple(mask.shape[1:] if len(mask) == 1 else mask.shape)
@@ -130,13 +130,13 @@ def _numbers(given: Any, count: int, form: str) -> tuple[float, ...]:
 
 
 def _around(mask: Tensor) -> Tensor:
-    """Returns the box around a mask, (H, W): x0, y0, x1, y1."""
+    """Return the box around a mask, (H, W): x0, y0, x1, y1."""
     rows, columns = mask.nonzero().cpu().T
     return torch.stack([columns.amin(), rows.amin(), columns.amax() + 1, rows.amax() + 1]).float()
 
 
 def _covered(dense: Tensor, spans: Sequence[Spans], mask: Tensor, size: Sequence[int]) -> Tensor:
-    """Returns the share of each cell that a mask, (B, n, m), covers whose rows and columns are spans.
+    """Return the share of each cell that a mask, (B, n, m), covers whose rows and columns are spans.
 
     It is computed in the pass: what was there before counts as weights of the model.
     """
@@ -148,7 +148,7 @@ def _covered(dense: Tensor, spans: Sequence[Spans], mask: Tensor, size: Sequence
 
 
 def _shared(dense: Tensor, spans: Spans, cell: float, count: int) -> Tensor:
-    """Returns the share of each of some cells that lies in each span of pixels: (cells, spans)."""
+    """Return the share of each of some cells that lies in each span of pixels: (cells, spans)."""
     begin, end = dense.new_tensor(spans).T
     first = torch.arange(count, device=dense.device, dtype=dense.dtype)[:, None] * cell
     shared: Tensor = end.minimum(first + cell) - begin.maximum(first)
@@ -156,14 +156,14 @@ def _shared(dense: Tensor, spans: Spans, cell: float, count: int) -> Tensor:
 
 
 def _cell(dense: Tensor, y: float, x: float) -> Tensor:
-    """Returns 1 for the cell at some place, in units of the picture."""
+    """Return 1 for the cell at some place, in units of the picture."""
     found = dense.new_zeros(dense.shape[2:])
     found[int(y * dense.shape[2]), int(x * dense.shape[3])] = 1
     return found
 
 
 def _dense(output: Any, size: tuple[int, int]) -> Tensor:
-    """Returns the logits of each class at each place, (B, C, h, w)."""
+    """Return the logits of each class at each place, (B, C, h, w)."""
     if (queries := mask_queries(output)) is not None:
         classes, masks = queries
         return torch.einsum("bqc,bqhw->bchw", classes.softmax(-1)[..., :-1], masks.sigmoid())

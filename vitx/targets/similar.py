@@ -40,19 +40,19 @@ class Similar(Question):
         self.paired = paired and not self.features
 
     def one_each(self) -> "Similar":
-        """Returns the same, but with a map of each image alone, none of the other picture."""
+        """Return the same, but with a map of each image alone, none of the other picture."""
         return Similar(self.other, paired=False)
 
     def of(self, images: slice) -> "Similar":
-        """Returns the same of some of the images."""
+        """Return the same of some of the images."""
         return Similar(part_of(self.other, images), paired=self.paired) if self.tensor else self
 
     def runs_inside(self, model: nn.Module) -> bool:
-        """Returns whether the model, or a part of it, is known to have pooled features."""
+        """Return whether the model, or a part of it, is known to have pooled features."""
         return Features(model).known
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
-        """Computes the features of the other picture, and of these."""
+        """Compute the features of the other picture, and of these."""
         features = Features(model)
         if self.features:
             others = for_each(self.other.to(images), len(images), "others")
@@ -79,7 +79,7 @@ class Similar(Question):
         return Asked(images, score, lambda _, pictures, inputs: features.of(pictures, inputs), answers)
 
     def _pictures(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Returns the other pictures as the model takes them."""
+        """Return the other pictures as the model takes them."""
         other = self.other
         if not self.tensor:
             from vitx.inputs.prepared import prepared

@@ -64,26 +64,26 @@ class Text(Question):
         return "class" if self.maps == "nearest" else "features"
 
     def of(self, images: slice) -> "Text":
-        """Returns the same of some of the images."""
+        """Return the same of some of the images."""
         return self._with(self.texts[images], "own") if self.maps == "own" else self
 
     def at(self, place: int) -> "Text":
-        """Returns the same with a map for one of the texts alone."""
+        """Return the same with a map for one of the texts alone."""
         return self._with(self.texts, place)
 
     def one_each(self) -> "Text":
-        """Returns the same with one map for each image: of several texts, that of the nearest one."""
+        """Return the same with one map for each image: of several texts, that of the nearest one."""
         return self if len(self.texts) == 1 or self.maps == "own" else self._with(self.texts, "nearest")
 
     def runs_inside(self, model: nn.Module) -> bool:
-        """Returns that it finds the towers."""
+        """Return that it finds the towers."""
         return True
 
     def _with(self, texts: Sequence[Any], maps: Maps) -> "Text":
         return Text(*texts, against=self.against or None, tokenizer=self.tokenizer, maps=maps)
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
-        """Computes the features of the texts."""
+        """Compute the features of the texts."""
         own = self.maps == "own"
         if own and len(self.texts) != len(images):
             raise VitxError(f"{len(self.texts)} texts for {len(images)} images: each must have its own")
@@ -132,12 +132,12 @@ text = Text
 
 
 def _each(given: Any) -> list[Any]:
-    """Returns texts one by one: rows of token ids or features are some, too."""
+    """Return texts one by one: rows of token ids or features are some, too."""
     if isinstance(given, Tensor):
         return [*given.unbind()] if given.ndim == 2 else [given]
     return [one for part in given for one in _each(part)] if isinstance(given, (list, tuple)) else [given]
 
 
 def _said(one: Any, otherwise: str) -> str:
-    """Returns a text as it was given, or what else to call it."""
+    """Return a text as it was given, or what else to call it."""
     return one if isinstance(one, str) else otherwise

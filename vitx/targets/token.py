@@ -49,12 +49,12 @@ class Token(Question):
         self.places = torch.stack([rows, columns], 1).float()
 
     def of(self, images: slice) -> "Token":
-        """Returns the same of some of the images."""
+        """Return the same of some of the images."""
         rows, columns = part_of(self.places, images).T
         return self if self.pixel else Token(rows, columns)
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
-        """Gives each image its patch."""
+        """Give each image its patch."""
         if images.ndim != 4:
             raise VitxError(f"a patch is one of images (B, C, H, W), found {tuple(images.shape)}")
         places = for_each(self.places, len(images), "patches").tolist()

@@ -31,7 +31,7 @@ class Prompted(Question):
     processor: Any
 
     def prepare(self, model: nn.Module, images: Any) -> Prepared:
-        """Prepares pictures together with the prompt."""
+        """Prepare pictures together with the prompt."""
         from vitx.inputs.prepared import pictures_of
         from vitx.inputs.prompts import scale_of, with_prompt
 
@@ -42,11 +42,11 @@ class Prompted(Question):
         return Prepared(with_prompt(model, processor, pictures, self.prompt), *scale_of(processor))
 
     def runs_inside(self, model: nn.Module) -> bool:
-        """Returns that it finds the part that says words."""
+        """Return that it finds the part that says words."""
         return True
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
-        """Does nothing: its parts are put in its place."""
+        """Do nothing: its parts are put in its place."""
         raise NotImplementedError
 
     def _processor(self, model: nn.Module) -> Any:
@@ -81,13 +81,13 @@ class Word(Prompted):
         self.words, self.prompt, self.processor = words, prompt, processor
 
     def one_each(self) -> "Word":
-        """Returns the same, or raises a VitxError if it asks for several words."""
+        """Return the same, or raise a VitxError if it asks for several words."""
         if len(self.words) > 1:
             raise VitxError(f"a training shows one map of each image: give one word, found {self.words}")
         return self
 
     def parts(self, model: nn.Module, images: Tensor, inputs: Inputs) -> tuple[Inputs, list[Question]]:
-        """Finds the token of each word, and where it would be said."""
+        """Find the token of each word, and where it would be said."""
         ids, ends = _ids(inputs), _ends(inputs)
         places, spots = [end - ids.shape[1] - 1 for end in ends], []
         for said in self.words:
@@ -97,7 +97,7 @@ class Word(Prompted):
         return _keeping(model, inputs, -min(places)), [*spots]
 
     def _token(self, model: nn.Module, before: Tensor, said: str) -> int:
-        """Returns the first token of a word behind the end of a prompt."""
+        """Return the first token of a word behind the end of a prompt."""
         tokenizer = self._tokenizer(model)
 
         def tokens(text: str) -> list[int]:
@@ -134,7 +134,7 @@ class Answer(Prompted):
         self.prompt, self.processor, self.most_tokens = prompt, processor, most_tokens
 
     def one_each(self) -> "Answer":
-        """Raises a VitxError: an answer has a map for each word."""
+        """Raise a VitxError: an answer has a map for each word."""
         raise VitxError("an answer has a map for each of its words: ask for one word in a training")
 
     def parts(self, model: nn.Module, images: Tensor, inputs: Inputs) -> tuple[Inputs, list[Question]]:
@@ -170,11 +170,11 @@ class _Spot(Question):
     """A token at some place of the text."""
 
     def __init__(self, places: Sequence[int], tokens: Sequence[int], said: str) -> None:
-        """Takes the place of each prompt, counted from its end, and the token that would follow."""
+        """Take the place of each prompt, counted from its end, and the token that would follow."""
         self.places, self.tokens, self.said = places, tokens, said
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
-        """Reads the logit."""
+        """Read the logit."""
 
         def next_word(model: nn.Module, images: Tensor, inputs: Inputs) -> Tensor:
             speaker = _speaker(model)
@@ -200,7 +200,7 @@ class _Spot(Question):
 
 
 def _speaker(model: nn.Module) -> nn.Module:
-    """Returns the part of a model that says words, as those of transformers do; else the model."""
+    """Return the part of a model that says words, as those of transformers do; else the model."""
     return next((part for part in model.modules() if callable(getattr(part, "generate", None))), model)
 
 
@@ -212,7 +212,7 @@ def _ids(inputs: Inputs) -> Tensor:
 
 
 def _ends(inputs: Inputs) -> list[int]:
-    """Returns how many tokens each prompt has: up to what is to be learned, or to the padding."""
+    """Return how many tokens each prompt has: up to what is to be learned, or to the padding."""
     labels, mask = (inputs.others.get(name) for name in (_LABELS, "attention_mask"))
     ends = []
     for index, row in enumerate(_ids(inputs)):
@@ -237,7 +237,7 @@ def _keeping(model: nn.Module, inputs: Inputs, count: int) -> Inputs:
 
 
 def _longer(model: nn.Module, inputs: Inputs, ids: Tensor, new: Tensor) -> Inputs:
-    """Returns the inputs with more tokens behind the prompt."""
+    """Return the inputs with more tokens behind the prompt."""
     kind = getattr(getattr(model, "config", None), "model_type", "")
     # 1 stands for what is attended to, or in PaliGemma's types for the answer.
     ones = ["attention_mask", *(["token_type_ids"] if kind == "paligemma" else [])]
@@ -250,7 +250,7 @@ def _longer(model: nn.Module, inputs: Inputs, ids: Tensor, new: Tensor) -> Input
 
 
 def _words(tokenizer: Any, tokens: Sequence[int]) -> list[tuple[int, str]]:
-    """Returns where words begin, and the words."""
+    """Return where words begin, and the words."""
     found: list[tuple[int, str]] = []
     text = ""
     for place, token in enumerate(tokens):

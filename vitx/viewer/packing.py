@@ -25,14 +25,14 @@ def packed(weights: Tensor, channels: int) -> dict[str, Any]:
 
 
 def most_bytes(shape: Sequence[int], channels: int) -> int:
-    """Returns how many bytes A of such a shape, (T, H, Q, K), takes at most, in base64."""
+    """Return how many bytes A of such a shape, (T, H, Q, K), takes at most, in base64."""
     windows, heads, queries, keys = shape
     entries = min(queries * keys, (queries + keys) * (channels + _SPARE))
     return windows * heads * entries * 2 * 4 // 3
 
 
 def _factors(weights: Tensor, rank: int) -> dict[str, Any] | None:
-    """Returns log A as the product of two thin matrices; None where that does not pay, or is not exact."""
+    """Return log A as the product of two thin matrices; None where that does not pay, or is not exact."""
     _, queries, keys = weights.shape
     if rank * (queries + keys) >= queries * keys or bool((weights <= 0).any()):
         return None
@@ -55,7 +55,7 @@ def _factors(weights: Tensor, rank: int) -> dict[str, Any] | None:
 
 
 def _thin(logs: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns two matrices whose product is nearly this one, and what each of their columns adds at most.
+    """Return two matrices whose product is nearly this one, and what each of their columns adds at most.
 
     By a random projection (Halko et al. 2011), which finds a rank below the given one.
     """
@@ -69,7 +69,7 @@ def _thin(logs: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _rounded(matrix: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns whole numbers, each column from minus to plus so many steps, and the size of a step."""
+    """Return whole numbers, each column from minus to plus so many steps, and the size of a step."""
     unit = matrix.abs().amax(1, keepdim=True).clamp(min=1e-30) / steps
     return (matrix / unit).round(), unit
 
@@ -82,6 +82,6 @@ def halves(numbers: Tensor) -> dict[str, Any]:
 
 
 def encoded(numbers: Tensor) -> str:
-    """Returns the bytes of numbers in base64, lowest byte first."""
+    """Return the bytes of numbers in base64, lowest byte first."""
     array = numbers.detach().cpu().contiguous().numpy()
     return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()

@@ -28,7 +28,7 @@ class Page:
     html: str
 
     def save(self, path: str | Path) -> None:
-        """Writes it as one file.
+        """Write it as one file.
 
         Raises:
             VitxError: The file cannot be written.
@@ -41,7 +41,7 @@ class Page:
 
 
 def page(name: str, images: Sequence[Mapping[str, Any]], methods: Sequence[tuple[str, str]]) -> Page:
-    """Fills the template with the name of a model, its images, and the names and titles of methods."""
+    """Fill the template with the name of a model, its images, and the names and titles of methods."""
     from vitx.pictures.marks import BOX, SINKS
     from vitx.pictures.render import OVERLAY_STRENGTH, SIGNED, palette
 

@@ -27,7 +27,7 @@ NO_GRID = "The tokens of this layer have no grid in the picture, so there is not
 def see(
     model: nn.Module, image: Tensor, run: Callable[..., Any], images: int = 1
 ) -> tuple[dict[str, Any], Tensor | None]:
-    """Records a pass on one image.
+    """Record a pass on one image.
 
     Args:
         model: as it was explained.

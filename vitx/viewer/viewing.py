@@ -35,7 +35,7 @@ def view(
     explain: Explain,
     names: Sequence[str] | None = None,
 ) -> Page:
-    """Makes the page of an explanation, which has its images.
+    """Make the page of an explanation, which has its images.
 
     Args:
         model: that was explained.
@@ -85,7 +85,7 @@ def view(
 
 
 def _check_same(output: Tensor | None, logits: Tensor) -> None:
-    """Raises a VitxError if the model puts out other numbers than when it was explained."""
+    """Raise a VitxError if the model puts out other numbers than when it was explained."""
     if output is None or output.shape[1:] != logits.shape or not output.is_floating_point():
         return
     if not (output[0].to(logits) - logits).abs().max() <= _ALIKE * logits.abs().max():
@@ -96,7 +96,7 @@ def _check_same(output: Tensor | None, logits: Tensor) -> None:
 
 
 def _classes(found: Explanation, declared: Set[int]) -> Tensor | None:
-    """Returns the classes that each image is explained by, (B, n): its own, and the most probable others."""
+    """Return the classes that each image is explained by, (B, n): its own, and the most probable others."""
     logits, own = found.logits, found.target
     if logits.ndim == 2 and logits.shape[1] > 1:
         own = logits.argmax(1) if own is None else own
@@ -114,7 +114,7 @@ def _explained(
     classes: Tensor | None,
     explain: Explain,
 ) -> list[list[Explanation]]:
-    """Returns the explanation with those by other methods, and those of each further class."""
+    """Return the explanation with those by other methods, and those of each further class."""
     asked = {found.method: options} | {name: {} for name in _METHODS if name != found.method}
     slots = [[found]]
     for slot, target in enumerate(() if classes is None else classes.T):
@@ -144,7 +144,7 @@ def _targets(logits: Tensor, classes: Tensor, names: Sequence[str] | None) -> li
 
 
 def _map(by: Explanation, number: int, slot: int) -> dict[str, Any]:
-    """Returns a map of an image, and which of its targets it is about; None: of no class."""
+    """Return a map of an image, and which of its targets it is about; None: of no class."""
     return {
         "method": by.method,
         "target": slot if find_method(by.method).gradient else None,

@@ -19,14 +19,14 @@ class Attempts:
         self._said: set[tuple[str, str]] = set()
 
     def on_first(self, host: Host, do: Callable[[], Any]) -> None:
-        """Runs on rank 0 alone; where errors are raised, no other rank is left waiting."""
+        """Run on rank 0 alone; where errors are raised, no other rank is left waiting."""
         if self._raises:
             host.group.from_first(lambda: (do(), None)[1])
         elif host.group.rank == 0:
             do()
 
     def write(self, host: Host, place: Any, write: Callable[[], Any]) -> bool:
-        """Returns whether a logger or a folder took what is written; one that fails does not stop others."""
+        """Return whether a logger or a folder took what is written; one that fails does not stop others."""
         name = path_of(place) if isinstance(place, Path) else name_of(place)
         taken: Any = False
         with self.forgiving(host, f"cannot write to {name}"):

@@ -50,7 +50,7 @@ class Content:
         return len(self.images)
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Content":
-        """Returns the same with each tensor as a function makes it."""
+        """Return the same with each tensor as a function makes it."""
         return replace(
             self,
             images=function(self.images),
@@ -61,7 +61,7 @@ class Content:
 
 
 def read_batch(batch: Any, names: ItemNames | None = None, observed: ObservedStep | None = None) -> Content:
-    """Finds images, labels, and masks or boxes in a batch: a tensor, sequence, mapping, object, or a mixture.
+    """Find images, labels, and masks or boxes in a batch: a tensor, sequence, mapping, object, or a mixture.
 
     What the user names comes first, then what the user's step showed, then what has a usual name. In a pair,
     images come first and labels second. The rest is left out.
@@ -83,7 +83,7 @@ def read_batch(batch: Any, names: ItemNames | None = None, observed: ObservedSte
 
 
 def objects(given: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
-    """Returns masks of objects, of masks or of boxes, and what to say of them.
+    """Return masks of objects, of masks or of boxes, and what to say of them.
 
     Args:
         given: masks (B, h, w) or (B, 1, h, w); or boxes (B, 4) or (B, K, 4), x1, y1, x2, y2 in pixels, or as
@@ -143,7 +143,7 @@ def _images(
 def _labels(
     per_image: Mapping[str, Tensor], usually: int, parts: int, names: ItemNames, observed: ObservedStep | None
 ) -> tuple[Tensor | None, str]:
-    """Returns the labels, and how they were found; they are the second of so many parts, usually."""
+    """Return the labels, and how they were found; they are the second of so many parts, usually."""
     count = len(next(iter(per_image.values())))
     if names.labels is not None:
         path = _item(per_image, names.labels, "labels")
@@ -188,7 +188,7 @@ def _item(tensors: Mapping[str, Tensor], name: Name, option: str) -> str:
 
 
 def _usual(paths: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Returns the paths that end in one of these names, in the order of the names."""
+    """Return the paths that end in one of these names, in the order of the names."""
     return [path for name in names for path in paths if last(path) == name]
 
 

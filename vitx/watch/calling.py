@@ -21,7 +21,7 @@ FORWARD_FN = "give forward_fn=lambda module, images: ..."
 
 
 def averaged(holders: Iterable[Any]) -> nn.Module:
-    """Returns averaged weights of torch or timm that are among the holders or in a module of these."""
+    """Return averaged weights of torch or timm that are among the holders or in a module of these."""
     for one in holders:
         for candidate in one.modules() if isinstance(one, nn.Module) else (one,):
             if isinstance(candidate, (AveragedModel, ModelEmaV2, ModelEmaV3)):
@@ -34,7 +34,7 @@ def averaged(holders: Iterable[Any]) -> nn.Module:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Returns a model without what runs it on several devices: that would synchronise ranks at each call."""
+    """Return a model without what runs it on several devices: that would synchronise ranks at each call."""
     while isinstance(model, (DistributedDataParallel, DataParallel)):
         model = model.module
     return model
@@ -48,7 +48,7 @@ class Call(nn.Module):
         self.module, self.function, self.called = module, function, called
 
     def forward(self, images: Tensor) -> Any:
-        """Returns what the module puts out."""
+        """Return what the module puts out."""
         try:
             return self.function(images)
         except VitxError:
@@ -69,7 +69,7 @@ def call_of(
     inputs: Mapping[str, Tensor],
     by_name: bool = False,
 ) -> Call:
-    """Returns a module that takes images alone: it calls `forward_fn`, or as the user's step, or its forward.
+    """Return a module that takes images alone: it calls `forward_fn`, or as the user's step, or its forward.
 
     Args:
         model: the one that is explained.

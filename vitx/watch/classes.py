@@ -15,7 +15,7 @@ _MOST_READ = 2000  # samples, in search of classes where the data set does not t
 
 
 def class_names(data: Any) -> tuple[str, ...] | None:
-    """Returns the names of the classes, as torchvision's, timm's and Hugging Face's data sets have them."""
+    """Return the names of the classes, as torchvision's, timm's and Hugging Face's data sets have them."""
     while data is not None:
         places = (data, getattr(data, "reader", None))
         held = (getattr(place, name, None) for name in _NAMES for place in places)
@@ -26,7 +26,7 @@ def class_names(data: Any) -> tuple[str, ...] | None:
 
 
 def names_in(value: Any) -> tuple[str, ...] | None:
-    """Returns the names of classes that a list, an array or a mapping holds; None: it is none of these.
+    """Return the names of classes that a list, an array or a mapping holds; None: it is none of these.
 
     They are in the order of the classes, also as tuples of synonyms; or a mapping tells the number of each.
     """
@@ -46,7 +46,7 @@ def names_in(value: Any) -> tuple[str, ...] | None:
 
 
 def class_counts(data: Any, names: Sequence[str] | None) -> range | None:
-    """Returns how many outputs a model of these classes may have; None where that is not known.
+    """Return how many outputs a model of these classes may have; None where that is not known.
 
     There are as many as names; where the data set only lists its labels, most outputs must have one.
     """
@@ -59,7 +59,7 @@ def class_counts(data: Any, names: Sequence[str] | None) -> range | None:
 def one_of_each_class(
     data: Any, count: int, read_labels: Callable[[Sequence[int]], Iterable[int | None]]
 ) -> tuple[int, ...]:
-    """Returns the place of a sample of each class, in their order; of more than `count`, evenly spaced ones.
+    """Return the place of a sample of each class, in their order; of more than `count`, evenly spaced ones.
 
     Where the data set does not list their classes, those of some places are read.
     """
@@ -80,7 +80,7 @@ def one_of_each_class(
 
 
 def evenly_spaced(length: int, count: int) -> tuple[int, ...]:
-    """Returns `count` places in a list, from the middles of equal parts: of 100, 4 are 12, 37, 62 and 87."""
+    """Return `count` places in a list, from the middles of equal parts: of 100, 4 are 12, 37, 62 and 87."""
     return tuple(int((place + 0.5) * length / count) for place in range(count))
 
 
@@ -101,7 +101,7 @@ def _whole_numbers(values: Any, length: int) -> list[int] | None:
 
 
 def _feature_names(data: Any) -> Sequence[str] | None:
-    """Returns the names of the labels in a data set of Hugging Face; None where several may be."""
+    """Return the names of the labels in a data set of Hugging Face; None where several may be."""
     features = getattr(data, "features", None)
     if not isinstance(features, dict):
         return None

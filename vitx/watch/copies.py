@@ -31,7 +31,7 @@ Replace = Callable[[DataLoader[Any]], DataLoader[Any]]
 
 
 def over(loader: DataLoader[Any], keys: Sequence[Any] | None, size: int | None = None) -> DataLoader[Any]:
-    """Returns a new DataLoader as a given one, over samples with these keys; of a stream (None), over all.
+    """Return a new DataLoader as a given one, over samples with these keys; of a stream (None), over all.
 
     A data set that the user's loader reads in workers is read in a worker here too: files that it opens
     there do not stay open here.
@@ -47,25 +47,25 @@ def over(loader: DataLoader[Any], keys: Sequence[Any] | None, size: int | None =
 
 
 def readers(loader: Any) -> list[DataLoader[Any]]:
-    """Returns the DataLoaders that a loader is or reads from, each once."""
+    """Return the DataLoaders that a loader is or read from, each once."""
     copier = _Copier(lambda one: one)
     copier.copy(loader)
     return copier.found
 
 
 def over_all(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Returns a new DataLoader over all that a given one reads."""
+    """Return a new DataLoader over all that a given one reads."""
     return over(loader, keys_of(loader))
 
 
 def copied(loader: Any, replace: Replace = over_all) -> Any:
-    """Copies a loader and the loaders inside, with new DataLoaders in place of those that it reads from."""
+    """Copy a loader and the loaders inside, with new DataLoaders in place of those that it reads from."""
     return _Copier(replace).copy(loader)
 
 
 @contextmanager
 def replaced_as_read(replace: Replace) -> Iterator[None]:
-    """Puts a new DataLoader in place of each of the user's that this thread begins to read.
+    """Put a new DataLoader in place of each of the user's that this thread begins to read.
 
     A copy may not have found one: a function that a loader calls may know it.
     """
@@ -142,13 +142,13 @@ class _Copier:
 
 
 def read_once(value: Any, verb: str = "is") -> VitxError:
-    """Returns the error of a loader that cannot be copied."""
+    """Return the error of a loader that cannot be copied."""
     kind = type(value).__name__
     return VitxError(f"the validation loader {verb} a {kind}, which can be read only once: give images")
 
 
 def _empty(kind: type) -> Any:
-    """Returns an object of a class without its `__del__`, which would end what the user's own holds."""
+    """Return an object of a class without its `__del__`, which would end what the user's own holds."""
     if hasattr(kind, "__del__"):
         kind = type(kind.__name__, (kind,), {"__del__": lambda self: None})
     return object.__new__(kind)
@@ -166,14 +166,14 @@ def _is_loader(value: Any) -> bool:
 
 
 def is_live(value: Any) -> bool:
-    """Returns whether it is an iterator that cannot be copied."""
+    """Return whether it is an iterator that cannot be copied."""
     if isinstance(value, _BaseDataLoaderIter):
         return True
     return isinstance(value, Iterator) and not isinstance(value, io.IOBase) and not _is_loader(value)
 
 
 def _is_data(value: Any) -> bool:
-    """Returns whether reading leaves it as it is: no pipeline of another library."""
+    """Return whether reading leaves it as it is: no pipeline of another library."""
     if isinstance(value, (list, tuple, dict)):
         return all(map(_is_data, islice(value.values() if isinstance(value, dict) else value, _MANY)))
     return value is None or isinstance(value, _DATA)

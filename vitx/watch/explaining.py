@@ -45,7 +45,7 @@ class SampleExplainer:
         self._failed: dict[str, tuple[int, int]] = {}  # of methods: a pause, and the firing after it
 
     def learn(self, observed: ObservedStep | None) -> None:
-        """Takes what a recording of the user's step tells."""
+        """Take what a recording of the user's step tells."""
         self.observed = observed
         if observed is not None:
             self.output = Output()
@@ -93,7 +93,7 @@ class SampleExplainer:
         return self.target == "caption" or isinstance(self.target, Question)
 
     def doubts(self, samples: Samples, names: Sequence[str] | None) -> Iterator[str]:
-        """Yields what does not fit together, and what to do about it."""
+        """Yield what does not fit together, and what to do about it."""
         yield from self.output.doubts(samples.labels, names)
         if self._classless:
             uncompared = self.observed is None or self.observed.kind is None
@@ -111,7 +111,7 @@ class SampleExplainer:
     def _try(
         self, host: Host, model: nn.Module, samples: Samples, methods: Options
     ) -> tuple[dict[str, Explanation], dict[str, Exception]]:
-        """Tries methods together, as they share their passes, but for those that failed before."""
+        """Try methods together, as they share their passes, but for those that failed before."""
         found, errors = dict[str, Explanation](), dict[str, Exception]()
         together = {name: options for name, options in methods.items() if name not in self._failed}
         alone = [{name: options} for name, options in methods.items() if name in self._failed]
@@ -176,7 +176,7 @@ class SampleExplainer:
     def _run(
         self, host: Host, model: nn.Module, samples: Samples, part: slice, do: Callable[..., T], target: Any
     ) -> T:
-        """Runs a function on the model as it is called, on some images and their target, on its device."""
+        """Run a function on the model as it is called, on some images and their target, on its device."""
         weight = next(model.parameters(), samples.images)
         device, kind = weight.device, weight.dtype if weight.is_floating_point() else torch.float32
         inputs = {name: value[part].to(device) for name, value in samples.inputs.items()}
@@ -225,7 +225,7 @@ class SampleExplainer:
         return Output.of(logits, kind_in_training(logits, samples, model, *known))
 
     def _target(self, samples: Samples) -> Any:
-        """Returns the target as `vitx.explain` takes it; of a number, it is the number."""
+        """Return the target as `vitx.explain` takes it; of a number, it is the number."""
         if self.target == "predicted":
             return _number if self.output.of_numbers else None
         if self.target == "caption":
@@ -238,5 +238,5 @@ class SampleExplainer:
 
 
 def _number(output: Tensor) -> Tensor:
-    """Returns the number of each image, (B,); of several, their sum."""
+    """Return the number of each image, (B,); of several, their sum."""
     return output.flatten(1).sum(1) if output.ndim > 1 else output

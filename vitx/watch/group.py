@@ -26,20 +26,20 @@ class Group:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Group":
-        """Returns the processes that torch.distributed knows, and whether they share the parts of a model."""
+        """Return the processes that torch.distributed knows, and whether they share the parts of a model."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return cls()
         size = torch.distributed.get_world_size()
         return cls(torch.distributed.get_rank(), size, size > 1 and _is_sharded(model))
 
     def share(self, count: int) -> slice:
-        """Returns which of `count` images are this rank's: equal parts, some empty if there are few."""
+        """Return which of `count` images are this rank's: equal parts, some empty if there are few."""
         if self.size == 1 or self.in_step:
             return slice(0, count)
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def from_first(self, compute: Callable[[], T]) -> T:
-        """Computes something on rank 0, and returns it on all ranks."""
+        """Compute something on rank 0, and return it on all ranks."""
         if self.size == 1:
             return compute()
         value, error = _attempt(compute) if self.rank == 0 else (None, None)
@@ -47,7 +47,7 @@ class Group:
         return _checked([first], error)[0]
 
     def from_all(self, compute: Callable[[], T]) -> list[T]:
-        """Computes something on every rank, and returns on each of them what all computed, by rank."""
+        """Compute something on every rank, and return on each of them what all computed, by rank."""
         if self.size == 1 or self.in_step:
             return [compute()]
         value, error = _attempt(compute)
@@ -56,13 +56,13 @@ class Group:
         return _checked(found, error)
 
     def of_parts(self, count: int, most: int, do: Callable[[slice], T]) -> list[T]:
-        """Runs a function on parts of `count` images, shared among ranks, and returns what all found."""
+        """Run a function on parts of `count` images, shared among ranks, and return what all found."""
         share = self.share(count)
         parts = [slice(at, min(at + most, share.stop)) for at in range(share.start, share.stop, most)]
         return [found for of_rank in self.from_all(lambda: [*map(do, parts)]) for found in of_rank]
 
     def take_buffers_of_first(self, model: nn.Module) -> None:
-        """Gives every rank the buffers of rank 0, as BatchNorm's statistics differ if they are not shared."""
+        """Give every rank the buffers of rank 0, as BatchNorm's statistics differ if they are not shared."""
         if self.size == 1:
             return
         buffers = [buffer for buffer in model.buffers() if type(buffer) is torch.Tensor]  # none is sharded
@@ -88,7 +88,7 @@ def _attempt(compute: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 def _checked(found: Sequence[tuple[T, str | None]], own: Exception | None) -> list[T]:
-    """Returns the values of the first ranks, or raises this rank's own error, or that of another."""
+    """Return the values of the first ranks, or raise this rank's own error, or that of another."""
     if own is not None:
         raise own
     for rank, (_, message) in enumerate(found):
@@ -98,7 +98,7 @@ def _checked(found: Sequence[tuple[T, str | None]], own: Exception | None) -> li
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    """Returns whether a rank holds only a part of it, by torch's FSDP (1 or 2) or DeepSpeed's ZeRO."""
+    """Return whether a rank holds only a part of it, by torch's FSDP (1 or 2) or DeepSpeed's ZeRO."""
     sharded = {"DTensor", "FlatParameter"}
     return any(type(p).__name__ in sharded or hasattr(p, "ds_id") for p in model.parameters()) or any(
         type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()

@@ -17,7 +17,7 @@ _MOST = 256  # parts of one: what has more holds samples
 
 
 def held_by(*values: Any, whole: Callable[[Any], Any] = lambda one: False) -> Iterator[Any]:
-    """Yields objects and what they consist of, level by level, each once; not the parts of what is `whole`.
+    """Yield objects and what they consist of, level by level, each once; not the parts of what is `whole`.
 
     Nothing is computed on the way: properties of a data set may be slow. Of a function, it looks at what that
     refers to outside of itself; of an object, also at its class.
@@ -31,7 +31,7 @@ def held_by(*values: Any, whole: Callable[[Any], Any] = lambda one: False) -> It
 
 
 def attributes(value: Any) -> Mapping[str, Any]:
-    """Returns the attributes that are kept, not computed; of a function, the names it refers to."""
+    """Return the attributes that are kept, not computed; of a function, the names it refers to."""
     if isinstance(value, FunctionType):
         return dict(_used_by(value))
     with suppress(AttributeError):
@@ -65,7 +65,7 @@ def _used_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _is_opaque(value: Any) -> bool:
-    """Returns whether to look no further: a value, or what the data belongs to."""
+    """Return whether to look no further: a value, or what the data belongs to."""
     if isinstance(value, nn.Module):
         return any(True for _ in value.parameters())
     trains = callable(getattr(type(value), "fit", None))  # and holds the data of the training, too

@@ -41,48 +41,48 @@ class Host:
         self.numbers: Mapping[str, float] = {}  # of the training at this moment
 
     def validation(self) -> Any:
-        """Returns the validation loader, several of them (a list or a mapping), or None."""
+        """Return the validation loader, several of them (a list or a mapping), or None."""
         return self.data
 
     def loader(self, data: Any) -> Any:
-        """Returns a loader of a data set that was given."""
+        """Return a loader of a data set that was given."""
         return DataLoader(data, BATCH)
 
     def explained(self, weights: str) -> nn.Module:
-        """Returns the module that is explained now; averaged weights ("ema") are looked for in the model."""
+        """Return the module that is explained now; averaged weights ("ema") are looked for in the model."""
         return averaged([self.model]) if weights == "ema" else unwrapped(self.model)
 
     def prepared(self, batch: Any, place: int) -> Any:
-        """Returns a batch of the validation loader at a place as the model gets it."""
+        """Return a batch of the validation loader at a place as the model gets it."""
         return batch
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Returns the context of a forward pass."""
+        """Return the context of a forward pass."""
         return nullcontext()
 
     def paused(self) -> AbstractContextManager[Any]:
-        """Returns a context that keeps a firing out of what the framework counts and logs."""
+        """Return a context that keeps a firing out of what the framework counts and logs."""
         return nullcontext()
 
     def normalizers(self) -> Iterable[Any]:
-        """Returns what may hold the normalization of the images, beside the data set and the model."""
+        """Return what may hold the normalization of the images, beside the data set and the model."""
         return ()
 
     def class_names(self) -> Sequence[str] | None:
-        """Returns the names of the classes, where neither the user nor the data set says them."""
+        """Return the names of the classes, where neither the user nor the data set says them."""
         return None
 
     def settings(self) -> Mapping[str, Any]:
-        """Returns the hyperparameters of the training, which may be nested."""
+        """Return the hyperparameters of the training, which may be nested."""
         of_loggers = [settings_of(logger) for logger in self.loggers]
         return {name: value for one in (*of_loggers, self.hyperparameters) for name, value in one.items()}
 
     def metrics(self) -> Mapping[str, float]:
-        """Returns the numbers that the training has at this moment."""
+        """Return the numbers that the training has at this moment."""
         return self.numbers
 
     def epoch(self) -> float | None:
-        """Returns the epoch as the framework counts it; None where there is none."""
+        """Return the epoch as the framework counts it; None where there is none."""
         return None
 
     def publish(self, numbers: Mapping[str, float]) -> None:

@@ -58,7 +58,7 @@ class Samples(Content):
         )
 
     def thumbnails(self) -> Tensor:
-        """Returns tiny copies, (n, C, 4, 4), by which the images are known again after a resume."""
+        """Return tiny copies, (n, C, 4, 4), by which the images are known again after a resume."""
         images = self.images.float()
         return F.adaptive_avg_pool2d(images.flatten(1, -3) if images.ndim > 4 else images, _THUMBNAIL)
 
@@ -79,7 +79,7 @@ class Selection:
     def choose(
         self, host: Host, before: Sequence[int] | None = None, observed: ObservedStep | None = None
     ) -> Samples:
-        """Reads the images, prepared as validation batches are; after a resume, those of before if they fit.
+        """Read the images, prepared as validation batches are; after a resume, those of before if they fit.
 
         Raises:
             VitxError: The images are of another kind, a batch holds none, or there is no validation set.
@@ -163,7 +163,7 @@ class Selection:
         return read_batch(batch, self.items, observed).mapped(Tensor.cpu)
 
     def _with_objects(self, samples: Samples) -> Samples:
-        """Adds the boxes or masks that were given for these images, or for the whole data set."""
+        """Add the boxes or masks that were given for these images, or for the whole data set."""
         given = self.boxes
         if given is None:
             return samples
@@ -189,7 +189,7 @@ def _data_set(images: Any) -> Any:
 
 
 def _labels(contents: Iterable[Content]) -> Iterator[int | None]:
-    """Yields the class of each image; None for those that have no single one."""
+    """Yield the class of each image; None for those that have no single one."""
     for content in contents:
         single = content.labels is not None and content.labels.ndim == 1
         yield from map(int, content.labels) if single else (None,)  # type: ignore[arg-type]

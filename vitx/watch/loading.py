@@ -38,7 +38,7 @@ class CombinedLoaders:
 
 
 def one_of(loaders: Any, place: int | str) -> Any:
-    """Returns one of the validation loaders (one, a list or a mapping of them, or None), by number or name.
+    """Return one of the validation loaders (one, a list or a mapping of them, or None), by number or name.
 
     Raises:
         VitxError: There is none, none of that name, or it can be read only once.
@@ -106,7 +106,7 @@ class Source:
         return len(self.keys) if self._parts else max(len(self.data), len(self.keys))
 
     def labelled(self) -> Any:
-        """Returns the samples as a data set, which may list their labels."""
+        """Return the samples as a data set, which may list their labels."""
         return range(len(self.keys or ())) if self._parts else Subset(self.data, self.keys or ())
 
     def evenly_placed(self, count: int) -> Places | None:
@@ -125,7 +125,7 @@ class Source:
 
     @contextmanager
     def fetch(self, keys: Sequence[Any] | None, places: Places | None = None) -> Iterator[Iterator[Any]]:
-        """Reads batches of the samples with these keys, through a copy of the user's loader.
+        """Read batches of the samples with these keys, through a copy of the user's loader.
 
         Where samples have no keys, it reads the batches of these places (`evenly_placed`), or all from the
         start.
@@ -145,7 +145,7 @@ class Source:
                 batches.close()
 
     def _over(self, keys: Sequence[Any]) -> copies.Replace:
-        """Returns what makes a DataLoader over these samples in place of each that is read."""
+        """Return what makes a DataLoader over these samples in place of each that is read."""
         size, columns = None, {id(reader): keys for reader in self._readers}
         if self._parts:
             size = min(reader.batch_size or copies.BATCH for reader in self._readers)  # in all
@@ -168,7 +168,7 @@ def _batches(loader: Any) -> Generator[Any, None, None]:
 
 
 def join(contents: Iterable[Content], count: int, places: Places | None = None) -> Content:
-    """Joins what batches hold, up to a number of images; of batches that were chosen, the images there."""
+    """Join what batches hold, up to a number of images; of batches that were chosen, the images there."""
     parts: list[Content] = []
     chosen = None if places is None else iter(places.values())
     for content in contents:

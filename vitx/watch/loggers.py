@@ -28,7 +28,7 @@ class WandbRun:
     axis: str = "vitx/step"
 
     def write(self, values: Mapping[str, Any], step: int) -> None:
-        """Logs numbers and pictures at a step."""
+        """Log numbers and pictures at a step."""
         self.run.define_metric("vitx/*", step_metric=self.axis)
         self.run.log({**values, self.axis: step})
 
@@ -41,13 +41,13 @@ class MlflowRun:
     run_id: str
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Logs numbers at a step."""
+        """Log numbers at a step."""
         for name, value in metrics.items():
             self.experiment.log_metric(self.run_id, name, value, step=step)
 
 
 def _writer_of(logger: Any) -> Write | None:
-    """Returns what writes pictures to a logger; None if it takes none.
+    """Return what writes pictures to a logger; None if it takes none.
 
     Another one is two lines here: what it can do, and a function from its tag, picture and step.
     """
@@ -68,7 +68,7 @@ def _writer_of(logger: Any) -> Write | None:
 
 
 def show_picture(logger: Any, tag: str, picture: Picture, step: int) -> bool:
-    """Shows a picture at a training step, and returns whether this logger can hold pictures."""
+    """Show a picture at a training step, and return whether this logger can hold pictures."""
     write = _writer_of(logger)
     if write is not None:
         write(tag, picture, step)
@@ -76,7 +76,7 @@ def show_picture(logger: Any, tag: str, picture: Picture, step: int) -> bool:
 
 
 def write_scalars(logger: Any, scalars: Mapping[str, float], step: int) -> None:
-    """Logs numbers, tag -> value."""
+    """Log numbers, tag -> value."""
     held, run = _held(logger), _wandb_run(logger)
     if run is not None:
         run.write(scalars, step)
@@ -96,23 +96,23 @@ def write_scalars(logger: Any, scalars: Mapping[str, float], step: int) -> None:
 
 
 def save_picture(path: Path, picture: Picture) -> None:
-    """Writes a picture to a PNG file."""
+    """Write a picture to a PNG file."""
     write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG"))
 
 
 def loggers_of(given: Any) -> Iterator[Any]:
-    """Yields one or several loggers, and those that an Accelerator writes to."""
+    """Yield one or several loggers, and those that an Accelerator writes to."""
     for one in given if isinstance(given, (list, tuple)) else [given]:
         yield from getattr(one, "trackers", [one])
 
 
 def name_of(logger: Any) -> str:
-    """Returns what to call it."""
+    """Return what to call it."""
     return str(getattr(logger, "__name__", type(logger).__name__))
 
 
 def facts_of(logger: Any) -> dict[str, str | None]:
-    """Returns `name`, `version`, `title` and `address` of a run in a logger, as far as it has them."""
+    """Return `name`, `version`, `title` and `address` of a run in a logger, as far as it has them."""
     run, stored = _run(logger), _stored(logger)
 
     def first(*names: str) -> str | None:
@@ -129,7 +129,7 @@ def facts_of(logger: Any) -> dict[str, str | None]:
 
 
 def settings_of(logger: Any) -> Mapping[str, Any]:
-    """Returns the hyperparameters that a logger was given, where it can tell them."""
+    """Return the hyperparameters that a logger was given, where it can tell them."""
     run = _run(logger)
     if (stored := _stored(logger)) is not None:
         return dict(stored.data.params)
@@ -155,7 +155,7 @@ def drop_from(logger: Any, step: int) -> None:
 
 
 def _held(logger: Any) -> Any:
-    """Returns the object of a library that a logger or a tracker writes to; else the logger itself."""
+    """Return the object of a library that a logger or a tracker writes to; else the logger itself."""
     held = (getattr(logger, name, None) for name in ("experiment", "tracker"))
     return next((one for one in held if one is not None), logger)
 
@@ -169,7 +169,7 @@ def _run(logger: Any) -> Any:
 
 
 def _stored(logger: Any) -> Any:
-    """Returns what MLflow's store holds of a run; None of other loggers."""
+    """Return what MLflow's store holds of a run; None of other loggers."""
     client, run_id = _held(logger), getattr(logger, "run_id", None)
     return client.get_run(run_id) if run_id and _can(client, "get_run") else None
 
@@ -193,7 +193,7 @@ def _add_image(writer: Any, tag: str, picture: Picture, step: int) -> None:
 
 
 def _log_once(client: Any, run_id: str, tag: str, picture: Picture, step: int) -> None:
-    """Logs a picture to MLflow, which adds a second file where a resumed run shows a step again."""
+    """Log a picture to MLflow, which adds a second file where a resumed run shows a step again."""
     shown = f"images/{tag.replace('/', '~')}+step+{step}+"
     if not any(file.path.startswith(shown) for file in client.list_artifacts(run_id, "images")):
         client.log_image(run_id, picture, key=tag, step=step)

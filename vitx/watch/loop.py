@@ -26,7 +26,7 @@ class FirstCall:
             self._hook = model.register_forward_pre_hook(self._keep, with_kwargs=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Keeps nothing: a copy of the model that is made before its first call sees none."""
+        """Keep nothing: a copy of the model that is made before its first call sees none."""
         return {"images": None, "paused": True, "_hook": None}
 
     def _keep(self, module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -26,7 +26,7 @@ def inform(sentence: str) -> None:
 
 
 def silenced(sentence: str) -> bool:
-    """Returns whether the filters of `warnings` ignore it; those of a module or a line do not count."""
+    """Return whether the filters of `warnings` ignore it; those of a module or a line do not count."""
     for action, message, category, module, line in warnings.filters:
         about_us = issubclass(UserWarning, category) and not (module or line)
         if about_us and (message is None or re.match(message, sentence)):
@@ -35,6 +35,6 @@ def silenced(sentence: str) -> bool:
 
 
 def path_of(path: str | Path) -> str:
-    """Returns a path as short as it can be said here: relative, if it is below the working folder."""
+    """Return a path as short as it can be said here: relative, if it is below the working folder."""
     whole, here = Path(path).absolute(), Path.cwd()
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)

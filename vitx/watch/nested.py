@@ -10,7 +10,7 @@ _LIBRARIES = ("builtins", "torch")  # whose objects are no structures
 
 
 def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yields each tensor of a structure with its path, as `1.age`: keys, positions and attributes."""
+    """Yield each tensor of a structure with its path, as `1.age`: keys, positions and attributes."""
     if isinstance(value, Tensor):
         yield path, value
     for name, part in _parts(value):
@@ -18,12 +18,12 @@ def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def last(path: str) -> str:
-    """Returns the last part of a path, by which its holder calls a tensor."""
+    """Return the last part of a path, by which its holder calls a tensor."""
     return path.rsplit(".", 1)[-1]
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Returns a copy of a structure with each leaf as a function makes it."""
+    """Return a copy of a structure with each leaf as a function makes it."""
     if not (parts := dict(_parts(value))):
         return function(value)
     made = {name: mapped(part, function) for name, part in parts.items()}
@@ -41,7 +41,7 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yields items of a mapping, a tuple or a list, or attributes of a plain object, by their names."""
+    """Yield items of a mapping, a tuple or a list, or attributes of a plain object, by their names."""
     if isinstance(value, Mapping):
         yield from ((str(key), part) for key, part in value.items())
     elif hasattr(value, "_asdict"):

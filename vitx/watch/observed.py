@@ -33,12 +33,12 @@ class Replay:
         self.leaves = sorted({one.path or "" for one in needed if one.node is None})  # by their paths
 
     def fits(self, model: nn.Module) -> bool:
-        """Returns whether a model has the modules that are called."""
+        """Return whether a model has the modules that are called."""
         names = {name for name, _ in model.named_modules()}
         return all(node.called in names for node in self.nodes if isinstance(node.called, str))
 
     def __call__(self, leaves: Mapping[str, Tensor], model: nn.Module, size: int, was: int) -> Any:
-        """Makes the value of `size` images, by parts of a model; `was` is their number in the recording."""
+        """Make the value of `size` images, by parts of a model; `was` is their number in the recording."""
         writes = any(node.writes for node in self.nodes)
         made: dict[tuple[Node | None, str | None], Any]
         made = {(None, path): leaf.clone() if writes else leaf for path, leaf in leaves.items()}
@@ -73,16 +73,16 @@ class ObservedStep:
     logits: Callable[[Tensor], Tensor] | None = None  # of an output of probabilities
 
     def run(self, model: nn.Module, leaves: Mapping[str, Tensor], count: int) -> Any:
-        """Returns the logits of a model whose part in the step was recorded, (B, ...)."""
+        """Return the logits of a model whose part in the step was recorded, (B, ...)."""
         found = self.output(leaves, model, count, self.size)
         return found if self.logits is None else self.logits(found)
 
     def runs(self, model: nn.Module, paths: set[str]) -> bool:
-        """Returns whether a model and the tensors of a batch at these paths are all that it takes."""
+        """Return whether a model and the tensors of a batch at these paths are all that it takes."""
         return self.output.fits(model) and paths.issuperset(self.output.leaves)
 
     def labels(self, leaves: Mapping[str, Tensor], count: int) -> Tensor | None:
-        """Returns the labels, (B, ...); None where they cannot be told of each image."""
+        """Return the labels, (B, ...); None where they cannot be told of each image."""
         if self.truth is None or not all(path in leaves for path in self.truth.leaves):
             return None
         found: Tensor = self.truth(leaves, nn.Identity(), count, self.size)
@@ -91,7 +91,7 @@ class ObservedStep:
 
 
 def observed(recorder: StepRecorder, where: str) -> ObservedStep | None:
-    """Returns what a recorder found in a step; None where no model ran on images."""
+    """Return what a recorder found in a step; None where no model ran on images."""
     usable = [one for one in recorder.comparisons if one.output.path is not None]
     best = min(usable, key=lambda one: one.rank, default=None)
     if recorder.error or not (best or recorder.outputs):
@@ -121,7 +121,7 @@ def _kind(best: Comparison) -> Kind:
 
 
 def _logits(best: Comparison) -> Callable[[Tensor], Tensor] | None:
-    """Returns what makes logits of an output that a loss takes for probabilities."""
+    """Return what makes logits of an output that a loss takes for probabilities."""
     if best.output.ended_by:
         return None  # an explanation begins before the function that ends the model
     if best.name == "binary_cross_entropy" and not best.ends:
@@ -130,12 +130,12 @@ def _logits(best: Comparison) -> Callable[[Tensor], Tensor] | None:
 
 
 def _logit(shares: Tensor) -> Tensor:
-    """Returns torch.logit of probabilities, in calls that the tape follows."""
+    """Return torch.logit of probabilities, in calls that the tape follows."""
     least = torch.finfo(shares.dtype).eps
     shares = shares.clamp(least, 1 - least)
     return shares.log() - (1 - shares).log()
 
 
 def _begins_with(arg: Any, size: int) -> bool:
-    """Returns whether a shape may begin with the number of images; of one image, that cannot be told."""
+    """Return whether a shape may begin with the number of images; of one image, that cannot be told."""
     return isinstance(arg, (list, tuple)) and len(arg) > 0 and size > 1 and arg[0] == size

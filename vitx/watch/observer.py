@@ -39,7 +39,7 @@ class Observer(Settings):
     """
 
     def reset(self) -> None:
-        """Makes ready for a training from its start."""
+        """Make ready for a training from its start."""
         self._explainer = SampleExplainer(self.methods, self.target, self.forward_fn, self.class_names)
         self._memory = Memory()
         self._attempts = Attempts(raises=self.on_error == "raise")
@@ -58,7 +58,7 @@ class Observer(Settings):
         self._writer.close()
 
     def end(self, host: Host) -> None:
-        """Shows all maps of the last firing at once, and marks in the folder that the training has ended."""
+        """Show all maps of the last firing at once, and marks in the folder that the training has ended."""
         self._attempts.on_first(host, partial(self._end, host))
 
     def _end(self, host: Host) -> None:
@@ -69,7 +69,7 @@ class Observer(Settings):
 
     @contextmanager
     def record_step(self, module: nn.Module, batch: Any, where: str) -> Iterator[None]:
-        """Records a step of a module on a batch, until one has shown what a batch means.
+        """Record a step of a module on a batch, until one has shown what a batch means.
 
         The watched images come in such batches; `where` is the name of the step.
         """
@@ -88,7 +88,7 @@ class Observer(Settings):
             self._drop_images()  # they are chosen anew, as they are known better now
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run must know: which images were watched, and what was seen last."""
+        """Return what a resumed run must know: which images were watched, and what was seen last."""
         return dict(vars(self._memory))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -180,7 +180,7 @@ class Observer(Settings):
         return samples
 
     def _write(self, host: Host, firing: Firing) -> None:
-        """Writes numbers, maps and the grid; what fails here takes nothing else with it."""
+        """Write numbers, maps and the grid; what fails here takes nothing else with it."""
         for logger in host.loggers:
             write = partial(write_scalars, logger, firing.numbers, firing.step)
             self._attempts.write(host, logger, write)
@@ -208,7 +208,7 @@ class Observer(Settings):
                 host.inform(f"{host.name} {words(kept, places)}")
 
     def learn(self, host: Host) -> None:
-        """Adds the numbers that the training has found since the last firing, at the step of that."""
+        """Add the numbers that the training has found since the last firing, at the step of that."""
         self._writer.write_numbers(host, self._memory.scalars, self._memory.step)
 
     def _prepare(self, host: Host, firing: Firing) -> tuple[Display, Words]:
@@ -228,7 +228,7 @@ class Observer(Settings):
         return display, partial(first_words, samples, explainer, colors, names, hints)
 
     def _show_picture(self, host: Host, tag: str, picture: Picture, step: int) -> list[str]:
-        """Shows a picture in every logger that can, else writes a file, and returns where it is."""
+        """Show a picture in every logger that can, else write a file, and return where it is."""
         taken = [
             name_of(logger)
             for logger in host.loggers

@@ -20,7 +20,7 @@ class Output:
 
     @classmethod
     def of(cls, logits: Tensor, kind: Kind) -> "Output":
-        """Describes an output, (B, ...)."""
+        """Describe an output, (B, ...)."""
         sizes = " x ".join(map(str, logits.shape[1:]))
         words = "features" if logits.ndim < 3 else f"{sizes} numbers for each image"
         return cls(kind, logits[0].numel(), words)
@@ -41,11 +41,11 @@ class Output:
         return self.kind != "features" and not (self.of_numbers and self.width > 1)
 
     def fits(self, names: Sequence[str] | None) -> bool:
-        """Returns whether there is a name for each class."""
+        """Return whether there is a name for each class."""
         return names is None or not self.of_classes or len(names) >= max(self.width, 2)
 
     def doubts(self, labels: Tensor | None, names: Sequence[str] | None) -> Iterator[str]:
-        """Yields what does not fit it, and what to do about it."""
+        """Yield what does not fit it, and what to do about it."""
         if names is not None and not self.fits(names):
             yield (
                 f"{len(names)} names are left out, as there are {self.width} outputs: give class_names "
@@ -64,7 +64,7 @@ def kind_in_training(
     names: Sequence[str] | None,
     of_class: bool,
 ) -> Kind:
-    """Returns the kind of an output: as the user's step compares it, else as labels, names and model tell.
+    """Return the kind of an output: as the user's step compares it, else as labels, names and model tell.
 
     The step is None where it is not what is run. `class_names` are the user's, `names` those of whoever gives
     them; `of_class` says whether maps of a class are asked for.

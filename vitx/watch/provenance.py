@@ -59,7 +59,7 @@ class Value:
 
     @classmethod
     def of(cls, tensor: Tensor, leaves: frozenset[str], **known: Any) -> "Value":
-        """Returns the value of a tensor that depends on these leaves."""
+        """Return the value of a tensor that depends on these leaves."""
         return cls(leaves, tensor.shape, tensor.untyped_storage()._cdata, **known)
 
 
@@ -98,7 +98,7 @@ class Comparison:
 
 
 def derived(name: str, args: Any, given: Sequence[Value], in_model: bool, out: Tensor) -> Value:
-    """Returns the value of what an operator put out, given the values among its arguments."""
+    """Return the value of what an operator put out, given the values among its arguments."""
     if not given:
         return Value.of(out, frozenset())
     first, of_model = given[0], in_model or any(one.of_model for one in given)
@@ -116,7 +116,7 @@ def derived(name: str, args: Any, given: Sequence[Value], in_model: bool, out: T
 def compared(
     name: str, first: Value, second: Value, numbers: bool
 ) -> Iterator[tuple[Value, Value, Kind, int]]:
-    """Yields what may be an output, what it may be compared with, and how, with the rank of that."""
+    """Yield what may be an output, what it may be compared with, and how, with the rank of that."""
     if name in _LOSSES:
         yield first, second, _LOSSES[name], 0
         return
@@ -135,11 +135,11 @@ def compared(
 
 
 def is_masked(args: Any) -> bool:
-    """Returns whether an index chooses by yes and no."""
+    """Return whether an index chooses by yes and no."""
     return len(args) > 1 and all(index is None or index.dtype == torch.bool for index in args[1])
 
 
 def name_of(func: Any) -> str:
-    """Returns the name of an operator, the same for its form in place."""
+    """Return the name of an operator, the same for its form in place."""
     name: str = getattr(func, "overloadpacket", func).__name__
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name

@@ -14,7 +14,7 @@ from vitx.watch.held import held_by
 
 @contextmanager
 def seeded(*holders: Any) -> Iterator[None]:
-    """Runs its block with generators that start from the same seed each time, and puts their states back.
+    """Run its block with generators that start from the same seed each time, and put their states back.
 
     These are torch's (CPU and CUDA), numpy's and Python's own, as starting to iterate a DataLoader draws from
     torch's, and those that the holders hold. So random transforms give the same images in every run, and a
@@ -33,7 +33,7 @@ def seeded(*holders: Any) -> Iterator[None]:
 
 
 def _seed_and_restore(one: Any) -> tuple[Callable[[], Any], Callable[[], Any]] | None:
-    """Returns a function that seeds a generator, and one that restores it; None for all else."""
+    """Return a function that seeds a generator, and one that restores it; None for all else."""
     if isinstance(one, torch.Generator):
         return partial(one.manual_seed, 0), partial(one.set_state, one.get_state())
     if one is random or (isinstance(one, random.Random) and not isinstance(one, random.SystemRandom)):

@@ -32,7 +32,7 @@ class RunWriter:
         self.folder: RunFolder | None = None  # of the run, once something is written
 
     def claim(self, host: Host) -> RunFolder | None:
-        """Returns the folder of the run, taken now if need be; None where it cannot be, as is said."""
+        """Return the folder of the run, taken now if need be; None where it cannot be, as is said."""
         if self.folder is None and host.leaves_files:
             with self._attempts.forgiving(host, f"cannot write to {host.run or host.root}"):
                 self._take(RunFolder.claim(host.run, host.root), host)
@@ -61,7 +61,7 @@ class RunWriter:
             host.inform(f"{host.name} writes to {path_of(folder.path)}, as {other} holds another run")
 
     def write_display(self, host: Host, firing: Firing, display: Display) -> None:
-        """Writes the images that are watched from a firing on, and what the run is."""
+        """Write the images that are watched from a firing on, and what the run is."""
         samples, kept = firing.samples, self._kept(firing)
         arrays = {
             "pixels": display.pixels.numpy(),
@@ -78,18 +78,18 @@ class RunWriter:
         self._write(host, write)
 
     def write_firing(self, host: Host, firing: Firing) -> None:
-        """Writes maps, logits and numbers."""
+        """Write maps, logits and numbers."""
         kept = self._kept(firing)
         self._write(host, lambda folder: folder.write_firing(firing.step, arrays_of(firing, kept)))
         self.write_numbers(host, firing.numbers, firing.step)
 
     def write_numbers(self, host: Host, numbers: Mapping[str, float], step: int) -> None:
-        """Writes the numbers of a firing beside those of the training."""
+        """Write the numbers of a firing beside those of the training."""
         row = {"step": step, "epoch": host.epoch(), **host.metrics(), **numbers}
         self._write(host, lambda folder: folder.write_numbers(row))
 
     def write_picture(self, host: Host, tag: str, picture: Picture, step: int) -> str | None:
-        """Writes a picture that no logger took, and returns where; beside maps, only the last one stays."""
+        """Write a picture that no logger took, and return where; beside maps, only the last one stays."""
         folder = self.claim(host)
         if folder is None:
             return None
@@ -99,7 +99,7 @@ class RunWriter:
         return path_of(path) if taken else None
 
     def end(self, host: Host) -> None:
-        """Marks in the folder that the training has come to its end."""
+        """Mark in the folder that the training has come to its end."""
         if self.folder is not None:
             self._attempts.write(host, self.folder.path, self.folder.end)
 
@@ -119,7 +119,7 @@ class RunWriter:
 
 
 def arrays_of(firing: Firing, kept: list[int]) -> dict[str, NDArray[Any]]:
-    """Returns each method's maps of the images that are kept, in half precision, logits and sinks."""
+    """Return each method's maps of the images that are kept, in half precision, logits and sinks."""
     arrays = {name: one.maps[kept].numpy().astype(np.float16) for name, one in firing.found.items()}
     first = firing.first
     logits = first.logits[kept].float().numpy()
@@ -131,7 +131,7 @@ def arrays_of(firing: Firing, kept: list[int]) -> dict[str, NDArray[Any]]:
 
 
 def facts_of_run(settings: Settings, host: Host, display: Display, kind: Kind | None) -> dict[str, Any]:
-    """Returns what is trained and how it is watched, as values that JSON knows."""
+    """Return what is trained and how it is watched, as values that JSON knows."""
     asked = settings.target
     asks = type(asked).__name__.lower() if isinstance(asked, Question) else "function"
     return {
@@ -148,7 +148,7 @@ def facts_of_run(settings: Settings, host: Host, display: Display, kind: Kind | 
 
 
 def model_name(model: nn.Module) -> str:
-    """Returns what its makers call a model, as `deit_tiny_patch16_224`; else its class."""
+    """Return what its makers call a model, as `deit_tiny_patch16_224`; else its class."""
     for module in model.modules():
         name = (getattr(module, "pretrained_cfg", None) or {}).get("architecture")
         name = name or getattr(getattr(module, "config", None), "_name_or_path", None)

@@ -14,17 +14,17 @@ _MOST = 1_000_000  # places, of a sampler that never ends
 
 
 def reads_stream(loader: DataLoader[Any]) -> bool:
-    """Returns whether its data set has no places."""
+    """Return whether its data set has no places."""
     return isinstance(loader.dataset, IterableDataset)
 
 
 def reads_whole_batches(loader: DataLoader[Any]) -> bool:
-    """Returns whether its data set yields batches."""
+    """Return whether its data set yields batches."""
     return loader.batch_sampler is None
 
 
 def keys_of(loader: DataLoader[Any]) -> list[Any] | None:
-    """Returns the keys that a loader asks its data set for, in all ranks together; None for a stream.
+    """Return the keys that a loader asks its data set for, in all ranks together; None for a stream.
 
     They are places, as a rule: whole numbers come in their order, each once. A sampler may name others, and
     leave out or repeat some. Where the data set yields batches, each key is one of a batch.

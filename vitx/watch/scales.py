@@ -18,7 +18,7 @@ _NAMES = ("mean", "std"), ("image_mean", "image_std")  # the second ones are tho
 def likely_scales(
     model: nn.Module, images: Tensor, of_data: Iterable[Scale], holders: Iterable[Any] = ()
 ) -> Iterator[Scale]:
-    """Yields the normalizations that may have made the watched images, the likeliest first.
+    """Yield the normalizations that may have made the watched images, the likeliest first.
 
     First comes what the data holds. What the holders hold and the model declares may be done to the images,
     (n, C, H, W), later, in its forward: it is left out where they would be neither dark nor bright anywhere.
@@ -33,7 +33,7 @@ def likely_scales(
 
 
 def scales_in(*holders: Any) -> Iterator[Scale]:
-    """Yields mean and std of each transform that a data set or a function holds, a few levels deep.
+    """Yield mean and std of each transform that a data set or a function holds, a few levels deep.
 
     A transform is what has a mean and a std, one or one for each channel, as torchvision's, albumentations',
     kornia's and timm's do, or refers to them, as a function.
@@ -42,7 +42,7 @@ def scales_in(*holders: Any) -> Iterator[Scale]:
 
 
 def _scale(value: Any) -> Scale | None:
-    """Returns mean and std of an object, or among its options, as kornia's augmentations have them."""
+    """Return mean and std of an object, or among its options, as kornia's augmentations have them."""
     kept = attributes(value)
     if isinstance(value, torch.jit.ScriptModule):  # whose attributes are not Python's
         kept = {name: getattr(value, name, None) for names in _NAMES for name in names}

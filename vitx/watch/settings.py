@@ -44,7 +44,7 @@ class Settings:
         save_maps: Literal["all"] | bool = True,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
-        """Takes the options.
+        """Take the options.
 
         Args:
             images: a tensor (n, C, H, W), a data set, a list of image files, a list of indices into
@@ -134,7 +134,7 @@ class Settings:
         self.reset()
 
     def reset(self) -> None:
-        """Makes ready for a training from its start."""
+        """Make ready for a training from its start."""
 
 
 def _one_of(name: str, value: str, known: tuple[str, str]) -> str:

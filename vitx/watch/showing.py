@@ -56,7 +56,7 @@ class Display:
 def measure(
     found: Mapping[str, Explanation], masks: Tensor | None, before: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """Returns the scalars of each method, tag -> mean over the images.
+    """Return the scalars of each method, tag -> mean over the images.
 
     These are `entropy`, `information` if there are several images, `drift` if there was a firing before (with
     these maps), `pointing` and `energy` if there are masks, (n, h, w), see `vitx.metrics`; and of rollout
@@ -80,7 +80,7 @@ def measure(
 
 
 def captions(firing: Firing, names: Sequence[str] | None, places: Sequence[int]) -> list[Caption]:
-    """Returns what was predicted of the images at some places, and whether it is right."""
+    """Return what was predicted of the images at some places, and whether it is right."""
     one, chosen = firing.first, list(places)
     labels = None if firing.samples.labels is None else firing.samples.labels[chosen]
     if one.captions is not None:
@@ -113,7 +113,7 @@ def draw_overview(firing: Firing, display: Display) -> NDArray[np.uint8]:
 
 
 def about(target: TargetOption, class_names: Sequence[str] | None, kind: Kind | None = "class") -> str:
-    """Returns what the maps are about, where it is not the class that the captions name first."""
+    """Return what the maps are about, where it is not the class that the captions name first."""
     if target == "predicted":
         of_number = dict.fromkeys(("numbers", "shares"), "maps of the number")
         return {"classes": "maps of the likeliest class", **of_number}.get(kind or "", "")
@@ -137,7 +137,7 @@ def first_words(
     kept: Path | None,
     places: Sequence[str],
 ) -> str:
-    """Returns what was found and how, what is missing, and where maps (`kept`) and pictures are."""
+    """Return what was found and how, what is missing, and where maps (`kept`) and pictures are."""
     of = f" of {samples.source}" if samples.source else ""
     if samples.out_of is not None:
         images = f"{len(samples)} of {samples.out_of:,} images{of}"

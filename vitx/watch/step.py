@@ -41,7 +41,7 @@ class StepRecorder(TorchDispatchMode):
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Records what its block runs."""
+        """Record what its block runs."""
         before = register_module_forward_pre_hook(self._enter)
         after = register_module_forward_hook(self._leave, with_kwargs=True, always_call=True)
         try:
@@ -66,7 +66,7 @@ class StepRecorder(TorchDispatchMode):
         return out
 
     def _try(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Runs a part of the recording; if it fails, the step goes on without it."""
+        """Run a part of the recording; if it fails, the step goes on without it."""
         try:
             return None if self.error else function(*args)
         except Exception as error:
@@ -78,7 +78,7 @@ class StepRecorder(TorchDispatchMode):
         return [value for value in found if value is not None]
 
     def _taken(self, args: Any, kwargs: Any) -> Any:
-        """Returns arguments with values for the tensors that are made anew in a replay."""
+        """Return arguments with values for the tensors that are made anew in a replay."""
 
         def taken(leaf: Any) -> Any:
             value = self._values.get(leaf) if isinstance(leaf, Tensor) else None
@@ -114,7 +114,7 @@ class StepRecorder(TorchDispatchMode):
             self._try(self._put_out, module, taken[0], args, kwargs, output)
 
     def _is_step(self, module: nn.Module, args: Any) -> bool:
-        """Returns whether a call is the step itself, as a wrapper for several processes redirects it."""
+        """Return whether a call is the step itself, as a wrapper for several processes redirects it."""
         if module is self._module:
             return not self._depth and any(type(arg) is int for arg in args[1:])
         return module not in self._names and any(part is self._module for part in module.modules())
@@ -155,7 +155,7 @@ class StepRecorder(TorchDispatchMode):
                     self.comparisons.append(self._of_one_class(found, other, truth))
 
     def _of_one_class(self, found: Comparison, truth: Value, values: Tensor) -> Comparison:
-        """Returns a comparison with 0 and 1 for each output as one of classes where all but one are 0."""
+        """Return a comparison with 0 and 1 for each output as one of classes where all but one are 0."""
         leaves = [self.leaves[path] for path in truth.leaves]
         several = found.kind in ("classes", "numbers") and values.ndim == 2 and values.shape[1] > 1
         if not several or len(leaves) != 1:
@@ -175,7 +175,7 @@ def _written(func: Any, args: Any) -> frozenset[int]:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Returns whether a part of a module is compiled: a recording would change how it runs."""
+    """Return whether a part of a module is compiled: a recording would change how it runs."""
     return any(
         hasattr(part, "_orig_mod")
         or getattr(part, "_compiled_call_impl", None) is not None

@@ -123,7 +123,7 @@ class Watch(Observer):
         self._close(ended=error is None)
 
     def close(self) -> None:
-        """Shows all maps of the last call at once, and marks in the folder that the training has ended."""
+        """Show all maps of the last call at once, and marks in the folder that the training has ended."""
         self._close(ended=True)
 
     def _close(self, ended: bool) -> None:
@@ -150,11 +150,11 @@ class Watch(Observer):
         return None if self._as_given(samples) else not_normalized(self._host.model, samples.images)
 
     def _as_given(self, samples: Samples) -> bool:
-        """Returns whether the images are as the user gave them, or made so by a function of the user's."""
+        """Return whether the images are as the user gave them, or made so by a function of the user's."""
         return self.selection.batch_transform is not None or not samples.source
 
     def _begin(self) -> None:
-        """Finds where to write, as processes and trackers may be started after the watch is made."""
+        """Find where to write, as processes and trackers may be started after the watch is made."""
         self._begun = True
         host = self._host = Host(self._host.model, self._host.data)
         host.loggers = list(loggers_of(self._logger)) if self._logger else []
@@ -165,7 +165,7 @@ class Watch(Observer):
         self._attempts.on_first(host, partial(self._take_folder, host))
 
     def _take_folder(self, host: Host) -> None:
-        """Takes a folder for the run, or that of the interrupted one, and writes to TensorBoard there."""
+        """Take a folder for the run, or that of the interrupted one, and write to TensorBoard there."""
         own_writer, next_step = self._logger is None, self._memory.step + 1
         if self._resumed:
             self._writer.reopen(host, next_step)
@@ -197,7 +197,7 @@ class Batch:
 
 
 def _as_loaders(data: Any) -> Any:
-    """Returns what yields batches: one loader, or several of them; None for images alone."""
+    """Return what yields batches: one loader, or several of them; None for images alone."""
     parts = list(data.values()) if isinstance(data, Mapping) else data
     if isinstance(data, Tensor) or data is None:
         return None

@@ -19,7 +19,7 @@ _SUMS = ("addcmul", "addcdiv")  # which are pointwise, too
 
 
 def rule_of(call: Call) -> Rule:
-    """Returns the rule of a call; a view that is a copy, as functionalized programs have it, is as any."""
+    """Return the rule of a call; a view that is a copy, as functionalized programs have it, is as any."""
     found = RULES.get(call.name) or RULES.get(call.name.removesuffix("_copy"))
     if found is None:
         pointwise = torch.Tag.pointwise in call.overload.function.tags and call.name not in _SUMS
@@ -28,7 +28,7 @@ def rule_of(call: Call) -> Rule:
 
 
 def decomposition_of(call: Call) -> Callable[..., Any] | None:
-    """Returns torch's decomposition of an operator into others; None where it has none."""
+    """Return torch's decomposition of an operator into others; None where it has none."""
     function = call.overload.function
     if torch.Tag.nondeterministic_seeded in function.tags:
         return None

@@ -35,7 +35,7 @@ def attended(call: Call, contraction: Contraction, weights: Operand, values: Ope
 
 
 def attention(call: Call, weights: Weights, layout: Layout, asking: Value | None, values: Value) -> Value:
-    """Adds the step of an attention; what mixes the channels of each token is none between tokens."""
+    """Add the step of an attention; what mixes the channels of each token is none between tokens."""
     tape = call.tape
     asked = tape.constant(None) if asking is None else asking
 

@@ -83,7 +83,7 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
     without_weight = [call.tape.constant(None)] if fixed else []
 
     def whole(like: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns how much each element counts, and how much of an output all of them."""
+        """Return how much each element counts, and how much of an output all of them."""
         each = weight.to(like).abs()
         if value.mass is not None:
             each = each * value.mass().to(like).expand(size).reshape(shape)
@@ -106,7 +106,7 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
         return [transposed(g.reshape(out), weight, shape, size)]
 
     def through(axes: ax.Axes, channels: bool) -> ax.Axes | None:
-        """Returns the axes of what comes out: new dimensions count channels, or tokens."""
+        """Return the axes of what comes out: new dimensions count channels, or tokens."""
         inside = enumerate(ax.reshaped(axes, shape) or ())
         parts = (() if d in dims else part or ax.dimension(out[d], channels) for d, part in inside)
         return ax.reshaped(tuple(parts), after)

@@ -56,7 +56,7 @@ def gated(call: Call, *, size: bool = False) -> list[Value]:
 
 
 def _linearized(call: Call, tensor: Tensor, value: Value, size: bool) -> tuple[list[Value], Any]:
-    """Returns where the gradient goes, and how: by the gate, and to what is not 0 at 0."""
+    """Return where the gradient goes, and how: by the gate, and to what is not 0 at 0."""
     out, tape = call.out.detach(), call.tape
     if value.kind == "scores" and call.name == "exp":
         return [], lambda _: []  # on the way to a softmax, which ends the gradient
@@ -74,7 +74,7 @@ def _linearized(call: Call, tensor: Tensor, value: Value, size: bool) -> tuple[l
 
 
 def _around_0(call: Call, tensor: Tensor) -> Around0:
-    """Returns value and slope of a function at 0."""
+    """Return value and slope of a function at 0."""
     given = [None if one is tensor else one for one in (*call.args, *call.kwargs.items())]
     alone = not tensors_in(*given)
     key = call.name, tensor.ndim, str(given) if alone else ""
@@ -160,7 +160,7 @@ def quotient(call: Call) -> list[Value]:
 
 
 def _name_softmax(found: Value, above: Value, below: Value) -> bool:
-    """Notes exponentials over their sum, and returns whether these are some."""
+    """Note exponentials over their sum, and return whether these are some."""
     if below.total is None or below.total.base != above.base:
         return False
     found.kind, found.dim = "weights", reduced(found.shape, below.shape)
@@ -234,7 +234,7 @@ def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = Fals
 
 
 def _held(one: Value, other: Value) -> int | None:
-    """Returns which of two factors is held, 0 or 1; None where each counts half."""
+    """Return which of two factors is held, 0 or 1; None where each counts half."""
     for kinds in (WEIGHING, ("size",)):
         if (one.kind in kinds) != (other.kind in kinds):
             return 0 if one.kind in kinds else 1

@@ -104,7 +104,7 @@ def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
     masses = [value.mass for value in values]
 
     def inside(like: Tensor, *, alike: bool = False) -> list[Tensor]:
-        """Returns how much each element counts."""
+        """Return how much each element counts."""
         counts = [like.new_ones(()) if mass is None or alike else mass().to(like) for mass in masses]
         return [one.expand(value.shape).contiguous() for one, value in zip(counts, values, strict=True)]
 
@@ -145,7 +145,7 @@ def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
 
 
 def _placed(call: Call, source: Tensor) -> Value | None:
-    """Returns the value of what is added to places of another one; None where several meet at a place."""
+    """Return the value of what is added to places of another one; None where several meet at a place."""
     alone = replace(call, live=[(source, value) for one, value in call.live if one is source])
     counts = Transpose(alone, [source], [None]).linear([torch.ones_like(source)]) != 0
     if call["include_self"] is False or call["reduce"] == "mean" or counts.sum() != source.numel():

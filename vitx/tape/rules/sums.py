@@ -74,7 +74,7 @@ def _is_negative(factor: Any) -> bool:
 
 
 def _is_size(value: Value, factor: Any, shape: Sequence[int]) -> bool:
-    """Returns whether a term says how large others are, or is their mean, which a norm takes away."""
+    """Return whether a term says how large others are, or is their mean, which a norm takes away."""
     mean = _is_negative(factor) and value.shape != shape
     return value.is_constant or value.kind in ("size", "normalizer") or mean
 
