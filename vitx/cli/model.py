@@ -55,7 +55,7 @@ class Subject:
 
     @property
     def predicts(self) -> bool:
-        """Whether the model tells classes, or texts, apart."""
+        """True if the model tells classes, or texts, apart."""
         return self.classes > 1
 
     @cached_property

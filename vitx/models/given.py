@@ -1,4 +1,4 @@
-"""What a forward takes beside images, and how it wants the images laid out."""
+"""The inputs of a forward beside images, and the layout of images that it wants."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ _LABEL = "label"  # in the names of what is true of an image
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What a forward takes by name.
+    """The parameters of a forward, by name.
 
     Attributes:
         name: of the images; None: they are all that it takes.

@@ -15,7 +15,7 @@ _SHAPES, _GRIDS = "spatial_shapes", ("image_grid_thw", "video_grid_thw")
 
 @dataclass(frozen=True, eq=False)
 class Patches:
-    """How pictures are cut into patches.
+    """The way pictures are cut into patches.
 
     Attributes:
         grids: rows and columns of each picture.

@@ -40,12 +40,12 @@ class Towers:
 
     @property
     def sees(self) -> bool:
-        """Whether there is an image tower beside that of texts."""
+        """True if there is an image tower beside that of texts."""
         return self._both is not None
 
     @property
     def scales(self) -> bool:
-        """Whether a softmax of the logits is what the model means."""
+        """True if the model means a softmax of its logits."""
         return getattr(self._both, "logit_scale", None) is not None
 
     def of_images(self, images: Tensor, inputs: Inputs) -> Tensor:

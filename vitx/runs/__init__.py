@@ -1,4 +1,4 @@
-"""What a run of training leaves behind, written, read and played back.
+"""The files of a training run: written, read and played back.
 
 The names here are those that a watch writes under.
 """

@@ -1,4 +1,4 @@
-"""What a target may ask of a model: the protocol of `vitx.targets`."""
+"""The protocol of `vitx.targets`: questions that a target may ask of a model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from vitx.tape.spot import Cells
 
 
 class Answers(NamedTuple):
-    """What a picture says of each image.
+    """The words beside each image of a picture.
 
     Attributes:
         captions: in words; None: nothing.
@@ -58,7 +58,7 @@ class Asked:
 
 
 class Prepared(NamedTuple):
-    """What a model takes of pictures and a question, and how the pictures were normalised.
+    """The inputs of a model for pictures and a question, and how the pictures were normalized.
 
     Attributes:
         inputs: what forward takes, by name.

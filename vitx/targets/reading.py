@@ -20,7 +20,7 @@ from vitx.targets.question import NOTHING, Answers, Asked
 
 @dataclass(frozen=True, eq=False)
 class End:
-    """Where a pass ended.
+    """The end of a pass.
 
     Attributes:
         value: of the output that the score is computed from.
@@ -44,7 +44,7 @@ class End:
 
     @property
     def has_score(self) -> bool:
-        """Whether there is a score."""
+        """True if there is a score."""
         return self.classes is not None or isinstance(self.target, Asked) or callable(self.target)
 
     def score(self, kind: torch.dtype) -> Score:

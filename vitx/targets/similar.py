@@ -13,7 +13,7 @@ from vitx.targets.question import Answers, Asked, Question, for_each, part_of
 
 
 class Similar(Question):
-    """What makes the picture like another one: the cosine of their pooled features.
+    """The likeness to another picture: the cosine of the pooled features of both.
 
     Where the other one is a picture, both have a map, one after the other: what of the one is like the
     other, whose features are held, and the other way round. See `vitx.models.features` for which features

@@ -53,14 +53,14 @@ class Text(Question):
 
     @property
     def names(self) -> list[str]:
-        """What to call each text."""
+        """The names of the texts."""
         if self.maps == "own":  # numbers would say nothing
             return [_said(one, "similarity") for one in self.texts]
         return [_said(one, f"text {number}") for number, one in enumerate(self.texts, 1)]
 
     @property
     def kind(self) -> Kind:
-        """What the logits are: of several texts, each is a class."""
+        """The kind of the logits: of several texts, each is a class."""
         return "class" if self.maps == "nearest" else "features"
 
     def of(self, images: slice) -> "Text":

@@ -13,7 +13,7 @@ Number = int | Sequence[int] | Tensor
 
 
 class Token(Question):
-    """Where a patch looks: all begins at its token, as the last layer put it out.
+    """The view of one patch: relevance begins at its token in the output of the last layer.
 
     It is the token of the last attention between tokens of the picture. The rollout is its row of the product
     of all layers, "attention" its row of the last one, "flow" what flows to it. Methods of a score take the

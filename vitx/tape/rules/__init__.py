@@ -1,4 +1,4 @@
-"""How relevance and the gradient of the linearized network go back through each operator.
+"""Propagation rules: relevance and the gradient of the linearized network, back through each operator.
 
 A rule is found by the operator's name alone. `views` and `rearranged` move elements, `contractions`,
 `attention` and `convolution` multiply and add up; `products`, `elementwise`, `norms` and `sums` leave
