@@ -56,7 +56,7 @@ BESIDE: dict[str, tuple[str, Path]] = {}  # of another version: what it is here,
 
 
 def set_beside(folder: Path) -> None:
-    """Lets the methods of another version of vitx take part."""
+    """Let the methods of another version of vitx take part."""
     explain = explain_of(folder)
     for name in VITX:
         title = f"{name}, {folder.name}"

@@ -17,7 +17,7 @@ import torch
 
 
 def main(question: str, answer: str) -> None:
-    """Explains one image at a time, as hilrp does."""
+    """Explain one image at a time, as hilrp does."""
     model, images, classes, threads = torch.load(question, weights_only=False)  # from the process that asks
     torch.set_num_threads(threads)
     pairs = zip(images.split(1), classes, strict=True)

@@ -47,7 +47,7 @@ class FastPath:
 
 
 def never(*_: Tensor) -> bool:
-    """Says no."""
+    """Say no."""
     return False
 
 
@@ -67,7 +67,7 @@ def fresh(_memory: tiles.Memory, _use: str, shape: Sequence[int], like: Tensor) 
 
 
 def all_heads(shape: tuple[int, ...], device: torch.device, rows: slice = ALL) -> Iterator[Cut]:
-    """Divides images, or the rows of one: each tile has all heads."""
+    """Divide images, or the rows of one: each tile has all heads."""
     images, heads, queries, keys = shape
     room = tiles._room(device)
     some, count = max(1, room // (heads * queries * keys)), max(64, room // (heads * keys))

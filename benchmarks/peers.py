@@ -61,7 +61,7 @@ def attentions(
 
 
 def roll_out(matrices: Iterable[Tensor]) -> Tensor:
-    """Multiplies the matrices (B, N, N) of all layers, the identity added and the rows scaled to sum to 1."""
+    """Multiply the matrices (B, N, N) of all layers, the identity added and the rows scaled to sum to 1."""
     product = None
     for matrix in matrices:
         step = matrix + torch.eye(matrix.shape[-1], device=matrix.device, dtype=matrix.dtype)
@@ -130,7 +130,7 @@ def fast_vit_rollout(model: nn.Module, images: Tensor) -> Any:
 
 @contextmanager
 def without_fallback() -> Iterator[None]:
-    """Lets torchxai say that a method fails: it takes another instead, which would be measured."""
+    """Let torchxai say that a method fails: it takes another instead, which would be measured."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*[Ff]alling back")
         yield

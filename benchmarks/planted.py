@@ -79,7 +79,7 @@ class Planted:
 
 
 class Snapshots(pl.Callback):
-    """Keeps the weights before the training and after each epoch."""
+    """Keep the weights before the training and after each epoch."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Tensor]] = []
@@ -199,7 +199,7 @@ def candidates(maps: Tensor) -> dict[str, float]:
 
 
 def runs_table(runs: Mapping[tuple[str, int], Planted]) -> str:
-    """Says what each training learned."""
+    """Say what each training learned."""
     lines = [
         [
             mark,
@@ -274,7 +274,7 @@ def numbers_tables(runs: Mapping[tuple[str, int], Planted]) -> str:
 
 
 def told_apart(of_runs: Mapping[tuple[str, int], Sequence[Mapping[str, float]]], name: str) -> str:
-    """Says how many pairs of a shortcut and an honest training lie as most do, and the gap between both."""
+    """Say how many pairs of a shortcut and an honest training lie as most do, and the gap between both."""
     ends = {key: stages[-1][name] for key, stages in of_runs.items()}
     honest = [value for (mark, _), value in ends.items() if mark == HONEST]
     short = [value for (mark, _), value in ends.items() if mark != HONEST]

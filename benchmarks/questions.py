@@ -59,7 +59,7 @@ def grey(count: int, noise: float) -> Tensor:
 
 
 def planted(pictures: Tensor, things: Tensor, corners: Tensor) -> None:
-    """Draws a thing into each picture: things are (B, 3, SQUARE, SQUARE) with NaN for nothing."""
+    """Draw a thing into each picture: things are (B, 3, SQUARE, SQUARE) with NaN for nothing."""
     for picture, thing, (y, x) in zip(pictures, things, corners.tolist(), strict=True):
         place = picture[:, y : y + SQUARE, x : x + SQUARE]
         place.copy_(torch.where(thing.isnan(), place, thing))
@@ -77,7 +77,7 @@ def places(side: int, count: int) -> Tensor:
 
 
 def halves(count: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Draws a square of some colour into each half.
+    """Draw a square of some colour into each half.
 
     Returns:
         Pictures, normalised, the colour of both squares (count, 2), and the corners of both.
@@ -92,7 +92,7 @@ def halves(count: int) -> tuple[Tensor, Tensor, list[Tensor]]:
 
 
 def objects(count: int, which: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Draws two objects, (count, 2), of 16 into pictures: one in each quarter of two.
+    """Draw two objects, (count, 2), of 16 into pictures: one in each quarter of two.
 
     Returns:
         Pictures, and the corners of both objects.
@@ -149,7 +149,7 @@ def of_region(steps: int, count: int) -> None:
 
 
 def of_similar(steps: int, count: int) -> None:
-    """Learns whether pictures share an object, and asks why two are alike that share one and nothing else."""
+    """Learn whether pictures share an object, and ask why two are alike that share one and nothing else."""
     model = vit(num_classes=0)
 
     def loss() -> Tensor:

@@ -111,7 +111,7 @@ def memory_panel(title: str, rows: Rows) -> Panel:
 
 
 def draw(panels: Sequence[Panel], groups: Mapping[str, Mapping[str, str]], path: Path, below: str) -> None:
-    """Draws horizontal bars, one row for each contender, one panel beside the other.
+    """Draw horizontal bars, one row for each contender, one panel beside the other.
 
     Args:
         panels: from left to right.
@@ -140,7 +140,7 @@ def draw(panels: Sequence[Panel], groups: Mapping[str, Mapping[str, str]], path:
 
 
 def draw_panel(axis: Axes, panel: Panel, rows: Sequence[tuple[str, str]]) -> None:
-    """Draws one panel; a contender that fails gets words in the place of a bar, a heading nothing."""
+    """Draw one panel; a contender that fails gets words in the place of a bar, a heading nothing."""
     known = [value for value in panel.values.values() if value is not None]
     axis.set_xscale("log")
     longest = max([*known, 4 * panel.origin]) / panel.origin

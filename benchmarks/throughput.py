@@ -99,7 +99,7 @@ class Known(Subject):
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     options = _options()
     files = find_pictures([options.pictures])[: options.count]
     _on(options.cores)
@@ -164,7 +164,7 @@ def _parts(subject: Subject, files: list[Path]) -> None:
 
 
 def _rate(options: Any, subject: Subject, files: list[Path], suffix: str) -> float:
-    """Explains all pictures as the command does, and returns how many in a second."""
+    """Explain all pictures as the command does, and return how many in a second."""
     with tempfile.TemporaryDirectory() as folder:
         output = Output(Path(folder) / "maps", files, _product(subject, suffix), "")
         explainer = Explainer(subject, PREDICTED)

@@ -53,7 +53,7 @@ def as_maps(found: Any) -> Tensor:
 
 
 def on_grid(maps: Tensor, model: Any) -> Tensor:
-    """Brings maps to the grid of the model's patches."""
+    """Bring maps to the grid of the model's patches."""
     return F.adaptive_avg_pool2d(maps[:, None], model.patch_embed.grid_size)[:, 0]
 
 

@@ -99,7 +99,7 @@ class Watermark:
         return box
 
     def on(self, picture: Image.Image) -> Image.Image:
-        """Draws the text onto a copy of an RGB picture."""
+        """Draw the text onto a copy of an RGB picture."""
         self.box(picture)
         ink, font = Image.new("L", picture.size), self._font(picture)
         ImageDraw.Draw(ink).text(self._corner(picture), self.text, round(255 * self.opacity), font)
@@ -180,7 +180,7 @@ def report_change(before: Tensor, after: Tensor, target: int, names: Sequence[st
 
 
 def measured(contender: Callable[..., Any], model: nn.Module, data: Data) -> Found:
-    """Explains each picture by a contender, which may fail as it likes."""
+    """Explain each picture by a contender, which may fail as it likes."""
     try:
         maps, _, passes = explain_all(contender, model, data)
     except Exception as error:

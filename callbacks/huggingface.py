@@ -59,7 +59,7 @@ class RolloutCallback(Observer, TrainerCallback):
         return TrainerHost(self._trainer)
 
     def _record_first_step(self) -> None:
-        """Lets the first step be recorded: the Trainer's own, or that of a subclass."""
+        """Let the first step be recorded: the Trainer's own, or that of a subclass."""
         trainer: Any = self._trainer
         own, compute = vars(trainer).get("compute_loss"), trainer.compute_loss
 

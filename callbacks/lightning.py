@@ -128,7 +128,7 @@ class RolloutCallback(Observer, Callback):
         self.end(LightningHost(trainer, pl_module))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Releases the images and the folder."""
+        """Release the images and the folder."""
         self.close()
 
     def _loader_place(self, trainer: pl.Trainer) -> int:
@@ -253,7 +253,7 @@ class LightningHost(Host):
         self.trainer.callback_metrics.update({name: torch.tensor(n) for name, n in numbers.items()})
 
     def warn(self, sentence: str) -> None:
-        """Warns as Lightning does; through its logger where a project silences warnings."""
+        """Warn as Lightning does; through its logger where a project silences warnings."""
         (rank_zero.log.warning if silenced(sentence) else rank_zero.rank_zero_warn)(sentence)
 
     def inform(self, sentence: str) -> None:

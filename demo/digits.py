@@ -63,7 +63,7 @@ class DigitScenes(pl.LightningDataModule):
         return [DataLoader(scenes, batch_size=self.batch_size) for scenes in self.validation]
 
     def test_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
-        """Returns scenes of digits that nothing was chosen by, as `val_dataloader` does."""
+        """Return scenes of digits that nothing was chosen by, as `val_dataloader` does."""
         return [DataLoader(scenes, batch_size=self.batch_size) for scenes in self.test]
 
     def predict_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
@@ -84,7 +84,7 @@ class TrainingScenes(Dataset[tuple[Tensor, ...]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, ...]]:
-        """Draws a batch at once, which is many times faster than scene by scene."""
+        """Draw a batch at once, which is many times faster than scene by scene."""
         picked = torch.as_tensor(indices)
         scenes = draw_scenes(self.glyphs[picked, None], self.fragments)
         images, classes, boxes = scenes.images, self.classes[picked], scenes.boxes()
@@ -94,7 +94,7 @@ class TrainingScenes(Dataset[tuple[Tensor, ...]]):
 
 
 def split_digits(count: int, generator: Generator) -> tuple[Tensor, ...]:
-    """Shares out the digits at random, to train, validate and test on."""
+    """Share out the digits at random, to train, validate and test on."""
     return tuple(torch.randperm(count, generator=generator).split(list(SPLIT_SIZES)))
 
 

@@ -141,7 +141,7 @@ class ImageFolderData(pl.LightningDataModule):
         return self._load(self.validation)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Returns the images of `test/`."""
+        """Return the images of `test/`."""
         if self.test is None:
             raise VitxError(f"{self.root} holds no test/: add one, or run `validate` instead of `test`")
         return self._load(self.test)

@@ -36,7 +36,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 @cache
 def letters() -> tuple[Tensor, Tensor]:
-    """Draws every Latin letter, upper and lower case, in each of matplotlib's own text fonts.
+    """Draw every Latin letter, upper and lower case, in each of matplotlib's own text fonts.
 
     Returns:
         Glyphs (n, 28, 28), float32 in [0, 1], and their places in the alphabet (n,), long.
@@ -62,7 +62,7 @@ def _fonts() -> list[Path]:
 
 
 def _draw(character: str, font: Path) -> Tensor:
-    """Draws one character large, cuts it out and shrinks it into the middle of a glyph."""
+    """Draw one character large, cut it out and shrink it into the middle of a glyph."""
     from PIL import Image, ImageDraw, ImageFont
 
     canvas = Image.new("L", (160, 160))

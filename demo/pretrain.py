@@ -1,4 +1,4 @@
-"""Makes the weights that the demo fine-tunes: `python -m demo.pretrain`.
+"""Make the weights that the demo fine-tunes: `python -m demo.pretrain`.
 
 The task is another one than the demo's: printed letters instead of handwritten digits. Every patch says
 which letter its ink belongs to, or that it shows clutter, and traces that ink; the class token says which

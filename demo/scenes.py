@@ -43,7 +43,7 @@ class Scenes:
 
 
 def cut_fragments(glyphs: Tensor, generator: Generator | None = None) -> Tensor:
-    """Cuts one fragment out of each glyph: (n, 28, 28) -> (n, 20, 20), scaled as in a scene."""
+    """Cut one fragment out of each glyph: (n, 28, 28) -> (n, 20, 20), scaled as in a scene."""
     count = len(glyphs)
     inked = (glyphs.flatten(1) > 0.5).float() + 1e-6
     pick = torch.multinomial(inked, 1, generator=generator)
@@ -58,7 +58,7 @@ def cut_fragments(glyphs: Tensor, generator: Generator | None = None) -> Tensor:
 
 
 def draw_scenes(glyphs: Tensor, fragments: Tensor, generator: Generator | None = None) -> Scenes:
-    """Draws scenes; all that varies comes from the generator.
+    """Draw scenes; all that varies comes from the generator.
 
     Args:
         glyphs: (B, G, 28, 28) ink of the glyphs to show, the first on top; zeros show nothing.
@@ -81,7 +81,7 @@ def draw_scenes(glyphs: Tensor, fragments: Tensor, generator: Generator | None =
 
 
 def _clutter(fragments: Tensor, centre: Tensor, pixels: Tensor, generator: Generator | None) -> Tensor:
-    """Draws dark backgrounds strewn with fragments, (B, 3, 64, 64), clear of the glyphs."""
+    """Draw dark backgrounds strewn with fragments, (B, 3, 64, 64), clear of the glyphs."""
     batch = len(centre)
     shape = (batch, FRAGMENTS)
     corner = torch.randint(-SPRITE_SIZE + 4, SCENE_SIZE - 4, (*shape, 2), generator=generator)

@@ -34,7 +34,7 @@ def explain(
     image: str | None = None,
     **options: Any,
 ) -> Explanation:
-    """Explains a batch of images in one forward pass: which patches a Vision Transformer looks at.
+    """Explain a batch of images in one forward pass: which patches a Vision Transformer looks at.
 
     `vitx.explain(model, "cat.jpg")` is a whole program. The model runs in eval mode, and is left as it was.
 
@@ -87,7 +87,7 @@ def explain_methods(
     inputs: Mapping[str, Any] | None = None,
     image: str | None = None,
 ) -> dict[str, Explanation]:
-    """Explains the same images by several methods that share their passes.
+    """Explain the same images by several methods that share their passes.
 
     There is one forward pass, or two where some ask for `gradient="plain"`; and one backward pass for each
     method of a class, for `legrad` one through each block. `methods` are names, or the options of each
@@ -195,7 +195,7 @@ def _explain_batch(
 def _explain_loader(
     model: nn.Module, loader: DataLoader[Any], methods: Methods, target: Target, image: str | None
 ) -> dict[str, Explanation]:
-    """Explains batch by batch, and keeps the maps."""
+    """Explain batch by batch, and keep the maps."""
     from vitx.inputs.prepared import images_in
 
     one_for_all = target is None or callable(target) or hasattr(target, "__index__")

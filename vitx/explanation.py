@@ -99,12 +99,12 @@ class Explanation(Drawing):
         return replace(self, **kept, paired=self.paired and pairs)
 
     def __post_init__(self) -> None:
-        """Lets the logits of a detector tell `vitx.targets.best_queries` which objects are the surest."""
+        """Let the logits of a detector tell `vitx.targets.best_queries` which objects are the surest."""
         if self.objects is not None:
             self.logits.objects = self.objects  # type: ignore[attr-defined]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out the viewer: the model may be gone where this is read."""
+        """Leave out the viewer: the model may be gone where this is read."""
         return vars(self) | {"viewer": None}
 
     def to(self, device: torch.device | str) -> "Explanation":

@@ -37,7 +37,7 @@ def follow(
     inputs: Inputs = ALONE,
     show: Callable[[Trace], None] | None = None,
 ) -> dict[str, Explanation]:
-    """Explains by methods that share one forward pass, each of which has its own way back.
+    """Explain by methods that share one forward pass, each of which has its own way back.
 
     Where the tape is to be shown, it stays. Arguments are those of `vitx.explain`.
     """

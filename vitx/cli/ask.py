@@ -66,7 +66,7 @@ def run(options: Any) -> int:
 
 
 def drawn(found: vitx.Explanation, prompt: str, names: Sequence[str]) -> NDArray[np.uint8]:
-    """Draws a row for each picture, or part that the model sees by itself, and a column for each word.
+    """Draw a row for each picture, or part that the model sees by itself, and a column for each word.
 
     The prompt stands above the only picture, or below several.
     """

@@ -62,7 +62,7 @@ def run(options: Any) -> int:
 
 
 def _drawn(subjects: dict[str, Subject], picture: Path, asked: Any, target: str) -> NDArray[np.uint8]:
-    """Draws the input, the maps of each model, and their differences from the first."""
+    """Draw the input, the maps of each model, and their differences from the first."""
     found: dict[str, Sequence[vitx.Explanation]] = {}
     for name, subject in subjects.items():
         images = to_tensor([picture], subject.prepare)

@@ -47,7 +47,7 @@ def draw_comparison(
     steps: int,
     links: Mapping[tuple[int, int], str] | None = None,
 ) -> str:
-    """Draws the page as HTML, with as many moments of the trainings as it has room for.
+    """Draw the page as HTML, with as many moments of the trainings as it has room for.
 
     Args:
         runs: by their names.
@@ -173,5 +173,5 @@ def _numbers(values: Iterable[float | None]) -> list[Cell]:
 
 
 def _finite(value: Any) -> float | None:
-    """Leaves out what has no place in an order."""
+    """Leave out what has no place in an order."""
     return float(value) if value is not None and isfinite(value) else None

@@ -64,7 +64,7 @@ class Chart(NamedTuple):
 
 
 def charts(scalars: Mapping[str, Curve]) -> list[Chart]:
-    """Draws a chart of each measure of a run: `train/loss` and `val/loss` are two lines of `loss`."""
+    """Draw a chart of each measure of a run: `train/loss` and `val/loss` are two lines of `loss`."""
     groups: dict[str, list[Line]] = {}
     for tag in in_order(scalars):
         where, measure = parts(tag)
@@ -74,7 +74,7 @@ def charts(scalars: Mapping[str, Curve]) -> list[Chart]:
 
 
 def charts_of_runs(scalars: Sequence[Mapping[str, Curve]], names: Sequence[str]) -> list[Chart]:
-    """Draws a chart of each number that was logged, a line for each of some runs."""
+    """Draw a chart of each number that was logged, a line for each of some runs."""
     tags = dict.fromkeys(tag for of_run in scalars for tag in of_run)
     points = min(max(_ALL_POINTS // max(sum(map(len, scalars)), 1), _FEWEST_POINTS), _MOST_POINTS)
     found = []

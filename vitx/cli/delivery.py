@@ -20,13 +20,13 @@ Tell = Callable[[Path, str, list[Path]], None]  # a picture, a line about it, an
 
 
 def give_way() -> None:
-    """Lets torch compute in this thread alone, as the model's threads wait for each other."""
+    """Let torch compute in this thread alone, as the model's threads wait for each other."""
     torch.set_num_threads(1)  # of those that this thread would start
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Lets torch compute in one thread: on small arrays, waiting for others takes longer than the work."""
+    """Let torch compute in one thread: on small arrays, waiting for others takes longer than the work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -146,7 +146,7 @@ class Product:
         write_or_say(path, partial(savez, arrays=arrays))
 
     def drawn(self, finding: Finding) -> NDArray[np.uint8]:
-        """Draws the input beside the maps, (height, width, 3) uint8."""
+        """Draw the input beside the maps, (height, width, 3) uint8."""
         assert finding.pixels is not None
         pixels = finding.pixels[None]
         slices = slices_of(tuple(pixels.shape[1:-1]), len(self.subject.prepare.mean))

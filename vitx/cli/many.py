@@ -49,7 +49,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Explainer:
-    """Answers questions about batches of pictures, by all methods."""
+    """Answer questions about batches of pictures, by all methods."""
 
     subject: Subject
     questions: Sequence[Asked]
@@ -105,7 +105,7 @@ def predict(
     overview: Overview | None = None,
     place: Place,
 ) -> dict[int, str]:
-    """Explains the share of this process, and returns, by its place, why a picture could not be read.
+    """Explain the share of this process, and return, by its place, why a picture could not be read.
 
     Args:
         explainer: explains a batch.

@@ -77,7 +77,7 @@ class Subject:
         return images.to(next(self.model.parameters(), images))
 
     def explain(self, images: Tensor, methods: Methods, target: Target = None) -> dict[str, vitx.Explanation]:
-        """Explains prepared images, (B, C, H, W), by each method; target None is the predicted class."""
+        """Explain prepared images, (B, C, H, W), by each method; target None is the predicted class."""
         found = vitx.explain_methods(self.model, images, methods, target=target)
         mean, std = self.prepare.mean, self.prepare.std  # the model may declare others
         return {name: replace(explanation, mean=mean, std=std) for name, explanation in found.items()}

@@ -41,7 +41,7 @@ _NOW = {
 
 
 class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the lines of the description, and appends nothing to an option's help but its default."""
+    """Keep the lines of the description, and append nothing to an option's help but its default."""
 
     def _get_help_string(self, action: Action) -> str:
         default, help = action.default, action.help or ""

@@ -74,7 +74,7 @@ class Output:
             write_or_say(self._note, lambda opened: opened.write(self.settings.encode()))
 
     def take_back(self) -> None:
-        """Leaves the folder as it was before `begin`: nothing was found."""
+        """Leave the folder as it was before `begin`: nothing was found."""
         if self._earlier is not None:
             self._note.write_bytes(self._earlier)
             return

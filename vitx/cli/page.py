@@ -95,7 +95,7 @@ def show(run: Run, firings: Sequence[int]) -> list[Shown]:
 
 
 def _levels(maps: torch.Tensor) -> NDArray[np.uint8]:
-    """Scales each of some maps, (n, h, w), from 0 to 255; one that is constant to 0."""
+    """Scale each of some maps, (n, h, w), from 0 to 255; one that is constant to 0."""
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     flat = high - low <= 1e-6 * high.abs()
     scaled = ((maps - low) / (high - low).masked_fill(flat, 1)).masked_fill(flat, 0)

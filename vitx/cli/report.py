@@ -106,7 +106,7 @@ def _pages(options: Any, runs: Mapping[str, Run], output: Path) -> dict[tuple[in
 
 
 def _draw_run(name: str, run: Run, steps: int, links: Mapping[int, str]) -> str:
-    """Draws the page of one run as HTML, with at most some steps on each slider."""
+    """Draw the page of one run as HTML, with at most some steps on each slider."""
     firings = evenly(len(run.steps), steps)
     shown = show(run, firings)
     overview = run.overview()

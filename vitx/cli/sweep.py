@@ -54,7 +54,7 @@ def run(options: Any) -> int:
 
 
 def _drawn(subject: Subject, picture: Path, target: str, ratios: list[float]) -> NDArray[np.uint8]:
-    """Draws a grid of both methods side by side: a row for each head fusion, a column for each ratio."""
+    """Draw a grid of both methods side by side: a row for each head fusion, a column for each ratio."""
     images = to_tensor([picture], subject.prepare)
     index = subject.find_class(target)
     pixels: list[Tensor] = []

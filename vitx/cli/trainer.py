@@ -18,7 +18,7 @@ Explain = Callable[[Place], dict[int, str]]  # explains the share of a place, an
 
 
 class _Share(pl.LightningModule):
-    """Explains the share of one device, in the one step that Lightning runs there."""
+    """Explain the share of one device, in the one step that Lightning runs there."""
 
     def __init__(self, model: nn.Module, explain: Explain) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class _Share(pl.LightningModule):
 
 
 def predict(model: nn.Module, explain: Explain, **settings: Any) -> tuple[dict[int, str], bool]:
-    """Explains all pictures, by a model that Lightning moves to each device.
+    """Explain all pictures, by a model that Lightning moves to each device.
 
     Returns:
         By its place, why a picture could not be read; and whether this process speaks for all.
@@ -63,7 +63,7 @@ def predict(model: nn.Module, explain: Explain, **settings: Any) -> tuple[dict[i
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences Lightning's words about its own set-up."""
+    """Silence Lightning's words about its own set-up."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -122,7 +122,7 @@ def judge(
     batch_size: int = 32,
     first: int = 0,
 ) -> dict[str, dict[str, Tensor]]:
-    """Measures `faithfulness`, and `reliance` where there are images to fill in, in the same passes.
+    """Measure `faithfulness`, and `reliance` where there are images to fill in, in the same passes.
 
     `whole` are the logits of the images, if they are known; `first` is the place of the first image among
     all, if these are a part. The other arguments are theirs.

@@ -127,7 +127,7 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
 
 
 def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Draws boxes as masks, (B, H, W) bool: True where the centre of a pixel lies in a box of the image.
+    """Draw boxes as masks, (B, H, W) bool: True where the centre of a pixel lies in a box of the image.
 
     Args:
         boxes: (B, 4) or (B, K, 4): x1, y1, x2, y2 in pixels. A box without an area holds nothing, so
@@ -172,13 +172,13 @@ def _centered_ranks(maps: Tensor) -> Tensor:
 
 
 def _shares(maps: Tensor) -> Tensor:
-    """Flattens maps to shares that sum to 1; a map of zeros counts as uniform."""
+    """Flatten maps to shares that sum to 1; a map of zeros counts as uniform."""
     flat = maps.flatten(1)
     flat = torch.where(flat.sum(1, keepdim=True) > 0, flat, torch.ones_like(flat))
     return flat / flat.sum(1, keepdim=True)
 
 
 def _scaled(maps: Tensor, masks: Tensor) -> Tensor:
-    """Scales the shares of the maps to the size of the masks, (B, H * W)."""
+    """Scale the shares of the maps to the size of the masks, (B, H * W)."""
     shares, size = _shares(maps).view_as(maps), (masks.shape[1], masks.shape[2])
     return F.interpolate(shares[:, None], size, mode="bilinear", align_corners=False).flatten(1)

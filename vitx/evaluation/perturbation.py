@@ -55,7 +55,7 @@ def perturbation(
     baseline: float | Tensor = 0.0,
     batch_size: int = 32,
 ) -> Tensor:
-    """Measures the score while more and more patches of the images are replaced.
+    """Measure the score while more and more patches of the images are replaced.
 
     The model is left as it was; it runs in eval mode meanwhile. A bar on the terminal shows the progress.
 

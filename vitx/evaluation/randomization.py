@@ -105,7 +105,7 @@ class Sanity:
     def picture(
         self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> NDArray[np.uint8]:
-        """Draws the maps of the first image, as trained and after some stages, (height, width, 3) uint8.
+        """Draw the maps of the first image, as trained and after some stages, (height, width, 3) uint8.
 
         Mean and std are those of the normalisation; by default those that the model declares.
         """
@@ -140,7 +140,7 @@ def sanity(
     target: Target = None,
     seed: int = 0,
 ) -> Sanity:
-    """Randomises a copy of a model from the head down, and compares its maps with those of the model.
+    """Randomize a copy of a model from the head down, and compare its maps with those of the model.
 
     A map that looks the same for a model that has learned nothing does not show what the model has learned
     (Adebayo et al. 2018, "Sanity Checks for Saliency Maps", arXiv 1810.03292, the cascading randomization).
@@ -205,7 +205,7 @@ def sanity(
 
 @torch.no_grad()
 def randomize(tensors: Iterable[Tensor], generator: torch.Generator) -> None:
-    """Draws parameters anew, in place, from a normal distribution with their own mean and deviation.
+    """Draw parameters anew, in place, from a normal distribution with their own mean and deviation.
 
     The initialisation of their library is not known, and may not fit the other layers (a layer scale of 1e-5
     turns its block off); with these moments nothing overflows. A tensor of equal values stays. Running
@@ -225,7 +225,7 @@ def randomize(tensors: Iterable[Tensor], generator: torch.Generator) -> None:
 def _intact(
     model: nn.Module, images: "Images", asked: Methods, target: Target, named: bool
 ) -> tuple[dict[str, Explanation], dict[str, str]]:
-    """Explains by all methods, or by those that take the model; the others come with their reason."""
+    """Explain by all methods, or by those that take the model; the others come with their reason."""
     try:
         return explain_methods(model, images, asked, target=target), {}
     except VitxError:

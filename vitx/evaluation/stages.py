@@ -86,7 +86,7 @@ def _block(calls: Iterable[_Call], layer: int) -> _Call:
 
 
 class _Clock(TorchFunctionMode):
-    """Counts the uses of some tensors, and remembers when each of them was used first."""
+    """Count the uses of some tensors, and remember when each of them was used first."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()

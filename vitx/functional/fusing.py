@@ -14,7 +14,7 @@ HEAD_FUSIONS = ("mean", "max", "min")
 
 
 def fused(tiles: Iterable[Tile], head_fusion: str) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Fuses the heads of tiles, which follow one another, so that no more of them need to stay in the cache.
+    """Fuse the heads of tiles, which follow one another, so that no more of them need to stay in the cache.
 
     Yields:
         Some images, some rows, and what A, or A * G where the gradient is known, is there, (b, n, K).

@@ -60,7 +60,7 @@ class Memory:
         return self._rooms[key][:size].view(*shape)
 
     def products(self, use: str, left: Tensor, right: Tensor) -> Tensor:
-        """Multiplies (b, g, n, m) and (b, g, m, k) for each image and head, into such room."""
+        """Multiply (b, g, n, m) and (b, g, m, k) for each image and head, into such room."""
         found = self.take(use, (*left.shape[:-1], right.shape[-1]), left)
         found.flatten(0, 1).baddbmm_(left.flatten(0, 1), right.flatten(0, 1), beta=0)
         return found
@@ -81,7 +81,7 @@ class Memory:
 
 
 def split(shape: tuple[int, ...], device: torch.device, rows: slice = ALL) -> Iterator[Cut]:
-    """Divides images, heads and some rows of A, (B, H, Q, K), into tiles that fit; heads follow one another.
+    """Divide images, heads and some rows of A, (B, H, Q, K), into tiles that fit; heads follow one another.
 
     On a CPU, a tile has one head: for several of several images, queries, keys and values would have to be
     copied before a product. So what is found of an image does not depend on those beside it.

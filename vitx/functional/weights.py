@@ -60,7 +60,7 @@ class Weights:
         return replace(self, compute=compute)
 
     def tiles(self, rows: slice = ALL) -> Iterator[Tile]:
-        """Divides A, or some of its rows."""
+        """Divide A, or some of its rows."""
         for part in split(self.shape, self.device, rows):
             yield Tile(*part, self.shape[1], self.compute, self.compute_gradient)
 
@@ -81,7 +81,7 @@ class Weights:
         return self.transposed(rows) if self.sums_to_1 else self.transposed(rows, _shares)
 
     def transposed(self, rows: Tensor, read: Read = _weights) -> Tensor:
-        """Multiplies A^T by what the rows have, (B, H, Q, d); returns (B, H, K, d)."""
+        """Multiply A^T by what the rows have, (B, H, Q, d); return (B, H, K, d)."""
         rows = full(rows)
         found = rows.new_zeros(*self.shape[:2], self.shape[3], rows.shape[3])
         for tile in self.tiles():

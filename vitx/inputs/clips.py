@@ -33,19 +33,19 @@ class ClipPreprocessing(Preprocessing):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Returns that of a clip."""
+        """Return that of a clip."""
         dims = [len(self.mean), *self.size]
         dims.insert(self.time_axis - 1, self.frames)
         return tuple(dims)
 
     @property
     def channels(self) -> int:
-        """Returns the dimension of the channels in a batch."""
+        """Return the dimension of the channels in a batch."""
         return 3 - self.time_axis
 
     @property
     def suffixes(self) -> frozenset[str]:
-        """Returns those of the files that it can read."""
+        """Return those of the files that it can read."""
         return CLIPS | ARRAYS
 
     def read(self, path: Path, most_pixels: int | None = None) -> NDArray[np.uint8]:
@@ -59,7 +59,7 @@ class ClipPreprocessing(Preprocessing):
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Chooses evenly spaced places, the first and the last among them; the first if there is but one.
+    """Choose evenly spaced places, the first and the last among them; the first if there is but one.
 
     Example:
         >>> evenly(4, 8), evenly(16, 4)

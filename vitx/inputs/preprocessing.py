@@ -43,17 +43,17 @@ class Preprocessing:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Returns that of an image, (C, H, W)."""
+        """Return that of an image, (C, H, W)."""
         return (len(self.mean), *self.size)
 
     @property
     def channels(self) -> int:
-        """Returns the dimension of the channels in a batch."""
+        """Return the dimension of the channels in a batch."""
         return 1
 
     @property
     def suffixes(self) -> frozenset[str]:
-        """Returns those of the files that it can read."""
+        """Return those of the files that it can read."""
         from vitx.inputs.reading import ARRAYS, SUFFIXES
 
         return SUFFIXES | ARRAYS

@@ -115,7 +115,7 @@ def _processed(processor: Any, given: Any) -> Tensor:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences transformers and its progress bars while it loads."""
+    """Silence transformers and its progress bars while it loads."""
     from transformers.utils import logging as transformers_logging
 
     told: Any = transformers_logging  # without types

@@ -152,7 +152,7 @@ _readers, _lock = 0, Lock()
 
 @contextmanager
 def any_size() -> Iterator[None]:
-    """Leaves the limit on pixels to `check_size`, and silences warnings about odd metadata."""
+    """Leave the limit on pixels to `check_size`, and silence warnings about odd metadata."""
     global _readers
     with _lock:
         if not _readers:

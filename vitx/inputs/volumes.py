@@ -30,12 +30,12 @@ class VolumePreprocessing(Preprocessing):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Returns that of a volume, (1, D, H, W)."""
+        """Return that of a volume, (1, D, H, W)."""
         return (1, self.depth, *self.size)
 
     @property
     def suffixes(self) -> frozenset[str]:
-        """Returns those of the files that it can read."""
+        """Return those of the files that it can read."""
         return VOLUMES | ARRAYS
 
     def read(self, path: Path, most_pixels: int | None = None) -> NDArray[np.float32]:

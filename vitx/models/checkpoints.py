@@ -161,7 +161,7 @@ def fill(model: nn.Module, state: State, path: Path, may_miss: Collection[str] =
 
 
 def without_prefix(state: State, own: State) -> State:
-    """Cuts off what stands before the names that the model knows, and leaves out what stands elsewhere."""
+    """Cut off what stands before the names that the model knows, and leave out what stands elsewhere."""
     prefixes = {name.removesuffix(known) for name in state for known in own if name.endswith(known)}
     prefixes = {prefix for prefix in prefixes if not prefix or prefix.endswith(".")}
     if not prefixes:
@@ -191,7 +191,7 @@ def _with_head(model: nn.Module, state: State, path: Path) -> State:
 
 
 def _at_size_of(model: Any, state: State) -> State:
-    """Resamples what is learned of places to the model's own number of patches, as timm does."""
+    """Resample what is learned of places to the model's own number of patches, as timm does."""
     own, learned = getattr(model, "pos_embed", None), state.get("pos_embed")
     if own is None or learned is None or own.shape == learned.shape or own.shape[-1] != learned.shape[-1]:
         return state

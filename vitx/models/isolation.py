@@ -1,4 +1,4 @@
-"""Leaves a model and the random number generators as they were."""
+"""Leave a model and the random number generators as they were."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

@@ -1,4 +1,4 @@
-"""Asks once whether the hub of Hugging Face answers: its client would try for a minute."""
+"""Ask once whether the hub of Hugging Face answers: its client would try for a minute."""
 
 import threading
 from collections.abc import Iterator

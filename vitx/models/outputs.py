@@ -12,7 +12,7 @@ Kind = Literal["class", "classes", "numbers", "shares", "features"]
 def kind_of(
     logits: Tensor, labels: Tensor | None, widths: range | None = None, declared: frozenset[int] = frozenset()
 ) -> Kind:
-    """Tells what an output is.
+    """Tell what an output is.
 
     Args:
         logits: (B, ...), what the model put out.
@@ -56,7 +56,7 @@ def kind_of(
 
 
 def told_apart(kind: Kind, width: int, labels: Tensor | None) -> Kind:
-    """Tells yes and no from shares, which a loss may take alike: some true shares lie between 0 and 1."""
+    """Tell yes and no from shares, which a loss may take alike: some true shares lie between 0 and 1."""
     if labels is None or kind not in ("class", "shares"):
         return kind
     if kind == "shares":
@@ -75,7 +75,7 @@ def declared_classes(model: nn.Module) -> Iterator[int]:
 
 
 def what_fits(shape: Sequence[int], *, boxes: bool = False) -> str:
-    """Says which target fits an output of this shape, with boxes of objects or without."""
+    """Say which target fits an output of this shape, with boxes of objects or without."""
     if boxes:
         return "use vitx.targets.query for one object"
     if len(shape) == 4:

@@ -68,7 +68,7 @@ def load_own(
 
 
 def _of_lightning(weights: Path) -> bool:
-    """Tells a checkpoint of Lightning, also one that cannot be read, from a file of weights alone."""
+    """Tell a checkpoint of Lightning, also one that cannot be read, from a file of weights alone."""
     if weights.suffix == ".safetensors":
         return False
     try:

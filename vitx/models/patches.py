@@ -51,7 +51,7 @@ class Patches:
         return found
 
     def cut(self, pictures: Tensor) -> Tensor:
-        """Cuts pictures, (n, C, H, W), into patches."""
+        """Cut pictures, (n, C, H, W), into patches."""
         parts = []
         for picture, (rows, columns) in zip(pictures, self.grids, strict=True):
             sizes, order = self._layout(rows, columns)

@@ -119,7 +119,7 @@ def forward(model: Any, images: Tensor, inputs: Inputs = ALONE) -> Any:
 
 @contextmanager
 def refusals(images: Tensor, inputs: Inputs, reason: str | None = None) -> Iterator[None]:
-    """Says in a sentence why its block refuses these images: the reason, if it is known before."""
+    """Say in a sentence why its block refuses these images: the reason, if it is known before."""
     try:
         yield
     except VitxError:

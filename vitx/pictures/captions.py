@@ -201,7 +201,7 @@ def _several_classes(logits: Tensor, labels: Tensor, class_names: Sequence[str] 
 
 
 def _shortened(names: str, length: int) -> str:
-    """Shortens each of several names in its middle, which tells fewer of them apart than their ends do."""
+    """Shorten each of several names in its middle, which tells fewer of them apart than their ends do."""
     head, tail = length - length // 2, length // 2 - 1
     return _AND.join(
         name if len(name) <= length else f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[-tail:]}"

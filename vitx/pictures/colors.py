@@ -42,7 +42,7 @@ class Colors:
         return f"mean {mean} and std {std} undone"
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Draws images: (B, C, H, W) -> (B, H, W, 3) uint8 on the CPU."""
+        """Draw images: (B, C, H, W) -> (B, H, W, 3) uint8 on the CPU."""
         chosen = images.detach().float().cpu()[:, list(self.bands)]
         shown = _stretched(chosen) if self.scale is None else _undone(chosen, self.scale)
         if len(self.bands) == 2:
@@ -51,7 +51,7 @@ class Colors:
         return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
 
     def draw(self, images: Tensor, channels: int | None) -> Tensor:
-        """Draws whatever `as_images` takes: (B, ...) -> (B, ..., 3), without the channels."""
+        """Draw whatever `as_images` takes: (B, ...) -> (B, ..., 3), without the channels."""
         pixels = self.pixels(as_images(images, channels))
         return pixels.view(len(images), -1, *pixels.shape[1:]) if images.ndim == 5 else pixels
 
@@ -63,7 +63,7 @@ def draw(
     bands: Sequence[int] | None = None,
     given: Scale | None = None,
 ) -> tuple[Tensor, str]:
-    """Draws images, clips, volumes or spectrograms; the arguments are those of the functions below.
+    """Draw images, clips, volumes or spectrograms; the arguments are those of the functions below.
 
     Returns:
         (B, ..., 3) uint8 on the CPU, without the channels, and a note on the colours for the legend.
@@ -73,7 +73,7 @@ def draw(
 
 
 def as_images(images: Tensor, channels: int | None) -> Tensor:
-    """Brings images, clips, volumes or spectrograms, (B, ...), to (N, C, H, W), frame by frame.
+    """Bring images, clips, volumes or spectrograms, (B, ...), to (N, C, H, W), frame by frame.
 
     `channels` is the dimension that holds them; None: there is none.
     """
@@ -146,7 +146,7 @@ def _fit(values: Sequence[float], channels: int) -> bool:
 
 
 def _undone(images: Tensor, scale: Scale) -> Tensor:
-    """Undoes the normalisation; of one channel in a model that declares three, by their mean."""
+    """Undo the normalisation; of one channel in a model that declares three, by their mean."""
     mean, std = (torch.tensor([float(value) for value in values]).view(-1, 1, 1) for values in scale)
     if images.shape[1] == 1:
         mean, std = mean.mean(), std.mean()
@@ -154,7 +154,7 @@ def _undone(images: Tensor, scale: Scale) -> Tensor:
 
 
 def _stretched(values: Tensor) -> Tensor:
-    """Stretches each channel of all images from its 1st to its 99th percentile."""
+    """Stretch each channel of all images from its 1st to its 99th percentile."""
     flat = values.transpose(0, 1).flatten(1).nan_to_num()
     ordered = flat.sort(1).values  # quantile() takes no more than 16 million values
     low, high = (ordered[:, round(share * (flat.shape[1] - 1))].view(-1, 1, 1) for share in (_DARK, _BRIGHT))

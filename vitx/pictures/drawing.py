@@ -40,7 +40,7 @@ class Drawing:
     sinks: Tensor | None
 
     def heatmaps(self, size: tuple[int, ...] | None = None) -> Tensor:
-        """Scales the maps up linearly and each one to [0, 1].
+        """Scale the maps up linearly and each one to [0, 1].
 
         Args:
             size: height and width, behind the number of frames of clips; by default those of the images.
@@ -72,7 +72,7 @@ class Drawing:
     def overlays(
         self, images: Images = None, *, colormap: str = "inferno", signed: bool = False, **scale: Any
     ) -> Tensor:
-        """Lays the heat maps over the images.
+        """Lay the heat maps over the images.
 
         Returns:
             uint8 of the shape of the pixels, on the CPU.
@@ -93,7 +93,7 @@ class Drawing:
         time_axis: int | None = None,
         **scale: Any,
     ) -> Picture:
-        """Draws each image beside its map, with the prediction.
+        """Draw each image beside its map, with the prediction.
 
         A clip is a strip of at most 8 frames above their maps, a volume the three planes through the
         brightest place, a spectrogram lies with time to the right. `view`, "frames" or "planes", chooses: by
@@ -126,7 +126,7 @@ class Drawing:
         signed: bool = False,
         **scale: Any,
     ) -> list[Picture]:
-        """Draws clips or volumes frame by frame, each beside its map, as `save` writes them to a .gif.
+        """Draw clips or volumes frame by frame, each beside its map, as `save` writes them to a .gif.
 
         Raises:
             VitxError: There are no frames; or as for `overlays`.
@@ -148,7 +148,7 @@ class Drawing:
         colormap: str = "inferno",
         **scale: Any,
     ) -> Picture:
-        """Draws all maps at once: the mean map, and crops around the brightest patch.
+        """Draw all maps at once: the mean map, and crops around the brightest patch.
 
         The mean is over all, and over each class up to ten, those with the most images, each over the mean
         image; crops are 24. A shortcut is at one place in all images, or looks the same in all crops. That is

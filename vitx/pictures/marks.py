@@ -18,7 +18,7 @@ _LETTERS, _SMALLEST = 13 / TILE_WIDTH, 4  # height of letters: share of the pict
 
 
 def say_uniform(drawn: Tensor, maps: Tensor, signed: Tensor | None = None) -> Tensor:
-    """Stamps pictures, (B, H, W, 3) uint8, whose maps are nearly uniform, as scaling makes blotches of them.
+    """Stamp pictures, (B, H, W, 3) uint8, whose maps are nearly uniform, as scaling makes blotches of them.
 
     Also those in which all patches speak against the score: such a map is bright where they do so the least.
     """
@@ -36,7 +36,7 @@ def all_against(signed: Tensor) -> Tensor:
 
 
 def outlined(pictures: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
-    """Draws a box into each picture, (B, H, W, 3) uint8, scaled up where lines would be coarse.
+    """Draw a box into each picture, (B, H, W, 3) uint8, scaled up where lines would be coarse.
 
     Args:
         pictures: (B, H, W, 3) uint8.
@@ -59,7 +59,7 @@ def outlined(pictures: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def ringed(pictures: Tensor, marks: Tensor) -> Tensor:
-    """Draws a thin ring around each marked patch, scaled up where lines would be coarse.
+    """Draw a thin ring around each marked patch, scaled up where lines would be coarse.
 
     Args:
         pictures: (B, H, W, 3) uint8.
@@ -93,7 +93,7 @@ def _stamped(pictures: Tensor, texts: Sequence[str]) -> Tensor:
 
 
 def _painted(pictures: Tensor, paint: Callable[[int, Image.Image, ImageDraw.ImageDraw], None]) -> Tensor:
-    """Paints on each picture, (B, H, W, 3) uint8, scaled up by a whole number where it is small."""
+    """Paint on each picture, (B, H, W, 3) uint8, scaled up by a whole number where it is small."""
     canvases = [Image.fromarray(one) for one in scaled_up(pictures.cpu(), _READABLE).numpy()]
     for place, canvas in enumerate(canvases):
         paint(place, canvas, ImageDraw.Draw(canvas))

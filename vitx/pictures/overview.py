@@ -49,7 +49,7 @@ class _Mean:
 
 @dataclass
 class Overview:
-    """Gathers pictures with their maps one by one, and draws them all at once."""
+    """Gather pictures with their maps one by one, and draw them all at once."""
 
     _all: _Mean = field(default_factory=_Mean)
     _classes: dict[str, _Mean] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Overview:
         self._crops.append((place, _resized(crop(pixels, map_).numpy(), _CROP).numpy()))
 
     def draw(self, colormap: str = "inferno", title: str = "") -> Picture:
-        """Draws the mean maps over the mean pictures, and the crops below, (height, width, 3) uint8.
+        """Draw the mean maps over the mean pictures, and the crops below, (height, width, 3) uint8.
 
         `title` names the method that found the maps. Raises a VitxError if there is no picture.
         """
@@ -121,7 +121,7 @@ def overview_of(
     colormap: str = "inferno",
     title: str = "",
 ) -> Picture:
-    """Draws an overview of pictures, (B, H, W, 3) uint8, their maps, (B, h, w), and their classes."""
+    """Draw an overview of pictures, (B, H, W, 3) uint8, their maps, (B, h, w), and their classes."""
     found = Overview()
     for one, map_, name in zip(pixels, maps, names or [None] * len(maps), strict=True):
         found.add(one, map_, name)
@@ -129,7 +129,7 @@ def overview_of(
 
 
 def crop(pixels: Tensor, map_: Tensor) -> Tensor:
-    """Cuts the square around the brightest patch, within the picture, (side, side, 3).
+    """Cut the square around the brightest patch, within the picture, (side, side, 3).
 
     Example:
         >>> pixels = torch.arange(16)[:, None, None].expand(16, 16, 3)

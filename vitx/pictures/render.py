@@ -29,7 +29,7 @@ VERDICTS = {True: "#00695c", False: "#b71c1c", None: INK}  # colours of right, w
 
 
 def heatmaps(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Scales maps, (B, h, w) or (B, t, h, w), up linearly to a size, and each one to [0, 1].
+    """Scale maps, (B, h, w) or (B, t, h, w), up linearly to a size, and each one to [0, 1].
 
     A constant map gives zeros.
 
@@ -51,7 +51,7 @@ def _scaled_up(maps: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
-    """Lays heat maps over images: bright places glow, the rest is dimmed.
+    """Lay heat maps over images: bright places glow, the rest is dimmed.
 
     Args:
         pixels: (B, H, W, 3) uint8, or (B, T, H, W, 3).
@@ -73,7 +73,7 @@ def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
 
 
 def signed_overlays(pixels: Tensor, signed: Tensor) -> Tensor:
-    """Lays maps with a sign over images in grey: red speaks for, blue against, and 0 is white.
+    """Lay maps with a sign over images in grey: red speaks for, blue against, and 0 is white.
 
     Args:
         pixels: (B, H, W, 3) uint8, or (B, T, H, W, 3).
@@ -104,7 +104,7 @@ def grid(
     marks: Mapping[str, Sequence[str]] | None = None,
     ends: tuple[str, str] = ("looked at least", "most"),
 ) -> NDArray[np.uint8]:
-    """Draws one row per image, with a caption, and one column per picture of it, with a title.
+    """Draw one row per image, with a caption, and one column per picture of it, with a title.
 
     Captions have as many lines as the longest of them needs, so that all rows are alike. The title of a
     single column has as many as it needs.
@@ -151,7 +151,7 @@ def grid(
 
 
 def scaled_up(pictures: Tensor, width: int) -> Tensor:
-    """Scales pictures, (B, H, W, 3) uint8, by the least whole number that makes them as wide or wider."""
+    """Scale pictures, (B, H, W, 3) uint8, by the least whole number that makes them as wide or wider."""
     times = -(-width // pictures.shape[2])
     if times <= 1:
         return pictures
@@ -175,7 +175,7 @@ def beside(pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
 def _legend(
     canvas: Image.Image, colormap: str, top: int, between: str, below: Sequence[str], ends: tuple[str, str]
 ) -> None:
-    """Draws a colour bar over the full width, names its ends, and writes notes between and below them."""
+    """Draw a colour bar over the full width, name its ends, and write notes between and below them."""
     draw, width = ImageDraw.Draw(canvas), canvas.width - 2 * GAP
     bar = np.repeat(palette(colormap)[np.linspace(0, 255, width).astype(int)][None], LINE // 2, axis=0)
     canvas.paste(Image.fromarray(bar), (GAP, top + 2))

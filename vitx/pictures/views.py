@@ -54,11 +54,11 @@ class Layer:
 
     @property
     def has_sinks(self) -> bool:
-        """Returns whether any patch is marked."""
+        """Return whether any patch is marked."""
         return self.sinks is not None and bool(self.sinks.any())
 
     def over(self, pixels: Tensor, colormap: str, signed: bool) -> Tensor:
-        """Lays the maps over images, (B, ..., 3) uint8."""
+        """Lay the maps over images, (B, ..., 3) uint8."""
         if signed:
             return signed_overlays(pixels, self.maps if self.signed is None else self.signed)
         return overlays(pixels, heatmaps(self.maps, tuple(pixels.shape[1:-1])), colormap)
@@ -69,7 +69,7 @@ class Layer:
         return ringed(drawn, self.sinks) if self.sinks is not None and self.has_sinks else drawn
 
     def said(self, drawn: Tensor) -> Tensor:
-        """Stamps maps that are nearly uniform, or all against."""
+        """Stamp maps that are nearly uniform, or all against."""
         return say_uniform(drawn, self.maps, self.signed)
 
 
@@ -80,7 +80,7 @@ def slices_of(
     time_axis: int | None = None,
     most_frames: int = MOST_FRAMES,
 ) -> Slices | None:
-    """Chooses the slices that are shown; None for a picture, which is shown whole.
+    """Choose the slices that are shown; None for a picture, which is shown whole.
 
     Args:
         size: (H, W) of a picture, (T, H, W) of a clip, (D, H, W) of a volume, (F, T) of a spectrogram.
@@ -114,7 +114,7 @@ def laid_out(
     *,
     signed: bool = False,
 ) -> tuple[dict[str, Tensor], str]:
-    """Lays maps over images: the input and each of them as columns, or as strips one below the other.
+    """Lay maps over images: the input and each of them as columns, or as strips one below the other.
 
     Boxes and sinks are marked in pictures that are shown whole. Maps that are nearly uniform say so, or that
     all speaks against.

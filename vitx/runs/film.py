@@ -28,7 +28,7 @@ class Reel:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Chooses firings evenly, the first and the last included; the last if there is but one.
+    """Choose firings evenly, the first and the last included; the last if there is but one.
 
     Example:
         >>> evenly(8, 4), evenly(3, 6), evenly(5, 1)
@@ -50,7 +50,7 @@ def timeline(reels: Sequence[Reel], most: int) -> list[tuple[int, ...]]:
 
 
 def frame(reels: Sequence[Reel], firings: Sequence[int], tile_width: int = TILE_WIDTH) -> Picture:
-    """Draws one moment: each run's grid under its name, step and accuracy, and a bar that fills up."""
+    """Draw one moment: each run's grid under its name, step and accuracy, and a bar that fills up."""
     panels = [_panel(*both, tile_width) for both in zip(reels, firings, strict=True)]
     height, width = (max(panel.shape[axis] for panel in panels) for axis in (0, 1))
     count = len(panels)  # two always stand side by side, more in a screen's form

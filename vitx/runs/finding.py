@@ -1,4 +1,4 @@
-"""Finds the runs in some places by their folders, and opens them."""
+"""Find the runs in some places by their folders, and open them."""
 
 import os
 import re

@@ -153,7 +153,7 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Lets others go on in the folder."""
+        """Let others go on in the folder."""
         self._lock.close()
 
     def _write(self, kind: str, step: int, arrays: Arrays) -> None:

@@ -68,7 +68,7 @@ def _same_images(runs: Sequence[Run]) -> list[dict[int, int]]:
 
 
 def disagreement(runs: Sequence[Run], images: Mapping[int, int]) -> tuple[int, float]:
-    """Measures how much runs disagree about an image at their ends.
+    """Measure how much runs disagree about an image at their ends.
 
     Args:
         runs: all of them.

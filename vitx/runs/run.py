@@ -78,7 +78,7 @@ class Run:
         return pixels
 
     def tiles(self, firing: int, image: int) -> dict[str, Picture]:
-        """Draws one image at a firing (its place in `steps`), title -> picture, the input first."""
+        """Draw one image at a firing (its place in `steps`), title -> picture, the input first."""
         return {title: pictures[0].numpy() for title, pictures in self._columns(firing, [image])[0].items()}
 
     def captions(self, firing: int) -> list[Caption]:
@@ -88,7 +88,7 @@ class Run:
         return captions_of(logits, labels, self.facts.get("class_names"), self.facts.get("kind"))
 
     def grid(self, firing: int, images: Sequence[int], tile_width: int = render.TILE_WIDTH) -> Picture:
-        """Draws the grid of some images as the training did."""
+        """Draw the grid of some images as the training did."""
         captions = self.captions(firing)
         columns, marks = self._columns(firing, images)
         return render.grid(
@@ -100,7 +100,7 @@ class Run:
         )
 
     def overview(self) -> Picture | None:
-        """Draws all maps of the last firing at once, by the class that is predicted; None of clips."""
+        """Draw all maps of the last firing at once, by the class that is predicted; None of clips."""
         if self.saved.frames > 1:
             return None
         method = telling(self.saved.maps)
@@ -131,7 +131,7 @@ class Run:
         return min(range(len(self.steps)), key=lambda firing: abs(self.position(firing) - position))
 
     def _columns(self, firing: int, images: Sequence[int]) -> tuple[dict[str, torch.Tensor], str]:
-        """Draws input and overlays, title -> (n, H, W, 3), and says what is marked in them."""
+        """Draw input and overlays, title -> (n, H, W, 3), and say what is marked in them."""
         shown = list(images)
         pixels = torch.from_numpy(self.saved.pixels[shown])
         sinks = self.saved.sinks
@@ -143,7 +143,7 @@ class Run:
         return {"input": pixels} | {title: self._overlaid(pixels, one) for title, one in maps.items()}, ""
 
     def _overlaid(self, pixels: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-        """Lays maps over frames side by side, each by itself, as no frame reaches into the next."""
+        """Lay maps over frames side by side, each by itself, as no frame reaches into the next."""
         clips = pixels.unflatten(2, (self.saved.frames, -1)).movedim(2, 1)
         heat = render.heatmaps(maps.unflatten(2, (self.saved.frames, -1)).movedim(2, 1), clips.shape[1:-1])
         drawn = render.overlays(clips, heat, self.colormap)
@@ -151,7 +151,7 @@ class Run:
 
 
 def accuracy_tag(tags: Iterable[str]) -> str | None:
-    """Chooses the tag that is most likely the accuracy in validation.
+    """Choose the tag that is most likely the accuracy in validation.
 
     Example:
         >>> accuracy_tag(["train/accuracy", "val_clean/accuracy", "val/accuracy", "val/loss"])

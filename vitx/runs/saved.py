@@ -1,4 +1,4 @@
-"""Reads the folder of a run, as `vitx.runs.folder` writes it."""
+"""Read the folder of a run, as `vitx.runs.folder` writes it."""
 
 import csv
 import os

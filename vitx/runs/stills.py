@@ -10,7 +10,7 @@ from vitx.runs.run import Picture, Run
 
 
 def strip(reel: Reel, image: int, most: int) -> Picture:
-    """Draws one image at so many firings at most: a column for each, a row for each method."""
+    """Draw one image at so many firings at most: a column for each, a row for each method."""
     run = reel.run
     firings = evenly(len(run.steps), most)
     drawn = [run.tiles(firing, image) for firing in firings]

@@ -55,7 +55,7 @@ class Attention(Step):
         return self.weights.shape[0] * self.layout.count("H") * self.weights.shape[2]
 
     def arrived(self, r: Tensor) -> Tensor:
-        """Brings relevance or a gradient of what it put out to (T, H, Q, d)."""
+        """Bring relevance or a gradient of what it put out to (T, H, Q, d)."""
         return self.layout.grouped(r, "THQD")
 
     def shared(self, r: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class Attention(Step):
         return self.layout.to_values(found.expand(*found.shape[:3], r.shape[3]))
 
     def to_values(self, found: Tensor) -> Tensor:
-        """Shares what the keys have, (T, K), out evenly among their values, in the shape of the model."""
+        """Share what the keys have, (T, K), out evenly among their values, in the shape of the model."""
         heads, channels = self.layout.count("H"), self.layout.count("D")
         found = scaled(found[:, None, :, None].expand(-1, heads, -1, channels), 1 / (heads * channels))
         return self.layout.to_values(found)

@@ -59,7 +59,7 @@ class Backward:
 
     @cached_property
     def grid(self) -> Grid:
-        """Makes maps of the relevance of pixels."""
+        """Make maps of the relevance of pixels."""
         return Grid(self.tape)
 
     @cached_property
@@ -96,7 +96,7 @@ class Backward:
         return self._drawn(rule, {self.end: self.start})
 
     def place(self, found: Iterable[tuple[Value, Tensor]]) -> Attribution:
-        """Draws what was found of the elements of some values where they sit in the picture.
+        """Draw what was found of the elements of some values where they sit in the picture.
 
         Raises:
             VitxError: It does not arrive at the image and the model's own tokens.

@@ -261,5 +261,5 @@ def rule(*names: str) -> Callable[[R], R]:
 
 
 def unknown(call: Call) -> list[Value]:
-    """Follows an operator without a rule: an error only if relevance or a gradient must go through it."""
+    """Follow an operator without a rule: an error only if relevance or a gradient must go through it."""
     return call.make_all(call.values, None)

@@ -62,7 +62,7 @@ def of_sum(factors: Sequence[Given], ndim: int, dims: Sequence[int]) -> Contract
 
 
 def transposed(g: Tensor, other: Tensor, shape: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Multiplies by one operand, and sums over what the other lacks, of this aligned shape and this size."""
+    """Multiply by one operand, and sum over what the other lacks, of this aligned shape and this size."""
     dims = list(range(g.ndim))
     kept = [dim for dim in dims if shape[dim] > 1]
     found: Tensor = torch.einsum(g, dims, other.to(g.dtype), dims, kept)
@@ -110,14 +110,14 @@ class Layout:
         return math.prod(self.sizes[place] for place in self.groups[letter])
 
     def grouped(self, tensor: Tensor, letters: str) -> Tensor:
-        """Brings weights, values or outputs of the model to one dimension for each letter."""
+        """Bring weights, values or outputs of the model to one dimension for each letter."""
         order, rest = self._order(letters)
         wide = [1 if place in rest else size for place, size in enumerate(self.sizes)]
         found = reshaped(tensor, self.split[letters]).expand(wide).permute(order + rest)
         return reshaped(found, [self.count(letter) for letter in letters])
 
     def to_values(self, tensor: Tensor) -> Tensor:
-        """Brings (T, H, K, D) to the values as the model has them."""
+        """Bring (T, H, K, D) to the values as the model has them."""
         order, rest = self._order("THKD")
         found = reshaped(tensor, [self.sizes[place] for place in order] + [1] * len(rest))
         found = found.permute([(order + rest).index(place) for place in range(len(self.sizes))])
@@ -125,7 +125,7 @@ class Layout:
         return reshaped(summed(found, copies, keepdim=True), self.values)
 
     def tokens_first(self, tensor: Tensor) -> Tensor:
-        """Brings (B, H, ...) of a fused kernel, whose heads may hold windows or be held, to (T, H, ...)."""
+        """Bring (B, H, ...) of a fused kernel, whose heads may hold windows or be held, to (T, H, ...)."""
         order = self.groups["T"] + self.groups["H"]
         found = tensor.reshape(*(self.sizes[place] for place in range(len(order))), *tensor.shape[2:])
         found = found.permute(*order, *range(len(order), found.ndim))

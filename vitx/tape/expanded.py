@@ -30,7 +30,7 @@ def core(tensor: Tensor) -> Tensor:
 
 
 def scaled(tensor: Tensor, factor: Tensor | float) -> Tensor:
-    """Multiplies by a number, or by a tensor that broadcasts to the same shape."""
+    """Multiply by a number, or by a tensor that broadcasts to the same shape."""
     if isinstance(factor, (int, float)) and factor == 1:
         return tensor
     return (core(tensor) * factor).expand(tensor.shape)
@@ -42,7 +42,7 @@ def over(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def shared(r: Tensor, whole: Tensor, none: float = 0) -> tuple[Tensor, Tensor]:
-    """Divides relevance by the size of all that shares it; returns also what nothing is there to share."""
+    """Divide relevance by the size of all that shares it; return also what nothing is there to share."""
     some = whole.abs() > none
     return torch.where(some, r / torch.where(some, whole, 1), 0), torch.where(some, 0, r).sum()
 
@@ -80,7 +80,7 @@ def fitted(tensor: Tensor, shape: Shape) -> Tensor:
 
 
 def spread(part: Tensor, shape: Shape, dims: Shape) -> Tensor:
-    """Shares what a sum over dimensions has evenly among what was summed, of this shape."""
+    """Share what a sum over dimensions has evenly among what was summed, of this shape."""
     count = math.prod(shape[dim] for dim in dims)
     return scaled(fitted(part, [1 if d in dims else n for d, n in enumerate(shape)]), 1 / count).expand(
         tuple(shape)

@@ -99,7 +99,7 @@ class Grid:
         return pixels
 
     def _evened(self, cells: Tensor, tokens: Value) -> Tensor:
-        """Divides cells by what they get if all tokens have the same, which leaves their sum as it was."""
+        """Divide cells by what they get if all tokens have the same, which leaves their sum as it was."""
         same = self._at_image(tokens, torch.ones(1, dtype=torch.float64).expand(tokens.shape))
         alike = pooled(self.without_channels(same), cells.shape[1:]).to(cells)
         seen = alike > _ALIKE * alike.amax()
@@ -163,7 +163,7 @@ def pooled(pixels: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def divided(cells: Tensor, grid: Sequence[int]) -> Tensor:
-    """Shares out each cell of maps, (B, ...), evenly among those of a finer grid that it divides."""
+    """Share out each cell of maps, (B, ...), evenly among those of a finer grid that it divides."""
     for dim, count in enumerate(grid, 1):
         parts = count // cells.shape[dim]
         cells = cells.repeat_interleave(parts, dim) / parts

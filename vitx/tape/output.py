@@ -97,7 +97,7 @@ def logits_of(value: Value, output: Tensor, squashed: tuple[Tensor, Value] | Non
 def score_of(
     value: Value | None, total: Callable[[Tensor], Tensor], output: Tensor, kind: torch.dtype
 ) -> Score:
-    """Differentiates the score by an output, (B, ...), or raises a VitxError if that cannot be done.
+    """Differentiate the score by an output, (B, ...), or raise a VitxError if that cannot be done.
 
     The score has the precision of the pass, also where the output has more.
     """

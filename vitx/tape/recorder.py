@@ -54,7 +54,7 @@ class FunctionMode(TorchFunctionMode):
 
 
 class Recorder(TorchDispatchMode):
-    """Writes a pass onto a tape."""
+    """Write a pass onto a tape."""
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -64,7 +64,7 @@ def find_sinks(tape: Tape, place: Place) -> Sinks | None:
 
 @contextmanager
 def without(tape: Tape, found: Sinks | None) -> Iterator[None]:
-    """Leaves sinks out of A on the tape of a pass."""
+    """Leave sinks out of A on the tape of a pass."""
     if found is None:
         raise VitxError(
             "without_sinks needs attention among the same tokens in all layers, found windows or several "

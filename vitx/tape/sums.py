@@ -78,7 +78,7 @@ class Sum(Step):
         ]
 
     def to_term(self, term: Value, r: Tensor) -> Tensor:
-        """Brings relevance of the sum to the shape of a term."""
+        """Bring relevance of the sum to the shape of a term."""
         return fitted(self.vias[term](r) if term in self.vias else r, term.shape)
 
     def parts(self) -> dict[Value, float]:
@@ -87,7 +87,7 @@ class Sum(Step):
         return {term: count / sum(heads.values()) for term, count in heads.items()}
 
     def refuse_within(self, residuals: int) -> None:
-        """Lets no relevance through a residual, of these numbers, of which something else was made inside."""
+        """Let no relevance through a residual, of these numbers, of which something else was made inside."""
         last = max((one.origin for term in self.inputs for one in term.open), default=0)
         others = [term for term in self.inputs if not term.open]
         later = residuals >> (last + 1) << (last + 1)

@@ -59,7 +59,7 @@ class Tensors:
         del self._known[known.key]
 
     def bind(self, tensor: Tensor, value: Value | None, factors: Factors = None) -> None:
-        """Says which value a tensor has from now on."""
+        """Say which value a tensor has from now on."""
         known = self.of(tensor)
         known.value, known.factors = value, factors
 
@@ -94,7 +94,7 @@ class Kept:
 
 
 class Keeper:
-    """Keeps tensors safe from what the model writes in place later."""
+    """Keep tensors safe from what the model writes in place later."""
 
     def __init__(self) -> None:
         self._kept: dict[int | None, weakref.WeakSet[Kept]] = defaultdict(weakref.WeakSet)

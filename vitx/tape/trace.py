@@ -72,7 +72,7 @@ class Trace:
         return [layer.weights.gradient(found.at(layer)) for layer in layers]
 
     def _starts(self, score: Tensor) -> dict[Value, Tensor]:
-        """Differentiates the score by itself, or by all outputs of the model that autograd recorded."""
+        """Differentiate the score by itself, or by all outputs of the model that autograd recorded."""
         dtype = torch.promote_types(score.dtype, torch.float32)
         if (value := self._recorder.get(score)) is not None:
             return {value: torch.ones(score.shape, dtype=dtype, device=score.device)}

@@ -39,7 +39,7 @@ def main(output: Any) -> Tensor | None:
 
 
 def described(output: Any) -> str:
-    """Says what an output is, and which target fits."""
+    """Say what an output is, and which target fits."""
     if (queries := mask_queries(output)) is not None:
         classes, masks = (tuple(one.shape) for one in queries)
         return f"the output is mask queries, classes {classes} and masks {masks}: use vitx.targets.region"

@@ -48,7 +48,7 @@ class End:
         return self.classes is not None or isinstance(self.target, Asked) or callable(self.target)
 
     def score(self, kind: torch.dtype) -> Score:
-        """Differentiates the score by the output, or raises a VitxError if that cannot be done."""
+        """Differentiate the score by the output, or raise a VitxError if that cannot be done."""
         if self.spot is not None:
             return self.spot.score
         return score_of(self.value, self.total, self.output, kind)

@@ -176,7 +176,7 @@ def _dense(output: Any, size: tuple[int, int]) -> Tensor:
 
 
 def _of_tokens(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Lays the logits of tokens, (B, N, C), out in the picture; those before the patches are left out."""
+    """Lay the logits of tokens, (B, N, C), out in the picture; those before the patches are left out."""
     height, width = size
     for before in range(min(_PREFIX, tokens.shape[1] - 1) + 1):
         count = int(tokens.shape[1]) - before

@@ -138,7 +138,7 @@ class Answer(Prompted):
         raise VitxError("an answer has a map for each of its words: ask for one word in a training")
 
     def parts(self, model: nn.Module, images: Tensor, inputs: Inputs) -> tuple[Inputs, list[Question]]:
-        """Lets the model answer, and finds the words of its answer."""
+        """Let the model answer, and find the words of its answer."""
         ids = _ids(inputs)
         if len(ids) > 1:
             raise VitxError(f"an answer is explained to one prompt, found {len(ids)}")
@@ -229,7 +229,7 @@ def _unlabelled(inputs: Inputs) -> Inputs:
 
 
 def _keeping(model: nn.Module, inputs: Inputs, count: int) -> Inputs:
-    """Lets a model put out the logits of the last tokens alone, if it can: all of them need much memory."""
+    """Let a model put out the logits of the last tokens alone, if it can: all of them need much memory."""
     inputs = _unlabelled(inputs)
     if _KEEP in inspect.signature(_speaker(model).forward).parameters and _KEEP not in inputs.others:
         return replace(inputs, others={**inputs.others, _KEEP: count})

@@ -19,7 +19,7 @@ _TOP = 2.0**15  # float16 holds the largest weight, and nine orders of magnitude
 
 
 def packed(weights: Tensor, channels: int) -> dict[str, Any]:
-    """Packs A of all heads, (T, H, Q, K), each of so many channels, as `page.html.jinja` unpacks it."""
+    """Pack A of all heads, (T, H, Q, K), each of so many channels, as `page.html.jinja` unpacks it."""
     flat = weights.flatten(0, 1).float().cpu()
     return {"heads": weights.shape[1], **(_factors(flat, channels + _SPARE) or halves(flat))}
 
@@ -75,7 +75,7 @@ def _rounded(matrix: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def halves(numbers: Tensor) -> dict[str, Any]:
-    """Packs numbers as float16, with the unit in which they are kept."""
+    """Pack numbers as float16, with the unit in which they are kept."""
     numbers = numbers.detach().float().cpu()
     largest = float(numbers.abs().amax()) or 1.0
     return {"unit": largest / _TOP, "whole": encoded((numbers * (_TOP / largest)).half())}

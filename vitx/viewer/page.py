@@ -60,7 +60,7 @@ def page(name: str, images: Sequence[Mapping[str, Any]], methods: Sequence[tuple
 
 
 def sheet(pixels: NDArray[np.uint8], frames: int) -> dict[str, Any]:
-    """Draws a picture, (H, W, 3), or so many frames of a clip, (T, H, W, 3), and says how they lie."""
+    """Draw a picture, (H, W, 3), or so many frames of a clip, (T, H, W, 3), and say how they lie."""
     from PIL import Image
 
     if pixels.ndim == 3:

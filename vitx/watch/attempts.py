@@ -12,7 +12,7 @@ from vitx.watch.messages import path_of
 
 
 class Attempts:
-    """Runs what may fail; errors stop the training, on all ranks together, only if they are to be raised."""
+    """Run what may fail; errors stop the training, on all ranks together, only if they are to be raised."""
 
     def __init__(self, raises: bool) -> None:
         self._raises = raises
@@ -35,7 +35,7 @@ class Attempts:
 
     @contextmanager
     def forgiving(self, host: Host, what: str, when: str = "") -> Iterator[None]:
-        """Says what its block could not do, and goes on, unless errors are to be raised."""
+        """Say what its block could not do, and go on, unless errors are to be raised."""
         try:
             yield
         except Exception as error:
@@ -44,7 +44,7 @@ class Attempts:
             self.say(host, what, error, when)
 
     def say(self, host: Host, what: str, error: Exception, when: str = "") -> None:
-        """Warns once of each kind of error in each place, as its text may name a step or an address."""
+        """Warn once of each kind of error in each place, as its text may name a step or an address."""
         known = (what, str(error) if isinstance(error, VitxError) else type(error).__name__)
         if known not in self._said:
             self._said.add(known)

@@ -41,7 +41,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 class Call(nn.Module):
-    """Calls a module in a way of its own, and says what failed in a sentence."""
+    """Call a module in a way of its own, and say what failed in a sentence."""
 
     def __init__(self, function: Callable[[Tensor], Any], module: nn.Module, called: str) -> None:
         super().__init__()

@@ -83,7 +83,7 @@ def replaced_as_read(replace: Replace) -> Iterator[None]:
 
 
 class _Copier:
-    """Makes one copy of each object that takes part in reading."""
+    """Make one copy of each object that takes part in reading."""
 
     def __init__(self, replace: Replace) -> None:
         self.replace = replace

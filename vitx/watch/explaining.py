@@ -1,4 +1,4 @@
-"""Explains the watched images, each rank its share of them."""
+"""Explain the watched images, each rank its share of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -33,7 +33,7 @@ Options = Mapping[str, Mapping[str, Any]]  # of each method, by its name
 
 
 class SampleExplainer:
-    """Explains the same images again and again, as the options of `vitx.watch.Settings` say."""
+    """Explain the same images again and again, as the options of `vitx.watch.Settings` say."""
 
     def __init__(
         self, methods: Options, target: TargetOption, forward_fn: Forward | None, names: Sequence[str] | None
@@ -53,7 +53,7 @@ class SampleExplainer:
     def explain(
         self, host: Host, model: nn.Module, samples: Samples
     ) -> tuple[dict[str, Explanation], dict[str, Exception]]:
-        """Explains all samples; called by all ranks, and the same on each of them, on the CPU.
+        """Explain all samples; called by all ranks, and the same on each of them, on the CPU.
 
         A method that fails takes no other with it. It is tried again after 1, 2, 4, ... 64 firings, alone.
 
@@ -140,7 +140,7 @@ class SampleExplainer:
     def faithfulness(
         self, host: Host, model: nn.Module, samples: Samples, found: Mapping[str, Explanation], most: int
     ) -> dict[str, float]:
-        """Measures how much better than chance each method's maps name what the model needs.
+        """Measure how much better than chance each method's maps name what the model needs.
 
         Returns:
             `METHOD/deletion` and `insertion`, and of classes `reliance`: means over at most so many images,
@@ -205,7 +205,7 @@ class SampleExplainer:
                 return do(call, images, target=target)
 
     def _look(self, host: Host, model: nn.Module, samples: Samples) -> Output:
-        """Learns from one image what the module puts out.
+        """Learn from one image what the module puts out.
 
         Where that fails, nothing is learnt: then the methods fail, too, and say so.
         """

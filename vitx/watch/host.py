@@ -16,7 +16,7 @@ from vitx.watch.messages import inform, warn
 
 
 class Host:
-    """Answers what a watch asks of a training. These are the answers of a plain loop.
+    """Answer what a watch asks of a training. These are the answers of a plain loop.
 
     An adapter for a framework is a subclass that answers otherwise where the framework knows better. Files go
     to `run/vitx`, beside checkpoints; without a `run`, it is the next free `version_N` of the root.
@@ -86,12 +86,12 @@ class Host:
         return None
 
     def publish(self, numbers: Mapping[str, float]) -> None:
-        """Tells other parts of the training the numbers of a firing, on every rank."""
+        """Tell other parts of the training the numbers of a firing, on every rank."""
 
     def warn(self, sentence: str) -> None:
-        """Warns of what went wrong, on rank 0."""
+        """Warn of what went wrong, on rank 0."""
         warn(sentence)
 
     def inform(self, sentence: str) -> None:
-        """Tells what went well, on rank 0."""
+        """Tell what went well, on rank 0."""
         inform(sentence)

@@ -1,4 +1,4 @@
-"""Reads chosen samples as the user's own loader does, and leaves that loader as it was."""
+"""Read chosen samples as the user's own loader does, and leave that loader as it was."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -110,7 +110,7 @@ class Source:
         return range(len(self.keys or ())) if self._parts else Subset(self.data, self.keys or ())
 
     def evenly_placed(self, count: int) -> Places | None:
-        """Chooses images evenly spaced over all batches; None for a stream, whose end is not known."""
+        """Choose images evenly spaced over all batches; None for a stream, whose end is not known."""
         if any(map(reads_stream, self._readers)):
             return None
         try:

@@ -140,7 +140,7 @@ def settings_of(logger: Any) -> Mapping[str, Any]:
 
 
 def drop_from(logger: Any, step: int) -> None:
-    """Tells TensorBoard that the run goes on from a step: what an ended run wrote there and later is void.
+    """Tell TensorBoard that the run goes on from a step: what an ended run wrote there and later is void.
 
     This is what the `purge_step` of a `SummaryWriter` does as it is made, and holds for the whole run, whose
     steps from there on are taken anew.

@@ -16,7 +16,7 @@ _GIVE = "batch_transform=lambda batch: ..., which does to a batch what your loop
 
 
 class FirstCall:
-    """Keeps the images of the first call of a model that a loop makes, and then leaves the model alone."""
+    """Keep the images of the first call of a model that a loop makes, and then leave the model alone."""
 
     def __init__(self, model: nn.Module) -> None:
         self.images: Tensor | None = None  # (B, ...), in host memory, once the model was called
@@ -39,7 +39,7 @@ class FirstCall:
 
 
 def differs(given: Tensor, held: Tensor) -> str | None:
-    """Says how images that a loop gives the model, (B, ...), differ from those of the loader; None: not."""
+    """Say how images that a loop gives the model, (B, ...), differ from those of the loader; None: not."""
     if given.shape[1:] != held.shape[1:]:
         one, other = (" x ".join(map(str, images.shape[1:])) for images in (given, held))
     else:
@@ -53,7 +53,7 @@ def differs(given: Tensor, held: Tensor) -> str | None:
 
 
 def not_normalized(model: nn.Module, images: Tensor) -> str | None:
-    """Says that images lie in [0, 1] where the model declares another scale; None where they do not."""
+    """Say that images lie in [0, 1] where the model declares another scale; None where they do not."""
     mean, std = normalization(model)
     if (tuple(mean), tuple(std)) == UNSCALED or images.amin() < 0 or images.amax() > 1:
         return None

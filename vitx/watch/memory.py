@@ -25,7 +25,7 @@ class Memory:
     run: str | None = None  # its id
 
     def remember(self, samples: Samples) -> str | None:
-        """Remembers these images; returns a sentence if they are not those of before, or their data set."""
+        """Remember these images; return a sentence if they are not those of before, or their data set."""
         before, thumbnails = self.thumbnails, samples.thumbnails()
         change = None
         if before is not None and self.out_of != samples.out_of:

@@ -10,7 +10,7 @@ _log = logging.getLogger("vitx")
 
 
 def warn(sentence: str) -> None:
-    """Warns; through the logger, which ends at stderr, where a project silences warnings."""
+    """Warn; through the logger, which ends at stderr, where a project silences warnings."""
     if silenced(sentence):
         _log.warning(sentence)
     else:
@@ -18,7 +18,7 @@ def warn(sentence: str) -> None:
 
 
 def inform(sentence: str) -> None:
-    """Tells what went well: through the logger where someone listens to it, else to stderr."""
+    """Tell what went well: through the logger where someone listens to it, else to stderr."""
     if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
         _log.info(sentence)
     else:

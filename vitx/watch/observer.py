@@ -33,7 +33,7 @@ Words = Callable[[Path | None, Sequence[str]], str]
 
 
 class Observer(Settings):
-    """Watches one training, as its settings say; each method is called on all ranks.
+    """Watch one training, as its settings say; each method is called on all ranks.
 
     A callback is an observer that tells it when to fire.
     """
@@ -53,7 +53,7 @@ class Observer(Settings):
         self._overview: Callable[[], Picture] | None = None  # draws that of the last firing
 
     def close(self) -> None:
-        """Releases the images and the folder of the run."""
+        """Release the images and the folder of the run."""
         self._drop_images()
         self._writer.close()
 
@@ -92,12 +92,12 @@ class Observer(Settings):
         return dict(vars(self._memory))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on after the last firing; entries of another version of vitx are left out."""
+        """Go on after the last firing; entries of another version of vitx are left out."""
         known = vars(Memory())
         vars(self._memory).update(known | {name: state_dict[name] for name in known if name in state_dict})
 
     def resume(self, host: Host, moment: int, next_step: int) -> None:
-        """Goes on with an interrupted run, in its folder and its logs.
+        """Go on with an interrupted run, in its folder and its logs.
 
         What was due at this moment was shown; what the run wrote at the next step and later is void.
         """
@@ -112,7 +112,7 @@ class Observer(Settings):
         self._attempts.on_first(host, go_on)
 
     def observe(self, host: Host, step: int, moment: int | None = None) -> Mapping[str, float]:
-        """Explains and logs, once for each step.
+        """Explain and log, once for each step.
 
         Args:
             host: the training.
@@ -138,7 +138,7 @@ class Observer(Settings):
         return {}  # type: ignore[unreachable]  # what failed was said
 
     def _fire_at(self, host: Host, step: int) -> Mapping[str, float]:
-        """Explains on every rank its share of the images, and writes on rank 0 what all found."""
+        """Explain on every rank its share of the images, and write on rank 0 what all found."""
         if self._samples is None:
             self._samples = host.group.from_first(partial(self._choose, host))
         samples, model, memory = self._samples, host.explained(self.weights), self._memory
@@ -166,11 +166,11 @@ class Observer(Settings):
         return numbers
 
     def difference(self, samples: Samples) -> str | None:
-        """Says how the images differ from those that the training gives the model; None: nothing is known."""
+        """Say how the images differ from those that the training gives the model; None: nothing is known."""
         return None
 
     def hint(self, samples: Samples) -> str | None:
-        """Says where the images may differ from those; None where nothing tells so."""
+        """Say where the images may differ from those; None where nothing tells so."""
         return None
 
     def _choose(self, host: Host) -> Samples:
@@ -212,7 +212,7 @@ class Observer(Settings):
         self._writer.write_numbers(host, self._memory.scalars, self._memory.step)
 
     def _prepare(self, host: Host, firing: Firing) -> tuple[Display, Words]:
-        """Draws the images shown in their true colors, and finds words for what is watched."""
+        """Draw the images shown in their true colors, and find words for what is watched."""
         samples, channels = firing.samples, firing.first.channels
         images = as_images(samples.images, channels)
         scales = likely_scales(host.model, images, samples.scales, host.normalizers())

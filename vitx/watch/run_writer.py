@@ -25,7 +25,7 @@ _FEW = 100  # logits of an image, which are kept in full precision
 
 
 class RunWriter:
-    """Writes what a report needs, on rank 0; with `save_maps=False`, pictures alone."""
+    """Write what a report needs, on rank 0; with `save_maps=False`, pictures alone."""
 
     def __init__(self, settings: Settings, attempts: Attempts, memory: Memory) -> None:
         self._settings, self._attempts, self._memory = settings, attempts, memory
@@ -39,7 +39,7 @@ class RunWriter:
         return self.folder
 
     def reopen(self, host: Host, next_step: int) -> None:
-        """Goes on in the folder of an interrupted run, or takes another one and says why."""
+        """Go on in the folder of an interrupted run, or take another one and say why."""
         before, moved = self._memory.folder, False
         known = [Path(one) for one in (host.run and host.run / FOLDER, before) if one]
         for path in known:
@@ -104,7 +104,7 @@ class RunWriter:
             self._attempts.write(host, self.folder.path, self.folder.end)
 
     def close(self) -> None:
-        """Leaves the folder to others."""
+        """Leave the folder to others."""
         if self.folder is not None:
             self.folder.close()
         self.folder = None

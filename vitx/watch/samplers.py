@@ -53,7 +53,7 @@ def keys_of(loader: DataLoader[Any]) -> list[Any] | None:
 
 @contextmanager
 def _restored(sampler: Any) -> Iterator[None]:
-    """Restores the counters and generators of a sampler after its block."""
+    """Restore the counters and generators of a sampler after its block."""
     parts = [part for part in (sampler, getattr(sampler, "sampler", None)) if hasattr(part, "__dict__")]
     before = [dict(vars(part)) for part in parts]
     try:

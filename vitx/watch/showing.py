@@ -89,7 +89,7 @@ def captions(firing: Firing, names: Sequence[str] | None, places: Sequence[int])
 
 
 def draw(firing: Firing, display: Display, said: Sequence[Caption]) -> NDArray[np.uint8]:
-    """Draws the grid of the images shown, (height, width, 3): the input and each method's overlay."""
+    """Draw the grid of the images shown, (height, width, 3): the input and each method's overlay."""
     pixels, one, shown = display.pixels, firing.first, list(firing.samples.shown)
     channels = None if one.channels is None else firing.samples.images.shape[one.channels]
     slices = slices_of(tuple(pixels.shape[1:-1]), channels, most_frames=FRAMES_IN_A_CARD)
@@ -104,7 +104,7 @@ def draw(firing: Firing, display: Display, said: Sequence[Caption]) -> NDArray[n
 
 
 def draw_overview(firing: Firing, display: Display) -> NDArray[np.uint8]:
-    """Draws the maps of all images at once, shown or not, by the first method that is about a class."""
+    """Draw the maps of all images at once, shown or not, by the first method that is about a class."""
     name = telling(firing.found)
     found, images = firing.found[name], firing.samples.images
     said = captions(firing, display.class_names, range(len(images)))

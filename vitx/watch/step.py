@@ -19,7 +19,7 @@ from vitx.watch.provenance import FACTORIES, Comparison, Node, Value, compared, 
 
 
 class StepRecorder(TorchDispatchMode):
-    """Follows the tensors of a batch through a step of a module."""
+    """Follow the tensors of a batch through a step of a module."""
 
     supports_higher_order_operators = True
 
@@ -120,7 +120,7 @@ class StepRecorder(TorchDispatchMode):
         return module not in self._names and any(part is self._module for part in module.modules())
 
     def _put_out(self, module: nn.Module, taken: Any, args: Any, kwargs: Any, output: Any) -> None:
-        """Remembers what a module put out that the step called."""
+        """Remember what a module put out that the step called."""
         given = frozenset[str]().union(*(value.leaves for value in self._known((args, kwargs))))
         node = Node(self._names.get(module, module), taken, self._taken((), kwargs)[1])
         self.nodes.append(node)
@@ -141,7 +141,7 @@ class StepRecorder(TorchDispatchMode):
             self.outputs.append(of_images)
 
     def _compare(self, name: str, args: Any) -> None:
-        """Remembers a call that compares an output with what is true."""
+        """Remember a call that compares an output with what is true."""
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
         if name == "index" and not is_masked(args):
             tensors += [index for index in args[1] if index is not None]

@@ -24,7 +24,7 @@ _WHEN = ("every_n_epochs", "at_start", "on_validate")  # a loop of one's own say
 
 
 class Watch(Observer):
-    """Shows what a Vision Transformer looks at, while a loop of your own trains it.
+    """Show what a Vision Transformer looks at, while a loop of your own trains it.
 
     Each call logs one grid (rows: images; columns: the input and each method's overlay) under `vitx/maps`,
     and for each method, as means over the images, `vitx/METHOD/...`: `entropy`, `information`, `drift`, and,
@@ -89,7 +89,7 @@ class Watch(Observer):
         self._resumed = self._begun = self._closed = False
 
     def __call__(self, step: int, metrics: Mapping[str, float] | None = None) -> Mapping[str, float]:
-        """Explains the images, and logs what was found, once for each step.
+        """Explain the images, and log what was found, once for each step.
 
         Args:
             step: of the training, on the axis of what else is logged.
@@ -136,17 +136,17 @@ class Watch(Observer):
         super().close()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on after the last call of an interrupted run; to be called before the first one of this."""
+        """Go on after the last call of an interrupted run; to be called before the first one of this."""
         super().load_state_dict(state_dict)
         self._resumed = True
 
     def difference(self, samples: Samples) -> str | None:
-        """Says once how the images differ from those that the loop gives the model."""
+        """Say once how the images differ from those that the loop gives the model."""
         given, self._first_call.images = self._first_call.images, None
         return None if given is None or self._as_given(samples) else differs(given, samples.images)
 
     def hint(self, samples: Samples) -> str | None:
-        """Says where the images may differ from those that the loop gives the model."""
+        """Say where the images may differ from those that the loop gives the model."""
         return None if self._as_given(samples) else not_normalized(self._host.model, samples.images)
 
     def _as_given(self, samples: Samples) -> bool:

@@ -20,7 +20,7 @@ fused_attention_overrideable""".split()  # noqa: SIM905
 
 
 def attended(call: Call, contraction: Contraction, weights: Operand, values: Operand, factor: float) -> Value:
-    """Follows weights times values, as the model wrote it."""
+    """Follow weights times values, as the model wrote it."""
     assert weights.value is not None
     assert values.value is not None
     layout = Layout.of(contraction, weights, values)
@@ -53,7 +53,7 @@ def attention(call: Call, weights: Weights, layout: Layout, asking: Value | None
 
 
 def normalized(call: Call, before: Attention) -> Value:
-    """Follows exponentials times values, over the sum of the exponentials: a softmax times the values."""
+    """Follow exponentials times values, over the sum of the exponentials: a softmax times the values."""
     whole = before.weights.matrix()
     whole = whole / whole.sum(-1, keepdim=True)
     weights = replace(before.weights, sums_to_1=True, compute=whole.__getitem__)
@@ -66,7 +66,7 @@ def normalized(call: Call, before: Attention) -> Value:
 
 @rule(*(f"_scaled_dot_product_{name}" for name in FUSED))
 def fused(call: Call) -> list[Value]:
-    """Follows the kernels that do not write A down: it is computed anew from queries and keys."""
+    """Follow the kernels that do not write A down: it is computed anew from queries and keys."""
     query, key, value = (call[name].detach() for name in ("query", "key", "value"))
     of_query, of_value = call.value(call["query"]), call.value(call["value"])
     if of_value is None:
@@ -87,7 +87,7 @@ def fused(call: Call) -> list[Value]:
 
 
 def _described(call: Call, layout: Layout, query: Tensor, key: Tensor, value: Tensor) -> Weights:
-    """Says how A is computed: it was kept, or is made anew of queries, keys and log-sum-exps."""
+    """Say how A is computed: it was kept, or is made anew of queries, keys and log-sum-exps."""
     if call.fused is not None:
         return stored(call.tape, call.fused[:, None], value, sums_to_1=call.tape.head_fusion == "mean")
     mask = call["attn_mask"] if call["attn_mask"] is not None else call["attn_bias"]

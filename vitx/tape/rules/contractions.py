@@ -34,7 +34,7 @@ MATRICES = ("mm", "bmm", "addmm", "addbmm", "linear")  # which are faster than w
 
 @rule(*OPERANDS)
 def matmul(call: Call) -> list[Value]:
-    """Follows a matrix product, and what is added to it."""
+    """Follow a matrix product, and what is added to it."""
     left, right = (call[name] for name in OPERANDS[call.name])
     values = call.value(left), call.value(right)
     contraction = of_matmul((left, values[0]), (right, values[1]), over_batch=call.name == "addbmm")
@@ -51,7 +51,7 @@ def matmul(call: Call) -> list[Value]:
 
 
 def contracted(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
-    """Follows a product that is summed, times a factor."""
+    """Follow a product that is summed, times a factor."""
     left, right, _ = contraction
     if left.value is None or right.value is None:
         return weighed(call, contraction, factor)
@@ -65,7 +65,7 @@ def contracted(call: Call, contraction: Contraction, factor: float = 1.0) -> Val
 
 
 def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
-    """Follows a live value times constants: evenly where these were learned, else in proportion to them."""
+    """Follow a live value times constants: evenly where these were learned, else in proportion to them."""
     live, constant, dims = contraction
     on_left = live.value is not None
     if not on_left:
@@ -128,7 +128,7 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
 
 @rule("linear")
 def linear(call: Call) -> list[Value]:
-    """Follows a linear layer as a whole."""
+    """Follow a linear layer as a whole."""
     (x, of_x), bias, matrix = call.live[0], call["bias"], call["weight"].mT
     matrix = matrix[(None,) * (x.ndim - 2)]
     call.tensors.of(matrix).fixed = call.tensors.is_fixed(call["weight"])
@@ -138,7 +138,7 @@ def linear(call: Call) -> list[Value]:
 
 @rule("quantized::linear_dynamic", "quantized::linear_dynamic_fp16", "quantized::linear_relu_dynamic")
 def quantized(call: Call) -> list[Value]:
-    """Follows a linear layer whose weights are whole numbers; what rounding adds is a constant."""
+    """Follow a linear layer whose weights are whole numbers; what rounding adds is a constant."""
     x, of_x = call.live[0]
     half = "fp16" in call.name
     unpack: Any = torch.ops.quantized.linear_unpack_fp16 if half else torch.ops.quantized.linear_unpack
@@ -151,7 +151,7 @@ def quantized(call: Call) -> list[Value]:
 
 @rule("sum", "mean")
 def summed(call: Call) -> list[Value]:
-    """Follows a sum over dimensions: of a product, of a stack, or of anything else."""
+    """Follow a sum over dimensions: of a product, of a stack, or of anything else."""
     tensor, value, keepdim = call["self"], call.values[0], bool(call["keepdim"])
     dims = ax.dimensions(call["dim"], tensor.ndim)
     factor = 1 / math.prod(tensor.shape[dim] for dim in dims) if call.name == "mean" else 1.0
@@ -190,7 +190,7 @@ def summed(call: Call) -> list[Value]:
 
 
 def _of_stack(call: Call, dim: int, factor: float) -> Value:
-    """Follows the sum of a stack: a sum of its parts."""
+    """Follow the sum of a stack: a sum of its parts."""
     tensor, aten = call["self"], torch.ops.aten
     function, given = (aten.split.Tensor, (1, dim)) if call["keepdim"] else (aten.unbind.int, (dim,))
     parts = call.inner(function, tensor, *given)
@@ -199,7 +199,7 @@ def _of_stack(call: Call, dim: int, factor: float) -> Value:
 
 
 def paired(call: Call, contraction: Contraction, factor: float, *, weighing: bool) -> Value:
-    """Follows q k^T, which is to become weights, or weights times weights; what reads it gives half to each.
+    """Follow q k^T, which is to become weights, or weights times weights; what reads it gives half to each.
 
     Weights have it in proportion to the size of what they make together.
     """

@@ -26,7 +26,7 @@ _KNOWN: dict[tuple[str, int, str], Around0] = {}  # of functions of one tensor, 
 
 @rule("hardswish", "_prelu_kernel", "log_sigmoid_forward")
 def gated(call: Call, *, size: bool = False) -> list[Value]:
-    """Follows an activation, or any other function of one value, which may say how large something is."""
+    """Follow an activation, or any other function of one value, which may say how large something is."""
     if len({id(tensor) for tensor, _ in call.live}) != 1:
         return unknown(call)
     tensor, value = call.live[0]
@@ -93,7 +93,7 @@ def _around_0(call: Call, tensor: Tensor) -> Around0:
 
 @rule("_softmax", "_safe_softmax", "softmax", "_log_softmax", "log_softmax")
 def softmax(call: Call) -> list[Value]:
-    """Follows a softmax or its logarithm: weights, or to first order where a score is read."""
+    """Follow a softmax or its logarithm: weights, or to first order where a score is read."""
     tape, (tensor, value), y = call.tape, call.live[0], call.out.detach()
     dim, logarithm = call["dim"] % max(1, y.ndim), "log" in call.name
 
@@ -117,13 +117,13 @@ WEIGHING = ("weights", "exp")
 
 @rule("neg")
 def negated(call: Call) -> list[Value]:
-    """Follows a change of sign."""
+    """Follow a change of sign."""
     return [_times_constant(call, call.values[0], -1)]
 
 
 @rule("mul")
 def multiplied(call: Call) -> list[Value]:
-    """Follows a product, and notes its factors, as it may be summed."""
+    """Follow a product, and notes its factors, as it may be summed."""
     first, second = call["self"], call["other"]
     one, other = call.value(first), call.value(second)
     if one is not None and other is not None:
@@ -146,7 +146,7 @@ def multiplied(call: Call) -> list[Value]:
 
 @rule("div")
 def quotient(call: Call) -> list[Value]:
-    """Follows a quotient: what divides is a scale; exponentials over their sum are a softmax."""
+    """Follow a quotient: what divides is a scale; exponentials over their sum are a softmax."""
     first, second = call["self"], call["other"]
     above, below = call.value(first), call.value(second)
     if call["rounding_mode"] is not None or above is None:
@@ -192,7 +192,7 @@ def _times_constant(call: Call, value: Value, factor: Any) -> Value:
 
 
 def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = False) -> Value:
-    """Follows a product or quotient of two live values, none of which is summed.
+    """Follow a product or quotient of two live values, none of which is summed.
 
     What weighs, or says how large something is, is held: all relevance is the other one's. So is what was
     made from the other one, as a gate. Where neither is held, each counts half.

@@ -26,7 +26,7 @@ _NONE = 1e-6  # how much of a window counts as none
 
 @rule(*CONVOLUTIONS)
 def convolved(call: Call) -> list[Value]:
-    """Follows a convolution: evenly to the group's channels and the real pixels under each window."""
+    """Follow a convolution: evenly to the group's channels and the real pixels under each window."""
     tensor = call["self"] if call["input"] is None else call["input"]
     weight, value, tape = call.learned(call["weight"]), call.value(tensor), call.tape
     if value is None or weight is None or call.value(call["weight"]) is not None:
@@ -82,14 +82,14 @@ def convolved(call: Call) -> list[Value]:
 
 @rule("native_layer_norm", "_fused_rms_norm")
 def layer_norm(call: Call) -> list[Value]:
-    """Follows a norm over the last dimensions, centered or not."""
+    """Follow a norm over the last dimensions, centered or not."""
     centered = range(-len(call["normalized_shape"]), 0) if call.name == "native_layer_norm" else ()
     return _norm(call, call.outs[-1], (*centered,))
 
 
 @rule("native_group_norm")
 def group_norm(call: Call) -> list[Value]:
-    """Follows a norm over groups of channels."""
+    """Follow a norm over groups of channels."""
     shape, groups = call.out.shape, call["group"]
     along = (-1, *[1] * (len(shape) - 2))
     scale = call.outs[2].repeat_interleave(shape[1] // groups, 1).view(shape[0], *along)
@@ -99,7 +99,7 @@ def group_norm(call: Call) -> list[Value]:
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit")
 @rule("cudnn_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update", "miopen_batch_norm")
 def batch_norm(call: Call) -> list[Value]:
-    """Follows a norm with the statistics of the training, linear and a constant, or with those of a batch."""
+    """Follow a norm with the statistics of the training, linear and a constant, or with those of a batch."""
     x, mean, variance = call["input"], call["running_mean"], call["running_var"]
     eps = call["eps"] if call["eps"] is not None else call["epsilon"]
     along = (-1, *[1] * (x.ndim - 2))
@@ -119,7 +119,7 @@ def _norm(
     grouped: Sequence[int] | None = None,
     mean: Tensor | None = None,
 ) -> list[Value]:
-    """Follows a norm with this scale, centered over some dimensions of the groups, or by a learned mean.
+    """Follow a norm with this scale, centered over some dimensions of the groups, or by a learned mean.
 
     Weight and bias lie along some dimensions: the last ones by default.
     """
@@ -147,7 +147,7 @@ def _norm(
 
 @rule("var", "std", "linalg_vector_norm", "norm", "var_mean", "std_mean")
 def size(call: Call) -> list[Value]:
-    """Follows what says how large a value is; a mean beside it is one."""
+    """Follow what says how large a value is; a mean beside it is one."""
     value, tape = call.values[0], call.tape
     shape, dims = value.shape, dimensions(call["dim"], len(value.shape))
     kept = [1 if dim in dims else size for dim, size in enumerate(shape)]

@@ -35,7 +35,7 @@ _NONE = 1e-6  # how much of a window counts as none
 
 @rule(*MOVING, *FILLING, "constant_pad_nd", *(f"{name}{n}d" for name in PADDED for n in (1, 2, 3)))
 def moved(call: Call) -> list[Value]:
-    """Follows a rearrangement: each element of the output is an element of an input, or a constant."""
+    """Follow a rearrangement: each element of the output is an element of an input, or a constant."""
     if call["accumulate"]:
         return added_up(call)
     first = call.values[0]
@@ -53,7 +53,7 @@ def moved(call: Call) -> list[Value]:
 
 
 def _chosen(call: Call, value: Value, weighing: bool) -> Value:
-    """Follows elements that stay, or are overwritten where they are: of scores, or by their very values.
+    """Follow elements that stay, or are overwritten where they are: of scores, or by their very values.
 
     What scores ask for stays a matter of the query; a choice by values is a function of them, as
     where(x > 0, x, 0) is.
@@ -74,7 +74,7 @@ def _chosen(call: Call, value: Value, weighing: bool) -> Value:
 
 @rule(*ADDING)
 def added_up(call: Call) -> list[Value]:
-    """Follows an operator that is linear: in proportion to what it adds up."""
+    """Follow an operator that is linear: in proportion to what it adds up."""
     if call.name in ("scatter_reduce", "index_reduce") and call["reduce"] not in ("sum", "mean"):
         return picked(call)
     if call.values[0].parts is not None and call.name == "cumsum":
@@ -89,7 +89,7 @@ def added_up(call: Call) -> list[Value]:
 
 @rule("grid_sampler_2d", "grid_sampler_3d")
 def sampled(call: Call) -> list[Value]:
-    """Follows what is sampled at some places: of these it is not asked where they come from."""
+    """Follow what is sampled at some places: of these it is not asked where they come from."""
     tensor, value = call["input"], call.value(call["input"])
     if value is None:
         return unknown(call)
@@ -97,7 +97,7 @@ def sampled(call: Call) -> list[Value]:
 
 
 def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
-    """Follows what is linear: it moves elements or adds some up, and may fill in constants."""
+    """Follow what is linear: it moves elements or add some up, and may fill in constants."""
     tensors, values, tape = [t for t, _ in call.live], call.values, call.tape
     transpose = Transpose(call, tensors, [None] * len(tensors))
     own = tape.constant(transpose.at_0(tensors) if tape.accounts and fills else None, call.out.shape)
@@ -168,7 +168,7 @@ def _axes_of(call: Call) -> AxesOf | None:
 
 @rule(*PICKING, *EXTREMES)
 def picked(call: Call) -> list[Value]:
-    """Follows what picks elements by their values, as a maximum or a sort does.
+    """Follow what picks elements by their values, as a maximum or a sort does.
 
     A maximum over dimensions picks, or says how large something is.
     """

@@ -19,7 +19,7 @@ Summand = tuple[Any, float | Tensor]  # a value, tensor or number, and its facto
 
 @rule("add", "sub", "rsub")
 def sum_of_two(call: Call) -> list[Value]:
-    """Follows a sum or a difference."""
+    """Follow a sum or a difference."""
     alpha = 1 if call["alpha"] is None else call["alpha"]
     signs = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[call.name]
     return [total(call, [(call["self"], signs[0]), (call["other"], signs[1])])]
@@ -27,7 +27,7 @@ def sum_of_two(call: Call) -> list[Value]:
 
 @rule("lerp")
 def blended(call: Call) -> list[Value]:
-    """Follows a weighted mean of two; the weight is held."""
+    """Follow a weighted mean of two; the weight is held."""
     weight = call["weight"]
     of_constant = call.value(weight) is None
     weight = weight.detach() if isinstance(weight, Tensor) else weight
@@ -35,7 +35,7 @@ def blended(call: Call) -> list[Value]:
 
 
 def total(call: Call, summands: Sequence[Summand], *, exact: bool = True) -> Value:
-    """Follows a sum of values, tensors and numbers, each times a factor, of which some are live.
+    """Follow a sum of values, tensors and numbers, each times a factor, of which some are live.
 
     It is exact where all factors are constants.
     """
@@ -80,7 +80,7 @@ def _is_size(value: Value, factor: Any, shape: Sequence[int]) -> bool:
 
 
 def _shifted(call: Call, value: Value, options: dict[str, Any], *, alone: bool) -> Value:
-    """Follows a value and constants, or what says how large it is: all relevance is the value's."""
+    """Follow a value and constants, or what says how large it is: all relevance is the value's."""
     before, shape = value.shape, call.out.shape
     found = call.make(
         *([value], lambda r: [fitted(r[0], before)]),
@@ -104,7 +104,7 @@ def _shifted(call: Call, value: Value, options: dict[str, Any], *, alone: bool) 
 
 
 def _summed(call: Call, counted: Sequence[Value], live: Sequence[Value], options: dict[str, Any]) -> Value:
-    """Follows a sum of several values; what says how large others are has no share."""
+    """Follow a sum of several values; what says how large others are has no share."""
     tape, shape, terms = call.tape, call.out.shape, terms_of(counted)
     alike = all(shape == term.shape for term in terms)
     kind = partial(Sum, vias={term: via for term, via in terms.items() if via is not None})

@@ -21,7 +21,7 @@ TURNED = (*RESHAPES, *COPIES, "permute", "transpose", "t")
 
 
 def carried(call: Call, found: Value, value: Value, number: int = 0) -> Value:
-    """Tells a rearranged value what is still true of it; it is one of several outputs, or the only one."""
+    """Tell a rearranged value what is still true of it; it is one of several outputs, or the only one."""
     found.roots, found.kind, found.total, found.fan = value.roots, value.kind, value.total, value.fan
     found.proportional = value.proportional
     found.rounded = value.rounded or call.out.dtype != call.live[0][0].dtype
@@ -42,7 +42,7 @@ def carried(call: Call, found: Value, value: Value, number: int = 0) -> Value:
 
 
 def turned(call: Call, back: Callable[[Tensor], Tensor], axes: Callable[[Axes], Axes | None]) -> list[Value]:
-    """Follows all elements of a value in another order or shape, or copies of them."""
+    """Follow all elements of a value in another order or shape, or copy of them."""
     value = call.values[0]
 
     def into(arrived: list[Tensor]) -> list[Tensor]:
@@ -56,7 +56,7 @@ def turned(call: Call, back: Callable[[Tensor], Tensor], axes: Callable[[Axes], 
 
 @rule(*RESHAPES)
 def laid_out(call: Call) -> list[Value]:
-    """Follows a reshape, but not bits that are read as another type."""
+    """Follow a reshape, but not bits that are read as another type."""
     if isinstance(call["dtype"], torch.dtype):
         return unknown(call)
     before, shape = call.values[0].shape, tuple(call.out.shape)
@@ -65,13 +65,13 @@ def laid_out(call: Call) -> list[Value]:
 
 @rule(*COPIES)
 def same(call: Call) -> list[Value]:
-    """Follows a copy, or a change of type, but not to whole numbers."""
+    """Follow a copy, or a change of type, but not to whole numbers."""
     return turned(call, lambda r: r, lambda of: of) if call.out.is_floating_point() else unknown(call)
 
 
 @rule("permute", "transpose", "t")
 def permuted(call: Call) -> list[Value]:
-    """Follows dimensions in another order."""
+    """Follow dimensions in another order."""
     dims = range(call.out.ndim)
     sizes = torch.empty([dim + 2 for dim in dims], device="meta")  # which tell the dimensions apart
     order = [size - 2 for size in call.overload.function(sizes, *call.args[1:], **call.kwargs).shape]
@@ -81,14 +81,14 @@ def permuted(call: Call) -> list[Value]:
 
 @rule("expand")
 def expanded(call: Call) -> list[Value]:
-    """Follows copies along some dimensions."""
+    """Follow copies along some dimensions."""
     before, shape = call.values[0].shape, tuple(call.out.shape)
     return turned(call, lambda r: fitted(r, before), lambda of: ax.broadcast(of, shape))
 
 
 @rule("slice", "select", "unbind", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
 def divided(call: Call) -> list[Value]:
-    """Follows parts along one dimension, which select and unbind take away."""
+    """Follow parts along one dimension, which select and unbind take away."""
     value, out = call.values[0], call.out.shape
     if value.shape == out:
         return turned(call, lambda r: r, lambda of: of)
@@ -102,7 +102,7 @@ def divided(call: Call) -> list[Value]:
     starts = [start + sum(widths[:number]) for number in range(len(widths))]
 
     def back(arrived: list[Tensor]) -> list[Tensor]:
-        """Lays the parts into zeros, expanded where all of them are, but not along this dimension."""
+        """Lay the parts into zeros, expanded where all of them are, but not along this dimension."""
         inner = [core(part.unsqueeze(dim) if gone else part) for part in arrived]
         sizes = [max(sizes) for sizes in zip(*(one.shape for one in inner), strict=True)]
         sizes[dim] = shape[dim]
@@ -124,7 +124,7 @@ def divided(call: Call) -> list[Value]:
 
 
 def taken_apart(found: Value, whole: Value, number: int) -> None:
-    """Tells a value that was put together with others, and is alone again, where it came from."""
+    """Tell a value that was put together with others, and is alone again, where it came from."""
     assert whole.parts is not None
     part = whole.parts[number]
     found.roots, found.open, found.kind, found.parts = part.roots, part.open, part.kind, None
@@ -135,7 +135,7 @@ def taken_apart(found: Value, whole: Value, number: int) -> None:
 
 @rule("cat", "stack")
 def joined(call: Call) -> list[Value]:
-    """Follows several tensors that become one; what is not live among them is the model's own."""
+    """Follow several tensors that become one; what is not live among them is the model's own."""
     given: Sequence[Tensor] = call["tensors"]
     tensors = [t for t in given if t.ndim > 1 or t.numel()]  # cat takes an empty one of any shape
     stacks, dim, shape = call.name == "stack", call["dim"] % call.out.ndim, tuple(call.out.shape)
@@ -172,7 +172,7 @@ def joined(call: Call) -> list[Value]:
 
 @rule("copy", "zero", "fill")
 def overwritten(call: Call) -> list[Value]:
-    """Follows what is written over a tensor: another value, or constants."""
+    """Follow what is written over a tensor: another value, or constants."""
     source, shape = call["src"] if call.name == "copy" else call["value"], call.out.shape
     if call.value(source) is not None:
         expand: Any = torch.ops.aten.expand.default
