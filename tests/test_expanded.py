@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from vitx.tape.expanded import added, core, core_sizes, fitted, reshaped, scaled, summed
+from vitx.tape.expanded import added, core, core_sizes, fitted, reshaped, scaled, spread, summed
 
 SHAPE = (2, 3, 4, 5)
 
@@ -106,3 +106,12 @@ def test_what_stays_apart_stays_expanded(dims, shape, left):
 )
 def test_core_sizes(inner, before, after, wanted):
     assert core_sizes(torch.Size(inner), torch.Size(before), after) == wanted
+
+
+@pytest.mark.parametrize("size", [0, 4])
+def test_what_a_sum_has_is_spread_over_what_it_summed(size):
+    """Each of what was summed gets an equal part; an empty slice gets nothing."""
+    part = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    shares = spread(part, (2, size), (1,))
+    assert shares.shape == (2, size)
+    assert torch.equal(shares.sum(1, keepdim=True), part if size else torch.zeros_like(part))

@@ -81,7 +81,7 @@ def fitted(tensor: Tensor, shape: Shape) -> Tensor:
 
 def spread(part: Tensor, shape: Shape, dims: Shape) -> Tensor:
     """Share what a sum over dimensions has evenly among what was summed, of this shape."""
-    count = math.prod(shape[dim] for dim in dims)
+    count = max(1, math.prod(shape[dim] for dim in dims))  # a sum over an empty slice shares nothing
     return scaled(fitted(part, [1 if d in dims else n for d, n in enumerate(shape)]), 1 / count).expand(
         tuple(shape)
     )
