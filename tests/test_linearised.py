@@ -78,6 +78,21 @@ def test_image_and_constants_add_up_to_the_score(name):
         assert torch.equal(found.logits, model(IMAGES))
 
 
+@pytest.mark.parametrize(
+    ("function", "slope"), [(F.gelu, 0.5), (F.silu, 0.5), (F.hardswish, 0.5), (torch.tanh, 1), (torch.sin, 1)]
+)
+def test_a_gate_at_0_is_the_slope_there(function, slope):
+    """Where a number is 0, what a function makes of it cannot be divided by it."""
+    kept = []
+    explain(vit(read=lambda tokens: (kept.append(tokens.detach().clone()), tokens[:, 0])[1]), IMAGES)
+    found, wanted = (
+        explain(vit(read=lambda tokens, by=by: by(tokens - kept[-1])[:, 0]), IMAGES, "grad_rollout", target=2)
+        for by in (function, lambda x: slope * x)
+    )
+    assert wanted.maps.sum() > 0
+    assert torch.allclose(found.maps, wanted.maps, rtol=1e-6, atol=1e-9)
+
+
 def test_what_is_not_linearised_is_said():
     model = vit(read=lambda tokens: tokens.logcumsumexp(1)[:, 0])
     for method in ("evidence", "grad_rollout"):

@@ -360,7 +360,7 @@ def residual(tokens, change):
 BREAKS = {
     "whole numbers": (lambda x: residual(x, (8 * x).to(torch.int8).double()), "reached to"),
     "a spectrum": (lambda x: residual(x, torch.fft.fft(x).real), "reached real|reached fft"),
-    "an unknown function": (lambda x: torch.special.bessel_j0(x), "reached special_bessel_j0"),
+    "an unknown function": (lambda x: torch.linalg.qr(x.mT).Q.mT, "reached linalg_qr"),
     "quantised": (
         lambda x: torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8).dequantize().double(),
         "reached dequantize",
@@ -377,6 +377,15 @@ def test_what_no_rule_covers_is_said_by_name(name):
         with pytest.raises(VitxError, match=sentence) as error:
             explain(vit(read=lambda tokens: call(tokens)[:, 0]), IMAGES)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["grad_rollout", "gae"])
+def test_what_torch_cannot_differentiate_is_said_by_name(method):
+    """The linearized network needs no derivative of it."""
+    model = vit(read=lambda tokens: torch.special.bessel_j0(tokens)[:, 0])
+    assert explain(model, IMAGES, method).maps.sum() > 0
+    with pytest.raises(VitxError, match="the gradient reached special_bessel_j0, which torch cannot diff"):
+        explain(model, IMAGES, method, gradient="plain")
 
 
 @pytest.mark.parametrize("method", ["rollout", "grad_rollout"])

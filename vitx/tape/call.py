@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from vitx.errors import VitxError
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Factors, Tensors
 from vitx.tape.values import AxesOf, Back, Step, Value
@@ -173,7 +174,7 @@ class Transpose:
 
     def __init__(self, call: Call, holes: Sequence[Tensor], points: Sequence[Tensor | None]) -> None:
         """Keep the call, with holes for the arguments that count: their points; None where any will do."""
-        keep = call.tape.keeper.keep
+        keep, self._name = call.tape.keeper.keep, call.name
         self._shapes = [tensor.shape for tensor in holes]
         self._points = [None if point is None else keep(point) for point in points]
         numbers = {id(tensor): _Hole(number) for number, tensor in enumerate(holes)}
@@ -197,16 +198,23 @@ class Transpose:
 
     def linear(self, points: Sequence[Tensor]) -> Tensor:
         """Run it, and take away what the constants among its arguments make of nothing."""
-        with torch.no_grad():
-            return self.run(points)[0] - self.at_0(points)
+        return self.at(points) - self.at_0(points)
 
     def at_0(self, like: Sequence[Tensor]) -> Tensor:
         """Run it on zeros: what the constants among its arguments make of nothing."""
+        return self.at([torch.zeros_like(tensor) for tensor in like])
+
+    def at(self, points: Sequence[Tensor]) -> Tensor:
+        """Run it without gradients and return its first output."""
         with torch.no_grad():
-            return self.run([torch.zeros_like(tensor) for tensor in like])[0]
+            return self.run(points)[0]
 
     def __call__(self, gradients: list[Tensor]) -> list[Tensor | None]:
-        """Take gradients of the outputs to those of the arguments that count."""
+        """Take gradients of the outputs to those of the arguments that count.
+
+        Raises:
+            VitxError: if torch has no derivative of the operator.
+        """
         like = next(g for g in gradients if g is not None)
         differentiable = torch.is_grad_enabled() and any(g.requires_grad for g in gradients)
         with torch.enable_grad():
@@ -216,6 +224,8 @@ class Transpose:
             ]
             outs = self.run([leaf.requires_grad_() for leaf in leaves])
             pairs = [(o, g) for o, g in zip(outs, gradients, strict=False) if o.requires_grad]
+            if outs and not pairs:
+                raise VitxError(f"the gradient reached {self._name}, which torch cannot differentiate")
             if not pairs:
                 return [None] * len(leaves)
             outs, given = [out for out, _ in pairs], [g.to(o.dtype).expand(o.shape) for o, g in pairs]

@@ -20,8 +20,9 @@ from vitx.tape.values import Value, reduced
 SIZES = ("rsqrt", "reciprocal")
 SAME_KIND = ("clamp", "clamp_min", "clamp_max", "nan_to_num", "abs")
 
-Around0 = tuple[float | None, ...]  # value and slope of a function at 0, where they are finite
+Around0 = tuple[float | None, float]  # value of a function at 0, where it is finite, and slope
 _KNOWN: dict[tuple[str, int, str], Around0] = {}  # of functions of one tensor, with all else they are given
+_NEAR_0, _KINK = 1e-4, 1e-2  # of an argument; slopes on both sides that differ by more
 
 
 @rule("hardswish", "_prelu_kernel", "log_sigmoid_forward")
@@ -64,7 +65,7 @@ def _linearized(call: Call, tensor: Tensor, value: Value, size: bool) -> tuple[l
         own = [tape.constant(out.clone())] if tape.accounts else []
         return own, lambda g: [g[0]] if own else []
     at_0, slope = _around_0(call, tensor)
-    if at_0 is None or slope is None:
+    if at_0 is None:
         return [value], None  # as a logarithm, which no gate makes linear
     x = tensor.detach()
     gate = ((out - at_0) if at_0 else out) / x
@@ -74,7 +75,7 @@ def _linearized(call: Call, tensor: Tensor, value: Value, size: bool) -> tuple[l
 
 
 def _around_0(call: Call, tensor: Tensor) -> Around0:
-    """Return value and slope of a function at 0."""
+    """Return value and slope of a function at 0; the slope of a kink counts as 0."""
     given = [None if one is tensor else one for one in (*call.args, *call.kwargs.items())]
     alone = not tensors_in(*given)
     key = call.name, tensor.ndim, str(given) if alone else ""
@@ -83,11 +84,14 @@ def _around_0(call: Call, tensor: Tensor) -> Around0:
         point = torch.zeros((1,) * tensor.ndim, dtype=torch.float64, device=device)
         transpose = Transpose(call, [tensor], [point])
         values = transpose.at_0([point])
-        (slope,) = transpose([torch.ones_like(values)])
+        # By differences: autograd is off while a call is recorded.
+        below, above = (transpose.at([point + by]) for by in (-_NEAR_0, _NEAR_0))
+        left, right = ((one.sum().item() / values.numel()) for one in (values - below, above - values))
         lowest, highest = (one.item() for one in values.aminmax())
         at_0 = highest if lowest == highest else math.nan
-        steep = 0.0 if slope is None else slope.sum().item() / values.numel()
-        _KNOWN[key] = tuple(one if math.isfinite(one) else None for one in (at_0, steep))
+        smooth = abs(left - right) < _KINK * _NEAR_0  # and neither is infinite or nothing
+        slope = (left + right) / 2 / _NEAR_0 if smooth else 0.0
+        _KNOWN[key] = at_0 if math.isfinite(at_0) else None, slope
     return _KNOWN[key]
 
 
