@@ -118,8 +118,8 @@ def test_as_a_module():
     ("words", "sentence"),
     [
         ([], 'expected "command"'),
-        (["explain"], "the following arguments are required: paths, --model"),
-        (["sweep", "cat.jpg"], "required: --model"),
+        (["explain"], "required.*--model|explain.model. is required"),
+        (["sweep", "cat.jpg"], "required: --model|sweep.model. is required"),
         (["explain", "--model", NAME, "-cat.jpg"], "put file names that begin with a dash after a lone --"),
     ],
 )
@@ -128,7 +128,7 @@ def test_words_that_are_missing_or_wrong(words, sentence, capsys):
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
-    assert sentence in said
+    assert re.search(sentence, said)
 
 
 class TestSweep:

@@ -59,11 +59,14 @@ def new_parser(description: str, **more: Any) -> ArgumentParser:
 def add(group: Any, name: str, metavar: str, help: str, kind: Any = str, **more: Any) -> None:
     """Add an option or a positional argument; without a metavar, a switch.
 
-    An option of several values may also be given several times.
+    An option of several words may also be given several times.
     """
-    more |= {"metavar": metavar, "type": kind} if metavar else {"action": "store_true"}
-    if more.get("nargs") and name.startswith("-"):
-        more["action"] = "extend"
+    if not metavar:
+        more["action"] = "store_true"
+    elif more.get("nargs") and name.startswith("-") and kind is str:
+        more |= {"metavar": metavar, "action": "extend"}  # beside it, an older jsonargparse takes no type
+    else:
+        more |= {"metavar": metavar, "type": kind}
     group.add_argument(name, help=help, **more)
 
 
