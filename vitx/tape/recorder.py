@@ -45,8 +45,9 @@ class FunctionMode(TorchFunctionMode):
         self.exported, self._get = False, get
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is LINEAR and not types and not torch.is_grad_enabled():
-            with torch._C._AutoDispatchBelowAutograd():  # else it comes as four calls
+        if func is LINEAR and not types and not torch.is_grad_enabled() and args and args[0].is_contiguous():
+            # Else it comes as four calls. What is not contiguous, torch 2.6 would round otherwise.
+            with torch._C._AutoDispatchBelowAutograd():
                 return func(*args, **(kwargs or {}))
         if func in EXPORTS and self._get(args[0]) is not None:
             self.exported = True
