@@ -55,7 +55,7 @@ def _modules_of(path: Path, root: Path) -> set[str]:
         for name in (f"{node.module}.{alias.name}" for alias in node.names):
             place = root.parent.joinpath(*name.split("."))
             is_module = place.with_suffix(".py").exists() or (place / "__init__.py").exists()
-            found.add(name if is_module else node.module)
+            found |= {name, node.module} if is_module else {node.module}
     return found
 
 

@@ -12,8 +12,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from vitx.errors import VitxError, last_line
-from vitx.watch import copies
 from vitx.watch.batches import Content
+from vitx.watch.copies import (
+    BATCH,
+    Replace,
+    copied,
+    is_live,
+    over,
+    over_all,
+    read_once,
+    readers,
+    replaced_as_read,
+)
 from vitx.watch.randomness import seeded
 from vitx.watch.samplers import keys_of, reads_stream, reads_whole_batches
 
@@ -53,8 +63,8 @@ def one_of(loaders: Any, place: int | str) -> Any:
     if place not in named:
         raise VitxError(f"there is no validation loader {place!r}: there are {', '.join(map(str, named))}")
     loader = named[place]
-    if not isinstance(loader, Iterable) or copies.is_live(loader):
-        raise copies.read_once(loader)
+    if not isinstance(loader, Iterable) or is_live(loader):
+        raise read_once(loader)
     return loader
 
 
@@ -77,7 +87,7 @@ class Source:
     """
 
     def __init__(self, loader: Any) -> None:
-        self._loader, self._readers = loader, copies.readers(loader)
+        self._loader, self._readers = loader, readers(loader)
         self._parts = [Source(part) for part in loader.loaders] if isinstance(loader, CombinedLoaders) else []
         sets = {id(one.dataset): one.dataset for one in self._readers}
         self.data: Any = next(iter(sets.values())) if len(sets) == 1 else getattr(loader, "dataset", None)
@@ -114,7 +124,7 @@ class Source:
         if any(map(reads_stream, self._readers)):
             return None
         try:
-            batches = len(copies.copied(self._loader))
+            batches = len(copied(self._loader))
         except (TypeError, NotImplementedError, RuntimeError):
             return None
         chosen: dict[int, list[float]] = {}
@@ -130,10 +140,10 @@ class Source:
         Where samples have no keys, it reads the batches of these places (`evenly_placed`), or all from the
         start.
         """
-        new = copies.over_all if keys is None else self._over(keys)
+        new = over_all if keys is None else self._over(keys)
         until = None if places is None else max(places, default=-1) + 1
-        with seeded(self._loader), copies.replaced_as_read(new):
-            batches = _batches(copies.copied(self._loader, new))
+        with seeded(self._loader), replaced_as_read(new):
+            batches = _batches(copied(self._loader, new))
             try:
                 numbered = enumerate(islice(batches, until))
                 yield (batch for number, batch in numbered if places is None or number in places)
@@ -144,17 +154,17 @@ class Source:
             finally:
                 batches.close()
 
-    def _over(self, keys: Sequence[Any]) -> copies.Replace:
+    def _over(self, keys: Sequence[Any]) -> Replace:
         """Return what makes a DataLoader over these samples in place of each that is read."""
         size, columns = None, {id(reader): keys for reader in self._readers}
         if self._parts:
-            size = min(reader.batch_size or copies.BATCH for reader in self._readers)  # in all
+            size = min(reader.batch_size or BATCH for reader in self._readers)  # in all
             firsts = [id(part._readers[0]) for part in self._parts]
             columns = {reader: [key[part] for key in keys] for part, reader in enumerate(firsts)}
 
         def new(reader: DataLoader[Any]) -> DataLoader[Any]:
             known = id(reader) in columns
-            return copies.over(reader, columns[id(reader)], size) if known else copies.over_all(reader)
+            return over(reader, columns[id(reader)], size) if known else over_all(reader)
 
         return new
 
