@@ -1,6 +1,7 @@
 """Faithfulness and reliance: does the model need the patches that a map names more than random ones?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ __all__ = ["faithfulness", "reliance"]
 QUARTER = (0.25,)  # one pass for each map: a firing has no time for a whole curve
 SHARE = 0.05  # of the patches
 Maps = Mapping[str, Tensor]  # name -> (B, h, w)
+T = TypeVar("T")
 
 
 def faithfulness(
@@ -59,8 +61,9 @@ def faithfulness(
     Raises:
         VitxError: An argument is wrong.
     """
-    options = {"target": target, "fractions": fractions, "measure": measure, "batch_size": batch_size}
-    return judge(model, images, maps, **options)  # type: ignore[arg-type]
+    return judge(
+        model, images, maps, target=target, fractions=fractions, measure=measure, batch_size=batch_size
+    )
 
 
 def reliance(
@@ -131,7 +134,6 @@ def judge(
     check(images, [*maps.values()], fractions, measure, batch_size)
     kept = [1 - fraction for fraction in reversed(fractions)]
     nothing = expanded(0, images)
-    chance: dict[torch.Size, list[Tensor]] = {}
     with asking(model, images, batch_size) as ask:
         whole = ask() if whole is None else whole.to(images.device)
         score = scoring(target, measure, whole)
@@ -140,11 +142,10 @@ def judge(
             return mean_height(curve(ask, whole, ranks, gone, score, nothing), gone)
 
         found: dict[str, dict[str, Tensor]] = {}
+        random = _of_random(maps, lambda ranks: [height(ranks, gone) for gone in (fractions, kept)], first)
         for name, one in maps.items():
-            if one.shape not in chance:
-                chance[one.shape] = [height(random_order(one, first), gone) for gone in (fractions, kept)]
             without, alone = height(order(one, "most"), fractions), height(order(one, "least"), kept)
-            by_chance = chance[one.shape]
+            by_chance = random[one.shape]
             found[name] = {"deletion": by_chance[0] - without, "insertion": alone - by_chance[1]}
         if others is not None:
             changed = _changed(ask, whole, maps, expanded(others, images), SHARE, first)
@@ -157,15 +158,18 @@ def _changed(
 ) -> dict[str, Tensor]:
     """Return where the brightest patches of others change the prediction, less where random ones do."""
     stays = scoring(None, "accuracy", whole)
-    chance: dict[torch.Size, Tensor] = {}
 
     def kept(ranks: Tensor) -> Tensor:
         return stays(ask(ranks < max(1, round(share * ranks[0].numel())), others))
 
-    for one in maps.values():
-        if one.shape not in chance:
-            chance[one.shape] = kept(random_order(one, first))
-    return {name: chance[one.shape] - kept(order(one, "most")) for name, one in maps.items()}
+    random = _of_random(maps, kept, first)
+    return {name: random[one.shape] - kept(order(one, "most")) for name, one in maps.items()}
+
+
+def _of_random(maps: Maps, measured: Callable[[Tensor], T], first: int) -> dict[torch.Size, T]:
+    """Return what is measured of a random order of the patches, once for all maps of one shape."""
+    shaped = {one.shape: one for one in maps.values()}
+    return {shape: measured(random_order(one, first)) for shape, one in shaped.items()}
 
 
 def of_another_class(logits: Tensor) -> Tensor:
