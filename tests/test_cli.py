@@ -16,6 +16,7 @@ import vitx
 from tests import models
 from vitx.cli import COMMANDS, main
 from vitx.cli.options import read_settings
+from vitx.errors import VitxError
 from vitx.pictures.render import TILE_WIDTH
 
 NAME = "deit_tiny_patch16_224"
@@ -100,6 +101,12 @@ def test_settings_are_read_as_they_are_typed(words, found):
     assert read_settings("--model-options", words) == found
 
 
+@pytest.mark.parametrize("word", ['{"depth": 4', "{[4]: 2", "{"])
+def test_an_object_that_does_not_end_is_said(word):
+    with pytest.raises(VitxError, match=r"--model-options takes KEY=VALUE, found '\{"):
+        read_settings("--model-options", [word])
+
+
 def test_says_its_version(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
@@ -118,8 +125,8 @@ def test_as_a_module():
     ("words", "sentence"),
     [
         ([], 'expected "command"'),
-        (["explain"], "required.*--model|explain.model. is required"),
-        (["sweep", "cat.jpg"], "required: --model|sweep.model. is required"),
+        (["explain"], 'the following arguments are required: paths, --model|Key "explain.model" is required'),
+        (["sweep", "cat.jpg"], 'required: --model|Key "sweep.model" is required'),
         (["explain", "--model", NAME, "-cat.jpg"], "put file names that begin with a dash after a lone --"),
     ],
 )

@@ -101,9 +101,10 @@ def read_settings(
     found: dict[str, Any] = {}
     for word in words or ():
         key, equals, value = word.partition("=")
-        if word.startswith("{"):
-            found |= _value(word) if isinstance(_value(word), dict) else {}
-        elif equals and key:
+        whole = _value(word) if word.startswith("{") else None
+        if isinstance(whole, dict):
+            found |= whole
+        elif equals and key and not word.startswith("{"):
             found[key] = _value(value)
         else:
             raise VitxError(f"{option} takes KEY=VALUE, found {word!r}")
