@@ -86,7 +86,7 @@ class Preprocessing:
         return tensor
 
     def _of_channels(self, channels: Tensor) -> Tensor:
-        """Resizes an array of channels, cuts it to its middle, and normalises it."""
+        """Resize an array of channels, cut it to its middle, and normalise it."""
         height, width = channels.shape[1:]
         wanted = self._size_of(width, height)
         resized = wanted

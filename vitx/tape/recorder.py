@@ -35,7 +35,7 @@ LINEAR = torch.nn.functional.linear
 
 
 class FunctionMode(TorchFunctionMode):
-    """Notes that a live value left torch: what comes back is no constant, though no call made it.
+    """Note that a live value left torch: what comes back is no constant, though no call made it.
 
     It keeps linear layers in one call, and `nn.MultiheadAttention` to operators that the tape knows.
     """

@@ -58,7 +58,7 @@ class Observer(Settings):
         self._writer.close()
 
     def end(self, host: Host) -> None:
-        """Show all maps of the last firing at once, and marks in the folder that the training has ended."""
+        """Show all maps of the last firing at once, and mark in the folder that the training has ended."""
         self._attempts.on_first(host, partial(self._end, host))
 
     def _end(self, host: Host) -> None:

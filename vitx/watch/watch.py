@@ -123,7 +123,7 @@ class Watch(Observer):
         self._close(ended=error is None)
 
     def close(self) -> None:
-        """Show all maps of the last call at once, and marks in the folder that the training has ended."""
+        """Show all maps of the last call at once, and mark in the folder that the training has ended."""
         self._close(ended=True)
 
     def _close(self, ended: bool) -> None:

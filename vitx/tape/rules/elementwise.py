@@ -127,7 +127,7 @@ def negated(call: Call) -> list[Value]:
 
 @rule("mul")
 def multiplied(call: Call) -> list[Value]:
-    """Follow a product, and notes its factors, as it may be summed."""
+    """Follow a product, and note its factors, as it may be summed."""
     first, second = call["self"], call["other"]
     one, other = call.value(first), call.value(second)
     if one is not None and other is not None:
