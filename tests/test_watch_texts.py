@@ -100,6 +100,12 @@ def test_a_training_of_open_clip(name, tmp_path):
     assert run.facts["target"] == ("caption" if name == "caption" else "text")
 
 
+def one_step(folder, **more):
+    """Settings of a Trainer that trains for one step and leaves nothing behind."""
+    alone = {"max_steps": 1, "report_to": "none", "use_cpu": True, "save_strategy": "no"}
+    return transformers.TrainingArguments(folder, **alone, **more)
+
+
 def with_loss(examples):
     named = {name: torch.stack([one[name] for one in examples]) for name in examples[0]}
     return {**named, "return_loss": True}
@@ -108,14 +114,7 @@ def with_loss(examples):
 def test_a_training_of_hugging_face(tmp_path):
     model = copy.deepcopy(texts.built("CLIP"))
     before = copy.deepcopy(model).eval()
-    arguments = transformers.TrainingArguments(
-        tmp_path,
-        max_steps=1,
-        per_device_train_batch_size=3,
-        report_to="none",
-        use_cpu=True,
-        save_strategy="no",
-    )
+    arguments = one_step(tmp_path, per_device_train_batch_size=3)
     trainer = transformers.Trainer(
         model, arguments, data_collator=with_loss, train_dataset=Pairs(), eval_dataset=Pairs()
     )
@@ -130,15 +129,8 @@ def test_a_training_of_hugging_face(tmp_path):
 
 def trained_by_name(model, rows, target, folder):
     """Trains a model of Hugging Face for a step under the callback, and returns the last maps."""
-    arguments = transformers.TrainingArguments(
-        folder,
-        max_steps=1,
-        per_device_train_batch_size=2,
-        report_to="none",
-        use_cpu=True,
-        save_strategy="no",
-        remove_unused_columns=False,
-        learning_rate=0.0,
+    arguments = one_step(
+        folder, per_device_train_batch_size=2, remove_unused_columns=False, learning_rate=0.0
     )
     trainer = transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
     options = {"methods": ("evidence",), "target": target, "on_error": "raise"}
