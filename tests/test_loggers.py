@@ -1,4 +1,4 @@
-"""Every sink with the real library behind it, in whole runs, and what happens where a sink fails."""
+"""Every logger with the real library behind it, in whole runs, and what happens where one fails."""
 
 import csv
 import errno

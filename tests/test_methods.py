@@ -286,7 +286,7 @@ def test_a_new_method_is_known_everywhere(last_attention):
 
 def test_the_method_that_the_docs_add_is_right():
     page = Path(__file__).parents[1] / "docs" / "extending.md"
-    text = page.read_text().split("\n## A sink")[0]
+    text = page.read_text().split("\n## A logger")[0]
     names, before = {}, dict(_METHODS)
     try:
         for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
