@@ -31,7 +31,7 @@ from vitx.watch import explaining, observer
 
 PARTS = {
     "explaining": (explaining, "explain_methods"),
-    "faithfulness": (explaining, "judge"),
+    "faithfulness": (explaining, "faithfulness"),
     "measuring": (observer, "measure"),
     "drawing": (observer, "draw"),
     "writing numbers": (observer, "write_scalars"),

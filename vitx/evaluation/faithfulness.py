@@ -19,7 +19,7 @@ from vitx.evaluation.perturbation import (
     random_order,
     scoring,
 )
-from vitx.models.prediction import Target, check_images, target_classes
+from vitx.models.prediction import Target, target_classes
 
 __all__ = ["faithfulness", "reliance"]
 
@@ -38,20 +38,19 @@ def faithfulness(
     fractions: Sequence[float] = QUARTER,
     measure: Measure = "probability",
     batch_size: int = 32,
+    others: Tensor | None = None,
+    whole: Tensor | None = None,
+    first: int = 0,
 ) -> dict[str, dict[str, Tensor]]:
     """Compare deletion and insertion by each map with those by one random order of the same patches.
 
     Deletion takes the most relevant patches away, insertion keeps nothing else. Both are turned so that more
-    is better: 0 is no better than chance, below 0 is worse.
+    is better: 0 is no better than chance, below 0 is worse. Of several fractions that are taken away, or
+    kept, it is the mean of the curve.
 
-    Args:
-        model: as for `vitx.metrics.deletion`.
-        images: (B, C, H, W), as the model takes them.
-        maps: name -> (B, h, w).
-        target: as for `vitx.metrics.deletion`.
-        fractions: of the patches that are taken away, or kept; of several, the mean of the curve.
-        measure: as for `vitx.metrics.deletion`.
-        batch_size: images in one forward pass.
+    Maps are name -> (B, h, w). With `others`, `reliance` is measured, too. `whole` are the logits of the
+    images, if they are known, and `first` is the place of the first image among all, if these are a part. All
+    other arguments are those of `perturbation`.
 
     Returns:
         Name -> `deletion`, (B,): the score less the most relevant patches, subtracted from that less random
@@ -61,77 +60,7 @@ def faithfulness(
     Raises:
         VitxError: An argument is wrong.
     """
-    return judge(
-        model, images, maps, target=target, fractions=fractions, measure=measure, batch_size=batch_size
-    )
-
-
-def reliance(
-    model: nn.Module,
-    images: Tensor,
-    maps: Maps,
-    *,
-    others: Tensor | None = None,
-    share: float = SHARE,
-    batch_size: int = 32,
-) -> dict[str, Tensor]:
-    """Fill the brightest patches of each image with another image's, and count changed predictions.
-
-    Those that as many random patches change are subtracted. Near 1 a few patches decide on the class: they
-    may hold a shortcut, or a small object.
-
-    Args:
-        model: as for `vitx.metrics.deletion`.
-        images: (B, C, H, W), as the model takes them.
-        maps: name -> (B, h, w).
-        others: (B, C, H, W), which fill the images; by default the next image of which the model predicts
-            another class, or the next one where it predicts the same of all.
-        share: of the patches that are filled, in (0, 1]; at least one is.
-        batch_size: images in one forward pass.
-
-    Returns:
-        Name -> (B,): -1, 0 or 1; the mean is the share of the predictions.
-
-    Raises:
-        VitxError: An argument is wrong.
-
-    Example:
-        >>> first = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, 2, bias=False))
-        >>> first[2].weight.data = torch.tensor([[1.0], [-1.0]]) * torch.eye(16)[0]
-        >>> images = torch.tensor([1.0, -1.0])[:, None, None, None].expand(2, 1, 16, 16)
-        >>> reliance(first, images, {"corner": torch.eye(16)[0].expand(2, 16).view(2, 4, 4)})
-        {'corner': tensor([1., 1.])}
-    """
-    check_images(model, images)
-    if not 0 < share <= 1:
-        raise VitxError(f"share must be above 0 and at most 1, found {share}")
-    check(images, [*maps.values()], (share,), "accuracy", batch_size)
-    with asking(model, images, batch_size) as ask:
-        whole = ask()
-        others = expanded(images[of_another_class(whole)] if others is None else others, images)
-        return _changed(ask, whole, maps, others, share)
-
-
-def judge(
-    model: nn.Module,
-    images: Tensor,
-    maps: Maps,
-    *,
-    target: Target = None,
-    fractions: Sequence[float] = QUARTER,
-    measure: Measure = "probability",
-    others: Tensor | None = None,
-    whole: Tensor | None = None,
-    batch_size: int = 32,
-    first: int = 0,
-) -> dict[str, dict[str, Tensor]]:
-    """Measure `faithfulness`, and `reliance` where there are images to fill in, in the same passes.
-
-    `whole` are the logits of the images, if they are known; `first` is the place of the first image among
-    all, if these are a part. The other arguments are theirs.
-    """
-    check_images(model, images)
-    check(images, [*maps.values()], fractions, measure, batch_size)
+    check(model, images, maps.values(), fractions, measure, batch_size)
     kept = [1 - fraction for fraction in reversed(fractions)]
     nothing = expanded(0, images)
     with asking(model, images, batch_size) as ask:
@@ -151,6 +80,46 @@ def judge(
             changed = _changed(ask, whole, maps, expanded(others, images), SHARE, first)
             found = {name: judged | {"reliance": changed[name]} for name, judged in found.items()}
     return found
+
+
+def reliance(
+    model: nn.Module,
+    images: Tensor,
+    maps: Maps,
+    *,
+    others: Tensor | None = None,
+    share: float = SHARE,
+    batch_size: int = 32,
+) -> dict[str, Tensor]:
+    """Fill the brightest patches of each image with another image's, and count changed predictions.
+
+    Those that as many random patches change are subtracted. Near 1 a few patches decide on the class: they
+    may hold a shortcut, or a small object.
+
+    Maps are name -> (B, h, w). `others`, (B, C, H, W), fill the images; by default the next image of which
+    the model predicts another class, or the next one where it predicts the same of all. `share`, in (0, 1],
+    is that of the patches that are filled; at least one is.
+
+    Returns:
+        Name -> (B,): -1, 0 or 1; the mean is the share of the predictions.
+
+    Raises:
+        VitxError: An argument is wrong.
+
+    Example:
+        >>> first = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, 2, bias=False))
+        >>> first[2].weight.data = torch.tensor([[1.0], [-1.0]]) * torch.eye(16)[0]
+        >>> images = torch.tensor([1.0, -1.0])[:, None, None, None].expand(2, 1, 16, 16)
+        >>> reliance(first, images, {"corner": torch.eye(16)[0].expand(2, 16).view(2, 4, 4)})
+        {'corner': tensor([1., 1.])}
+    """
+    if not 0 < share <= 1:
+        raise VitxError(f"share must be above 0 and at most 1, found {share}")
+    check(model, images, maps.values(), (share,), "accuracy", batch_size)
+    with asking(model, images, batch_size) as ask:
+        whole = ask()
+        others = expanded(images[of_another_class(whole)] if others is None else others, images)
+        return _changed(ask, whole, maps, others, share)
 
 
 def _changed(

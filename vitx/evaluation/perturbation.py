@@ -1,6 +1,6 @@
 """Perturbation: the model is asked again about images of which patches are replaced."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -80,8 +80,7 @@ def perturbation(
     Raises:
         VitxError: An argument is wrong.
     """
-    check_images(model, images)
-    check(images, [maps], fractions, measure, batch_size)
+    check(model, images, [maps], fractions, measure, batch_size)
     if first not in ("most", "least"):
         raise VitxError(f'first must be "most" or "least", found {first!r}')
     filling, ranks = expanded(baseline, images), order(maps, first)
@@ -180,9 +179,15 @@ def expanded(baseline: float | Tensor, images: Tensor) -> Tensor:
 
 
 def check(
-    images: Tensor, maps: Sequence[Tensor], fractions: Sequence[float], measure: str, batch_size: int
+    model: nn.Module,
+    images: Tensor,
+    maps: Iterable[Tensor],
+    fractions: Sequence[float],
+    measure: str,
+    batch_size: int,
 ) -> None:
     """Raise a VitxError for arguments that do not fit together."""
+    check_images(model, images)
     for one in maps:
         if not isinstance(one, Tensor):
             raise VitxError(f"maps must be a tensor (B, h, w), found {type(one).__name__}")

@@ -188,19 +188,18 @@ def sanity(
         other = _copy(model)
         stages = find_stages(other, pixels)[::-1]
         generator = torch.Generator().manual_seed(seed + _APART)
-        maps: dict[str, list[Tensor]] = {name: [] for name in intact}
+        each = []
         for stage in tqdm(stages, "randomising", unit="stage", disable=None):
             randomize(stage.tensors, generator)
             left = {name: asked[name] for name in intact}
-            for name, found in explain_methods(other, pixels, left, target=target).items():
-                maps[name].append(found.maps)
-    correlations = {
-        name: torch.stack([rank_correlation(each, intact[name].maps) for each in several]).cpu()
-        for name, several in maps.items()
-    }
-    stacked = {name: torch.stack(several).cpu() for name, several in maps.items()}
+            each.append(explain_methods(other, pixels, left, target=target))
+    names, maps, correlations = tuple(stage.name for stage in stages), {}, {}
+    for name, as_trained in intact.items():
+        maps[name] = torch.stack([found[name].maps for found in each]).cpu()
+        ranked = [rank_correlation(found[name].maps, as_trained.maps) for found in each]
+        correlations[name] = torch.stack(ranked).cpu()
     between = {name: _between_images(explanation.maps) for name, explanation in intact.items()}
-    return Sanity(tuple(stage.name for stage in stages), correlations, stacked, intact, between, left_out)
+    return Sanity(names, correlations, maps, intact, between, left_out)
 
 
 @torch.no_grad()
@@ -225,12 +224,9 @@ def randomize(tensors: Iterable[Tensor], generator: torch.Generator) -> None:
 def _intact(
     model: nn.Module, images: "Images", asked: Methods, target: Target, named: bool
 ) -> tuple[dict[str, Explanation], dict[str, str]]:
-    """Explain by all methods, or by those that take the model; the others come with their reason."""
-    try:
+    """Explain by the methods that are named, or by those that take the model; others come with a reason."""
+    if named:
         return explain_methods(model, images, asked, target=target), {}
-    except VitxError:
-        if named:
-            raise
     found: dict[str, Explanation] = {}
     refused: dict[str, str] = {}
     for name in asked:

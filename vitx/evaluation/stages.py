@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from vitx.errors import VitxError
 from vitx.models.isolation import untouched
@@ -38,32 +39,32 @@ def find_stages(model: nn.Module, images: Tensor) -> list[Stage]:
     first block, with positions and class token; the head after the last one; parts between two blocks go with
     the first of them. Each parameter belongs to the first stage that uses it, or to the patch embedding if
     none does (a mask token). Stages without parameters are left out.
-
-    Raises:
-        VitxError: Its attention does not run in blocks, or it has no parameters.
     """
-    tensors = _learned(model)
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+    learned = [*model.parameters(), *statistics]  # but no tables and no counters
+    tensors = [tensor for tensor in learned if tensor.is_floating_point() and tensor.numel()]
     if not tensors:
         raise VitxError("the model has no parameters: nothing in it was learned")
     with untouched(model), torch.no_grad(), capture(model) as trace:
         clock = _Clock(tensors)
         with _calls(model, trace, clock) as calls, clock:
             predict(model, images[:1].clone())
-    blocks = [_block(calls, layer) for layer in range(len(trace.self_attentions))]
+    blocks = []
+    for layer in range(len(trace.self_attentions)):
+        own = [call for call in calls if call.layers == range(layer, layer + 1)]
+        if not own:
+            raise VitxError(
+                "each attention must run in a module of its own: without such blocks, the model cannot be "
+                "randomised layer by layer"
+            )
+        blocks.append(max(own, key=lambda call: call.end - call.start))
     starts = [block.start for block in blocks] + [blocks[-1].end]
     names = ["patch embedding", *(f"block {number}" for number in range(1, len(blocks) + 1)), "head"]
     members: dict[str, list[Tensor]] = {name: [] for name in names}
     for tensor in tensors:
         members[names[bisect_right(starts, clock.first_used.get(id(tensor), -1))]].append(tensor)
     return [Stage(name, tuple(found)) for name, found in members.items() if found]
-
-
-def _learned(model: nn.Module) -> list[Tensor]:
-    """Return parameters and running statistics, but no tables and no counters."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
-    found = [*model.parameters(), *statistics]
-    return [tensor for tensor in found if tensor.is_floating_point() and tensor.numel()]
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,6 @@ class _Call:
     start: int
     end: int
     layers: range
-
-
-def _block(calls: Iterable[_Call], layer: int) -> _Call:
-    own = [call for call in calls if call.layers == range(layer, layer + 1)]
-    if not own:
-        raise VitxError(
-            "each attention must run in a module of its own: without such blocks, the model cannot be "
-            "randomised layer by layer"
-        )
-    return max(own, key=lambda call: call.end - call.start)
 
 
 class _Clock(TorchFunctionMode):
@@ -98,20 +89,12 @@ class _Clock(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if any(True for _ in _tensors(out)):  # asking for a dtype or a shape is no use
-            for tensor in _tensors([*args, *(kwargs or {}).values()]):
-                if id(tensor) in self._watched and id(tensor) not in self.first_used:
-                    self.first_used[id(tensor)] = self.now
+        if any(isinstance(one, Tensor) for one in tree_leaves(out)):  # asking for a shape is no use
+            for used in map(id, tree_leaves((args, kwargs))):
+                if used in self._watched and used not in self.first_used:
+                    self.first_used[used] = self.now
                     self.now += 1
         return out
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (list, tuple)):
-        for value in values:
-            yield from _tensors(value)
 
 
 @contextmanager

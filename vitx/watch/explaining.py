@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vitx.attribution import find_method
 from vitx.errors import VitxError
-from vitx.evaluation.faithfulness import judge, of_another_class
+from vitx.evaluation.faithfulness import faithfulness, of_another_class
 from vitx.evaluation.perturbation import Measure
 from vitx.explaining import explain_methods
 from vitx.explanation import Explanation, join
@@ -163,7 +163,7 @@ class SampleExplainer:
             maps = {name: one.maps[part] for name, one in found.items()}
             filled = None if others is None else others[part]
             known: dict[str, Any] = {"whole": logits[part], "others": filled, "first": part.start}
-            do = partial(judge, maps=maps, measure=measure, batch_size=_BATCH, **known)
+            do = partial(faithfulness, maps=maps, measure=measure, batch_size=_BATCH, **known)
             judged = self._run(host, model, samples, part, do, self._target(samples))
             return {
                 f"{name}/{one}": value.float().cpu() for name in judged for one, value in judged[name].items()
