@@ -2,7 +2,7 @@
 
 import torch
 
-from vitx.pictures.differences import differences
+from vitx.pictures.render import differences
 
 
 def test_red_is_more_and_blue_is_less():

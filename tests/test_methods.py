@@ -16,7 +16,7 @@ from vitx.attribution import register
 from vitx.attribution.evidence import ranked
 from vitx.attribution.registry import _METHODS
 from vitx.functional import tiles
-from vitx.pictures.marks import all_against
+from vitx.pictures.views import all_against
 from vitx.tape import kernels
 
 IMAGES = models.FAMILIES["deit"].images()

@@ -8,7 +8,6 @@ from PIL import Image, ImageDraw
 from tests import models
 from vitx import VitxError, explain
 from vitx.pictures.captions import Caption
-from vitx.pictures.marks import say_uniform
 from vitx.pictures.render import (
     GAP,
     LINE,
@@ -19,6 +18,7 @@ from vitx.pictures.render import (
     palette,
     write,
 )
+from vitx.pictures.views import Layer
 
 
 class TestHeatmaps:
@@ -183,7 +183,7 @@ class TestGrid:
         """In the grid, they look as those on a picture that is drawn in its own size."""
         flat, black = torch.ones(1, 4, 4), torch.zeros(1, size, size, 3, dtype=torch.uint8)
         found, wanted = (
-            grid({"map": say_uniform(pictures, flat)}, [Caption("")])[2 * LINE :][:TILE_WIDTH, GAP:-GAP]
+            grid({"map": Layer(flat).marked(pictures)}, [Caption("")])[2 * LINE :][:TILE_WIDTH, GAP:-GAP]
             for pictures in (black, torch.zeros(1, 224, 224, 3, dtype=torch.uint8))
         )
         assert wanted.max() > 200

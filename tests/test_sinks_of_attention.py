@@ -15,7 +15,7 @@ from vitx.cli.model import Subject
 from vitx.functional.sinks import sinks
 from vitx.functional.weights import Weights
 from vitx.inputs.preprocessing import Preprocessing
-from vitx.pictures.marks import ringed
+from vitx.pictures.views import painted
 
 SIZES = {64: (64, 4, 4), 96: (48, 5, 3)}  # of an image: width, depth and heads
 
@@ -122,7 +122,7 @@ def test_the_picture_rings_them_and_the_legend_says_so(monkeypatch):
     assert ["rings" in one for one in said] == [False, True]
     marks = torch.zeros(1, 8, 8, dtype=torch.bool)
     marks[0, 1, 2] = True
-    drawn = ringed(torch.zeros(1, 64, 64, 3, dtype=torch.uint8), marks)
+    drawn = painted(torch.zeros(1, 64, 64, 3, dtype=torch.uint8), sinks=marks)
     changed = drawn[0].any(-1).nonzero()
     assert drawn.shape == (1, 256, 256, 3)
     assert changed.amin(0).tolist() == [32, 64]

@@ -8,7 +8,7 @@ import torch
 from tests.by_hand import METHODS, check
 from tests.dense_models import DETECTORS, made
 from vitx import VitxError, explain
-from vitx.pictures.marks import outlined
+from vitx.pictures.views import painted
 from vitx.targets import best_queries, query
 
 WITH_NONE = "detr", "yolos"
@@ -81,7 +81,7 @@ def test_bare_logits_do_not_say_what_their_last_class_is():
 
 def test_a_box_is_drawn_where_it_lies():
     paper = torch.zeros(1, 224, 224, 3, dtype=torch.uint8)
-    drawn = outlined(paper, torch.tensor([[8.0, 4.0, 16.0, 40.0]]), (32, 32))[0].amax(-1)
+    drawn = painted(paper, (32, 32), torch.tensor([[8.0, 4.0, 16.0, 40.0]]))[0].amax(-1)
     rows, columns = drawn.nonzero().T
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (56, 112, 28, 223)
     assert not drawn[60:200, 70:100].any()

@@ -1,6 +1,6 @@
 """The result of `vitx.explain`: maps of a batch of images, drawn, saved and loaded."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from pathlib import Path
@@ -58,24 +58,6 @@ class Explanation(Drawing):
         objects: (B, Q), the confidence of each query of a detector; None: it is no detector.
         viewer: makes the page of `view`; it holds the model weakly. None: there is none.
     """
-
-    maps: Tensor
-    logits: Tensor
-    target: Tensor | None
-    image_size: tuple[int, ...]
-    images: Tensor | None = None
-    mean: Sequence[float] = (0.0,)
-    std: Sequence[float] = (1.0,)
-    method: str = ""
-    conservation: Tensor | None = None
-    signed: Tensor | None = None
-    channels: int | None = 1
-    captions: Sequence[str] | None = None
-    boxes: Tensor | None = None
-    paired: bool = False
-    objects: Tensor | None = None
-    sinks: Tensor | None = None
-    viewer: "Callable[[Explanation, Sequence[str] | None], Any] | None" = None
 
     def __repr__(self) -> str:
         return f"Explanation({self.method!r}, maps {tuple(self.maps.shape)} of images {self.image_size})"

@@ -19,7 +19,6 @@ from vitx.inputs.prepared import to_tensor
 from vitx.inputs.reading import find_pictures
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of
-from vitx.pictures.differences import differences
 from vitx.runs.finding import names_apart
 
 DESCRIPTION = """\
@@ -77,6 +76,6 @@ def _drawn(subjects: dict[str, Subject], picture: Path, asked: Any, target: str)
     before = [one.maps for one in found[first]]
     for name in others:
         title = "change" if len(others) == 1 else f"change to {name}"
-        columns[title] = differences(pixels, before, [one.maps for one in found[name]])
+        columns[title] = render.differences(pixels, before, [one.maps for one in found[name]])
     rows = [Caption(title_of(one.method)) for one in found[first]]
     return render.grid(columns, rows, tile_width=224, note="change: red more, blue less")

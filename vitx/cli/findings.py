@@ -161,9 +161,8 @@ class Product:
             columns |= dict(zip(pairs, drawn, strict=True))
         question = "" if finding.maps[0].asked.name else self._question(finding)  # which titles say
         note = "; ".join(filter(None, (question, finding.note, marks)))
-        legend = render.legend("inferno", signed=self.signed)
-        width = tile_width(columns, slices)
-        return render.grid(columns, [self._caption(finding)], tile_width=width, note=note, **legend)
+        said, width = [self._caption(finding)], tile_width(columns, slices)
+        return render.grid(columns, said, tile_width=width, note=note, signed=self.signed)
 
     def _titles(self, finding: Finding) -> list[str]:
         """Return a title for each map: the method, and the question where there are several."""

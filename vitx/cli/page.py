@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitx.evaluation.metrics import entropy
-from vitx.pictures import embedding
 from vitx.pictures.captions import Caption
-from vitx.pictures.marks import UNIFORM
 from vitx.pictures.render import OVERLAY_STRENGTH, palette
+from vitx.pictures.views import UNIFORM
 from vitx.runs.run import Picture, Run
+from vitx.viewer.page import data_uri
+from vitx.viewer.page import template as template_of
 
 _EDGE = 1  # pixels of a frame that are repeated around it, as a browser that enlarges it mixes neighbours
 _STOPS = 65  # of a color map, between which a browser interpolates
@@ -63,7 +64,7 @@ class Shown:
 
 def fill(template: str, *, frames: int, colormaps: Sequence[str], **values: Any) -> str:
     """Fill a template of the folder `pages`, and return HTML."""
-    page = embedding.template("vitx.cli", "pages", f"{template}.html.jinja")
+    page = template_of("vitx.cli", "pages", f"{template}.html.jinja")
     stops = np.linspace(0, 255, _STOPS).round().astype(int)
     # An SVG filter makes these values of red, green and blue of grey.
     tables = {
@@ -125,5 +126,5 @@ def photo(picture: Picture) -> Embedded:
 
 
 def _embedded(picture: Picture, kind: str, **options: Any) -> Embedded:
-    uri = embedding.data_uri(Image.fromarray(picture), kind, **options)
+    uri = data_uri(Image.fromarray(picture), kind, **options)
     return Embedded(uri, picture.shape[1], picture.shape[0])

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -22,19 +23,12 @@ _BREAK = re.compile(r"(?<=, )|(?<=\+ )")  # where a line may end
 
 @dataclass(frozen=True)
 class Caption:
-    """The caption of one image.
+    """The caption of one image."""
 
-    Attributes:
-        prediction: a class, several, or a number; empty if nothing is known.
-        probability: of the class, in [0, 1]; None where there is no single one.
-        label: the truth, in the words of the prediction.
-        right: whether the prediction is true; None where that is not known, or no yes or no.
-    """
-
-    prediction: str
-    probability: float | None = None
-    label: str | None = None
-    right: bool | None = None
+    prediction: str  # a class, several, or a number; empty if nothing is known
+    probability: float | None = None  # of the class, in [0, 1], where there is a single one
+    label: str | None = None  # the truth, in the words of the prediction
+    right: bool | None = None  # None where that is not known, or no yes or no
 
     def lines(self, fits: Callable[[str], bool]) -> list[str]:
         """Return the caption on as few lines, which `fits` accepts, as it is readable on.
@@ -43,22 +37,17 @@ class Caption:
         """
         names = f"{self.prediction}{_AND}{self.label or ''}".split(_AND)
         lengths = range(max(_SHORTEST, *map(len, names)), _SHORTEST - 1, -1)
-        readable = [length for length in lengths if length >= _READABLE] or [lengths[0]]
-        for count in range(1, _MOST_LINES + 1):
-            for length in readable:
-                lines = _wrapped(str(self._shortened(length)), fits)
-                if len(lines) <= count and all(map(fits, lines)):
-                    return lines
-        tries = [self._shortened(length) for length in lengths]
+        tries = [replace(self, prediction=_shortened(self.prediction, length)) for length in lengths]
+        readable = tries[: max(1, len(lengths) - (_READABLE - _SHORTEST))]
         if _AND in self.prediction:
             tries.append(replace(self, prediction=f"{len(self.prediction.split(_AND))} classes"))
         tries += [replace(tries[-1], label=self.label and _shortened(self.label, n)) for n in lengths]
-        wrapped = [_wrapped(str(one), fits) for one in tries]
-        good = (one for one in wrapped if len(one) <= _MOST_LINES and all(map(fits, one)))
-        return next(good, wrapped[-1][:_MOST_LINES])
-
-    def _shortened(self, length: int) -> "Caption":
-        return replace(self, prediction=_shortened(self.prediction, length))
+        counts = range(1, _MOST_LINES + 1)
+        for most, one in [*product(counts, readable), *product(counts[-1:], tries)]:
+            lines = _wrapped(str(one), fits)
+            if len(lines) <= most and all(map(fits, lines)):
+                break
+        return lines[:_MOST_LINES]
 
     def __str__(self) -> str:
         said = self.prediction if self.probability is None else f"{self.prediction} {self.probability:.0%}"
@@ -80,11 +69,8 @@ def captions_of(
     for each class (multi-label, sigmoid), or numbers (regression), all written with as many decimals as the
     labels need. The caption of features is empty.
 
-    Args:
-        logits: (B, classes), or (B,).
-        labels: (B,), (B, 1) or (B, classes), or None: then each image has one class.
-        class_names: by default the numbers of the classes.
-        kind: of the logits, where it is known.
+    Logits are (B, classes) or (B,), and labels (B,), (B, 1) or (B, classes); without labels, each image has
+    one class. Without names, classes have numbers.
 
     Example:
         >>> [str(caption) for caption in captions_of(torch.tensor([[0.0, 3.0]]), class_names=["cat", "dog"])]
@@ -167,31 +153,23 @@ def _numbers(numbers: Tensor, labels: Tensor | None) -> list[Caption]:
 def _one_class(logits: Tensor, labels: Tensor | None, class_names: Sequence[str] | None) -> list[Caption]:
     if logits.shape[1] == 1:
         shares = torch.cat([1 - logits.sigmoid(), logits.sigmoid()], 1)
-    else:
-        shares = logits if _are_shares(logits) else logits.softmax(-1)
+    else:  # probabilities, which a softmax by hand made, are at least 0, with sum 1
+        made = (logits >= 0).all() and ((logits.sum(1) - 1).abs() < _ROUNDED).all()
+        shares = logits if made else logits.softmax(-1)
     probability, prediction = shares.max(-1)
-    truth: list[int | None] = [None] * len(logits)
-    if labels is not None:  # below 0 stands for none
-        truth = [None if label < 0 else label for label in labels.tolist()]
+    truth = [-1] * len(logits) if labels is None else labels.tolist()  # below 0 stands for none
     found = []
     for index, share, label in zip(prediction.tolist(), probability.tolist(), truth, strict=True):
-        name = None if label is None else class_name(label, class_names)
-        found.append(
-            Caption(class_name(index, class_names), share, name, None if label is None else index == label)
-        )
+        one = Caption(class_name(index, class_names), share)
+        known = {"label": class_name(label, class_names), "right": index == label} if label >= 0 else {}
+        found.append(replace(one, **known))
     return found
-
-
-def _are_shares(logits: Tensor) -> bool:
-    """Return whether they are probabilities, which a softmax by hand made: all at least 0, with sum 1."""
-    return bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < _ROUNDED).all())
 
 
 def _several_classes(logits: Tensor, labels: Tensor, class_names: Sequence[str] | None) -> list[Caption]:
     def names(present: Tensor) -> str:
-        return (
-            _AND.join(class_name(index, class_names) for index in present.nonzero()[:, 0].tolist()) or "none"
-        )
+        places = present.nonzero()[:, 0].tolist()
+        return _AND.join(class_name(index, class_names) for index in places) or "none"
 
     rows = zip(logits > 0, labels >= 0.5, known_labels(labels), strict=True)
     return [

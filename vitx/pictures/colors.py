@@ -22,16 +22,13 @@ GUESSED = "colours guessed"
 class Colors:
     """The way from images to pictures.
 
-    Attributes:
-        bands: the channels that are shown as grey (one) or as red, green and blue (three); two: their mean.
-        scale: mean and std of the normalisation to undo; None: each channel is stretched from its 1st to its
-            99th percentile.
-        note: for the legend of a picture, or empty.
+    One of the bands is shown as grey, two by their mean, three as red, green and blue. The scale is the
+    normalisation to undo; None: each channel is stretched from its 1st to its 99th percentile.
     """
 
     bands: tuple[int, ...]
     scale: Scale | None
-    note: str = ""
+    note: str = ""  # for the legend of a picture
 
     def __str__(self) -> str:
         if self.scale is None:
@@ -63,10 +60,9 @@ def draw(
     bands: Sequence[int] | None = None,
     given: Scale | None = None,
 ) -> tuple[Tensor, str]:
-    """Draw images, clips, volumes or spectrograms; the arguments are those of the functions below.
+    """Draw images, clips, volumes or spectrograms, (B, ..., 3) uint8; with a note on the colours.
 
-    Returns:
-        (B, ..., 3) uint8 on the CPU, without the channels, and a note on the colours for the legend.
+    The arguments are those of the functions below.
     """
     colors = choose_colors(as_images(images, channels), scales, bands, given, channels is not None)
     return colors.draw(images, channels), colors.note
@@ -98,9 +94,6 @@ def choose_colors(
         bands: the channels to show, one or three; by default the first three, and of two channels the mean.
         given: the normalisation that was asked for, of images of one or three channels: none is searched.
         colored: whether they have colours; spectrograms, which have none, are stretched without a note.
-
-    Raises:
-        VitxError: There is no such channel, their number is wrong, or what was asked for does not fit them.
     """
     if images.ndim != 4:
         raise VitxError(f"images must be (B, C, H, W), found {tuple(images.shape)}")

@@ -1,6 +1,8 @@
 """Drawing an explanation: pixels, overlays, pictures, films and overviews, all with the same arguments."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,12 @@ from vitx.pictures.views import Layer, View, laid_out, slices_of, tile_width
 Picture = NDArray[np.uint8]  # (height, width, 3)
 Images = Tensor | None
 Numbers = Sequence[float] | None
+Bands = Sequence[int] | None
+Names = Sequence[str] | None
 _FRAME = 224  # pixels, of a picture in a film
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Drawing:
     """The part of `vitx.Explanation` that draws; its attributes are explained there."""
 
@@ -28,16 +33,19 @@ class Drawing:
     logits: Tensor
     target: Tensor | None
     image_size: tuple[int, ...]
-    images: Tensor | None
-    mean: Sequence[float]
-    std: Sequence[float]
-    method: str
-    signed: Tensor | None
-    channels: int | None
-    captions: Sequence[str] | None
-    boxes: Tensor | None
-    paired: bool
-    sinks: Tensor | None
+    images: Tensor | None = None
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
+    method: str = ""
+    conservation: Tensor | None = None
+    signed: Tensor | None = None
+    channels: int | None = 1
+    captions: Sequence[str] | None = None
+    boxes: Tensor | None = None
+    paired: bool = False
+    objects: Tensor | None = None
+    sinks: Tensor | None = None
+    viewer: Callable[..., Any] | None = None
 
     def heatmaps(self, size: tuple[int, ...] | None = None) -> Tensor:
         """Scale the maps up linearly and each one to [0, 1].
@@ -51,12 +59,7 @@ class Drawing:
         return render.heatmaps(self.maps, size or self.image_size)
 
     def pixels(
-        self,
-        images: Images = None,
-        *,
-        mean: Numbers = None,
-        std: Numbers = None,
-        bands: Sequence[int] | None = None,
+        self, images: Images = None, *, mean: Numbers = None, std: Numbers = None, bands: Bands = None
     ) -> Tensor:
         """Return the images as the model saw them, not normalised.
 
@@ -86,7 +89,7 @@ class Drawing:
         self,
         images: Images = None,
         *,
-        class_names: Sequence[str] | None = None,
+        class_names: Names = None,
         colormap: str = "inferno",
         signed: bool = False,
         view: View | None = None,
@@ -113,15 +116,14 @@ class Drawing:
             second = {f"{title} of the other": one[1::2] for title, one in columns.items()}
             columns = {title: one[::2] for title, one in columns.items()} | second
         note = "; ".join(filter(None, (note, marks)))
-        legend = render.legend(colormap, signed=signed)
-        width = tile_width(columns, slices)
-        return render.grid(columns, self._captions(class_names), tile_width=width, note=note, **legend)
+        captions, width = self._captions(class_names), tile_width(columns, slices)
+        return render.grid(columns, captions, colormap, tile_width=width, note=note, signed=signed)
 
     def film(
         self,
         images: Images = None,
         *,
-        class_names: Sequence[str] | None = None,
+        class_names: Names = None,
         colormap: str = "inferno",
         signed: bool = False,
         **scale: Any,
@@ -136,17 +138,12 @@ class Drawing:
             raise VitxError("only clips and volumes have frames for a film: save a picture (.png)")
         drawn = self._layer(signed).over(pixels, colormap, signed)
         title, captions = title_of(self.method) or "map", self._captions(class_names)
-        legend = render.legend(colormap, signed=signed)
         frames = ({"input": pixels[:, at], title: drawn[:, at]} for at in range(pixels.shape[1]))
-        return [render.grid(one, captions, tile_width=_FRAME, note=note, **legend) for one in frames]
+        look = partial(render.grid, captions=captions, colormap=colormap, tile_width=_FRAME)
+        return [look(one, note=note, signed=signed) for one in frames]
 
     def overview(
-        self,
-        images: Images = None,
-        *,
-        class_names: Sequence[str] | None = None,
-        colormap: str = "inferno",
-        **scale: Any,
+        self, images: Images = None, *, class_names: Names = None, colormap: str = "inferno", **scale: Any
     ) -> Picture:
         """Draw all maps at once: the mean map, and crops around the brightest patch.
 
@@ -162,11 +159,7 @@ class Drawing:
         return overview_of(pixels, self.maps, classes, colormap, title_of(self.method))
 
     def _shown(
-        self,
-        images: Images = None,
-        mean: Numbers = None,
-        std: Numbers = None,
-        bands: Sequence[int] | None = None,
+        self, images: Images, mean: Numbers = None, std: Numbers = None, bands: Bands = None
     ) -> tuple[Tensor, str]:
         """Return the pixels, and a note for a picture whose colours are not sure."""
         images = self.images if images is None else images
@@ -181,5 +174,5 @@ class Drawing:
             raise VitxError(f"the maps of {self.method or 'this method'} have no sign: use evidence")
         return Layer(self.maps, self.signed, self.boxes, self.sinks)
 
-    def _captions(self, class_names: Sequence[str] | None) -> list[Caption]:
+    def _captions(self, class_names: Names) -> list[Caption]:
         return captions_said(self.logits, self.captions, class_names)[:: 1 + self.paired]

@@ -16,12 +16,7 @@ _SAMPLED = 200_000  # pixels that the other colours are chosen by
 
 
 def write_gif(path: Path, frames: Sequence[Picture]) -> None:
-    """Write a film that plays for ever, and holds its last frame.
-
-    Args:
-        path: of the file.
-        frames: (height, width, 3) uint8, all of one width.
-    """
+    """Write a film that plays for ever, and holds its last frame."""
     tallest = max(map(len, frames))  # captions may take several lines
     frames = [np.pad(one, ((0, tallest - len(one)), (0, 0), (0, 0)), constant_values=255) for one in frames]
     pixels = np.concatenate([frame[(frame < 255).any(-1)] for frame in frames])

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,16 +33,14 @@ class _Mean:
     """The mean of maps that each sum to 1, and of their pictures, as wide as a tile."""
 
     count: int = 0
-    map: Tensor | float = 0.0
-    pixels: Tensor | float = 0.0
+    map: Any = 0.0  # their sum, as a tensor
+    pixels: Any = 0.0
 
     def add(self, pixels: Tensor, map_: Tensor) -> None:
         self.count += 1
         self.map, self.pixels = self.map + map_, self.pixels + pixels
 
     def tile(self, colormap: str) -> Picture:
-        assert isinstance(self.map, Tensor)
-        assert isinstance(self.pixels, Tensor)
         pixels = (self.pixels / self.count).round().to(torch.uint8)[None]
         heat = heatmaps(self.map[None], tuple(pixels.shape[1:3]))
         return overlays(pixels, heat, colormap)[0].numpy()
@@ -68,11 +67,10 @@ class Overview:
                 f"pixels {tuple(pixels.shape)} and a map {tuple(map_.shape)}"
             )
         pixels, map_ = pixels.cpu(), map_.cpu().float()
-        first = self._all.map
-        height, width = (first if isinstance(first, Tensor) else map_).shape
+        height, width = (self._all.map if self._all.count else map_).shape
         share = F.adaptive_avg_pool2d(map_[None], (height, width))[0]  # as it is, where it is of this size
         share = share / share.sum().clamp(min=torch.finfo(share.dtype).tiny)
-        small = _resized(pixels.numpy(), TILE_WIDTH).float()
+        small = torch.from_numpy(_resized(pixels, TILE_WIDTH)).float()
         self._all.add(small, share)
         if name is not None:
             self._classes.setdefault(name, _Mean()).add(small, share)
@@ -87,7 +85,7 @@ class Overview:
             if other >= _CROPS:
                 return
             del self._crops[other]
-        self._crops.append((place, _resized(crop(pixels, map_).numpy(), _CROP).numpy()))
+        self._crops.append((place, _resized(crop(pixels, map_), _CROP)))
 
     def draw(self, colormap: str = "inferno", title: str = "") -> Picture:
         """Draw the mean maps over the mean pictures, and the crops below, (height, width, 3) uint8.
@@ -148,11 +146,9 @@ def crop(pixels: Tensor, map_: Tensor) -> Tensor:
     return pixels[top : top + side, left : left + side]
 
 
-def _resized(pixels: Picture, width: int) -> Tensor:
+def _resized(pixels: Tensor, width: int) -> Picture:
     """Return a picture as a square, whose sides differ no more than those of the model's input."""
-    return torch.from_numpy(
-        np.array(Image.fromarray(pixels).resize((width, width), Image.Resampling.BICUBIC))
-    )
+    return np.array(Image.fromarray(pixels.numpy()).resize((width, width), Image.Resampling.BICUBIC))
 
 
 def _heading(text: str, color: str = INK) -> Picture:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
 
 import numpy as np
 import torch
@@ -51,15 +50,9 @@ def _scaled_up(maps: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
-    """Lay heat maps over images: bright places glow, the rest is dimmed.
+    """Lay heat maps, (B, ...) in [0, 1], over images, (B, ..., 3) uint8: bright places glow, others are dim.
 
-    Args:
-        pixels: (B, H, W, 3) uint8, or (B, T, H, W, 3).
-        heat: (B, H, W) or (B, T, H, W), in [0, 1].
-        colormap: the name of a colour map of matplotlib; the default is perceptually uniform.
-
-    Returns:
-        uint8 of the shape of the pixels, on the CPU.
+    The result is on the CPU. The colour map is one of matplotlib's; the default is perceptually uniform.
     """
     if pixels.shape[:-1] != heat.shape:
         raise VitxError(
@@ -72,39 +65,27 @@ def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
     return mixed.round().to(torch.uint8)
 
 
-def signed_overlays(pixels: Tensor, signed: Tensor) -> Tensor:
-    """Lay maps with a sign over images in grey: red speaks for, blue against, and 0 is white.
-
-    Args:
-        pixels: (B, H, W, 3) uint8, or (B, T, H, W, 3).
-        signed: (B, h, w) or (B, t, h, w); each map is scaled so that its largest value of either sign is 1.
-
-    Returns:
-        uint8 of the shape of the pixels, on the CPU.
-    """
+def signed_overlays(pixels: Tensor, signed: Tensor, colormap: str = SIGNED[0]) -> Tensor:
+    """Lay maps, (B, h, w) or (B, t, h, w), over images in grey: red speaks for, blue against, 0 is white."""
     scaled = _scaled_up(signed.float(), tuple(pixels.shape[1:-1]))
     largest = scaled.abs().amax(tuple(range(1, scaled.ndim)), keepdim=True)
     scaled = scaled / torch.where(largest == 0, 1, largest)
     grey = pixels.float().mean(-1, keepdim=True).expand(pixels.shape)
-    return overlays(grey.round().to(torch.uint8), (scaled + 1) / 2, SIGNED[0])
-
-
-def legend(colormap: str, *, signed: bool) -> dict[str, Any]:
-    """Return the arguments of `grid` for the legend of maps, with a sign or without."""
-    return {"colormap": SIGNED[0], "ends": SIGNED[1]} if signed else {"colormap": colormap}
+    return overlays(grey.round().to(torch.uint8), (scaled + 1) / 2, colormap)
 
 
 def grid(
     columns: Mapping[str, Tensor],
     captions: Sequence[Caption],
-    *,
     colormap: str = "inferno",
+    *,
     tile_width: int = TILE_WIDTH,
     note: str = "",
     marks: Mapping[str, Sequence[str]] | None = None,
     ends: tuple[str, str] = ("looked at least", "most"),
+    signed: bool = False,
 ) -> NDArray[np.uint8]:
-    """Draw one row per image, with a caption, and one column per picture of it, with a title.
+    """Draw one row per image, with a caption, and one column per picture of it, with a title and a legend.
 
     Captions have as many lines as the longest of them needs, so that all rows are alike. The title of a
     single column has as many as it needs.
@@ -112,15 +93,14 @@ def grid(
     Args:
         columns: title -> (B, H, W, 3) uint8.
         captions: one for each image.
-        colormap: the one of the overlays, for the legend.
+        colormap: the one of the overlays, unless these are signed.
         tile_width: width of a picture in pixels; its height follows.
         note: a text between the ends of the legend or, where it is too long, on lines below.
         marks: title -> a text above each picture of that column, right of the captions.
-        ends: the meaning of both ends of the legend.
-
-    Returns:
-        (height, width, 3) uint8.
+        ends: the meaning of both ends of the legend, unless the overlays are signed.
+        signed: the overlays say what speaks for and against.
     """
+    colormap, ends = SIGNED if signed else (colormap, ends)
     tiles = {title: [_tile(p, tile_width) for p in pixels.numpy()] for title, pixels in columns.items()}
     lefts = {title: GAP + column * (tile_width + GAP) for column, title in enumerate(tiles)}
     width = GAP + len(tiles) * (tile_width + GAP)
@@ -159,6 +139,19 @@ def scaled_up(pictures: Tensor, width: int) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles]))
 
 
+def differences(pixels: Tensor, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """Colors images, (B, H, W, 3) uint8: red where the second maps are higher than the first, else blue.
+
+    Each image has a map, (1, h, w), in both; the grids may differ. Maps are compared as shares of a whole of
+    1; each difference is scaled to its own largest value.
+    """
+    size, whole = (pixels.shape[1], pixels.shape[2]), []
+    for maps in (first, second):
+        scaled = torch.cat([_scaled_up(one, size) for one in maps])
+        whole.append(scaled / scaled.sum((1, 2), keepdim=True).clamp_min(torch.finfo(scaled.dtype).tiny))
+    return signed_overlays(pixels, whole[1] - whole[0], "coolwarm")
+
+
 def beside(pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Set pictures, (height, width, 3) uint8 each, side by side, each under its heading."""
     width = sum(picture.shape[1] + _HEADING for picture in pictures.values()) - _HEADING
@@ -176,19 +169,16 @@ def _legend(
     canvas: Image.Image, colormap: str, top: int, between: str, below: Sequence[str], ends: tuple[str, str]
 ) -> None:
     """Draw a colour bar over the full width, name its ends, and write notes between and below them."""
-    draw, width = ImageDraw.Draw(canvas), canvas.width - 2 * GAP
+    draw, width, face = ImageDraw.Draw(canvas), canvas.width - 2 * GAP, font(_TEXT_SIZE)
     bar = np.repeat(palette(colormap)[np.linspace(0, 255, width).astype(int)][None], LINE // 2, axis=0)
     canvas.paste(Image.fromarray(bar), (GAP, top + 2))
     top += LINE // 2 + 4
-    draw.text((GAP, top), ends[0], FAINT, font(_TEXT_SIZE))
-    draw.text((canvas.width - GAP, top), ends[1], FAINT, font(_TEXT_SIZE), anchor="ra")
-    start, end = (round(_length(text)) + 2 * GAP for text in ends)
-    draw.text(
-        (start + (canvas.width - start - end - _length(between)) // 2, top), between, FAINT, font(_TEXT_SIZE)
-    )
+    draw.text((GAP, top), ends[0], FAINT, face)
+    draw.text((canvas.width - GAP, top), ends[1], FAINT, face, anchor="ra")
+    middle = (canvas.width + _length(ends[0]) - _length(ends[1])) // 2
+    draw.text((middle, top), between, FAINT, face, anchor="ma")
     for number, line in enumerate(below, 1):
-        left = (canvas.width - _length(line)) // 2
-        draw.text((left, top + number * LINE), line, FAINT, font(_TEXT_SIZE))
+        draw.text((canvas.width // 2, top + number * LINE), line, FAINT, face, anchor="ma")
 
 
 def wrapped(text: str, room: int) -> list[str]:
@@ -213,8 +203,7 @@ def write(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, color: str, room: int, bold: bool = False
 ) -> None:
     """Write a line of text in as large letters as fit, cut off with an ellipsis where none do."""
-    sizes = range(_TEXT_SIZE, _SMALL - 1, -1)
-    fonts = [font(size, bold) for size in sizes]
+    fonts = [font(size, bold) for size in range(_TEXT_SIZE, _SMALL - 1, -1)]
     typeface = next((one for one in fonts if draw.textlength(text, one) <= room), fonts[-1])
     shown = text
     while shown and draw.textlength(shown, typeface) > room:

@@ -1,51 +1,47 @@
-"""Clips, volumes and spectrograms as flat pictures: a few slices side by side, their maps below."""
+"""Maps laid over images, of clips and volumes a few slices, with boxes, rings around sinks, and words."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.nn import functional as F
 
 from vitx.errors import VitxError
+from vitx.evaluation.metrics import entropy
 from vitx.inputs.clips import evenly
-from vitx.pictures.marks import SINKS, outlined, ringed, say_uniform
-from vitx.pictures.render import heatmaps, overlays, scaled_up, signed_overlays
+from vitx.pictures.render import INK, PAPER, TILE_WIDTH, font, heatmaps, overlays, scaled_up, signed_overlays
 
 View = Literal["frames", "planes"]
 MOST_FRAMES = 8
-_PICTURE = 224  # pixels
+_PICTURE = 224  # pixels: in narrower pictures, lines are coarse and words small
 _NARROWEST, _WIDEST = 448, 1344  # pixels of a strip
 _GAP, _PAPER = 2, 255  # pixels between slices, and their colour
+UNIFORM = 0.99  # of the entropy
+BOX = "#00b3a4"  # the outline of the box of a target
+SINKS = "rings: patches that most others attend to whatever they look for, no evidence (sinks)"
+_LETTERS, _SMALLEST = 13 / TILE_WIDTH, 4  # height of letters: share of the picture, and pixels at least
 
 
 class Slices(NamedTuple):
-    """The parts of a clip, volume or spectrogram that are shown.
+    """The parts of a clip, volume or spectrogram that are shown."""
 
-    Attributes:
-        said: a few words for a title.
-        cut: from pixels, (..., 3), and their brightest place to parts, (h, w, 3) each.
-    """
-
-    said: str
-    cut: Callable[[Tensor, tuple[int, ...]], Sequence[Tensor]]
+    said: str  # a few words for a title
+    cut: Callable[[Tensor, tuple[int, ...]], Sequence[Tensor]]  # from pixels, and their brightest place
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Maps of some images, with the boxes and sinks that are marked in them.
+    """Maps of some images, with the boxes and sinks that are marked in them."""
 
-    Attributes:
-        maps: (B, ...), >= 0.
-        signed: the same with signs; None for methods without.
-        boxes: (B, 4), in pixels of the images, or None.
-        sinks: (B, h, w) bool, or None.
-    """
-
-    maps: Tensor
+    maps: Tensor  # (B, ...), >= 0
     signed: Tensor | None = None
-    boxes: Tensor | None = None
-    sinks: Tensor | None = None
+    boxes: Tensor | None = None  # (B, 4), in pixels of the images
+    sinks: Tensor | None = None  # (B, h, w) bool
 
     def at(self, places: list[int]) -> "Layer":
         """Return the maps of the images at some places."""
@@ -63,14 +59,19 @@ class Layer:
             return signed_overlays(pixels, self.maps if self.signed is None else self.signed)
         return overlays(pixels, heatmaps(self.maps, tuple(pixels.shape[1:-1])), colormap)
 
-    def marked(self, drawn: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Mark boxes, in images of a size, and sinks."""
-        drawn = drawn if self.boxes is None else outlined(drawn, self.boxes, size)
-        return ringed(drawn, self.sinks) if self.sinks is not None and self.has_sinks else drawn
+    def marked(self, drawn: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
+        """Mark boxes and sinks in maps that were laid over whole images of a size; and say what misleads.
 
-    def said(self, drawn: Tensor) -> Tensor:
-        """Stamp maps that are nearly uniform, or all against."""
-        return say_uniform(drawn, self.maps, self.signed)
+        Nearly uniform maps do, as scaling makes blotches of them, and those in which all patches speak
+        against the score: they are bright where patches do so the least.
+        """
+        said = ["nearly uniform" if one else "" for one in (entropy(self.maps) > UNIFORM).tolist()]
+        if self.signed is not None:
+            against = all_against(self.signed).tolist()
+            said = ["all against" if one else word for one, word in zip(against, said, strict=True)]
+        if size is None:
+            return painted(drawn, words=said)
+        return painted(drawn, size, self.boxes, self.sinks if self.has_sinks else None, said)
 
 
 def slices_of(
@@ -89,9 +90,6 @@ def slices_of(
             where there are three channels.
         time_axis: of a spectrogram (B, F, T) or (B, T, F), the dimension of time; by default the longer one.
         most_frames: how many are shown.
-
-    Raises:
-        VitxError: There is no such view or axis.
     """
     if len(size) == 2:
         return None if channels is not None else _spectrogram(size, time_axis)
@@ -114,17 +112,10 @@ def laid_out(
     *,
     signed: bool = False,
 ) -> tuple[dict[str, Tensor], str]:
-    """Lay maps over images: the input and each of them as columns, or as strips one below the other.
+    """Lay maps over images, (B, ..., 3) uint8: the input and each of them as columns, or as strips.
 
     Boxes and sinks are marked in pictures that are shown whole. Maps that are nearly uniform say so, or that
-    all speaks against.
-
-    Args:
-        pixels: (B, ..., 3) uint8, on the CPU.
-        layers: title -> maps; the brightest place of the first one is looked for.
-        slices: that are shown; None: all.
-        colormap: the name of a colour map of matplotlib, for maps without a sign.
-        signed: show the maps with their signs.
+    all speaks against. The slices, if there are any, show the brightest place of the first maps.
 
     Returns:
         Title -> (B, height, width, 3) uint8; and a note on the marks for the legend.
@@ -133,13 +124,12 @@ def laid_out(
     first = next(iter(layers.values()))
     drawn = {title: layer.over(pixels, colormap, signed) for title, layer in layers.items()}
     if slices is None:
-        shown = pixels if first.boxes is None or len(layers) > 1 else outlined(pixels, first.boxes, size)
+        shown = painted(pixels, size, first.boxes if len(layers) == 1 else None)
         marked = {title: layers[title].marked(one, size) for title, one in drawn.items()}
-        said = {title: layers[title].said(one) for title, one in marked.items()}
-        return {"input": shown} | said, SINKS if any(layer.has_sinks for layer in layers.values()) else ""
+        return {"input": shown} | marked, SINKS if any(layer.has_sinks for layer in layers.values()) else ""
     heat = heatmaps(first.maps, size)
     rows = [strips(pixels, heat, slices)]
-    rows += [layers[title].said(strips(one, heat, slices)) for title, one in drawn.items()]
+    rows += [layers[title].marked(strips(one, heat, slices)) for title, one in drawn.items()]
     widest = max(row.shape[2] for row in rows)
     strip = torch.cat([scaled_up(row, widest) for row in rows], 1)
     return {f"{', '.join(('input', *drawn))}: {slices.said}": strip}, ""
@@ -154,14 +144,10 @@ def strips(pictures: Tensor, heat: Tensor, slices: Slices) -> Tensor:
     for picture, found in zip(pictures, heat.cpu(), strict=True):
         peak = tuple(int(place) for place in torch.unravel_index(found.argmax(), found.shape))
         parts = slices.cut(picture, peak)
-        paper = picture.new_full(
-            (max(map(len, parts)) + _GAP, sum(p.shape[1] + _GAP for p in parts), 3), _PAPER
-        )
-        left = 0
-        for part in parts:
-            paper[: len(part), left : left + part.shape[1]] = part
-            left += part.shape[1] + _GAP
-        rows.append(paper)
+        tallest = max(map(len, parts))
+        gaps = [(0, 0, 0, _GAP, 0, tallest + _GAP - len(part)) for part in parts]
+        padded = [F.pad(part, gap, value=_PAPER) for part, gap in zip(parts, gaps, strict=True)]
+        rows.append(torch.cat(padded, 1))
     return torch.stack(rows)
 
 
@@ -181,3 +167,62 @@ def _spectrogram(size: tuple[int, ...], time_axis: int | None) -> Slices:
         return [(values.transpose(0, 1) if turned else values).flip(0)]
 
     return Slices("time to the right, frequency upwards", upright)
+
+
+def all_against(signed: Tensor) -> Tensor:
+    """Return in which maps, (B, ...), some patches speak against the score, and none for it, (B,)."""
+    values = signed.flatten(1)
+    return (values.amax(1) <= 0) & (values.amin(1) < 0)
+
+
+def painted(
+    pictures: Tensor,
+    size: Sequence[int] = (),
+    boxes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    words: Sequence[str] = (),
+) -> Tensor:
+    """Mark pictures, (B, H, W, 3) uint8, scaled up by a whole number where lines would be coarse.
+
+    Boxes, (B, 4), are x0, y0, x1, y1 in images of a size; sinks, (B, h, w) bool, get a ring each; words stand
+    at the lower edge.
+    """
+    if boxes is None and sinks is None and not any(words):
+        return pictures
+    canvases = [Image.fromarray(one) for one in scaled_up(pictures.cpu(), _PICTURE).numpy()]
+    for place, canvas in enumerate(canvases):
+        if boxes is not None:
+            _outline(canvas, boxes[place].cpu().numpy(), size)
+        if sinks is not None:
+            _ring(canvas, sinks[place])
+        if any(words) and words[place]:
+            _stamp(canvas, words[place])
+    return torch.from_numpy(np.stack([np.array(canvas) for canvas in canvases]))
+
+
+def _outline(canvas: Image.Image, box: NDArray[np.floating], size: Sequence[int]) -> None:
+    draw, edges = ImageDraw.Draw(canvas), np.array([*canvas.size] * 2)
+    corners = np.clip(box * edges / np.array([*size[::-1]] * 2), 0, edges - 1)
+    line = max(2, canvas.width // 112)
+    draw.rectangle([*corners], outline=PAPER, width=line + 2)
+    inside = corners + np.array([1, 1, -1, -1])
+    if (inside[:2] < inside[2:]).all():
+        draw.rectangle([*inside], outline=BOX, width=line)
+
+
+def _ring(canvas: Image.Image, marks: Tensor) -> None:
+    draw = ImageDraw.Draw(canvas)
+    high, wide = canvas.height / marks.shape[0], canvas.width / marks.shape[1]
+    for row, column in marks.nonzero().tolist():
+        box = (column * wide, row * high, (column + 1) * wide - 1, (row + 1) * high - 1)
+        draw.ellipse(box, outline=PAPER, width=3)
+        draw.ellipse([box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1], outline=BOX, width=1)
+
+
+def _stamp(canvas: Image.Image, text: str) -> None:
+    draw, height = ImageDraw.Draw(canvas), max(8, round(min(canvas.size) * _LETTERS))
+    while height > _SMALLEST and font(height).getlength(text) > canvas.width:
+        height -= 1
+    draw.rectangle((0, canvas.height - 1.4 * height, canvas.width, canvas.height), INK)
+    below = (canvas.width / 2, canvas.height - 0.2 * height)
+    draw.text(below, text, PAPER, font(height), anchor="md")

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from vitx.attribution import telling, title_of
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of, classes_of
-from vitx.pictures.marks import say_uniform
 from vitx.pictures.overview import overview_of
 from vitx.pictures.views import Layer, laid_out
 from vitx.runs.saved import SavedMaps
@@ -147,7 +146,7 @@ class Run:
         clips = pixels.unflatten(2, (self.saved.frames, -1)).movedim(2, 1)
         heat = render.heatmaps(maps.unflatten(2, (self.saved.frames, -1)).movedim(2, 1), clips.shape[1:-1])
         drawn = render.overlays(clips, heat, self.colormap)
-        return say_uniform(drawn.movedim(1, 2).flatten(2, 3), maps)
+        return Layer(maps).marked(drawn.movedim(1, 2).flatten(2, 3))
 
 
 def accuracy_tag(tags: Iterable[str]) -> str | None:

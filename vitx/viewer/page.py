@@ -1,19 +1,24 @@
 """The page: one file that holds pictures, maps and attention, and needs nothing else."""
 
+import base64
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vitx.files import write_or_say
-from vitx.pictures.embedding import data_uri, template
 from vitx.viewer.packing import encoded
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from PIL import Image
 
 _PALETTES = "inferno", "viridis", "cividis", "gray"
 _EDGE = {True: 448, False: 224}  # pixels of a picture, if there is one, and of each of several frames
@@ -28,11 +33,7 @@ class Page:
     html: str
 
     def save(self, path: str | Path) -> None:
-        """Write it as one file.
-
-        Raises:
-            VitxError: The file cannot be written.
-        """
+        """Write it as one file."""
         write_or_say(Path(path), lambda file: file.write(self.html.encode()))
 
     def _repr_html_(self) -> str:
@@ -42,8 +43,8 @@ class Page:
 
 def page(name: str, images: Sequence[Mapping[str, Any]], methods: Sequence[tuple[str, str]]) -> Page:
     """Fill the template with the name of a model, its images, and the names and titles of methods."""
-    from vitx.pictures.marks import BOX, SINKS
     from vitx.pictures.render import OVERLAY_STRENGTH, SIGNED, palette
+    from vitx.pictures.views import BOX, SINKS
 
     tables = {one: encoded(torch.from_numpy(palette(one))) for one in (*_PALETTES, SIGNED[0])}
     data = {"images": images, "methods": methods, "palettes": tables}
@@ -86,3 +87,23 @@ def sheet(pixels: NDArray[np.uint8], frames: int) -> dict[str, Any]:
         "frames": frames,
         "columns": columns,
     }
+
+
+def template(package: str, folder: str, name: str) -> "Template":
+    """Load a template of HTML that a package holds, in which a name without a value is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader(package, folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template(name)
+
+
+def data_uri(picture: "Image.Image", kind: str, **options: Any) -> str:
+    """Encode a picture as Pillow's `kind`, with its options, into an address that holds all its bytes."""
+    written = BytesIO()
+    picture.save(written, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(written.getvalue()).decode()}"
