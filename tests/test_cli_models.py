@@ -19,7 +19,7 @@ from tests import models
 from tests.hugging_face import hugging_face
 from vitx import VitxError
 from vitx.cli import main
-from vitx.models.hub import load_hugging_face
+from vitx.models.named import load_hugging_face
 from vitx.models.own import load_own
 
 NAME = "deit_tiny_patch16_224"

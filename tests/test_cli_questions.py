@@ -13,7 +13,7 @@ import vitx
 from tests import models
 from tests.dense_models import save
 from vitx.cli import main
-from vitx.models.hub import load_hugging_face
+from vitx.models.named import load_hugging_face
 from vitx.targets import best_queries, query, region, similar_to, token
 
 
@@ -49,7 +49,7 @@ def test_it_is_what_python_says(folder, tmp_path, model, words, key, target):
         explained(folder, tmp_path, model, *words, "--save", "png", "maps", "json", "--method", "evidence")
         == 0
     )
-    net, prepare, _ = load_hugging_face(str(folder / model))
+    net, prepare, *_ = load_hugging_face(str(folder / model))
     for name in ("cat.png", "dog.png"):
         image = prepare(Image.open(folder / name))[None]
         asked = target or query(best_queries(vitx.explain(net.eval(), image), 2)[:, 1])

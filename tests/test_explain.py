@@ -303,7 +303,7 @@ class TestTargets:
     def test_an_output_without_classes_needs_a_function(self):
         regressor = Around(lambda vit, images: vit(images)[:, 0])
         deeper = Around(lambda vit, images: vit(images)[:, None])
-        with pytest.raises(VitxError, match=r"is \(2, 1, 7\), not \(B, classes\)"):
+        with pytest.raises(VitxError, match=r"is \(2, 1, 7\): use vitx.targets.query"):
             explain(deeper, IMAGES, "grad_rollout")
         found = explain(regressor, IMAGES, "grad_rollout", target=lambda output: output)
         assert same(found, self.explained(0), 1e-6)

@@ -58,7 +58,7 @@ def test_two_queries_of_one_picture_look_at_other_places():
         (lambda: query([1, 2, 3]), "3 queries for 2 images"),
         (lambda: query(1.5), "a query is a number"),
         (lambda: query(1, 4), "classes 0 to 3"),
-        (lambda: 3, "the output is (2, 6, 5), not (B, classes): use vitx.targets.query"),
+        (lambda: 3, "the output is (2, 6, 5): use vitx.targets.query"),
     ],
 )
 def test_bad_words(target, said):

@@ -194,7 +194,7 @@ def test_the_text_tower_runs_once_and_leaves_no_gradient():
         (lambda: explain(models.built("deit"), IMAGES, target=text("a")), "Transformer has no text tower"),
         (
             lambda: explain(texts.built("CLIP"), IMAGES, target=text(torch.rand(1, 7))),
-            "the features of the texts are 7 numbers, and those of the images 24: they are of different",
+            "the features of the images are 24 numbers, and the others 7: they are of different",
         ),
         (
             lambda: explain(texts.built("CLIP"), IMAGES, target=text(torch.tensor([[1, 99, 2]]))),

@@ -6,8 +6,10 @@ class VitxError(ValueError):
 
 
 def in_words(error: BaseException) -> str:
-    """Return the message of an error, after the name of its class unless it is a VitxError."""
-    return str(error) if isinstance(error, VitxError) else f"{type(error).__name__}: {error}"
+    """Return the message of an error on one line, after the name of its class unless it is a VitxError."""
+    if isinstance(error, VitxError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def last_line(error: BaseException) -> str:

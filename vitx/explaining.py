@@ -1,6 +1,6 @@
 """Explaining a model: maps by one method or by several, and the trace of a pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -140,16 +140,11 @@ def trace(
     `print(vitx.trace(model, image))` lists the steps: look there first when a map surprises you. Arguments
     are those of `explain`, but no DataLoader.
     """
-    find_method(method)
     pixels, given, _ = _prepared(model, images, inputs, image, target)
-    check_images(model, pixels)
-    if isinstance(target, Question):
-        given, (target, *more) = target.parts(model, pixels, given)
-        if more:
-            raise VitxError(f"a trace is of one question, found {1 + len(more)}: ask for one word")
-    asked = with_options({method: options})
     found: list[Trace] = []
-    follow(model, pixels, asked, target, find_method(method).network(asked[method]), given, found.append)
+    _explain_batch(model, pixels, with_options({method: options}), target, given, found.append)
+    if len(found) > 1:
+        raise VitxError(f"a trace is of one question, found {len(found)}: ask for one word")
     return found[0]
 
 
@@ -174,21 +169,26 @@ def _prepared(
 
 
 def _explain_batch(
-    model: nn.Module, images: Tensor, methods: Methods, target: Target, inputs: Inputs = ALONE
+    model: nn.Module,
+    images: Tensor,
+    methods: Methods,
+    target: Target,
+    inputs: Inputs = ALONE,
+    show: Callable[[Trace], None] | None = None,
 ) -> dict[str, Explanation]:
     chosen = {name: find_method(name) for name in methods}
     check_images(model, images)
     if isinstance(target, Question):
         inputs, (target, *more) = target.parts(model, images, inputs)
         if more:
-            each = [_explain_batch(model, images, methods, part, inputs) for part in (target, *more)]
+            each = [_explain_batch(model, images, methods, part, inputs, show) for part in (target, *more)]
             return {name: join([found[name] for found in each]) for name in methods}
     networks = {name: method.network(methods[name]) for name, method in chosen.items()}
     asked = [network for network in NETWORKS if network in networks.values()]
     found: dict[str, Explanation] = {}
     for network in asked or (None,):  # methods without a gradient take part in the first pass
         names = [name for name in chosen if networks[name] == network or (not networks[name] and not found)]
-        found |= follow(model, images, {name: methods[name] for name in names}, target, network, inputs)
+        found |= follow(model, images, {name: methods[name] for name in names}, target, network, inputs, show)
     return {name: found[name] for name in methods}
 
 

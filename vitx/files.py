@@ -22,10 +22,6 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write beside the path and rename, so that a reader never sees half a file.
 
     What a killed run left half written has a name that the resumed run writes again.
-
-    Args:
-        path: of the file; its folder is made if there is none.
-        write: is given the open file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
@@ -56,11 +52,7 @@ def encode(file: BinaryIO, picture: NDArray[np.uint8], suffix: str = ".png") -> 
 
 
 def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write a picture, (height, width, 3) uint8.
-
-    Raises:
-        VitxError: The file cannot be written.
-    """
+    """Write a picture, (height, width, 3) uint8."""
     write_or_say(path, lambda file: encode(file, picture))
 
 

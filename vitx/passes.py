@@ -1,8 +1,10 @@
-"""One pass of a model, and the way back of each method that shares it."""
+"""One pass of a model, the score that a target means in it, and the way back of each method."""
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +15,37 @@ from vitx.explanation import Explanation
 from vitx.inputs.preprocessing import normalization
 from vitx.models.given import ALONE, Inputs
 from vitx.models.isolation import untouched, without_autocast
-from vitx.models.lens import LogitLens
+from vitx.models.lens import layer_logits, watched
+from vitx.models.outputs import described, main, mask_queries
 from vitx.models.prediction import Target as Classes
+from vitx.models.prediction import read_logits, scores, target_classes
 from vitx.tape.backward import Attribution, Backward
-from vitx.tape.output import Score, evenly, score_of
+from vitx.tape.output import Score, evenly, logits_of, output_value, score_of
 from vitx.tape.recorder import Recorder
 from vitx.tape.sinks import Sinks, find_sinks
+from vitx.tape.spot import Spot, find_spot
 from vitx.tape.tape import Tape
 from vitx.tape.trace import Trace
 from vitx.tape.values import Value
-from vitx.targets.question import Asked, Question
-from vitx.targets.reading import End, located, run
+from vitx.targets.query import objects_of
+from vitx.targets.question import Answers, Asked, Question
 
 Target = Classes | Question
+
+
+@dataclass(frozen=True, eq=False)
+class End:
+    """The end of a pass."""
+
+    value: Value  # of the output that the score is computed from
+    output: Tensor  # (B, ...): the logits, or the scores of a question
+    logits: Tensor  # what the model put out
+    total: Callable[[Tensor], Tensor]  # from such an output to the sum of the scores of all images
+    has_score: bool = True
+    classes: Tensor | None = None  # (B,); None where the target means none
+    answers: Answers = field(default_factory=Answers)
+    objects: Tensor | None = None  # (B, Q), how sure each query of a detector is of an object
+    spot: Spot | None = None  # the token that is asked for; None: it is asked for a score of the output
 
 
 def follow(
@@ -58,7 +78,8 @@ def follow(
                 tape.ends = None if asked.cells is None else {}
             recorder, dtype = Recorder(tape), torch.promote_types(images.dtype, torch.float32)
             end, layer_scores = _record(recorder, model, images, asked, inputs, chosen.values())
-            score = cache(partial(end.score, dtype))
+            of_spot = end.spot and end.spot.score
+            score = cache(lambda: of_spot or score_of(end.value, end.total, end.output, dtype))
             found: dict[str, Attribution] = {}
             sinks: Sinks | None = None
             for name, method in chosen.items():
@@ -68,14 +89,18 @@ def follow(
                     start = score().start
                 else:
                     start = evenly(end.output).to(dtype)
-                scores = [score()] if method.gradient == "score" else layer_scores if method.gradient else []
-                back = Backward(tape, images, start, end.value, scores)
+                read = [score()] if method.gradient == "score" else layer_scores if method.gradient else []
+                back = Backward(tape, images, start, end.value, read)
                 with without_autocast(images.device):
                     if not found:
                         sinks = find_sinks(tape, partial(_placed, back))
                     back.sinks = sinks
                     found[name] = method.find(back, **methods[name])
-                end.check_grid(found[name].maps)
+                if end.spot is not None and (grid := tuple(found[name].maps.shape[1:])) != end.spot.grid:
+                    raise VitxError(
+                        f"the map has a grid of {grid}, and the tokens of the last layer lie in one of "
+                        f"{end.spot.grid}: ask by a score of the features of that token"
+                    )
             if show is not None:
                 show(Trace(tape, recorder, back.passed))
             channels = back.grid.channels
@@ -96,22 +121,68 @@ def _record(
 ) -> tuple[End, list[Score]]:
     """Run the model on the tape; returns the end, and the score of each layer where a method reads these."""
     dtype = torch.promote_types(images.dtype, torch.float32)
-    lens = LogitLens(model) if any(method.gradient == "layer scores" for method in methods) else None
-    if lens is not None and isinstance(asked, Asked):
+    each_layer = any(method.gradient == "layer scores" for method in methods)
+    if each_layer and isinstance(asked, Asked):
         raise VitxError(
             "legrad scores each layer by the model's own head, which knows classes alone: take another "
             "method for this target"
         )
     pixels = images.detach().as_subclass(Tensor).clone()  # some models change their input
     recorder.begin(pixels)
-    with recorder.recording(), nullcontext() if lens is None else lens.watch():
-        end = run(recorder, model, pixels, asked, inputs)
-    end = located(end, recorder.tape, len(images), dtype)
-    if lens is None:
+    watching: AbstractContextManager[Any] = watched(model) if each_layer else nullcontext()
+    with recorder.recording(), watching as blocks:
+        end = _run(recorder, model, pixels, asked, inputs)
+    if isinstance(asked, Asked) and asked.cells is not None:  # the token is known once the pass is over
+        spot = find_spot(recorder.tape, len(images), asked.cells, dtype)
+        end = replace(end, spot=spot, value=spot.score.value)
+    if not each_layer:
         return end, []
     with recorder.recording():
-        logits = _layer_logits(lens, len(recorder.tape.layers), end.output)
-    return end, [score_of(recorder.get(own), end.total, own, dtype) for own in logits]
+        each = [layer_logits(*block) for block in blocks]
+    if [end.output.shape] * len(recorder.tape.layers) != [one.shape for one in each]:
+        shapes = sorted({tuple(one.shape) for one in each})
+        raise VitxError(
+            f"found {len(each)} blocks with scores of shape {shapes}, {len(recorder.tape.layers)} attentions "
+            f"and an output of shape {tuple(end.output.shape)}: legrad needs one attention in each block, "
+            "and the model's own head at its end"
+        )
+    return end, [score_of(recorder.get(own), end.total, own, dtype) for own in each]
+
+
+def _run(
+    recorder: Recorder, model: nn.Module, images: Tensor, target: Classes | Asked, inputs: Inputs
+) -> End:
+    """Run the model on the tape, and find what the score is computed from."""
+    asked = target if isinstance(target, Asked) else Asked(images)
+    output = asked.forward(model, images, inputs)
+    objects = objects_of(output, model)
+    if not isinstance(target, Asked):
+        if mask_queries(output) is not None:
+            raise VitxError(described(output))
+        logits = read_logits(output, images, recorder.made_last, inputs)
+        value = output_value(recorder.tape, recorder.get(logits))
+        if not callable(target):
+            value, logits = logits_of(value, logits, recorder.squashed)
+        classes = target_classes(target, logits)
+        has_score = classes is not None or callable(target)
+
+        def total(output: Tensor) -> Tensor:
+            return scores(target, output, classes).sum()
+
+        return End(value, logits, logits, total, has_score, classes, objects=objects)
+    found = main(output)
+    if asked.score is None:  # the output is not asked for
+        score = images.new_zeros(len(images), 0) if found is None else found
+        value = recorder.get(score) or recorder.tape.values[-1]
+    else:
+        score = asked.score(output)
+        counts = (1, len(images)) if inputs.together else (len(images),)
+        if not isinstance(score, Tensor) or score.ndim != 1 or len(score) not in counts:
+            shape = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+            raise VitxError(f"a target must give scores of shape ({len(images)},), found {shape}")
+        value = output_value(recorder.tape, recorder.get(score))
+    logits = score if found is None else found
+    return End(value, score, logits, torch.sum, answers=asked.answers(output), objects=objects)
 
 
 def _explained(
@@ -124,7 +195,16 @@ def _explained(
     channels: int | None,
 ) -> dict[str, Explanation]:
     """Return the explanation of each method, from its maps and the end of the pass."""
-    logits, classes, captions = end.of_each(len(images))
+    logits, classes, captions = end.logits.detach(), end.classes, end.answers.captions
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if len(logits) not in (1, len(images)):
+        raise VitxError(
+            f"the model put out {tuple(logits.shape)} for {len(images)} pictures: explain prompts one by one"
+        )
+    if len(logits) < len(images):  # of one prompt, all have its own
+        logits = logits.expand(len(images), *logits.shape[1:])
+        classes = None if classes is None else classes.expand(len(images))
+        captions = None if captions is None else [*captions] * len(images)
     mean, std = normalization(model)
     return {
         name: Explanation(
@@ -157,19 +237,6 @@ def _common_fusion(chosen: Mapping[str, Method], methods: Methods) -> str | None
     """Return the head fusion that all methods share, if they read nothing else of A."""
     fusions = [method.head_fusion(methods[name]) for name, method in chosen.items()]
     return fusions[0] if all(other == fusions[0] for other in fusions) else None
-
-
-def _layer_logits(lens: LogitLens, layers: int, logits: Tensor) -> list[Tensor]:
-    """Return the logits of each layer, (B, classes), by the head of the model."""
-    of_layers = lens.logits()
-    if len(of_layers) != layers or any(found.shape != logits.shape for found in of_layers):
-        shapes = sorted({tuple(found.shape) for found in of_layers})
-        raise VitxError(
-            f"found {len(of_layers)} blocks with scores of shape {shapes}, {layers} attentions "
-            f"and an output of shape {tuple(logits.shape)}: legrad needs one attention in each block, and "
-            "the model's own head at its end"
-        )
-    return of_layers
 
 
 def _check_finite(found: Mapping[str, Attribution]) -> None:

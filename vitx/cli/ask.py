@@ -14,7 +14,7 @@ from vitx.attribution import find_method, methods
 from vitx.cli.options import add, check_least, new_parser
 from vitx.files import png_path, write_png
 from vitx.inputs.reading import find_pictures
-from vitx.models.hub import load_answering
+from vitx.models.named import load_answering
 from vitx.pictures import render
 from vitx.pictures.captions import Caption
 from vitx.targets import Question, answer, word

@@ -24,11 +24,7 @@ State = Mapping[str, Tensor]
 def create_model(
     name: str, pretrained: bool, num_classes: int | None, options: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Make a model of timm, with its weights from the hub if wanted, and by default its own classes.
-
-    Raises:
-        VitxError: timm has no such model, or its weights cannot be fetched.
-    """
+    """Make a model of timm, with its weights from the hub if wanted, and by default its own classes."""
     options = dict(options or {}) | ({} if num_classes is None else {"num_classes": num_classes})
     try:
         with hub() if pretrained else nullcontext():
@@ -63,9 +59,6 @@ def model_of_weights(
     Where the head stands elsewhere in the file, as a linear layer beside the backbone, it is taken from
     there; where there is none, the model has no classes and puts out its features. With `img_size` among the
     options, position embeddings are resampled to it.
-
-    Raises:
-        VitxError: As for `create_model` and `read_weights`, or the weights are those of another model.
     """
     model: Any = create_model(name, False, None, options)
     state = _with_head(model, read_weights(path, trust), path)
@@ -80,11 +73,7 @@ def model_of_weights(
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill a model of timm from a file, as `model_of_weights`; a head of another size keeps its weights.
-
-    Raises:
-        VitxError: As for `model_of_weights`.
-    """
+    """Fill a model of timm from a file, as `model_of_weights`; a head of another size keeps its weights."""
     own = model.state_dict()
     state = without_prefix(read_weights(path), own)
     heads = tuple(f"{head}." for head in _heads(model))
@@ -97,9 +86,6 @@ def read_weights(path: Path, trust: bool = False) -> State:
     """Read names and tensors from a file: a state dict, or a checkpoint of a framework that holds one.
 
     Where it is trusted, it may run code as it is read.
-
-    Raises:
-        VitxError: There is no such file, it cannot be read, or it would run code.
     """
     if not path.is_file():
         raise VitxError(f"there is no weights file {path}")
@@ -138,11 +124,7 @@ def checksum(model: nn.Module) -> int:
 
 
 def fill(model: nn.Module, state: State, path: Path, may_miss: Collection[str] = ()) -> None:
-    """Load the weights of a file into a model; some may be missing, and stay as they are.
-
-    Raises:
-        VitxError: They are those of another model.
-    """
+    """Load the weights of a file into a model; some may be missing, and stay as they are."""
     own = model.state_dict()
     missing = [name for name in own if name not in state and name not in may_miss]
     unknown = [name for name in state if name not in own]

@@ -9,11 +9,7 @@ from vitx.errors import VitxError
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """Read the names of the classes from a file, one in each line.
-
-    Raises:
-        VitxError: There is no such file, or it is no text.
-    """
+    """Read the names of the classes from a file, one in each line."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -49,14 +45,7 @@ def declared_names(model: object) -> tuple[str, ...] | None:
 def find_class(target: str, classes: int, names: Sequence[str] | None) -> int:
     """Return the class that a number or a name means.
 
-    Args:
-        target: a number, a name, or one of the synonyms in a name, which commas divide; upper and lower
-            case are alike.
-        classes: how many there are.
-        names: of the classes, or None.
-
-    Raises:
-        VitxError: There is no such class, or several of that name.
+    Or one of the synonyms in a name, which commas divide; upper and lower case are alike.
 
     Example:
         >>> find_class("Tabby Cat", 3, ["tabby, tabby cat", "tiger cat", "beagle"])

@@ -1,79 +1,177 @@
-"""The pooled features of a picture: one row of numbers that stands for the whole."""
+"""The pooled features of a picture or a text: one row of numbers that stands for the whole."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vitx.errors import VitxError
-from vitx.models.given import Inputs
-from vitx.models.prediction import forward
-from vitx.models.towers import Towers
+from vitx.inputs.processors import saved_beside
+from vitx.models.given import IMAGE_NAMES, Inputs
+from vitx.models.prediction import forward, predict, refusals
 
+_OF_IMAGES, _OF_TEXTS = ("get_image_features", "encode_image"), ("get_text_features", "encode_text")
 _POOLED = "image_embeds", "pooler_output", "last_hidden_state"
+_PADDED = "siglip"  # whose texts are padded to the full length, as it pools the last token
+
+Way = Callable[[Tensor, Inputs], Any]  # from images, and what else the model is given, to features
+
+
+class Towers:
+    """The image tower and the text tower of a model, or of the first one inside it that has any.
+
+    Hugging Face's models call them `get_image_features` and `get_text_features`, open_clip's `encode_image`
+    and `encode_text`. A model with neither may be the image tower alone. `both` is what has them, or None.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        found = (part for part in model.modules() if _method(part, _OF_IMAGES) and _method(part, _OF_TEXTS))
+        self._model = model
+        self.both: Any = next(found, None)
+        config = getattr(self.both, "config", None)
+        self._kind = str(getattr(config, "model_type", ""))
+        self._longest = getattr(getattr(config, "text_config", None), "max_position_embeddings", None)
+
+    def logits(self, similarities: Tensor) -> Tensor:
+        """Return similarities scaled and shifted as the model does before it compares them."""
+        scale, bias = (getattr(self.both, f"logit_{name}", None) for name in ("scale", "bias"))
+        found = similarities if scale is None else similarities * scale.detach().exp()
+        return found if bias is None else found + bias.detach()
+
+    @property
+    def scales(self) -> bool:
+        """True if the model means a softmax of its logits."""
+        return getattr(self.both, "logit_scale", None) is not None
+
+    def of_images(self, images: Tensor, inputs: Inputs) -> Tensor:
+        """Return the features of images, (B, D)."""
+        name = _method(self.both, _OF_IMAGES)
+        with refusals(images, inputs):
+            if name is None:
+                return _rows(predict(self._model, images, inputs))
+            if name == "encode_image":
+                return _rows(self._features(self.both.encode_image(images)))
+            features, image = self.both.get_image_features, inputs.name or IMAGE_NAMES[0]
+            takes = inspect.signature(features).parameters  # which are none of a text
+            given = replace(inputs, name=image).of(images)
+            named = {key: one for key, one in given.items() if key in (*takes, image)}
+            return _rows(self._features(features(**named)))
+
+    @torch.no_grad()
+    def of_texts(self, texts: Sequence[Any], tokenizer: Any, like: Tensor) -> Tensor:
+        """Return the features of texts, (T, D), on the device and in the precision of the images.
+
+        Each is a string, token ids, (L,) or (1, L), or features, (D,) or (1, D). Without a tokenizer, it is
+        the one that was saved with the model.
+        """
+        if self.both is None and not all(map(_are_features, texts)):
+            raise VitxError(
+                f"{type(self._model).__name__} has no text tower (get_text_features or encode_text): give "
+                "the whole model, or the text as its features"
+            )
+        if any(isinstance(text, str) for text in texts):
+            tokenizer = tokenizer or saved_beside(getattr(self.both, "name_or_path", ""), "AutoTokenizer")
+            if tokenizer is None:
+                raise VitxError(
+                    "no tokenizer was saved with the model: give tokenizer=, as transformers.AutoTokenizer "
+                    "or open_clip.get_tokenizer makes it, or the text as token ids"
+                )
+        rows = [self._of_text(text, tokenizer, like) for text in texts]
+        widths = {row.shape for row in rows}
+        if len(widths) > 1:
+            raise VitxError(f"the texts have features of several sizes: {sorted(map(tuple, widths))}")
+        return torch.cat(rows)
+
+    def _of_text(self, text: Any, tokenizer: Any, like: Tensor) -> Tensor:
+        if _are_features(text):
+            row: Tensor = text.detach().reshape(1, -1).to(like.device, like.dtype)
+            return row
+        text = self._tokens(text, tokenizer) if isinstance(text, str) else text
+        named = dict(text) if isinstance(text, Mapping) else {"input_ids": text}
+        named = {name: one.reshape(1, -1).to(like.device) for name, one in named.items()}
+        try:
+            if _method(self.both, _OF_TEXTS) == "encode_text":
+                return self._features(self.both.encode_text(named["input_ids"]))
+            return self._features(self.both.get_text_features(**named))
+        except (ValueError, RuntimeError, IndexError, TypeError) as error:  # each kind has its own
+            shape = tuple(named["input_ids"].shape)
+            said = str(error).split("\n")[0]
+            raise VitxError(f"the text tower refused token ids of shape {shape}: {said}") from error
+
+    def _tokens(self, text: str, tokenizer: Any) -> Mapping[str, Tensor]:
+        if not any(kind.__module__.startswith("transformers.") for kind in type(tokenizer).__mro__):
+            return {"input_ids": tokenizer([text])}
+        padded = self._kind.startswith(_PADDED)
+        options: dict[str, Any] = {"max_length": self._longest} if self._longest else {}
+        if padded:
+            options["padding"] = "max_length"
+        found = tokenizer(text, return_tensors="pt", truncation=bool(options), **options)
+        kept = ("input_ids",) if padded else ("input_ids", "attention_mask")
+        return {name: found[name] for name in kept if name in found}
+
+    def _features(self, output: Any) -> Tensor:
+        """Return the features in what a tower puts out."""
+        found = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
+        if found is None and isinstance(output, (tuple, list)):
+            found = output[0]
+        if isinstance(found, Tensor) and found.ndim == 3 and self._kind == "flava":
+            found = found[:, 0]  # what it compares
+        if not isinstance(found, Tensor):
+            raise VitxError(f"found no features in what {self._kind or 'the model'} puts out")
+        return found
 
 
 class Features:
-    """The pooled features of a model, or of the first part of it that is known to have some.
+    """The pooled features of a model, or of the first part of it that is `known` to have some.
 
     They are those of the image tower of CLIP and its kind; what a model of timm gives its classifier; of a
     model of Hugging Face, without its head, the pooled output, else the class token, else the mean of the
     tokens; or what any other model puts out.
-
-    Attributes:
-        known: whether they are not what any other model puts out.
     """
 
     def __init__(self, model: nn.Module) -> None:
         towers = Towers(model)
-        kinds: list[tuple[Callable[[Any], bool], Callable[[Any], Callable[[Tensor, Inputs], Any]]]]
-        kinds = [(_has_head, _of_timm), (_is_hugging, _of_hugging)]
-        found = [of(part) for fits, of in kinds for part in model.modules() if fits(part)]
-        self.known = towers.sees or bool(found)
-        self._of = towers.of_images if towers.sees else found[0] if found else _of_hugging(model)
+        ways = (way for of in (_of_timm, _of_hugging) for part in model.modules() if (way := of(part)))
+        found = towers.of_images if towers.both is not None else next(ways, None)
+        self.known = found is not None
+        self._of = found or partial(_pooled, model)
 
     def of(self, images: Tensor, inputs: Inputs) -> Tensor:
-        """Return the features of images, (B, D).
-
-        Args:
-            images: as the model takes them.
-            inputs: what else it is given.
-
-        Raises:
-            VitxError: What comes out is not one row for each image.
-        """
-        found = self._of(images, inputs)
-        if not isinstance(found, Tensor) or found.ndim != 2:
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise VitxError(
-                f"the features of the images are {shape}, not (B, D): wrap the model so that it puts out one "
-                "row of features for each image"
-            )
-        return found
+        """Return the features of images, (B, D)."""
+        return _rows(self._of(images, inputs))
 
 
-def _has_head(part: Any) -> bool:
-    return hasattr(part, "forward_features") and hasattr(part, "forward_head")
+def _rows(found: Any) -> Tensor:
+    """Return features if they are one row for each image, (B, D); else raise a VitxError."""
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise VitxError(
+            f"the features of the images are {shape}, not (B, D): wrap the model so that it puts out one row "
+            "of features for each image"
+        )
+    return found
 
 
-def _of_timm(part: Any) -> Callable[[Tensor, Inputs], Any]:
+def _of_timm(part: Any) -> Way | None:
+    if not (hasattr(part, "forward_features") and hasattr(part, "forward_head")):
+        return None
     return lambda images, _: part.forward_head(part.forward_features(images), pre_logits=True)
 
 
-def _is_hugging(part: Any) -> bool:
-    return hasattr(part, "base_model_prefix") and hasattr(part, "config")
-
-
-def _of_hugging(part: Any) -> Callable[[Tensor, Inputs], Any]:
+def _of_hugging(part: Any) -> Way | None:
     """Those with a head are called ...For..., as ViTForImageClassification."""
-    body = part
-    if "For" in type(part).__name__:
-        body = getattr(part, str(getattr(part, "base_model_prefix", "")) or "_", part)
-    return lambda images, inputs: _pooled(forward(body, images, inputs), body)
+    if not (hasattr(part, "base_model_prefix") and hasattr(part, "config")):
+        return None
+    inside = part.base_model_prefix if "For" in type(part).__name__ else ""
+    return partial(_pooled, getattr(part, inside or "_", part))
 
 
-def _pooled(output: Any, body: nn.Module) -> Any:
-    found = output
+def _pooled(body: nn.Module, images: Tensor, inputs: Inputs) -> Any:
+    found = output = forward(body, images, inputs)
     if not isinstance(output, Tensor):
         found = next((one for name in _POOLED if (one := getattr(output, name, None)) is not None), output)
     if not isinstance(found, Tensor):
@@ -82,3 +180,11 @@ def _pooled(output: Any, body: nn.Module) -> Any:
         own = any(name.rpartition(".")[2] == "cls_token" for name, _ in body.named_parameters())
         return found[:, 0] if own else found.mean(1)
     return found.flatten(2).mean(2) if found.ndim == 4 else found
+
+
+def _are_features(text: Any) -> bool:
+    return isinstance(text, Tensor) and text.is_floating_point()
+
+
+def _method(part: Any, names: Sequence[str]) -> str | None:
+    return next((name for name in names if callable(getattr(part, name, None))), None)

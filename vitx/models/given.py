@@ -1,4 +1,4 @@
-"""The inputs of a forward beside images, and the layout of images that it wants."""
+"""The inputs of a forward beside images, and the layout of images that it wants, as cut into patches."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from vitx.errors import VitxError
-from vitx.models.patches import patches_of
 
 IMAGE_NAMES = "pixel_values", "input_values"  # what Hugging Face's models call what they look at
 TEXT_NAMES = "input_ids", "inputs_embeds"
@@ -20,28 +19,22 @@ _LABEL = "label"  # in the names of what is true of an image
 class Inputs:
     """The parameters of a forward, by name.
 
-    Attributes:
-        name: of the images; None: they are all that it takes.
-        others: the rest, by name.
-        lay: brings images, (n, C, H, W), into the form in which forward takes them.
-        together: whether the images are parts of one question, as of one prompt: a score may depend on all
-            of them, and they may have several sizes.
+    With `together`, the images are parts of one question, as of one prompt: a score may depend on all of
+    them, and they may have several sizes.
     """
 
-    name: str | None = None
+    name: str | None = None  # of the images; None: they are all that it takes
     others: Mapping[str, Any] = field(default_factory=dict)
-    lay: Callable[[Tensor], Tensor] = lambda images: images
+    lay: Callable[[Tensor], Tensor] = lambda images: images  # from (n, C, H, W) to what forward takes
     together: bool = False
 
     def of(self, images: Tensor) -> dict[str, Any]:
         """Return all of it by name; the rest as copies, as some models change their input."""
-        copies = {name: one.clone() if isinstance(one, Tensor) else one for name, one in self.others.items()}
-        return {**copies, str(self.name): self.lay(images)}
+        return {**self._each(Tensor.clone).others, str(self.name): self.lay(images)}
 
     def to(self, device: torch.device) -> "Inputs":
         """Return the same on a device."""
-        others = self.others.items()
-        return replace(self, others={k: v.to(device) if isinstance(v, Tensor) else v for k, v in others})
+        return self._each(lambda one: one.to(device))
 
     def repeated(self, count: int) -> "Inputs":
         """Return what goes with images each of which is there several times, one after the other."""
@@ -52,29 +45,21 @@ class Inputs:
             parts = [self.lay(images[copy::count]) for copy in range(count)]
             return torch.stack(parts, 1).flatten(0, 1)
 
+        return replace(self._each(lambda one: one.repeat_interleave(count, 0)), lay=lay)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
         others = self.others.items()
-        repeated = {k: v.repeat_interleave(count, 0) if isinstance(v, Tensor) else v for k, v in others}
-        return replace(self, others=repeated, lay=lay)
+        return replace(self, others={k: change(v) if isinstance(v, Tensor) else v for k, v in others})
 
 
 ALONE = Inputs()
 
 
 def read_inputs(model: nn.Module, inputs: Any, image: str | None = None) -> tuple[Tensor, Inputs]:
-    """Find the images in what a forward is given by name.
+    """Find the images, (n, C, H, W), in what a forward is given by name; returns them and all that is given.
 
-    Args:
-        model: that takes it.
-        inputs: a mapping of names to values.
-        image: the name of the images; None: what Hugging Face calls so, or the only floating-point tensor
-            with two dimensions of space.
-
-    Returns:
-        The images, (n, C, H, W), and all that is given. Patches are put together to pictures, where it is
-        known how these were cut.
-
-    Raises:
-        VitxError: There is no image, or it cannot be told which one is.
+    Unless `image` is their name, they are what Hugging Face calls so, or the only floating-point tensor with
+    two dimensions of space. Patches are put together to pictures, where it is known how these were cut.
     """
     if not isinstance(inputs, Mapping):
         raise VitxError(f"inputs must be a mapping of names to tensors, found {type(inputs).__name__}")
@@ -121,3 +106,86 @@ def _said(inputs: Mapping[str, Any]) -> str:
         return f"{tuple(one.shape)} {one.dtype}".replace("torch.", "") if tensor else type(one).__name__
 
     return ", ".join(f"{name}: {kind(one)}" for name, one in inputs.items())
+
+
+# As SigLIP 2's processor calls the sizes of pictures, and Qwen's those of pictures and clips.
+_SHAPES, _GRIDS = "spatial_shapes", ("image_grid_thw", "video_grid_thw")
+
+
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """The way pictures are cut into patches.
+
+    Where `padding`, (N, P), follows the patches of each picture, their channels come last. Where it is None,
+    the next picture's patches do, and channels come first.
+    """
+
+    grids: list[tuple[int, int]]  # rows and columns of each picture
+    side: int  # of a patch, in pixels
+    merged: int = 1  # as many patches, in each dimension, are merged later, and stand next to one another
+    copies: int = 1  # of each patch, as many as frames of a clip make up one
+    padding: list[Tensor] | None = None
+
+    def join(self, patches: Tensor) -> Tensor:
+        """Put pictures together, (n, C, H, W): smaller ones at the upper left."""
+        channels = patches.shape[-1] // (self.side**2 * self.copies)
+        sizes = [self.side * max(counts) for counts in zip(*self.grids, strict=True)]
+        found = patches.new_zeros(len(self.grids), channels, *sizes)
+        places = self._parts(torch.arange(found.numel(), device=found.device).view_as(found))
+        given = patches.split([*map(len, places)]) if self.padding is None else patches
+        for place, part in zip(places, given, strict=True):
+            found.view(-1)[place] = part[: len(place)]
+        return found
+
+    def cut(self, pictures: Tensor) -> Tensor:
+        """Cut pictures, (n, C, H, W), into patches."""
+        parts = self._parts(pictures)
+        if self.padding is None:
+            return torch.cat(parts)
+        return torch.stack([torch.cat(pair) for pair in zip(parts, self.padding, strict=True)])
+
+    def _parts(self, pictures: Tensor) -> list[Tensor]:
+        parts = []
+        for picture, (rows, columns) in zip(pictures, self.grids, strict=True):
+            m, side = self.merged, self.side
+            seen = picture[:, : rows * side, : columns * side]
+            cells = seen.unflatten(2, (columns // m, m, side)).unflatten(1, (rows // m, m, side))
+            if self.padding is None:
+                cells = cells.permute(1, 4, 2, 5, 0, 3, 6).unsqueeze(5)
+                cells = cells.expand(*cells.shape[:5], self.copies, side, side)
+            else:
+                cells = cells.permute(1, 4, 2, 5, 3, 6, 0)
+            parts.append(cells.reshape(rows * columns, -1))
+        return parts
+
+
+def patches_of(model: nn.Module, given: Tensor, others: Mapping[str, Any]) -> Patches | None:
+    """Find how a model of transformers takes pictures that its processor has cut; None: they are whole.
+
+    They are (n, N, P) with the `spatial_shapes` of the pictures among the other inputs, as for SigLIP 2, or
+    (N, P) of all pictures with `image_grid_thw`, as for Qwen2-VL.
+    """
+    name = next((one for one in (_SHAPES, *_GRIDS) if one in others), None)
+    if name is None:
+        return None
+    config: Any = getattr(model, "config", None)
+    kind = str(getattr(config, "model_type", ""))
+    config = getattr(config, "vision_config", config)
+    side: Any = getattr(config, "patch_size", None)
+    sizes, found = [tuple(size) for size in others[name].tolist()], []
+    try:
+        if name == _SHAPES and given.ndim == 3:
+            padding = [one[rows * columns :] for one, (rows, columns) in zip(given, sizes, strict=True)]
+            found = [Patches(sizes, side, padding=padding)]
+        elif name in _GRIDS and kind.startswith("qwen"):
+            grids = [(rows, columns) for frames, rows, columns in sizes for _ in range(frames)]
+            merged, copies = config.spatial_merge_size, config.temporal_patch_size
+            # Frames that differ are the channels of a picture.
+            found = [Patches(grids, side, merged, number) for number in (copies, 1)]
+        return next(one for one in found if torch.equal(one.cut(one.join(given)), given))
+    except (RuntimeError, ValueError, TypeError, StopIteration):
+        pass  # they are not as many as it takes
+    raise VitxError(
+        f"how pixels of shape {tuple(given.shape)} with {name} {sizes} make up pictures is not known: give "
+        "a model of SigLIP 2 or Qwen-VL what its own processor makes of pictures"
+    )

@@ -1,31 +1,40 @@
 """Models by one name: of timm, of Hugging Face, of open_clip, or of one's own code."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from vitx.errors import VitxError
-from vitx.inputs.preprocessing import Preprocessing
-from vitx.models.checkpoints import create_model, model_of_weights
-from vitx.models.clip import load_open_clip
-from vitx.models.hub import load_hugging_face, load_towers, read_config
+from vitx.errors import VitxError, in_words
+from vitx.inputs.preprocessing import Preprocessing, of_open_clip
+from vitx.inputs.processors import load_processor, quiet
+from vitx.models.checkpoints import create_model, fill, model_of_weights, read_weights, without_prefix
+from vitx.models.classes import declared_names
+from vitx.models.network import hub
 from vitx.models.own import found_here, load_own
 
 _OPEN_CLIP = "open_clip:"
 _HUB = "hf-hub:"
 _FOLDER = "local-dir:"
+T = TypeVar("T")
+_CLASSES = "classifies images or clips"
+_BARE = "AutoModel"  # loads a model as it was saved without a head
+_SAVED = {  # what loads models of objects and segments, and what tells which these are
+    "AutoModelForObjectDetection": "MODEL_FOR_OBJECT_DETECTION_MAPPING",
+    "AutoModelForSemanticSegmentation": "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING",
+    "AutoModelForUniversalSegmentation": "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING",
+    "AutoModelForInstanceSegmentation": "MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING",
+    _BARE: "MODEL_MAPPING",
+}
 
 
 class Loaded(NamedTuple):
-    """A model with what comes with it.
+    """A model with what comes with it: what makes its images, the names of its classes, its tokenizer.
 
-    Attributes:
-        model: in eval mode.
-        prepare: makes its images; None: the model declares it, or the user does.
-        names: of its classes, or None.
-        tokenizer: of its texts, or None.
+    The names are () where it was saved without a head.
     """
 
     model: nn.Module
@@ -55,9 +64,6 @@ def load_named(
         trust: load also what runs code.
         texts: the model is to compare images with texts.
         classes: the model is to tell classes apart, and not only to have features.
-
-    Raises:
-        VitxError: There is no such model, or it does not take the weights or options.
     """
     name = name.replace("hf_hub:", _HUB, 1)
     if Path(name).is_file():
@@ -87,18 +93,15 @@ def load_named(
     if options:
         raise VitxError("--model-options are for models of timm and your own: leave them out")
     if kind == "open_clip":
-        model, prepare, tokenizer = load_open_clip(place, weights, trust)
+        loaded = load_open_clip(place, weights, trust)
         if classes and not texts:
             raise VitxError(f"{name} compares pictures with texts: add --text, as in --text 'a cat' 'a dog'")
-        return Loaded(model.eval(), prepare, tokenizer=tokenizer)
-    if weights is not None:
+    elif weights is not None:
         raise VitxError(f"{name} has weights of its own: leave out --weights")
-    place = name.removeprefix(_HUB)
-    if texts:
-        model, prepare, tokenizer = load_towers(place, trust)
-        return Loaded(model.eval(), prepare, tokenizer=tokenizer)
-    model, prepare, names = load_hugging_face(place, trust, classes)
-    return Loaded(model.eval(), prepare, names)
+    else:
+        loaded = load_hugging_face(name.removeprefix(_HUB), trust, texts=texts, classes=classes)
+    loaded.model.eval()
+    return loaded
 
 
 def _kind(place: str, texts: bool) -> str:
@@ -110,3 +113,134 @@ def _kind(place: str, texts: bool) -> str:
     if "architecture" in config and not (clip and texts):
         return "timm"
     return "open_clip" if clip else "transformers"
+
+
+def load_open_clip(name: str, weights: Path | None, trust: bool = False) -> Loaded:
+    """Make a model of open_clip with the weights of a file, or those of a name as `hf-hub:org/model`."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise VitxError("models of open_clip need it: pip install open_clip_torch") from error
+    if weights is None and not name.startswith(("hf-hub:", "local-dir:")):
+        raise VitxError(f"say which weights {name} is to have: --weights FILE")
+    try:
+        model = open_clip.create_model(name)
+        tokenizer = open_clip.get_tokenizer(name)
+        wanted = open_clip.get_model_preprocess_cfg(model)
+    except Exception as error:  # whatever it does as it is made
+        raise VitxError(f"open_clip cannot make {name}: {in_words(error)}") from error
+    if weights is not None:
+        fill(model, without_prefix(read_weights(weights, trust), model.state_dict()), weights)
+    prepare = of_open_clip(wanted)
+    if prepare is None:
+        raise VitxError(f"{name} wants its images padded, which vitx does not: give tensors, in Python")
+    return Loaded(model, prepare, tokenizer=tokenizer)
+
+
+def load_hugging_face(name: str, trust: bool = False, *, texts: bool = False, classes: bool = True) -> Loaded:
+    """Load a model of transformers that classifies, finds objects or segments, from a folder or the hub.
+
+    With `texts`, it compares images with these instead. Unless it is to tell `classes` apart, features of
+    images are enough.
+    """
+
+    def load() -> Loaded:
+        if texts:
+            model = _pretrained(_BARE, "compares images with texts", name, trust)
+            if not hasattr(model, "get_text_features"):
+                kind = type(model).__name__
+                raise VitxError(f"{name} holds {kind}, which compares no images with texts: leave out --text")
+            tokenizer = _pretrained("AutoTokenizer", "has a tokenizer", name, trust)
+            return Loaded(model, load_processor(model, name, trust=trust), tokenizer=tokenizer)
+        config = _pretrained("AutoConfig", _CLASSES, name, trust)
+        import transformers
+
+        clips = type(config) in transformers.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING
+        kind = "AutoModelForVideoClassification" if clips else "AutoModelForImageClassification"
+        for loads, mapping in reversed(_SAVED.items()):
+            found = getattr(transformers, mapping).get(type(config), None)
+            if found is not None and [found.__name__] == (config.architectures or [])[:1]:
+                kind = loads
+        if classes and kind == _BARE and hasattr(config, "text_config"):
+            raise VitxError(f"{name} compares images with texts: add --text, as in --text 'a cat' 'a dog'")
+        model = _pretrained(kind, _CLASSES, name, trust)
+        frames = int(getattr(config, "num_frames", 0)) if clips else 0
+        names = () if kind == _BARE else declared_names(model)
+        return Loaded(model, load_processor(model, name, frames, trust=trust), names)
+
+    return _reached(name, load)
+
+
+def load_answering(name: str, trust: bool = False) -> tuple[nn.Module, Any]:
+    """Load a model that answers prompts about pictures, and its processor, as `load_hugging_face`."""
+    kinds = {
+        "AutoModelForImageTextToText": "answers prompts about pictures",
+        "AutoProcessor": "has a processor",
+    }
+    model, processor = _reached(name, lambda: [_pretrained(*kind, name, trust) for kind in kinds.items()])
+    return model, processor
+
+
+def read_config(name: str, file: str) -> dict[str, Any]:
+    """Read a file of settings of a folder, or of a model on the hub; empty where there is no such file."""
+    path: Path | None = Path(name, file)
+    if not Path(name).is_dir():
+        if name.count("/") != 1 or name.startswith((".", "~")) or name.endswith("/"):
+            raise VitxError(f"there is no folder {name}")
+        path = _reached(name, lambda: _downloaded(name, file))
+    try:
+        read = json.loads(path.read_text("utf-8")) if path is not None and path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise VitxError(f"{path} could not be read: {error}") from error
+    return read if isinstance(read, dict) else {}
+
+
+def _downloaded(name: str, file: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except LocalEntryNotFoundError as error:
+        raise VitxError(f"{name} is not on this machine, and the hub was not asked for it") from error
+    except EntryNotFoundError:
+        return None
+    except Exception as error:  # each version of the client has its own
+        raise VitxError(f"the hub has no model {name} for you: {in_words(error)}") from error
+
+
+def _reached(name: str, load: Callable[[], T]) -> T:
+    """Load what a folder holds, or the hub; says where that does not answer."""
+    with nullcontext(True) if Path(name).is_dir() else hub() as answers:
+        try:
+            return load()
+        except VitxError as error:
+            if answers or not isinstance(error.__cause__, OSError):
+                raise
+            raise VitxError(
+                f"{name} could not be fetched from the hub, which does not answer: check the connection, or "
+                "give the folder of a model"
+            ) from error
+
+
+def _pretrained(kind: str, what: str, name: str, trust: bool) -> Any:
+    """Load something of a kind of transformers, all of whose tensors are there."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise VitxError("models of Hugging Face need transformers: pip install transformers") from error
+    options = {"output_loading_info": True} if kind.startswith("AutoModel") else {}
+    with quiet():
+        try:
+            found = getattr(transformers, kind).from_pretrained(name, trust_remote_code=trust, **options)
+        except Exception as error:  # whatever the model does as it is made
+            raise VitxError(f"{name} holds nothing that {what}: {in_words(error)}") from error
+    if not options:
+        return found
+    model, info = found
+    if missing := sorted(info["missing_keys"]):
+        raise VitxError(
+            f"{name} holds no trained model that {what}: {len(missing)} of its tensors are missing "
+            f"({missing[0]})"
+        )
+    return model

@@ -7,11 +7,7 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def hub() -> Iterator[bool]:
-    """Run its block with the hub; where that does not answer, with what this machine has kept of it.
-
-    Yields:
-        Whether it answers.
-    """
+    """Run its block with the hub, or with what this machine has kept of it; yields whether it answers."""
     from huggingface_hub import constants
 
     answers, was = _answers(), constants.HF_HUB_OFFLINE

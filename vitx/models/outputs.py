@@ -1,12 +1,13 @@
-"""Kinds of output of a model: scores of classes, numbers or features, as the labels tell."""
+"""Outputs of a model: their parts, and their kind, as the labels tell."""
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 # Shares are numbers in [0, 1]: a sigmoid makes them of the logits.
 Kind = Literal["class", "classes", "numbers", "shares", "features"]
+_QUERIES = ("class_queries_logits", "masks_queries_logits"), ("logits", "pred_masks")
 
 
 def kind_of(
@@ -14,15 +15,14 @@ def kind_of(
 ) -> Kind:
     """Tell what an output is.
 
+    One "class" of several for each image, also by one logit; any number of "classes" (multi-label);
+    "numbers" (regression); or "features".
+
     Args:
         logits: (B, ...), what the model put out.
         labels: (B, ...), or None: then it is taken for scores of classes. Whole numbers below 0 are none.
         widths: how many outputs fit the classes of the data set; None if these are not known.
         declared: how many classes a part of the model declares: an output of that width is of classes.
-
-    Returns:
-        "class": one of several for each image, also by one logit; "classes": any number of them
-        (multi-label); "numbers" (regression); or "features".
 
     Example:
         >>> import torch
@@ -74,17 +74,6 @@ def declared_classes(model: nn.Module) -> Iterator[int]:
                 yield count
 
 
-def what_fits(shape: Sequence[int], *, boxes: bool = False) -> str:
-    """Say which target fits an output of this shape, with boxes of objects or without."""
-    if boxes:
-        return "use vitx.targets.query for one object"
-    if len(shape) == 4:
-        return "use vitx.targets.region for a part of the picture"
-    if len(shape) == 3:
-        return "use vitx.targets.query for one of its rows, or vitx.targets.region if these are patches"
-    return "give a class, as target=3"
-
-
 def known(labels: Tensor) -> Tensor:
     """Return which labels of classes say something: NaN and what is below 0 stand for none."""
     return labels >= 0
@@ -102,3 +91,48 @@ def _yes_or_no(labels: Tensor) -> bool:
 
 def _binary(labels: Tensor) -> bool:
     return bool(((labels == 0) | (labels == 1)).all())
+
+
+def part(output: Any, name: str) -> Tensor | None:
+    """Return the tensor of this name in an output object; None where there is none."""
+    found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+    return found if isinstance(found, Tensor) else None
+
+
+def mask_queries(output: Any) -> tuple[Tensor, Tensor] | None:
+    """Return the classes, (B, Q, classes and none), and the masks, (B, Q, h, w), of mask queries."""
+    for names in _QUERIES:
+        classes, masks = (part(output, name) for name in names)
+        if classes is not None and masks is not None:
+            return classes, masks
+    return None
+
+
+def main(output: Any) -> Tensor | None:
+    """Return what is scored: the output itself, its logits, or the first tensor in it."""
+    if isinstance(output, Tensor):
+        return output
+    for name in ("logits", "out"):
+        if (found := part(output, name)) is not None:
+            return found
+    if not isinstance(output, (Mapping, tuple, list)):
+        return None
+    parts = output.values() if isinstance(output, Mapping) else output
+    return next((one for one in parts if isinstance(one, Tensor) and one.ndim), None)  # a loss has none
+
+
+def described(output: Any) -> str:
+    """Say what an output is, and which target fits."""
+    if (queries := mask_queries(output)) is not None:
+        classes, masks = (tuple(one.shape) for one in queries)
+        return f"the output is mask queries, classes {classes} and masks {masks}: use vitx.targets.region"
+    found = main(output)
+    if found is None:
+        return f"the output is {type(output).__name__}, without logits: use vitx.targets.token"
+    fits = {
+        3: "use vitx.targets.query for one of its rows, or vitx.targets.region if these are patches",
+        4: "use vitx.targets.region for a part of the picture",
+    }.get(found.ndim, "give a class, as target=3")
+    if part(output, "pred_boxes") is not None:
+        fits = "use vitx.targets.query for one object"
+    return f"the output is {tuple(found.shape)}: {fits}"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitx.errors import VitxError
+from vitx.errors import VitxError, in_words
 from vitx.models.checkpoints import fill, read_weights, refuse_code, without_prefix
 
 
@@ -41,18 +41,10 @@ def found_here(module: str) -> bool:
 def load_own(
     path: str, weights: Path | None = None, options: Mapping[str, Any] | None = None, trust: bool = False
 ) -> nn.Module:
-    """Make a model by a class or a function of one's own.
+    """Make a model by a class or a function of one's own, also from the current folder.
 
-    Args:
-        path: `package.module:name`; also from the current folder.
-        weights: a checkpoint of Lightning for a LightningModule; else as for `read_weights`, where what
-            stands before their names, as `model.`, is found. None: the model keeps those it is made with.
-        options: arguments, in place of those that a checkpoint remembers; what has a `class_path` is made
-            first, at any depth.
-        trust: read also files that run code as they are read.
-
-    Raises:
-        VitxError: There is no such class, it makes no model, or the weights are those of another one.
+    The weights are a checkpoint of Lightning for a LightningModule; else what stands before their names, as
+    `model.`, is found. The options go before those that a checkpoint remembers, see `made`.
     """
     if weights is not None and not weights.is_file():
         raise VitxError(f"there is no weights file {weights}")
@@ -84,9 +76,6 @@ def made(value: Any) -> Any:
     Example:
         >>> made({"n": 1, "pool": {"class_path": "torch.nn.MaxPool1d", "init_args": {"kernel_size": 2}}})["n"]
         1
-
-    Raises:
-        VitxError: There is no such class or function, or it does not take these arguments.
     """
     if isinstance(value, list):
         return [made(one) for one in value]
@@ -107,7 +96,7 @@ def _call(path: str, options: Mapping[str, Any]) -> Any:
     except VitxError:
         raise
     except Exception as error:  # whatever it does
-        raise VitxError(f"{path} could not be made: {_said(error)}") from error
+        raise VitxError(f"{path} could not be made: {in_words(error)}") from error
 
 
 def _from_checkpoint(
@@ -125,14 +114,10 @@ def _from_checkpoint(
     except Exception as error:  # whatever the class does as it is made
         if not trust:
             refuse_code(checkpoint)
-        said = _said(error)
+        said = in_words(error)
         hint = "; give it by --model-options" if "missing" in said and "argument" in said else ""
         raise VitxError(f"{path} could not be loaded from {checkpoint}: {said}{hint}") from error
     return module
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _resolved(path: str) -> Any:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitx.errors import VitxError
+from vitx.errors import VitxError, in_words
 from vitx.models.given import ALONE, IMAGE_NAMES, TEXT_NAMES, Inputs
-from vitx.models.outputs import what_fits
+from vitx.models.outputs import described
 
 MadeLast = Callable[[Sequence[Tensor]], Tensor | None]
 Target = int | Sequence[int] | Tensor | Callable[[Tensor], Tensor] | None
@@ -60,30 +60,18 @@ def check_images(model: nn.Module, images: Any) -> None:
         raise VitxError(f"the images are {images.dtype} and the model is {weight.dtype}: convert one")
 
 
-def predict(
-    model: nn.Module, images: Tensor, made_last: MadeLast | None = None, inputs: Inputs = ALONE
-) -> Tensor:
-    """Run the model and return its logits.
-
-    Args:
-        model: its output is a tensor, Hugging Face's output object, or several tensors.
-        images: (B, C, H, W).
-        made_last: tells which of several outputs was made of all others; None where none was.
-        inputs: those beside the images.
-
-    Returns:
-        The logits, (B, ...).
-
-    Raises:
-        VitxError: The model refuses the images, or it cannot be told which output the logits are.
-    """
-    return read_logits(forward(model, images, inputs), images, made_last, inputs)
+def predict(model: nn.Module, images: Tensor, inputs: Inputs = ALONE) -> Tensor:
+    """Run the model and return its logits, (B, ...)."""
+    return read_logits(forward(model, images, inputs), images, inputs=inputs)
 
 
 def read_logits(
     output: Any, images: Tensor, made_last: MadeLast | None = None, inputs: Inputs = ALONE
 ) -> Tensor:
-    """Return the logits in what a model put out, as for `predict`."""
+    """Return the logits, (B, ...), in what a model put out: a tensor, an output object, or several tensors.
+
+    Of several, `made_last` tells which one was made of all others; None where none was.
+    """
     logits = _logits(output, len(images), made_last)
     if logits.ndim in (1, 2) and len(logits) != len(images) and not inputs.together:
         hint = _BATCHED if images.ndim == 3 else ": wrap it so that it puts out one row for each"
@@ -212,10 +200,7 @@ def target_classes(target: Target, logits: Tensor) -> Tensor | None:
 
 
 def _no_classes(logits: Tensor) -> VitxError:
-    return VitxError(
-        f"the output is {tuple(logits.shape)}, not (B, classes): {what_fits(logits.shape)}, or give a "
-        "function from it to scores (B,)"
-    )
+    return VitxError(f"{described(logits)}, or give a function from it to scores (B,)")
 
 
 def _single(logits: Tensor) -> Tensor | None:
@@ -272,9 +257,8 @@ def scores(target: Target, logits: Tensor, classes: Tensor | None) -> Tensor:
     except VitxError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())
         raise VitxError(
-            f"the target function failed on the output, {tuple(logits.shape)}: {type(error).__name__}: {said}"
+            f"the target function failed on the output, {tuple(logits.shape)}: {in_words(error)}"
         ) from error
     if not isinstance(found, Tensor) or found.shape != logits.shape[:1]:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

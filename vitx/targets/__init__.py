@@ -1,16 +1,13 @@
-"""Targets that ask for something else than a class: values for `target=`, one module for each kind.
+"""Targets that ask for something else than a class: values for `target=`.
 
 A target is a `Question`: it is put to a model and its images, and the answer is what to explain, see
 `vitx.targets.question`.
 """
 
-from vitx.targets.objects import best_queries
-from vitx.targets.query import Query, query
+from vitx.targets.query import Query, best_queries, query
 from vitx.targets.question import Asked, Question
-from vitx.targets.region import Region, region
-from vitx.targets.similar import Similar, similar_to
-from vitx.targets.text import Text, text
-from vitx.targets.token import Token, token
+from vitx.targets.region import Region, Token, region, token
+from vitx.targets.similar import Similar, Text, similar_to, text
 from vitx.targets.word import Answer, Prompted, Word, answer, word
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""One object of a detector."""
+"""The objects of a detector: how sure each query is of one, where its box lies, and one as a target."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from vitx.errors import VitxError
 from vitx.models.classes import declared_names
-from vitx.targets.objects import boxes_of, probabilities, real_classes
-from vitx.targets.outputs import described, main
-from vitx.targets.question import Answers, Asked, Question, for_each, part_of
+from vitx.models.outputs import described, main, part
+from vitx.targets.question import Answers, Asked, Question, for_each
 
 
 class Query(Question):
@@ -29,15 +28,13 @@ class Query(Question):
         tensor([3, 7])
     """
 
+    rows = "index"
+
     def __init__(self, index: int | Sequence[int] | Tensor, cls: int | None = None) -> None:
         found = torch.as_tensor(index)
         if found.is_floating_point() or found.ndim > 1 or not found.numel():
             raise VitxError(f"a query is a number, or one for each image, found {index!r}")
         self.index, self.cls = found.view(-1), cls
-
-    def of(self, images: slice) -> "Query":
-        """Return the same of some of the images."""
-        return Query(part_of(self.index, images), self.cls)
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
         """Give each image its query."""
@@ -75,3 +72,70 @@ class Query(Question):
 
 
 query = Query
+
+
+def best_queries(found: Any, count: int, *, no_object: bool | None = None) -> Tensor:
+    """Find the queries that are surest of an object.
+
+    Args:
+        found: an explanation of a detector, or its logits, (B, queries, classes).
+        count: how many.
+        no_object: of logits that are of no explanation: whether the last class stands for "no object", as in
+            DETR and YOLOS, and probabilities come from a softmax; else they come from a sigmoid.
+
+    Returns:
+        (B, count) long, the surest one first.
+
+    Raises:
+        VitxError: There are no queries, or fewer; or it is not known what their last class is.
+
+    Example:
+        >>> logits = torch.tensor([[[0.0, 1.0, 3.0], [2.0, 0.0, 0.0], [0.0, 4.0, 0.0]]])
+        >>> best_queries(logits, 2, no_object=True)
+        tensor([[2, 1]])
+    """
+    sure: Tensor | None = getattr(found, "objects", None)
+    if sure is None:
+        if not isinstance(found, Tensor) or found.ndim != 3:
+            raise VitxError("there are no queries: give the explanation of a detector")
+        if no_object is None:
+            raise VitxError(
+                "these logits do not say whether their last class is no object: give the explanation, or "
+                "no_object=True or False"
+            )
+        sure = probabilities(found, found.shape[-1] - no_object).amax(-1)
+    if not 1 <= count <= sure.shape[1]:
+        raise VitxError(f"{count} objects of {sure.shape[1]} queries cannot be found: ask for 1 to as many")
+    return sure.topk(count).indices
+
+
+def real_classes(logits: Tensor, model: nn.Module) -> int:
+    """Return how many classes the queries have, (B, Q, classes), but for a last one that is "no object"."""
+    width = int(logits.shape[-1])
+    return width - int(getattr(getattr(model, "config", None), "num_labels", None) == width - 1)
+
+
+def probabilities(logits: Tensor, classes: int) -> Tensor:
+    """Return the probability of each class, (..., classes): by a softmax if there is one more for none."""
+    logits = logits.detach().float()
+    found = logits.softmax(-1) if classes < logits.shape[-1] else logits.sigmoid()
+    return found[..., :classes]
+
+
+def objects_of(output: Any, model: nn.Module) -> Tensor | None:
+    """Return how sure each query is of an object, (B, Q); None where the output has no boxes of objects."""
+    logits = part(output, "logits")
+    if logits is None or logits.ndim != 3 or part(output, "pred_boxes") is None:
+        return None
+    return probabilities(logits, real_classes(logits, model)).amax(-1)
+
+
+def boxes_of(output: Any, queries: Tensor, size: Sequence[int]) -> Tensor | None:
+    """Return the box of one query of each image, (B, 4): x0, y0, x1, y1 in pixels; None: it has none."""
+    boxes = part(output, "pred_boxes")
+    if boxes is None or boxes.ndim != 3 or len(size) != 2:
+        return None
+    height, width = size
+    centre, extent = boxes.detach().float()[torch.arange(len(boxes)), queries].split(2, -1)
+    corners = torch.cat([centre - extent / 2, centre + extent / 2], -1)
+    return corners * corners.new_tensor([width, height, width, height])

@@ -1,6 +1,6 @@
 """The protocol of `vitx.targets`: questions that a target may ask of a model."""
 
-from abc import ABC, abstractmethod
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,20 +14,11 @@ from vitx.tape.spot import Cells
 
 
 class Answers(NamedTuple):
-    """The words beside each image of a picture.
+    """The words beside each image of a picture."""
 
-    Attributes:
-        captions: in words; None: nothing.
-        boxes: (B, 4), the box that it draws: x0, y0, x1, y1 in pixels; None: none.
-        paired: whether two images each belong together.
-    """
-
-    captions: Sequence[str] | None
-    boxes: Tensor | None = None
-    paired: bool = False
-
-
-NOTHING = Answers(None)
+    captions: Sequence[str] | None = None
+    boxes: Tensor | None = None  # (B, 4), the box that it draws: x0, y0, x1, y1 in pixels
+    paired: bool = False  # two images each belong together
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,52 +44,41 @@ class Asked:
     images: Tensor
     score: Callable[[Any], Tensor] | None = None
     forward: Callable[[Any, Tensor, Inputs], Any] = forward
-    answers: Callable[[Any], Answers] = lambda _: NOTHING
+    answers: Callable[[Any], Answers] = lambda _: Answers()
     cells: Cells | None = None
 
 
 class Prepared(NamedTuple):
-    """The inputs of a model for pictures and a question, and how the pictures were normalized.
+    """The inputs of a model for pictures and a question, and how the pictures were normalized."""
+
+    inputs: Mapping[str, Any]  # what forward takes, by name
+    mean: Sequence[float]  # what was subtracted from each channel, in units of [0, 1]
+    std: Sequence[float]  # what each channel was then divided by
+
+
+class Question:
+    """A target that knows more than the logits: the model, the images and the whole output.
 
     Attributes:
-        inputs: what forward takes, by name.
-        mean: what was subtracted from each channel, in units of [0, 1].
-        std: what each channel was then divided by.
+        rows: the name of the tensor that has a row for each image, or one for all; empty: there is none.
     """
 
-    inputs: Mapping[str, Any]
-    mean: Sequence[float]
-    std: Sequence[float]
-
-
-class Question(ABC):
-    """A target that knows more than the logits: the model, the images and the whole output."""
+    rows: str = ""
 
     def prepare(self, model: nn.Module, images: Any) -> Prepared | None:
         """Prepare images as the model takes them together with the question; None: as without one."""
         return None
 
     def parts(self, model: nn.Module, images: Tensor, inputs: Inputs) -> "tuple[Inputs, Sequence[Question]]":
-        """Return the questions that this one consists of, each with maps of its own, and their inputs.
-
-        Args:
-            model: as it was given to `vitx.explain`.
-            images: (B, ...), as the model takes them.
-            inputs: what else it was given.
-        """
+        """Return the questions that this one consists of, each with maps of its own, and their inputs."""
         return inputs, [self]
 
-    @abstractmethod
     def put(self, model: nn.Module, images: Tensor) -> Asked:
         """Put the question to a model, which is in eval mode, without gradients and not recorded yet.
 
-        Args:
-            model: as it was given to `vitx.explain`.
-            images: (B, ...), as the model takes them.
-
-        Raises:
-            VitxError: It does not fit the model or the images.
+        Raises a VitxError if it does not fit the model or the images, (B, ...).
         """
+        raise NotImplementedError
 
     def one_each(self) -> "Question":
         """Return the same with one map for each image, as a training shows it."""
@@ -106,7 +86,12 @@ class Question(ABC):
 
     def of(self, images: slice) -> "Question":
         """Return the same of some of the images."""
-        return self
+        given = getattr(self, self.rows, None) if self.rows else None
+        if given is None or (isinstance(given, Tensor) and len(given) == 1):
+            return self
+        same = copy.copy(self)
+        setattr(same, self.rows, given[images])
+        return same
 
     def runs_inside(self, model: nn.Module) -> bool:
         """Return whether it runs a part that it finds in the model, however the model itself is called."""
@@ -118,8 +103,3 @@ def for_each(rows: Tensor, count: int, noun: str) -> Tensor:
     if len(rows) not in (1, count):
         raise VitxError(f"{len(rows)} {noun} for {count} images: give one for each image")
     return rows.expand(count, *rows.shape[1:])
-
-
-def part_of(rows: Tensor, images: slice) -> Tensor:
-    """Return the rows of some of the images: all where there is but one."""
-    return rows if len(rows) == 1 else rows[images]

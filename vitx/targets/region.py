@@ -1,6 +1,6 @@
-"""A part of a dense output."""
+"""A place of the picture: a part of a dense output, or one patch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,15 +8,14 @@ from torch import Tensor, nn
 
 from vitx.errors import VitxError
 from vitx.models.classes import declared_names
-from vitx.models.outputs import what_fits
-from vitx.targets.outputs import described, main, mask_queries, part
-from vitx.targets.question import Answers, Asked, Question, for_each, part_of
+from vitx.models.outputs import described, main, mask_queries, part
+from vitx.targets.question import Answers, Asked, Question, for_each
 
 _PREFIX = 8  # tokens at most that stand before the patches
 _DRAWN = 30  # as many times larger than half the box that is drawn around a point is the picture
 
-Spans = Sequence[tuple[float, float]]
-Weigh = Callable[[Tensor], Tensor]  # from an output, (B, C, h, w), to how much its cells count, (B, h, w)
+Number = int | Sequence[int] | Tensor
+Spans = Sequence[tuple[float, float]]  # first and last place of rows or of columns, in pixels
 
 
 class Region(Question):
@@ -40,6 +39,8 @@ class Region(Question):
         (0.0, 0.0, 16.0, 32.0)
     """
 
+    rows = "mask"
+
     def __init__(
         self,
         cls: int,
@@ -57,16 +58,12 @@ class Region(Question):
         if self.mask is not None and self.mask.ndim == 2:
             self.mask = self.mask[None]
 
-    def of(self, images: slice) -> "Region":
-        """Return the same of some of the images."""
-        return self if self.mask is None else Region(self.cls, mask=part_of(self.mask, images))
-
     def put(self, model: nn.Module, images: Tensor) -> Asked:
         """Find how much each part of the picture counts."""
         if images.ndim != 4:
             raise VitxError(f"a region is a part of images (B, C, H, W), found {tuple(images.shape)}")
         height, width = images.shape[2:]
-        weigh, boxes = self._weigh(images)
+        spans, mask, boxes = self._part(images)
         names = declared_names(model) or ()
         name = names[self.cls] if 0 <= self.cls < len(names) else f"class {self.cls}"
 
@@ -75,7 +72,12 @@ class Region(Question):
             if not 0 <= self.cls < dense.shape[1]:
                 known = f"the model has classes 0 to {dense.shape[1] - 1}"
                 raise VitxError(f"class {self.cls} is out of range: {known}")
-            return (dense[:, self.cls] * weigh(dense)).sum((1, 2))
+            # Computed in the pass: what was there before counts as weights of the model.
+            rows, columns = (
+                _shared(dense, along, pixels / count, count)
+                for along, pixels, count in zip(spans, (height, width), dense.shape[2:], strict=True)
+            )
+            return (dense[:, self.cls] * (rows @ mask.to(dense) @ columns.T)).sum((1, 2))
 
         def answers(output: Any) -> Answers:
             said = [f"{name}: {value:.3g}" for value in score(output).tolist()]
@@ -83,27 +85,21 @@ class Region(Question):
 
         return Asked(images, score, answers=answers)
 
-    def _weigh(self, images: Tensor) -> tuple[Weigh, Tensor]:
-        """Return how much cells count, and the box to draw of each part."""
+    def _part(self, images: Tensor) -> tuple[tuple[Spans, Spans], Tensor, Tensor]:
+        """Return spans of rows and columns, which of their crossings are asked for, and the boxes to draw."""
         height, width = images.shape[2:]
-        inside = f"is not inside images of {width} x {height} pixels"
-        if self.box is not None:
-            x0, y0, x1, y1 = self.box
-            if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-                raise VitxError(f"box {self.box} {inside}")
-            spans, whole = ([(y0, y1)], [(x0, x1)]), torch.ones(1, 1, 1, dtype=torch.bool)
-            return lambda dense: _covered(dense, spans, whole, (height, width)), torch.tensor([self.box])
-        if self.point is not None:
-            x, y = self.point
-            if not (0 <= x < width and 0 <= y < height):
-                raise VitxError(f"point {self.point} {inside}")
-            side = max(height, width) / _DRAWN
-            box = torch.tensor([[x - side, y - side, x + side, y + side]])
-            return lambda dense: _cell(dense, y / height, x / width), box
-        mask = self._checked(images)
-        pixels = [[(at, at + 1.0) for at in range(count)] for count in (height, width)]
-        boxes = torch.stack([_around(one) for one in mask])
-        return lambda dense: _covered(dense, pixels, mask, (height, width)), boxes
+        if self.box is None and self.point is None:
+            mask = self._checked(images)
+            rows, columns = ([(at, at + 1.0) for at in range(count)] for count in (height, width))
+            return (rows, columns), mask, torch.stack([_around(one) for one in mask])
+        named, part = ("box", self.box) if self.box else ("point", self.point or ())
+        (x0, y0), (x1, y1) = part[:2], part[-2:]
+        inside = x0 < x1 and y0 < y1 if self.box else x1 < width and y1 < height
+        if not (inside and x0 >= 0 and x1 <= width and y0 >= 0 and y1 <= height):
+            raise VitxError(f"{named} {part} is not inside images of {width} x {height} pixels")
+        side = 0 if self.box else max(height, width) / _DRAWN
+        box = torch.tensor([[x0 - side, y0 - side, x1 + side, y1 + side]])
+        return ([(y0, y1)], [(x0, x1)]), torch.ones(1, 1, 1, dtype=torch.bool), box
 
     def _checked(self, images: Tensor) -> Tensor:
         """Return the mask of each image, (B, H, W)."""
@@ -135,31 +131,13 @@ def _around(mask: Tensor) -> Tensor:
     return torch.stack([columns.amin(), rows.amin(), columns.amax() + 1, rows.amax() + 1]).float()
 
 
-def _covered(dense: Tensor, spans: Sequence[Spans], mask: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the share of each cell that a mask, (B, n, m), covers whose rows and columns are spans.
-
-    It is computed in the pass: what was there before counts as weights of the model.
-    """
-    rows, columns = (
-        _shared(dense, along, pixels / count, count)
-        for along, pixels, count in zip(spans, size, dense.shape[2:], strict=True)
-    )
-    return rows @ mask.to(dense) @ columns.T
-
-
 def _shared(dense: Tensor, spans: Spans, cell: float, count: int) -> Tensor:
-    """Return the share of each of some cells that lies in each span of pixels: (cells, spans)."""
-    begin, end = dense.new_tensor(spans).T
-    first = torch.arange(count, device=dense.device, dtype=dense.dtype)[:, None] * cell
-    shared: Tensor = end.minimum(first + cell) - begin.maximum(first)
-    return shared.clamp(min=0) / cell
-
-
-def _cell(dense: Tensor, y: float, x: float) -> Tensor:
-    """Return 1 for the cell at some place, in units of the picture."""
-    found = dense.new_zeros(dense.shape[2:])
-    found[int(y * dense.shape[2]), int(x * dense.shape[3])] = 1
-    return found
+    """Return the share of each of some cells that lies in each span, (cells, spans): 1 around a point."""
+    begin, end = dense.new_tensor(spans, dtype=torch.float32).T
+    edges = torch.arange(count + 1, device=dense.device)[:, None] * cell
+    first, last = edges[:-1], edges[1:]
+    shared = (end.minimum(last) - begin.maximum(first)).clamp(min=0) / cell
+    return torch.where(begin < end, shared, (first <= begin) & (begin < last)).to(dense)
 
 
 def _dense(output: Any, size: tuple[int, int]) -> Tensor:
@@ -185,6 +163,68 @@ def _of_tokens(tokens: Tensor, size: tuple[int, int]) -> Tensor:
             patches: Tensor = tokens[:, before:].unflatten(1, (rows, -1))
             return patches.permute(0, 3, 1, 2)
     raise VitxError(
-        f"the output is {tuple(tokens.shape)}, and {tokens.shape[1]} tokens do not lie as a picture of "
-        f"{height} x {width} pixels does: {what_fits(tokens.shape)}"
+        f"{described(tokens)}, but {tokens.shape[1]} of them do not lie as {height} x {width} pixels do"
     )
+
+
+class Token(Question):
+    """The view of one patch: relevance begins at its token in the output of the last layer.
+
+    It is the token of the last attention between tokens of the picture. The rollout is its row of the product
+    of all layers, "attention" its row of the last one, "flow" what flows to it. Methods of a score take the
+    squared length of its features, behind the norm that follows the last layer, if there is one: what made
+    this token what it is.
+
+    Args:
+        y: the row in the grid of the map, from 0 at the top; or one for each image.
+        x: the column, from 0 on the left.
+        pixel: (x, y), in place of these: the patch that holds this pixel of the images as the model takes
+            them.
+
+    Raises:
+        VitxError: Neither a patch nor a pixel is given, or both. Once it is put to a model: it lies outside
+            the map, or no tokens of a layer lie in the picture.
+
+    Example:
+        >>> token(3, 5).places
+        tensor([[3., 5.]])
+    """
+
+    rows = "places"
+
+    def __init__(self, y: Number | None = None, x: Number | None = None, *, pixel: Any = None) -> None:
+        if (y is None) != (x is None) or (y is None) == (pixel is None):
+            raise VitxError("a patch is token(y, x), its row and column, or pixel=(x, y): give one of these")
+        self.pixel = pixel is not None
+        if self.pixel and torch.as_tensor(pixel).shape != (2,):
+            raise VitxError(f"a pixel is (x, y), found {pixel!r}")
+        rows, columns = (torch.as_tensor(one).view(-1) for one in (pixel[::-1] if self.pixel else (y, x)))
+        if len(rows) != len(columns) or not len(rows):
+            raise VitxError(
+                f"a patch is a row and a column, found {len(rows)} rows and {len(columns)} columns"
+            )
+        self.places = torch.stack([rows, columns], 1).float()
+
+    def put(self, model: nn.Module, images: Tensor) -> Asked:
+        """Give each image its patch."""
+        if images.ndim != 4:
+            raise VitxError(f"a patch is one of images (B, C, H, W), found {tuple(images.shape)}")
+        places = for_each(self.places, len(images), "patches").tolist()
+        size = tuple(images.shape[2:])
+
+        def cells(grid: tuple[int, ...]) -> list[tuple[int, ...]]:
+            whole = size if self.pixel else grid
+            for y, x in places:
+                if not (0 <= y < whole[0] and 0 <= x < whole[1]):
+                    said = f"{whole[0]} x {whole[1]} {'pixels' if self.pixel else 'patches'} of the map"
+                    raise VitxError(f"({y:g}, {x:g}) (row, column) lies outside the {said}")
+            return [
+                tuple(int(at * count / n) for at, count, n in zip(place, grid, whole, strict=True))
+                for place in places
+            ]
+
+        said = [f"pixel ({x:g}, {y:g})" if self.pixel else f"patch ({y:g}, {x:g})" for y, x in places]
+        return Asked(images, cells=cells, answers=lambda _: Answers(said))
+
+
+token = Token

@@ -1,15 +1,119 @@
-"""Another picture: why two are alike."""
+"""The likeness of a picture to a text, or to another picture: the cosine of their pooled features."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vitx.errors import VitxError
-from vitx.models.features import Features
-from vitx.models.given import ALONE
-from vitx.targets.question import Answers, Asked, Question, for_each, part_of
+from vitx.models.features import Features, Towers
+from vitx.models.given import ALONE, Inputs
+from vitx.models.outputs import Kind
+from vitx.targets.question import Answers, Asked, Question, for_each
+
+Maps = Literal["all", "nearest", "own"] | int
+
+
+class Text(Question):
+    """The similarity of the picture and a text: the cosine of their features.
+
+    For CLIP, SigLIP and their kind: what has `get_image_features` and `get_text_features` (Hugging Face), or
+    `encode_image` and `encode_text` (open_clip), or contains such a model. The text tower runs once. The
+    logits of the explanation are those of the model: scaled similarities.
+
+    Args:
+        *texts: each a string, its token ids, (1, L), or its features, (1, D); or a list of these.
+        against: a text whose similarity is subtracted: why this one, and not the other.
+        tokenizer: of transformers or of open_clip; None: the one that was saved with the model.
+        maps: "all", a map of each picture for each text, one after the other; "nearest", one of each picture,
+            for the text that it is nearest to; "own", the first text is that of the first picture, and so on;
+            a number, one of each picture, for the text at that place.
+
+    Raises:
+        VitxError: There is no text. Once it is put to a model: this cannot compare pictures with texts.
+
+    Example:
+        >>> len(text("a cat", "a dog").texts)
+        2
+    """
+
+    def __init__(self, *texts: Any, against: Any = None, tokenizer: Any = None, maps: Maps = "all") -> None:
+        self.texts, self.against = _each(texts), [] if against is None else _each(against)
+        for one in (*self.texts, *self.against):
+            if not isinstance(one, (str, Tensor, Mapping)):
+                raise VitxError(f"a text is a string, token ids or features, found {type(one).__name__}")
+        if not self.texts or len(self.against) > 1:
+            counts = f"{len(self.texts)} and {len(self.against)}"
+            raise VitxError(f"give at least one text, against one other, found {counts}")
+        if not isinstance(maps, int) and maps not in ("all", "nearest", "own"):
+            raise VitxError(f'maps must be "all", "nearest" or "own", found {maps!r}')
+        self.tokenizer, self.maps = tokenizer, maps
+        self.rows = "texts" if maps == "own" else ""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the texts."""
+        if self.maps == "own":  # numbers would say nothing
+            return [_said(one, "similarity") for one in self.texts]
+        return [_said(one, f"text {number}") for number, one in enumerate(self.texts, 1)]
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the logits: of several texts, each is a class."""
+        return "class" if self.maps == "nearest" else "features"
+
+    def at(self, maps: Maps) -> "Text":
+        """Return the same with other maps, as for one of the texts alone."""
+        return Text(*self.texts, against=self.against or None, tokenizer=self.tokenizer, maps=maps)
+
+    def one_each(self) -> "Text":
+        """Return the same with one map for each image: of several texts, that of the nearest one."""
+        return self if len(self.texts) == 1 or self.maps == "own" else self.at("nearest")
+
+    def runs_inside(self, model: nn.Module) -> bool:
+        """Return that it finds the towers."""
+        return True
+
+    def put(self, model: nn.Module, images: Tensor) -> Asked:
+        """Compute the features of the texts."""
+        own = self.maps == "own"
+        if own and len(self.texts) != len(images):
+            raise VitxError(f"{len(self.texts)} texts for {len(images)} images: each must have its own")
+        towers = Towers(model)
+        features = normalize(towers.of_texts([*self.texts, *self.against], self.tokenizer, images), dim=1)
+        texts, other = features[: len(self.texts)], features[len(self.texts) :]
+        copies = len(texts) if self.maps == "all" else 1
+        places = torch.arange(len(images) * copies, device=images.device) % copies
+
+        def compare(_: Any, pictures: Tensor, inputs: Inputs) -> Mapping[str, Tensor]:
+            found = _unit(towers.of_images(pictures, inputs.repeated(copies)), features)
+            similar = (found * texts).sum(1, keepdim=True) if own else found @ texts.T
+            scored = similar - found @ other.T if self.against else similar
+            return {"similarities": scored, "logits": towers.logits(similar.detach())}
+
+        def which(similar: Tensor) -> Tensor:
+            if isinstance(self.maps, int):
+                return torch.full_like(places, self.maps)
+            return similar.detach().argmax(1) if self.maps == "nearest" else places
+
+        def score(found: Mapping[str, Tensor]) -> Tensor:
+            similar = found["similarities"]
+            return similar.gather(1, which(similar)[:, None])[:, 0]
+
+        def answers(found: Mapping[str, Tensor]) -> Answers:
+            index = which(found["similarities"])
+            names = self.names if own else [self.names[place] for place in index.tolist()]
+            against = f", not {_said(self.against[0], 'the other')}" if self.against else ""
+            scores = score(found).tolist()
+            said = [f"{name}{against}: {value:.3f}" for name, value in zip(names, scores, strict=True)]
+            if towers.scales and len(texts) > 1 and not own:
+                shares = towers.logits(found["similarities"].detach()).softmax(1)
+                said = [f"{one} ({row[at]:.0%})" for one, row, at in zip(said, shares, index, strict=True)]
+            return Answers(said)
+
+        return Asked(images.repeat_interleave(copies, 0), score, compare, answers)
 
 
 class Similar(Question):
@@ -38,17 +142,14 @@ class Similar(Question):
         self.features = self.tensor and other.ndim in (1, 2)
         self.other = other.detach()[None] if self.tensor and other.ndim in (1, 3) else other
         self.paired = paired and not self.features
+        self.rows = "other" if self.tensor else ""
 
     def one_each(self) -> "Similar":
         """Return the same, but with a map of each image alone, none of the other picture."""
         return Similar(self.other, paired=False)
 
-    def of(self, images: slice) -> "Similar":
-        """Return the same of some of the images."""
-        return Similar(part_of(self.other, images), paired=self.paired) if self.tensor else self
-
     def runs_inside(self, model: nn.Module) -> bool:
-        """Return whether the model, or a part of it, is known to have pooled features."""
+        """Return whether a part of the model is known to have pooled features."""
         return Features(model).known
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
@@ -66,12 +167,7 @@ class Similar(Question):
         others = normalize(others, dim=1)
 
         def score(found: Tensor) -> Tensor:
-            if found.shape[1] != others.shape[1]:
-                raise VitxError(
-                    f"the features of the images are {found.shape[1]} numbers, and the others "
-                    f"{others.shape[1]}: they are of different models"
-                )
-            return (normalize(found, dim=1) * others).sum(1)
+            return (_unit(found, others) * others).sum(1)
 
         def answers(found: Tensor) -> Answers:
             return Answers([f"similarity {value:.3f}" for value in score(found).tolist()], paired=self.paired)
@@ -95,4 +191,26 @@ class Similar(Question):
         return other.to(images)
 
 
-similar_to = Similar
+text, similar_to = Text, Similar
+
+
+def _unit(found: Tensor, others: Tensor) -> Tensor:
+    """Scale features of images, (B, D), to a length of 1, if they can be compared with these others."""
+    if found.shape[1] != others.shape[1]:
+        raise VitxError(
+            f"the features of the images are {found.shape[1]} numbers, and the others {others.shape[1]}: "
+            "they are of different models"
+        )
+    return normalize(found, dim=1)
+
+
+def _each(given: Any) -> list[Any]:
+    """Return texts one by one: rows of token ids or features are some, too."""
+    if isinstance(given, Tensor):
+        return [*given.unbind()] if given.ndim == 2 else [given]
+    return [one for part in given for one in _each(part)] if isinstance(given, (list, tuple)) else [given]
+
+
+def _said(one: Any, otherwise: str) -> str:
+    """Return a text as it was given, or what else to call it."""
+    return one if isinstance(one, str) else otherwise

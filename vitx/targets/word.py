@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 from vitx.models.given import Inputs
 from vitx.models.isolation import untouched
+from vitx.models.outputs import main
 from vitx.models.prediction import forward, refusals
-from vitx.targets.outputs import main
 from vitx.targets.question import Answers, Asked, Prepared, Question
 
 _BEFORE = 16  # tokens of a prompt that tell how a word goes on from it
@@ -25,7 +25,10 @@ _NEEDS = (
 
 
 class Prompted(Question):
-    """A question about the words of a vision-language model, which may be a part of the one that is given."""
+    """A question about the words of a vision-language model, which may be a part of the one that is given.
+
+    It consists of `parts` that are put in its place.
+    """
 
     prompt: str | None
     processor: Any
@@ -44,10 +47,6 @@ class Prompted(Question):
     def runs_inside(self, model: nn.Module) -> bool:
         """Return that it finds the part that says words."""
         return True
-
-    def put(self, model: nn.Module, images: Tensor) -> Asked:
-        """Do nothing: its parts are put in its place."""
-        raise NotImplementedError
 
     def _processor(self, model: nn.Module) -> Any:
         from vitx.inputs.prompts import saved_processor
@@ -98,18 +97,13 @@ class Word(Prompted):
 
     def _token(self, model: nn.Module, before: Tensor, said: str) -> int:
         """Return the first token of a word behind the end of a prompt."""
-        tokenizer = self._tokenizer(model)
-
-        def tokens(text: str) -> list[int]:
-            found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-            return found
-
-        end = before[-_BEFORE:].tolist()
+        tokenizer, end = self._tokenizer(model), before[-_BEFORE:].tolist()
         text = tokenizer.decode(end)
         apart = "" if text[-1:].isspace() or end[-1] in tokenizer.all_special_ids else " "
-        start, whole = tokens(text), tokens(text + apart + said)
+        texts = text, text + apart + said, said
+        start, whole, alone = (tokenizer(one, add_special_tokens=False)["input_ids"] for one in texts)
         goes_on = whole[: len(start)] == start and len(whole) > len(start)
-        found = whole[len(start)] if goes_on else tokens(said)[0]
+        found: int = whole[len(start)] if goes_on else alone[0]
         if found == getattr(tokenizer, "unk_token_id", None):
             raise VitxError(f"the model knows no word {said!r}: its tokenizer has no token for it")
         return found
@@ -166,12 +160,13 @@ class Answer(Prompted):
 word, answer = Word, Answer
 
 
+@dataclass(eq=False)
 class _Spot(Question):
     """A token at some place of the text."""
 
-    def __init__(self, places: Sequence[int], tokens: Sequence[int], said: str) -> None:
-        """Take the place of each prompt, counted from its end, and the token that would follow."""
-        self.places, self.tokens, self.said = places, tokens, said
+    places: Sequence[int]  # of each prompt, counted from its end
+    tokens: Sequence[int]  # that would follow
+    said: str
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
         """Read the logit."""

@@ -11,18 +11,27 @@ from vitx.attribution import find_method, title_of
 from vitx.errors import VitxError
 from vitx.explanation import Explanation
 from vitx.models.classes import declared_names, short
+from vitx.models.given import ALONE
 from vitx.models.isolation import untouched
-from vitx.models.outputs import declared_classes
-from vitx.models.prediction import forward
+from vitx.models.outputs import declared_classes, main
+from vitx.models.prediction import forward, read_logits
 from vitx.pictures.captions import captions_said, classes_said
+from vitx.tape.attention import Attention
+from vitx.tape.backward import Backward
+from vitx.tape.lattice import NOWHERE, Cells, cells
+from vitx.tape.output import NO_ATTENTION, evenly
+from vitx.tape.recorder import Recorder
+from vitx.tape.tape import Tape
+from vitx.tape.trace import Trace
 from vitx.targets.question import Question
-from vitx.viewer.packing import halves
+from vitx.viewer.packing import encoded, halves, most_bytes, packed
 from vitx.viewer.page import Page, page, sheet
-from vitx.viewer.seeing import see
 
 _METHODS = "evidence", "grad_rollout", "rollout"  # beside the explanation's own
 _CLASSES = 3  # that the maps of an image are about
 _ALIKE = 0.02  # of the largest output: what another precision or batch may change
+LARGEST = 200 * 2**20  # bytes of a page, beyond which browsers give up
+NO_GRID = "The tokens of this layer have no grid in the picture, so there is nothing to point at."
 
 Explain = Callable[..., dict[str, Explanation]]
 
@@ -35,19 +44,7 @@ def view(
     explain: Explain,
     names: Sequence[str] | None = None,
 ) -> Page:
-    """Make the page of an explanation, which has its images.
-
-    Args:
-        model: that was explained.
-        found: the explanation.
-        options: of its method.
-        target: as it was given to `vitx.explain`.
-        explain: `vitx.explain_methods`.
-        names: of the classes; by default those that the model declares, or ImageNet's.
-
-    Raises:
-        VitxError: The model is no longer the same, or there is nothing that can be pointed at.
-    """
+    """Make the page of an explanation, which has its images."""
     assert found.images is not None
     run: Callable[..., Any] = forward
     if isinstance(target, Question):
@@ -152,3 +149,72 @@ def _map(by: Explanation, number: int, slot: int) -> dict[str, Any]:
         "values": halves(by.maps[number]),
         "against": None if by.signed is None else halves(by.signed[number]),
     }
+
+
+def see(
+    model: nn.Module, image: Tensor, run: Callable[..., Any], images: int = 1
+) -> tuple[dict[str, Any], Tensor | None]:
+    """Record a pass on one image."""
+    tape = Tape(model)
+    recorder = Recorder(tape)
+    with torch.inference_mode(False), torch.no_grad(), untouched(model):
+        try:
+            pixels = image.detach().as_subclass(Tensor).clone()
+            recorder.begin(pixels)
+            with recorder.recording():
+                output = run(model, pixels, ALONE)
+            attentions = Trace(tape, recorder).self_attentions
+            if not attentions:
+                raise VitxError(NO_ATTENTION)
+            size = images * sum(most_bytes(one.weights.shape, one.layout.count("D")) for one in attentions)
+            if size > LARGEST:
+                raise VitxError(
+                    f"the page would have {size >> 20} MiB, and a browser takes {LARGEST >> 20}: show fewer "
+                    "images, as explanation[:1].view(), or smaller ones"
+                )
+            read = read_logits(output, pixels, recorder.made_last)
+            value = recorder.get(read)
+            assert value is not None
+            back = Backward(tape, pixels, evenly(read), value)
+            lattices = cells(tape, attentions, back.grid.channels)
+            if not any(keys.grid for _, keys in lattices):
+                raise VitxError(
+                    "no layer has tokens that lie in a grid of the picture: a page cannot show it"
+                )
+            layers = [_layer(*one) for one in zip(attentions, lattices, strict=True)]
+            last = max(range(len(lattices)), key=lambda number: (lattices[number][1].own, number))
+            names = _names(back, attentions[last], lattices[last][1])
+            return {"layers": layers, "own": names}, main(output)
+        finally:
+            tape.clear()
+
+
+def _layer(attention: Attention, lattice: tuple[Cells, Cells]) -> dict[str, Any]:
+    queries, keys = lattice
+    if not (queries.grid and keys.grid):
+        return {"why": NO_GRID}
+    return {
+        "shape": attention.weights.shape[2:],
+        "grids": [queries.grid, keys.grid],
+        "own": keys.own if keys.own == queries.own else 0,
+        "cells": [encoded(one.of.int()) for one in lattice],
+        **packed(attention.weights.matrix(), attention.layout.count("D")),
+    }
+
+
+def _names(back: Backward, attention: Attention, keys: Cells) -> list[str]:
+    """Names the tokens that the model brings: the first one that the output reads is the class token.
+
+    Where it reads none of them, as the mean of the patches, the names of the parameters tell; so of the token
+    of a distillation, which comes next.
+    """
+    if not keys.own:
+        return []
+    (rows,) = back.rows_read([attention])
+    read = rows[0][(keys.of[0] < 0) & (keys.of[0] != NOWHERE)].tolist()
+    called = " ".join(name.rpartition(".")[2] for name, _ in back.tape.model.named_parameters())
+    names = [f"register {number}" for number in range(keys.own)]
+    if True in read or "cls" in called or "class_" in called:
+        first = read.index(True) if True in read else 0
+        names[first:first] = ["class token", "distillation token"][: 1 + ("dist" in called)]
+    return names[: keys.own]
