@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -24,15 +25,8 @@ def preprocessing_of(
 ) -> Preprocessing:
     """Return the preprocessing that a model declares (timm's, and modules that hold one).
 
-    Args:
-        model: that takes the images.
-        size: height and width, in place of those declared.
-        mean: the same, of each channel.
-        std: the same.
-        keep_aspect: keep the whole image and its proportions.
-
-    Raises:
-        VitxError: Something is neither declared nor given, or the model takes one size only.
+    A size (height and width), a mean and a std of each channel stand in place of those declared. Where the
+    aspect is kept, the whole image keeps its proportions.
     """
     from timm.data import resolve_data_config
 
@@ -49,18 +43,23 @@ def preprocessing_of(
             return found
         raise VitxError(_UNKNOWN)
     known = resolve_data_config(pretrained_cfg=dict(config or {"crop_pct": 1.0}))  # else the whole image
-    multiple = _patch(model) if keep_aspect else 1
+    holder = next((part for part in model.modules() if getattr(part, "patch_embed", None) is not None), None)
+    embedding: Any = getattr(holder, "patch_embed", None)
+    if keep_aspect and not getattr(holder, "dynamic_img_size", False):
+        said = "the model takes images of one size only"
+        raise VitxError(f"{said}: make it with dynamic_img_size=True to keep proportions")
+    own = getattr(embedding, "img_size", None) or known["input_size"][1:]
     if any(value <= 0 for value in std or ()):
         raise VitxError(f"std must be above 0, found {list(std or ())}")
     taken = channels_taken(model)
     return Preprocessing(
-        size=(size, size) if size else _size(model) or tuple(known["input_size"][1:]),
+        size=(size, size) if size else (int(own[0]), int(own[1])),
         mean=_channels("mean", mean or known["mean"], taken),
         std=_channels("std", std or known["std"], taken),
         interpolation=known["interpolation"],
         crop_pct=known["crop_pct"],
         crop_mode=known["crop_mode"],
-        multiple=multiple,
+        multiple=int(max(embedding.patch_size)) if keep_aspect else 1,
         keep_aspect=keep_aspect,
     )
 
@@ -78,23 +77,3 @@ def _channels(name: str, values: Sequence[float], taken: int) -> tuple[float, ..
             f"(B, C, H, W), or in the shell --input-options {name}=V with one value for each, or one for all"
         )
     return values
-
-
-def _patch(model: nn.Module) -> int:
-    """Return the side of a patch, of a model that takes images of any proportions."""
-    for part in model.modules():
-        embedding = getattr(part, "patch_embed", None)
-        if embedding is not None:
-            if not getattr(part, "dynamic_img_size", False):
-                break
-            return int(max(embedding.patch_size))
-    raise VitxError(
-        "the model takes images of one size only: make it with dynamic_img_size=True to keep proportions"
-    )
-
-
-def _size(model: nn.Module) -> tuple[int, int] | None:
-    """Return the only size that the patch embedding takes, if models do not declare another."""
-    embeddings = (getattr(part, "patch_embed", None) for part in model.modules())
-    found = next((getattr(embedding, "img_size", None) for embedding in embeddings if embedding), None)
-    return None if found is None else (int(found[0]), int(found[1]))

@@ -1,7 +1,8 @@
 """Clips: read from files, frame by frame, and prepared for a model that takes them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.inputs.preprocessing import Preprocessing
-from vitx.inputs.reading import ARRAYS, MOST_PIXELS, any_size, check_size, needs, readable
+from vitx.inputs.reading import (
+    ARRAYS,
+    MOST_PIXELS,
+    check_size,
+    has_suffix,
+    load_array,
+    needs,
+    opened,
+    readable,
+)
 
 CLIPS = frozenset((".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
 FRAMES_FIRST, CHANNELS_FIRST = 1, 2  # the dimension of time in a batch: (B, T, C, H, W) or (B, C, T, H, W)
@@ -71,51 +81,33 @@ def evenly(count: int, most: int) -> list[int]:
 def read_clip(path: Path, frames: int, most_pixels: int = MOST_PIXELS) -> NDArray[np.uint8]:
     """Read some frames of a clip, evenly spaced, (frames, H, W, 3).
 
-    Args:
-        path: of a film (PyAV is needed), an animated GIF, or an array .npy, (T, H, W, 3) uint8.
-        frames: their number.
-        most_pixels: a clip with larger frames is refused before they are unpacked.
-
-    Raises:
-        VitxError: It cannot be read, has fewer frames, or frames that are too small or too large.
+    It is a film (av is needed), an animated GIF, or an array .npy, (T, H, W, 3) uint8. A clip with larger
+    frames is refused before they are unpacked.
     """
-    read = {".npy": _of_array, ".gif": _of_gif}.get(path.suffix.lower(), _of_film)
     with readable(path, " as a clip"):
-        return read(path, frames, most_pixels)
+        count = sum(1 for _ in _frames(path, most_pixels))  # what a file says of it may be wrong, or missing
+        if count < frames:
+            raise VitxError(f"{path} has {count} frames, and the model takes {frames}")
+        places = set(evenly(count, frames))
+        shown = enumerate(_frames(path, most_pixels))
+        return np.stack([np.asarray(unpacked()) for place, unpacked in shown if place in places])
 
 
-def _of_array(path: Path, frames: int, most_pixels: int) -> NDArray[np.uint8]:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
-        raise VitxError(
-            f"{path} holds {array.dtype} of shape {array.shape}: a clip is uint8 (frames, height, width, 3)"
-        )
-    check_size(path, (array.shape[2], array.shape[1]), most_pixels)
-    return np.stack([array[place] for place in _places(path, len(array), frames)])
-
-
-def _of_gif(path: Path, frames: int, most_pixels: int) -> NDArray[np.uint8]:
-    with any_size(), Image.open(path) as film:
-        check_size(path, film.size, most_pixels)
-        places = set(_places(path, getattr(film, "n_frames", 1), frames))
-        shown = enumerate(ImageSequence.Iterator(film))
-        return np.stack([np.asarray(frame.convert("RGB")) for place, frame in shown if place in places])
-
-
-def _of_film(path: Path, frames: int, most_pixels: int) -> NDArray[np.uint8]:
-    av = needs("av", path)
-    with av.open(str(path)) as film:
-        if film.streams.video:
+def _frames(path: Path, most_pixels: int) -> Iterator[Callable[[], Any]]:
+    """Yield for each frame a function that unpacks it, (H, W, 3)."""
+    if has_suffix(path, ARRAYS):
+        array = load_array(path)
+        if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
+            found = f"{array.dtype} of shape {array.shape}"
+            raise VitxError(f"{path} holds {found}: a clip is uint8 (frames, height, width, 3)")
+        check_size(path, (array.shape[2], array.shape[1]), most_pixels)
+        yield from (partial(np.asarray, frame) for frame in array)
+    elif has_suffix(path, (".gif",)):
+        with opened(path) as film:
+            check_size(path, film.size, most_pixels)
+            yield from (partial(frame.convert, "RGB") for frame in ImageSequence.Iterator(film))
+    else:
+        with needs("av", path).open(str(path)) as film:
             context = film.streams.video[0].codec_context
             check_size(path, (context.width, context.height), most_pixels)
-        count = sum(1 for _ in film.decode(video=0))  # what the file says of it may be wrong, or missing
-    places = set(_places(path, count, frames))
-    with av.open(str(path)) as film:
-        shown = enumerate(film.decode(video=0))
-        return np.stack([frame.to_ndarray(format="rgb24") for place, frame in shown if place in places])
-
-
-def _places(path: Path, count: int, frames: int) -> Sequence[int]:
-    if count < frames:
-        raise VitxError(f"{path} has {count} frames, and the model takes {frames}")
-    return evenly(count, frames)
+            yield from (partial(frame.to_ndarray, format="rgb24") for frame in film.decode(video=0))

@@ -6,15 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from vitx.errors import VitxError
-from vitx.inputs.bands import read_image
 from vitx.inputs.choosing import preprocessing_of
 from vitx.inputs.preprocessing import Preprocessing
-from vitx.inputs.reading import to_rgb
+from vitx.inputs.reading import read_picture, to_rgb
 
 IMAGES = ("image", "images", "pixel_values", "input_values", "video", "img", "x")  # what batches call them
 Picture = str | Path | Image.Image | np.ndarray | Tensor  # one image, not normalised
@@ -31,9 +29,6 @@ def prepared(model: nn.Module, images: Any) -> tuple[Any, Preprocessing | None]:
 
     Returns:
         (B, C, H, W), on the model's device, and their preprocessing; other values as they are, with None.
-
-    Raises:
-        VitxError: A file cannot be read, or the model does not say how it wants its images.
     """
     pictures = _pictures(images)
     if pictures is None:
@@ -58,13 +53,13 @@ def images_in(batch: Any) -> Tensor:
     return images
 
 
-def to_tensor(pictures: Sequence[Any], prepare: Preprocessing) -> Tensor:
-    """Prepare images, one by one as for `prepared`, as a tensor (B, C, H, W) on the CPU.
-
-    Raises:
-        VitxError: A file cannot be read, or the images have several sizes.
-    """
-    tensors = [prepare(_open(picture, len(prepare.mean))) for picture in pictures]
+def to_tensor(pictures: Sequence[Any], prepare: Preprocessing, most_pixels: int | None = None) -> Tensor:
+    """Prepare images, one by one as for `prepared`, as a tensor (B, C, H, W) on the CPU."""
+    tensors = []
+    for picture in pictures:
+        file = isinstance(picture, (str, Path))
+        opened = prepare.read(Path(picture), most_pixels) if file else _opened(picture, len(prepare.mean))
+        tensors.append(prepare(opened))
     if len({tensor.shape for tensor in tensors}) > 1:
         raise VitxError("images that keep their proportions have several sizes: explain them one by one")
     return torch.stack(tensors)
@@ -74,7 +69,7 @@ def pictures_of(images: Any) -> list[Image.Image] | None:
     """Open pictures as for `prepared`; None if they are tensors that were prepared."""
     if (found := _pictures(images)) is None:
         return None
-    return [one for one in (_open(picture, 3) for picture in found) if isinstance(one, Image.Image)]
+    return [read_picture(one) if isinstance(one, (str, Path)) else _opened(one, 3) for one in found]
 
 
 def _pictures(images: Any) -> list[Any] | None:
@@ -96,9 +91,7 @@ def _pictures(images: Any) -> list[Any] | None:
     return None
 
 
-def _open(picture: Any, channels: int) -> Image.Image | NDArray[np.float32]:
-    if isinstance(picture, (str, Path)):
-        return read_image(Path(picture), channels)
+def _opened(picture: Any, channels: int) -> Image.Image:
     if channels not in (1, 3):
         raise VitxError(
             f"the model takes {channels} channels, and pictures have 1 or 3: give a tensor (B, C, H, W)"

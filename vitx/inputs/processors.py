@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from vitx.inputs.clips import FRAMES_FIRST, ClipPreprocessing
 from vitx.inputs.preprocessing import Preprocessing, channels_taken
 
 _SIDE = 64  # of the pictures that tell what a processor does to black and to white
-_WIDE = Image.new("RGB", (2 * _SIDE, _SIDE))
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Processor(Preprocessing):
 
     def __call__(self, picture: Any) -> Tensor:
         """Return the image as the model takes it, (C, H, W)."""
-        return _processed(self.processor, _of_channels(picture, len(self.mean)))
+        return _processed(self.processor, picture.convert("L" if len(self.mean) == 1 else "RGB"))
 
 
 @dataclass(frozen=True)
@@ -46,32 +45,25 @@ def load_processor(
 ) -> Preprocessing:
     """Load the image processor of a model by the name of a folder or on the hub.
 
-    Args:
-        model: that takes the processed images.
-        name: of a folder, or on the hub.
-        frames: of a clip; 0: the model takes images.
-        local: look on this machine alone.
-        trust: run also code that comes with it.
-
-    Raises:
-        VitxError: There is none.
+    A model of clips gives the number of frames. A local one lies on this machine, and a trusted one may run
+    code of its own.
     """
     import transformers
 
     kinds: Any = transformers  # some without types
+
+    def process(width: int, colour: str) -> Tensor:
+        picture = Image.new("RGB", (width, _SIDE), colour)
+        if frames:
+            return _processed(processor, [np.array(picture)] * frames)[0]
+        return _processed(processor, picture.convert("L" if channels_taken(model) == 1 else "RGB"))
+
     with quiet():
         try:
             processor = kinds.AutoImageProcessor.from_pretrained(
                 name, local_files_only=local, trust_remote_code=trust
             )
-            plain = [Image.new("RGB", (_SIDE, _SIDE), colour) for colour in ("black", "white")]
-            black, white = (
-                _processed(processor, [np.array(picture)] * frames)[0]
-                if frames
-                else _processed(processor, _of_channels(picture, channels_taken(model)))
-                for picture in plain
-            )
-            wide = None if frames else _processed(processor, _of_channels(_WIDE, channels_taken(model)))
+            black, white, wide = process(_SIDE, "black"), process(_SIDE, "white"), process(2 * _SIDE, "black")
         except Exception as error:  # each kind has its own
             raise VitxError(
                 f"{name} holds no image processor that can be used: save one beside the model "
@@ -83,28 +75,19 @@ def load_processor(
     mean, std = tuple((-low / (high - low)).tolist()), tuple((1 / (high - low)).tolist())
     if frames:
         return ClipProcessor(size, mean, std, frames=frames, time_axis=FRAMES_FIRST, processor=processor)
-    keeps = wide is not None and wide.shape != black.shape  # as those of detectors
+    keeps = wide.shape != black.shape  # as those of detectors
     return Processor(size, mean, std, keep_aspect=keeps, processor=processor)
 
 
 def saved_processor(model: nn.Module) -> Preprocessing | None:
     """Return the image processor saved where a model of transformers, or one inside, was loaded from."""
     for part in model.modules():
-        name = getattr(part, "name_or_path", None) if _of_transformers(part) else None
-        if name:
-            try:
+        known = any(kind.__module__.startswith("transformers.") for kind in type(part).__mro__)
+        if known and (name := getattr(part, "name_or_path", None)):
+            with suppress(VitxError):
                 return load_processor(model, str(name), local=True)
-            except VitxError:
-                return None
+            return None
     return None
-
-
-def _of_transformers(part: nn.Module) -> bool:
-    return any(kind.__module__.startswith("transformers.") for kind in type(part).__mro__)
-
-
-def _of_channels(picture: Image.Image, channels: int) -> Image.Image:
-    return picture.convert("L" if channels == 1 else "RGB")
 
 
 def _processed(processor: Any, given: Any) -> Tensor:

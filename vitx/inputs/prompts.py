@@ -18,12 +18,11 @@ _NO_INPUTS = frozenset(("labels",))
 def saved_processor(model: nn.Module) -> Any:
     """Load the processor that was saved with a model of transformers, or one inside; else a VitxError."""
     names = (getattr(part, "name_or_path", None) for part in model.modules())
-    name = next(filter(None, names), None)
-    if name and (saved := saved_beside(name, "AutoProcessor")) is not None:
-        return saved
-    raise VitxError(
-        "no processor was saved with the model: give processor=, as transformers.AutoProcessor makes it"
-    )
+    saved = saved_beside(next(filter(None, names), ""), "AutoProcessor")
+    if saved is None:
+        said = "no processor was saved with the model"
+        raise VitxError(f"{said}: give processor=, as transformers.AutoProcessor makes it")
+    return saved
 
 
 def with_prompt(
@@ -39,9 +38,6 @@ def with_prompt(
         processor: of transformers.
         pictures: all of one prompt.
         prompt: the question.
-
-    Raises:
-        VitxError: The processor refuses them.
     """
     weight = next(model.parameters(), torch.empty(0))
     kind = type(processor).__name__

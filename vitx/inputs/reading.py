@@ -1,9 +1,8 @@
 """Image files: found, opened, and brought to upright 8-bit RGB."""
 
 import glob
-import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -19,7 +18,8 @@ ARRAYS = frozenset((".npy",))
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 MOST_PIXELS = 100_000_000
 _FEWEST = 8  # pixels in height and width: with fewer there is nothing to look at
-_WHOLE = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535}  # mode -> white
+_WHITE = 65535  # in the modes of 16 bits
+_opening = Lock()
 
 
 def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset()) -> list[Path]:
@@ -32,9 +32,6 @@ def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset(
 
     Returns:
         The files without repetition, in the order given; those of a folder or pattern sorted by name.
-
-    Raises:
-        VitxError: There is no such file, or a folder or pattern holds no image files.
     """
     found: dict[Path, Path] = {}
     for given in paths:
@@ -57,6 +54,14 @@ def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset(
     return list(found.values())
 
 
+def find_picture(path: str, more: frozenset[str] = frozenset()) -> Path:
+    """Find the one image file that a path means, or raise a VitxError."""
+    file, *others = find_pictures([path], more)
+    if others:
+        raise VitxError(f"{path} means {1 + len(others)} pictures: name one")
+    return file
+
+
 def whole_path(path: Path) -> Path:
     """Return a path from the root on, without `..`; a link is followed only where `..` asks for it."""
     return path.parent.resolve() / path.name if ".." in path.parts[:-1] else path.absolute()
@@ -67,23 +72,38 @@ def has_suffix(path: Path, suffixes: Iterable[str]) -> bool:
     return path.name.lower().endswith(tuple(suffixes))
 
 
+def is_picture(path: Path, more: frozenset[str] = frozenset()) -> bool:
+    """Test if a file in a folder counts as a picture: by its name, and not if it is hidden."""
+    return has_suffix(path, SUFFIXES | more) and path.is_file() and not path.name.startswith(".")
+
+
 def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """Read an image file as RGB, see `to_rgb`; of an animation, the first frame.
 
     A larger image is refused before it is unpacked, as it might fill the memory.
-
-    Raises:
-        VitxError: There is no such file, it is no image, is damaged, or is too small or too large.
     """
     path = Path(path)
-    with readable(path):
+    with readable(path), opened(path) as image:
+        check_size(path, image.size, most_pixels)
+        image.load()
+        return to_rgb(image, str(path))
+
+
+def opened(path: Path) -> Image.Image:
+    """Open an image file of any size, for `check_size`; Pillow's own limit is that of all threads."""
+    with _opening:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            with any_size(), Image.open(path) as image:
-                check_size(path, image.size, most_pixels)
-                image.load()
-                return to_rgb(image, str(path))
+            return Image.open(path)
         except UnidentifiedImageError as error:
             raise VitxError(f"{path} is not an image file that can be read") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def load_array(path: Path) -> Any:
+    """Open an array, .npy, of which only the parts that are used are read."""
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 @contextmanager
@@ -105,8 +125,7 @@ def needs(package: str, path: Path) -> Any:
     try:
         return import_module(package)
     except ImportError as error:
-        install = {"av": "PyAV"}.get(package, package)
-        raise VitxError(f"{path} needs {install} to be read: pip install {package}") from error
+        raise VitxError(f"{path} needs {package} to be read: pip install {package}") from error
 
 
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
@@ -119,19 +138,14 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
         raise VitxError(
             f"{name} has floating point numbers, whose range is unknown: save it with 8 or 16 bits"
         )
-    if image.mode in _WHOLE:
-        values = np.asarray(image, np.float32) * (255 / _WHOLE[image.mode])
+    if image.mode.startswith("I"):
+        values = np.asarray(image, np.float32) * (255 / _WHITE)
         image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.new("RGBA", layer.size, "white")
         image.alpha_composite(layer)
     return image.convert("RGB")
-
-
-def is_picture(path: Path, more: frozenset[str] = frozenset()) -> bool:
-    """Test if a file in a folder counts as a picture: by its name, and not if it is hidden."""
-    return has_suffix(path, SUFFIXES | more) and path.is_file() and not path.name.startswith(".")
 
 
 def check_size(path: Path, size: tuple[int, ...], most_pixels: int) -> None:
@@ -144,27 +158,3 @@ def check_size(path: Path, size: tuple[int, ...], most_pixels: int) -> None:
         )
     if len(size) == 2 and min(size) < _FEWEST:
         raise VitxError(f"{said}: at least {_FEWEST} x {_FEWEST} are needed")
-
-
-_reading = ExitStack()  # what is changed while pictures are read, in however many threads
-_readers, _lock = 0, Lock()
-
-
-@contextmanager
-def any_size() -> Iterator[None]:
-    """Leave the limit on pixels to `check_size`, and silence warnings about odd metadata."""
-    global _readers
-    with _lock:
-        if not _readers:
-            _reading.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-            Image.MAX_IMAGE_PIXELS = None
-            _reading.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", module=r"PIL\b")
-        _readers += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _readers -= 1
-            if not _readers:
-                _reading.close()

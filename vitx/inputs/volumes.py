@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vitx.errors import VitxError
 from vitx.inputs.preprocessing import Preprocessing
-from vitx.inputs.reading import ARRAYS, check_size, needs, readable
+from vitx.inputs.reading import ARRAYS, check_size, has_suffix, load_array, needs, readable
 
 VOLUMES = frozenset((".nii", ".nii.gz"))
 MOST_VOXELS = 1_000_000_000  # ten times as many as a picture's: scans have them
@@ -55,15 +55,9 @@ def read_volume(path: Path, most_voxels: int = MOST_VOXELS) -> NDArray[np.float3
     Args:
         path: of a NIfTI file, .nii or .nii.gz (nibabel is needed), or an array .npy, (D, H, W).
         most_voxels: a larger volume is refused before it is unpacked.
-
-    Raises:
-        VitxError: It cannot be read, has other dimensions, is too large, or holds no finite numbers.
     """
     with readable(path, " as a volume"):
-        if path.suffix.lower() in ARRAYS:
-            loaded: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            loaded = needs("nibabel", path).load(path)
+        loaded = load_array(path) if has_suffix(path, ARRAYS) else needs("nibabel", path).load(path)
         shape = tuple(map(int, loaded.shape))
         if len(shape) != 3 or 0 in shape:
             raise VitxError(f"{path} holds an array of shape {shape}: a volume has three dimensions")
