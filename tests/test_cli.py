@@ -196,3 +196,9 @@ class TestCompare:
     def test_refusals(self, folder, words, sentence, capsys):
         assert main(["compare", str(folder / "cat.png"), *words]) == 2
         assert sentence in capsys.readouterr().err
+
+    def test_a_folder_is_no_picture(self, folder, tmp_path, capsys):
+        for name in "ab":
+            (tmp_path / f"{name}.png").write_bytes((folder / "cat.png").read_bytes())
+        assert main(["compare", str(tmp_path), *options(folder, "first", "last")]) == 2
+        assert f"{tmp_path} means 2 pictures: name one" in capsys.readouterr().err

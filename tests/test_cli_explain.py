@@ -19,8 +19,7 @@ import vitx
 from tests import models
 from tests.processes import run_together
 from vitx.cli import main
-from vitx.cli.delivery import Delivery
-from vitx.cli.explain import linked
+from vitx.cli.findings import Product
 from vitx.cli.many import progress_bar
 from vitx.inputs.preprocessing import Preprocessing
 
@@ -72,8 +71,8 @@ def shards(output):
 
 SMALL_SHARDS = """
 import sys
-from vitx.cli import delivery, main
-delivery.SHARD = 8
+from vitx.cli import main, many
+many.SHARD = 8
 sys.exit(main())
 """
 
@@ -194,9 +193,6 @@ class TestFiles:
         assert "class 3 (" in page
         assert opened == [(output / name).as_uri() for name in ("a.png.png", "map.html")]
         assert f"a page to click: see {output / 'map.html'}\n" in capsys.readouterr().out
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-        assert linked(tmp_path) == f"\033]8;;{tmp_path.as_uri()}\033\\{tmp_path}\033]8;;\033\\"
 
     def test_rollout_stands_beside_evidence(self, folder, weights, tmp_path, capsys):
         """By default; by rollout alone where the model tells no classes apart."""
@@ -296,7 +292,7 @@ class TestShards:
     METHODS = ("--method", "rollout", "grad_rollout", "--target", "predicted", 5)
 
     def test_hold_what_single_files_hold(self, folder, weights, tmp_path, monkeypatch):
-        monkeypatch.setattr("vitx.cli.delivery.SHARD", 2)
+        monkeypatch.setattr("vitx.cli.many.SHARD", 2)
         single, output = tmp_path / "single", tmp_path / "sharded"
         main(command(folder, "--save", "maps", "--output", single, *self.METHODS, weights=weights))
         words = ("--save", "shards", "--output", output, *self.METHODS)
@@ -436,8 +432,15 @@ class TestResume:
         output = tmp_path / "maps"
         self.run(folder, output, weights, "--method", "rollout", "--save", "maps")
         evidence = ("--method", "evidence", "--save", "maps")
+        write = Product.write
+
+        def stopped(self, finding, paths):
+            if finding.place:
+                raise KeyboardInterrupt
+            return write(self, finding, paths)
+
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("vitx.cli.many.Delivery.finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(Product, "write", stopped)
             assert self.run(folder, output, weights, *evidence) == 130
         self.run(folder, output, weights, *evidence, "--resume")
         for path in output.rglob("*.npz"):
@@ -498,14 +501,14 @@ def test_the_model_alone_was_killed(folder, weights, tmp_path):
 
 
 def explain_in_one_of_two(arguments, log):
-    add = Delivery.add
+    write = Product.write
 
-    def logged(self, finding):
+    def logged(self, finding, paths):
         with Path(f"{log}-{os.environ['RANK']}").open("a") as opened:
             opened.write(f"{finding.file.name}\n")
-        add(self, finding)
+        return write(self, finding, paths)
 
-    Delivery.add = logged
+    Product.write = logged
     status = main(arguments)
     assert status == (1 if os.environ["RANK"] == "0" else 0)
 

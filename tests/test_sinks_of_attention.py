@@ -106,7 +106,7 @@ def test_the_command_rings_them(monkeypatch):
     prepare = Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3)
     product = Product(Subject(torch.nn.Identity(), prepare, 5, None, {"rollout": {}}), (".png",))
     for kept in (found, replace(found, sinks=None)):
-        one = Map(Asked(lambda subject, images: None), kept, None)
+        one = Map(Asked(), kept, None)
         pixels, logits = found.pixels()[0], found.logits[0]
         product.drawn(Finding(0, Path("x.png"), None, pixels, "", logits=logits, maps=(one,)))
     assert ["rings" in one for one in said] == [True, False]

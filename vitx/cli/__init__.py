@@ -1,10 +1,21 @@
-"""The command `vitx`: for the person after training.
+"""See what a Vision Transformer looks at.
 
-To add a command, write a module with `parser()` and `run(options)` and name it in `COMMANDS`.
+vitx explain cat.jpg --model deit_tiny_patch16_224         what does it look at in this picture?
+vitx explain cat.jpg --model ... --target tabby            what speaks for this class?
+vitx explain photos/ --model ... --overview                what do many pictures share?
+vitx explain cat.jpg --model my_clip/ --text "a cat"       what makes it like this text?
+vitx ask cat.jpg --model my_llava/ --prompt "What is it?"  what makes it answer so?
+vitx sweep cat.jpg --model ...                             which options suit this model?
+vitx compare cat.jpg --weights a.pth b.pth --model ...     what changed between two checkpoints?
+vitx sanity cat.jpg dog.jpg --model ...                    do the maps show what the model has learned?
+vitx timelapse logs/demo/version_0                         how did it learn to look there?
+vitx report logs/demo/version_0                            the same on one page
+vitx report logs/                                          how do my trainings differ?
 """
 
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -15,21 +26,7 @@ from vitx.errors import VitxError
 from vitx.inputs.reading import SUFFIXES
 from vitx.version import __version__
 
-DESCRIPTION = """\
-See what a Vision Transformer looks at.
-
-  vitx explain cat.jpg --model deit_tiny_patch16_224         what does it look at in this picture?
-  vitx explain cat.jpg --model ... --target tabby            what speaks for this class?
-  vitx explain photos/ --model ... --overview                what do many pictures share?
-  vitx explain cat.jpg --model my_clip/ --text "a cat"       what makes it like this text?
-  vitx ask cat.jpg --model my_llava/ --prompt "What is it?"  what makes it answer so?
-  vitx sweep cat.jpg --model ...                             which options suit this model?
-  vitx compare cat.jpg --weights a.pth b.pth --model ...     what changed between two checkpoints?
-  vitx sanity cat.jpg dog.jpg --model ...                    do the maps show what the model has learned?
-  vitx timelapse logs/demo/version_0                         how did it learn to look there?
-  vitx report logs/demo/version_0                            the same on one page
-  vitx report logs/                                          how do my trainings differ?
-"""
+# Each is a module with `parser()` and `run(options)`, whose docstring is its help.
 COMMANDS = {
     "explain": "explain pictures, one or a million",
     "ask": "explain what a vision-language model answers",
@@ -43,7 +40,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 if a part was skipped, 2 for bad input."""
-    parser = new_parser(DESCRIPTION, prog="vitx", version=__version__, exit_on_error=False)
+    parser = new_parser(__doc__, prog="vitx", version=__version__, exit_on_error=False)
     commands = parser.add_subcommands(dest="command", title="commands")
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Only the command that was named is imported.
@@ -57,7 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ArgumentError:
             say_new_name(words, next(iter(parsers.values())).get_defaults() if parsers else {})
             raise
-        status: int = modules[options.command].run(options[options.command])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\b")  # of odd metadata
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # of Lightning
+            status: int = modules[options.command].run(options[options.command])
     except (ArgumentError, VitxError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2

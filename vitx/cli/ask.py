@@ -1,4 +1,13 @@
-"""`vitx ask`: what in a picture makes a vision-language model say a word."""
+"""Ask a vision-language model about a picture: what makes it say a word?
+
+  vitx ask cat.jpg --model my_llava/ --prompt "What is in the picture?"
+  vitx ask cat.jpg --model my_llava/ --prompt "What is in the picture?" --word dog cat
+  vitx ask before.jpg after.jpg --model hf-hub:my/qwen --prompt "What has changed?"
+
+Without --word, the model answers, and each word of its answer has a map; with it, each of those words at the
+place where the answer would begin. Several pictures are those of one prompt. The file gets a row for each
+picture, or for each part of it that the model sees by itself, and a column for each word.
+"""
 
 import re
 from collections.abc import Sequence
@@ -20,22 +29,11 @@ from vitx.pictures.captions import Caption
 from vitx.targets import Question, answer, word
 
 _TILE = 224  # pixels
-DESCRIPTION = """\
-Ask a vision-language model about a picture: what makes it say a word?
-
-  vitx ask cat.jpg --model my_llava/ --prompt "What is in the picture?"
-  vitx ask cat.jpg --model my_llava/ --prompt "What is in the picture?" --word dog cat
-  vitx ask before.jpg after.jpg --model hf-hub:my/qwen --prompt "What has changed?"
-
-Without --word, the model answers, and each word of its answer has a map; with it, each of those words at the
-place where the answer would begin. Several pictures are those of one prompt. The file gets a row for each
-picture, or for each part of it that the model sees by itself, and a column for each word.
-"""
 
 
 def parser() -> ArgumentParser:
     """Return the options of the command."""
-    made = new_parser(DESCRIPTION)
+    made = new_parser(__doc__)
     add(made, "paths", "PATH", "image files, all of one prompt", nargs="+")
     add(made, "--model", "NAME", "of Hugging Face: a folder, or hf-hub:NAME", required=True)
     add(made, "--prompt", "TEXT", "the question to the model", required=True)

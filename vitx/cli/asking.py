@@ -1,8 +1,7 @@
 """The options that say what is asked of each picture: a class, a text, another picture, a part of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -10,10 +9,10 @@ from torch import Tensor
 from vitx.cli.model import PREDICTED, Subject
 from vitx.cli.options import add, check_least
 from vitx.errors import VitxError
-from vitx.inputs.reading import find_pictures
+from vitx.inputs.reading import find_picture
 from vitx.models.prediction import difference
 from vitx.passes import Target
-from vitx.targets import Question, Text, best_queries, query, region, similar_to, token
+from vitx.targets import Text, best_queries, query, region, similar_to, token
 
 _OTHERS = ("similar_to", "patch", "region", "objects")  # questions that are of no class
 
@@ -23,16 +22,27 @@ class Asked:
     """One question to each picture.
 
     Attributes:
-        target: from the model and its images, (B, C, H, W), to what is explained.
+        target: of the explanation.
         index: the class, or the text; None: the predicted class, or something else.
         against: the class or text that it is compared with.
         name: of something else than a class, in the names of arrays; "" of a class or a text.
+        object: in place of a target, the place of an object among the surest, from 0.
     """
 
-    target: Callable[[Subject, Tensor], Target]
+    target: Target = None
     index: int | None = None
     against: int | None = None
     name: str = ""
+    object: int | None = None
+
+    def put(self, subject: Subject, images: Tensor) -> Target:
+        """Return the target for some images, (B, C, H, W)."""
+        if self.object is None:
+            return self.target
+        found = subject.explain(images, {"rollout": {}})["rollout"]
+        if found.objects is None:
+            raise VitxError(f"--objects takes a detector, and the model puts out {tuple(found.logits.shape)}")
+        return query(best_queries(found, self.object + 1)[:, self.object])
 
 
 def add_questions(group: Any) -> None:
@@ -47,11 +57,7 @@ def add_questions(group: Any) -> None:
 
 
 def check_questions(options: Any) -> bool:
-    """Return whether something else than classes and texts is asked for.
-
-    Raises:
-        VitxError: The options do not go together.
-    """
+    """Return whether something else than classes and texts is asked for."""
     check_least(options, objects=1)
     given = [name for name in ("text", *_OTHERS) if options[name] is not None]
     given += ["target"] if options.target != [PREDICTED] else []
@@ -60,49 +66,35 @@ def check_questions(options: Any) -> bool:
     if len(given) > 1:
         first, second = (name.replace("_", "-") for name in given[:2])
         raise VitxError(f"--{first} is a question of its own: leave out --{second}")
-    _check_count("patch", options.patch, 2, "a row and a column")
-    _check_count("region", options.region, 5, "a class, and x0 y0 x1 y1")
+    for name, count, what in (("patch", 2, "a row and a column"), ("region", 5, "a class, and x0 y0 x1 y1")):
+        if options[name] is not None and len(options[name]) != count:
+            raise VitxError(f"--{name} takes {what}, found {' '.join(f'{one:g}' for one in options[name])}")
     return bool(others)
 
 
 def questions_of(options: Any, subject: Subject) -> list[Asked]:
-    """Return the questions that the options ask, at least one.
-
-    Raises:
-        VitxError: There is no such class or picture.
-    """
+    """Return the questions that the options ask, at least one."""
     if options.text is not None:
         texts = Text(*options.text, against=options.against, tokenizer=subject.tokenizer)
         other = None if options.against is None else len(options.text)
-        return [Asked(_always(texts.at(place)), place, other) for place in range(len(options.text))]
+        return [Asked(texts.at(place), place, other) for place in range(len(options.text))]
     if options.similar_to is not None:
-        (file,) = find_pictures([options.similar_to], subject.prepare.suffixes)
-        return [Asked(_always(similar_to(subject.batch([file]))), name="similar")]
+        file = find_picture(options.similar_to, subject.prepare.suffixes)
+        return [Asked(similar_to(subject.batch([file])), name="similar")]
     if options.patch is not None:
         row, column = options.patch
-        return [Asked(_always(token(row, column)), name=f"patch_{row}_{column}")]
+        return [Asked(token(row, column), name=f"patch_{row}_{column}")]
     if options.region is not None:
         cls, *box = options.region
-        return [Asked(_always(region(int(cls), box=box)), name=f"region_{int(cls)}")]
+        return [Asked(region(int(cls), box=box), name=f"region_{int(cls)}")]
     if options.objects is not None:
-        return [Asked(partial(_object, n), name=f"object_{n + 1}") for n in range(options.objects)]
+        return [Asked(name=f"object_{place + 1}", object=place) for place in range(options.objects)]
     targets = list(dict.fromkeys(map(subject.find_class, options.target)))
     against = _against(options, subject, targets)
     return [
-        Asked(_always(one if one is None or against is None else difference(one, against)), one, against)
+        Asked(one if one is None or against is None else difference(one, against), one, against)
         for one in targets
     ]
-
-
-def _always(target: Target) -> Callable[[Subject, Tensor], Target]:
-    return lambda subject, images: target
-
-
-def _object(number: int, subject: Subject, images: Tensor) -> Question:
-    found = subject.explain(images, {"rollout": {}})["rollout"]
-    if found.objects is None:
-        raise VitxError(f"--objects takes a detector, and the model puts out {tuple(found.logits.shape)}")
-    return query(best_queries(found, number + 1)[:, number])
 
 
 def _against(options: Any, subject: Subject, targets: Sequence[int | None]) -> int | None:
@@ -114,8 +106,3 @@ def _against(options: Any, subject: Subject, targets: Sequence[int | None]) -> i
     if found in targets:
         raise VitxError(f"--target and --against are the same class, {subject.name(found)}: name two")
     return found
-
-
-def _check_count(name: str, given: Sequence[float] | None, count: int, what: str) -> None:
-    if given is not None and len(given) != count:
-        raise VitxError(f"--{name} takes {what}, found {' '.join(f'{one:g}' for one in given)}")

@@ -1,5 +1,11 @@
-"""`vitx compare`: one picture through several models or checkpoints."""
+"""Show one picture through several models, and where each looks more and less than the first.
 
+vitx compare cat.jpg --model my_package:MyLightningModule --weights first.ckpt last.ckpt
+vitx compare cat.jpg --model deit_tiny_patch16_224 --weights a.safetensors b.safetensors --method evidence
+vitx compare cat.jpg --model my_model/ my_finetuned_model/
+"""
+
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,25 +21,15 @@ from vitx.cli.model import Subject, check_target, load_subject, picture_parser
 from vitx.cli.options import add
 from vitx.errors import VitxError
 from vitx.files import png_path, write_png
-from vitx.inputs.prepared import to_tensor
-from vitx.inputs.reading import find_pictures
+from vitx.inputs.reading import find_picture
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of
 from vitx.runs.finding import names_apart
 
-DESCRIPTION = """\
-Show one picture through several checkpoints or models side by side, and where each looks more and less than
-the first.
-
-  vitx compare cat.jpg --model my_package:MyLightningModule --weights first.ckpt last.ckpt
-  vitx compare cat.jpg --model deit_tiny_patch16_224 --weights a.safetensors b.safetensors --method evidence
-  vitx compare cat.jpg --model my_model/ my_finetuned_model/
-"""
-
 
 def parser() -> ArgumentParser:
     """Return the options of the command."""
-    made, group = picture_parser(DESCRIPTION, "an image file", "vitx-compare.png", several=True)
+    made, group = picture_parser(__doc__, "an image file", "vitx-compare.png", several=True)
     add(group, "--method", "NAME", f"one row for each (default: {DEFAULT})", nargs="+")
     return made
 
@@ -51,10 +47,13 @@ def run(options: Any) -> int:
     if count < 2:
         raise VitxError("name at least two to compare: --weights A B, or --model A B")
     path = png_path(options.output)
-    (picture,) = find_pictures([options.image])
-    pairs = [(models[at % len(models)], weights[at % len(weights)]) for at in range(count)]
-    subjects = [load_subject(options, asked, model=model, weights=file) for model, file in pairs]
-    names = names_apart([Path(file).with_suffix("") if file else Path(model) for model, file in pairs])
+    picture = find_picture(options.image)
+    subjects, places = [], []
+    for at in range(count):
+        model, file = models[at % len(models)], weights[at % len(weights)]
+        places.append(Path(file).with_suffix("") if file else Path(model))
+        subjects.append(load_subject(Namespace(**vars(options) | {"model": model, "weights": file}), asked))
+    names = names_apart(places)
     write_png(path, _drawn(dict(zip(names, subjects, strict=True)), picture, asked, options.target))
     print(f"see {options.output}")
     return 0
@@ -64,8 +63,8 @@ def _drawn(subjects: dict[str, Subject], picture: Path, asked: Any, target: str)
     """Draw the input, the maps of each model, and their differences from the first."""
     found: dict[str, Sequence[vitx.Explanation]] = {}
     for name, subject in subjects.items():
-        images = to_tensor([picture], subject.prepare)
-        found[name] = [*subject.explain(images, asked, subject.find_class(target)).values()]
+        images, index = subject.batch([picture]), subject.find_class(target)
+        found[name] = [*subject.explain(images, asked, index).values()]
     first, *others = found
     pixels = torch.cat([explanation.pixels() for explanation in found[first]])
     columns = {"input": pixels}

@@ -87,25 +87,14 @@ def charts_of_runs(scalars: Sequence[Mapping[str, Curve]], names: Sequence[str])
 
 
 def in_order(tags: Iterable[str]) -> list[str]:
-    """Sorts logged numbers: accuracy, loss and vitx's own first; counters are left out.
-
-    Example:
-        >>> in_order(["epoch", "vitx/gae/drift", "train/loss", "lr", "val/accuracy"])
-        ['val/accuracy', 'train/loss', 'vitx/gae/drift', 'lr']
-    """
-    measures = {tag: parts(tag)[1] for tag in tags}
+    """Sorts logged numbers: accuracy, loss and vitx's own first; counters are left out."""
+    kept = [tag for tag in tags if parts(tag)[1] not in _LEFT_OUT]
     known = {measure: place for place, measure in enumerate(_FIRST)}
-    kept = [tag for tag, measure in measures.items() if measure not in _LEFT_OUT]
-    return sorted(kept, key=lambda tag: known.get(measures[tag], len(known)))
+    return sorted(kept, key=lambda tag: known.get(parts(tag)[1], len(known)))
 
 
 def parts(tag: str) -> tuple[str, str]:
-    """Split a tag into the place and the measure.
-
-    Example:
-        >>> parts("vitx/rollout/drift"), parts("val/loss"), parts("lr")
-        (('attention rollout', 'drift'), ('val', 'loss'), ('', 'lr'))
-    """
+    """Split a tag into the place, a method by its title, and the measure."""
     where, _, measure = tag.removeprefix("vitx/").rpartition("/")
     return title_of(where), measure
 
@@ -126,10 +115,7 @@ def number(value: float) -> str:
 
 
 def _chart(measure: str, title: str, lines: Sequence[Line], points: int) -> Chart:
-    return Chart(title, EXPLAINED.get(measure, ""), lines, _svg(lines, points))
-
-
-def _svg(lines: Sequence[Line], points: int) -> str:
+    """Draw some curves; a line shows its name where it is pointed at, and numbers are short."""
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "vitx"}  # text as text, the same in every run
     settings |= {"font.family": "sans-serif", "font.size": 9}
     settings |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _CURRENT)
@@ -151,15 +137,11 @@ def _svg(lines: Sequence[Line], points: int) -> str:
         written = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(written, format="svg", transparent=True, metadata=nothing)
-    return _embedded(written.getvalue(), lines)
-
-
-def _embedded(svg: str, lines: Sequence[Line]) -> str:
-    """Make a file a part of a page: a line shows its name where it is pointed at, and numbers are short."""
-    outside = r"<metadata>.*?</metadata>| xmlns(:\w+)?=\"[^\"]*\""
-    svg = re.sub(outside, "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r"(?<=\d\.\d)\d+(?= |\n|\")", "", svg)
+    svg = written.getvalue()
+    of_a_file = r"<metadata>.*?</metadata>| xmlns(:\w+)?=\"[^\"]*\""
+    svg = re.sub(of_a_file, "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"(?<=\d\.\d)\d+(?= |\n|\")", "", svg).replace(_CURRENT, "currentColor")
     for line in lines:
         named = f'<g class="curve run-{line.place}"><title>{escape(line.name)}</title>'
         svg = svg.replace(f'<g id="run-{line.place}">', named)
-    return svg.replace(_CURRENT, "currentColor")
+    return Chart(title, EXPLAINED.get(measure, ""), lines, svg)

@@ -1,4 +1,21 @@
-"""`vitx explain`: pictures, one or a million, beside what the model looks at."""
+"""Explain pictures, one or a million: what does the model look at?
+
+  vitx explain cat.jpg --model deit_tiny_patch16_224
+  vitx explain cat.jpg --model deit_tiny_patch16_224 --weights mine.safetensors --target tabby beagle
+  vitx explain cat.jpg --model deit_tiny_patch16_224 --target tabby --against beagle
+  vitx explain cat.jpg --model my_package:MyLightningModule --weights last.ckpt
+  vitx explain cat.jpg --model my_hugging_face_folder/ --html --open
+  vitx explain cat.jpg --model hf-hub:openai/clip-vit-base-patch32 --text "a cat" "a dog"
+  vitx explain cat.jpg --model open_clip:ViT-B-32 --weights mine.pt --similar-to dog.jpg
+  vitx explain street.jpg --model my_detector/ --objects 3
+  vitx explain scan.nii.gz --model my_package:net --input-options volume=96,96,96
+  vitx explain photos/ --model deit_tiny_patch16_224 --save jpg maps json --overview
+  vitx explain photos/ --model vit_base_patch16_224 --run-options devices=4 strategy=ddp --resume
+
+For each picture, the output folder gets one of the same name: the input beside a map for each method and
+target. Files that cannot be read are named and skipped. Put file names that begin with a dash after "--".
+The exit status is 0 if all is well, 1 if some pictures were skipped, 2 if nothing was done.
+"""
 
 import json
 import os
@@ -17,9 +34,8 @@ from jsonargparse import ArgumentParser
 import vitx
 from vitx.attribution import DEFAULT, Methods, find_method, methods, telling, title_of, with_options
 from vitx.cli.asking import add_questions, check_questions, questions_of
-from vitx.cli.delivery import SHARD
 from vitx.cli.findings import Product
-from vitx.cli.many import Explainer, Place, predict
+from vitx.cli.many import SHARD, Explainer, Place, predict
 from vitx.cli.model import (
     PREDICTED,
     Subject,
@@ -39,25 +55,6 @@ from vitx.inputs.volumes import VOLUMES
 from vitx.models.checkpoints import checksum
 from vitx.pictures.overview import Overview
 
-DESCRIPTION = """\
-Explain pictures: what does the model look at?
-
-  vitx explain cat.jpg --model deit_tiny_patch16_224
-  vitx explain cat.jpg --model deit_tiny_patch16_224 --weights mine.safetensors --target tabby beagle
-  vitx explain cat.jpg --model deit_tiny_patch16_224 --target tabby --against beagle
-  vitx explain cat.jpg --model my_package:MyLightningModule --weights last.ckpt
-  vitx explain cat.jpg --model my_hugging_face_folder/ --html --open
-  vitx explain cat.jpg --model hf-hub:openai/clip-vit-base-patch32 --text "a cat" "a dog"
-  vitx explain cat.jpg --model open_clip:ViT-B-32 --weights mine.pt --similar-to dog.jpg
-  vitx explain street.jpg --model my_detector/ --objects 3
-  vitx explain scan.nii.gz --model my_package:net --input-options volume=96,96,96
-  vitx explain photos/ --model deit_tiny_patch16_224 --save jpg maps json --overview
-  vitx explain photos/ --model vit_base_patch16_224 --run-options devices=4 strategy=ddp --resume
-
-For each picture, the output folder gets one of the same name: the input beside a map for each method and
-target. Files that cannot be read are named and skipped. Put file names that begin with a dash after "--".
-The exit status is 0 if all is well, 1 if some pictures were skipped, 2 if nothing was done.
-"""
 _DEFAULT = (DEFAULT, "evidence")
 _SAVED = {**{kind[1:]: kind for kind in PICTURES}, "maps": ".npz", "json": ".json", "shards": ""}
 _RUN = {"workers": COUNT, "num_nodes": COUNT} | dict.fromkeys(("accelerator", "devices", "strategy"), TEXT)
@@ -68,7 +65,7 @@ _FEW = 20  # pictures that are reported one by one
 
 def parser() -> ArgumentParser:
     """Return the options of the command."""
-    made = new_parser(DESCRIPTION)
+    made = new_parser(__doc__)
     add(made, "paths", "PATH", "files, folders, or patterns such as 'photos/*.jpg'", nargs="+")
     add_model_options(made)
     add(made, "--method", "NAME", f"{', '.join(methods())} (default: {' and '.join(_DEFAULT)})", nargs="+")
@@ -111,12 +108,22 @@ def run(options: Any) -> int:
     folder = Path(options.output)
     files = _files(options.paths, folder)
     explainer = _explainer(options, asked, other)
-    subject = explainer.subject
-    files = _of_kind(files, options.paths, subject.prepare.suffixes)
+    subject, suffixes = explainer.subject, explainer.subject.prepare.suffixes
+    files = [file for file in files if has_suffix(file, suffixes) or str(file) in options.paths]
+    if not files:
+        raise VitxError(f"there is no file that the model takes ({', '.join(sorted(suffixes))})")
     if options.trace:
-        print(_trace(explainer, files[0]))
+        (name, given), *_ = subject.methods.items()
+        image = subject.batch(files[:1])
+        target = explainer.questions[0].put(subject, image)
+        print(vitx.trace(subject.model, image, name, target=target, **given))
         return 0
-    output = _output(options, folder, files, subject)
+    sharded = "shards" in options.save
+    if sharded and subject.prepare.keep_aspect:
+        raise VitxError("--save shards needs maps of one size: leave out shards, or keep_aspect")
+    kinds = tuple(dict.fromkeys(_SAVED[kind] for kind in options.save if _SAVED[kind]))
+    product = Product(subject, kinds, options.signed)
+    output = Output(folder, files, product, _settings(options, subject), sharded)
     output.check(options.resume)
     left = output.left() if options.resume else files
     if len(left) < len(files):
@@ -128,11 +135,10 @@ def run(options: Any) -> int:
     for _, error in sorted(errors.items()):
         print(f"skipped: {error}" if len(errors) < len(files) else f"error: {error}", file=sys.stderr)
     if len(errors) == len(files):
-        output.take_back()
         return 2
     output.join_json()
     skipped, done = f", {len(errors):,} skipped" if errors else "", len(left) - len(errors)
-    print(f"{done:,} picture{'' if done == 1 else 's'} explained{skipped}: see {linked(folder)}")
+    print(f"{done:,} picture{'' if done == 1 else 's'} explained{skipped}: see {folder}")
     lost = {left[place] for place in errors}
     _show(options, explainer, [file for file in files if file not in lost], output, overview)
     return 1 if errors else 0
@@ -164,6 +170,16 @@ def _methods(options: Any) -> Methods:
     return with_options(dict.fromkeys(takes or [DEFAULT], given))
 
 
+def _files(paths: Sequence[str], folder: Path) -> list[Path]:
+    """Return the pictures, without those that an earlier run wrote among them."""
+    written = folder.resolve()
+    found = find_pictures(paths, ARRAYS | CLIPS | VOLUMES)
+    files = [file for file in found if written not in (file.parent.resolve() / file.name).parents]
+    if not files:
+        raise VitxError(f"all pictures are in the output folder {folder}: use another --output")
+    return files
+
+
 def _explainer(options: Any, asked: Methods, other: bool) -> Explainer:
     """Load the model and ask it the questions; it is tried on a blank picture, before any is read."""
     texts = options.text or []
@@ -174,25 +190,16 @@ def _explainer(options: Any, asked: Methods, other: bool) -> Explainer:
     explainer = Explainer(subject, questions_of(options, subject))
     if texts:
         trial = torch.zeros(1, *subject.prepare.shape).to(next(subject.model.parameters()))
-        subject.explain(trial, asked, explainer.questions[0].target(subject, trial))
+        subject.explain(trial, asked, explainer.questions[0].target)
     return explainer
 
 
-def _trace(explainer: Explainer, file: Path) -> vitx.Trace:
-    """Record the pass of one picture, and the relevance by the first method."""
-    subject, (name, given) = explainer.subject, next(iter(explainer.subject.methods.items()))
-    image = subject.batch([file])
-    target = explainer.questions[0].target(subject, image)
-    return vitx.trace(subject.model, image, name, target=target, **given)
-
-
-def _output(options: Any, folder: Path, files: Sequence[Path], subject: Subject) -> Output:
-    kinds = tuple(dict.fromkeys(_SAVED[kind] for kind in options.save if _SAVED[kind]))
-    sharded = "shards" in options.save
-    if sharded and subject.prepare.keep_aspect:
-        raise VitxError("--save shards needs maps of one size: leave out shards, or keep_aspect")
-    product = Product(subject, kinds, options.signed)
-    return Output(folder, files, product, _settings(options, subject), sharded)
+def _settings(options: Any, subject: Subject) -> str:
+    """Return what must be the same for a run that goes on with another's output, also inside named files."""
+    other = ("paths", "output", "open", "save", "html", "overview", "resume", "batch_size", "run_options")
+    same = {name: value for name, value in vars(options).items() if name not in other}
+    sums = {"weights": checksum(subject.model), "class names": crc32(str(subject.class_names).encode())}
+    return json.dumps(same | {"checksums": sums}, indent=1, default=str)
 
 
 def _explain(
@@ -211,7 +218,7 @@ def _explain(
         output,
         batch_size=options.batch_size,
         workers=running.pop("workers", None),
-        tell=_tell if len(files) <= _FEW else None,
+        tell=len(files) <= _FEW,
         overview=overview,
     )
     device = _device(running)
@@ -225,11 +232,7 @@ def _explain(
 
 
 def _device(running: dict[str, Any]) -> torch.device | None:
-    """Return the one device of a run; None where several share the pictures.
-
-    Raises:
-        VitxError: There is no such device.
-    """
+    """Return the one device of a run; None where several share the pictures."""
     started = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
     accelerator = running.get("accelerator", "auto")
     kinds = {"auto": ("cuda", "mps", "cpu"), "gpu": ("cuda", "mps")}.get(accelerator, (accelerator,))
@@ -242,57 +245,23 @@ def _device(running: dict[str, Any]) -> torch.device | None:
     raise VitxError(f"there is no {accelerator} that torch can use here: take accelerator=cpu")
 
 
-def _files(paths: Sequence[str], folder: Path) -> list[Path]:
-    """Return the pictures, without those that an earlier run wrote among them."""
-    written = folder.resolve()
-    found = find_pictures(paths, ARRAYS | CLIPS | VOLUMES)
-    files = [file for file in found if written not in (file.parent.resolve() / file.name).parents]
-    if not files:
-        raise VitxError(f"all pictures are in the output folder {folder}: use another --output")
-    return files
-
-
-def _of_kind(files: Sequence[Path], paths: Sequence[str], suffixes: frozenset[str]) -> list[Path]:
-    """Return the files that the model can take: what else lies in a folder is left out."""
-    found = [file for file in files if has_suffix(file, suffixes) or str(file) in paths]
-    if not found:
-        raise VitxError(f"there is no file that the model takes ({', '.join(sorted(suffixes))})")
-    return found
-
-
-def _settings(options: Any, subject: Subject) -> str:
-    """Return what must be the same for a run that goes on with another's output, also inside named files."""
-    other = ("paths", "output", "open", "save", "html", "overview", "resume", "batch_size", "run_options")
-    same = {name: value for name, value in vars(options).items() if name not in other}
-    sums = {"weights": checksum(subject.model), "class names": crc32(str(subject.class_names).encode())}
-    return json.dumps(same | {"checksums": sums}, indent=1, default=str)
-
-
-def _tell(file: Path, said: str, paths: Sequence[Path]) -> None:
-    """Print what was found in a picture, and where it is written."""
-    print(f"{file}: {said}, see {linked(paths[-1])}" if paths else f"{file}: {said}")
-
-
 def _show(
     options: Any, explainer: Explainer, files: Sequence[Path], output: Output, overview: Overview | None
 ) -> None:
     """Write the overview and the page, and open the result, where that is asked for."""
+    subject, name = explainer.subject, telling(explainer.subject.methods)
     pictures = [path for file in files for path in output.paths(file) if path.suffix in PICTURES]
     made = pictures[0] if len(pictures) == 1 else output.folder
     if overview is not None:
         made = output.folder / _OVERVIEW
-        write_png(made, overview.draw(title=title_of(telling(explainer.subject.methods))))
-        print(f"all pictures at once: see {linked(made)}")
+        write_png(made, overview.draw(title=title_of(name)))
+        print(f"all pictures at once: see {made}")
     if options.html:
         made = output.folder / _PAGE
-        explainer.page(files[: 1 if explainer.subject.prepare.keep_aspect else _ON_A_PAGE]).save(made)
-        print(f"a page to click: see {linked(made)}")
+        images = subject.batch(files[: 1 if subject.prepare.keep_aspect else _ON_A_PAGE])
+        target = explainer.questions[0].put(subject, images)
+        found = subject.explain(images, {name: subject.methods[name]}, target)[name]
+        found.view(subject.short_names).save(made)
+        print(f"a page to click: see {made}")
     if options.open and not webbrowser.open(made.resolve().as_uri()):
         print(f"no browser was found that could show {made}", file=sys.stderr)
-
-
-def linked(path: Path) -> str:
-    """Return a path as a terminal shows a link to it; elsewhere as it is."""
-    if not sys.stdout.isatty() or os.environ.get("TERM") in (None, "dumb"):
-        return str(path)
-    return f"\033]8;;{path.resolve().as_uri()}\033\\{path}\033]8;;\033\\"

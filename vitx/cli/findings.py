@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,28 +18,9 @@ from vitx.cli.model import Subject
 from vitx.errors import VitxError, in_words
 from vitx.explanation import Explanation
 from vitx.files import encode, savez, write_or_say
-from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of
-from vitx.pictures.views import Layer, laid_out, slices_of, tile_width
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture that was read.
-
-    Attributes:
-        place: among all.
-        file: it was read from.
-        image: as the model takes it, without the dimension of the batch; None once it was explained.
-        pixels: (H, W, 3) uint8, or of clips and volumes (T, H, W, 3). None once it was drawn.
-        note: a sentence on its colors, or "".
-    """
-
-    place: int
-    file: Path
-    image: Tensor | None
-    pixels: Tensor | None
-    note: str
+from vitx.pictures.drawing import draw_layers
+from vitx.pictures.views import Layer, slices_of
 
 
 @dataclass(frozen=True)
@@ -60,20 +41,36 @@ class Map:
         """The answer in words, or ""."""
         return self.found.captions[0] if self.found.captions else ""
 
-    def key(self, target: object) -> str:
-        """Return the name among the arrays of a picture, where a class is called by its number or else."""
-        if self.asked.name:
-            return f"{self.found.method}_{self.asked.name}"
+    def arrays(self, target: object, signed: bool) -> dict[str, NDArray[Any]]:
+        """Return the map by its name among the arrays of a picture, where a class is called so."""
         key = self.found.method if self.target is None else f"{self.found.method}_{target}"
-        return key if self.against is None else f"{key}_not_{self.against}"
+        key = key if self.against is None else f"{key}_not_{self.against}"
+        key = f"{self.found.method}_{self.asked.name}" if self.asked.name else key
+        values = (self.found.signed if signed and self.found.signed is not None else self.found.maps).numpy()
+        return {key: values[0]} | ({f"{key}_other": values[1]} if self.found.paired else {})
 
 
 @dataclass(frozen=True)
-class Finding(Picture):
-    """The logits, (classes,), and the maps of a picture, one for each method and question."""
+class Finding:
+    """A picture that was read, and later what was found in it.
 
-    logits: Tensor
-    maps: tuple[Map, ...]
+    Attributes:
+        place: among all.
+        file: it was read from.
+        image: as the model takes it, without the dimension of the batch; None once it was explained.
+        pixels: (H, W, 3) uint8, or of clips and volumes (T, H, W, 3). None once it was drawn.
+        note: a sentence on its colors, or "".
+        logits: (classes,).
+        maps: one for each method and question.
+    """
+
+    place: int
+    file: Path
+    image: Tensor | None
+    pixels: Tensor | None
+    note: str
+    logits: Tensor = field(default_factory=partial(torch.empty, 0))
+    maps: tuple[Map, ...] = ()
 
     @property
     def texts(self) -> str:
@@ -85,10 +82,6 @@ class Finding(Picture):
         """The probability of each class; of one logit, that of not being and of being it."""
         logits = self.logits.float()
         return logits.softmax(-1) if len(logits) > 1 else torch.cat([1 - logits.sigmoid(), logits.sigmoid()])
-
-    def without_pixels(self) -> "Finding":
-        """Return the same without its largest part."""
-        return replace(self, pixels=None)
 
 
 @dataclass(frozen=True)
@@ -106,17 +99,13 @@ class Product:
     signed: bool = False
 
     def write(self, finding: Finding, paths: Sequence[Path]) -> str:
-        """Write the files of one picture, one for each kind, and return a line about it.
-
-        Raises:
-            VitxError: One of them cannot be drawn or written.
-        """
+        """Write the files of one picture, one for each kind, and return a line about it."""
         try:
             for path, kind in zip(paths, self.kinds, strict=True):
                 if kind == ".npz":
                     arrays = {"logits": finding.logits.numpy()}
                     for one in finding.maps:
-                        arrays |= self._arrays(one, one.target)
+                        arrays |= one.arrays(one.target, self.signed)
                     write_or_say(path, partial(savez, arrays=arrays))
                 elif kind == ".json":
                     facts = json.dumps(self._facts(finding, paths), ensure_ascii=False).encode()
@@ -125,56 +114,48 @@ class Product:
                     write_or_say(path, partial(encode, picture=self.drawn(finding), suffix=kind))
         except VitxError:
             raise
-        except Exception as error:  # each format has its own kinds
+        except Exception as error:  # such as an image of an odd form: it is named, as there may be many
             raise VitxError(f"{finding.file} could not be drawn: {in_words(error)}") from error
         return "; ".join(filter(None, (str(self._caption(finding)), self._question(finding))))
 
     def write_shard(self, path: Path, names: Sequence[str], found: Sequence[Finding]) -> None:
-        """Write the maps of several pictures, by their names, into one file.
-
-        Raises:
-            VitxError: The file cannot be written.
-        """
+        """Write the maps of several pictures, by their names, into one file."""
         arrays: dict[str, NDArray[Any]] = {"files": np.array(names)}
         arrays["logits"] = np.stack([finding.logits.numpy() for finding in found])
         for maps in zip(*(finding.maps for finding in found), strict=True):
             called = "predicted" if maps[0].asked.index is None else maps[0].asked.index
+            each = [one.arrays(called, self.signed) for one in maps]
             if maps[0].target is not None:
-                arrays[f"{maps[0].key(called)}_target"] = np.array([one.target for one in maps])
-            each = [self._arrays(one, called) for one in maps]
+                arrays[f"{next(iter(each[0]))}_target"] = np.array([one.target for one in maps])
             arrays |= {name: np.stack([one[name] for one in each]) for name in each[0]}
         write_or_say(path, partial(savez, arrays=arrays))
 
     def drawn(self, finding: Finding) -> NDArray[np.uint8]:
         """Draw the input beside the maps, (height, width, 3) uint8."""
         assert finding.pixels is not None
-        pixels = finding.pixels[None]
-        slices = slices_of(tuple(pixels.shape[1:-1]), len(self.subject.prepare.mean))
-        titled = dict(zip(self._titles(finding), finding.maps, strict=True))
-        layers = {title: _layer(one.found[:1]) for title, one in titled.items()}
-        columns, marks = laid_out(pixels, layers, slices, signed=self.signed)
-        pairs = {f"{title} ": one.found[1:] for title, one in titled.items() if one.found.paired}
-        if pairs:
-            other = next(iter(pairs.values())).pixels()
-            layers = {title: _layer(found) for title, found in pairs.items()}
-            columns["the other"], *drawn = laid_out(other, layers, signed=self.signed)[0].values()
-            columns |= dict(zip(pairs, drawn, strict=True))
-        question = "" if finding.maps[0].asked.name else self._question(finding)  # which titles say
-        note = "; ".join(filter(None, (question, finding.note, marks)))
-        said, width = [self._caption(finding)], tile_width(columns, slices)
-        return render.grid(columns, said, tile_width=width, note=note, signed=self.signed)
+        first = finding.maps[0]
+        pixels = first.found.pixels() if first.found.paired else finding.pixels[None]
+        return draw_layers(
+            pixels,
+            {title: _layer(one.found) for title, one in self._titled(finding)},
+            [self._caption(finding)],
+            slices_of(tuple(pixels.shape[1:-1]), len(self.subject.prepare.mean)),
+            ("" if first.asked.name else self._question(finding), finding.note),  # titles say other questions
+            signed=self.signed,
+            paired=first.found.paired,
+        )
 
-    def _titles(self, finding: Finding) -> list[str]:
-        """Return a title for each map: the method, and the question where there are several."""
+    def _titled(self, finding: Finding) -> list[tuple[str, Map]]:
+        """Give each map a title: the method, and the question where there are several."""
         methods = len({one.found.method for one in finding.maps}) > 1
         several = len({one.target for one in finding.maps} - {None}) > 1
-        titles = []
+        titled = []
         for one in finding.maps:
             title, said = title_of(one.found.method), one.said if one.asked.name else ""
             if one.target is not None and several:
                 said = f"for {self.subject.name(one.target)}, {finding.shares[one.target]:.0%}"
-            titles.append(f"{title} {said}".strip() if methods or not said else said)
-        return titles
+            titled.append((f"{title} {said}".strip() if methods or not said else said, one))
+        return titled
 
     def _caption(self, finding: Finding) -> Caption:
         if finding.texts:
@@ -199,16 +180,17 @@ class Product:
         maps: list[dict[str, Any]] = []
         for one in finding.maps:
             name, share = self._known(one.target, finding)
-            maps.append({"method": one.found.method, "target": one.target, "target_name": name})
-            maps[-1]["target_probability"] = share
+            facts: dict[str, Any] = {"method": one.found.method, "target": one.target, "target_name": name}
+            facts["target_probability"] = share
             if one.asked.name:
                 box = None if one.found.boxes is None else one.found.boxes[0].tolist()
-                maps[-1] |= {"question": one.asked.name, "said": one.said or None, "box": box}
+                facts |= {"question": one.asked.name, "said": one.said or None, "box": box}
             elif one.said and one.target is not None:
-                maps[-1]["said"] = one.said
+                facts["said"] = one.said
             if one.against is not None:
                 names = self.subject.class_names
-                maps[-1] |= {"against": one.against, "against_name": names and names[one.against]}
+                facts |= {"against": one.against, "against_name": names and names[one.against]}
+            maps.append(facts)
         best = int(finding.shares.argmax()) if self.subject.predicts else None
         name, share = self._known(best, finding)
         said = {"file": str(finding.file), "prediction": best, "name": name, "probability": share}
@@ -221,12 +203,6 @@ class Product:
         names = self.subject.class_names
         share = round(finding.shares[index].item(), 6) if self.subject.predicts else None
         return None if names is None else names[index], share
-
-    def _arrays(self, one: Map, target: object) -> dict[str, NDArray[Any]]:
-        """Return the arrays of a map by their names, where a class is called by its number or else."""
-        found, key = one.found, one.key(target)
-        values = (found.maps if found.signed is None or not self.signed else found.signed).numpy()
-        return {key: values[0]} | ({f"{key}_other": values[1]} if found.paired else {})
 
 
 def _layer(found: Explanation) -> Layer:

@@ -1,14 +1,15 @@
-"""Many pictures through a model: read in threads beside it, explained batch by batch, and delivered."""
+"""Many pictures through a model: read in threads, explained batch by batch, drawn and written in threads."""
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -16,8 +17,7 @@ from tqdm import tqdm
 
 from vitx.attribution import find_method, telling
 from vitx.cli.asking import Asked
-from vitx.cli.delivery import Delivery, Tell, give_way
-from vitx.cli.findings import Finding, Map, Picture
+from vitx.cli.findings import Finding, Map
 from vitx.cli.model import Subject
 from vitx.cli.output import Output
 from vitx.errors import VitxError, in_words
@@ -26,7 +26,9 @@ from vitx.pictures.captions import classes_said
 from vitx.pictures.colors import draw
 from vitx.pictures.overview import Overview
 
-_MOST_READERS, _MOST_WRITERS = 8, 16
+SHARD = 256  # pictures in a file
+_MOST_READERS = 8
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,6 @@ class Place:
     world: int = 1
     devices: int = 1
 
-    def threads(self, workers: int | None) -> tuple[int, int]:
-        """Return how many threads read, by default as the cores allow, and how many draw and write."""
-        if workers is not None:
-            return workers, 2 * workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores = max(1, cores // self.devices)
-        return min(_MOST_READERS, max(1, cores // 4)), min(_MOST_WRITERS, max(2, cores // 2))
-
 
 @dataclass(frozen=True)
 class Explainer:
@@ -54,7 +48,7 @@ class Explainer:
     subject: Subject
     questions: Sequence[Asked]
 
-    def __call__(self, pictures: Sequence[Picture]) -> Iterator[Finding]:
+    def __call__(self, pictures: Sequence[Finding]) -> Iterator[Finding]:
         """Yield the finding in each picture of a batch."""
         if not pictures:
             return
@@ -65,9 +59,8 @@ class Explainer:
             methods = self.subject.methods
             if answers and not asked.name:  # maps of no class are there
                 methods = {name: methods[name] for name in methods if find_method(name).gradient}
-            found = (
-                self.subject.explain(images, methods, asked.target(self.subject, images)) if methods else {}
-            )
+            target = asked.put(self.subject, images)
+            found = self.subject.explain(images, methods, target) if methods else {}
             answers += [
                 (asked, (one if one.paired else one.without_images()).cpu()) for one in found.values()
             ]
@@ -76,14 +69,7 @@ class Explainer:
         logits = logits[:: len(logits) // len(pictures)].reshape(len(pictures), -1)
         for row, picture in enumerate(pictures):
             maps = tuple(_map(asked, found, row) for asked, found in answers)
-            yield Finding(**vars(picture) | {"image": None}, logits=logits[row], maps=maps)
-
-    def page(self, files: Sequence[Path]) -> Any:
-        """Return the page of some pictures, by the method that tells most, for the first question."""
-        images, name = self.subject.batch(files), telling(self.subject.methods)
-        target = self.questions[0].target(self.subject, images)
-        found = self.subject.explain(images, {name: self.subject.methods[name]}, target)[name]
-        return found.view(self.subject.short_names)
+            yield replace(picture, image=None, logits=logits[row], maps=maps)
 
 
 def _map(asked: Asked, found: Explanation, row: int) -> Map:
@@ -101,7 +87,7 @@ def predict(
     *,
     batch_size: int = 8,
     workers: int | None = None,
-    tell: Tell | None = None,
+    tell: bool = False,
     overview: Overview | None = None,
     place: Place,
 ) -> dict[int, str]:
@@ -113,45 +99,64 @@ def predict(
         output: takes the findings.
         batch_size: pictures that are explained at once.
         workers: threads that read; None: as the cores allow.
-        tell: is called for each picture; None: a bar shows the progress.
+        tell: print a line about each picture, in place of a bar.
         overview: gathers all pictures.
         place: of this process.
     """
     subject = explainer.subject
     subject.model.to(place.device)
-    readers, writers = place.threads(workers)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    readers = workers or min(_MOST_READERS, max(1, cores // place.devices // 4))
+    writers = 2 * readers
     size = 1 if subject.prepare.keep_aspect else batch_size
     errors: dict[int, str] = {}
     numbers = range(place.rank, len(files), place.world)
-    share = [files[number] for number in numbers]
-    begun = place.world > 1  # where another process may be the first to find something
-    if begun:
-        output.begin(share, place.rank == 0)
 
-    def read(number: int) -> Picture | str:
+    def read(number: int) -> Finding | None:
         try:
             return read_picture(number, files[number], subject)
         except VitxError as error:
-            return str(error)
+            errors[number] = str(error)
         except Exception as error:  # what prepares it may be the user's
-            return f"{files[number]} could not be prepared: {in_words(error)}"
+            errors[number] = f"{files[number]} could not be prepared: {in_words(error)}"
+        return None
 
-    with (
-        Delivery(output, writers, 4 * writers + 2 * size, tell) as delivery,
-        progress_bar(len(files), tell is None and place.rank == 0) as bar,
-        closing(_ahead(read, numbers, size, readers)) as batches,
-    ):
-        for batch in batches:
-            errors |= {number: found for number, found in batch.items() if isinstance(found, str)}
-            for finding in explainer([found for found in batch.values() if isinstance(found, Picture)]):
-                if not begun:  # nothing is written for a model that cannot be explained
-                    output.begin(share)
-                    begun = True
-                if overview is not None:
-                    _gather(overview, finding, subject)
-                delivery.add(finding)
-            bar.update(min(len(batch) * place.world, len(files) - bar.n))  # as if all were equally fast
-        delivery.finish()
+    def findings() -> Iterator[Finding]:
+        with (
+            progress_bar(len(files), not tell and place.rank == 0) as bar,
+            closing(_in_threads(read, numbers, readers, size + 2 * readers)) as pictures,
+        ):
+            while batch := [*islice(pictures, size)]:
+                yield from explainer([picture for picture in batch if picture is not None])
+                bar.update(min(len(batch) * place.world, len(files) - bar.n))  # as if all were equally fast
+
+    def tasks() -> Iterator[Callable[[], str | None]]:
+        share, begun = [files[number] for number in numbers], False
+        if place.world > 1:  # another process may be the first to find something
+            output.begin(share, place.rank == 0)
+            begun = True
+        kept: list[Finding] = []
+        for finding in findings():
+            if not begun:  # nothing is written for a model that cannot be explained
+                output.begin(share)
+                begun = True
+            if overview is not None:
+                _gather(overview, finding, subject)
+            if output.product.kinds or tell:
+                yield partial(output.write, finding)
+            if output.wants_shard(finding.file):
+                kept.append(replace(finding, pixels=None))
+            if len(kept) == SHARD:
+                yield partial(output.write_shard, kept)
+                kept = []
+        if kept:
+            yield partial(output.write_shard, kept)
+
+    ahead = writers if tell else 4 * writers + 2 * size
+    with closing(_in_threads(lambda task: task(), tasks(), writers, ahead)) as written:
+        for said in written:
+            if tell and said:
+                print(said)
     return errors
 
 
@@ -164,32 +169,33 @@ def _gather(overview: Overview, finding: Finding, subject: Subject) -> None:
     overview.add(finding.pixels, found.maps[0], name)
 
 
-def read_picture(number: int, file: Path, subject: Subject) -> Picture:
+def read_picture(number: int, file: Path, subject: Subject) -> Finding:
     """Read a picture and prepare it, or raise a VitxError."""
     prepare = subject.prepare
     picture = prepare.read(file, subject.max_pixels)
     image, scale = prepare(picture), (prepare.mean, prepare.std)
     given = scale if isinstance(picture, Image.Image) else None  # whose range is known
     pixels, note = draw(image[None], prepare.channels, [scale], given=given)
-    return Picture(number, file, image, pixels[0], note)
+    return Finding(number, file, image, pixels[0], note)
 
 
-def _ahead(
-    read: Callable[[int], Any], numbers: Sequence[int], size: int, threads: int
-) -> Generator[dict[int, Any], None, None]:
-    """Read in threads, in order and a little ahead, and yield batches."""
-    with ThreadPoolExecutor(threads, initializer=give_way) as pool:
-        left = iter(numbers)
-        begun: deque[tuple[int, Future[Any]]] = deque()
-        count = size + 2 * threads
+def _in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
+) -> Generator[Result, None, None]:
+    """Call a function in threads, on so many items ahead, and yield in order what it returns.
+
+    Where this ends early, what is begun is finished, and the rest is given up.
+    """
+    # Torch computes in each thread alone, as the model's threads wait for each other.
+    with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+        waiting: deque[Future[Result]] = deque()
         try:
-            while True:
-                begun.extend((number, pool.submit(read, number)) for number in islice(left, count))
-                if not begun:
-                    return
-                batch = [begun.popleft() for _ in range(min(size, len(begun)))]
-                count = len(batch)
-                yield {number: future.result() for number, future in batch}
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -17,6 +17,7 @@ from vitx.cli.options import COUNT, NUMBERS, SWITCH, Kind, add, new_parser, read
 from vitx.errors import VitxError
 from vitx.inputs.choosing import preprocessing_of
 from vitx.inputs.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing
+from vitx.inputs.prepared import to_tensor
 from vitx.inputs.preprocessing import Preprocessing
 from vitx.inputs.volumes import VolumePreprocessing
 from vitx.models.classes import find_class, known_class_names, read_class_names, short
@@ -67,13 +68,9 @@ class Subject:
         """Return the short name of a class, or its number."""
         return str(index) if self.short_names is None else self.short_names[index]
 
-    def read(self, file: Path) -> Tensor:
-        """Read a file as the model takes it, (C, H, W)."""
-        return self.prepare(self.prepare.read(file, self.max_pixels))
-
-    def batch(self, files: Sequence[Path]) -> Tensor:
-        """Read files as a batch, (B, C, H, W), on the device and in the precision of the model."""
-        images = torch.stack([self.read(file) for file in files])
+    def batch(self, pictures: Sequence[Any]) -> Tensor:
+        """Prepare files, or images, as the model takes them, (B, C, H, W)."""
+        images = to_tensor(pictures, self.prepare, self.max_pixels)
         return images.to(next(self.model.parameters(), images))
 
     def explain(self, images: Tensor, methods: Methods, target: Target = None) -> dict[str, vitx.Explanation]:
@@ -90,9 +87,7 @@ class Subject:
 def add_model_options(parser: ArgumentParser, several: bool = False, required: bool = True) -> None:
     """Add the options that name a model, or several."""
     more: dict[str, Any] = {"nargs": "+"} if several else {}
-    name = (
-        "of timm; hf-hub:NAME; a folder; open_clip:NAME; or your own class or function, package.module:name"
-    )
+    name = "of timm; hf-hub:NAME; a folder; open_clip:NAME; or your own, package.module:name"
     add(parser, "--model", "NAME", name, required=required, **more)
     weights = "its weights: .safetensors, .pth, or a .ckpt of Lightning (default: those that it comes with)"
     add(parser, "--weights", "FILE", weights, **more)
@@ -126,48 +121,32 @@ def picture_parser(description: str, image: str, output: str, **models: bool) ->
 
 
 def load_subject(
-    options: Any,
-    methods: Methods,
-    *,
-    model: str | None = None,
-    weights: str | None = None,
-    optional: bool = False,
-    classes: bool = True,
-    texts: bool = False,
+    options: Any, methods: Methods, *, optional: bool = False, classes: bool = True, texts: bool = False
 ) -> Subject:
     """Load a model, and try the methods on a blank image where it is asked for classes.
 
     Args:
         options: of the command.
         methods: that the model must take.
-        model: in place of `options.model`.
-        weights: in place of `options.weights`.
         optional: the first method is enough, where the model does not take them all.
         classes: the model tells classes apart, or puts out features of images.
         texts: the model compares images with texts.
-
-    Raises:
-        VitxError: It cannot be loaded or explained.
     """
     given = read_settings("--input-options", options.input_options, _INPUT)
     most = given.pop("max_pixels", None)
-    _check(given)
-    name, file = model or options.model, weights or options.weights
-    arguments = read_settings("--model-options", options.model_options)
-    of_timm = {"img_size": given.get("size"), "dynamic_img_size": given.get("keep_aspect") or None}
+    of_timm = {"img_size": given.get("size"), "dynamic_img_size": given.get("keep_aspect")}
     loaded = load_named(
-        name,
-        None if file is None else Path(file),
-        arguments,
-        of_timm={key: value for key, value in of_timm.items() if value is not None},
+        options.model,
+        None if options.weights is None else Path(options.weights),
+        read_settings("--model-options", options.model_options),
+        of_timm={key: value for key, value in of_timm.items() if value},
         trust=options.trust,
         texts=texts,
         classes=classes,
     )
     if loaded.prepare is not None and given:
-        raise VitxError(
-            f"{name} has an image processor of its own: leave out --input-options {next(iter(given))}"
-        )
+        said = f"{options.model} has an image processor of its own"
+        raise VitxError(f"{said}: leave out --input-options {', '.join(given)}")
     prepare = loaded.prepare or _prepare(loaded.model, given)
     subject = Subject(loaded.model, prepare, 0, loaded.names or None, methods, most, loaded.tokenizer)
     if not classes or texts:
@@ -192,30 +171,24 @@ def load_subject(
     return replace(subject, classes=count, class_names=names, methods=methods)
 
 
-def _check(given: Mapping[str, Any]) -> None:
-    """Raise a VitxError if the options of inputs do not go together."""
-    volume = given.get("volume")
-    if volume is not None and (len(volume) != 3 or min(volume) < 1 or any(one % 1 for one in volume)):
-        raise VitxError(f"volume takes three sizes, depth first, as volume=96,96,96: found {volume}")
-    if volume is not None and given.keys() & {"frames", "size", "keep_aspect"}:
-        raise VitxError("volume has all sizes: leave out frames, size and keep_aspect")
-    axis = given.get("time_axis")
-    if axis not in (None, FRAMES_FIRST, CHANNELS_FIRST) or (axis and "frames" not in given):
-        raise VitxError(f"time_axis is 1 or 2, and goes with frames: found {axis}")
-
-
 def _prepare(model: nn.Module, given: Mapping[str, Any]) -> Preprocessing:
-    """Return how the model takes images, volumes, or the frames of clips."""
-    if "volume" in given:
-        depth, height, width = map(int, given["volume"])
-        mean, std = given.get("mean", [0.0])[:1], given.get("std", [1.0])[:1]
-        return VolumePreprocessing((height, width), tuple(mean), tuple(std), depth=depth)
-    plain = {key: value for key, value in given.items() if key not in ("frames", "time_axis")}
-    prepare = preprocessing_of(model, **plain)
-    if "frames" not in given:
-        return prepare
-    axis = given.get("time_axis", CHANNELS_FIRST)
-    return ClipPreprocessing(**vars(prepare), frames=given["frames"], time_axis=axis)
+    """Return how the model takes images, volumes, or the frames of clips, or raise a VitxError."""
+    plain = dict(given)
+    volume, frames, axis = (plain.pop(name, None) for name in ("volume", "frames", "time_axis"))
+    if axis not in (None, FRAMES_FIRST, CHANNELS_FIRST) or (axis and not frames):
+        raise VitxError(f"time_axis is 1 or 2, and goes with frames: found {axis}")
+    if volume is None:
+        prepare = preprocessing_of(model, **plain)
+        if not frames:
+            return prepare
+        return ClipPreprocessing(**vars(prepare), frames=frames, time_axis=axis or CHANNELS_FIRST)
+    if len(volume) != 3 or min(volume) < 1 or any(one % 1 for one in volume):
+        raise VitxError(f"volume takes three sizes, depth first, as volume=96,96,96: found {volume}")
+    if frames or plain.keys() & {"size", "keep_aspect"}:
+        raise VitxError("volume has all sizes: leave out frames, size and keep_aspect")
+    depth, height, width = map(int, volume)
+    mean, std = given.get("mean", [0.0])[:1], given.get("std", [1.0])[:1]
+    return VolumePreprocessing((height, width), tuple(mean), tuple(std), depth=depth)
 
 
 def _classes(loaded: Loaded, prepare: Preprocessing, methods: Methods) -> int:
@@ -229,23 +202,19 @@ def _classes(loaded: Loaded, prepare: Preprocessing, methods: Methods) -> int:
             f"the model must put out logits (B, classes), found {tuple(logits.shape)}: ask vitx explain by "
             "--region, --objects or --patch"
         )
-    if loaded.names == () or getattr(model, "num_classes", None) == 0:
-        needs = [name for name in methods if find_method(name).gradient]
-        if needs:
-            raise VitxError(
-                f"the model has no head, and {needs[0]} explains a class: take --method rollout, or the "
-                "whole model"
-            )
-        return 0
-    return 2 if logits.ndim == 1 or logits.shape[1] == 1 else logits.shape[1]  # one logit tells two apart
+    if loaded.names != () and getattr(model, "num_classes", None) != 0:
+        return 2 if logits.ndim == 1 else max(2, logits.shape[1])  # one logit tells two apart
+    needs = next((name for name in methods if find_method(name).gradient), None)
+    if needs:
+        said = f"the model has no head, and {needs} explains a class"
+        raise VitxError(f"{said}: take --method rollout, or the whole model")
+    return 0
 
 
 def check_target(targets: Sequence[str], methods: Methods, against: str | None = None) -> None:
     """Raise a VitxError if a class is asked for, and no method explains one."""
-    asked = next((f"--target {target}" for target in targets if target != PREDICTED), None)
-    asked = asked or (None if against is None else "--against")
+    asked = [f"--target {target}" for target in targets if target != PREDICTED]
+    asked += ["--against"] if against is not None else []
     if asked and not any(find_method(name).gradient for name in methods):
-        raise VitxError(
-            f"{asked} needs a method of a class, and {' and '.join(methods)} is not one: add --method "
-            "evidence"
-        )
+        given = f"{asked[0]} needs a method of a class, and {' and '.join(methods)} is not one"
+        raise VitxError(f"{given}: add --method evidence")

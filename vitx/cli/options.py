@@ -88,15 +88,9 @@ def check_least(options: Any, **least: int) -> None:
 def read_settings(
     option: str, words: Sequence[str] | None, kinds: Mapping[str, Kind] | None = None
 ) -> dict[str, Any]:
-    """Read settings that are given as KEY=VALUE, where commas make a list, or as one JSON object.
+    """Read what an option was given as KEY=VALUE, where commas make a list, or as one JSON object.
 
-    Args:
-        option: that they were given to, for messages.
-        words: of the command line, or None.
-        kinds: the known keys with the kind of each value; None: any key and value.
-
-    Raises:
-        VitxError: A word is no setting, or a key or its value is not known.
+    Where kinds are given, their keys are the known ones, each with the kind of its value.
     """
     found: dict[str, Any] = {}
     for word in words or ():

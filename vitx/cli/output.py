@@ -1,5 +1,6 @@
 """The output folder of `vitx explain`: the files of each picture, and which pictures are finished."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -8,7 +9,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from vitx.cli.findings import Product
+from vitx.cli.findings import Finding, Product
 from vitx.errors import VitxError
 from vitx.files import PICTURES, write_or_say
 from vitx.inputs.reading import whole_path
@@ -18,24 +19,18 @@ _ALL = "explanations.jsonl"
 
 
 class Output:
-    """A folder with the files of each picture, named as the picture is.
+    """A folder with the files of each picture, at its place below the folder that holds all pictures.
 
-    Args:
-        folder: made if need be.
-        files: the pictures; their places below the folder that holds them all are kept.
-        product: the files of each.
-        settings: of the run, as text.
-        sharded: keep the maps of many pictures in one file.
+    Beside them lie the settings of the run, and, if sharded, files with the maps of many pictures.
     """
 
     def __init__(
         self, folder: Path, files: Sequence[Path], product: Product, settings: str, sharded: bool = False
     ) -> None:
         self.folder, self.files, self.product, self.settings = folder, files, product, settings
-        self.sharded, self.shards = sharded, folder / "shards"
-        self._note = folder / _SETTINGS
-        self._in_shards: set[str] = set()
-        self._earlier: bytes | None = None
+        self.sharded, self.shards, self._in_shards = sharded, folder / "shards", set[str]()
+        note = folder / _SETTINGS
+        self._others = note.is_file() and note.read_bytes() != settings.encode()
         self._above: Path | None = None
         with suppress(ValueError):  # there are no pictures, or they are on several drives
             self._above = Path(os.path.commonpath({str(whole_path(file).parent) for file in files}))
@@ -47,40 +42,22 @@ class Output:
                 f"{self.shards} holds maps of an earlier run: continue it with --resume, or use another "
                 "--output"
             )
-        self._earlier = self._note.read_bytes() if self._note.is_file() else None
-        if resume and self._earlier not in (None, self.settings.encode()):
+        if resume and self._others:
             raise VitxError(
-                f"the maps in {self.folder} were made with other options or another model, see {self._note}: "
-                "use another --output, or leave out --resume"
+                f"the maps in {self.folder} were made with other options or another model, see "
+                f"{self.folder / _SETTINGS}: use another --output, or leave out --resume"
             )
 
     def begin(self, files: Sequence[Path], speaks: bool = True) -> None:
-        """Write the settings, and remove what an earlier run with others made of these pictures.
+        """Write the settings, if it speaks for all processes, and remove what others made of its files.
 
         A run that is stopped and continued would take that for its own.
-
-        Args:
-            files: those that this process explains.
-            speaks: for all processes.
-
-        Raises:
-            VitxError: The folder cannot be written to.
         """
-        if self._earlier not in (None, self.settings.encode()):
-            for file in files:
-                for suffix in (".npz", ".json", *PICTURES):
-                    (self.folder / f"{self.name(file)}{suffix}").unlink(missing_ok=True)
+        for file in files if self._others else ():
+            for suffix in (".npz", ".json", *PICTURES):
+                (self.folder / f"{self.name(file)}{suffix}").unlink(missing_ok=True)
         if speaks:
-            write_or_say(self._note, lambda opened: opened.write(self.settings.encode()))
-
-    def take_back(self) -> None:
-        """Leave the folder as it was before `begin`: nothing was found."""
-        if self._earlier is not None:
-            self._note.write_bytes(self._earlier)
-            return
-        self._note.unlink(missing_ok=True)
-        with suppress(OSError):
-            self.folder.rmdir()
+            write_or_say(self.folder / _SETTINGS, lambda opened: opened.write(self.settings.encode()))
 
     def name(self, file: Path) -> str:
         """Return the name of a picture in the folder: its place below the folder that holds all."""
@@ -93,13 +70,30 @@ class Output:
         name = self.name(file)
         return [self.folder / f"{name}{kind}" for kind in self.product.kinds]
 
-    def left(self) -> list[Path]:
-        """Return the pictures that are not finished: each file is whole, as it was written at once.
+    def write(self, finding: Finding) -> str:
+        """Write the files of one picture, and return a line about it."""
+        paths = self.paths(finding.file)
+        said = f"{finding.file}: {self.product.write(finding, paths)}"
+        return f"{said}, see {paths[-1]}" if paths else said
 
-        Raises:
-            VitxError: A shard cannot be read.
+    def write_shard(self, found: Sequence[Finding]) -> None:
+        """Write the maps of several pictures.
+
+        Their file is named by the first, which is in no other: no two processes or runs write the same file,
+        and a run that goes on writes again what a killed one left half written.
         """
-        self._in_shards = self._read_shards() if self.sharded else set()
+        names = [self.name(finding.file) for finding in found]
+        first = f"{found[0].place:08d}-{hashlib.sha256(names[0].encode()).hexdigest()[:8]}"
+        self.product.write_shard(self.shards / f"{first}.npz", names, found)
+
+    def left(self) -> list[Path]:
+        """Return the pictures that are not finished: each file is whole, as it was written at once."""
+        for path in self.shards.glob("*.npz") if self.sharded else ():
+            try:
+                with np.load(path, allow_pickle=False) as arrays:
+                    self._in_shards.update(arrays["files"].tolist())
+            except (OSError, ValueError, KeyError, BadZipFile) as error:
+                raise VitxError(f"{path} cannot be read: remove it, or use another --output") from error
         return [
             file
             for file in self.files
@@ -109,16 +103,6 @@ class Output:
     def wants_shard(self, file: Path) -> bool:
         """Return whether the maps of a picture are still to go into a shard."""
         return self.sharded and self.name(file) not in self._in_shards
-
-    def _read_shards(self) -> set[str]:
-        names: set[str] = set()
-        for path in self.shards.glob("*.npz"):
-            try:
-                with np.load(path, allow_pickle=False) as arrays:
-                    names.update(arrays["files"].tolist())
-            except (OSError, ValueError, KeyError, BadZipFile) as error:
-                raise VitxError(f"{path} cannot be read: remove it, or use another --output") from error
-        return names
 
     def join_json(self) -> None:
         """Join the JSON of all pictures in one file, a line for each."""

@@ -1,18 +1,16 @@
 """Both pages of `vitx report`: the templates, and pictures small enough that many of them stand in a page."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from math import ceil, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from vitx.evaluation.metrics import entropy
 from vitx.pictures.captions import Caption
-from vitx.pictures.render import OVERLAY_STRENGTH, palette
+from vitx.pictures.render import OVERLAY_STRENGTH, heatmaps, palette
 from vitx.pictures.views import UNIFORM
 from vitx.runs.run import Picture, Run
 from vitx.viewer.page import data_uri
@@ -30,36 +28,21 @@ class Embedded(NamedTuple):
     height: int
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(NamedTuple):
     """One image of a run at some firings.
 
     Attributes:
         films: title of each method -> its maps, to be colored and laid over the input: frames of one size,
             row by row, of which a page shows one at a time.
-        captions: one for each firing.
-        flat: title of each method -> for each firing, whether its map is nearly uniform.
+        last: the caption at the last of them.
+        said: beside each frame: the caption, whether it is right, and the places of nearly uniform maps.
         colormap: that of the run.
     """
 
     films: dict[str, Embedded]
-    captions: list[Caption]
-    flat: dict[str, list[bool]]
+    last: Caption
+    said: list[list[Any]]
     colormap: str
-
-    def in_order(self, titles: Sequence[str]) -> "Shown":
-        """Return the same with the methods in another order."""
-        films = {title: self.films[title] for title in titles}
-        return replace(self, films=films, flat={title: self.flat[title] for title in titles})
-
-    @property
-    def said(self) -> list[list[Any]]:
-        """The words beside each frame: the caption, whether it is right, and which maps are flat."""
-        flat = zip(*self.flat.values(), strict=True)
-        return [
-            [str(caption), caption.right, *(place for place, of in enumerate(of_all) if of)]
-            for caption, of_all in zip(self.captions, flat, strict=True)
-        ]
 
 
 def fill(template: str, *, frames: int, colormaps: Sequence[str], **values: Any) -> str:
@@ -71,8 +54,8 @@ def fill(template: str, *, frames: int, colormaps: Sequence[str], **values: Any)
         name: [" ".join(f"{one:.3g}" for one in channel) for channel in (palette(name)[stops] / 255).T]
         for name in colormaps
     }
-    shared = {"frames": frames, "columns": columns_of(frames), "strength": OVERLAY_STRENGTH}
-    return page.render(tables=tables, **shared, **values)
+    columns = columns_of(frames)
+    return page.render(tables=tables, frames=frames, columns=columns, strength=OVERLAY_STRENGTH, **values)
 
 
 def columns_of(count: int) -> int:
@@ -80,32 +63,29 @@ def columns_of(count: int) -> int:
     return ceil(sqrt(count))
 
 
-def show(run: Run, firings: Sequence[int]) -> list[Shown]:
-    """Encode each image at some firings.
+def show(run: Run, firings: Sequence[int], titles: Sequence[str]) -> list[Shown]:
+    """Encode each image at some firings, by methods of these titles.
 
     The browser lays a small map over the input itself: that takes a hundredth of the bytes of an overlay.
     """
     captions = [run.captions(firing) for firing in firings]
     found = []
     for image in range(run.count):
-        maps = {title: torch.from_numpy(m[list(firings), image]) for title, m in run.maps.items()}
-        flat = {title: (entropy(one) > UNIFORM).tolist() for title, one in maps.items()}
-        films = {title: _film(_levels(one)) for title, one in maps.items()}
-        found.append(Shown(films, [of_all[image] for of_all in captions], flat, run.colormap))
+        maps = [torch.from_numpy(run.maps[title][list(firings), image]) for title in titles]
+        flat = zip(*((entropy(one) > UNIFORM).tolist() for one in maps), strict=True)
+        said = [
+            [str(of_all[image]), of_all[image].right, *(place for place, of in enumerate(which) if of)]
+            for of_all, which in zip(captions, flat, strict=True)
+        ]
+        films = dict(zip(titles, map(_film, maps), strict=True))
+        found.append(Shown(films, captions[-1][image], said, run.colormap))
     return found
 
 
-def _levels(maps: torch.Tensor) -> NDArray[np.uint8]:
-    """Scale each of some maps, (n, h, w), from 0 to 255; one that is constant to 0."""
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    flat = high - low <= 1e-6 * high.abs()
-    scaled = ((maps - low) / (high - low).masked_fill(flat, 1)).masked_fill(flat, 0)
-    return (scaled * 255).round().byte().numpy()
-
-
-def _film(frames: NDArray[np.uint8]) -> Embedded:
-    """Join frames, (n, h, w), row by row in one picture."""
-    count, height, width = frames.shape
+def _film(maps: torch.Tensor) -> Embedded:
+    """Join maps, (n, h, w), each scaled from 0 to 255, row by row in one picture."""
+    count, height, width = maps.shape
+    frames = (heatmaps(maps, (height, width)) * 255).round().byte().numpy()
     columns = columns_of(count)
     rows = ceil(count / columns)
     edged = np.pad(frames, [(0, 0), (_EDGE, _EDGE), (_EDGE, _EDGE)], mode="edge")
@@ -117,14 +97,11 @@ def _film(frames: NDArray[np.uint8]) -> Embedded:
 
 def png(picture: Picture) -> Embedded:
     """Encode a drawing, (height, width) or (height, width, 3) uint8, without loss."""
-    return _embedded(picture, "PNG", optimize=True)
+    uri = data_uri(Image.fromarray(picture), "PNG", optimize=True)
+    return Embedded(uri, picture.shape[1], picture.shape[0])
 
 
 def photo(picture: Picture) -> Embedded:
     """Encode a photograph, (height, width, 3) uint8, with little loss."""
-    return _embedded(picture, "JPEG", quality=90, subsampling=0)
-
-
-def _embedded(picture: Picture, kind: str, **options: Any) -> Embedded:
-    uri = data_uri(Image.fromarray(picture), kind, **options)
+    uri = data_uri(Image.fromarray(picture), "JPEG", quality=90, subsampling=0)
     return Embedded(uri, picture.shape[1], picture.shape[0])

@@ -1,34 +1,8 @@
-"""The command `vitx report`: a training on one page, or several compared."""
+"""Put a training on one HTML page, or compare several.
 
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-from jsonargparse import ArgumentParser
-from PIL import Image
-
-from vitx.attribution import telling
-from vitx.cli.comparison import draw_comparison
-from vitx.cli.curves import charts, number
-from vitx.cli.delivery import one_thread
-from vitx.cli.model import add_model_details, add_model_options, load_subject
-from vitx.cli.options import add, check_least, new_parser
-from vitx.cli.page import fill, photo, png, show
-from vitx.cli.runs import add_runs, opened_runs
-from vitx.errors import VitxError
-from vitx.files import write_or_say
-from vitx.inputs.prepared import to_tensor
-from vitx.runs.film import evenly
-from vitx.runs.hyperparameters import flat
-from vitx.runs.ranking import rank
-from vitx.runs.run import Run
-
-DESCRIPTION = """\
-Put a training on one HTML page: settings, curves, and each image with a slider over the steps, wrong but
-confident ones first. Or compare several: the settings that differ, the last numbers, the curves, and the same
-images under each training, all moved by one slider. The page needs no network and no other file.
+The page has settings, curves, and each image with a slider over the steps, wrong but confident ones first. Of
+several, it has the settings that differ, the last numbers, the curves, and the same images under each
+training, all moved by one slider. It needs no network and no other file.
 
   vitx report logs/demo/version_0 --output report.html
   vitx report logs/                                              compare all runs below it
@@ -41,10 +15,33 @@ With --model, the newest checkpoint (.ckpt) in the folder of each run, or --weig
 looks where in its images; these pages lie in a folder beside the report, which links them.
 """
 
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from vitx.attribution import telling
+from vitx.cli.comparison import draw_comparison
+from vitx.cli.curves import charts, number
+from vitx.cli.model import add_model_details, add_model_options, load_subject
+from vitx.cli.options import add, check_least, new_parser
+from vitx.cli.page import fill, photo, png, show
+from vitx.cli.runs import add_runs, one_thread, opened_runs
+from vitx.errors import VitxError
+from vitx.files import write_or_say
+from vitx.runs.film import evenly
+from vitx.runs.hyperparameters import flat
+from vitx.runs.ranking import rank
+from vitx.runs.run import Run
+
 
 def parser() -> ArgumentParser:
     """Return the options of the command."""
-    options = new_parser(DESCRIPTION)
+    options = new_parser(__doc__)
     add_runs(options)
     add(options, "--output", "FILE", "where to write the page", default="report.html")
     add(options, "--steps", "N", "most steps on each slider, evenly spaced", int, default=20)
@@ -62,9 +59,11 @@ def run(options: Any) -> int:
         raise VitxError(f"--output is the folder {output}: give the name of a file in it")
     runs, left_out = opened_runs(options)
     links = _pages(options, runs, output) if options.model else {}
+    if options.model and not links:
+        raise VitxError("no run holds a checkpoint (.ckpt): leave out --model, or give --weights FILE")
     if len(runs) == 1:
         ((name, only),) = runs.items()
-        page = _draw_run(name, only, options.steps, {image: link for (_, image), link in links.items()})
+        page = _draw_run(name, only, options.steps, links)
     else:
         page = draw_comparison(runs, left_out, options.steps, links)
     written = page.encode()
@@ -73,48 +72,49 @@ def run(options: Any) -> int:
     return int(bool(left_out))
 
 
+def _checkpoints(run: Run) -> list[Path]:
+    return sorted(run.folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+
+
 def _pages(options: Any, runs: Mapping[str, Run], output: Path) -> dict[tuple[int, int], str]:
     """Write a page to click for each image of each run that holds a checkpoint.
 
     Returns:
         The run's number and the image -> the page, from the report.
-
-    Raises:
-        VitxError: No run holds a checkpoint, or the model cannot be loaded or explained.
     """
     links = {}
     for place, (name, one) in enumerate(runs.items()):
-        kept = sorted(one.folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-        weights = options.weights or (str(kept[-1]) if kept else None)
+        weights = options.weights or next(map(str, reversed(_checkpoints(one))), None)
         if weights is None and not Path(options.model).is_dir():
             print(f"{name} holds no checkpoint (.ckpt): give --weights FILE", file=sys.stderr)
             continue
         method = telling(one.saved.maps)
-        subject = load_subject(options, {method: {}}, weights=weights)
+        subject = load_subject(Namespace(**vars(options) | {"weights": weights}), {method: {}})
         size = one.saved.pixels.shape[1:3]
         prepare = replace(subject.prepare, size=size, crop_pct=1.0, crop_mode="squash")  # it was prepared
-        for image in range(one.count):
-            tensor = to_tensor([Image.fromarray(one.input(image))], prepare)
-            tensor = tensor.to(next(subject.model.parameters(), tensor))
-            found = replace(subject, prepare=prepare).explain(tensor, {method: {}})[method]
+        subject = replace(subject, prepare=prepare)
+        images = subject.batch([*map(one.input, range(one.count))])
+        found = subject.explain(images, {method: {}})[method]
+        for image, explanation in enumerate(found):
             link = f"{output.stem}-pages/run-{place}-image-{image}.html"
-            found.view(one.facts.get("class_names") or subject.short_names).save(output.parent / link)
+            names = one.facts.get("class_names") or subject.short_names
+            explanation.view(names).save(output.parent / link)
             links[place, image] = link
-    if not links:
-        raise VitxError("no run holds a checkpoint (.ckpt): leave out --model, or give --weights FILE")
     return links
 
 
-def _draw_run(name: str, run: Run, steps: int, links: Mapping[int, str]) -> str:
+def _draw_run(name: str, run: Run, steps: int, links: Mapping[tuple[int, int], str]) -> str:
     """Draw the page of one run as HTML, with at most some steps on each slider."""
     firings = evenly(len(run.steps), steps)
-    shown = show(run, firings)
-    overview = run.overview()
+    shown, overview, loggers = show(run, firings, [*run.maps]), run.overview(), run.facts.get("loggers") or ()
     moments = [run.heading(firing) for firing in firings]
     return fill(
         "run",
         name=name,
-        facts={fact: value for fact, value in _facts(run) if value},
+        run=run,
+        logged=[", ".join(filter(None, map(one.get, ("name", "version")))) for one in loggers],
+        addresses=[one["address"] for one in loggers if "://" in str(one.get("address"))],
+        last={tag: number([*values.values()][-1]) for tag, values in run.numbers.items()},
         overview=None if overview is None else png(overview),
         charts=charts(run.numbers),
         grids={run.heading(at): png(run.grid(at, range(run.count))) for at in evenly(len(run.steps), 2)},
@@ -128,26 +128,9 @@ def _draw_run(name: str, run: Run, steps: int, links: Mapping[int, str]) -> str:
                 "reason": reason,
                 "input": photo(run.input(image)),
                 "shown": shown[image],
-                "link": links.get(image),
+                "link": links.get((0, image)),
             }
             for image, reason in rank(run).items()
         ],
         settings=dict(flat(run.facts.get("settings"))),
     )
-
-
-def _facts(run: Run) -> Iterator[tuple[str, str]]:
-    """Yield the head of the page."""
-    yield "folder", str(run.path)
-    yield "model", run.facts.get("model") or ""
-    yield "watched", f"{run.count} images at {len(run.steps)} steps, from {run.steps[0]} to {run.steps[-1]}"
-    yield "left out", run.earlier
-    yield "methods", ", ".join(run.maps)
-    yield "note", run.note
-    loggers = run.facts.get("loggers") or ()
-    said = [filter(None, map(one.get, ("name", "version"))) for one in loggers]
-    yield "logged by", "; ".join(", ".join(map(str, one)) for one in said)
-    yield "logged to", "; ".join(one["address"] for one in loggers if "://" in str(one.get("address")))
-    for tag, values in run.numbers.items():
-        if tag.startswith(("val", "eval")):
-            yield tag, f"{number([*values.values()][-1])} at the end"

@@ -1,8 +1,11 @@
 """The options that name runs of training, and the runs that they mean."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
 
 from vitx.cli.options import add
@@ -22,3 +25,14 @@ def opened_runs(options: Any) -> tuple[dict[str, Run], dict[str, str]]:
     for name, why in left_out.items():
         print(f"left out {name}: {why}", file=sys.stderr)
     return runs, left_out
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in one thread: on small arrays, waiting for others takes longer than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,4 +1,12 @@
-"""`vitx sanity`: do the maps follow what the model has learned?"""
+"""Make the model random, layer by layer from the head down, and compare its maps with those before.
+
+A map that stays the same does not show what the model has learned (Adebayo et al. 2018).
+
+  vitx sanity cat.jpg dog.jpg bird.jpg --model deit_tiny_patch16_224
+  vitx sanity photos/*.jpg --model my_package:MyLightningModule --weights last.ckpt --method grad_rollout
+
+The table has Spearman's rank correlation, the mean over the pictures. The picture shows the first of them.
+"""
 
 from typing import Any
 
@@ -10,23 +18,12 @@ from vitx.cli.model import load_subject, picture_parser
 from vitx.cli.options import add
 from vitx.errors import VitxError
 from vitx.files import png_path, write_png
-from vitx.inputs.prepared import to_tensor
 from vitx.inputs.reading import find_pictures
-
-DESCRIPTION = """\
-Make the model random, layer by layer from the head down, and compare its maps with those of the trained
-model. A map that stays the same does not show what the model has learned (Adebayo et al. 2018).
-
-  vitx sanity cat.jpg dog.jpg bird.jpg --model deit_tiny_patch16_224
-  vitx sanity photos/*.jpg --model my_package:MyLightningModule --weights last.ckpt --method grad_rollout
-
-The table has Spearman's rank correlation, the mean over the pictures. The picture shows the first of them.
-"""
 
 
 def parser() -> ArgumentParser:
     """Return the options of the command."""
-    made, group = picture_parser(DESCRIPTION, "image files; ten are enough", "vitx-sanity.png")
+    made, group = picture_parser(__doc__, "image files; ten are enough", "vitx-sanity.png")
     add(group, "--method", "NAME", "by default, all fast methods that accept the model", nargs="+")
     add(group, "--seed", "N", "seed of the random weights", int, default=0)
     return made
@@ -40,8 +37,7 @@ def run(options: Any) -> int:
     subject = load_subject(options, asked)
     if not subject.classes:
         raise VitxError("sanity makes the head random first, and this model has none: give the whole model")
-    images = to_tensor(pictures, subject.prepare)
-    target = subject.find_class(options.target)
+    images, target = subject.batch(pictures), subject.find_class(options.target)
     found = vitx.sanity(subject.model, images, options.method, target=target, seed=options.seed)
     print(f"{found}\n")
     for method in found.maps:

@@ -1,5 +1,12 @@
-"""`vitx sweep`: one picture under every head fusion and several discard ratios."""
+"""Show one picture under every head fusion and several discard ratios: which suit this model?
 
+Attention rollout stands beside gradient rollout.
+
+  vitx sweep cat.jpg --model deit_tiny_patch16_224
+  vitx sweep cat.jpg --model deit_tiny_patch16_224 --discard-ratio 0 0.5 0.95 --target tabby
+"""
+
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +14,6 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 import vitx
@@ -16,25 +22,17 @@ from vitx.cli.model import Subject, load_subject, picture_parser
 from vitx.cli.options import add
 from vitx.files import png_path, write_png
 from vitx.functional.fusing import HEAD_FUSIONS, check_options
-from vitx.inputs.prepared import to_tensor
-from vitx.inputs.reading import find_pictures
+from vitx.inputs.reading import find_picture
 from vitx.pictures import render
 from vitx.pictures.captions import Caption
 
 _RATIOS = (0.0, 0.5, 0.9)
 _METHODS = ("rollout", "grad_rollout")
-DESCRIPTION = """\
-Show one picture under every head fusion and several discard ratios, attention rollout beside gradient
-rollout: which options suit this model?
-
-  vitx sweep cat.jpg --model deit_tiny_patch16_224
-  vitx sweep cat.jpg --model deit_tiny_patch16_224 --discard-ratio 0 0.5 0.95 --target tabby
-"""
 
 
 def parser() -> ArgumentParser:
     """Return the options of the command."""
-    made, group = picture_parser(DESCRIPTION, "an image file", "vitx-sweep.png")
+    made, group = picture_parser(__doc__, "an image file", "vitx-sweep.png")
     ratios = f"one column each (default: {' '.join(map(str, _RATIOS))})"
     add(group, "--discard-ratio", "SHARE", ratios, float, nargs="+")
     return made
@@ -46,7 +44,7 @@ def run(options: Any) -> int:
     for ratio in ratios:
         check_options("mean", ratio)
     path = png_path(options.output)
-    (picture,) = find_pictures([options.image])
+    picture = find_picture(options.image)
     subject = load_subject(options, {name: {} for name in _METHODS})
     write_png(path, _drawn(subject, picture, options.target, ratios))
     print(f"see {options.output}")
@@ -55,30 +53,21 @@ def run(options: Any) -> int:
 
 def _drawn(subject: Subject, picture: Path, target: str, ratios: list[float]) -> NDArray[np.uint8]:
     """Draw a grid of both methods side by side: a row for each head fusion, a column for each ratio."""
-    images = to_tensor([picture], subject.prepare)
-    index = subject.find_class(target)
-    pixels: list[Tensor] = []
-    maps: dict[tuple[str, float], list[Tensor]] = {(name, ratio): [] for name in _METHODS for ratio in ratios}
-    heads: dict[str, str] = {}
-    for fusion in tqdm(HEAD_FUSIONS, unit="row", disable=None):
-        for ratio in ratios:
-            options = {"head_fusion": fusion, "discard_ratio": ratio}
-            found = subject.explain(images, dict.fromkeys(_METHODS, options), index)
-            for name, one in found.items():
-                maps[name, ratio].append(one.overlays()[0])
-                heads[name] = _heading(subject, one)
-        pixels.append(found["rollout"].pixels()[0])
+    images, index = subject.batch([picture]), subject.find_class(target)
+    found: dict[tuple[str, float], dict[str, vitx.Explanation]] = {}
+    for fusion, ratio in tqdm([*product(HEAD_FUSIONS, ratios)], unit="map", disable=None):
+        options = {"head_fusion": fusion, "discard_ratio": ratio}
+        found[fusion, ratio] = subject.explain(images, dict.fromkeys(_METHODS, options), index)
     rows = [Caption(f"{fusion} over the heads") for fusion in HEAD_FUSIONS]
     grids = {}
     for name in _METHODS:
-        columns = {f"discard {ratio:g}": torch.stack(maps[name, ratio]) for ratio in ratios}
-        grids[heads[name]] = render.grid({"input": torch.stack(pixels)} | columns, rows)
+        one, title = found[HEAD_FUSIONS[0], ratios[0]][name], title_of(name)
+        if one.target is not None:
+            cls = int(one.target[0])
+            title += f": {subject.name(cls)} {one.logits[0].softmax(-1)[cls]:.0%}"
+        columns = {"input": one.pixels().expand(len(rows), -1, -1, -1)}
+        for ratio in ratios:
+            drawn = [found[fusion, ratio][name].overlays() for fusion in HEAD_FUSIONS]
+            columns[f"discard {ratio:g}"] = torch.cat(drawn)
+        grids[title] = render.grid(columns, rows)
     return render.beside(grids)
-
-
-def _heading(subject: Subject, found: vitx.Explanation) -> str:
-    title = title_of(found.method)
-    if found.target is None:
-        return title
-    target = int(found.target[0])
-    return f"{title}: {subject.name(target)} {found.logits[0].softmax(-1)[target]:.0%}"

@@ -1,25 +1,4 @@
-"""The command `vitx timelapse`: a training as a film."""
-
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
-
-from jsonargparse import ArgumentParser, Namespace
-
-from vitx.cli.delivery import one_thread
-from vitx.cli.options import add, check_least, new_parser
-from vitx.cli.runs import add_runs, opened_runs
-from vitx.errors import VitxError
-from vitx.files import write_png
-from vitx.pictures.gif import write_gif
-from vitx.pictures.render import TILE_WIDTH
-from vitx.runs.film import Reel, frame, joined, timeline
-from vitx.runs.meeting import meetings
-from vitx.runs.stills import strip
-
-DESCRIPTION = """\
-Play a training back: one animated GIF of all images, and for each image a GIF and a strip of stills.
+"""Play a training back: one animated GIF of all images, and for each image a GIF and a strip of stills.
 
   vitx timelapse logs/demo/version_0 --output film
   vitx timelapse logs/demo/version_0 logs/shortcut/version_0     runs side by side
@@ -28,12 +7,29 @@ Play a training back: one animated GIF of all images, and for each image a GIF a
 
 A run is a training with vitx's callback or watch, read from its folder `vitx`: see `vitx report --help`.
 """
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from vitx.cli.options import add, check_least, new_parser
+from vitx.cli.runs import add_runs, one_thread, opened_runs
+from vitx.errors import VitxError
+from vitx.files import write_png
+from vitx.pictures.gif import write_gif
+from vitx.pictures.render import TILE_WIDTH
+from vitx.runs.film import Reel, frame, joined, strip, timeline
+from vitx.runs.meeting import meetings
+
 _LARGE = 2 * TILE_WIDTH  # pictures in the film of a single image
 
 
 def parser() -> ArgumentParser:
     """Return the options of the command."""
-    options = new_parser(DESCRIPTION)
+    options = new_parser(__doc__)
     add_runs(options)
     add(options, "--output", "FOLDER", "where to write the files", default="timelapse")
     add(options, "--image", "N", "the images to show, from 0 (default: all)", int, nargs="+")

@@ -1,9 +1,7 @@
 """Many pictures on several devices, by Lightning's Trainer: each one exactly once."""
 
 import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -41,14 +39,14 @@ def predict(model: nn.Module, explain: Explain, **settings: Any) -> tuple[dict[i
 
     Returns:
         By its place, why a picture could not be read; and whether this process speaks for all.
-
-    Raises:
-        VitxError: Lightning's Trainer does not take the settings.
     """
     share = _Share(model, explain)
     parts = ("enable_checkpointing", "enable_model_summary", "enable_progress_bar", "inference_mode")
     off: dict[str, Any] = dict.fromkeys((*parts, "logger"), False)
-    with _quiet():
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # it tells of its own set-up
+    try:
         try:
             trainer = pl.Trainer(**off, **settings)
         except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
@@ -58,18 +56,6 @@ def predict(model: nn.Module, explain: Explain, **settings: Any) -> tuple[dict[i
             trainer.predict(share, [[0]], return_predictions=False)  # one batch, whose content is not used
         except SystemExit as stop:  # what Lightning makes of an interrupt
             raise KeyboardInterrupt from stop
-    return share.errors, trainer.is_global_zero
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Lightning's words about its own set-up."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            yield
     finally:
         logger.setLevel(level)
+    return share.errors, trainer.is_global_zero

@@ -1,6 +1,6 @@
 """Drawing an explanation: pixels, overlays, pictures, films and overviews, all with the same arguments."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_said, classes_said
 from vitx.pictures.colors import draw
 from vitx.pictures.overview import overview_of
-from vitx.pictures.views import Layer, View, laid_out, slices_of, tile_width
+from vitx.pictures.views import Layer, Slices, View, laid_out, slices_of, tile_width
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
 Images = Tensor | None
@@ -109,15 +109,10 @@ class Drawing:
         pixels, note = self._shown(images, **scale)
         images = self.images if images is None else images
         channels = None if self.channels is None or images is None else images.shape[self.channels]
-        slices = slices_of(tuple(pixels.shape[1:-1]), channels, view, time_axis)
         layers = {title_of(self.method) or "map": self._layer(signed)}
-        columns, marks = laid_out(pixels, layers, slices, colormap, signed=signed)
-        if self.paired:
-            second = {f"{title} of the other": one[1::2] for title, one in columns.items()}
-            columns = {title: one[::2] for title, one in columns.items()} | second
-        note = "; ".join(filter(None, (note, marks)))
-        captions, width = self._captions(class_names), tile_width(columns, slices)
-        return render.grid(columns, captions, colormap, tile_width=width, note=note, signed=signed)
+        captions = self._captions(class_names)
+        slices = slices_of(tuple(pixels.shape[1:-1]), channels, view, time_axis)
+        return draw_layers(pixels, layers, captions, slices, (note,), colormap, signed, self.paired)
 
     def film(
         self,
@@ -176,3 +171,22 @@ class Drawing:
 
     def _captions(self, class_names: Names) -> list[Caption]:
         return captions_said(self.logits, self.captions, class_names)[:: 1 + self.paired]
+
+
+def draw_layers(
+    pixels: Tensor,
+    layers: Mapping[str, Layer],
+    captions: Sequence[Caption],
+    slices: Slices | None,
+    notes: Sequence[str] = (),
+    colormap: str = "inferno",
+    signed: bool = False,
+    paired: bool = False,
+) -> Picture:
+    """Draw a row for each image, (B, ..., 3) uint8, or for each two of them, beside its maps."""
+    columns, marks = laid_out(pixels, layers, slices, colormap, signed=signed)
+    if paired:
+        second = {f"{title} of the other": one[1::2] for title, one in columns.items()}
+        columns = {title: one[::2] for title, one in columns.items()} | second
+    note, width = "; ".join(filter(None, (*notes, marks))), tile_width(columns, slices)
+    return render.grid(columns, captions, colormap, tile_width=width, note=note, signed=signed)

@@ -1,4 +1,4 @@
-"""Films of a training, or of several beside each other."""
+"""Films of a training, or of several beside each other, and strips of stills."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from vitx.inputs import clips
 from vitx.pictures import render
-from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH
+from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH, VERDICTS
 from vitx.runs.run import Picture, Run
 
 _BAR = 4  # height of the bar that shows the place of a frame in the training
@@ -28,22 +28,12 @@ class Reel:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Choose firings evenly, the first and the last included; the last if there is but one.
-
-    Example:
-        >>> evenly(8, 4), evenly(3, 6), evenly(5, 1)
-        ([0, 2, 5, 7], [0, 1, 2], [4])
-    """
+    """Choose firings evenly, the first and the last included; the last if there is but one."""
     return [count - 1] if most == 1 else clips.evenly(count, most)
 
 
 def timeline(reels: Sequence[Reel], most: int) -> list[tuple[int, ...]]:
-    """Return the firing of each run in each frame, nearest to each other in their trainings.
-
-    Args:
-        reels: the runs.
-        most: frames; fewer are chosen evenly.
-    """
+    """Return the firing of each run in so many frames at most, nearest to each other in their trainings."""
     leader = max(reels, key=lambda reel: len(reel.run.steps)).run
     positions = map(leader.position, evenly(len(leader.steps), most))
     return [tuple(reel.run.nearest(position) for reel in reels) for position in positions]
@@ -74,6 +64,46 @@ def _panel(reel: Reel, firing: int, tile_width: int) -> Picture:
         draw.rectangle((GAP, top, GAP + done - 1, top + _BAR - 1), FAINT)
     canvas.paste(Image.fromarray(grid), (0, top + _BAR + GAP))
     return np.asarray(canvas)
+
+
+def strip(reel: Reel, image: int, most: int) -> Picture:
+    """Draw one image at so many firings at most: a column for each, a row for each method."""
+    run, firings = reel.run, evenly(len(reel.run.steps), most)
+    drawn = [run.tiles(firing, image) for firing in firings]
+    first, *titles = drawn[0]
+    start = _scaled(drawn[0][first])
+    lefts = [GAP + column * (TILE_WIDTH + GAP) for column in range(1 + len(firings))]
+    heads = [_head(run, firing, image) for firing in firings]
+    used = [place for place, line in enumerate(zip(*heads, strict=True)) if any(text for text, _ in line)]
+    width, row = lefts[-1] + TILE_WIDTH + GAP, LINE + start.height + GAP
+    top = LINE + LINE * len(used)
+    canvas = Image.new("RGB", (width, top + len(titles) * row), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    name = f"{reel.name}, image {image}" if reel.name else f"image {image}"
+    render.write(draw, (GAP, 3), name, INK, width - 2 * GAP, bold=True)
+    for left, head in zip(lefts[1:], heads, strict=True):
+        for number, place in enumerate(used):
+            render.write(draw, (left, LINE * (1 + number) + 2), *head[place], TILE_WIDTH, bold=number == 0)
+    for at, title in enumerate(titles):
+        for left, picture in zip(lefts, [start, *(_scaled(one[title]) for one in drawn)], strict=True):
+            canvas.paste(picture, (left, top + at * row + LINE))
+        render.write(draw, (lefts[0], top + at * row + 3), first, FAINT, TILE_WIDTH)
+        render.write(draw, (lefts[1], top + at * row + 3), title, FAINT, width - lefts[1])
+    return np.asarray(canvas)
+
+
+def _head(run: Run, firing: int, image: int) -> list[tuple[str, str]]:
+    """Return the lines above a column, each with its color."""
+    caption = run.captions(firing)[image]
+    step, _, accuracy = run.heading(firing).partition(", ")
+    said, _, truth = str(caption).partition(", is ")
+    verdict = VERDICTS[caption.right]
+    return [(step, INK), (accuracy, FAINT), (said, verdict), (f"is {truth}" if truth else "", verdict)]
+
+
+def _scaled(picture: Picture) -> Image.Image:
+    height = round(TILE_WIDTH * picture.shape[0] / picture.shape[1])
+    return Image.fromarray(picture).resize((TILE_WIDTH, height), Image.Resampling.BICUBIC)
 
 
 def joined(pictures: Sequence[Picture], axis: int) -> Picture:

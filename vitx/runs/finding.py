@@ -18,40 +18,27 @@ _MOST_NAMES = 8  # in a message
 def open_runs(
     places: Sequence[str | Path], only: Sequence[str] | None = None
 ) -> tuple[dict[str, Run], dict[str, str]]:
-    """Open all runs in some places.
-
-    Args:
-        places: folders of runs, or folders above them.
-        only: patterns of the names of those that are wanted; None: all.
+    """Open the runs in some folders or below them, all or those whose names fit one of some patterns.
 
     Returns:
-        The runs by their names, in the order of these, at least one; and name -> why, of those that cannot
-        be read.
-
-    Raises:
-        VitxError: There are no such runs, or none can be read.
+        The runs by their names, in the order of these, at least one, or a VitxError is raised; and name ->
+        why, of those that cannot be read.
     """
     runs: dict[str, Run] = {}
-    left_out: dict[str, VitxError] = {}
+    left_out: dict[str, str] = {}
     for name, (path, folder) in _chosen(_find(places), only).items():
         try:
-            runs[name] = _open(path, folder)
-        except VitxError as error:
-            left_out[name] = error
+            read = read_run(folder)
+        except VitxError as error:  # is told without the machine's own paths
+            left_out[name] = str(error).replace(str(folder), str(path / folder.name), 1)
+            continue
+        if read.maps is None:
+            left_out[name] = f"{path} holds no maps: the training ended before they were written once"
+        else:
+            runs[name] = Run(path, read.maps, read.facts, read.numbers, _run(folder))
     if not runs:
-        raise next(iter(left_out.values()))
-    return runs, {name: str(error) for name, error in left_out.items()}
-
-
-def _open(path: Path, folder: Path) -> Run:
-    """Open a run by its folder `vitx`; its faults are told without the machine's own paths."""
-    try:
-        read = read_run(folder)
-    except VitxError as error:
-        raise VitxError(str(error).replace(str(folder), str(path / folder.name), 1)) from error
-    if read.maps is None:
-        raise VitxError(f"{path} holds no maps: the training ended before they were written once")
-    return Run(path, read.maps, read.facts, read.numbers, _run(folder))
+        raise VitxError(next(iter(left_out.values())))
+    return runs, left_out
 
 
 def _find(places: Sequence[str | Path]) -> dict[str, tuple[Path, Path]]:
@@ -127,10 +114,6 @@ def names_apart(paths: Sequence[Path]) -> list[str]:
     Example:
         >>> names_apart([Path("logs/demo/version_0"), Path("logs/shortcut/version_0")])
         ['demo', 'shortcut']
-        >>> names_apart([Path("logs/demo/version_0"), Path("logs/demo/version_1")])
-        ['version_0', 'version_1']
-        >>> names_apart([Path("logs/demo/version_0")])
-        ['demo/version_0']
     """
     apart = [list(path.parts) for path in paths]
     for end in (0, -1):
@@ -142,7 +125,6 @@ def names_apart(paths: Sequence[Path]) -> list[str]:
     return [f"{name} ({times + 1})" if times else name for name, times in zip(names, again, strict=True)]
 
 
-def _natural(text: str) -> list[tuple[bool, int, str]]:
-    """Sorts version_2 before version_10."""
-    parts = re.split(r"(\d+)", text)
-    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+def _natural(text: str) -> list[str | int]:
+    """Sorts version_2 before version_10: texts and numbers take turns."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", text))]

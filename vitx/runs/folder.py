@@ -53,14 +53,9 @@ class RunFolder:
 
     @classmethod
     def claim(cls, wanted: Path | None, root: Path) -> "RunFolder":
-        """Take a folder that no run has: the wanted one, or the next free number beside it.
+        """Take the folder `vitx` of the wanted run, or of the next free number beside it.
 
-        Args:
-            wanted: of the run; its folder `vitx` is taken. None: `version_N` of the root, N from 0 on.
-            root: where numbered folders are made.
-
-        Raises:
-            OSError: No folder can be made there.
+        Where none is wanted, the numbers begin with `version_0` of the root.
         """
         (wanted or root).mkdir(parents=True, exist_ok=True)
         for run in _candidates(wanted or root / "version_0"):
@@ -96,10 +91,9 @@ class RunFolder:
             return None
 
     def go_on(self, step: int) -> "RunFolder":
-        """Forgets what the interrupted run wrote at a step and later; what an ended run wrote stays.
+        """Forgets what the interrupted run wrote at a step and later, and return this folder.
 
-        Returns:
-            This folder; or, where the run went on to its end, a new one beside it with what was before.
+        What an ended run wrote stays: then it is a new one beside it, with what was before.
         """
         files = {kind: files_of(self.path, kind) for kind in (IMAGES, FIRING)}
         before = [path for kind in files.values() for at, path in kind.items() if at < step]
@@ -127,10 +121,8 @@ class RunFolder:
     def write_images(self, step: int, arrays: Arrays) -> None:
         """Write the images that are watched from a step on; the same ones as before take their place.
 
-        Args:
-            step: of the first firing with them.
-            arrays: `pixels` (n, H, W, 3) uint8, or of clips (n, T, H, W, 3); `shown` (n,), the place of each
-                among the maps of a firing; and `labels` of all of these, if they are known.
+        They are `pixels`, (n, H, W, 3) uint8, or of clips (n, T, H, W, 3); `shown`, (n,), the place of each
+        among the maps of a firing; and `labels` of all of these, if they are known.
         """
         for since, path in [*files_of(self.path, IMAGES).items()][-1:]:
             step = since if _same(path, arrays) else step  # more may be known of the same ones now
@@ -189,12 +181,9 @@ def _candidates(first: Path) -> Iterator[Path]:
 
 
 def _locked(folder: Path) -> IO[str]:
-    """Locks the folder for this process, until it ends or is killed; on Windows nothing is locked.
+    """Locks the folder for this process, until it ends or is killed, or raise an OSError: another has it.
 
-    A forked process, as of a loader, does not hold on to a lock of this kind.
-
-    Raises:
-        OSError: Another process has it (BlockingIOError or PermissionError).
+    A forked process, as of a loader, does not hold on to a lock of this kind. Windows has none.
     """
     file = (folder / ".lock").open("a")
     if sys.platform != "win32":

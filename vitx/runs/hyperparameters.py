@@ -58,12 +58,7 @@ def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Value]]:
-    """Names each value by the path to it.
-
-    Example:
-        >>> dict(flat({"lr": 0.1, "model": {"depth": 2, "sizes": [1, 2]}}))
-        {'lr': 0.1, 'model.depth': 2, 'model.sizes': '[1, 2]'}
-    """
+    """Names each value by the path to it: of `{"model": {"depth": 2}}`, `model.depth` is 2."""
     inner: Any = ()
     if isinstance(settings, Mapping):
         inner = settings.items()

@@ -26,25 +26,17 @@ _PATH = re.compile(r"""(?:(?<=[\s"'=,(\[])|(?<=file://)|(?<=sqlite:///))/[^\s"'=
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
-def masked(settings: Any, run_folder: Path) -> Any:
+def masked(value: Any, folder: Path, depth: int = 0) -> Any:
     """Make plain values of settings, as JSON knows them, without secrets and paths of the machine.
 
     Values are `***` under keys such as `password`, `hub_token` or `api_key`, as are names and passwords in
     addresses. Absolute paths become relative to the folder of the run; those of another drive are their last
     part alone.
 
-    Args:
-        settings: mappings, sequences, dataclasses and namespaces in each other, with values of any kind.
-        run_folder: that of the run.
-
     Example:
         >>> masked({"lr": 0.1, "hub_token": "hf_x", "db": "sql://me:pw@host/a"}, Path("logs"))
         {'lr': 0.1, 'hub_token': '***', 'db': 'sql://***@host/a'}
     """
-    return _plain(settings, run_folder, 0)
-
-
-def _plain(value: Any, folder: Path, depth: int) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
     elif isinstance(value, argparse.Namespace | SimpleNamespace):
@@ -53,12 +45,12 @@ def _plain(value: Any, folder: Path, depth: int) -> Any:
         return "..."
     if isinstance(value, Mapping):
         return {
-            str(key): MASK if _is_secret(str(key), kept) else _plain(kept, folder, depth + 1)
+            str(key): MASK if _is_secret(str(key), kept) else masked(kept, folder, depth + 1)
             for key, kept in value.items()
         }
     if isinstance(value, Sequence | Set) and not isinstance(value, str | bytes | bytearray):
         held = sorted(value, key=str) if isinstance(value, Set) else value
-        return [_plain(kept, folder, depth + 1) for kept in held]
+        return [masked(kept, folder, depth + 1) for kept in held]
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # of NumPy or torch
         value = value.item()
     if value is None or isinstance(value, bool | int | float):

@@ -20,7 +20,7 @@ class Meeting:
     """Images that the same runs watch.
 
     Attributes:
-        titles: of their methods, in the order of the first run.
+        titles: of their methods, sorted.
         note: the words below their maps.
         images: of each image, the run's number -> the number that the image has in the run.
     """
@@ -44,8 +44,7 @@ def meetings(runs: Sequence[Run]) -> list[Meeting]:
             kind = tuple(sorted(runs[number].maps)), runs[number].note
             kinds.setdefault(kind, {})[number] = image
         for (titles, note), images in kinds.items():
-            order = tuple(runs[next(iter(images))].maps)
-            found.setdefault((tuple(images), titles, note), Meeting(order, note, [])).images.append(images)
+            found.setdefault((tuple(images), titles, note), Meeting(titles, note, [])).images.append(images)
     return sorted(found.values(), key=lambda meeting: (-len(meeting.runs), meeting.runs))
 
 
@@ -68,11 +67,7 @@ def _same_images(runs: Sequence[Run]) -> list[dict[int, int]]:
 
 
 def disagreement(runs: Sequence[Run], images: Mapping[int, int]) -> tuple[int, float]:
-    """Measure how much runs disagree about an image at their ends.
-
-    Args:
-        runs: all of them.
-        images: run's number -> the image's number in it.
+    """Measure how much runs disagree at their ends about an image, which they know by these numbers.
 
     Returns:
         The number of classes that they name beyond one, and the distance of their maps from the mean of all:
@@ -89,4 +84,4 @@ def disagreement(runs: Sequence[Run], images: Mapping[int, int]) -> tuple[int, f
         metrics.drift(maps, maps.mean(0, keepdim=True).expand_as(maps)).mean().item()
         for maps in map(torch.stack, kept.values())
     ]
-    return max(len(named) - 1, 0), sum(apart) / max(len(apart), 1)
+    return len(named) - 1, sum(apart) / len(apart)

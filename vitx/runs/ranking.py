@@ -11,8 +11,7 @@ _NOTABLE = 0.005  # drift that two digits show
 def rank(run: Run) -> dict[int, str]:
     """Put those first that are wrong at the end, the surest of them in front, then those that moved most.
 
-    Returns:
-        Image -> the reason for its place, in words.
+    Each image has the reason for its place, in words.
     """
     found: list[tuple[tuple[bool, float, float], int, str]] = []
     for image, caption in enumerate(run.captions(-1)):

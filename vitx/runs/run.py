@@ -73,8 +73,7 @@ class Run:
 
     def input(self, image: int) -> Picture:
         """Return an image in its own size."""
-        pixels: Picture = self.saved.pixels[image]
-        return pixels
+        return np.asarray(self.saved.pixels[image])
 
     def tiles(self, firing: int, image: int) -> dict[str, Picture]:
         """Draw one image at a firing (its place in `steps`), title -> picture, the input first."""
@@ -107,15 +106,10 @@ class Run:
         names = classes_of(self.captions(-1))
         return overview_of(torch.from_numpy(self.saved.pixels), maps, names, self.colormap, title_of(method))
 
-    def accuracy(self, step: int) -> float | None:
-        """Return the accuracy in validation at a step, or the last before it; None where there is none."""
-        values = self.numbers.get(accuracy_tag(self.numbers) or "", {})
-        return values.get(max((known for known in values if known <= step), default=-1))
-
     def heading(self, firing: int) -> str:
-        """Return the place of a firing in the training, as `step 437, accuracy 91%`."""
-        step = self.steps[firing]
-        accuracy = self.accuracy(step)
+        """Return the step of a firing and the last accuracy in validation, as `step 437, accuracy 91%`."""
+        step, values = self.steps[firing], self.numbers.get(accuracy_tag(self.numbers) or "", {})
+        accuracy = values.get(max((known for known in values if known <= step), default=-1))
         if accuracy is None:
             return f"step {step}"
         # Some log shares, some log percent.
@@ -153,10 +147,8 @@ def accuracy_tag(tags: Iterable[str]) -> str | None:
     """Choose the tag that is most likely the accuracy in validation.
 
     Example:
-        >>> accuracy_tag(["train/accuracy", "val_clean/accuracy", "val/accuracy", "val/loss"])
+        >>> accuracy_tag(["train/accuracy", "val_clean/accuracy", "val/accuracy"])
         'val/accuracy'
-        >>> accuracy_tag(["valid_top1_acc", "train_acc"]), accuracy_tag(["train_acc"])
-        ('valid_top1_acc', None)
     """
     found = [tag for tag in tags if "val" in tag.lower() and _ACCURACY.search(tag)]
     return min(found, key=len, default=None)

@@ -4,8 +4,8 @@ import csv
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from vitx.runs import FACTS, FIRING, IMAGES, LOGITS, NUMBERS, SINKS
 from vitx.runs.folder import files_of, read_facts, read_rows
 
 FRAMES_IN_A_CARD = 4  # of a clip, in a picture of TensorBoard's width and in a report
-_DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, csv.Error)
 
 
 @dataclass(frozen=True)
@@ -64,30 +63,22 @@ class SavedRun:
 
 
 def read_run(folder: Path) -> SavedRun:
-    """Read the folder `vitx` of a run.
-
-    Raises:
-        VitxError: There is no run, or a file is damaged, or does not fit the others.
-    """
+    """Read the folder `vitx` of a run, or raise a VitxError: it is damaged, or of several runs."""
     facts = read_facts(folder)
     if facts is None:
-        raise _no_facts(folder)
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise VitxError(f"{folder} cannot be read: permission denied")
+        if (folder / FACTS).exists():
+            raise VitxError(f"cannot read {folder / FACTS}: it is damaged, or another program's")
+        raise VitxError(
+            f"{folder} is of vitx 0.2 and has no {FACTS}: play it back with vitx 0.2, or train again"
+        )
     try:
         return SavedRun(facts, _read_maps(folder), _read_numbers(folder))
     except (KeyError, IndexError) as error:
         raise VitxError(
             f"the files in {folder} do not fit each other ({error}): keep those of one training"
         ) from error
-
-
-def _no_facts(folder: Path) -> VitxError:
-    if not os.access(folder, os.R_OK | os.X_OK):
-        return VitxError(f"{folder} cannot be read: permission denied")
-    if (folder / FACTS).exists():
-        return VitxError(f"cannot read {folder / FACTS}: it is damaged, or another program's")
-    return VitxError(
-        f"{folder} is of vitx 0.2 and has no {FACTS}: play it back with vitx 0.2, or train again"
-    )
 
 
 def _read_maps(folder: Path) -> SavedMaps | None:
@@ -120,10 +111,8 @@ def _read_maps(folder: Path) -> SavedMaps | None:
 
 def _read_numbers(folder: Path) -> dict[str, dict[int, float]]:
     numbers: dict[str, dict[int, float]] = {}
-    try:
+    with _whole(folder / NUMBERS):
         rows = read_rows(folder)
-    except _DAMAGED as error:
-        raise _damaged(folder / NUMBERS, error) from error
     for row in rows:
         for tag, value in row.items():
             with suppress(TypeError, ValueError):  # a gap
@@ -154,12 +143,14 @@ def _stack(
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    with _whole(path), np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except _DAMAGED as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> VitxError:
-    return VitxError(f"cannot read {path} ({type(error).__name__}): it is damaged; delete it to do without")
+        yield
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, csv.Error) as error:
+        said = f"cannot read {path} ({type(error).__name__}): it is damaged; delete it to do without"
+        raise VitxError(said) from error
