@@ -28,7 +28,8 @@ from vitx.pictures.overview import Overview
 
 SHARD = 256  # pictures in a file
 _MOST_READERS = 8
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)

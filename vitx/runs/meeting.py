@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn.functional import interpolate
 
 from vitx.evaluation import metrics
 from vitx.runs.run import Run
@@ -74,14 +75,10 @@ def disagreement(runs: Sequence[Run], images: Mapping[int, int]) -> tuple[int, f
         the mean over runs and methods of 1 - cosine.
     """
     named = {runs[number].captions(-1)[image].prediction for number, image in images.items()}
-    kept: dict[str, list[torch.Tensor]] = {}
-    for number, image in images.items():
-        for title, maps in runs[number].maps.items():
-            last = torch.from_numpy(maps[-1, image])[None, None]
-            one = torch.nn.functional.interpolate(last, _THUMBNAIL, mode="bilinear")[0, 0]
-            kept.setdefault(title, []).append(one / one.sum().clamp_min(torch.finfo(one.dtype).tiny))
-    apart = [
-        metrics.drift(maps, maps.mean(0, keepdim=True).expand_as(maps)).mean().item()
-        for maps in map(torch.stack, kept.values())
-    ]
+    apart = []
+    for title in runs[next(iter(images))].maps:
+        last = [torch.from_numpy(runs[number].maps[title][-1, image]) for number, image in images.items()]
+        small = [interpolate(one[None, None], _THUMBNAIL, mode="bilinear")[0] for one in last]
+        maps = torch.cat([one / one.sum().clamp_min(torch.finfo(one.dtype).tiny) for one in small])
+        apart.append(metrics.drift(maps, maps.mean(0, keepdim=True).expand_as(maps)).mean().item())
     return len(named) - 1, sum(apart) / len(apart)
