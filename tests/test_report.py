@@ -181,6 +181,29 @@ def test_a_page_to_click_lies_beside_each_image_where_the_run_holds_a_checkpoint
     assert "one holds no checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("told", [{}, {"normalization": None}, {"model": "Classifier"}, {"newer": True}])
+def test_a_run_of_a_timm_model_needs_no_name_of_it(told, tmp_path, capsys):
+    """It is seen to be the model: by its name, its weights, and what it says of the images."""
+    name, scale = "test_vit", ((0.5,) * 3, (0.25,) * 3)
+    images = (torch.from_numpy(pixels()).movedim(3, 1) / 255 - 0.5) / 0.25
+    model = models.spread(timm.create_model(name, num_classes=3, img_size=SIZE)).eval()
+    facts = {"model": name, "normalization": scale} | told
+    newer = facts.pop("newer", False)
+    run = write_run(tmp_path / "run", **facts)
+    write_firing(run, STEPS[-1], maps(STEPS[-1]), model(images).detach().numpy())
+    state = {
+        f"net.{key}": value + newer * torch.randn_like(value) for key, value in model.state_dict().items()
+    }
+    torch.save({"state_dict": state}, run / "last.ckpt")
+    assert report(run, "--output", tmp_path / "page.html") == 0
+    page, said = (tmp_path / "page.html").read_text("utf-8"), capsys.readouterr().err
+    links = re.findall(r'href="(page-pages/run-0-image-\d.html)"', page)
+    assert len(links) == (0 if told else COUNT)
+    assert all((tmp_path / link).is_file() for link in links)
+    assert (tmp_path / "page-pages").exists() == (not told)
+    assert ("says other things about them than the run at its end: give --model" in said) == newer
+
+
 def test_the_page_names_no_address_but_that_of_the_logger(page):
     assert re.findall(r"https?://[^<]*", page) == ["https://wandb.ai/x1"]
 

@@ -12,9 +12,11 @@ training, all moved by one slider. It needs no network and no other file.
 
 A run is a training with vitx's callback or watch, whatever its logger. Its folder `vitx` holds all of it.
 With --model, the newest checkpoint (.ckpt) in the folder of each run, or --weights, is asked which patch
-looks where in its images; these pages lie in a folder beside the report, which links them.
+looks where in its images; these pages lie in a folder beside the report, which links them. A run alone needs
+no --model, if it trained one of timm as it is by its name, and its newest checkpoint is that of its end.
 """
 
+import json
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
 
 from vitx.attribution import telling
@@ -37,6 +40,8 @@ from vitx.runs.film import evenly
 from vitx.runs.hyperparameters import flat
 from vitx.runs.ranking import rank
 from vitx.runs.run import Run
+
+_ALIKE = 0.05  # of probabilities: pixels were rounded
 
 
 def parser() -> ArgumentParser:
@@ -63,6 +68,11 @@ def run(options: Any) -> int:
         raise VitxError("no run holds a checkpoint (.ckpt): leave out --model, or give --weights FILE")
     if len(runs) == 1:
         ((name, only),) = runs.items()
+        if not options.model and (told := _told(only)):
+            try:
+                links = _pages(Namespace(**vars(options) | told), runs, output, sure=False)
+            except VitxError as error:
+                print(f"no page to click beside the images: {error}", file=sys.stderr)
         page = _draw_run(name, only, options.steps, links)
     else:
         page = draw_comparison(runs, left_out, options.steps, links)
@@ -72,12 +82,28 @@ def run(options: Any) -> int:
     return int(bool(left_out))
 
 
+def _told(run: Run) -> dict[str, Any]:
+    """Return the options of a model as a run tells them, if it is one of timm; else none."""
+    from timm import is_model
+
+    model, scale = run.facts.get("model"), run.facts.get("normalization")
+    height, width = run.saved.pixels.shape[1:3]
+    if not (scale and is_model(str(model)) and height == width and run.facts.get("kind") == "class"):
+        return {}
+    inputs = {"size": height, "mean": scale[0], "std": scale[1]}
+    return {"model": model, "input_options": [json.dumps(inputs)]} if any(_checkpoints(run)) else {}
+
+
 def _checkpoints(run: Run) -> list[Path]:
     return sorted(run.folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime)
 
 
-def _pages(options: Any, runs: Mapping[str, Run], output: Path) -> dict[tuple[int, int], str]:
+def _pages(
+    options: Any, runs: Mapping[str, Run], output: Path, sure: bool = True
+) -> dict[tuple[int, int], str]:
     """Write a page to click for each image of each run that holds a checkpoint.
+
+    A model that is not sure to be that of the run must say of the images what the run said at its end.
 
     Returns:
         The run's number and the image -> the page, from the report.
@@ -95,6 +121,12 @@ def _pages(options: Any, runs: Mapping[str, Run], output: Path) -> dict[tuple[in
         subject = replace(subject, prepare=prepare)
         images = subject.batch([*map(one.input, range(one.count))])
         found = subject.explain(images, {method: {}})[method]
+        logits = torch.from_numpy(one.saved.logits[-1])
+        if not sure and (
+            found.logits.shape != logits.shape
+            or (found.logits.softmax(1) - logits.softmax(1)).abs().max() > _ALIKE
+        ):
+            raise VitxError(f"{weights} says other things about them than the run at its end: give --model")
         for image, explanation in enumerate(found):
             link = f"{output.stem}-pages/run-{place}-image-{image}.html"
             names = one.facts.get("class_names") or subject.short_names

@@ -52,7 +52,8 @@ class SavedRun:
 
     Attributes:
         facts: those of `run.json`: `id`, `vitx`, `model`, `methods`, `target`, `class_names`, `colormap`,
-            `note`, `settings` (the hyperparameters, as nested mappings), `loggers`, `ended` and `kind`.
+            `note`, `settings` (the hyperparameters, as nested mappings), `loggers`, `ended`, `kind`, and
+            `normalization` (mean and std of the images).
         maps: None before the first firing.
         numbers: tag -> step -> value, in the order of the columns.
     """

@@ -141,6 +141,7 @@ def facts_of_run(settings: Settings, host: Host, display: Display, kind: Kind | 
         "kind": kind,
         "class_names": display.class_names and [str(name) for name in display.class_names],
         "colormap": display.colormap,
+        "normalization": display.colors.scale,
         "note": display.note,
         "settings": host.settings(),
         "loggers": [facts_of(logger) for logger in host.loggers],
