@@ -467,11 +467,14 @@ def fixed(seed, outward=COUNT):
 
 
 class Mixing(nn.Module):
-    """A fixed matrix, registered as a buffer."""
+    """A fixed matrix, registered as a buffer, or held as a plain tensor."""
 
-    def __init__(self, apply):
+    def __init__(self, apply, plain=False):
         super().__init__()
-        self.register_buffer("matrix", fixed(5))
+        self.register_buffer("matrix", None if plain else fixed(5))
+        if plain:
+            del self.matrix
+            self.matrix = fixed(5)
         self.apply_it = apply
 
     def forward(self, t):
@@ -659,6 +662,12 @@ BETWEEN = {
         Mixing(lambda m, t: torch.tensordot(t, m, ([1], [1])).transpose(1, 2)),
         plain_mixing,
     ),
+    "a plain tensor": (Mixing(lambda m, t: m @ t, plain=True), plain_mixing),
+    "a plain tensor, a product and a sum": (
+        Mixing(lambda m, t: (m[..., None] * t[:, None]).sum(2), plain=True),
+        plain_mixing,
+    ),
+    "a plain tensor, abs first": (Mixing(lambda m, t: (m.abs() * m.sign()) @ t, plain=True), plain_mixing),
     "index_add": (
         lambda t: t.new_zeros(len(t), 9, t.shape[-1]).index_add(1, clusters(), t),
         lambda t: in_clusters(t, mean=False),
@@ -1273,6 +1282,19 @@ def with_functions():
     return model.eval()
 
 
+class SwappedIn(nn.Module):
+    """Weights that are plain tensors, and no part of what is explained."""
+
+    def __init__(self):
+        super().__init__()
+        model = Plainly().eval()
+        self.run = [model]
+        self.held = {name: one.detach().clone() for name, one in model.named_parameters()}
+
+    def forward(self, images):
+        return torch.func.functional_call(self.run[0], self.held, (images,))
+
+
 def scripted_part(block):
     block.mlp = torch.jit.script(block.mlp)
     return block
@@ -1296,6 +1318,7 @@ FORMS = {
     "reentrant checkpoints": inside(lambda block, t: checkpoint(block, t, use_reentrant=True)),
     "functions of one's own": with_functions,
     "detached": inside(lambda block, t: block(t).detach()),
+    "weights swapped in": lambda: SwappedIn().eval(),
 }
 
 

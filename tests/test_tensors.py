@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vitx.tape.tape import Tape
-from vitx.tape.tensors import Keeper, Tensors, storage_of
+from vitx.tape.tensors import Keeper, Tensors, _frozen, storage_of
 
 
 class Model(nn.Module):
@@ -43,7 +43,7 @@ def test_the_live_ones_in_their_order(model, tensors):
     tape = Tape(model)
     first, second, other = torch.zeros(6), torch.zeros(3), torch.zeros(2)
     part = first[:2]
-    tensors.of(other).fixed = True
+    tensors.of(other).origin = "fixed"
     values = {}
     for tensor in (second, part, first):
         values[id(tensor)] = tape.value(tensor.shape)
@@ -55,16 +55,24 @@ def test_the_live_ones_in_their_order(model, tensors):
     assert [id(tensor) for tensor, _ in inside] == [id(part), id(first)]
 
 
-def test_buffers_are_fixed_and_weights_are_learned(model, tensors):
+def test_where_constants_come_from(model, tensors):
     made = torch.zeros(3)
-    assert tensors.is_fixed(model.mask)
-    assert tensors.is_fixed(model.mask.T)
-    assert not tensors.is_fixed(model.layer.weight)
-    assert not tensors.is_fixed(made)
-    tensors.of(made).fixed = True
-    assert tensors.is_fixed(made)
-    tensors.of(model.mask).fixed = False  # something learned was written there
-    assert not tensors.is_fixed(model.mask)
+    assert tensors.origin(model.mask) == tensors.origin(model.mask.T) == "fixed"
+    assert tensors.origin(model.layer.weight) == tensors.origin(model.layer.weight.detach().T) == "learned"
+    assert tensors.origin(nn.Parameter(made)) == tensors.origin(nn.Linear(3, 3).weight.T) == "learned"
+    assert tensors.origin(made) == "given"
+    tensors.of(made).origin = "fixed"
+    assert tensors.origin(made) == "fixed"
+    tensors.of(model.mask).origin = "learned"  # something learned was written there
+    assert tensors.origin(model.mask) == "learned"
+
+
+def test_weights_in_a_frozen_program_were_learned(model):
+    frozen = torch.jit.freeze(torch.jit.trace(nn.Sequential(model.layer).eval(), torch.zeros(1, 3)))
+    assert not [*frozen.parameters()]
+    constants = [*_frozen(frozen)]
+    assert [tuple(one.shape) for one in constants] == [(3, 3), (3,)]
+    assert {Tensors(frozen).origin(one) for one in constants} == {"learned"}
 
 
 def test_the_model_knows_its_own(model, tensors):

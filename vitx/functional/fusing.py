@@ -13,8 +13,15 @@ from vitx.functional.tiles import Tile
 HEAD_FUSIONS = ("mean", "max", "min")
 
 
-def fused(tiles: Iterable[Tile], head_fusion: str) -> Iterator[tuple[slice, slice, Tensor]]:
+def fused(
+    tiles: Iterable[Tile], head_fusion: str, out: Tensor | None = None
+) -> Iterator[tuple[slice, slice, Tensor]]:
     """Fuse the heads of tiles, which follow one another, so that no more of them need to stay in the cache.
+
+    Args:
+        tiles: of A, and of G where the gradient is known.
+        head_fusion: "mean", "max" or "min".
+        out: what holds the result, (B, Q, K); by default, new tensors do.
 
     Yields:
         Some images, some rows, and what A, or A * G where the gradient is known, is there, (b, n, K).
@@ -23,7 +30,9 @@ def fused(tiles: Iterable[Tile], head_fusion: str) -> Iterator[tuple[slice, slic
     for tile in tiles:
         if found is None:
             start = {"mean": 0.0, "max": -torch.inf, "min": torch.inf}[head_fusion]
-            found = torch.full_like(tile.weights[:, 0], start)
+            first = tile.weights[:, 0]
+            found = torch.empty_like(first) if out is None else out[tile.images, tile.rows]
+            found.fill_(start)
         for number, head in enumerate(tile.weights.unbind(1)):
             outer = None if tile.compute_gradient is None else tile.gradient[:, number]
             if head_fusion == "mean" and outer is not None:

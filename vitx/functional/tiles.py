@@ -59,10 +59,10 @@ class Memory:
             self._rooms[key] = like.new_empty(size)
         return self._rooms[key][:size].view(*shape)
 
-    def products(self, use: str, left: Tensor, right: Tensor) -> Tensor:
+    def products(self, use: str, left: Tensor, right: Tensor, factor: float = 1) -> Tensor:
         """Multiply (b, g, n, m) and (b, g, m, k) for each image and head, into such room."""
         found = self.take(use, (*left.shape[:-1], right.shape[-1]), left)
-        found.flatten(0, 1).baddbmm_(left.flatten(0, 1), right.flatten(0, 1), beta=0)
+        found.flatten(0, 1).baddbmm_(left.flatten(0, 1), right.flatten(0, 1), beta=0, alpha=factor)
         return found
 
     def keep(self, tensor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from vitx.tape.conservation import check, check_lost, check_score, share_of_imag
 from vitx.tape.expanded import summed
 from vitx.tape.grid import Grid
 from vitx.tape.output import Score
-from vitx.tape.relevance import Propagation, Rule
+from vitx.tape.relevance import Propagation, Reading, Rule
 from vitx.tape.sinks import Sinks, without
 from vitx.tape.sums import Layer
 from vitx.tape.tape import Tape
@@ -142,7 +142,7 @@ class Backward:
 
     def _read_at(self, attentions: Sequence[Attention]) -> list[Tensor]:
         """Find how much the output reads of each attention's queries, (T, Q), if no attention mixes them."""
-        way = Propagation(self.tape, Rule())
+        way = Reading(self.tape)
         found = way.run({self.end: self.start}, [one.value for one in attentions])
         check_lost(way.lost)
         return [summed(found.at(one), [1, 3]) for one in attentions]

@@ -1,6 +1,6 @@
 """One ATen call: its operator, its arguments by name, the values among them, and its transpose."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
+from vitx.tape.axes import Axes
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Factors, Tensors
 from vitx.tape.values import AxesOf, Back, Step, Value
@@ -105,6 +106,17 @@ class Call:
         if weight is None or self.tape.network is None or self.tensors.is_of_model(weight):
             return weight
         return weight.detach().clone()
+
+    def weighs(self, constant: Tensor, axes: Callable[[], Axes], dims: Iterable[int]) -> bool:
+        """Return whether a constant says how much the elements along some dimensions count.
+
+        What was learned does not; nor does what is given, along channels, where it may be learned.
+        """
+        origin = self.tensors.origin(constant)
+        if origin != "given":
+            return origin == "fixed"
+        known = axes()
+        return not all(factor.channels for dim in dims for factor in known[dim])
 
     def inner(self, function: Any, *args: Any, out: Tensor | None = None) -> "Call":
         """Return a call that is a part of this one, as the product in a sum of something and a product."""

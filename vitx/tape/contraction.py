@@ -83,6 +83,7 @@ class Layout:
     # they have none of their own.
     split: dict[str, list[int]]
     values: Size  # the shape of the values, as the model has it
+    axes: ax.Axes  # of what comes out, aligned
     over_channels: bool  # whether the keys are channels of the same tokens
 
     @classmethod
@@ -103,7 +104,10 @@ class Layout:
                 split["THQK"].append(1 if a == 1 else factor.size)
                 split["THKD"].append(1 if v == 1 else factor.size)
                 split["THQD"].append(1 if letter == "K" else factor.size)
-        return cls(sizes, groups, split, values.tensor.shape, bool(keys) and all(keys))
+        pairs = zip(axes, weights.shape, values.shape, strict=True)
+        aligned = (part if v > 1 else ax.dimension(a, False) for part, a, v in pairs)
+        out = tuple(() if d in contraction.summed else part for d, part in enumerate(aligned))
+        return cls(sizes, groups, split, values.tensor.shape, out, bool(keys) and all(keys))
 
     def count(self, letter: str) -> int:
         """Return how many images and windows, heads, queries, keys or channels there are."""

@@ -40,7 +40,8 @@ class Grid:
         found = []
         for step in takewhile(lambda step: not isinstance(step, Attention), self._tape.steps):
             value = step.outputs[0]
-            slides = step.name in CONVOLUTIONS or "pool" in step.name or isinstance(step, Sum)
+            slides = step.name in CONVOLUTIONS or "pool" in step.name
+            slides = slides or (isinstance(step, Sum) and step.stream is None)
             if slides and len(value.shape) == ndim and channel_dims(value.axes) == [1]:
                 found.append(value)
         return found[::-1]

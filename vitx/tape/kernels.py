@@ -26,13 +26,12 @@ def run(call: Call) -> Any:
     (batch, heads, queries, dim), keys = query.shape, key.shape[2]
     scale = dim**-0.5 if call["scale"] is None else call["scale"]
     output = value.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)  # as the kernel does
-    call.fused = value.new_empty(batch, queries, keys)
+    call.fused, memory = value.new_empty(batch, queries, keys), call.tape.memory
 
     def compute(part: Cut) -> Tensor:
-        right = key[part[:2]].mT
-        scores = call.tape.memory.products("weights", query[part] * scale, right)
+        scores = memory.products("weights", query[part], key[part[:2]].mT, scale)
         weights = torch.softmax(scores, -1, out=scores)
-        output[part] = weights @ value[part[:2]]
+        output[part] = memory.products("outputs", weights, value[part[:2]])
         return weights
 
     # Heads are fused one after another either way, so what is found of an image hangs on no other image.
@@ -40,8 +39,8 @@ def run(call: Call) -> Any:
     if batch < heads:
         parts = ((slice(image, image + 1), ALL, ALL) for image in range(batch))
     tiles = (Tile(*part, heads, compute) for part in parts)
-    for images, rows, part in fused(tiles, call.tape.head_fusion):
-        call.fused[images, rows] = part
+    for _ in fused(tiles, call.tape.head_fusion, call.fused):
+        pass  # as they are computed
     return output, query.new_empty(query.shape[:3])
 
 

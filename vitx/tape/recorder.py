@@ -20,7 +20,7 @@ from vitx.tape import kernels
 from vitx.tape.call import Call, overload, tensors_in, unknown
 from vitx.tape.rules import decomposition_of, rule_of
 from vitx.tape.tape import Tape
-from vitx.tape.tensors import Tensors
+from vitx.tape.tensors import ORIGINS, Tensors
 from vitx.tape.values import Step, Value
 from vitx.tape.versions import Versions
 
@@ -129,7 +129,9 @@ class Recorder(TorchDispatchMode):
             return out
         named = {name: one for name, one in kwargs.items() if name not in operator.written} if kwargs else {}
         call = Call(self.tape, self._tensors, operator, args, named, live)
-        into = tensors_in(args[:1] if operator.in_place else [kwargs.get(name) for name in operator.written])
+        into: list[Tensor] = []
+        if operator.written:
+            into = tensors_in(args[:1] if operator.in_place else [kwargs.get(n) for n in operator.written])
         if into:
             self._prepare_to_write(call, into)
         out = kernels.run(call) if operator.name == kernels.FUSED else func(*args, **kwargs)
@@ -169,15 +171,18 @@ class Recorder(TorchDispatchMode):
 
     def _is_layer(self, args: Sequence[Any]) -> bool:
         """Return whether a matrix and a bias that do not depend on the image are those of a linear layer."""
-        return args[1].ndim == 2 and all(self.get(one) is None for one in args[1:])
+        if self._versions:
+            self._versions.read([one for one in args[1:] if one is not None])
+        return args[1].ndim == 2 and not self._tensors.live(args[1:])
 
     def _note_constants(self, outs: Sequence[Tensor], given: Sequence[Tensor], new: bool) -> None:
         """Note whether constants were made of anything learned, and masks and indices of a live value."""
         known = [self._tensors.get(tensor) for tensor in given]
         source = next((one.source for one in known if one and one.source), None)
-        fixed = new or all(self._tensors.is_fixed(tensor) for tensor in given if tensor.is_floating_point())
+        origins = [self._tensors.origin(one) for one in given if one.is_floating_point() and not new]
+        origin = max(origins, key=ORIGINS.index, default=ORIGINS[0])
         for tensor in outs:
-            self._tensors.of(tensor).fixed = fixed
+            self._tensors.of(tensor).origin = origin
             if source and not tensor.is_floating_point():
                 self._tensors.of(tensor).source = source
 
@@ -187,7 +192,7 @@ class Recorder(TorchDispatchMode):
             target = into[0]
             before = target.clone() if self.tape.network is not None else target.detach()
             if call.value(target) is None:
-                self._tensors.of(before).fixed = self._tensors.is_fixed(target)
+                self._tensors.of(before).origin = self._tensors.origin(target)
             call.live = [(before if tensor is target else tensor, value) for tensor, value in call.live]
             call.args = [before if argument is target else argument for argument in call.args]
         self.tape.keeper.preserve(into)
@@ -196,7 +201,7 @@ class Recorder(TorchDispatchMode):
         """Take what no call made, and the model does not hold, for made of what has left torch."""
         for tensor in given:
             known = self._tensors.get(tensor)
-            ours = (known and known.fixed is not None) or self._tensors.is_of_model(tensor)
+            ours = (known and known.origin) or self._tensors.is_of_model(tensor)
             if not ours and tensor.is_floating_point() and self.get(tensor) is None:
                 images = [*self.tape.images]
                 value = self.tape.value(tensor.shape, images)

@@ -149,6 +149,22 @@ class Propagation:
                 )
 
 
+class Reading(Propagation):
+    """Relevance that finds what each row of an attention holds of the output, and that none moves."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__(tape, Rule())
+
+    def _send(self, step: Step, arrived: list[Tensor]) -> Sent:
+        if isinstance(step, Attention) and step.residuals:
+            return []
+        if isinstance(step, Sum) and step in self._around:
+            assert step.stream is not None
+            branches = [pair for pair in into_branches(step, arrived[0]) if pair[0] is not step.stream]
+            return [*branches, (step.stream, step.to_term(step.stream, arrived[0]))]
+        return super()._send(step, arrived)
+
+
 def _hides_heads(value: Value) -> Step | None:
     """Return a call behind the last weights of which it is not known where channels go."""
     step = value.made_by

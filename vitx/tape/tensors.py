@@ -2,9 +2,12 @@
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,11 @@ from torch import Tensor, nn
 from vitx.tape.values import Value
 
 Factors = Sequence[tuple[Tensor, Value | None]] | None  # with their values; None for constants
+
+# "fixed": made of numbers, or a buffer. "given": neither made in the pass nor held by the model, as a mask of
+# the user's, or weights that are swapped in. What is made of several has the last one of this order.
+Origin = Literal["fixed", "given", "learned"]
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
 
 
 def storage_of(tensor: Tensor) -> int | None:
@@ -26,7 +34,7 @@ class Known(weakref.ref[Tensor]):
     key: int  # the identity of the tensor
     value: Value | None = None  # if it is live, and nothing was written where it lies since it got it
     factors: Factors = None  # what it is the product of
-    fixed: bool | None = None  # of what the pass made without the image: whether nothing learned went into it
+    origin: Origin | None = None  # of what the pass made without the image
     source: Value | None = None  # the live value of which a mask or an index was made
 
 
@@ -35,12 +43,18 @@ class Tensors:
 
     def __init__(self, model: nn.Module) -> None:
         self._known: dict[int, Known] = {}
-        self._modules = list(model.modules())
-        self._buffers = {storage_of(b) for m in self._modules for b in m._buffers.values() if b is not None}
+        self._model = model
+
+    @cached_property
+    def _buffers(self) -> set[int | None]:
+        return {storage_of(one) for one in self._model.buffers()}
 
     @cached_property
     def _weights(self) -> set[int | None]:
-        return {storage_of(p) for m in self._modules for p in m._parameters.values() if p is not None}
+        modules = [*self._model.modules()]
+        held = [one for module in modules for one in module._parameters.values() if one is not None]
+        scripts = [module for module in modules if isinstance(module, torch.jit.ScriptModule)]
+        return {storage_of(one) for one in (*held, *chain.from_iterable(map(_frozen, scripts)))}
 
     def get(self, tensor: Tensor) -> Known | None:
         """Return what is known of a tensor; None if nothing is."""
@@ -74,16 +88,27 @@ class Tensors:
         found = [pair for pair in self.live(tensors) if storage_of(pair[0]) == storage]
         return sorted(found, key=lambda pair: pair[0].numel())
 
-    def is_fixed(self, constant: Tensor) -> bool:
-        """Return whether a constant was not learned: made of nothing that was, or a buffer."""
+    def origin(self, constant: Tensor) -> Origin:
+        """Return where a constant comes from."""
         known = self.get(constant)
-        if known is not None and known.fixed is not None:
-            return known.fixed
-        return bool(self._buffers) and storage_of(constant) in self._buffers
+        if known is not None and known.origin is not None:
+            return known.origin
+        if constant.requires_grad or isinstance(constant, nn.Parameter):
+            return "learned"
+        storage = storage_of(constant)
+        return "fixed" if storage in self._buffers else "learned" if storage in self._weights else "given"
 
     def is_of_model(self, tensor: Tensor) -> bool:
         """Return whether a tensor lies where the model keeps its own."""
         return (storage := storage_of(tensor)) in self._weights or storage in self._buffers
+
+
+def _frozen(module: torch.jit.ScriptModule) -> Iterator[Tensor]:
+    """Yield the weights that `torch.jit.freeze` wrote into the program of a module."""
+    with suppress(RuntimeError):  # of a part that has no forward
+        for node in module.graph.findAllNodes("prim::Constant"):
+            if node.hasAttribute("value") and node.kindOf("value") == "t":
+                yield node.t("value")
 
 
 @dataclass(eq=False)

@@ -55,7 +55,7 @@ def dot_product(
 
     def compute(part: Cut) -> Tensor:
         right = full(keys.tensor[part[:2]]).mT
-        scores = memory.products("weights", full(queries.tensor[part]) * factor, right)
+        scores = memory.products("weights", full(queries.tensor[part]), right, factor)
         if added is not None:
             shown = added[part]
             scores.masked_fill_(~shown, -torch.inf) if shown.dtype == torch.bool else scores.add_(shown)

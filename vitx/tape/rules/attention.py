@@ -44,7 +44,13 @@ def attention(call: Call, weights: Weights, layout: Layout, asking: Value | None
 
     origin = (values.above | 1 << values.number) & tape.residuals
     kind = partial(Attention, weights=weights, layout=layout, origin=max(origin.bit_length() - 1, 0))
-    found = call.make([values, asked], None, gradient, sources=[values], kind=kind)
+    shape = tuple(call.out.shape)
+    found = call.make(
+        *([values, asked], None, gradient),
+        sources=[values],
+        axes=lambda _: ax.reshaped(layout.axes, shape),
+        kind=kind,
+    )
     if layout.over_channels:
         tape.attentions.pop()
     else:

@@ -5,6 +5,7 @@ f(x) / x is a constant of the linearized network.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -189,10 +190,15 @@ def _times_constant(call: Call, value: Value, factor: Any) -> Value:
     if not isinstance(factor, Tensor):
         found.total = value.total
         found.dim = value.dim if value.kind == "weights" and factor == 1 else None
-    elif factor.numel() > 1 and call.tensors.is_fixed(factor):
+    elif factor.numel() > 1 and call.weighs(factor, lambda: found.axes, _along(factor, shape)):
         kept = call.tape.keeper.keep(factor)
         found.mass = lambda: kept.tensor.abs() * (1 if mass is None else mass())
     return found
+
+
+def _along(factor: Tensor, shape: Sequence[int]) -> list[int]:
+    """Return the dimensions of a shape in which a factor that broadcasts to it is not the same."""
+    return [dim + len(shape) - factor.ndim for dim, size in enumerate(factor.shape) if size > 1]
 
 
 def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = False) -> Value:

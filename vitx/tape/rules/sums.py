@@ -46,8 +46,9 @@ def total(call: Call, summands: Sequence[Summand], *, exact: bool = True) -> Val
             live.append((value, factor))
         elif call.tape.accounts:
             dtype = torch.promote_types(out.dtype, torch.float32)
-            constant = torch.as_tensor(one, dtype=dtype, device=out.device) * factor
-            own.append((call.tape.constant(constant.to(dtype)), 1))
+            constant = torch.as_tensor(one, dtype=dtype, device=out.device)
+            times = constant if isinstance(factor, int) and factor == 1 else (constant * factor).to(dtype)
+            own.append((call.tape.constant(times), 1))
     ways = [(value.shape, factor) for value, factor in live + own]
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
@@ -116,7 +117,7 @@ def _summed(call: Call, counted: Sequence[Value], live: Sequence[Value], options
     if step.stream is None:
         step.refuse_within(tape.residuals)
     else:
-        step.axes, found.open = None, step.stream.open
+        found.open = step.stream.open
         for opened in [value.sum for value in live if value.sum and value not in terms]:
             for attention in opened.closes:  # by a residual that is none of its own
                 attention.residuals.discard(opened)

@@ -72,10 +72,13 @@ def same(call: Call) -> list[Value]:
 @rule("permute", "transpose", "t")
 def permuted(call: Call) -> list[Value]:
     """Follow dimensions in another order."""
-    dims = range(call.out.ndim)
-    sizes = torch.empty([dim + 2 for dim in dims], device="meta")  # which tell the dimensions apart
-    order = [size - 2 for size in call.overload.function(sizes, *call.args[1:], **call.kwargs).shape]
-    back = [order.index(dim) for dim in dims]
+    order = [*range(call.out.ndim)]
+    if call.name == "permute":
+        order = [dim % len(order) for dim in call["dims"]]
+    elif len(order) > 1:
+        first, second = (0, 1) if call.name == "t" else (call["dim0"], call["dim1"])
+        order[first], order[second] = order[second], order[first]
+    back = [order.index(dim) for dim in range(len(order))]
     return turned(call, lambda r: r.permute(back), lambda of: tuple(of[dim] for dim in order))
 
 
