@@ -19,21 +19,13 @@ _OTHERS = ("similar_to", "patch", "region", "objects")  # questions that are of 
 
 @dataclass(frozen=True)
 class Asked:
-    """One question to each picture.
-
-    Attributes:
-        target: of the explanation.
-        index: the class, or the text; None: the predicted class, or something else.
-        against: the class or text that it is compared with.
-        name: of something else than a class, in the names of arrays; "" of a class or a text.
-        object: in place of a target, the place of an object among the surest, from 0.
-    """
+    """One question to each picture."""
 
     target: Target = None
-    index: int | None = None
-    against: int | None = None
-    name: str = ""
-    object: int | None = None
+    index: int | None = None  # of a class or a text; None: the predicted class, or something else
+    against: int | None = None  # the class or text that it is compared with
+    name: str = ""  # among arrays, of something else than a class or a text
+    object: int | None = None  # in place of a target, the place of an object among the surest
 
     def put(self, subject: Subject, images: Tensor) -> Target:
         """Return the target for some images, (B, C, H, W)."""

@@ -52,25 +52,15 @@ class Map:
 
 @dataclass(frozen=True)
 class Finding:
-    """A picture that was read, and later what was found in it.
+    """A picture that was read, and later what was found in it."""
 
-    Attributes:
-        place: among all.
-        file: it was read from.
-        image: as the model takes it, without the dimension of the batch; None once it was explained.
-        pixels: (H, W, 3) uint8, or of clips and volumes (T, H, W, 3). None once it was drawn.
-        note: a sentence on its colors, or "".
-        logits: (classes,).
-        maps: one for each method and question.
-    """
-
-    place: int
+    place: int  # among all
     file: Path
-    image: Tensor | None
-    pixels: Tensor | None
-    note: str
-    logits: Tensor = field(default_factory=partial(torch.empty, 0))
-    maps: tuple[Map, ...] = ()
+    image: Tensor | None  # as the model takes it, (C, H, W); None once it was explained
+    pixels: Tensor | None  # (H, W, 3) uint8, or of clips and volumes (T, H, W, 3); None once it was drawn
+    note: str  # on its colors
+    logits: Tensor = field(default_factory=partial(torch.empty, 0))  # (classes,)
+    maps: tuple[Map, ...] = ()  # one for each method and question
 
     @property
     def texts(self) -> str:
@@ -86,17 +76,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Product:
-    """The files of each picture.
-
-    Attributes:
-        subject: the model.
-        kinds: of the files: some of `vitx.files.PICTURES`, ".npz" for raw maps, ".json" for the prediction.
-        signed: show also what speaks against the class.
-    """
+    """The files of each picture."""
 
     subject: Subject
-    kinds: tuple[str, ...]
-    signed: bool = False
+    kinds: tuple[str, ...]  # some of `vitx.files.PICTURES`, ".npz" for raw maps, ".json" for the prediction
+    signed: bool = False  # show also what speaks against the class
 
     def write(self, finding: Finding, paths: Sequence[Path]) -> str:
         """Write the files of one picture, one for each kind, and return a line about it."""

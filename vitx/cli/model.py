@@ -34,25 +34,15 @@ _INPUT: Mapping[str, Kind] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with its inputs and outputs.
-
-    Attributes:
-        model: whose attention is explained, in eval mode.
-        prepare: makes its images from files.
-        classes: their number; 0 where the model puts out features. Texts that images are compared with count.
-        class_names: the full name of each class, or None.
-        methods: the options of each method that explains it, by its name.
-        max_pixels: of a file that is still read; None: the limit of its kind.
-        tokenizer: of its texts, or None.
-    """
+    """A model, in eval mode, with its inputs and outputs."""
 
     model: nn.Module
     prepare: Preprocessing
-    classes: int
-    class_names: tuple[str, ...] | None
-    methods: Methods
-    max_pixels: int | None = None
-    tokenizer: Any = None
+    classes: int  # their number, or that of the texts that images are compared with; 0: it puts out features
+    class_names: tuple[str, ...] | None  # in full
+    methods: Methods  # that explain it
+    max_pixels: int | None = None  # of a file that is still read; None: the limit of its kind
+    tokenizer: Any = None  # of its texts
 
     @property
     def predicts(self) -> bool:

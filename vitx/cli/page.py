@@ -31,17 +31,13 @@ class Embedded(NamedTuple):
 class Shown(NamedTuple):
     """One image of a run at some firings.
 
-    Attributes:
-        films: title of each method -> its maps, to be colored and laid over the input: frames of one size,
-            row by row, of which a page shows one at a time.
-        last: the caption at the last of them.
-        said: beside each frame: the caption, whether it is right, and the places of nearly uniform maps.
-        colormap: that of the run.
+    A film has the maps of a method, by its title, to be colored and laid over the input: frames of one size,
+    row by row, of which a page shows one at a time.
     """
 
     films: dict[str, Embedded]
     last: Caption
-    said: list[list[Any]]
+    said: list[list[Any]]  # beside each frame: caption, whether it is right, places of nearly uniform maps
     colormap: str
 
 

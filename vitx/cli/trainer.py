@@ -37,8 +37,7 @@ class _Share(pl.LightningModule):
 def predict(model: nn.Module, explain: Explain, **settings: Any) -> tuple[dict[int, str], bool]:
     """Explain all pictures, by a model that Lightning moves to each device.
 
-    Returns:
-        By its place, why a picture could not be read; and whether this process speaks for all.
+    Return, by its place, why a picture could not be read; and whether this process speaks for all.
     """
     share = _Share(model, explain)
     parts = ("enable_checkpointing", "enable_model_summary", "enable_progress_bar", "inference_mode")

@@ -31,15 +31,10 @@ FRAMES_FIRST, CHANNELS_FIRST = 1, 2  # the dimension of time in a batch: (B, T, 
 
 @dataclass(frozen=True)
 class ClipPreprocessing(Preprocessing):
-    """The preprocessing of clips: each frame as an image, in their order.
+    """The preprocessing of clips: each frame as an image, in their order."""
 
-    Attributes:
-        frames: their number.
-        time_axis: the dimension of time in a batch, 1 or 2.
-    """
-
-    frames: int = 0
-    time_axis: int = CHANNELS_FIRST
+    frames: int = 0  # their number
+    time_axis: int = CHANNELS_FIRST  # the dimension of time in a batch
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -19,27 +19,16 @@ _CROPS = {"shortest": "center", "squash": "squash"}  # as timm calls what open_c
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The preprocessing of images.
+    """The preprocessing of images."""
 
-    Attributes:
-        size: height and width, in pixels.
-        mean: of each channel, in units of [0, 1], which is subtracted.
-        std: of each channel, by which it is then divided.
-        interpolation: "bicubic", "bilinear", ...
-        crop_pct: share of the resized image that is kept.
-        crop_mode: "center", "squash" or "border", as timm knows them.
-        multiple: with `keep_aspect`, height and width are multiples of it.
-        keep_aspect: keep the whole image and its proportions, with about as many pixels.
-    """
-
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    size: tuple[int, int]  # height and width, in pixels
+    mean: tuple[float, ...]  # of each channel, in units of [0, 1], which is subtracted
+    std: tuple[float, ...]  # of each channel, by which it is then divided
     interpolation: str = "bicubic"
-    crop_pct: float = 1.0
-    crop_mode: str = "center"
-    multiple: int = 1
-    keep_aspect: bool = False
+    crop_pct: float = 1.0  # share of the resized image that is kept
+    crop_mode: str = "center"  # or "squash" or "border", as timm knows them
+    multiple: int = 1  # with `keep_aspect`, height and width are multiples of it
+    keep_aspect: bool = False  # keep the whole image and its proportions, with about as many pixels
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -32,12 +32,6 @@ def with_prompt(
 
     The prompt goes through the processor's chat template, if it has one; else the pictures stand before it.
     A prompt that holds the token of a picture is taken as it is.
-
-    Args:
-        model: whose device and precision they get.
-        processor: of transformers.
-        pictures: all of one prompt.
-        prompt: the question.
     """
     weight = next(model.parameters(), torch.empty(0))
     kind = type(processor).__name__

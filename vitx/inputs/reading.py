@@ -23,15 +23,11 @@ _opening = Lock()
 
 
 def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset()) -> list[Path]:
-    """Find image files.
+    """Find image files, and those of more suffixes.
 
-    Args:
-        paths: files, which are taken as they are; folders, in which all image files count, at any depth;
-            and patterns such as `pictures/*.jpg`.
-        more: further suffixes of files that count.
-
-    Returns:
-        The files without repetition, in the order given; those of a folder or pattern sorted by name.
+    Paths are files, which are taken as they are; folders, in which all image files count, at any depth; and
+    patterns such as `pictures/*.jpg`. The files of a folder or pattern are sorted by name, and none is found
+    twice.
     """
     found: dict[Path, Path] = {}
     for given in paths:

@@ -20,13 +20,9 @@ MOST_VOXELS = 1_000_000_000  # ten times as many as a picture's: scans have them
 
 @dataclass(frozen=True)
 class VolumePreprocessing(Preprocessing):
-    """The preprocessing of volumes: of one channel, resampled, and normalised.
+    """The preprocessing of volumes: of one channel, resampled, and normalised."""
 
-    Attributes:
-        depth: the first of the three sizes; `size` has the others.
-    """
-
-    depth: int = 0
+    depth: int = 0  # the first of the three sizes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,9 +48,8 @@ class VolumePreprocessing(Preprocessing):
 def read_volume(path: Path, most_voxels: int = MOST_VOXELS) -> NDArray[np.float32]:
     """Read a volume, (D, H, W), in the units of the file.
 
-    Args:
-        path: of a NIfTI file, .nii or .nii.gz (nibabel is needed), or an array .npy, (D, H, W).
-        most_voxels: a larger volume is refused before it is unpacked.
+    It is of NIfTI, .nii or .nii.gz (nibabel is needed), or an array .npy. One with more voxels is refused
+    before it is unpacked.
     """
     with readable(path, " as a volume"):
         loaded = load_array(path) if has_suffix(path, ARRAYS) else needs("nibabel", path).load(path)

@@ -19,17 +19,11 @@ _PLACES = re.compile(
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of all runs.
+    """A setting of all runs."""
 
-    Attributes:
-        key: its names from the outermost to its own, joined by dots.
-        name: as many of its last names as tell it apart.
-        values: run's number -> value, of the runs that have it.
-    """
-
-    key: str
-    name: str
-    values: Mapping[int, Value]
+    key: str  # its names from the outermost to its own, joined by dots
+    name: str  # as many of its last names as tell it apart
+    values: Mapping[int, Value]  # run's number -> value, of the runs that have it
 
 
 def compare_settings(runs: Sequence[Run]) -> tuple[list[Setting], list[Setting]]:

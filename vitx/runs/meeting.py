@@ -18,17 +18,11 @@ _TOLERANCE = 12  # of 255: a picture that was enlarged or written anew differs a
 
 @dataclass(frozen=True)
 class Meeting:
-    """Images that the same runs watch.
+    """Images that the same runs watch."""
 
-    Attributes:
-        titles: of their methods, sorted.
-        note: the words below their maps.
-        images: of each image, the run's number -> the number that the image has in the run.
-    """
-
-    titles: tuple[str, ...]
-    note: str
-    images: list[dict[int, int]]
+    titles: tuple[str, ...]  # of their methods, sorted
+    note: str  # the words below their maps
+    images: list[dict[int, int]]  # of each, the run's number -> the number that the image has in the run
 
     @property
     def runs(self) -> list[int]:

@@ -24,21 +24,13 @@ _ACCURACY = re.compile(r"acc(uracy)?(/dataloader_idx_0)?$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Run:
-    """A run of training.
+    """A run of training, see `vitx.runs.saved.SavedRun`."""
 
-    Attributes:
-        path: of its folder, as the user wrote it, without the machine's own folders.
-        saved: its images and their maps at each firing.
-        facts: the content of its `run.json`.
-        numbers: tag -> step -> value.
-        folder: itself, on this machine.
-    """
-
-    path: Path
+    path: Path  # of its folder, as the user wrote it, without the machine's own folders
     saved: SavedMaps
     facts: Mapping[str, Any] = field(default_factory=dict)
     numbers: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    folder: Path = Path()
+    folder: Path = Path()  # itself, on this machine
 
     @property
     def steps(self) -> Sequence[int]:

@@ -23,44 +23,30 @@ FRAMES_IN_A_CARD = 4  # of a clip, in a picture of TensorBoard's width and in a 
 
 @dataclass(frozen=True)
 class SavedMaps:
-    """All maps of a run.
+    """All maps of a run."""
 
-    Attributes:
-        steps: (T,) those of the firings, in order.
-        maps: each method's, (T, n, h, w); some frames of clips side by side.
-        logits: (T, n, classes), or other outputs of the model for n images.
-        pixels: the images shown, (n, H, W, 3) uint8.
-        labels: (n, ...), or None.
-        frames: the number of those side by side.
-        before: the number of firings of other images, which are left out.
-        sinks: (T, n, h, w) bool, see `vitx.Explanation`; None where they are not known.
-    """
-
-    steps: tuple[int, ...]
-    maps: Mapping[str, NDArray[np.float32]]
-    logits: NDArray[np.float32]
-    pixels: NDArray[np.uint8]
-    labels: NDArray[Any] | None = None
-    frames: int = 1
-    before: int = 0
-    sinks: NDArray[np.bool_] | None = None
+    steps: tuple[int, ...]  # (T,) those of the firings, in order
+    maps: Mapping[str, NDArray[np.float32]]  # each method's, (T, n, h, w); some frames of clips side by side
+    logits: NDArray[np.float32]  # (T, n, classes), or other outputs of the model for n images
+    pixels: NDArray[np.uint8]  # the images shown, (n, H, W, 3)
+    labels: NDArray[Any] | None = None  # (n, ...)
+    frames: int = 1  # the number of those side by side
+    before: int = 0  # the number of firings of other images, which are left out
+    sinks: NDArray[np.bool_] | None = None  # (T, n, h, w), see `vitx.Explanation`
 
 
 @dataclass(frozen=True)
 class SavedRun:
     """The content of a folder.
 
-    Attributes:
-        facts: those of `run.json`: `id`, `vitx`, `model`, `methods`, `target`, `class_names`, `colormap`,
-            `note`, `settings` (the hyperparameters, as nested mappings), `loggers`, `ended`, `kind`, and
-            `normalization` (mean and std of the images).
-        maps: None before the first firing.
-        numbers: tag -> step -> value, in the order of the columns.
+    The facts are those of `run.json`: `id`, `vitx`, `model`, `methods`, `target`, `class_names`, `colormap`,
+    `note`, `settings` (the hyperparameters, as nested mappings), `loggers`, `ended`, `kind`, and
+    `normalization` (mean and std of the images).
     """
 
     facts: Mapping[str, Any]
-    maps: SavedMaps | None = None
-    numbers: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    maps: SavedMaps | None = None  # before the first firing
+    numbers: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # tag -> step -> value
 
 
 def read_run(folder: Path) -> SavedRun:
