@@ -270,7 +270,7 @@ def test_what_fabric_set_up(belongings, precision, method):
     [
         (["x.png", "--model", "own:nothing"], "own:nothing must make a torch.nn.Module, found int"),
         (["x.png", "--model", "own:absent"], "there is no class or function own:absent"),
-        (["x.png", "--model", "own.net"], "for a class or function of your own write --model own:net"),
+        (["x.png", "--model", "own.net"], "timm has no model 'own.net'"),
         (["x.png", "--model", "own:net", "--model-options", "a=1"], "own:net could not be made: TypeError"),
         (["x.png", "--model", "own:Module", "--weights", "net.ckpt"], "give it by --model-options"),
         (

@@ -24,7 +24,7 @@ IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
 def tokens(words):
     """A tokenizer, as open_clip has them."""
-    return CAPTIONS[: len(words)]
+    return CAPTIONS[[["a cat", "a dog"].index(word) for word in words]]
 
 
 class Pairs(Dataset):

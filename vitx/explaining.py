@@ -19,6 +19,7 @@ from vitx.models.prediction import check_images, check_model
 from vitx.passes import Target, follow
 from vitx.tape.trace import Trace
 from vitx.targets.question import Question
+from vitx.viewer.viewing import view
 
 if TYPE_CHECKING:  # PIL is not imported before it is needed
     from vitx.inputs.prepared import Images
@@ -103,26 +104,9 @@ def explain_methods(
     scale = {} if prepare is None else {"mean": prepare.mean, "std": prepare.std}
     found = {}
     for name, one in _explain_batch(model, tensor, asked, target, given).items():
-        viewer = None if given.others or given.together else partial(_view, ref(model), asked[name], target)
-        found[name] = replace(one, viewer=viewer, **scale)
+        viewer = partial(view, ref(model), asked[name], target, explain_methods)
+        found[name] = replace(one, viewer=None if given.others or given.together else viewer, **scale)
     return found
-
-
-def _view(
-    model: "ref[nn.Module]",
-    options: Mapping[str, Any],
-    target: Target,
-    explanation: Explanation,
-    class_names: Sequence[str] | None,
-) -> Any:
-    """Make the page of an explanation."""
-    from vitx.viewer.viewing import view
-
-    alive = model()
-    if alive is None:
-        raise VitxError("the model that was explained is gone: keep it as long as you view its explanation")
-    weight = next(alive.parameters(), explanation.maps)
-    return view(alive, explanation.to(weight.device), options, target, explain_methods, class_names)
 
 
 def trace(

@@ -208,11 +208,8 @@ def randomize(tensors: Iterable[Tensor], generator: torch.Generator) -> None:
 
     The initialisation of their library is not known, and may not fit the other layers (a layer scale of 1e-5
     turns its block off); with these moments nothing overflows. A tensor of equal values stays. Running
-    statistics of BatchNorm, whose variance must not be negative, become their mean in each channel.
-
-    Args:
-        tensors: floating point; statistics are those that are no `nn.Parameter`.
-        generator: on the CPU, so that all devices draw the same.
+    statistics of BatchNorm, whose variance must not be negative, become their mean in each channel; they are
+    those that are no `nn.Parameter`. The generator is on the CPU, so that all devices draw the same.
     """
     for tensor in tensors:
         values = tensor.float()

@@ -14,7 +14,7 @@ from vitx.inputs.processors import load_processor, quiet
 from vitx.models.checkpoints import create_model, fill, model_of_weights, read_weights, without_prefix
 from vitx.models.classes import declared_names
 from vitx.models.network import hub
-from vitx.models.own import found_here, load_own
+from vitx.models.own import load_own
 
 _OPEN_CLIP = "open_clip:"
 _HUB = "hf-hub:"
@@ -70,7 +70,6 @@ def load_named(
         raise VitxError(f"{name} is a file of weights: give it by --weights, and the model's name by --model")
     place, folder = name.removeprefix(_HUB), Path(name).is_dir()
     of_hub = folder or name.startswith(_HUB) or ("/" in name and ":" not in name)
-    package, dot, last = name.rpartition(".")
     if of_hub:
         kind, place = _kind(place, texts), f"{_FOLDER if folder else _HUB}{place}"
     elif name.startswith(_OPEN_CLIP):
@@ -84,8 +83,6 @@ def load_named(
     if kind == "own":
         return Loaded(load_own(name, weights, options, trust).eval())
     if kind == "timm":
-        if dot and not of_hub and found_here(package):
-            raise VitxError(f"for a class or function of your own write --model {package}:{last}")
         options = {**(of_timm or {}), **(options or {})}
         if weights is None:
             return Loaded(create_model(place, True, None, options).eval())

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
@@ -26,15 +25,6 @@ def working_folder() -> Iterator[None]:
     finally:
         with suppress(ValueError):  # what was imported may have changed it, too
             sys.path.remove(folder)
-
-
-@working_folder()
-def found_here(module: str) -> bool:
-    """Return whether there is a module of this name, also in the current folder."""
-    try:
-        return find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 @working_folder()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence, Set
 from math import prod
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +38,18 @@ Explain = Callable[..., dict[str, Explanation]]
 
 
 def view(
-    model: nn.Module,
-    found: Explanation,
+    reference: "ref[nn.Module]",
     options: Mapping[str, Any],
     target: Any,
     explain: Explain,
+    found: Explanation,
     names: Sequence[str] | None = None,
 ) -> Page:
-    """Make the page of an explanation, which has its images."""
+    """Make the page of an explanation, which has its images; `explain` is `vitx.explain_methods`."""
+    model = reference()
+    if model is None:
+        raise VitxError("the model that was explained is gone: keep it as long as you view its explanation")
+    found = found.to(next(model.parameters(), found.maps).device)
     assert found.images is not None
     run: Callable[..., Any] = forward
     if isinstance(target, Question):
