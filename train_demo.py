@@ -35,6 +35,7 @@ from vitx.errors import last_line
 from vitx.models.checkpoints import create_model, load_weights
 from vitx.pictures import render
 from vitx.pictures.captions import captions_of
+from vitx.watch import Settings
 from vitx.watch.images import Selection
 
 PROJECT = Path(__file__).parent
@@ -185,7 +186,7 @@ def explain_after_training(trainer: pl.Trainer, module: pl.LightningModule, fold
     """Explains eight validation images from Python, and writes the picture into the folder."""
     if trainer.val_dataloaders is None:
         return None
-    samples = Selection().choose(LightningHost(trainer, module))
+    samples = Selection(Settings(), LightningHost(trainer, module)).choose()
     images = samples.images.to(trainer.strategy.root_device)
     module = module.to(images.device)
     found = vitx.explain_methods(module, images, ["rollout", "grad_rollout"])

@@ -1,7 +1,6 @@
 """The callback for Hugging Face's Trainer."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ except ModuleNotFoundError as error:
 from vitx.errors import VitxError
 from vitx.watch import Host, Observer
 from vitx.watch.calling import averaged, unwrapped
+from vitx.watch.host import Group
 from vitx.watch.loggers import MlflowRun, WandbRun
 
 _STATE = "vitx.pt"  # in the folder of a checkpoint
@@ -30,19 +30,14 @@ class RolloutCallback(Observer, TrainerCallback):
 
     It fires before the first step, every n epochs or steps, and at the end of the training. The images are
     those of the Trainer's `eval_dataset`, through its collator. Pictures (`vitx/maps`) and numbers
-    (`vitx/METHOD/...`) go to the Trainer's own runs of TensorBoard, Weights & Biases and MLflow, at its
-    `global_step`; else pictures become PNG files in the folder `vitx` of `output_dir`. The numbers are among
-    the metrics of each evaluation, so that `metric_for_best_model="vitx/rollout/entropy"` works.
-
-    The training is the same, bit for bit, with and without the callback.
+    (`vitx/METHOD/...`) go to the Trainer's own runs of TensorBoard, Weights & Biases and MLflow, else to PNG
+    files. The numbers are among the metrics of each evaluation, so that
+    `metric_for_best_model="vitx/rollout/entropy"` works. The training is the same, bit for bit.
 
     Args:
         trainer: whose `add_callback` this is for.
         **options: those of `vitx.watch.Settings`; `dataloader_idx` is the name of an `eval_dataset` where
             these are a mapping, and `on_validate` is about `trainer.evaluate()` outside of a training.
-
-    Raises:
-        VitxError: An argument is wrong.
     """
 
     def __init__(self, trainer: Trainer, **options: Any) -> None:
@@ -59,7 +54,6 @@ class RolloutCallback(Observer, TrainerCallback):
         return TrainerHost(self._trainer)
 
     def _record_first_step(self) -> None:
-        """Let the first step be recorded: the Trainer's own, or that of a subclass."""
         trainer: Any = self._trainer
         own, compute = vars(trainer).get("compute_loss"), trainer.compute_loss
 
@@ -83,8 +77,7 @@ class RolloutCallback(Observer, TrainerCallback):
             if kept is not None:
                 self.load_state_dict(torch.load(kept, weights_only=True))
             self.resume(self._host, state.global_step, state.global_step + 1)
-            return
-        if self.at_start:
+        elif self.at_start:
             self._fire(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
@@ -101,7 +94,6 @@ class RolloutCallback(Observer, TrainerCallback):
         """Add the numbers to the metrics, by which the best model is chosen."""
         numbers: Mapping[str, float] = self._memory.scalars
         if self._trainer.is_in_train:
-            self._host.numbers = _latest(state)
             self.learn(self._host)
         else:
             numbers = self._fire(state) if self.on_validate else {}
@@ -121,7 +113,6 @@ class RolloutCallback(Observer, TrainerCallback):
             torch.save(self.state_dict(), folder / _STATE)
 
     def _fire(self, state: TrainerState) -> Mapping[str, float]:
-        self._host.numbers = _latest(state)
         return self.observe(self._host, state.global_step)
 
 
@@ -132,10 +123,9 @@ class TrainerHost(Host):
     by_name = True
 
     def __init__(self, trainer: Trainer) -> None:
-        super().__init__(
-            trainer.model_wrapped, root=trainer.args.output_dir or ".", loggers=list(_loggers(trainer))
-        )
-        self.trainer, self.model = trainer, unwrapped(trainer.model)  # type: ignore[arg-type]
+        root, loggers = trainer.args.output_dir or ".", list(_loggers(trainer))
+        super().__init__(unwrapped(trainer.model), root=root, loggers=loggers)  # type: ignore[arg-type]
+        self.trainer, self.group = trainer, Group.of(trainer.model_wrapped)
         writers = [logger for logger in self.loggers if hasattr(logger, "log_dir")]
         self.run = Path(writers[0].log_dir) if writers else None
 
@@ -147,10 +137,7 @@ class TrainerHost(Host):
         return None if data is None else self.loader()
 
     def loader(self, data: Any = None) -> Any:
-        """Return a loader of a data set, with the Trainer's collator.
-
-        The Trainer does not keep it: with persistent workers, it evaluates on the loader that was made first.
-        """
+        """Return a loader of a data set, with the Trainer's collator, which the Trainer does not keep."""
         trainer, prepared = self.trainer, self.trainer.accelerator._dataloaders
         kept, count = vars(trainer).pop("_eval_dataloaders", None), len(prepared)
         try:
@@ -180,10 +167,16 @@ class TrainerHost(Host):
 
     def settings(self) -> Mapping[str, Any]:
         """Return the arguments of the training that are not the usual ones."""
-        given = self.trainer.args.to_dict()  # type: ignore[no-untyped-call]
-        usual = {one.name: _default(one) for one in fields(self.trainer.args)}
-        changed = {name: value for name, value in given.items() if value != usual.get(name)}
+        args = self.trainer.args
+        given: Mapping[str, Any] = args.to_dict()  # type: ignore[no-untyped-call]
+        changed = {name: value for name, value in given.items() if value != getattr(type(args), name, [])}
         return {**super().settings(), **changed}
+
+    def metrics(self) -> Mapping[str, float]:
+        """Return the latest of all numbers that were logged."""
+        lines = self.trainer.state.log_history
+        logged = {name: value for line in lines for name, value in line.items()}
+        return {name: value for name, value in logged.items() if name not in ("step", "epoch")}
 
     def epoch(self) -> float | None:
         """Return how many epochs are done, with a fraction."""
@@ -206,15 +199,6 @@ def _loggers(trainer: Trainer) -> Iterator[Any]:
         mlflow = getattr(callback, "_ml_flow", None)
         if mlflow is not None and mlflow.active_run() is not None:
             yield MlflowRun(mlflow.MlflowClient(), mlflow.active_run().info.run_id)
-
-
-def _latest(state: TrainerState) -> dict[str, float]:
-    logged = {name: value for line in state.log_history for name, value in line.items()}
-    return {name: value for name, value in logged.items() if name not in ("step", "epoch")}
-
-
-def _default(argument: Field[Any]) -> Any:
-    return argument.default if argument.default_factory is MISSING else argument.default_factory()
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

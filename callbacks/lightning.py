@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
@@ -11,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning_utilities.core import rank_zero
 from torch import nn
-from torch.utils._pytree import tree_unflatten
 
 from vitx.errors import VitxError
 from vitx.watch import Host, Observer
 from vitx.watch.calling import averaged
-from vitx.watch.group import Group
-from vitx.watch.loading import CombinedLoaders
+from vitx.watch.host import Group
 from vitx.watch.messages import silenced
 
 if TYPE_CHECKING or find_spec("pytorch_lightning") is None:
@@ -35,30 +34,25 @@ class RolloutCallback(Observer, Callback):
     """Logs what the model looks at on fixed images, as pictures and numbers, while it trains.
 
     It fires before the first step, every n epochs or steps, and at the end of `fit`. Each firing logs one
-    grid (rows: images; columns: the input and each method's overlay) under `vitx/maps`, and for each
-    method, as means over the images, `vitx/METHOD/...`: `entropy` (how spread out), `information` (how much
-    the maps of different images differ), `drift` (how far from the firing before), and, where masks or boxes
-    are known, `pointing` (pointing-game rate) and `energy` (share of the map on the object). The step is that
-    of `self.log`, and any of these names can be the `monitor` of other callbacks.
-
-    The training is the same, bit for bit, with and without the callback. With several processes, the
-    images are shared among them and rank 0 writes.
+    grid (rows: images; columns: the input and each method's overlay) under `vitx/maps`, and for each method
+    numbers, `vitx/METHOD/...`, as means over the images, at the step of `self.log`: any of them can be the
+    `monitor` of other callbacks. The training is the same, bit for bit, with and without the callback.
 
     The options are those of `vitx.watch.Settings`.
 
     Example:
-        >>> trainer = pl.Trainer(callbacks=[RolloutCallback(num_images=4)], logger=False)
+        >>> trainer = Trainer(callbacks=[RolloutCallback(num_images=4)], logger=False)
     """
 
     _recording = ExitStack()  # of the step that runs; what fails before `setup` finds none
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start anew, as each `fit` is a run of its own (a checkpoint's state is loaded after this)."""
         self._recording = ExitStack()
         if stage == "fit" or self.on_validate:
             self.reset()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what the weights look at before they are trained; after a resume, goes on with the run."""
         if trainer.global_step:
             # The first is right for one optimiser; for several, the second is one too high at most.
@@ -68,21 +62,18 @@ class RolloutCallback(Observer, Callback):
             self._fire(trainer, pl_module, 0)
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Record the first step of a training that is not validated, or that alone says what the model is.
-
-        A module without a forward is explained as its step runs it; a resumed run has no sanity check.
-        """
-        own_forward = type(pl_module).forward.__qualname__ != "LightningModule.forward"
+        """Record the first step of a training that is not validated, or of a module without a forward."""
+        formless = type(pl_module).forward.__qualname__ == "LightningModule.forward"
         first = batch_idx == 0 and not trainer.enable_validation
-        if first or (not own_forward and self._explainer.observed is None):
+        if first or (formless and self._explainer.observed is None):
             self._recording.enter_context(self.record_step(pl_module, batch, "training_step"))
 
     def on_validation_batch_start(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -96,15 +87,13 @@ class RolloutCallback(Observer, Callback):
 
     on_before_backward = on_validation_batch_end = on_exception = _end_recording
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Fire after every n-th step."""
         self._end_recording()  # of a step that goes backwards itself, or not at all
         if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
             self._fire(trainer, pl_module, _steps_logged(trainer))
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fire at the end of every n-th epoch, before what monitors the validation saves a checkpoint."""
         if trainer.state.fn == "validate" and self.on_validate:
             self._fire(trainer, pl_module, trainer.global_step)
@@ -112,37 +101,36 @@ class RolloutCallback(Observer, Callback):
         if fitting and trainer.fit_loop.epoch_loop._num_ready_batches_reached():
             self._fire(trainer, pl_module, _steps_logged(trainer))
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what the tested weights look at, in the first images of the test set."""
         if self.on_validate:
             self._fire(trainer, pl_module, trainer.global_step)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fire at the end of every n-th epoch that does not end with a validation."""
         if self._epoch_is_due(trainer):
             self._fire(trainer, pl_module, _steps_logged(trainer) - 1)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what the trained weights look at."""
         self._fire(trainer, pl_module, _steps_logged(trainer) - 1)
         self.end(LightningHost(trainer, pl_module))
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Release the images and the folder."""
         self.close()
 
-    def _loader_place(self, trainer: pl.Trainer) -> int:
-        place = self.selection.dataloader_idx
+    def _loader_place(self, trainer: Trainer) -> int:
+        place = self.dataloader_idx
         if isinstance(place, int):
             return place
         loaders: Any = getattr(trainer.val_dataloaders, "iterables", trainer.val_dataloaders)
         return list(loaders).index(place) if place in loaders else 0
 
-    def _epoch_is_due(self, trainer: pl.Trainer) -> bool:
+    def _epoch_is_due(self, trainer: Trainer) -> bool:
         return bool(self.every_n_epochs) and (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
-    def _fire(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
-        """Fire once between two steps of the optimiser; `step` is where `self.log` is."""
+    def _fire(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         self.observe(LightningHost(trainer, module), step, trainer.global_step)
 
 
@@ -151,7 +139,7 @@ class LightningHost(Host):
 
     name = "RolloutCallback"
 
-    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         root = "." if "://" in trainer.default_root_dir else trainer.default_root_dir
         super().__init__(module, run=_run_of(trainer), root=root, loggers=trainer.loggers)
         self.trainer, self.module = trainer, module
@@ -165,28 +153,21 @@ class LightningHost(Host):
         """Return the validation loaders, or those of the test: alone, or together as the step gets them."""
         trainer = self.trainer
         loops = [trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop]
-        if trainer.state.fn == "test":
-            loops = [trainer.test_loop]
-        combined = next((one for one in (loop._combined_loader for loop in loops) if one is not None), None)
-        if combined is None:
-            return None
-        if combined._mode == "sequential":
-            return combined.iterables
-        joined = partial(tree_unflatten, treespec=combined._spec)
-        return CombinedLoaders(combined.flattened, joined, combined._mode != "min_size")
+        for loop in [trainer.test_loop] if trainer.state.fn == "test" else loops:
+            if (combined := loop._combined_loader) is not None:
+                return combined.iterables if combined._mode == "sequential" else _Together(combined)
+        return None
 
     def explained(self, weights: str) -> nn.Module:
         """Return the module, or the averaged weights that it or a callback holds."""
         if weights == "ema":
             callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
             held = [value for callback in callbacks for value in vars(callback).values()]
-            return averaged([one for one in held if not isinstance(one, pl.LightningModule)] + [self.module])
+            return averaged([one for one in held if not isinstance(one, LightningModule)] + [self.module])
         mesh: Any = getattr(self.trainer.strategy, "_device_mesh", None)
         split = mesh is not None and "tensor_parallel" in mesh.mesh_dim_names
         if split and mesh["tensor_parallel"].size() > 1:
-            raise VitxError(
-                "tensor parallelism gives each rank a part of the attention heads: explain a checkpoint"
-            )
+            raise VitxError("tensor parallelism gives each rank a part of the heads: explain a checkpoint")
         # Sharded strategies gather their parameters as the module that they wrap is called.
         return self.trainer.strategy.model or self.module if self.group.in_step else self.module
 
@@ -261,7 +242,17 @@ class LightningHost(Host):
         rank_zero.rank_zero_info(sentence)
 
 
-def _run_of(trainer: pl.Trainer) -> Path | None:
+class _Together:
+    """Validation loaders that give one batch together, without what limits a validation."""
+
+    def __init__(self, combined: CombinedLoader) -> None:
+        self.loaders, self.mode = combined.iterables, combined._mode
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch for batch, *_ in CombinedLoader(self.loaders, self.mode))
+
+
+def _run_of(trainer: Trainer) -> Path | None:
     """Return where Lightning puts the checkpoints of a run; None without a logger that has files."""
     for logger in trainer.loggers[:1]:
         folder, version = str(logger.save_dir or trainer.default_root_dir), logger.version
@@ -271,7 +262,7 @@ def _run_of(trainer: pl.Trainer) -> Path | None:
     return None
 
 
-def _steps_logged(trainer: pl.Trainer) -> int:
+def _steps_logged(trainer: Trainer) -> int:
     """Return the step of `self.log`, which, unlike `global_step`, counts several optimisers once."""
     steps: int = trainer.fit_loop.epoch_loop._batches_that_stepped
     return steps

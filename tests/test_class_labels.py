@@ -3,7 +3,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from vitx import VitxError
-from vitx.watch.classes import class_names, one_of_each_class
+from vitx.watch.data_sets import class_names, one_of_each_class
 
 LABELS = [3, 3, 0, 1, 0, 3, 1, 4]
 

@@ -15,7 +15,7 @@ from demo.folder import FolderImages, ImageFolderData
 from tests.class_folders import write_classes, write_image
 from vitx import VitxError
 from vitx.inputs.reading import read_picture
-from vitx.watch.classes import class_names
+from vitx.watch.data_sets import class_names
 
 SETTINGS = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bicubic"}
 

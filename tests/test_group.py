@@ -17,7 +17,7 @@ from tests.processes import run_together
 from tests.run_folders import kept
 from tests.test_no_trace import Setting, assert_same, train
 from vitx.callbacks import RolloutCallback
-from vitx.watch.group import Group
+from vitx.watch.host import Group
 
 SHARDS = not torch.__version__.startswith("2.6")  # whose fully_shard does not run on a CPU
 WATCHED = {"num_images": 5, "on_error": "raise"}

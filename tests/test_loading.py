@@ -3,7 +3,7 @@
 import torch
 
 from vitx.watch.batches import Content
-from vitx.watch.loading import join
+from vitx.watch.images import join
 
 
 def content(boxes):

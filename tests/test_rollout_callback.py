@@ -641,13 +641,11 @@ def test_features_are_no_classes(module, data, options, methods, tmp_path, monke
     assert all(bool(str(caption)) == says for caption in played), "the report would say classes"
 
 
-def test_a_method_that_always_fails_is_tried_ever_more_rarely(tmp_path, failing):
+def test_a_method_that_fails_is_tried_with_the_others_and_alone(tmp_path, failing):
     callback = RolloutCallback(methods=["rollout", "failing"], every_n_steps=1)
     with pytest.warns(UserWarning, match="no map today"):
         trainer, _ = fit(callback, default_root_dir=tmp_path)
-    assert failing.calls == 5, (
-        "together and alone at the first of 8 firings, then alone at the 2nd, 4th and 8th"
-    )
+    assert failing.calls == 2 * 8, "not at each of 8 firings"
     assert "vitx/rollout/entropy" in trainer.callback_metrics
 
 

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from tests.lightning_models import SmallClassifier
 from vitx.callbacks.lightning import LightningHost
 from vitx.pictures.colors import BYTES, GUESSED, UNSCALED, choose_colors
-from vitx.watch.scales import likely_scales, scales_in
+from vitx.watch.data_sets import likely_scales, scales_in
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 MODULE_LEVEL = transforms.Compose([transforms.Normalize(MEAN, STD)])
@@ -98,7 +98,6 @@ HOLDERS = {
     "a function's own": lambda: Pictures(by_a_closure()),
     "a collate function": by_a_partial,
     "a function that does it itself": by_hand,
-    "a compiled script": lambda: Pictures(torch.jit.script(nn.Sequential(transforms.Normalize(MEAN, STD)))),
     "image processor": lambda: Pictures(processor()),
     "a method": lambda: MODULE_LEVEL.__call__,
 }  # fmt: skip

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from vitx.watch.calling import is_compiled
 from vitx.watch.observed import observed
-from vitx.watch.step import StepRecorder, is_compiled
+from vitx.watch.step import StepRecorder
 
 CLASSES = 3
 ce, bce, bce_of_logits = F.cross_entropy, F.binary_cross_entropy, F.binary_cross_entropy_with_logits
@@ -157,11 +158,9 @@ def test_what_a_step_shows(step, kind, labels, leaves, mode):
     assert seen.output.leaves == leaves
     other = batch(4, seed=1)
     if kind == "class" and labels is None:
-        assert torch.equal(
-            seen.labels(other, 4), F.one_hot(other["y"], CLASSES).to(seen.labels(other, 4).dtype)
-        )
+        assert torch.equal(seen.labels(other), F.one_hot(other["y"], CLASSES).to(seen.labels(other).dtype))
     elif labels is not None:
-        torch.testing.assert_close(seen.labels(other, 4), other[labels], equal_nan=True)
+        torch.testing.assert_close(seen.labels(other), other[labels], equal_nan=True)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, kind, *_) in STEPS.items() if kind])
@@ -185,7 +184,7 @@ def test_runs_anew_on_another_batch(name):
     given = {name: leaf.clone() for name, leaf in other.items()}
     with torch.no_grad(), Reading(net, other).recording():
         step(net, other)
-    found = seen.run(net, given, 4)
+    found = seen.run(net, given)
     assert len(found) == 4
     assert all(torch.equal(leaf, other[name]) for name, leaf in given.items() if name != "several")
     expected = compared[0]
@@ -220,7 +219,7 @@ def test_probabilities_become_logits(outputs, last, step, mode):
     with mode():
         seen = recorded(step, net, batch(6))
     assert seen.kind == "class"
-    found, expected = seen.run(net, batch(4, 1), 4), Net(outputs).eval()(batch(4, 1)["x"])
+    found, expected = seen.run(net, batch(4, 1)), Net(outputs).eval()(batch(4, 1)["x"])
     if seen.logits is None and not isinstance(last, nn.Identity):  # an explanation begins before it
         found = torch.logit(found) if outputs == 1 else found.log()
     if outputs > 1:
@@ -238,7 +237,7 @@ def test_a_loss_inside_of_the_model():
     b = batch(6)
     seen = recorded(lambda net, b: net(b["x"], labels=b["y"]), Losing(), b)
     assert seen.kind == "class"
-    assert torch.equal(seen.labels(b, 6), b["y"])
+    assert torch.equal(seen.labels(b), b["y"])
 
 
 def test_levels_of_a_grade_are_no_classes():
@@ -250,7 +249,7 @@ def test_levels_of_a_grade_are_no_classes():
 
     seen = recorded(step, Net(CLASSES - 1), batch(6))
     assert seen.kind == "classes"
-    assert seen.labels(batch(3), 3).tolist() == [[0, 0], [1, 0], [1, 1]]
+    assert seen.labels(batch(3)).tolist() == [[0, 0], [1, 0], [1, 1]]
 
 
 @pytest.mark.parametrize(

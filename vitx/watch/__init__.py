@@ -1,8 +1,4 @@
-"""The watch of a training: it shows what a Vision Transformer looks at, and names no framework.
-
-`Watch` serves a loop of one's own. The callbacks in `vitx.callbacks` are adapters: each answers, as a `Host`,
-what an `Observer` asks of a training.
-"""
+"""The watch of a training: adapters of frameworks answer, as a `Host`, what an `Observer` asks of it."""
 
 from vitx.watch.host import Host
 from vitx.watch.observer import Observer

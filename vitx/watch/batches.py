@@ -1,7 +1,6 @@
 """Images in a batch, and what is known of them: by the user's step, by options, or by usual names."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,9 +16,11 @@ from vitx.watch.observed import ObservedStep
 LABELS = ("label", "labels", "target", "targets")
 MASKS = ("mask", "masks")
 BOXES = ("box", "boxes", "bbox", "bboxes")
-SPECTROGRAMS = "input_values"  # as Hugging Face's processors of sounds call them
-_DIMENSIONS = (5, 4, 3)  # of clips and volumes, images, spectrograms
+# Usual names of clips and volumes, images, spectrograms (of Hugging Face's processors), by their dimensions.
+_USUAL = {5: IMAGES, 4: IMAGES, 3: ("input_values",)}
 _GIVE = 'give batch_transform=lambda batch: {"image": ..., "label": ...}'
+
+PARTS = ("images", "labels", "masks")  # of what is known of a batch
 
 Name = str | int  # of an item of a batch: its key, or its place
 
@@ -40,9 +41,7 @@ class Content:
     images: Tensor  # (B, C, H, W); clips and volumes have five dimensions, spectrograms three
     labels: Tensor | None = None  # (B, ...): classes, several for each image, or numbers
     masks: Tensor | None = None  # (B, h, w) bool, True on the object, or in its boxes
-    inputs: Mapping[str, Tensor] = field(
-        default_factory=dict
-    )  # of each image, by paths in the batch, (B, ...)
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)  # all else of each image, by paths, (B, ...)
     name: str = "0"  # the path of the images
     found: tuple[str, ...] = ()  # what was found where, in words
 
@@ -51,13 +50,10 @@ class Content:
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Content":
         """Return the same with each tensor as a function makes it."""
-        return replace(
-            self,
-            images=function(self.images),
-            labels=None if self.labels is None else function(self.labels),
-            masks=None if self.masks is None else function(self.masks),
-            inputs={name: function(value) for name, value in self.inputs.items()},
-        )
+        inputs = {name: function(value) for name, value in self.inputs.items()}
+        known: dict[str, Any] = {name: vars(self)[name] for name in PARTS}
+        known = {name: None if value is None else function(value) for name, value in known.items()}
+        return replace(self, **known, inputs=inputs)
 
 
 def read_batch(batch: Any, names: ItemNames | None = None, observed: ObservedStep | None = None) -> Content:
@@ -65,18 +61,20 @@ def read_batch(batch: Any, names: ItemNames | None = None, observed: ObservedSte
 
     What the user names comes first, then what the user's step showed, then what has a usual name. In a pair,
     images come first and labels second. The rest is left out.
-
-    Raises:
-        VitxError: There are no images (B, C, H, W), several and none is chosen, or no item of a given name.
     """
     # Subclasses of Tensor, as MONAI has them, bring rules of their own for slices.
     tensors = {path: value.detach().as_subclass(Tensor) for path, value in tensors_of(batch)}
-    names, in_order = names or ItemNames(), _in_order(batch)
-    name, how = _images(batch, tensors, names, observed)
+    in_order = isinstance(batch, Sequence) and not isinstance(batch, str) and not hasattr(batch, "_asdict")
+    names, parts = names or ItemNames(), len(batch) if in_order else 0
+    if names.show is not None:
+        name, how = _item(tensors, names.show, "show"), "as told"
+    elif observed is not None and observed.images[0] in tensors:
+        name, how = observed.images[0], f"as {observed.where} takes them"
+    else:
+        name, how = _images(batch, tensors, in_order)
     images = tensors[name]
     per_image = {path: value for path, value in tensors.items() if value.ndim and len(value) == len(images)}
-    size, parts = (images.shape[-2], images.shape[-1]), len(batch) if in_order else 0
-    masks, noted = _masks(per_image, parts, names, size)
+    masks, noted = _masks(per_image, parts, names, (images.shape[-2], images.shape[-1]))
     labels, labelled = _labels(per_image, 3 if masks is not None else 2, parts, names, observed)
     inputs = {path: value for path, value in per_image.items() if path != name}
     return Content(images, labels, masks, inputs, name, (f"images {how}", labelled, *noted))
@@ -96,9 +94,8 @@ def objects(given: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
     if given.ndim == 3 and (given.dtype == torch.bool or given.shape[1] * width == given.shape[2] * height):
         return given > 0, "masks"
     if given.ndim not in (2, 3) or given.shape[-1] != 4 or given.is_complex():
-        raise VitxError(
-            f"neither boxes (n, 4) or (n, K, 4) nor masks (n, h, w) of the images: {tuple(given.shape)}"
-        )
+        shape = tuple(given.shape)
+        raise VitxError(f"neither boxes (n, 4) or (n, K, 4) nor masks (n, h, w) of the images: {shape}")
     boxes = given.float()
     x1, y1, x2, y2 = boxes[(boxes != 0).any(-1)].unbind(-1)
     shares = max(size) > 1 and bool((boxes >= 0).all() and (boxes <= 1).all())
@@ -106,53 +103,46 @@ def objects(given: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
     good = (x1 >= 0) & (x1 < x2) & (x2 <= right) & (y1 >= 0) & (y1 < y2) & (y2 <= below)
     if len(x1) == 0 or not bool(good.all()):
         wrong = tuple(round(value, 2) for value in boxes.flatten(0, -2)[0].tolist())
-        raise VitxError(
-            f"boxes must be x1 < x2, y1 < y2 within {width} x {height} pixels, found as {wrong}: change "
-            "them, or give boxes="
-        )
+        within = f"x1 < x2, y1 < y2 within {width} x {height} pixels"
+        raise VitxError(f"boxes must be {within}, found as {wrong}: change them, or give boxes=")
     if shares:
         boxes = boxes * torch.tensor([width, height, width, height], device=boxes.device)
     return box_masks(boxes, size), "boxes, shares of the picture, scaled" if shares else "boxes"
 
 
-def _images(
-    batch: Any, tensors: Mapping[str, Tensor], names: ItemNames, observed: ObservedStep | None
-) -> tuple[str, str]:
-    if names.show is not None:
-        return _item(tensors, names.show, "show"), "as told"
-    if observed is not None and observed.images[0] in tensors:
-        return observed.images[0], f"as {observed.where} takes them"
-    in_order = _in_order(batch)
-    for dims in _DIMENSIONS:
+def _images(batch: Any, tensors: Mapping[str, Tensor], in_order: bool) -> tuple[str, str]:
+    """Return the path of what is usually the images, and how it was found."""
+    for dims, usual in _USUAL.items():
         fit = [path for path, value in tensors.items() if value.ndim == dims and value.dtype != torch.bool]
-        usual = _usual(fit, IMAGES)
-        if dims == min(_DIMENSIONS):  # as many as masks have, and a single image
-            usual = fit = _usual(fit, (SPECTROGRAMS,))
-        if usual:
-            return usual[0], f"in {usual[0]!r}"
-        fit = [path for path in fit if last(path) not in MASKS]
+        if found := _usual(fit, usual):
+            return found[0], f"in {found[0]!r}"
+        # As many dimensions as a spectrogram have masks, and a single image.
+        fit = [path for path in fit if last(path) not in MASKS and dims > min(_USUAL)]
         if fit and (len(fit) == 1 or in_order):
             return fit[0], "first" if in_order else f"in {fit[0]!r}"
         if fit:
-            raise VitxError(
-                f"{len(fit)} items of the batch may be the images, {', '.join(fit)}: give show={fit[0]!r}"
-            )
-    raise VitxError(f"no images (B, C, H, W) were found in {_description(batch)}: {_GIVE}")
+            several = f"{len(fit)} items of the batch may be the images, {', '.join(fit)}"
+            raise VitxError(f"{several}: give show={fit[0]!r}")
+    kind = f"a batch of type {type(batch).__name__}"
+    if isinstance(batch, Mapping):
+        kind = f"a batch with the keys {', '.join(map(str, batch))}"
+    if isinstance(batch, Tensor):
+        kind = f"a batch of shape {tuple(batch.shape)}"
+    raise VitxError(f"no images (B, C, H, W) were found in {kind}: {_GIVE}")
 
 
 def _labels(
     per_image: Mapping[str, Tensor], usually: int, parts: int, names: ItemNames, observed: ObservedStep | None
 ) -> tuple[Tensor | None, str]:
     """Return the labels, and how they were found; they are the second of so many parts, usually."""
-    count = len(next(iter(per_image.values())))
     if names.labels is not None:
         path = _item(per_image, names.labels, "labels")
         return per_image[path], f"labels in {path!r} as told"
-    if observed is not None and (labels := observed.labels(per_image, count)) is not None:
+    if observed is not None and (labels := observed.labels(per_image)) is not None:
         return labels, f"labels as {observed.where} compares them"
-    flat = [path for path, value in per_image.items() if value.ndim <= 2]
     if usual := _usual(per_image, LABELS):
         return per_image[usual[0]], f"labels in {usual[0]!r}"
+    flat = [path for path, value in per_image.items() if value.ndim <= 2]
     if "1" in flat and parts == usually:
         return per_image["1"], "labels second"
     name = int(flat[0]) if flat and flat[0].isdigit() else flat and flat[0]
@@ -162,21 +152,22 @@ def _labels(
 def _masks(
     per_image: Mapping[str, Tensor], parts: int, names: ItemNames, size: tuple[int, int]
 ) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Return the masks of objects, and how they were found."""
+    usual = _usual(per_image, (*MASKS, *BOXES))
     if names.boxes is not None:
         path = _item(per_image, names.boxes, "boxes")
+        how = f"in {path!r} as told"
+    elif usual or (parts == 3 and "2" in per_image):  # (images, labels, boxes)
+        path, how = (usual[0], f"in {usual[0]!r}") if usual else ("2", "third")
+    else:
+        return None, ()
+    try:
         masks, said = objects(per_image[path], size)
-        return masks, (f"{said} in {path!r} as told",)
-    if usual := _usual(per_image, (*MASKS, *BOXES)):
-        try:
-            masks, said = objects(per_image[usual[0]], size)
-            return masks, (f"{said} in {usual[0]!r}",)
-        except VitxError as error:
-            return None, (f"{usual[0]!r} left out, {error}",)
-    if parts == 3 and "2" in per_image:  # (images, labels, boxes)
-        with suppress(VitxError):
-            masks, said = objects(per_image["2"], size)
-            return masks, (f"{said} third",)
-    return None, ()
+        return masks, (f"{said} {how}",)
+    except VitxError as error:
+        if names.boxes is not None:
+            raise
+        return None, (f"{path!r} left out, {error}",) if usual else ()
 
 
 def _item(tensors: Mapping[str, Tensor], name: Name, option: str) -> str:
@@ -190,15 +181,3 @@ def _item(tensors: Mapping[str, Tensor], name: Name, option: str) -> str:
 def _usual(paths: Iterable[str], names: Sequence[str]) -> list[str]:
     """Return the paths that end in one of these names, in the order of the names."""
     return [path for name in names for path in paths if last(path) == name]
-
-
-def _in_order(batch: Any) -> bool:
-    return isinstance(batch, Sequence) and not isinstance(batch, str) and not hasattr(batch, "_asdict")
-
-
-def _description(batch: Any) -> str:
-    if isinstance(batch, Mapping):
-        return f"a batch with the keys {', '.join(map(str, batch))}"
-    if isinstance(batch, Tensor):
-        return f"a batch of shape {tuple(batch.shape)}"
-    return f"a batch of type {type(batch).__name__}"

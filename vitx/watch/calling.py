@@ -40,6 +40,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether a part of a module is compiled: a recording would change how it runs."""
+    return any(
+        hasattr(part, "_orig_mod")
+        or getattr(part, "_compiled_call_impl", None) is not None
+        or any(hasattr(value, "_torchdynamo_orig_callable") for value in vars(part).values())
+        for part in module.modules()
+    )
+
+
 class Call(nn.Module):
     """Call a module in a way of its own, and say what failed in a sentence."""
 
@@ -71,18 +81,8 @@ def call_of(
 ) -> Call:
     """Return a module that takes images alone: it calls `forward_fn`, or as the user's step, or its forward.
 
-    Args:
-        model: the one that is explained.
-        forward_fn: a function from it and images to logits.
-        observed: the user's step, where that was recorded.
-        name: the path of the images in a batch.
-        inputs: what else there is of these images, by its path: passed on to parameters of the same name
-            that must be given.
-        by_name: whether the training gives the model all that is in a batch, by its names, as is also done
-            where the images have the name that models of Hugging Face give them.
-
-    Raises:
-        VitxError: The module asks for more than there is.
+    What else there is of these images, `inputs`, has its path in a batch, as the images have (`name`). It is
+    for parameters of the same name: those that must be given, or all where a training calls `by_name`.
     """
     named = {last(path): value for path, value in inputs.items()}
     if forward_fn is not None:
@@ -90,12 +90,12 @@ def call_of(
         return Call(lambda images: forward_fn(model, images, **given), model, "forward_fn")
     called, step = f"{type(model).__name__}.forward", observed
     if step is not None and step.runs(model, {*inputs, name}):
-        return Call(lambda images: step.run(model, {**inputs, name: images}, len(images)), model, step.where)
+        return Call(lambda images: step.run(model, {name: images, **inputs}), model, step.where)
     parameters = _parameters(model.forward)
     if parameters and all(one.kind is one.VAR_KEYWORD for one in parameters):
         return Call(lambda images: model(**{**inputs, name: images}), model, called)
-    by_name = by_name or last(name) in IMAGE_NAMES
-    if by_name and last(name) in (takes := {one.name for one in parameters} - {*LABELS}):
+    takes = {one.name for one in parameters} - {*LABELS}
+    if (by_name or last(name) in IMAGE_NAMES) and last(name) in takes:
         given = {one: value for one, value in named.items() if one in takes}
         return Call(lambda images: model(**given, **{last(name): images}), model, called)
     given = _asked_for(called, parameters[1:], named)
@@ -110,8 +110,7 @@ def _asked_for(
     if missing := [one for one in wanted if one not in named]:
         raise VitxError(
             f"{called} takes more than images, and it was not seen how your step gives it {missing[0]!r}: "
-            f'{FORWARD_FN}, or batch_transform=lambda batch: {{"image": ..., "label": ..., '
-            f'"{missing[0]}": ...}}'
+            f'{FORWARD_FN}, or batch_transform=lambda batch: {{"image": ..., "{missing[0]}": ...}}'
         )
     return {one: named[one] for one in wanted}
 

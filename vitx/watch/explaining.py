@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import Any, TypeVar
 
 import torch
@@ -14,149 +15,126 @@ from vitx.evaluation.perturbation import Measure
 from vitx.explaining import explain_methods
 from vitx.explanation import Explanation, join
 from vitx.models.isolation import untouched
+from vitx.models.outputs import Kind, beyond, declared_classes, kind_of, told_apart
 from vitx.targets import Prompted, Question, Text
-from vitx.watch.calling import Forward, call_of
+from vitx.watch.calling import FORWARD_FN, call_of
+from vitx.watch.held import seeded
 from vitx.watch.host import Host
 from vitx.watch.images import Samples
 from vitx.watch.nested import last
 from vitx.watch.observed import ObservedStep
-from vitx.watch.outputs import Output, kind_in_training
-from vitx.watch.randomness import seeded
+from vitx.watch.settings import Settings
 
 T = TypeVar("T")
 
 _BATCH = 32  # images explained at once
-_LONGEST = 64  # firings
 
-TargetOption = str | int | Callable[[Tensor], Tensor] | Question
+_CLASSES, _NUMBERS = ("class", "classes"), ("numbers", "shares")
+
 Options = Mapping[str, Mapping[str, Any]]  # of each method, by its name
 
 
 class SampleExplainer:
-    """Explain the same images again and again, as the options of `vitx.watch.Settings` say."""
+    """Explain the same images again and again, as the settings say."""
 
-    def __init__(
-        self, methods: Options, target: TargetOption, forward_fn: Forward | None, names: Sequence[str] | None
-    ) -> None:
-        self.target, self.output = target, Output()
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.kind: Kind | None = None  # of the output; None as long as that is not known
+        self._shape: Sequence[int] = ()  # of the output of one image
         self.observed: ObservedStep | None = None  # the user's own step, where that was recorded
-        self._methods, self._forward_fn, self._class_names = methods, forward_fn, names
-        self._firing = 0
-        self._failed: dict[str, tuple[int, int]] = {}  # of methods: a pause, and the firing after it
 
     def learn(self, observed: ObservedStep | None) -> None:
         """Take what a recording of the user's step tells."""
         self.observed = observed
         if observed is not None:
-            self.output = Output()
+            self.kind = None
 
     def explain(
         self, host: Host, model: nn.Module, samples: Samples
     ) -> tuple[dict[str, Explanation], dict[str, Exception]]:
-        """Explain all samples; called by all ranks, and the same on each of them, on the CPU.
+        """Return the explanation of each method, and the error of each that failed, the same on all ranks.
 
-        A method that fails takes no other with it. It is tried again after 1, 2, 4, ... 64 firings, alone.
-
-        Returns:
-            The explanation of each method, by its name, and the error of each that failed, on any rank.
+        Methods share their passes; where one fails, each is tried alone.
         """
-        self._firing += 1
-        if not self._due():
-            return {}, {}
+        found, errors = dict[str, Explanation](), dict[str, Exception]()
+
+        def explain_part(methods: Options, part: slice) -> dict[str, Explanation]:
+            done = self._run(host, model, samples, part, partial(explain_methods, methods=methods))
+            return {name: one.without_images().cpu() for name, one in done.items()}
+
         with untouched(model):
             host.group.take_buffers_of_first(model)
-            if self.output.kind is None:
-                self.output = self._look(host, model, samples)
-            found, errors = self._try(host, model, samples, self._due())
-        for name in errors:
-            pause = min(2 * self._failed.get(name, (0, 0))[0] or 1, _LONGEST)
-            self._failed[name] = pause, self._firing + pause
-        self._failed = {name: pause for name, pause in self._failed.items() if name not in found}
+            if self.kind is None:
+                self._look(host, model, samples)
+            groups = [self.methods]
+            for group in groups:  # which grows
+                try:
+                    parts = host.group.of_parts(len(samples), _BATCH, partial(explain_part, group))
+                    found |= {name: join([part[name] for part in parts]) for name in group}
+                except Exception as error:
+                    if len(group) > 1:
+                        groups += [{name: options} for name, options in group.items()]
+                    else:
+                        errors |= dict.fromkeys(group, error)
         return {name: found[name] for name in self.methods if name in found}, errors
 
     @property
     def methods(self) -> Options:
         """The options of the methods in use: where there are no classes, `attention` for those of a class."""
-        if not self._classless:
-            return self._methods
-        kept = {name: options for name, options in self._methods.items() if not find_method(name).gradient}
-        return kept if len(kept) == len(self._methods) else kept | {"attention": kept.get("attention", {})}
+        methods: Options = self._settings.methods
+        kept = {name: options for name, options in methods.items() if not find_method(name).gradient}
+        fit = not self._classless or len(kept) == len(methods)
+        return methods if fit else kept | {"attention": kept.get("attention", {})}
 
     @property
     def _classless(self) -> bool:
         """True if the prediction is asked for, and the output tells none."""
-        return self.target == "predicted" and not self.output.predicts
+        several = self.kind in _NUMBERS and prod(self._shape) > 1
+        return self._settings.target == "predicted" and (several or self.kind == "features")
 
     @property
     def _asks(self) -> bool:
         """True if no class of the output is asked for."""
-        return self.target == "caption" or isinstance(self.target, Question)
+        return self._settings.target == "caption" or isinstance(self._settings.target, Question)
+
+    @property
+    def _words(self) -> str:
+        """What the model puts out."""
+        sizes = " x ".join(map(str, self._shape))
+        return "features" if len(self._shape) < 2 else f"{sizes} numbers for each image"
+
+    def fits(self, names: Sequence[str] | None) -> bool:
+        """Return whether there is a name for each class."""
+        return names is None or self.kind not in _CLASSES or len(names) >= max(prod(self._shape), 2)
 
     def doubts(self, samples: Samples, names: Sequence[str] | None) -> Iterator[str]:
         """Yield what does not fit together, and what to do about it."""
-        yield from self.output.doubts(samples.labels, names)
+        width, labels = prod(self._shape), samples.labels
+        if names is not None and not self.fits(names):
+            outputs = f"as there are {width} outputs"
+            yield f"{len(names)} names are left out, {outputs}: give class_names with one for each"
+        if labels is not None and beyond(labels, width):
+            yield f"label {int(labels.max())} is beyond the {width} outputs"
         if self._classless:
-            uncompared = self.observed is None or self.observed.kind is None
-            scores = uncompared and self.output.words == "features"
             yield (
-                f"the model puts out {self.output.words}: methods of a score need a target function; if its "
+                f"the model puts out {self._words}: methods of a score need a target function; if its "
                 "head stands elsewhere, give forward_fn, or the two as one model"
-                f"{'; if these are scores, give class_names' if scores else ''}"
             )
-
-    def _due(self) -> Options:
-        after = {name: firing for name, (_, firing) in self._failed.items()}
-        return {name: one for name, one in self.methods.items() if after.get(name, 0) <= self._firing}
-
-    def _try(
-        self, host: Host, model: nn.Module, samples: Samples, methods: Options
-    ) -> tuple[dict[str, Explanation], dict[str, Exception]]:
-        """Try methods together, as they share their passes, but for those that failed before."""
-        found, errors = dict[str, Explanation](), dict[str, Exception]()
-        together = {name: options for name, options in methods.items() if name not in self._failed}
-        alone = [{name: options} for name, options in methods.items() if name in self._failed]
-        groups = [together, *alone] if together else alone
-        for group in groups:  # which grows
-            try:
-                found |= self._explain(host, model, samples, group)
-            except Exception as error:
-                if len(group) > 1:
-                    groups += [{name: options} for name, options in group.items()]
-                else:
-                    errors |= dict.fromkeys(group, error)
-        return found, errors
-
-    def _explain(
-        self, host: Host, model: nn.Module, samples: Samples, methods: Options
-    ) -> dict[str, Explanation]:
-        def explain_part(part: slice) -> dict[str, Explanation]:
-            explain = partial(explain_methods, methods=methods)
-            found = self._run(host, model, samples, part, explain, self._target(samples))
-            return {name: one.without_images().cpu() for name, one in found.items()}
-
-        parts = host.group.of_parts(len(samples), _BATCH, explain_part)
-        return {name: join([part[name] for part in parts]) for name in methods}
+            if len(self._shape) < 2 and (self.observed is None or self.observed.kind is None):
+                yield "if these are scores, give class_names"
 
     def faithfulness(
-        self, host: Host, model: nn.Module, samples: Samples, found: Mapping[str, Explanation], most: int
+        self, host: Host, model: nn.Module, samples: Samples, found: Mapping[str, Explanation]
     ) -> dict[str, float]:
-        """Measure how much better than chance each method's maps name what the model needs.
-
-        Returns:
-            `METHOD/deletion` and `insertion`, and of classes `reliance`: means over at most so many images,
-            the first ones, the same on every rank.
-
-        Raises:
-            VitxError: There is no score that could fall.
-        """
+        """Return `METHOD/deletion` and `insertion`, and of classes `reliance`, the same on every rank."""
         if self._asks:
             raise VitxError("faithfulness is measured of classes and target functions alone")
         if self._classless:
-            raise VitxError(f"the model puts out {self.output.words}: faithfulness needs a target function")
-        measure: Measure = "sigmoid" if self.output.kind == "classes" else "probability"
-        count, logits = min(most, len(samples)), next(iter(found.values())).logits
+            raise VitxError(f"the model puts out {self._words}: faithfulness needs a target function")
+        measure: Measure = "sigmoid" if self.kind == "classes" else "probability"
+        count, logits = min(self._settings.faithfulness, len(samples)), next(iter(found.values())).logits
         others = None
-        if self.output.of_classes and count > 1:
+        if self.kind in _CLASSES and count > 1:
             others = samples.images[of_another_class(logits[:count])]
 
         def judge_part(part: slice) -> dict[str, Tensor]:
@@ -164,74 +142,75 @@ class SampleExplainer:
             filled = None if others is None else others[part]
             known: dict[str, Any] = {"whole": logits[part], "others": filled, "first": part.start}
             do = partial(faithfulness, maps=maps, measure=measure, batch_size=_BATCH, **known)
-            judged = self._run(host, model, samples, part, do, self._target(samples))
-            return {
-                f"{name}/{one}": value.float().cpu() for name in judged for one, value in judged[name].items()
-            }
+            judged = self._run(host, model, samples, part, do)
+            return {f"{name}/{one}": value.cpu() for name in judged for one, value in judged[name].items()}
 
         with untouched(model):
             parts = host.group.of_parts(count, _BATCH, judge_part)
-        return {name: torch.cat([part[name] for part in parts]).mean().item() for name in parts[0]}
+        return {name: torch.cat([part[name] for part in parts]).float().mean().item() for name in parts[0]}
 
-    def _run(
-        self, host: Host, model: nn.Module, samples: Samples, part: slice, do: Callable[..., T], target: Any
-    ) -> T:
+    def _run(self, host: Host, model: nn.Module, samples: Samples, part: slice, do: Callable[..., T]) -> T:
         """Run a function on the model as it is called, on some images and their target, on its device."""
         weight = next(model.parameters(), samples.images)
         device, kind = weight.device, weight.dtype if weight.is_floating_point() else torch.float32
         inputs = {name: value[part].to(device) for name, value in samples.inputs.items()}
         with host.precision():
             images = samples.images[part].to(device, kind)
+            target = self._target(samples)
             target = target[part] if isinstance(target, Tensor) else target
             if isinstance(target, Question):
                 target = target.of(part)
+            observed = self.observed if samples.observed else None
             with seeded():  # whatever was drawn before, to choose the images
                 if isinstance(target, Prompted):
                     if images.ndim != 4:
-                        raise VitxError(
-                            "a training shows a word of one picture for each prompt, (B, C, H, W), found "
-                            f"{tuple(images.shape)}"
-                        )
+                        found = f"(B, C, H, W), found {tuple(images.shape)}"
+                        raise VitxError(f"a training shows a word of one picture for each prompt, {found}")
                     named = {last(name): one for name, one in {**inputs, samples.name: images}.items()}
                     return do(model, inputs=named, image=last(samples.name), target=target)
                 if isinstance(target, Question) and target.runs_inside(model):
                     return do(model, images, target=target)
-                observed = self.observed if samples.observed else None
                 if samples.observed and observed is None:
-                    raise VitxError(
-                        "the step was seen on rank 0 alone: give forward_fn=lambda module, images: ..."
-                    )
-                call = call_of(model, self._forward_fn, observed, samples.name, inputs, host.by_name)
+                    raise VitxError(f"the step was seen on rank 0 alone: {FORWARD_FN}")
+                forward_fn = self._settings.forward_fn
+                call = call_of(model, forward_fn, observed, samples.name, inputs, host.by_name)
                 return do(call, images, target=target)
 
-    def _look(self, host: Host, model: nn.Module, samples: Samples) -> Output:
-        """Learn from one image what the module puts out.
-
-        Where that fails, nothing is learnt: then the methods fail, too, and say so.
-        """
+    def _look(self, host: Host, model: nn.Module, samples: Samples) -> None:
+        """Learn from one image what the module puts out; where that fails, the methods say so."""
         try:
-            target = self._target(samples) if self._asks else None
-            explain = partial(explain_methods, methods=["rollout"])
-            one = partial(self._run, host, model, samples, slice(0, 1), explain, target)
-            logits = host.group.from_all(one)[0]["rollout"].logits
+            look = partial(explain_methods, methods=["rollout"])
+            one = host.group.from_all(lambda: self._run(host, model, samples, slice(0, 1), look))[0]
+            logits = one["rollout"].logits
         except Exception:
-            return Output()
+            return
+        self.kind, self._shape = self._kind(host, model, samples, logits), logits.shape[1:]
+
+    def _kind(self, host: Host, model: nn.Module, samples: Samples, logits: Tensor) -> Kind:
+        """Return what an output is: as the user's step compares it, else as labels, names and model tell."""
+        target, own = self._settings.target, self._settings.class_names
         if self._asks:
-            return Output.of(logits, self.target.kind if isinstance(self.target, Text) else "features")
-        observed = self.observed if self._forward_fn is None else None
-        names = self._class_names or samples.class_names or host.class_names()
-        of_class = self.target != "predicted" and not callable(self.target)
-        known = observed, self._class_names, names, of_class
-        return Output.of(logits, kind_in_training(logits, samples, model, *known))
+            return target.kind if isinstance(target, Text) else "features"
+        flat, observed = logits.ndim in (1, 2), None if self._settings.forward_fn else self.observed
+        if observed is not None and observed.kind is not None:
+            return told_apart(observed.kind, logits[0].numel(), samples.labels) if flat else "features"
+        names = own or samples.class_names or host.class_names()
+        declared = {*declared_classes(model), len(own or ())}
+        counts = range(len(names), len(names) + 1) if names else samples.counts
+        kind = kind_of(logits, samples.labels, counts, frozenset(declared))
+        if target != "predicted" and not callable(target):  # maps of a class are asked for
+            return "class" if flat and kind == "features" else kind
+        uncompared = samples.unlabelled or observed is not None
+        return "features" if uncompared and logits.shape[-1] not in {*declared, *(counts or ())} else kind
 
     def _target(self, samples: Samples) -> Any:
         """Return the target as `vitx.explain` takes it; of a number, it is the number."""
-        if self.target == "predicted":
-            return _number if self.output.of_numbers else None
-        if self.target == "caption":
+        if self._settings.target == "predicted":
+            return _number if self.kind in _NUMBERS else None
+        if self._settings.target == "caption":
             return Text(*samples.captions, maps="own")
-        if self.target != "label":
-            return self.target
+        if self._settings.target != "label":
+            return self._settings.target
         if samples.labels is None or samples.labels.ndim != 1:
             raise VitxError('target="label" needs a class for each image: give a data set of (image, class)')
         return samples.labels

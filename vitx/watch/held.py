@@ -1,12 +1,14 @@
-"""A walk over the parts of an object of the user's, a few levels deep."""
+"""The parts of an object of the user's, a few levels deep, and the random numbers that it draws."""
 
 import gc
+import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,13 +41,36 @@ def attributes(value: Any) -> Mapping[str, Any]:
     return {}
 
 
+@contextmanager
+def seeded(*holders: Any) -> Iterator[None]:
+    """Run its block with generators that start from the same seed each time, and put their states back.
+
+    These are torch's (CPU and CUDA), numpy's and Python's own, and those that the holders hold. So random
+    transforms give the same images in every run, and a model that hides patches hides the same ones.
+    """
+    devices = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    with ExitStack() as restoring:
+        for one in (random, np.random, torch.default_generator, *devices, *held_by(*holders)):
+            if isinstance(one, torch.Generator):
+                restoring.callback(one.set_state, one.get_state())
+                one.manual_seed(0)
+            elif one is random or (isinstance(one, random.Random) and type(one) is not random.SystemRandom):
+                restoring.callback(one.setstate, one.getstate())
+                one.seed(0)
+            elif one is np.random or isinstance(one, np.random.RandomState):
+                restoring.callback(one.set_state, one.get_state())
+                one.seed(0)
+            elif isinstance(one, np.random.Generator):
+                bits = one.bit_generator
+                restoring.callback(setattr, bits, "state", bits.state)
+                bits.state = type(bits)(0).state
+        yield
+
+
 def _parts(value: Any) -> Iterator[Any]:
     if isinstance(value, (Mapping, list, tuple, set, partial, MethodType)):
         parts = gc.get_referents(value)
         yield from parts if len(parts) <= _MOST else ()
-        return
-    if isinstance(value, torch.jit.ScriptModule):  # whose attributes are not Python's
-        yield from value.children()
         return
     yield from attributes(value).values()
     for kind in type(value).__mro__:  # what all objects of a class share, and its methods refer to

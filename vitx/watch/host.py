@@ -1,18 +1,88 @@
-"""Answers of a training to what a watch asks of it."""
+"""Answers of a training to what a watch asks of it, and its processes, which call each method together."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from vitx.errors import VitxError, in_words
 from vitx.watch.calling import averaged, unwrapped
-from vitx.watch.copies import BATCH
-from vitx.watch.group import Group
 from vitx.watch.loggers import settings_of
 from vitx.watch.messages import inform, warn
+from vitx.watch.readers import BATCH
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of a training; without a process group, it is one."""
+
+    rank: int = 0  # of this process
+    size: int = 1
+    in_step: bool = False  # whether all must run the same passes, as each holds only a part of the model
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Group":
+        """Return the processes that torch.distributed knows, and whether they share the parts of a model."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return cls()
+        size = torch.distributed.get_world_size()
+        return cls(torch.distributed.get_rank(), size, size > 1 and _is_sharded(model))
+
+    def share(self, count: int) -> slice:
+        """Return which of `count` images are this rank's: equal parts, some empty if there are few."""
+        if self.size == 1 or self.in_step:
+            return slice(0, count)
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def from_first(self, compute: Callable[[], T]) -> T:
+        """Compute something on rank 0, and return it on all ranks."""
+        if self.size == 1:
+            return compute()
+        found: list[T] = self._gather(compute if self.rank == 0 else lambda: None)
+        return found[0]
+
+    def from_all(self, compute: Callable[[], T]) -> list[T]:
+        """Compute something on every rank, and return on each of them what all computed, by rank."""
+        return [compute()] if self.size == 1 or self.in_step else self._gather(compute)
+
+    def _gather(self, compute: Callable[[], Any]) -> list[Any]:
+        value, own = None, None
+        try:
+            value = compute()
+        except Exception as error:
+            own = error
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, (value, own and in_words(own)))
+        if own is not None:
+            raise own
+        for rank, (_, message) in enumerate(found):
+            if message is not None:
+                raise VitxError(f"on rank {rank}: {message}")
+        return [value for value, _ in found]
+
+    def of_parts(self, count: int, most: int, do: Callable[[slice], T]) -> list[T]:
+        """Run a function on parts of `count` images, shared among ranks, and return what all found."""
+        share = self.share(count)
+        parts = [slice(at, min(at + most, share.stop)) for at in range(share.start, share.stop, most)]
+        return [found for of_rank in self.from_all(lambda: [*map(do, parts)]) for found in of_rank]
+
+    def take_buffers_of_first(self, model: nn.Module) -> None:
+        """Give every rank the buffers of rank 0, as BatchNorm's statistics differ if they are not shared."""
+        if self.size == 1:
+            return
+        buffers = [buffer for buffer in model.buffers() if type(buffer) is torch.Tensor]  # none is sharded
+        values = self.from_first(lambda: [buffer.detach().cpu() for buffer in buffers])
+        with torch.no_grad():
+            for buffer, value in zip(buffers, values if self.rank else (), strict=False):
+                buffer.copy_(value)
 
 
 class Host:
@@ -36,9 +106,13 @@ class Host:
     ) -> None:
         self.model, self.data, self.loggers = model, data, loggers
         self.run, self.root = run, Path(root)
-        self.group = Group.of(model)  # the processes that train together
         self.hyperparameters: Mapping[str, Any] = {}  # as far as the user says them
         self.numbers: Mapping[str, float] = {}  # of the training at this moment
+
+    @cached_property
+    def group(self) -> Group:
+        """The processes that train together, once they have begun."""
+        return Group.of(self.model)
 
     def validation(self) -> Any:
         """Return the validation loader, several of them (a list or a mapping), or None."""
@@ -95,3 +169,11 @@ class Host:
     def inform(self, sentence: str) -> None:
         """Tell what went well, on rank 0."""
         inform(sentence)
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Return whether a rank holds only a part of it, by torch's FSDP (1 or 2) or DeepSpeed's ZeRO."""
+    sharded = {"DTensor", "FlatParameter"}
+    return any(type(p).__name__ in sharded or hasattr(p, "ds_id") for p in model.parameters()) or any(
+        type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()
+    )

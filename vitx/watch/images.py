@@ -1,32 +1,29 @@
 """The images that are watched: the same ones at every firing and in every run."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, Subset
 
-from vitx.errors import VitxError
+from vitx.errors import VitxError, last_line
 from vitx.inputs.choosing import preprocessing_of
 from vitx.inputs.prepared import to_tensor
 from vitx.pictures.colors import Scale
-from vitx.watch.batches import Content, ItemNames, objects, read_batch
-from vitx.watch.classes import class_counts, class_names, evenly_spaced, one_of_each_class
+from vitx.watch.batches import PARTS, Content, objects, read_batch
+from vitx.watch.data_sets import class_counts, class_names, evenly_spaced, one_of_each_class, scales_in
 from vitx.watch.host import Host
-from vitx.watch.loading import Source, join, one_of
 from vitx.watch.nested import last
 from vitx.watch.observed import ObservedStep
-from vitx.watch.scales import scales_in
+from vitx.watch.readers import is_live, keys_of, loaders_in, read_once, readers_in, replaced
+from vitx.watch.settings import Settings
 
-Read = Callable[[Any], Content]
-
-_THUMBNAIL = 4  # pixels
 _SCALES = 16  # of those that a data set holds
 
 
@@ -43,7 +40,6 @@ class Samples(Content):
     scales: tuple[Scale, ...] = ()  # mean and std of each normalization that the data set holds
     source: str = ""  # the kind of their data set; empty for a tensor or files
     observed: bool = False  # whether they are what the user's own step takes
-    stream: bool = False  # whether they are the first of a data set that cannot be asked for others
 
     @property
     def captions(self) -> Tensor:
@@ -57,146 +53,192 @@ class Samples(Content):
             '"input_ids", or (images, token ids)'
         )
 
-    def thumbnails(self) -> Tensor:
-        """Return tiny copies, (n, C, 4, 4), by which the images are known again after a resume."""
-        images = self.images.float()
-        return F.adaptive_avg_pool2d(images.flatten(1, -3) if images.ndim > 4 else images, _THUMBNAIL)
+
+class Source:
+    """The samples that a validation loader reads.
+
+    They have no keys in a stream, in a loader that reads no DataLoader, or several, and in whole batches.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self._loader, readers = loader, readers_in(loaders_in(loader))
+        sets: dict[int, Any] = {id(one.dataset): one.dataset for one in readers}
+        self.data: Any = next(iter(sets.values())) if len(sets) == 1 else getattr(loader, "dataset", None)
+        self.name = type(loader if self.data is None else self.data).__name__
+        keys = keys_of(readers[0]) if len(readers) == 1 and readers[0].batch_sampler is not None else None
+        places = ((key if isinstance(key, int) else place, key) for place, key in enumerate(keys or ()))
+        self.keys: dict[int, Any] | None = None if keys is None else dict(places)  # by their places
+        self.length = None if self.keys is None else max(len(self.data), len(self.keys))  # type: ignore[arg-type]
+
+    @contextmanager
+    def fetch(self, keys: Sequence[Any] | None) -> Iterator[Iterator[Any]]:
+        """Read batches of the samples with these keys (None: all), and leave the user's loader as it was."""
+        with replaced(self._loader, keys) as loader:
+            try:
+                with closing(_batches(loader)) as batches:
+                    yield batches
+            except Exception as error:
+                if "in DataLoader worker process" not in str(error):
+                    raise
+                raise VitxError(last_line(error)) from error
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The images that the user wants to see; `vitx.watch.Settings` explains the options."""
+    """The choice of the images that the user wants to see."""
 
-    images: Any = None
-    num_images: int = 8
-    num_measured: int = 8
-    per_class: bool = False
-    dataloader_idx: int | str = 0
-    batch_transform: Callable[[Any], Any] | None = None
-    boxes: Tensor | None = None
-    items: ItemNames | None = None
+    settings: Settings
+    host: Host
+    observed: ObservedStep | None = None
 
-    def choose(
-        self, host: Host, before: Sequence[int] | None = None, observed: ObservedStep | None = None
-    ) -> Samples:
-        """Read the images, prepared as validation batches are; after a resume, those of before if they fit.
-
-        Raises:
-            VitxError: The images are of another kind, a batch holds none, or there is no validation set.
-        """
-        images = self.images
-        if _are(images, str | Path):
-            images = to_tensor(images, preprocessing_of(host.model))
-            return self._of_tensor(images, len(images))
-        if isinstance(images, Tensor):
-            return self._of_tensor(images, min(self.num_images, len(images)))
-        if images is None or _are(images, int):
-            loader = one_of(host.validation(), self.dataloader_idx)
-        else:
-            loader = host.loader(_data_set(images))
-        return self._of_loader(loader, partial(self._read, host, observed), before, observed)
-
-    def _of_tensor(self, images: Tensor, count: int) -> Samples:
-        shown = evenly_spaced(len(images), count)
-        return self._with_objects(Samples(read_batch(images).images.cpu(), shown=shown))
-
-    def _of_loader(
-        self, loader: Any, read: Read, before: Sequence[int] | None, observed: ObservedStep | None
-    ) -> Samples:
-        source, named = Source(loader), _are(self.images, int)
-        if source.keys is None and (self.per_class or named):
-            raise VitxError(f"images of {source.name} have no indices, as in a stream: give images instead")
-        places = chosen = spread = None
-        if source.keys is None:
-            spread = source.evenly_placed(self.num_measured)
-        else:
-            # Keys that are no numbers are counted.
-            key_of = {key if isinstance(key, int) else place: key for place, key in enumerate(source.keys)}
-            places = self._places(source, key_of, read, before)
-            chosen = [key_of.get(place, place) for place in places]
-        with source.fetch(chosen, spread) as batches:
-            most = self.num_measured if places is None else len(places)
-            content = join(map(read, batches), most, spread)
-        names, count = class_names(source.data), len(content)
-        samples = Samples(
-            **vars(content),
-            shown=evenly_spaced(count, count if named else min(self.num_images, count)),
-            places=places,
-            out_of=source.length,
-            class_names=names,
-            counts=class_counts(source.data, names),
-            unlabelled=content.labels is None and (self.images is None or named),
-            scales=tuple(islice(scales_in(source.data, loader, self.batch_transform), _SCALES)),
-            source=source.name,
-            observed=bool(observed and not self.batch_transform and content.name == observed.images[0]),
-            stream=places is None and spread is None,
-        )
-        return self._with_objects(samples)
-
-    def _places(
-        self, source: Source, key_of: Mapping[int, Any], read: Read, before: Sequence[int] | None
-    ) -> tuple[int, ...]:
-        places, keys = list(key_of), list(key_of.values())
-        if not places:
-            raise VitxError("the data set to take images from is empty")
-        if _are(self.images, int):
-            return _within(self.images, source.length or 0)
-        count = min(self.num_measured, len(places))
-        if before is not None and len(before) == count and set(before) <= set(places):
-            return tuple(before)
-        if not self.per_class:
-            return tuple(places[number] for number in evenly_spaced(len(places), count))
-        with ExitStack() as reading:
-
-            def labels(order: Sequence[int]) -> Iterator[int | None]:
-                batches = reading.enter_context(source.fetch([keys[number] for number in order]))
-                return _labels(map(read, batches))
-
-            found = one_of_each_class(source.labelled(), count, labels)
-        return tuple(places[number] for number in found)
-
-    def _read(self, host: Host, observed: ObservedStep | None, batch: Any) -> Content:
-        place = self.dataloader_idx if isinstance(self.dataloader_idx, int) else 0
-        batch = host.prepared(batch, place)
-        if self.batch_transform is not None:
-            batch, observed = self.batch_transform(batch), None
-        return read_batch(batch, self.items, observed).mapped(Tensor.cpu)
-
-    def _with_objects(self, samples: Samples) -> Samples:
-        """Add the boxes or masks that were given for these images, or for the whole data set."""
-        given = self.boxes
+    def choose(self, before: Sequence[int] | None = None) -> Samples:
+        """Read the images, prepared as validation batches are: those of before, if they fit."""
+        samples, given = self._chosen(before), self.settings.boxes
         if given is None:
             return samples
         if len(given) not in (len(samples), samples.out_of):
             raise VitxError(f"boxes has {len(given)} entries for {len(samples)} images: give one for each")
-        if len(given) != len(samples):
+        if len(given) != len(samples):  # of the whole data set
             given = given[list(samples.places or ())]
         masks, said = objects(given, (samples.images.shape[-2], samples.images.shape[-1]))
         return replace(samples, masks=masks, found=(*samples.found, f"{said} as given"))
+
+    def _chosen(self, before: Sequence[int] | None) -> Samples:
+        images, host, settings = self.settings.images, self.host, self.settings
+        if _are(images, str | Path):
+            images = to_tensor(images, preprocessing_of(host.model))
+            return Samples(read_batch(images).images.cpu(), shown=tuple(range(len(images))))
+        if isinstance(images, Tensor):
+            shown = evenly_spaced(len(images), min(settings.num_images, len(images)))
+            return Samples(read_batch(images).images.cpu(), shown=shown)
+        if images is None or _are(images, int):
+            return self._of_loader(one_of(host.validation(), settings.dataloader_idx), before)
+        indexed = hasattr(images, "__getitem__") and hasattr(images, "__len__")
+        if indexed or isinstance(images, IterableDataset):
+            return self._of_loader(host.loader(images), before)
+        known = "a tensor, a data set, a list of files, indices into the validation set or None"
+        raise VitxError(f"images must be {known}, found {type(images).__name__}")
+
+    def _of_loader(self, loader: Any, before: Sequence[int] | None) -> Samples:
+        settings, observed = self.settings, self.observed
+        source, named = Source(loader), _are(settings.images, int)
+        if source.keys is None and (settings.per_class or named):
+            raise VitxError(f"images of {source.name} have no indices, as in a stream: give images instead")
+        places = chosen = None
+        if source.keys is not None:
+            places = self._places(source, source.keys, before)
+            chosen = [source.keys.get(place, place) for place in places]
+        with source.fetch(chosen) as batches:
+            most = settings.num_measured if places is None else len(places)
+            content = join(map(self._read, batches), most)
+        count, transform = len(content), settings.batch_transform
+        return Samples(
+            **vars(content),
+            shown=evenly_spaced(count, count if named else min(settings.num_images, count)),
+            places=places,
+            out_of=source.length,
+            class_names=class_names(source.data),
+            counts=class_counts(source.data),
+            unlabelled=content.labels is None and (settings.images is None or named),
+            scales=tuple(islice(scales_in(source.data, loader, transform), _SCALES)),
+            source=source.name,
+            observed=bool(observed and not transform and content.name == observed.images[0]),
+        )
+
+    def _places(
+        self, source: Source, keys: Mapping[int, Any], before: Sequence[int] | None
+    ) -> tuple[int, ...]:
+        settings, places = self.settings, list(keys)
+        if not places:
+            raise VitxError("the data set to take images from is empty")
+        if _are(settings.images, int):
+            length = source.length or 0
+            if wrong := [place for place in settings.images if not 0 <= place < length]:
+                known = f"the validation set has {length} images, 0 to {length - 1}"
+                raise VitxError(f"{known}: there is no {wrong[0]}")
+            return tuple(settings.images)
+        count = min(settings.num_measured, len(places))
+        if before is not None and len(before) == count and set(before) <= set(places):
+            return tuple(before)
+        if not settings.per_class:
+            return tuple(places[number] for number in evenly_spaced(len(places), count))
+
+        def labels(order: Sequence[int]) -> Iterator[int | None]:
+            """Yield the class of each sample; None for those that have no single one."""
+            with source.fetch([keys[places[number]] for number in order]) as batches:
+                for content in map(self._read, batches):
+                    single = content.labels is not None and content.labels.ndim == 1
+                    yield from map(int, content.labels) if single else (None,)  # type: ignore[arg-type]
+
+        found = one_of_each_class(Subset(source.data, list(keys.values())), count, labels)
+        return tuple(places[number] for number in found)
+
+    def _read(self, batch: Any) -> Content:
+        settings, observed = self.settings, self.observed
+        place = settings.dataloader_idx if isinstance(settings.dataloader_idx, int) else 0
+        batch = self.host.prepared(batch, place)
+        if settings.batch_transform is not None:
+            batch, observed = settings.batch_transform(batch), None
+        return read_batch(batch, settings.items, observed).mapped(Tensor.cpu)
 
 
 def _are(images: Any, kind: Any) -> bool:
     return isinstance(images, Sequence) and len(images) > 0 and all(isinstance(i, kind) for i in images)
 
 
-def _data_set(images: Any) -> Any:
-    if isinstance(images, IterableDataset) or (hasattr(images, "__getitem__") and hasattr(images, "__len__")):
-        return images
-    raise VitxError(
-        "images must be a tensor, a data set, a list of files, indices into the validation set or None, "
-        f"found {type(images).__name__}"
-    )
+def one_of(loaders: Any, place: int | str) -> Any:
+    """Return one of the validation loaders (one, a list or a mapping of them, or None), by number or name."""
+    named = dict(enumerate(_flat(loaders))) | (loaders if isinstance(loaders, dict) else {})
+    if not named:
+        raise VitxError("there is no validation set: give images to watch")
+    if place not in named:
+        raise VitxError(f"there is no validation loader {place!r}: there are {', '.join(map(str, named))}")
+    loader = named[place]
+    if not isinstance(loader, Iterable) or is_live(loader):
+        raise read_once(loader)
+    return loader
 
 
-def _labels(contents: Iterable[Content]) -> Iterator[int | None]:
-    """Yield the class of each image; None for those that have no single one."""
+def _flat(loaders: Any) -> Iterator[Any]:
+    if isinstance(loaders, (dict, list, tuple)):
+        for loader in loaders.values() if isinstance(loaders, dict) else loaders:
+            yield from _flat(loader)
+    elif loaders is not None:
+        yield loaders
+
+
+def _batches(loader: Any) -> Generator[Any, None, None]:
+    try:
+        yield from loader
+    except RuntimeError as error:  # of a loader that counts batches as if it had them all
+        if not isinstance(error.__cause__, StopIteration):
+            raise
+
+
+def join(contents: Iterable[Content], count: int) -> Content:
+    """Join what batches hold, up to a number of images."""
+    parts: list[Content] = []
     for content in contents:
-        single = content.labels is not None and content.labels.ndim == 1
-        yield from map(int, content.labels) if single else (None,)  # type: ignore[arg-type]
+        parts.append(content)
+        if sum(map(len, parts)) >= count:
+            break
+    if not parts:
+        raise VitxError("the data set to take images from is empty")
+    first = parts[0]
+    # What is padded for each batch does not fit together; a forward that asks for it says that it is missing.
+    inputs = {
+        name: [part.inputs[name] for part in parts]
+        for name, one in first.inputs.items()
+        if all(name in part.inputs and part.inputs[name].shape[1:] == one.shape[1:] for part in parts)
+    }
+    has = [name for name in PARTS if vars(first)[name] is not None]
+    known: dict[str, Any] = {name: _cat([vars(part)[name] for part in parts]) for name in has}
+    joined = replace(first, **known, inputs={name: _cat(values) for name, values in inputs.items()})
+    return joined.mapped(itemgetter(slice(count)))
 
 
-def _within(places: Sequence[int], length: int) -> tuple[int, ...]:
-    for place in places:
-        if not 0 <= place < length:
-            raise VitxError(f"the validation set has {length} images, 0 to {length - 1}: there is no {place}")
-    return tuple(places)
+def _cat(tensors: Sequence[Tensor | None]) -> Tensor:
+    shapes = {tuple(tensor.shape[1:]) for tensor in tensors if tensor is not None}
+    if len(shapes) > 1:
+        raise VitxError(f"the images must have one size to be explained together, found {sorted(shapes)}")
+    return torch.cat([tensor for tensor in tensors if tensor is not None])

@@ -4,7 +4,7 @@ A logger is known by what it can do, as classes of one name are made in many pac
 one for pictures, see `_writer_of`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,19 @@ Write = Callable[[str, Picture, int], Any]  # tag, picture, step
 class WandbRun:
     """A run of Weights & Biases, whose own steps count calls: the step of the training is an axis beside."""
 
-    run: Any  # what `wandb.init` returns
+    experiment: Any  # what `wandb.init` returns
     axis: str = "vitx/step"
 
-    def write(self, values: Mapping[str, Any], step: int) -> None:
-        """Log numbers and pictures at a step."""
-        self.run.define_metric("vitx/*", step_metric=self.axis)
-        self.run.log({**values, self.axis: step})
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Log numbers, or pictures, at a step."""
+        self.experiment.define_metric("vitx/*", step_metric=self.axis)
+        self.experiment.log({**metrics, self.axis: step})
+
+    def log_image(self, key: str, images: Sequence[Picture], step: int) -> None:
+        """Log one picture at a step."""
+        from wandb import Image as WandbImage
+
+        self.log_metrics({key: WandbImage(images[0])}, step)
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,9 @@ def _writer_of(logger: Any) -> Write | None:
 
     Another one is two lines here: what it can do, and a function from its tag, picture and step.
     """
-    held = _held(logger)  # the object of its library
+    held = _held(logger)
     if _can(held, "add_image"):
-        return lambda tag, picture, step: _add_image(held, tag, picture, step)
-    if (run := _wandb_run(logger)) is not None:
-        return lambda tag, picture, step: run.write({tag: _wandb_image(picture)}, step)
+        return lambda tag, picture, step: held.add_image(tag, picture, step, dataformats="HWC")
     if _can(logger, "log_image", "active_run"):  # the module mlflow
         return lambda tag, picture, step: logger.log_image(picture, key=tag, step=step)
     if _can(logger, "log_image"):  # Lightning's of Weights & Biases, and any with such a method
@@ -72,15 +76,14 @@ def show_picture(logger: Any, tag: str, picture: Picture, step: int) -> bool:
     write = _writer_of(logger)
     if write is not None:
         write(tag, picture, step)
+        getattr(_held(logger), "flush", bool)()
     return write is not None
 
 
 def write_scalars(logger: Any, scalars: Mapping[str, float], step: int) -> None:
     """Log numbers, tag -> value."""
-    held, run = _held(logger), _wandb_run(logger)
-    if run is not None:
-        run.write(scalars, step)
-    elif _can(logger, "log_metrics"):
+    held = _held(logger)
+    if _can(logger, "log_metrics"):
         logger.log_metrics(dict(scalars), step=step)
     elif _can(held, "add_scalar"):
         for tag, value in scalars.items():
@@ -102,8 +105,10 @@ def save_picture(path: Path, picture: Picture) -> None:
 
 def loggers_of(given: Any) -> Iterator[Any]:
     """Yield one or several loggers, and those that an Accelerator writes to."""
-    for one in given if isinstance(given, (list, tuple)) else [given]:
-        yield from getattr(one, "trackers", [one])
+    for several in given if isinstance(given, (list, tuple)) else [given]:
+        for one in getattr(several, "trackers", [several]):
+            bare = _can(_held(one), "define_metric") and not _can(one, "log_metrics")
+            yield WandbRun(_held(one)) if bare else one
 
 
 def name_of(logger: Any) -> str:
@@ -113,13 +118,13 @@ def name_of(logger: Any) -> str:
 
 def facts_of(logger: Any) -> dict[str, str | None]:
     """Return `name`, `version`, `title` and `address` of a run in a logger, as far as it has them."""
-    run, stored = _run(logger), _stored(logger)
+    held, stored = _held(logger), _stored(logger)
 
     def first(*names: str) -> str | None:
-        found = (getattr(one, name, None) for one in (logger, run) for name in names)
+        found = (getattr(one, name, None) for one in (logger, held) for name in names)
         return next((str(one) for one in found if isinstance(one, (str, int, Path)) and str(one)), None)
 
-    titled = stored.info.run_name if stored else _can(run, "define_metric") and run.name
+    titled = stored.info.run_name if stored else _can(held, "define_metric") and held.name
     return {
         "name": name_of(logger),
         "version": first("version", "run_id", "id"),
@@ -130,20 +135,19 @@ def facts_of(logger: Any) -> dict[str, str | None]:
 
 def settings_of(logger: Any) -> Mapping[str, Any]:
     """Return the hyperparameters that a logger was given, where it can tell them."""
-    run = _run(logger)
-    if (stored := _stored(logger)) is not None:
+    held, stored = _held(logger), _stored(logger)
+    if stored is not None:
         return dict(stored.data.params)
-    if _can(run, "define_metric"):
-        return dict(run.config)
-    held = (getattr(one, "hparams", None) for one in (logger, run))
-    return next((dict(one) for one in held if isinstance(one, Mapping)), {})
+    if _can(held, "define_metric"):
+        return dict(held.config)
+    given = (getattr(one, "hparams", None) for one in (logger, held))
+    return next((dict(one) for one in given if isinstance(one, Mapping)), {})
 
 
 def drop_from(logger: Any, step: int) -> None:
     """Tell TensorBoard that the run goes on from a step: what an ended run wrote there and later is void.
 
-    This is what the `purge_step` of a `SummaryWriter` does as it is made, and holds for the whole run, whose
-    steps from there on are taken anew.
+    This is what the `purge_step` of a `SummaryWriter` does as it is made, for the whole run.
     """
     writer = getattr(_held(logger), "file_writer", None)
     if writer is not None:
@@ -164,32 +168,10 @@ def _can(one: Any, *methods: str) -> bool:
     return all(callable(getattr(one, method, None)) for method in methods)
 
 
-def _run(logger: Any) -> Any:
-    return logger.run if isinstance(logger, WandbRun) else _held(logger)
-
-
 def _stored(logger: Any) -> Any:
     """Return what MLflow's store holds of a run; None of other loggers."""
     client, run_id = _held(logger), getattr(logger, "run_id", None)
     return client.get_run(run_id) if run_id and _can(client, "get_run") else None
-
-
-def _wandb_run(logger: Any) -> WandbRun | None:
-    if isinstance(logger, WandbRun):
-        return logger
-    run = _held(logger)
-    return WandbRun(run) if _can(run, "define_metric") and not hasattr(logger, "log_metrics") else None
-
-
-def _wandb_image(picture: Picture) -> Any:
-    from wandb import Image as WandbImage
-
-    return WandbImage(picture)
-
-
-def _add_image(writer: Any, tag: str, picture: Picture, step: int) -> None:
-    writer.add_image(tag, picture, step, dataformats="HWC")
-    writer.flush()
 
 
 def _log_once(client: Any, run_id: str, tag: str, picture: Picture, step: int) -> None:

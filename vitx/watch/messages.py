@@ -1,10 +1,15 @@
-"""Messages of a watch: where they are heard, and how they call a path."""
+"""Messages of a watch: where they are heard, and that what fails is said once while the training goes on."""
 
 import logging
 import re
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from vitx.errors import VitxError, in_words
 
 _log = logging.getLogger("vitx")
 
@@ -38,3 +43,35 @@ def path_of(path: str | Path) -> str:
     """Return a path as short as it can be said here: relative, if it is below the working folder."""
     whole, here = Path(path).absolute(), Path.cwd()
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
+
+
+class Attempts:
+    """Attempts at what may fail: errors stop the training, on all ranks together, only if asked for."""
+
+    def __init__(self, raises: bool) -> None:
+        self._raises = raises
+        self._said: set[tuple[str, str]] = set()
+
+    def on_first(self, host: Any, do: Callable[[], None]) -> None:
+        """Run on rank 0 alone; where errors are raised, no other rank is left waiting."""
+        if self._raises:
+            host.group.from_first(do)
+        elif host.group.rank == 0:
+            do()
+
+    @contextmanager
+    def forgiving(self, host: Any, what: str, when: str = "") -> Iterator[None]:
+        """Say what its block could not do, and go on, unless errors are to be raised."""
+        try:
+            yield
+        except Exception as error:
+            if self._raises:
+                raise
+            self.say(host, what, error, when)
+
+    def say(self, host: Any, what: str, error: Exception, when: str = "") -> None:
+        """Warn once of each kind of error in each place, as its text may name a step or an address."""
+        known = (what, str(error) if isinstance(error, VitxError) else type(error).__name__)
+        if known not in self._said and host.group.rank == 0:
+            host.warn(f"{host.name} {what}{when}: {in_words(error)}")
+        self._said.add(known)

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from vitx.models.outputs import Kind
 from vitx.watch.nested import mapped, tensors_of
-from vitx.watch.provenance import FILLED, NEW, Comparison, Node, Value, name_of
-from vitx.watch.step import StepRecorder
+from vitx.watch.step import FILLED, NEW, Comparison, Node, StepRecorder, Value, name_of
 
 # Operators whose lists are shapes.
 _SHAPED = ("view", "_unsafe_view", "reshape", "expand", *FILLED, *NEW)
@@ -32,14 +31,9 @@ class Replay:
         self.nodes, self._value, self._whole = found[::-1], value, whole
         self.leaves = sorted({one.path or "" for one in needed if one.node is None})  # by their paths
 
-    def fits(self, model: nn.Module) -> bool:
-        """Return whether a model has the modules that are called."""
-        names = {name for name, _ in model.named_modules()}
-        return all(node.called in names for node in self.nodes if isinstance(node.called, str))
-
-    def __call__(self, leaves: Mapping[str, Tensor], model: nn.Module, size: int, was: int) -> Any:
-        """Make the value of `size` images, by parts of a model; `was` is their number in the recording."""
-        writes = any(node.writes for node in self.nodes)
+    def __call__(self, leaves: Mapping[str, Tensor], model: nn.Module, was: int) -> Any:
+        """Make the value of other images, by parts of a model; `was` is their number in the recording."""
+        writes, size = any(node.writes for node in self.nodes), len(next(iter(leaves.values())))
         made: dict[tuple[Node | None, str | None], Any]
         made = {(None, path): leaf.clone() if writes else leaf for path, leaf in leaves.items()}
         out = None
@@ -49,7 +43,7 @@ class Replay:
 
         for node in self.nodes:
             args, called = node.args, node.called
-            if node.is_module:
+            if isinstance(called, (str, nn.Module)):
                 called = model.get_submodule(called) if isinstance(called, str) else called
             elif name_of(called) in _SHAPED:
                 args = tuple([size, *arg[1:]] if _begins_with(arg, was) else arg for arg in args)
@@ -72,22 +66,24 @@ class ObservedStep:
     truth: Replay | None = None  # what the output is compared with; None where that is not known
     logits: Callable[[Tensor], Tensor] | None = None  # of an output of probabilities
 
-    def run(self, model: nn.Module, leaves: Mapping[str, Tensor], count: int) -> Any:
+    def run(self, model: nn.Module, leaves: Mapping[str, Tensor]) -> Any:
         """Return the logits of a model whose part in the step was recorded, (B, ...)."""
-        found = self.output(leaves, model, count, self.size)
+        found = self.output(leaves, model, self.size)
         return found if self.logits is None else self.logits(found)
 
     def runs(self, model: nn.Module, paths: set[str]) -> bool:
         """Return whether a model and the tensors of a batch at these paths are all that it takes."""
-        return self.output.fits(model) and paths.issuperset(self.output.leaves)
+        names = {name for name, _ in model.named_modules()}
+        called = {node.called for node in self.output.nodes if isinstance(node.called, str)}
+        return called <= names and paths.issuperset(self.output.leaves)
 
-    def labels(self, leaves: Mapping[str, Tensor], count: int) -> Tensor | None:
+    def labels(self, leaves: Mapping[str, Tensor]) -> Tensor | None:
         """Return the labels, (B, ...); None where they cannot be told of each image."""
         if self.truth is None or not all(path in leaves for path in self.truth.leaves):
             return None
-        found: Tensor = self.truth(leaves, nn.Identity(), count, self.size)
+        found: Tensor = self.truth(leaves, nn.Identity(), self.size)
         found = found.long() if found.dtype == torch.bool else found
-        return found if found.ndim and len(found) == count else None
+        return found if found.ndim and len(found) == len(next(iter(leaves.values()))) else None
 
 
 def observed(recorder: StepRecorder, where: str) -> ObservedStep | None:

@@ -1,35 +1,31 @@
 """A firing: explains the watched images, measures, draws, writes, and remembers."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from vitx.attribution import title_of
-from vitx.pictures.captions import Caption
 from vitx.pictures.colors import as_images, choose_colors
 from vitx.runs import GRIDS, OVERVIEW
-from vitx.watch.attempts import Attempts
+from vitx.watch.calling import is_compiled
+from vitx.watch.data_sets import likely_scales
 from vitx.watch.explaining import SampleExplainer
+from vitx.watch.held import seeded
 from vitx.watch.host import Host
-from vitx.watch.images import Samples
+from vitx.watch.images import Samples, Selection
 from vitx.watch.loggers import Picture, drop_from, name_of, show_picture, write_scalars
-from vitx.watch.memory import Memory
+from vitx.watch.messages import Attempts
 from vitx.watch.observed import observed
-from vitx.watch.randomness import seeded
-from vitx.watch.run_writer import RunWriter
-from vitx.watch.scales import likely_scales
+from vitx.watch.run_writer import Memory, RunWriter
 from vitx.watch.settings import Settings
-from vitx.watch.showing import Display, Firing, about, captions, draw, draw_overview, first_words, measure
-from vitx.watch.step import StepRecorder, is_compiled
+from vitx.watch.showing import Display, Firing, about, draw, draw_overview, first_words, measure
+from vitx.watch.step import StepRecorder
 
 _TRIES = 2  # steps to record until one shows what a batch means
-
-Words = Callable[[Path | None, Sequence[str]], str]
 
 
 class Observer(Settings):
@@ -40,7 +36,7 @@ class Observer(Settings):
 
     def reset(self) -> None:
         """Make ready for a training from its start."""
-        self._explainer = SampleExplainer(self.methods, self.target, self.forward_fn, self.class_names)
+        self._explainer = SampleExplainer(self)
         self._memory = Memory()
         self._attempts = Attempts(raises=self.on_error == "raise")
         self._writer = RunWriter(self, self._attempts, self._memory)
@@ -59,20 +55,18 @@ class Observer(Settings):
 
     def end(self, host: Host) -> None:
         """Show all maps of the last firing at once, and mark in the folder that the training has ended."""
-        self._attempts.on_first(host, partial(self._end, host))
 
-    def _end(self, host: Host) -> None:
-        if self._overview is not None:
+        def end() -> None:
             with self._attempts.forgiving(host, "shows no overview"):
-                self._show_picture(host, OVERVIEW, self._overview(), self._memory.step)
-        self._writer.end(host)
+                if self._overview is not None:
+                    self._show_picture(host, OVERVIEW, self._overview(), self._memory.step)
+            self._writer.end(host)
+
+        self._attempts.on_first(host, end)
 
     @contextmanager
     def record_step(self, module: nn.Module, batch: Any, where: str) -> Iterator[None]:
-        """Record a step of a module on a batch, until one has shown what a batch means.
-
-        The watched images come in such batches; `where` is the name of the step.
-        """
+        """Record a step of a module on a batch, until one has shown what a batch means."""
         self._steps_to_record -= 1
         known = self._explainer.observed
         # A validation tells more than a step of the training.
@@ -105,22 +99,16 @@ class Observer(Settings):
         host.publish(self._memory.scalars)
 
         def go_on() -> None:
-            for logger in host.loggers:
-                self._attempts.write(host, logger, partial(drop_from, logger, next_step))
+            self._for_each_logger(host, lambda logger: drop_from(logger, next_step))
             self._writer.reopen(host, next_step)
 
         self._attempts.on_first(host, go_on)
 
     def observe(self, host: Host, step: int, moment: int | None = None) -> Mapping[str, float]:
-        """Explain and log, once for each step.
-
-        Args:
-            host: the training.
-            step: what pictures and numbers are logged at.
-            moment: of the training, at which it is done but once; by default the step.
+        """Explain and log, once for each step, at which pictures and numbers are logged.
 
         Returns:
-            The numbers, tag -> value; none where nothing was due or found.
+            The numbers, tag -> value; none where there is nothing new at this `moment` (by default the step).
         """
         memory, moment = self._memory, step if moment is None else moment
         due = memory.fired_at != moment and step > memory.step
@@ -128,12 +116,8 @@ class Observer(Settings):
         if not due:
             return {}
         memory.step = step
-        with (
-            self._attempts.forgiving(host, "shows nothing", f" at step {step}"),
-            seeded(),
-            torch.inference_mode(False),
-            host.paused(),
-        ):
+        failing = self._attempts.forgiving(host, "shows nothing", f" at step {step}")
+        with failing, seeded(), torch.inference_mode(False), host.paused():
             return self._fire_at(host, step)
         return {}  # type: ignore[unreachable]  # what failed was said
 
@@ -142,76 +126,57 @@ class Observer(Settings):
         if self._samples is None:
             self._samples = host.group.from_first(partial(self._choose, host))
         samples, model, memory = self._samples, host.explained(self.weights), self._memory
-        if host.group.rank == 0 and (difference := self.difference(samples)):
-            host.warn(f"{host.name}: {difference}")
         found, errors = self._explainer.explain(host, model, samples)
         if errors and (not found or self.on_error == "raise"):
             raise next(iter(errors.values()))
         for name, error in errors.items():
             self._attempts.say(host, f"shows no {title_of(name)}", error, f" at step {step}")
-        if not found:
-            return {}  # what failed before, and was said, is not tried now
         # Sharded models may differ in the last bits among ranks, whose monitors must agree.
         numbers = host.group.from_first(partial(measure, found, samples.masks, memory.maps))
         memory.maps = {name: explanation.maps for name, explanation in found.items()}
         if self.faithfulness:
             with self._attempts.forgiving(host, "measures no faithfulness", f" at step {step}"):
-                of = model, samples, found, self.faithfulness
-                judged = self._explainer.faithfulness(host, *of)
+                judged = self._explainer.faithfulness(host, model, samples, found)
                 numbers |= {f"vitx/{name}": number for name, number in judged.items()}
         memory.scalars = numbers
         host.publish(numbers)
-        firing = Firing(step, samples, found, self._explainer.output.kind, numbers)
+        firing = Firing(step, samples, found, self._explainer.kind, numbers)
         self._attempts.on_first(host, partial(self._write, host, firing))
         return numbers
 
-    def difference(self, samples: Samples) -> str | None:
-        """Say how the images differ from those that the training gives the model; None: nothing is known."""
-        return None
-
-    def hint(self, samples: Samples) -> str | None:
-        """Say where the images may differ from those; None where nothing tells so."""
-        return None
-
     def _choose(self, host: Host) -> Samples:
-        samples = self.selection.choose(host, self._memory.places, self._explainer.observed)
+        samples = Selection(self, host, self._explainer.observed).choose(self._memory.places)
         if change := self._memory.remember(samples):
             host.warn(f"{host.name}: {change}")
         return samples
 
     def _write(self, host: Host, firing: Firing) -> None:
         """Write numbers, maps and the grid; what fails here takes nothing else with it."""
-        for logger in host.loggers:
-            write = partial(write_scalars, logger, firing.numbers, firing.step)
-            self._attempts.write(host, logger, write)
-        words: Words | None = None
-        at, writer = f" at step {firing.step}", self._writer
+        self._for_each_logger(host, lambda logger: write_scalars(logger, firing.numbers, firing.step))
+        writer, new = self._writer, self._display is None
+        failing = "shows no picture", f" at step {firing.step}"
         if self.save_maps:
             writer.claim(host)
-        with self._attempts.forgiving(host, "shows no picture", at):
+        with self._attempts.forgiving(host, *failing):
             if self._display is None:
-                self._display, words = self._prepare(host, firing)
+                self._display = self._prepare(host, firing)
                 writer.write_display(host, firing, self._display)
         writer.write_firing(host, firing)
-        if self._display is None:
+        if (display := self._display) is None:
             return  # type: ignore[unreachable]  # what failed was said
-        with self._attempts.forgiving(host, "shows no picture", at):
-            display, said = self._display, [Caption("")] * len(firing.samples.shown)
-            with self._attempts.forgiving(host, "shows no captions", at):
-                said = captions(firing, display.class_names, firing.samples.shown)
-            picture = draw(firing, display, said)
+        with self._attempts.forgiving(host, *failing):
             if display.pixels.ndim == 4:
                 self._overview = partial(draw_overview, firing, display)
-            places = self._show_picture(host, GRIDS, picture, firing.step)
-            if words is not None:
+            places = self._show_picture(host, GRIDS, draw(firing, display), firing.step)
+            if new:
                 kept = writer.folder.path if writer.folder and self.save_maps else None
-                host.inform(f"{host.name} {words(kept, places)}")
+                host.inform(f"{host.name} {first_words(firing, display, kept, places)}")
 
     def learn(self, host: Host) -> None:
         """Add the numbers that the training has found since the last firing, at the step of that."""
         self._writer.write_numbers(host, self._memory.scalars, self._memory.step)
 
-    def _prepare(self, host: Host, firing: Firing) -> tuple[Display, Words]:
+    def _prepare(self, host: Host, firing: Firing) -> Display:
         """Draw the images shown in their true colors, and find words for what is watched."""
         samples, channels = firing.samples, firing.first.channels
         images = as_images(samples.images, channels)
@@ -220,19 +185,22 @@ class Observer(Settings):
         colors = choose_colors(images, scales, *options, colored=channels is not None)
         pixels = colors.draw(samples.images[list(samples.shown)], channels)
         explainer, names = self._explainer, self.class_names or samples.class_names or host.class_names()
-        hints = list(filter(None, [self.hint(samples), *explainer.doubts(samples, names)]))
-        names = names if explainer.output.fits(names) else None
-        said = about(self.target, names, explainer.output.kind)
-        note = "; ".join(filter(None, (colors.note, said)))
-        display = Display(pixels, colors, names, self.colormap, note)
-        return display, partial(first_words, samples, explainer, colors, names, hints)
+        hints = list(explainer.doubts(samples, names))
+        names = names if explainer.fits(names) else None
+        note = "; ".join(filter(None, (colors.note, about(self.target, names, firing.kind))))
+        return Display(pixels, colors, names, self.colormap, note, hints)
 
     def _show_picture(self, host: Host, tag: str, picture: Picture, step: int) -> list[str]:
         """Show a picture in every logger that can, else write a file, and return where it is."""
-        taken = [
-            name_of(logger)
-            for logger in host.loggers
-            if self._attempts.write(host, logger, partial(show_picture, logger, tag, picture, step))
-        ]
+        taken = self._for_each_logger(host, lambda logger: show_picture(logger, tag, picture, step))
         file = None if taken else self._writer.write_picture(host, tag, picture, step)
         return taken if file is None else [file]
+
+    def _for_each_logger(self, host: Host, write: Callable[[Any], Any]) -> list[str]:
+        """Return the names of the loggers that took what is written; one that fails does not stop others."""
+        taken = []
+        for logger in host.loggers:
+            with self._attempts.forgiving(host, f"cannot write to {name_of(logger)}"):
+                if write(logger):
+                    taken.append(name_of(logger))
+        return taken

@@ -1,27 +1,45 @@
 """The folder of a run, as a watch fills it: maps, logits, images, numbers, and what the run is."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from vitx.models.outputs import Kind
 from vitx.runs import FOLDER, LOGITS, SINKS
 from vitx.runs.folder import RunFolder
 from vitx.targets import Question
-from vitx.watch.attempts import Attempts
 from vitx.watch.host import Host
+from vitx.watch.images import Samples
 from vitx.watch.loggers import Picture, facts_of, save_picture
-from vitx.watch.memory import Memory
-from vitx.watch.messages import path_of
+from vitx.watch.messages import Attempts, path_of
 from vitx.watch.settings import Settings
 from vitx.watch.showing import Display, Firing
 
 _FEW = 100  # logits of an image, which are kept in full precision
+
+
+@dataclass
+class Memory:
+    """The state of a watch, which goes into checkpoints."""
+
+    fired_at: int | None = None  # the moment of the training when it last could fire
+    step: int = -1  # that the last firing was logged at, which may be that of several moments
+    places: tuple[int, ...] | None = None  # of the images in the data set
+    out_of: int | None = None  # how many images the data set had
+    maps: dict[str, Tensor] = field(default_factory=dict)  # each method's, at the last firing, (n, h, w)
+    scalars: dict[str, float] = field(default_factory=dict)  # of the last firing
+    folder: str | None = None  # of the run
+    run: str | None = None  # its id
+
+    def remember(self, samples: Samples) -> str | None:
+        """Remember these images; return a sentence if their data set is not that of before."""
+        had, self.places, self.out_of = self.out_of, samples.places, samples.out_of
+        if had in (None, samples.out_of):
+            return None
+        return f"the data set has changed: it has {samples.out_of} images and had {had}"
 
 
 class RunWriter:
@@ -40,15 +58,15 @@ class RunWriter:
 
     def reopen(self, host: Host, next_step: int) -> None:
         """Go on in the folder of an interrupted run, or take another one and say why."""
-        before, moved = self._memory.folder, False
+        before = self._memory.folder
         known = [Path(one) for one in (host.run and host.run / FOLDER, before) if one]
         for path in known:
             with self._attempts.forgiving(host, f"cannot go on in {path_of(path)}"):
                 found = None if self.folder else RunFolder.reopen(path, str(self._memory.run))
                 if found is not None:
                     self._take(found.go_on(next_step), host)
-                    moved = self.folder is not None and self.folder.path != found.path
-        if before is None or (self.folder and not moved) or (folder := self.claim(host)) is None:
+        same = self.folder is not None and self.folder.path in known
+        if before is None or same or (folder := self.claim(host)) is None:
             return
         why = f"as {path_of(before)} is gone, is written to, or holds what came after this checkpoint"
         host.inform(f"{host.name} goes on in {path_of(folder.path)}, {why}")
@@ -71,16 +89,41 @@ class RunWriter:
             labels = samples.labels[kept]
             arrays["labels"] = (labels.float() if labels.is_floating_point() else labels).numpy()
 
+        asked = self._settings.target
+        asks = type(asked).__name__.lower() if isinstance(asked, Question) else "function"
+
         def write(folder: RunFolder) -> None:
-            folder.write_facts(facts_of_run(self._settings, host, display, firing.kind))
+            facts = {
+                "model": model_name(host.model),
+                "methods": self._settings.methods,
+                "target": asked if isinstance(asked, str | int) else asks,
+                "kind": firing.kind,
+                "class_names": display.class_names and [str(name) for name in display.class_names],
+                "colormap": display.colormap,
+                "normalization": display.colors.scale,
+                "note": display.note,
+                "settings": host.settings(),
+                "loggers": [facts_of(logger) for logger in host.loggers],
+            }
+            folder.write_facts(facts)
             folder.write_images(firing.step, arrays)
 
         self._write(host, write)
 
     def write_firing(self, host: Host, firing: Firing) -> None:
-        """Write maps, logits and numbers."""
-        kept = self._kept(firing)
-        self._write(host, lambda folder: folder.write_firing(firing.step, arrays_of(firing, kept)))
+        """Write maps in half precision, logits, sinks and numbers."""
+        kept, first = self._kept(firing), firing.first
+        arrays: dict[str, Any] = {
+            name: one.maps[kept].numpy().astype(np.float16) for name, one in firing.found.items()
+        }
+        logits = first.logits[kept].float().numpy()
+        if firing.kind == "class" and logits.ndim == 2 and logits.shape[1] > _FEW:
+            # A softmax does not change, and half a number is exact at the likeliest classes.
+            logits = (logits - logits.max(1, keepdims=True)).astype(np.float16)
+        arrays[LOGITS] = logits
+        if first.sinks is not None:
+            arrays[SINKS] = first.sinks[kept].numpy()
+        self._write(host, lambda folder: folder.write_firing(firing.step, arrays))
         self.write_numbers(host, firing.numbers, firing.step)
 
     def write_numbers(self, host: Host, numbers: Mapping[str, float], step: int) -> None:
@@ -90,18 +133,17 @@ class RunWriter:
 
     def write_picture(self, host: Host, tag: str, picture: Picture, step: int) -> str | None:
         """Write a picture that no logger took, and return where; beside maps, only the last one stays."""
-        folder = self.claim(host)
-        if folder is None:
-            return None
-        name = tag.rpartition("/")[2]
-        path = folder.path / (f"{name}.png" if self._settings.save_maps else f"{name}-{step:06d}.png")
-        taken = self._attempts.write(host, folder.path, partial(save_picture, path, picture))
-        return path_of(path) if taken else None
+        folder, name = self.claim(host), tag.rpartition("/")[2]
+        if folder is not None:
+            path = folder.path / (f"{name}.png" if self._settings.save_maps else f"{name}-{step:06d}.png")
+            with self._attempts.forgiving(host, f"cannot write to {path_of(folder.path)}"):
+                save_picture(path, picture)
+                return path_of(path)
+        return None
 
     def end(self, host: Host) -> None:
         """Mark in the folder that the training has come to its end."""
-        if self.folder is not None:
-            self._attempts.write(host, self.folder.path, self.folder.end)
+        self._write(host, RunFolder.end, maps=False)
 
     def close(self) -> None:
         """Leave the folder to others."""
@@ -113,39 +155,10 @@ class RunWriter:
         every = self._settings.save_maps == "all"
         return list(range(len(firing.samples)) if every else firing.samples.shown)
 
-    def _write(self, host: Host, write: Callable[[RunFolder], None]) -> None:
-        if self.folder is not None and self._settings.save_maps:
-            self._attempts.write(host, self.folder.path, partial(write, self.folder))
-
-
-def arrays_of(firing: Firing, kept: list[int]) -> dict[str, NDArray[Any]]:
-    """Return each method's maps of the images that are kept, in half precision, logits and sinks."""
-    arrays = {name: one.maps[kept].numpy().astype(np.float16) for name, one in firing.found.items()}
-    first = firing.first
-    logits = first.logits[kept].float().numpy()
-    if firing.kind == "class" and logits.ndim == 2 and logits.shape[1] > _FEW:
-        # A softmax does not change, and half a number is exact where it matters: at the likeliest classes.
-        logits = (logits - logits.max(1, keepdims=True)).astype(np.float16)
-    sinks = {} if first.sinks is None else {SINKS: first.sinks[kept].numpy()}
-    return {**arrays, LOGITS: logits, **sinks}
-
-
-def facts_of_run(settings: Settings, host: Host, display: Display, kind: Kind | None) -> dict[str, Any]:
-    """Return what is trained and how it is watched, as values that JSON knows."""
-    asked = settings.target
-    asks = type(asked).__name__.lower() if isinstance(asked, Question) else "function"
-    return {
-        "model": model_name(host.model),
-        "methods": settings.methods,
-        "target": asked if isinstance(asked, str | int) else asks,
-        "kind": kind,
-        "class_names": display.class_names and [str(name) for name in display.class_names],
-        "colormap": display.colormap,
-        "normalization": display.colors.scale,
-        "note": display.note,
-        "settings": host.settings(),
-        "loggers": [facts_of(logger) for logger in host.loggers],
-    }
+    def _write(self, host: Host, write: Callable[[RunFolder], None], maps: bool = True) -> None:
+        if self.folder is not None and (self._settings.save_maps or not maps):
+            with self._attempts.forgiving(host, f"cannot write to {path_of(self.folder.path)}"):
+                write(self.folder)
 
 
 def model_name(model: nn.Module) -> str:

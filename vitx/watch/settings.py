@@ -10,9 +10,9 @@ from vitx.errors import VitxError
 from vitx.targets import Question, Text
 from vitx.watch.batches import ItemNames, Name
 from vitx.watch.calling import Forward
-from vitx.watch.classes import names_in
-from vitx.watch.explaining import TargetOption
-from vitx.watch.images import Selection
+from vitx.watch.data_sets import names_in
+
+TargetOption = str | int | Callable[[Tensor], Tensor] | Question
 
 
 class Settings:
@@ -47,8 +47,8 @@ class Settings:
         """Take the options.
 
         Args:
-            images: a tensor (n, C, H, W), a data set, a list of image files, a list of indices into
-                the validation set, or None: evenly spaced from the validation set.
+            images: a tensor (n, C, H, W), a data set, a list of image files, a list of indices into the
+                validation set, or None: evenly spaced from the validation set.
             num_images: how many of a tensor or a data set the grid shows; of named files and indices, all are
                 shown. Or two numbers: how many it shows, and how many the numbers are means over.
             per_class: take one image of each class of the data set, not evenly spaced ones.
@@ -57,10 +57,10 @@ class Settings:
                 to a mapping with such names, where they are not found without it.
             methods: names, or a mapping from names to the options of each, see `vitx.methods()`.
             target: the class that gradient methods explain: "predicted", "label", a class, a function from
-                logits to scores (regression, multi-label), or one of `vitx.targets`: of several texts, that
-                which an image is nearest to. Or "caption": the text, as token ids, that a batch has for each.
+                logits to scores, or one of `vitx.targets`: of several texts, that which an image is nearest
+                to. Or "caption": the text, as token ids, that a batch has for each image.
             forward_fn: a function from (module, images) to logits; by default the module's own forward. What
-                else it or the forward asks for by name is taken from batches that are mappings.
+                else either asks for by name is taken from batches that are mappings.
             weights: "current", or "ema" for averaged ones that a callback or the module keeps.
             every_n_epochs: fire at the end of every n-th epoch; None or 0 for never.
             every_n_steps: fire after every n-th step; None or 0 for never.
@@ -73,19 +73,16 @@ class Settings:
             boxes: where the object is in each image: boxes (n, 4) or (n, K, 4), x1, y1, x2, y2 in pixels or
                 as shares of the picture, or masks (n, h, w), True on it; or the item of a batch that holds
                 them, by default what is called boxes or masks.
-            normalization: mean and std, one value for each channel: what was subtracted from the images, and
-                what they were then divided by. By default what the data set's transforms hold; else none, if
-                the images lie in [0, 1]; else what the module or data module holds, or the model declares.
-                Where nothing fits, colours are guessed; the picture says so.
+            normalization: mean and std, what was subtracted from each channel of the images and what they
+                were then divided by; by default what the transforms of the data set, the module or the data
+                module hold, or the model declares, as far as it fits. Else colours are guessed, as is said.
             bands: which channels are shown, one or three, as (3, 2, 1); by default the first three.
             colormap: the name of a colour map of matplotlib.
-            faithfulness: measure at each firing, on all measured images or on the first so many of them,
-                whether the model needs what the maps name: `vitx/METHOD/deletion` and `insertion`, see
-                `vitx.metrics.faithfulness`, and `reliance`, see `vitx.metrics.reliance`. It costs some
-                forward passes.
-            save_maps: keep maps, logits, numbers and the images shown in the folder `vitx` of the run, from
-                which `vitx report` and `vitx timelapse` play the training back; "all": the maps of all
-                measured images; False: keep nothing.
+            faithfulness: measure at each firing, on all measured images or the first so many of them, whether
+                the model needs what the maps name, see `vitx.metrics.faithfulness` and `reliance`. It costs
+                some forward passes.
+            save_maps: keep maps, logits, numbers and the images shown in the folder `vitx` of the run, for
+                `vitx report` and `vitx timelapse`; "all": the maps of all measured images.
             on_error: "warn" lets the training go on when an explanation fails, "raise" does not.
 
         Raises:
@@ -95,14 +92,12 @@ class Settings:
         pair = (num_images, num_images) if isinstance(num_images, int) else tuple(num_images)
         if len(pair) != 2 or min(pair) < 1:
             raise VitxError(f"num_images must be at least 1, or two such numbers, found {num_images}")
-        shown, measured = pair[0], max(pair)
-        if getattr(images, "ndim", None) == 1:  # places in a tensor or an array
-            images = images.tolist()
-        tensor, item = (None, boxes) if isinstance(boxes, (str, int)) else (boxes, None)
-        self.selection = Selection(
-            *(images, shown, measured, per_class, dataloader_idx, batch_transform, tensor),
-            ItemNames(show, labels, item),
-        )
+        self.num_images, self.num_measured = pair[0], max(pair)
+        # Places may be in a tensor or an array.
+        self.images = images.tolist() if getattr(images, "ndim", None) == 1 else images
+        self.per_class, self.dataloader_idx, self.batch_transform = per_class, dataloader_idx, batch_transform
+        self.items = ItemNames(show, labels, boxes if isinstance(boxes, (str, int)) else None)
+        self.boxes = None if isinstance(boxes, (str, int)) else boxes
         self.methods = with_options(methods)
         if isinstance(target, str) and target not in ("predicted", "label", "caption"):
             known = '"predicted", "label", "caption", a class, a function or of vitx.targets'
@@ -123,13 +118,11 @@ class Settings:
         self.normalization, self.bands = normalization, bands
         self.colormap = colormap
         if isinstance(faithfulness, bool):
-            faithfulness = measured if faithfulness else 0
+            faithfulness = self.num_measured if faithfulness else 0
         if faithfulness < 0:
             raise VitxError(f"faithfulness must be True, False or a number of images, found {faithfulness}")
         self.faithfulness = faithfulness
-        if save_maps not in (True, False, "all"):
-            raise VitxError(f'save_maps must be True, False or "all", found {save_maps!r}')
-        self.save_maps = save_maps
+        self.save_maps = _one_of("save_maps", save_maps, (True, False, "all"))
         self.on_error = _one_of("on_error", on_error, ("warn", "raise"))
         self.reset()
 
@@ -137,7 +130,7 @@ class Settings:
         """Make ready for a training from its start."""
 
 
-def _one_of(name: str, value: str, known: tuple[str, str]) -> str:
+def _one_of(name: str, value: Any, known: tuple[Any, ...]) -> Any:
     if value not in known:
-        raise VitxError(f'{name} must be "{known[0]}" or "{known[1]}", found {value!r}')
+        raise VitxError(f"{name} must be {' or '.join(map(repr, known))}, found {value!r}")
     return value

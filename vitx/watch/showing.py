@@ -19,9 +19,9 @@ from vitx.pictures.overview import overview_of
 from vitx.pictures.views import Layer, laid_out, slices_of
 from vitx.runs.saved import FRAMES_IN_A_CARD
 from vitx.targets import Question
-from vitx.watch.explaining import SampleExplainer, TargetOption
 from vitx.watch.images import Samples
 from vitx.watch.messages import path_of
+from vitx.watch.settings import TargetOption
 
 _CARD = 350 - 2 * render.GAP  # pixels in TensorBoard, of a strip
 
@@ -51,17 +51,13 @@ class Display:
     class_names: Sequence[str] | None  # in the order of the logits
     colormap: str  # of the overlays, by its name in matplotlib
     note: str  # is written below each grid
+    hints: Sequence[str]  # what is missing, to be said at first
 
 
 def measure(
     found: Mapping[str, Explanation], masks: Tensor | None, before: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """Return the scalars of each method, tag -> mean over the images.
-
-    These are `entropy`, `information` if there are several images, `drift` if there was a firing before (with
-    these maps), `pointing` and `energy` if there are masks, (n, h, w), see `vitx.metrics`; and of rollout
-    `sinks`, the share of the map on such patches, see `Explanation.sinks`.
-    """
+    """Return the scalars of each method, tag -> mean over the images; see docs/training.md."""
     scalars: dict[str, float] = {}
     for name, explanation in found.items():
         maps = explanation.maps
@@ -88,7 +84,7 @@ def captions(firing: Firing, names: Sequence[str] | None, places: Sequence[int])
     return captions_of(one.logits[chosen], labels, names, firing.kind)
 
 
-def draw(firing: Firing, display: Display, said: Sequence[Caption]) -> NDArray[np.uint8]:
+def draw(firing: Firing, display: Display) -> NDArray[np.uint8]:
     """Draw the grid of the images shown, (height, width, 3): the input and each method's overlay."""
     pixels, one, shown = display.pixels, firing.first, list(firing.samples.shown)
     channels = None if one.channels is None else firing.samples.images.shape[one.channels]
@@ -100,6 +96,7 @@ def draw(firing: Firing, display: Display, said: Sequence[Caption]) -> NDArray[n
     columns, marks = laid_out(pixels, layers, slices, display.colormap)
     note = "; ".join(filter(None, (display.note, marks)))
     width = render.TILE_WIDTH if slices is None else _CARD
+    said = captions(firing, display.class_names, shown)
     return render.grid(columns, said, colormap=display.colormap, note=note, tile_width=width)
 
 
@@ -128,27 +125,19 @@ def about(target: TargetOption, class_names: Sequence[str] | None, kind: Kind | 
     return "maps of your own score"
 
 
-def first_words(
-    samples: Samples,
-    explainer: SampleExplainer,
-    colors: Colors,
-    names: Sequence[str] | None,
-    hints: Sequence[str],
-    kept: Path | None,
-    places: Sequence[str],
-) -> str:
+def first_words(firing: Firing, display: Display, kept: Path | None, places: Sequence[str]) -> str:
     """Return what was found and how, what is missing, and where maps (`kept`) and pictures are."""
+    samples, names = firing.samples, display.class_names
     of = f" of {samples.source}" if samples.source else ""
+    images = f"{len(samples)} images{of}"
     if samples.out_of is not None:
         images = f"{len(samples)} of {samples.out_of:,} images{of}"
-    elif samples.stream:
-        images = f"the first {len(samples)} images{of} (a stream, so no others can be chosen)"
-    else:
-        images = f"{len(samples)} images{of}"
-    methods = ", ".join(title_of(name) for name in explainer.methods)
-    known = f"{len(names) if names else 'no'} names of classes" if explainer.output.of_classes else ""
+    elif of:
+        images = f"the first {images} (which has no indices, so no others can be chosen)"
+    methods = ", ".join(map(title_of, firing.found))
+    known = f"{len(names) if names else 'no'} names of classes" if firing.kind in ("class", "classes") else ""
     where = f"pictures in {', '.join(places)}" if places else "no pictures"
     if kept is not None:
         where += f", maps in {path_of(kept)}"
-    how = "; ".join(filter(None, (str(colors), *samples.found, known, where, *hints)))
+    how = "; ".join(filter(None, (str(display.colors), *samples.found, known, where, *display.hints)))
     return f"watches {images} by {methods}: {how}"

@@ -5,7 +5,7 @@ A dispatch mode follows one batch. It computes nothing, keeps no elements, and c
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +14,89 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from vitx.models.outputs import Kind
 from vitx.watch.nested import mapped, tensors_of
-from vitx.watch.provenance import FACTORIES, Comparison, Node, Value, compared, derived, is_masked, name_of
+
+# How a call compares an output, its first argument, with what is true, its second.
+_LOSSES: dict[str, Kind] = {
+    **dict.fromkeys(("cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss_forward"), "class"),
+    **dict.fromkeys(("nll_loss2d", "nll_loss2d_forward", "multi_margin_loss"), "class"),
+    **dict.fromkeys(("binary_cross_entropy", "binary_cross_entropy_with_logits"), "classes"),
+    **dict.fromkeys(("soft_margin_loss", "multilabel_soft_margin_loss"), "classes"),
+    **dict.fromkeys(("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"), "numbers"),
+}
+# Functions of an output that tell what the output is.
+_ENDS = {
+    **dict.fromkeys(("_softmax", "softmax", "_safe_softmax"), "softmax"),
+    **dict.fromkeys(("_log_softmax", "log_softmax"), "log_softmax"),
+    **dict.fromkeys(("log_sigmoid", "log_sigmoid_forward"), "log_sigmoid"),
+    **dict.fromkeys(("argmax", "max", "topk", "sort", "argsort"), "argmax"),
+    **dict.fromkeys(("gt", "ge", "lt", "le", "round", "sign"), "threshold"),
+    **{name: name for name in ("sigmoid", "log", "exp")},
+}
+# The same values in another form, or those of them that are known.
+_SAME = frozenset((
+    *("view", "_unsafe_view", "view_as", "reshape", "_reshape_alias", "flatten", "ravel", "squeeze"),
+    *("unsqueeze", "permute", "transpose", "t", "expand", "contiguous", "clone", "detach", "alias", "to"),
+    *("_to_copy", "type_as", "broadcast_tensors", "clamp", "clamp_min", "clamp_max", "nan_to_num"),
+    "masked_select",
+))  # fmt: skip
+_PARTS = ("select", "slice", "narrow", "split", "chunk")  # which are the same where they take all
+FILLED = ("zeros", "ones", "full", "empty")
+FACTORIES = (*FILLED, "arange")  # which take no tensor
+NEW = tuple(f"new_{one}" for one in FILLED)
+_NEW = (*NEW, *(f"{one}_like" for one in FILLED))  # which take nothing of a tensor but its shape
+_OF_CLASS = ("softmax", "log_softmax", "log")
+_OF_CLASSES = ("sigmoid", "log_sigmoid")
+
+
+@dataclass(eq=False, slots=True)  # slots: a structure of tensors must take it for a leaf
+class Value:
+    """A tensor of a step, without its elements."""
+
+    leaves: frozenset[str]  # the paths of the tensors of the batch that it depends on
+    shape: torch.Size
+    storage: int
+    core: "Value | None" = None  # before a change of form or a last function, as a softmax; None: itself
+    ends: tuple[str, ...] = ()  # these last functions
+    of_model: bool = False  # whether a module made it
+    node: "Node | None" = None  # the call that makes it; None for a tensor of the batch, or inside a module
+    path: str | None = None  # in what the call puts out, or in the batch; None inside a module
+    ended_by: str = ""  # the softmax or sigmoid that a module ended with
+
+    @classmethod
+    def of(cls, tensor: Tensor, leaves: frozenset[str], **known: Any) -> "Value":
+        """Return the value of a tensor that depends on these leaves."""
+        return cls(leaves, tensor.shape, tensor.untyped_storage()._cdata, **known)
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A call of a step."""
+
+    called: Any  # the name of a module within the one that is explained, a module, or an operator
+    args: Any  # with a `Value` for each tensor that is made anew
+    kwargs: Any
+    writes: frozenset[int] = frozenset()  # the storages that it writes into
+
+    @property
+    def needs(self) -> set[Value]:
+        """The values that it takes."""
+        found: set[Value] = set()
+        mapped((self.args, self.kwargs), lambda leaf: found.add(leaf) if isinstance(leaf, Value) else None)
+        return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An output beside what is true of it."""
+
+    name: str  # of the operator
+    kind: Kind
+    rank: int  # 0 for a loss of torch, 1 for one by hand, 2 for a metric
+    output: Value  # without its last functions
+    ends: tuple[str, ...]  # these
+    truth: Value
 
 
 class StepRecorder(TorchDispatchMode):
@@ -127,9 +208,9 @@ class StepRecorder(TorchDispatchMode):
         of_images: list[Value] = []
         for path, tensor in tensors_of(output):
             inside = self._values.get(tensor)
-            value = Value.of(tensor, given if inside is None else inside.leaves)
-            value.of_model, value.node, value.path = True, node, path
+            value = Value.of(tensor, given, of_model=True, node=node, path=path)
             if inside is not None:
+                value.leaves = inside.leaves
                 if inside.path is None:
                     inside.node, inside.path = node, path
                 if inside.ends[-1:] in (("softmax",), ("sigmoid",)):
@@ -151,34 +232,69 @@ class StepRecorder(TorchDispatchMode):
             for one, other, kind, rank in compared(name, first, second, numbers):
                 of_images = one.leaves & self.images and not other.leaves & (self.images | one.leaves)
                 if of_images and other.leaves and not other.of_model:
+                    kind = "class" if kind != "class" and self._of_one_class(other, truth) else kind
                     found = Comparison(name, kind, rank, one.core or one, one.ends, other.core or other)
-                    self.comparisons.append(self._of_one_class(found, other, truth))
+                    self.comparisons.append(found)
 
-    def _of_one_class(self, found: Comparison, truth: Value, values: Tensor) -> Comparison:
-        """Return a comparison with 0 and 1 for each output as one of classes where all but one are 0."""
+    def _of_one_class(self, truth: Value, values: Tensor) -> bool:
+        """Return whether what is true has a 1 for the class of each image, as the batch names it, else 0."""
         leaves = [self.leaves[path] for path in truth.leaves]
-        several = found.kind in ("classes", "numbers") and values.ndim == 2 and values.shape[1] > 1
-        if not several or len(leaves) != 1:
-            return found
-        largest = values.argmax(1)
-        one_hot = torch.nn.functional.one_hot(largest, values.shape[1]).to(values.dtype)
-        classes = torch.equal(one_hot, values) and torch.equal(largest, leaves[0])
-        return replace(found, kind="class") if classes else found
+        if len(leaves) != 1 or values.ndim != 2 or values.shape[1] == 1:
+            return False
+        classes = values.argmax(1)
+        one_hot = torch.nn.functional.one_hot(classes, values.shape[1]).to(values.dtype)
+        return torch.equal(one_hot, values) and torch.equal(classes, leaves[0])
 
 
 def _written(func: Any, args: Any) -> frozenset[int]:
+    """Return the storages that an operator writes into."""
     schema = getattr(func, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return frozenset()
-    written = [arg for arg, one in zip(args, schema.arguments, strict=False) if one.is_write]
+    arguments = schema.arguments if schema is not None and schema.is_mutable else ()
+    written = [arg for arg, one in zip(args, arguments, strict=False) if one.is_write]
     return frozenset(tensor.untyped_storage()._cdata for _, tensor in tensors_of(written))
 
 
-def is_compiled(module: nn.Module) -> bool:
-    """Return whether a part of a module is compiled: a recording would change how it runs."""
-    return any(
-        hasattr(part, "_orig_mod")
-        or getattr(part, "_compiled_call_impl", None) is not None
-        or any(hasattr(value, "_torchdynamo_orig_callable") for value in vars(part).values())
-        for part in module.modules()
-    )
+def derived(name: str, args: Any, given: Sequence[Value], in_model: bool, out: Tensor) -> Value:
+    """Return the value of what an operator put out, given the values among its arguments."""
+    if not given:
+        return Value.of(out, frozenset())
+    first, of_model = given[0], in_model or any(one.of_model for one in given)
+    same = name in _SAME or (name in _PARTS and out.numel() == first.shape.numel())
+    if same or (name == "index" and is_masked(args)):
+        return Value.of(out, first.leaves, core=first.core or first, ends=first.ends, of_model=of_model)
+    leaves = frozenset[str]() if name in _NEW else frozenset[str]().union(*(one.leaves for one in given))
+    if name in _ENDS and of_model:
+        ends = (*first.ends, _ENDS[name])
+        return Value.of(out, leaves, core=first.core or first, ends=ends, of_model=True)
+    return Value.of(out, leaves, of_model=of_model)
+
+
+def compared(
+    name: str, first: Value, second: Value, numbers: bool
+) -> Iterator[tuple[Value, Value, Kind, int]]:
+    """Yield what may be an output, what it may be compared with, and how, with the rank of that."""
+    if name in _LOSSES:
+        yield first, second, _LOSSES[name], 0
+    elif name in ("gather", "take_along_dim", "index"):
+        if first.of_model:
+            yield first, second, "class", 1
+    else:
+        for one, other in ((first, second), (second, first)):
+            end = one.ends[-1] if one.ends else ""
+            if name in ("eq", "ne") and end in ("argmax", "threshold"):
+                yield one, other, "class" if end == "argmax" else "classes", 2
+            elif name in ("mul", "sub", "rsub", "xlogy") and end in (*_OF_CLASS, *_OF_CLASSES):
+                yield one, other, "class" if end in _OF_CLASS else "classes", 1
+            elif name in ("sub", "rsub") and numbers and not end:
+                yield one, other, "numbers", 1
+
+
+def is_masked(args: Any) -> bool:
+    """Return whether an index chooses by yes and no."""
+    return len(args) > 1 and all(index is None or index.dtype == torch.bool for index in args[1])
+
+
+def name_of(func: Any) -> str:
+    """Return the name of an operator, the same for its form in place."""
+    name: str = getattr(func, "overloadpacket", func).__name__
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name

@@ -1,38 +1,37 @@
 """The watch of a training loop of one's own."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vitx.errors import VitxError
-from vitx.watch.calling import unwrapped
-from vitx.watch.copies import BATCH
+from vitx.watch.calling import is_compiled, unwrapped
 from vitx.watch.host import Host
-from vitx.watch.images import Samples
 from vitx.watch.loggers import drop_from, loggers_of
-from vitx.watch.loop import FirstCall, differs, not_normalized
+from vitx.watch.nested import tensors_of
 from vitx.watch.observer import Observer
+from vitx.watch.readers import BATCH
 
 _SUFFIX = ".vitx"  # of the files of TensorBoard that a watch writes
+_FEWEST = 4  # dimensions of images
+_FACTOR = 2.0  # between spreads of the values: more is another scale
 _WHEN = ("every_n_epochs", "at_start", "on_validate")  # a loop of one's own says that itself
+_GIVE = "batch_transform=lambda batch: ..., which does to a batch what your loop does to it before the model"
 
 
 class Watch(Observer):
     """Show what a Vision Transformer looks at, while a loop of your own trains it.
 
     Each call logs one grid (rows: images; columns: the input and each method's overlay) under `vitx/maps`,
-    and for each method, as means over the images, `vitx/METHOD/...`: `entropy`, `information`, `drift`, and,
-    where masks or boxes are known, `pointing` and `energy`. `close`, or the end of a `with` block around the
-    loop, tells that the training has ended.
-
-    The training is the same, bit for bit, with and without the watch. Several processes that train together
-    all call it; they share the images, and rank 0 writes.
+    and for each method numbers, `vitx/METHOD/...`, as means over the images. `close`, or the end of a `with`
+    block around the loop, tells that the training has ended. The training is the same, bit for bit, with and
+    without the watch. Several processes that train together all call it: they share the images.
 
     Args:
         model: the one that is trained; also compiled, wrapped for several processes, or averaged.
@@ -83,8 +82,8 @@ class Watch(Observer):
                 )
             options["images"] = data
         super().__init__(**options)
-        self._logger, self._log_dir, self._hyperparameters = logger, log_dir, hyperparameters
-        self._host = Host(model, loaders)
+        self._logger, self._log_dir, self._host = logger, log_dir, Host(model, loaders, root="runs")
+        self._host.hyperparameters = hyperparameters or {}
         self._first_call = FirstCall(unwrapped(model))
         self._resumed = self._begun = self._closed = False
 
@@ -97,9 +96,6 @@ class Watch(Observer):
 
         Returns:
             The numbers, tag -> value; none where the step is passed over, or where it failed, as is said.
-
-        Raises:
-            VitxError: The watch is closed.
         """
         if self._closed:
             raise VitxError("this watch is closed, as its training has ended: make another one")
@@ -107,19 +103,23 @@ class Watch(Observer):
             return {}
         if not self._begun:
             self._begin()
-        self._host.numbers = metrics or {}
-        self._first_call.paused = True
+        self._host.numbers, first = metrics or {}, self._first_call
+        first.paused = True
         try:
-            return self.observe(self._host, step)
+            numbers = self.observe(self._host, step)
         finally:
-            self._first_call.paused = False
+            first.paused = False
+        given, first.images = first.images, None
+        if given is not None and (samples := self._samples) is not None and samples.source:
+            said = None if self.batch_transform else differs(given, samples.images)
+            if said is not None and self._host.group.rank == 0:
+                self._host.warn(f"{self._host.name}: {said}")
+        return numbers
 
     def __enter__(self) -> "Watch":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._close(ended=error is None)
 
     def close(self) -> None:
@@ -129,9 +129,8 @@ class Watch(Observer):
     def _close(self, ended: bool) -> None:
         if ended and self._begun and not self._closed:
             self.end(self._host)
-        if self._logger is None and not self._closed:
-            for writer in self._host.loggers:
-                writer.close()
+        for writer in self._host.loggers if self._logger is None and not self._closed else ():
+            writer.close()
         self._closed = True
         super().close()
 
@@ -140,60 +139,68 @@ class Watch(Observer):
         super().load_state_dict(state_dict)
         self._resumed = True
 
-    def difference(self, samples: Samples) -> str | None:
-        """Say once how the images differ from those that the loop gives the model."""
-        given, self._first_call.images = self._first_call.images, None
-        return None if given is None or self._as_given(samples) else differs(given, samples.images)
-
-    def hint(self, samples: Samples) -> str | None:
-        """Say where the images may differ from those that the loop gives the model."""
-        return None if self._as_given(samples) else not_normalized(self._host.model, samples.images)
-
-    def _as_given(self, samples: Samples) -> bool:
-        """Return whether the images are as the user gave them, or made so by a function of the user's."""
-        return self.selection.batch_transform is not None or not samples.source
-
     def _begin(self) -> None:
         """Find where to write, as processes and trackers may be started after the watch is made."""
-        self._begun = True
-        host = self._host = Host(self._host.model, self._host.data)
+        host, self._begun = self._host, True
         host.loggers = list(loggers_of(self._logger)) if self._logger else []
         of_loggers = (getattr(logger, "log_dir", None) for logger in host.loggers)
         run = self._log_dir or next(filter(None, of_loggers), None)
-        host.hyperparameters = self._hyperparameters or {}
-        host.run, host.root = run and Path(run), Path("runs")
+        host.run = run and Path(run)
         self._attempts.on_first(host, partial(self._take_folder, host))
 
     def _take_folder(self, host: Host) -> None:
         """Take a folder for the run, or that of the interrupted one, and write to TensorBoard there."""
-        own_writer, next_step = self._logger is None, self._memory.step + 1
+        next_step = self._memory.step + 1
         if self._resumed:
             self._writer.reopen(host, next_step)
-        taken = self._writer.claim(host) if own_writer or self.save_maps else None
-        if not own_writer or taken is None:
+        taken = self._writer.claim(host) if self._logger is None or self.save_maps else None
+        if self._logger is not None or taken is None:
             return
         folder = taken.path.parent
         with self._attempts.forgiving(host, f"cannot write to {folder}"):
+            from torch.utils.tensorboard import SummaryWriter
+
             logs = list(folder.glob("events.out.tfevents.*"))
-            host.loggers = [_summary_writer(folder)]
+            host.loggers = [SummaryWriter(str(folder), filename_suffix=_SUFFIX)]
             if all(path.name.endswith(_SUFFIX) for path in logs):  # else others would lose what they wrote
                 drop_from(host.loggers[0], next_step)
 
 
-def _summary_writer(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
+class FirstCall:
+    """Keep the images of the first call of a model that a loop makes, and then leave the model alone."""
 
-    return SummaryWriter(str(folder), filename_suffix=_SUFFIX)
+    def __init__(self, model: nn.Module) -> None:
+        self.images: Tensor | None = None  # (B, ...), in host memory, once the model was called
+        self.paused = False  # while vitx itself calls the model
+        self._hook: Any = None
+        if not is_compiled(model):
+            self._hook = model.register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep nothing: a copy of the model that is made before its first call sees none."""
+        return {"images": None, "paused": True, "_hook": None}
+
+    def _keep(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.paused or self._hook is None:
+            return
+        self._hook.remove()
+        self._hook = None
+        given = [tensor for _, tensor in tensors_of((args, kwargs)) if tensor.ndim >= _FEWEST]
+        self.images = given[0].detach().to("cpu", torch.float32, copy=True) if given else None
 
 
-class Batch:
-    """A loader of one batch."""
-
-    def __init__(self, content: Any) -> None:
-        self.content = content
-
-    def __iter__(self) -> Iterator[Any]:
-        yield self.content
+def differs(given: Tensor, held: Tensor) -> str | None:
+    """Say how images that a loop gives the model, (B, ...), differ from those of the loader; None: not."""
+    if given.shape[1:] != held.shape[1:]:
+        one, other = (" x ".join(map(str, images.shape[1:])) for images in (given, held))
+    else:
+        held = held.float()
+        spread = given.std() / held.std().clamp_min(1e-12)
+        moved = (given.mean() - held.mean()).abs() / torch.maximum(given.std(), held.std()).clamp_min(1e-12)
+        if 1 / _FACTOR <= spread <= _FACTOR and moved <= 1:
+            return None
+        one, other = (f"from {images.amin():.3g} to {images.amax():.3g}" for images in (given, held))
+    return f"your loop gave the model images {one}, and the loader holds images {other}: give {_GIVE}"
 
 
 def _as_loaders(data: Any) -> Any:
@@ -203,15 +210,11 @@ def _as_loaders(data: Any) -> Any:
         return None
     if isinstance(parts, (list, tuple)):
         if any(isinstance(part, Tensor) and part.ndim == 4 for part in parts):
-            return Batch(data)
+            return DataLoader([data], None)  # type: ignore[arg-type]  # one batch
         if all(isinstance(part, (str, Path)) for part in parts):
             return None
-        if all(isinstance(part, DataLoader) or _only_iterates(part) for part in parts):
+        if all(isinstance(part, Iterable) and not hasattr(part, "__getitem__") for part in parts):
             return data
     if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         return DataLoader(data, BATCH)
     return data if isinstance(data, Iterable) else None
-
-
-def _only_iterates(data: Any) -> bool:
-    return isinstance(data, Iterable) and not hasattr(data, "__getitem__")

@@ -1,17 +1,23 @@
-"""Names and labels of classes, which a data set tells without loading its images."""
+"""Facts that a data set and other objects of the user's tell: names and labels of classes, normalizations."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
 from vitx.errors import VitxError
+from vitx.inputs.preprocessing import normalization
+from vitx.pictures.colors import BYTES, UNSCALED, Scale, fits
 from vitx.watch.batches import LABELS
+from vitx.watch.held import attributes, held_by
 
 _NAMES = ("classes", "class_to_idx", "label_to_id", "class_names")
 _MOST_READ = 2000  # samples, in search of classes where the data set does not tell them
+_CHANNELS = 64  # at most
+_SCALE_NAMES = ("mean", "std"), ("image_mean", "image_std")  # the second ones are those of image processors
 
 
 def class_names(data: Any) -> tuple[str, ...] | None:
@@ -26,10 +32,7 @@ def class_names(data: Any) -> tuple[str, ...] | None:
 
 
 def names_in(value: Any) -> tuple[str, ...] | None:
-    """Return the names of classes that a list, an array or a mapping holds; None: it is none of these.
-
-    They are in the order of the classes, also as tuples of synonyms; or a mapping tells the number of each.
-    """
+    """Return the names of classes that a list (also of synonyms), an array or a mapping to numbers holds."""
     if callable(value) and not isinstance(value, type):
         with suppress(Exception):  # a method of theirs that wants more
             value = value()
@@ -45,13 +48,8 @@ def names_in(value: Any) -> tuple[str, ...] | None:
     return tuple(str(name[0]) if isinstance(name, tuple) and name else str(name) for name in value)
 
 
-def class_counts(data: Any, names: Sequence[str] | None) -> range | None:
-    """Return how many outputs a model of these classes may have; None where that is not known.
-
-    There are as many as names; where the data set only lists its labels, most outputs must have one.
-    """
-    if names:
-        return range(len(names), len(names) + 1)
+def class_counts(data: Any) -> range | None:
+    """Return how many outputs a model may have, most of which must have one of the labels that are listed."""
     count = max((hasattr(data, "__len__") and _labels(data)) or [-1]) + 1
     return range(count, 2 * count + 1) if count else None
 
@@ -59,10 +57,7 @@ def class_counts(data: Any, names: Sequence[str] | None) -> range | None:
 def one_of_each_class(
     data: Any, count: int, read_labels: Callable[[Sequence[int]], Iterable[int | None]]
 ) -> tuple[int, ...]:
-    """Return the place of a sample of each class, in their order; of more than `count`, evenly spaced ones.
-
-    Where the data set does not list their classes, those of some places are read.
-    """
+    """Return the place of a sample of each class, whose labels are listed or read; of many, evenly spaced."""
     labels, firsts, most = _labels(data), dict[int, int](), len(data)
     order: Sequence[int] = range(len(data))
     if labels is None:
@@ -88,9 +83,8 @@ def _labels(data: Any) -> Sequence[int] | None:
     if isinstance(data, Subset):
         whole = _labels(data.dataset)
         return None if whole is None else [whole[place] for place in data.indices]
-    if isinstance(data, TensorDataset):
-        return _whole_numbers(data.tensors[1], len(data)) if len(data.tensors) > 1 else None
-    listed = (getattr(data, name, None) for name in ("targets", "labels", "_labels"))
+    listed = [getattr(data, name, None) for name in ("targets", "labels", "_labels")]
+    listed = list(data.tensors[1:2]) if isinstance(data, TensorDataset) else listed
     return next(filter(None, (_whole_numbers(values, len(data)) for values in listed)), None)
 
 
@@ -108,3 +102,43 @@ def _feature_names(data: Any) -> Sequence[str] | None:
     columns = {name: names for name, column in features.items() if (names := getattr(column, "names", None))}
     found = [names for name, names in columns.items() if name in LABELS] or [*columns.values()]
     return found[0] if len(found) == 1 else None
+
+
+def likely_scales(
+    model: nn.Module, images: Tensor, of_data: Iterable[Scale], holders: Iterable[Any] = ()
+) -> Iterator[Scale]:
+    """Yield the normalizations that may have made the images, (n, C, H, W), the likeliest first.
+
+    What holders hold and the model declares may be done later, in its forward: then the images do not fit it.
+    """
+    yield from of_data
+    yield UNSCALED
+    if bool((images == images.round()).all()):
+        yield BYTES
+    yield from (one for one in scales_in(*holders) if fits(images, one, whole=True))
+    if fits(images, declared := normalization(model), whole=True):
+        yield declared
+
+
+def scales_in(*holders: Any) -> Iterator[Scale]:
+    """Yield mean and std of what has them and is held, as torchvision's, timm's and kornia's transforms."""
+    yield from filter(None, map(_scale, held_by(*holders, whole=_scale)))
+
+
+def _scale(value: Any) -> Scale | None:
+    """Return mean and std of an object, or among its options, as kornia's augmentations have them."""
+    kept = attributes(value)
+    options = [one for one in (kept, kept.get("flags"), kept.get("_buffers")) if isinstance(one, Mapping)]
+    for named in options if kept.get("do_normalize", True) else ():
+        for names in _SCALE_NAMES:
+            mean, std = (_numbers(named.get(name)) for name in names)
+            if mean and std and min(std) > 0:
+                return mean, std
+    return None
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    with suppress(TypeError, ValueError, RuntimeError):
+        numbers = torch.as_tensor(value, dtype=torch.float64).flatten()
+        return tuple(numbers.tolist()) if len(numbers) <= _CHANNELS and not isinstance(value, bool) else ()
+    return ()

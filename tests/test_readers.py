@@ -10,11 +10,19 @@ import pytest
 import torch
 from lightning.fabric.wrappers import _FabricDataLoader
 from timm.data.loader import MultiEpochsDataLoader
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+)
 
 from vitx import VitxError
-from vitx.watch.copies import readers
-from vitx.watch.loading import Source
+from vitx.watch.images import Source
+from vitx.watch.readers import keys_of
 
 DATA = TensorDataset(torch.arange(20.0)[:, None])
 PLACES = [3, 9, 16]
@@ -96,30 +104,6 @@ class Slots:
 
     def __len__(self):
         return len(self.inner)
-
-
-class Dali:
-    """An iterator that is not read by `DataLoader`, and begins again when it is told."""
-
-    def __init__(self, order):
-        self.order, self.place = order, 5
-
-    def reset(self):
-        np.random.shuffle(self.order)
-        self.order.sort()
-        self.place = 0
-
-    def __len__(self):
-        return 5
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        if self.place == 5:
-            raise StopIteration
-        self.place += 1
-        return DATA.tensors[0].view(5, 4)[self.order[self.place - 1]] * 2
 
 
 class Closing(Wrapper):
@@ -216,8 +200,7 @@ def read(loader):
     """Reads a few samples; asserts that this leaves the loader as it was, and no worker behind."""
     before, workers = state(loader), multiprocessing.active_children()
     source = Source(loader)
-    spread = None if source.keys else source.evenly_placed(2)
-    with source.fetch(source.keys and [source.keys[place] for place in PLACES], spread) as batches:
+    with source.fetch(source.keys and [source.keys[place] for place in PLACES]) as batches:
         found = list(batches)
     assert state(loader) == before
     assert set(multiprocessing.active_children()) <= set(workers)
@@ -238,19 +221,18 @@ UNKEYED = {
     "known by a function": lambda: Made(partial(doubled, loader())),
     "shuffled, and known by a function": lambda: Made(partial(doubled, loader(shuffle=True))),
     "in slots": lambda: Slots(loader()),
-    "an iterator": lambda: Dali(np.array([4, 3, 2, 1, 0])),
     "whole batches": lambda: Wrapper(DataLoader(Batches(), None, sampler=[0, 1, 2, 3, 4])),
 }
 
 
 @pytest.mark.parametrize("make", UNKEYED.values(), ids=UNKEYED)
-def test_batches_evenly_spaced_where_samples_have_no_keys(make):
-    assert values(read(make())) == [8, 10, 12, 14, 24, 26, 28, 30]
+def test_all_in_their_order_where_samples_have_no_keys(make):
+    assert values(read(make())) == list(range(0, 40, 2))
 
 
 def test_several_loaders_in_one_of_a_kind_of_its_own():
     both = Several(loader(), DataLoader(DATA, 10))
-    assert [len(batch) for batch in read(both)] == [4, 10]
+    assert [len(batch) for batch in read(both)] == [4] * 5 + [10] * 2
 
 
 @pytest.mark.parametrize("kind", [Wrapper, lambda inner: Made(partial(doubled, inner))])
@@ -278,10 +260,10 @@ def test_what_can_be_read_only_once_is_refused():
     for one, sentence in (
         (held, "holds a generator"),
         (ItsOwnIterator(Library()), "is a ItsOwnIterator"),
-        (Wrapper(Dali(Library())), "is a Dali"),
+        (Wrapper(ItsOwnIterator(Library())), "is a ItsOwnIterator"),
     ):
         with pytest.raises(VitxError, match=f"{sentence}, which can be read only once: give images"):
-            readers(one)
+            Source(one)
 
 
 def test_draws_of_the_data_set_are_put_back():
@@ -301,6 +283,36 @@ def test_draws_of_the_data_set_are_put_back():
     for seed in (1, 2):
         data = Drawing(seed)
         with Source(DataLoader(data, 4)).fetch([0, 1]) as batches:
-            found += map(torch.Tensor.tolist, batches)
+            found += [batch.tolist() for batch in batches]
         assert data[0] == Drawing(seed)[0]
     assert found[0] == found[1]
+
+
+NUMBERS = list(range(10))
+
+
+def test_a_generator_is_left_as_it_was():
+    sampler = RandomSampler(NUMBERS, generator=torch.Generator().manual_seed(3))
+    before = sampler.generator.get_state()
+    assert keys_of(DataLoader(NUMBERS, sampler=sampler)) == NUMBERS
+    assert torch.equal(sampler.generator.get_state(), before)
+
+
+class Ours(BatchSampler):
+    def __iter__(self):
+        yield from ([9, 1], [3])
+
+
+@pytest.mark.parametrize(
+    ("loader", "keys"),
+    [
+        (lambda: MultiEpochsDataLoader(NUMBERS, 4), NUMBERS),
+        (lambda: MultiEpochsDataLoader(NUMBERS, batch_sampler=Ours([], 2, False)), [1, 3, 9]),
+        (lambda: DataLoader(NUMBERS, sampler=DistributedSampler(NUMBERS, 2, 1)), NUMBERS),
+        (lambda: DataLoader(NUMBERS, None, sampler=[7, 2]), [2, 7]),
+        (lambda: DataLoader({"a": 1, "b": 2}, sampler=["b", "a"]), ["b", "a"]),
+    ],
+    ids=["repeated for ever", "the same, of one's own", "a share", "of batches", "names"],
+)
+def test_the_keys_of_all(loader, keys):
+    assert keys_of(loader()) == keys

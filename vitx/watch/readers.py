@@ -1,0 +1,179 @@
+"""The loaders of the user: what they read, and how to read it without a trace."""
+
+import io
+import operator
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from itertools import chain, islice
+from types import FunctionType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    Sampler,
+    Subset,
+)
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from vitx.errors import VitxError
+from vitx.watch.held import seeded
+
+BATCH = 32  # images read at once where no loader says
+_MOST = 1_000_000  # keys, of a sampler that never ends
+_DEEP = 4  # wrappers in wrappers, and collections of them
+_MANY = 64  # loaders in a collection
+_WRITTEN = (list, deque, dict, set)  # in place, by loaders that keep count
+
+
+def keys_of(loader: DataLoader[Any]) -> list[Any] | None:
+    """Return the keys that a loader asks its data set for, in all ranks together; None for a stream.
+
+    They are places, as a rule, in their order, each once. Where the data set yields batches, each is of one.
+    """
+    if isinstance(loader.dataset, IterableDataset):
+        return None
+    batches = loader.batch_sampler is not None
+    sampler: Any = loader.batch_sampler if batches else loader.sampler
+    while hasattr(sampler, "batch_sampler"):  # this rank's share of it, as Accelerate makes it
+        sampler = sampler.batch_sampler
+    if not isinstance(sampler, Sampler) and isinstance(getattr(sampler, "sampler", None), BatchSampler):
+        sampler = sampler.sampler  # repeated for ever, as timm does it
+    distributed = isinstance(getattr(sampler, "sampler", None), DistributedSampler)
+    if batches and (type(sampler) is BatchSampler or distributed):
+        sampler, batches = sampler.sampler, False
+    if isinstance(sampler, DistributedSampler):  # this rank's share, maybe of a sampler of the user's own
+        whole = getattr(sampler.dataset, "_sampler", None)
+        sampler = range(len(loader.dataset)) if whole is None else whole  # type: ignore[arg-type]
+    with restored(loader):
+        found = list(islice(sampler, _MOST))
+    keys = [key for batch in found for key in batch] if batches else found
+    if all(hasattr(key, "__index__") for key in keys):
+        return sorted({operator.index(key) for key in keys})
+    return keys
+
+
+def over(loader: DataLoader[Any], keys: Sequence[Any] | None) -> DataLoader[Any]:
+    """Return a new DataLoader as a given one, over samples with these keys; of a stream (None), over all.
+
+    A data set that is read in workers is read in one here too: files that it opens do not stay open here.
+    """
+    names = ("worker_init_fn", "multiprocessing_context") if loader.num_workers else ()
+    settings: dict[str, Any] = {name: getattr(loader, name) for name in (*names, "collate_fn")}
+    data = loader.dataset if keys is None else Subset(loader.dataset, list(keys))
+    size = None if loader.batch_sampler is None else loader.batch_size or BATCH
+    return DataLoader(data, batch_size=size, num_workers=min(loader.num_workers, 1), **settings)
+
+
+def loaders_in(value: Any, deep: int = 0) -> list[Any]:
+    """Return a loader and those that it reads from, in its attributes and in collections."""
+    value, found, parts = _unprepared(value), list[Any](), list[Any]()
+    if type(value) in (list, tuple, dict) and len(value) <= _MANY:
+        parts = list(value.values() if isinstance(value, dict) else value)
+    elif _is_loader(value):
+        found = [value]
+        parts = [] if isinstance(value, DataLoader) else list(vars(value).values())
+        if once := [part for part in parts if is_live(part) and not isinstance(part, _BaseDataLoaderIter)]:
+            raise read_once(once[0], "holds")
+    if deep < _DEEP:
+        found += [loader for part in parts for loader in loaders_in(part, deep + 1)]
+    if isinstance(value, Iterator) and found and not readers_in(found):
+        raise read_once(value)
+    return list({id(one): one for one in found}.values())
+
+
+def readers_in(loaders: Iterable[Any]) -> list[DataLoader[Any]]:
+    """Return the DataLoaders among loaders."""
+    return [one for one in loaders if isinstance(one, DataLoader)]
+
+
+@contextmanager
+def replaced(loader: Any, keys: Sequence[Any] | None) -> Iterator[Any]:
+    """Yield a loader to read, with other DataLoaders in place of those that this thread begins.
+
+    The one that it holds is over samples with these keys; without keys, and where a function knows another,
+    they are over all in a fixed order. All is put back after the block.
+    """
+    parts, thread = loaders_in(loader), threading.get_ident()
+    begin, readers = DataLoader.__iter__, readers_in(parts)
+    # torchdata's begin in a way of their own.
+    own = {kind for one in readers for kind in type(one).__mro__ if kind.__module__.startswith("torchdata.")}
+    begins = {kind: vars(kind)["__iter__"] for kind in {DataLoader, *own} if "__iter__" in vars(kind)}
+
+    def begun(one: DataLoader[Any]) -> Iterator[Any]:
+        if threading.get_ident() == thread:
+            return begin(over(one, keys if keys is not None and one is readers[0] else keys_of(one)))
+        return next(begins[kind](one) for kind in type(one).__mro__ if kind in begins)
+
+    with restored(*parts):
+        for one in parts:
+            for name, held in list(vars(one).items()):
+                vars(one)[name] = _unprepared(held)
+                if isinstance(held, _BaseDataLoaderIter) and name != "_iterator":  # which is torch's own
+                    of_data = [reader for reader in readers if reader.dataset is held._dataset]
+                    if not of_data:
+                        raise read_once(held, "holds")
+                    vars(one)[name] = chain.from_iterable(map(begun, of_data[:1]))  # begins when it is read
+        try:
+            for kind in begins:
+                kind.__iter__ = begun  # type: ignore[attr-defined]
+            yield _unprepared(loader)
+        finally:
+            for kind, before in begins.items():
+                kind.__iter__ = before  # type: ignore[attr-defined]
+
+
+@contextmanager
+def restored(*loaders: Any) -> Iterator[None]:
+    """Put back what reading changes: attributes and lists of loaders and of their samplers, and all draws."""
+    kept = list(loaders)
+    for one in kept:  # which grows
+        samplers = (vars(one).get(name) for name in ("sampler", "batch_sampler"))
+        kept += [sampler for sampler in samplers if hasattr(sampler, "__dict__")]
+    before = [(one, dict(vars(one))) for one in kept]
+    lists = [
+        (held, copy(held))
+        for _, attributes in before
+        for name, held in attributes.items()
+        if type(held) in _WRITTEN and name != "dataset"
+    ]
+    try:
+        with seeded(*loaders):
+            yield
+    finally:
+        for one, attributes in before:
+            vars(one).clear()
+            vars(one).update(attributes)
+        for held, content in lists:
+            held.clear()
+            (held.extend if isinstance(held, (list, deque)) else held.update)(content)
+
+
+def is_live(value: Any) -> bool:
+    """Return whether it is an iterator that cannot begin again."""
+    return isinstance(value, Iterator) and not isinstance(value, io.IOBase) and not _is_loader(value)
+
+
+def read_once(value: Any, verb: str = "is") -> VitxError:
+    """Return the error of a loader that cannot be read without a trace."""
+    kind = type(value).__name__
+    return VitxError(f"the validation loader {verb} a {kind}, which can be read only once: give images")
+
+
+def _unprepared(value: Any) -> Any:
+    """Return what Accelerate prepared, as its loaders synchronise ranks."""
+    return vars(value).get("base_dataloader", value) if _is_loader(value) else value
+
+
+def _is_loader(value: Any) -> bool:
+    keyed = isinstance(value, Dataset) and not isinstance(value, IterableDataset)
+    others = (type, Tensor, nn.Module, tuple, _BaseDataLoaderIter)
+    written = isinstance(getattr(type(value), "__iter__", None), FunctionType) and hasattr(value, "__dict__")
+    return written and not keyed and not isinstance(value, others)
