@@ -1163,12 +1163,23 @@ class Plainly(nn.Module):
         self.blocks = nn.ModuleList(PlainBlock(net, layer) for layer in range(2))
         self.norm = net.norms[4]
 
+    def embedded(self, images):
+        return self.embed(images).flatten(2).transpose(1, 2)
+
     def forward(self, images):
-        tokens = self.embed(images).flatten(2).transpose(1, 2)
+        tokens = self.embedded(images)
         tokens = torch.cat([self.first.expand(len(tokens), -1, -1), tokens], 1) + self.place
         for block in self.blocks:
             tokens = block(tokens)
         return self.head(self.norm(tokens)[:, 0])
+
+
+class CutsPatches(Plainly):
+    """The same, with a linear layer of patches that a reshape cuts out."""
+
+    def embedded(self, images):
+        rows = images.unflatten(3, (-1, PATCH)).unflatten(2, (-1, PATCH)).permute(0, 2, 4, 1, 3, 5)
+        return F.linear(rows.flatten(3).flatten(1, 2), self.embed.weight.flatten(1), self.embed.bias)
 
 
 class PlainBlock(nn.Module):
@@ -1285,9 +1296,9 @@ def with_functions():
 class SwappedIn(nn.Module):
     """Weights that are plain tensors, and no part of what is explained."""
 
-    def __init__(self):
+    def __init__(self, kind=Plainly):
         super().__init__()
-        model = Plainly().eval()
+        model = kind().eval()
         self.run = [model]
         self.held = {name: one.detach().clone() for name, one in model.named_parameters()}
 
@@ -1319,6 +1330,7 @@ FORMS = {
     "functions of one's own": with_functions,
     "detached": inside(lambda block, t: block(t).detach()),
     "weights swapped in": lambda: SwappedIn().eval(),
+    "weights swapped in, patches cut by a reshape": lambda: SwappedIn(CutsPatches).eval(),
 }
 
 

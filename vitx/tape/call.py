@@ -107,16 +107,20 @@ class Call:
             return weight
         return weight.detach().clone()
 
-    def weighs(self, constant: Tensor, axes: Callable[[], Axes], dims: Iterable[int]) -> bool:
+    def weighs(
+        self, constant: Tensor, axes: Callable[[], Axes], dims: Iterable[int], *, widens: bool = False
+    ) -> bool:
         """Return whether a constant says how much the elements along some dimensions count.
 
-        What was learned does not; nor does what is given, along channels, where it may be learned.
+        What was learned does not. What is given may be learned: along channels, or where it makes new
+        dimensions of a value that has no channels yet, as the first layer does.
         """
         origin = self.tensors.origin(constant)
         if origin != "given":
             return origin == "fixed"
         known = axes()
-        return not all(factor.channels for dim in dims for factor in known[dim])
+        begins = widens and not any(factor.channels for part in known for factor in part)
+        return not begins and not all(factor.channels for dim in dims for factor in known[dim])
 
     def inner(self, function: Any, *args: Any, out: Tensor | None = None) -> "Call":
         """Return a call that is a part of this one, as the product in a sum of something and a product."""

@@ -71,10 +71,10 @@ def transposed(g: Tensor, other: Tensor, shape: Sequence[int], size: Sequence[in
 
 @dataclass(frozen=True)
 class Layout:
-    """The dimensions of an attention in those of a contraction of weights and values.
+    """The dimensions of an attention, as factors of those of a contraction of weights and values.
 
-    Each aligned dimension is a product of factors: of T, images, windows and the like; of H, heads, which are
-    channels of the same tokens; of Q, queries; of K, keys; or of D, the channels of a head.
+    T counts images, windows and the like; H heads, which are channels of the same tokens; Q queries; K keys;
+    and D the channels of a head.
     """
 
     sizes: list[int]  # of all factors, in the order of the aligned dimensions

@@ -87,7 +87,7 @@ class Recorder(TorchDispatchMode):
             ) from error
 
     def begin(self, image: Tensor) -> None:
-        """Make a tensor live."""
+        """Follow a tensor from here on: record what depends on it."""
         self.tape.images.append(self.tape.value(image.shape))
         self._tensors.bind(image, self.tape.images[-1])
 

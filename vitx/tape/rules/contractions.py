@@ -72,7 +72,10 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
         live, constant = constant, live
     value, out, shape, size = live.value, contraction.out, live.shape, live.tensor.shape
     assert value is not None
-    fixed = call.weighs(constant.tensor, lambda: ax.reshaped(value.axes, shape) or ax.tokens(shape), dims)
+    widens = any(own > 1 == size for own, size in zip(constant.shape, shape, strict=True))
+    fixed = call.weighs(
+        constant.tensor, lambda: ax.reshaped(value.axes, shape) or ax.tokens(shape), dims, widens=widens
+    )
     stacked, normalized = (ax.reshaped(axes or (), shape) or () for axes in (value.along, value.over))
     if fixed and value.parts is not None and {*ax.channel_dims(stacked)} & {*dims}:
         return unknown(call)[0]  # it may add up a residual

@@ -98,7 +98,7 @@ def _around_0(call: Call, tensor: Tensor) -> Around0:
 
 @rule("_softmax", "_safe_softmax", "softmax", "_log_softmax", "log_softmax")
 def softmax(call: Call) -> list[Value]:
-    """Follow a softmax or its logarithm: weights, or to first order where a score is read."""
+    """Follow a softmax or its logarithm: as weights, or by its derivative where a score is read from it."""
     tape, (tensor, value), y = call.tape, call.live[0], call.out.detach()
     dim, logarithm = call["dim"] % max(1, y.ndim), "log" in call.name
 
@@ -128,7 +128,7 @@ def negated(call: Call) -> list[Value]:
 
 @rule("mul")
 def multiplied(call: Call) -> list[Value]:
-    """Follow a product, and note its factors, as it may be summed."""
+    """Follow a product, and keep its factors in case it is summed later."""
     first, second = call["self"], call["other"]
     one, other = call.value(first), call.value(second)
     if one is not None and other is not None:

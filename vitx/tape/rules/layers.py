@@ -147,7 +147,7 @@ def _norm(
 
 @rule("var", "std", "linalg_vector_norm", "norm", "var_mean", "std_mean")
 def size(call: Call) -> list[Value]:
-    """Follow what says how large a value is; a mean beside it is one."""
+    """Follow a call that measures how large a value is; a mean that it also returns counts as one."""
     value, tape = call.values[0], call.tape
     shape, dims = value.shape, dimensions(call["dim"], len(value.shape))
     kept = [1 if dim in dims else size for dim, size in enumerate(shape)]

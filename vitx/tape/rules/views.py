@@ -42,7 +42,7 @@ def carried(call: Call, found: Value, value: Value, number: int = 0) -> Value:
 
 
 def turned(call: Call, back: Callable[[Tensor], Tensor], axes: Callable[[Axes], Axes | None]) -> list[Value]:
-    """Follow all elements of a value in another order or shape, or copy of them."""
+    """Follow a call that returns all elements in another order or shape, or copies them."""
     value = call.values[0]
 
     def into(arrived: list[Tensor]) -> list[Tensor]:
