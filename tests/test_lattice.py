@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import vitx
-from vitx.tape.lattice import NOWHERE, cells
+from vitx.viewer.lattice import NOWHERE, cells
 
 ROWS = torch.arange(16).view(4, 4)
 

@@ -33,8 +33,8 @@ from vitx.explanation import load as load
 from vitx.functional.flow import attention_flow as attention_flow
 from vitx.functional.rollout import attention_rollout as attention_rollout
 from vitx.functional.rollout import gradient_rollout as gradient_rollout
-from vitx.tape.trace import Trace as Trace
-from vitx.tape.trace import capture as capture
+from vitx.tracing import Trace as Trace
+from vitx.tracing import capture as capture
 from vitx.version import __version__ as __version__
 
 overview = Explanation.overview

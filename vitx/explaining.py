@@ -17,8 +17,8 @@ from vitx.explanation import Explanation, join
 from vitx.models.given import ALONE, Inputs, inputs_in, read_inputs
 from vitx.models.prediction import check_images, check_model
 from vitx.passes import Target, follow
-from vitx.tape.trace import Trace
 from vitx.targets.question import Question
+from vitx.tracing import Trace
 from vitx.viewer.viewing import view
 
 if TYPE_CHECKING:  # PIL is not imported before it is needed

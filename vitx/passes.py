@@ -23,12 +23,12 @@ from vitx.tape.backward import Attribution, Backward
 from vitx.tape.output import Score, evenly, logits_of, output_value, score_of
 from vitx.tape.recorder import Recorder
 from vitx.tape.sinks import Sinks, find_sinks
-from vitx.tape.spot import Spot, find_spot
 from vitx.tape.tape import Tape
-from vitx.tape.trace import Trace
 from vitx.tape.values import Value
 from vitx.targets.query import objects_of
 from vitx.targets.question import Answers, Asked, Question
+from vitx.targets.spot import Spot, find_spot
+from vitx.tracing import Trace
 
 Target = Classes | Question
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from vitx.errors import VitxError
 from vitx.models.isolation import untouched
 from vitx.models.prediction import predict
-from vitx.tape.trace import Trace, capture
+from vitx.tracing import Trace, capture
 
 
 @dataclass(frozen=True)

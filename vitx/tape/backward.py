@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from operator import or_
@@ -84,16 +85,13 @@ class Backward:
         Raises:
             VitxError: Relevance was lost, or is negative: the map would be wrong.
         """
-        if without_sinks:
-            if rule.reads_gradient:
-                self._gradients  # noqa: B018, of A as it is
-            with without(self.tape, self.sinks):
-                return self.propagate(rule)
         if self.layers:
             first_layer(rule.start_layer, len(self.layers))
-        if rule.reads_gradient and rule.fuse is not None and "_gradients" not in vars(self):
-            self._gradients = self._differentiated(rule)
-        return self._drawn(rule, {self.end: self.start})
+        gradients = None
+        if rule.reads_gradient:  # of A as it is, with its sinks
+            gradients = self._differentiated(None if without_sinks else rule)
+        with without(self.tape, self.sinks) if without_sinks else nullcontext():
+            return self._drawn(rule, {self.end: self.start}, gradients)
 
     def place(self, found: Iterable[tuple[Value, Tensor]]) -> Attribution:
         """Draw what was found of the elements of some values where they sit in the picture.
@@ -106,8 +104,10 @@ class Backward:
             starts[value] = starts[value] + part if value in starts else part
         return self._drawn(None, starts)
 
-    def _drawn(self, rule: Rule | None, starts: dict[Value, Tensor]) -> Attribution:
-        way = Propagation(self.tape, rule, self._gradients if rule and rule.reads_gradient else None)
+    def _drawn(
+        self, rule: Rule | None, starts: dict[Value, Tensor], gradients: Walk | None = None
+    ) -> Attribution:
+        way = Propagation(self.tape, rule, gradients)
         found = way.run(starts, self.tape.values if self.tape.named else self.grid.stem)
         if self.tape.named:
             self.passed = found.passed
@@ -213,9 +213,9 @@ class Backward:
 
     @cached_property
     def _gradients(self) -> Walk:
-        return self._differentiated(None)
+        return self._differentiated()
 
-    def _differentiated(self, rule: Rule | None) -> Walk:
+    def _differentiated(self, rule: Rule | None = None) -> Walk:
         """Find the gradient of the score at all attentions, or of each layer's own score at its own.
 
         Of one score on a tape that accounts for it, also at the residuals, the image and the constants.

@@ -106,7 +106,7 @@ class Tensors:
 def _frozen(module: torch.jit.ScriptModule) -> Iterator[Tensor]:
     """Yield the weights that `torch.jit.freeze` wrote into the program of a module."""
     with suppress(RuntimeError):  # of a part that has no forward
-        for node in module.graph.findAllNodes("prim::Constant"):
+        for node in module.graph.findAllNodes("prim::Constant"):  # type: ignore[attr-defined]
             if node.hasAttribute("value") and node.kindOf("value") == "t":
                 yield node.t("value")
 

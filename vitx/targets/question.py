@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 from vitx.models.given import Inputs
 from vitx.models.prediction import forward
-from vitx.tape.spot import Cells
+from vitx.targets.spot import Cells
 
 
 class Answers(NamedTuple):
@@ -38,7 +38,7 @@ class Asked:
             gets its whole output.
         answers: from what `forward` returned to what a picture says.
         cells: from the grid of the map to the cell of each image where the token lies that is asked for, see
-            `vitx.tape.spot`.
+            `vitx.targets.spot`.
     """
 
     images: Tensor

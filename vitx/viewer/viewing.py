@@ -19,12 +19,12 @@ from vitx.models.prediction import forward, read_logits
 from vitx.pictures.captions import captions_said, classes_said
 from vitx.tape.attention import Attention
 from vitx.tape.backward import Backward
-from vitx.tape.lattice import NOWHERE, Cells, cells
 from vitx.tape.output import NO_ATTENTION, evenly
 from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
-from vitx.tape.trace import Trace
 from vitx.targets.question import Question
+from vitx.tracing import Trace
+from vitx.viewer.lattice import NOWHERE, Cells, cells
 from vitx.viewer.packing import encoded, halves, most_bytes, packed
 from vitx.viewer.page import Page, page, sheet
 
