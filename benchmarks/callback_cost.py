@@ -62,7 +62,7 @@ class Classifier(pl.LightningModule):
 
 
 class Watch(pl.Callback):
-    """Stops the time from the start of a step, or from another watch, to its own place in the list."""
+    """Stop the time from the start of a step, or from another watch, to its own place in the list."""
 
     def __init__(self, seconds: list[float], since: "Watch | None" = None) -> None:
         self.seconds, self.since = seconds, since

@@ -111,7 +111,7 @@ def growths(case: Case, runs: Iterable[str], device: str) -> dict[str, int | str
 
 
 def over(value: int | str, base: int | str) -> int | str:
-    """Subtracts, unless one of them is an error."""
+    """Subtract, unless one of them is an error."""
     if isinstance(value, int) and isinstance(base, int):
         return value - base
     return value if isinstance(value, str) else base
@@ -250,7 +250,7 @@ def read_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measures, and writes the tables and the plot after each part."""
+    """Measure, and write the tables and the plot after each part."""
     options = read_options()
     torch.set_num_threads(options.threads)
     options.output.mkdir(parents=True, exist_ok=True)

@@ -188,7 +188,7 @@ def show(found: Mapping[str, Mapping[str, Any]], chosen: slice) -> str:
 
 
 def main() -> None:
-    """Measures, and writes the tables."""
+    """Measure, and write the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

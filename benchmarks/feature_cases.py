@@ -128,7 +128,7 @@ TOOLS = {
 
 
 def uneven(model: nn.Module) -> nn.Module:
-    """Enlarges the weights of queries and keys, so that attention differs from token to token."""
+    """Enlarge the weights of queries and keys, so that attention differs from token to token."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -97,7 +97,7 @@ class Snapshots(pl.Callback):
 
 
 def trained(mark: str, seed: int, folder: Path) -> list[nn.Module]:
-    """Trains, unless that was done before, and returns the model of each stage."""
+    """Train, unless that was done before, and return the model of each stage."""
     config, shortcut = (
         yaml.safe_load((ROOT / "configs" / name).read_text()) for name in ("demo.yaml", "shortcut.yaml")
     )
@@ -130,7 +130,7 @@ def trained(mark: str, seed: int, folder: Path) -> list[nn.Module]:
 
 @torch.no_grad()
 def planted(mark: str, seed: int, folder: Path) -> Planted:
-    """Trains a model, and asks it about scenes with its mark, without, and with that of another class."""
+    """Train a model, and ask it about scenes with its mark, without, and with that of another class."""
     stages = trained(mark, seed, folder)
     data = DigitScenes()
     data.setup("validate")
@@ -215,7 +215,7 @@ def runs_table(runs: Mapping[tuple[str, int], Planted]) -> str:
 
 
 def truth_tables(runs: Mapping[tuple[str, int], Planted], names: Sequence[str]) -> str:
-    """Measures, and returns a table for each measure: contenders by marks, the means over the seeds."""
+    """Measure, and return a table for each measure: contenders by marks, the means over the seeds."""
     asked = {name: CONTENDERS[name] for name in names}
     marks = list(dict.fromkeys(mark for mark, _ in runs))
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
@@ -286,7 +286,7 @@ def told_apart(of_runs: Mapping[tuple[str, int], Sequence[Mapping[str, float]]],
 
 
 def main() -> None:
-    """Trains, measures, and writes the tables."""
+    """Train, measure, and write the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

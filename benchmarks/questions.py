@@ -110,7 +110,7 @@ def objects(count: int, which: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def trained(model: nn.Module, loss: Callable[[], Tensor], steps: int) -> nn.Module:
-    """Trains a model, which the loss runs."""
+    """Train a model, which the loss runs."""
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for step in range(steps):
@@ -125,7 +125,7 @@ def trained(model: nn.Module, loss: Callable[[], Tensor], steps: int) -> nn.Modu
 
 
 def of_region(steps: int, count: int) -> None:
-    """Segments pictures whose halves have the class of the square in them, and asks for the left half."""
+    """Segment pictures whose halves have the class of the square in them, and ask for the left half."""
     model = Halves()
 
     def loss() -> Tensor:

@@ -119,7 +119,7 @@ class Data:
 
 
 def trained(data: Data, epochs: int, learning_rate: float) -> Clip:
-    """Trains the two towers; that of the texts, which begins from nothing, at four times the rate."""
+    """Train the two towers; that of the texts, which begins from nothing, at four times the rate."""
     model, ids = Clip().train(), tokenizer([*WORDS])
     begun = [one for name, one in model.named_parameters() if name.startswith("visual.")]
     new = [one for name, one in model.named_parameters() if not name.startswith("visual.")]
@@ -169,7 +169,7 @@ def measured(model: Clip, images: Tensor, classes: Tensor, masks: Tensor, method
 
 
 def main() -> None:
-    """Trains and asks."""
+    """Train and ask."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=5e-4)

@@ -210,7 +210,7 @@ def table_of(found: Mapping[str, Found], sets: Mapping[str, Tensor]) -> str:
 
 
 def main() -> None:
-    """Measures, and prints."""
+    """Measure, and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -26,7 +26,7 @@ _STATE = "vitx.pt"  # in the folder of a checkpoint
 
 
 class RolloutCallback(Observer, TrainerCallback):
-    """Logs what the model looks at on fixed images, as pictures and numbers, while it trains.
+    """Log what the model looks at on fixed images, as pictures and numbers, while it trains.
 
     It fires before the first step, every n epochs or steps, and at the end of the training. The images are
     those of the Trainer's `eval_dataset`, through its collator. Pictures (`vitx/maps`) and numbers

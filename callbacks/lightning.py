@@ -31,7 +31,7 @@ else:
 
 
 class RolloutCallback(Observer, Callback):
-    """Logs what the model looks at on fixed images, as pictures and numbers, while it trains.
+    """Log what the model looks at on fixed images, as pictures and numbers, while it trains.
 
     It fires before the first step, every n epochs or steps, and at the end of `fit`. Each firing logs one
     grid (rows: images; columns: the input and each method's overlay) under `vitx/maps`, and for each method
@@ -238,7 +238,7 @@ class LightningHost(Host):
         (rank_zero.log.warning if silenced(sentence) else rank_zero.rank_zero_warn)(sentence)
 
     def inform(self, sentence: str) -> None:
-        """Informs through Lightning's logger."""
+        """Inform through Lightning's logger."""
         rank_zero.rank_zero_info(sentence)
 
 

@@ -5,7 +5,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 
 def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> dict[str, object]:
-    """Rises linearly, then falls to 0 along a cosine; in the form that Lightning takes."""
+    """Raise the rate linearly, then let it fall to 0 along a cosine; in the form that Lightning takes."""
     warmup = LinearLR(optimizer, 0.01, total_iters=warmup_steps)
     cosine = CosineAnnealingLR(optimizer, max(1, total_steps - warmup_steps))
     schedule = SequentialLR(optimizer, [warmup, cosine], milestones=[warmup_steps])

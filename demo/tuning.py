@@ -10,13 +10,13 @@ from vitx.errors import VitxError
 
 
 class LinearProbe(pl.Callback):
-    """Trains the head alone: the other weights of `module.model`, a model of timm, stay as they are.
+    """Train the head alone: the other weights of `module.model`, a model of timm, stay as they are.
 
     What is frozen is also in evaluation mode, so that nothing is dropped at random.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Freezes the weights, before the optimiser is made of those that are not."""
+        """Freeze the weights, before the optimiser is made of those that are not."""
         model: Any = pl_module.model
         model.requires_grad_(False).eval()
         for head in _heads(model):
@@ -24,7 +24,7 @@ class LinearProbe(pl.Callback):
 
 
 def add_lora(model: nn.Module, options: Mapping[str, Any]) -> None:
-    """Freezes a model of timm but for its head, and adds low-rank changes to some layers, which are trained.
+    """Freeze a model of timm but for its head, and add low-rank changes to some layers, which are trained.
 
     Args:
         model: is changed in place, and keeps its class.

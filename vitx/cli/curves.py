@@ -87,7 +87,7 @@ def charts_of_runs(scalars: Sequence[Mapping[str, Curve]], names: Sequence[str])
 
 
 def in_order(tags: Iterable[str]) -> list[str]:
-    """Sorts logged numbers: accuracy, loss and vitx's own first; counters are left out."""
+    """Sort logged numbers: accuracy, loss and vitx's own first; counters are left out."""
     kept = [tag for tag in tags if parts(tag)[1] not in _LEFT_OUT]
     known = {measure: place for place, measure in enumerate(_FIRST)}
     return sorted(kept, key=lambda tag: known.get(parts(tag)[1], len(known)))

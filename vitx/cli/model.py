@@ -38,10 +38,10 @@ class Subject:
 
     model: nn.Module
     prepare: Preprocessing
-    classes: int  # their number, or that of the texts that images are compared with; 0: it puts out features
+    classes: int  # the number of classes, or of texts; 0 if the model puts out features
     class_names: tuple[str, ...] | None  # in full
     methods: Methods  # that explain it
-    max_pixels: int | None = None  # of a file that is still read; None: the limit of its kind
+    max_pixels: int | None = None  # of the largest file that is read; None: the limit of its kind
     tokenizer: Any = None  # of its texts
 
     @property
@@ -162,7 +162,7 @@ def load_subject(
 
 
 def _prepare(model: nn.Module, given: Mapping[str, Any]) -> Preprocessing:
-    """Return how the model takes images, volumes, or the frames of clips, or raise a VitxError."""
+    """Return the preprocessing of images, volumes, or the frames of clips, or raise a VitxError."""
     plain = dict(given)
     volume, frames, axis = (plain.pop(name, None) for name in ("volume", "frames", "time_axis"))
     if axis not in (None, FRAMES_FIRST, CHANNELS_FIRST) or (axis and not frames):

@@ -49,9 +49,9 @@ class Output:
             )
 
     def begin(self, files: Sequence[Path], speaks: bool = True) -> None:
-        """Write the settings, if it speaks for all processes, and remove what others made of its files.
+        """Write the settings, and delete what an earlier run with other settings wrote of these pictures.
 
-        A run that is stopped and continued would take that for its own.
+        A run that is stopped and continued would take that for its own. One process `speaks` for all.
         """
         for file in files if self._others else ():
             for suffix in (".npz", ".json", *PICTURES):

@@ -24,7 +24,7 @@ class _Share(pl.LightningModule):
         self.errors: dict[int, str] = {}
 
     def predict_step(self, batch: Any, batch_idx: int) -> None:
-        """Explains, waits for the other devices, and takes over their errors."""
+        """Explain, wait for the other devices, and collect their errors."""
         trainer = self.trainer
         place = Place(self.device, trainer.global_rank, trainer.world_size, trainer.num_devices)
         parts = [self._explain(place)]

@@ -53,8 +53,8 @@ def faithfulness(
     other arguments are those of `perturbation`.
 
     Returns:
-        Name -> `deletion`, (B,): the score less the most relevant patches, subtracted from that less random
-        ones; and `insertion`, (B,): the score of the most relevant patches alone, less that of random ones.
+        Name -> `deletion`, (B,): the score without random patches, minus that without the most relevant
+        ones; and `insertion`, (B,): the score of the most relevant patches alone, minus that of random ones.
         In [-1, 1] except for target functions.
 
     Raises:

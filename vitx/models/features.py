@@ -37,7 +37,7 @@ class Towers:
         self._longest = getattr(getattr(config, "text_config", None), "max_position_embeddings", None)
 
     def logits(self, similarities: Tensor) -> Tensor:
-        """Return similarities scaled and shifted as the model does before it compares them."""
+        """Scale and shift similarities as the model does before it compares them."""
         scale, bias = (getattr(self.both, f"logit_{name}", None) for name in ("scale", "bias"))
         found = similarities if scale is None else similarities * scale.detach().exp()
         return found if bias is None else found + bias.detach()

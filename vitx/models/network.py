@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def hub() -> Iterator[bool]:
-    """Run its block with the hub, or with what this machine has kept of it; yields whether it answers."""
+    """Run the block with the hub, or with the cache of this machine; yield whether the hub answers."""
     from huggingface_hub import constants
 
     answers, was = _answers(), constants.HF_HUB_OFFLINE

@@ -126,5 +126,5 @@ def names_apart(paths: Sequence[Path]) -> list[str]:
 
 
 def _natural(text: str) -> list[str | int]:
-    """Sorts version_2 before version_10: texts and numbers take turns."""
+    """Sort version_2 before version_10: texts and numbers take turns."""
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", text))]

@@ -91,7 +91,7 @@ class RunFolder:
             return None
 
     def go_on(self, step: int) -> "RunFolder":
-        """Forgets what the interrupted run wrote at a step and later, and return this folder.
+        """Forget what the interrupted run wrote at a step and later, and return this folder.
 
         What an ended run wrote stays: then it is a new one beside it, with what was before.
         """
@@ -181,7 +181,7 @@ def _candidates(first: Path) -> Iterator[Path]:
 
 
 def _locked(folder: Path) -> IO[str]:
-    """Locks the folder for this process, until it ends or is killed, or raise an OSError: another has it.
+    """Lock the folder for this process, until it ends or is killed, or raise an OSError: another has it.
 
     A forked process, as of a loader, does not hold on to a lock of this kind. Windows has none.
     """

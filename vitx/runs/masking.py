@@ -27,7 +27,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def masked(value: Any, folder: Path, depth: int = 0) -> Any:
-    """Make plain values of settings, as JSON knows them, without secrets and paths of the machine.
+    """Turn settings into plain JSON values, without secrets or paths of this machine.
 
     Values are `***` under keys such as `password`, `hub_token` or `api_key`, as are names and passwords in
     addresses. Absolute paths become relative to the folder of the run; those of another drive are their last

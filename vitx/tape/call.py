@@ -179,7 +179,7 @@ class Call:
 
 
 class _Hole(int):
-    """Stands for a tensor among the arguments that are kept, by its number."""
+    """The number of a tensor among the arguments that are kept, in its place."""
 
 
 class Transpose:

@@ -37,7 +37,7 @@ def scaled(tensor: Tensor, factor: Tensor | float) -> Tensor:
 
 
 def over(part: Tensor, whole: Tensor) -> Tensor:
-    """Divides, but by 1 where the whole is 0."""
+    """Divide, but by 1 where the whole is 0."""
     return part / torch.where(whole == 0, 1, whole)
 
 
@@ -88,7 +88,7 @@ def spread(part: Tensor, shape: Shape, dims: Shape) -> Tensor:
 
 
 def reshaped(tensor: Tensor, shape: Shape) -> Tensor:
-    """Reshapes, and leaves expanded what stays apart."""
+    """Reshape, and leave expanded what stays apart."""
     shape = tuple(shape)
     if tensor.shape == shape:
         return tensor

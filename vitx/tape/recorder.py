@@ -1,4 +1,4 @@
-"""Records one pass of a model: a step on the tape for each ATen call on a live value.
+"""The record of one pass of a model: a step on the tape for each ATen call on a live value.
 
 A `TorchDispatchMode` sees each call below autograd, autocast, composite functions, `torch.jit` and
 `torch.export`, and runs it as it is. A value is *live* if it depends on the image.

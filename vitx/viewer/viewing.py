@@ -146,7 +146,7 @@ def _targets(logits: Tensor, classes: Tensor, names: Sequence[str] | None) -> li
 
 
 def _map(by: Explanation, number: int, slot: int) -> dict[str, Any]:
-    """Return a map of an image, and which of its targets it is about; None: of no class."""
+    """Return a map of one image as the page reads it; `target` is None where it is of no class."""
     return {
         "method": by.method,
         "target": slot if find_method(by.method).gradient else None,

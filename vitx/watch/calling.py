@@ -51,7 +51,7 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 class Call(nn.Module):
-    """Call a module in a way of its own, and say what failed in a sentence."""
+    """A call of a module in the user's own way, whose errors are given in one sentence."""
 
     def __init__(self, function: Callable[[Tensor], Any], module: nn.Module, called: str) -> None:
         super().__init__()

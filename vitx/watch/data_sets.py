@@ -57,7 +57,7 @@ def class_counts(data: Any) -> range | None:
 def one_of_each_class(
     data: Any, count: int, read_labels: Callable[[Sequence[int]], Iterable[int | None]]
 ) -> tuple[int, ...]:
-    """Return the place of a sample of each class, whose labels are listed or read; of many, evenly spaced."""
+    """Return the place of one sample of each class, in order; of more than `count`, evenly spaced ones."""
     labels, firsts, most = _labels(data), dict[int, int](), len(data)
     order: Sequence[int] = range(len(data))
     if labels is None:

@@ -108,7 +108,7 @@ class SampleExplainer:
         return names is None or self.kind not in _CLASSES or len(names) >= max(prod(self._shape), 2)
 
     def doubts(self, samples: Samples, names: Sequence[str] | None) -> Iterator[str]:
-        """Yield what does not fit together, and what to do about it."""
+        """Yield a sentence for each thing that does not fit, with what to do about it."""
         width, labels = prod(self._shape), samples.labels
         if names is not None and not self.fits(names):
             outputs = f"as there are {width} outputs"

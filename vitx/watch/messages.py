@@ -70,7 +70,7 @@ class Attempts:
             self.say(host, what, error, when)
 
     def say(self, host: Any, what: str, error: Exception, when: str = "") -> None:
-        """Warn once of each kind of error in each place, as its text may name a step or an address."""
+        """Warn once of each kind of error in each place: texts may differ by a step or an address."""
         known = (what, str(error) if isinstance(error, VitxError) else type(error).__name__)
         if known not in self._said and host.group.rank == 0:
             host.warn(f"{host.name} {what}{when}: {in_words(error)}")

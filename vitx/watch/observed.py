@@ -32,7 +32,7 @@ class Replay:
         self.leaves = sorted({one.path or "" for one in needed if one.node is None})  # by their paths
 
     def __call__(self, leaves: Mapping[str, Tensor], model: nn.Module, was: int) -> Any:
-        """Make the value of other images, by parts of a model; `was` is their number in the recording."""
+        """Compute the value for other images with parts of a model; `was` is the number in the recording."""
         writes, size = any(node.writes for node in self.nodes), len(next(iter(leaves.values())))
         made: dict[tuple[Node | None, str | None], Any]
         made = {(None, path): leaf.clone() if writes else leaf for path, leaf in leaves.items()}

@@ -151,7 +151,7 @@ class Observer(Settings):
         return samples
 
     def _write(self, host: Host, firing: Firing) -> None:
-        """Write numbers, maps and the grid; what fails here takes nothing else with it."""
+        """Write numbers, maps and the grid; if one fails, the others are still written."""
         self._for_each_logger(host, lambda logger: write_scalars(logger, firing.numbers, firing.step))
         writer, new = self._writer, self._display is None
         failing = "shows no picture", f" at step {firing.step}"
