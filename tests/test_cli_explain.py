@@ -21,6 +21,7 @@ from tests.processes import run_together
 from vitx.cli import main
 from vitx.cli.findings import Product
 from vitx.cli.many import progress_bar
+from vitx.cli.output import linked
 from vitx.inputs.preprocessing import Preprocessing
 
 NAME = "deit_tiny_patch16_224"
@@ -193,6 +194,9 @@ class TestFiles:
         assert "class 3 (" in page
         assert opened == [(output / name).as_uri() for name in ("a.png.png", "map.html")]
         assert f"a page to click: see {output / 'map.html'}\n" in capsys.readouterr().out
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        assert linked(tmp_path) == f"\033]8;;{tmp_path.as_uri()}\033\\{tmp_path}\033]8;;\033\\"
 
     def test_rollout_stands_beside_evidence(self, folder, weights, tmp_path, capsys):
         """By default; by rollout alone where the model tells no classes apart."""

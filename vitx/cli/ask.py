@@ -21,6 +21,7 @@ from torch import Tensor
 import vitx
 from vitx.attribution import find_method, methods
 from vitx.cli.options import add, check_least, new_parser
+from vitx.cli.output import linked
 from vitx.files import png_path, write_png
 from vitx.inputs.reading import find_pictures
 from vitx.models.named import load_answering
@@ -59,7 +60,7 @@ def run(options: Any) -> int:
     write_png(path, drawn(found, options.prompt, [picture.name for picture in pictures]))
     for said in dict.fromkeys(found.captions or ()):
         print(said)
-    print(f"see {options.output}")
+    print(f"see {linked(path)}")
     return 0
 
 

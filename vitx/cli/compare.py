@@ -19,6 +19,7 @@ import vitx
 from vitx.attribution import DEFAULT, title_of, with_options
 from vitx.cli.model import Subject, check_target, load_subject, picture_parser
 from vitx.cli.options import add
+from vitx.cli.output import linked
 from vitx.errors import VitxError
 from vitx.files import png_path, write_png
 from vitx.inputs.reading import find_picture
@@ -55,7 +56,7 @@ def run(options: Any) -> int:
         subjects.append(load_subject(Namespace(**vars(options) | {"model": model, "weights": file}), asked))
     names = names_apart(places)
     write_png(path, _drawn(dict(zip(names, subjects, strict=True)), picture, asked, options.target))
-    print(f"see {options.output}")
+    print(f"see {linked(path)}")
     return 0
 
 

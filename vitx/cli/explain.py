@@ -45,7 +45,7 @@ from vitx.cli.model import (
     load_subject,
 )
 from vitx.cli.options import COUNT, TEXT, add, check_least, new_parser, read_settings
-from vitx.cli.output import Output
+from vitx.cli.output import Output, linked
 from vitx.errors import VitxError
 from vitx.files import PICTURES, write_png
 from vitx.functional.fusing import check_options
@@ -138,7 +138,7 @@ def run(options: Any) -> int:
         return 2
     output.join_json()
     skipped, done = f", {len(errors):,} skipped" if errors else "", len(left) - len(errors)
-    print(f"{done:,} picture{'' if done == 1 else 's'} explained{skipped}: see {folder}")
+    print(f"{done:,} picture{'' if done == 1 else 's'} explained{skipped}: see {linked(folder)}")
     lost = {left[place] for place in errors}
     _show(options, explainer, [file for file in files if file not in lost], output, overview)
     return 1 if errors else 0
@@ -255,13 +255,13 @@ def _show(
     if overview is not None:
         made = output.folder / _OVERVIEW
         write_png(made, overview.draw(title=title_of(name)))
-        print(f"all pictures at once: see {made}")
+        print(f"all pictures at once: see {linked(made)}")
     if options.html:
         made = output.folder / _PAGE
         images = subject.batch(files[: 1 if subject.prepare.keep_aspect else _ON_A_PAGE])
         target = explainer.questions[0].put(subject, images)
         found = subject.explain(images, {name: subject.methods[name]}, target)[name]
         found.view(subject.short_names).save(made)
-        print(f"a page to click: see {made}")
+        print(f"a page to click: see {linked(made)}")
     if options.open and not webbrowser.open(made.resolve().as_uri()):
         print(f"no browser was found that could show {made}", file=sys.stderr)

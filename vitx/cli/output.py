@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,13 @@ from vitx.inputs.reading import whole_path
 
 _SETTINGS = "vitx.json"
 _ALL = "explanations.jsonl"
+
+
+def linked(path: Path) -> str:
+    """Return a path as a terminal shows a link to it; elsewhere as it is."""
+    if not sys.stdout.isatty() or os.environ.get("TERM") in (None, "dumb"):
+        return str(path)
+    return f"\033]8;;{path.resolve().as_uri()}\033\\{path}\033]8;;\033\\"
 
 
 class Output:
@@ -74,7 +82,7 @@ class Output:
         """Write the files of one picture, and return a line about it."""
         paths = self.paths(finding.file)
         said = f"{finding.file}: {self.product.write(finding, paths)}"
-        return f"{said}, see {paths[-1]}" if paths else said
+        return f"{said}, see {linked(paths[-1])}" if paths else said
 
     def write_shard(self, found: Sequence[Finding]) -> None:
         """Write the maps of several pictures.

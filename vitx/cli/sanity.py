@@ -16,6 +16,7 @@ import vitx
 from vitx.attribution import with_options
 from vitx.cli.model import load_subject, picture_parser
 from vitx.cli.options import add
+from vitx.cli.output import linked
 from vitx.errors import VitxError
 from vitx.files import png_path, write_png
 from vitx.inputs.reading import find_pictures
@@ -43,5 +44,5 @@ def run(options: Any) -> int:
     for method in found.maps:
         print(found.sentence(method))
     write_png(path, found.picture(subject.prepare.mean, subject.prepare.std))
-    print(f"see {options.output}")
+    print(f"see {linked(path)}")
     return 0

@@ -20,6 +20,7 @@ import vitx
 from vitx.attribution import title_of
 from vitx.cli.model import Subject, load_subject, picture_parser
 from vitx.cli.options import add
+from vitx.cli.output import linked
 from vitx.files import png_path, write_png
 from vitx.functional.fusing import HEAD_FUSIONS, check_options
 from vitx.inputs.reading import find_picture
@@ -47,7 +48,7 @@ def run(options: Any) -> int:
     picture = find_picture(options.image)
     subject = load_subject(options, {name: {} for name in _METHODS})
     write_png(path, _drawn(subject, picture, options.target, ratios))
-    print(f"see {options.output}")
+    print(f"see {linked(path)}")
     return 0
 
 
