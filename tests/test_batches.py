@@ -168,3 +168,9 @@ class TestObjects:
     def test_neither_boxes_nor_masks(self):
         with pytest.raises(VitxError, match=r"neither boxes .* nor masks .*: \(2, 5\)"):
             objects(torch.rand(2, 5), (8, 8))
+
+
+def test_patches_that_a_processor_cut_are_no_images():
+    batch = {"pixel_values": torch.rand(64, 1176), "image_grid_thw": torch.tensor([[1, 8, 8]])}
+    with pytest.raises(VitxError, match=r"'pixel_values' holds patches .* \(64, 1176\).*vitx ask"):
+        read_batch(batch)

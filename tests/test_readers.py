@@ -230,6 +230,18 @@ def test_all_in_their_order_where_samples_have_no_keys(make):
     assert values(read(make())) == list(range(0, 40, 2))
 
 
+@pytest.mark.parametrize("make", UNKEYED.values(), ids=UNKEYED)
+def test_batches_evenly_spaced_over_all(make):
+    one = make()
+    before = state(one)
+    assert Source(one).evenly(2) == {1: [0.25], 3: [0.75]}
+    assert state(one) == before
+
+
+def test_the_end_of_a_stream_is_not_known():
+    assert Source(Wrapper(DataLoader(Stream(), 4))).evenly(2) is None
+
+
 def test_several_loaders_in_one_of_a_kind_of_its_own():
     both = Several(loader(), DataLoader(DATA, 10))
     assert [len(batch) for batch in read(both)] == [4] * 5 + [10] * 2

@@ -123,6 +123,13 @@ def _images(batch: Any, tensors: Mapping[str, Tensor], in_order: bool) -> tuple[
         if fit:
             several = f"{len(fit)} items of the batch may be the images, {', '.join(fit)}"
             raise VitxError(f"{several}: give show={fit[0]!r}")
+    if cut := [path for path in _usual(tensors, IMAGES) if tensors[path].ndim == 2]:
+        shape = tuple(tensors[cut[0]].shape)
+        raise VitxError(
+            f"{cut[0]!r} holds patches that a processor cut, {shape}, which a training cannot show: "
+            "leave the callback out, and ask a checkpoint by `vitx ask`, or by vitx.explain(model, files, "
+            "target=vitx.targets.word(...))"
+        )
     kind = f"a batch of type {type(batch).__name__}"
     if isinstance(batch, Mapping):
         kind = f"a batch with the keys {', '.join(map(str, batch))}"

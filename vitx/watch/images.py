@@ -34,6 +34,7 @@ class Samples(Content):
     shown: tuple[int, ...] = ()  # which of them the pictures show
     places: tuple[int, ...] | None = None  # where they are in the data set
     out_of: int | None = None  # how many images the data set has
+    stream: bool = False  # whether they are the first of a data set that cannot be asked for others
     class_names: tuple[str, ...] | None = None  # the data set's own
     counts: range | None = None  # how many outputs a model of the data set's classes may have
     unlabelled: bool = False  # whether it is the set that the model is judged by, and has no labels
@@ -69,6 +70,24 @@ class Source:
         places = ((key if isinstance(key, int) else place, key) for place, key in enumerate(keys or ()))
         self.keys: dict[int, Any] | None = None if keys is None else dict(places)  # by their places
         self.length = None if self.keys is None else max(len(self.data), len(self.keys))  # type: ignore[arg-type]
+
+    def evenly(self, count: int) -> dict[int, list[float]] | None:
+        """Choose batches by their numbers, and where in each images are, from 0 to 1: evenly spaced over all.
+
+        None where the number of batches is not known, as in a stream.
+        """
+        parts = loaders_in(self._loader)
+        if any(isinstance(one.dataset, IterableDataset) for one in readers_in(parts)):
+            return None
+        try:
+            batches = len(self._loader)
+        except (TypeError, NotImplementedError, RuntimeError):
+            return None
+        chosen: dict[int, list[float]] = {}
+        for number in range(count):
+            batch, place = divmod((number + 0.5) * batches / count, 1)
+            chosen.setdefault(int(batch), []).append(place)
+        return chosen
 
     @contextmanager
     def fetch(self, keys: Sequence[Any] | None) -> Iterator[Iterator[Any]]:
@@ -124,19 +143,22 @@ class Selection:
         source, named = Source(loader), _are(settings.images, int)
         if source.keys is None and (settings.per_class or named):
             raise VitxError(f"images of {source.name} have no indices, as in a stream: give images instead")
-        places = chosen = None
-        if source.keys is not None:
+        places = chosen = spread = None
+        if source.keys is None:
+            spread = source.evenly(settings.num_measured)
+        else:
             places = self._places(source, source.keys, before)
             chosen = [source.keys.get(place, place) for place in places]
         with source.fetch(chosen) as batches:
             most = settings.num_measured if places is None else len(places)
-            content = join(map(self._read, batches), most)
+            content = join(self._some(batches, spread), most)
         count, transform = len(content), settings.batch_transform
         return Samples(
             **vars(content),
             shown=evenly_spaced(count, count if named else min(settings.num_images, count)),
             places=places,
             out_of=source.length,
+            stream=places is None and spread is None,
             class_names=class_names(source.data),
             counts=class_counts(source.data),
             unlabelled=content.labels is None and (settings.images is None or named),
@@ -172,6 +194,19 @@ class Selection:
 
         found = one_of_each_class(Subset(source.data, list(keys.values())), count, labels)
         return tuple(places[number] for number in found)
+
+    def _some(
+        self, batches: Iterable[Any], spread: Mapping[int, Sequence[float]] | None
+    ) -> Iterator[Content]:
+        """Yield the content of batches, or of those that are chosen the images at these places."""
+        last_batch = None if spread is None else max(spread, default=-1) + 1
+        for number, batch in enumerate(islice(batches, last_batch)):
+            if spread is None:
+                yield self._read(batch)
+            elif number in spread:
+                content = self._read(batch)
+                rows = sorted({int(place * len(content)) for place in spread[number]})
+                yield content.mapped(itemgetter(rows))
 
     def _read(self, batch: Any) -> Content:
         settings, observed = self.settings, self.observed

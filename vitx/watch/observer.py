@@ -1,6 +1,6 @@
 """A firing: explains the watched images, measures, draws, writes, and remembers."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -185,10 +185,14 @@ class Observer(Settings):
         colors = choose_colors(images, scales, *options, colored=channels is not None)
         pixels = colors.draw(samples.images[list(samples.shown)], channels)
         explainer, names = self._explainer, self.class_names or samples.class_names or host.class_names()
-        hints = list(explainer.doubts(samples, names))
+        hints = [*self.hints(samples), *explainer.doubts(samples, names)]
         names = names if explainer.fits(names) else None
         note = "; ".join(filter(None, (colors.note, about(self.target, names, firing.kind))))
         return Display(pixels, colors, names, self.colormap, note, hints)
+
+    def hints(self, samples: Samples) -> Iterable[str]:
+        """Say where the images may differ from those that the training gives the model."""
+        return ()
 
     def _show_picture(self, host: Host, tag: str, picture: Picture, step: int) -> list[str]:
         """Show a picture in every logger that can, else write a file, and return where it is."""

@@ -132,8 +132,8 @@ def first_words(firing: Firing, display: Display, kept: Path | None, places: Seq
     images = f"{len(samples)} images{of}"
     if samples.out_of is not None:
         images = f"{len(samples)} of {samples.out_of:,} images{of}"
-    elif of:
-        images = f"the first {images} (which has no indices, so no others can be chosen)"
+    elif samples.stream:
+        images = f"the first {images} (a stream, so no others can be chosen)"
     methods = ", ".join(map(title_of, firing.found))
     known = f"{len(names) if names else 'no'} names of classes" if firing.kind in ("class", "classes") else ""
     where = f"pictures in {', '.join(places)}" if places else "no pictures"

@@ -1,7 +1,7 @@
 """The watch of a training loop of one's own."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vitx.errors import VitxError
+from vitx.inputs.preprocessing import normalization
+from vitx.pictures.colors import UNSCALED
 from vitx.watch.calling import is_compiled, unwrapped
 from vitx.watch.host import Host
+from vitx.watch.images import Samples
 from vitx.watch.loggers import drop_from, loggers_of
 from vitx.watch.nested import tensors_of
 from vitx.watch.observer import Observer
@@ -116,6 +119,12 @@ class Watch(Observer):
                 self._host.warn(f"{self._host.name}: {said}")
         return numbers
 
+    def hints(self, samples: Samples) -> Iterator[str]:
+        """Say where the images may differ from those that the loop gives the model."""
+        as_given = self.batch_transform is not None or not samples.source
+        if not as_given and (said := not_normalized(self._host.model, samples.images)):
+            yield said
+
     def __enter__(self) -> "Watch":
         return self
 
@@ -187,6 +196,16 @@ class FirstCall:
         self._hook = None
         given = [tensor for _, tensor in tensors_of((args, kwargs)) if tensor.ndim >= _FEWEST]
         self.images = given[0].detach().to("cpu", torch.float32, copy=True) if given else None
+
+
+def not_normalized(model: nn.Module, images: Tensor) -> str | None:
+    """Say that images lie in [0, 1] where the model declares another scale; None where they do not."""
+    mean, std = normalization(model)
+    if (tuple(mean), tuple(std)) == UNSCALED or images.amin() < 0 or images.amax() > 1:
+        return None
+    said = ", ".join(f"{value:.3g}" for value in mean)
+    found = f"the images lie in [0, 1], and the model declares mean {said}"
+    return f"{found}: if your loop normalises, give {_GIVE}"
 
 
 def differs(given: Tensor, held: Tensor) -> str | None:
