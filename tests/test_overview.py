@@ -56,6 +56,14 @@ def test_other_sizes_join_and_constant_maps_have_no_crop():
     assert found.draw().shape[2] == 3
 
 
+def test_without_crops_there_is_no_heading_of_crops():
+    pixels = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    spotted = torch.zeros(1, 4, 4)
+    spotted[0, 1, 2] = 1
+    even, some = (overview_of(pixels, maps) for maps in (torch.ones(1, 4, 4), spotted))
+    assert len(some) - len(even) > 60, "a row of crops, and the line above it"
+
+
 def test_crops_at_an_edge_stay_inside():
     pixels, maps = pictures(1)
     maps[0, 7, 7] = 2

@@ -105,11 +105,13 @@ class Overview:
         parts = [
             _heading(f"{title}: mean map of {of}" if title else f"Mean map of {of}"),
             _table([(name, mean.tile(colormap)) for name, mean in means.items()], TILE_WIDTH, _ACROSS),
-            _heading(f"Crops around the brightest patch of {count}"),
-            _table(crops, _CROP, _CROPS_ACROSS),
-            *(_heading(line, FAINT) for line in wrapped(SAID, _WIDTH - 2 * GAP)),
         ]
-        return np.concatenate(parts)
+        if crops:  # else all maps are even
+            parts += [
+                _heading(f"Crops around the brightest patch of {count}"),
+                _table(crops, _CROP, _CROPS_ACROSS),
+            ]
+        return np.concatenate([*parts, *(_heading(line, FAINT) for line in wrapped(SAID, _WIDTH - 2 * GAP))])
 
 
 def overview_of(

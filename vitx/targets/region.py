@@ -72,7 +72,6 @@ class Region(Question):
             if not 0 <= self.cls < dense.shape[1]:
                 known = f"the model has classes 0 to {dense.shape[1] - 1}"
                 raise VitxError(f"class {self.cls} is out of range: {known}")
-            # Computed in the pass: what was there before counts as weights of the model.
             rows, columns = (
                 _shared(dense, along, pixels / count, count)
                 for along, pixels, count in zip(spans, (height, width), dense.shape[2:], strict=True)
