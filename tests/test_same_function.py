@@ -573,6 +573,20 @@ def mean_by_copy(t):
     return made
 
 
+def turned_by_copies(t):
+    """As functionalized programs turn tensors."""
+    aten = torch.ops.aten
+    turned = aten.transpose_copy.int(aten.permute_copy(t, [0, 2, 1]), 1, 2)
+    return torch.stack([aten.t_copy(aten.t_copy(one)) for one in turned])
+
+
+def shifted_by_scratch(t):
+    scratch = torch.linspace(-1, 1, t.shape[-1], dtype=t.dtype)
+    shifted = t + scratch
+    scratch.zero_()
+    return shifted
+
+
 def gathered_into(t):
     made = torch.empty_like(t)
     torch.index_select(t, 1, torch.arange(COUNT).roll(2), out=made)
@@ -720,6 +734,7 @@ BETWEEN = {
     "out= of cat": (concatenated_into, lambda t: t.roll(2, 1)),
     "rolled within itself": (clone_then(rolled_within), turned),
     "detach": (lambda t: t.detach(), lambda t: t),
+    "views that are copies": (turned_by_copies, lambda t: t),
     "type": (lambda t: t.type(torch.float64), lambda t: t),
     "type, by name": (lambda t: t.type("torch.DoubleTensor"), lambda t: t),
     "type_as": (lambda t: t.type_as(torch.zeros((), dtype=torch.float64)), lambda t: t),
@@ -738,6 +753,15 @@ def test_what_is_done_to_tokens(name):
     # whether a token that takes in the mean of others is a residual, evidence would have to know
     methods = BEGINNING if plain is first_takes_mean else METHODS
     check(frozen(Net(between=change)), Net(between=plain), methods)
+
+
+def test_a_constant_that_is_written_over_later():
+    scratch, kept = (found_maps(frozen(Net(between=change))) for change in (shifted_by_scratch, shifted))
+    assert max(off(scratch, kept).values()) < 1e-6
+
+
+def shifted(t):
+    return t + torch.linspace(-1, 1, t.shape[-1], dtype=t.dtype)
 
 
 def frozen(net):

@@ -46,9 +46,8 @@ def total(call: Call, summands: Sequence[Summand], *, exact: bool = True) -> Val
             live.append((value, factor))
         elif call.tape.accounts:
             dtype = torch.promote_types(out.dtype, torch.float32)
-            constant = torch.as_tensor(one, dtype=dtype, device=out.device)
-            times = constant if isinstance(factor, int) and factor == 1 else (constant * factor).to(dtype)
-            own.append((call.tape.constant(times), 1))
+            constant = torch.as_tensor(one, dtype=dtype, device=out.device) * factor  # no view of it
+            own.append((call.tape.constant(constant.to(dtype)), 1))
     ways = [(value.shape, factor) for value, factor in live + own]
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:

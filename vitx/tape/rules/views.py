@@ -72,11 +72,11 @@ def same(call: Call) -> list[Value]:
 @rule("permute", "transpose", "t")
 def permuted(call: Call) -> list[Value]:
     """Follow dimensions in another order."""
-    order = [*range(call.out.ndim)]
-    if call.name == "permute":
+    order, name = [*range(call.out.ndim)], call.name.removesuffix("_copy")
+    if name == "permute":
         order = [dim % len(order) for dim in call["dims"]]
     elif len(order) > 1:
-        first, second = (0, 1) if call.name == "t" else (call["dim0"], call["dim1"])
+        first, second = (0, 1) if name == "t" else (call["dim0"], call["dim1"])
         order[first], order[second] = order[second], order[first]
     back = [order.index(dim) for dim in range(len(order))]
     return turned(call, lambda r: r.permute(back), lambda of: tuple(of[dim] for dim in order))
