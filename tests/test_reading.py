@@ -202,6 +202,23 @@ def test_a_file_by_two_names_is_one(tmp_path, monkeypatch):
     assert find_pictures(["a.png", tmp_path / "a.png", f"../{tmp_path.name}/a.png"]) == [Path("a.png")]
 
 
+def test_pillow_draws_text_while_a_file_is_opened(tmp_path, monkeypatch):
+    """Pillow multiplies its limit in each text that it draws, also in another thread."""
+    path, open_file, drawn = saved(tmp_path / "a.png", Image.fromarray(LEFT)), Image.open, []
+
+    def opens(*args):
+        drawn.append(Image.MAX_IMAGE_PIXELS)
+        return open_file(*args)
+
+    monkeypatch.setattr(Image, "open", opens)
+    for limit in (100, None):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        read_picture(path)
+        assert limit == Image.MAX_IMAGE_PIXELS
+    assert drawn[0] > 20_000**2  # a number, like before
+    assert drawn[1] is None
+
+
 def test_threads_that_read_leave_pillows_limit_as_it_was(tmp_path, monkeypatch):
     """One ends while another still reads; and what a thread is told of is not of another's."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

@@ -1,6 +1,7 @@
 """Image files: found, opened, and brought to upright 8-bit RGB."""
 
 import glob
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -88,7 +89,9 @@ def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Imag
 def opened(path: Path) -> Image.Image:
     """Open an image file of any size, for `check_size`; Pillow's own limit is that of all threads."""
     with _opening:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None:  # a thread that draws meanwhile multiplies it
+            Image.MAX_IMAGE_PIXELS = sys.maxsize
         try:
             return Image.open(path)
         except UnidentifiedImageError as error:
