@@ -1,4 +1,1 @@
-"""Drawing: heat maps, overlays, strips, grids, captions and colours.
-
-Nothing here runs a model.
-"""
+"""Drawing: heat maps, overlays, strips, grids, captions and colours; nothing here runs a model."""

@@ -13,6 +13,8 @@ from vitx.models.classes import known_class_names, short
 from vitx.models.outputs import Kind, beyond, kind_of
 from vitx.models.outputs import known as known_labels
 
+Names = Sequence[str] | None  # of classes, in the order of the logits
+
 _AND = " + "  # between several classes
 _SHORTEST, _READABLE = 4, 12  # letters of a name
 _MOST_LINES = 4
@@ -58,19 +60,14 @@ class Caption:
 
 
 def captions_of(
-    logits: Tensor,
-    labels: Tensor | None = None,
-    class_names: Sequence[str] | None = None,
-    kind: Kind | None = None,
+    logits: Tensor, labels: Tensor | None = None, class_names: Names = None, kind: Kind | None = None
 ) -> list[Caption]:
     """Return the captions of images.
 
-    The labels tell what the logits are: a class for each image (softmax; sigmoid of a single logit), 0 or 1
-    for each class (multi-label, sigmoid), or numbers (regression), all written with as many decimals as the
-    labels need. The caption of features is empty.
-
-    Logits are (B, classes) or (B,), and labels (B,), (B, 1) or (B, classes); without labels, each image has
-    one class. Without names, classes have numbers.
+    The labels, (B,), (B, 1) or (B, classes), tell what the logits are, (B, classes) or (B,): a class for each
+    image (softmax; sigmoid of a single logit), as without labels; 0 or 1 for each class (multi-label,
+    sigmoid); or numbers (regression), all written with as many decimals as the labels need. The caption of
+    features is empty. Without names, classes have numbers.
 
     Example:
         >>> [str(caption) for caption in captions_of(torch.tensor([[0.0, 3.0]]), class_names=["cat", "dog"])]
@@ -84,38 +81,30 @@ def captions_of(
     kind = kind or kind_of(logits, labels)
     if kind == "features" or logits.ndim not in (1, 2):
         return [Caption("")] * len(logits)
-    logits = logits.float()
-    if logits.ndim == 1:
-        logits = logits[:, None]
+    logits = logits.float() if logits.ndim == 2 else logits.float()[:, None]
     if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels is not None and beyond(labels, logits.shape[1]):
         labels = None  # they are of no class that there is
-    if kind == "shares":
-        logits = logits.sigmoid()
     if kind in ("numbers", "shares"):
-        return _numbers(logits, None if labels is None else labels.reshape(len(labels), -1).float())
-    if labels is not None and labels.ndim == 2 and labels.shape == logits.shape:
+        return _numbers(logits.sigmoid() if kind == "shares" else logits, labels)
+    if labels is not None and labels.shape == logits.shape:
         if kind == "classes":
             return _several_classes(logits, labels, class_names)
         labels = labels.argmax(1)
-    if labels is not None and labels.ndim == 1 and labels.is_floating_point():
-        labels = None if logits.shape[1] > 1 else labels.long()
-    return _one_class(logits, labels if labels is None or labels.ndim == 1 else None, class_names)
+    if labels is not None and (labels.ndim != 1 or (labels.is_floating_point() and logits.shape[1] > 1)):
+        labels = None
+    return _one_class(logits, labels, class_names)
 
 
-def captions_said(
-    logits: Tensor, said: Sequence[str] | None, class_names: Sequence[str] | None = None
-) -> list[Caption]:
+def captions_said(logits: Tensor, said: Sequence[str] | None, class_names: Names = None) -> list[Caption]:
     """Return the words of a target for each image, or else captions by `names_of`."""
     if said is not None:
         return [Caption(one) for one in said]
     return captions_of(logits, class_names=_named(logits, class_names))
 
 
-def classes_said(
-    logits: Tensor, target: Tensor | None, class_names: Sequence[str] | None = None
-) -> list[str | None]:
+def classes_said(logits: Tensor, target: Tensor | None, class_names: Names = None) -> list[str | None]:
     """Return the class that the map of each image is about, or else the predicted one."""
     names = _named(logits, class_names)
     if target is None:
@@ -123,12 +112,11 @@ def classes_said(
     return [class_name(one, names) for one in target.tolist()]
 
 
-def _named(logits: Tensor, class_names: Sequence[str] | None) -> Sequence[str] | None:
+def _named(logits: Tensor, class_names: Names) -> Names:
     """Return the names of the classes: those that are given, or ImageNet's for 1,000 classes."""
-    if class_names is not None or logits.ndim != 2:
-        return class_names
-    known = known_class_names(logits.shape[1])
-    return None if known is None else [short(name) for name in known]
+    if class_names is None and logits.ndim == 2 and (known := known_class_names(logits.shape[1])):
+        return [short(name) for name in known]
+    return class_names
 
 
 def classes_of(captions: Sequence[Caption]) -> list[str | None]:
@@ -138,44 +126,42 @@ def classes_of(captions: Sequence[Caption]) -> list[str | None]:
 
 def _numbers(numbers: Tensor, labels: Tensor | None) -> list[Caption]:
     """Write all numbers of a run on one scale: the labels', which do not change as the model learns."""
-    largest = float((numbers if labels is None else labels).abs().max())
+    largest = float((numbers if labels is None else labels.float()).abs().max())
     decimals = max(0, _DIGITS - 1 - math.floor(math.log10(largest))) if largest > 0 else _DIGITS - 1
     form = f".{decimals}f" if decimals <= 2 * _DIGITS else f".{_DIGITS - 1}e"
 
     def said(row: Tensor) -> str:
-        return ", ".join(f"{number:{form}}" for number in row.tolist())
+        return ", ".join(f"{number:{form}}" for number in row.flatten().tolist())
 
-    if labels is None:
-        return [Caption(said(found)) for found in numbers]
-    return [Caption(said(found), label=said(true)) for found, true in zip(numbers, labels, strict=True)]
+    known = [None] * len(numbers) if labels is None else map(said, labels)
+    return [Caption(said(found), label=label) for found, label in zip(numbers, known, strict=True)]
 
 
-def _one_class(logits: Tensor, labels: Tensor | None, class_names: Sequence[str] | None) -> list[Caption]:
+def _one_class(logits: Tensor, labels: Tensor | None, class_names: Names) -> list[Caption]:
     if logits.shape[1] == 1:
         shares = torch.cat([1 - logits.sigmoid(), logits.sigmoid()], 1)
     else:  # probabilities, which a softmax by hand made, are at least 0, with sum 1
         made = (logits >= 0).all() and ((logits.sum(1) - 1).abs() < _ROUNDED).all()
         shares = logits if made else logits.softmax(-1)
     probability, prediction = shares.max(-1)
-    truth = [-1] * len(logits) if labels is None else labels.tolist()  # below 0 stands for none
+    truth = [-1] * len(logits) if labels is None else labels.long().tolist()  # below 0 stands for none
     found = []
     for index, share, label in zip(prediction.tolist(), probability.tolist(), truth, strict=True):
-        one = Caption(class_name(index, class_names), share)
-        known = {"label": class_name(label, class_names), "right": index == label} if label >= 0 else {}
-        found.append(replace(one, **known))
+        known = (class_name(label, class_names), index == label) if label >= 0 else ()
+        found.append(Caption(class_name(index, class_names), share, *known))
     return found
 
 
-def _several_classes(logits: Tensor, labels: Tensor, class_names: Sequence[str] | None) -> list[Caption]:
+def _several_classes(logits: Tensor, labels: Tensor, class_names: Names) -> list[Caption]:
     def names(present: Tensor) -> str:
         places = present.nonzero()[:, 0].tolist()
         return _AND.join(class_name(index, class_names) for index in places) or "none"
 
-    rows = zip(logits > 0, labels >= 0.5, known_labels(labels), strict=True)
-    return [
-        Caption(names(p), None, names(t), bool((p == t)[k].all())) if k.any() else Caption(names(p))
-        for p, t, k in rows
-    ]
+    found = []
+    for predicted, true, known in zip(logits > 0, labels >= 0.5, known_labels(labels), strict=True):
+        truth = (names(true), bool((predicted == true)[known].all())) if known.any() else ()
+        found.append(Caption(names(predicted), None, *truth))
+    return found
 
 
 def _shortened(names: str, length: int) -> str:
@@ -197,6 +183,6 @@ def _wrapped(text: str, fits: Callable[[str], bool]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def class_name(index: int, class_names: Sequence[str] | None) -> str:
+def class_name(index: int, class_names: Names) -> str:
     """Return the name of a class, or its number where it has none."""
     return str(class_names[index]) if class_names and 0 <= index < len(class_names) else str(index)

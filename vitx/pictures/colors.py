@@ -9,6 +9,8 @@ from torch import Tensor
 from vitx.errors import VitxError
 
 Scale = tuple[Sequence[float], Sequence[float]]  # mean and std, one of each for all channels or for each
+Scales = Iterable[Scale | None]
+Bands = Sequence[int] | None
 _BEYOND = 0.02  # of [0, 1]: resampling overshoots
 _FEW = 0.01  # share of the values that may lie further out
 _DARK, _BRIGHT = 0.01, 0.99  # percentiles shown as black and as white where the scale is not known
@@ -20,14 +22,10 @@ GUESSED = "colours guessed"
 
 @dataclass(frozen=True)
 class Colors:
-    """The way from images to pictures.
+    """The way from images to pictures."""
 
-    One of the bands is shown as grey, two by their mean, three as red, green and blue. The scale is the
-    normalisation to undo; None: each channel is stretched from its 1st to its 99th percentile.
-    """
-
-    bands: tuple[int, ...]
-    scale: Scale | None
+    bands: tuple[int, ...]  # one is shown as grey, two by their mean, three as red, green and blue
+    scale: Scale | None  # the normalisation to undo; None: each channel is stretched by its percentiles
     note: str = ""  # for the legend of a picture
 
     def __str__(self) -> str:
@@ -54,16 +52,9 @@ class Colors:
 
 
 def draw(
-    images: Tensor,
-    channels: int | None,
-    scales: Iterable[Scale | None],
-    bands: Sequence[int] | None = None,
-    given: Scale | None = None,
+    images: Tensor, channels: int | None, scales: Scales, bands: Bands = None, given: Scale | None = None
 ) -> tuple[Tensor, str]:
-    """Draw images, clips, volumes or spectrograms, (B, ..., 3) uint8; with a note on the colours.
-
-    The arguments are those of the functions below.
-    """
+    """Draw whatever `as_images` takes, (B, ..., 3) uint8, as `choose_colors` says; with a note on that."""
     colors = choose_colors(as_images(images, channels), scales, bands, given, channels is not None)
     return colors.draw(images, channels), colors.note
 
@@ -79,11 +70,7 @@ def as_images(images: Tensor, channels: int | None) -> Tensor:
 
 
 def choose_colors(
-    images: Tensor,
-    scales: Iterable[Scale | None],
-    bands: Sequence[int] | None = None,
-    given: Scale | None = None,
-    colored: bool = True,
+    images: Tensor, scales: Scales, bands: Bands = None, given: Scale | None = None, colored: bool = True
 ) -> Colors:
     """Find how images can be shown.
 
@@ -93,7 +80,7 @@ def choose_colors(
             brings them into [0, 1]; if none does, colours are guessed.
         bands: the channels to show, one or three; by default the first three, and of two channels the mean.
         given: the normalisation that was asked for, of images of one or three channels: none is searched.
-        colored: whether they have colours; spectrograms, which have none, are stretched without a note.
+        colored: False for spectrograms, which have no colours and are stretched without a note.
     """
     if images.ndim != 4:
         raise VitxError(f"images must be (B, C, H, W), found {tuple(images.shape)}")
@@ -128,8 +115,7 @@ def fits(images: Tensor, scale: Scale, whole: bool = False) -> bool:
     if not all(_fit(one, images.shape[1]) for one in scale):
         return False
     values = _undone(images.detach().float().cpu(), scale)
-    outside = (values < -_BEYOND) | (values > 1 + _BEYOND)
-    if outside.float().mean() > _FEW:
+    if ((values < -_BEYOND) | (values > 1 + _BEYOND)).float().mean() > _FEW:
         return False
     return not whole or bool(values.amin() < _NEAR) or bool(values.amax() > 1 - _NEAR)
 

@@ -2,27 +2,23 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vitx.attribution import title_of
 from vitx.errors import VitxError
 from vitx.pictures import render
-from vitx.pictures.captions import Caption, captions_said, classes_said
-from vitx.pictures.colors import draw
+from vitx.pictures.captions import Caption, Names, captions_said, classes_said
+from vitx.pictures.colors import Bands, draw
 from vitx.pictures.overview import overview_of
-from vitx.pictures.views import Layer, Slices, View, laid_out, slices_of, tile_width
+from vitx.pictures.render import Picture
+from vitx.pictures.views import Layer, Slices, View, laid_out, slices_of
 
-Picture = NDArray[np.uint8]  # (height, width, 3)
 Images = Tensor | None
 Numbers = Sequence[float] | None
-Bands = Sequence[int] | None
-Names = Sequence[str] | None
-_FRAME = 224  # pixels, of a picture in a film
+_PICTURE = 224  # pixels: the width of a picture
+_NARROWEST, _WIDEST = 448, 1344  # pixels of a strip: it is readable, and no wider than a screen
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,24 +44,19 @@ class Drawing:
     viewer: Callable[..., Any] | None = None
 
     def heatmaps(self, size: tuple[int, ...] | None = None) -> Tensor:
-        """Scale the maps up linearly and each one to [0, 1].
+        """Scale the maps up linearly, and each one to [0, 1]: (B, H, W), or of clips (B, T, H, W).
 
-        Args:
-            size: height and width, behind the number of frames of clips; by default those of the images.
-
-        Returns:
-            (B, H, W) or (B, T, H, W) in [0, 1]; a constant map gives zeros.
+        A constant map gives zeros. The size is height and width, behind the number of frames of clips; by
+        default that of the images.
         """
         return render.heatmaps(self.maps, size or self.image_size)
 
     def pixels(
         self, images: Images = None, *, mean: Numbers = None, std: Numbers = None, bands: Bands = None
     ) -> Tensor:
-        """Return the images as the model saw them, not normalised.
+        """Return the images as the model saw them, not normalised, as uint8 on the CPU.
 
-        Returns:
-            (B, H, W, 3) uint8, on the CPU; (B, T, H, W, 3) of clips and volumes, (B, F, T, 3) of
-            spectrograms.
+        (B, H, W, 3), of clips and volumes (B, T, H, W, 3), of spectrograms (B, F, T, 3).
 
         Raises:
             VitxError: The images are not kept and not given, or mean, std or bands do not fit them.
@@ -75,10 +66,7 @@ class Drawing:
     def overlays(
         self, images: Images = None, *, colormap: str = "inferno", signed: bool = False, **scale: Any
     ) -> Tensor:
-        """Lay the heat maps over the images.
-
-        Returns:
-            uint8 of the shape of the pixels, on the CPU.
+        """Lay the heat maps over the images: uint8 of the shape of the pixels, on the CPU.
 
         Raises:
             VitxError: As for `pixels`; or a sign is asked for, and the maps have none.
@@ -92,7 +80,7 @@ class Drawing:
         class_names: Names = None,
         colormap: str = "inferno",
         signed: bool = False,
-        view: View | None = None,
+        view: View = None,
         time_axis: int | None = None,
         **scale: Any,
     ) -> Picture:
@@ -109,8 +97,7 @@ class Drawing:
         pixels, note = self._shown(images, **scale)
         images = self.images if images is None else images
         channels = None if self.channels is None or images is None else images.shape[self.channels]
-        layers = {title_of(self.method) or "map": self._layer(signed)}
-        captions = self._captions(class_names)
+        layers, captions = {title_of(self.method) or "map": self._layer(signed)}, self._captions(class_names)
         slices = slices_of(tuple(pixels.shape[1:-1]), channels, view, time_axis)
         return draw_layers(pixels, layers, captions, slices, (note,), colormap, signed, self.paired)
 
@@ -131,11 +118,10 @@ class Drawing:
         pixels, note = self._shown(images, **scale)
         if pixels.ndim != 5:
             raise VitxError("only clips and volumes have frames for a film: save a picture (.png)")
-        drawn = self._layer(signed).over(pixels, colormap, signed)
-        title, captions = title_of(self.method) or "map", self._captions(class_names)
-        frames = ({"input": pixels[:, at], title: drawn[:, at]} for at in range(pixels.shape[1]))
-        look = partial(render.grid, captions=captions, colormap=colormap, tile_width=_FRAME)
-        return [look(one, note=note, signed=signed) for one in frames]
+        title, drawn = title_of(self.method) or "map", self._layer(signed).over(pixels, colormap, signed)
+        look: dict[str, Any] = {"note": note, "signed": signed, "tile_width": _PICTURE}
+        frames, said = zip(pixels.unbind(1), drawn.unbind(1), strict=True), self._captions(class_names)
+        return [render.grid({"input": one, title: map_}, said, colormap, **look) for one, map_ in frames]
 
     def overview(
         self, images: Images = None, *, class_names: Names = None, colormap: str = "inferno", **scale: Any
@@ -188,5 +174,7 @@ def draw_layers(
     if paired:
         second = {f"{title} of the other": one[1::2] for title, one in columns.items()}
         columns = {title: one[::2] for title, one in columns.items()} | second
-    note, width = "; ".join(filter(None, (*notes, marks))), tile_width(columns, slices)
+    note = "; ".join(filter(None, (*notes, marks)))
+    strip = min(max(next(iter(columns.values())).shape[2], _NARROWEST), _WIDEST)
+    width = _PICTURE if slices is None else strip
     return render.grid(columns, captions, colormap, tile_width=width, note=note, signed=signed)

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from vitx.files import write_or_say
+from vitx.pictures.render import Picture
 
-Picture = NDArray[np.uint8]
 _LENGTH, _SHORTEST, _LONGEST, _HELD = 8000, 80, 700, 2500  # of a film and of its frames, in milliseconds
 _PAPER = 255  # the last colour: white, which Pillow would only come near to
 _SAMPLED = 200_000  # pixels that the other colours are chosen by
@@ -23,19 +22,15 @@ def write_gif(path: Path, frames: Sequence[Picture]) -> None:
     sample = pixels[:: len(pixels) // _SAMPLED + 1]
     # One table of colours for all: with a table for each frame, what stands still would flicker.
     table = Image.fromarray(sample[None]).quantize(_PAPER, Image.Quantize.MEDIANCUT, kmeans=2)
-    first, *others = [_indexed(frame, table) for frame in frames]
-    each = min(max(_LENGTH // len(frames), _SHORTEST), _LONGEST)
-    durations = [each] * len(others) + [_HELD]
-    options = {"save_all": True, "append_images": others, "duration": durations, "loop": 0}
-    write_or_say(path, lambda file: first.save(file, "GIF", **options))
-
-
-def _indexed(frame: Picture, table: Image.Image) -> Image.Image:
-    """Find the colour of each pixel; without dither, whose noise would move."""
-    found = np.array(Image.fromarray(frame).quantize(palette=table, dither=Image.Dither.NONE))
-    found[(frame == 255).all(-1)] = _PAPER
-    picture = Image.fromarray(found).convert("P")
     colors = np.resize(np.array(table.getpalette(), np.uint8), (256, 3))
     colors[_PAPER] = 255
-    picture.putpalette(colors.tobytes())
-    return picture
+    pictures = []
+    for frame in frames:  # without dither, whose noise would move
+        found = np.array(Image.fromarray(frame).quantize(palette=table, dither=Image.Dither.NONE))
+        found[(frame == 255).all(-1)] = _PAPER
+        pictures.append(Image.fromarray(found).convert("P"))
+        pictures[-1].putpalette(colors.tobytes())
+    first, *others = pictures
+    durations = [min(max(_LENGTH // len(frames), _SHORTEST), _LONGEST)] * len(others) + [_HELD]
+    options = {"save_all": True, "append_images": others, "duration": durations, "loop": 0}
+    write_or_say(path, lambda file: first.save(file, "GIF", **options))

@@ -1,26 +1,26 @@
 """All maps at once: what many pictures share, as mean maps and as crops around their brightest patches."""
 
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
 from vitx.errors import VitxError
-from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH, heatmaps, overlays, wrapped, write
-
-Picture = NDArray[np.uint8]  # (height, width, 3)
+from vitx.pictures import render
+from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH, Picture
 
 SAID = (
     "Bright: looked at most. A mean map that is bright at one place, or crops that show the same thing, are "
     "a question, not a verdict: photographers centre their objects."
 )
+Classes = Sequence[str | None]  # of images, by their names
+
 _CLASSES, _CROPS = 10, 24
 _ACROSS, _CROPS_ACROSS = 6, 8
 _WIDTH = _ACROSS * (TILE_WIDTH + GAP) + GAP
@@ -42,25 +42,20 @@ class _Mean:
 
     def tile(self, colormap: str) -> Picture:
         pixels = (self.pixels / self.count).round().to(torch.uint8)[None]
-        heat = heatmaps(self.map[None], tuple(pixels.shape[1:3]))
-        return overlays(pixels, heat, colormap)[0].numpy()
+        heat = render.heatmaps(self.map[None], tuple(pixels.shape[1:3]))
+        return render.overlays(pixels, heat, colormap)[0].numpy()
 
 
-@dataclass
 class Overview:
     """Gather pictures with their maps one by one, and draw them all at once."""
 
-    _all: _Mean = field(default_factory=_Mean)
-    _classes: dict[str, _Mean] = field(default_factory=dict)
-    _crops: list[tuple[int, Picture]] = field(default_factory=list)
-    _seen: int = 0
-    _random: random.Random = field(default_factory=lambda: random.Random(0))
+    def __init__(self) -> None:
+        self._all, self._classes = _Mean(), dict[str, _Mean]()
+        self._crops: list[tuple[int, Picture]] = []  # with the place of each among those seen
+        self._seen, self._random = 0, random.Random(0)
 
     def add(self, pixels: Tensor, map_: Tensor, name: str | None = None) -> None:
-        """Take in a picture, (H, W, 3) uint8, its map, (h, w), of any size, and the name of its class.
-
-        Raises a VitxError if it is no picture with a map.
-        """
+        """Take in a picture, (H, W, 3) uint8, its map, (h, w), of any size, and the name of its class."""
         if pixels.ndim != 3 or map_.ndim != 2:
             raise VitxError(
                 "an overview is of pictures with a map each, not of clips, volumes or spectrograms: found "
@@ -79,47 +74,38 @@ class Overview:
 
     def _take_crop(self, pixels: Tensor, map_: Tensor) -> None:
         """Keep crops of 24 pictures; each picture is as likely to be among them."""
-        place, self._seen = self._seen, self._seen + 1
-        if len(self._crops) == _CROPS:
+        self._seen += 1
+        if self._seen > _CROPS:
             other = self._random.randrange(self._seen)
             if other >= _CROPS:
                 return
             del self._crops[other]
-        self._crops.append((place, _resized(crop(pixels, map_), _CROP)))
+        self._crops.append((self._seen, _resized(crop(pixels, map_), _CROP)))
 
     def draw(self, colormap: str = "inferno", title: str = "") -> Picture:
-        """Draw the mean maps over the mean pictures, and the crops below, (height, width, 3) uint8.
-
-        `title` names the method that found the maps. Raises a VitxError if there is no picture.
-        """
+        """Draw the mean maps over the mean pictures, and the crops below; `title` names the method."""
         if not self._all.count:
             raise VitxError("an overview needs at least one picture with its map")
-        most = sorted(self._classes.items(), key=lambda one: -one[1].count)[:_CLASSES]
-        means, of = {f"all ({self._all.count})": self._all}, "all pictures"
+        means, of = [("all", self._all)], "all pictures"
         if len(self._classes) > 1:
-            means |= {f"{name} ({mean.count})": mean for name, mean in most}
+            most = sorted(self._classes.items(), key=lambda one: -one[1].count)[:_CLASSES]
+            means += most
             ten = f"the {len(most)} most frequent classes" if len(self._classes) > len(most) else "each class"
             of = f"{of}, and of {ten} (number of pictures)"
+        tiles = [(f"{name} ({mean.count})", mean.tile(colormap)) for name, mean in means]
+        parts = [_heading(f"{title}: mean map of {of}" if title else f"Mean map of {of}")]
+        parts.append(_table(tiles, TILE_WIDTH, _ACROSS))
         crops = [("", one) for _, one in sorted(self._crops, key=lambda one: one[0])]
-        count = f"{len(crops)} of {self._seen} pictures" if self._seen > len(crops) else "each picture"
-        parts = [
-            _heading(f"{title}: mean map of {of}" if title else f"Mean map of {of}"),
-            _table([(name, mean.tile(colormap)) for name, mean in means.items()], TILE_WIDTH, _ACROSS),
-        ]
         if crops:  # else all maps are even
-            parts += [
-                _heading(f"Crops around the brightest patch of {count}"),
-                _table(crops, _CROP, _CROPS_ACROSS),
-            ]
-        return np.concatenate([*parts, *(_heading(line, FAINT) for line in wrapped(SAID, _WIDTH - 2 * GAP))])
+            count = f"{len(crops)} of {self._seen} pictures" if self._seen > len(crops) else "each picture"
+            parts.append(_heading(f"Crops around the brightest patch of {count}"))
+            parts.append(_table(crops, _CROP, _CROPS_ACROSS))
+        said = render.wrapped(SAID, _WIDTH - 2 * GAP)
+        return np.concatenate([*parts, *(_heading(line, FAINT) for line in said)])
 
 
 def overview_of(
-    pixels: Tensor,
-    maps: Tensor,
-    names: Sequence[str | None] | None = None,
-    colormap: str = "inferno",
-    title: str = "",
+    pixels: Tensor, maps: Tensor, names: Classes | None = None, colormap: str = "inferno", title: str = ""
 ) -> Picture:
     """Draw an overview of pictures, (B, H, W, 3) uint8, their maps, (B, h, w), and their classes."""
     found = Overview()
@@ -140,11 +126,10 @@ def crop(pixels: Tensor, map_: Tensor) -> Tensor:
     peak = torch.unravel_index(map_.argmax(), map_.shape)
     patch = max(size / count for size, count in zip(sizes, map_.shape, strict=True))
     side = min(round(max(_PATCHES * patch, min(sizes) / _SHARE)), *sizes)
-    starts = []
-    for place, count, size in zip(peak, map_.shape, sizes, strict=True):
-        middle = (int(place) + 0.5) * size / count
-        starts.append(min(max(0, round(middle - side / 2)), size - side))
-    top, left = starts
+    top, left = (
+        min(max(0, round((int(place) + 0.5) * size / count - side / 2)), size - side)
+        for place, count, size in zip(peak, map_.shape, sizes, strict=True)
+    )
     return pixels[top : top + side, left : left + side]
 
 
@@ -155,20 +140,18 @@ def _resized(pixels: Tensor, width: int) -> Picture:
 
 def _heading(text: str, color: str = INK) -> Picture:
     canvas = Image.new("RGB", (_WIDTH, LINE + 2), PAPER)
-    write(ImageDraw.Draw(canvas), (GAP, 3), text, color, _WIDTH - 2 * GAP, bold=color == INK)
+    render.write(ImageDraw.Draw(canvas), (GAP, 3), text, color, _WIDTH - 2 * GAP, bold=color == INK)
     return np.asarray(canvas)
 
 
-def _table(tiles: Iterable[tuple[str, Picture]], width: int, across: int) -> Picture:
+def _table(tiles: Sequence[tuple[str, Picture]], width: int, across: int) -> Picture:
     """Set tiles side by side, row by row, each under its title where any has one."""
-    titled = list(tiles)
-    head = LINE if any(title for title, _ in titled) else 0
-    rows = -(-len(titled) // across)
-    canvas = Image.new("RGB", (_WIDTH, rows * (head + width + GAP)), PAPER)
+    head = LINE if any(title for title, _ in tiles) else 0
+    row = head + width + GAP
+    canvas = Image.new("RGB", (_WIDTH, -(-len(tiles) // across) * row), PAPER)
     draw = ImageDraw.Draw(canvas)
-    for place, (title, tile) in enumerate(titled):
-        left = GAP + place % across * (width + GAP)
-        top = place // across * (head + width + GAP)
-        write(draw, (left, top + 3), title, FAINT, width)
+    for place, (title, tile) in enumerate(tiles):
+        left, top = GAP + place % across * (width + GAP), place // across * row
+        render.write(draw, (left, top + 3), title, FAINT, width)
         canvas.paste(Image.fromarray(tile), (left, top + head))
     return np.asarray(canvas)

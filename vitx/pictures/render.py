@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from vitx.errors import VitxError
 from vitx.pictures.captions import Caption
 
+Picture = NDArray[np.uint8]  # (height, width, 3)
 SIGNED = "bwr", ("against", "for")  # blue, white in the middle, red; and the ends of the legend
 OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay
 # Three tiles with their gaps are 350 pixels wide, as TensorBoard's card is: text stays sharp where nothing
@@ -28,9 +29,7 @@ VERDICTS = {True: "#00695c", False: "#b71c1c", None: INK}  # colours of right, w
 
 
 def heatmaps(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Scale maps, (B, h, w) or (B, t, h, w), up linearly to a size, and each one to [0, 1].
-
-    A constant map gives zeros.
+    """Scale maps, (B, h, w) or (B, t, h, w), up linearly, and each to [0, 1]; a constant one gives zeros.
 
     Example:
         >>> heatmaps(torch.tensor([[[0.0, 2.0]]]), (1, 2))
@@ -84,7 +83,7 @@ def grid(
     marks: Mapping[str, Sequence[str]] | None = None,
     ends: tuple[str, str] = ("looked at least", "most"),
     signed: bool = False,
-) -> NDArray[np.uint8]:
+) -> Picture:
     """Draw one row per image, with a caption, and one column per picture of it, with a title and a legend.
 
     Captions have as many lines as the longest of them needs, so that all rows are alike. The title of a
@@ -93,15 +92,15 @@ def grid(
     Args:
         columns: title -> (B, H, W, 3) uint8.
         captions: one for each image.
-        colormap: the one of the overlays, unless these are signed.
-        tile_width: width of a picture in pixels; its height follows.
+        colormap: that of the legend, unless the overlays are signed.
+        tile_width: of a picture, in pixels; its height follows.
         note: a text between the ends of the legend or, where it is too long, on lines below.
         marks: title -> a text above each picture of that column, right of the captions.
-        ends: the meaning of both ends of the legend, unless the overlays are signed.
+        ends: of the legend, unless the overlays are signed.
         signed: the overlays say what speaks for and against.
     """
     colormap, ends = SIGNED if signed else (colormap, ends)
-    tiles = {title: [_tile(p, tile_width) for p in pixels.numpy()] for title, pixels in columns.items()}
+    tiles = {title: [tile(p, tile_width) for p in pixels.numpy()] for title, pixels in columns.items()}
     lefts = {title: GAP + column * (tile_width + GAP) for column, title in enumerate(tiles)}
     width = GAP + len(tiles) * (tile_width + GAP)
     room = min([width - GAP, *(lefts[title] - GAP for title in marks or ())]) - GAP  # of a caption
@@ -111,10 +110,8 @@ def grid(
     row = lines * LINE + next(iter(tiles.values()))[0].height + GAP
     heads = {title: [title] if len(tiles) > 1 else wrapped(title, tile_width) for title in tiles}
     top = LINE * max(map(len, heads.values()))
-    tops = [top + index * row for index in range(len(captions) + 1)]
-    between = _length(note) <= width - sum(_length(end) + 2 * GAP for end in ends)
-    below = [] if between else wrapped(note, width - 2 * GAP)
-    canvas = Image.new("RGB", (width, tops[-1] + (2 + len(below)) * LINE), PAPER)
+    tops = range(top, top + len(captions) * row, row)
+    canvas = Image.new("RGB", (width, top + len(captions) * row), PAPER)
     draw = ImageDraw.Draw(canvas)
     for title, pictures in tiles.items():
         for number, line in enumerate(heads[title]):
@@ -126,8 +123,7 @@ def grid(
     for at, caption, texts in zip(tops, captions, said, strict=False):
         for number, line in enumerate(texts):
             write(draw, (GAP, at + number * LINE + 2), line, VERDICTS[caption.right], room, bold=True)
-    _legend(canvas, colormap, tops[-1], note if between else "", below, ends)
-    return np.asarray(canvas)
+    return np.concatenate([canvas, _legend(width, colormap, note, ends)])
 
 
 def scaled_up(pictures: Tensor, width: int) -> Tensor:
@@ -135,15 +131,14 @@ def scaled_up(pictures: Tensor, width: int) -> Tensor:
     times = -(-width // pictures.shape[2])
     if times <= 1:
         return pictures
-    tiles = [_tile(picture, times * pictures.shape[2]) for picture in pictures.numpy()]
-    return torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles]))
+    tiles = [np.asarray(tile(picture, times * pictures.shape[2])) for picture in pictures.numpy()]
+    return torch.from_numpy(np.stack(tiles))
 
 
 def differences(pixels: Tensor, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """Colors images, (B, H, W, 3) uint8: red where the second maps are higher than the first, else blue.
+    """Color images, (B, H, W, 3) uint8: red where the second maps are higher than the first, else blue.
 
-    Each image has a map, (1, h, w), in both; the grids may differ. Maps are compared as shares of a whole of
-    1; each difference is scaled to its own largest value.
+    Each image has a map, (1, h, w), in both, of any grid. They are compared as shares of a whole of 1.
     """
     size, whole = (pixels.shape[1], pixels.shape[2]), []
     for maps in (first, second):
@@ -152,7 +147,7 @@ def differences(pixels: Tensor, first: Sequence[Tensor], second: Sequence[Tensor
     return signed_overlays(pixels, whole[1] - whole[0], "coolwarm")
 
 
-def beside(pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def beside(pictures: Mapping[str, Picture]) -> Picture:
     """Set pictures, (height, width, 3) uint8 each, side by side, each under its heading."""
     width = sum(picture.shape[1] + _HEADING for picture in pictures.values()) - _HEADING
     height = _HEADING + max(picture.shape[0] for picture in pictures.values())
@@ -165,20 +160,21 @@ def beside(pictures: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return np.asarray(canvas)
 
 
-def _legend(
-    canvas: Image.Image, colormap: str, top: int, between: str, below: Sequence[str], ends: tuple[str, str]
-) -> None:
-    """Draw a colour bar over the full width, name its ends, and write notes between and below them."""
-    draw, width, face = ImageDraw.Draw(canvas), canvas.width - 2 * GAP, font(_TEXT_SIZE)
-    bar = np.repeat(palette(colormap)[np.linspace(0, 255, width).astype(int)][None], LINE // 2, axis=0)
-    canvas.paste(Image.fromarray(bar), (GAP, top + 2))
-    top += LINE // 2 + 4
+def _legend(width: int, colormap: str, note: str, ends: tuple[str, str]) -> Image.Image:
+    """Draw a colour bar over the full width, name its ends, and write a note between or below them."""
+    left, right = map(_length, ends)
+    between = left + _length(note) + right <= width - 4 * GAP
+    lines = [note] if between else ["", *wrapped(note, width - 2 * GAP)]
+    canvas = Image.new("RGB", (width, (1 + len(lines)) * LINE), PAPER)
+    bar = palette(colormap)[np.linspace(0, 255, width - 2 * GAP).astype(int)]
+    canvas.paste(Image.fromarray(np.repeat(bar[None], LINE // 2, axis=0)), (GAP, 2))
+    draw, top, face = ImageDraw.Draw(canvas), LINE // 2 + 4, font(_TEXT_SIZE)
     draw.text((GAP, top), ends[0], FAINT, face)
-    draw.text((canvas.width - GAP, top), ends[1], FAINT, face, anchor="ra")
-    middle = (canvas.width + _length(ends[0]) - _length(ends[1])) // 2
-    draw.text((middle, top), between, FAINT, face, anchor="ma")
-    for number, line in enumerate(below, 1):
-        draw.text((canvas.width // 2, top + number * LINE), line, FAINT, face, anchor="ma")
+    draw.text((width - GAP, top), ends[1], FAINT, face, anchor="ra")
+    middle = (width + left - right) // 2 if between else width // 2
+    for number, line in enumerate(lines):
+        draw.text((middle, top + number * LINE), line, FAINT, face, anchor="ma")
+    return canvas
 
 
 def wrapped(text: str, room: int) -> list[str]:
@@ -194,7 +190,8 @@ def _length(text: str) -> float:
     return font(_TEXT_SIZE).getlength(text)
 
 
-def _tile(pixels: NDArray[np.uint8], width: int) -> Image.Image:
+def tile(pixels: Picture, width: int) -> Image.Image:
+    """Scale a picture to a width."""
     height = round(width * pixels.shape[0] / pixels.shape[1])
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -206,7 +203,7 @@ def write(
     fonts = [font(size, bold) for size in range(_TEXT_SIZE, _SMALL - 1, -1)]
     typeface = next((one for one in fonts if draw.textlength(text, one) <= room), fonts[-1])
     shown = text
-    while shown and draw.textlength(shown, typeface) > room:
+    while text and draw.textlength(shown, typeface) > room:
         text = text[:-1]
         shown = f"{text}\N{HORIZONTAL ELLIPSIS}"
     draw.text(at, shown, color, typeface)

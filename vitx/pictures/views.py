@@ -16,10 +16,10 @@ from vitx.evaluation.metrics import entropy
 from vitx.inputs.clips import evenly
 from vitx.pictures.render import INK, PAPER, TILE_WIDTH, font, heatmaps, overlays, scaled_up, signed_overlays
 
-View = Literal["frames", "planes"]
-MOST_FRAMES = 8
+View = Literal["frames", "planes"] | None
+Size = tuple[int, ...]
+Marks = Tensor | None  # boxes or sinks of images, where there are any
 _PICTURE = 224  # pixels: in narrower pictures, lines are coarse and words small
-_NARROWEST, _WIDEST = 448, 1344  # pixels of a strip
 _GAP, _PAPER = 2, 255  # pixels between slices, and their colour
 UNIFORM = 0.99  # of the entropy
 BOX = "#00b3a4"  # the outline of the box of a target
@@ -31,7 +31,7 @@ class Slices(NamedTuple):
     """The parts of a clip, volume or spectrogram that are shown."""
 
     said: str  # a few words for a title
-    cut: Callable[[Tensor, tuple[int, ...]], Sequence[Tensor]]  # from pixels, and their brightest place
+    cut: Callable[[Tensor, Size], Sequence[Tensor]]  # from pixels, and their brightest place
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,13 @@ class Layer:
 
     maps: Tensor  # (B, ...), >= 0
     signed: Tensor | None = None
-    boxes: Tensor | None = None  # (B, 4), in pixels of the images
-    sinks: Tensor | None = None  # (B, h, w) bool
+    boxes: Marks = None  # (B, 4), in pixels of the images
+    sinks: Marks = None  # (B, h, w) bool
 
     def at(self, places: list[int]) -> "Layer":
         """Return the maps of the images at some places."""
         others = (one if one is None else one[places] for one in (self.signed, self.boxes, self.sinks))
         return Layer(self.maps[places], *others)
-
-    @property
-    def has_sinks(self) -> bool:
-        """Return whether any patch is marked."""
-        return self.sinks is not None and bool(self.sinks.any())
 
     def over(self, pixels: Tensor, colormap: str, signed: bool) -> Tensor:
         """Lay the maps over images, (B, ..., 3) uint8."""
@@ -59,7 +54,7 @@ class Layer:
             return signed_overlays(pixels, self.maps if self.signed is None else self.signed)
         return overlays(pixels, heatmaps(self.maps, tuple(pixels.shape[1:-1])), colormap)
 
-    def marked(self, drawn: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
+    def marked(self, drawn: Tensor, size: Size | None = None) -> Tensor:
         """Mark boxes and sinks in maps that were laid over whole images of a size; and say what misleads.
 
         Nearly uniform maps do, as scaling makes blotches of them, and those in which all patches speak
@@ -69,30 +64,30 @@ class Layer:
         if self.signed is not None:
             against = all_against(self.signed).tolist()
             said = ["all against" if one else word for one, word in zip(against, said, strict=True)]
-        if size is None:
-            return painted(drawn, words=said)
-        return painted(drawn, size, self.boxes, self.sinks if self.has_sinks else None, said)
+        boxes, sinks = (None, None) if size is None else (self.boxes, self.sinks)
+        return painted(drawn, size or (), boxes, sinks, said)
 
 
 def slices_of(
-    size: tuple[int, ...],
-    channels: int | None,
-    view: View | None = None,
-    time_axis: int | None = None,
-    most_frames: int = MOST_FRAMES,
+    size: Size, channels: int | None, view: View = None, time_axis: int | None = None, most_frames: int = 8
 ) -> Slices | None:
     """Choose the slices that are shown; None for a picture, which is shown whole.
 
     Args:
         size: (H, W) of a picture, (T, H, W) of a clip, (D, H, W) of a volume, (F, T) of a spectrogram.
         channels: how many there are; None: it is a spectrogram.
-        view: "frames", evenly spaced, or "planes", the three through the brightest place; by default frames
-            where there are three channels.
-        time_axis: of a spectrogram (B, F, T) or (B, T, F), the dimension of time; by default the longer one.
+        view: see `vitx.Explanation.picture`, as for `time_axis`.
+        time_axis: the dimension of time in a batch of spectrograms.
         most_frames: how many are shown.
     """
+    if len(size) == 2 and channels is not None:
+        return None
     if len(size) == 2:
-        return None if channels is not None else _spectrogram(size, time_axis)
+        if time_axis not in (None, 1, 2):
+            raise VitxError(f"time_axis must be 1 or 2, a dimension of a spectrogram, found {time_axis!r}")
+        turned = time_axis == 1 or (time_axis is None and size[0] > size[1])
+        said = "time to the right, frequency upwards"
+        return Slices(said, lambda values, _: [(values.transpose(0, 1) if turned else values).flip(0)])
     if view not in ("frames", "planes", None):
         raise VitxError(f"view must be 'frames' or 'planes', found {view!r}")
     if view == "planes" or (view is None and channels != 3):
@@ -114,19 +109,16 @@ def laid_out(
 ) -> tuple[dict[str, Tensor], str]:
     """Lay maps over images, (B, ..., 3) uint8: the input and each of them as columns, or as strips.
 
-    Boxes and sinks are marked in pictures that are shown whole. Maps that are nearly uniform say so, or that
-    all speaks against. The slices, if there are any, show the brightest place of the first maps.
-
-    Returns:
-        Title -> (B, height, width, 3) uint8; and a note on the marks for the legend.
+    Boxes and sinks are marked in pictures that are shown whole. The slices, if there are any, show the
+    brightest place of the first maps. Return title -> (B, height, width, 3) uint8, and a note on the marks.
     """
-    size = tuple(pixels.shape[1:-1])
-    first = next(iter(layers.values()))
+    size, first = tuple(pixels.shape[1:-1]), next(iter(layers.values()))
     drawn = {title: layer.over(pixels, colormap, signed) for title, layer in layers.items()}
     if slices is None:
         shown = painted(pixels, size, first.boxes if len(layers) == 1 else None)
         marked = {title: layers[title].marked(one, size) for title, one in drawn.items()}
-        return {"input": shown} | marked, SINKS if any(layer.has_sinks for layer in layers.values()) else ""
+        ringed = any(layer.sinks is not None and layer.sinks.any() for layer in layers.values())
+        return {"input": shown} | marked, SINKS if ringed else ""
     heat = heatmaps(first.maps, size)
     rows = [strips(pixels, heat, slices)]
     rows += [layers[title].marked(strips(one, heat, slices)) for title, one in drawn.items()]
@@ -136,37 +128,15 @@ def laid_out(
 
 
 def strips(pictures: Tensor, heat: Tensor, slices: Slices) -> Tensor:
-    """Set the slices of each picture, (B, ..., 3) uint8, side by side, (B, height, width, 3).
-
-    The heat, (B, ...), tells the brightest place.
-    """
+    """Set the slices of each picture, (B, ..., 3) uint8, side by side; the heat tells the brightest place."""
     rows = []
     for picture, found in zip(pictures, heat.cpu(), strict=True):
         peak = tuple(int(place) for place in torch.unravel_index(found.argmax(), found.shape))
         parts = slices.cut(picture, peak)
         tallest = max(map(len, parts))
-        gaps = [(0, 0, 0, _GAP, 0, tallest + _GAP - len(part)) for part in parts]
-        padded = [F.pad(part, gap, value=_PAPER) for part, gap in zip(parts, gaps, strict=True)]
-        rows.append(torch.cat(padded, 1))
+        gaps = ((0, 0, 0, _GAP, 0, tallest + _GAP - len(part)) for part in parts)
+        rows.append(torch.cat([F.pad(*both, value=_PAPER) for both in zip(parts, gaps, strict=True)], 1))
     return torch.stack(rows)
-
-
-def tile_width(columns: Mapping[str, Tensor], slices: Slices | None) -> int:
-    """Return the width of columns in pixels: a strip is readable, and no wider than a screen."""
-    if slices is None:
-        return _PICTURE
-    return min(max(next(iter(columns.values())).shape[2], _NARROWEST), _WIDEST)
-
-
-def _spectrogram(size: tuple[int, ...], time_axis: int | None) -> Slices:
-    if time_axis not in (None, 1, 2):
-        raise VitxError(f"time_axis must be 1 or 2, a dimension of a spectrogram, found {time_axis!r}")
-    turned = time_axis == 1 or (time_axis is None and size[0] > size[1])
-
-    def upright(values: Tensor, _: tuple[int, ...]) -> list[Tensor]:
-        return [(values.transpose(0, 1) if turned else values).flip(0)]
-
-    return Slices("time to the right, frequency upwards", upright)
 
 
 def all_against(signed: Tensor) -> Tensor:
@@ -176,17 +146,14 @@ def all_against(signed: Tensor) -> Tensor:
 
 
 def painted(
-    pictures: Tensor,
-    size: Sequence[int] = (),
-    boxes: Tensor | None = None,
-    sinks: Tensor | None = None,
-    words: Sequence[str] = (),
+    pictures: Tensor, size: Size = (), boxes: Marks = None, sinks: Marks = None, words: Sequence[str] = ()
 ) -> Tensor:
     """Mark pictures, (B, H, W, 3) uint8, scaled up by a whole number where lines would be coarse.
 
     Boxes, (B, 4), are x0, y0, x1, y1 in images of a size; sinks, (B, h, w) bool, get a ring each; words stand
     at the lower edge.
     """
+    sinks = None if sinks is None or not sinks.any() else sinks
     if boxes is None and sinks is None and not any(words):
         return pictures
     canvases = [Image.fromarray(one) for one in scaled_up(pictures.cpu(), _PICTURE).numpy()]
@@ -195,17 +162,16 @@ def painted(
             _outline(canvas, boxes[place].cpu().numpy(), size)
         if sinks is not None:
             _ring(canvas, sinks[place])
-        if any(words) and words[place]:
+        if words and words[place]:
             _stamp(canvas, words[place])
     return torch.from_numpy(np.stack([np.array(canvas) for canvas in canvases]))
 
 
-def _outline(canvas: Image.Image, box: NDArray[np.floating], size: Sequence[int]) -> None:
+def _outline(canvas: Image.Image, box: NDArray[np.floating], size: Size) -> None:
     draw, edges = ImageDraw.Draw(canvas), np.array([*canvas.size] * 2)
     corners = np.clip(box * edges / np.array([*size[::-1]] * 2), 0, edges - 1)
-    line = max(2, canvas.width // 112)
+    inside, line = corners + np.array([1, 1, -1, -1]), max(2, canvas.width // 112)
     draw.rectangle([*corners], outline=PAPER, width=line + 2)
-    inside = corners + np.array([1, 1, -1, -1])
     if (inside[:2] < inside[2:]).all():
         draw.rectangle([*inside], outline=BOX, width=line)
 
@@ -214,9 +180,9 @@ def _ring(canvas: Image.Image, marks: Tensor) -> None:
     draw = ImageDraw.Draw(canvas)
     high, wide = canvas.height / marks.shape[0], canvas.width / marks.shape[1]
     for row, column in marks.nonzero().tolist():
-        box = (column * wide, row * high, (column + 1) * wide - 1, (row + 1) * high - 1)
-        draw.ellipse(box, outline=PAPER, width=3)
-        draw.ellipse([box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1], outline=BOX, width=1)
+        left, top, right, bottom = column * wide, row * high, (column + 1) * wide - 1, (row + 1) * high - 1
+        draw.ellipse((left, top, right, bottom), outline=PAPER, width=3)
+        draw.ellipse((left + 1, top + 1, right - 1, bottom - 1), outline=BOX, width=1)
 
 
 def _stamp(canvas: Image.Image, text: str) -> None:
