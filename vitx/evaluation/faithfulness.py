@@ -1,24 +1,13 @@
 """Faithfulness and reliance: does the model need the patches that a map names more than random ones?"""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vitx.errors import VitxError
-from vitx.evaluation.perturbation import (
-    Ask,
-    Measure,
-    asking,
-    check,
-    curve,
-    expanded,
-    mean_height,
-    order,
-    random_order,
-    scoring,
-)
+from vitx.evaluation import perturbation
+from vitx.evaluation.perturbation import Ask, Measure
 from vitx.models.prediction import Target, target_classes
 
 __all__ = ["faithfulness", "reliance"]
@@ -26,7 +15,6 @@ __all__ = ["faithfulness", "reliance"]
 QUARTER = (0.25,)  # one pass for each map: a firing has no time for a whole curve
 SHARE = 0.05  # of the patches
 Maps = Mapping[str, Tensor]  # name -> (B, h, w)
-T = TypeVar("T")
 
 
 def faithfulness(
@@ -60,26 +48,25 @@ def faithfulness(
     Raises:
         VitxError: An argument is wrong.
     """
-    check(model, images, maps.values(), fractions, measure, batch_size)
+    perturbation.check(model, images, maps.values(), fractions, measure, batch_size)
     kept = [1 - fraction for fraction in reversed(fractions)]
-    nothing = expanded(0, images)
-    with asking(model, images, batch_size) as ask:
+    nothing = perturbation.expanded(0, images)
+    with perturbation.asking(model, images, batch_size) as ask:
         whole = ask() if whole is None else whole.to(images.device)
-        score = scoring(target, measure, whole)
+        score = perturbation.scoring(target, measure, whole)
 
         def height(ranks: Tensor, gone: Sequence[float]) -> Tensor:
-            return mean_height(curve(ask, whole, ranks, gone, score, nothing), gone)
+            heights = perturbation.curve(ask, whole, ranks, gone, score, nothing)
+            return perturbation.mean_height(heights, gone)
 
-        found: dict[str, dict[str, Tensor]] = {}
-        random = _of_random(maps, lambda ranks: [height(ranks, gone) for gone in (fractions, kept)], first)
-        for name, one in maps.items():
-            without, alone = height(order(one, "most"), fractions), height(order(one, "least"), kept)
-            by_chance = random[one.shape]
-            found[name] = {"deletion": by_chance[0] - without, "insertion": alone - by_chance[1]}
+        without = _beside_chance(maps, lambda ranks: height(ranks, fractions), "most", first)
+        alone = _beside_chance(maps, lambda ranks: height(ranks, kept), "least", first)
+        found = {"deletion": {name: chance - own for name, own, chance in without}}
+        found["insertion"] = {name: own - chance for name, own, chance in alone}
         if others is not None:
-            changed = _changed(ask, whole, maps, expanded(others, images), SHARE, first)
-            found = {name: judged | {"reliance": changed[name]} for name, judged in found.items()}
-    return found
+            others = perturbation.expanded(others, images)
+            found["reliance"] = _changed(ask, whole, maps, others, SHARE, first)
+    return {name: {key: of_all[name] for key, of_all in found.items()} for name in maps}
 
 
 def reliance(
@@ -115,10 +102,10 @@ def reliance(
     """
     if not 0 < share <= 1:
         raise VitxError(f"share must be above 0 and at most 1, found {share}")
-    check(model, images, maps.values(), (share,), "accuracy", batch_size)
-    with asking(model, images, batch_size) as ask:
+    perturbation.check(model, images, maps.values(), (share,), "accuracy", batch_size)
+    with perturbation.asking(model, images, batch_size) as ask:
         whole = ask()
-        others = expanded(images[of_another_class(whole)] if others is None else others, images)
+        others = perturbation.expanded(images[of_another_class(whole)] if others is None else others, images)
         return _changed(ask, whole, maps, others, share)
 
 
@@ -126,19 +113,23 @@ def _changed(
     ask: Ask, whole: Tensor, maps: Maps, others: Tensor, share: float, first: int = 0
 ) -> dict[str, Tensor]:
     """Return where the brightest patches of others change the prediction, less where random ones do."""
-    stays = scoring(None, "accuracy", whole)
+    stays = perturbation.scoring(None, "accuracy", whole)
 
     def kept(ranks: Tensor) -> Tensor:
         return stays(ask(ranks < max(1, round(share * ranks[0].numel())), others))
 
-    random = _of_random(maps, kept, first)
-    return {name: random[one.shape] - kept(order(one, "most")) for name, one in maps.items()}
+    return {name: chance - own for name, own, chance in _beside_chance(maps, kept, "most", first)}
 
 
-def _of_random(maps: Maps, measured: Callable[[Tensor], T], first: int) -> dict[torch.Size, T]:
-    """Return what is measured of a random order of the patches, once for all maps of one shape."""
-    shaped = {one.shape: one for one in maps.values()}
-    return {shape: measured(random_order(one, first)) for shape, one in shaped.items()}
+def _beside_chance(
+    maps: Maps, measured: Callable[[Tensor], Tensor], gone: str, first: int
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield what is measured of the ranks of each map, and of random ones: once for all of one shape."""
+    chance: dict[torch.Size, Tensor] = {}
+    for name, one in maps.items():
+        if one.shape not in chance:
+            chance[one.shape] = measured(perturbation.random_order(one, first))
+        yield name, measured(perturbation.order(one, gone)), chance[one.shape]
 
 
 def of_another_class(logits: Tensor) -> Tensor:

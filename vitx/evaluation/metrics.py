@@ -62,9 +62,8 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
 
     Arguments: those of `pointing_game`.
     """
-    masks = _checked(maps, masks)
-    heat = _scaled(maps, masks)
-    return (heat * masks.flatten(1)).sum(1) / heat.sum(1)
+    heat, masks = _scaled(maps, masks)
+    return (heat * masks).sum(1) / heat.sum(1)
 
 
 def mean_iou(maps: Tensor, masks: Tensor) -> Tensor:
@@ -74,9 +73,8 @@ def mean_iou(maps: Tensor, masks: Tensor) -> Tensor:
     as 1; Chefer et al. 2021 (arXiv 2012.09838) sum both over the data set. Arguments: those of
     `pointing_game`.
     """
-    masks = _checked(maps, masks)
-    heat = _scaled(maps, masks)
-    found, wanted = heat > heat.mean(1, keepdim=True), masks.flatten(1)
+    heat, wanted = _scaled(maps, masks)
+    found = heat > heat.mean(1, keepdim=True)
     return (_iou(found, wanted) + _iou(~found, ~wanted)) / 2
 
 
@@ -178,7 +176,8 @@ def _shares(maps: Tensor) -> Tensor:
     return flat / flat.sum(1, keepdim=True)
 
 
-def _scaled(maps: Tensor, masks: Tensor) -> Tensor:
-    """Scale the shares of the maps to the size of the masks, (B, H * W)."""
-    shares, size = _shares(maps).view_as(maps), (masks.shape[1], masks.shape[2])
-    return F.interpolate(shares[:, None], size, mode="bilinear", align_corners=False).flatten(1)
+def _scaled(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the shares of the maps, scaled to the size of the masks, and these as bool, (B, H * W)."""
+    masks, shares = _checked(maps, masks), _shares(maps).view_as(maps)
+    heat = F.interpolate(shares[:, None], masks.shape[1:], mode="bilinear", align_corners=False)
+    return heat.flatten(1), masks.flatten(1)

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from vitx.errors import VitxError
 from vitx.functional.tiles import full
@@ -17,6 +17,7 @@ from vitx.models.prediction import Target, check_images, predict, scores, target
 __all__ = ["deletion", "insertion", "perturbation"]
 
 Measure = Literal["probability", "sigmoid", "accuracy"]
+Score = Callable[[Tensor], Tensor]  # logits, (B, ...) -> (B,)
 # Runs the model on whole images, or with patches replaced, (B, h, w) bool, by a filling; returns its logits.
 Ask = Callable[..., Tensor]
 TENTHS = tuple(tenth / 10 for tenth in range(10))  # as Chefer et al. 2021, and the whole image
@@ -28,8 +29,8 @@ def deletion(model: nn.Module, images: Tensor, maps: Tensor, **options: Any) -> 
     Petsiuk et al. 2018 (arXiv 1806.07421); Chefer et al. 2021 call it positive perturbation. By the
     trapezoidal rule; in [0, 1] except for target functions. Arguments: those of `perturbation`.
     """
-    found = perturbation(model, images, maps, first="most", **options)
-    return mean_height(found, options.get("fractions", TENTHS))
+    heights = perturbation(model, images, maps, first="most", **options)
+    return mean_height(heights, options.get("fractions", TENTHS))
 
 
 def insertion(model: nn.Module, images: Tensor, maps: Tensor, **options: Any) -> Tensor:
@@ -39,8 +40,8 @@ def insertion(model: nn.Module, images: Tensor, maps: Tensor, **options: Any) ->
     curve is that of Petsiuk et al. 2018, in which the most relevant patches come back first (to a blurred
     image there: give it as `baseline`). Otherwise as `deletion`.
     """
-    found = perturbation(model, images, maps, first="least", **options)
-    return mean_height(found, options.get("fractions", TENTHS))
+    heights = perturbation(model, images, maps, first="least", **options)
+    return mean_height(heights, options.get("fractions", TENTHS))
 
 
 def perturbation(
@@ -92,19 +93,16 @@ def perturbation(
 @contextmanager
 def asking(model: nn.Module, images: Tensor, batch_size: int, passes: int = 0) -> Iterator[Ask]:
     """Yield an `Ask`; the model is left as it was. A bar waits for so many passes; 0: there is none."""
-    from tqdm import tqdm
-
     shown = None if passes else True
     bar: Any = tqdm(total=len(images) * passes, desc="perturbation", unit="image", disable=shown, leave=False)
 
-    def ask(replaced: Tensor | None = None, filling: Tensor | None = None) -> Tensor:
+    def ask(replaced: Tensor | None = None, filling: Tensor = images) -> Tensor:
         found = []
         for part in (slice(at, at + batch_size) for at in range(0, len(images), batch_size)):
-            if replaced is None or filling is None:
-                seen = images[part].clone()  # some models write into their input
-            else:
+            seen = images[part].clone()  # some models write into their input
+            if replaced is not None:
                 mask = F.interpolate(replaced[part, None].float(), images.shape[2:], mode="nearest").bool()
-                seen = torch.where(mask.to(images.device), filling[part], images[part])
+                seen = torch.where(mask.to(images.device), filling[part], seen)
             found.append(full(predict(model, seen)))
             bar.update(len(seen))
         return torch.cat(found)
@@ -113,8 +111,8 @@ def asking(model: nn.Module, images: Tensor, batch_size: int, passes: int = 0) -
         yield ask
 
 
-def scoring(target: Target, measure: Measure, whole: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the measure of logits, (B, ...) -> (B,), of the target classes of the whole images."""
+def scoring(target: Target, measure: Measure, whole: Tensor) -> Score:
+    """Return the measure of the target classes, which are those of the whole images."""
     classes = target_classes(target, whole)
 
     def score(logits: Tensor) -> Tensor:
@@ -132,12 +130,7 @@ def scoring(target: Target, measure: Measure, whole: Tensor) -> Callable[[Tensor
 
 
 def curve(
-    ask: Ask,
-    whole: Tensor,
-    ranks: Tensor,
-    fractions: Sequence[float],
-    score: Callable[[Tensor], Tensor],
-    filling: Tensor,
+    ask: Ask, whole: Tensor, ranks: Tensor, fractions: Sequence[float], score: Score, filling: Tensor
 ) -> Tensor:
     """Return the scores, (B, fractions), while patches are replaced by their ranks, (B, h, w)."""
     counts = [round(fraction * ranks[0].numel()) for fraction in fractions]
@@ -149,8 +142,7 @@ def order(maps: Tensor, first: str) -> Tensor:
     flat = maps.flatten(1)
     lot = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0)).to(flat.device)
     patches = lot[flat[:, lot].argsort(dim=1, descending=first == "most", stable=True)]
-    places = torch.arange(flat.shape[1], device=flat.device).expand_as(patches)
-    return torch.empty_like(patches).scatter_(1, patches, places).view_as(maps)
+    return patches.argsort(1).view_as(maps)
 
 
 def random_order(maps: Tensor, first: int = 0) -> Tensor:
@@ -179,12 +171,7 @@ def expanded(baseline: float | Tensor, images: Tensor) -> Tensor:
 
 
 def check(
-    model: nn.Module,
-    images: Tensor,
-    maps: Iterable[Tensor],
-    fractions: Sequence[float],
-    measure: str,
-    batch_size: int,
+    model: nn.Module, images: Tensor, maps: Iterable[Tensor], fractions: Any, measure: str, batch_size: int
 ) -> None:
     """Raise a VitxError for arguments that do not fit together."""
     check_images(model, images)
@@ -204,8 +191,7 @@ def check(
         shares = [float(fraction) for fraction in fractions]
     except (TypeError, ValueError):
         shares = []
-    rising = all(low < high for low, high in pairwise(shares))
-    if not shares or not rising or shares[0] < 0 or shares[-1] > 1:
+    if not shares or shares != sorted({*shares}) or shares[0] < 0 or shares[-1] > 1:
         raise VitxError(f"fractions must be one or more in [0, 1], ascending, found {fractions!r}")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise VitxError(f"batch_size must be a whole number of at least 1, found {batch_size!r}")

@@ -8,9 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -27,6 +25,7 @@ from vitx.models.prediction import Target
 
 if TYPE_CHECKING:  # PIL is not imported before it is needed
     from vitx.inputs.prepared import Images
+    from vitx.pictures.render import Picture
 
 FOLLOWS, IN_PART, BLIND = "follows the model", "changes in part", "barely changes"
 _SAME, _OTHER = 0.5**0.5, 0.1**0.5  # correlations that share half, and a tenth, of the variance of the ranks
@@ -39,9 +38,7 @@ _NOTE = "correlation with the map as trained: 1 if it orders the patches alike, 
 
 @dataclass(frozen=True, eq=False)
 class Sanity:
-    """The correlation of maps with those of the intact model, while it is randomised from the head down.
-
-    `print` shows it as a table.
+    """The correlation of maps with those of the intact model, while it is randomised: `print` shows a table.
 
     Attributes:
         stages: "head", "block N" to "block 1", "patch embedding", in the order of randomization.
@@ -66,8 +63,7 @@ class Sanity:
         return self._means(method)[-1]
 
     def _means(self, method: str) -> list[float]:
-        means: list[float] = self.correlations[method].mean(1).tolist()
-        return means
+        return [float(mean) for mean in self.correlations[method].mean(1)]
 
     def verdict(self, method: str) -> str:
         """Return the final correlation in words, by the share of the variance of the ranks, its square.
@@ -102,9 +98,7 @@ class Sanity:
         lines = ("  ".join((row[0].ljust(first), *map(str.rjust, row[1:], widths))).rstrip() for row in rows)
         return "\n".join((*lines, *left_out))
 
-    def picture(
-        self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
-    ) -> NDArray[np.uint8]:
+    def picture(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> "Picture":
         """Draw the maps of the first image, as trained and after some stages, (height, width, 3) uint8.
 
         Mean and std are those of the normalisation; by default those that the model declares.
@@ -185,7 +179,12 @@ def sanity(
         assert pixels is not None, "they are kept unless they come from a DataLoader"
         if target is None and logits.ndim == 2:
             target = logits.argmax(1)
-        other = _copy(model)
+        try:
+            other = copy.deepcopy(model)
+        except Exception as error:  # whatever its modules hold
+            said = str(error).split("\n")[0]
+            refusal = f"the model cannot be copied, and sanity does not change the original: {said}"
+            raise VitxError(refusal) from error
         stages = find_stages(other, pixels)[::-1]
         generator = torch.Generator().manual_seed(seed + _APART)
         each = []
@@ -193,23 +192,23 @@ def sanity(
             randomize(stage.tensors, generator)
             left = {name: asked[name] for name in intact}
             each.append(explain_methods(other, pixels, left, target=target))
-    names, maps, correlations = tuple(stage.name for stage in stages), {}, {}
-    for name, as_trained in intact.items():
-        maps[name] = torch.stack([found[name].maps for found in each]).cpu()
-        ranked = [rank_correlation(found[name].maps, as_trained.maps) for found in each]
-        correlations[name] = torch.stack(ranked).cpu()
+    maps = {name: torch.stack([found[name].maps for found in each]).cpu() for name in intact}
+    correlations = {
+        name: torch.stack([rank_correlation(one, intact[name].maps) for one in of_stages])
+        for name, of_stages in maps.items()
+    }
     between = {name: _between_images(explanation.maps) for name, explanation in intact.items()}
-    return Sanity(names, correlations, maps, intact, between, left_out)
+    return Sanity(tuple(stage.name for stage in stages), correlations, maps, intact, between, left_out)
 
 
 @torch.no_grad()
 def randomize(tensors: Iterable[Tensor], generator: torch.Generator) -> None:
     """Draw parameters anew, in place, from a normal distribution with their own mean and deviation.
 
-    The initialisation of their library is not known, and may not fit the other layers (a layer scale of 1e-5
-    turns its block off); with these moments nothing overflows. A tensor of equal values stays. Running
-    statistics of BatchNorm, whose variance must not be negative, become their mean in each channel; they are
-    those that are no `nn.Parameter`. The generator is on the CPU, so that all devices draw the same.
+    Their library's initialisation is not known, and may not fit the other layers (a layer scale of 1e-5 turns
+    its block off); with these moments nothing overflows. A tensor of equal values stays. Running statistics
+    of BatchNorm, which are no `nn.Parameter` and whose variance must not be negative, become their mean. The
+    generator is on the CPU, so that all devices draw the same.
     """
     for tensor in tensors:
         values = tensor.float()
@@ -239,16 +238,6 @@ def _intact(
 def _between_images(maps: Tensor) -> float:
     shifted = [rank_correlation(maps, maps.roll(shift, 0)) for shift in range(1, len(maps))]
     return torch.stack(shifted).mean().item() if shifted else nan
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # whatever its modules hold
-        said = str(error).split("\n")[0]
-        raise VitxError(
-            f"the model cannot be copied, and sanity does not change the original: {said}"
-        ) from error
 
 
 def _number(value: float) -> str:

@@ -5,9 +5,9 @@ One forward pass shows when each block runs, and when each parameter is first us
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,15 +60,14 @@ def find_stages(model: nn.Module, images: Tensor) -> list[Stage]:
             )
         blocks.append(max(own, key=lambda call: call.end - call.start))
     starts = [block.start for block in blocks] + [blocks[-1].end]
-    names = ["patch embedding", *(f"block {number}" for number in range(1, len(blocks) + 1)), "head"]
-    members: dict[str, list[Tensor]] = {name: [] for name in names}
+    members: list[list[Tensor]] = [[] for _ in range(len(blocks) + 2)]
     for tensor in tensors:
-        members[names[bisect_right(starts, clock.first_used.get(id(tensor), -1))]].append(tensor)
-    return [Stage(name, tuple(found)) for name, found in members.items() if found]
+        members[bisect_right(starts, clock.first_used.get(id(tensor), -1))].append(tensor)
+    names = ["patch embedding", *(f"block {number + 1}" for number in range(len(blocks))), "head"]
+    return [Stage(name, tuple(found)) for name, found in zip(names, members, strict=True) if found]
 
 
-@dataclass(frozen=True)
-class _Call:
+class _Call(NamedTuple):
     """One run of a module: its start and end, and the layers of attention that it ran."""
 
     start: int
@@ -110,11 +109,8 @@ def _calls(model: nn.Module, trace: Trace, clock: _Clock) -> Iterator[list[_Call
         start, layers = running.pop()
         calls.append(_Call(start, clock.now, range(layers, len(trace.self_attentions))))
 
-    handles = []
-    for module in model.modules():
-        handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_pre_hook(begin))
+            hooks.enter_context(module.register_forward_hook(end))
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
