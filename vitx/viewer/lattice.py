@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,16 +23,13 @@ NOWHERE = -(2**31)
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """The cells of tokens.
+    """The cells of tokens, row by row.
 
-    Attributes:
-        grid: (h, w), behind the number of frames of clips; empty where the tokens have no grid.
-        of: (T, N), the cell of each token, row by row; of one that the model brings, as a class token,
-            -1 less its number among these; of padding, `NOWHERE`.
+    A token that the model brings, as a class token, has -1 less its number among these; padding is `NOWHERE`.
     """
 
-    grid: tuple[int, ...]
-    of: Tensor
+    grid: tuple[int, ...]  # (h, w), behind the number of frames of clips; empty where there is none
+    of: Tensor  # (T, N), the cell of each token
 
     @property
     def own(self) -> int:
@@ -44,11 +42,11 @@ def cells(tape: Tape, attentions: Sequence[Attention], channels: int | None) -> 
 
     A token lies where the residuals lead to from it, past all attention.
     """
-    rows = [torch.ones(one.weights.shape[0], size, device=one.weights.device, dtype=one.weights.dtype)
-            for one in attentions for size in one.weights.shape[2:]]  # fmt: skip
+    rows = []
+    for one in attentions:
+        like: Any = {"device": one.weights.device, "dtype": one.weights.dtype, "requires_grad": True}
+        rows += [torch.ones(one.weights.shape[0], size, **like) for size in one.weights.shape[2:]]
     with torch.enable_grad():
-        for leaf in rows:
-            leaf.requires_grad_()
         found = _moments(tape, attentions, rows, channels)
     lattices = [_lattice(*of_one) for of_one in zip(*found, strict=True)]
     return list(zip(lattices[::2], lattices[1::2], strict=True))
@@ -71,26 +69,18 @@ class _Placing(Propagation):
         fused = attention.name.startswith("_scaled_dot_product")
         laid = layout.tokens_first(zero) if fused else layout.grouped(zero, "THQK")
         (found,) = torch.autograd.grad(laid.mean((1, 3)), zero, rows, create_graph=True)
-        if not any(self._is_behind(step, attention) for step in self._tape.steps):
+        scores = [step.outputs[0] for step in self._tape.steps if isinstance(step, Scores)]
+        if not any(one.number > attention.origin and asked.made_from(one) for one in scores):
             return [(asked, found)]
         # Scores give half to the query, and half to all keys alike, which is taken back.
         keys = attention.weights.shape[3]
         evenly = (rows.sum(1, keepdim=True) / keys).expand(-1, keys)
         return [(asked, 2 * found), (values, -attention.to_values(evenly))]
 
-    def _is_behind(self, step: Step, attention: Attention) -> bool:
-        """Return whether a step made scores of this attention."""
-        scores = step.outputs[0]
-        return (
-            isinstance(step, Scores)
-            and scores.number > attention.origin
-            and attention.inputs[1].made_from(scores)
-        )
-
 
 def _moments(
     tape: Tape, attentions: Sequence[Attention], rows: Sequence[Tensor], channels: int | None
-) -> list[list[Tensor]]:
+) -> list[tuple[Tensor, ...]]:
     """Return how much of each token, (T, N), comes from constants and from pixels, and where these lie."""
     way, starts = _Placing(tape, None), dict[Value, Tensor]()
     for one, queries, keys in zip(attentions, rows[::2], rows[1::2], strict=True):
@@ -102,15 +92,12 @@ def _moments(
     constants = sum((one.sum() for one in brought), nothing)
     pixels = arrived.get(tape.image, nothing.expand(tape.image.shape))[0]
     pixels = pixels if channels is None else pixels.sum(channels - 1)
-    found = [_gradients(constants, rows), _gradients(pixels.sum(), rows)]
+    gradients = partial(torch.autograd.grad, inputs=rows, retain_graph=True, materialize_grads=True)
+    found = [gradients(constants), gradients(pixels.sum())]
     for dim, size in enumerate(pixels.shape):
         places = (torch.arange(size, device=pixels.device, dtype=pixels.dtype) + 0.5) / size
-        found.append(_gradients((pixels.movedim(dim, -1) * places).sum(), rows))
+        found.append(gradients((pixels.movedim(dim, -1) * places).sum()))
     return found
-
-
-def _gradients(total: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
-    return list(torch.autograd.grad(total, rows, retain_graph=True, materialize_grads=True))
 
 
 def _lattice(own: Tensor, mass: Tensor, *moments: Tensor) -> Cells:

@@ -41,16 +41,14 @@ def _factors(weights: Tensor, rank: int) -> dict[str, Any] | None:
     for limit in _COARSE:
         fine = adds >= limit
         steps = torch.where(fine, 2.0**15 - 1, 2.0**7 - 1)
-        (left_numbers, left_unit), (right_numbers, right_unit) = (_rounded(m, steps) for m in (left, right))
-        units = left_unit * right_unit
-        if float((left_numbers * units @ right_numbers.mT - logs).abs().amax()) <= _PRECISION:
+        sizes = [side.abs().amax(1, keepdim=True).clamp(min=1e-30) / steps for side in (left, right)]
+        numbers = [(side / size).round() for side, size in zip((left, right), sizes, strict=True)]
+        units = sizes[0] * sizes[1]
+        if float((numbers[0] * units @ numbers[1].mT - logs).abs().amax()) <= _PRECISION:
             count = int(fine.sum())
-            both = {"left": left_numbers, "right": right_numbers}
-            columns = {
-                side: [encoded(one[..., :count].short()), encoded(one[..., count:].char())]
-                for side, one in both.items()
-            }
-            return {"fine": count, "coarse": len(adds) - count, "units": encoded(units[:, 0]), **columns}
+            parts = [[encoded(one[..., :count].short()), encoded(one[..., count:].char())] for one in numbers]
+            sides = {"left": parts[0], "right": parts[1]}
+            return {"fine": count, "coarse": len(adds) - count, "units": encoded(units[:, 0]), **sides}
     return None
 
 
@@ -66,12 +64,6 @@ def _thin(logs: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     adds, order = (left.abs().amax(1) * right.abs().amax(1)).amax(0).sort(descending=True)
     order = order[adds > _PRECISION / 20]
     return left[..., order], right[..., order], adds[: len(order)]
-
-
-def _rounded(matrix: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return whole numbers, each column from minus to plus so many steps, and the size of a step."""
-    unit = matrix.abs().amax(1, keepdim=True).clamp(min=1e-30) / steps
-    return (matrix / unit).round(), unit
 
 
 def halves(numbers: Tensor) -> dict[str, Any]:

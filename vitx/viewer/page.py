@@ -48,16 +48,8 @@ def page(name: str, images: Sequence[Mapping[str, Any]], methods: Sequence[tuple
 
     tables = {one: encoded(torch.from_numpy(palette(one))) for one in (*_PALETTES, SIGNED[0])}
     data = {"images": images, "methods": methods, "palettes": tables}
-    filled = template("vitx.viewer", ".", "page.html.jinja").render(
-        name=name,
-        data=data,
-        palettes=_PALETTES,
-        signed=SIGNED[0],
-        strength=OVERLAY_STRENGTH,
-        rings=SINKS,
-        ring=BOX,
-    )
-    return Page(filled)
+    look = {"palettes": _PALETTES, "signed": SIGNED[0], "strength": OVERLAY_STRENGTH, "rings": SINKS}
+    return Page(template("vitx.viewer", ".", "page.html.jinja").render(look, name=name, data=data, ring=BOX))
 
 
 def sheet(pixels: NDArray[np.uint8], frames: int) -> dict[str, Any]:
@@ -78,28 +70,19 @@ def sheet(pixels: NDArray[np.uint8], frames: int) -> dict[str, Any]:
     for number, place in enumerate(places):
         tile = Image.fromarray(pixels[place]).resize((width, height), way)
         whole.paste(tile, (number % columns * step[0], number // columns * step[1]))
-    return {
-        "picture": data_uri(whole, "JPEG", quality=85),
-        "sheet": whole.size,
-        "step": step,
-        "width": width,
-        "height": height,
-        "frames": frames,
-        "columns": columns,
-    }
+    cells = {"step": step, "width": width, "height": height, "frames": frames, "columns": columns}
+    return {"picture": data_uri(whole, "JPEG", quality=85), "sheet": whole.size, **cells}
 
 
 def template(package: str, folder: str, name: str) -> "Template":
     """Load a template of HTML that a package holds, in which a name without a value is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
-        loader=PackageLoader(package, folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template(name)
+    loader = PackageLoader(package, folder)
+    known = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return known.get_template(name)
 
 
 def data_uri(picture: "Image.Image", kind: str, **options: Any) -> str:

@@ -35,6 +35,7 @@ LARGEST = 200 * 2**20  # bytes of a page, beyond which browsers give up
 NO_GRID = "The tokens of this layer have no grid in the picture, so there is nothing to point at."
 
 Explain = Callable[..., dict[str, Explanation]]
+Run = Callable[..., Any]
 
 
 def view(
@@ -51,12 +52,12 @@ def view(
         raise VitxError("the model that was explained is gone: keep it as long as you view its explanation")
     found = found.to(next(model.parameters(), found.maps).device)
     assert found.images is not None
-    run: Callable[..., Any] = forward
+    run: Run = forward
     if isinstance(target, Question):
         with torch.no_grad(), untouched(model):
             run = target.put(model, found.images[:: 1 + found.paired]).forward
     of_class = not isinstance(target, Question) and (not callable(target) or isinstance(target, Tensor))
-    seen = [see(model, image, run, len(found.images)) for image in found.images.split(1)]
+    seen = [_see(model, image, run, len(found.images)) for image in found.images.split(1)]
     for (_, output), logits in zip(seen, found.logits, strict=True):
         _check_same(output, logits)
     declared = set(declared_classes(model))
@@ -73,13 +74,10 @@ def view(
     images = []
     for number, ((attention, _), pixels) in enumerate(zip(seen, found.pixels().numpy(), strict=True)):
         grids = [found.maps.shape[1:], *(one["grids"][1] for one in attention["layers"] if "grids" in one)]
-        sinks = () if found.sinks is None else found.sinks[number].flatten().nonzero()[:, 0].tolist()
-        about = {
-            "caption": captions[number],
-            "targets": targets[number],
-            "maps": [_map(by, number, slot) for slot, some in enumerate(slots) for by in some],
-            "sinks": {"grid": found.maps.shape[1:], "cells": sinks},
-        }
+        marked = () if found.sinks is None else found.sinks[number].flatten().nonzero()[:, 0].tolist()
+        sinks = {"grid": found.maps.shape[1:], "cells": marked}
+        maps = [_map(by, number, slot) for slot, some in enumerate(slots) for by in some]
+        about = {"caption": captions[number], "targets": targets[number], "maps": maps, "sinks": sinks}
         images.append(sheet(pixels, max(prod(grid[:-2]) for grid in grids)) | about | attention)
     config = getattr(model, "pretrained_cfg", None) or {}
     name = config.get("architecture") or type(model).__name__
@@ -110,11 +108,7 @@ def _classes(found: Explanation, declared: Set[int]) -> Tensor | None:
 
 
 def _explained(
-    model: nn.Module,
-    found: Explanation,
-    options: Mapping[str, Any],
-    classes: Tensor | None,
-    explain: Explain,
+    model: nn.Module, found: Explanation, options: Mapping[str, Any], classes: Tensor | None, explain: Explain
 ) -> list[list[Explanation]]:
     """Return the explanation with those by other methods, and those of each further class."""
     asked = {found.method: options} | {name: {} for name in _METHODS if name != found.method}
@@ -135,9 +129,8 @@ def _targets(logits: Tensor, classes: Tensor, names: Sequence[str] | None) -> li
     """Names the classes of each image, with their probabilities where they have some."""
     columns = []
     for target in classes.T:
-        said = [
-            f"class {one}" if str(one).isdecimal() else one for one in classes_said(logits, target, names)
-        ]
+        known = map(str, classes_said(logits, target, names))
+        said = [f"class {one}" if one.isdecimal() else one for one in known]
         if logits.shape[-1] > 1:
             shares = logits.softmax(1)[range(len(logits)), target].tolist()
             said = [f"{one} ({share:.1%})" for one, share in zip(said, shares, strict=True)]
@@ -147,19 +140,14 @@ def _targets(logits: Tensor, classes: Tensor, names: Sequence[str] | None) -> li
 
 def _map(by: Explanation, number: int, slot: int) -> dict[str, Any]:
     """Return a map of one image as the page reads it; `target` is None where it is of no class."""
-    return {
-        "method": by.method,
-        "target": slot if find_method(by.method).gradient else None,
-        "grid": by.maps.shape[1:],
-        "values": halves(by.maps[number]),
-        "against": None if by.signed is None else halves(by.signed[number]),
-    }
+    target = slot if find_method(by.method).gradient else None
+    against = None if by.signed is None else halves(by.signed[number])
+    numbers = {"grid": by.maps.shape[1:], "values": halves(by.maps[number]), "against": against}
+    return {"method": by.method, "target": target, **numbers}
 
 
-def see(
-    model: nn.Module, image: Tensor, run: Callable[..., Any], images: int = 1
-) -> tuple[dict[str, Any], Tensor | None]:
-    """Record a pass on one image."""
+def _see(model: nn.Module, image: Tensor, run: Run, images: int) -> tuple[dict[str, Any], Tensor | None]:
+    """Record a pass on one of so many images: return its attention, and what the model put out."""
     tape = Tape(model)
     recorder = Recorder(tape)
     with torch.inference_mode(False), torch.no_grad(), untouched(model):
@@ -198,13 +186,10 @@ def _layer(attention: Attention, lattice: tuple[Cells, Cells]) -> dict[str, Any]
     queries, keys = lattice
     if not (queries.grid and keys.grid):
         return {"why": NO_GRID}
-    return {
-        "shape": attention.weights.shape[2:],
-        "grids": [queries.grid, keys.grid],
-        "own": keys.own if keys.own == queries.own else 0,
-        "cells": [encoded(one.of.int()) for one in lattice],
-        **packed(attention.weights.matrix(), attention.layout.count("D")),
-    }
+    own, of = keys.own if keys.own == queries.own else 0, [encoded(one.of.int()) for one in lattice]
+    places = {"grids": [queries.grid, keys.grid], "own": own, "cells": of}
+    matrix, channels = attention.weights.matrix(), attention.layout.count("D")
+    return {"shape": attention.weights.shape[2:], **places, **packed(matrix, channels)}
 
 
 def _names(back: Backward, attention: Attention, keys: Cells) -> list[str]:
