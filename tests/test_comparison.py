@@ -26,8 +26,7 @@ from tests.played_runs import (
 from tests.test_report import articles, films, picture, report, said
 from vitx import cli
 from vitx.cli.comparison import columns
-from vitx.runs.hyperparameters import compare_settings
-from vitx.runs.meeting import disagreement, meetings
+from vitx.runs.comparing import compare_settings, disagreement, meetings
 from vitx.runs.run import Run
 from vitx.runs.saved import SavedMaps
 

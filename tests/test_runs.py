@@ -26,7 +26,7 @@ from tests.played_runs import (
 )
 from vitx import VitxError
 from vitx.callbacks import RolloutCallback
-from vitx.runs.ranking import rank
+from vitx.runs.run import rank
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path):

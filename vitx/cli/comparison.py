@@ -9,8 +9,7 @@ import numpy as np
 
 from vitx.cli.curves import EXPLAINED, charts_of_runs, in_order, look, number, parts
 from vitx.cli.page import Shown, fill, photo, show
-from vitx.runs.hyperparameters import Setting, compare_settings
-from vitx.runs.meeting import disagreement, meetings
+from vitx.runs.comparing import Setting, compare_settings, disagreement, meetings
 from vitx.runs.run import Run
 
 _MOST_BYTES = 19_500_000  # of a page, for which moments are left out where there are many runs

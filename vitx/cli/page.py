@@ -10,9 +10,9 @@ from PIL import Image
 
 from vitx.evaluation.metrics import entropy
 from vitx.pictures.captions import Caption
-from vitx.pictures.render import OVERLAY_STRENGTH, heatmaps, palette
+from vitx.pictures.render import OVERLAY_STRENGTH, Picture, heatmaps, palette
 from vitx.pictures.views import UNIFORM
-from vitx.runs.run import Picture, Run
+from vitx.runs.run import Run
 from vitx.viewer.page import data_uri
 from vitx.viewer.page import template as template_of
 

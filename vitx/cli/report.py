@@ -36,10 +36,9 @@ from vitx.cli.page import fill, photo, png, show
 from vitx.cli.runs import add_runs, one_thread, opened_runs
 from vitx.errors import VitxError
 from vitx.files import write_or_say
+from vitx.runs.comparing import flat
 from vitx.runs.film import evenly
-from vitx.runs.hyperparameters import flat
-from vitx.runs.ranking import rank
-from vitx.runs.run import Run
+from vitx.runs.run import Run, rank
 
 _ALIKE = 0.05  # of probabilities: pixels were rounded
 

@@ -21,8 +21,8 @@ from vitx.errors import VitxError
 from vitx.files import write_png
 from vitx.pictures.gif import write_gif
 from vitx.pictures.render import TILE_WIDTH
+from vitx.runs.comparing import meetings
 from vitx.runs.film import Reel, frame, joined, strip, timeline
-from vitx.runs.meeting import meetings
 
 _LARGE = 2 * TILE_WIDTH  # pictures in the film of a single image
 

@@ -1,7 +1,4 @@
-"""The files of a training run: written, read and played back.
-
-The names here are those that a watch writes under.
-"""
+"""The files of a training run, written, read and played back, and the names that they have."""
 
 FOLDER = "vitx"  # in the folder of a run
 FACTS, NUMBERS = "run.json", "numbers.csv"  # in it, beside images-STEP.npz and firing-STEP.npz

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 from vitx.inputs import clips
 from vitx.pictures import render
-from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH, VERDICTS
-from vitx.runs.run import Picture, Run
+from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH, VERDICTS, Picture
+from vitx.runs.run import Run
 
 _BAR = 4  # height of the bar that shows the place of a frame in the training
 _BELOW = 3  # between heading and bar
@@ -51,14 +51,12 @@ def frame(reels: Sequence[Reel], firings: Sequence[int], tile_width: int = TILE_
 
 def _panel(reel: Reel, firing: int, tile_width: int) -> Picture:
     grid = reel.run.grid(firing, reel.images, tile_width)
-    width, top = grid.shape[1], LINE if reel.name else 0
-    whole = width - 2 * GAP
-    canvas = Image.new("RGB", (width, top + LINE + _BELOW + _BAR + GAP + len(grid)), PAPER)
+    lines = [*filter(None, (reel.name, reel.run.heading(firing)))]
+    whole, top = grid.shape[1] - 2 * GAP, len(lines) * LINE + _BELOW
+    canvas = Image.new("RGB", (grid.shape[1], top + _BAR + GAP + len(grid)), PAPER)
     draw = ImageDraw.Draw(canvas)
-    if reel.name:
-        render.write(draw, (GAP, 3), reel.name, INK, whole, bold=True)
-    render.write(draw, (GAP, top + 3), reel.run.heading(firing), INK, whole, bold=not reel.name)
-    top += LINE + _BELOW
+    for number, line in enumerate(lines):
+        render.write(draw, (GAP, number * LINE + 3), line, INK, whole, bold=number == 0)
     draw.rectangle((GAP, top, GAP + whole - 1, top + _BAR - 1), "#e4e4e4")
     if done := round(whole * reel.run.position(firing)):
         draw.rectangle((GAP, top, GAP + done - 1, top + _BAR - 1), FAINT)
@@ -71,7 +69,7 @@ def strip(reel: Reel, image: int, most: int) -> Picture:
     run, firings = reel.run, evenly(len(reel.run.steps), most)
     drawn = [run.tiles(firing, image) for firing in firings]
     first, *titles = drawn[0]
-    start = _scaled(drawn[0][first])
+    start = render.tile(drawn[0][first], TILE_WIDTH)
     lefts = [GAP + column * (TILE_WIDTH + GAP) for column in range(1 + len(firings))]
     heads = [_head(run, firing, image) for firing in firings]
     used = [place for place, line in enumerate(zip(*heads, strict=True)) if any(text for text, _ in line)]
@@ -85,7 +83,8 @@ def strip(reel: Reel, image: int, most: int) -> Picture:
         for number, place in enumerate(used):
             render.write(draw, (left, LINE * (1 + number) + 2), *head[place], TILE_WIDTH, bold=number == 0)
     for at, title in enumerate(titles):
-        for left, picture in zip(lefts, [start, *(_scaled(one[title]) for one in drawn)], strict=True):
+        tiles = [start, *(render.tile(one[title], TILE_WIDTH) for one in drawn)]
+        for left, picture in zip(lefts, tiles, strict=True):
             canvas.paste(picture, (left, top + at * row + LINE))
         render.write(draw, (lefts[0], top + at * row + 3), first, FAINT, TILE_WIDTH)
         render.write(draw, (lefts[1], top + at * row + 3), title, FAINT, width - lefts[1])
@@ -99,11 +98,6 @@ def _head(run: Run, firing: int, image: int) -> list[tuple[str, str]]:
     said, _, truth = str(caption).partition(", is ")
     verdict = VERDICTS[caption.right]
     return [(step, INK), (accuracy, FAINT), (said, verdict), (f"is {truth}" if truth else "", verdict)]
-
-
-def _scaled(picture: Picture) -> Image.Image:
-    height = round(TILE_WIDTH * picture.shape[0] / picture.shape[1])
-    return Image.fromarray(picture).resize((TILE_WIDTH, height), Image.Resampling.BICUBIC)
 
 
 def joined(pictures: Sequence[Picture], axis: int) -> Picture:

@@ -20,12 +20,10 @@ def open_runs(
 ) -> tuple[dict[str, Run], dict[str, str]]:
     """Open the runs in some folders or below them, all or those whose names fit one of some patterns.
 
-    Returns:
-        The runs by their names, in the order of these, at least one, or a VitxError is raised; and name ->
-        why, of those that cannot be read.
+    Return the runs by their names, in the order of these, and name -> why, of those that cannot be read.
+    Raise a VitxError if all are of these.
     """
-    runs: dict[str, Run] = {}
-    left_out: dict[str, str] = {}
+    runs, left_out = dict[str, Run](), dict[str, str]()
     for name, (path, folder) in _chosen(_find(places), only).items():
         try:
             read = read_run(folder)
@@ -45,8 +43,7 @@ def _find(places: Sequence[str | Path]) -> dict[str, tuple[Path, Path]]:
     """Return name -> (path in the user's words, folder `vitx`) of each run, in order."""
     found: dict[Path, Path] = {}
     for place in map(Path, places):
-        here = [*_below(place)]
-        if not here:
+        if not (here := [*_below(place)]):
             raise VitxError(
                 f"{place} holds no run: neither there nor below is a file {FOLDER}/{FACTS}, which "
                 "RolloutCallback and Watch write unless save_maps=False"
@@ -62,7 +59,7 @@ def _find(places: Sequence[str | Path]) -> dict[str, tuple[Path, Path]]:
 def _called(path: Path, folder: Path) -> Path:
     """Return the path with the name that a logger gave to the run, where it has one."""
     loggers = (read_facts(folder) or {}).get("loggers") or ()
-    title = next((one["title"] for one in loggers if one.get("title")), None)
+    title = next(filter(None, (one.get("title") for one in loggers)), None)
     return path.with_name(title.replace("/", "-")) if title and path.name else path
 
 
@@ -84,10 +81,8 @@ def _below(top: Path) -> Iterator[Path]:
 def _said(place: Path, folder: Path) -> Path:
     """Return the path of a run in the user's words: never the whole path on this machine."""
     run = _run(folder)
-    inner = os.path.relpath(run, place)
-    if place.is_absolute():
-        place = Path(*place.parts[1:][-2:])
-    path = Path(os.path.normpath(place / inner))
+    said = Path(*place.parts[1:][-2:]) if place.is_absolute() else place
+    path = Path(os.path.normpath(said / os.path.relpath(run, place)))
     return path if path.name not in ("", "..") else Path(run.resolve().name)
 
 
@@ -99,13 +94,11 @@ def _chosen(found: dict[str, tuple[Path, Path]], only: Sequence[str] | None) -> 
     if only is None:
         return found
     # A name may hold characters that stand for others in a pattern.
-    chosen = {
-        name: run for name, run in found.items() if any(name == p or fnmatchcase(name, p) for p in only)
-    }
-    if not chosen:
+    names = [name for name in found if name in only or any(fnmatchcase(name, one) for one in only)]
+    if not names:
         some = ", ".join([*found][:_MOST_NAMES]) + ", ..." * (len(found) > _MOST_NAMES)
         raise VitxError(f"no run is called {' or '.join(only)}: there are {some}")
-    return chosen
+    return {name: found[name] for name in names}
 
 
 def names_apart(paths: Sequence[Path]) -> list[str]:

@@ -48,31 +48,24 @@ class RunFolder:
 
     @property
     def id(self) -> str:
-        """Of the run, unlike that of any other."""
+        """The name of the run, unlike that of any other."""
         return str(self._facts["id"])
 
     @classmethod
     def claim(cls, wanted: Path | None, root: Path) -> "RunFolder":
-        """Take the folder `vitx` of the wanted run, or of the next free number beside it.
-
-        Where none is wanted, the numbers begin with `version_0` of the root.
-        """
+        """Take the folder `vitx` of the wanted run, by default `version_0`, or of the next free number."""
         (wanted or root).mkdir(parents=True, exist_ok=True)
         for run in _candidates(wanted or root / "version_0"):
             with suppress(FileExistsError):  # of several processes that start at once, one makes it
                 if wanted is None or run != wanted.absolute():
                     run.mkdir()
-                (run / FOLDER).mkdir()
-                return cls._begun(run / FOLDER)
-        raise AssertionError("numbers do not end")
-
-    @classmethod
-    def _begun(cls, path: Path) -> "RunFolder":
-        """Make an empty folder that of a run, or remove it, as where the disk is full."""
+                path = run / FOLDER
+                path.mkdir()
+                break
         try:
             folder = cls(path, {"id": uuid4().hex, "vitx": __version__}, _locked(path))
             folder.write_facts({})
-        except OSError:
+        except OSError:  # as where the disk is full
             shutil.rmtree(path)
             with suppress(OSError):  # it holds something else
                 path.parent.rmdir()
@@ -95,21 +88,18 @@ class RunFolder:
 
         What an ended run wrote stays: then it is a new one beside it, with what was before.
         """
-        files = {kind: files_of(self.path, kind) for kind in (IMAGES, FIRING)}
-        before = [path for kind in files.values() for at, path in kind.items() if at < step]
-        later = [path for kind in files.values() for at, path in kind.items() if at >= step]
-        rows = [row for row in read_rows(self.path) if int(row["step"]) < step]
-        if self._facts.get("ended") and any(at >= step for at in files[FIRING]):
-            other = RunFolder.claim(self.path.parent, self.path.parent)
-            for path in before:
-                shutil.copy2(path, other.path)
-            other._write_rows(rows)
-            return other
-        for path in later:
-            path.unlink()
-        self._write_rows(rows)
-        self.write_facts({"ended": False})
-        return self
+        images, firings = (files_of(self.path, kind) for kind in (IMAGES, FIRING))
+        stays = self._facts.get("ended") and any(at >= step for at in firings)
+        folder = RunFolder.claim(self.path.parent, self.path.parent) if stays else self
+        for at, path in (*images.items(), *firings.items()):
+            if stays and at < step:
+                shutil.copy2(path, folder.path)
+            elif not stays and at >= step:
+                path.unlink()
+        folder._write_rows(row for row in read_rows(self.path) if int(row["step"]) < step)
+        if not stays:
+            self.write_facts({"ended": False})
+        return folder
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
         """Add to `run.json`, without secrets; the name of a class may look like a path."""

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from vitx.attribution import telling, title_of
+from vitx.evaluation.metrics import drift
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of, classes_of
 from vitx.pictures.overview import overview_of
+from vitx.pictures.render import Picture
 from vitx.pictures.views import Layer, laid_out
 from vitx.runs.saved import SavedMaps
 
-Picture = NDArray[np.uint8]  # (height, width, 3)
-
+_NOTABLE = 0.005  # drift that two digits show
 _ACCURACY = re.compile(r"acc(uracy)?(/dataloader_idx_0)?$", re.IGNORECASE)
 
 
@@ -44,7 +46,7 @@ class Run:
 
     @property
     def maps(self) -> dict[str, NDArray[np.float32]]:
-        """Those of each method by its title, (firings, images, h, w)."""
+        """The maps of each method by its title, (firings, images, h, w)."""
         return {title_of(name): maps for name, maps in self.saved.maps.items()}
 
     @property
@@ -69,7 +71,7 @@ class Run:
 
     def tiles(self, firing: int, image: int) -> dict[str, Picture]:
         """Draw one image at a firing (its place in `steps`), title -> picture, the input first."""
-        return {title: pictures[0].numpy() for title, pictures in self._columns(firing, [image])[0].items()}
+        return {title: drawn[0].numpy() for title, drawn in self._columns(firing, [image])[0].items()}
 
     def captions(self, firing: int) -> list[Caption]:
         """Return the prediction and the truth of each image."""
@@ -81,13 +83,8 @@ class Run:
         """Draw the grid of some images as the training did."""
         captions = self.captions(firing)
         columns, marks = self._columns(firing, images)
-        return render.grid(
-            columns,
-            [captions[image] for image in images],
-            colormap=self.colormap,
-            tile_width=tile_width,
-            note="; ".join(filter(None, (self.note, marks))),
-        )
+        said, note = [captions[image] for image in images], "; ".join(filter(None, (self.note, marks)))
+        return render.grid(columns, said, self.colormap, tile_width=tile_width, note=note)
 
     def overview(self) -> Picture | None:
         """Draw all maps of the last firing at once, by the class that is predicted; None of clips."""
@@ -129,10 +126,36 @@ class Run:
 
     def _overlaid(self, pixels: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """Lay maps over frames side by side, each by itself, as no frame reaches into the next."""
-        clips = pixels.unflatten(2, (self.saved.frames, -1)).movedim(2, 1)
-        heat = render.heatmaps(maps.unflatten(2, (self.saved.frames, -1)).movedim(2, 1), clips.shape[1:-1])
-        drawn = render.overlays(clips, heat, self.colormap)
+        clips, apart = (one.unflatten(2, (self.saved.frames, -1)).movedim(2, 1) for one in (pixels, maps))
+        drawn = Layer(apart).over(clips, self.colormap, signed=False)
         return Layer(maps).marked(drawn.movedim(1, 2).flatten(2, 3))
+
+
+def rank(run: Run) -> dict[int, str]:
+    """Put those images first that are wrong at the end, the surest of them in front, then what moved most.
+
+    Each image has the reason for its place, in words.
+    """
+    found: list[tuple[tuple[bool, float, float], int, str]] = []
+    for image, caption in enumerate(run.captions(-1)):
+        moved, reason = _largest_move(run, image)
+        wrong, sure = caption.right is False, caption.probability
+        if wrong:
+            reason = f"wrong at the end{'' if sure is None else f', and {sure:.0%} sure'}; {reason}"
+        found.append(((not wrong, -(sure or 0) if wrong else 0, -moved), image, reason))
+    return {image: reason for _, image, reason in sorted(found)}
+
+
+def _largest_move(run: Run, image: int) -> tuple[float, str]:
+    """Return the largest drift of a map between two firings, and its place in words."""
+    largest, said = 0.0, ""
+    for title, maps in run.maps.items():
+        of_image = torch.from_numpy(maps[:, image])
+        drifts = drift(of_image[1:], of_image[:-1]).tolist()
+        for moved, (before, after) in zip(drifts, pairwise(run.steps), strict=True):
+            if moved > largest:
+                largest, said = moved, f"{title} moved most from step {before} to {after} (drift {moved:.2f})"
+    return largest, f"its {said}" if largest >= _NOTABLE else "its maps stand still"
 
 
 def accuracy_tag(tags: Iterable[str]) -> str | None:

@@ -37,14 +37,9 @@ class SavedMaps:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """The content of a folder.
+    """The content of a folder."""
 
-    The facts are those of `run.json`: `id`, `vitx`, `model`, `methods`, `target`, `class_names`, `colormap`,
-    `note`, `settings` (the hyperparameters, as nested mappings), `loggers`, `ended`, `kind`, and
-    `normalization` (mean and std of the images).
-    """
-
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any]  # of `run.json`, as `vitx.watch.run_writer` writes them
     maps: SavedMaps | None = None  # before the first firing
     numbers: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # tag -> step -> value
 
@@ -108,10 +103,7 @@ def _read_numbers(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def _side_by_side(values: NDArray[Any], frames: int, axis: int) -> NDArray[Any]:
-    """Set a few of the frames of clips, along an axis, side by side, so that they play as wide images.
-
-    Maps may have fewer of them than the clip.
-    """
+    """Set a few frames of clips, or the maps of these, side by side, so that they play as wide images."""
     shown = [place * values.shape[axis] // frames for place in evenly(frames, FRAMES_IN_A_CARD)]
     return np.concatenate([values.take(place, axis) for place in shown], axis + 1)
 

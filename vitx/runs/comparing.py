@@ -1,0 +1,147 @@
+"""Comparison of runs: the settings that differ, and the images that several watch by the same methods."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn.functional import interpolate
+
+from vitx.evaluation.metrics import drift
+from vitx.runs.run import Run
+
+Value = str | int | float | bool | None
+
+_THUMBNAIL = 16, 16  # pixels
+_TOLERANCE = 12  # of 255: a picture that was enlarged or written anew differs a little
+# The places where a run lies and logs are no settings: its name tells them.
+_PLACES = re.compile(
+    r"(^|\.)(logger(\..*)?|default_root_dir|dirpath|log_dir|logging_dir|output_dir|run_name|save_dir)$"
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of all runs."""
+
+    key: str  # its names from the outermost to its own, joined by dots
+    name: str  # as many of its last names as tell it apart
+    values: Mapping[int, Value]  # run's number -> value, of the runs that have it
+
+
+def compare_settings(runs: Sequence[Run]) -> tuple[list[Setting], list[Setting]]:
+    """Return the settings that differ, and those that all runs share; one that is told twice counts once."""
+    read = [dict(flat(_settings(run.facts))) for run in runs]
+    keys = [key for key in dict.fromkeys(chain(*read)) if not _PLACES.search(key)]
+    found = {key: {n: settings[key] for n, settings in enumerate(read) if key in settings} for key in keys}
+    kept = [key for key in keys if not any(o.endswith(f".{key}") and found[o] == found[key] for o in keys)]
+    differing, shared = list[Setting](), list[Setting]()
+    for key in kept:
+        values = found[key]
+        alike = len(values) == len(runs) and len({_meant(runs[n], value) for n, value in values.items()}) == 1
+        (shared if alike else differing).append(Setting(key, _short(key, kept), values))
+    return differing, shared
+
+
+def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
+    own = {key: facts[key] for key in ("model", "target") if key in facts}
+    own["methods"] = {name: options or "default" for name, options in (facts.get("methods") or {}).items()}
+    return {**(facts.get("settings") or {}), "vitx": {**own, "version": facts.get("vitx")}}
+
+
+def flat(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Value]]:
+    """Names each value by the path to it: of `{"model": {"depth": 2}}`, `model.depth` is 2."""
+    inner: Any = ()
+    if isinstance(settings, Mapping):
+        inner = settings.items()
+    elif isinstance(settings, list) and any(isinstance(item, Mapping | list) for item in settings):
+        inner = enumerate(settings)
+    if inner:
+        for key, value in inner:
+            yield from flat(value, (*path, str(key)))
+    elif path:
+        plain = settings is None or isinstance(settings, str | int | float)
+        yield ".".join(path), settings if plain else str(settings)
+
+
+def _meant(run: Run, value: Value) -> str:
+    """Return what is compared: of a path out of the run, the place that it leads to."""
+    if isinstance(value, str) and value.startswith("../"):
+        return os.path.normpath(run.path / value)
+    return repr(value)
+
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    parts = key.split(".")
+    for length in range(1, len(parts)):
+        end = ".".join(parts[-length:])
+        if not parts[-length].isdecimal() and sum(f".{other}".endswith(f".{end}") for other in keys) == 1:
+            return end
+    return key
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Images that the same runs watch."""
+
+    titles: tuple[str, ...]  # of their methods, sorted
+    note: str  # the words below their maps
+    images: list[dict[int, int]]  # of each, the run's number -> the number that the image has in the run
+
+    @property
+    def runs(self) -> list[int]:
+        """The runs' numbers."""
+        return list(self.images[0])
+
+
+def meetings(runs: Sequence[Run]) -> list[Meeting]:
+    """Put the images together that the same runs watch; those of most runs come first."""
+    found: dict[Any, Meeting] = {}
+    for watched in _same_images(runs):
+        kinds: dict[Any, dict[int, int]] = {}
+        for number, image in watched.items():  # maps are compared with those by the same methods
+            kind = tuple(sorted(runs[number].maps)), runs[number].note
+            kinds.setdefault(kind, {})[number] = image
+        for (titles, note), images in kinds.items():
+            found.setdefault((*images, titles, note), Meeting(titles, note, [])).images.append(images)
+    return sorted(found.values(), key=lambda meeting: (-len(meeting.runs), meeting.runs))
+
+
+def _same_images(runs: Sequence[Run]) -> list[dict[int, int]]:
+    """Return each image as the run's number -> its number there."""
+    known: dict[int, list[tuple[NDArray[np.int16], dict[int, int]]]] = {}  # by the form of the picture
+    for number, run in enumerate(runs):
+        for image in range(run.count):
+            picture = run.input(image)
+            small = Image.fromarray(picture).resize(_THUMBNAIL, Image.Resampling.BOX)
+            thumbnail = np.asarray(small, np.int16)
+            alike = known.setdefault(round(16 * picture.shape[0] / picture.shape[1]), [])
+            for seen, watched in alike:
+                if number not in watched and np.abs(seen - thumbnail).max() <= _TOLERANCE:
+                    watched[number] = image
+                    break
+            else:
+                alike.append((thumbnail, {number: image}))
+    return [watched for alike in known.values() for _, watched in alike]
+
+
+def disagreement(runs: Sequence[Run], images: Mapping[int, int]) -> tuple[int, float]:
+    """Measure how much runs disagree at their ends about an image, which they know by these numbers.
+
+    Return the number of classes that they name beyond one, and the distance of their maps from the mean of
+    all: the mean over runs and methods of 1 - cosine.
+    """
+    named = {runs[number].captions(-1)[image].prediction for number, image in images.items()}
+    apart = []
+    for title in runs[next(iter(images))].maps:
+        last = [torch.from_numpy(runs[number].maps[title][-1, image]) for number, image in images.items()]
+        small = [interpolate(one[None, None], _THUMBNAIL, mode="bilinear")[0] for one in last]
+        maps = torch.cat([one / one.sum().clamp_min(torch.finfo(one.dtype).tiny) for one in small])
+        apart.append(drift(maps, maps.mean(0, keepdim=True).expand_as(maps)).mean().item())
+    return len(named) - 1, sum(apart) / len(apart)
