@@ -1,5 +1,8 @@
 """The exception for mistakes in what vitx is given, and messages of other exceptions."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class VitxError(ValueError):
     """A mistake in what vitx is given: one sentence that says what was found and what to do."""
@@ -10,6 +13,17 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, VitxError):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+@contextmanager
+def failure(sentence: str) -> Iterator[None]:
+    """Raise a VitxError that begins with a sentence if its block fails, whatever it raises."""
+    try:
+        yield
+    except VitxError:
+        raise
+    except Exception as error:
+        raise VitxError(f"{sentence}: {in_words(error)}") from error
 
 
 def last_line(error: BaseException) -> str:

@@ -5,16 +5,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from vitx.errors import VitxError
+from vitx.errors import VitxError, failure
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
     """Read the names of the classes from a file, one in each line."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise VitxError(f"the class names could not be read from {path}: {error}") from error
-    return tuple(line.strip() for line in lines if line.strip())
+    with failure(f"the class names could not be read from {path}"):
+        return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
 
 
 @lru_cache
@@ -51,8 +48,8 @@ def find_class(target: str, classes: int, names: Sequence[str] | None) -> int:
         >>> find_class("Tabby Cat", 3, ["tabby, tabby cat", "tiger cat", "beagle"])
         0
     """
-    wanted = _plain(target)
-    found = [index for index, name in enumerate(names or ()) if wanted in (_plain(name), *_synonyms(name))]
+    wanted = _forms(target)[0]
+    found = [index for index, name in enumerate(names or ()) if wanted in _forms(name)]
     if len(found) > 1:
         numbers = " or ".join(map(str, found))
         raise VitxError(f"{len(found)} classes are called {target!r}: name one by its number, {numbers}")
@@ -64,8 +61,8 @@ def find_class(target: str, classes: int, names: Sequence[str] | None) -> int:
         raise VitxError(f"there is no class {target}: the model has classes 0 to {classes - 1}")
     if names is None:
         raise VitxError(f"the class names are unknown, so {target!r} cannot be found: give its number")
-    known = {synonym: name for name in names for synonym in (_plain(name), *_synonyms(name))}
-    inside = [name for synonym, name in known.items() if wanted and wanted in synonym]
+    known = {form: name for name in names for form in _forms(name)}
+    inside = [name for form, name in known.items() if wanted and wanted in form]
     near = [known[match] for match in difflib.get_close_matches(wanted, known, n=5, cutoff=0.6)]
     hints = list(dict.fromkeys(near + inside))[:5]
     hint = f"similar: {'; '.join(hints)}" if hints else "give its number"
@@ -82,9 +79,6 @@ def short(name: str) -> str:
     return name.split(",")[0].strip()
 
 
-def _plain(name: str) -> str:
-    return " ".join(name.lower().split())
-
-
-def _synonyms(name: str) -> list[str]:
-    return [_plain(part) for part in name.split(",")]
+def _forms(name: str) -> list[str]:
+    """Return a name and the synonyms in it, in lower case and with single spaces."""
+    return [" ".join(part.lower().split()) for part in (name, *name.split(","))]

@@ -4,17 +4,19 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from vitx.errors import VitxError
+from vitx.errors import VitxError, failure
 from vitx.inputs.processors import saved_beside
 from vitx.models.given import IMAGE_NAMES, Inputs
+from vitx.models.outputs import part
 from vitx.models.prediction import forward, predict, refusals
 
-_OF_IMAGES, _OF_TEXTS = ("get_image_features", "encode_image"), ("get_text_features", "encode_text")
+_OPEN_CLIP = "encode_image", "encode_text"
+_TOWERS = ("get_image_features", "get_text_features"), _OPEN_CLIP
 _POOLED = "image_embeds", "pooler_output", "last_hidden_state"
 _PADDED = "siglip"  # whose texts are padded to the full length, as it pools the last token
 
@@ -29,10 +31,12 @@ class Towers:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        found = (part for part in model.modules() if _method(part, _OF_IMAGES) and _method(part, _OF_TEXTS))
+        pairs = ((one, names) for one in model.modules() for names in _TOWERS if _has(one, names))
         self._model = model
-        self.both: Any = next(found, None)
+        found: Any = next(pairs, (None, ()))
+        self.both, self._names = found
         config = getattr(self.both, "config", None)
+        self.scales = getattr(self.both, "logit_scale", None) is not None  # it means a softmax of its logits
         self._kind = str(getattr(config, "model_type", ""))
         self._longest = getattr(getattr(config, "text_config", None), "max_position_embeddings", None)
 
@@ -42,18 +46,12 @@ class Towers:
         found = similarities if scale is None else similarities * scale.detach().exp()
         return found if bias is None else found + bias.detach()
 
-    @property
-    def scales(self) -> bool:
-        """True if the model means a softmax of its logits."""
-        return getattr(self.both, "logit_scale", None) is not None
-
     def of_images(self, images: Tensor, inputs: Inputs) -> Tensor:
         """Return the features of images, (B, D)."""
-        name = _method(self.both, _OF_IMAGES)
         with refusals(images, inputs):
-            if name is None:
+            if self.both is None:
                 return _rows(predict(self._model, images, inputs))
-            if name == "encode_image":
+            if self._names == _OPEN_CLIP:
                 return _rows(self._features(self.both.encode_image(images)))
             features, image = self.both.get_image_features, inputs.name or IMAGE_NAMES[0]
             takes = inspect.signature(features).parameters  # which are none of a text
@@ -63,11 +61,7 @@ class Towers:
 
     @torch.no_grad()
     def of_texts(self, texts: Sequence[Any], tokenizer: Any, like: Tensor) -> Tensor:
-        """Return the features of texts, (T, D), on the device and in the precision of the images.
-
-        Each is a string, token ids, (L,) or (1, L), or features, (D,) or (1, D). Without a tokenizer, it is
-        the one that was saved with the model.
-        """
+        """Return the features, (T, D), of strings, token ids, (L,) or (1, L), or features, (D,) or (1, D)."""
         if self.both is None and not all(map(_are_features, texts)):
             raise VitxError(
                 f"{type(self._model).__name__} has no text tower (get_text_features or encode_text): give "
@@ -88,19 +82,14 @@ class Towers:
 
     def _of_text(self, text: Any, tokenizer: Any, like: Tensor) -> Tensor:
         if _are_features(text):
-            row: Tensor = text.detach().reshape(1, -1).to(like.device, like.dtype)
-            return row
+            return text.detach().reshape(1, -1).to(like.device, like.dtype)
         text = self._tokens(text, tokenizer) if isinstance(text, str) else text
         named = dict(text) if isinstance(text, Mapping) else {"input_ids": text}
         named = {name: one.reshape(1, -1).to(like.device) for name, one in named.items()}
-        try:
-            if _method(self.both, _OF_TEXTS) == "encode_text":
+        with failure(f"the text tower refused token ids of shape {tuple(named['input_ids'].shape)}"):
+            if self._names == _OPEN_CLIP:
                 return self._features(self.both.encode_text(named["input_ids"]))
             return self._features(self.both.get_text_features(**named))
-        except (ValueError, RuntimeError, IndexError, TypeError) as error:  # each kind has its own
-            shape = tuple(named["input_ids"].shape)
-            said = str(error).split("\n")[0]
-            raise VitxError(f"the text tower refused token ids of shape {shape}: {said}") from error
 
     def _tokens(self, text: str, tokenizer: Any) -> Mapping[str, Tensor]:
         if not any(kind.__module__.startswith("transformers.") for kind in type(tokenizer).__mro__):
@@ -115,14 +104,12 @@ class Towers:
 
     def _features(self, output: Any) -> Tensor:
         """Return the features in what a tower puts out."""
-        found = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
-        if found is None and isinstance(output, (tuple, list)):
-            found = output[0]
-        if isinstance(found, Tensor) and found.ndim == 3 and self._kind == "flava":
-            found = found[:, 0]  # what it compares
+        found: Any = part(output, "pooler_output")
+        if found is None:
+            found = output[0] if isinstance(output, (tuple, list)) else output
         if not isinstance(found, Tensor):
             raise VitxError(f"found no features in what {self._kind or 'the model'} puts out")
-        return found
+        return found[:, 0] if found.ndim == 3 and self._kind == "flava" else found  # what it compares
 
 
 class Features:
@@ -135,7 +122,7 @@ class Features:
 
     def __init__(self, model: nn.Module) -> None:
         towers = Towers(model)
-        ways = (way for of in (_of_timm, _of_hugging) for part in model.modules() if (way := of(part)))
+        ways = (way for of in (_of_timm, _of_hugging) for one in model.modules() if (way := of(one)))
         found = towers.of_images if towers.both is not None else next(ways, None)
         self.known = found is not None
         self._of = found or partial(_pooled, model)
@@ -156,35 +143,32 @@ def _rows(found: Any) -> Tensor:
     return found
 
 
-def _of_timm(part: Any) -> Way | None:
-    if not (hasattr(part, "forward_features") and hasattr(part, "forward_head")):
+def _of_timm(model: Any) -> Way | None:
+    if not _has(model, ("forward_features", "forward_head")):
         return None
-    return lambda images, _: part.forward_head(part.forward_features(images), pre_logits=True)
+    return lambda images, _: model.forward_head(model.forward_features(images), pre_logits=True)
 
 
-def _of_hugging(part: Any) -> Way | None:
+def _of_hugging(model: Any) -> Way | None:
     """Those with a head are called ...For..., as ViTForImageClassification."""
-    if not (hasattr(part, "base_model_prefix") and hasattr(part, "config")):
+    if not (hasattr(model, "base_model_prefix") and hasattr(model, "config")):
         return None
-    inside = part.base_model_prefix if "For" in type(part).__name__ else ""
-    return partial(_pooled, getattr(part, inside or "_", part))
+    inside = model.base_model_prefix if "For" in type(model).__name__ else ""
+    return partial(_pooled, getattr(model, inside or "_", model))
 
 
 def _pooled(body: nn.Module, images: Tensor, inputs: Inputs) -> Any:
-    found = output = forward(body, images, inputs)
-    if not isinstance(output, Tensor):
-        found = next((one for name in _POOLED if (one := getattr(output, name, None)) is not None), output)
-    if not isinstance(found, Tensor):
-        return found
-    if found.ndim == 3:
+    output = forward(body, images, inputs)
+    found = next((one for name in _POOLED if (one := part(output, name)) is not None), output)
+    if isinstance(found, Tensor) and found.ndim == 3:
         own = any(name.rpartition(".")[2] == "cls_token" for name, _ in body.named_parameters())
         return found[:, 0] if own else found.mean(1)
-    return found.flatten(2).mean(2) if found.ndim == 4 else found
+    return found.flatten(2).mean(2) if isinstance(found, Tensor) and found.ndim == 4 else found
 
 
-def _are_features(text: Any) -> bool:
+def _are_features(text: Any) -> TypeGuard[Tensor]:
     return isinstance(text, Tensor) and text.is_floating_point()
 
 
-def _method(part: Any, names: Sequence[str]) -> str | None:
-    return next((name for name in names if callable(getattr(part, name, None))), None)
+def _has(model: Any, names: Sequence[str]) -> bool:
+    return all(callable(getattr(model, name, None)) for name in names)

@@ -162,8 +162,8 @@ class Patches:
 def patches_of(model: nn.Module, given: Tensor, others: Mapping[str, Any]) -> Patches | None:
     """Find how a model of transformers takes pictures that its processor has cut; None: they are whole.
 
-    They are (n, N, P) with the `spatial_shapes` of the pictures among the other inputs, as for SigLIP 2, or
-    (N, P) of all pictures with `image_grid_thw`, as for Qwen2-VL.
+    SigLIP 2 takes (n, N, P), with the `spatial_shapes` of the pictures; Qwen2-VL (N, P) of all pictures, with
+    `image_grid_thw`.
     """
     name = next((one for one in (_SHAPES, *_GRIDS) if one in others), None)
     if name is None:

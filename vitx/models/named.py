@@ -1,14 +1,14 @@
 """Models by one name: of timm, of Hugging Face, of open_clip, or of one's own code."""
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from vitx.errors import VitxError, in_words
+from vitx.errors import VitxError, failure
 from vitx.inputs.preprocessing import Preprocessing, of_open_clip
 from vitx.inputs.processors import load_processor, quiet
 from vitx.models.checkpoints import create_model, fill, model_of_weights, read_weights, without_prefix
@@ -19,7 +19,6 @@ from vitx.models.own import load_own
 _OPEN_CLIP = "open_clip:"
 _HUB = "hf-hub:"
 _FOLDER = "local-dir:"
-T = TypeVar("T")
 _CLASSES = "classifies images or clips"
 _BARE = "AutoModel"  # loads a model as it was saved without a head
 _SAVED = {  # what loads models of objects and segments, and what tells which these are
@@ -32,14 +31,11 @@ _SAVED = {  # what loads models of objects and segments, and what tells which th
 
 
 class Loaded(NamedTuple):
-    """A model with what comes with it: what makes its images, the names of its classes, its tokenizer.
-
-    The names are () where it was saved without a head.
-    """
+    """A model with what comes with it."""
 
     model: nn.Module
-    prepare: Preprocessing | None = None
-    names: tuple[str, ...] | None = None
+    prepare: Preprocessing | None = None  # what makes its images
+    names: tuple[str, ...] | None = None  # of its classes; () where it was saved without a head
     tokenizer: Any = None
 
 
@@ -53,12 +49,12 @@ def load_named(
     texts: bool = False,
     classes: bool = True,
 ) -> Loaded:
-    """Load a model by its name.
+    """Load a model by its name, with the weights of a file, or those that it comes with.
 
     Args:
         name: of timm (`vit_base_patch16_224`); `hf-hub:owner/name`, or a folder, of transformers, timm or
             open_clip; `open_clip:ViT-B-32`; or `package.module:name`, a class or a function of one's own.
-        weights: a file; None: those that the model comes with.
+        weights: the file.
         options: arguments for timm, or for one's own class or function.
         of_timm: further arguments, for timm alone.
         trust: load also what runs code.
@@ -120,12 +116,10 @@ def load_open_clip(name: str, weights: Path | None, trust: bool = False) -> Load
         raise VitxError("models of open_clip need it: pip install open_clip_torch") from error
     if weights is None and not name.startswith(("hf-hub:", "local-dir:")):
         raise VitxError(f"say which weights {name} is to have: --weights FILE")
-    try:
+    with failure(f"open_clip cannot make {name}"):
         model = open_clip.create_model(name)
         tokenizer = open_clip.get_tokenizer(name)
         wanted = open_clip.get_model_preprocess_cfg(model)
-    except Exception as error:  # whatever it does as it is made
-        raise VitxError(f"open_clip cannot make {name}: {in_words(error)}") from error
     if weights is not None:
         fill(model, without_prefix(read_weights(weights, trust), model.state_dict()), weights)
     prepare = of_open_clip(wanted)
@@ -135,13 +129,12 @@ def load_open_clip(name: str, weights: Path | None, trust: bool = False) -> Load
 
 
 def load_hugging_face(name: str, trust: bool = False, *, texts: bool = False, classes: bool = True) -> Loaded:
-    """Load a model of transformers that classifies, finds objects or segments, from a folder or the hub.
+    """Load a model of transformers from a folder or the hub.
 
-    With `texts`, it compares images with these instead. Unless it is to tell `classes` apart, features of
-    images are enough.
+    It classifies, finds objects or segments; or compares images with `texts`. Unless it is to tell `classes`
+    apart, features of images are enough.
     """
-
-    def load() -> Loaded:
+    with _reached(name):
         if texts:
             model = _pretrained(_BARE, "compares images with texts", name, trust)
             if not hasattr(model, "get_text_features"):
@@ -165,17 +158,12 @@ def load_hugging_face(name: str, trust: bool = False, *, texts: bool = False, cl
         names = () if kind == _BARE else declared_names(model)
         return Loaded(model, load_processor(model, name, frames, trust=trust), names)
 
-    return _reached(name, load)
-
 
 def load_answering(name: str, trust: bool = False) -> tuple[nn.Module, Any]:
     """Load a model that answers prompts about pictures, and its processor, as `load_hugging_face`."""
-    kinds = {
-        "AutoModelForImageTextToText": "answers prompts about pictures",
-        "AutoProcessor": "has a processor",
-    }
-    model, processor = _reached(name, lambda: [_pretrained(*kind, name, trust) for kind in kinds.items()])
-    return model, processor
+    with _reached(name):
+        model = _pretrained("AutoModelForImageTextToText", "answers prompts about pictures", name, trust)
+        return model, _pretrained("AutoProcessor", "has a processor", name, trust)
 
 
 def read_config(name: str, file: str) -> dict[str, Any]:
@@ -184,11 +172,10 @@ def read_config(name: str, file: str) -> dict[str, Any]:
     if not Path(name).is_dir():
         if name.count("/") != 1 or name.startswith((".", "~")) or name.endswith("/"):
             raise VitxError(f"there is no folder {name}")
-        path = _reached(name, lambda: _downloaded(name, file))
-    try:
+        with _reached(name):
+            path = _downloaded(name, file)
+    with failure(f"{path} could not be read"):
         read = json.loads(path.read_text("utf-8")) if path is not None and path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise VitxError(f"{path} could not be read: {error}") from error
     return read if isinstance(read, dict) else {}
 
 
@@ -196,21 +183,21 @@ def _downloaded(name: str, file: str) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    try:
-        return Path(hf_hub_download(name, file))
-    except LocalEntryNotFoundError as error:
-        raise VitxError(f"{name} is not on this machine, and the hub was not asked for it") from error
-    except EntryNotFoundError:
-        return None
-    except Exception as error:  # each version of the client has its own
-        raise VitxError(f"the hub has no model {name} for you: {in_words(error)}") from error
+    with failure(f"the hub has no model {name} for you"):
+        try:
+            return Path(hf_hub_download(name, file))
+        except LocalEntryNotFoundError as error:
+            raise VitxError(f"{name} is not on this machine, and the hub was not asked for it") from error
+        except EntryNotFoundError:
+            return None
 
 
-def _reached(name: str, load: Callable[[], T]) -> T:
-    """Load what a folder holds, or the hub; says where that does not answer."""
+@contextmanager
+def _reached(name: str) -> Iterator[None]:
+    """Load from a folder, or from the hub, and say where that does not answer."""
     with nullcontext(True) if Path(name).is_dir() else hub() as answers:
         try:
-            return load()
+            yield
         except VitxError as error:
             if answers or not isinstance(error.__cause__, OSError):
                 raise
@@ -227,11 +214,8 @@ def _pretrained(kind: str, what: str, name: str, trust: bool) -> Any:
     except ImportError as error:
         raise VitxError("models of Hugging Face need transformers: pip install transformers") from error
     options = {"output_loading_info": True} if kind.startswith("AutoModel") else {}
-    with quiet():
-        try:
-            found = getattr(transformers, kind).from_pretrained(name, trust_remote_code=trust, **options)
-        except Exception as error:  # whatever the model does as it is made
-            raise VitxError(f"{name} holds nothing that {what}: {in_words(error)}") from error
+    with quiet(), failure(f"{name} holds nothing that {what}"):
+        found = getattr(transformers, kind).from_pretrained(name, trust_remote_code=trust, **options)
     if not options:
         return found
     model, info = found

@@ -8,17 +8,6 @@ from contextlib import contextmanager, suppress
 @contextmanager
 def hub() -> Iterator[bool]:
     """Run the block with the hub, or with the cache of this machine; yield whether the hub answers."""
-    from huggingface_hub import constants
-
-    answers, was = _answers(), constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = was or not answers
-    try:
-        yield answers
-    finally:
-        constants.HF_HUB_OFFLINE = was
-
-
-def _answers() -> bool:
     from huggingface_hub import constants, get_session
 
     answered = threading.Event()
@@ -33,4 +22,9 @@ def _answers() -> bool:
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(patience)
-    return answered.is_set()
+    answers, was = answered.is_set(), constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = was or not answers
+    try:
+        yield answers
+    finally:
+        constants.HF_HUB_OFFLINE = was

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitx.errors import VitxError, in_words
+from vitx.errors import VitxError, failure, in_words
 from vitx.models.checkpoints import fill, read_weights, refuse_code, without_prefix
 
 
@@ -33,8 +33,7 @@ def load_own(
 ) -> nn.Module:
     """Make a model by a class or a function of one's own, also from the current folder.
 
-    The weights are a checkpoint of Lightning for a LightningModule; else what stands before their names, as
-    `model.`, is found. The options go before those that a checkpoint remembers, see `made`.
+    A LightningModule is loaded from a checkpoint of Lightning; the options go before those that it remembers.
     """
     if weights is not None and not weights.is_file():
         raise VitxError(f"there is no weights file {weights}")
@@ -81,12 +80,8 @@ def made(value: Any) -> Any:
 
 def _call(path: str, options: Mapping[str, Any]) -> Any:
     found, arguments = _resolved(path), made(options)
-    try:
+    with failure(f"{path} could not be made"):
         return found(**arguments)
-    except VitxError:
-        raise
-    except Exception as error:  # whatever it does
-        raise VitxError(f"{path} could not be made: {in_words(error)}") from error
 
 
 def _from_checkpoint(

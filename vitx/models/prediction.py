@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitx.errors import VitxError, in_words
+from vitx.errors import VitxError, failure
 from vitx.models.given import ALONE, IMAGE_NAMES, TEXT_NAMES, Inputs
-from vitx.models.outputs import described
+from vitx.models.outputs import described, part
 
 MadeLast = Callable[[Sequence[Tensor]], Tensor | None]
 Target = int | Sequence[int] | Tensor | Callable[[Tensor], Tensor] | None
@@ -68,10 +68,7 @@ def predict(model: nn.Module, images: Tensor, inputs: Inputs = ALONE) -> Tensor:
 def read_logits(
     output: Any, images: Tensor, made_last: MadeLast | None = None, inputs: Inputs = ALONE
 ) -> Tensor:
-    """Return the logits, (B, ...), in what a model put out: a tensor, an output object, or several tensors.
-
-    Of several, `made_last` tells which one was made of all others; None where none was.
-    """
+    """Return the logits, (B, ...), in an output; `made_last` tells which tensor was made of all others."""
     logits = _logits(output, len(images), made_last)
     if logits.ndim in (1, 2) and len(logits) != len(images) and not inputs.together:
         hint = _BATCHED if images.ndim == 3 else ": wrap it so that it puts out one row for each"
@@ -150,8 +147,7 @@ def _logits(output: Any, batch: int, made_last: MadeLast | None) -> Tensor:
     if isinstance(output, Tensor):
         return output
     for name in _LOGITS:
-        value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-        if isinstance(value, Tensor):
+        if (value := part(output, name)) is not None:
             return value
     output = vars(output) if is_dataclass(output) else output
     if isinstance(output, Mapping):
@@ -205,9 +201,7 @@ def _no_classes(logits: Tensor) -> VitxError:
 
 def _single(logits: Tensor) -> Tensor | None:
     """Return the logit of each image, (B,), where there is but one."""
-    if logits.ndim == 1:
-        return logits
-    return logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else None
+    return logits.flatten() if logits.shape[1:] in ((), (1,)) else None
 
 
 def _whole_numbers(target: Any, batch: int) -> list[int]:
@@ -252,14 +246,8 @@ def scores(target: Target, logits: Tensor, classes: Tensor | None) -> Tensor:
         return logits.gather(1, classes[:, None])[:, 0]
     if not callable(target):
         raise _no_classes(logits)
-    try:
+    with failure(f"the target function failed on the output, {tuple(logits.shape)}"):
         found = target(logits)
-    except VitxError:
-        raise
-    except Exception as error:
-        raise VitxError(
-            f"the target function failed on the output, {tuple(logits.shape)}: {in_words(error)}"
-        ) from error
     if not isinstance(found, Tensor) or found.shape != logits.shape[:1]:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise VitxError(f"the target function must return scores of shape ({len(logits)},), found {shape}")
