@@ -28,11 +28,11 @@ from torch.nn import functional as F
 
 import vitx
 from demo.schedule import warmup_cosine
-from demo.tuning import add_lora
+from demo.tuning import add_lora, load_weights
 from vitx.attribution import title_of
 from vitx.callbacks.lightning import LightningHost
 from vitx.errors import last_line
-from vitx.models.checkpoints import create_model, load_weights
+from vitx.models.checkpoints import create_model
 from vitx.pictures import render
 from vitx.pictures.captions import captions_of
 from vitx.watch import Settings

@@ -31,7 +31,8 @@ from demo.digits import normalised, split_digits  # noqa: E402
 from demo.glyphs import digits  # noqa: E402
 from demo.scenes import Scenes, cut_fragments, draw_scenes  # noqa: E402
 from demo.schedule import warmup_cosine  # noqa: E402
-from vitx.models.checkpoints import create_model, load_weights  # noqa: E402
+from demo.tuning import load_weights  # noqa: E402
+from vitx.models.checkpoints import create_model  # noqa: E402
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 WIDTH, LETTERS = 64, 6  # of features; of the longest word, with a space that ends it

@@ -1,12 +1,24 @@
-"""Training few of a pretrained model's weights: its head alone, or small changes of its layers."""
+"""Starting from weights, and training few of them: the head alone, or small changes of the layers."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from torch import nn
 
 from vitx.errors import VitxError
+from vitx.models.checkpoints import fill, read_weights, without_prefix
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a model of timm from a file; a head of another size keeps its weights."""
+    own, heads = model.state_dict(), _heads(model)
+    state = without_prefix(read_weights(path), own)
+    stems = tuple(f"{name}." for name, module in model.named_modules() if module in heads)
+    shapes = {name: value.shape for name, value in state.items()}
+    other = {name for name in own if name.startswith(stems) and shapes.get(name) != own[name].shape}
+    fill(model, {**state, **{name: own[name] for name in other}}, path)
 
 
 class LinearProbe(pl.Callback):

@@ -8,8 +8,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from demo.tuning import load_weights
 from vitx import VitxError
-from vitx.models.checkpoints import create_model, load_weights, model_of_weights, read_weights
+from vitx.models.checkpoints import create_model, model_of_weights, read_weights
 from vitx.models.own import load_own
 
 NAME = "deit_tiny_patch16_224"

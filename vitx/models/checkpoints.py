@@ -1,7 +1,7 @@
 """Models of timm by name, and weights from files."""
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -72,16 +72,6 @@ def model_of_weights(
     return found
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill a model of timm from a file, as `model_of_weights`; a head of another size keeps its weights."""
-    own = model.state_dict()
-    state = without_prefix(read_weights(path), own)
-    heads = tuple(f"{head}." for head in _heads(model))
-    shapes = {name: value.shape for name, value in state.items()}
-    other = {name for name in own if name.startswith(heads) and shapes.get(name) != own[name].shape}
-    fill(model, {name: value for name, value in state.items() if name not in other}, path, other)
-
-
 def read_weights(path: Path, trust: bool = False) -> State:
     """Read names and tensors from a file: a state dict, or a checkpoint of a framework that holds one.
 
@@ -123,23 +113,22 @@ def checksum(model: nn.Module) -> int:
     return found
 
 
-def fill(model: nn.Module, state: State, path: Path, may_miss: Collection[str] = ()) -> None:
-    """Load the weights of a file into a model; some may be missing, and stay as they are."""
+def fill(model: nn.Module, state: State, path: Path) -> None:
+    """Load the weights of a file into a model."""
     own = model.state_dict()
-    missing = [name for name in own if name not in state and name not in may_miss]
+    missing = [name for name in own if name not in state]
     unknown = [name for name in state if name not in own]
     other = [name for name in state if name in own and own[name].shape != state[name].shape]
     if missing or unknown or other:
         examples = [f"{name} is missing" for name in missing[:1]]
-        shapes = [(name, tuple(state[name].shape), tuple(own[name].shape)) for name in other[:1]]
-        examples += [f"{name} is {found} and not {wanted}" for name, found, wanted in shapes]
+        examples += [f"{n} is {tuple(state[n].shape)} and not {tuple(own[n].shape)}" for n in other[:1]]
         examples += [f"{name} is unknown" for name in unknown[:1]]
         raise VitxError(
             f"{path} holds weights of another model: of this one's {len(own)} tensors {len(missing)} are "
             f"missing and {len(other)} have another shape, and {len(unknown)} are not known to it "
             f"({'; '.join(examples)})"
         )
-    model.load_state_dict(dict(state), strict=False)
+    model.load_state_dict(dict(state))
 
 
 def without_prefix(state: State, own: State) -> State:
