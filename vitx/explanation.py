@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitx.errors import VitxError, in_words
+from vitx.errors import VitxError, failure
 from vitx.files import PICTURES, encode, savez, write_or_say
 from vitx.pictures.drawing import Drawing
+from vitx.pictures.gif import write_gif
 
 _MOST_SHOWN = 16  # images, where a notebook asks for a picture
 _NOT_SAVED = {"images", "viewer"}
@@ -34,22 +35,18 @@ class Explanation(Drawing):
         maps: (B, h, w), >= 0, one value per patch, on the model's device; float32, or float64 for a
             float64 model. (B, t, h, w) of clips and volumes, (B, f, t) of spectrograms.
         logits: (B, classes), the output of the model, in the precision of the maps.
-        target: (B,) long, the class of each map; None for methods without a class and for targets that are
-            a function.
+        target: (B,) long, the class of each map; None where the method or the target knows no class.
         image_size: height and width of the images, in pixels; of clips, frames come first.
-        images: (B, C, H, W), or clips, volumes, spectrograms; None where they are not kept, as those of a
-            DataLoader.
+        images: (B, C, H, W), or clips, volumes, spectrograms; None where they are not kept.
         mean: subtracted from each channel of the images, in units of [0, 1].
         std: then divided by, for each channel.
         method: the name of the method.
         conservation: (B,), the share of the relevance that arrived at the image and the model's own tokens,
             or of the score that image and constants add up to: 1 up to rounding, else an error was raised.
             It checks the way back, not the model: see [what it promises](../trust.md).
-        signed: of the shape of the maps, below 0 where a patch speaks against the class; None for methods
-            without a sign.
+        signed: of the shape of the maps, below 0 where a patch speaks against the class; None: no sign.
         channels: the dimension of the images that holds their channels; None: there is none.
-        captions: a line for each image, where the target has something to say; None: a picture shows the
-            prediction.
+        captions: a line for each image, of the target; None: a picture shows the prediction.
         boxes: (B, 4), the place that the target is about: x0, y0, x1, y1 in pixels; None: it is no box.
         paired: True if two images each belong together, as those of `vitx.targets.similar_to`.
         sinks: (B, h, w) bool, patches that most queries of most layers attend to, whatever they look for
@@ -105,8 +102,8 @@ class Explanation(Drawing):
     def view(self, class_names: Sequence[str] | None = None) -> Any:
         """Make a page to click: which patch looks where, in which layer, by which head.
 
-        A notebook shows it, and its `save` writes it: one file, without a network. The attention is recorded
-        anew, so that no explanation keeps it: the model has to be there still, and the same.
+        A notebook shows it, and its `save` writes it to one file. The attention is recorded anew, so that no
+        explanation keeps it: the model has to be there still, and the same.
 
         Raises:
             VitxError: The model or the images are gone, or there is nothing that can be pointed at.
@@ -122,10 +119,7 @@ class Explanation(Drawing):
         """Write a picture (.png, .jpg, .webp), a page to click (.html), a film (.gif), or arrays (.npz).
 
         The file is whole, or there is none. `vitx.load` reads arrays back; the images are not among them.
-
-        Args:
-            path: of the file.
-            **options: of `picture`, `view` or `film`.
+        Options are those of `picture`, `view` or `film`.
 
         Raises:
             VitxError: The name ends otherwise, or the file cannot be written; or as for what is written.
@@ -138,8 +132,6 @@ class Explanation(Drawing):
         elif suffix == ".html":
             self.view(**options).save(path)
         elif suffix == ".gif":
-            from vitx.pictures.gif import write_gif
-
             write_gif(path, self.film(**options))
         elif suffix == ".npz":
             arrays = {
@@ -166,18 +158,13 @@ class Explanation(Drawing):
 
 
 def load(path: str | Path) -> Explanation:
-    """Read the explanation that `Explanation.save` wrote as .npz.
-
-    The images are not in the file: give those that were explained to `picture` and its like.
+    """Read the explanation that `Explanation.save` wrote as .npz: all but the images.
 
     Raises:
         VitxError: There is no such file, or it holds something else.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found: dict[str, Any] = dict(arrays)
-    except Exception as error:  # each kind of broken file has its own
-        raise VitxError(f"{path} could not be read: {in_words(error)}") from error
+    with failure(f"{path} could not be read"), np.load(path, allow_pickle=False) as arrays:
+        found: dict[str, Any] = dict(arrays)
     known = {one.name: one.type for one in fields(Explanation) if one.name not in _NOT_SAVED}
     if not {"maps", "logits", "image_size", "method"} <= found.keys() <= known.keys():
         raise VitxError(f"{path} is no explanation that was saved: it holds {', '.join(found)}")

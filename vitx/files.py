@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vitx.errors import VitxError
 
@@ -19,10 +20,7 @@ PICTURES: Mapping[str, Mapping[str, Any]] = {
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write beside the path and rename, so that a reader never sees half a file.
-
-    What a killed run left half written has a name that the resumed run writes again.
-    """
+    """Write beside the path, under a name that a resumed run writes again, and rename the whole file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
     try:
@@ -46,8 +44,6 @@ def savez(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 def encode(file: BinaryIO, picture: NDArray[np.uint8], suffix: str = ".png") -> None:
     """Write a picture, (height, width, 3) uint8, in the format of a suffix, one of `PICTURES`."""
-    from PIL import Image
-
     Image.fromarray(picture).save(file, **PICTURES[suffix])
 
 

@@ -22,8 +22,7 @@ def evidence(back: Backward, *, start_layer: int = 0) -> Attribution:
 
     The first is the contribution of its content after each residual, x * dS/dx (as Mehri et al. 2025, arXiv
     2411.16760, sum it over the blocks). The second is what attention takes from it to the tokens that the
-    output reads, A * G. Each is divided by the sum of its absolute values. Evidence against the class is
-    below 0 in `Attribution.signed`, and keeps its order in the map, below all that speaks for it.
+    output reads, A * G. Each is divided by the sum of its absolute values. See `ranked` for the map.
     """
     layers = back.counting(start_layer) if back.layers else []
     attentions = [one for layer in layers for one in layer.attentions]

@@ -18,23 +18,14 @@ NETWORKS = ("linearised", "plain")  # what is differentiated, see `vitx.tape.rul
 
 @dataclass(frozen=True)
 class Method:
-    """A function from a `Backward` and options to an `Attribution`, and what it needs.
-
-    Attributes:
-        find: the function.
-        gradient: the gradient with respect to A that it reads: None, "score", or "layer scores".
-        fused_heads: it reads nothing of A but what its option `head_fusion` makes of the heads.
-        title: its name in pictures.
-        slow: it takes seconds for each image, so that nobody asks for it except by name.
-        accounts: it asks for what residuals and constants add to the score.
-    """
+    """A function from a `Backward` and options to an `Attribution`, and what it needs."""
 
     find: Find
-    title: str
-    gradient: Gradient | None = None
-    fused_heads: bool = False
-    slow: bool = False
-    accounts: bool = False
+    title: str  # in pictures
+    gradient: Gradient | None = None  # with respect to A
+    fused_heads: bool = False  # it reads nothing of A but what its option `head_fusion` makes of the heads
+    slow: bool = False  # it takes seconds for each image, so that nobody asks for it except by name
+    accounts: bool = False  # it asks for what residuals and constants add to the score
 
     @property
     def options(self) -> dict[str, Any]:
@@ -65,15 +56,12 @@ _METHODS: dict[str, Method] = {}
 
 
 def register(name: str, *, title: str | None = None, **needs: Any) -> Callable[[Find], Find]:
-    """Register a function as a method.
+    """Return a decorator that registers a function as a method.
 
     Args:
         name: of the method.
         title: its name in pictures; the same by default.
         **needs: `gradient`, `fused_heads`, `slow` and `accounts` of `Method`.
-
-    Returns:
-        The decorator.
 
     Raises:
         VitxError: There is no such gradient, or `fused_heads` is given for a function without `head_fusion`.
@@ -123,11 +111,7 @@ def find_method(name: str) -> Method:
 
 
 def with_options(methods: Any) -> dict[str, dict[str, Any]]:
-    """Return the options of each method, by its name, from such a mapping, names, or one name.
-
-    Raises:
-        VitxError: It is none of these, is empty, or names a method or an option that does not exist.
-    """
+    """Return the options of each method, by its name, from such a mapping, names, or one name."""
     names = [methods] if isinstance(methods, str) else methods
     if not isinstance(names, (Mapping, Sequence)) or not names or not all(isinstance(n, str) for n in names):
         raise VitxError(
