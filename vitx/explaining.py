@@ -1,9 +1,9 @@
 """Explaining a model: maps by one method or by several, and the trace of a pass."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import ref
 
 import torch
@@ -14,20 +14,18 @@ from tqdm import tqdm
 from vitx.attribution import DEFAULT, NETWORKS, Methods, find_method, with_options
 from vitx.errors import VitxError
 from vitx.explanation import Explanation, join
+from vitx.inputs.prepared import Images, images_in, prepared
 from vitx.models.given import ALONE, Inputs, inputs_in, read_inputs
 from vitx.models.prediction import check_images, check_model
-from vitx.passes import Target, follow
+from vitx.passes import Show, Target, follow
 from vitx.targets.question import Question
 from vitx.tracing import Trace
 from vitx.viewer.viewing import view
 
-if TYPE_CHECKING:  # PIL is not imported before it is needed
-    from vitx.inputs.prepared import Images
-
 
 def explain(
     model: nn.Module,
-    images: "Images | DataLoader[Any] | None" = None,
+    images: Images | DataLoader[Any] | None = None,
     method: str = DEFAULT,
     *,
     target: Target = None,
@@ -81,21 +79,18 @@ def explain(
 
 def explain_methods(
     model: nn.Module,
-    images: "Images | DataLoader[Any] | None" = None,
+    images: Images | DataLoader[Any] | None = None,
     methods: Methods | Sequence[str] = (DEFAULT,),
     *,
     target: Target = None,
     inputs: Mapping[str, Any] | None = None,
     image: str | None = None,
 ) -> dict[str, Explanation]:
-    """Explain the same images by several methods that share their passes.
+    """Explain the same images by several methods that share their passes; return each explanation by name.
 
     There is one forward pass, or two where some ask for `gradient="plain"`; and one backward pass for each
     method of a class, for `legrad` one through each block. `methods` are names, or the options of each
     method by its name; all else is as for `explain`.
-
-    Returns:
-        The explanation of each method, by its name.
     """
     asked = with_options(methods)
     if isinstance(images, DataLoader) and inputs is None:
@@ -111,7 +106,7 @@ def explain_methods(
 
 def trace(
     model: nn.Module,
-    images: "Images | None" = None,
+    images: Images | None = None,
     method: str = DEFAULT,
     *,
     target: Target = None,
@@ -146,32 +141,24 @@ def _prepared(
         return *read_inputs(model, ready.inputs), ready
     if isinstance(images, Tensor) and images.is_floating_point():
         return images, ALONE, None
-    from vitx.inputs.prepared import prepared
-
     tensor, prepare = prepared(model, images)
     return tensor, ALONE, prepare
 
 
 def _explain_batch(
-    model: nn.Module,
-    images: Tensor,
-    methods: Methods,
-    target: Target,
-    inputs: Inputs = ALONE,
-    show: Callable[[Trace], None] | None = None,
+    model: nn.Module, images: Tensor, methods: Methods, target: Target, inputs: Inputs, show: Show = None
 ) -> dict[str, Explanation]:
-    chosen = {name: find_method(name) for name in methods}
     check_images(model, images)
     if isinstance(target, Question):
         inputs, (target, *more) = target.parts(model, images, inputs)
         if more:
             each = [_explain_batch(model, images, methods, part, inputs, show) for part in (target, *more)]
             return {name: join([found[name] for found in each]) for name in methods}
-    networks = {name: method.network(methods[name]) for name, method in chosen.items()}
+    networks = {name: find_method(name).network(options) for name, options in methods.items()}
     asked = [network for network in NETWORKS if network in networks.values()]
     found: dict[str, Explanation] = {}
     for network in asked or (None,):  # methods without a gradient take part in the first pass
-        names = [name for name in chosen if networks[name] == network or (not networks[name] and not found)]
+        names = [name for name in methods if networks[name] == network or (not networks[name] and not found)]
         found |= follow(model, images, {name: methods[name] for name in names}, target, network, inputs, show)
     return {name: found[name] for name in methods}
 
@@ -180,8 +167,6 @@ def _explain_loader(
     model: nn.Module, loader: DataLoader[Any], methods: Methods, target: Target, image: str | None
 ) -> dict[str, Explanation]:
     """Explain batch by batch, and keep the maps."""
-    from vitx.inputs.prepared import images_in
-
     one_for_all = target is None or callable(target) or hasattr(target, "__index__")
     if not (one_for_all or isinstance(target, Question)):
         raise VitxError("for a DataLoader, target must be None, one class, a function, or of vitx.targets")

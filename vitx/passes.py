@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vitx.attribution import Method, Methods, find_method
+from vitx.attribution import Methods, find_method
 from vitx.errors import VitxError
 from vitx.explanation import Explanation
+from vitx.functional.tiles import full
 from vitx.inputs.preprocessing import normalization
-from vitx.models.given import ALONE, Inputs
+from vitx.models.given import Inputs
 from vitx.models.isolation import untouched, without_autocast
 from vitx.models.lens import layer_logits, watched
 from vitx.models.outputs import described, main, mask_queries
@@ -31,20 +31,19 @@ from vitx.targets.spot import Spot, find_spot
 from vitx.tracing import Trace
 
 Target = Classes | Question
+Show = Callable[[Trace], None] | None
 
 
-@dataclass(frozen=True, eq=False)
-class End:
+class End(NamedTuple):
     """The end of a pass."""
 
     value: Value  # of the output that the score is computed from
     output: Tensor  # (B, ...): the logits, or the scores of a question
     logits: Tensor  # what the model put out
     total: Callable[[Tensor], Tensor]  # from such an output to the sum of the scores of all images
-    has_score: bool = True
+    objects: Tensor | None  # (B, Q), how sure each query of a detector is of an object
     classes: Tensor | None = None  # (B,); None where the target means none
-    answers: Answers = field(default_factory=Answers)
-    objects: Tensor | None = None  # (B, Q), how sure each query of a detector is of an object
+    answers: Answers = Answers()
     spot: Spot | None = None  # the token that is asked for; None: it is asked for a score of the output
 
 
@@ -54,19 +53,17 @@ def follow(
     methods: Methods,
     target: Target,
     network: str | None,
-    inputs: Inputs = ALONE,
-    show: Callable[[Trace], None] | None = None,
+    inputs: Inputs,
+    show: Show,
 ) -> dict[str, Explanation]:
-    """Explain by methods that share one forward pass, each of which has its own way back.
-
-    Where the tape is to be shown, it stays. Arguments are those of `vitx.explain`.
-    """
+    """Explain by methods that share one forward pass; a tape that is to be shown stays."""
     chosen = {name: find_method(name) for name in methods}
+    fusions = {method.head_fusion(methods[name]) for name, method in chosen.items()}
     tape = Tape(
         model,
         network=network,
         accounts=any(method.accounts for method in chosen.values()),
-        head_fusion=None if network else _common_fusion(chosen, methods),
+        head_fusion=None if network or len(fusions) > 1 else fusions.pop(),
         named=show is not None,
         together=inputs.together,
     )
@@ -77,7 +74,8 @@ def follow(
                 images = asked.images
                 tape.ends = None if asked.cells is None else {}
             recorder, dtype = Recorder(tape), torch.promote_types(images.dtype, torch.float32)
-            end, layer_scores = _record(recorder, model, images, asked, inputs, chosen.values())
+            lens = any(method.gradient == "layer scores" for method in chosen.values())
+            end, layer_scores = _record(recorder, model, images, asked, inputs, lens)
             of_spot = end.spot and end.spot.score
             score = cache(lambda: of_spot or score_of(end.value, end.total, end.output, dtype))
             found: dict[str, Attribution] = {}
@@ -85,7 +83,7 @@ def follow(
             for name, method in chosen.items():
                 if end.spot is not None:
                     start = end.spot.start
-                elif end.has_score and (target is not None or method.gradient is not None):
+                elif target is not None or (method.gradient and end.classes is not None):
                     start = score().start
                 else:
                     start = evenly(end.output).to(dtype)
@@ -108,34 +106,28 @@ def follow(
         if show is None:
             tape.clear()
     _check_finite(found)
-    return _explained(model, images, chosen, found, end, sinks, channels)
+    return _explained(model, images, found, end, sinks, channels)
 
 
 def _record(
-    recorder: Recorder,
-    model: nn.Module,
-    images: Tensor,
-    asked: Classes | Asked,
-    inputs: Inputs,
-    methods: Iterable[Method],
+    recorder: Recorder, model: nn.Module, images: Tensor, asked: Classes | Asked, inputs: Inputs, lens: bool
 ) -> tuple[End, list[Score]]:
-    """Run the model on the tape; returns the end, and the score of each layer where a method reads these."""
+    """Run the model on the tape; return the end and, with the logit lens, the score of each layer."""
     dtype = torch.promote_types(images.dtype, torch.float32)
-    each_layer = any(method.gradient == "layer scores" for method in methods)
-    if each_layer and isinstance(asked, Asked):
+    if lens and isinstance(asked, Asked):
         raise VitxError(
             "legrad scores each layer by the model's own head, which knows classes alone: take another "
             "method for this target"
         )
     pixels = images.detach().as_subclass(Tensor).clone()  # some models change their input
     recorder.begin(pixels)
-    watching: AbstractContextManager[Any] = watched(model) if each_layer else nullcontext()
+    watching: AbstractContextManager[Any] = watched(model) if lens else nullcontext()
     with recorder.recording(), watching as blocks:
         end = _run(recorder, model, pixels, asked, inputs)
     if isinstance(asked, Asked) and asked.cells is not None:  # the token is known once the pass is over
         spot = find_spot(recorder.tape, len(images), asked.cells, dtype)
-        end = replace(end, spot=spot, value=spot.score.value)
-    if not each_layer:
+        end = end._replace(spot=spot, value=spot.score.value)
+    if not lens:
         return end, []
     with recorder.recording():
         each = [layer_logits(*block) for block in blocks]
@@ -164,39 +156,31 @@ def _run(
         if not callable(target):
             value, logits = logits_of(value, logits, recorder.squashed)
         classes = target_classes(target, logits)
-        has_score = classes is not None or callable(target)
-
-        def total(output: Tensor) -> Tensor:
-            return scores(target, output, classes).sum()
-
-        return End(value, logits, logits, total, has_score, classes, objects=objects)
-    found = main(output)
-    if asked.score is None:  # the output is not asked for
+        return End(
+            value, logits, logits, lambda found: scores(target, found, classes).sum(), objects, classes
+        )
+    found, answers = main(output), asked.answers(output)
+    if answers.scores is None:  # the output is not asked for
         score = images.new_zeros(len(images), 0) if found is None else found
         value = recorder.get(score) or recorder.tape.values[-1]
     else:
-        score = asked.score(output)
-        counts = (1, len(images)) if inputs.together else (len(images),)
-        if not isinstance(score, Tensor) or score.ndim != 1 or len(score) not in counts:
-            shape = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise VitxError(f"a target must give scores of shape ({len(images)},), found {shape}")
+        score = answers.scores
+        if score.ndim != 1 or len(score) not in ((1, len(images)) if inputs.together else (len(images),)):
+            raise VitxError(f"a target must give a score of each image, found {tuple(score.shape)}")
         value = output_value(recorder.tape, recorder.get(score))
-    logits = score if found is None else found
-    return End(value, score, logits, torch.sum, answers=asked.answers(output), objects=objects)
+    return End(value, score, score if found is None else found, torch.sum, objects, answers=answers)
 
 
 def _explained(
     model: nn.Module,
     images: Tensor,
-    methods: Mapping[str, Method],
     found: Mapping[str, Attribution],
     end: End,
     sinks: Sinks | None,
     channels: int | None,
 ) -> dict[str, Explanation]:
     """Return the explanation of each method, from its maps and the end of the pass."""
-    logits, classes, captions = end.logits.detach(), end.classes, end.answers.captions
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits, classes, captions = full(end.logits.detach()), end.classes, end.answers.captions
     if len(logits) not in (1, len(images)):
         raise VitxError(
             f"the model put out {tuple(logits.shape)} for {len(images)} pictures: explain prompts one by one"
@@ -210,7 +194,7 @@ def _explained(
         name: Explanation(
             maps=one.maps,
             logits=logits,
-            target=classes if methods[name].gradient else None,
+            target=classes if find_method(name).gradient else None,
             image_size=tuple(count for dim, count in enumerate(images.shape) if dim not in (0, channels)),
             images=images,
             mean=mean,
@@ -231,12 +215,6 @@ def _explained(
 
 def _placed(back: Backward, found: Iterable[tuple[Value, Tensor]]) -> Tensor:
     return back.place(found).maps
-
-
-def _common_fusion(chosen: Mapping[str, Method], methods: Methods) -> str | None:
-    """Return the head fusion that all methods share, if they read nothing else of A."""
-    fusions = [method.head_fusion(methods[name]) for name, method in chosen.items()]
-    return fusions[0] if all(other == fusions[0] for other in fusions) else None
 
 
 def _check_finite(found: Mapping[str, Attribution]) -> None:

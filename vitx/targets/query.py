@@ -40,20 +40,17 @@ class Query(Question):
         """Give each image its query."""
         index = for_each(self.index.to(images.device), len(images), "queries")
 
-        def score(output: Any) -> Tensor:
-            rows, asked, _ = self._found(output, model, index)
-            return rows.gather(1, asked[:, None])[:, 0]
-
         def answers(output: Any) -> Answers:
             rows, asked, classes = self._found(output, model, index)
-            sure = probabilities(rows, classes).gather(1, asked[:, None])[:, 0].tolist()
+            both = rows, probabilities(rows, classes)
+            scores, sure = (one.gather(1, asked[:, None])[:, 0] for one in both)
             names = declared_names(model)
             named = [names[cls] if names else f"class {cls}" for cls in asked.tolist()]
-            queries = zip(index.tolist(), named, sure, strict=True)
+            queries = zip(index.tolist(), named, sure.tolist(), strict=True)
             said = [f"query {query}: {name} {share:.0%}" for query, name, share in queries]
-            return Answers(said, boxes_of(output, index, images.shape[2:]))
+            return Answers(scores, said, boxes_of(output, index, images.shape[2:]))
 
-        return Asked(images, score, answers=answers)
+        return Asked(images, answers)
 
     def _found(self, output: Any, model: nn.Module, index: Tensor) -> tuple[Tensor, Tensor, int]:
         """Return the logits of each image's query, (B, outputs), its class, (B,), and how many there are."""

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -14,38 +13,25 @@ from vitx.targets.spot import Cells
 
 
 class Answers(NamedTuple):
-    """The words beside each image of a picture."""
+    """What is read from an output: the score of each image, and what a picture shows beside it."""
 
+    scores: Tensor | None = None  # (B,); None: it is that of one token, see `Asked.cells`
     captions: Sequence[str] | None = None
     boxes: Tensor | None = None  # (B, 4), the box that it draws: x0, y0, x1, y1 in pixels
     paired: bool = False  # two images each belong together
 
 
-@dataclass(frozen=True, eq=False)
-class Asked:
+class Asked(NamedTuple):
     """A question that was put to a model: how to run it, and the score that is explained.
 
-    `forward` and `score` run on the tape, one after the other, so that their steps are followed as those of
-    the model: the map is that of a model that puts out the score. What they need beside the picture, as the
-    features of a text, is computed before, by `Question.put`.
-
-    Attributes:
-        images: (B, ...), what is explained: those that were given, or several copies of them, one for each
-            map (`repeat_interleave`), or others beside them.
-        score: from what `forward` returned to the score of each image, (B,); None: it is that
-            of one token, at one of the `cells`.
-        forward: runs the model on images and what else it was given; by default as it is, so that the score
-            gets its whole output.
-        answers: from what `forward` returned to what a picture says.
-        cells: from the grid of the map to the cell of each image where the token lies that is asked for, see
-            `vitx.targets.spot`.
+    `forward` and `answers` run on the tape, so that the map is that of a model that puts out the score. What
+    they need beside the picture, as the features of a text, is computed before, by `Question.put`.
     """
 
-    images: Tensor
-    score: Callable[[Any], Tensor] | None = None
-    forward: Callable[[Any, Tensor, Inputs], Any] = forward
-    answers: Callable[[Any], Answers] = lambda _: Answers()
-    cells: Cells | None = None
+    images: Tensor  # (B, ...): those that were given, one or several of each, or others beside them
+    answers: Callable[[Any], Answers] = lambda _: Answers()  # from the output
+    forward: Callable[[Any, Tensor, Inputs], Any] = forward  # of the model, images, and what else there is
+    cells: Cells | None = None  # from the grid of the map to the cell of each image whose token is asked for
 
 
 class Prepared(NamedTuple):
@@ -57,13 +43,9 @@ class Prepared(NamedTuple):
 
 
 class Question:
-    """A target that knows more than the logits: the model, the images and the whole output.
+    """A target that knows more than the logits: the model, the images and the whole output."""
 
-    Attributes:
-        rows: the name of the tensor that has a row for each image, or one for all; empty: there is none.
-    """
-
-    rows: str = ""
+    rows: str = ""  # the name of what has a row for each image, or one for all; empty: there is none
 
     def prepare(self, model: nn.Module, images: Any) -> Prepared | None:
         """Prepare images as the model takes them together with the question; None: as without one."""
@@ -74,10 +56,7 @@ class Question:
         return inputs, [self]
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
-        """Put the question to a model, which is in eval mode, without gradients and not recorded yet.
-
-        Raises a VitxError if it does not fit the model or the images, (B, ...).
-        """
+        """Put the question to a model in eval mode; raise a VitxError if it does not fit the images."""
         raise NotImplementedError
 
     def one_each(self) -> "Question":
@@ -86,7 +65,7 @@ class Question:
 
     def of(self, images: slice) -> "Question":
         """Return the same of some of the images."""
-        given = getattr(self, self.rows, None) if self.rows else None
+        given = getattr(self, self.rows, None)
         if given is None or (isinstance(given, Tensor) and len(given) == 1):
             return self
         same = copy.copy(self)
@@ -94,7 +73,7 @@ class Question:
         return same
 
     def runs_inside(self, model: nn.Module) -> bool:
-        """Return whether it runs a part that it finds in the model, however the model itself is called."""
+        """Return whether it calls a part of the model, and not the model itself."""
         return False
 
 

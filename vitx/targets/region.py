@@ -54,43 +54,39 @@ class Region(Question):
         self.cls = cls
         self.box = None if box is None else _numbers(box, 4, "box=(x0, y0, x1, y1)")
         self.point = None if point is None else _numbers(point, 2, "point=(x, y)")
-        self.mask = None if mask is None else torch.as_tensor(mask) > 0
-        if self.mask is not None and self.mask.ndim == 2:
-            self.mask = self.mask[None]
+        inside = None if mask is None else torch.as_tensor(mask) > 0
+        self.mask = inside[None] if inside is not None and inside.ndim == 2 else inside
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
         """Find how much each part of the picture counts."""
         if images.ndim != 4:
             raise VitxError(f"a region is a part of images (B, C, H, W), found {tuple(images.shape)}")
         height, width = images.shape[2:]
-        spans, mask, boxes = self._part(images)
+        rows, columns, mask, boxes = self._part(images)
         names = declared_names(model) or ()
         name = names[self.cls] if 0 <= self.cls < len(names) else f"class {self.cls}"
 
-        def score(output: Any) -> Tensor:
+        def answers(output: Any) -> Answers:
             dense = _dense(output, (height, width))
             if not 0 <= self.cls < dense.shape[1]:
                 known = f"the model has classes 0 to {dense.shape[1] - 1}"
                 raise VitxError(f"class {self.cls} is out of range: {known}")
-            rows, columns = (
-                _shared(dense, along, pixels / count, count)
-                for along, pixels, count in zip(spans, (height, width), dense.shape[2:], strict=True)
-            )
-            return (dense[:, self.cls] * (rows @ mask.to(dense) @ columns.T)).sum((1, 2))
+            down, across = _shared(dense, 2, rows, height), _shared(dense, 3, columns, width)
+            scores = (dense[:, self.cls] * (down @ mask.to(dense) @ across.T)).sum((1, 2))
+            said = [f"{name}: {value:.3g}" for value in scores.tolist()]
+            return Answers(scores, said, boxes.expand(len(images), 4))
 
-        def answers(output: Any) -> Answers:
-            said = [f"{name}: {value:.3g}" for value in score(output).tolist()]
-            return Answers(said, boxes.expand(len(images), 4))
+        return Asked(images, answers)
 
-        return Asked(images, score, answers=answers)
-
-    def _part(self, images: Tensor) -> tuple[tuple[Spans, Spans], Tensor, Tensor]:
+    def _part(self, images: Tensor) -> tuple[Spans, Spans, Tensor, Tensor]:
         """Return spans of rows and columns, which of their crossings are asked for, and the boxes to draw."""
         height, width = images.shape[2:]
         if self.box is None and self.point is None:
             mask = self._checked(images)
             rows, columns = ([(at, at + 1.0) for at in range(count)] for count in (height, width))
-            return (rows, columns), mask, torch.stack([_around(one) for one in mask])
+            places = [one.nonzero().cpu() for one in mask]  # row and column of each pixel inside
+            boxes = [torch.cat([one.amin(0).flip(0), one.amax(0).flip(0) + 1]) for one in places]
+            return rows, columns, mask, torch.stack(boxes).float()
         named, part = ("box", self.box) if self.box else ("point", self.point or ())
         (x0, y0), (x1, y1) = part[:2], part[-2:]
         inside = x0 < x1 and y0 < y1 if self.box else x1 < width and y1 < height
@@ -98,7 +94,7 @@ class Region(Question):
             raise VitxError(f"{named} {part} is not inside images of {width} x {height} pixels")
         side = 0 if self.box else max(height, width) / _DRAWN
         box = torch.tensor([[x0 - side, y0 - side, x1 + side, y1 + side]])
-        return ([(y0, y1)], [(x0, x1)]), torch.ones(1, 1, 1, dtype=torch.bool), box
+        return [(y0, y1)], [(x0, x1)], torch.ones(1, 1, 1, dtype=torch.bool), box
 
     def _checked(self, images: Tensor) -> Tensor:
         """Return the mask of each image, (B, H, W)."""
@@ -124,16 +120,11 @@ def _numbers(given: Any, count: int, form: str) -> tuple[float, ...]:
     return found
 
 
-def _around(mask: Tensor) -> Tensor:
-    """Return the box around a mask, (H, W): x0, y0, x1, y1."""
-    rows, columns = mask.nonzero().cpu().T
-    return torch.stack([columns.amin(), rows.amin(), columns.amax() + 1, rows.amax() + 1]).float()
-
-
-def _shared(dense: Tensor, spans: Spans, cell: float, count: int) -> Tensor:
-    """Return the share of each of some cells that lies in each span, (cells, spans): 1 around a point."""
+def _shared(dense: Tensor, dim: int, spans: Spans, pixels: int) -> Tensor:
+    """Return the share of each cell along a dimension in each span, (cells, spans): 1 around a point."""
     begin, end = dense.new_tensor(spans, dtype=torch.float32).T
-    edges = torch.arange(count + 1, device=dense.device)[:, None] * cell
+    cell = pixels / dense.shape[dim]
+    edges = torch.arange(dense.shape[dim] + 1, device=dense.device)[:, None] * cell
     first, last = edges[:-1], edges[1:]
     shared = (end.minimum(last) - begin.maximum(first)).clamp(min=0) / cell
     return torch.where(begin < end, shared, (first <= begin) & (begin < last)).to(dense)
@@ -169,16 +160,14 @@ def _of_tokens(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 class Token(Question):
     """The view of one patch: relevance begins at its token in the output of the last layer.
 
-    It is the token of the last attention between tokens of the picture. The rollout is its row of the product
-    of all layers, "attention" its row of the last one, "flow" what flows to it. Methods of a score take the
-    squared length of its features, behind the norm that follows the last layer, if there is one: what made
-    this token what it is.
+    The rollout is its row of the product of all layers, "attention" its row of the last one, "flow" what
+    flows to it. Methods of a score take the squared length of its features, behind the norm that follows the
+    last layer, if there is one: what made this token what it is.
 
     Args:
         y: the row in the grid of the map, from 0 at the top; or one for each image.
         x: the column, from 0 on the left.
-        pixel: (x, y), in place of these: the patch that holds this pixel of the images as the model takes
-            them.
+        pixel: (x, y), in place of these: a pixel of the patch, in the images as the model takes them.
 
     Raises:
         VitxError: Neither a patch nor a pixel is given, or both. Once it is put to a model: it lies outside
@@ -199,9 +188,7 @@ class Token(Question):
             raise VitxError(f"a pixel is (x, y), found {pixel!r}")
         rows, columns = (torch.as_tensor(one).view(-1) for one in (pixel[::-1] if self.pixel else (y, x)))
         if len(rows) != len(columns) or not len(rows):
-            raise VitxError(
-                f"a patch is a row and a column, found {len(rows)} rows and {len(columns)} columns"
-            )
+            raise VitxError(f"a patch is a row and a column: {len(rows)} rows and {len(columns)} columns")
         self.places = torch.stack([rows, columns], 1).float()
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
@@ -212,18 +199,15 @@ class Token(Question):
         size = tuple(images.shape[2:])
 
         def cells(grid: tuple[int, ...]) -> list[tuple[int, ...]]:
-            whole = size if self.pixel else grid
+            height, width = size if self.pixel else grid
             for y, x in places:
-                if not (0 <= y < whole[0] and 0 <= x < whole[1]):
-                    said = f"{whole[0]} x {whole[1]} {'pixels' if self.pixel else 'patches'} of the map"
+                if not (0 <= y < height and 0 <= x < width):
+                    said = f"{height} x {width} {'pixels' if self.pixel else 'patches'} of the map"
                     raise VitxError(f"({y:g}, {x:g}) (row, column) lies outside the {said}")
-            return [
-                tuple(int(at * count / n) for at, count, n in zip(place, grid, whole, strict=True))
-                for place in places
-            ]
+            return [(int(y * grid[0] / height), int(x * grid[1] / width)) for y, x in places]
 
         said = [f"pixel ({x:g}, {y:g})" if self.pixel else f"patch ({y:g}, {x:g})" for y, x in places]
-        return Asked(images, cells=cells, answers=lambda _: Answers(said))
+        return Asked(images, lambda _: Answers(captions=said), cells=cells)
 
 
 token = Token

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vitx.errors import VitxError
+from vitx.inputs.prepared import prepared
 from vitx.models.features import Features, Towers
 from vitx.models.given import ALONE, Inputs
 from vitx.models.outputs import Kind
@@ -93,27 +94,21 @@ class Text(Question):
             scored = similar - found @ other.T if self.against else similar
             return {"similarities": scored, "logits": towers.logits(similar.detach())}
 
-        def which(similar: Tensor) -> Tensor:
-            if isinstance(self.maps, int):
-                return torch.full_like(places, self.maps)
-            return similar.detach().argmax(1) if self.maps == "nearest" else places
-
-        def score(found: Mapping[str, Tensor]) -> Tensor:
-            similar = found["similarities"]
-            return similar.gather(1, which(similar)[:, None])[:, 0]
-
         def answers(found: Mapping[str, Tensor]) -> Answers:
-            index = which(found["similarities"])
+            similar = found["similarities"]
+            index = torch.full_like(places, self.maps) if isinstance(self.maps, int) else places
+            if self.maps == "nearest":
+                index = similar.detach().argmax(1)
+            scores = similar.gather(1, index[:, None])[:, 0]
             names = self.names if own else [self.names[place] for place in index.tolist()]
             against = f", not {_said(self.against[0], 'the other')}" if self.against else ""
-            scores = score(found).tolist()
-            said = [f"{name}{against}: {value:.3f}" for name, value in zip(names, scores, strict=True)]
+            said = [f"{name}{against}: {one:.3f}" for name, one in zip(names, scores.tolist(), strict=True)]
             if towers.scales and len(texts) > 1 and not own:
-                shares = towers.logits(found["similarities"].detach()).softmax(1)
+                shares = towers.logits(similar.detach()).softmax(1)
                 said = [f"{one} ({row[at]:.0%})" for one, row, at in zip(said, shares, index, strict=True)]
-            return Answers(said)
+            return Answers(scores, said)
 
-        return Asked(images.repeat_interleave(copies, 0), score, compare, answers)
+        return Asked(images.repeat_interleave(copies, 0), answers, compare)
 
 
 class Similar(Question):
@@ -155,35 +150,28 @@ class Similar(Question):
     def put(self, model: nn.Module, images: Tensor) -> Asked:
         """Compute the features of the other picture, and of these."""
         features = Features(model)
-        if self.features:
-            others = for_each(self.other.to(images), len(images), "others")
-        else:
-            second = for_each(self._pictures(model, images), len(images), "others")
-            if self.paired:
-                images = torch.stack([images, second], 1).flatten(0, 1)
-                others = features.of(images, ALONE).unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-            else:
-                others = features.of(second, ALONE)
+        others = for_each(self._others(model, images), len(images), "others")
+        if self.paired:
+            images = torch.stack([images, others], 1).flatten(0, 1)
+            others = features.of(images, ALONE).unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        elif not self.features:
+            others = features.of(others, ALONE)
         others = normalize(others, dim=1)
 
-        def score(found: Tensor) -> Tensor:
-            return (_unit(found, others) * others).sum(1)
-
         def answers(found: Tensor) -> Answers:
-            return Answers([f"similarity {value:.3f}" for value in score(found).tolist()], paired=self.paired)
+            scores = (_unit(found, others) * others).sum(1)
+            return Answers(scores, [f"similarity {one:.3f}" for one in scores.tolist()], paired=self.paired)
 
-        return Asked(images, score, lambda _, pictures, inputs: features.of(pictures, inputs), answers)
+        return Asked(images, answers, lambda _, pictures, inputs: features.of(pictures, inputs))
 
-    def _pictures(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Return the other pictures as the model takes them."""
+    def _others(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Return the other pictures as the model takes them, or their features."""
         other = self.other
         if not self.tensor:
-            from vitx.inputs.prepared import prepared
-
             other, _ = prepared(model, other)
         if not isinstance(other, Tensor):
             raise VitxError(f"a picture or its features are wanted, found {type(self.other).__name__}")
-        if other.shape[1:] != images.shape[1:]:
+        if not self.features and other.shape[1:] != images.shape[1:]:
             raise VitxError(
                 f"the other picture has shape {tuple(other.shape)}, and the images {tuple(images.shape)}: "
                 "prepare both alike"

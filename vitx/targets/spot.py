@@ -13,7 +13,6 @@ from vitx.tape.expanded import scaled
 from vitx.tape.grid import Grid
 from vitx.tape.output import Score, output_value
 from vitx.tape.relevance import Propagation
-from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Kept
 from vitx.tape.values import Step, Value
@@ -25,21 +24,15 @@ _ALL = 1 - 1e-3  # of what the token has of a place that has the most of it
 
 
 class Spot(NamedTuple):
-    """The start of a way back: one token of each image.
+    """The start of a way back: one token of each image."""
 
-    Attributes:
-        score: the squared length of its features.
-        start: the relevance, of the shape of the features, which sums to 1 for each image.
-        grid: of the map.
-    """
-
-    score: Score
-    start: Tensor
-    grid: tuple[int, ...]
+    score: Score  # the squared length of its features
+    start: Tensor  # the relevance, of the shape of the features, which sums to 1 for each image
+    grid: tuple[int, ...]  # of the map
 
 
 def find_spot(tape: Tape, images: int, cells_of: Cells, kind: torch.dtype) -> Spot:
-    """Find the token of the last layer at the cell that is named of the map of each image.
+    """Find the token at a cell of the map of each image.
 
     It is that of the last attention between tokens that lie in the picture, behind the MLP and the norm that
     follow, if one operator computes that; a VitxError where no tokens do.
@@ -87,14 +80,10 @@ def _ends(tape: Tape) -> list[tuple[Value, Kept, list[int]]]:
             out = residual.outputs[0]
             end = (tape.ends or {}).get(out.shape.numel())
             if end is not None and (end[0] is out or end[0].made_from(out)):
-                alike = end[0].shape == out.shape
-                found.setdefault(end[0], (*end, _channels(residual) if alike else []))
+                branch = residual.branches[0]
+                channels = channel_dims(branch.axes) if end[0].shape == out.shape == branch.shape else []
+                found.setdefault(end[0], (*end, channels))
     return [*found.values()]
-
-
-def _channels(residual: Sum) -> list[int]:
-    branch = residual.branches[0]
-    return channel_dims(branch.axes) if branch.shape == residual.outputs[0].shape else []
 
 
 def _begin(leaf: Tensor, at: Tensor) -> Tensor:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vitx.errors import VitxError
+from vitx.inputs.prepared import pictures_of
+from vitx.inputs.processors import quiet
+from vitx.inputs.prompts import saved_processor, scale_of, with_prompt
 from vitx.models.given import Inputs
 from vitx.models.isolation import untouched
 from vitx.models.outputs import main
@@ -35,21 +38,13 @@ class Prompted(Question):
 
     def prepare(self, model: nn.Module, images: Any) -> Prepared:
         """Prepare pictures together with the prompt."""
-        from vitx.inputs.prepared import pictures_of
-        from vitx.inputs.prompts import scale_of, with_prompt
-
         pictures = pictures_of(images)
         if pictures is None or self.prompt is None:
             raise VitxError(_NEEDS)
         processor = self._processor(model)
         return Prepared(with_prompt(model, processor, pictures, self.prompt), *scale_of(processor))
 
-    def runs_inside(self, model: nn.Module) -> bool:
-        """Return that it finds the part that says words."""
-        return True
-
     def _processor(self, model: nn.Module) -> Any:
-        from vitx.inputs.prompts import saved_processor
 
         return saved_processor(model) if self.processor is None else self.processor
 
@@ -62,8 +57,7 @@ class Word(Prompted):
     """A word that a vision-language model might say, and which parts of the picture would make it.
 
     The score is the logit of the first token of the word where the model would say it: at the end of the
-    prompt, which in a training is where the `labels` of a batch begin. Several pictures are those of one
-    prompt, and have a map each.
+    prompt, in a training where the `labels` begin. Several pictures of one prompt have a map each.
 
     Args:
         *words: each a word, or a token id. Of several, each has its maps, one word after the other.
@@ -87,13 +81,14 @@ class Word(Prompted):
 
     def parts(self, model: nn.Module, images: Tensor, inputs: Inputs) -> tuple[Inputs, list[Question]]:
         """Find the token of each word, and where it would be said."""
-        ids, ends = _ids(inputs), _ends(inputs)
-        places, spots = [end - ids.shape[1] - 1 for end in ends], []
+        ids = _ids(inputs)
+        ends = _ends(inputs, ids)
+        prompts = [row[:end] for row, end in zip(ids, ends, strict=True)]
+        places, spots = [end - ids.shape[1] - 1 for end in ends], list[Question]()
         for said in self.words:
-            prompts = (row[:end] for row, end in zip(ids, ends, strict=True))
             tokens = [said if isinstance(said, int) else self._token(model, row, said) for row in prompts]
-            spots.append(_Spot(places, [int(token) for token in tokens], f'"{said}"'))
-        return _keeping(model, inputs, -min(places)), [*spots]
+            spots.append(_Spot(places, tokens, f'"{said}"'))
+        return _keeping(model, inputs, -min(places)), spots
 
     def _token(self, model: nn.Module, before: Tensor, said: str) -> int:
         """Return the first token of a word behind the end of a prompt."""
@@ -112,8 +107,7 @@ class Word(Prompted):
 class Answer(Prompted):
     """The words that a vision-language model says, and which parts of the picture made it.
 
-    It says its likeliest answer; each word has its maps, one word after the other, of the logit of its first
-    token.
+    Each word of its likeliest answer has its maps, one after the other, of the logit of its first token.
 
     Args:
         prompt: as for `word`.
@@ -128,7 +122,7 @@ class Answer(Prompted):
         self.prompt, self.processor, self.most_tokens = prompt, processor, most_tokens
 
     def one_each(self) -> "Answer":
-        """Raise a VitxError: an answer has a map for each word."""
+        """Raise a VitxError."""
         raise VitxError("an answer has a map for each of its words: ask for one word in a training")
 
     def parts(self, model: nn.Module, images: Tensor, inputs: Inputs) -> tuple[Inputs, list[Question]]:
@@ -143,8 +137,6 @@ class Answer(Prompted):
             )
         if (generate := getattr(_speaker(model), "generate", None)) is None:
             raise VitxError(f"{type(model).__name__} says no words: it has no generate")
-        from vitx.inputs.processors import quiet
-
         inputs = _unlabelled(inputs)
         with untouched(model), torch.no_grad(), quiet(), refusals(images, inputs):
             made = generate(**inputs.of(images), max_new_tokens=self.most_tokens, do_sample=False)
@@ -181,17 +173,18 @@ class _Spot(Question):
                 )
             return torch.stack([row[place] for row, place in zip(logits, self.places, strict=True)])
 
-        def score(logits: Tensor) -> Tensor:
+        def answers(logits: Tensor) -> Answers:
             outside = [token for token in self.tokens if not 0 <= token < logits.shape[1]]
             if outside:
                 raise VitxError(f"token {outside[0]} is out of range: the model has {logits.shape[1]} tokens")
-            return torch.stack([row[token] for row, token in zip(logits, self.tokens, strict=True)])
+            scores, shares = (
+                torch.stack([row[token] for row, token in zip(rows, self.tokens, strict=True)])
+                for rows in (logits, logits.softmax(1))
+            )
+            found = zip(scores, shares, strict=True)
+            return Answers(scores, [f"{self.said}: {logit:.2f} ({share:.0%})" for logit, share in found])
 
-        def answers(logits: Tensor) -> Answers:
-            found = zip(score(logits), score(logits.softmax(1)), strict=True)
-            return Answers([f"{self.said}: {logit:.2f} ({share:.0%})" for logit, share in found])
-
-        return Asked(images, score, next_word, answers)
+        return Asked(images, answers, next_word)
 
 
 def _speaker(model: nn.Module) -> nn.Module:
@@ -206,16 +199,15 @@ def _ids(inputs: Inputs) -> Tensor:
     return ids
 
 
-def _ends(inputs: Inputs) -> list[int]:
+def _ends(inputs: Inputs, ids: Tensor) -> list[int]:
     """Return how many tokens each prompt has: up to what is to be learned, or to the padding."""
     labels, mask = (inputs.others.get(name) for name in (_LABELS, "attention_mask"))
-    ends = []
-    for index, row in enumerate(_ids(inputs)):
-        end = len(row)
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            end = int(mask[index].nonzero().max()) + 1
-        learned = (labels[index] != _NO_LABEL).nonzero() if isinstance(labels, Tensor) else row[:0]
-        ends.append(int(learned[0]) or end if len(learned) else end)  # what is learned whole has no prompt
+    ends = [ids.shape[1]] * len(ids)
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        ends = [int(row.nonzero().max()) + 1 for row in mask]
+    if isinstance(labels, Tensor):
+        learned = [(row != _NO_LABEL).nonzero() for row in labels]  # what is learned whole has no prompt
+        ends = [int(one[0]) or end if len(one) else end for one, end in zip(learned, ends, strict=True)]
     return ends
 
 
@@ -225,10 +217,9 @@ def _unlabelled(inputs: Inputs) -> Inputs:
 
 def _keeping(model: nn.Module, inputs: Inputs, count: int) -> Inputs:
     """Let a model put out the logits of the last tokens alone, if it can: all of them need much memory."""
-    inputs = _unlabelled(inputs)
-    if _KEEP in inspect.signature(_speaker(model).forward).parameters and _KEEP not in inputs.others:
-        return replace(inputs, others={**inputs.others, _KEEP: count})
-    return inputs
+    takes = inspect.signature(_speaker(model).forward).parameters
+    kept = {_KEEP: count} if _KEEP in takes else {}
+    return replace(inputs, others={**kept, **_unlabelled(inputs).others})
 
 
 def _longer(model: nn.Module, inputs: Inputs, ids: Tensor, new: Tensor) -> Inputs:
@@ -239,7 +230,7 @@ def _longer(model: nn.Module, inputs: Inputs, ids: Tensor, new: Tensor) -> Input
     others = dict(inputs.others)
     for name, one in inputs.others.items():
         if isinstance(one, Tensor) and one.shape == ids.shape:
-            more = new if name == _IDS else torch.full_like(new, int(name in ones), dtype=one.dtype)
+            more = new if name == _IDS else torch.full_like(new, name in ones)
             others[name] = torch.cat([one, more.to(one.dtype)], 1)
     return replace(inputs, others=others)
 
