@@ -50,10 +50,9 @@ class Content:
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Content":
         """Return the same with each tensor as a function makes it."""
-        inputs = {name: function(value) for name, value in self.inputs.items()}
-        known: dict[str, Any] = {name: vars(self)[name] for name in PARTS}
-        known = {name: None if value is None else function(value) for name, value in known.items()}
-        return replace(self, **known, inputs=inputs)
+        made: dict[str, Any] = {"inputs": {name: function(one) for name, one in self.inputs.items()}}
+        made |= {name: function(part) for name in PARTS if (part := vars(self)[name]) is not None}
+        return replace(self, **made)
 
 
 def read_batch(batch: Any, names: ItemNames | None = None, observed: ObservedStep | None = None) -> Content:

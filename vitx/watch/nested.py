@@ -1,6 +1,7 @@
 """Tensors in nested structures, by the path that leads to them."""
 
 import copy
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yield each tensor of a structure with its path, as `1.age`: keys, positions and attributes."""
     if isinstance(value, Tensor):
         yield path, value
-    for name, part in _parts(value):
+    for name, part in _parts(value).items():
         yield from tensors_of(part, f"{path}.{name}" if path else name)
 
 
@@ -24,29 +25,28 @@ def last(path: str) -> str:
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     """Return a copy of a structure with each leaf as a function makes it."""
-    if not (parts := dict(_parts(value))):
+    if not (parts := _parts(value)):
         return function(value)
     made = {name: mapped(part, function) for name, part in parts.items()}
     if hasattr(value, "_make"):  # a named tuple
         return value._make(made.values())
     if isinstance(value, (tuple, list)):
         return type(value)(made.values())
-    found = copy.copy(value)
-    for name, part in made.items():
-        if isinstance(value, Mapping):
-            found[next(key for key in value if str(key) == name)] = part
-        else:
-            setattr(found, name, part)
+    found, keyed = copy.copy(value), isinstance(value, Mapping)
+    for name, part in zip([*value] if keyed else made, made.values(), strict=True):
+        (operator.setitem if keyed else setattr)(found, name, part)
     return found
 
 
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield items of a mapping, a tuple or a list, or attributes of a plain object, by their names."""
+def _parts(value: Any) -> dict[str, Any]:
+    """Return items of a mapping, a tuple or a list, or attributes of a plain object, by their names."""
+    held: Mapping[Any, Any] = {}
     if isinstance(value, Mapping):
-        yield from ((str(key), part) for key, part in value.items())
+        held = value
     elif hasattr(value, "_asdict"):
-        yield from value._asdict().items()
+        held = value._asdict()
     elif isinstance(value, (tuple, list)):
-        yield from ((str(place), part) for place, part in enumerate(value))
+        held = dict(enumerate(value))
     elif type(value).__module__.split(".")[0] not in _LIBRARIES and not callable(value):
-        yield from getattr(value, "__dict__", {}).items()
+        held = getattr(value, "__dict__", {})
+    return {str(name): part for name, part in held.items()}

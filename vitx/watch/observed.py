@@ -9,33 +9,27 @@ from torch import Tensor, nn
 
 from vitx.models.outputs import Kind
 from vitx.watch.nested import mapped, tensors_of
-from vitx.watch.step import FILLED, NEW, Comparison, Node, StepRecorder, Value, name_of
+from vitx.watch.step import FILLED, Comparison, Node, StepRecorder, Value, name_of
 
-# Operators whose lists are shapes.
-_SHAPED = ("view", "_unsafe_view", "reshape", "expand", *FILLED, *NEW)
+_SHAPED = ("view", "_unsafe_view", "reshape", "expand", *FILLED)  # operators whose lists are shapes
 
 
 class Replay:
-    """The calls that make a value, or all that its call puts out, from the tensors of another batch.
-
-    Those that write into what the value needs are among them.
-    """
+    """The calls that make a value, or all that its call puts out, from the tensors of another batch."""
 
     def __init__(self, nodes: Sequence[Node], value: Value, whole: bool = False) -> None:
-        found, needed = list[Node](), {value}
-        count = 0 if value.node is None else nodes.index(value.node) + 1
-        for node in reversed(nodes[:count]):
+        self.nodes, self._value, self._whole = list[Node](), value, whole
+        needed, count = {value}, 0 if value.node is None else nodes.index(value.node) + 1
+        for node in reversed(nodes[:count]):  # also what writes into what is needed
             if node.writes & {one.storage for one in needed} or any(one.node is node for one in needed):
-                found.append(node)
+                self.nodes.insert(0, node)
                 needed |= node.needs
-        self.nodes, self._value, self._whole = found[::-1], value, whole
         self.leaves = sorted({one.path or "" for one in needed if one.node is None})  # by their paths
 
     def __call__(self, leaves: Mapping[str, Tensor], model: nn.Module, was: int) -> Any:
         """Compute the value for other images with parts of a model; `was` is the number in the recording."""
         writes, size = any(node.writes for node in self.nodes), len(next(iter(leaves.values())))
-        made: dict[tuple[Node | None, str | None], Any]
-        made = {(None, path): leaf.clone() if writes else leaf for path, leaf in leaves.items()}
+        made: dict[Any, Any] = {(None, p): leaf.clone() if writes else leaf for p, leaf in leaves.items()}
         out = None
 
         def given(leaf: Any) -> Any:
@@ -45,7 +39,7 @@ class Replay:
             args, called = node.args, node.called
             if isinstance(called, (str, nn.Module)):
                 called = model.get_submodule(called) if isinstance(called, str) else called
-            elif name_of(called) in _SHAPED:
+            elif name_of(called).removeprefix("new_") in _SHAPED:
                 args = tuple([size, *arg[1:]] if _begins_with(arg, was) else arg for arg in args)
             elif name_of(called) == "arange":
                 args = tuple(size if arg == was else arg for arg in args)
@@ -109,9 +103,8 @@ def _kind(best: Comparison) -> Kind:
     if len(shape) not in (1, 2):
         return "features"
     if best.kind == "numbers":
-        end = best.ends[-1] if best.ends else best.output.ended_by
         ended: dict[str, Kind] = {"sigmoid": "shares", "softmax": "class"}
-        return ended.get(end, "numbers")
+        return ended.get((best.output.ended_by, *best.ends)[-1], "numbers")
     single = len(shape) == 1 or shape[1] == 1
     return "class" if single and best.kind == "classes" else best.kind
 

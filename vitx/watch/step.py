@@ -34,20 +34,21 @@ _ENDS = {
     **dict.fromkeys(("gt", "ge", "lt", "le", "round", "sign"), "threshold"),
     **{name: name for name in ("sigmoid", "log", "exp")},
 }
+# How a call compares an output that ends so: by hand in a loss, and in a metric.
+_BY_HAND: dict[str, Kind] = {
+    **dict.fromkeys(("softmax", "log_softmax", "log"), "class"),
+    **dict.fromkeys(("sigmoid", "log_sigmoid"), "classes"),
+}
+_METRICS: dict[str, Kind] = {"argmax": "class", "threshold": "classes"}
 # The same values in another form, or those of them that are known.
-_SAME = frozenset((
+_SAME = {
     *("view", "_unsafe_view", "view_as", "reshape", "_reshape_alias", "flatten", "ravel", "squeeze"),
     *("unsqueeze", "permute", "transpose", "t", "expand", "contiguous", "clone", "detach", "alias", "to"),
     *("_to_copy", "type_as", "broadcast_tensors", "clamp", "clamp_min", "clamp_max", "nan_to_num"),
     "masked_select",
-))  # fmt: skip
+}
 _PARTS = ("select", "slice", "narrow", "split", "chunk")  # which are the same where they take all
-FILLED = ("zeros", "ones", "full", "empty")
-FACTORIES = (*FILLED, "arange")  # which take no tensor
-NEW = tuple(f"new_{one}" for one in FILLED)
-_NEW = (*NEW, *(f"{one}_like" for one in FILLED))  # which take nothing of a tensor but its shape
-_OF_CLASS = ("softmax", "log_softmax", "log")
-_OF_CLASSES = ("sigmoid", "log_sigmoid")
+FILLED = ("zeros", "ones", "full", "empty")  # which take no tensor, or, as new_zeros, only its kind
 
 
 @dataclass(eq=False, slots=True)  # slots: a structure of tensors must take it for a leaf
@@ -137,7 +138,7 @@ class StepRecorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [] if self.error else self._known((args, kwargs))
-        outside = self._depth == 0 and (given or name_of(func) in FACTORIES)
+        outside = self._depth == 0 and (given or name_of(func) in (*FILLED, "arange"))
         if given:
             self._try(self._compare, name_of(func), args)
         taken = self._try(self._taken, args, kwargs) if outside else None
@@ -155,8 +156,7 @@ class StepRecorder(TorchDispatchMode):
             return None
 
     def _known(self, structure: Any) -> list[Value]:
-        found = (self._values.get(tensor) for _, tensor in tensors_of(structure))
-        return [value for value in found if value is not None]
+        return [self._values[one] for _, one in tensors_of(structure) if one in self._values]
 
     def _taken(self, args: Any, kwargs: Any) -> Any:
         """Return arguments with values for the tensors that are made anew in a replay."""
@@ -207,9 +207,8 @@ class StepRecorder(TorchDispatchMode):
         self.nodes.append(node)
         of_images: list[Value] = []
         for path, tensor in tensors_of(output):
-            inside = self._values.get(tensor)
             value = Value.of(tensor, given, of_model=True, node=node, path=path)
-            if inside is not None:
+            if (inside := self._values.get(tensor)) is not None:
                 value.leaves = inside.leaves
                 if inside.path is None:
                     inside.node, inside.path = node, path
@@ -248,8 +247,7 @@ class StepRecorder(TorchDispatchMode):
 
 def _written(func: Any, args: Any) -> frozenset[int]:
     """Return the storages that an operator writes into."""
-    schema = getattr(func, "_schema", None)
-    arguments = schema.arguments if schema is not None and schema.is_mutable else ()
+    arguments = func._schema.arguments if hasattr(func, "_schema") else ()
     written = [arg for arg, one in zip(args, arguments, strict=False) if one.is_write]
     return frozenset(tensor.untyped_storage()._cdata for _, tensor in tensors_of(written))
 
@@ -259,14 +257,14 @@ def derived(name: str, args: Any, given: Sequence[Value], in_model: bool, out: T
     if not given:
         return Value.of(out, frozenset())
     first, of_model = given[0], in_model or any(one.of_model for one in given)
-    same = name in _SAME or (name in _PARTS and out.numel() == first.shape.numel())
-    if same or (name == "index" and is_masked(args)):
-        return Value.of(out, first.leaves, core=first.core or first, ends=first.ends, of_model=of_model)
-    leaves = frozenset[str]() if name in _NEW else frozenset[str]().union(*(one.leaves for one in given))
-    if name in _ENDS and of_model:
-        ends = (*first.ends, _ENDS[name])
-        return Value.of(out, leaves, core=first.core or first, ends=ends, of_model=True)
-    return Value.of(out, leaves, of_model=of_model)
+    whole = name in _PARTS and out.numel() == first.shape.numel()
+    same = name in _SAME or whole or (name == "index" and is_masked(args))
+    is_new = name.startswith("new_") or name.endswith("_like")  # and takes nothing of a tensor but its shape
+    leaves = first.leaves if same else frozenset[str]().union(*(one.leaves for one in given if not is_new))
+    if not same and (name not in _ENDS or not of_model):
+        return Value.of(out, leaves, of_model=of_model)
+    ends = first.ends if same else (*first.ends, _ENDS[name])
+    return Value.of(out, leaves, core=first.core or first, ends=ends, of_model=of_model)
 
 
 def compared(
@@ -281,10 +279,10 @@ def compared(
     else:
         for one, other in ((first, second), (second, first)):
             end = one.ends[-1] if one.ends else ""
-            if name in ("eq", "ne") and end in ("argmax", "threshold"):
-                yield one, other, "class" if end == "argmax" else "classes", 2
-            elif name in ("mul", "sub", "rsub", "xlogy") and end in (*_OF_CLASS, *_OF_CLASSES):
-                yield one, other, "class" if end in _OF_CLASS else "classes", 1
+            if name in ("eq", "ne") and end in _METRICS:
+                yield one, other, _METRICS[end], 2
+            elif name in ("mul", "sub", "rsub", "xlogy") and end in _BY_HAND:
+                yield one, other, _BY_HAND[end], 1
             elif name in ("sub", "rsub") and numbers and not end:
                 yield one, other, "numbers", 1
 
