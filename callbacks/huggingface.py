@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
 
 from vitx.errors import VitxError
 from vitx.watch import Host, Observer
-from vitx.watch.calling import averaged, unwrapped
+from vitx.watch.calling import unwrapped
 from vitx.watch.host import Group
 from vitx.watch.loggers import MlflowRun, WandbRun
 
@@ -103,7 +103,9 @@ class RolloutCallback(Observer, TrainerCallback):
         """Show what the trained weights look at."""
         self._fire(state)
         self.end(self._host)
-        self._host.close()
+        for logger in self._host.loggers:
+            if hasattr(logger, "file_writer"):  # which writing has opened again after the Trainer closed it
+                logger.close()
         self.close()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
@@ -126,8 +128,8 @@ class TrainerHost(Host):
         root, loggers = trainer.args.output_dir or ".", list(_loggers(trainer))
         super().__init__(unwrapped(trainer.model), root=root, loggers=loggers)  # type: ignore[arg-type]
         self.trainer, self.group = trainer, Group.of(trainer.model_wrapped)
-        writers = [logger for logger in self.loggers if hasattr(logger, "log_dir")]
-        self.run = Path(writers[0].log_dir) if writers else None
+        self.callbacks = trainer.callback_handler.callbacks
+        self.run = next((Path(one.log_dir) for one in loggers if hasattr(one, "log_dir")), None)
 
     def validation(self) -> Any:
         """Return the loader of the `eval_dataset`, or one for each of them."""
@@ -150,10 +152,8 @@ class TrainerHost(Host):
 
     def explained(self, weights: str) -> nn.Module:
         """Return the model, or the averaged weights that it or a callback holds."""
-        if weights == "ema":
-            callbacks = self.trainer.callback_handler.callbacks
-            return averaged([*(v for one in callbacks for v in vars(one).values()), self.model])
-        return self.trainer.model_wrapped if self.group.in_step else self.model
+        in_step = self.group.in_step and weights != "ema"
+        return self.trainer.model_wrapped if in_step else super().explained(weights)
 
     def normalizers(self) -> Iterable[Any]:
         """Return the image processor."""
@@ -181,12 +181,6 @@ class TrainerHost(Host):
     def epoch(self) -> float | None:
         """Return how many epochs are done, with a fraction."""
         return self.trainer.state.epoch
-
-    def close(self) -> None:
-        """Close writers that writing has opened again after the Trainer closed them."""
-        for logger in self.loggers:
-            if hasattr(logger, "file_writer"):
-                logger.close()
 
 
 def _loggers(trainer: Trainer) -> Iterator[Any]:

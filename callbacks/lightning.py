@@ -12,14 +12,11 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning_utilities.core import rank_zero
 from torch import nn
 
 from vitx.errors import VitxError
 from vitx.watch import Host, Observer
-from vitx.watch.calling import averaged
 from vitx.watch.host import Group
-from vitx.watch.messages import silenced
 
 if TYPE_CHECKING or find_spec("pytorch_lightning") is None:
     Callback = pl.Callback
@@ -71,15 +68,12 @@ class RolloutCallback(Observer, Callback):
             self._recording.enter_context(self.record_step(pl_module, batch, "training_step"))
 
     def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, place: int = 0
     ) -> None:
         """Record the first step of a validation, also in the sanity check."""
-        if batch_idx == 0 and dataloader_idx == self._loader_place(trainer):
+        loaders = getattr(trainer.val_dataloaders, "iterables", trainer.val_dataloaders)
+        names = dict(enumerate(loaders)) if isinstance(loaders, dict) else {}
+        if batch_idx == 0 and self.dataloader_idx in (place, names.get(place)):
             self._recording.enter_context(self.record_step(pl_module, batch, "validation_step"))
 
     def _end_recording(self, *_: Any, **__: Any) -> None:
@@ -94,22 +88,18 @@ class RolloutCallback(Observer, Callback):
             self._fire(trainer, pl_module, _steps_logged(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fire at the end of every n-th epoch, before what monitors the validation saves a checkpoint."""
-        if trainer.state.fn == "validate" and self.on_validate:
-            self._fire(trainer, pl_module, trainer.global_step)
-        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking and self._epoch_is_due(trainer)
-        if fitting and trainer.fit_loop.epoch_loop._num_ready_batches_reached():
-            self._fire(trainer, pl_module, _steps_logged(trainer))
+        """Fire at the end of every n-th epoch, or of what runs outside of a training, if asked for."""
+        if trainer.state.fn != "fit":
+            if self.on_validate:
+                self._fire(trainer, pl_module, trainer.global_step)
+        elif not trainer.sanity_checking and trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+            self._fire_if_due(trainer, pl_module, _steps_logged(trainer))
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what the tested weights look at, in the first images of the test set."""
-        if self.on_validate:
-            self._fire(trainer, pl_module, trainer.global_step)
+    on_test_end = on_validation_end
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fire at the end of every n-th epoch that does not end with a validation."""
-        if self._epoch_is_due(trainer):
-            self._fire(trainer, pl_module, _steps_logged(trainer) - 1)
+        self._fire_if_due(trainer, pl_module, _steps_logged(trainer) - 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what the trained weights look at."""
@@ -120,15 +110,9 @@ class RolloutCallback(Observer, Callback):
         """Release the images and the folder."""
         self.close()
 
-    def _loader_place(self, trainer: Trainer) -> int:
-        place = self.dataloader_idx
-        if isinstance(place, int):
-            return place
-        loaders: Any = getattr(trainer.val_dataloaders, "iterables", trainer.val_dataloaders)
-        return list(loaders).index(place) if place in loaders else 0
-
-    def _epoch_is_due(self, trainer: Trainer) -> bool:
-        return bool(self.every_n_epochs) and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+    def _fire_if_due(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._fire(trainer, module, step)
 
     def _fire(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         self.observe(LightningHost(trainer, module), step, trainer.global_step)
@@ -143,6 +127,7 @@ class LightningHost(Host):
         root = "." if "://" in trainer.default_root_dir else trainer.default_root_dir
         super().__init__(module, run=_run_of(trainer), root=root, loggers=trainer.loggers)
         self.trainer, self.module = trainer, module
+        self.callbacks = trainer.callbacks  # type: ignore[attr-defined]
         self.leaves_files = not getattr(trainer, "fast_dev_run", False)
         # In all strategies but DDP, each rank holds only a part of the model.
         in_step = "DDPStrategy" not in {kind.__name__ for kind in type(trainer.strategy).__mro__}
@@ -161,9 +146,7 @@ class LightningHost(Host):
     def explained(self, weights: str) -> nn.Module:
         """Return the module, or the averaged weights that it or a callback holds."""
         if weights == "ema":
-            callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-            held = [value for callback in callbacks for value in vars(callback).values()]
-            return averaged([one for one in held if not isinstance(one, LightningModule)] + [self.module])
+            return super().explained(weights)
         mesh: Any = getattr(self.trainer.strategy, "_device_mesh", None)
         split = mesh is not None and "tensor_parallel" in mesh.mesh_dim_names
         if split and mesh["tensor_parallel"].size() > 1:
@@ -182,8 +165,7 @@ class LightningHost(Host):
 
     def _changing_batches(self) -> Iterator[pl.Callback]:
         """Yield earlier callbacks whose hook may change a batch; of later ones, the step shows it."""
-        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        for callback in takewhile(lambda one: not isinstance(one, RolloutCallback), callbacks):
+        for callback in takewhile(lambda one: not isinstance(one, RolloutCallback), self.callbacks):
             hook = type(callback).on_validation_batch_start
             if not hook.__module__.startswith(("lightning.", "pytorch_lightning.")):
                 yield callback
@@ -195,16 +177,15 @@ class LightningHost(Host):
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Set the stage of a validation, and drop what the forward pass logs of these images."""
-        state, log = self.trainer.state.stage, vars(self.module).get("log")
-        self.module.log = lambda *_, **__: None  # type: ignore[method-assign]
-        self.trainer.state.stage = type(state)("validate")  # type: ignore[misc]
+        state, held = self.trainer.state, vars(self.module)
+        stage, own = state.stage, {"log": held["log"]} if "log" in held else {}
+        state.stage, held["log"] = type(stage)("validate"), lambda *_, **__: None  # type: ignore[misc]
         try:
             yield
         finally:
-            self.trainer.state.stage = state
-            del self.module.log
-            if log is not None:
-                self.module.log = log  # type: ignore[method-assign]
+            state.stage = stage
+            del held["log"]
+            held.update(own)
 
     def normalizers(self) -> Iterable[Any]:
         """Return what the data module, the module and callbacks hold: their hooks may normalize."""
@@ -214,7 +195,7 @@ class LightningHost(Host):
     def settings(self) -> Mapping[str, Any]:
         """Return what a command line was given, and what module and data module say of themselves."""
         known: dict[str, Any] = {}
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in self.callbacks:
             if type(callback).__name__ == "SaveConfigCallback":
                 known |= yaml.safe_load(callback.parser.dump(callback.config, skip_none=False))
         for holder in (getattr(self.trainer, "datamodule", None), self.module):
@@ -232,14 +213,6 @@ class LightningHost(Host):
     def publish(self, numbers: Mapping[str, float]) -> None:
         """Make the numbers known to callbacks that monitor some, as `self.log` does."""
         self.trainer.callback_metrics.update({name: torch.tensor(n) for name, n in numbers.items()})
-
-    def warn(self, sentence: str) -> None:
-        """Warn as Lightning does; through its logger where a project silences warnings."""
-        (rank_zero.log.warning if silenced(sentence) else rank_zero.rank_zero_warn)(sentence)
-
-    def inform(self, sentence: str) -> None:
-        """Inform through Lightning's logger."""
-        rank_zero.rank_zero_info(sentence)
 
 
 class _Together:

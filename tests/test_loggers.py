@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader
 from tests.lightning_models import SmallClassifier, fit, samples
 from tests.run_folders import kept
 from vitx.callbacks import RolloutCallback
-from vitx.watch.loggers import drop_from, facts_of, save_picture, settings_of, show_picture, write_scalars
+from vitx.files import encode, write_atomically
+from vitx.watch.loggers import drop_from, facts_of, settings_of, show_picture, write_scalars
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
 MAPS = {"rollout": np.random.default_rng(0).random((4, 14, 14), np.float32)}
@@ -141,6 +142,10 @@ def files(folder):
 
 def numbered(steps):
     return [f"maps-{step:06d}.png" for step in steps]
+
+
+def save_picture(path, picture):
+    write_atomically(path, lambda file: encode(file, picture))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The module that is explained: which weights, and how it is called."""
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
+from inspect import Parameter, signature
 from typing import Any
 
 from timm.utils import ModelEmaV2, ModelEmaV3
@@ -20,13 +20,14 @@ Forward = Callable[..., Tensor]
 FORWARD_FN = "give forward_fn=lambda module, images: ..."
 
 
-def averaged(holders: Iterable[Any]) -> nn.Module:
-    """Return averaged weights of torch or timm that are among the holders or in a module of these."""
-    for one in holders:
-        for candidate in one.modules() if isinstance(one, nn.Module) else (one,):
-            if isinstance(candidate, (AveragedModel, ModelEmaV2, ModelEmaV3)):
-                found: nn.Module = candidate.module
-                return found
+def averaged(model: nn.Module, callbacks: Iterable[Any]) -> nn.Module:
+    """Return averaged weights of torch or timm that callbacks or the model hold."""
+    held = [value for callback in callbacks for value in vars(callback).values()]
+    modules = [one for one in held if isinstance(one, nn.Module) and not isinstance(one, type(model))]
+    for candidate in (part for one in (*modules, model) for part in one.modules()):
+        if isinstance(candidate, (AveragedModel, ModelEmaV2, ModelEmaV3)):
+            found: nn.Module = candidate.module
+            return found
     raise VitxError(
         'weights="ema" needs averaged weights: keep a torch.optim.swa_utils.AveragedModel or a ModelEmaV3 of '
         "timm in the module, or add a callback that has one"
@@ -102,10 +103,8 @@ def call_of(
     return Call(lambda images: model(images, **given) if given else forward(model, images), model, called)
 
 
-def _asked_for(
-    called: str, parameters: Iterable[inspect.Parameter], named: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+def _asked_for(called: str, parameters: list[Parameter], named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    variadic = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
     wanted = [one.name for one in parameters if one.default is one.empty and one.kind not in variadic]
     if missing := [one for one in wanted if one not in named]:
         raise VitxError(
@@ -115,8 +114,8 @@ def _asked_for(
     return {one: named[one] for one in wanted}
 
 
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+def _parameters(function: Callable[..., Any]) -> list[Parameter]:
     try:
-        return list(inspect.signature(function).parameters.values())
+        return list(signature(function).parameters.values())
     except (TypeError, ValueError):  # written in C
         return []

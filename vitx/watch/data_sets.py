@@ -1,7 +1,10 @@
-"""Facts that a data set and other objects of the user's tell: names and labels of classes, normalizations."""
+"""Facts that a data set and other objects of the user's hold: names and labels of classes, normalizations."""
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -12,12 +15,15 @@ from vitx.errors import VitxError
 from vitx.inputs.preprocessing import normalization
 from vitx.pictures.colors import BYTES, UNSCALED, Scale, fits
 from vitx.watch.batches import LABELS
-from vitx.watch.held import attributes, held_by
 
 _NAMES = ("classes", "class_to_idx", "label_to_id", "class_names")
 _MOST_READ = 2000  # samples, in search of classes where the data set does not tell them
 _CHANNELS = 64  # at most
 _SCALE_NAMES = ("mean", "std"), ("image_mean", "image_std")  # the second ones are those of image processors
+_OPAQUE = (str, bytes, int, float, bool, type, ModuleType, Tensor, type(None))
+_LIBRARIES = ("builtins", "torch", "torchvision", "lightning", "pytorch_lightning", "typing", "collections")
+_DEEP = 9  # attributes of attributes
+_MOST = 256  # parts of one: what has more holds samples
 
 
 def class_names(data: Any) -> tuple[str, ...] | None:
@@ -83,15 +89,13 @@ def _labels(data: Any) -> Sequence[int] | None:
     if isinstance(data, Subset):
         whole = _labels(data.dataset)
         return None if whole is None else [whole[place] for place in data.indices]
-    listed = [getattr(data, name, None) for name in ("targets", "labels", "_labels")]
-    listed = list(data.tensors[1:2]) if isinstance(data, TensorDataset) else listed
-    return next(filter(None, (_whole_numbers(values, len(data)) for values in listed)), None)
-
-
-def _whole_numbers(values: Any, length: int) -> list[int] | None:
-    numbers = values.tolist() if hasattr(values, "tolist") else values
-    fits = isinstance(numbers, (list, tuple)) and len(numbers) == length
-    return list(numbers) if fits and all(type(number) is int for number in numbers) else None
+    listed: list[Any] = [getattr(data, name, None) for name in ("targets", "labels", "_labels")]
+    for values in data.tensors[1:2] if isinstance(data, TensorDataset) else listed:
+        numbers = values.tolist() if hasattr(values, "tolist") else values
+        one_each = isinstance(numbers, (list, tuple)) and len(numbers) == len(data)
+        if one_each and all(type(number) is int for number in numbers):
+            return list(numbers)
+    return None
 
 
 def _feature_names(data: Any) -> Sequence[str] | None:
@@ -142,3 +146,56 @@ def _numbers(value: Any) -> tuple[float, ...]:
         numbers = torch.as_tensor(value, dtype=torch.float64).flatten()
         return tuple(numbers.tolist()) if len(numbers) <= _CHANNELS and not isinstance(value, bool) else ()
     return ()
+
+
+def held_by(*values: Any, whole: Callable[[Any], Any] = lambda one: False) -> Iterator[Any]:
+    """Yield objects and what they consist of, level by level, each once; not the parts of what is `whole`.
+
+    Nothing is computed on the way: properties of a data set may be slow. Of a function, it looks at what that
+    refers to outside of itself; of an object, also at its class.
+    """
+    level, seen = list(values), set[int]()
+    for _ in range(_DEEP):
+        new = {id(one): one for one in level if id(one) not in seen and not _is_opaque(one)}
+        seen.update(new)
+        yield from new.values()
+        level = [part for one in new.values() if not whole(one) for part in _parts(one)]
+
+
+def attributes(value: Any) -> Mapping[str, Any]:
+    """Return the attributes that are kept, not computed; of a function, the names it refers to."""
+    if isinstance(value, FunctionType):
+        return dict(_used_by(value))
+    with suppress(AttributeError):
+        return dict(object.__getattribute__(value, "__dict__"))
+    return {}
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, (Mapping, list, tuple, set, partial, MethodType)):
+        parts = gc.get_referents(value)
+        yield from parts if len(parts) <= _MOST else ()
+        return
+    yield from attributes(value).values()
+    for kind in type(value).__mro__:  # what all objects of a class share, and its methods refer to
+        if kind.__module__.split(".")[0] not in _LIBRARIES:
+            yield from vars(kind).values()
+
+
+def _used_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # not yet filled
+            yield name, cell.cell_contents
+    codes = [function.__code__]
+    for code in codes:  # and those of the functions inside
+        codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+        held = function.__globals__
+        yield from ((name, held[name]) for name in code.co_names if name in held)
+
+
+def _is_opaque(value: Any) -> bool:
+    """Return whether to look no further: a value, or what the data belongs to."""
+    if isinstance(value, nn.Module):
+        return any(True for _ in value.parameters())
+    trains = callable(getattr(type(value), "fit", None))  # and holds the data of the training, too
+    return trains or isinstance(value, _OPAQUE)

@@ -18,11 +18,11 @@ from vitx.models.isolation import untouched
 from vitx.models.outputs import Kind, beyond, declared_classes, kind_of, told_apart
 from vitx.targets import Prompted, Question, Text
 from vitx.watch.calling import FORWARD_FN, call_of
-from vitx.watch.held import seeded
 from vitx.watch.host import Host
 from vitx.watch.images import Samples
 from vitx.watch.nested import last
 from vitx.watch.observed import ObservedStep
+from vitx.watch.readers import seeded
 from vitx.watch.settings import Settings
 
 T = TypeVar("T")
@@ -37,21 +37,15 @@ Options = Mapping[str, Mapping[str, Any]]  # of each method, by its name
 class SampleExplainer:
     """Explain the same images again and again, as the settings say."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, observed: ObservedStep | None = None) -> None:
         self._settings = settings
+        self.observed = observed  # the user's own step, where that was recorded
         self.kind: Kind | None = None  # of the output; None as long as that is not known
         self._shape: Sequence[int] = ()  # of the output of one image
-        self.observed: ObservedStep | None = None  # the user's own step, where that was recorded
+        self._classless = False  # whether the prediction is asked for, and the output tells none
+        self._asks = settings.target == "caption" or isinstance(settings.target, Question)  # for no class
 
-    def learn(self, observed: ObservedStep | None) -> None:
-        """Take what a recording of the user's step tells."""
-        self.observed = observed
-        if observed is not None:
-            self.kind = None
-
-    def explain(
-        self, host: Host, model: nn.Module, samples: Samples
-    ) -> tuple[dict[str, Explanation], dict[str, Exception]]:
+    def explain(self, host: Host, samples: Samples) -> tuple[dict[str, Explanation], dict[str, Exception]]:
         """Return the explanation of each method, and the error of each that failed, the same on all ranks.
 
         Methods share their passes; where one fails, each is tried alone.
@@ -59,14 +53,18 @@ class SampleExplainer:
         found, errors = dict[str, Explanation](), dict[str, Exception]()
 
         def explain_part(methods: Options, part: slice) -> dict[str, Explanation]:
-            done = self._run(host, model, samples, part, partial(explain_methods, methods=methods))
+            done = self._run(host, samples, part, partial(explain_methods, methods=methods))
             return {name: one.without_images().cpu() for name, one in done.items()}
 
-        with untouched(model):
+        with untouched(model := host.explained(self._settings.weights)):
             host.group.take_buffers_of_first(model)
             if self.kind is None:
                 self._look(host, model, samples)
-            groups = [self.methods]
+            methods = dict(self._settings.methods)
+            if self._classless and any(find_method(name).gradient for name in methods):
+                methods = {name: one for name, one in methods.items() if not find_method(name).gradient}
+                methods.setdefault("attention", {})
+            groups: list[Options] = [methods]
             for group in groups:  # which grows
                 try:
                     parts = host.group.of_parts(len(samples), _BATCH, partial(explain_part, group))
@@ -76,32 +74,11 @@ class SampleExplainer:
                         groups += [{name: options} for name, options in group.items()]
                     else:
                         errors |= dict.fromkeys(group, error)
-        return {name: found[name] for name in self.methods if name in found}, errors
+        return {name: found[name] for name in methods if name in found}, errors
 
-    @property
-    def methods(self) -> Options:
-        """The options of the methods in use: where there are no classes, `attention` for those of a class."""
-        methods: Options = self._settings.methods
-        kept = {name: options for name, options in methods.items() if not find_method(name).gradient}
-        fit = not self._classless or len(kept) == len(methods)
-        return methods if fit else kept | {"attention": kept.get("attention", {})}
-
-    @property
-    def _classless(self) -> bool:
-        """True if the prediction is asked for, and the output tells none."""
-        several = self.kind in _NUMBERS and prod(self._shape) > 1
-        return self._settings.target == "predicted" and (several or self.kind == "features")
-
-    @property
-    def _asks(self) -> bool:
-        """True if no class of the output is asked for."""
-        return self._settings.target == "caption" or isinstance(self._settings.target, Question)
-
-    @property
-    def _words(self) -> str:
-        """What the model puts out."""
-        sizes = " x ".join(map(str, self._shape))
-        return "features" if len(self._shape) < 2 else f"{sizes} numbers for each image"
+    def _output(self) -> str:
+        numbers = f"{' x '.join(map(str, self._shape))} numbers for each image"
+        return f"the model puts out {numbers if len(self._shape) > 1 else 'features'}"
 
     def fits(self, names: Sequence[str] | None) -> bool:
         """Return whether there is a name for each class."""
@@ -116,75 +93,70 @@ class SampleExplainer:
         if labels is not None and beyond(labels, width):
             yield f"label {int(labels.max())} is beyond the {width} outputs"
         if self._classless:
-            yield (
-                f"the model puts out {self._words}: methods of a score need a target function; if its "
-                "head stands elsewhere, give forward_fn, or the two as one model"
-            )
+            elsewhere = "if its head stands elsewhere, give forward_fn, or the two as one model"
+            yield f"{self._output()}: methods of a score need a target function; {elsewhere}"
             if len(self._shape) < 2 and (self.observed is None or self.observed.kind is None):
                 yield "if these are scores, give class_names"
 
-    def faithfulness(
-        self, host: Host, model: nn.Module, samples: Samples, found: Mapping[str, Explanation]
-    ) -> dict[str, float]:
+    def faithfulness(self, host: Host, samples: Samples, found: dict[str, Explanation]) -> dict[str, float]:
         """Return `METHOD/deletion` and `insertion`, and of classes `reliance`, the same on every rank."""
         if self._asks:
             raise VitxError("faithfulness is measured of classes and target functions alone")
         if self._classless:
-            raise VitxError(f"the model puts out {self._words}: faithfulness needs a target function")
+            raise VitxError(f"{self._output()}: faithfulness needs a target function")
         measure: Measure = "sigmoid" if self.kind == "classes" else "probability"
         count, logits = min(self._settings.faithfulness, len(samples)), next(iter(found.values())).logits
-        others = None
-        if self.kind in _CLASSES and count > 1:
-            others = samples.images[of_another_class(logits[:count])]
+        compared = self.kind in _CLASSES and count > 1
+        others = samples.images[of_another_class(logits[:count])] if compared else None
 
         def judge_part(part: slice) -> dict[str, Tensor]:
-            maps = {name: one.maps[part] for name, one in found.items()}
-            filled = None if others is None else others[part]
-            known: dict[str, Any] = {"whole": logits[part], "others": filled, "first": part.start}
-            do = partial(faithfulness, maps=maps, measure=measure, batch_size=_BATCH, **known)
-            judged = self._run(host, model, samples, part, do)
+            known: dict[str, Any] = {"maps": {name: one.maps[part] for name, one in found.items()}}
+            known |= {"whole": logits[part], "others": None if others is None else others[part]}
+            do = partial(faithfulness, measure=measure, batch_size=_BATCH, first=part.start, **known)
+            judged = self._run(host, samples, part, do)
             return {f"{name}/{one}": value.cpu() for name in judged for one, value in judged[name].items()}
 
-        with untouched(model):
+        with untouched(host.explained(self._settings.weights)):
             parts = host.group.of_parts(count, _BATCH, judge_part)
         return {name: torch.cat([part[name] for part in parts]).float().mean().item() for name in parts[0]}
 
-    def _run(self, host: Host, model: nn.Module, samples: Samples, part: slice, do: Callable[..., T]) -> T:
+    def _run(self, host: Host, samples: Samples, part: slice, do: Callable[..., T]) -> T:
         """Run a function on the model as it is called, on some images and their target, on its device."""
+        model = host.explained(self._settings.weights)
         weight = next(model.parameters(), samples.images)
         device, kind = weight.device, weight.dtype if weight.is_floating_point() else torch.float32
         inputs = {name: value[part].to(device) for name, value in samples.inputs.items()}
-        with host.precision():
-            images = samples.images[part].to(device, kind)
-            target = self._target(samples)
-            target = target[part] if isinstance(target, Tensor) else target
+        images, target = samples.images[part].to(device, kind), self._target(samples)
+        if isinstance(target, Tensor):
+            target = target[part]
+        with host.precision(), seeded():  # whatever was drawn before, to choose the images
             if isinstance(target, Question):
                 target = target.of(part)
-            observed = self.observed if samples.observed else None
-            with seeded():  # whatever was drawn before, to choose the images
                 if isinstance(target, Prompted):
                     if images.ndim != 4:
                         found = f"(B, C, H, W), found {tuple(images.shape)}"
                         raise VitxError(f"a training shows a word of one picture for each prompt, {found}")
                     named = {last(name): one for name, one in {**inputs, samples.name: images}.items()}
                     return do(model, inputs=named, image=last(samples.name), target=target)
-                if isinstance(target, Question) and target.runs_inside(model):
+                if target.runs_inside(model):
                     return do(model, images, target=target)
-                if samples.observed and observed is None:
-                    raise VitxError(f"the step was seen on rank 0 alone: {FORWARD_FN}")
-                forward_fn = self._settings.forward_fn
-                call = call_of(model, forward_fn, observed, samples.name, inputs, host.by_name)
-                return do(call, images, target=target)
+            if samples.observed and self.observed is None:
+                raise VitxError(f"the step was seen on rank 0 alone: {FORWARD_FN}")
+            observed = self.observed if samples.observed else None
+            called = self._settings.forward_fn, observed, samples.name, inputs, host.by_name
+            return do(call_of(model, *called), images, target=target)
 
     def _look(self, host: Host, model: nn.Module, samples: Samples) -> None:
         """Learn from one image what the module puts out; where that fails, the methods say so."""
         try:
             look = partial(explain_methods, methods=["rollout"])
-            one = host.group.from_all(lambda: self._run(host, model, samples, slice(0, 1), look))[0]
+            one = host.group.from_all(lambda: self._run(host, samples, slice(0, 1), look))[0]
             logits = one["rollout"].logits
         except Exception:
             return
         self.kind, self._shape = self._kind(host, model, samples, logits), logits.shape[1:]
+        several = self.kind in _NUMBERS and prod(self._shape) > 1
+        self._classless = self._settings.target == "predicted" and (several or self.kind == "features")
 
     def _kind(self, host: Host, model: nn.Module, samples: Samples, logits: Tensor) -> Kind:
         """Return what an output is: as the user's step compares it, else as labels, names and model tell."""

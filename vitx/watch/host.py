@@ -1,7 +1,11 @@
-"""Answers of a training to what a watch asks of it, and its processes, which call each method together."""
+"""Answers of a training to what a watch asks of it, its processes, and attempts that must not stop it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +18,13 @@ from torch.utils.data import DataLoader
 from vitx.errors import VitxError, in_words
 from vitx.watch.calling import averaged, unwrapped
 from vitx.watch.loggers import settings_of
-from vitx.watch.messages import inform, warn
 from vitx.watch.readers import BATCH
 
 T = TypeVar("T")
+_log = logging.getLogger("vitx")
+
+# Of a model of which each rank holds a part, by torch's FSDP (1 or 2); DeepSpeed's ZeRO leaves a `ds_id`.
+_SHARDED = ("DTensor", "FlatParameter", "FullyShardedDataParallel")
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,9 @@ class Group:
         """Return the processes that torch.distributed knows, and whether they share the parts of a model."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return cls()
-        size = torch.distributed.get_world_size()
-        return cls(torch.distributed.get_rank(), size, size > 1 and _is_sharded(model))
+        size, parts = torch.distributed.get_world_size(), (*model.parameters(), *model.modules())
+        in_step = any(type(one).__name__ in _SHARDED or hasattr(one, "ds_id") for one in parts)
+        return cls(torch.distributed.get_rank(), size, size > 1 and in_step)
 
     def share(self, count: int) -> slice:
         """Return which of `count` images are this rank's: equal parts, some empty if there are few."""
@@ -95,6 +103,7 @@ class Host:
     name = "Watch"  # begins each sentence that the watch says
     leaves_files = True  # whether the run may leave any
     by_name = False  # whether the training gives the model what is in a batch by its names
+    callbacks: Sequence[Any] = ()  # of the training, which may hold averaged weights
 
     def __init__(
         self,
@@ -123,8 +132,8 @@ class Host:
         return DataLoader(data, BATCH)
 
     def explained(self, weights: str) -> nn.Module:
-        """Return the module that is explained now; averaged weights ("ema") are looked for in the model."""
-        return averaged([self.model]) if weights == "ema" else unwrapped(self.model)
+        """Return the module that is explained now: the model, or averaged weights ("ema") that it holds."""
+        return averaged(self.model, self.callbacks) if weights == "ema" else unwrapped(self.model)
 
     def prepared(self, batch: Any, place: int) -> Any:
         """Return a batch of the validation loader at a place as the model gets it."""
@@ -163,17 +172,56 @@ class Host:
         """Tell other parts of the training the numbers of a firing, on every rank."""
 
     def warn(self, sentence: str) -> None:
-        """Warn of what went wrong, on rank 0."""
-        warn(sentence)
+        """Warn of what went wrong, on rank 0; through the logger where a project silences warnings."""
+        if _is_silenced(sentence):
+            _log.warning(sentence)
+        else:
+            warnings.warn(sentence, stacklevel=2)
 
     def inform(self, sentence: str) -> None:
-        """Tell what went well, on rank 0."""
-        inform(sentence)
+        """Tell what went well, on rank 0: through the logger where someone listens, else to stderr."""
+        if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
+            _log.info(sentence)
+        else:
+            print(sentence, file=sys.stderr)
 
 
-def _is_sharded(model: nn.Module) -> bool:
-    """Return whether a rank holds only a part of it, by torch's FSDP (1 or 2) or DeepSpeed's ZeRO."""
-    sharded = {"DTensor", "FlatParameter"}
-    return any(type(p).__name__ in sharded or hasattr(p, "ds_id") for p in model.parameters()) or any(
-        type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()
-    )
+def _is_silenced(sentence: str) -> bool:
+    """Return whether the filters of `warnings` ignore it; those of a module or a line do not count."""
+    for action, message, category, module, line in warnings.filters:
+        about_us = issubclass(UserWarning, category) and not (module or line)
+        if about_us and (message is None or re.match(message, sentence)):
+            return action == "ignore"
+    return False
+
+
+class Attempts:
+    """Attempts at what may fail: errors stop the training, on all ranks together, only if asked for."""
+
+    def __init__(self, raises: bool) -> None:
+        self._raises = raises
+        self._said: set[tuple[str, str]] = set()
+
+    def on_first(self, host: Host, do: Callable[[], None]) -> None:
+        """Run on rank 0 alone; where errors are raised, no other rank is left waiting."""
+        if self._raises:
+            host.group.from_first(do)
+        elif host.group.rank == 0:
+            do()
+
+    @contextmanager
+    def forgiving(self, host: Host, what: str, step: int | None = None) -> Iterator[None]:
+        """Say on rank 0 what its block could not do, and go on, unless errors are to be raised.
+
+        Each kind of error is said once in each place: texts may differ by a step or an address.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self._raises:
+                raise
+            known = (what, str(error) if isinstance(error, VitxError) else type(error).__name__)
+            if known not in self._said and host.group.rank == 0:
+                when = "" if step is None else f" at step {step}"
+                host.warn(f"{host.name} {what}{when}: {in_words(error)}")
+            self._said.add(known)

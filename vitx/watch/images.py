@@ -1,6 +1,6 @@
 """The images that are watched: the same ones at every firing and in every run."""
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import IterableDataset, Subset
 
 from vitx.errors import VitxError, last_line
@@ -62,8 +63,8 @@ class Source:
     """
 
     def __init__(self, loader: Any) -> None:
-        self._loader, readers = loader, readers_in(loaders_in(loader))
-        sets: dict[int, Any] = {id(one.dataset): one.dataset for one in readers}
+        self._loader, self._readers = loader, readers_in(loaders_in(loader))
+        readers, sets = self._readers, {id(one.dataset): one.dataset for one in self._readers}
         self.data: Any = next(iter(sets.values())) if len(sets) == 1 else getattr(loader, "dataset", None)
         self.name = type(loader if self.data is None else self.data).__name__
         keys = keys_of(readers[0]) if len(readers) == 1 and readers[0].batch_sampler is not None else None
@@ -71,27 +72,24 @@ class Source:
         self.keys: dict[int, Any] | None = None if keys is None else dict(places)  # by their places
         self.length = None if self.keys is None else max(len(self.data), len(self.keys))  # type: ignore[arg-type]
 
-    def evenly(self, count: int) -> dict[int, list[float]] | None:
-        """Choose batches by their numbers, and where in each images are, from 0 to 1: evenly spaced over all.
+    def evenly(self, count: int) -> list[float] | None:
+        """Choose evenly spaced images, as numbers of batches: 1.25 is a quarter through the second batch.
 
         None where the number of batches is not known, as in a stream.
         """
-        parts = loaders_in(self._loader)
-        if any(isinstance(one.dataset, IterableDataset) for one in readers_in(parts)):
+        if any(isinstance(one.dataset, IterableDataset) for one in self._readers):
             return None
         try:
             batches = len(self._loader)
         except (TypeError, NotImplementedError, RuntimeError):
             return None
-        chosen: dict[int, list[float]] = {}
-        for number in range(count):
-            batch, place = divmod((number + 0.5) * batches / count, 1)
-            chosen.setdefault(int(batch), []).append(place)
-        return chosen
+        return [(number + 0.5) * batches / count for number in range(count)]
 
     @contextmanager
-    def fetch(self, keys: Sequence[Any] | None) -> Iterator[Iterator[Any]]:
-        """Read batches of the samples with these keys (None: all), and leave the user's loader as it was."""
+    def fetch(self, places: Sequence[int] | None) -> Iterator[Iterator[Any]]:
+        """Read batches of the samples at these places (None: all), and leave the user's loader as it was."""
+        known = self.keys or {}
+        keys = None if places is None else [known.get(place, place) for place in places]
         with replaced(self._loader, keys) as loader:
             try:
                 with closing(_batches(loader)) as batches:
@@ -124,12 +122,11 @@ class Selection:
 
     def _chosen(self, before: Sequence[int] | None) -> Samples:
         images, host, settings = self.settings.images, self.host, self.settings
-        if _are(images, str | Path):
+        if files := _are(images, str | Path):
             images = to_tensor(images, preprocessing_of(host.model))
-            return Samples(read_batch(images).images.cpu(), shown=tuple(range(len(images))))
         if isinstance(images, Tensor):
-            shown = evenly_spaced(len(images), min(settings.num_images, len(images)))
-            return Samples(read_batch(images).images.cpu(), shown=shown)
+            count = len(images) if files else min(settings.num_images, len(images))
+            return Samples(read_batch(images).images.cpu(), shown=evenly_spaced(len(images), count))
         if images is None or _are(images, int):
             return self._of_loader(one_of(host.validation(), settings.dataloader_idx), before)
         indexed = hasattr(images, "__getitem__") and hasattr(images, "__len__")
@@ -143,14 +140,10 @@ class Selection:
         source, named = Source(loader), _are(settings.images, int)
         if source.keys is None and (settings.per_class or named):
             raise VitxError(f"images of {source.name} have no indices, as in a stream: give images instead")
-        places = chosen = spread = None
-        if source.keys is None:
-            spread = source.evenly(settings.num_measured)
-        else:
-            places = self._places(source, source.keys, before)
-            chosen = [source.keys.get(place, place) for place in places]
-        with source.fetch(chosen) as batches:
-            most = settings.num_measured if places is None else len(places)
+        places = None if source.keys is None else self._places(source, before)
+        spread = source.evenly(settings.num_measured) if places is None else None
+        most = settings.num_measured if places is None else len(places)
+        with source.fetch(places) as batches:
             content = join(self._some(batches, spread), most)
         count, transform = len(content), settings.batch_transform
         return Samples(
@@ -167,11 +160,9 @@ class Selection:
             observed=bool(observed and not transform and content.name == observed.images[0]),
         )
 
-    def _places(
-        self, source: Source, keys: Mapping[int, Any], before: Sequence[int] | None
-    ) -> tuple[int, ...]:
-        settings, places = self.settings, list(keys)
-        if not places:
+    def _places(self, source: Source, before: Sequence[int] | None) -> tuple[int, ...]:
+        settings, keys = self.settings, source.keys or {}
+        if not (places := list(keys)):
             raise VitxError("the data set to take images from is empty")
         if _are(settings.images, int):
             length = source.length or 0
@@ -187,7 +178,7 @@ class Selection:
 
         def labels(order: Sequence[int]) -> Iterator[int | None]:
             """Yield the class of each sample; None for those that have no single one."""
-            with source.fetch([keys[places[number]] for number in order]) as batches:
+            with source.fetch([places[number] for number in order]) as batches:
                 for content in map(self._read, batches):
                     single = content.labels is not None and content.labels.ndim == 1
                     yield from map(int, content.labels) if single else (None,)  # type: ignore[arg-type]
@@ -195,17 +186,15 @@ class Selection:
         found = one_of_each_class(Subset(source.data, list(keys.values())), count, labels)
         return tuple(places[number] for number in found)
 
-    def _some(
-        self, batches: Iterable[Any], spread: Mapping[int, Sequence[float]] | None
-    ) -> Iterator[Content]:
-        """Yield the content of batches, or of those that are chosen the images at these places."""
-        last_batch = None if spread is None else max(spread, default=-1) + 1
-        for number, batch in enumerate(islice(batches, last_batch)):
-            if spread is None:
-                yield self._read(batch)
-            elif number in spread:
+    def _some(self, batches: Iterable[Any], spread: Sequence[float] | None) -> Iterator[Content]:
+        """Yield the content of all batches, or the images that are chosen of some, see `Source.evenly`."""
+        if spread is None:
+            yield from map(self._read, batches)
+            return
+        for number, batch in enumerate(islice(batches, int(spread[-1]) + 1)):
+            if inside := [place - number for place in spread if int(place) == number]:
                 content = self._read(batch)
-                rows = sorted({int(place * len(content)) for place in spread[number]})
+                rows = sorted({int(place * len(content)) for place in inside})
                 yield content.mapped(itemgetter(rows))
 
     def _read(self, batch: Any) -> Content:
@@ -223,7 +212,8 @@ def _are(images: Any, kind: Any) -> bool:
 
 def one_of(loaders: Any, place: int | str) -> Any:
     """Return one of the validation loaders (one, a list or a mapping of them, or None), by number or name."""
-    named = dict(enumerate(_flat(loaders))) | (loaders if isinstance(loaders, dict) else {})
+    flat = [one for one in tree_leaves(loaders) if one is not None]
+    named = dict(enumerate(flat)) | (loaders if isinstance(loaders, dict) else {})
     if not named:
         raise VitxError("there is no validation set: give images to watch")
     if place not in named:
@@ -232,14 +222,6 @@ def one_of(loaders: Any, place: int | str) -> Any:
     if not isinstance(loader, Iterable) or is_live(loader):
         raise read_once(loader)
     return loader
-
-
-def _flat(loaders: Any) -> Iterator[Any]:
-    if isinstance(loaders, (dict, list, tuple)):
-        for loader in loaders.values() if isinstance(loaders, dict) else loaders:
-            yield from _flat(loader)
-    elif loaders is not None:
-        yield loaders
 
 
 def _batches(loader: Any) -> Generator[Any, None, None]:

@@ -1,20 +1,18 @@
 """Loggers for pictures and numbers: those of frameworks, writers and runs of libraries, trackers.
 
-A logger is known by what it can do, as classes of one name are made in many packages, and so may you. To add
-one for pictures, see `_writer_of`.
+A logger is known by what it can do, as classes of one name are made in many packages.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vitx.errors import VitxError
-from vitx.files import write_atomically
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
 Write = Callable[[str, Picture, int], Any]  # tag, picture, step
@@ -65,7 +63,7 @@ def _writer_of(logger: Any) -> Write | None:
     if _can(logger, "log_image"):  # Lightning's of Weights & Biases, and any with such a method
         return lambda tag, picture, step: logger.log_image(key=tag, images=[picture], step=step)
     if _can(held, "log_image", "list_artifacts"):  # a client of MLflow
-        return lambda tag, picture, step: _log_once(held, logger.run_id, tag, picture, step)
+        return partial(_log_once, held, logger.run_id)
     if _can(held, "log_image", "log_asset"):  # Comet
         return lambda tag, picture, step: held.log_image(picture, name=tag, step=step)
     return None
@@ -98,11 +96,6 @@ def write_scalars(logger: Any, scalars: Mapping[str, float], step: int) -> None:
         )
 
 
-def save_picture(path: Path, picture: Picture) -> None:
-    """Write a picture to a PNG file."""
-    write_atomically(path, lambda file: Image.fromarray(picture).save(file, "PNG"))
-
-
 def loggers_of(given: Any) -> Iterator[Any]:
     """Yield one or several loggers, and those that an Accelerator writes to."""
     for several in given if isinstance(given, (list, tuple)) else [given]:
@@ -112,7 +105,7 @@ def loggers_of(given: Any) -> Iterator[Any]:
 
 
 def name_of(logger: Any) -> str:
-    """Return what to call it."""
+    """Return what to call a logger."""
     return str(getattr(logger, "__name__", type(logger).__name__))
 
 

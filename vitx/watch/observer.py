@@ -14,12 +14,11 @@ from vitx.runs import GRIDS, OVERVIEW
 from vitx.watch.calling import is_compiled
 from vitx.watch.data_sets import likely_scales
 from vitx.watch.explaining import SampleExplainer
-from vitx.watch.held import seeded
-from vitx.watch.host import Host
+from vitx.watch.host import Attempts, Host
 from vitx.watch.images import Samples, Selection
 from vitx.watch.loggers import Picture, drop_from, name_of, show_picture, write_scalars
-from vitx.watch.messages import Attempts
 from vitx.watch.observed import observed
+from vitx.watch.readers import seeded
 from vitx.watch.run_writer import Memory, RunWriter
 from vitx.watch.settings import Settings
 from vitx.watch.showing import Display, Firing, about, draw, draw_overview, first_words, measure
@@ -29,10 +28,7 @@ _TRIES = 2  # steps to record until one shows what a batch means
 
 
 class Observer(Settings):
-    """Watch one training, as its settings say; each method is called on all ranks.
-
-    A callback is an observer that tells it when to fire.
-    """
+    """Watch one training, as its settings say; a callback calls each method on all ranks."""
 
     def reset(self) -> None:
         """Make ready for a training from its start."""
@@ -77,8 +73,8 @@ class Observer(Settings):
         recorder = StepRecorder(module, batch)
         with recorder.recording():
             yield
-        self._explainer.learn(step := observed(recorder, where))
-        if step is not None:
+        if (step := observed(recorder, where)) is not None:
+            self._explainer = SampleExplainer(self, step)
             self._drop_images()  # they are chosen anew, as they are known better now
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,8 +82,8 @@ class Observer(Settings):
         return dict(vars(self._memory))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the last firing; entries of another version of vitx are left out."""
-        known = vars(Memory())
+        """Go on after the last firing of an interrupted run; to be called before the first one of this."""
+        known = vars(Memory())  # entries of another version of vitx are left out
         vars(self._memory).update(known | {name: state_dict[name] for name in known if name in state_dict})
 
     def resume(self, host: Host, moment: int, next_step: int) -> None:
@@ -116,7 +112,7 @@ class Observer(Settings):
         if not due:
             return {}
         memory.step = step
-        failing = self._attempts.forgiving(host, "shows nothing", f" at step {step}")
+        failing = self._attempts.forgiving(host, "shows nothing", step)
         with failing, seeded(), torch.inference_mode(False), host.paused():
             return self._fire_at(host, step)
         return {}  # type: ignore[unreachable]  # what failed was said
@@ -125,18 +121,19 @@ class Observer(Settings):
         """Explain on every rank its share of the images, and write on rank 0 what all found."""
         if self._samples is None:
             self._samples = host.group.from_first(partial(self._choose, host))
-        samples, model, memory = self._samples, host.explained(self.weights), self._memory
-        found, errors = self._explainer.explain(host, model, samples)
-        if errors and (not found or self.on_error == "raise"):
+        samples, memory = self._samples, self._memory
+        found, errors = self._explainer.explain(host, samples)
+        if not found:
             raise next(iter(errors.values()))
         for name, error in errors.items():
-            self._attempts.say(host, f"shows no {title_of(name)}", error, f" at step {step}")
+            with self._attempts.forgiving(host, f"shows no {title_of(name)}", step):
+                raise error
         # Sharded models may differ in the last bits among ranks, whose monitors must agree.
         numbers = host.group.from_first(partial(measure, found, samples.masks, memory.maps))
         memory.maps = {name: explanation.maps for name, explanation in found.items()}
         if self.faithfulness:
-            with self._attempts.forgiving(host, "measures no faithfulness", f" at step {step}"):
-                judged = self._explainer.faithfulness(host, model, samples, found)
+            with self._attempts.forgiving(host, "measures no faithfulness", step):
+                judged = self._explainer.faithfulness(host, samples, found)
                 numbers |= {f"vitx/{name}": number for name, number in judged.items()}
         memory.scalars = numbers
         host.publish(numbers)
@@ -145,26 +142,29 @@ class Observer(Settings):
         return numbers
 
     def _choose(self, host: Host) -> Samples:
-        samples = Selection(self, host, self._explainer.observed).choose(self._memory.places)
-        if change := self._memory.remember(samples):
-            host.warn(f"{host.name}: {change}")
+        memory = self._memory
+        samples = Selection(self, host, self._explainer.observed).choose(memory.places)
+        if memory.out_of not in (None, samples.out_of):
+            counts = f"it has {samples.out_of} images and had {memory.out_of}"
+            host.warn(f"{host.name}: the data set has changed: {counts}")
+        memory.places, memory.out_of = samples.places, samples.out_of
         return samples
 
     def _write(self, host: Host, firing: Firing) -> None:
         """Write numbers, maps and the grid; if one fails, the others are still written."""
         self._for_each_logger(host, lambda logger: write_scalars(logger, firing.numbers, firing.step))
-        writer, new = self._writer, self._display is None
-        failing = "shows no picture", f" at step {firing.step}"
+        writer, display = self._writer, self._display
+        failing = partial(self._attempts.forgiving, host, "shows no picture", firing.step)
         if self.save_maps:
             writer.claim(host)
-        with self._attempts.forgiving(host, *failing):
-            if self._display is None:
-                self._display = self._prepare(host, firing)
-                writer.write_display(host, firing, self._display)
+        if new := display is None:
+            with failing():
+                self._display = display = self._prepare(host, firing)
+                writer.write_display(host, firing, display)
         writer.write_firing(host, firing)
-        if (display := self._display) is None:
+        if display is None:
             return  # type: ignore[unreachable]  # what failed was said
-        with self._attempts.forgiving(host, *failing):
+        with failing():
             if display.pixels.ndim == 4:
                 self._overview = partial(draw_overview, firing, display)
             places = self._show_picture(host, GRIDS, draw(firing, display), firing.step)
@@ -181,8 +181,7 @@ class Observer(Settings):
         samples, channels = firing.samples, firing.first.channels
         images = as_images(samples.images, channels)
         scales = likely_scales(host.model, images, samples.scales, host.normalizers())
-        options = self.bands, self.normalization
-        colors = choose_colors(images, scales, *options, colored=channels is not None)
+        colors = choose_colors(images, scales, self.bands, self.normalization, colored=channels is not None)
         pixels = colors.draw(samples.images[list(samples.shown)], channels)
         explainer, names = self._explainer, self.class_names or samples.class_names or host.class_names()
         hints = [*self.hints(samples), *explainer.doubts(samples, names)]
@@ -197,14 +196,12 @@ class Observer(Settings):
     def _show_picture(self, host: Host, tag: str, picture: Picture, step: int) -> list[str]:
         """Show a picture in every logger that can, else write a file, and return where it is."""
         taken = self._for_each_logger(host, lambda logger: show_picture(logger, tag, picture, step))
-        file = None if taken else self._writer.write_picture(host, tag, picture, step)
-        return taken if file is None else [file]
+        return taken or self._writer.write_picture(host, tag, picture, step)
 
     def _for_each_logger(self, host: Host, write: Callable[[Any], Any]) -> list[str]:
         """Return the names of the loggers that took what is written; one that fails does not stop others."""
         taken = []
         for logger in host.loggers:
             with self._attempts.forgiving(host, f"cannot write to {name_of(logger)}"):
-                if write(logger):
-                    taken.append(name_of(logger))
+                taken += [name_of(logger)] if write(logger) else []
         return taken

@@ -2,29 +2,25 @@
 
 import io
 import operator
+import random
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from itertools import chain, islice
 from types import FunctionType
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    Sampler,
-    Subset,
-)
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
+from torch.utils.data.sampler import Sampler
 
 from vitx.errors import VitxError
-from vitx.watch.held import seeded
+from vitx.watch.data_sets import held_by
 
 BATCH = 32  # images read at once where no loader says
 _MOST = 1_000_000  # keys, of a sampler that never ends
@@ -154,6 +150,32 @@ def restored(*loaders: Any) -> Iterator[None]:
         for held, content in lists:
             held.clear()
             (held.extend if isinstance(held, (list, deque)) else held.update)(content)
+
+
+@contextmanager
+def seeded(*holders: Any) -> Iterator[None]:
+    """Run its block with generators that start from the same seed each time, and put their states back.
+
+    These are torch's (CPU and CUDA), numpy's and Python's own, and those that the holders hold. So random
+    transforms give the same images in every run, and a model that hides patches hides the same ones.
+    """
+    devices = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    with ExitStack() as restoring:
+        for one in (random, np.random, torch.default_generator, *devices, *held_by(*holders)):
+            if isinstance(one, torch.Generator):
+                restoring.callback(one.set_state, one.get_state())
+                one.manual_seed(0)
+            elif one is random or (isinstance(one, random.Random) and type(one) is not random.SystemRandom):
+                restoring.callback(one.setstate, one.getstate())
+                one.seed(0)
+            elif one is np.random or isinstance(one, np.random.RandomState):
+                restoring.callback(one.set_state, one.get_state())
+                one.seed(0)
+            elif isinstance(one, np.random.Generator):
+                bits = one.bit_generator
+                restoring.callback(setattr, bits, "state", bits.state)
+                bits.state = type(bits)(0).state
+        yield
 
 
 def is_live(value: Any) -> bool:

@@ -3,20 +3,18 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from vitx.files import encode, write_atomically
 from vitx.runs import FOLDER, LOGITS, SINKS
 from vitx.runs.folder import RunFolder
 from vitx.targets import Question
-from vitx.watch.host import Host
-from vitx.watch.images import Samples
-from vitx.watch.loggers import Picture, facts_of, save_picture
-from vitx.watch.messages import Attempts, path_of
+from vitx.watch.host import Attempts, Host
+from vitx.watch.loggers import Picture, facts_of
 from vitx.watch.settings import Settings
-from vitx.watch.showing import Display, Firing
+from vitx.watch.showing import Display, Firing, path_of
 
 _FEW = 100  # logits of an image, which are kept in full precision
 
@@ -33,13 +31,6 @@ class Memory:
     scalars: dict[str, float] = field(default_factory=dict)  # of the last firing
     folder: str | None = None  # of the run
     run: str | None = None  # its id
-
-    def remember(self, samples: Samples) -> str | None:
-        """Remember these images; return a sentence if their data set is not that of before."""
-        had, self.places, self.out_of = self.out_of, samples.places, samples.out_of
-        if had in (None, samples.out_of):
-            return None
-        return f"the data set has changed: it has {samples.out_of} images and had {had}"
 
 
 class RunWriter:
@@ -62,8 +53,7 @@ class RunWriter:
         known = [Path(one) for one in (host.run and host.run / FOLDER, before) if one]
         for path in known:
             with self._attempts.forgiving(host, f"cannot go on in {path_of(path)}"):
-                found = None if self.folder else RunFolder.reopen(path, str(self._memory.run))
-                if found is not None:
+                if not self.folder and (found := RunFolder.reopen(path, str(self._memory.run))):
                     self._take(found.go_on(next_step), host)
         same = self.folder is not None and self.folder.path in known
         if before is None or same or (folder := self.claim(host)) is None:
@@ -80,23 +70,20 @@ class RunWriter:
 
     def write_display(self, host: Host, firing: Firing, display: Display) -> None:
         """Write the images that are watched from a firing on, and what the run is."""
-        samples, kept = firing.samples, self._kept(firing)
-        arrays = {
-            "pixels": display.pixels.numpy(),
-            "shown": np.array([kept.index(place) for place in samples.shown]),
-        }
+        samples, kept, target = firing.samples, self._kept(firing), self._settings.target
+        shown = np.array([kept.index(place) for place in samples.shown])
+        arrays = {"pixels": display.pixels.numpy(), "shown": shown}
         if samples.labels is not None:
             labels = samples.labels[kept]
             arrays["labels"] = (labels.float() if labels.is_floating_point() else labels).numpy()
-
-        asked = self._settings.target
-        asks = type(asked).__name__.lower() if isinstance(asked, Question) else "function"
+        if not isinstance(target, str | int):
+            target = type(target).__name__.lower() if isinstance(target, Question) else "function"
 
         def write(folder: RunFolder) -> None:
             facts = {
                 "model": model_name(host.model),
                 "methods": self._settings.methods,
-                "target": asked if isinstance(asked, str | int) else asks,
+                "target": target,
                 "kind": firing.kind,
                 "class_names": display.class_names and [str(name) for name in display.class_names],
                 "colormap": display.colormap,
@@ -113,14 +100,12 @@ class RunWriter:
     def write_firing(self, host: Host, firing: Firing) -> None:
         """Write maps in half precision, logits, sinks and numbers."""
         kept, first = self._kept(firing), firing.first
-        arrays: dict[str, Any] = {
-            name: one.maps[kept].numpy().astype(np.float16) for name, one in firing.found.items()
-        }
+        maps = {name: one.maps[kept].numpy().astype(np.float16) for name, one in firing.found.items()}
         logits = first.logits[kept].float().numpy()
         if firing.kind == "class" and logits.ndim == 2 and logits.shape[1] > _FEW:
             # A softmax does not change, and half a number is exact at the likeliest classes.
             logits = (logits - logits.max(1, keepdims=True)).astype(np.float16)
-        arrays[LOGITS] = logits
+        arrays = {**maps, LOGITS: logits}
         if first.sinks is not None:
             arrays[SINKS] = first.sinks[kept].numpy()
         self._write(host, lambda folder: folder.write_firing(firing.step, arrays))
@@ -131,15 +116,15 @@ class RunWriter:
         row = {"step": step, "epoch": host.epoch(), **host.metrics(), **numbers}
         self._write(host, lambda folder: folder.write_numbers(row))
 
-    def write_picture(self, host: Host, tag: str, picture: Picture, step: int) -> str | None:
+    def write_picture(self, host: Host, tag: str, picture: Picture, step: int) -> list[str]:
         """Write a picture that no logger took, and return where; beside maps, only the last one stays."""
         folder, name = self.claim(host), tag.rpartition("/")[2]
         if folder is not None:
             path = folder.path / (f"{name}.png" if self._settings.save_maps else f"{name}-{step:06d}.png")
             with self._attempts.forgiving(host, f"cannot write to {path_of(folder.path)}"):
-                save_picture(path, picture)
-                return path_of(path)
-        return None
+                write_atomically(path, lambda file: encode(file, picture))
+                return [path_of(path)]
+        return []
 
     def end(self, host: Host) -> None:
         """Mark in the folder that the training has come to its end."""

@@ -47,14 +47,14 @@ class Settings:
         """Take the options.
 
         Args:
-            images: a tensor (n, C, H, W), a data set, a list of image files, a list of indices into the
-                validation set, or None: evenly spaced from the validation set.
-            num_images: how many of a tensor or a data set the grid shows; of named files and indices, all are
-                shown. Or two numbers: how many it shows, and how many the numbers are means over.
+            images: a tensor (n, C, H, W), a data set, image files, or indices into the validation set; None:
+                evenly spaced from the validation set.
+            num_images: how many of a tensor or a data set the grid shows (of files and indices: all); or two
+                numbers: how many it shows, and how many the numbers are means over.
             per_class: take one image of each class of the data set, not evenly spaced ones.
             dataloader_idx: which of several validation loaders, by its number or its name.
             batch_transform: a function from a batch of your loader to images, to (images, labels, masks), or
-                to a mapping with such names, where they are not found without it.
+                to a mapping with such names.
             methods: names, or a mapping from names to the options of each, see `vitx.methods()`.
             target: the class that gradient methods explain: "predicted", "label", a class, a function from
                 logits to scores, or one of `vitx.targets`: of several texts, that which an image is nearest
@@ -67,20 +67,19 @@ class Settings:
             at_start: fire before the first step.
             on_validate: fire when the model is validated or tested outside of a training, too.
             class_names: by default those of the data set, else the numbers.
-            labels: the item of a batch that holds the labels, by its key or its place, where they are not
-                those that your step compares the output with.
+            labels: the item of a batch that holds the labels, by its key or its place; by default what your
+                step compares the output with.
             show: the item of a batch that holds the images, where there are several.
             boxes: where the object is in each image: boxes (n, 4) or (n, K, 4), x1, y1, x2, y2 in pixels or
                 as shares of the picture, or masks (n, h, w), True on it; or the item of a batch that holds
                 them, by default what is called boxes or masks.
-            normalization: mean and std, what was subtracted from each channel of the images and what they
-                were then divided by; by default what the transforms of the data set, the module or the data
-                module hold, or the model declares, as far as it fits. Else colours are guessed, as is said.
+            normalization: mean and std of each channel, by which the images were normalised; by default what
+                the transforms of the data set, the module or the data module hold, or the model declares, as
+                far as it fits. Else colours are guessed, as is said.
             bands: which channels are shown, one or three, as (3, 2, 1); by default the first three.
             colormap: the name of a colour map of matplotlib.
-            faithfulness: measure at each firing, on all measured images or the first so many of them, whether
-                the model needs what the maps name, see `vitx.metrics.faithfulness` and `reliance`. It costs
-                some forward passes.
+            faithfulness: measure at each firing, on all measured images or the first so many, whether the
+                model needs what the maps name, see `vitx.metrics.faithfulness` and `reliance`.
             save_maps: keep maps, logits, numbers and the images shown in the folder `vitx` of the run, for
                 `vitx report` and `vitx timelapse`; "all": the maps of all measured images.
             on_error: "warn" lets the training go on when an explanation fails, "raise" does not.
@@ -98,39 +97,32 @@ class Settings:
         self.per_class, self.dataloader_idx, self.batch_transform = per_class, dataloader_idx, batch_transform
         self.items = ItemNames(show, labels, boxes if isinstance(boxes, (str, int)) else None)
         self.boxes = None if isinstance(boxes, (str, int)) else boxes
-        self.methods = with_options(methods)
+        self.methods, self.forward_fn = with_options(methods), forward_fn
         if isinstance(target, str) and target not in ("predicted", "label", "caption"):
-            known = '"predicted", "label", "caption", a class, a function or of vitx.targets'
-            raise VitxError(f"target must be {known}, found {target!r}")
+            kinds = '"predicted", "label", "caption", a class, a function or of vitx.targets'
+            raise VitxError(f"target must be {kinds}, found {target!r}")
         if isinstance(target, Question):
             target = target.one_each()
         if isinstance(target, Text):
             class_names = target.names if target.kind == "class" else class_names
-        self.target = target
-        self.forward_fn = forward_fn
-        self.weights = _one_of("weights", weights, ("current", "ema"))
-        self.every_n_epochs = every_n_epochs or 0
-        self.every_n_steps = every_n_steps or 0
+        self.target, self.class_names = target, names_in(class_names)
+        self.every_n_epochs, self.every_n_steps = every_n_epochs or 0, every_n_steps or 0
         self.at_start, self.on_validate = at_start, on_validate
-        self.class_names = names_in(class_names)
         if normalization is not None and len(normalization) != 2:
             raise VitxError(f"normalization must be (mean, std), found {len(normalization)} values")
-        self.normalization, self.bands = normalization, bands
-        self.colormap = colormap
-        if isinstance(faithfulness, bool):
-            faithfulness = self.num_measured if faithfulness else 0
+        self.normalization, self.bands, self.colormap = normalization, bands, colormap
         if faithfulness < 0:
             raise VitxError(f"faithfulness must be True, False or a number of images, found {faithfulness}")
-        self.faithfulness = faithfulness
-        self.save_maps = _one_of("save_maps", save_maps, (True, False, "all"))
-        self.on_error = _one_of("on_error", on_error, ("warn", "raise"))
+        self.faithfulness = self.num_measured if faithfulness is True else int(faithfulness)
+        for name, value, known in (
+            ("weights", weights, ("current", "ema")),
+            ("save_maps", save_maps, (True, False, "all")),
+            ("on_error", on_error, ("warn", "raise")),
+        ):
+            if value not in known:
+                raise VitxError(f"{name} must be {' or '.join(map(repr, known))}, found {value!r}")
+        self.weights, self.save_maps, self.on_error = weights, save_maps, on_error
         self.reset()
 
     def reset(self) -> None:
         """Make ready for a training from its start."""
-
-
-def _one_of(name: str, value: Any, known: tuple[Any, ...]) -> Any:
-    if value not in known:
-        raise VitxError(f"{name} must be {' or '.join(map(repr, known))}, found {value!r}")
-    return value

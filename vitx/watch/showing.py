@@ -20,7 +20,6 @@ from vitx.pictures.views import Layer, laid_out, slices_of
 from vitx.runs.saved import FRAMES_IN_A_CARD
 from vitx.targets import Question
 from vitx.watch.images import Samples
-from vitx.watch.messages import path_of
 from vitx.watch.settings import TargetOption
 
 _CARD = 350 - 2 * render.GAP  # pixels in TensorBoard, of a strip
@@ -141,3 +140,9 @@ def first_words(firing: Firing, display: Display, kept: Path | None, places: Seq
         where += f", maps in {path_of(kept)}"
     how = "; ".join(filter(None, (str(display.colors), *samples.found, known, where, *display.hints)))
     return f"watches {images} by {methods}: {how}"
+
+
+def path_of(path: str | Path) -> str:
+    """Return a path as short as it can be said here: relative, if it is below the working folder."""
+    whole, here = Path(path).absolute(), Path.cwd()
+    return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)

@@ -32,23 +32,22 @@ class Watch(Observer):
     """Show what a Vision Transformer looks at, while a loop of your own trains it.
 
     Each call logs one grid (rows: images; columns: the input and each method's overlay) under `vitx/maps`,
-    and for each method numbers, `vitx/METHOD/...`, as means over the images. `close`, or the end of a `with`
-    block around the loop, tells that the training has ended. The training is the same, bit for bit, with and
-    without the watch. Several processes that train together all call it: they share the images.
+    and numbers, `vitx/METHOD/...`, as means over the images. `close`, or the end of a `with` block around the
+    loop, tells that the training has ended. The training is the same, bit for bit, with and without the
+    watch. Several processes that train together all call it: they share the images.
 
     Args:
         model: the one that is trained; also compiled, wrapped for several processes, or averaged.
         data: what images are taken from: the validation loader, a data set, a batch, a tensor (n, C, H, W),
             or a list of image files. Of several loaders, in a list or a mapping, `dataloader_idx` chooses.
         log_dir: the folder of the run. Pictures and numbers go to TensorBoard files there, unless a logger
-            is given; maps, and pictures that no logger takes, to its folder `vitx`. A folder that holds
-            another run is not touched: the next free number beside it is taken.
+            is given; maps, and pictures that no logger takes, to its folder `vitx`. If it holds another run,
+            the next free number beside it is taken.
         logger: where pictures and numbers go: a SummaryWriter, a run of Weights & Biases, the module mlflow,
             an Accelerator with trackers, an object with methods `log_image(key, images, step)` and
             `log_metrics(metrics, step)`, or several of these. False: pictures become PNG files.
         hyperparameters: of the training, for the report; they may be nested.
-        **options: those of `vitx.watch.Settings`, as of all callbacks. With `every_n_steps`, calls between
-            are passed over.
+        **options: those of `vitx.watch.Settings`; with `every_n_steps`, calls between are passed over.
 
     Raises:
         VitxError: An argument is wrong.
@@ -80,15 +79,14 @@ class Watch(Observer):
         loaders = _as_loaders(data)
         if loaders is None and data is not None:
             if "images" in options:
-                raise VitxError(
-                    "images are indices into a data set or a loader: give only the images that you want"
-                )
+                only = "give only the images that you want"
+                raise VitxError(f"images are indices into a data set or a loader: {only}")
             options["images"] = data
         super().__init__(**options)
         self._logger, self._log_dir, self._host = logger, log_dir, Host(model, loaders, root="runs")
         self._host.hyperparameters = hyperparameters or {}
         self._first_call = FirstCall(unwrapped(model))
-        self._resumed = self._begun = self._closed = False
+        self._begun = self._closed = False
 
     def __call__(self, step: int, metrics: Mapping[str, float] | None = None) -> Mapping[str, float]:
         """Explain the images, and log what was found, once for each step.
@@ -121,46 +119,38 @@ class Watch(Observer):
 
     def hints(self, samples: Samples) -> Iterator[str]:
         """Say where the images may differ from those that the loop gives the model."""
-        as_given = self.batch_transform is not None or not samples.source
-        if not as_given and (said := not_normalized(self._host.model, samples.images)):
+        loaded = samples.source and self.batch_transform is None
+        if loaded and (said := not_normalized(self._host.model, samples.images)):
             yield said
 
     def __enter__(self) -> "Watch":
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._close(ended=error is None)
+        self._begun = self._begun and error is None  # what has failed has not ended
+        self.close()
 
     def close(self) -> None:
         """Show all maps of the last call at once, and mark in the folder that the training has ended."""
-        self._close(ended=True)
-
-    def _close(self, ended: bool) -> None:
-        if ended and self._begun and not self._closed:
+        if self._begun and not self._closed:
             self.end(self._host)
         for writer in self._host.loggers if self._logger is None and not self._closed else ():
             writer.close()
         self._closed = True
         super().close()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the last call of an interrupted run; to be called before the first one of this."""
-        super().load_state_dict(state_dict)
-        self._resumed = True
-
     def _begin(self) -> None:
         """Find where to write, as processes and trackers may be started after the watch is made."""
         host, self._begun = self._host, True
         host.loggers = list(loggers_of(self._logger)) if self._logger else []
-        of_loggers = (getattr(logger, "log_dir", None) for logger in host.loggers)
-        run = self._log_dir or next(filter(None, of_loggers), None)
-        host.run = run and Path(run)
+        runs = (self._log_dir, *(getattr(logger, "log_dir", None) for logger in host.loggers))
+        host.run = next((Path(run) for run in runs if run), None)
         self._attempts.on_first(host, partial(self._take_folder, host))
 
     def _take_folder(self, host: Host) -> None:
         """Take a folder for the run, or that of the interrupted one, and write to TensorBoard there."""
         next_step = self._memory.step + 1
-        if self._resumed:
+        if next_step:
             self._writer.reopen(host, next_step)
         taken = self._writer.claim(host) if self._logger is None or self.save_maps else None
         if self._logger is not None or taken is None:
@@ -181,19 +171,17 @@ class FirstCall:
     def __init__(self, model: nn.Module) -> None:
         self.images: Tensor | None = None  # (B, ...), in host memory, once the model was called
         self.paused = False  # while vitx itself calls the model
-        self._hook: Any = None
         if not is_compiled(model):
             self._hook = model.register_forward_pre_hook(self._keep, with_kwargs=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep nothing: a copy of the model that is made before its first call sees none."""
-        return {"images": None, "paused": True, "_hook": None}
+        return {"images": None, "paused": True}
 
     def _keep(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.paused or self._hook is None:
+        if self.paused:
             return
         self._hook.remove()
-        self._hook = None
         given = [tensor for _, tensor in tensors_of((args, kwargs)) if tensor.ndim >= _FEWEST]
         self.images = given[0].detach().to("cpu", torch.float32, copy=True) if given else None
 
@@ -203,9 +191,8 @@ def not_normalized(model: nn.Module, images: Tensor) -> str | None:
     mean, std = normalization(model)
     if (tuple(mean), tuple(std)) == UNSCALED or images.amin() < 0 or images.amax() > 1:
         return None
-    said = ", ".join(f"{value:.3g}" for value in mean)
-    found = f"the images lie in [0, 1], and the model declares mean {said}"
-    return f"{found}: if your loop normalises, give {_GIVE}"
+    declared = f"the model declares mean {', '.join(f'{value:.3g}' for value in mean)}"
+    return f"the images lie in [0, 1], and {declared}: if your loop normalises, give {_GIVE}"
 
 
 def differs(given: Tensor, held: Tensor) -> str | None:
