@@ -39,8 +39,9 @@ class Replay:
             args, called = node.args, node.called
             if isinstance(called, (str, nn.Module)):
                 called = model.get_submodule(called) if isinstance(called, str) else called
-            elif name_of(called).removeprefix("new_") in _SHAPED:
-                args = tuple([size, *arg[1:]] if _begins_with(arg, was) else arg for arg in args)
+            elif name_of(called).removeprefix("new_") in _SHAPED and was > 1:  # one image cannot be told
+                shapes = (isinstance(arg, (list, tuple)) and [*arg[:1]] == [was] for arg in args)
+                args = tuple([size, *arg[1:]] if own else arg for arg, own in zip(args, shapes, strict=True))
             elif name_of(called) == "arange":
                 args = tuple(size if arg == was else arg for arg in args)
             out = called(*mapped(args, given), **mapped(node.kwargs, given))
@@ -123,8 +124,3 @@ def _logit(shares: Tensor) -> Tensor:
     least = torch.finfo(shares.dtype).eps
     shares = shares.clamp(least, 1 - least)
     return shares.log() - (1 - shares).log()
-
-
-def _begins_with(arg: Any, size: int) -> bool:
-    """Return whether a shape may begin with the number of images; of one image, that cannot be told."""
-    return isinstance(arg, (list, tuple)) and len(arg) > 0 and size > 1 and arg[0] == size
