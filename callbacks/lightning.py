@@ -68,12 +68,17 @@ class RolloutCallback(Observer, Callback):
             self._recording.enter_context(self.record_step(pl_module, batch, "training_step"))
 
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, place: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Record the first step of a validation, also in the sanity check."""
         loaders = getattr(trainer.val_dataloaders, "iterables", trainer.val_dataloaders)
         names = dict(enumerate(loaders)) if isinstance(loaders, dict) else {}
-        if batch_idx == 0 and self.dataloader_idx in (place, names.get(place)):
+        if batch_idx == 0 and self.dataloader_idx in (dataloader_idx, names.get(dataloader_idx)):
             self._recording.enter_context(self.record_step(pl_module, batch, "validation_step"))
 
     def _end_recording(self, *_: Any, **__: Any) -> None:

@@ -45,7 +45,6 @@ class Prompted(Question):
         return Prepared(with_prompt(model, processor, pictures, self.prompt), *scale_of(processor))
 
     def _processor(self, model: nn.Module) -> Any:
-
         return saved_processor(model) if self.processor is None else self.processor
 
     def _tokenizer(self, model: nn.Module) -> Any:
