@@ -43,7 +43,7 @@ from tqdm import tqdm
 from truth_cases import CONTENDERS, REFERENCE, as_maps, on_grid
 
 from vitx import metrics
-from vitx.inputs.choosing import preprocessing_of
+from vitx.inputs.prepared import preprocessing_of
 from vitx.inputs.preprocessing import Preprocessing
 from vitx.models.checkpoints import model_of_weights
 

@@ -35,8 +35,7 @@ from vitx.cli.many import Explainer, Place, predict, read_picture
 from vitx.cli.model import Subject
 from vitx.cli.output import Output
 from vitx.files import PICTURES, encode
-from vitx.inputs.choosing import preprocessing_of
-from vitx.inputs.prepared import to_tensor
+from vitx.inputs.prepared import preprocessing_of, to_tensor
 from vitx.inputs.reading import find_pictures
 from vitx.models.checkpoints import model_of_weights
 from vitx.models.classes import known_class_names

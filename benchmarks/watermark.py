@@ -36,7 +36,7 @@ from truth_cases import CONTENDERS, on_grid
 
 import vitx
 from vitx.errors import VitxError
-from vitx.inputs.choosing import preprocessing_of
+from vitx.inputs.prepared import preprocessing_of
 from vitx.inputs.reading import find_pictures, read_picture
 from vitx.metrics import energy_inside, pointing_game
 from vitx.models.checkpoints import model_of_weights

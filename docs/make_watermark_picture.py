@@ -18,7 +18,7 @@ from torch import nn
 
 import vitx
 from vitx.files import write_png
-from vitx.inputs.choosing import preprocessing_of
+from vitx.inputs.prepared import preprocessing_of
 from vitx.pictures import render
 from vitx.pictures.captions import captions_said
 

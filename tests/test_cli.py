@@ -175,6 +175,23 @@ class TestSweep:
         assert sentence in capsys.readouterr().err
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.parametrize("words", [[], ["--target", "0"], ["--target", "yes"]])
+    def test_of_a_model_with_one_logit(self, folder, words, tmp_path, monkeypatch):
+        """It tells two classes apart, and each has its own share."""
+        cat, weights, names = folder / "cat.png", tmp_path / "one.safetensors", tmp_path / "names.txt"
+        model = models.spread(timm.create_model(NAME, num_classes=1, **OPTIONS)).eval()
+        with torch.no_grad():
+            model.head.bias += 1 - model(vitx.explain(model, cat).images)[0]
+        save_file(model.state_dict(), weights)
+        names.write_text("no\nyes\n")
+        titles, beside = [], vitx.pictures.render.beside
+        monkeypatch.setattr(vitx.pictures.render, "beside", lambda one: titles.extend(one) or beside(one))
+        naming = ["--model", NAME, "--model-options", json.dumps(OPTIONS)]
+        naming += ["--weights", str(weights), "--class-names", str(names)]
+        output = ["--output", str(tmp_path / "sweep.png")]
+        assert main(["sweep", str(cat), *naming, *words, *output]) == 0
+        assert titles[1] == f"gradient rollout: {'no 27%' if '0' in words else 'yes 73%'}"
+
 
 class TestCompare:
     def test_side_by_side(self, folder, tmp_path):

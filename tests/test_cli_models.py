@@ -169,7 +169,7 @@ def test_ways_to_one_model(explained, belongings, words):
 
     model = own.net().eval()
     model.load_state_dict(vitx.models.checkpoints.read_weights(belongings / "net.safetensors"))
-    prepare = vitx.inputs.choosing.preprocessing_of(
+    prepare = vitx.inputs.prepared.preprocessing_of(
         model, mean=[0.4] if SIZED[0] in words else None, std=[0.2] if SIZED[0] in words else None
     )
     wanted = vitx.explain(model, prepare(Image.open("x.png"))[None], "evidence")

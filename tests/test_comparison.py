@@ -24,8 +24,7 @@ from tests.played_runs import (
     write_run,
 )
 from tests.test_report import articles, films, picture, report, said
-from vitx import cli
-from vitx.cli.comparison import columns
+from vitx.cli.page import columns
 from vitx.runs.comparing import compare_settings, disagreement, meetings
 from vitx.runs.run import Run
 from vitx.runs.saved import SavedMaps
@@ -262,7 +261,7 @@ def test_where_there_is_much_the_slider_has_fewer_places(tmp_path, monkeypatch):
     assert "has 12 places" not in whole
     films_of_it = sum(map(len, re.findall(r'class="film" src="(.*?)"', whole)))
     limit = len(whole.encode()) - films_of_it // 2
-    monkeypatch.setattr(cli.comparison, "_MOST_BYTES", limit)
+    monkeypatch.setattr("vitx.cli.report._MOST_BYTES", limit)
     assert report(tmp_path / "logs", "--output", tmp_path / "page.html") == 0
     page = (tmp_path / "page.html").read_text("utf-8")
     assert len(page.encode()) <= limit

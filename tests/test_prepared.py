@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import vitx
 from tests import models
 from vitx import VitxError
-from vitx.inputs.choosing import preprocessing_of
-from vitx.inputs.prepared import prepared
+from vitx.inputs.prepared import prepared, preprocessing_of
 from vitx.inputs.preprocessing import Preprocessing, normalization
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
@@ -167,6 +166,14 @@ def test_files_and_arrays_for_a_model_of_one_channel(tmp_path):
     shown = found[0].pixels()[0, 16, :, 0].tolist()
     assert abs(shown[0] - 60) <= 1
     assert abs(shown[-1] - 200) <= 1
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+def test_an_array_of_channels_goes_the_way_of_a_picture(crop_mode):
+    smooth = Image.fromarray(PIXELS).resize((300, 200), Image.Resampling.BICUBIC)
+    channels = np.ascontiguousarray(np.asarray(smooth, np.float32).transpose(2, 0, 1) / 255)
+    prepare = Preprocessing((96, 96), (0.5,) * 3, (0.25,) * 3, crop_pct=0.9, crop_mode=crop_mode)
+    assert torch.allclose(prepare(channels), prepare(smooth), atol=0.2)  # of a picture, steps are rounded
 
 
 def test_files_are_none_for_a_model_of_many_channels():

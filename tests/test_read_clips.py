@@ -13,12 +13,20 @@ from torch.utils.data import DataLoader
 from tests.hugging_face import hugging_face_of_clips
 from tests.played_runs import open_run
 from vitx import VitxError, Watch, cli
-from vitx.inputs.bands import read_image
-from vitx.inputs.clips import CHANNELS_FIRST, FRAMES_FIRST, ClipPreprocessing, read_clip
-from vitx.inputs.volumes import VolumePreprocessing, read_volume
+from vitx.inputs.clips import ClipPreprocessing, VolumePreprocessing
+from vitx.inputs.reading import read_image
 from vitx.runs.saved import read_run
 
 COUNT, HEIGHT, WIDTH = 12, 48, 64
+
+
+def clips(frames, **more):
+    """The preprocessing of clips of so many frames."""
+    return ClipPreprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, frames=frames, **more)
+
+
+def volumes(**more):
+    return VolumePreprocessing((4, 6), (2.0,), (0.5,), depth=3, **more)
 
 
 @pytest.fixture
@@ -49,12 +57,12 @@ WRITERS = {"film.mp4": write_film, "film.gif": write_gif, "film.npy": np.save}
 @pytest.mark.parametrize("name", WRITERS)
 def test_evenly_spaced_frames_are_read(name, frames, tmp_path):
     WRITERS[name](tmp_path / name, frames)
-    found = read_clip(tmp_path / name, 4)
+    found = clips(4).read(tmp_path / name)
     assert found.shape == (4, HEIGHT, WIDTH, 3)
     expected = frames[[0, 4, 7, 11]].astype(float)
     assert np.abs(found - expected).max() < 8  # films and GIFs lose a little
     with pytest.raises(VitxError, match="has 12 frames, and the model takes 13"):
-        read_clip(tmp_path / name, 13)
+        clips(13).read(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -75,23 +83,22 @@ def test_what_is_no_clip_is_said_in_a_sentence(name, content, said, tmp_path):
     elif content is not None:
         np.save(tmp_path / name, content)
     with pytest.raises(VitxError, match=said):
-        read_clip(tmp_path / name, 2)
+        clips(2).read(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_larger_frames_than_are_allowed_are_refused(name, frames, tmp_path):
     WRITERS[name](tmp_path / name, frames)
-    prepare = ClipPreprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, frames=4)
-    assert prepare.read(tmp_path / name, WIDTH * HEIGHT).shape == (4, HEIGHT, WIDTH, 3)
+    assert clips(4, most_pixels=WIDTH * HEIGHT).read(tmp_path / name).shape == (4, HEIGHT, WIDTH, 3)
     with pytest.raises(VitxError, match=r"64 x 48 pixels, more than the 3,071 .* max_pixels=N"):
-        prepare.read(tmp_path / name, WIDTH * HEIGHT - 1)
+        clips(4, most_pixels=WIDTH * HEIGHT - 1).read(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("library", "read", "name"),
     [
-        ("av", lambda path: read_clip(path, 2), "a.mp4"),
-        ("nibabel", read_volume, "a.nii.gz"),
+        ("av", clips(2).read, "a.mp4"),
+        ("nibabel", volumes().read, "a.nii.gz"),
         ("tifffile", lambda path: read_image(path, 5), "a.tif"),
     ],
 )
@@ -103,10 +110,10 @@ def test_a_library_that_is_missing_is_named(library, read, name, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("time_axis", "shape"), [(CHANNELS_FIRST, (3, 12, 16, 16)), (FRAMES_FIRST, (12, 3, 16, 16))]
+    ("time_axis", "channels", "shape"), [(2, 1, (3, 12, 16, 16)), (1, 2, (12, 3, 16, 16))]
 )
-def test_frames_are_prepared_as_images_in_their_order(time_axis, shape, frames):
-    prepare = ClipPreprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, frames=COUNT, time_axis=time_axis)
+def test_frames_are_prepared_as_images_in_their_order(time_axis, channels, shape, frames):
+    prepare = clips(COUNT, channels=channels)
     found = prepare(frames)
     assert found.shape == shape == prepare.shape
     over_time = found.movedim(time_axis - 1, 0).flatten(1).mean(1)
@@ -221,7 +228,7 @@ class Scanned(Net):
 def test_the_command_explains_a_volume(name, write, tmp_path):
     values = np.random.default_rng(0).random((20, 24, 28), dtype=np.float32)
     write(tmp_path / name, values)
-    assert np.allclose(read_volume(tmp_path / name), values, atol=1e-6)
+    assert np.allclose(volumes().read(tmp_path / name), values, atol=1e-6)
     asked = ["--model", "tests.test_read_clips:Scanned", "--input-options", "volume=8,16,16"]
     asked += ["--save", "png", "maps"]
     assert cli.main(["explain", str(tmp_path), *asked, "--output", str(tmp_path / "o")]) == 0
@@ -231,7 +238,7 @@ def test_the_command_explains_a_volume(name, write, tmp_path):
 
 
 def test_a_volume_is_resampled_and_normalised():
-    prepare = VolumePreprocessing((4, 6), (2.0,), (0.5,), depth=3)
+    prepare = volumes()
     found = prepare(np.full((5, 7, 9), 3.0, np.float32))
     assert found.shape == prepare.shape == (1, 3, 4, 6)
     torch.testing.assert_close(found, torch.full_like(found, 2.0))
@@ -253,13 +260,12 @@ def test_what_is_no_volume_is_said_in_a_sentence(content, said, tmp_path):
     elif content is not None:
         np.save(path, content)
     with pytest.raises(VitxError, match=said):
-        read_volume(path)
+        volumes().read(path)
 
 
 @pytest.mark.parametrize(("name", "write"), [("scan.nii.gz", write_nifti), ("scan.npy", np.save)])
 def test_a_volume_with_more_voxels_than_are_allowed_is_refused(name, write, tmp_path):
     write(tmp_path / name, np.ones((4, 5, 6), np.float32))
-    prepare = VolumePreprocessing((4, 6), (2.0,), (0.5,), depth=3)
-    assert prepare.read(tmp_path / name, 120).shape == (4, 5, 6)
+    assert volumes(most_pixels=120).read(tmp_path / name).shape == (4, 5, 6)
     with pytest.raises(VitxError, match="4 x 5 x 6 voxels, more than the 119"):
-        prepare.read(tmp_path / name, 119)
+        volumes(most_pixels=119).read(tmp_path / name)

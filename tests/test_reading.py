@@ -10,8 +10,8 @@ from PIL import Image
 
 from vitx import VitxError
 from vitx.inputs import reading as pictures
+from vitx.inputs.clips import VOLUMES
 from vitx.inputs.reading import find_pictures, read_picture, to_rgb
-from vitx.inputs.volumes import VOLUMES
 
 LEFT = np.zeros((20, 30, 3), np.uint8)
 LEFT[:, :10] = (200, 40, 10)  # a bar on the left

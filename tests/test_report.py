@@ -32,8 +32,7 @@ from tests.played_runs import (
     write_run,
 )
 from vitx.cli import main
-from vitx.cli.curves import charts, charts_of_runs
-from vitx.cli.page import columns_of
+from vitx.cli.page import charts, charts_of_runs, columns_of
 from vitx.pictures import render
 from vitx.pictures.captions import captions_of
 

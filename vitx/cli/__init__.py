@@ -18,10 +18,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from vitx.cli.options import new_parser, say_new_name
+from vitx.cli.options import new_name, new_parser
 from vitx.errors import VitxError
 from vitx.inputs.reading import SUFFIXES
 from vitx.version import __version__
@@ -49,17 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, help in COMMANDS.items():
         commands.add_subcommand(name, parsers.get(name) or ArgumentParser(), help=help)
     try:
-        try:
-            options = parser.parse_args(words)
-        except ArgumentError:
-            say_new_name(words, next(iter(parsers.values())).get_defaults() if parsers else {})
-            raise
+        options = parser.parse_args(words)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\b")  # of odd metadata
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # of Lightning
             status: int = modules[options.command].run(options[options.command])
     except (ArgumentError, VitxError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        known: Any = next(iter(parsers.values())).get_defaults() if parsers else ()
+        said = new_name(words, known) if isinstance(error, ArgumentError) else ""
+        print(f"error: {said or _one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: all files are complete; vitx explain --resume continues", file=sys.stderr)

@@ -21,8 +21,8 @@ from torch import Tensor
 import vitx
 from vitx.attribution import find_method, methods
 from vitx.cli.options import add, check_least, new_parser
-from vitx.cli.output import linked
-from vitx.files import png_path, write_png
+from vitx.cli.output import write_and_say
+from vitx.files import png_path
 from vitx.inputs.reading import find_pictures
 from vitx.models.named import load_answering
 from vitx.pictures import render
@@ -57,11 +57,9 @@ def run(options: Any) -> int:
     if options.word:
         target = word(*options.word, prompt=options.prompt, processor=processor)
     found = vitx.explain(model.eval(), [*pictures], options.method, target=target)
-    write_png(path, drawn(found, options.prompt, [picture.name for picture in pictures]))
     for said in dict.fromkeys(found.captions or ()):
         print(said)
-    print(f"see {linked(path)}")
-    return 0
+    return write_and_say(path, drawn(found, options.prompt, [picture.name for picture in pictures]))
 
 
 def drawn(found: vitx.Explanation, prompt: str, names: Sequence[str]) -> NDArray[np.uint8]:

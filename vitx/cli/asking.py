@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vitx.attribution import Methods, find_method
 from vitx.cli.model import PREDICTED, Subject
 from vitx.cli.options import add, check_least
 from vitx.errors import VitxError
@@ -53,15 +54,15 @@ def check_questions(options: Any) -> bool:
     check_least(options, objects=1)
     given = [name for name in ("text", *_OTHERS) if options[name] is not None]
     given += ["target"] if options.target != [PREDICTED] else []
-    others = given[:1] and given[0] in _OTHERS
-    given += ["against"] if others and options.against is not None else []
+    other = bool(given) and given[0] in _OTHERS
+    given += ["against"] if other and options.against is not None else []
     if len(given) > 1:
         first, second = (name.replace("_", "-") for name in given[:2])
         raise VitxError(f"--{first} is a question of its own: leave out --{second}")
     for name, count, what in (("patch", 2, "a row and a column"), ("region", 5, "a class, and x0 y0 x1 y1")):
         if options[name] is not None and len(options[name]) != count:
             raise VitxError(f"--{name} takes {what}, found {' '.join(f'{one:g}' for one in options[name])}")
-    return bool(others)
+    return other
 
 
 def questions_of(options: Any, subject: Subject) -> list[Asked]:
@@ -81,20 +82,21 @@ def questions_of(options: Any, subject: Subject) -> list[Asked]:
         return [Asked(region(int(cls), box=box), name=f"region_{int(cls)}")]
     if options.objects is not None:
         return [Asked(name=f"object_{place + 1}", object=place) for place in range(options.objects)]
-    targets = list(dict.fromkeys(map(subject.find_class, options.target)))
-    against = _against(options, subject, targets)
-    return [
-        Asked(one if one is None or against is None else difference(one, against), one, against)
-        for one in targets
-    ]
-
-
-def _against(options: Any, subject: Subject, targets: Sequence[int | None]) -> int | None:
+    targets = dict.fromkeys(map(subject.find_class, options.target))
     if options.against is None:
-        return None
-    found = subject.find_class(options.against)
-    if found is None or None in targets:
+        return [Asked(one, one) for one in targets]
+    against = subject.find_class(options.against)
+    if against is None or None in targets:
         raise VitxError("--against compares two classes: name both, as in --target dog --against wolf")
-    if found in targets:
-        raise VitxError(f"--target and --against are the same class, {subject.name(found)}: name two")
-    return found
+    if against in targets:
+        raise VitxError(f"--target and --against are the same class, {subject.name(against)}: name two")
+    return [Asked(difference(one, against), one, against) for one in targets if one is not None]
+
+
+def check_target(targets: Sequence[str], methods: Methods, against: str | None = None) -> None:
+    """Raise a VitxError if a class is asked for, and no method explains one."""
+    asked = [f"--target {target}" for target in targets if target != PREDICTED]
+    asked += ["--against"] if against is not None else []
+    if asked and not any(find_method(name).gradient for name in methods):
+        given = f"{asked[0]} needs a method of a class, and {' and '.join(methods)} is not one"
+        raise VitxError(f"{given}: add --method evidence")

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 import vitx
 from vitx.attribution import DEFAULT, title_of, with_options
-from vitx.cli.model import Subject, check_target, load_subject, picture_parser
+from vitx.cli.asking import check_target
+from vitx.cli.model import Subject, load_subject, picture_parser
 from vitx.cli.options import add
-from vitx.cli.output import linked
+from vitx.cli.output import write_and_say
 from vitx.errors import VitxError
-from vitx.files import png_path, write_png
+from vitx.files import png_path
 from vitx.inputs.reading import find_picture
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of
@@ -30,7 +31,7 @@ from vitx.runs.finding import names_apart
 
 def parser() -> ArgumentParser:
     """Return the options of the command."""
-    made, group = picture_parser(__doc__, "an image file", "vitx-compare.png", several=True)
+    made, group = picture_parser(__doc__, "image", "an image file", "vitx-compare.png", several=True)
     add(group, "--method", "NAME", f"one row for each (default: {DEFAULT})", nargs="+")
     return made
 
@@ -41,23 +42,19 @@ def run(options: Any) -> int:
     check_target([options.target], asked)
     models, weights = options.model, options.weights or [None]
     if len(models) > 1 < len(weights) and len(models) != len(weights):
-        raise VitxError(
-            f"{len(models)} models and {len(weights)} files of weights: give as many of both, or one"
-        )
+        said = f"{len(models)} models and {len(weights)} files of weights"
+        raise VitxError(f"{said}: give as many of both, or one")
     count = max(len(models), len(weights))
     if count < 2:
         raise VitxError("name at least two to compare: --weights A B, or --model A B")
     path = png_path(options.output)
     picture = find_picture(options.image)
-    subjects, places = [], []
-    for at in range(count):
-        model, file = models[at % len(models)], weights[at % len(weights)]
-        places.append(Path(file).with_suffix("") if file else Path(model))
-        subjects.append(load_subject(Namespace(**vars(options) | {"model": model, "weights": file}), asked))
-    names = names_apart(places)
-    write_png(path, _drawn(dict(zip(names, subjects, strict=True)), picture, asked, options.target))
-    print(f"see {linked(path)}")
-    return 0
+    pairs = [(models[at % len(models)], weights[at % len(weights)]) for at in range(count)]
+    names = names_apart([Path(file).with_suffix("") if file else Path(model) for model, file in pairs])
+    subjects = {}
+    for name, (model, file) in zip(names, pairs, strict=True):
+        subjects[name] = load_subject(Namespace(**vars(options) | {"model": model, "weights": file}), asked)
+    return write_and_say(path, _drawn(subjects, picture, asked, options.target))
 
 
 def _drawn(subjects: dict[str, Subject], picture: Path, asked: Any, target: str) -> NDArray[np.uint8]:

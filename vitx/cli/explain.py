@@ -33,34 +33,25 @@ from jsonargparse import ArgumentParser
 
 import vitx
 from vitx.attribution import DEFAULT, Methods, find_method, methods, telling, title_of, with_options
-from vitx.cli.asking import add_questions, check_questions, questions_of
+from vitx.cli.asking import add_questions, check_questions, check_target, questions_of
 from vitx.cli.findings import Product
 from vitx.cli.many import SHARD, Explainer, Place, predict
-from vitx.cli.model import (
-    PREDICTED,
-    Subject,
-    add_model_details,
-    add_model_options,
-    check_target,
-    load_subject,
-)
-from vitx.cli.options import COUNT, TEXT, add, check_least, new_parser, read_settings
+from vitx.cli.model import PREDICTED, Subject, add_model_details, add_model_options, load_subject
+from vitx.cli.options import ANY, COUNT, TEXT, add, check_least, new_parser, read_settings
 from vitx.cli.output import Output, linked
 from vitx.errors import VitxError
 from vitx.files import PICTURES, write_png
 from vitx.functional.fusing import check_options
-from vitx.inputs.clips import CLIPS
+from vitx.inputs.clips import CLIPS, VOLUMES
 from vitx.inputs.reading import ARRAYS, find_pictures, has_suffix
-from vitx.inputs.volumes import VOLUMES
 from vitx.models.checkpoints import checksum
 from vitx.pictures.overview import Overview
 
 _DEFAULT = (DEFAULT, "evidence")
 _SAVED = {**{kind[1:]: kind for kind in PICTURES}, "maps": ".npz", "json": ".json", "shards": ""}
-_RUN = {"workers": COUNT, "num_nodes": COUNT} | dict.fromkeys(("accelerator", "devices", "strategy"), TEXT)
+_RUN = {"workers": COUNT, "num_nodes": COUNT, "accelerator": TEXT, "devices": ANY, "strategy": TEXT}
 _PAGE, _OVERVIEW = "map.html", "overview.png"
 _ON_A_PAGE = 8  # pictures
-_FEW = 20  # pictures that are reported one by one
 
 
 def parser() -> ArgumentParser:
@@ -172,8 +163,7 @@ def _methods(options: Any) -> Methods:
 
 def _files(paths: Sequence[str], folder: Path) -> list[Path]:
     """Return the pictures, without those that an earlier run wrote among them."""
-    written = folder.resolve()
-    found = find_pictures(paths, ARRAYS | CLIPS | VOLUMES)
+    written, found = folder.resolve(), find_pictures(paths, ARRAYS | CLIPS | VOLUMES)
     files = [file for file in found if written not in (file.parent.resolve() / file.name).parents]
     if not files:
         raise VitxError(f"all pictures are in the output folder {folder}: use another --output")
@@ -184,14 +174,13 @@ def _explainer(options: Any, asked: Methods, other: bool) -> Explainer:
     """Load the model and ask it the questions; it is tried on a blank picture, before any is read."""
     texts = options.text or []
     subject = load_subject(options, asked, optional=not options.method, classes=not other, texts=bool(texts))
-    if texts:
-        names = (*texts, *([options.against] if options.against is not None else []))
-        subject = replace(subject, classes=len(texts), class_names=names)
-    explainer = Explainer(subject, questions_of(options, subject))
-    if texts:
-        trial = torch.zeros(1, *subject.prepare.shape).to(next(subject.model.parameters()))
-        subject.explain(trial, asked, explainer.questions[0].target)
-    return explainer
+    if not texts:
+        return Explainer(subject, questions_of(options, subject))
+    names = (*texts, *([options.against] if options.against is not None else []))
+    subject = replace(subject, classes=len(texts), class_names=names)
+    questions = questions_of(options, subject)
+    subject.try_out(asked, questions[0].target)
+    return Explainer(subject, questions)
 
 
 def _settings(options: Any, subject: Subject) -> str:
@@ -211,24 +200,13 @@ def _explain(
     overview: Overview | None,
 ) -> tuple[dict[int, str], bool]:
     """Return why pictures could not be read, by their place; and whether this process speaks for all."""
-    explain = partial(
-        predict,
-        explainer,
-        files,
-        output,
-        batch_size=options.batch_size,
-        workers=running.pop("workers", None),
-        tell=len(files) <= _FEW,
-        overview=overview,
-    )
-    device = _device(running)
-    if device is not None:
-        return explain(place=Place(device)), True
+    more = {"batch_size": options.batch_size, "workers": running.pop("workers", None), "overview": overview}
+    explain: Any = partial(predict, explainer, files, output, **more)
+    if (device := _device(running)) is not None:
+        return explain(Place(device)), True
     from vitx.cli import trainer  # loads Lightning
 
-    devices = running.pop("devices", "1")
-    running["devices"] = int(devices) if devices.lstrip("-").isdigit() else devices
-    return trainer.predict(explainer.subject.model, lambda place: explain(place=place), **running)
+    return trainer.predict(explainer.subject.model, explain, **{"devices": 1} | running)
 
 
 def _device(running: dict[str, Any]) -> torch.device | None:
@@ -236,8 +214,8 @@ def _device(running: dict[str, Any]) -> torch.device | None:
     started = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
     accelerator = running.get("accelerator", "auto")
     kinds = {"auto": ("cuda", "mps", "cpu"), "gpu": ("cuda", "mps")}.get(accelerator, (accelerator,))
-    several = [running.get("devices", "1"), running.get("num_nodes", 1), running.get("strategy", "auto")]
-    if several != ["1", 1, "auto"] or started > 1 or not set(kinds) <= {"cuda", "mps", "cpu"}:
+    several = [running.get("devices", 1), running.get("num_nodes", 1), running.get("strategy", "auto")]
+    if several != [1, 1, "auto"] or started > 1 or not set(kinds) <= {"cuda", "mps", "cpu"}:
         return None
     for kind in kinds:
         if kind == "cpu" or getattr(torch, kind).is_available():

@@ -1,11 +1,11 @@
 """The findings in one picture: drawn, told as JSON, or kept as arrays."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitx.attribution import title_of
 from vitx.cli.asking import Asked
-from vitx.cli.model import Subject
+from vitx.cli.model import Subject, shares_of
 from vitx.errors import VitxError, in_words
 from vitx.explanation import Explanation
 from vitx.files import encode, savez, write_or_say
@@ -25,16 +25,11 @@ from vitx.pictures.views import Layer, slices_of
 
 @dataclass(frozen=True)
 class Map:
-    """One map of a picture: the question, the explanation of this picture alone, and the class of the map."""
+    """One map of a picture."""
 
-    asked: Asked
-    found: Explanation
-    target: int | None
-
-    @property
-    def against(self) -> int | None:
-        """The class or text that the target is compared with."""
-        return None if self.target is None else self.asked.against
+    asked: Asked  # an empty one where it is about a class, and the method has none
+    found: Explanation  # of this picture alone
+    target: int | None  # the class of the map
 
     @property
     def said(self) -> str:
@@ -44,7 +39,7 @@ class Map:
     def arrays(self, target: object, signed: bool) -> dict[str, NDArray[Any]]:
         """Return the map by its name among the arrays of a picture, where a class is called so."""
         key = self.found.method if self.target is None else f"{self.found.method}_{target}"
-        key = key if self.against is None else f"{key}_not_{self.against}"
+        key = key if self.asked.against is None else f"{key}_not_{self.asked.against}"
         key = f"{self.found.method}_{self.asked.name}" if self.asked.name else key
         values = (self.found.signed if signed and self.found.signed is not None else self.found.maps).numpy()
         return {key: values[0]} | ({f"{key}_other": values[1]} if self.found.paired else {})
@@ -67,12 +62,6 @@ class Finding:
         """The similarities of the texts that were asked for, or ""."""
         return ", ".join(dict.fromkeys(one.said for one in self.maps if one.said and one.target is not None))
 
-    @property
-    def shares(self) -> Tensor:
-        """The probability of each class; of one logit, that of not being and of being it."""
-        logits = self.logits.float()
-        return logits.softmax(-1) if len(logits) > 1 else torch.cat([1 - logits.sigmoid(), logits.sigmoid()])
-
 
 @dataclass(frozen=True)
 class Product:
@@ -86,21 +75,24 @@ class Product:
         """Write the files of one picture, one for each kind, and return a line about it."""
         try:
             for path, kind in zip(paths, self.kinds, strict=True):
-                if kind == ".npz":
-                    arrays = {"logits": finding.logits.numpy()}
-                    for one in finding.maps:
-                        arrays |= one.arrays(one.target, self.signed)
-                    write_or_say(path, partial(savez, arrays=arrays))
-                elif kind == ".json":
-                    facts = json.dumps(self._facts(finding, paths), ensure_ascii=False).encode()
-                    write_or_say(path, lambda file, facts=facts: file.write(facts))  # type: ignore[misc]
-                else:
-                    write_or_say(path, partial(encode, picture=self.drawn(finding), suffix=kind))
+                write_or_say(path, self._writer(kind, finding, paths))
         except VitxError:
             raise
         except Exception as error:  # such as an image of an odd form: it is named, as there may be many
             raise VitxError(f"{finding.file} could not be drawn: {in_words(error)}") from error
         return "; ".join(filter(None, (str(self._caption(finding)), self._question(finding))))
+
+    def _writer(self, kind: str, finding: Finding, paths: Sequence[Path]) -> Callable[[BinaryIO], Any]:
+        """Return what writes the file of a kind."""
+        if kind == ".npz":
+            arrays = {"logits": finding.logits.numpy()}
+            for one in finding.maps:
+                arrays |= one.arrays(one.target, self.signed)
+            return partial(savez, arrays=arrays)
+        if kind == ".json":
+            facts = json.dumps(self._facts(finding, paths), ensure_ascii=False).encode()
+            return lambda file: file.write(facts)
+        return partial(encode, picture=self.drawn(finding), suffix=kind)
 
     def write_shard(self, path: Path, names: Sequence[str], found: Sequence[Finding]) -> None:
         """Write the maps of several pictures, by their names, into one file."""
@@ -121,7 +113,7 @@ class Product:
         pixels = first.found.pixels() if first.found.paired else finding.pixels[None]
         return draw_layers(
             pixels,
-            {title: _layer(one.found) for title, one in self._titled(finding)},
+            self._layers(finding),
             [self._caption(finding)],
             slices_of(tuple(pixels.shape[1:-1]), len(self.subject.prepare.mean)),
             ("" if first.asked.name else self._question(finding), finding.note),  # titles say other questions
@@ -129,22 +121,23 @@ class Product:
             paired=first.found.paired,
         )
 
-    def _titled(self, finding: Finding) -> list[tuple[str, Map]]:
-        """Give each map a title: the method, and the question where there are several."""
+    def _layers(self, finding: Finding) -> dict[str, Layer]:
+        """Return each map by its title: the method, and the question where there are several."""
         methods = len({one.found.method for one in finding.maps}) > 1
         several = len({one.target for one in finding.maps} - {None}) > 1
-        titled = []
+        layers = {}
         for one in finding.maps:
-            title, said = title_of(one.found.method), one.said if one.asked.name else ""
+            found, said = one.found, one.said if one.asked.name else ""
             if one.target is not None and several:
-                said = f"for {self.subject.name(one.target)}, {finding.shares[one.target]:.0%}"
-            titled.append((f"{title} {said}".strip() if methods or not said else said, one))
-        return titled
+                said = f"for {self.subject.name(one.target)}, {shares_of(finding.logits)[one.target]:.0%}"
+            title = f"{title_of(found.method)} {said}".strip() if methods or not said else said
+            layers[title] = Layer(found.maps, found.signed, found.boxes, found.sinks)
+        return layers
 
     def _caption(self, finding: Finding) -> Caption:
         if finding.texts:
             return Caption(finding.texts)
-        if not self.subject.predicts:
+        if self.subject.classes < 2:
             return Caption("" if finding.maps[0].asked.name else "features, no classes")
         return captions_of(finding.logits[None], class_names=self.subject.short_names)[0]
 
@@ -155,7 +148,7 @@ class Product:
         if finding.maps[0].asked.name:
             return "; ".join(dict.fromkeys(one.said for one in finding.maps if one.said))
         name = self.subject.name
-        asked = {one.target: one.against for one in finding.maps}
+        asked = {one.target: one.asked.against for one in finding.maps}
         ours = " or ".join(name(one) for one, other in asked.items() if one is not None and other is not None)
         return "".join(f"why {ours} and not {name(one)}" for one in {*asked.values()} if one is not None)
 
@@ -164,18 +157,18 @@ class Product:
         maps: list[dict[str, Any]] = []
         for one in finding.maps:
             name, share = self._known(one.target, finding)
-            facts: dict[str, Any] = {"method": one.found.method, "target": one.target, "target_name": name}
-            facts["target_probability"] = share
+            facts: dict[str, Any] = {"method": one.found.method, "target": one.target}
+            facts |= {"target_name": name, "target_probability": share}
             if one.asked.name:
                 box = None if one.found.boxes is None else one.found.boxes[0].tolist()
                 facts |= {"question": one.asked.name, "said": one.said or None, "box": box}
             elif one.said and one.target is not None:
                 facts["said"] = one.said
-            if one.against is not None:
+            if (other := one.asked.against) is not None:
                 names = self.subject.class_names
-                facts |= {"against": one.against, "against_name": names and names[one.against]}
+                facts |= {"against": other, "against_name": names and names[other]}
             maps.append(facts)
-        best = int(finding.shares.argmax()) if self.subject.predicts else None
+        best = int(shares_of(finding.logits).argmax()) if self.subject.classes > 1 else None
         name, share = self._known(best, finding)
         said = {"file": str(finding.file), "prediction": best, "name": name, "probability": share}
         return said | {"maps": maps, "files": [str(path) for path in paths]}
@@ -185,9 +178,5 @@ class Product:
         if index is None:
             return None, None
         names = self.subject.class_names
-        share = round(finding.shares[index].item(), 6) if self.subject.predicts else None
+        share = round(shares_of(finding.logits)[index].item(), 6) if self.subject.classes > 1 else None
         return None if names is None else names[index], share
-
-
-def _layer(found: Explanation) -> Layer:
-    return Layer(found.maps, found.signed, found.boxes, found.sinks)

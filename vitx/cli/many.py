@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from vitx.pictures.colors import draw
 from vitx.pictures.overview import Overview
 
 SHARD = 256  # pictures in a file
+_FEW = 20  # pictures that are reported one by one, in place of a bar
 _MOST_READERS = 8
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,63 +54,47 @@ class Explainer:
         """Yield the finding in each picture of a batch."""
         if not pictures:
             return
-        images = torch.stack([picture.image for picture in pictures if picture.image is not None])
-        images = images.to(next(self.subject.model.parameters(), images))
+        each = [picture.image for picture in pictures if picture.image is not None]
+        images = self.subject.move(torch.stack(each))
         answers: list[tuple[Asked, Explanation]] = []
         for asked in self.questions:
             methods = self.subject.methods
             if answers and not asked.name:  # maps of no class are there
                 methods = {name: methods[name] for name in methods if find_method(name).gradient}
             target = asked.put(self.subject, images)
-            found = self.subject.explain(images, methods, target) if methods else {}
-            answers += [
-                (asked, (one if one.paired else one.without_images()).cpu()) for one in found.values()
-            ]
+            explained = self.subject.explain(images, methods, target) if methods else {}
+            for one in explained.values():
+                answers.append((asked, (one if one.paired else one.without_images()).cpu()))
         answers.sort(key=lambda one: not one[0].name and bool(find_method(one[1].method).gradient))
         logits = answers[0][1].logits.cpu()
         logits = logits[:: len(logits) // len(pictures)].reshape(len(pictures), -1)
         for row, picture in enumerate(pictures):
-            maps = tuple(_map(asked, found, row) for asked, found in answers)
-            yield replace(picture, image=None, logits=logits[row], maps=maps)
-
-
-def _map(asked: Asked, found: Explanation, row: int) -> Map:
-    width = 1 + found.paired
-    target = None if found.target is None else int(found.target[row * width])
-    if target is None and not asked.name and find_method(found.method).gradient:
-        target = asked.index  # explained by a function or a text
-    return Map(asked, found[row * width : (row + 1) * width], target)
+            maps = []
+            for asked, found in answers:
+                own = found[row * (1 + found.paired) : (row + 1) * (1 + found.paired)]
+                about = asked if asked.name or find_method(found.method).gradient else Asked()
+                # Of a function or a text, the explanation knows no class.
+                maps.append(Map(about, own, about.index if own.target is None else int(own.target[0])))
+            yield replace(picture, image=None, logits=logits[row], maps=tuple(maps))
 
 
 def predict(
     explainer: Explainer,
     files: Sequence[Path],
     output: Output,
+    place: Place,
     *,
     batch_size: int = 8,
-    workers: int | None = None,
-    tell: bool = False,
+    workers: int | None = None,  # that read; by default as many as the cores allow
     overview: Overview | None = None,
-    place: Place,
 ) -> dict[int, str]:
-    """Explain the share of this process, and return, by its place, why a picture could not be read.
-
-    Args:
-        explainer: explains a batch.
-        files: all pictures.
-        output: takes the findings.
-        batch_size: pictures that are explained at once.
-        workers: threads that read; None: as the cores allow.
-        tell: print a line about each picture, in place of a bar.
-        overview: gathers all pictures.
-        place: of this process.
-    """
+    """Explain the share of this process, and return, by its place, why a picture could not be read."""
     subject = explainer.subject
     subject.model.to(place.device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     readers = workers or min(_MOST_READERS, max(1, cores // place.devices // 4))
-    writers = 2 * readers
     size = 1 if subject.prepare.keep_aspect else batch_size
+    tell = len(files) <= _FEW
     errors: dict[int, str] = {}
     numbers = range(place.rank, len(files), place.world)
 
@@ -132,15 +117,12 @@ def predict(
                 bar.update(min(len(batch) * place.world, len(files) - bar.n))  # as if all were equally fast
 
     def tasks() -> Iterator[Callable[[], str | None]]:
-        share, begun = [files[number] for number in numbers], False
-        if place.world > 1:  # another process may be the first to find something
-            output.begin(share, place.rank == 0)
-            begun = True
-        kept: list[Finding] = []
-        for finding in findings():
-            if not begun:  # nothing is written for a model that cannot be explained
-                output.begin(share)
-                begun = True
+        found, kept = findings(), list[Finding]()
+        # Alone, it writes nothing for a model that cannot be explained.
+        first = [*islice(found, int(place.world == 1))]
+        if first or place.world > 1:
+            output.begin([files[number] for number in numbers], place.rank == 0)
+        for finding in chain(first, found):
             if overview is not None:
                 _gather(overview, finding, subject)
             if output.product.kinds or tell:
@@ -153,8 +135,8 @@ def predict(
         if kept:
             yield partial(output.write_shard, kept)
 
-    ahead = writers if tell else 4 * writers + 2 * size
-    with closing(_in_threads(lambda task: task(), tasks(), writers, ahead)) as written:
+    ahead = 2 * readers if tell else 8 * readers + 2 * size
+    with closing(_in_threads(lambda task: task(), tasks(), 2 * readers, ahead)) as written:
         for said in written:
             if tell and said:
                 print(said)
@@ -172,8 +154,7 @@ def _gather(overview: Overview, finding: Finding, subject: Subject) -> None:
 
 def read_picture(number: int, file: Path, subject: Subject) -> Finding:
     """Read a picture and prepare it, or raise a VitxError."""
-    prepare = subject.prepare
-    picture = prepare.read(file, subject.max_pixels)
+    prepare, picture = subject.prepare, subject.prepare.read(file)
     image, scale = prepare(picture), (prepare.mean, prepare.std)
     given = scale if isinstance(picture, Image.Image) else None  # whose range is known
     pixels, note = draw(image[None], prepare.channels, [scale], given=given)

@@ -2,13 +2,14 @@
 
 import json
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse.typing import PositiveInt
 
 from vitx.errors import VitxError
 
@@ -70,12 +71,11 @@ def add(group: Any, name: str, metavar: str, help: str, kind: Any = str, **more:
     group.add_argument(name, help=help, **more)
 
 
-def say_new_name(words: Sequence[str], known: Mapping[str, Any]) -> None:
-    """Raise a VitxError if an option of 0.2 was typed that a command, with its known ones, no longer has."""
-    for word in takewhile("--".__ne__, words):
-        old = word.partition("=")[0]
-        if old in _NOW and old.strip("-").replace("-", "_") not in known:
-            raise VitxError(f"{old} is gone: write {_NOW[old]}")
+def new_name(words: Sequence[str], known: Container[str]) -> str:
+    """Return what to write for an option of 0.2 that a command, with its known ones, no longer has, or ""."""
+    options = (word.partition("=")[0] for word in takewhile("--".__ne__, words))
+    gone = (one for one in options if one in _NOW and one.strip("-").replace("-", "_") not in known)
+    return next((f"{old} is gone: write {_NOW[old]}" for old in gone), "")
 
 
 def check_least(options: Any, **least: int) -> None:
@@ -95,13 +95,10 @@ def read_settings(
     found: dict[str, Any] = {}
     for word in words or ():
         key, equals, value = word.partition("=")
-        whole = _value(word) if word.startswith("{") else None
-        if isinstance(whole, dict):
-            found |= whole
-        elif equals and key and not word.startswith("{"):
-            found[key] = _value(value)
-        else:
+        read = _value(word) if word.startswith("{") else {key: _value(value)} if key and equals else None
+        if not isinstance(read, dict):
             raise VitxError(f"{option} takes KEY=VALUE, found {word!r}")
+        found |= read
     if kinds is None:
         return found
     for key, value in found.items():
@@ -125,12 +122,6 @@ def _value(text: str) -> Any:
         return text
 
 
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError
-    return value
-
-
 def _numbers(value: Any) -> list[float]:
     return [float(one) for one in (value if isinstance(value, list) else [value])]
 
@@ -141,7 +132,8 @@ def _switch(value: Any) -> bool:
     return value
 
 
-COUNT: Kind = (_count, "a whole number from 1")
+ANY: Kind = (lambda value: value, "anything")
+COUNT: Kind = (PositiveInt, "a whole number from 1")
 NUMBERS: Kind = (_numbers, "one number, or several with commas")
 SWITCH: Kind = (_switch, "true or false")
 TEXT: Kind = (str, "a text")

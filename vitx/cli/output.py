@@ -9,14 +9,12 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitx.cli.findings import Finding, Product
 from vitx.errors import VitxError
-from vitx.files import PICTURES, write_or_say
+from vitx.files import PICTURES, write_or_say, write_png
 from vitx.inputs.reading import whole_path
-
-_SETTINGS = "vitx.json"
-_ALL = "explanations.jsonl"
 
 
 def linked(path: Path) -> str:
@@ -26,37 +24,37 @@ def linked(path: Path) -> str:
     return f"\033]8;;{path.resolve().as_uri()}\033\\{path}\033]8;;\033\\"
 
 
-class Output:
-    """A folder with the files of each picture, at its place below the folder that holds all pictures.
+def write_and_say(path: Path, picture: NDArray[np.uint8]) -> int:
+    """Write the one picture of a command as PNG, say where, and return the exit status."""
+    write_png(path, picture)
+    print(f"see {linked(path)}")
+    return 0
 
-    Beside them lie the settings of the run, and, if sharded, files with the maps of many pictures.
-    """
+
+class Output:
+    """A folder with the files of each picture, the settings of the run, and, if sharded, maps of many."""
 
     def __init__(
         self, folder: Path, files: Sequence[Path], product: Product, settings: str, sharded: bool = False
     ) -> None:
-        self.folder, self.files, self.product, self.settings = folder, files, product, settings
-        self.sharded, self.shards, self._in_shards = sharded, folder / "shards", set[str]()
-        note = folder / _SETTINGS
-        self._others = note.is_file() and note.read_bytes() != settings.encode()
+        self.folder, self.files, self.product, self.sharded = folder, files, product, sharded
+        self._shards, self._in_shards = folder / "shards", set[str]()
+        self._note, self._settings = folder / "vitx.json", settings.encode()
+        self._others = self._note.is_file() and self._note.read_bytes() != self._settings
         self._above: Path | None = None
         with suppress(ValueError):  # there are no pictures, or they are on several drives
             self._above = Path(os.path.commonpath({str(whole_path(file).parent) for file in files}))
 
     def check(self, resume: bool) -> None:
         """Raise a VitxError if the folder holds files that do not go with those to come."""
-        if self.sharded and not resume and any(self.shards.glob("*.npz")):
-            raise VitxError(
-                f"{self.shards} holds maps of an earlier run: continue it with --resume, or use another "
-                "--output"
-            )
+        if self.sharded and not resume and any(self._shards.glob("*.npz")):
+            said = f"{self._shards} holds maps of an earlier run"
+            raise VitxError(f"{said}: continue it with --resume, or use another --output")
         if resume and self._others:
-            raise VitxError(
-                f"the maps in {self.folder} were made with other options or another model, see "
-                f"{self.folder / _SETTINGS}: use another --output, or leave out --resume"
-            )
+            said = f"the maps in {self.folder} were made with other options or another model"
+            raise VitxError(f"{said}, see {self._note}: use another --output, or leave out --resume")
 
-    def begin(self, files: Sequence[Path], speaks: bool = True) -> None:
+    def begin(self, files: Sequence[Path], speaks: bool) -> None:
         """Write the settings, and delete what an earlier run with other settings wrote of these pictures.
 
         A run that is stopped and continued would take that for its own. One process `speaks` for all.
@@ -65,18 +63,16 @@ class Output:
             for suffix in (".npz", ".json", *PICTURES):
                 (self.folder / f"{self.name(file)}{suffix}").unlink(missing_ok=True)
         if speaks:
-            write_or_say(self.folder / _SETTINGS, lambda opened: opened.write(self.settings.encode()))
+            write_or_say(self._note, lambda opened: opened.write(self._settings))
 
     def name(self, file: Path) -> str:
         """Return the name of a picture in the folder: its place below the folder that holds all."""
-        place = whole_path(file)
-        within = place.relative_to(self._above) if self._above else Path(*place.parts[1:])
-        return within.as_posix()
+        path = whole_path(file)
+        return (path.relative_to(self._above) if self._above else Path(*path.parts[1:])).as_posix()
 
     def paths(self, file: Path) -> list[Path]:
         """Return the files of a picture, one for each kind of the product."""
-        name = self.name(file)
-        return [self.folder / f"{name}{kind}" for kind in self.product.kinds]
+        return [self.folder / f"{self.name(file)}{kind}" for kind in self.product.kinds]
 
     def write(self, finding: Finding) -> str:
         """Write the files of one picture, and return a line about it."""
@@ -92,21 +88,21 @@ class Output:
         """
         names = [self.name(finding.file) for finding in found]
         first = f"{found[0].place:08d}-{hashlib.sha256(names[0].encode()).hexdigest()[:8]}"
-        self.product.write_shard(self.shards / f"{first}.npz", names, found)
+        self.product.write_shard(self._shards / f"{first}.npz", names, found)
 
     def left(self) -> list[Path]:
         """Return the pictures that are not finished: each file is whole, as it was written at once."""
-        for path in self.shards.glob("*.npz") if self.sharded else ():
+        for path in self._shards.glob("*.npz") if self.sharded else ():
             try:
                 with np.load(path, allow_pickle=False) as arrays:
                     self._in_shards.update(arrays["files"].tolist())
             except (OSError, ValueError, KeyError, BadZipFile) as error:
                 raise VitxError(f"{path} cannot be read: remove it, or use another --output") from error
-        return [
-            file
-            for file in self.files
-            if self.wants_shard(file) or not all(path.is_file() for path in self.paths(file))
-        ]
+
+        def finished(file: Path) -> bool:
+            return not self.wants_shard(file) and all(path.is_file() for path in self.paths(file))
+
+        return [file for file in self.files if not finished(file)]
 
     def wants_shard(self, file: Path) -> bool:
         """Return whether the maps of a picture are still to go into a shard."""
@@ -114,7 +110,6 @@ class Output:
 
     def join_json(self) -> None:
         """Join the JSON of all pictures in one file, a line for each."""
-        names = [path for file in self.files for path in self.paths(file) if path.suffix == ".json"]
-        lines = [path.read_bytes() + b"\n" for path in names if path.is_file()]
-        if lines:
-            write_or_say(self.folder / _ALL, lambda opened: opened.writelines(lines))
+        paths = [path for file in self.files for path in self.paths(file) if path.suffix == ".json"]
+        if lines := [path.read_bytes() + b"\n" for path in paths if path.is_file()]:
+            write_or_say(self.folder / "explanations.jsonl", lambda opened: opened.writelines(lines))

@@ -1,23 +1,53 @@
-"""Both pages of `vitx report`: the templates, and pictures small enough that many of them stand in a page."""
+"""The parts of both pages of `vitx report`: templates, small pictures, charts, and a table."""
 
-from collections.abc import Sequence
-from math import ceil, sqrt
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from math import ceil, isfinite, sqrt
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
+from torch.nn import functional as F
 
+from vitx.attribution import title_of
 from vitx.evaluation.metrics import entropy
 from vitx.pictures.captions import Caption
 from vitx.pictures.render import OVERLAY_STRENGTH, Picture, heatmaps, palette
 from vitx.pictures.views import UNIFORM
+from vitx.runs.comparing import Setting
+from vitx.runs.film import evenly
 from vitx.runs.run import Run
 from vitx.viewer.page import data_uri
 from vitx.viewer.page import template as template_of
 
 _EDGE = 1  # pixels of a frame that are repeated around it, as a browser that enlarges it mixes neighbours
 _STOPS = 65  # of a color map, between which a browser interpolates
+
+Curve = Mapping[int, float]  # step -> value, in order
+
+EXPLAINED = {
+    "entropy": "How spread out the maps are: 0 for one patch, 1 for a constant map.",
+    "information": "How much the maps of different images differ, in nats: 0 if all are alike.",
+    "drift": "How far they moved since the last firing: 0 for not at all, 1 for no patch in common.",
+    "pointing": "How often the brightest point lies on the object.",
+    "energy": "Their share on the object.",
+    "sinks": "Their share on patches that most others attend to, whatever they look for.",
+    "deletion": "How much more the model needs their brightest patches than random ones: 0 is chance.",
+    "insertion": "How much longer it keeps the class by their patches than by random ones: 0 is chance.",
+    "reliance": "How many more predictions change by the brightest 5 % of patches than by random ones.",
+}
+_FIRST = ("accuracy", "acc", "loss", *EXPLAINED)
+_LEFT_OUT = ("epoch", "hp_metric")
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")  # for all eyes
+_CURRENT = "#012345"  # stands for the page's own color of text, light or dark
+_FEW = 12  # lines that may be thick
+_DASHES = ("solid", "dashed", "dotted")  # once the colors are used up
+_MOST_POINTS, _FEWEST_POINTS, _ALL_POINTS = 500, 20, 150_000  # of a curve, and of a page
 
 
 class Embedded(NamedTuple):
@@ -29,12 +59,9 @@ class Embedded(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """One image of a run at some firings.
+    """One image of a run at some firings."""
 
-    A film has the maps of a method, by its title, to be colored and laid over the input: frames of one size,
-    row by row, of which a page shows one at a time.
-    """
-
+    # Of each method by its title, maps row by row: a page shows one at a time, colored, over the input.
     films: dict[str, Embedded]
     last: Caption
     said: list[list[Any]]  # beside each frame: caption, whether it is right, places of nearly uniform maps
@@ -50,8 +77,8 @@ def fill(template: str, *, frames: int, colormaps: Sequence[str], **values: Any)
         name: [" ".join(f"{one:.3g}" for one in channel) for channel in (palette(name)[stops] / 255).T]
         for name in colormaps
     }
-    columns = columns_of(frames)
-    return page.render(tables=tables, frames=frames, columns=columns, strength=OVERLAY_STRENGTH, **values)
+    values |= {"frames": frames, "columns": columns_of(frames), "strength": OVERLAY_STRENGTH}
+    return page.render(tables=tables, **values)
 
 
 def columns_of(count: int) -> int:
@@ -64,40 +91,197 @@ def show(run: Run, firings: Sequence[int], titles: Sequence[str]) -> list[Shown]
 
     The browser lays a small map over the input itself: that takes a hundredth of the bytes of an overlay.
     """
-    captions = [run.captions(firing) for firing in firings]
+    captions = zip(*map(run.captions, firings), strict=True)
     found = []
-    for image in range(run.count):
-        maps = [torch.from_numpy(run.maps[title][list(firings), image]) for title in titles]
-        flat = zip(*((entropy(one) > UNIFORM).tolist() for one in maps), strict=True)
+    for image, of_image in enumerate(captions):
+        maps = {title: torch.from_numpy(run.maps[title][list(firings), image]) for title in titles}
+        flat = torch.stack([entropy(one) > UNIFORM for one in maps.values()], 1)
         said = [
-            [str(of_all[image]), of_all[image].right, *(place for place, of in enumerate(which) if of)]
-            for of_all, which in zip(captions, flat, strict=True)
+            [str(caption), caption.right, *marks.nonzero().flatten().tolist()]
+            for caption, marks in zip(of_image, flat, strict=True)
         ]
-        films = dict(zip(titles, map(_film, maps), strict=True))
-        found.append(Shown(films, captions[-1][image], said, run.colormap))
+        films = {title: _film(one) for title, one in maps.items()}
+        found.append(Shown(films, of_image[-1], said, run.colormap))
     return found
 
 
 def _film(maps: torch.Tensor) -> Embedded:
     """Join maps, (n, h, w), each scaled from 0 to 255, row by row in one picture."""
     count, height, width = maps.shape
-    frames = (heatmaps(maps, (height, width)) * 255).round().byte().numpy()
     columns = columns_of(count)
-    rows = ceil(count / columns)
-    edged = np.pad(frames, [(0, 0), (_EDGE, _EDGE), (_EDGE, _EDGE)], mode="edge")
-    full = np.pad(edged, [(0, rows * columns - count), (0, 0), (0, 0)])
-    table = full.reshape(rows, columns, *full.shape[1:]).swapaxes(1, 2)
-    sheet = table.reshape(rows * (height + 2 * _EDGE), columns * (width + 2 * _EDGE))
-    return png(sheet)._replace(width=width, height=height)
+    edged = F.pad(heatmaps(maps, (height, width))[:, None], [_EDGE] * 4, mode="replicate")[:, 0]
+    full = F.pad(edged, [0, 0, 0, 0, 0, -count % columns])
+    sheet = full.unflatten(0, (-1, columns)).transpose(1, 2).flatten(0, 1).flatten(1)
+    return embed((sheet * 255).round().byte().numpy())._replace(width=width, height=height)
 
 
-def png(picture: Picture) -> Embedded:
-    """Encode a drawing, (height, width) or (height, width, 3) uint8, without loss."""
-    uri = data_uri(Image.fromarray(picture), "PNG", optimize=True)
+def embed(picture: Picture, photo: bool = False) -> Embedded:
+    """Encode a drawing, (height, width[, 3]) uint8, without loss, or a photograph with little."""
+    kind, options = ("JPEG", {"quality": 90, "subsampling": 0}) if photo else ("PNG", {"optimize": True})
+    uri = data_uri(Image.fromarray(picture), kind, **options)
     return Embedded(uri, picture.shape[1], picture.shape[0])
 
 
-def photo(picture: Picture) -> Embedded:
-    """Encode a photograph, (height, width, 3) uint8, with little loss."""
-    uri = data_uri(Image.fromarray(picture), "JPEG", quality=90, subsampling=0)
-    return Embedded(uri, picture.shape[1], picture.shape[0])
+class Cell(NamedTuple):
+    """One value of a run: its text, its place in the order, and its share of the span of its column."""
+
+    text: str = "\N{EN DASH}"
+    value: float | str | None = None
+    share: float | None = None
+
+
+class Column(NamedTuple):
+    """One setting or number, a cell for each run."""
+
+    group: str
+    name: str
+    title: str
+    cells: list[Cell]
+
+
+class Line(NamedTuple):
+    """One curve of a chart: its name in the legend, and its place among the lines of all charts."""
+
+    name: str
+    place: int
+    curve: Curve
+
+    @property
+    def look(self) -> tuple[str, str]:
+        """The color and the dash."""
+        return look(self.place)
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The first and the last value."""
+        first, *_, last = [*self.curve.values()] * 2
+        return number(first), number(last)
+
+
+class Chart(NamedTuple):
+    """Curves of one measure: its name, its meaning, the lines of the legend, and the picture."""
+
+    name: str
+    about: str
+    lines: Sequence[Line]
+    svg: str
+
+
+def charts(scalars: Mapping[str, Curve]) -> list[Chart]:
+    """Draw a chart of each measure of a run: `train/loss` and `val/loss` are two lines of `loss`."""
+    groups: dict[str, list[Line]] = {}
+    for tag in in_order(scalars):
+        where, measure = parts(tag)
+        lines = groups.setdefault(measure, [])
+        lines.append(Line(where or measure, len(lines), scalars[tag]))
+    return [_chart(measure, measure, lines, _MOST_POINTS) for measure, lines in groups.items()]
+
+
+def charts_of_runs(scalars: Sequence[Mapping[str, Curve]], names: Sequence[str]) -> list[Chart]:
+    """Draw a chart of each number that was logged, a line for each of some runs."""
+    tags = dict.fromkeys(tag for of_run in scalars for tag in of_run)
+    points = min(max(_ALL_POINTS // max(sum(map(len, scalars)), 1), _FEWEST_POINTS), _MOST_POINTS)
+    found = []
+    for tag in in_order(sorted(tags, key=lambda tag: "val" not in tag)):
+        of_runs = enumerate(zip(names, scalars, strict=True))
+        lines = [Line(name, place, known[tag]) for place, (name, known) in of_runs if tag in known]
+        where, measure = parts(tag)
+        found.append(_chart(measure, f"{where}: {measure}" if where else measure, lines, points))
+    return found
+
+
+def in_order(tags: Iterable[str]) -> list[str]:
+    """Sort logged numbers: accuracy, loss and vitx's own first; counters are left out."""
+    kept = [tag for tag in tags if parts(tag)[1] not in _LEFT_OUT]
+    known = {measure: place for place, measure in enumerate(_FIRST)}
+    return sorted(kept, key=lambda tag: known.get(parts(tag)[1], len(known)))
+
+
+def parts(tag: str) -> tuple[str, str]:
+    """Split a tag into the place, a method by its title, and the measure."""
+    where, _, measure = tag.removeprefix("vitx/").rpartition("/")
+    return title_of(where), measure
+
+
+def look(place: int) -> tuple[str, str]:
+    """Return color and dash of one of several lines, as CSS takes them."""
+    return _COLORS[place % len(_COLORS)], _DASHES[place // len(_COLORS) % len(_DASHES)]
+
+
+def number(value: float) -> str:
+    """Write a value in three digits.
+
+    Example:
+        >>> number(0.91234), number(12345.6), number(2e-5)
+        ('0.912', '12346', '2e-05')
+    """
+    return f"{value:.0f}" if isfinite(value) and abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _chart(measure: str, title: str, lines: Sequence[Line], points: int) -> Chart:
+    """Draw some curves; a line shows its name where it is pointed at, and numbers are short."""
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "vitx"}  # text as text, the same in every run
+    settings |= {"font.family": "sans-serif", "font.size": 9}
+    settings |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _CURRENT)
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(4.2, 2.3), layout="constrained")
+        axes = figure.subplots()
+        width = 1.5 if len(lines) <= _FEW else 0.7
+        for line in lines:
+            known = [*line.curve.items()]
+            places = evenly(len(known), points)
+            steps, values = zip(*(known[place] for place in places), strict=True)
+            # Each mark takes as much room as ten points of a line.
+            mark = "o" if len(places) == 1 or len(places) * len(lines) < 60 else None
+            (drawn,) = axes.plot(steps, values, marker=mark, markersize=3, linewidth=width)
+            drawn.set(gid=f"run-{line.place}", color=line.look[0], linestyle=line.look[1])
+        axes.set_xlabel("step")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        written = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(written, format="svg", transparent=True, metadata=nothing)
+    svg = written.getvalue()
+    of_a_file = r"<metadata>.*?</metadata>| xmlns(:\w+)?=\"[^\"]*\""
+    svg = re.sub(of_a_file, "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"(?<=\d\.\d)\d+(?= |\n|\")", "", svg).replace(_CURRENT, "currentColor")
+    for line in lines:
+        named = f'<g class="curve run-{line.place}"><title>{escape(line.name)}</title>'
+        svg = svg.replace(f'<g id="run-{line.place}">', named)
+    return Chart(title, EXPLAINED.get(measure, ""), lines, svg)
+
+
+def columns(runs: Sequence[Run], differing: Sequence[Setting]) -> list[Column]:
+    """Return the settings that differ, the length of each run, and the last value of each number."""
+    found = []
+    for one in differing:
+        cells = [Cell()] * len(runs)
+        for run, value in one.values.items():
+            text = "none" if value is None else str(value)
+            cells[run] = Cell(text, _finite(value) if type(value) in (int, float) else text)
+        found.append(Column("settings that differ", one.name, one.key, cells))
+    lengths = _numbers([run.steps[-1] for run in runs])
+    found.append(Column("training", "steps", "the last step that was watched", lengths))
+    tags = in_order(dict.fromkeys(tag for run in runs for tag in run.numbers))
+    # Numbers of one group stand together, validation in front.
+    groups = [*dict.fromkeys(parts(tag)[0] for tag in sorted(tags, key=lambda tag: "val" not in tag))]
+    for tag in sorted(tags, key=lambda tag: groups.index(parts(tag)[0])):
+        where, measure = parts(tag)
+        title = f"{tag}, at the end. {EXPLAINED.get(measure, '')}".strip()
+        last = [next(reversed([*run.numbers.get(tag, {}).values()]), None) for run in runs]
+        found.append(Column(where or "last", measure, title, _numbers(last)))
+    return found
+
+
+def _numbers(values: Sequence[float | None]) -> list[Cell]:
+    finite = [_finite(value) for value in values]
+    known = [value for value in finite if value is not None]
+    low, span = min(known, default=0), max(known, default=0) - min(known, default=0)
+    shares = [(one - low) / span if one is not None and span > 0 else None for one in finite]
+    cells = zip(values, finite, shares, strict=True)
+    return [Cell() if value is None else Cell(number(value), *place) for value, *place in cells]
+
+
+def _finite(value: Any) -> float | None:
+    """Leave out what has no place in an order."""
+    return float(value) if value is not None and isfinite(value) else None

@@ -19,28 +19,30 @@ no --model, if it trained one of timm as it is by its name, and its newest check
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 
-from vitx.attribution import telling
-from vitx.cli.comparison import draw_comparison
-from vitx.cli.curves import charts, number
-from vitx.cli.model import add_model_details, add_model_options, load_subject
+from vitx.attribution import Methods, telling
+from vitx.cli.model import add_model_details, add_model_options, load_subject, shares_of
 from vitx.cli.options import add, check_least, new_parser
-from vitx.cli.page import fill, photo, png, show
+from vitx.cli.page import Shown, charts, charts_of_runs, columns, embed, fill, look, number, show
 from vitx.cli.runs import add_runs, one_thread, opened_runs
 from vitx.errors import VitxError
-from vitx.files import write_or_say
-from vitx.runs.comparing import flat
+from vitx.runs.comparing import compare_settings, disagreement, flat, meetings
 from vitx.runs.film import evenly
 from vitx.runs.run import Run, rank
+from vitx.viewer.page import Page
 
 _ALIKE = 0.05  # of probabilities: pixels were rounded
+_MOST_BYTES = 19_500_000  # of a page, for which moments are left out where there are many runs
+_MOST_OVERVIEWS = 24  # runs
 
 
 def parser() -> ArgumentParser:
@@ -74,10 +76,9 @@ def run(options: Any) -> int:
                 print(f"no page to click beside the images: {error}", file=sys.stderr)
         page = _draw_run(name, only, options.steps, links)
     else:
-        page = draw_comparison(runs, left_out, options.steps, links)
-    written = page.encode()
-    write_or_say(output, lambda file: file.write(written))
-    print(f"{output}  {len(written) / 1e6:.1f} MB")
+        page = _draw_comparison(runs, left_out, options.steps, links)
+    Page(page).save(output)
+    print(f"{output}  {output.stat().st_size / 1e6:.1f} MB")
     return int(bool(left_out))
 
 
@@ -102,10 +103,8 @@ def _pages(
 ) -> dict[tuple[int, int], str]:
     """Write a page to click for each image of each run that holds a checkpoint.
 
-    A model that is not sure to be that of the run must say of the images what the run said at its end.
-
-    Returns:
-        The run's number and the image -> the page, from the report.
+    A model that is not sure to be that of the run must say of the images what the run said at its end. The
+    result leads from the run's number and the image to the page, from the report.
     """
     links = {}
     for place, (name, one) in enumerate(runs.items()):
@@ -113,18 +112,16 @@ def _pages(
         if weights is None and not Path(options.model).is_dir():
             print(f"{name} holds no checkpoint (.ckpt): give --weights FILE", file=sys.stderr)
             continue
-        method = telling(one.saved.maps)
-        subject = load_subject(Namespace(**vars(options) | {"weights": weights}), {method: {}})
+        methods: Methods = {telling(one.saved.maps): {}}
+        subject = load_subject(Namespace(**vars(options) | {"weights": weights}), methods)
         size = one.saved.pixels.shape[1:3]
         prepare = replace(subject.prepare, size=size, crop_pct=1.0, crop_mode="squash")  # it was prepared
         subject = replace(subject, prepare=prepare)
-        images = subject.batch([*map(one.input, range(one.count))])
-        found = subject.explain(images, {method: {}})[method]
+        (found,) = subject.explain(subject.batch([*one.saved.pixels]), methods).values()
         logits = torch.from_numpy(one.saved.logits[-1])
-        if not sure and (
-            found.logits.shape != logits.shape
-            or (found.logits.softmax(1) - logits.softmax(1)).abs().max() > _ALIKE
-        ):
+        alike = found.logits.shape == logits.shape
+        alike = alike and bool((shares_of(found.logits) - shares_of(logits)).abs().max() <= _ALIKE)
+        if not (sure or alike):
             raise VitxError(f"{weights} says other things about them than the run at its end: give --model")
         for image, explanation in enumerate(found):
             link = f"{output.stem}-pages/run-{place}-image-{image}.html"
@@ -137,8 +134,8 @@ def _pages(
 def _draw_run(name: str, run: Run, steps: int, links: Mapping[tuple[int, int], str]) -> str:
     """Draw the page of one run as HTML, with at most some steps on each slider."""
     firings = evenly(len(run.steps), steps)
-    shown, overview, loggers = show(run, firings, [*run.maps]), run.overview(), run.facts.get("loggers") or ()
-    moments = [run.heading(firing) for firing in firings]
+    overview, loggers = run.overview(), run.facts.get("loggers") or ()
+    moments = [*map(run.heading, firings)]
     return fill(
         "run",
         name=name,
@@ -146,22 +143,88 @@ def _draw_run(name: str, run: Run, steps: int, links: Mapping[tuple[int, int], s
         logged=[", ".join(filter(None, map(one.get, ("name", "version")))) for one in loggers],
         addresses=[one["address"] for one in loggers if "://" in str(one.get("address"))],
         last={tag: number([*values.values()][-1]) for tag, values in run.numbers.items()},
-        overview=None if overview is None else png(overview),
+        overview=None if overview is None else embed(overview),
         charts=charts(run.numbers),
-        grids={run.heading(at): png(run.grid(at, range(run.count))) for at in evenly(len(run.steps), 2)},
+        grids={run.heading(at): embed(run.grid(at, range(run.count))) for at in evenly(len(run.steps), 2)},
         colormaps=[run.colormap],
         frames=len(firings),
         moments=moments,
         headings=[moments],
-        figures=[
-            {
-                "image": image,
-                "reason": reason,
-                "input": photo(run.input(image)),
-                "shown": shown[image],
-                "link": links.get((0, image)),
-            }
-            for image, reason in rank(run).items()
-        ],
+        reasons=rank(run),
+        inputs=[embed(run.input(image), photo=True) for image in range(run.count)],
+        all_shown=show(run, firings, [*run.maps]),
+        links={image: link for (_, image), link in links.items()},
         settings=dict(flat(run.facts.get("settings"))),
     )
+
+
+def _draw_comparison(
+    runs: Mapping[str, Run], left_out: Mapping[str, str], steps: int, links: Mapping[tuple[int, int], str]
+) -> str:
+    """Draw the page that compares runs as HTML, with as many moments of the trainings as it has room for."""
+    names, every = [*runs], [*runs.values()]
+    differing, shared = compare_settings(every)
+    met, table = meetings(every), columns(every, differing)
+    for meeting in met:
+        if len(meeting.runs) > 1:
+            meeting.images.sort(key=lambda images: disagreement(every, images), reverse=True)
+    overviews = [run.overview() for run in every] if len(every) <= _MOST_OVERVIEWS else []
+    fixed: dict[str, Any] = {
+        "runs": [
+            {"place": place, "name": name, "path": run.path, "look": look(place), "earlier": run.earlier}
+            for place, (name, run) in enumerate(runs.items())
+        ],
+        "columns_of_table": table,
+        "groups_of_table": [(group, len([*of])) for group, of in groupby(table, lambda one: one.group)],
+        "shared": {setting.key: next(iter(setting.values.values())) for setting in shared},
+        "charts": charts_of_runs([run.numbers for run in every], names),
+        "overviews": {at: embed(one, photo=True) for at, one in enumerate(overviews) if one is not None},
+        "links": links,
+        "left_out": left_out,
+        "colormaps": sorted({run.colormap for run in every}),
+        "wanted": min(steps, max(len(run.steps) for run in every)),
+    }
+    moments = fixed["wanted"]
+    while True:
+        shares = np.linspace(0, 1, moments).tolist() if moments > 1 else [1.0]
+        firings = [[run.nearest(share) for share in shares] for run in every]
+        shown = [show(run, at, sorted(run.maps)) for run, at in zip(every, firings, strict=True)]
+        page = fill(
+            "comparison",
+            groups=[
+                {
+                    "meeting": meeting,
+                    "names": [names[number] for number in meeting.runs],
+                    "figures": [_figure(every, images, shown) for images in meeting.images],
+                }
+                for meeting in met
+            ],
+            frames=moments,
+            moments=[{0.0: "the start", 1.0: "the end"}.get(x, f"{x:.0%} of the training") for x in shares],
+            headings=[[*map(run.heading, at)] for run, at in zip(every, firings, strict=True)],
+            **fixed,
+        )
+        size = len(page.encode())
+        if size <= _MOST_BYTES or moments <= 2:
+            return page
+        films = sum(len(film.uri) for of_run in shown for one in of_run for film in one.films.values())
+        room = max(_MOST_BYTES - (size - films), 0)
+        moments = max(2, min(moments - 1, int(moments * room / films)))
+
+
+def _figure(
+    runs: Sequence[Run], images: Mapping[int, int], shown: Sequence[Sequence[Shown]]
+) -> dict[str, Any]:
+    """Describe one image under each run."""
+    first, image = next(iter(images.items()))
+    cells = {number: shown[number][at] for number, at in images.items()}
+    captions = [one.last for one in cells.values()]
+    known = [caption.right for caption in captions if caption.right is not None]
+    return {
+        "image": image,
+        "places": images,
+        "label": next((caption.label for caption in captions if caption.label is not None), ""),
+        "verdict": f"right at the end: {sum(known)} of {len(known)} runs" if known else "",
+        "input": embed(runs[first].input(image), photo=True),
+        "cells": cells,
+    }

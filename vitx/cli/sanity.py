@@ -16,15 +16,15 @@ import vitx
 from vitx.attribution import with_options
 from vitx.cli.model import load_subject, picture_parser
 from vitx.cli.options import add
-from vitx.cli.output import linked
+from vitx.cli.output import write_and_say
 from vitx.errors import VitxError
-from vitx.files import png_path, write_png
+from vitx.files import png_path
 from vitx.inputs.reading import find_pictures
 
 
 def parser() -> ArgumentParser:
     """Return the options of the command."""
-    made, group = picture_parser(__doc__, "image files; ten are enough", "vitx-sanity.png")
+    made, group = picture_parser(__doc__, "images", "image files; ten are enough", "vitx-sanity.png")
     add(group, "--method", "NAME", "by default, all fast methods that accept the model", nargs="+")
     add(group, "--seed", "N", "seed of the random weights", int, default=0)
     return made
@@ -43,6 +43,4 @@ def run(options: Any) -> int:
     print(f"{found}\n")
     for method in found.maps:
         print(found.sentence(method))
-    write_png(path, found.picture(subject.prepare.mean, subject.prepare.std))
-    print(f"see {linked(path)}")
-    return 0
+    return write_and_say(path, found.picture(subject.prepare.mean, subject.prepare.std))

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 import vitx
 from vitx.attribution import title_of
-from vitx.cli.model import Subject, load_subject, picture_parser
+from vitx.cli.model import Subject, load_subject, picture_parser, shares_of
 from vitx.cli.options import add
-from vitx.cli.output import linked
-from vitx.files import png_path, write_png
+from vitx.cli.output import write_and_say
+from vitx.files import png_path
 from vitx.functional.fusing import HEAD_FUSIONS, check_options
 from vitx.inputs.reading import find_picture
 from vitx.pictures import render
@@ -33,7 +33,7 @@ _METHODS = ("rollout", "grad_rollout")
 
 def parser() -> ArgumentParser:
     """Return the options of the command."""
-    made, group = picture_parser(__doc__, "an image file", "vitx-sweep.png")
+    made, group = picture_parser(__doc__, "image", "an image file", "vitx-sweep.png")
     ratios = f"one column each (default: {' '.join(map(str, _RATIOS))})"
     add(group, "--discard-ratio", "SHARE", ratios, float, nargs="+")
     return made
@@ -47,9 +47,7 @@ def run(options: Any) -> int:
     path = png_path(options.output)
     picture = find_picture(options.image)
     subject = load_subject(options, {name: {} for name in _METHODS})
-    write_png(path, _drawn(subject, picture, options.target, ratios))
-    print(f"see {linked(path)}")
-    return 0
+    return write_and_say(path, _drawn(subject, picture, options.target, ratios))
 
 
 def _drawn(subject: Subject, picture: Path, target: str, ratios: list[float]) -> NDArray[np.uint8]:
@@ -65,7 +63,7 @@ def _drawn(subject: Subject, picture: Path, target: str, ratios: list[float]) ->
         one, title = found[HEAD_FUSIONS[0], ratios[0]][name], title_of(name)
         if one.target is not None:
             cls = int(one.target[0])
-            title += f": {subject.name(cls)} {one.logits[0].softmax(-1)[cls]:.0%}"
+            title += f": {subject.name(cls)} {shares_of(one.logits[0].flatten())[cls]:.0%}"
         columns = {"input": one.pixels().expand(len(rows), -1, -1, -1)}
         for ratio in ratios:
             drawn = [found[fusion, ratio][name].overlays() for fusion in HEAD_FUSIONS]

@@ -46,7 +46,11 @@ def run(options: Namespace) -> int:
     if output.exists() and not output.is_dir():
         raise VitxError(f"--output is the file {output}: give a folder")
     runs, left_out = opened_runs(options)
-    images = _chosen(options.image, min(run.count for run in runs.values()))
+    count = min(run.count for run in runs.values())
+    images = [*dict.fromkeys(options.image or range(count))]
+    for image in images:
+        if not 0 <= image < count:
+            raise VitxError(f"there are {count} images, 0 to {count - 1}: there is no image {image}")
     reels = [Reel(run, images, name if len(runs) > 1 else None) for name, run in runs.items()]
     for name, run in runs.items():
         if run.earlier:
@@ -65,20 +69,12 @@ def _write(reels: Sequence[Reel], folder: Path, frames: int, stills: int) -> Ite
     if len(images) > 1:
         write_gif(folder / "all.gif", [frame(reels, moment) for moment in moments])
         yield folder / "all.gif"
-    large = len(reels) == 1
+    width = _LARGE if len(reels) == 1 else TILE_WIDTH
     for image in images:
         alone = [replace(reel, images=[image]) for reel in reels]
-        pictures = [frame(alone, moment, _LARGE if large else TILE_WIDTH) for moment in moments]
+        pictures = [frame(alone, moment, width) for moment in moments]
         write_gif(folder / f"image-{image}.gif", pictures)
         yield folder / f"image-{image}.gif"
         strips = [strip(reel, image, stills) for reel in reels]
         write_png(folder / f"image-{image}.png", joined(strips, axis=0))
         yield folder / f"image-{image}.png"
-
-
-def _chosen(images: Sequence[int] | None, count: int) -> list[int]:
-    """Return the images to show, all of which each run has."""
-    for image in images or ():
-        if not 0 <= image < count:
-            raise VitxError(f"there are {count} images, 0 to {count - 1}: there is no image {image}")
-    return list(dict.fromkeys(images or range(count)))

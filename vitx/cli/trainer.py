@@ -27,11 +27,11 @@ class _Share(pl.LightningModule):
         """Explain, wait for the other devices, and collect their errors."""
         trainer = self.trainer
         place = Place(self.device, trainer.global_rank, trainer.world_size, trainer.num_devices)
-        parts = [self._explain(place)]
+        self.errors = self._explain(place)
         if place.world > 1:
-            own, parts = parts[0], [{} for _ in range(place.world)]
-            torch.distributed.all_gather_object(parts, own)
-        self.errors = {number: error for part in parts for number, error in part.items()}
+            parts: list[dict[int, str]] = [{}] * place.world
+            torch.distributed.all_gather_object(parts, self.errors)
+            self.errors = {number: error for part in parts for number, error in part.items()}
 
 
 def predict(model: nn.Module, explain: Explain, **settings: Any) -> tuple[dict[int, str], bool]:
@@ -40,21 +40,18 @@ def predict(model: nn.Module, explain: Explain, **settings: Any) -> tuple[dict[i
     Return, by its place, why a picture could not be read; and whether this process speaks for all.
     """
     share = _Share(model, explain)
-    parts = ("enable_checkpointing", "enable_model_summary", "enable_progress_bar", "inference_mode")
-    off: dict[str, Any] = dict.fromkeys((*parts, "logger"), False)
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)  # it tells of its own set-up
     try:
         try:
-            trainer = pl.Trainer(**off, **settings)
+            trainer = pl.Trainer(barebones=True, inference_mode=False, **settings)
         except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
             said = " ".join(str(error).split())
             raise VitxError(f"Lightning's Trainer does not take these settings: {said}") from error
-        try:
-            trainer.predict(share, [[0]], return_predictions=False)  # one batch, whose content is not used
-        except SystemExit as stop:  # what Lightning makes of an interrupt
-            raise KeyboardInterrupt from stop
+        trainer.predict(share, [[0]], return_predictions=False)  # one batch, whose content is not used
+    except SystemExit as stop:  # what Lightning makes of an interrupt
+        raise KeyboardInterrupt from stop
     finally:
         logger.setLevel(level)
     return share.errors, trainer.is_global_zero

@@ -1,66 +1,98 @@
-"""Clips: read from files, frame by frame, and prepared for a model that takes them."""
+"""Clips and volumes: read from files, and prepared for a model that takes them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 from torch import Tensor
+from torch.nn import functional as F
 
 from vitx.errors import VitxError
 from vitx.inputs.preprocessing import Preprocessing
-from vitx.inputs.reading import (
-    ARRAYS,
-    MOST_PIXELS,
-    check_size,
-    has_suffix,
-    load_array,
-    needs,
-    opened,
-    readable,
-)
+from vitx.inputs.reading import ARRAYS, check_size, has_suffix, needs, opened, readable
 
 CLIPS = frozenset((".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
-FRAMES_FIRST, CHANNELS_FIRST = 1, 2  # the dimension of time in a batch: (B, T, C, H, W) or (B, C, T, H, W)
+VOLUMES = frozenset((".nii", ".nii.gz"))
 
 
 @dataclass(frozen=True)
 class ClipPreprocessing(Preprocessing):
     """The preprocessing of clips: each frame as an image, in their order."""
 
+    suffixes: ClassVar[frozenset[str]] = CLIPS | ARRAYS
     frames: int = 0  # their number
-    time_axis: int = CHANNELS_FIRST  # the dimension of time in a batch
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Return that of a clip."""
-        dims = [len(self.mean), *self.size]
-        dims.insert(self.time_axis - 1, self.frames)
-        return tuple(dims)
+        first = [len(self.mean), self.frames]
+        return (*(first if self.channels == 1 else first[::-1]), *self.size)
 
-    @property
-    def channels(self) -> int:
-        """Return the dimension of the channels in a batch."""
-        return 3 - self.time_axis
+    def read(self, path: Path) -> NDArray[np.uint8]:
+        """Read as many frames as the model takes, evenly spaced, (frames, H, W, 3).
 
-    @property
-    def suffixes(self) -> frozenset[str]:
-        """Return those of the files that it can read."""
-        return CLIPS | ARRAYS
-
-    def read(self, path: Path, most_pixels: int | None = None) -> NDArray[np.uint8]:
-        """Read as many frames as the model takes, see `read_clip`."""
-        return read_clip(path, self.frames, most_pixels or MOST_PIXELS)
+        The file is a film (av is needed), an animated GIF, or an array .npy, (T, H, W, 3) uint8. A clip with
+        larger frames is refused before they are unpacked.
+        """
+        with readable(path, " as a clip"):
+            # What a file says of its frames may be wrong, or missing.
+            count = sum(1 for _ in _frames(path, self.most_pixels))
+            if count < self.frames:
+                raise VitxError(f"{path} has {count} frames, and the model takes {self.frames}")
+            places, shown = set(evenly(count, self.frames)), enumerate(_frames(path, self.most_pixels))
+            return np.stack([np.asarray(unpacked()) for place, unpacked in shown if place in places])
 
     def __call__(self, clip: Any) -> Tensor:
         """Return a clip, (T, H, W, 3) uint8, as the model takes it, of `shape`."""
+        if self.process is not None:
+            return self.process(clip)
         frames = [super(ClipPreprocessing, self).__call__(Image.fromarray(frame)) for frame in clip]
-        return torch.stack(frames, self.time_axis - 1)
+        return torch.stack(frames, 2 - self.channels)
+
+
+@dataclass(frozen=True)
+class VolumePreprocessing(Preprocessing):
+    """The preprocessing of volumes: of one channel, resampled, and normalised."""
+
+    suffixes: ClassVar[frozenset[str]] = VOLUMES | ARRAYS
+    most_pixels: int = 1_000_000_000  # ten times as many as a picture's: scans have them
+    depth: int = 0  # the first of the three sizes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return that of a volume, (1, D, H, W)."""
+        return (1, self.depth, *self.size)
+
+    def read(self, path: Path) -> NDArray[np.float32]:
+        """Read a volume, (D, H, W), in the units of the file.
+
+        It is of NIfTI, .nii or .nii.gz (nibabel is needed), or an array .npy. One with more voxels is refused
+        before it is unpacked.
+        """
+        with readable(path, " as a volume"):
+            array = has_suffix(path, ARRAYS)
+            loaded = np.load(path, mmap_mode="r") if array else needs("nibabel", path).load(path)
+            shape = tuple(map(int, loaded.shape))
+            if len(shape) != 3 or 0 in shape:
+                raise VitxError(f"{path} holds an array of shape {shape}: a volume has three dimensions")
+            check_size(path, shape, self.most_pixels)
+            values = np.array(loaded) if array else loaded.get_fdata(dtype=np.float32)
+        if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+            said = f"{path} holds {values.dtype}, or NaN or infinite values"
+            raise VitxError(f"{said}: a volume has finite numbers")
+        return values.astype(np.float32)
+
+    def __call__(self, volume: Any) -> Tensor:
+        """Return a volume, (D, H, W), as the model takes it, (1, D, H, W)."""
+        values = torch.from_numpy(np.ascontiguousarray(volume))[None, None]
+        resampled = F.interpolate(values, self.shape[1:], mode="trilinear", align_corners=False)[0]
+        return (resampled - self.mean[0]) / self.std[0]
 
 
 def evenly(count: int, most: int) -> list[int]:
@@ -73,25 +105,10 @@ def evenly(count: int, most: int) -> list[int]:
     return [round(place) for place in np.linspace(0, count - 1, min(count, most)).tolist()]
 
 
-def read_clip(path: Path, frames: int, most_pixels: int = MOST_PIXELS) -> NDArray[np.uint8]:
-    """Read some frames of a clip, evenly spaced, (frames, H, W, 3).
-
-    It is a film (av is needed), an animated GIF, or an array .npy, (T, H, W, 3) uint8. A clip with larger
-    frames is refused before they are unpacked.
-    """
-    with readable(path, " as a clip"):
-        count = sum(1 for _ in _frames(path, most_pixels))  # what a file says of it may be wrong, or missing
-        if count < frames:
-            raise VitxError(f"{path} has {count} frames, and the model takes {frames}")
-        places = set(evenly(count, frames))
-        shown = enumerate(_frames(path, most_pixels))
-        return np.stack([np.asarray(unpacked()) for place, unpacked in shown if place in places])
-
-
 def _frames(path: Path, most_pixels: int) -> Iterator[Callable[[], Any]]:
     """Yield for each frame a function that unpacks it, (H, W, 3)."""
     if has_suffix(path, ARRAYS):
-        array = load_array(path)
+        array = np.load(path, mmap_mode="r")
         if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
             found = f"{array.dtype} of shape {array.shape}"
             raise VitxError(f"{path} holds {found}: a clip is uint8 (frames, height, width, 3)")

@@ -1,6 +1,6 @@
-"""From files, PIL images and arrays to the tensors that a model takes."""
+"""From files, PIL images and arrays to the tensors that a model takes, as it declares them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitx.errors import VitxError
-from vitx.inputs.choosing import preprocessing_of
-from vitx.inputs.preprocessing import Preprocessing
+from vitx.inputs.preprocessing import Preprocessing, channels_taken, declared, of_open_clip
+from vitx.inputs.processors import saved_preprocessing
 from vitx.inputs.reading import read_picture, to_rgb
 
 IMAGES = ("image", "images", "pixel_values", "input_values", "video", "img", "x")  # what batches call them
@@ -20,12 +20,10 @@ Images = Tensor | Picture | Sequence[Picture]
 
 
 def prepared(model: nn.Module, images: Any) -> tuple[Any, Preprocessing | None]:
-    """Prepare images as the model takes them.
+    """Prepare images as the model, timm's or one that contains it, takes them.
 
-    Args:
-        model: timm's, or one that contains it.
-        images: an image file, a PIL image, a uint8 array (H, W, 3) or (H, W), a uint8 tensor (3, H, W);
-            several of these in a list, or stacked.
+    They are an image file, a PIL image, a uint8 array (H, W, 3) or (H, W), or a uint8 tensor (3, H, W), or
+    several of these in a list, or stacked.
 
     Returns:
         (B, C, H, W), on the model's device, and their preprocessing; other values as they are, with None.
@@ -39,10 +37,7 @@ def prepared(model: nn.Module, images: Any) -> tuple[Any, Preprocessing | None]:
 
 
 def images_in(batch: Any) -> Tensor:
-    """Return the images of a batch: itself, its first item, or that under one of `IMAGES`.
-
-    Raises a VitxError if it has none.
-    """
+    """Return the images of a batch, its first item, or that under one of `IMAGES`; or raise a VitxError."""
     images = batch
     if isinstance(batch, Mapping):
         images = next((batch[name] for name in IMAGES if name in batch), None)
@@ -53,13 +48,9 @@ def images_in(batch: Any) -> Tensor:
     return images
 
 
-def to_tensor(pictures: Sequence[Any], prepare: Preprocessing, most_pixels: int | None = None) -> Tensor:
+def to_tensor(pictures: Sequence[Any], prepare: Preprocessing) -> Tensor:
     """Prepare images, one by one as for `prepared`, as a tensor (B, C, H, W) on the CPU."""
-    tensors = []
-    for picture in pictures:
-        file = isinstance(picture, (str, Path))
-        opened = prepare.read(Path(picture), most_pixels) if file else _opened(picture, len(prepare.mean))
-        tensors.append(prepare(opened))
+    tensors = [prepare(_opened(picture, len(prepare.mean), prepare.read)) for picture in pictures]
     if len({tensor.shape for tensor in tensors}) > 1:
         raise VitxError("images that keep their proportions have several sizes: explain them one by one")
     return torch.stack(tensors)
@@ -67,9 +58,8 @@ def to_tensor(pictures: Sequence[Any], prepare: Preprocessing, most_pixels: int 
 
 def pictures_of(images: Any) -> list[Image.Image] | None:
     """Open pictures as for `prepared`; None if they are tensors that were prepared."""
-    if (found := _pictures(images)) is None:
-        return None
-    return [read_picture(one) if isinstance(one, (str, Path)) else _opened(one, 3) for one in found]
+    found = _pictures(images)
+    return None if found is None else [_opened(one, 3, read_picture) for one in found]
 
 
 def _pictures(images: Any) -> list[Any] | None:
@@ -77,10 +67,8 @@ def _pictures(images: Any) -> list[Any] | None:
     if isinstance(images, (str, Path, Image.Image)):
         return [images]
     if isinstance(images, (list, tuple)):
-        found = [_pictures(image) for image in images]
-        if not found or any(one is None or len(one) != 1 for one in found):
-            return None
-        return [one[0] for one in found if one]
+        found = [one[0] for one in map(_pictures, images) if one is not None and len(one) == 1]
+        return found if images and len(found) == len(images) else None
     if isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim in (3, 4):
         images = images.movedim(-3, -1).cpu().numpy()
     if isinstance(images, np.ndarray) and images.dtype == np.uint8:
@@ -91,11 +79,74 @@ def _pictures(images: Any) -> list[Any] | None:
     return None
 
 
-def _opened(picture: Any, channels: int) -> Image.Image:
+def _opened(picture: Any, channels: int, read: Callable[[Path], Any]) -> Any:
+    """Return a picture as the preprocessing takes it, or what is read from a file."""
+    if isinstance(picture, (str, Path)):
+        return read(Path(picture))
     if channels not in (1, 3):
-        raise VitxError(
-            f"the model takes {channels} channels, and pictures have 1 or 3: give a tensor (B, C, H, W)"
-        )
+        said = f"the model takes {channels} channels, and pictures have 1 or 3"
+        raise VitxError(f"{said}: give a tensor (B, C, H, W)")
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
     return to_rgb(picture)
+
+
+def preprocessing_of(
+    model: nn.Module,
+    *,
+    size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    keep_aspect: bool = False,
+) -> Preprocessing:
+    """Return the preprocessing that a model declares (timm's, and modules that hold one).
+
+    A size (height and width), a mean and a std of each channel stand in place of those declared. Where the
+    aspect is kept, the whole image keeps its proportions.
+    """
+    from timm.data import resolve_data_config
+
+    config = declared(model, "input_size")
+    if config is None and None in (size, mean, std):
+        configs = (getattr(part, "preprocess_cfg", None) for part in model.modules())
+        of_clip = (of_open_clip(one) for one in configs if isinstance(one, dict))
+        found = saved_preprocessing(model) or next(of_clip, None)
+        if found and not keep_aspect and (size, mean, std) == (None, None, None):
+            return found
+        said = "the model does not say how it wants its images (timm's do): give a tensor (B, C, H, W)"
+        raise VitxError(f"{said}, or in the shell --input-options size=PIXELS mean=V std=V")
+    known = resolve_data_config(pretrained_cfg=dict(config or {"crop_pct": 1.0}))  # else the whole image
+    holder = next((part for part in model.modules() if getattr(part, "patch_embed", None) is not None), None)
+    embedding: Any = getattr(holder, "patch_embed", None)
+    if keep_aspect and not getattr(holder, "dynamic_img_size", False):
+        said = "the model takes images of one size only"
+        raise VitxError(f"{said}: make it with dynamic_img_size=True to keep proportions")
+    own = getattr(embedding, "img_size", None) or known["input_size"][1:]
+    if std and min(std) <= 0:
+        raise VitxError(f"std must be above 0, found {[*std]}")
+    taken = channels_taken(model)
+    return Preprocessing(
+        size=(size, size) if size else (int(own[0]), int(own[1])),
+        mean=_channels("mean", mean or known["mean"], taken),
+        std=_channels("std", std or known["std"], taken),
+        interpolation=known["interpolation"],
+        crop_pct=known["crop_pct"],
+        crop_mode=known["crop_mode"],
+        multiple=int(max(embedding.patch_size)) if keep_aspect else 1,
+        keep_aspect=keep_aspect,
+    )
+
+
+def _channels(name: str, values: Sequence[float], taken: int) -> tuple[float, ...]:
+    """Return one value for each channel; for a single one, the mean of those declared for three."""
+    values = tuple(map(float, values))
+    if taken == 1 and len(values) == 3:
+        values = (sum(values) / 3,)
+    if len(values) == 1:
+        values *= taken
+    if len(values) != taken:
+        raise VitxError(
+            f"{name} has {len(values)} values, and the model takes {taken} channels: give a tensor "
+            f"(B, C, H, W), or in the shell --input-options {name}=V with one value for each, or one for all"
+        )
+    return values

@@ -1,18 +1,18 @@
 """Preprocessing: size, crop and normalisation, as a model declares them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-if TYPE_CHECKING:  # PIL is not imported before it is needed
-    from numpy.typing import NDArray
-    from PIL import Image
+from vitx.inputs.reading import ARRAYS, MOST_PIXELS, SUFFIXES, read_image
 
 _CROPS = {"shortest": "center", "squash": "squash"}  # as timm calls what open_clip does
 
@@ -21,6 +21,7 @@ _CROPS = {"shortest": "center", "squash": "squash"}  # as timm calls what open_c
 class Preprocessing:
     """The preprocessing of images."""
 
+    suffixes: ClassVar[frozenset[str]] = SUFFIXES | ARRAYS  # of the files that it can read
     size: tuple[int, int]  # height and width, in pixels
     mean: tuple[float, ...]  # of each channel, in units of [0, 1], which is subtracted
     std: tuple[float, ...]  # of each channel, by which it is then divided
@@ -29,74 +30,52 @@ class Preprocessing:
     crop_mode: str = "center"  # or "squash" or "border", as timm knows them
     multiple: int = 1  # with `keep_aspect`, height and width are multiples of it
     keep_aspect: bool = False  # keep the whole image and its proportions, with about as many pixels
+    channels: int = 1  # the dimension that they have in a batch; of clips, 2 where frames come first
+    most_pixels: int = MOST_PIXELS  # of a file: a larger one is refused before it is unpacked
+    process: Callable[[Any], Tensor] | None = None  # in place of all this, a processor of transformers
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Return that of an image, (C, H, W)."""
         return (len(self.mean), *self.size)
 
-    @property
-    def channels(self) -> int:
-        """Return the dimension of the channels in a batch."""
-        return 1
+    def read(self, path: Path) -> Any:
+        """Read a picture, or an array of channels, see `read_image`."""
+        return read_image(path, len(self.mean), self.most_pixels)
 
-    @property
-    def suffixes(self) -> frozenset[str]:
-        """Return those of the files that it can read."""
-        from vitx.inputs.reading import ARRAYS, SUFFIXES
-
-        return SUFFIXES | ARRAYS
-
-    def read(self, path: Path, most_pixels: int | None = None) -> Any:
-        """Read a picture, or an array of channels; see `vitx.inputs.bands.read_image`."""
-        from vitx.inputs.bands import read_image
-        from vitx.inputs.reading import MOST_PIXELS
-
-        return read_image(path, len(self.mean), most_pixels or MOST_PIXELS)
-
-    def __call__(self, picture: "Image.Image | NDArray[np.float32]") -> Tensor:
+    def __call__(self, picture: Image.Image | NDArray[np.float32]) -> Tensor:
         """Return the image, or channels (C, H, W), as the model takes it, (C, H, W)."""
-        if isinstance(picture, np.ndarray):
-            return self._of_channels(torch.from_numpy(picture))
+        if self.process is not None:
+            return self.process(picture)
         from timm.data import create_transform
 
-        channels = len(self.mean)
-        if channels == 1:
-            picture = picture.convert("L")
-        transform: Any = create_transform(
-            input_size=(channels, *self._size_of(picture.width, picture.height)),
+        channels, interpolation, crop = len(self.mean), self.interpolation, self.crop_mode
+        given: Image.Image | Tensor
+        if isinstance(picture, Image.Image):
+            given = picture.convert("L") if channels == 1 else picture
+            width, height = given.size
+        else:
+            given = torch.from_numpy(picture)
+            height, width = given.shape[1:]
+            # Timm resamples and pads pictures alone in other ways.
+            interpolation = interpolation if interpolation in ("bilinear", "bicubic") else "bicubic"
+            crop = "center" if crop == "border" else crop
+        transform: Callable[[Image.Image | Tensor], Tensor] = create_transform(
+            input_size=(channels, *self._size_of(height, width)),
             mean=self.mean,
             std=self.std,
-            interpolation=self.interpolation,
+            interpolation=interpolation,
             crop_pct=1.0 if self.keep_aspect else self.crop_pct,
-            crop_mode="squash" if self.keep_aspect else self.crop_mode,
+            crop_mode="squash" if self.keep_aspect else crop,
         )
-        tensor: Tensor = transform(picture)
-        return tensor
+        return transform(given)
 
-    def _of_channels(self, channels: Tensor) -> Tensor:
-        """Resize an array of channels, cut it to its middle, and normalise it."""
-        height, width = channels.shape[1:]
-        wanted = self._size_of(width, height)
-        resized = wanted
-        if not self.keep_aspect and self.crop_mode != "squash":
-            scale = max(wanted[0] / height, wanted[1] / width) / self.crop_pct
-            resized = round(height * scale), round(width * scale)
-        mode = self.interpolation if self.interpolation in ("bilinear", "bicubic") else "bicubic"
-        found = F.interpolate(channels[None], resized, mode=mode, antialias=True)[0]
-        top, left = ((have - want) // 2 for have, want in zip(resized, wanted, strict=True))
-        found = found[:, top : top + wanted[0], left : left + wanted[1]]
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (found - mean) / std
-
-    def _size_of(self, width: int, height: int) -> tuple[int, int]:
+    def _size_of(self, *sides: int) -> tuple[int, ...]:
+        """Return the size to which an image of a height and a width is brought."""
         if not self.keep_aspect:
             return self.size
-        scale = (self.size[0] * self.size[1] / (height * width)) ** 0.5
-        return self._rounded(height * scale), self._rounded(width * scale)
-
-    def _rounded(self, length: float) -> int:
-        return max(1, round(length / self.multiple)) * self.multiple
+        scale = (prod(self.size) / prod(sides)) ** 0.5
+        return tuple(max(1, round(side * scale / self.multiple)) * self.multiple for side in sides)
 
 
 def normalization(module: nn.Module) -> tuple[Sequence[float], Sequence[float]]:

@@ -1,9 +1,9 @@
-"""Image and video processors of Hugging Face's transformers."""
+"""Processors of Hugging Face's transformers: of images, of clips, and of pictures with a prompt."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -12,32 +12,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitx.errors import VitxError
-from vitx.inputs.clips import FRAMES_FIRST, ClipPreprocessing
+from vitx.inputs.clips import ClipPreprocessing
 from vitx.inputs.preprocessing import Preprocessing, channels_taken
 
+_BEFORE = "PaliGemma"  # whose processor parts pictures and prompt itself
+_MARKED = "Qwen"  # whose pictures stand between marks
 _SIDE = 64  # of the pictures that tell what a processor does to black and to white
-
-
-@dataclass(frozen=True)
-class Processor(Preprocessing):
-    """The preprocessing of images by an image processor of transformers."""
-
-    processor: Any = None
-
-    def __call__(self, picture: Any) -> Tensor:
-        """Return the image as the model takes it, (C, H, W)."""
-        return _processed(self.processor, picture.convert("L" if len(self.mean) == 1 else "RGB"))
-
-
-@dataclass(frozen=True)
-class ClipProcessor(ClipPreprocessing):
-    """The preprocessing of clips by a processor of transformers: frames first."""
-
-    processor: Any = None
-
-    def __call__(self, clip: Any) -> Tensor:
-        """Return a clip, (T, H, W, 3) uint8, as the model takes it, (T, C, H, W)."""
-        return _processed(self.processor, [np.array(frame) for frame in clip])  # which may be read-only
 
 
 def load_processor(
@@ -48,22 +28,24 @@ def load_processor(
     A model of clips gives the number of frames. A local one lies on this machine, and a trusted one may run
     code of its own.
     """
-    import transformers
+    transformers = import_module("transformers")
+    mode = "L" if channels_taken(model) == 1 else "RGB"
 
-    kinds: Any = transformers  # some without types
+    def process(given: Any) -> Tensor:
+        """Process an image, or the frames of a clip, which may be read-only."""
+        images = [np.array(frame) for frame in given] if frames else given.convert(mode)
+        found = processor(images, return_tensors="pt")["pixel_values"][0]
+        return torch.as_tensor(np.asarray(found), dtype=torch.float32)
 
-    def process(width: int, colour: str) -> Tensor:
-        picture = Image.new("RGB", (width, _SIDE), colour)
-        if frames:
-            return _processed(processor, [np.array(picture)] * frames)[0]
-        return _processed(processor, picture.convert("L" if channels_taken(model) == 1 else "RGB"))
+    def tried(width: int, color: str) -> Tensor:
+        picture = Image.new("RGB", (width, _SIDE), color)
+        return process([picture] * frames)[0] if frames else process(picture)
 
     with quiet():
         try:
-            processor = kinds.AutoImageProcessor.from_pretrained(
-                name, local_files_only=local, trust_remote_code=trust
-            )
-            black, white, wide = process(_SIDE, "black"), process(_SIDE, "white"), process(2 * _SIDE, "black")
+            load = transformers.AutoImageProcessor.from_pretrained
+            processor = load(name, local_files_only=local, trust_remote_code=trust)
+            black, white, wide = tried(_SIDE, "black"), tried(_SIDE, "white"), tried(2 * _SIDE, "black")
         except Exception as error:  # each kind has its own
             raise VitxError(
                 f"{name} holds no image processor that can be used: save one beside the model "
@@ -74,34 +56,26 @@ def load_processor(
     size = black.shape[1], black.shape[2]
     mean, std = tuple((-low / (high - low)).tolist()), tuple((1 / (high - low)).tolist())
     if frames:
-        return ClipProcessor(size, mean, std, frames=frames, time_axis=FRAMES_FIRST, processor=processor)
+        return ClipPreprocessing(size, mean, std, process=process, frames=frames, channels=2)
     keeps = wide.shape != black.shape  # as those of detectors
-    return Processor(size, mean, std, keep_aspect=keeps, processor=processor)
+    return Preprocessing(size, mean, std, keep_aspect=keeps, process=process)
 
 
-def saved_processor(model: nn.Module) -> Preprocessing | None:
-    """Return the image processor saved where a model of transformers, or one inside, was loaded from."""
+def saved_preprocessing(model: nn.Module) -> Preprocessing | None:
+    """Return the preprocessing saved where a model of transformers, or one inside, was loaded from."""
     for part in model.modules():
         known = any(kind.__module__.startswith("transformers.") for kind in type(part).__mro__)
         if known and (name := getattr(part, "name_or_path", None)):
             with suppress(VitxError):
                 return load_processor(model, str(name), local=True)
-            return None
+            break
     return None
-
-
-def _processed(processor: Any, given: Any) -> Tensor:
-    """Process one image, or the frames of one clip."""
-    found = processor(given, return_tensors="pt")["pixel_values"][0]
-    return torch.as_tensor(np.asarray(found), dtype=torch.float32)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers and its progress bars while it loads."""
-    from transformers.utils import logging as transformers_logging
-
-    told: Any = transformers_logging  # without types
+    told = import_module("transformers.utils.logging")
     shown, level = told.is_progress_bar_enabled(), told.get_verbosity()
     hub = logging.getLogger("huggingface_hub")  # tells each try to reach it
     told.disable_progress_bar()
@@ -120,10 +94,67 @@ def saved_beside(name: str, kind: str) -> Any | None:
     """Load by transformers' "AutoProcessor" or "AutoTokenizer"; None if nothing was saved under a name."""
     if not name:
         return None
-    import transformers
-
-    kinds: Any = transformers  # some without types
     try:
-        return getattr(kinds, kind).from_pretrained(name, local_files_only=True)
+        return getattr(import_module("transformers"), kind).from_pretrained(name, local_files_only=True)
     except Exception:  # each kind has its own
         return None
+
+
+def saved_processor(model: nn.Module) -> Any:
+    """Load the processor that was saved with a model of transformers, or one inside; else a VitxError."""
+    names = (getattr(part, "name_or_path", None) for part in model.modules())
+    saved = saved_beside(next(filter(None, names), ""), "AutoProcessor")
+    if saved is None:
+        said = "no processor was saved with the model"
+        raise VitxError(f"{said}: give processor=, as transformers.AutoProcessor makes it")
+    return saved
+
+
+def with_prompt(
+    model: nn.Module, processor: Any, pictures: Sequence[Image.Image], prompt: str
+) -> dict[str, Any]:
+    """Prepare pictures and a prompt as the arguments of forward, by name.
+
+    The prompt goes through the processor's chat template, if it has one; else the pictures stand before it.
+    A prompt that holds the token of a picture is taken as it is.
+    """
+    weight = next(model.parameters(), torch.empty(0))
+    errors: list[Exception] = []
+    for images in ([[*pictures]], [*pictures]):  # some take a list for each prompt, and some one of all
+        try:
+            text = _text(processor, len(pictures), prompt)
+            found = processor(images=images, text=[text], return_tensors="pt")
+            break
+        except Exception as error:  # each kind has its own
+            errors.append(error)
+    else:
+        kind, said = type(processor).__name__, str(errors[0]).split("\n")[0]
+        refused = f"{kind} refused {len(pictures)} pictures with the prompt {prompt!r}"
+        raise VitxError(f"{refused}: {said}") from errors[0]
+    for name, one in found.items():
+        if isinstance(one, Tensor):
+            found[name] = one.to(weight.device, weight.dtype if one.is_floating_point() else one.dtype)
+    return {name: one for name, one in found.items() if name != "labels"}
+
+
+def scale_of(processor: Any) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the mean and the standard deviation by which a processor normalises pictures."""
+    images = getattr(processor, "image_processor", processor)
+    if not getattr(images, "do_normalize", False):
+        return (0.0,), (1.0,)
+    return images.image_mean, images.image_std
+
+
+def _text(processor: Any, pictures: int, prompt: str) -> str:
+    token, kind = getattr(processor, "image_token", None), type(processor).__name__
+    token = str(getattr(token, "content", token or "<image>"))
+    if token in prompt:
+        return prompt
+    if getattr(processor, "chat_template", None):
+        content = [*[{"type": "image"}] * pictures, {"type": "text", "text": prompt}]
+        chat = [{"role": "user", "content": content}]
+        said: str = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return said
+    if kind.startswith(_MARKED):
+        token = f"<|vision_start|>{token}<|vision_end|>"
+    return (token if kind.startswith(_BEFORE) else f"{token}\n") * pictures + prompt

@@ -1,8 +1,9 @@
-"""Image files: found, opened, and brought to upright 8-bit RGB."""
+"""Image files: found, opened, and brought to upright 8-bit RGB, or to an array of any channels."""
 
 import glob
+import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from math import prod
@@ -11,6 +12,7 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vitx.errors import VitxError
@@ -19,7 +21,6 @@ ARRAYS = frozenset((".npy",))
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 MOST_PIXELS = 100_000_000
 _FEWEST = 8  # pixels in height and width: with fewer there is nothing to look at
-_WHITE = 65535  # in the modes of 16 bits
 _opening = Lock()
 
 
@@ -86,6 +87,52 @@ def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Imag
         return to_rgb(image, str(path))
 
 
+def read_image(
+    path: Path, channels: int, most_pixels: int = MOST_PIXELS
+) -> Image.Image | NDArray[np.float32]:
+    """Read a file for a model of so many channels: a picture, or an array of channels, (C, H, W).
+
+    An array is of .npy or .tif, with the channels in the first or the last dimension. Whole numbers of 8 or
+    16 bits are scaled to [0, 1]. What is larger is refused before it is read.
+    """
+    if channels in (1, 3) and not has_suffix(path, ARRAYS):
+        return read_picture(path, most_pixels)
+    with readable(path):
+        shape, read = _open_channels(path)
+        if len(shape) != 3 or (shape[0] == channels) == (shape[2] == channels):
+            said = f"{path} is {' x '.join(map(str, shape))}: the model takes {channels} channels"
+            raise VitxError(f"{said}, as the first or the last of three dimensions")
+        first = shape[0] == channels
+        height, width = shape[1:] if first else shape[:2]
+        check_size(path, (width, height), most_pixels)
+        values = np.asarray(read()).reshape(shape)
+    if values.dtype.name in ("uint8", "uint16"):
+        values = values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
+    elif not np.issubdtype(values.dtype, np.floating):
+        raise VitxError(
+            f"{path} holds {values.dtype} numbers, whose range is unknown: save uint8 or uint16, "
+            "which are scaled to [0, 1], or floating point numbers in the units of mean and std"
+        )
+    if not np.isfinite(values).all():
+        raise VitxError(f"{path} holds NaN or infinite values: fill them in")
+    return np.ascontiguousarray(values if first else values.transpose(2, 0, 1), np.float32)
+
+
+def _open_channels(path: Path) -> tuple[tuple[int, ...], Callable[[], Any]]:
+    """Return the shape, (C, H, W) or (H, W, C), and a function that reads the values."""
+    if has_suffix(path, ARRAYS):
+        array = np.load(path, mmap_mode="r")
+        shape, read = array.shape, lambda: array
+    elif has_suffix(path, (".tif", ".tiff")):
+        tifffile = needs("tifffile", path)
+        logging.getLogger("tifffile").disabled = True  # what is wrong is said here
+        with tifffile.TiffFile(path) as file:
+            shape, read = file.series[0].shape, lambda: tifffile.imread(path)
+    else:
+        raise VitxError(f"{path} has three channels at most, not those of the model: give .npy or .tif")
+    return (*shape, 1) if len(shape) == 2 else tuple(shape), read
+
+
 def opened(path: Path) -> Image.Image:
     """Open an image file of any size, for `check_size`; Pillow's own limit is that of all threads."""
     with _opening:
@@ -98,11 +145,6 @@ def opened(path: Path) -> Image.Image:
             raise VitxError(f"{path} is not an image file that can be read") from error
         finally:
             Image.MAX_IMAGE_PIXELS = limit
-
-
-def load_array(path: Path) -> Any:
-    """Open an array, .npy, of which only the parts that are used are read."""
-    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 @contextmanager
@@ -134,11 +176,10 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise VitxError(
-            f"{name} has floating point numbers, whose range is unknown: save it with 8 or 16 bits"
-        )
+        said = f"{name} has floating point numbers, whose range is unknown"
+        raise VitxError(f"{said}: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        values = np.asarray(image, np.float32) * (255 / _WHITE)
+        values = np.asarray(image, np.float32) * (255 / 65535)  # of 16 bits
         image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
@@ -151,9 +192,7 @@ def check_size(path: Path, size: tuple[int, ...], most_pixels: int) -> None:
     """Raise a VitxError if an image (width, height) or volume has too many pixels or too few."""
     said = f"{path} has {' x '.join(map(str, size))} {'pixels' if len(size) == 2 else 'voxels'}"
     if prod(size) > most_pixels:
-        raise VitxError(
-            f"{said}, more than the {most_pixels:,} that are allowed: make it smaller, or let `vitx explain` "
-            "take more with --input-options max_pixels=N"
-        )
+        said += f", more than the {most_pixels:,} that are allowed: make it smaller"
+        raise VitxError(f"{said}, or let `vitx explain` take more with --input-options max_pixels=N")
     if len(size) == 2 and min(size) < _FEWEST:
         raise VitxError(f"{said}: at least {_FEWEST} x {_FEWEST} are needed")

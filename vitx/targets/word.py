@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from vitx.errors import VitxError
 from vitx.inputs.prepared import pictures_of
-from vitx.inputs.processors import quiet
-from vitx.inputs.prompts import saved_processor, scale_of, with_prompt
+from vitx.inputs.processors import quiet, saved_processor, scale_of, with_prompt
 from vitx.models.given import Inputs
 from vitx.models.isolation import untouched
 from vitx.models.outputs import main

@@ -14,8 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import IterableDataset, Subset
 
 from vitx.errors import VitxError, last_line
-from vitx.inputs.choosing import preprocessing_of
-from vitx.inputs.prepared import to_tensor
+from vitx.inputs.prepared import preprocessing_of, to_tensor
 from vitx.pictures.colors import Scale
 from vitx.watch.batches import PARTS, Content, objects, read_batch
 from vitx.watch.data_sets import class_counts, class_names, evenly_spaced, one_of_each_class, scales_in
