@@ -143,7 +143,7 @@ def without_prefix(state: State, own: State) -> State:
 
 
 def _with_head(model: nn.Module, state: State, path: Path) -> State:
-    """Names weights as the model does; a head that stands beside the backbone is put in its place."""
+    """Name weights as the model does; a head that stands beside the backbone is put in its place."""
     own = model.state_dict()
     inside, heads = without_prefix(state, own), _heads(model)
     kept = {id(value) for value in inside.values()}

@@ -56,7 +56,7 @@ def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Value]]:
-    """Names each value by the path to it: of `{"model": {"depth": 2}}`, `model.depth` is 2."""
+    """Name each value by the path to it: of `{"model": {"depth": 2}}`, `model.depth` is 2."""
     inner: Any = ()
     if isinstance(settings, Mapping):
         inner = settings.items()

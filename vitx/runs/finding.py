@@ -102,7 +102,7 @@ def _chosen(found: dict[str, tuple[Path, Path]], only: Sequence[str] | None) -> 
 
 
 def names_apart(paths: Sequence[Path]) -> list[str]:
-    """Names runs, or other files, by the part of their paths that tells them apart.
+    """Name runs, or other files, by the part of their paths that tells them apart.
 
     Example:
         >>> names_apart([Path("logs/demo/version_0"), Path("logs/shortcut/version_0")])

@@ -117,7 +117,7 @@ class Step:
             value.made_by = self
 
     def __str__(self) -> str:
-        """Names it as a user knows it."""
+        """Name it as a user knows it."""
         module, line = self.place or ("", "")
         return self.name + (f", in {module}" if module else "") + (f" (`{line}`)" if line else "")
 

@@ -126,7 +126,7 @@ def _explained(
 
 
 def _targets(logits: Tensor, classes: Tensor, names: Sequence[str] | None) -> list[list[str]]:
-    """Names the classes of each image, with their probabilities where they have some."""
+    """Name the classes of each image, with their probabilities where they have some."""
     columns = []
     for target in classes.T:
         known = map(str, classes_said(logits, target, names))
@@ -193,7 +193,7 @@ def _layer(attention: Attention, lattice: tuple[Cells, Cells]) -> dict[str, Any]
 
 
 def _names(back: Backward, attention: Attention, keys: Cells) -> list[str]:
-    """Names the tokens that the model brings: the first one that the output reads is the class token.
+    """Name the tokens that the model brings: the first one that the output reads is the class token.
 
     Where it reads none of them, as the mean of the patches, the names of the parameters tell; so of the token
     of a distillation, which comes next.

@@ -127,13 +127,18 @@ class Watch(Observer):
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._begun = self._begun and error is None  # what has failed has not ended
-        self.close()
+        if error is None:
+            self.close()
+        else:  # what has failed has not ended
+            self._release()
 
     def close(self) -> None:
         """Show all maps of the last call at once, and mark in the folder that the training has ended."""
         if self._begun and not self._closed:
             self.end(self._host)
+        self._release()
+
+    def _release(self) -> None:
         for writer in self._host.loggers if self._logger is None and not self._closed else ():
             writer.close()
         self._closed = True
