@@ -1,5 +1,6 @@
 """What all tests share: one thread, a fixed seed, and the real weights and pictures where there are any."""
 
+import gc
 import os
 import random
 import tempfile
@@ -36,6 +37,13 @@ def _reproducible():
     random.seed(0)  # timm's augmentation
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_objects_to_look_through():
+    """What is there by now stays: libraries that collect garbage would look through all of it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

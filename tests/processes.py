@@ -1,6 +1,10 @@
-"""Runs a function in several processes that train together, as torchrun starts them."""
+"""Runs a function in several processes that train together, as torchrun starts them.
+
+They are forked from a process that has imported the libraries and done nothing else.
+"""
 
 import faulthandler
+import multiprocessing
 import os
 import socket
 import sys
@@ -12,6 +16,10 @@ import torch
 from torch.multiprocessing import start_processes
 
 PATIENCE = 240  # seconds until processes that wait for each other are given up
+LIBRARIES = ["lightning.pytorch", "timm", "transformers", "tensorboard", "vitx.callbacks"]
+
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(LIBRARIES)
 
 
 def run_together(count: int, function: Callable[..., Any], *arguments: Any) -> None:
@@ -19,7 +27,8 @@ def run_together(count: int, function: Callable[..., Any], *arguments: Any) -> N
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    context = start_processes(_one, (count, port, function, arguments), count, join=False)
+    given = count, port, function, arguments
+    context = start_processes(_one, given, count, join=False, start_method="forkserver")
     deadline = time.monotonic() + PATIENCE
     try:
         while not context.join(timeout=1):  # raises what a process raised

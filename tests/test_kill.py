@@ -1,13 +1,8 @@
-"""After a kill -9 and a resume, neither events nor files are doubled, missing or torn.
-
-Run as a module with a folder and the name of a logger, this file is the training that is killed.
-"""
+"""After a kill -9 and a resume, neither events nor files are doubled, missing or torn."""
 
 import io
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,6 +20,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from torch.utils.data import DataLoader
 
 from tests.lightning_models import IMAGE, SmallClassifier, samples
+from tests.processes import FORKED
 from vitx.callbacks import RolloutCallback
 from vitx.runs.saved import read_run
 
@@ -75,28 +71,33 @@ def train(folder, logger, *callbacks, checkpoint=None):
     trainer.fit(SmallClassifier(), data, validation, ckpt_path=checkpoint)
 
 
+def train_slowly(folder, logger):
+    torch.set_num_threads(1)
+    train(folder, logger, Slow())
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """The folders of two runs, one with each logger, killed in the middle."""
     folders = {name: tmp_path_factory.mktemp(name) for name in LOGGERS}
-    home = Path(__file__).parents[1]
     runs = {
-        name: subprocess.Popen([sys.executable, "-m", "tests.test_kill", folder, name], cwd=home)
-        for name, folder in folders.items()
+        name: FORKED.Process(target=train_slowly, args=(folder, name)) for name, folder in folders.items()
     }
     try:
+        for run in runs.values():
+            run.start()
         for name, run in runs.items():
             deadline = time.monotonic() + PATIENCE
             while not (folders[name] / WAITS).exists():
-                assert run.poll() is None, "the run ended by itself"
+                assert run.is_alive(), "the run ended by itself"
                 assert time.monotonic() < deadline, "the run hangs"
                 time.sleep(0.02)
-            run.send_signal(signal.SIGKILL)
-            assert run.wait() == -signal.SIGKILL
+            run.kill()
+            run.join()
+            assert run.exitcode == -signal.SIGKILL
     finally:
         for run in runs.values():
             run.kill()
-            run.wait()
     return folders
 
 
@@ -164,8 +165,3 @@ def test_tensorboard_shows_each_step_once_and_in_order(checkpoint, torn, killed,
 def test_there_is_one_whole_file_of_each_step(torn, killed, tmp_path):
     folder = resume(killed["csv"], "csv", "last", torn, tmp_path)
     assert steps_of_files(folder / "vitx") == FIRINGS
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train(Path(sys.argv[1]), sys.argv[2], Slow())
