@@ -6,6 +6,7 @@ A logger is known by what it can do, as classes of one name are made in many pac
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitx.errors import VitxError
+from vitx.files import encode
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
 Write = Callable[[str, Picture, int], Any]  # tag, picture, step
@@ -56,6 +58,8 @@ def _writer_of(logger: Any) -> Write | None:
     Another one is two lines here: what it can do, and a function from its tag, picture and step.
     """
     held = _held(logger)
+    if _can(getattr(held, "file_writer", None), "add_event"):
+        return partial(_add_event, held.file_writer)
     if _can(held, "add_image"):
         return lambda tag, picture, step: held.add_image(tag, picture, step, dataformats="HWC")
     if _can(logger, "log_image", "active_run"):  # the module mlflow
@@ -149,6 +153,17 @@ def drop_from(logger: Any, step: int) -> None:
         writer.add_event(Event(file_version="brain.Event:2"), step)
         writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
         writer.flush()
+
+
+def _add_event(writer: Any, tag: str, picture: Picture, step: int) -> None:
+    """Log a picture to TensorBoard, compressed less than by `add_image`, which takes ten times as long."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    encode(file := BytesIO(), picture)
+    height, width, colors = picture.shape
+    image = Summary.Image(height=height, width=width, colorspace=colors, encoded_image_string=file.getvalue())
+    writer.add_event(Event(summary=Summary(value=[Summary.Value(tag=tag, image=image)])), step)
 
 
 def _held(logger: Any) -> Any:
