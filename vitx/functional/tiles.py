@@ -44,6 +44,12 @@ class Tile:
         return self.compute_gradient((self.images, self.heads, self.rows))
 
 
+def multiply(left: Tensor, right: Tensor, out: Tensor, factor: float = 1) -> Tensor:
+    """Multiply (b, g, n, m) and (b, g, m, k) for each image and head, into `out`, (b, g, n, k)."""
+    out.view(-1, *out.shape[2:]).baddbmm_(left.flatten(0, 1), right.flatten(0, 1), beta=0, alpha=factor)
+    return out
+
+
 class Memory:
     """The memory of one pass: room that one tile after another uses, and blocks for what stays."""
 
@@ -61,23 +67,25 @@ class Memory:
 
     def products(self, use: str, left: Tensor, right: Tensor, factor: float = 1) -> Tensor:
         """Multiply (b, g, n, m) and (b, g, m, k) for each image and head, into such room."""
-        found = self.take(use, (*left.shape[:-1], right.shape[-1]), left)
-        found.flatten(0, 1).baddbmm_(left.flatten(0, 1), right.flatten(0, 1), beta=0, alpha=factor)
-        return found
+        return multiply(left, right, self.take(use, (*left.shape[:-1], right.shape[-1]), left), factor)
 
-    def keep(self, tensor: Tensor) -> Tensor:
-        """Return a contiguous copy that stays.
+    def empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Return an uninitialised tensor that stays.
 
-        On a CPU, copies lie in blocks: one by one they would break up the memory that the next layer uses.
+        On a CPU, these lie in blocks: one by one they would break up the memory that the next layer uses.
         """
-        if tensor.device.type != "cpu" or torch.is_inference_mode_enabled():
-            return tensor.clone(memory_format=torch.contiguous_format)
-        size = tensor.numel() * tensor.element_size()
+        if like.device.type != "cpu" or torch.is_inference_mode_enabled():
+            return like.new_empty(shape)
+        size = math.prod(shape) * like.element_size()
         if self._filled + size > len(self._block):
             self._block, self._filled = torch.empty(max(size, _BLOCK), dtype=torch.uint8, device="cpu"), 0
         part = self._block[self._filled : self._filled + size]
         self._filled += -(-size // _ALIGNMENT) * _ALIGNMENT
-        return part.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        return part.view(like.dtype).view(shape)
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Return a contiguous copy that stays."""
+        return self.empty(tensor.shape, tensor).copy_(tensor)
 
 
 def split(shape: tuple[int, ...], device: torch.device, rows: slice = ALL) -> Iterator[Cut]:

@@ -166,11 +166,9 @@ class Backward:
 
     def contributions(self, start_layer: int = 0) -> list[tuple[Value, Tensor]]:
         """Find what each residual from a layer on adds to the score, x * dS/dx, to be given to `place`."""
-        passed = self._gradients.passed
-        counted = [s for s in self._streams if s[0] in passed and (s[2] > start_layer or not self.layers)]
-        return [
-            (value, output.tensor.to(passed[value].dtype) * passed[value]) for value, output, _ in counted
-        ]
+        counted = [value for value, _, n in self._streams if n > start_layer or not self.layers]
+        products = self._gradients.products
+        return [(value, products[value]) for value in counted if value in products]
 
     def accounted(self) -> Tensor:
         """Return what share of the score image and constants add, (1,), in the linearised network.
@@ -182,12 +180,11 @@ class Backward:
         arrived = self._gradients.arrived
         known = [(self.tape.image, self.image), *((one, one.constant) for one in self.tape.constants)]
         pairs = [(t.to(g), g) for v, t in known if t is not None and (g := arrived.get(v)) is not None]
-        # At once: they are many, and small.
-        tensors, gradient = (torch.cat([t.flatten() for t in some]) for some in zip(*pairs, strict=True))
         # What no gradient reaches adds nothing, whatever it holds: memory that was written over may hold NaN.
-        added = (tensors * gradient).masked_fill_(gradient == 0, 0)
+        products = ((tensor * g).masked_fill_(g == 0, 0) for tensor, g in pairs)
+        added, size = torch.stack([torch.stack([one.sum(), one.abs_().sum()]) for one in products]).sum(0)
         whole = (score.output.to(score.gradient.dtype) * score.gradient).sum()
-        share = share_of_sum(whole, added.sum(), added.abs().sum())
+        share = share_of_sum(whole, added, size)
         check_score(share, self.image.dtype)
         return share
 
@@ -229,12 +226,13 @@ class Backward:
                 raise VitxError("the score does not depend on the image")
             fused = dict.fromkeys(self._small(rule.start_layer), rule.fuse) if rule and rule.fuse else {}
             watched = [attention.value for attention in attentions if attention not in fused]
-            watched += [value for value, _, _ in self._streams] if whole else []
+            times = {value: output for value, output, _ in self._streams} if whole else {}
             starts = {score.value: score.gradient}
-            one = gradients(self.tape, starts, watched, whole=whole, fused=fused)
+            one = gradients(self.tape, starts, watched, whole=whole, fused=fused, times=times)
             found.arrived |= one.arrived
             found.passed |= one.passed
             found.fused |= one.fused
+            found.products |= one.products
         return found
 
     def _small(self, start_layer: int) -> list[Attention]:

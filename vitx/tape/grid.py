@@ -11,7 +11,7 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.tape.attention import Attention
 from vitx.tape.axes import channel_dims
-from vitx.tape.expanded import over
+from vitx.tape.expanded import core, over, summed
 from vitx.tape.rules.layers import CONVOLUTIONS
 from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
@@ -75,7 +75,7 @@ class Grid:
 
     def without_channels(self, pixels: Tensor) -> Tensor:
         """Sum over the channels."""
-        return pixels if self.channels is None else pixels.sum(self.channels)
+        return pixels if self.channels is None else summed(pixels, [self.channels])
 
     def map(self, pixels: Tensor, tokens: Mapping[Value, Tensor]) -> Tensor:
         """Return the map in the grid of the first tokens, (B, h, w), or the pixels as they are.
@@ -148,7 +148,7 @@ def blocks(pixels: Tensor) -> tuple[int, ...]:
         >>> blocks(torch.arange(6.0).view(1, 2, 3).repeat_interleave(4, 1).repeat_interleave(2, 2))
         (2, 3)
     """
-    found = []
+    found, pixels = [], core(pixels)
     for dim, size in enumerate(pixels.shape[1:], 1):
         changes = pixels.diff(dim=dim).abs() > _ALIKE * pixels.abs().amax()
         edges = changes.transpose(0, dim).flatten(1).any(1).nonzero().flatten() + 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vitx.functional.fusing import fused
-from vitx.functional.tiles import ALL, Cut, Tile, split
+from vitx.functional.tiles import ALL, Cut, Tile, multiply, split
 from vitx.tape.call import Call
 
 FUSED = "_scaled_dot_product_flash_attention_for_cpu"
@@ -31,7 +31,7 @@ def run(call: Call) -> Any:
     def compute(part: Cut) -> Tensor:
         scores = memory.products("weights", query[part], key[part[:2]].mT, scale)
         weights = torch.softmax(scores, -1, out=scores)
-        output[part] = memory.products("outputs", weights, value[part[:2]])
+        multiply(weights, value[part[:2]], output[part])
         return weights
 
     # Heads are fused one after another either way, so what is found of an image hangs on no other image.

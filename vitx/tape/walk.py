@@ -13,6 +13,7 @@ from vitx.tape.attention import Attention
 from vitx.tape.axes import Axes, channel_dims
 from vitx.tape.expanded import added
 from vitx.tape.tape import Tape
+from vitx.tape.tensors import Kept
 from vitx.tape.values import Step, Value
 
 Sent = Iterable[tuple[Value, Tensor | None]]
@@ -26,11 +27,13 @@ class Walk:
         arrived: at values that no step made, or at which it ended.
         passed: at the values that were asked for.
         fused: what stands for A and its gradient, of attentions whose heads were fused on the way.
+        products: what passed some values, times their tensors.
     """
 
     arrived: dict[Value, Tensor]
     passed: dict[Value, Tensor] = field(default_factory=dict)
     fused: dict[Attention, Weights] = field(default_factory=dict)
+    products: dict[Value, Tensor] = field(default_factory=dict)
 
     def at(self, attention: Attention) -> Tensor:
         """Return what passed an attention, (T, H, Q, d): 0 where nothing did."""
@@ -80,29 +83,40 @@ def gradients(
     *,
     whole: bool = False,
     fused: Mapping[Attention, Fuse] | None = None,
+    times: Mapping[Value, Kept] | None = None,
 ) -> Walk:
     """Take the gradient of a score back along the tape, in the network for which it was recorded.
 
     It goes to the watched values; where it is `whole`, on to the image and the model's constants. At its
-    starts it is known: nothing that arrives there is added. The heads of some attentions are fused as it
-    passes.
+    starts it is known: nothing that arrives there is added. As it passes, the heads of some attentions are
+    fused, and it is multiplied by the tensors of some values, `times`. What stays lies apart from what comes
+    and goes, even if it is small: the memory between could not be used again.
     """
-    fused, found_fused = fused or {}, dict[Attention, Weights]()
+    fused, times = fused or {}, times or {}
+    found_fused, products = dict[Attention, Weights](), dict[Value, Tensor]()
 
     def send(step: Step, arrived: list[Tensor]) -> Sent:
+        for value, g in zip(step.outputs, arrived, strict=True):
+            if value in times:
+                out = tape.memory.empty(g.shape, g)
+                products[value] = torch.mul(times[value].tensor.to(g.dtype), g, out=out)
         if step.gradient is None:
             raise VitxError(f"the gradient reached {step}, and no rule takes it through that call")
         if isinstance(step, Attention) and step in fused:
             part, found_fused[step] = step.weights.fused_gradient(step.arrived(arrived[0]), fused[step])
             return [(step.inputs[0], step.layout.to_values(part))]
         pairs = zip(step.sources, step.gradient(arrived), strict=False)
-        return [(value, part) for value, part in pairs if value not in starts]
+        return [
+            (value, tape.memory.keep(part) if value.is_constant and part is not None else part)
+            for value, part in pairs
+            if value not in starts
+        ]
 
     ends = [value.made_by.index for value in watched if value.made_by] + [one.index for one in fused]
     first = min(ends, default=0)
     with torch.no_grad(), without_autocast(next(iter(starts.values())).device):
         found = walk(tape, starts, send, watched=watched, steps=range(0 if whole else first, len(tape.steps)))
-    found.fused = found_fused
+    found.fused, found.products = found_fused, products
     return found
 
 

@@ -1,8 +1,8 @@
 """Propagation rules: relevance and the gradient of the linearized network, back through each operator.
 
 A rule is found by the operator's name alone. `views` and `rearranged` move elements, `contractions`,
-`attention` and `convolution` multiply and add up; `products`, `elementwise`, `norms` and `sums` leave
-elements where they are. What torch marks as pointwise is a function of each element.
+`attention` and `layers` multiply and add up; `elementwise` and `sums` leave elements where they are. What
+torch marks as pointwise is a function of each element.
 """
 
 from collections.abc import Callable
