@@ -202,9 +202,27 @@ def swin():
     return _unusual("swin_tiny_patch4_window7_224", img_size=32, window_size=4, patch_size=2, **size)
 
 
+class Nested(nn.Module):
+    """Attends within a nested tensor, whose images may have any number of tokens."""
+
+    def __init__(self, layout):
+        super().__init__()
+        self.layout = layout
+        self.embed, self.head = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 5)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, images):
+        tokens = self.embed(images).flatten(2).mT
+        nested = torch.nested.as_nested_tensor([*tokens], layout=self.layout)
+        padded = nested.to_padded_tensor(0.0)
+        return self.head((tokens + self.attention(padded, padded, padded)[0]).mean(1))
+
+
 REFUSED = {
     "ResNet": Refused(lambda: _unusual("resnet10t"), 32, "no attention between tokens was found"),
     "EfficientViT": Refused(lambda: _unusual("efficientvit_b0"), 64, "linear attention"),
+    "nested, strided": Refused(lambda: Nested(torch.strided).eval(), 32, "with nested tensors"),
+    "nested, jagged": Refused(lambda: Nested(torch.jagged).eval(), 32, "with nested tensors"),
 }
 
 # No plain Vision Transformers. Attention flow, which takes a chain of layers on the same tokens, refuses

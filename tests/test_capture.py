@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import vitx
 from tests import models, oracle
 from vitx import VitxError, capture
 
@@ -198,6 +199,41 @@ def test_talking_heads():
     assert torch.allclose(found, score)
     assert close(trace.attentions(), seen)
     assert close(trace.gradients(found), torch.autograd.grad(score, seen))
+
+
+def test_heads_that_are_mixed_and_normalized():
+    """A is what meets the values: DeepViT's re-attention mixes the heads of a softmax, and norms them."""
+
+    class Mixed(nn.Module):
+        def __init__(self, heads):
+            super().__init__()
+            self.mix = nn.Parameter(torch.randn(heads, heads))
+            self.norm = nn.LayerNorm(heads)
+            nn.init.uniform_(self.norm.weight, 0.5, 1.5)
+            nn.init.uniform_(self.norm.bias, -0.5, 1.0)
+
+        def forward(self, weights):
+            mixed = torch.einsum("bhqk,hg->bgqk", weights, self.mix)
+            return self.norm(mixed.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    model = models.deit().double().eval()
+    for block in model.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop = Mixed(block.attn.num_heads).double()
+    images = models.FAMILIES["deit"].images(dtype=torch.float64)
+    seen, slow = [], copy.deepcopy(model)
+    for block in slow.blocks:
+        block.attn.attn_drop.register_forward_hook(lambda module, given, out: seen.append(out))
+    score = score_of(slow(images))
+    with torch.no_grad(), capture(model, gradients=True) as trace:
+        found = score_of(model(images))
+    assert close(trace.attentions(), seen)
+    assert close(trace.gradients(found), torch.autograd.grad(score, seen))
+    rows, identity = torch.eye(17, dtype=torch.float64)[0].expand(2, -1), torch.eye(17)
+    for weights in reversed(seen):  # of any sign
+        whole = weights.detach().mean(1).abs() + identity
+        rows = torch.einsum("bq,bqk->bk", rows, whole / whole.sum(-1, keepdim=True))
+    assert torch.allclose(vitx.explain(model, images).maps.flatten(1), rows[:, 1:], rtol=1e-9)
 
 
 @pytest.mark.parametrize("fused", [True, False])

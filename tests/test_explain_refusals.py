@@ -38,6 +38,22 @@ class TestRefusals:
         with pytest.raises(VitxError, match=refused.sentence):
             explain(refused.build(), torch.randn(2, 3, refused.image_size, refused.image_size), "flow")
 
+    def test_evidence_of_a_model_without_residuals(self):
+        class Plain(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embed, self.head = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 5)
+                self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+            def forward(self, images):
+                tokens = self.embed(images).flatten(2).mT
+                return self.head(self.attention(tokens, tokens, tokens)[0].mean(1))
+
+        model = Plain().eval()
+        assert explain(model, IMAGES).conservation.allclose(torch.ones(2))
+        with pytest.raises(VitxError, match="no attention inside a residual was found"):
+            explain(model, IMAGES, "evidence")
+
     @pytest.mark.parametrize("method", ["rollout", "attention"])
     def test_a_model_that_drops_patches(self, method):
         found = explain(patch_dropping(), IMAGES, method)

@@ -28,6 +28,10 @@ from vitx.tape.tensors import Kept
 from vitx.tape.values import Value
 from vitx.tape.walk import Walk, gradients
 
+NO_RESIDUAL = (
+    "no attention inside a residual was found, which this method needs: take rollout, grad_rollout, gae or "
+    "attention"
+)
 LAID_OUT = ("view", "_unsafe_view", "_reshape_alias", "clone", "alias", "detach", "_to_copy")
 
 
@@ -71,10 +75,7 @@ class Backward:
     def counting(self, start_layer: int) -> list[Layer]:
         """Return the layers from that number on, or raise a VitxError if there is no such layer."""
         if not self.layers:
-            raise VitxError(
-                "no attention inside a residual was found, which this method needs: take rollout, "
-                "grad_rollout, gae or attention"
-            )
+            raise VitxError(NO_RESIDUAL)
         return self.layers[first_layer(start_layer, len(self.layers)) :]
 
     def propagate(self, rule: Rule, *, without_sinks: bool = False) -> Attribution:
@@ -165,9 +166,15 @@ class Backward:
         return attention.inputs[0], attention.to_values(weights.add_up(part, rows))
 
     def contributions(self, start_layer: int = 0) -> list[tuple[Value, Tensor]]:
-        """Find what each residual from a layer on adds to the score, x * dS/dx, to be given to `place`."""
+        """Find what each residual from a layer on adds to the score, x * dS/dx, to be given to `place`.
+
+        Raises:
+            VitxError: The model has no residual.
+        """
         counted = [value for value, _, n in self._streams if n > start_layer or not self.layers]
         products = self._gradients.products
+        if not counted and not self.layers:
+            raise VitxError(NO_RESIDUAL)
         return [(value, products[value]) for value in counted if value in products]
 
     def accounted(self) -> Tensor:

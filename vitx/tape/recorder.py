@@ -139,6 +139,11 @@ class Recorder(TorchDispatchMode):
             self.squashed = call.live[0]
         made, call.outs = into or tensors_in(out), []
         for tensor in made:
+            if tensor.is_nested:
+                raise VitxError(
+                    "the model computes with nested tensors, which cannot be followed: explain a version "
+                    "of it that pads them"
+                )
             if _holds(call, tensor):
                 call.outs.append(tensor)
             if not tensor.is_floating_point():

@@ -226,7 +226,7 @@ def heads_beside(
         if other is not attention and other.inputs[1].base == asked.base and asked.kind == "weights":
             raise VitxError(
                 "the same attention weights meet two parts of the values one by one, so the gradient of A "
-                "cannot be told: take rollout with head_fusion='mean' and no discard_ratio"
+                f"cannot be told: take {_instead(layer)}"
             )
         theirs = marked(layer, other)
         alike = all(other.weights.shape[dim] == shape[dim] for dim in (0, 2, 3))
@@ -235,9 +235,15 @@ def heads_beside(
         elif ((own != 0) & (theirs != 0)).any():
             raise VitxError(
                 "attentions beside each other have some of their queries in common, not all, so their heads "
-                "cannot be fused: take rollout with head_fusion='mean' and no discard_ratio"
+                f"cannot be fused: take {_instead(layer)}"
             )
     return found
+
+
+def _instead(layer: Layer) -> str:
+    """Return the method for a layer whose heads cannot be fused: where rows sum to 1, a residual is half."""
+    normalized = all(one.weights.sums_to_1 for one in layer.attentions)
+    return "rollout with head_fusion='mean' and no discard_ratio" if normalized else "evidence"
 
 
 def marked(tape: Tape, layer: Layer, attention: Attention) -> Tensor:

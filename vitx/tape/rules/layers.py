@@ -141,6 +141,8 @@ def _norm(
         return [back, *(fitted(g, one.shape) for one in own)]
 
     found = call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
+    if value.kind in ("scores", "weights"):  # of heads that are mixed
+        found.kind, found.over, found.rounded = value.kind, value.over, True
     tape.end(found, call.out, value)
     return [found]
 
