@@ -20,14 +20,14 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 
 from vitx.cli.options import new_name, new_parser
 from vitx.errors import VitxError
 from vitx.inputs.reading import SUFFIXES
 from vitx.version import __version__
 
-# Each is a module with `parser()` and `run(options)`, whose docstring is its help.
+# Each is a module with `add_options(command)` and `run(options)`, whose docstring is its help.
 COMMANDS = {
     "explain": "explain pictures, one or a million",
     "ask": "explain what a vision-language model answers",
@@ -45,19 +45,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subcommands(dest="command", title="commands")
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Only the command that was named is imported.
-    modules = {name: import_module(f"vitx.cli.{name}") for name in COMMANDS if name in words[:1]}
-    parsers = {name: module.parser() for name, module in modules.items()}
+    command: Any = import_module(f"vitx.cli.{words[0]}") if words and words[0] in COMMANDS else None
+    own = new_parser(command.__doc__ if command else "")
+    if command:
+        command.add_options(own)
     for name, help in COMMANDS.items():
-        commands.add_subcommand(name, parsers.get(name) or ArgumentParser(), help=help)
+        commands.add_subcommand(name, own if name in words[:1] else new_parser(""), help=help)
     try:
         options = parser.parse_args(words)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\b")  # of odd metadata
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # of Lightning
-            status: int = modules[options.command].run(options[options.command])
+            status: int = command.run(options[options.command])
     except (ArgumentError, VitxError) as error:
-        known: Any = next(iter(parsers.values())).get_defaults() if parsers else ()
-        said = new_name(words, known) if isinstance(error, ArgumentError) else ""
+        said = new_name(words, vars(own.get_defaults())) if isinstance(error, ArgumentError) else ""
         print(f"error: {said or _one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

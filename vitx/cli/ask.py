@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 from torch import Tensor
 
 import vitx
 from vitx.attribution import find_method, methods
-from vitx.cli.options import add, check_least, new_parser
+from vitx.cli.options import add, check_least
 from vitx.cli.output import write_and_say
 from vitx.files import png_path
 from vitx.inputs.reading import find_pictures
@@ -32,18 +31,16 @@ from vitx.targets import Question, answer, word
 _TILE = 224  # pixels
 
 
-def parser() -> ArgumentParser:
-    """Return the options of the command."""
-    made = new_parser(__doc__)
-    add(made, "paths", "PATH", "image files, all of one prompt", nargs="+")
-    add(made, "--model", "NAME", "of Hugging Face: a folder, or hf-hub:NAME", required=True)
-    add(made, "--prompt", "TEXT", "the question to the model", required=True)
-    add(made, "--word", "WORD", "words that it might say (default: those of its answer)", nargs="+")
-    add(made, "--method", "NAME", f"one of {', '.join(methods())}", default="evidence")
-    add(made, "--max-tokens", "N", "the longest answer", int, default=20)
-    add(made, "--trust", "", "also run code that comes with the model")
-    add(made, "--output", "FILE", "the PNG file to write", default="vitx-ask.png")
-    return made
+def add_options(command: Any) -> None:
+    """Add the options of the command."""
+    add(command, "paths", "PATH", "image files, all of one prompt", nargs="+")
+    add(command, "--model", "NAME", "of Hugging Face: a folder, or hf-hub:NAME", required=True)
+    add(command, "--prompt", "TEXT", "the question to the model", required=True)
+    add(command, "--word", "WORD", "words that it might say (default: those of its answer)", nargs="+")
+    add(command, "--method", "NAME", f"one of {', '.join(methods())}", default="evidence")
+    add(command, "--max-tokens", "N", "the longest answer", int, default=20)
+    add(command, "--trust", "", "also run code that comes with the model")
+    add(command, "--output", "FILE", "the PNG file to write", default="vitx-ask.png")
 
 
 def run(options: Any) -> int:

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
+from torch import Tensor
 
-import vitx
 from vitx.attribution import DEFAULT, title_of, with_options
 from vitx.cli.asking import check_target
-from vitx.cli.model import Subject, load_subject, picture_parser
+from vitx.cli.model import Subject, add_picture, load_subject
 from vitx.cli.options import add
 from vitx.cli.output import write_and_say
 from vitx.errors import VitxError
@@ -29,11 +28,10 @@ from vitx.pictures.captions import Caption, captions_of
 from vitx.runs.finding import names_apart
 
 
-def parser() -> ArgumentParser:
-    """Return the options of the command."""
-    made, group = picture_parser(__doc__, "image", "an image file", "vitx-compare.png", several=True)
+def add_options(command: Any) -> None:
+    """Add the options of the command."""
+    group = add_picture(command, "image", "an image file", "vitx-compare.png", several=True)
     add(group, "--method", "NAME", f"one row for each (default: {DEFAULT})", nargs="+")
-    return made
 
 
 def run(options: Any) -> int:
@@ -59,20 +57,18 @@ def run(options: Any) -> int:
 
 def _drawn(subjects: dict[str, Subject], picture: Path, asked: Any, target: str) -> NDArray[np.uint8]:
     """Draw the input, the maps of each model, and their differences from the first."""
-    found: dict[str, Sequence[vitx.Explanation]] = {}
+    columns, maps = dict[str, Tensor](), dict[str, Sequence[Tensor]]()
     for name, subject in subjects.items():
-        images, index = subject.batch([picture]), subject.find_class(target)
-        found[name] = [*subject.explain(images, asked, index).values()]
-    first, *others = found
-    pixels = torch.cat([explanation.pixels() for explanation in found[first]])
-    columns = {"input": pixels}
-    for name, each in found.items():
-        names = subjects[name].short_names
-        said = f": {captions_of(each[0].logits, class_names=names)[0]}" if subjects[name].classes else ""
-        columns[f"{name}{said}"] = torch.cat([one.overlays() for one in each])
-    before = [one.maps for one in found[first]]
+        found = subject.explain(subject.batch([picture]), asked, subject.find_class(target)).values()
+        if not columns:
+            columns["input"] = torch.cat([one.pixels() for one in found])
+        logits, names = next(iter(found)).logits, subject.short_names
+        said = f": {captions_of(logits, class_names=names)[0]}" if subject.classes else ""
+        columns[f"{name}{said}"] = torch.cat([one.overlays() for one in found])
+        maps[name] = [one.maps for one in found]
+    first, *others = maps
     for name in others:
         title = "change" if len(others) == 1 else f"change to {name}"
-        columns[title] = render.differences(pixels, before, [one.maps for one in found[name]])
-    rows = [Caption(title_of(one.method)) for one in found[first]]
+        columns[title] = render.differences(columns["input"], maps[first], maps[name])
+    rows = [Caption(title_of(name)) for name in asked]
     return render.grid(columns, rows, tile_width=224, note="change: red more, blue less")

@@ -29,7 +29,7 @@ from typing import Any
 from zlib import crc32
 
 import torch
-from jsonargparse import ArgumentParser
+from torch import nn
 
 import vitx
 from vitx.attribution import DEFAULT, Methods, find_method, methods, telling, title_of, with_options
@@ -37,7 +37,7 @@ from vitx.cli.asking import add_questions, check_questions, check_target, questi
 from vitx.cli.findings import Product
 from vitx.cli.many import SHARD, Explainer, Place, predict
 from vitx.cli.model import PREDICTED, Subject, add_model_details, add_model_options, load_subject
-from vitx.cli.options import ANY, COUNT, TEXT, add, check_least, new_parser, read_settings
+from vitx.cli.options import ANY, COUNT, TEXT, add, check_least, read_settings
 from vitx.cli.output import Output, linked
 from vitx.errors import VitxError
 from vitx.files import PICTURES, write_png
@@ -54,18 +54,17 @@ _PAGE, _OVERVIEW = "map.html", "overview.png"
 _ON_A_PAGE = 8  # pictures
 
 
-def parser() -> ArgumentParser:
-    """Return the options of the command."""
-    made = new_parser(__doc__)
-    add(made, "paths", "PATH", "files, folders, or patterns such as 'photos/*.jpg'", nargs="+")
-    add_model_options(made)
-    add(made, "--method", "NAME", f"{', '.join(methods())} (default: {' and '.join(_DEFAULT)})", nargs="+")
+def add_options(command: Any) -> None:
+    """Add the options of the command."""
+    add(command, "paths", "PATH", "files, folders, or patterns such as 'photos/*.jpg'", nargs="+")
+    add_model_options(command)
+    add(command, "--method", "NAME", f"{', '.join(methods())} (default: {' and '.join(_DEFAULT)})", nargs="+")
     target = "a number, a name or 'predicted'; one map for each"
-    add(made, "--target", "CLASS", f"{target} (default: {PREDICTED})", nargs="+")
-    add(made, "--output", "FOLDER", "where to write", default="vitx-maps")
-    add(made, "--open", "", "show the result in the browser: the page, the picture, or the folder")
-    add_questions(made.add_argument_group("other questions than a class"))
-    group = made.add_argument_group("what to write")
+    add(command, "--target", "CLASS", f"{target} (default: {PREDICTED})", nargs="+")
+    add(command, "--output", "FOLDER", "where to write", default="vitx-maps")
+    add(command, "--open", "", "show the result in the browser: the page, the picture, or the folder")
+    add_questions(command.add_argument_group("other questions than a class"))
+    group = command.add_argument_group("what to write")
     saved = f"files for each picture: {', '.join(_SAVED)} (the maps of {SHARD} pictures in a file)"
     add(group, "--save", "KIND", f"{saved} (default: png)", nargs="+")
     add(group, "--signed", "", "show what speaks for the class in red, against it in blue")
@@ -75,14 +74,13 @@ def parser() -> ArgumentParser:
     trace = "write nothing: list the steps of the first picture's pass, with the relevance through each"
     add(group, "--trace", "", trace)
     add(group, "--resume", "", "skip pictures that are finished")
-    add_model_details(made)
-    group = made.add_argument_group("how to compute")
+    add_model_details(command)
+    group = command.add_argument_group("how to compute")
     rare = "of the methods: head_fusion, discard_ratio, start_layer, without_sinks, gradient"
     add(group, "--method-options", "KEY=VALUE", rare, nargs="+")
     add(group, "--batch-size", "N", "pictures at once on each device", int, default=8)
     rare = "workers (threads); accelerator, devices, num_nodes, strategy, as for Lightning's Trainer"
     add(group, "--run-options", "KEY=VALUE", rare, nargs="+")
-    return made
 
 
 def run(options: Any) -> int:
@@ -120,7 +118,9 @@ def run(options: Any) -> int:
     if len(left) < len(files):
         print(f"{len(files) - len(left):,} of {len(files):,} pictures are already finished")
     overview = Overview() if options.overview else None
-    errors, speaks = _explain(explainer, left, output, options, running, overview) if left else ({}, True)
+    more = {"batch_size": options.batch_size, "workers": running.pop("workers", None), "overview": overview}
+    explain = partial(predict, explainer, left, output, **more)
+    errors, speaks = _explain(explain, subject.model, running) if left else ({}, True)
     if not speaks:
         return 0
     for _, error in sorted(errors.items()):
@@ -191,22 +191,13 @@ def _settings(options: Any, subject: Subject) -> str:
     return json.dumps(same | {"checksums": sums}, indent=1, default=str)
 
 
-def _explain(
-    explainer: Explainer,
-    files: Sequence[Path],
-    output: Output,
-    options: Any,
-    running: dict[str, Any],
-    overview: Overview | None,
-) -> tuple[dict[int, str], bool]:
+def _explain(explain: Any, model: nn.Module, running: dict[str, Any]) -> tuple[dict[int, str], bool]:
     """Return why pictures could not be read, by their place; and whether this process speaks for all."""
-    more = {"batch_size": options.batch_size, "workers": running.pop("workers", None), "overview": overview}
-    explain: Any = partial(predict, explainer, files, output, **more)
     if (device := _device(running)) is not None:
         return explain(Place(device)), True
     from vitx.cli import trainer  # loads Lightning
 
-    return trainer.predict(explainer.subject.model, explain, **{"devices": 1} | running)
+    return trainer.predict(model, explain, **{"devices": 1} | running)
 
 
 def _device(running: dict[str, Any]) -> torch.device | None:

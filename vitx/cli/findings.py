@@ -14,11 +14,11 @@ from torch import Tensor
 
 from vitx.attribution import title_of
 from vitx.cli.asking import Asked
-from vitx.cli.model import Subject, shares_of
-from vitx.errors import VitxError, in_words
+from vitx.cli.model import Subject
+from vitx.errors import failure
 from vitx.explanation import Explanation
 from vitx.files import encode, savez, write_or_say
-from vitx.pictures.captions import Caption, captions_of
+from vitx.pictures.captions import Caption, Names, captions_of, shares_of
 from vitx.pictures.drawing import draw_layers
 from vitx.pictures.views import Layer, slices_of
 
@@ -73,13 +73,9 @@ class Product:
 
     def write(self, finding: Finding, paths: Sequence[Path]) -> str:
         """Write the files of one picture, one for each kind, and return a line about it."""
-        try:
+        with failure(f"{finding.file} could not be drawn"):  # such as an image of an odd form
             for path, kind in zip(paths, self.kinds, strict=True):
                 write_or_say(path, self._writer(kind, finding, paths))
-        except VitxError:
-            raise
-        except Exception as error:  # such as an image of an odd form: it is named, as there may be many
-            raise VitxError(f"{finding.file} could not be drawn: {in_words(error)}") from error
         return "; ".join(filter(None, (str(self._caption(finding)), self._question(finding))))
 
     def _writer(self, kind: str, finding: Finding, paths: Sequence[Path]) -> Callable[[BinaryIO], Any]:
@@ -125,11 +121,11 @@ class Product:
         """Return each map by its title: the method, and the question where there are several."""
         methods = len({one.found.method for one in finding.maps}) > 1
         several = len({one.target for one in finding.maps} - {None}) > 1
-        layers = {}
+        shares, layers = shares_of(finding.logits), {}
         for one in finding.maps:
             found, said = one.found, one.said if one.asked.name else ""
             if one.target is not None and several:
-                said = f"for {self.subject.name(one.target)}, {shares_of(finding.logits)[one.target]:.0%}"
+                said = f"for {self.subject.name(one.target)}, {shares[one.target]:.0%}"
             title = f"{title_of(found.method)} {said}".strip() if methods or not said else said
             layers[title] = Layer(found.maps, found.signed, found.boxes, found.sinks)
         return layers
@@ -154,9 +150,10 @@ class Product:
 
     def _facts(self, finding: Finding, paths: Sequence[Path]) -> dict[str, Any]:
         """Return the content of the JSON."""
-        maps: list[dict[str, Any]] = []
+        names, maps = self.subject.class_names, list[dict[str, Any]]()
+        shares = shares_of(finding.logits) if self.subject.classes > 1 else None
         for one in finding.maps:
-            name, share = self._known(one.target, finding)
+            name, share = _known(one.target, names, shares)
             facts: dict[str, Any] = {"method": one.found.method, "target": one.target}
             facts |= {"target_name": name, "target_probability": share}
             if one.asked.name:
@@ -165,18 +162,17 @@ class Product:
             elif one.said and one.target is not None:
                 facts["said"] = one.said
             if (other := one.asked.against) is not None:
-                names = self.subject.class_names
                 facts |= {"against": other, "against_name": names and names[other]}
             maps.append(facts)
-        best = int(shares_of(finding.logits).argmax()) if self.subject.classes > 1 else None
-        name, share = self._known(best, finding)
+        best = None if shares is None else int(shares.argmax())
+        name, share = _known(best, names, shares)
         said = {"file": str(finding.file), "prediction": best, "name": name, "probability": share}
         return said | {"maps": maps, "files": [str(path) for path in paths]}
 
-    def _known(self, index: int | None, finding: Finding) -> tuple[str | None, float | None]:
-        """Return the full name and the probability of a class."""
-        if index is None:
-            return None, None
-        names = self.subject.class_names
-        share = round(shares_of(finding.logits)[index].item(), 6) if self.subject.classes > 1 else None
-        return None if names is None else names[index], share
+
+def _known(index: int | None, names: Names, shares: Tensor | None) -> tuple[str | None, float | None]:
+    """Return the full name and the probability of a class, where they are known."""
+    if index is None:
+        return None, None
+    name = None if names is None else names[index]
+    return name, None if shares is None else round(shares[index].item(), 6)

@@ -20,7 +20,7 @@ from vitx.cli.asking import Asked
 from vitx.cli.findings import Finding, Map
 from vitx.cli.model import Subject
 from vitx.cli.output import Output
-from vitx.errors import VitxError, in_words
+from vitx.errors import VitxError, failure
 from vitx.explanation import Explanation
 from vitx.pictures.captions import classes_said
 from vitx.pictures.colors import draw
@@ -100,11 +100,10 @@ def predict(
 
     def read(number: int) -> Finding | None:
         try:
-            return read_picture(number, files[number], subject)
+            with failure(f"{files[number]} could not be prepared"):  # what does so may be the user's
+                return read_picture(number, files[number], subject)
         except VitxError as error:
             errors[number] = str(error)
-        except Exception as error:  # what prepares it may be the user's
-            errors[number] = f"{files[number]} could not be prepared: {in_words(error)}"
         return None
 
     def findings() -> Iterator[Finding]:

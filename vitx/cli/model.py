@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 import vitx
 from vitx.attribution import Methods, find_method
-from vitx.cli.options import COUNT, NUMBERS, SWITCH, Kind, add, new_parser, read_settings
+from vitx.cli.options import COUNT, NUMBERS, SWITCH, Kind, add, read_settings
 from vitx.errors import VitxError
 from vitx.inputs.clips import ClipPreprocessing, VolumePreprocessing
 from vitx.inputs.prepared import preprocessing_of, to_tensor
@@ -71,18 +70,18 @@ class Subject:
         return None if target == PREDICTED else find_class(target, self.classes, self.class_names)
 
 
-def add_model_options(parser: ArgumentParser, several: bool = False, required: bool = True) -> None:
+def add_model_options(command: Any, several: bool = False, required: bool = True) -> None:
     """Add the options that name a model, or several."""
     more: dict[str, Any] = {"nargs": "+"} if several else {}
     name = "of timm; hf-hub:NAME; a folder; open_clip:NAME; or your own, package.module:name"
-    add(parser, "--model", "NAME", name, required=required, **more)
+    add(command, "--model", "NAME", name, required=required, **more)
     weights = "its weights: .safetensors, .pth, or a .ckpt of Lightning (default: those that it comes with)"
-    add(parser, "--weights", "FILE", weights, **more)
+    add(command, "--weights", "FILE", weights, **more)
 
 
-def add_model_details(parser: ArgumentParser) -> None:
+def add_model_details(command: Any) -> None:
     """Add the rarer options of a model."""
-    group = parser.add_argument_group("more on the model")
+    group = command.add_argument_group("more on the model")
     made = "arguments for timm or your own code, as depth=4; or one JSON object"
     add(group, "--model-options", "KEY=VALUE", made, nargs="+")
     takes = f"how it takes images, if it does not declare it: {', '.join(_INPUT)}"
@@ -91,21 +90,18 @@ def add_model_details(parser: ArgumentParser) -> None:
     add(group, "--trust", "", "also load files that run code")
 
 
-def picture_parser(
-    description: str, images: str, help: str, output: str, **models: bool
-) -> tuple[ArgumentParser, Any]:
-    """Return the options of a command that writes one picture, and the group for its own ones.
+def add_picture(command: Any, images: str, help: str, output: str, **models: bool) -> Any:
+    """Add the options of a command that writes one picture, and return the group for its own ones.
 
     It takes one "image" or several "images"; `models` go to `add_model_options`.
     """
-    made = new_parser(description)
-    add(made, images, "IMAGE", help, **({"nargs": "+"} if images == "images" else {}))
-    add_model_options(made, **models)
-    group = made.add_argument_group("what to draw")
+    add(command, images, "IMAGE", help, **({"nargs": "+"} if images == "images" else {}))
+    add_model_options(command, **models)
+    group = command.add_argument_group("what to draw")
     add(group, "--target", "CLASS", "a number, or a name", default=PREDICTED)
-    add(made, "--output", "FILE", "the PNG file to write", default=output)
-    add_model_details(made)
-    return made, group
+    add(command, "--output", "FILE", "the PNG file to write", default=output)
+    add_model_details(command)
+    return group
 
 
 def load_subject(
@@ -188,10 +184,3 @@ def _count_classes(subject: Subject, methods: Methods, headless: bool) -> int:
             said = f"the model has no head, and {name} explains a class"
             raise VitxError(f"{said}: take --method rollout, or the whole model")
     return 0
-
-
-def shares_of(logits: Tensor) -> Tensor:
-    """Return the probability of each class, (..., classes); of one logit, of not being and of being it."""
-    if logits.shape[-1] > 1:
-        return logits.float().softmax(-1)
-    return torch.cat([-logits, logits], -1).float().sigmoid()

@@ -98,11 +98,8 @@ class Output:
                     self._in_shards.update(arrays["files"].tolist())
             except (OSError, ValueError, KeyError, BadZipFile) as error:
                 raise VitxError(f"{path} cannot be read: remove it, or use another --output") from error
-
-        def finished(file: Path) -> bool:
-            return not self.wants_shard(file) and all(path.is_file() for path in self.paths(file))
-
-        return [file for file in self.files if not finished(file)]
+        missing = {file for file in self.files if not all(map(Path.is_file, self.paths(file)))}
+        return [file for file in self.files if file in missing or self.wants_shard(file)]
 
     def wants_shard(self, file: Path) -> bool:
         """Return whether the maps of a picture are still to go into a shard."""

@@ -27,14 +27,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
 
 from vitx.attribution import Methods, telling
-from vitx.cli.model import add_model_details, add_model_options, load_subject, shares_of
-from vitx.cli.options import add, check_least, new_parser
+from vitx.cli.model import add_model_details, add_model_options, load_subject
+from vitx.cli.options import add, check_least
 from vitx.cli.page import Shown, charts, charts_of_runs, columns, embed, fill, look, number, show
 from vitx.cli.runs import add_runs, one_thread, opened_runs
 from vitx.errors import VitxError
+from vitx.pictures.captions import shares_of
 from vitx.runs.comparing import compare_settings, disagreement, flat, meetings
 from vitx.runs.film import evenly
 from vitx.runs.run import Run, rank
@@ -45,15 +45,13 @@ _MOST_BYTES = 19_500_000  # of a page, for which moments are left out where ther
 _MOST_OVERVIEWS = 24  # runs
 
 
-def parser() -> ArgumentParser:
-    """Return the options of the command."""
-    options = new_parser(__doc__)
-    add_runs(options)
-    add(options, "--output", "FILE", "where to write the page", default="report.html")
-    add(options, "--steps", "N", "most steps on each slider, evenly spaced", int, default=20)
-    add_model_options(options, required=False)
-    add_model_details(options)
-    return options
+def add_options(command: Any) -> None:
+    """Add the options of the command."""
+    add_runs(command)
+    add(command, "--output", "FILE", "where to write the page", default="report.html")
+    add(command, "--steps", "N", "most steps on each slider, evenly spaced", int, default=20)
+    add_model_options(command, required=False)
+    add_model_details(command)
 
 
 @one_thread()

@@ -6,17 +6,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 
 from vitx.cli.options import add
 from vitx.runs.finding import open_runs
 from vitx.runs.run import Run
 
 
-def add_runs(options: ArgumentParser) -> None:
+def add_runs(command: Any) -> None:
     """Add the options."""
-    add(options, "run", "RUN", "the folder of a run, or one above several", nargs="+")
-    add(options, "--only", "NAME", "only runs of these names; * is anything", nargs="+")
+    add(command, "run", "RUN", "the folder of a run, or one above several", nargs="+")
+    add(command, "--only", "NAME", "only runs of these names; * is anything", nargs="+")
 
 
 def opened_runs(options: Any) -> tuple[dict[str, Run], dict[str, str]]:

@@ -10,11 +10,9 @@ The table has Spearman's rank correlation, the mean over the pictures. The pictu
 
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 import vitx
 from vitx.attribution import with_options
-from vitx.cli.model import load_subject, picture_parser
+from vitx.cli.model import add_picture, load_subject
 from vitx.cli.options import add
 from vitx.cli.output import write_and_say
 from vitx.errors import VitxError
@@ -22,12 +20,11 @@ from vitx.files import png_path
 from vitx.inputs.reading import find_pictures
 
 
-def parser() -> ArgumentParser:
-    """Return the options of the command."""
-    made, group = picture_parser(__doc__, "images", "image files; ten are enough", "vitx-sanity.png")
+def add_options(command: Any) -> None:
+    """Add the options of the command."""
+    group = add_picture(command, "images", "image files; ten are enough", "vitx-sanity.png")
     add(group, "--method", "NAME", "by default, all fast methods that accept the model", nargs="+")
     add(group, "--seed", "N", "seed of the random weights", int, default=0)
-    return made
 
 
 def run(options: Any) -> int:

@@ -12,31 +12,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 import vitx
 from vitx.attribution import title_of
-from vitx.cli.model import Subject, load_subject, picture_parser, shares_of
+from vitx.cli.model import Subject, add_picture, load_subject
 from vitx.cli.options import add
 from vitx.cli.output import write_and_say
 from vitx.files import png_path
 from vitx.functional.fusing import HEAD_FUSIONS, check_options
 from vitx.inputs.reading import find_picture
 from vitx.pictures import render
-from vitx.pictures.captions import Caption
+from vitx.pictures.captions import Caption, shares_of
 
 _RATIOS = (0.0, 0.5, 0.9)
 _METHODS = ("rollout", "grad_rollout")
 
 
-def parser() -> ArgumentParser:
-    """Return the options of the command."""
-    made, group = picture_parser(__doc__, "image", "an image file", "vitx-sweep.png")
+def add_options(command: Any) -> None:
+    """Add the options of the command."""
+    group = add_picture(command, "image", "an image file", "vitx-sweep.png")
     ratios = f"one column each (default: {' '.join(map(str, _RATIOS))})"
     add(group, "--discard-ratio", "SHARE", ratios, float, nargs="+")
-    return made
 
 
 def run(options: Any) -> int:

@@ -12,10 +12,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
-
-from vitx.cli.options import add, check_least, new_parser
+from vitx.cli.options import add, check_least
 from vitx.cli.runs import add_runs, one_thread, opened_runs
 from vitx.errors import VitxError
 from vitx.files import write_png
@@ -27,19 +26,17 @@ from vitx.runs.film import Reel, frame, joined, strip, timeline
 _LARGE = 2 * TILE_WIDTH  # pictures in the film of a single image
 
 
-def parser() -> ArgumentParser:
-    """Return the options of the command."""
-    options = new_parser(__doc__)
-    add_runs(options)
-    add(options, "--output", "FOLDER", "where to write the files", default="timelapse")
-    add(options, "--image", "N", "the images to show, from 0 (default: all)", int, nargs="+")
-    add(options, "--frames", "N", "most frames in a film, evenly spaced", int, default=60)
-    add(options, "--stills", "N", "most steps in a strip, evenly spaced", int, default=6)
-    return options
+def add_options(command: Any) -> None:
+    """Add the options of the command."""
+    add_runs(command)
+    add(command, "--output", "FOLDER", "where to write the files", default="timelapse")
+    add(command, "--image", "N", "the images to show, from 0 (default: all)", int, nargs="+")
+    add(command, "--frames", "N", "most frames in a film, evenly spaced", int, default=60)
+    add(command, "--stills", "N", "most steps in a strip, evenly spaced", int, default=6)
 
 
 @one_thread()
-def run(options: Namespace) -> int:
+def run(options: Any) -> int:
     """Write the films and the strips, and say which."""
     check_least(options, frames=1, stills=1)
     output = Path(options.output)

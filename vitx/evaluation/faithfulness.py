@@ -1,6 +1,6 @@
 """Faithfulness and reliance: does the model need the patches that a map names more than random ones?"""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,10 +59,10 @@ def faithfulness(
             heights = perturbation.curve(ask, whole, ranks, gone, score, nothing)
             return perturbation.mean_height(heights, gone)
 
-        without = _beside_chance(maps, lambda ranks: height(ranks, fractions), "most", first)
-        alone = _beside_chance(maps, lambda ranks: height(ranks, kept), "least", first)
-        found = {"deletion": {name: chance - own for name, own, chance in without}}
-        found["insertion"] = {name: own - chance for name, own, chance in alone}
+        found = {
+            "deletion": _beyond_chance(maps, lambda ranks: -height(ranks, fractions), "most", first),
+            "insertion": _beyond_chance(maps, lambda ranks: height(ranks, kept), "least", first),
+        }
         if others is not None:
             others = perturbation.expanded(others, images)
             found["reliance"] = _changed(ask, whole, maps, others, SHARE, first)
@@ -115,21 +115,17 @@ def _changed(
     """Return where the brightest patches of others change the prediction, less where random ones do."""
     stays = perturbation.scoring(None, "accuracy", whole)
 
-    def kept(ranks: Tensor) -> Tensor:
-        return stays(ask(ranks < max(1, round(share * ranks[0].numel())), others))
+    def changed(ranks: Tensor) -> Tensor:
+        return 1 - stays(ask(ranks < max(1, round(share * ranks[0].numel())), others))
 
-    return {name: chance - own for name, own, chance in _beside_chance(maps, kept, "most", first)}
+    return _beyond_chance(maps, changed, "most", first)
 
 
-def _beside_chance(
-    maps: Maps, measured: Callable[[Tensor], Tensor], gone: str, first: int
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield what is measured of the ranks of each map, and of random ones: once for all of one shape."""
-    chance: dict[torch.Size, Tensor] = {}
-    for name, one in maps.items():
-        if one.shape not in chance:
-            chance[one.shape] = measured(perturbation.random_order(one, first))
-        yield name, measured(perturbation.order(one, gone)), chance[one.shape]
+def _beyond_chance(maps: Maps, gain: Callable[[Tensor], Tensor], gone: str, first: int) -> dict[str, Tensor]:
+    """Return the gain by the ranks of each map, less that by random ones, once for all maps of one shape."""
+    shapes = {one.shape: one for one in maps.values()}
+    chance = {shape: gain(perturbation.random_order(one, first)) for shape, one in shapes.items()}
+    return {name: gain(perturbation.order(one, gone)) - chance[one.shape] for name, one in maps.items()}
 
 
 def of_another_class(logits: Tensor) -> Tensor:

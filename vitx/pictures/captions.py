@@ -138,11 +138,9 @@ def _numbers(numbers: Tensor, labels: Tensor | None) -> list[Caption]:
 
 
 def _one_class(logits: Tensor, labels: Tensor | None, class_names: Names) -> list[Caption]:
-    if logits.shape[1] == 1:
-        shares = torch.cat([1 - logits.sigmoid(), logits.sigmoid()], 1)
-    else:  # probabilities, which a softmax by hand made, are at least 0, with sum 1
-        made = (logits >= 0).all() and ((logits.sum(1) - 1).abs() < _ROUNDED).all()
-        shares = logits if made else logits.softmax(-1)
+    # Probabilities, which a softmax by hand made, are at least 0, with sum 1.
+    made = (logits >= 0).all() and ((logits.sum(1) - 1).abs() < _ROUNDED).all()
+    shares = logits if made and logits.shape[1] > 1 else shares_of(logits)
     probability, prediction = shares.max(-1)
     truth = [-1] * len(logits) if labels is None else labels.long().tolist()  # below 0 stands for none
     found = []
@@ -150,6 +148,13 @@ def _one_class(logits: Tensor, labels: Tensor | None, class_names: Names) -> lis
         known = (class_name(label, class_names), index == label) if label >= 0 else ()
         found.append(Caption(class_name(index, class_names), share, *known))
     return found
+
+
+def shares_of(logits: Tensor) -> Tensor:
+    """Return the probability of each class, (..., classes); of one logit, of not being and of being it."""
+    if logits.shape[-1] > 1:
+        return logits.float().softmax(-1)
+    return torch.cat([-logits, logits], -1).float().sigmoid()
 
 
 def _several_classes(logits: Tensor, labels: Tensor, class_names: Names) -> list[Caption]:
