@@ -32,7 +32,7 @@ from tests.played_runs import (
     write_run,
 )
 from vitx.cli import main
-from vitx.cli.page import charts, charts_of_runs, columns_of
+from vitx.cli.page import charts, charts_of_runs, columns_of, look
 from vitx.pictures import render
 from vitx.pictures.captions import captions_of
 
@@ -228,7 +228,7 @@ def test_curves_of_one_measure_share_a_chart():
     assert found[0].lines[0].ends == ("0.25", "0.5")
     assert found[0].svg.startswith("<svg")
     for line in found[1].lines:
-        assert line.look[0] in found[1].svg
+        assert look(line.place)[0] in found[1].svg
 
 
 def test_curves_of_runs_lie_over_each_other_and_long_ones_are_thinned():
@@ -237,7 +237,7 @@ def test_curves_of_runs_lie_over_each_other_and_long_ones_are_thinned():
     val, train = charts_of_runs(runs, ["a", "<b>", "c"])
     assert (val.name, train.name) == ("val: loss", "train: loss")
     assert [line.name for line in val.lines] == ["a", "<b>"]
-    assert [line.look for line in train.lines] == [val.lines[0].look]
+    assert [look(line.place) for line in train.lines] == [look(val.lines[0].place)]
     assert '<g class="curve run-1"><title>&lt;b&gt;</title>' in val.svg
     assert 400 < val.svg.count("\nL") / 2 < 600
     many = [{"loss": long}] * 700

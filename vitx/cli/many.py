@@ -63,8 +63,8 @@ class Explainer:
                 methods = {name: methods[name] for name in methods if find_method(name).gradient}
             target = asked.put(self.subject, images)
             explained = self.subject.explain(images, methods, target) if methods else {}
-            for one in explained.values():
-                answers.append((asked, (one if one.paired else one.without_images()).cpu()))
+            small = (one if one.paired else one.without_images() for one in explained.values())
+            answers += [(asked, one.cpu()) for one in small]
         answers.sort(key=lambda one: not one[0].name and bool(find_method(one[1].method).gradient))
         logits = answers[0][1].logits.cpu()
         logits = logits[:: len(logits) // len(pictures)].reshape(len(pictures), -1)

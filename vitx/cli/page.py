@@ -22,8 +22,7 @@ from vitx.pictures.views import UNIFORM
 from vitx.runs.comparing import Setting
 from vitx.runs.film import evenly
 from vitx.runs.run import Run
-from vitx.viewer.page import data_uri
-from vitx.viewer.page import template as template_of
+from vitx.viewer.page import data_uri, filled
 
 _EDGE = 1  # pixels of a frame that are repeated around it, as a browser that enlarges it mixes neighbours
 _STOPS = 65  # of a color map, between which a browser interpolates
@@ -70,7 +69,6 @@ class Shown(NamedTuple):
 
 def fill(template: str, *, frames: int, colormaps: Sequence[str], **values: Any) -> str:
     """Fill a template of the folder `pages`, and return HTML."""
-    page = template_of("vitx.cli", "pages", f"{template}.html.jinja")
     stops = np.linspace(0, 255, _STOPS).round().astype(int)
     # An SVG filter makes these values of red, green and blue of grey.
     tables = {
@@ -78,7 +76,7 @@ def fill(template: str, *, frames: int, colormaps: Sequence[str], **values: Any)
         for name in colormaps
     }
     values |= {"frames": frames, "columns": columns_of(frames), "strength": OVERLAY_STRENGTH}
-    return page.render(tables=tables, **values)
+    return filled("vitx.cli", "pages", f"{template}.html.jinja", tables=tables, look=look, **values)
 
 
 def columns_of(count: int) -> int:
@@ -145,11 +143,6 @@ class Line(NamedTuple):
     name: str
     place: int
     curve: Curve
-
-    @property
-    def look(self) -> tuple[str, str]:
-        """The color and the dash."""
-        return look(self.place)
 
     @property
     def ends(self) -> tuple[str, str]:
@@ -234,7 +227,8 @@ def _chart(measure: str, title: str, lines: Sequence[Line], points: int) -> Char
             # Each mark takes as much room as ten points of a line.
             mark = "o" if len(places) == 1 or len(places) * len(lines) < 60 else None
             (drawn,) = axes.plot(steps, values, marker=mark, markersize=3, linewidth=width)
-            drawn.set(gid=f"run-{line.place}", color=line.look[0], linestyle=line.look[1])
+            color, dash = look(line.place)
+            drawn.set(gid=f"run-{line.place}", color=color, linestyle=dash)
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)

@@ -31,7 +31,7 @@ import torch
 from vitx.attribution import Methods, telling
 from vitx.cli.model import add_model_details, add_model_options, load_subject
 from vitx.cli.options import add, check_least
-from vitx.cli.page import Shown, charts, charts_of_runs, columns, embed, fill, look, number, show
+from vitx.cli.page import Shown, charts, charts_of_runs, columns, embed, fill, number, show
 from vitx.cli.runs import add_runs, one_thread, opened_runs
 from vitx.errors import VitxError
 from vitx.pictures.captions import shares_of
@@ -169,7 +169,7 @@ def _draw_comparison(
     overviews = [run.overview() for run in every] if len(every) <= _MOST_OVERVIEWS else []
     fixed: dict[str, Any] = {
         "runs": [
-            {"place": place, "name": name, "path": run.path, "look": look(place), "earlier": run.earlier}
+            {"place": place, "name": name, "path": run.path, "earlier": run.earlier}
             for place, (name, run) in enumerate(runs.items())
         ],
         "columns_of_table": table,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +20,10 @@ from vitx.evaluation.stages import find_stages
 from vitx.explaining import explain_methods
 from vitx.explanation import Explanation
 from vitx.files import png_path, write_png
+from vitx.inputs.prepared import Images
 from vitx.models.prediction import Target
-
-if TYPE_CHECKING:  # PIL is not imported before it is needed
-    from vitx.inputs.prepared import Images
-    from vitx.pictures.render import Picture
+from vitx.pictures.captions import Caption
+from vitx.pictures.render import Picture, grid, heatmaps, overlays
 
 FOLLOWS, IN_PART, BLIND = "follows the model", "changes in part", "barely changes"
 _SAME, _OTHER = 0.5**0.5, 0.1**0.5  # correlations that share half, and a tenth, of the variance of the ranks
@@ -98,14 +96,11 @@ class Sanity:
         lines = ("  ".join((row[0].ljust(first), *map(str.rjust, row[1:], widths))).rstrip() for row in rows)
         return "\n".join((*lines, *left_out))
 
-    def picture(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> "Picture":
+    def picture(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Picture:
         """Draw the maps of the first image, as trained and after some stages, (height, width, 3) uint8.
 
         Mean and std are those of the normalisation; by default those that the model declares.
         """
-        from vitx.pictures.captions import Caption
-        from vitx.pictures.render import grid, heatmaps, overlays
-
         pixels = torch.cat([one[:1].pixels(mean=mean, std=std) for one in self.intact.values()])
 
         def drawn(maps: Iterable[Tensor]) -> Tensor:
@@ -128,7 +123,7 @@ class Sanity:
 
 def sanity(
     model: nn.Module,
-    images: "Images",
+    images: Images,
     methods: Methods | Sequence[str] | None = None,
     *,
     target: Target = None,
@@ -168,12 +163,10 @@ def sanity(
         raise VitxError("sanity takes one batch of images, not a DataLoader: give its first batch")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise VitxError(f"seed must be a whole number from 0 to 2**63 - 1, found {seed!r}")
-    named = methods is not None
-    if methods is None:
-        methods = [name for name in all_methods() if not find_method(name).slow]
-    asked = with_options(methods)
+    fast = [name for name in all_methods() if not find_method(name).slow]
+    asked = with_options(fast if methods is None else methods)
     with torch.inference_mode(False):
-        intact, left_out = _intact(model, images, asked, target, named)
+        intact, left_out = _intact(model, images, asked, target, named=methods is not None)
         first = next(iter(intact.values()))
         pixels, logits = first.images, first.logits
         assert pixels is not None, "they are kept unless they come from a DataLoader"
@@ -218,7 +211,7 @@ def randomize(tensors: Iterable[Tensor], generator: torch.Generator) -> None:
 
 
 def _intact(
-    model: nn.Module, images: "Images", asked: Methods, target: Target, named: bool
+    model: nn.Module, images: Images, asked: Methods, target: Target, named: bool
 ) -> tuple[dict[str, Explanation], dict[str, str]]:
     """Explain by the methods that are named, or by those that take the model; others come with a reason."""
     if named:

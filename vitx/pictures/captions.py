@@ -84,8 +84,7 @@ def captions_of(
     logits = logits.float() if logits.ndim == 2 else logits.float()[:, None]
     if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels is not None and beyond(labels, logits.shape[1]):
-        labels = None  # they are of no class that there is
+    labels = None if beyond(labels, logits.shape[1]) else labels  # they are of no class that there is
     if kind in ("numbers", "shares"):
         return _numbers(logits.sigmoid() if kind == "shares" else logits, labels)
     if labels is not None and labels.shape == logits.shape:

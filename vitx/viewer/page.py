@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from io import BytesIO
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from vitx.files import write_or_say
+from vitx.pictures.render import OVERLAY_STRENGTH, SIGNED, palette
+from vitx.pictures.views import BOX, SINKS
 from vitx.viewer.packing import encoded
-
-if TYPE_CHECKING:
-    from jinja2 import Template
-    from PIL import Image
 
 _PALETTES = "inferno", "viridis", "cividis", "gray"
 _EDGE = {True: 448, False: 224}  # pixels of a picture, if there is one, and of each of several frames
@@ -43,19 +42,14 @@ class Page:
 
 def page(name: str, images: Sequence[Mapping[str, Any]], methods: Sequence[tuple[str, str]]) -> Page:
     """Fill the template with the name of a model, its images, and the names and titles of methods."""
-    from vitx.pictures.render import OVERLAY_STRENGTH, SIGNED, palette
-    from vitx.pictures.views import BOX, SINKS
-
     tables = {one: encoded(torch.from_numpy(palette(one))) for one in (*_PALETTES, SIGNED[0])}
     data = {"images": images, "methods": methods, "palettes": tables}
     look = {"palettes": _PALETTES, "signed": SIGNED[0], "strength": OVERLAY_STRENGTH, "rings": SINKS}
-    return Page(template("vitx.viewer", ".", "page.html.jinja").render(look, name=name, data=data, ring=BOX))
+    return Page(filled("vitx.viewer", ".", "page.html.jinja", name=name, data=data, ring=BOX, **look))
 
 
 def sheet(pixels: NDArray[np.uint8], frames: int) -> dict[str, Any]:
     """Draw a picture, (H, W, 3), or so many frames of a clip, (T, H, W, 3), and say how they lie."""
-    from PIL import Image
-
     if pixels.ndim == 3:
         pixels = pixels[None]
     frames = min(frames, len(pixels))
@@ -74,18 +68,16 @@ def sheet(pixels: NDArray[np.uint8], frames: int) -> dict[str, Any]:
     return {"picture": data_uri(whole, "JPEG", quality=85), "sheet": whole.size, **cells}
 
 
-def template(package: str, folder: str, name: str) -> "Template":
-    """Load a template of HTML that a package holds, in which a name without a value is an error."""
+def filled(package: str, folder: str, template: str, /, **values: Any) -> str:
+    """Fill a template of HTML that a package holds, in which a name without a value is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader = PackageLoader(package, folder)
-    known = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return known.get_template(name)
+    known = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    known.loader = PackageLoader(package, folder)
+    return known.get_template(template).render(values)
 
 
-def data_uri(picture: "Image.Image", kind: str, **options: Any) -> str:
+def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
     """Encode a picture as Pillow's `kind`, with its options, into an address that holds all its bytes."""
     written = BytesIO()
     picture.save(written, kind, **options)

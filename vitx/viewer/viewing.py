@@ -101,9 +101,7 @@ def _classes(found: Explanation, declared: Set[int]) -> Tensor | None:
     if logits.ndim == 2 and logits.shape[1] > 1:
         own = logits.argmax(1) if own is None else own
         if logits.shape[1] in declared:  # else they may be features
-            others = logits.scatter(1, own[:, None], -torch.inf)
-            best = others.topk(min(_CLASSES, logits.shape[1]) - 1).indices
-            return torch.cat([own[:, None], best], 1)
+            return logits.scatter(1, own[:, None], torch.inf).topk(min(_CLASSES, logits.shape[1])).indices
     return None if own is None else own[:, None]
 
 
@@ -127,15 +125,15 @@ def _explained(
 
 def _targets(logits: Tensor, classes: Tensor, names: Sequence[str] | None) -> list[list[str]]:
     """Name the classes of each image, with their probabilities where they have some."""
-    columns = []
-    for target in classes.T:
+    found = []
+    for row, target in zip(logits, classes, strict=True):
         known = map(str, classes_said(logits, target, names))
         said = [f"class {one}" if one.isdecimal() else one for one in known]
-        if logits.shape[-1] > 1:
-            shares = logits.softmax(1)[range(len(logits)), target].tolist()
+        if row.numel() > 1:
+            shares = row.softmax(0)[target].tolist()
             said = [f"{one} ({share:.1%})" for one, share in zip(said, shares, strict=True)]
-        columns.append(said)
-    return [list(row) for row in zip(*columns, strict=True)]
+        found.append(said)
+    return found
 
 
 def _map(by: Explanation, number: int, slot: int) -> dict[str, Any]:
