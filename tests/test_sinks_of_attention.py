@@ -108,7 +108,7 @@ def test_the_command_rings_them(monkeypatch):
     for kept in (found, replace(found, sinks=None)):
         one = Map(Asked(), kept, None)
         pixels, logits = found.pixels()[0], found.logits[0]
-        product.drawn(Finding(0, Path("x.png"), None, pixels, "", logits=logits, maps=(one,)))
+        product.drawn(Finding(0, Path("x.png"), images[0], pixels, "", logits=logits, maps=(one,)))
     assert ["rings" in one for one in said] == [True, False]
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,8 @@ from vitx.files import encode, savez, write_or_say
 from vitx.pictures.captions import Caption, Names, captions_of, shares_of
 from vitx.pictures.drawing import draw_layers
 from vitx.pictures.views import Layer, slices_of
+
+NOTHING = torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,10 @@ class Finding:
 
     place: int  # among all
     file: Path
-    image: Tensor | None  # as the model takes it, (C, H, W); None once it was explained
-    pixels: Tensor | None  # (H, W, 3) uint8, or of clips and volumes (T, H, W, 3); None once it was drawn
+    image: Tensor  # as the model takes it, (C, H, W); nothing once it was explained
+    pixels: Tensor  # (H, W, 3) uint8, or of clips and volumes (T, H, W, 3); nothing once it was drawn
     note: str  # on its colors
-    logits: Tensor = field(default_factory=partial(torch.empty, 0))  # (classes,)
+    logits: Tensor = NOTHING  # (classes,)
     maps: tuple[Map, ...] = ()  # one for each method and question
 
     @property
@@ -104,7 +106,6 @@ class Product:
 
     def drawn(self, finding: Finding) -> NDArray[np.uint8]:
         """Draw the input beside the maps, (height, width, 3) uint8."""
-        assert finding.pixels is not None
         first = finding.maps[0]
         pixels = first.found.pixels() if first.found.paired else finding.pixels[None]
         return draw_layers(

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from vitx.attribution import find_method, telling
 from vitx.cli.asking import Asked
-from vitx.cli.findings import Finding, Map
+from vitx.cli.findings import NOTHING, Finding, Map
 from vitx.cli.model import Subject
 from vitx.cli.output import Output
 from vitx.errors import VitxError, failure
@@ -54,8 +54,7 @@ class Explainer:
         """Yield the finding in each picture of a batch."""
         if not pictures:
             return
-        each = [picture.image for picture in pictures if picture.image is not None]
-        images = self.subject.move(torch.stack(each))
+        images = self.subject.move(torch.stack([picture.image for picture in pictures]))
         answers: list[tuple[Asked, Explanation]] = []
         for asked in self.questions:
             methods = self.subject.methods
@@ -75,7 +74,7 @@ class Explainer:
                 about = asked if asked.name or find_method(found.method).gradient else Asked()
                 # Of a function or a text, the explanation knows no class.
                 maps.append(Map(about, own, about.index if own.target is None else int(own.target[0])))
-            yield replace(picture, image=None, logits=logits[row], maps=tuple(maps))
+            yield replace(picture, image=NOTHING, logits=logits[row], maps=tuple(maps))
 
 
 def predict(
@@ -127,7 +126,7 @@ def predict(
             if output.product.kinds or tell:
                 yield partial(output.write, finding)
             if output.wants_shard(finding.file):
-                kept.append(replace(finding, pixels=None))
+                kept.append(replace(finding, pixels=NOTHING))
             if len(kept) == SHARD:
                 yield partial(output.write_shard, kept)
                 kept = []
@@ -144,7 +143,6 @@ def predict(
 
 def _gather(overview: Overview, finding: Finding, subject: Subject) -> None:
     """Add a picture to the overview, by the method that tells most and the class of its map."""
-    assert finding.pixels is not None
     method = telling([one.found.method for one in finding.maps])
     found = next(one.found for one in finding.maps if one.found.method == method)
     name = classes_said(found.logits[:1], found.target, subject.short_names)[0] if subject.classes else None

@@ -67,7 +67,7 @@ class Shown(NamedTuple):
     colormap: str
 
 
-def fill(template: str, *, frames: int, colormaps: Sequence[str], **values: Any) -> str:
+def fill(template: str, *, moments: Sequence[str], colormaps: Sequence[str], **values: Any) -> str:
     """Fill a template of the folder `pages`, and return HTML."""
     stops = np.linspace(0, 255, _STOPS).round().astype(int)
     # An SVG filter makes these values of red, green and blue of grey.
@@ -75,8 +75,9 @@ def fill(template: str, *, frames: int, colormaps: Sequence[str], **values: Any)
         name: [" ".join(f"{one:.3g}" for one in channel) for channel in (palette(name)[stops] / 255).T]
         for name in colormaps
     }
-    values |= {"frames": frames, "columns": columns_of(frames), "strength": OVERLAY_STRENGTH}
-    return filled("vitx.cli", "pages", f"{template}.html.jinja", tables=tables, look=look, **values)
+    values |= {"moments": moments, "frames": len(moments), "columns": columns_of(len(moments))}
+    values |= {"tables": tables, "strength": OVERLAY_STRENGTH, "look": look}
+    return filled("vitx.cli", "pages", f"{template}.html.jinja", **values)
 
 
 def columns_of(count: int) -> int:

@@ -145,7 +145,6 @@ def _draw_run(name: str, run: Run, steps: int, links: Mapping[tuple[int, int], s
         charts=charts(run.numbers),
         grids={run.heading(at): embed(run.grid(at, range(run.count))) for at in evenly(len(run.steps), 2)},
         colormaps=[run.colormap],
-        frames=len(firings),
         moments=moments,
         headings=[moments],
         reasons=rank(run),
@@ -197,7 +196,6 @@ def _draw_comparison(
                 }
                 for meeting in met
             ],
-            frames=moments,
             moments=[{0.0: "the start", 1.0: "the end"}.get(x, f"{x:.0%} of the training") for x in shares],
             headings=[[*map(run.heading, at)] for run, at in zip(every, firings, strict=True)],
             **fixed,

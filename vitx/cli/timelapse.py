@@ -19,9 +19,9 @@ from vitx.cli.runs import add_runs, one_thread, opened_runs
 from vitx.errors import VitxError
 from vitx.files import write_png
 from vitx.pictures.gif import write_gif
-from vitx.pictures.render import TILE_WIDTH
+from vitx.pictures.render import TILE_WIDTH, joined
 from vitx.runs.comparing import meetings
-from vitx.runs.film import Reel, frame, joined, strip, timeline
+from vitx.runs.film import BETWEEN, Reel, frame, strip, timeline
 
 _LARGE = 2 * TILE_WIDTH  # pictures in the film of a single image
 
@@ -73,5 +73,5 @@ def _write(reels: Sequence[Reel], folder: Path, frames: int, stills: int) -> Ite
         write_gif(folder / f"image-{image}.gif", pictures)
         yield folder / f"image-{image}.gif"
         strips = [strip(reel, image, stills) for reel in reels]
-        write_png(folder / f"image-{image}.png", joined(strips, axis=0))
+        write_png(folder / f"image-{image}.png", joined(strips, 0, BETWEEN))
         yield folder / f"image-{image}.png"

@@ -1,7 +1,7 @@
 """Perturbation: the model is asked again about images of which patches are replaced."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, get_args
 
 import torch
@@ -187,10 +187,9 @@ def check(
             raise VitxError("the maps hold NaN or infinite values: no order of patches follows from them")
     if measure not in get_args(Measure):
         raise VitxError(f"measure must be one of {', '.join(get_args(Measure))}, found {measure!r}")
-    try:
+    shares: list[float] = []
+    with suppress(TypeError, ValueError):
         shares = [float(fraction) for fraction in fractions]
-    except (TypeError, ValueError):
-        shares = []
     if not shares or shares != sorted({*shares}) or shares[0] < 0 or shares[-1] > 1:
         raise VitxError(f"fractions must be one or more in [0, 1], ascending, found {fractions!r}")
     if not isinstance(batch_size, int) or batch_size < 1:

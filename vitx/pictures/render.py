@@ -149,15 +149,24 @@ def differences(pixels: Tensor, first: Sequence[Tensor], second: Sequence[Tensor
 
 def beside(pictures: Mapping[str, Picture]) -> Picture:
     """Set pictures, (height, width, 3) uint8 each, side by side, each under its heading."""
-    width = sum(picture.shape[1] + _HEADING for picture in pictures.values()) - _HEADING
-    height = _HEADING + max(picture.shape[0] for picture in pictures.values())
-    canvas = Image.new("RGB", (width, height), PAPER)
-    draw, left = ImageDraw.Draw(canvas), 0
+    headed = []
     for heading, picture in pictures.items():
-        draw.text((left + GAP, 4), heading, INK, font(_HEADING_SIZE, bold=True))
-        canvas.paste(Image.fromarray(picture), (left, _HEADING))
-        left += picture.shape[1] + _HEADING
-    return np.asarray(canvas)
+        head = Image.new("RGB", (picture.shape[1], _HEADING), PAPER)
+        ImageDraw.Draw(head).text((GAP, 4), heading, INK, font(_HEADING_SIZE, bold=True))
+        headed.append(np.concatenate([head, picture]))
+    return joined(headed, axis=1, gap=_HEADING)
+
+
+def joined(pictures: Sequence[Picture], axis: int, gap: int) -> Picture:
+    """Set pictures below each other (axis 0) or side by side (axis 1), so many pixels apart."""
+    long = max(picture.shape[1 - axis] for picture in pictures)
+    parts = []
+    for number, picture in enumerate(pictures):
+        room = [(0, 0)] * 3
+        room[1 - axis] = (0, long - picture.shape[1 - axis])
+        room[axis] = (gap if number else 0, 0)
+        parts.append(np.pad(picture, room, constant_values=255))
+    return np.concatenate(parts, axis)
 
 
 def _legend(width: int, colormap: str, note: str, ends: tuple[str, str]) -> Image.Image:

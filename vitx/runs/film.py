@@ -9,12 +9,12 @@ from PIL import Image, ImageDraw
 
 from vitx.inputs import clips
 from vitx.pictures import render
-from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH, VERDICTS, Picture
+from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH, VERDICTS, Picture, joined
 from vitx.runs.run import Run
 
 _BAR = 4  # height of the bar that shows the place of a frame in the training
 _BELOW = 3  # between heading and bar
-_BETWEEN = 24  # between runs
+BETWEEN = 24  # between runs
 _SCREEN = 16 / 10  # width to height
 
 
@@ -45,8 +45,8 @@ def frame(reels: Sequence[Reel], firings: Sequence[int], tile_width: int = TILE_
     height, width = (max(panel.shape[axis] for panel in panels) for axis in (0, 1))
     count = len(panels)  # two always stand side by side, more in a screen's form
     columns = count if count < 3 else min(max(round(sqrt(_SCREEN * count * height / width)), 1), count)
-    rows = [joined(panels[at : at + columns], axis=1) for at in range(0, count, columns)]
-    return joined(rows, axis=0)
+    rows = [joined(panels[at : at + columns], 1, BETWEEN) for at in range(0, count, columns)]
+    return joined(rows, 0, BETWEEN)
 
 
 def _panel(reel: Reel, firing: int, tile_width: int) -> Picture:
@@ -98,15 +98,3 @@ def _head(run: Run, firing: int, image: int) -> list[tuple[str, str]]:
     said, _, truth = str(caption).partition(", is ")
     verdict = VERDICTS[caption.right]
     return [(step, INK), (accuracy, FAINT), (said, verdict), (f"is {truth}" if truth else "", verdict)]
-
-
-def joined(pictures: Sequence[Picture], axis: int) -> Picture:
-    """Set pictures below each other (axis 0) or side by side (axis 1)."""
-    long = max(picture.shape[1 - axis] for picture in pictures)
-    parts = []
-    for number, picture in enumerate(pictures):
-        room = [(0, 0)] * 3
-        room[1 - axis] = (0, long - picture.shape[1 - axis])
-        room[axis] = (_BETWEEN if number else 0, 0)
-        parts.append(np.pad(picture, room, constant_values=255))
-    return np.concatenate(parts, axis)

@@ -50,8 +50,7 @@ def page(name: str, images: Sequence[Mapping[str, Any]], methods: Sequence[tuple
 
 def sheet(pixels: NDArray[np.uint8], frames: int) -> dict[str, Any]:
     """Draw a picture, (H, W, 3), or so many frames of a clip, (T, H, W, 3), and say how they lie."""
-    if pixels.ndim == 3:
-        pixels = pixels[None]
+    pixels = pixels.reshape(-1, *pixels.shape[-3:])
     frames = min(frames, len(pixels))
     places = [int((at + 0.5) * len(pixels) / frames) for at in range(frames)]
     edge = _EDGE[frames == 1]
