@@ -178,12 +178,12 @@ def sanity(
             said = str(error).split("\n")[0]
             refusal = f"the model cannot be copied, and sanity does not change the original: {said}"
             raise VitxError(refusal) from error
-        stages = find_stages(other, pixels)[::-1]
+        stages = dict(reversed(find_stages(other, pixels).items()))
         generator = torch.Generator().manual_seed(seed + _APART)
         each = []
-        for stage in tqdm(stages, "randomising", unit="stage", disable=None):
-            randomize(stage.tensors, generator)
-            left = {name: asked[name] for name in intact}
+        left = {name: asked[name] for name in intact}
+        for tensors in tqdm(stages.values(), "randomising", unit="stage", disable=None):
+            randomize(tensors, generator)
             each.append(explain_methods(other, pixels, left, target=target))
     maps = {name: torch.stack([found[name].maps for found in each]).cpu() for name in intact}
     correlations = {
@@ -191,7 +191,7 @@ def sanity(
         for name, of_stages in maps.items()
     }
     between = {name: _between_images(explanation.maps) for name, explanation in intact.items()}
-    return Sanity(tuple(stage.name for stage in stages), correlations, maps, intact, between, left_out)
+    return Sanity(tuple(stages), correlations, maps, intact, between, left_out)
 
 
 @torch.no_grad()

@@ -6,8 +6,7 @@ One forward pass shows when each block runs, and when each parameter is first us
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,24 +20,14 @@ from vitx.models.prediction import predict
 from vitx.tracing import Trace, capture
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A part of a model: "patch embedding", "block 1" to "block N", or "head".
-
-    Its tensors are the parameters that no stage before it uses, and the running statistics of its BatchNorms.
-    """
-
-    name: str
-    tensors: tuple[Tensor, ...]
-
-
-def find_stages(model: nn.Module, images: Tensor) -> list[Stage]:
+def find_stages(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
     """Find the stages of a model in one pass of the first image, in the order in which they run.
 
-    A block is the largest module that runs one layer of self-attention. The patch embedding comes before the
-    first block, with positions and class token; the head after the last one; parts between two blocks go with
-    the first of them. Each parameter belongs to the first stage that uses it, or to the patch embedding if
-    none does (a mask token). Stages without parameters are left out.
+    They are "patch embedding", "block 1" to "block N", and "head", each with its parameters and the running
+    statistics of its BatchNorms. A block is the largest module that runs one layer of self-attention. The
+    patch embedding comes before the first block, with positions and class token; the head after the last one;
+    parts between two blocks go with the first of them. Each parameter belongs to the first stage that uses
+    it, or to the patch embedding if none does (a mask token). Stages without parameters are left out.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
@@ -48,31 +37,20 @@ def find_stages(model: nn.Module, images: Tensor) -> list[Stage]:
         raise VitxError("the model has no parameters: nothing in it was learned")
     with untouched(model), torch.no_grad(), capture(model) as trace:
         clock = _Clock(tensors)
-        with _calls(model, trace, clock) as calls, clock:
+        with _blocks(model, trace, clock) as found, clock:
             predict(model, images[:1].clone())
-    blocks = []
-    for layer in range(len(trace.self_attentions)):
-        own = [call for call in calls if call.layers == range(layer, layer + 1)]
-        if not own:
-            raise VitxError(
-                "each attention must run in a module of its own: without such blocks, the model cannot be "
-                "randomised layer by layer"
-            )
-        blocks.append(max(own, key=lambda call: call.end - call.start))
-    starts = [block.start for block in blocks] + [blocks[-1].end]
+    if len(found) < len(trace.self_attentions):
+        raise VitxError(
+            "each attention must run in a module of its own: without such blocks, the model cannot be "
+            "randomised layer by layer"
+        )
+    blocks = [*found.values()]
+    starts = [start for start, _ in blocks] + [blocks[-1][1]]
     members: list[list[Tensor]] = [[] for _ in range(len(blocks) + 2)]
     for tensor in tensors:
         members[bisect_right(starts, clock.first_used.get(id(tensor), -1))].append(tensor)
     names = ["patch embedding", *(f"block {number + 1}" for number in range(len(blocks))), "head"]
-    return [Stage(name, tuple(found)) for name, found in zip(names, members, strict=True) if found]
-
-
-class _Call(NamedTuple):
-    """One run of a module: its start and end, and the layers of attention that it ran."""
-
-    start: int
-    end: int
-    layers: range
+    return {name: own for name, own in zip(names, members, strict=True) if own}
 
 
 class _Clock(TorchFunctionMode):
@@ -97,20 +75,21 @@ class _Clock(TorchFunctionMode):
 
 
 @contextmanager
-def _calls(model: nn.Module, trace: Trace, clock: _Clock) -> Iterator[list[_Call]]:
-    """Yield the runs of all modules of the model, which are complete at the end."""
-    calls: list[_Call] = []
+def _blocks(model: nn.Module, trace: Trace, clock: _Clock) -> Iterator[dict[int, tuple[int, int]]]:
+    """Yield the start and the end of the block of each layer of attention, which are known at the end."""
+    blocks: dict[int, tuple[int, int]] = {}
     running: list[tuple[int, int]] = []
 
     def begin(*_: Any) -> None:
         running.append((clock.now, len(trace.self_attentions)))
 
     def end(*_: Any) -> None:
-        start, layers = running.pop()
-        calls.append(_Call(start, clock.now, range(layers, len(trace.self_attentions))))
+        start, layer = running.pop()
+        if len(trace.self_attentions) == layer + 1:  # what lies around others ends after them
+            blocks[layer] = start, clock.now
 
     with ExitStack() as hooks:
         for module in model.modules():
             hooks.enter_context(module.register_forward_pre_hook(begin))
             hooks.enter_context(module.register_forward_hook(end))
-        yield calls
+        yield blocks

@@ -51,7 +51,7 @@ class Overview:
 
     def __init__(self) -> None:
         self._all, self._classes = _Mean(), dict[str, _Mean]()
-        self._crops: list[tuple[int, Picture]] = []  # with the place of each among those seen
+        self._crops: list[Picture] = []  # in the order in which they came
         self._seen, self._random = 0, random.Random(0)
 
     def add(self, pixels: Tensor, map_: Tensor, name: str | None = None) -> None:
@@ -80,7 +80,7 @@ class Overview:
             if other >= _CROPS:
                 return
             del self._crops[other]
-        self._crops.append((self._seen, _resized(crop(pixels, map_), _CROP)))
+        self._crops.append(_resized(crop(pixels, map_), _CROP))
 
     def draw(self, colormap: str = "inferno", title: str = "") -> Picture:
         """Draw the mean maps over the mean pictures, and the crops below; `title` names the method."""
@@ -95,7 +95,7 @@ class Overview:
         tiles = [(f"{name} ({mean.count})", mean.tile(colormap)) for name, mean in means]
         parts = [_heading(f"{title}: mean map of {of}" if title else f"Mean map of {of}")]
         parts.append(_table(tiles, TILE_WIDTH, _ACROSS))
-        crops = [("", one) for _, one in sorted(self._crops, key=lambda one: one[0])]
+        crops = [("", one) for one in self._crops]
         if crops:  # else all maps are even
             count = f"{len(crops)} of {self._seen} pictures" if self._seen > len(crops) else "each picture"
             parts.append(_heading(f"Crops around the brightest patch of {count}"))
