@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from vitx.attribution import title_of
 from vitx.evaluation.metrics import entropy
-from vitx.pictures.captions import Caption
 from vitx.pictures.render import OVERLAY_STRENGTH, Picture, heatmaps, palette
 from vitx.pictures.views import UNIFORM
 from vitx.runs.comparing import Setting
@@ -62,7 +61,6 @@ class Shown(NamedTuple):
 
     # Of each method by its title, maps row by row: a page shows one at a time, colored, over the input.
     films: dict[str, Embedded]
-    last: Caption
     said: list[list[Any]]  # beside each frame: caption, whether it is right, places of nearly uniform maps
     colormap: str
 
@@ -100,7 +98,7 @@ def show(run: Run, firings: Sequence[int], titles: Sequence[str]) -> list[Shown]
             for caption, marks in zip(of_image, flat, strict=True)
         ]
         films = {title: _film(one) for title, one in maps.items()}
-        found.append(Shown(films, of_image[-1], said, run.colormap))
+        found.append(Shown(films, said, run.colormap))
     return found
 
 

@@ -31,7 +31,7 @@ import torch
 from vitx.attribution import Methods, telling
 from vitx.cli.model import add_model_details, add_model_options, load_subject
 from vitx.cli.options import add, check_least
-from vitx.cli.page import Shown, charts, charts_of_runs, columns, embed, fill, number, show
+from vitx.cli.page import charts, charts_of_runs, columns, embed, fill, number, show
 from vitx.cli.runs import add_runs, one_thread, opened_runs
 from vitx.errors import VitxError
 from vitx.pictures.captions import shares_of
@@ -167,6 +167,14 @@ def _draw_comparison(
             meeting.images.sort(key=lambda images: disagreement(every, images), reverse=True)
     overviews = [run.overview() for run in every] if len(every) <= _MOST_OVERVIEWS else []
     fixed: dict[str, Any] = {
+        "groups": [
+            {
+                "meeting": meeting,
+                "names": [names[number] for number in meeting.runs],
+                "figures": [_figure(every, images) for images in meeting.images],
+            }
+            for meeting in met
+        ],
         "runs": [
             {"place": place, "name": name, "path": run.path, "earlier": run.earlier}
             for place, (name, run) in enumerate(runs.items())
@@ -188,14 +196,7 @@ def _draw_comparison(
         shown = [show(run, at, sorted(run.maps)) for run, at in zip(every, firings, strict=True)]
         page = fill(
             "comparison",
-            groups=[
-                {
-                    "meeting": meeting,
-                    "names": [names[number] for number in meeting.runs],
-                    "figures": [_figure(every, images, shown) for images in meeting.images],
-                }
-                for meeting in met
-            ],
+            all_shown=shown,
             moments=[{0.0: "the start", 1.0: "the end"}.get(x, f"{x:.0%} of the training") for x in shares],
             headings=[[*map(run.heading, at)] for run, at in zip(every, firings, strict=True)],
             **fixed,
@@ -208,13 +209,10 @@ def _draw_comparison(
         moments = max(2, min(moments - 1, int(moments * room / films)))
 
 
-def _figure(
-    runs: Sequence[Run], images: Mapping[int, int], shown: Sequence[Sequence[Shown]]
-) -> dict[str, Any]:
+def _figure(runs: Sequence[Run], images: Mapping[int, int]) -> dict[str, Any]:
     """Describe one image under each run."""
     first, image = next(iter(images.items()))
-    cells = {number: shown[number][at] for number, at in images.items()}
-    captions = [one.last for one in cells.values()]
+    captions = [runs[number].captions(-1)[at] for number, at in images.items()]
     known = [caption.right for caption in captions if caption.right is not None]
     return {
         "image": image,
@@ -222,5 +220,4 @@ def _figure(
         "label": next((caption.label for caption in captions if caption.label is not None), ""),
         "verdict": f"right at the end: {sum(known)} of {len(known)} runs" if known else "",
         "input": embed(runs[first].input(image), photo=True),
-        "cells": cells,
     }
