@@ -193,6 +193,14 @@ def test_tokens_without_a_grid_are_refused():
         vitx.explain(model, torch.randn(1, 3, 16, 16)).view()
 
 
+def test_single_logits_have_a_class_and_no_probability():
+    model = torch.nn.Sequential(models.deit(num_classes=1), torch.nn.Flatten(0))
+    found = vitx.explain(model, models.FAMILIES["deit"].images(2), "evidence")
+    assert found.logits.shape == (2,)
+    html = found.view().html
+    assert all(f'"targets": ["class {cls}"]' in html for cls in found.target)
+
+
 def test_a_page_leaves_no_trace():
     """The explanation holds neither the model nor its attention, and can be stored and copied."""
     model = models.deit()
