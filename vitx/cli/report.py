@@ -167,14 +167,7 @@ def _draw_comparison(
             meeting.images.sort(key=lambda images: disagreement(every, images), reverse=True)
     overviews = [run.overview() for run in every] if len(every) <= _MOST_OVERVIEWS else []
     fixed: dict[str, Any] = {
-        "groups": [
-            {
-                "meeting": meeting,
-                "names": [names[number] for number in meeting.runs],
-                "figures": [_figure(every, images) for images in meeting.images],
-            }
-            for meeting in met
-        ],
+        "groups": [(meeting, [_figure(every, images) for images in meeting.images]) for meeting in met],
         "runs": [
             {"place": place, "name": name, "path": run.path, "earlier": run.earlier}
             for place, (name, run) in enumerate(runs.items())
