@@ -9,7 +9,7 @@ A run is a training with vitx's callback or watch, read from its folder `vitx`: 
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,23 +55,22 @@ def run(options: Any) -> int:
     watched = [one for meeting in meetings([*runs.values()]) for one in meeting.images]
     if any(dict.fromkeys(range(len(runs)), image) not in watched for image in images):
         print("these runs do not watch the same images by the same methods", file=sys.stderr)
-    for path in _write(reels, output, options.frames, options.stills):
-        print(path)
+    _write(reels, output, options.frames, options.stills)
     return int(bool(left_out))
 
 
-def _write(reels: Sequence[Reel], folder: Path, frames: int, stills: int) -> Iterator[Path]:
-    """Write one file after the other, and return their paths."""
+def _write(reels: Sequence[Reel], folder: Path, frames: int, stills: int) -> None:
+    """Write one file after the other, and say which."""
     moments, images = timeline(reels, frames), reels[0].images
     if len(images) > 1:
         write_gif(folder / "all.gif", [frame(reels, moment) for moment in moments])
-        yield folder / "all.gif"
+        print(folder / "all.gif")
     width = _LARGE if len(reels) == 1 else TILE_WIDTH
     for image in images:
         alone = [replace(reel, images=[image]) for reel in reels]
         pictures = [frame(alone, moment, width) for moment in moments]
         write_gif(folder / f"image-{image}.gif", pictures)
-        yield folder / f"image-{image}.gif"
+        print(folder / f"image-{image}.gif")
         strips = [strip(reel, image, stills) for reel in reels]
         write_png(folder / f"image-{image}.png", joined(strips, 0, BETWEEN))
-        yield folder / f"image-{image}.png"
+        print(folder / f"image-{image}.png")
