@@ -32,7 +32,7 @@ from tests.played_runs import (
     write_run,
 )
 from vitx.cli import main
-from vitx.cli.page import charts, charts_of_runs, columns_of, look
+from vitx.cli.page import charts, charts_of_runs, columns_of, look, number
 from vitx.pictures import render
 from vitx.pictures.captions import captions_of
 
@@ -95,6 +95,8 @@ def test_the_page_says_what_the_run_was(page, run):
         "vit_&lt;tiny&gt;",
         "3 images at 3 steps, from 0 to 9",
         "<dt>lr</dt><dd>0.001</dd>",
+        "<dt>val/accuracy</dt><dd>0.5 at the end</dd>",
+        'attention rollout 0.9 <span role="img" aria-label="to">→</span> 0.7</li>',
         "<dt>model.name</dt>",
         "step 9, accuracy 50%",
         "<dd>CSVLogger, version_0; WandbRun, x1</dd>",
@@ -225,7 +227,7 @@ def test_curves_of_one_measure_share_a_chart():
     assert [chart.name for chart in found] == ["accuracy", "loss", "drift", "lr"]
     names = [[line.name for line in chart.lines] for chart in found]
     assert names == [["val"], ["train", "val"], ["attention rollout", "new"], ["lr"]]
-    assert found[0].lines[0].ends == ("0.25", "0.5")
+    assert found[0].lines[0].curve == curve
     assert found[0].svg.startswith("<svg")
     for line in found[1].lines:
         assert look(line.place)[0] in found[1].svg
@@ -246,7 +248,7 @@ def test_curves_of_runs_lie_over_each_other_and_long_ones_are_thinned():
 
 def test_numbers_that_are_none_are_drawn_too():
     (chart,) = charts({"train/loss": {0: 1.0, 1: float("nan"), 2: float("inf")}})
-    assert chart.lines[0].ends == ("1", "inf")
+    assert [*map(number, chart.lines[0].curve.values())] == ["1", "nan", "inf"]
 
 
 @pytest.mark.parametrize(

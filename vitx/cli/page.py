@@ -74,7 +74,7 @@ def fill(template: str, *, moments: Sequence[str], colormaps: Sequence[str], **v
         for name in colormaps
     }
     values |= {"moments": moments, "frames": len(moments), "columns": columns_of(len(moments))}
-    values |= {"tables": tables, "strength": OVERLAY_STRENGTH, "look": look}
+    values |= {"tables": tables, "strength": OVERLAY_STRENGTH, "look": look, "number": number}
     return filled("vitx.cli", "pages", f"{template}.html.jinja", **values)
 
 
@@ -142,12 +142,6 @@ class Line(NamedTuple):
     name: str
     place: int
     curve: Curve
-
-    @property
-    def ends(self) -> tuple[str, str]:
-        """The first and the last value."""
-        first, *_, last = [*self.curve.values()] * 2
-        return number(first), number(last)
 
 
 class Chart(NamedTuple):

@@ -31,7 +31,7 @@ import torch
 from vitx.attribution import Methods, telling
 from vitx.cli.model import add_model_details, add_model_options, load_subject
 from vitx.cli.options import add, check_least
-from vitx.cli.page import charts, charts_of_runs, columns, embed, fill, number, show
+from vitx.cli.page import charts, charts_of_runs, columns, embed, fill, show
 from vitx.cli.runs import add_runs, one_thread, opened_runs
 from vitx.errors import VitxError
 from vitx.pictures.captions import shares_of
@@ -140,7 +140,6 @@ def _draw_run(name: str, run: Run, steps: int, links: Mapping[tuple[int, int], s
         run=run,
         logged=[", ".join(filter(None, map(one.get, ("name", "version")))) for one in loggers],
         addresses=[one["address"] for one in loggers if "://" in str(one.get("address"))],
-        last={tag: number([*values.values()][-1]) for tag, values in run.numbers.items()},
         overview=None if overview is None else embed(overview),
         charts=charts(run.numbers),
         grids={run.heading(at): embed(run.grid(at, range(run.count))) for at in evenly(len(run.steps), 2)},
