@@ -7,6 +7,8 @@ from torch.utils.data import DataLoader
 
 from tests import models
 from vitx import VitxError, explain
+from vitx.targets import Asked, Question
+from vitx.targets.question import Answers
 
 METHODS = ["rollout", "grad_rollout"]
 IMAGES = models.FAMILIES["deit"].images()
@@ -143,6 +145,30 @@ class TestRefusals:
     def test_parameters_of_the_method_are_no_options(self):
         with pytest.raises(VitxError, match="has no option 'evidence'"):
             explain(models.built("deit"), IMAGES, evidence=None)
+
+
+class Own(Question):
+    """A question of one's own."""
+
+    def __init__(self, answers, cells=None):
+        self.answers, self.cells = answers, cells
+
+    def put(self, model, images):
+        return Asked(images, lambda _: self.answers, cells=self.cells)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "evidence"])
+@pytest.mark.parametrize(
+    ("question", "given"),
+    [
+        (Own(Answers(captions=["one", "two"])), "neither scores nor cells"),
+        (Own(Answers(scores=IMAGES.sum((1, 2, 3))), lambda grid: [(0, 0)] * 2), "both scores and cells"),
+    ],
+)
+def test_a_question_asks_for_scores_or_for_patches(question, given, method):
+    said = rf"the question gives {given}: let its answers give .*, Answers\(scores\), or name a patch"
+    with pytest.raises(VitxError, match=said):
+        explain(models.built("deit"), IMAGES, method, target=question)
 
 
 def test_a_loader_with_images_of_several_sizes_is_refused_at_the_first_other_one():

@@ -160,7 +160,13 @@ def _run(
             value, logits, logits, lambda found: scores(target, found, classes).sum(), objects, classes
         )
     found, answers = main(output), asked.answers(output)
-    if answers.scores is None:  # the output is not asked for
+    if (answers.scores is None) == (asked.cells is None):
+        given = "neither scores nor cells" if asked.cells is None else "both scores and cells"
+        raise VitxError(
+            f"the question gives {given}: let its answers give the score of each image, Answers(scores), or "
+            "name a patch of each by Asked(cells=...)"
+        )
+    if answers.scores is None:  # the output is not asked for, but a token of the last layer
         score = images.new_zeros(len(images), 0) if found is None else found
         value = recorder.get(score) or recorder.tape.values[-1]
     else:
