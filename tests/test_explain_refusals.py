@@ -102,9 +102,10 @@ class TestRefusals:
         with pytest.raises(VitxError, match=rf"{method} maps of images \[1\] are not finite"):
             explain(models.built("deit"), images, method)
 
-    def test_model_is_no_module(self):
+    @pytest.mark.parametrize("images", [IMAGES, "cat.jpg"])
+    def test_model_is_no_module(self, images):
         with pytest.raises(VitxError, match="found function"):
-            explain(lambda images: images, IMAGES)
+            explain(lambda images: images, images)
 
     def test_model_returns_no_logits(self):
         class Silent(nn.Module):

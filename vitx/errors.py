@@ -1,6 +1,6 @@
 """The exception for mistakes in what vitx is given, and messages of other exceptions."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -16,14 +16,14 @@ def in_words(error: BaseException) -> str:
 
 
 @contextmanager
-def failure(sentence: str) -> Iterator[None]:
-    """Raise a VitxError that begins with a sentence if its block fails, whatever it raises."""
+def failure(sentence: str, say: Callable[[Exception], str] = in_words) -> Iterator[None]:
+    """Raise a VitxError, of a sentence and what the error says, if its block fails, whatever it raises."""
     try:
         yield
     except VitxError:
         raise
     except Exception as error:
-        raise VitxError(f"{sentence}: {in_words(error)}") from error
+        raise VitxError(f"{sentence}: {say(error)}") from error
 
 
 def last_line(error: BaseException) -> str:

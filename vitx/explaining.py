@@ -133,14 +133,12 @@ def _prepared(
     """Return the images as tensors, other arguments of forward, and the transform if one was applied."""
     if (images is None) == (inputs is None):
         raise VitxError("give either images, or all that the model takes by inputs={...}")
+    check_model(model)
     if inputs is not None:
-        check_model(model)
         return *read_inputs(model, inputs, image), None
     ready = target.prepare(model, images) if isinstance(target, Question) else None
     if ready is not None:
         return *read_inputs(model, ready.inputs), ready
-    if isinstance(images, Tensor) and images.is_floating_point():
-        return images, ALONE, None
     tensor, prepare = prepared(model, images)
     return tensor, ALONE, prepare
 

@@ -70,7 +70,7 @@ class Explanation(Drawing):
         places = range(len(self))[part] if isinstance(part, (int, slice)) else part
         rows = torch.as_tensor(places).cpu().reshape(-1)
         rows = torch.arange(len(self))[rows if rows.dtype == torch.bool else rows.long()]
-        kept: dict[str, Any] = {name: one[rows.to(one.device)] for name, one in self._tensors().items()}
+        kept = {name: one[rows.to(one.device)] for name, one in self._tensors().items()}
         if self.captions is not None:
             kept["captions"] = [self.captions[row] for row in rows]
         first, second = rows[::2], rows[1::2]
@@ -88,8 +88,7 @@ class Explanation(Drawing):
 
     def to(self, device: torch.device | str) -> "Explanation":
         """Return the same on a device, with the images."""
-        moved: dict[str, Any] = {name: one.to(device) for name, one in self._tensors().items()}
-        return replace(self, **moved)
+        return replace(self, **{name: one.to(device) for name, one in self._tensors().items()})
 
     def cpu(self) -> "Explanation":
         """Return the same in host memory, with the images."""
@@ -152,7 +151,7 @@ class Explanation(Drawing):
         encode(file, self[:_MOST_SHOWN].picture())
         return file.getvalue()
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _tensors(self) -> dict[str, Any]:
         """Return all that has a row for each image, by the names of the fields."""
         return {name: one for name, one in vars(self).items() if isinstance(one, Tensor)}
 

@@ -69,13 +69,11 @@ def follow(
     )
     try:
         with torch.inference_mode(False), torch.no_grad(), untouched(model):
-            asked = target.put(model, images) if isinstance(target, Question) else target
-            if isinstance(asked, Asked):
-                images = asked.images
-                tape.ends = None if asked.cells is None else {}
+            asked = target.put(model, images) if isinstance(target, Question) else Asked(images)
+            images, tape.ends = asked.images, None if asked.cells is None else {}
             recorder, dtype = Recorder(tape), torch.promote_types(images.dtype, torch.float32)
             lens = any(method.gradient == "layer scores" for method in chosen.values())
-            end, layer_scores = _record(recorder, model, images, asked, inputs, lens)
+            end, layer_scores = _record(recorder, model, asked, target, inputs, lens)
             of_spot = end.spot and end.spot.score
             score = cache(lambda: of_spot or score_of(end.value, end.total, end.output, dtype))
             found: dict[str, Attribution] = {}
@@ -110,22 +108,22 @@ def follow(
 
 
 def _record(
-    recorder: Recorder, model: nn.Module, images: Tensor, asked: Classes | Asked, inputs: Inputs, lens: bool
+    recorder: Recorder, model: nn.Module, asked: Asked, target: Target, inputs: Inputs, lens: bool
 ) -> tuple[End, list[Score]]:
     """Run the model on the tape; return the end and, with the logit lens, the score of each layer."""
-    dtype = torch.promote_types(images.dtype, torch.float32)
-    if lens and isinstance(asked, Asked):
+    dtype = torch.promote_types(asked.images.dtype, torch.float32)
+    if lens and isinstance(target, Question):
         raise VitxError(
             "legrad scores each layer by the model's own head, which knows classes alone: take another "
             "method for this target"
         )
-    pixels = images.detach().as_subclass(Tensor).clone()  # some models change their input
+    pixels = asked.images.detach().as_subclass(Tensor).clone()  # some models change their input
     recorder.begin(pixels)
     watching: AbstractContextManager[Any] = watched(model) if lens else nullcontext()
     with recorder.recording(), watching as blocks:
-        end = _run(recorder, model, pixels, asked, inputs)
-    if isinstance(asked, Asked) and asked.cells is not None:  # the token is known once the pass is over
-        spot = find_spot(recorder.tape, len(images), asked.cells, dtype)
+        end = _run(recorder, model, pixels, asked, target, inputs)
+    if asked.cells is not None:  # the token is known once the pass is over
+        spot = find_spot(recorder.tape, len(pixels), asked.cells, dtype)
         end = end._replace(spot=spot, value=spot.score.value)
     if not lens:
         return end, []
@@ -142,13 +140,12 @@ def _record(
 
 
 def _run(
-    recorder: Recorder, model: nn.Module, images: Tensor, target: Classes | Asked, inputs: Inputs
+    recorder: Recorder, model: nn.Module, images: Tensor, asked: Asked, target: Target, inputs: Inputs
 ) -> End:
     """Run the model on the tape, and find what the score is computed from."""
-    asked = target if isinstance(target, Asked) else Asked(images)
     output = asked.forward(model, images, inputs)
     objects = objects_of(output, model)
-    if not isinstance(target, Asked):
+    if not isinstance(target, Question):
         if mask_queries(output) is not None:
             raise VitxError(described(output))
         logits = read_logits(output, images, recorder.made_last, inputs)
@@ -160,19 +157,18 @@ def _run(
             value, logits, logits, lambda found: scores(target, found, classes).sum(), objects, classes
         )
     found, answers = main(output), asked.answers(output)
-    if (answers.scores is None) == (asked.cells is None):
+    score = answers.scores
+    if (score is None) == (asked.cells is None):
         given = "neither scores nor cells" if asked.cells is None else "both scores and cells"
         raise VitxError(
             f"the question gives {given}: let its answers give the score of each image, Answers(scores), or "
             "name a patch of each by Asked(cells=...)"
         )
-    if answers.scores is None:  # the output is not asked for, but a token of the last layer
-        score = images.new_zeros(len(images), 0) if found is None else found
-        value = recorder.get(score) or recorder.tape.values[-1]
+    if score is None:  # that of a token is known later
+        value, score = recorder.tape.values[-1], images.new_zeros(len(images), 0)
+    elif score.ndim != 1 or len(score) not in ((1, len(images)) if inputs.together else (len(images),)):
+        raise VitxError(f"a target must give a score of each image, found {tuple(score.shape)}")
     else:
-        score = answers.scores
-        if score.ndim != 1 or len(score) not in ((1, len(images)) if inputs.together else (len(images),)):
-            raise VitxError(f"a target must give a score of each image, found {tuple(score.shape)}")
         value = output_value(recorder.tape, recorder.get(score))
     return End(value, score, score if found is None else found, torch.sum, objects, answers=answers)
 

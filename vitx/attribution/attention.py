@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from vitx.attribution.registry import register
-from vitx.functional.fusing import carry, check_options, fused
+from vitx.functional.fusing import carry, fused
 from vitx.functional.tiles import Tile
 from vitx.tape.backward import Attribution, Backward
 
@@ -11,7 +11,6 @@ from vitx.tape.backward import Attribution, Backward
 @register("attention", fused_heads=True)
 def attention(back: Backward, *, head_fusion: str = "mean") -> Attribution:
     """readout^T fuse(A) of the last layer alone, as Caron et al. 2021, arXiv 2104.14294, figure 1."""
-    check_options(head_fusion)
     found = []
     for one, readout in back.read_out():
         attended = readout.new_zeros(len(readout), one.weights.shape[3])

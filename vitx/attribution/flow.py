@@ -8,7 +8,6 @@ import torch
 from vitx.attribution.registry import register
 from vitx.errors import VitxError
 from vitx.functional.flow import capacities, flows
-from vitx.functional.fusing import check_options
 from vitx.tape.attention import Attention
 from vitx.tape.backward import Attribution, Backward
 from vitx.tape.relevance import to_stream
@@ -18,7 +17,6 @@ from vitx.tape.walk import marks
 @register("flow", fused_heads=True, title="attention flow", slow=True)
 def flow(back: Backward, *, head_fusion: str = "mean", start_layer: int = 0) -> Attribution:
     """Attention flow, see `vitx.attention_flow`."""
-    check_options(head_fusion)
     attentions = [one for layer in back.counting(start_layer) for one in layer.attentions]
     shapes = sorted({(one.weights.shape[0], *one.weights.shape[2:]) for one in attentions})
     read = back.read_out()

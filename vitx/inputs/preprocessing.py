@@ -92,11 +92,8 @@ def channels_taken(model: nn.Module) -> int:
 
 def declared(model: nn.Module, *names: str) -> Mapping[str, Any] | None:
     """Return the config of the first part of the model that declares all these names, as timm's do."""
-    for part in model.modules():
-        config: Any = getattr(part, "pretrained_cfg", None)
-        if isinstance(config, Mapping) and all(name in config for name in names):
-            return config
-    return None
+    configs = (getattr(part, "pretrained_cfg", None) for part in model.modules())
+    return next((one for one in configs if isinstance(one, Mapping) and one.keys() >= {*names}), None)
 
 
 def of_open_clip(declared: Mapping[str, Any]) -> Preprocessing | None:

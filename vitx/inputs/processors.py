@@ -63,13 +63,15 @@ def load_processor(
 
 def saved_preprocessing(model: nn.Module) -> Preprocessing | None:
     """Return the preprocessing saved where a model of transformers, or one inside, was loaded from."""
-    for part in model.modules():
-        known = any(kind.__module__.startswith("transformers.") for kind in type(part).__mro__)
-        if known and (name := getattr(part, "name_or_path", None)):
-            with suppress(VitxError):
-                return load_processor(model, str(name), local=True)
-            break
+    with suppress(VitxError):
+        return load_processor(model, name, local=True) if (name := _saved_as(model)) else None
     return None
+
+
+def _saved_as(model: nn.Module) -> str:
+    """Return where a model of transformers, or one inside, was loaded from; empty: it was not."""
+    names = (getattr(part, "name_or_path", None) for part in model.modules())
+    return next((name for name in names if isinstance(name, str) and name), "")
 
 
 @contextmanager
@@ -102,8 +104,7 @@ def saved_beside(name: str, kind: str) -> Any | None:
 
 def saved_processor(model: nn.Module) -> Any:
     """Load the processor that was saved with a model of transformers, or one inside; else a VitxError."""
-    names = (getattr(part, "name_or_path", None) for part in model.modules())
-    saved = saved_beside(next(filter(None, names), ""), "AutoProcessor")
+    saved = saved_beside(_saved_as(model), "AutoProcessor")
     if saved is None:
         said = "no processor was saved with the model"
         raise VitxError(f"{said}: give processor=, as transformers.AutoProcessor makes it")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vitx.errors import VitxError
+from vitx.errors import VitxError, failure
 
 ARRAYS = frozenset((".npy",))
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
@@ -152,13 +152,9 @@ def readable(path: Path, kind: str = "") -> Iterator[None]:
     """Raise a VitxError if there is no such file, or its block fails to read it (" as a clip")."""
     if not path.is_file():
         raise VitxError(f"there is no file {path}" if not path.exists() else f"{path} is no file")
-    try:
+    said = f"{path} could not be read{kind}, it may be damaged"
+    with failure(said, lambda error: str(error).strip().split("\n")[0]):
         yield
-    except VitxError:
-        raise
-    except Exception as error:  # each format has its own kinds
-        said = str(error).strip().split("\n")[0]
-        raise VitxError(f"{path} could not be read{kind}, it may be damaged: {said}") from error
 
 
 def needs(package: str, path: Path) -> Any:

@@ -67,9 +67,7 @@ def model_of_weights(
         model.reset_classifier(classes)
     if options and "img_size" in options:
         state = _at_size_of(model, state)
-    fill(model, state, path)
-    found: nn.Module = model
-    return found
+    return fill(model, state, path)
 
 
 def read_weights(path: Path, trust: bool = False) -> State:
@@ -113,8 +111,8 @@ def checksum(model: nn.Module) -> int:
     return found
 
 
-def fill(model: nn.Module, state: State, path: Path) -> None:
-    """Load the weights of a file into a model."""
+def fill(model: nn.Module, state: State, path: Path) -> nn.Module:
+    """Load the weights of a file into a model, and return it."""
     own = model.state_dict()
     missing = [name for name in own if name not in state]
     unknown = [name for name in state if name not in own]
@@ -129,6 +127,7 @@ def fill(model: nn.Module, state: State, path: Path) -> None:
             f"({'; '.join(examples)})"
         )
     model.load_state_dict(dict(state))
+    return model
 
 
 def without_prefix(state: State, own: State) -> State:

@@ -95,10 +95,8 @@ class Towers:
         if not any(kind.__module__.startswith("transformers.") for kind in type(tokenizer).__mro__):
             return {"input_ids": tokenizer([text])}
         padded = self._kind.startswith(_PADDED)
-        options: dict[str, Any] = {"max_length": self._longest} if self._longest else {}
-        if padded:
-            options["padding"] = "max_length"
-        found = tokenizer(text, return_tensors="pt", truncation=bool(options), **options)
+        lengths = {"padding": "max_length" if padded else False, "max_length": self._longest}
+        found = tokenizer(text, return_tensors="pt", truncation=padded or bool(self._longest), **lengths)
         kept = ("input_ids",) if padded else ("input_ids", "attention_mask")
         return {name: found[name] for name in kept if name in found}
 
@@ -159,7 +157,8 @@ def _of_hugging(model: Any) -> Way | None:
 
 def _pooled(body: nn.Module, images: Tensor, inputs: Inputs) -> Any:
     output = forward(body, images, inputs)
-    found = next((one for name in _POOLED if (one := part(output, name)) is not None), output)
+    pooled = part(output, *_POOLED)
+    found = output if pooled is None else pooled
     if isinstance(found, Tensor) and found.ndim == 3:
         own = any(name.rpartition(".")[2] == "cls_token" for name, _ in body.named_parameters())
         return found[:, 0] if own else found.mean(1)

@@ -168,12 +168,7 @@ def load_answering(name: str, trust: bool = False) -> tuple[nn.Module, Any]:
 
 def read_config(name: str, file: str) -> dict[str, Any]:
     """Read a file of settings of a folder, or of a model on the hub; empty where there is no such file."""
-    path: Path | None = Path(name, file)
-    if not Path(name).is_dir():
-        if name.count("/") != 1 or name.startswith((".", "~")) or name.endswith("/"):
-            raise VitxError(f"there is no folder {name}")
-        with _reached(name):
-            path = _downloaded(name, file)
+    path = Path(name, file) if Path(name).is_dir() else _downloaded(name, file)
     with failure(f"{path} could not be read"):
         read = json.loads(path.read_text("utf-8")) if path is not None and path.is_file() else {}
     return read if isinstance(read, dict) else {}
@@ -183,7 +178,9 @@ def _downloaded(name: str, file: str) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    with failure(f"the hub has no model {name} for you"):
+    if name.count("/") != 1 or name.startswith((".", "~")) or name.endswith("/"):
+        raise VitxError(f"there is no folder {name}")
+    with _reached(name), failure(f"the hub has no model {name} for you"):
         try:
             return Path(hf_hub_download(name, file))
         except LocalEntryNotFoundError as error:

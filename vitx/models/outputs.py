@@ -93,10 +93,11 @@ def _binary(labels: Tensor) -> bool:
     return bool(((labels == 0) | (labels == 1)).all())
 
 
-def part(output: Any, name: str) -> Tensor | None:
-    """Return the tensor of this name in an output object; None where there is none."""
-    found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-    return found if isinstance(found, Tensor) else None
+def part(output: Any, *names: str) -> Tensor | None:
+    """Return the tensor of the first of these names in an output object; None where there is none."""
+    keyed = isinstance(output, Mapping)
+    held = (output.get(name) if keyed else getattr(output, name, None) for name in names)
+    return next((one for one in held if isinstance(one, Tensor)), None)
 
 
 def mask_queries(output: Any) -> tuple[Tensor, Tensor] | None:
@@ -112,9 +113,8 @@ def main(output: Any) -> Tensor | None:
     """Return what is scored: the output itself, its logits, or the first tensor in it."""
     if isinstance(output, Tensor):
         return output
-    for name in ("logits", "out"):
-        if (found := part(output, name)) is not None:
-            return found
+    if (found := part(output, "logits", "out")) is not None:
+        return found
     if not isinstance(output, (Mapping, tuple, list)):
         return None
     parts = output.values() if isinstance(output, Mapping) else output

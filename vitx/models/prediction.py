@@ -1,6 +1,5 @@
 """Logits of a model for images, and the scores in them that a target means."""
 
-import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitx.errors import VitxError, failure
-from vitx.models.given import ALONE, IMAGE_NAMES, TEXT_NAMES, Inputs
+from vitx.models.given import ALONE, IMAGE_NAMES, TEXT_NAMES, Inputs, takes
 from vitx.models.outputs import described, part
 
 MadeLast = Callable[[Sequence[Tensor]], Tensor | None]
@@ -95,9 +94,9 @@ def forward(model: Any, images: Tensor, inputs: Inputs = ALONE) -> Any:
         ((images,), _) = precision.convert_input(((images,), {}))
         with precision.forward_context():
             return forward(model._forward_module, images, inputs)
-    takes = [] if inputs.name else _takes(model)
-    named = inputs.name or next((name for name in IMAGE_NAMES if name in takes), None)
-    asks = next((name for name in TEXT_NAMES if name in takes), None) if named else None
+    known = [] if inputs.name else _asked(model)
+    named = inputs.name or next((name for name in IMAGE_NAMES if name in known), None)
+    asks = next((name for name in TEXT_NAMES if name in known), None) if named else None
     with refusals(images, inputs, None if asks is None else _ASKS.format(named, asks)):
         return model(images) if named is None else model(**replace(inputs, name=named).of(images))
 
@@ -124,13 +123,9 @@ def refusals(images: Tensor, inputs: Inputs, reason: str | None = None) -> Itera
         ) from error
 
 
-def _takes(model: Any) -> list[str]:
-    """Return the names of what the model takes; none where only torch knows, as of a traced one."""
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except ValueError:
-        return []
-    asked = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+def _asked(model: Any) -> list[str]:
+    """Return the names of what the model takes, or raise a VitxError if it must have more than images."""
+    asked = [p for p in takes(model).values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     missing = [p.name for p in asked if p.default is p.empty and p.name not in IMAGE_NAMES]
     named = next((p.name for p in asked if p.name in IMAGE_NAMES), None)
     if len(missing) > (0 if named else 1):
@@ -146,9 +141,8 @@ def _logits(output: Any, batch: int, made_last: MadeLast | None) -> Tensor:
     """Find the logits in what a model returns: what is called so, else the only scores, or the last made."""
     if isinstance(output, Tensor):
         return output
-    for name in _LOGITS:
-        if (value := part(output, name)) is not None:
-            return value
+    if (found := part(output, *_LOGITS)) is not None:
+        return found
     output = vars(output) if is_dataclass(output) else output
     if isinstance(output, Mapping):
         parts, kind = dict(output), f"a dict with the keys {', '.join(map(str, output))}"
@@ -158,14 +152,14 @@ def _logits(output: Any, batch: int, made_last: MadeLast | None) -> Tensor:
     tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
     scores = {name: t for name, t in tensors.items() if t.ndim in (1, 2) and len(t) == batch}
     named = {name: t for name, t in scores.items() if t.is_floating_point()} or tensors
-    found = list(named.values())
-    if not found:
+    several = list(named.values())
+    if not several:
         raise VitxError(f"the model must return logits, found {kind}: {_CHOOSE}")
-    last = found[0] if len(found) == 1 else made_last(found) if made_last else None
+    last = several[0] if len(several) == 1 else made_last(several) if made_last else None
     if last is None:
         shapes = ", ".join(f"{name}: {tuple(one.shape)}" for name, one in named.items())
         raise VitxError(
-            f"the model returns {kind}, with {len(found)} tensors, {shapes}, none of which was made of all "
+            f"the model returns {kind}, with {len(several)} tensors, {shapes}, none of which was made of all "
             f"others: {_CHOOSE}"
         )
     return last
@@ -239,10 +233,9 @@ def scores(target: Target, logits: Tensor, classes: Tensor | None) -> Tensor:
 
     Of one logit, it is the logit for class 1, and minus the logit for class 0.
     """
-    single = _single(logits)
-    if classes is not None and single is not None:
-        return torch.where(classes == 1, single, -single)
     if classes is not None:
+        if (single := _single(logits)) is not None:
+            return torch.where(classes == 1, single, -single)
         return logits.gather(1, classes[:, None])[:, 0]
     if not callable(target):
         raise _no_classes(logits)

@@ -166,9 +166,7 @@ class Similar(Question):
 
     def _others(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the other pictures as the model takes them, or their features."""
-        other = self.other
-        if not self.tensor:
-            other, _ = prepared(model, other)
+        other, _ = prepared(model, self.other)
         if not isinstance(other, Tensor):
             raise VitxError(f"a picture or its features are wanted, found {type(self.other).__name__}")
         if not self.features and other.shape[1:] != images.shape[1:]:

@@ -1,6 +1,5 @@
 """The words of a vision-language model: one that it might say, and those that it did."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 from vitx.inputs.prepared import pictures_of
 from vitx.inputs.processors import quiet, saved_processor, scale_of, with_prompt
-from vitx.models.given import Inputs
+from vitx.models.given import Inputs, takes
 from vitx.models.isolation import untouched
 from vitx.models.outputs import main
 from vitx.models.prediction import forward, refusals
@@ -169,16 +168,14 @@ class _Spot(Question):
                 raise VitxError(
                     f"{type(speaker).__name__} puts out {found}, and a word needs some of each token"
                 )
-            return torch.stack([row[place] for row, place in zip(logits, self.places, strict=True)])
+            return logits[range(len(logits)), self.places]
 
         def answers(logits: Tensor) -> Answers:
             outside = [token for token in self.tokens if not 0 <= token < logits.shape[1]]
             if outside:
                 raise VitxError(f"token {outside[0]} is out of range: the model has {logits.shape[1]} tokens")
-            scores, shares = (
-                torch.stack([row[token] for row, token in zip(rows, self.tokens, strict=True)])
-                for rows in (logits, logits.softmax(1))
-            )
+            asked = range(len(logits)), self.tokens
+            scores, shares = logits[asked], logits.softmax(1)[asked]
             found = zip(scores, shares, strict=True)
             return Answers(scores, [f"{self.said}: {logit:.2f} ({share:.0%})" for logit, share in found])
 
@@ -215,8 +212,7 @@ def _unlabelled(inputs: Inputs) -> Inputs:
 
 def _keeping(model: nn.Module, inputs: Inputs, count: int) -> Inputs:
     """Let a model put out the logits of the last tokens alone, if it can: all of them need much memory."""
-    takes = inspect.signature(_speaker(model).forward).parameters
-    kept = {_KEEP: count} if _KEEP in takes else {}
+    kept = {_KEEP: count} if _KEEP in takes(_speaker(model)) else {}
     return replace(inputs, others={**kept, **_unlabelled(inputs).others})
 
 
