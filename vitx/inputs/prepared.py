@@ -106,11 +106,9 @@ def preprocessing_of(
     """
     from timm.data import resolve_data_config
 
-    config = declared(model, "input_size")
+    config = declared(model, "pretrained_cfg", "input_size")
     if config is None and None in (size, mean, std):
-        configs = (getattr(part, "preprocess_cfg", None) for part in model.modules())
-        of_clip = (of_open_clip(one) for one in configs if isinstance(one, dict))
-        found = saved_preprocessing(model) or next(of_clip, None)
+        found = saved_preprocessing(model) or of_open_clip(declared(model, "preprocess_cfg") or {})
         if found and not keep_aspect and (size, mean, std) == (None, None, None):
             return found
         said = "the model does not say how it wants its images (timm's do): give a tensor (B, C, H, W)"

@@ -80,7 +80,7 @@ class Preprocessing:
 
 def normalization(module: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
     """Return the mean and std that the model declares (timm does), else those that change nothing."""
-    config = declared(module, "mean", "std")
+    config = declared(module, "pretrained_cfg", "mean", "std")
     return ((0.0,), (1.0,)) if config is None else (config["mean"], config["std"])
 
 
@@ -90,22 +90,22 @@ def channels_taken(model: nn.Module) -> int:
     return next((layer.in_channels for layer in model.modules() if isinstance(layer, kinds)), 3)
 
 
-def declared(model: nn.Module, *names: str) -> Mapping[str, Any] | None:
-    """Return the config of the first part of the model that declares all these names, as timm's do."""
-    configs = (getattr(part, "pretrained_cfg", None) for part in model.modules())
+def declared(model: nn.Module, config: str, *names: str) -> Mapping[str, Any] | None:
+    """Return the config, so called, of the first part of a model that declares all these names."""
+    configs = (getattr(part, config, None) for part in model.modules())
     return next((one for one in configs if isinstance(one, Mapping) and one.keys() >= {*names}), None)
 
 
-def of_open_clip(declared: Mapping[str, Any]) -> Preprocessing | None:
+def of_open_clip(config: Mapping[str, Any]) -> Preprocessing | None:
     """Return how a model of open_clip wants its images, in the words of its config; None: padded."""
-    crop = _CROPS.get(declared.get("resize_mode", ""))
+    crop = _CROPS.get(config.get("resize_mode", ""))
     if crop is None:
         return None
-    size = declared["size"]
+    size = config["size"]
     return Preprocessing(
         size=(size, size) if isinstance(size, int) else (size[0], size[1]),
-        mean=tuple(declared["mean"]),
-        std=tuple(declared["std"]),
-        interpolation=declared["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
         crop_mode=crop,
     )

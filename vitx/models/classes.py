@@ -27,8 +27,7 @@ def known_class_names(classes: int) -> tuple[str, ...] | None:
         return None
     from timm.data import ImageNetInfo
 
-    known = ImageNetInfo("imagenet-1k")
-    return tuple(known.index_to_description(index) for index in range(classes))
+    return tuple(ImageNetInfo("imagenet-1k").label_descriptions())
 
 
 def declared_names(model: object) -> tuple[str, ...] | None:

@@ -1,17 +1,16 @@
 """The pooled features of a picture or a text: one row of numbers that stands for the whole."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitx.errors import VitxError, failure
 from vitx.inputs.processors import saved_beside
-from vitx.models.given import IMAGE_NAMES, Inputs
+from vitx.models.given import IMAGE_NAMES, Inputs, takes
 from vitx.models.outputs import part
 from vitx.models.prediction import forward, predict, refusals
 
@@ -54,20 +53,13 @@ class Towers:
             if self._names == _OPEN_CLIP:
                 return _rows(self._features(self.both.encode_image(images)))
             features, image = self.both.get_image_features, inputs.name or IMAGE_NAMES[0]
-            takes = inspect.signature(features).parameters  # which are none of a text
+            known = {*takes(features), image}  # and nothing of a text
             given = replace(inputs, name=image).of(images)
-            named = {key: one for key, one in given.items() if key in (*takes, image)}
-            return _rows(self._features(features(**named)))
+            return _rows(self._features(features(**{key: given[key] for key in given if key in known})))
 
-    @torch.no_grad()
     def of_texts(self, texts: Sequence[Any], tokenizer: Any, like: Tensor) -> Tensor:
         """Return the features, (T, D), of strings, token ids, (L,) or (1, L), or features, (D,) or (1, D)."""
-        if self.both is None and not all(map(_are_features, texts)):
-            raise VitxError(
-                f"{type(self._model).__name__} has no text tower (get_text_features or encode_text): give "
-                "the whole model, or the text as its features"
-            )
-        if any(isinstance(text, str) for text in texts):
+        if self.both is not None and any(isinstance(text, str) for text in texts):
             tokenizer = tokenizer or saved_beside(getattr(self.both, "name_or_path", ""), "AutoTokenizer")
             if tokenizer is None:
                 raise VitxError(
@@ -81,8 +73,13 @@ class Towers:
         return torch.cat(rows)
 
     def _of_text(self, text: Any, tokenizer: Any, like: Tensor) -> Tensor:
-        if _are_features(text):
+        if isinstance(text, Tensor) and text.is_floating_point():  # its features
             return text.detach().reshape(1, -1).to(like.device, like.dtype)
+        if self.both is None:
+            raise VitxError(
+                f"{type(self._model).__name__} has no text tower (get_text_features or encode_text): give "
+                "the whole model, or the text as its features"
+            )
         text = self._tokens(text, tokenizer) if isinstance(text, str) else text
         named = dict(text) if isinstance(text, Mapping) else {"input_ids": text}
         named = {name: one.reshape(1, -1).to(like.device) for name, one in named.items()}
@@ -163,10 +160,6 @@ def _pooled(body: nn.Module, images: Tensor, inputs: Inputs) -> Any:
         own = any(name.rpartition(".")[2] == "cls_token" for name, _ in body.named_parameters())
         return found[:, 0] if own else found.mean(1)
     return found.flatten(2).mean(2) if isinstance(found, Tensor) and found.ndim == 4 else found
-
-
-def _are_features(text: Any) -> TypeGuard[Tensor]:
-    return isinstance(text, Tensor) and text.is_floating_point()
 
 
 def _has(model: Any, names: Sequence[str]) -> bool:

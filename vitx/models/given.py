@@ -75,17 +75,17 @@ def read_inputs(model: nn.Module, inputs: Any, image: str | None = None) -> tupl
     return patches.join(given), Inputs(name, others, patches.cut, together)
 
 
-def takes(model: Any) -> Mapping[str, inspect.Parameter]:
+def takes(forward: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """Return the parameters of a forward by name; none where only torch knows them, as of a traced one."""
     try:
-        return inspect.signature(model.forward).parameters
+        return inspect.signature(forward).parameters
     except ValueError:
         return {}
 
 
 def inputs_in(model: Any, batch: Any) -> dict[str, Any] | None:
     """Return what of a batch a forward takes by its names, but for labels; None: no more than images."""
-    known = takes(model) if isinstance(batch, Mapping) else {}
+    known = takes(model.forward) if isinstance(batch, Mapping) else {}
     found = {key: one for key, one in batch.items() if key in known and _LABEL not in key} if known else {}
     return found if len(found) > 1 else None
 

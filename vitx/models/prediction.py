@@ -125,7 +125,7 @@ def refusals(images: Tensor, inputs: Inputs, reason: str | None = None) -> Itera
 
 def _asked(model: Any) -> list[str]:
     """Return the names of what the model takes, or raise a VitxError if it must have more than images."""
-    asked = [p for p in takes(model).values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    asked = [p for p in takes(model.forward).values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     missing = [p.name for p in asked if p.default is p.empty and p.name not in IMAGE_NAMES]
     named = next((p.name for p in asked if p.name in IMAGE_NAMES), None)
     if len(missing) > (0 if named else 1):

@@ -104,7 +104,7 @@ class Text(Question):
             against = f", not {_said(self.against[0], 'the other')}" if self.against else ""
             said = [f"{name}{against}: {one:.3f}" for name, one in zip(names, scores.tolist(), strict=True)]
             if towers.scales and len(texts) > 1 and not own:
-                shares = towers.logits(similar.detach()).softmax(1)
+                shares = found["logits"].softmax(1)  # which another text does not change
                 said = [f"{one} ({row[at]:.0%})" for one, row, at in zip(said, shares, index, strict=True)]
             return Answers(scores, said)
 

@@ -85,7 +85,7 @@ class Word(Prompted):
         for said in self.words:
             tokens = [said if isinstance(said, int) else self._token(model, row, said) for row in prompts]
             spots.append(_Spot(places, tokens, f'"{said}"'))
-        return _keeping(model, inputs, -min(places)), spots
+        return _keeping(model, _unlabelled(inputs), -min(places)), spots
 
     def _token(self, model: nn.Module, before: Tensor, said: str) -> int:
         """Return the first token of a word behind the end of a prompt."""
@@ -212,8 +212,8 @@ def _unlabelled(inputs: Inputs) -> Inputs:
 
 def _keeping(model: nn.Module, inputs: Inputs, count: int) -> Inputs:
     """Let a model put out the logits of the last tokens alone, if it can: all of them need much memory."""
-    kept = {_KEEP: count} if _KEEP in takes(_speaker(model)) else {}
-    return replace(inputs, others={**kept, **_unlabelled(inputs).others})
+    kept = {_KEEP: count} if _KEEP in takes(_speaker(model).forward) else {}
+    return replace(inputs, others={**kept, **inputs.others})
 
 
 def _longer(model: nn.Module, inputs: Inputs, ids: Tensor, new: Tensor) -> Inputs:
