@@ -232,7 +232,7 @@ def _batches(loader: Any) -> Generator[Any, None, None]:
 
 
 def join(contents: Iterable[Content], count: int) -> Content:
-    """Join what batches hold, up to a number of images."""
+    """Join what batches hold, up to a number of images; labels or masks that some lack are left out."""
     parts: list[Content] = []
     for content in contents:
         parts.append(content)
@@ -240,21 +240,20 @@ def join(contents: Iterable[Content], count: int) -> Content:
             break
     if not parts:
         raise VitxError("the data set to take images from is empty")
-    first = parts[0]
+    first, found = parts[0], list(parts[0].found)
+    known: dict[str, Any] = dict.fromkeys(PARTS)
     # What is padded for each batch does not fit together; a forward that asks for it says that it is missing.
-    inputs = {
-        name: [part.inputs[name] for part in parts]
+    known["inputs"] = {
+        name: torch.cat([part.inputs[name] for part in parts])
         for name, one in first.inputs.items()
         if all(name in part.inputs and part.inputs[name].shape[1:] == one.shape[1:] for part in parts)
     }
-    has = [name for name in PARTS if vars(first)[name] is not None]
-    known: dict[str, Any] = {name: _cat([vars(part)[name] for part in parts]) for name in has}
-    joined = replace(first, **known, inputs={name: _cat(values) for name, values in inputs.items()})
-    return joined.mapped(itemgetter(slice(count)))
-
-
-def _cat(tensors: Sequence[Tensor | None]) -> Tensor:
-    shapes = {tuple(tensor.shape[1:]) for tensor in tensors if tensor is not None}
-    if len(shapes) > 1:
-        raise VitxError(f"the images must have one size to be explained together, found {sorted(shapes)}")
-    return torch.cat([tensor for tensor in tensors if tensor is not None])
+    for name in PARTS:
+        values = [value for part in parts if (value := vars(part)[name]) is not None]
+        if len(sizes := {tuple(one.shape[1:]) for one in values}) > 1:
+            raise VitxError(f"the images must have one size to be explained together, found {sorted(sizes)}")
+        if len(values) == len(parts):
+            known[name] = torch.cat(values)
+        elif values:
+            found.append(f"{name} left out, as not all batches have them")
+    return replace(first, **known, found=tuple(found)).mapped(itemgetter(slice(count)))

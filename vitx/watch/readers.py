@@ -108,7 +108,7 @@ def replaced(loader: Any, keys: Sequence[Any] | None) -> Iterator[Any]:
             return begin(over(one, keys if keys is not None and one is readers[0] else keys_of(one)))
         return next(begins[kind](one) for kind in type(one).__mro__ if kind in begins)
 
-    with restored(*parts):
+    with restored(*parts), ExitStack() as patches:
         for one in parts:
             for name, held in list(vars(one).items()):
                 vars(one)[name] = _unprepared(held)
@@ -117,13 +117,10 @@ def replaced(loader: Any, keys: Sequence[Any] | None) -> Iterator[Any]:
                     if not of_data:
                         raise read_once(held, "holds")
                     vars(one)[name] = chain.from_iterable(map(begun, of_data[:1]))  # begins when it is read
-        try:
-            for kind in begins:
-                kind.__iter__ = begun  # type: ignore[attr-defined]
-            yield _unprepared(loader)
-        finally:
-            for kind, before in begins.items():
-                kind.__iter__ = before  # type: ignore[attr-defined]
+        for kind, before in begins.items():
+            patches.callback(setattr, kind, "__iter__", before)
+            kind.__iter__ = begun  # type: ignore[attr-defined]
+        yield _unprepared(loader)
 
 
 @contextmanager
@@ -133,23 +130,17 @@ def restored(*loaders: Any) -> Iterator[None]:
     for one in kept:  # which grows
         samplers = (vars(one).get(name) for name in ("sampler", "batch_sampler"))
         kept += [sampler for sampler in samplers if hasattr(sampler, "__dict__")]
-    before = [(one, dict(vars(one))) for one in kept]
-    lists = [
-        (held, copy(held))
-        for _, attributes in before
-        for name, held in attributes.items()
-        if type(held) in _WRITTEN and name != "dataset"
-    ]
+    held: list[Any] = [vars(one) for one in kept]
+    items = [item for attributes in held for item in attributes.items()]
+    held += [value for name, value in items if type(value) in _WRITTEN and name != "dataset"]
+    before = [(one, copy(one)) for one in held]
     try:
         with seeded(*loaders):
             yield
     finally:
-        for one, attributes in before:
-            vars(one).clear()
-            vars(one).update(attributes)
-        for held, content in lists:
-            held.clear()
-            (held.extend if isinstance(held, (list, deque)) else held.update)(content)
+        for one, content in before:
+            one.clear()
+            (one.extend if isinstance(one, (list, deque)) else one.update)(content)
 
 
 @contextmanager
