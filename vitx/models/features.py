@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitx.errors import VitxError, failure
 from vitx.inputs.processors import saved_beside
-from vitx.models.given import IMAGE_NAMES, Inputs, takes
+from vitx.models.given import IMAGE_NAMES, Inputs, parameters_of
 from vitx.models.outputs import part
 from vitx.models.prediction import forward, predict, refusals
 
@@ -53,7 +53,7 @@ class Towers:
             if self._names == _OPEN_CLIP:
                 return _rows(self._features(self.both.encode_image(images)))
             features, image = self.both.get_image_features, inputs.name or IMAGE_NAMES[0]
-            known = {*takes(features), image}  # and nothing of a text
+            known = {*parameters_of(features), image}  # and nothing of a text
             given = replace(inputs, name=image).of(images)
             return _rows(self._features(features(**{key: given[key] for key in given if key in known})))
 

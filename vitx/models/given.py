@@ -75,19 +75,19 @@ def read_inputs(model: nn.Module, inputs: Any, image: str | None = None) -> tupl
     return patches.join(given), Inputs(name, others, patches.cut, together)
 
 
-def takes(forward: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a forward by name; none where only torch knows them, as of a traced one."""
-    try:
-        return inspect.signature(forward).parameters
-    except ValueError:
-        return {}
-
-
 def inputs_in(model: Any, batch: Any) -> dict[str, Any] | None:
     """Return what of a batch a forward takes by its names, but for labels; None: no more than images."""
-    known = takes(model.forward) if isinstance(batch, Mapping) else {}
+    known = parameters_of(model.forward) if isinstance(batch, Mapping) else {}
     found = {key: one for key, one in batch.items() if key in known and _LABEL not in key} if known else {}
     return found if len(found) > 1 else None
+
+
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a function by their names; none where only torch or C knows them."""
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
 
 
 def _image_name(inputs: Mapping[str, Any], image: str | None) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitx.errors import VitxError, failure
-from vitx.models.given import ALONE, IMAGE_NAMES, TEXT_NAMES, Inputs, takes
+from vitx.models.given import ALONE, IMAGE_NAMES, TEXT_NAMES, Inputs, parameters_of
 from vitx.models.outputs import described, part
 
 MadeLast = Callable[[Sequence[Tensor]], Tensor | None]
@@ -125,7 +125,9 @@ def refusals(images: Tensor, inputs: Inputs, reason: str | None = None) -> Itera
 
 def _asked(model: Any) -> list[str]:
     """Return the names of what the model takes, or raise a VitxError if it must have more than images."""
-    asked = [p for p in takes(model.forward).values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    asked = [
+        p for p in parameters_of(model.forward).values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     missing = [p.name for p in asked if p.default is p.empty and p.name not in IMAGE_NAMES]
     named = next((p.name for p in asked if p.name in IMAGE_NAMES), None)
     if len(missing) > (0 if named else 1):

@@ -168,6 +168,7 @@ def draw_layers(
     colormap: str = "inferno",
     signed: bool = False,
     paired: bool = False,
+    tile_width: int | None = None,
 ) -> Picture:
     """Draw a row for each image, (B, ..., 3) uint8, or for each two of them, beside its maps."""
     columns, marks = laid_out(pixels, layers, slices, colormap, signed=signed)
@@ -176,5 +177,5 @@ def draw_layers(
         columns = {title: one[::2] for title, one in columns.items()} | second
     note = "; ".join(filter(None, (*notes, marks)))
     strip = min(max(next(iter(columns.values())).shape[2], _NARROWEST), _WIDEST)
-    width = _PICTURE if slices is None else strip
+    width = tile_width or (_PICTURE if slices is None else strip)
     return render.grid(columns, captions, colormap, tile_width=width, note=note, signed=signed)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 from vitx.inputs.prepared import pictures_of
 from vitx.inputs.processors import quiet, saved_processor, scale_of, with_prompt
-from vitx.models.given import Inputs, takes
+from vitx.models.given import Inputs, parameters_of
 from vitx.models.isolation import untouched
 from vitx.models.outputs import main
 from vitx.models.prediction import forward, refusals
@@ -212,7 +212,7 @@ def _unlabelled(inputs: Inputs) -> Inputs:
 
 def _keeping(model: nn.Module, inputs: Inputs, count: int) -> Inputs:
     """Let a model put out the logits of the last tokens alone, if it can: all of them need much memory."""
-    kept = {_KEEP: count} if _KEEP in takes(_speaker(model).forward) else {}
+    kept = {_KEEP: count} if _KEEP in parameters_of(_speaker(model).forward) else {}
     return replace(inputs, others={**kept, **inputs.others})
 
 

@@ -1,7 +1,7 @@
 """The module that is explained: which weights, and how it is called."""
 
 from collections.abc import Callable, Iterable, Mapping
-from inspect import Parameter, signature
+from inspect import Parameter
 from typing import Any
 
 from timm.utils import ModelEmaV2, ModelEmaV3
@@ -10,7 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from vitx.errors import VitxError, in_words
-from vitx.models.given import IMAGE_NAMES
+from vitx.models.given import IMAGE_NAMES, parameters_of
 from vitx.models.prediction import forward
 from vitx.watch.batches import LABELS
 from vitx.watch.nested import last
@@ -87,12 +87,12 @@ def call_of(
     """
     named = {last(path): value for path, value in inputs.items()}
     if forward_fn is not None:
-        given = _asked_for("forward_fn", _parameters(forward_fn)[2:], named)
+        given = _asked_for("forward_fn", [*parameters_of(forward_fn).values()][2:], named)
         return Call(lambda images: forward_fn(model, images, **given), model, "forward_fn")
     called, step = f"{type(model).__name__}.forward", observed
     if step is not None and step.runs(model, {*inputs, name}):
         return Call(lambda images: step.run(model, {name: images, **inputs}), model, step.where)
-    parameters = _parameters(model.forward)
+    parameters = [*parameters_of(model.forward).values()]
     if parameters and all(one.kind is one.VAR_KEYWORD for one in parameters):
         return Call(lambda images: model(**{**inputs, name: images}), model, called)
     takes = {one.name for one in parameters} - {*LABELS}
@@ -112,10 +112,3 @@ def _asked_for(called: str, parameters: list[Parameter], named: Mapping[str, Ten
             f'{FORWARD_FN}, or batch_transform=lambda batch: {{"image": ..., "{missing[0]}": ...}}'
         )
     return {one: named[one] for one in wanted}
-
-
-def _parameters(function: Callable[..., Any]) -> list[Parameter]:
-    try:
-        return list(signature(function).parameters.values())
-    except (TypeError, ValueError):  # written in C
-        return []

@@ -42,7 +42,7 @@ class SampleExplainer:
         self.observed = observed  # the user's own step, where that was recorded
         self.kind: Kind | None = None  # of the output; None as long as that is not known
         self._shape: Sequence[int] = ()  # of the output of one image
-        self._classless = False  # whether the prediction is asked for, and the output tells none
+        self._classless = ""  # what is put out, where the prediction is asked for and this tells none
         self._asks = settings.target == "caption" or isinstance(settings.target, Question)  # for no class
 
     def explain(self, host: Host, samples: Samples) -> tuple[dict[str, Explanation], dict[str, Exception]]:
@@ -76,10 +76,6 @@ class SampleExplainer:
                         errors |= dict.fromkeys(group, error)
         return {name: found[name] for name in methods if name in found}, errors
 
-    def _output(self) -> str:
-        numbers = f"{' x '.join(map(str, self._shape))} numbers for each image"
-        return f"the model puts out {numbers if len(self._shape) > 1 else 'features'}"
-
     def fits(self, names: Sequence[str] | None) -> bool:
         """Return whether there is a name for each class."""
         return names is None or self.kind not in _CLASSES or len(names) >= max(prod(self._shape), 2)
@@ -94,7 +90,7 @@ class SampleExplainer:
             yield f"label {int(labels.max())} is beyond the {width} outputs"
         if self._classless:
             elsewhere = "if its head stands elsewhere, give forward_fn, or the two as one model"
-            yield f"{self._output()}: methods of a score need a target function; {elsewhere}"
+            yield f"{self._classless}: methods of a score need a target function; {elsewhere}"
             if len(self._shape) < 2 and (self.observed is None or self.observed.kind is None):
                 yield "if these are scores, give class_names"
 
@@ -103,7 +99,7 @@ class SampleExplainer:
         if self._asks:
             raise VitxError("faithfulness is measured of classes and target functions alone")
         if self._classless:
-            raise VitxError(f"{self._output()}: faithfulness needs a target function")
+            raise VitxError(f"{self._classless}: faithfulness needs a target function")
         measure: Measure = "sigmoid" if self.kind == "classes" else "probability"
         count, logits = min(self._settings.faithfulness, len(samples)), next(iter(found.values())).logits
         compared = self.kind in _CLASSES and count > 1
@@ -116,8 +112,7 @@ class SampleExplainer:
             judged = self._run(host, samples, part, do)
             return {f"{name}/{one}": value.cpu() for name in judged for one, value in judged[name].items()}
 
-        with untouched(host.explained(self._settings.weights)):
-            parts = host.group.of_parts(count, _BATCH, judge_part)
+        parts = host.group.of_parts(count, _BATCH, judge_part)
         return {name: torch.cat([part[name] for part in parts]).float().mean().item() for name in parts[0]}
 
     def _run(self, host: Host, samples: Samples, part: slice, do: Callable[..., T]) -> T:
@@ -126,20 +121,16 @@ class SampleExplainer:
         weight = next(model.parameters(), samples.images)
         device, kind = weight.device, weight.dtype if weight.is_floating_point() else torch.float32
         inputs = {name: value[part].to(device) for name, value in samples.inputs.items()}
-        images, target = samples.images[part].to(device, kind), self._target(samples)
-        if isinstance(target, Tensor):
-            target = target[part]
+        images, target = samples.images[part].to(device, kind), self._target(samples, part)
         with host.precision(), seeded():  # whatever was drawn before, to choose the images
-            if isinstance(target, Question):
-                target = target.of(part)
-                if isinstance(target, Prompted):
-                    if images.ndim != 4:
-                        found = f"(B, C, H, W), found {tuple(images.shape)}"
-                        raise VitxError(f"a training shows a word of one picture for each prompt, {found}")
-                    named = {last(name): one for name, one in {**inputs, samples.name: images}.items()}
-                    return do(model, inputs=named, image=last(samples.name), target=target)
-                if target.runs_inside(model):
-                    return do(model, images, target=target)
+            if isinstance(target, Prompted):
+                if images.ndim != 4:
+                    found = f"(B, C, H, W), found {tuple(images.shape)}"
+                    raise VitxError(f"a training shows a word of one picture for each prompt, {found}")
+                named = {last(name): one for name, one in {**inputs, samples.name: images}.items()}
+                return do(model, inputs=named, image=last(samples.name), target=target)
+            if isinstance(target, Question) and target.runs_inside(model):
+                return do(model, images, target=target)
             if samples.observed and self.observed is None:
                 raise VitxError(f"the step was seen on rank 0 alone: {FORWARD_FN}")
             observed = self.observed if samples.observed else None
@@ -156,7 +147,9 @@ class SampleExplainer:
             return
         self.kind, self._shape = self._kind(host, model, samples, logits), logits.shape[1:]
         several = self.kind in _NUMBERS and prod(self._shape) > 1
-        self._classless = self._settings.target == "predicted" and (several or self.kind == "features")
+        if self._settings.target == "predicted" and (several or self.kind == "features"):
+            numbers = f"{' x '.join(map(str, self._shape))} numbers for each image"
+            self._classless = f"the model puts out {numbers if len(self._shape) > 1 else 'features'}"
 
     def _kind(self, host: Host, model: nn.Module, samples: Samples, logits: Tensor) -> Kind:
         """Return what an output is: as the user's step compares it, else as labels, names and model tell."""
@@ -175,17 +168,18 @@ class SampleExplainer:
         uncompared = samples.unlabelled or observed is not None
         return "features" if uncompared and logits.shape[-1] not in {*declared, *(counts or ())} else kind
 
-    def _target(self, samples: Samples) -> Any:
-        """Return the target as `vitx.explain` takes it; of a number, it is the number."""
-        if self._settings.target == "predicted":
+    def _target(self, samples: Samples, part: slice) -> Any:
+        """Return the target of some images as `vitx.explain` takes it; of a number, it is the number."""
+        target = self._settings.target
+        if target == "predicted":
             return _number if self.kind in _NUMBERS else None
-        if self._settings.target == "caption":
-            return Text(*samples.captions, maps="own")
-        if self._settings.target != "label":
-            return self._settings.target
+        if target == "caption":
+            target = Text(*samples.captions, maps="own")
+        if target != "label":
+            return target.of(part) if isinstance(target, Question) else target
         if samples.labels is None or samples.labels.ndim != 1:
             raise VitxError('target="label" needs a class for each image: give a data set of (image, class)')
-        return samples.labels
+        return samples.labels[part]
 
 
 def _number(output: Tensor) -> Tensor:

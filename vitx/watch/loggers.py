@@ -10,13 +10,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vitx.errors import VitxError
 from vitx.files import encode
+from vitx.pictures.render import Picture
 
-Picture = NDArray[np.uint8]  # (height, width, 3)
 Write = Callable[[str, Picture, int], Any]  # tag, picture, step
 
 

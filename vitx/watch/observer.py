@@ -10,13 +10,14 @@ from torch import nn
 
 from vitx.attribution import title_of
 from vitx.pictures.colors import as_images, choose_colors
+from vitx.pictures.render import Picture
 from vitx.runs import GRIDS, OVERVIEW
 from vitx.watch.calling import is_compiled
 from vitx.watch.data_sets import likely_scales
 from vitx.watch.explaining import SampleExplainer
 from vitx.watch.host import Attempts, Host
 from vitx.watch.images import Samples, Selection
-from vitx.watch.loggers import Picture, drop_from, name_of, show_picture, write_scalars
+from vitx.watch.loggers import drop_from, name_of, show_picture, write_scalars
 from vitx.watch.observed import observed
 from vitx.watch.readers import seeded
 from vitx.watch.run_writer import Memory, RunWriter

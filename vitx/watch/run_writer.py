@@ -8,11 +8,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from vitx.files import encode, write_atomically
+from vitx.inputs.preprocessing import declared
+from vitx.pictures.render import Picture
 from vitx.runs import FOLDER, LOGITS, SINKS
 from vitx.runs.folder import RunFolder
 from vitx.targets import Question
 from vitx.watch.host import Attempts, Host
-from vitx.watch.loggers import Picture, facts_of
+from vitx.watch.loggers import facts_of
 from vitx.watch.settings import Settings
 from vitx.watch.showing import Display, Firing, path_of
 
@@ -148,9 +150,6 @@ class RunWriter:
 
 def model_name(model: nn.Module) -> str:
     """Return what its makers call a model, as `deit_tiny_patch16_224`; else its class."""
-    for module in model.modules():
-        name = (getattr(module, "pretrained_cfg", None) or {}).get("architecture")
-        name = name or getattr(getattr(module, "config", None), "_name_or_path", None)
-        if name:
-            return str(name)
-    return type(model).__name__
+    of_timm = (declared(model, "architecture") or {}).get("architecture")
+    paths = (getattr(getattr(part, "config", None), "_name_or_path", None) for part in model.modules())
+    return str(of_timm or next(filter(None, paths), type(model).__name__))

@@ -4,25 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vitx.attribution import telling, title_of
 from vitx.evaluation.metrics import drift, energy_inside, entropy, information, pointing_game
 from vitx.explanation import Explanation
 from vitx.models.outputs import Kind
-from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of, class_name, classes_of
 from vitx.pictures.colors import Colors
+from vitx.pictures.drawing import draw_layers
 from vitx.pictures.overview import overview_of
-from vitx.pictures.views import Layer, laid_out, slices_of
+from vitx.pictures.render import GAP, TILE_WIDTH, Picture
+from vitx.pictures.views import Layer, slices_of
 from vitx.runs.saved import FRAMES_IN_A_CARD
 from vitx.targets import Question
 from vitx.watch.images import Samples
 from vitx.watch.settings import TargetOption
 
-_CARD = 350 - 2 * render.GAP  # pixels in TensorBoard, of a strip
+_CARD = 350 - 2 * GAP  # pixels in TensorBoard, of a strip
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def captions(firing: Firing, names: Sequence[str] | None, places: Sequence[int])
     return captions_of(one.logits[chosen], labels, names, firing.kind)
 
 
-def draw(firing: Firing, display: Display) -> NDArray[np.uint8]:
+def draw(firing: Firing, display: Display) -> Picture:
     """Draw the grid of the images shown, (height, width, 3): the input and each method's overlay."""
     pixels, one, shown = display.pixels, firing.first, list(firing.samples.shown)
     channels = None if one.channels is None else firing.samples.images.shape[one.channels]
@@ -92,14 +91,11 @@ def draw(firing: Firing, display: Display) -> NDArray[np.uint8]:
         title_of(name): Layer(found.maps, found.signed, sinks=found.sinks).at(shown)
         for name, found in firing.found.items()
     }
-    columns, marks = laid_out(pixels, layers, slices, display.colormap)
-    note = "; ".join(filter(None, (display.note, marks)))
-    width = render.TILE_WIDTH if slices is None else _CARD
-    said = captions(firing, display.class_names, shown)
-    return render.grid(columns, said, colormap=display.colormap, note=note, tile_width=width)
+    said, width = captions(firing, display.class_names, shown), TILE_WIDTH if slices is None else _CARD
+    return draw_layers(pixels, layers, said, slices, (display.note,), display.colormap, tile_width=width)
 
 
-def draw_overview(firing: Firing, display: Display) -> NDArray[np.uint8]:
+def draw_overview(firing: Firing, display: Display) -> Picture:
     """Draw the maps of all images at once, shown or not, by the first method that is about a class."""
     name = telling(firing.found)
     found, images = firing.found[name], firing.samples.images
