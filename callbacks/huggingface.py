@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from vitx.errors import VitxError
+from vitx.models.classes import declared_names
 from vitx.watch import Host, Observer
 from vitx.watch.calling import unwrapped
 from vitx.watch.host import Group
@@ -161,9 +162,7 @@ class TrainerHost(Host):
 
     def class_names(self) -> Sequence[str] | None:
         """Return those of the model's config, unless they are numbers in other words."""
-        names = getattr(getattr(self.model, "config", None), "id2label", None) or {}
-        named = any(name != f"LABEL_{index}" for index, name in names.items())
-        return [str(names[index]) for index in sorted(names)] if named else None
+        return declared_names(self.model)
 
     def settings(self) -> Mapping[str, Any]:
         """Return the arguments of the training that are not the usual ones."""

@@ -7,7 +7,7 @@ import torch
 from transformers import BatchFeature
 
 from vitx import VitxError
-from vitx.watch.batches import ItemNames, objects, read_batch
+from vitx.watch.batches import objects, read_batch
 
 IMAGES = torch.rand(2, 3, 8, 8)
 LABELS = torch.tensor([1, 0])
@@ -122,18 +122,18 @@ class TestTold:
         [((IMAGES, AGES, LABELS), 2), ((IMAGES, {"kind": LABELS}), "kind"), ((IMAGES, AGES, LABELS), "2")],
     )
     def test_labels(self, batch, labels):
-        assert torch.equal(read_batch(batch, ItemNames(labels=labels)).labels, LABELS)
+        assert torch.equal(read_batch(batch, {"labels": labels}).labels, LABELS)
 
     def test_which_images_are_shown(self):
         batch = {"left": IMAGES, "right": 1 - IMAGES, "label": LABELS}
-        assert torch.equal(read_batch(batch, ItemNames(show="right")).images, 1 - IMAGES)
+        assert torch.equal(read_batch(batch, {"show": "right"}).images, 1 - IMAGES)
 
     def test_boxes(self):
-        assert torch.equal(read_batch((IMAGES, AGES, BOXES, 3), ItemNames(boxes=2)).masks, MASKS)
+        assert torch.equal(read_batch((IMAGES, AGES, BOXES, 3), {"boxes": 2}).masks, MASKS)
 
     def test_an_item_that_is_not_there(self):
         with pytest.raises(VitxError, match="labels='age' names no single item of the batch, which has 0, 1"):
-            read_batch((IMAGES, LABELS), ItemNames(labels="age"))
+            read_batch((IMAGES, LABELS), {"labels": "age"})
 
 
 class TestNested:

@@ -23,15 +23,7 @@ _GIVE = 'give batch_transform=lambda batch: {"image": ..., "label": ...}'
 PARTS = ("images", "labels", "masks")  # of what is known of a batch
 
 Name = str | int  # of an item of a batch: its key, or its place
-
-
-@dataclass(frozen=True)
-class ItemNames:
-    """Items of a batch that the user names: images, where there are several, labels, boxes or masks."""
-
-    show: Name | None = None
-    labels: Name | None = None
-    boxes: Name | None = None
+Told = Mapping[str, Name | None]  # what the user names: "show" (images), "labels", "boxes" (or masks)
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ class Content:
         return replace(self, **made)
 
 
-def read_batch(batch: Any, names: ItemNames | None = None, observed: ObservedStep | None = None) -> Content:
+def read_batch(batch: Any, told: Told | None = None, observed: ObservedStep | None = None) -> Content:
     """Find images, labels, and masks or boxes in a batch: a tensor, sequence, mapping, object, or a mixture.
 
     What the user names comes first, then what the user's step showed, then what has a usual name. In a pair,
@@ -64,17 +56,17 @@ def read_batch(batch: Any, names: ItemNames | None = None, observed: ObservedSte
     # Subclasses of Tensor, as MONAI has them, bring rules of their own for slices.
     tensors = {path: value.detach().as_subclass(Tensor) for path, value in tensors_of(batch)}
     in_order = isinstance(batch, Sequence) and not isinstance(batch, str) and not hasattr(batch, "_asdict")
-    names, parts = names or ItemNames(), len(batch) if in_order else 0
-    if names.show is not None:
-        name, how = _item(tensors, names.show, "show"), "as told"
+    told, parts = told or {}, len(batch) if in_order else 0
+    if told.get("show") is not None:
+        name, how = _item(tensors, told, "show"), "as told"
     elif observed is not None and observed.images[0] in tensors:
         name, how = observed.images[0], f"as {observed.where} takes them"
     else:
         name, how = _images(batch, tensors, in_order)
     images = tensors[name]
     per_image = {path: value for path, value in tensors.items() if value.ndim and len(value) == len(images)}
-    masks, noted = _masks(per_image, parts, names, (images.shape[-2], images.shape[-1]))
-    labels, labelled = _labels(per_image, 3 if masks is not None else 2, parts, names, observed)
+    masks, noted = _masks(per_image, parts, told, (images.shape[-2], images.shape[-1]))
+    labels, labelled = _labels(per_image, 3 if masks is not None else 2, parts, told, observed)
     inputs = {path: value for path, value in per_image.items() if path != name}
     return Content(images, labels, masks, inputs, name, (f"images {how}", labelled, *noted))
 
@@ -138,11 +130,11 @@ def _images(batch: Any, tensors: Mapping[str, Tensor], in_order: bool) -> tuple[
 
 
 def _labels(
-    per_image: Mapping[str, Tensor], usually: int, parts: int, names: ItemNames, observed: ObservedStep | None
+    per_image: Mapping[str, Tensor], usually: int, parts: int, told: Told, observed: ObservedStep | None
 ) -> tuple[Tensor | None, str]:
     """Return the labels, and how they were found; they are the second of so many parts, usually."""
-    if names.labels is not None:
-        path = _item(per_image, names.labels, "labels")
+    if told.get("labels") is not None:
+        path = _item(per_image, told, "labels")
         return per_image[path], f"labels in {path!r} as told"
     if observed is not None and (labels := observed.labels(per_image)) is not None:
         return labels, f"labels as {observed.where} compares them"
@@ -156,12 +148,12 @@ def _labels(
 
 
 def _masks(
-    per_image: Mapping[str, Tensor], parts: int, names: ItemNames, size: tuple[int, int]
+    per_image: Mapping[str, Tensor], parts: int, told: Told, size: tuple[int, int]
 ) -> tuple[Tensor | None, tuple[str, ...]]:
     """Return the masks of objects, and how they were found."""
     usual = _usual(per_image, (*MASKS, *BOXES))
-    if names.boxes is not None:
-        path = _item(per_image, names.boxes, "boxes")
+    if told.get("boxes") is not None:
+        path = _item(per_image, told, "boxes")
         how = f"in {path!r} as told"
     elif usual or (parts == 3 and "2" in per_image):  # (images, labels, boxes)
         path, how = (usual[0], f"in {usual[0]!r}") if usual else ("2", "third")
@@ -171,16 +163,17 @@ def _masks(
         masks, said = objects(per_image[path], size)
         return masks, (f"{said} {how}",)
     except VitxError as error:
-        if names.boxes is not None:
+        if told.get("boxes") is not None:
             raise
         return None, (f"{path!r} left out, {error}",) if usual else ()
 
 
-def _item(tensors: Mapping[str, Tensor], name: Name, option: str) -> str:
-    found = [path for path in tensors if path == str(name)] or _usual(tensors, (str(name),))
+def _item(tensors: Mapping[str, Tensor], told: Told, option: str) -> str:
+    name = str(told[option])
+    found = [name] if name in tensors else _usual(tensors, (name,))
     if len(found) != 1:
         has = ", ".join(tensors) or "no tensors"
-        raise VitxError(f"{option}={name!r} names no single item of the batch, which has {has}")
+        raise VitxError(f"{option}={told[option]!r} names no single item of the batch, which has {has}")
     return found[0]
 
 

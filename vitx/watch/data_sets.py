@@ -76,12 +76,12 @@ def one_of_each_class(
         if len(firsts) == most:
             break
     classes = sorted(firsts)
-    chosen = evenly_spaced(len(classes), min(count, len(classes)))
-    return tuple(firsts[classes[number]] for number in chosen)
+    return tuple(firsts[classes[number]] for number in evenly_spaced(len(classes), count))
 
 
-def evenly_spaced(length: int, count: int) -> tuple[int, ...]:
-    """Return `count` places in a list, from the middles of equal parts: of 100, 4 are 12, 37, 62 and 87."""
+def evenly_spaced(length: int, most: int) -> tuple[int, ...]:
+    """Return places in a list, from the middles of equal parts: of 100, 4 are 12, 37, 62 and 87."""
+    count = min(length, most)
     return tuple(int((place + 0.5) * length / count) for place in range(count))
 
 

@@ -141,7 +141,7 @@ class SampleExplainer:
         """Learn from one image what the module puts out; where that fails, the methods say so."""
         try:
             look = partial(explain_methods, methods=["rollout"])
-            one = host.group.from_all(lambda: self._run(host, samples, slice(0, 1), look))[0]
+            (one,) = host.group.of_parts(1, 1, lambda part: self._run(host, samples, part, look))
             logits = one["rollout"].logits
         except Exception:
             return
@@ -170,16 +170,17 @@ class SampleExplainer:
 
     def _target(self, samples: Samples, part: slice) -> Any:
         """Return the target of some images as `vitx.explain` takes it; of a number, it is the number."""
-        target = self._settings.target
+        target: Any = self._settings.target
         if target == "predicted":
             return _number if self.kind in _NUMBERS else None
+        if target == "label" and (samples.labels is None or samples.labels.ndim != 1):
+            raise VitxError('target="label" needs a class for each image: give a data set of (image, class)')
         if target == "caption":
             target = Text(*samples.captions, maps="own")
-        if target != "label":
-            return target.of(part) if isinstance(target, Question) else target
-        if samples.labels is None or samples.labels.ndim != 1:
-            raise VitxError('target="label" needs a class for each image: give a data set of (image, class)')
-        return samples.labels[part]
+        if isinstance(target, Question):
+            return target.of(part)
+        target = samples.labels if target == "label" else target
+        return target[part] if isinstance(target, Tensor) else target
 
 
 def _number(output: Tensor) -> Tensor:

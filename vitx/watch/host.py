@@ -46,22 +46,17 @@ class Group:
 
     def share(self, count: int) -> slice:
         """Return which of `count` images are this rank's: equal parts, some empty if there are few."""
-        if self.size == 1 or self.in_step:
-            return slice(0, count)
-        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+        rank, size = (0, 1) if self.in_step else (self.rank, self.size)
+        return slice(count * rank // size, count * (rank + 1) // size)
 
     def from_first(self, compute: Callable[[], T]) -> T:
         """Compute something on rank 0, and return it on all ranks."""
-        if self.size == 1:
-            return compute()
         found: list[T] = self._gather(compute if self.rank == 0 else lambda: None)
         return found[0]
 
-    def from_all(self, compute: Callable[[], T]) -> list[T]:
-        """Compute something on every rank, and return on each of them what all computed, by rank."""
-        return [compute()] if self.size == 1 or self.in_step else self._gather(compute)
-
     def _gather(self, compute: Callable[[], Any]) -> list[Any]:
+        if self.size == 1:
+            return [compute()]
         value, own = None, None
         try:
             value = compute()
@@ -80,7 +75,9 @@ class Group:
         """Run a function on parts of `count` images, shared among ranks, and return what all found."""
         share = self.share(count)
         parts = [slice(at, min(at + most, share.stop)) for at in range(share.start, share.stop, most)]
-        return [found for of_rank in self.from_all(lambda: [*map(do, parts)]) for found in of_rank]
+        if self.in_step:
+            return [*map(do, parts)]
+        return [found for of_rank in self._gather(lambda: [*map(do, parts)]) for found in of_rank]
 
     def take_buffers_of_first(self, model: nn.Module) -> None:
         """Give every rank the buffers of rank 0, as BatchNorm's statistics differ if they are not shared."""

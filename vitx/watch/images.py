@@ -89,14 +89,8 @@ class Source:
         """Read batches of the samples at these places (None: all), and leave the user's loader as it was."""
         known = self.keys or {}
         keys = None if places is None else [known.get(place, place) for place in places]
-        with replaced(self._loader, keys) as loader:
-            try:
-                with closing(_batches(loader)) as batches:
-                    yield batches
-            except Exception as error:
-                if "in DataLoader worker process" not in str(error):
-                    raise
-                raise VitxError(last_line(error)) from error
+        with replaced(self._loader, keys) as loader, closing(_batches(loader)) as batches:
+            yield batches
 
 
 @dataclass(frozen=True)
@@ -124,8 +118,8 @@ class Selection:
         if files := _are(images, str | Path):
             images = to_tensor(images, preprocessing_of(host.model))
         if isinstance(images, Tensor):
-            count = len(images) if files else min(settings.num_images, len(images))
-            return Samples(read_batch(images).images.cpu(), shown=evenly_spaced(len(images), count))
+            shown = evenly_spaced(len(images), len(images) if files else settings.num_images)
+            return Samples(read_batch(images).images.cpu(), shown=shown)
         if images is None or _are(images, int):
             return self._of_loader(one_of(host.validation(), settings.dataloader_idx), before)
         indexed = hasattr(images, "__getitem__") and hasattr(images, "__len__")
@@ -143,11 +137,11 @@ class Selection:
         spread = source.evenly(settings.num_measured) if places is None else None
         most = settings.num_measured if places is None else len(places)
         with source.fetch(places) as batches:
-            content = join(self._some(batches, spread), most)
+            content = join(self._some(batches, spread) if spread else map(self._read, batches), most)
         count, transform = len(content), settings.batch_transform
         return Samples(
             **vars(content),
-            shown=evenly_spaced(count, count if named else min(settings.num_images, count)),
+            shown=evenly_spaced(count, count if named else settings.num_images),
             places=places,
             out_of=source.length,
             stream=places is None and spread is None,
@@ -185,11 +179,8 @@ class Selection:
         found = one_of_each_class(Subset(source.data, list(keys.values())), count, labels)
         return tuple(places[number] for number in found)
 
-    def _some(self, batches: Iterable[Any], spread: Sequence[float] | None) -> Iterator[Content]:
-        """Yield the content of all batches, or the images that are chosen of some, see `Source.evenly`."""
-        if spread is None:
-            yield from map(self._read, batches)
-            return
+    def _some(self, batches: Iterable[Any], spread: Sequence[float]) -> Iterator[Content]:
+        """Yield the images that are chosen of some batches, see `Source.evenly`."""
         for number, batch in enumerate(islice(batches, int(spread[-1]) + 1)):
             if inside := [place - number for place in spread if int(place) == number]:
                 content = self._read(batch)
@@ -226,8 +217,11 @@ def one_of(loaders: Any, place: int | str) -> Any:
 def _batches(loader: Any) -> Generator[Any, None, None]:
     try:
         yield from loader
-    except RuntimeError as error:  # of a loader that counts batches as if it had them all
-        if not isinstance(error.__cause__, StopIteration):
+    except Exception as error:
+        if "in DataLoader worker process" in str(error):
+            raise VitxError(last_line(error)) from error
+        # Of a loader that counts batches as if it had them all.
+        if not (isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration)):
             raise
 
 

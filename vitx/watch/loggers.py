@@ -3,9 +3,8 @@
 A logger is known by what it can do, as classes of one name are made in many packages.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from typing import Any
 from vitx.errors import VitxError
 from vitx.files import encode
 from vitx.pictures.render import Picture
-
-Write = Callable[[str, Picture, int], Any]  # tag, picture, step
 
 
 @dataclass(frozen=True)
@@ -49,34 +46,28 @@ class MlflowRun:
             self.experiment.log_metric(self.run_id, name, value, step=step)
 
 
-def _writer_of(logger: Any) -> Write | None:
-    """Return what writes pictures to a logger; None if it takes none.
+def show_picture(logger: Any, tag: str, picture: Picture, step: int) -> bool:
+    """Show a picture at a training step, and return whether this logger can hold pictures.
 
-    Another one is two lines here: what it can do, and a function from its tag, picture and step.
+    Another one is two lines here: what it can do, and how it takes a picture.
     """
     held = _held(logger)
     if _can(getattr(held, "file_writer", None), "add_event"):
-        return partial(_add_event, held.file_writer)
-    if _can(held, "add_image"):
-        return lambda tag, picture, step: held.add_image(tag, picture, step, dataformats="HWC")
-    if _can(logger, "log_image", "active_run"):  # the module mlflow
-        return lambda tag, picture, step: logger.log_image(picture, key=tag, step=step)
-    if _can(logger, "log_image"):  # Lightning's of Weights & Biases, and any with such a method
-        return lambda tag, picture, step: logger.log_image(key=tag, images=[picture], step=step)
-    if _can(held, "log_image", "list_artifacts"):  # a client of MLflow
-        return partial(_log_once, held, logger.run_id)
-    if _can(held, "log_image", "log_asset"):  # Comet
-        return lambda tag, picture, step: held.log_image(picture, name=tag, step=step)
-    return None
-
-
-def show_picture(logger: Any, tag: str, picture: Picture, step: int) -> bool:
-    """Show a picture at a training step, and return whether this logger can hold pictures."""
-    write = _writer_of(logger)
-    if write is not None:
-        write(tag, picture, step)
-        getattr(_held(logger), "flush", bool)()
-    return write is not None
+        _add_event(held.file_writer, tag, picture, step)
+    elif _can(held, "add_image"):
+        held.add_image(tag, picture, step, dataformats="HWC")
+    elif _can(logger, "log_image", "active_run"):  # the module mlflow
+        logger.log_image(picture, key=tag, step=step)
+    elif _can(logger, "log_image"):  # Lightning's of Weights & Biases, and any with such a method
+        logger.log_image(key=tag, images=[picture], step=step)
+    elif _can(held, "log_image", "list_artifacts"):  # a client of MLflow
+        _log_once(held, logger.run_id, tag, picture, step)
+    elif _can(held, "log_image", "log_asset"):  # Comet
+        held.log_image(picture, name=tag, step=step)
+    else:
+        return False
+    getattr(held, "flush", bool)()
+    return True
 
 
 def write_scalars(logger: Any, scalars: Mapping[str, float], step: int) -> None:

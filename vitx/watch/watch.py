@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitx.errors import VitxError
 from vitx.inputs.preprocessing import normalization
+from vitx.models.prediction import check_model
 from vitx.pictures.colors import UNSCALED
 from vitx.watch.calling import is_compiled, unwrapped
 from vitx.watch.host import Host
 from vitx.watch.images import Samples
-from vitx.watch.loggers import drop_from, loggers_of
+from vitx.watch.loggers import loggers_of
 from vitx.watch.nested import tensors_of
 from vitx.watch.observer import Observer
 from vitx.watch.readers import BATCH
@@ -74,8 +75,7 @@ class Watch(Observer):
             raise VitxError('a watch needs a place to write to: give log_dir="runs/first", or a logger')
         if wrong := [name for name in _WHEN if name in options]:
             raise VitxError(f"{wrong[0]} is for callbacks: a watch fires when it is called")
-        if not isinstance(model, nn.Module):
-            raise VitxError(f"the model must be a torch.nn.Module, found {type(model).__name__}")
+        check_model(model)
         loaders = _as_loaders(data)
         if loaders is None and data is not None:
             if "images" in options:
@@ -164,10 +164,9 @@ class Watch(Observer):
         with self._attempts.forgiving(host, f"cannot write to {folder}"):
             from torch.utils.tensorboard import SummaryWriter
 
-            logs = list(folder.glob("events.out.tfevents.*"))
-            host.loggers = [SummaryWriter(str(folder), filename_suffix=_SUFFIX)]
-            if all(path.name.endswith(_SUFFIX) for path in logs):  # else others would lose what they wrote
-                drop_from(host.loggers[0], next_step)
+            others = any(not path.name.endswith(_SUFFIX) for path in folder.glob("events.out.tfevents.*"))
+            step = None if others else next_step  # who would lose what they wrote
+            host.loggers = [SummaryWriter(str(folder), purge_step=step, filename_suffix=_SUFFIX)]
 
 
 class FirstCall:
