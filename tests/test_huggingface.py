@@ -235,7 +235,7 @@ def test_images_labels_names_and_colours(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(render, "grid", lambda *args, **kwargs: seen.append(args) or grid(*args, **kwargs))
     made = watched(tmp_path, {"num_images": 4})
     made.train()
-    columns, captions = seen[0][:2]
+    columns, captions = seen[0]
     data = Pictures(8)
     shown = torch.stack([torch.from_numpy(np.array(data.images[place])[:32, :32]) for place in (1, 3, 5, 7)])
     assert (columns["input"].int() - shown.int()).abs().max() <= 2, "the colours are not true"

@@ -178,4 +178,4 @@ def draw_layers(
     note = "; ".join(filter(None, (*notes, marks)))
     strip = min(max(next(iter(columns.values())).shape[2], _NARROWEST), _WIDEST)
     width = tile_width or (_PICTURE if slices is None else strip)
-    return render.grid(columns, captions, colormap, tile_width=width, note=note, signed=signed)
+    return render.grid(columns, captions, colormap=colormap, tile_width=width, note=note, signed=signed)

@@ -1,7 +1,7 @@
 """The images that are watched: the same ones at every firing and in every run."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import itemgetter
@@ -78,11 +78,10 @@ class Source:
         """
         if any(isinstance(one.dataset, IterableDataset) for one in self._readers):
             return None
-        try:
+        with suppress(TypeError, RuntimeError):  # of a loader that does not tell it
             batches = len(self._loader)
-        except (TypeError, NotImplementedError, RuntimeError):
-            return None
-        return [(number + 0.5) * batches / count for number in range(count)]
+            return [(number + 0.5) * batches / count for number in range(count)]
+        return None
 
     @contextmanager
     def fetch(self, places: Sequence[int] | None) -> Iterator[Iterator[Any]]:
