@@ -1,6 +1,6 @@
 """Explain the watched images, each rank its share of them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from typing import Any, TypeVar
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vitx.attribution import find_method
+from vitx.attribution import Methods, find_method
 from vitx.errors import VitxError
 from vitx.evaluation.faithfulness import faithfulness, of_another_class
 from vitx.evaluation.perturbation import Measure
@@ -16,6 +16,7 @@ from vitx.explaining import explain_methods
 from vitx.explanation import Explanation, join
 from vitx.models.isolation import untouched
 from vitx.models.outputs import Kind, beyond, declared_classes, kind_of, told_apart
+from vitx.pictures.captions import Names
 from vitx.targets import Prompted, Question, Text
 from vitx.watch.calling import FORWARD_FN, call_of
 from vitx.watch.host import Host
@@ -30,8 +31,6 @@ T = TypeVar("T")
 _BATCH = 32  # images explained at once
 
 _CLASSES, _NUMBERS = ("class", "classes"), ("numbers", "shares")
-
-Options = Mapping[str, Mapping[str, Any]]  # of each method, by its name
 
 
 class SampleExplainer:
@@ -52,7 +51,7 @@ class SampleExplainer:
         """
         found, errors = dict[str, Explanation](), dict[str, Exception]()
 
-        def explain_part(methods: Options, part: slice) -> dict[str, Explanation]:
+        def explain_part(methods: Methods, part: slice) -> dict[str, Explanation]:
             done = self._run(host, samples, part, partial(explain_methods, methods=methods))
             return {name: one.without_images().cpu() for name, one in done.items()}
 
@@ -64,7 +63,7 @@ class SampleExplainer:
             if self._classless and any(find_method(name).gradient for name in methods):
                 methods = {name: one for name, one in methods.items() if not find_method(name).gradient}
                 methods.setdefault("attention", {})
-            groups: list[Options] = [methods]
+            groups: list[Methods] = [methods]
             for group in groups:  # which grows
                 try:
                     parts = host.group.of_parts(len(samples), _BATCH, partial(explain_part, group))
@@ -76,26 +75,24 @@ class SampleExplainer:
                         errors |= dict.fromkeys(group, error)
         return {name: found[name] for name in methods if name in found}, errors
 
-    def fits(self, names: Sequence[str] | None) -> bool:
-        """Return whether there is a name for each class."""
-        return names is None or self.kind not in _CLASSES or len(names) >= max(prod(self._shape), 2)
-
-    def doubts(self, samples: Samples, names: Sequence[str] | None) -> Iterator[str]:
-        """Yield a sentence for each thing that does not fit, with what to do about it."""
-        width, labels = prod(self._shape), samples.labels
-        if names is not None and not self.fits(names):
+    def fitting(self, samples: Samples, names: Names) -> tuple[Names, list[str]]:
+        """Return the names of classes, if there are enough, and what does not fit, with what to do then."""
+        width, labels, said = prod(self._shape), samples.labels, list[str]()
+        if names is not None and self.kind in _CLASSES and len(names) < max(width, 2):
             outputs = f"as there are {width} outputs"
-            yield f"{len(names)} names are left out, {outputs}: give class_names with one for each"
+            said.append(f"{len(names)} names are left out, {outputs}: give class_names with one for each")
+            names = None
         if labels is not None and beyond(labels, width):
-            yield f"label {int(labels.max())} is beyond the {width} outputs"
+            said.append(f"label {int(labels.max())} is beyond the {width} outputs")
         if self._classless:
             elsewhere = "if its head stands elsewhere, give forward_fn, or the two as one model"
-            yield f"{self._classless}: methods of a score need a target function; {elsewhere}"
+            said.append(f"{self._classless}: methods of a score need a target function; {elsewhere}")
             if len(self._shape) < 2 and (self.observed is None or self.observed.kind is None):
-                yield "if these are scores, give class_names"
+                said.append("if these are scores, give class_names")
+        return names, said
 
     def faithfulness(self, host: Host, samples: Samples, found: dict[str, Explanation]) -> dict[str, float]:
-        """Return `METHOD/deletion` and `insertion`, and of classes `reliance`, the same on every rank."""
+        """Return `vitx/METHOD/deletion`, `insertion`, and of classes `reliance`, the same on every rank."""
         if self._asks:
             raise VitxError("faithfulness is measured of classes and target functions alone")
         if self._classless:
@@ -110,7 +107,7 @@ class SampleExplainer:
             known |= {"whole": logits[part], "others": None if others is None else others[part]}
             do = partial(faithfulness, measure=measure, batch_size=_BATCH, first=part.start, **known)
             judged = self._run(host, samples, part, do)
-            return {f"{name}/{one}": value.cpu() for name in judged for one, value in judged[name].items()}
+            return {f"vitx/{name}/{one}": v.cpu() for name in judged for one, v in judged[name].items()}
 
         parts = host.group.of_parts(count, _BATCH, judge_part)
         return {name: torch.cat([part[name] for part in parts]).float().mean().item() for name in parts[0]}

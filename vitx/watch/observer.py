@@ -134,8 +134,7 @@ class Observer(Settings):
         memory.maps = {name: explanation.maps for name, explanation in found.items()}
         if self.faithfulness:
             with self._attempts.forgiving(host, "measures no faithfulness", step):
-                judged = self._explainer.faithfulness(host, samples, found)
-                numbers |= {f"vitx/{name}": number for name, number in judged.items()}
+                numbers |= self._explainer.faithfulness(host, samples, found)
         memory.scalars = numbers
         host.publish(numbers)
         firing = Firing(step, samples, found, self._explainer.kind, numbers)
@@ -184,11 +183,10 @@ class Observer(Settings):
         scales = likely_scales(host.model, images, samples.scales, host.normalizers())
         colors = choose_colors(images, scales, self.bands, self.normalization, colored=channels is not None)
         pixels = colors.draw(samples.images[list(samples.shown)], channels)
-        explainer, names = self._explainer, self.class_names or samples.class_names or host.class_names()
-        hints = [*self.hints(samples), *explainer.doubts(samples, names)]
-        names = names if explainer.fits(names) else None
+        known = self.class_names or samples.class_names or host.class_names()
+        names, doubts = self._explainer.fitting(samples, known)
         note = "; ".join(filter(None, (colors.note, about(self.target, names, firing.kind))))
-        return Display(pixels, colors, names, self.colormap, note, hints)
+        return Display(pixels, colors, names, self.colormap, note, [*self.hints(samples), *doubts])
 
     def hints(self, samples: Samples) -> Iterable[str]:
         """Say where the images may differ from those that the training gives the model."""
