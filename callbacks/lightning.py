@@ -136,8 +136,7 @@ class LightningHost(Host):
         self.leaves_files = not getattr(trainer, "fast_dev_run", False)
         # In all strategies but DDP, each rank holds only a part of the model.
         in_step = "DDPStrategy" not in {kind.__name__ for kind in type(trainer.strategy).__mro__}
-        size = trainer.world_size
-        self.group = Group(trainer.global_rank, size, size > 1 and in_step)
+        self.group = Group(trainer.global_rank, trainer.world_size, trainer.world_size > 1 and in_step)
 
     def validation(self) -> Any:
         """Return the validation loaders, or those of the test: alone, or together as the step gets them."""

@@ -124,14 +124,11 @@ class StepRecorder(TorchDispatchMode):
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record what its block runs."""
-        before = register_module_forward_pre_hook(self._enter)
         after = register_module_forward_hook(self._leave, with_kwargs=True, always_call=True)
         try:
-            with self:
+            with register_module_forward_pre_hook(self._enter), after, self:
                 yield
         finally:
-            before.remove()
-            after.remove()
             # Which torch leaves there, so that it would take all modules for hooked ever after.
             torch.nn.modules.module._global_forward_hooks_with_kwargs.pop(after.id, None)
 
