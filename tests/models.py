@@ -221,8 +221,8 @@ class Nested(nn.Module):
 REFUSED = {
     "ResNet": Refused(lambda: _unusual("resnet10t"), 32, "no attention between tokens was found"),
     "EfficientViT": Refused(lambda: _unusual("efficientvit_b0"), 64, "linear attention"),
-    "nested, strided": Refused(lambda: Nested(torch.strided).eval(), 32, "with nested tensors"),
-    "nested, jagged": Refused(lambda: Nested(torch.jagged).eval(), 32, "with nested tensors"),
+    "nested tensors": Refused(lambda: Nested(torch.strided).eval(), 32, "with nested tensors"),
+    "jagged nested tensors": Refused(lambda: Nested(torch.jagged).eval(), 32, "with nested tensors"),
 }
 
 # No plain Vision Transformers. Attention flow, which takes a chain of layers on the same tokens, refuses
