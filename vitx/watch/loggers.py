@@ -144,11 +144,11 @@ def drop_from(logger: Any, step: int) -> None:
 
 
 def _add_event(writer: Any, tag: str, picture: Picture, step: int) -> None:
-    """Log a picture to TensorBoard, compressed less than by `add_image`, which takes ten times as long."""
+    """Log a picture to TensorBoard as JPEG: it computes a checksum in Python, byte by byte."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    encode(file := BytesIO(), picture)
+    encode(file := BytesIO(), picture, ".jpg")
     height, width, colors = picture.shape
     image = Summary.Image(height=height, width=width, colorspace=colors, encoded_image_string=file.getvalue())
     writer.add_event(Event(summary=Summary(value=[Summary.Value(tag=tag, image=image)])), step)
