@@ -26,6 +26,7 @@ from tests.played_runs import (
 )
 from vitx import VitxError
 from vitx.callbacks import RolloutCallback
+from vitx.files import encode
 from vitx.runs.run import rank
 
 
@@ -58,8 +59,9 @@ def test_a_real_run_is_played_back_as_it_was_logged(options, tmp_path):
     assert [*run.numbers["vitx/rollout/entropy"]] == [0, 3, 7]
     events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload().Images("vitx/maps")
     for firing, event in enumerate(events):
-        logged = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB")).astype(int)
-        drawn = run.grid(firing, range(2))
+        encode(again := io.BytesIO(), run.grid(firing, range(2)), ".jpg")
+        files = io.BytesIO(event.encoded_image_string), again
+        logged, drawn = (np.asarray(Image.open(file).convert("RGB")).astype(int) for file in files)
         assert drawn.shape == logged.shape
         assert np.abs(drawn - logged).mean() < 1, "half precision costs a shade here and there"
 
