@@ -86,6 +86,8 @@ def test_reshaped(shape):
         ([0, 1], (6, 4, 5), 20),
         ([2], (2, 3, 2, 2, 5), 30),
         ([3], (2, 3, 20), 120),
+        ([1, 3], (6, 4, 5), 24),
+        ([0, 2], (2, 3, 20), 60),
     ],
 )
 def test_what_stays_apart_stays_expanded(dims, shape, left):

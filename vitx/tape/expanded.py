@@ -92,16 +92,30 @@ def reshaped(tensor: Tensor, shape: Shape) -> Tensor:
     shape = tuple(shape)
     if tensor.shape == shape:
         return tensor
-    if 0 in tensor.stride():
-        inner = core(tensor)
-        sizes = core_sizes(inner.shape, tensor.shape, shape)
-        if sizes is not None:
-            return inner.reshape(sizes).expand(shape)
-    return tensor.reshape(shape)
+    if 0 not in tensor.stride():
+        return tensor.reshape(shape)
+    inner = core(tensor)
+    kept, sizes = apart(inner.shape, tensor.shape, shape)
+    return inner.expand(kept).reshape(sizes).expand(shape)
 
 
 @lru_cache(4096)
-def core_sizes(inner: Size, before: Size, after: tuple[int, ...]) -> tuple[int, ...] | None:
+def apart(inner: Size, before: Size, after: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shape of a core before and after a reshape; what merges with others is written out.
+
+    Example:
+        >>> apart((2, 1, 9, 1), (2, 3, 9, 4), (6, 9, 4))
+        ((2, 3, 9, 1), (6, 9, 1))
+    """
+    kept, sizes = tuple(before), after
+    for dim, (own, size) in enumerate(zip(inner, before, strict=True)):
+        trial = (*kept[:dim], own, *kept[dim + 1 :])
+        if own < size and (found := core_sizes(trial, tuple(before), after)) is not None:
+            kept, sizes = trial, found
+    return kept, sizes
+
+
+def core_sizes(inner: Shape, before: Shape, after: tuple[int, ...]) -> tuple[int, ...] | None:
     """Return the shape of a core after a reshape; None where expanded dimensions merge with others.
 
     Example:

@@ -17,7 +17,7 @@ from vitx.tape.rules.views import same
 from vitx.tape.values import AxesOf, Value, followed
 
 PADDED = ("reflection_pad", "replication_pad", "upsample_nearest", "_upsample_nearest_exact")
-MOVING = """index gather index_select roll flip unfold diagonal as_strided repeat pixel_shuffle where take
+MOVING = """index gather index_select flip unfold diagonal as_strided repeat pixel_shuffle where take
 pixel_unshuffle masked_select slice_scatter select_scatter diagonal_scatter as_strided_scatter index_put
 scatter index_copy masked_scatter channel_shuffle rot90 repeat_interleave block_diag _index_put_impl
 _unsafe_index _unsafe_index_put put select_backward _unsafe_masked_index""".split()  # noqa: SIM905

@@ -82,6 +82,19 @@ def permuted(call: Call) -> list[Value]:
     return turned(call, lambda r: r.permute(back), lambda of: tuple(of[dim] for dim in order))
 
 
+@rule("roll")
+def rolled(call: Call) -> list[Value]:
+    """Follow what moves along dimensions and comes in again at the other end, as shifted windows do."""
+    shifts, dims = call["shifts"], call["dims"] or ()
+
+    def back(r: Tensor) -> Tensor:
+        if not dims:  # of all elements in their order
+            return r.roll([-shift for shift in shifts])
+        return core(r).roll([-shift for shift in shifts], dims).expand(r.shape)
+
+    return turned(call, back, lambda of: of)
+
+
 @rule("expand")
 def expanded(call: Call) -> list[Value]:
     """Follow copies along some dimensions."""
