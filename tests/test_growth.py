@@ -36,7 +36,7 @@ def hooks(owner):
 
 
 def count(module, callback):
-    """Counts what could pile up; what was there before `gc.freeze` is left out."""
+    """Counts what could pile up; what was there before `gc.freeze`, here or in conftest.py, is left out."""
     gc.collect()
     objects = gc.get_objects()
     tensors = [thing for thing in objects if issubclass(type(thing), torch.Tensor)]
@@ -71,15 +71,6 @@ class Watcher(pl.Callback):
         if batch_idx == STEPS // 2:
             self.counts.append(count(pl_module, self.callback))
             self.memory.append(memory())
-
-
-@pytest.fixture(scope="module")
-def _only_new_objects():
-    """Looks at no object from before, of which there are many."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 needs_proc = pytest.mark.skipif(not (PROC / "statm").exists(), reason="no /proc tells open files and memory")
@@ -147,7 +138,6 @@ LEAKS = [
 
 
 @needs_proc
-@pytest.mark.usefixtures("_only_new_objects")
 @pytest.mark.parametrize(("grown", "leak"), LEAKS, ids=[grown for grown, _ in LEAKS])
 def test_the_count_would_notice(grown, leak):
     module, callback = SmallClassifier(), RolloutCallback()

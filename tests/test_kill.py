@@ -83,9 +83,9 @@ def killed(tmp_path_factory):
     runs = {
         name: FORKED.Process(target=train_slowly, args=(folder, name)) for name, folder in folders.items()
     }
+    for run in runs.values():
+        run.start()
     try:
-        for run in runs.values():
-            run.start()
         for name, run in runs.items():
             deadline = time.monotonic() + PATIENCE
             while not (folders[name] / WAITS).exists():
@@ -98,6 +98,7 @@ def killed(tmp_path_factory):
     finally:
         for run in runs.values():
             run.kill()
+            run.join()
     return folders
 
 
