@@ -157,6 +157,10 @@ def _run(
             value, logits, logits, lambda found: scores(target, found, classes).sum(), objects, classes
         )
     found, answers = main(output), asked.answers(output)
+    if not isinstance(answers, Answers):
+        raise VitxError(
+            f"the answers of a question must be vitx.targets.Answers, found {type(answers).__name__}"
+        )
     score = answers.scores
     if (score is None) == (asked.cells is None):
         given = "neither scores nor cells" if asked.cells is None else "both scores and cells"

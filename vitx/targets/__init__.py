@@ -7,6 +7,7 @@ A target is a `Question`: it is put to a model and its images, and the answer is
 from vitx.targets.query import Query as Query
 from vitx.targets.query import best_queries as best_queries
 from vitx.targets.query import query as query
+from vitx.targets.question import Answers as Answers
 from vitx.targets.question import Asked as Asked
 from vitx.targets.question import Question as Question
 from vitx.targets.region import Region as Region
