@@ -1,4 +1,4 @@
-"""The attentions of a pass, and the scores that their weights are made of."""
+"""The attentions of a pass, and the scores that their weights are computed from."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +12,10 @@ from vitx.tape.values import Step, Value
 
 
 class Scores(Step):
-    """A product of two live values, as q k^T, which is to become the weights of an attention.
+    """A product of two live values, such as q k^T, that is to become the weights of an attention.
 
     Attributes:
-        contracts_channels: tells whether it is summed over channels: it compares tokens, and mixes none.
+        contracts_channels: returns whether the sum is over channels: it compares tokens without mixing them.
     """
 
     def __init__(self, *step: Any, contracts_channels: Callable[[], bool]) -> None:
@@ -24,18 +24,18 @@ class Scores(Step):
 
 
 class Mixture(Step):
-    """A product of weights and weights."""
+    """A product of attention weights with attention weights."""
 
 
 class Attention(Step):
-    """Weights times values.
+    """Attention weights times values.
 
     Attributes:
-        inputs: the values, and what asked: the weights, or the queries of a fused kernel.
+        inputs: the values, and the source of A: the weights themselves, or the queries of a fused kernel.
         weights: A.
-        layout: how it lies in the tensors of the model.
-        residuals: the residuals around it, of `vitx.tape.sums`.
-        origin: the number of the last residual, or of the image, that its values were made from.
+        layout: its layout in the tensors of the model.
+        residuals: the residuals around it, each a `vitx.tape.sums.Sum`.
+        origin: the number of the last residual, or of the image, that its values were computed from.
     """
 
     def __init__(self, *step: Any, weights: Weights, layout: Layout, origin: int) -> None:
@@ -51,15 +51,15 @@ class Attention(Step):
 
     @property
     def rows_of_heads(self) -> int:
-        """The number of rows of A, which counts its heads where it has some of a layer's tokens alone."""
+        """The number of rows of A in all heads: fewer if it holds only part of a layer's tokens."""
         return self.weights.shape[0] * self.layout.count("H") * self.weights.shape[2]
 
     def arrived(self, r: Tensor) -> Tensor:
-        """Bring relevance or a gradient of what it put out to (T, H, Q, d)."""
+        """Bring relevance or a gradient of the output to (T, H, Q, d)."""
         return self.layout.grouped(r, "THQD")
 
     def shared(self, r: Tensor) -> Tensor:
-        """Take relevance of what it put out through rows that sum to 1, to the values."""
+        """Take relevance of the output to the values, through rows of A that are scaled to sum to 1."""
         r = self.arrived(r)
         if self.weights.shape[1] < r.shape[1]:  # its heads were fused
             tokens = summed(r, [1, 3])
@@ -68,7 +68,7 @@ class Attention(Step):
         return self.layout.to_values(found.expand(*found.shape[:3], r.shape[3]))
 
     def to_values(self, found: Tensor) -> Tensor:
-        """Share what the keys have, (T, K), out evenly among their values, in the shape of the model."""
+        """Distribute what the keys got, (T, K), evenly among their values, in the shape of the model."""
         heads, channels = self.layout.count("H"), self.layout.count("D")
         found = scaled(found[:, None, :, None].expand(-1, heads, -1, channels), 1 / (heads * channels))
         return self.layout.to_values(found)

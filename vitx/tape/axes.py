@@ -1,7 +1,7 @@
 """The contents of a value's dimensions: tokens, or channels of the same token.
 
-The heads of an attention are channels of its values' tokens. Each dimension is a product of factors, outer
-one first, as a reshape may merge heads with images or windows. Nothing is computed: sizes say it all.
+The heads of an attention are channels of its values' tokens. Each dimension is a product of factors, the
+outermost first, since a reshape may merge heads with images or windows. All of this follows from sizes.
 """
 
 import math
@@ -24,23 +24,23 @@ Axes = tuple[Dimension, ...]
 
 
 def tokens(shape: Sequence[int]) -> Axes:
-    """Return dimensions that all count tokens."""
+    """Return axes whose dimensions all count tokens."""
     return tuple(dimension(size, False) for size in shape)
 
 
 def dimension(size: int, channels: bool) -> Dimension:
-    """Return a dimension of one factor, or of none if its size is 1."""
+    """Return a dimension of one factor, or of no factors if its size is 1."""
     return (Factor(size, channels),) if size != 1 else ()
 
 
 def channel_dims(axes: Axes, *, some: bool = False) -> list[int]:
-    """Return the dimensions that count channels and nothing else; or also those with some channels."""
+    """Return the dimensions that count nothing but channels; with `some`, also those with some channels."""
     of = any if some else all
     return [dim for dim, part in enumerate(axes) if part and of(factor.channels for factor in part)]
 
 
 def resized(axes: Axes, shape: Sequence[int]) -> Axes:
-    """Return the axes after parts were taken, or put together, along some dimensions."""
+    """Return the axes after slicing or joining along some dimensions."""
     return tuple(
         part
         if math.prod(f.size for f in part) == size
@@ -50,13 +50,13 @@ def resized(axes: Axes, shape: Sequence[int]) -> Axes:
 
 
 def broadcast(axes: Axes, shape: Sequence[int]) -> Axes:
-    """Return the axes of copies along the dimensions that were added, or had size 1."""
+    """Return the axes after a broadcast: dimensions that were added, or had size 1, count copies."""
     axes = ((),) * (len(shape) - len(axes)) + axes
     return tuple(part or dimension(size, True) for size, part in zip(shape, axes, strict=True))
 
 
 def merged(first: Axes, second: Axes) -> Axes:
-    """Return the axes of what two values of one shape make: channels where both hold them."""
+    """Return the axes of a combination of two values of one shape: channels where both have channels."""
     return tuple(
         one if one == other or not any(f.channels for f in one) else other
         for one, other in zip(first, second, strict=True)
@@ -64,7 +64,7 @@ def merged(first: Axes, second: Axes) -> Axes:
 
 
 def reshaped(axes: Axes, shape: Sequence[int]) -> Axes | None:
-    """Return the axes after a reshape; None where a factor is cut unevenly.
+    """Return the axes after a reshape; None if a factor is split unevenly.
 
     Example:
         >>> inside = tokens((2, 9)) + (dimension(12, True),)
@@ -91,7 +91,7 @@ def reshaped(axes: Axes, shape: Sequence[int]) -> Axes | None:
 
 
 def by_place(axes: Axes, move: Callable[[Tensor], Tensor]) -> Axes:
-    """Return the axes after any rearrangement, by a look at the token that each element comes from."""
+    """Return the axes after any rearrangement, found by tracing the token that each element comes from."""
     factors = [factor for part in axes for factor in part]
     whole = [1 if factor.channels else factor.size for factor in factors]
     marks = torch.arange(math.prod(whole), dtype=torch.float64).view(whole).expand([f.size for f in factors])
@@ -101,7 +101,7 @@ def by_place(axes: Axes, move: Callable[[Tensor], Tensor]) -> Axes:
 
 
 def dimensions(given: Any, ndim: int) -> tuple[int, ...]:
-    """Return the dimensions over which an operator works, in order; all where none is given."""
+    """Return the dimensions over which an operator works, in order; all of them if none is given."""
     if given in (None, [], ()):
         return tuple(range(ndim))
     return tuple(sorted(dim % max(1, ndim) for dim in ([given] if isinstance(given, int) else given)))

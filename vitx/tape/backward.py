@@ -1,4 +1,4 @@
-"""The ways back along a tape, and the tiles of its attentions, as methods ask for them."""
+"""Backward walks along a tape, and the tiles of its attentions, as the methods need them."""
 
 import math
 from collections import Counter
@@ -40,9 +40,9 @@ class Attribution:
     """The maps of one method.
 
     Attributes:
-        maps: (B, h, w); (B, t, h, w) of clips and volumes, (B, f, t) of spectrograms.
-        conservation: (B,), what share of the relevance, or of the score, was accounted for.
-        signed: of the same shape, below 0 where a patch speaks against; None for what has no sign.
+        maps: (B, h, w); (B, t, h, w) for clips and volumes, (B, f, t) for spectrograms.
+        conservation: (B,), the share of the relevance, or of the score, that was accounted for.
+        signed: of the same shape, below 0 where a patch speaks against the score; None if maps have no sign.
     """
 
     maps: Tensor
@@ -52,19 +52,19 @@ class Attribution:
 
 @dataclass(eq=False, repr=False)
 class Backward:
-    """The ways back along one tape, for one method."""
+    """The backward walks along one tape, for one method."""
 
     tape: Tape
     image: Tensor  # (B, ...)
     start: Tensor  # the relevance of the output, which sums to 1 for each image
-    end: Value  # of the output
-    scores: Sequence[Score] = ()  # what methods of a class differentiate: one, or one for each layer
-    passed: dict[Value, Tensor] = field(default_factory=dict)  # relevance, where the tape keeps places
-    sinks: Sinks | None = None  # of the pass; None where they cannot be told
+    end: Value  # the value of the output
+    scores: Sequence[Score] = ()  # what class-specific methods differentiate: one, or one for each layer
+    passed: dict[Value, Tensor] = field(default_factory=dict)  # relevance of values, if the tape is `named`
+    sinks: Sinks | None = None  # of the pass; None if they cannot be determined
 
     @cached_property
     def grid(self) -> Grid:
-        """Make maps of the relevance of pixels."""
+        """The grid of the first tokens, which turns the relevance of pixels into maps."""
         return Grid(self.tape)
 
     @cached_property
@@ -73,15 +73,15 @@ class Backward:
         return self.tape.layers
 
     def counting(self, start_layer: int) -> list[Layer]:
-        """Return the layers from that number on, or raise a VitxError if there is no such layer."""
+        """Return the layers from this number on, or raise a VitxError if there is no such layer."""
         if not self.layers:
             raise VitxError(NO_RESIDUAL)
         return self.layers[first_layer(start_layer, len(self.layers)) :]
 
     def propagate(self, rule: Rule, *, without_sinks: bool = False) -> Attribution:
-        """Take relevance from the output to the pixels: 1 for each image, begun where the score was read.
+        """Take relevance from where the score was read to the pixels, starting with 1 for each image.
 
-        Without sinks, the columns of these patches leave A, and its rows are scaled to sum to 1 again.
+        `without_sinks` removes the columns of the sinks from A, and scales its rows to their former sums.
 
         Raises:
             VitxError: Relevance was lost, or is negative: the map would be wrong.
@@ -89,16 +89,16 @@ class Backward:
         if self.layers:
             first_layer(rule.start_layer, len(self.layers))
         gradients = None
-        if rule.reads_gradient:  # of A as it is, with its sinks
+        if rule.reads_gradient:  # of the original A, with its sinks
             gradients = self._differentiated(None if without_sinks else rule)
         with without(self.tape, self.sinks) if without_sinks else nullcontext():
             return self._drawn(rule, {self.end: self.start}, gradients)
 
     def place(self, found: Iterable[tuple[Value, Tensor]]) -> Attribution:
-        """Draw what was found of the elements of some values where they sit in the picture.
+        """Map quantities found for the elements of some values to the places of these elements in the image.
 
         Raises:
-            VitxError: It does not arrive at the image and the model's own tokens.
+            VitxError: They do not all arrive at the image and the model's own tokens.
         """
         starts: dict[Value, Tensor] = {}
         for value, part in found:
@@ -119,7 +119,7 @@ class Backward:
         positive = rule is not None and not rule.grows
         if positive and not self.tape.together:
             conservation = share_of_images(pixels.flatten(1).sum(1), own.sum())
-        else:  # of which image more or less arrived is not known
+        else:  # it is unknown how much arrived for which image
             sums = torch.stack([torch.stack([part.sum(), part.abs().sum()]) for part in starts.values()])
             begun, size = sums.sum(0) + way.grown
             conservation = share_of_sum(begun, pixels.sum() + own.sum(), size).expand(len(pixels))
@@ -127,22 +127,22 @@ class Backward:
         return Attribution(self.grid.map(pixels, found.passed), conservation)
 
     def read_out(self) -> list[tuple[Attention, Tensor]]:
-        """Find the attentions that no other builds upon, with the relevance of their queries, (T, Q)."""
+        """Return the attentions that no other builds upon, with the relevance of their queries, (T, Q)."""
         attentions = [one for layer in self.layers for one in layer.attentions] or self.tape.attentions
         before = reduce(or_, (one.value.above for one in attentions), 0)
         last = [one for one in attentions if not before >> one.value.number & 1]
         return list(zip(last, self._read_at(last), strict=True))
 
     def rows_read(self, attentions: Sequence[Attention]) -> list[Tensor]:
-        """Find which queries of each attention hold what the output reads, (T, Q), on the CPU."""
+        """Return which queries of each attention the output reads from, (T, Q) bool, on the CPU."""
         read = [readout.abs() > 1e-9 for readout in self._read_at(attentions)]
-        # All at once: a GPU has to be waited for.
+        # Transfer all at once: each transfer has to wait for the GPU.
         on_host = torch.cat([rows.flatten() for rows in read]).cpu()
         parts = on_host.split([rows.numel() for rows in read])
         return [part.view(rows.shape) for part, rows in zip(parts, read, strict=True)]
 
     def _read_at(self, attentions: Sequence[Attention]) -> list[Tensor]:
-        """Find how much the output reads of each attention's queries, (T, Q), if no attention mixes them."""
+        """Return how much the output reads from each attention's queries, (T, Q), as if none mixed tokens."""
         way = Reading(self.tape)
         found = way.run({self.end: self.start}, [one.value for one in attentions])
         check_lost(way.lost)
@@ -156,9 +156,9 @@ class Backward:
         gradient: bool = False,
         rows: slice = ALL,
     ) -> tuple[Value, Tensor]:
-        """Add up what a function makes of some rows of A, tile by tile, for the tokens attended to, (b, K).
+        """Add up a function of each tile of some rows of A, which returns (b, K) for the attended tokens.
 
-        With `gradient`, tiles come with the gradient of A. Returns what `place` takes.
+        With `gradient`, tiles include the gradient of A. The result is meant for `place`.
         """
         weights = attention.weights
         if gradient:
@@ -166,7 +166,7 @@ class Backward:
         return attention.inputs[0], attention.to_values(weights.add_up(part, rows))
 
     def contributions(self, start_layer: int = 0) -> list[tuple[Value, Tensor]]:
-        """Find what each residual from a layer on adds to the score, x * dS/dx, to be given to `place`.
+        """Return what each residual from a layer on adds to the score, x * dS/dx, as input for `place`.
 
         Raises:
             VitxError: The model has no residual.
@@ -178,16 +178,16 @@ class Backward:
         return [(value, products[value]) for value in counted if value in products]
 
     def accounted(self) -> Tensor:
-        """Return what share of the score image and constants add, (1,), in the linearised network.
+        """Return the share of the score, (1,), that image and constants add up to in the linearized network.
 
         Raises:
-            VitxError: That is not all: the model computes something that was not linearised.
+            VitxError: It is not the whole score: the model computes something that was not linearized.
         """
         (score,) = self.scores
         arrived = self._gradients.arrived
         known = [(self.tape.image, self.image), *((one, one.constant) for one in self.tape.constants)]
         pairs = [(t.to(g), g) for v, t in known if t is not None and (g := arrived.get(v)) is not None]
-        # What no gradient reaches adds nothing, whatever it holds: memory that was written over may hold NaN.
+        # Tensors with gradient 0 add nothing, whatever they hold: overwritten memory may hold NaN.
         products = ((tensor * g).masked_fill_(g == 0, 0) for tensor, g in pairs)
         added, size = torch.stack([torch.stack([one.sum(), one.abs_().sum()]) for one in products]).sum(0)
         whole = (score.output.to(score.gradient.dtype) * score.gradient).sum()
@@ -199,7 +199,7 @@ class Backward:
     def _streams(self) -> list[tuple[Value, Kept, int]]:
         """The output of each residual, and the number of layers up to it.
 
-        A constant that was added to it, as a bias, belongs to it if nothing else was done with it before.
+        A constant added to an output, such as a bias, is included if the output was not used before that.
         """
         pairs = [(source, step) for step in self.tape.steps for source in dict.fromkeys(step.sources)]
         uses, use = Counter(source for source, _ in pairs), dict(pairs)
@@ -220,9 +220,9 @@ class Backward:
         return self._differentiated()
 
     def _differentiated(self, rule: Rule | None = None) -> Walk:
-        """Find the gradient of the score at all attentions, or of each layer's own score at its own.
+        """Return the gradient of the score at all attentions, or of each layer's score at its own attentions.
 
-        Of one score on a tape that accounts for it, also at the residuals, the image and the constants.
+        For one score on a tape with `accounts`, the gradient also goes to residuals, image and constants.
         """
         one_score = len(self.scores) == 1
         whole = self.tape.accounts and one_score
@@ -245,6 +245,6 @@ class Backward:
     def _small(self, start_layer: int) -> list[Attention]:
         """Return the attentions, each a layer by itself, whose heads can be fused as a gradient passes."""
         if self.tape.network == "plain":
-            return []  # where it goes through A, too
+            return []  # the gradient goes through A, too
         alone = [layer.attentions[0] for layer in self.layers[start_layer:] if len(layer.attentions) == 1]
         return [one for one in alone if math.prod(one.weights.shape[1:]) <= kernels.SMALL]

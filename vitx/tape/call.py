@@ -1,4 +1,4 @@
-"""One ATen call: its operator, its arguments by name, the values among them, and its transpose."""
+"""One ATen call: its operator, its arguments by name, their values, and its transpose."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,25 +29,25 @@ class Overload:
         self.defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
         written = into[:1] if self.in_place else [a for a in into if a.kwarg_only]
         self.written = [a.name for a in written]  # the arguments that it writes its result into
-        # Whether it returns views of its first argument; takes nothing of it but shape and type; is made of
-        # other operators, and of nothing else.
+        # Whether it returns views of its first argument; reads only the shape and type of that argument; is
+        # composed entirely of other operators.
         self.views = not self.written and any(r.alias_info is not None for r in schema.returns)
         self.makes_new = name.startswith("new_") or name.endswith("_like")
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
         self.composite = has_kernel(function.name(), "CompositeImplicitAutograd")
 
 
-overload = cache(Overload)  # each is read once
+overload = cache(Overload)  # each schema is read once
 
 
 def tensors_in(*values: Any) -> list[Tensor]:
-    """List the tensors in arguments or results, in their order."""
+    """List the tensors in arguments or results, in order."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, (list, tuple)):
-            if value and type(value[0]) is not int:  # as in a shape
+            if value and type(value[0]) is not int:  # not a shape
                 found += tensors_in(*value)
         elif isinstance(value, dict):
             found += tensors_in(*value.values())
@@ -56,24 +56,24 @@ def tensors_in(*values: Any) -> list[Tensor]:
 
 @dataclass(eq=False)
 class Call:
-    """A call that ran, of which at least one argument is live."""
+    """A call that ran with at least one live argument."""
 
     tape: Tape
     tensors: Tensors
     overload: Overload
     args: Sequence[Any]
-    kwargs: Mapping[str, Any]  # but those that it only writes into
-    live: Sequence[tuple[Tensor, Value]]  # each live tensor among the arguments, in their order
-    outs: list[Tensor] = field(default_factory=list)  # what it put out, or wrote into
-    factors: Factors = None  # what the output is the product of, if a rule says so
-    fused: Tensor | None = None  # A with its heads fused, if it was kept as the call ran
+    kwargs: Mapping[str, Any]  # without those that it only writes into
+    live: Sequence[tuple[Tensor, Value]]  # the live tensors among the arguments, in order
+    outs: list[Tensor] = field(default_factory=list)  # the tensors that it returned or wrote into
+    factors: Factors = None  # the factors of the output, if a rule recorded them
+    fused: Tensor | None = None  # A with its heads fused, if it was kept when the call ran
 
     def __post_init__(self) -> None:
         self.name = self.overload.name
         self.values = [value for _, value in self.live]
 
     def __getitem__(self, name: str) -> Any:
-        """Return an argument by its name in the schema; its default, or None, where it was not given."""
+        """Return an argument by its name in the schema; if it was not given, its default or None."""
         place = self.overload.places.get(name)
         if place is not None and place < len(self.args):
             return self.args[place]
@@ -93,16 +93,16 @@ class Call:
 
     @property
     def linearized(self) -> bool:
-        """True if the gradient of the linearized network will be asked for."""
+        """True if the gradient of the linearized network is recorded."""
         return self.tape.network == "linearised"
 
     def factors_of(self, tensor: Tensor) -> Factors:
-        """Return what a tensor is the product of, element by element; None where that is not known."""
+        """Return the factors of a tensor that is an elementwise product; None if they are unknown."""
         known = self.tensors.get(tensor)
         return None if known is None else known.factors
 
     def learned(self, weight: Tensor | None) -> Tensor | None:
-        """Return a weight that stays: as it is, or a copy where the model frees it after the call."""
+        """Return a weight, copied if the gradient needs it and the model may free it after the call."""
         if weight is None or self.tape.network is None or self.tensors.is_of_model(weight):
             return weight
         return weight.detach().clone()
@@ -110,10 +110,10 @@ class Call:
     def weighs(
         self, constant: Tensor, axes: Callable[[], Axes], dims: Iterable[int], *, widens: bool = False
     ) -> bool:
-        """Return whether a constant says how much the elements along some dimensions count.
+        """Return whether a constant sets how much the elements along some dimensions count.
 
-        What was learned does not. What is given may be learned: along channels, or where it makes new
-        dimensions of a value that has no channels yet, as the first layer does.
+        A learned one does not. A given one counts as learned along channels, or if it adds dimensions to a
+        value that has no channels yet, as the first layer does.
         """
         origin = self.tensors.origin(constant)
         if origin != "given":
@@ -123,14 +123,14 @@ class Call:
         return not begins and not all(factor.channels for dim in dims for factor in known[dim])
 
     def inner(self, function: Any, *args: Any, out: Tensor | None = None) -> "Call":
-        """Return a call that is a part of this one, as the product in a sum of something and a product."""
+        """Return a call that is part of this one, such as the product inside an addmm."""
         live = [(tensor, value) for tensor, value in self.live if any(tensor is one for one in args)]
         return Call(
             self.tape, self.tensors, overload(function), args, {}, live, self.outs if out is None else [out]
         )
 
     def answers(self) -> list[Value]:
-        """Return the live values of which masks and indices among the arguments were made."""
+        """Return the live values that masks and indices among the arguments were computed from."""
         known = map(self.tensors.get, tensors_in(*self.args, self.kwargs))
         return [one.source for one in known if one and one.source]
 
@@ -154,8 +154,8 @@ class Call:
     ) -> Value:
         """Add the step of this call, and return the value of its first output.
 
-        All is as for `Step`, but the gradient is that of the linearised network; where it is `exact`, it is
-        that of the network as it is, too. `outs` are the outputs that get a value: by default, the first one.
+        The arguments are those of `Step`, but the gradient is that of the linearized network; if `exact`, it
+        is also that of the original network. `outs` are the outputs that get a value: by default, the first.
         """
         tape, given = self.tape, self.values
         if inputs != given:
@@ -172,24 +172,24 @@ class Call:
     def make_all(
         self, inputs: Sequence[Value], relevance: Back | None, gradient: Back | None = None, **options: Any
     ) -> list[Value]:
-        """Do the same for a call of several outputs, and return the values of all."""
+        """Add the step of a call with several outputs, and return the values of all of them."""
         step = self.make(inputs, relevance, gradient, outs=self.outs, **options).made_by
         assert step is not None
         return step.outputs
 
 
 class _Hole(int):
-    """The number of a tensor among the arguments that are kept, in its place."""
+    """A placeholder for a tensor among the kept arguments: its number."""
 
 
 class Transpose:
     """The transpose of an operator at some point: its own backward pass, run for this one call.
 
-    It computes in float32 or float64, whatever the model computed in.
+    It computes in float32 or float64, whatever the precision of the model.
     """
 
     def __init__(self, call: Call, holes: Sequence[Tensor], points: Sequence[Tensor | None]) -> None:
-        """Keep the call, with holes for the arguments that count: their points; None where any will do."""
+        """Keep the call with holes for the variables, and the point of each; None if any point will do."""
         keep, self._name = call.tape.keeper.keep, call.name
         self._shapes = [tensor.shape for tensor in holes]
         self._points = [None if point is None else keep(point) for point in points]
@@ -199,7 +199,7 @@ class Transpose:
         self._function: Callable[..., Any] = _INSTEAD.get(call.name, plain)
 
     def run(self, points: Sequence[Tensor]) -> list[Tensor]:
-        """Run the operator anew; returns its floating-point outputs."""
+        """Run the operator again and return its floating-point outputs."""
 
         def filled(value: Any) -> Any:
             if isinstance(value, _Hole):
@@ -213,23 +213,23 @@ class Transpose:
         return [one for one in tensors_in(self._function(*args, **kwargs)) if one.is_floating_point()]
 
     def linear(self, points: Sequence[Tensor]) -> Tensor:
-        """Run it, and take away what the constants among its arguments make of nothing."""
+        """Run the operator and subtract the offset that the constants among its arguments add."""
         return self.at(points) - self.at_0(points)
 
     def at_0(self, like: Sequence[Tensor]) -> Tensor:
-        """Run it on zeros: what the constants among its arguments make of nothing."""
+        """Run the operator on zeros, which leaves the offset that the constants among its arguments add."""
         return self.at([torch.zeros_like(tensor) for tensor in like])
 
     def at(self, points: Sequence[Tensor]) -> Tensor:
-        """Run it without gradients and return its first output."""
+        """Run the operator without gradients and return its first output."""
         with torch.no_grad():
             return self.run(points)[0]
 
     def __call__(self, gradients: list[Tensor]) -> list[Tensor | None]:
-        """Take gradients of the outputs to those of the arguments that count.
+        """Take gradients of the outputs to gradients of the variables.
 
         Raises:
-            VitxError: if torch has no derivative of the operator.
+            VitxError: Torch has no derivative of the operator.
         """
         like = next(g for g in gradients if g is not None)
         differentiable = torch.is_grad_enabled() and any(g.requires_grad for g in gradients)
@@ -259,7 +259,7 @@ def _scattered(whole: Tensor, part: Tensor, *where: Any, **named: Any) -> Tensor
     return whole
 
 
-# The same without writing; and what has the right gradient, which torch (up to 2.14) does not.
+# A copy that does not write in place; a scatter with the right gradient, unlike torch's (up to 2.14).
 _INSTEAD = {"copy": _copied, "as_strided_scatter": _scattered}
 
 
@@ -277,7 +277,7 @@ R = TypeVar("R", bound=Rule)
 
 
 def rule(*names: str) -> Callable[[R], R]:
-    """Register a function from a call to the values of its outputs, for operators of these names."""
+    """Register a rule, from a call to the values of its outputs, for the operators of these names."""
 
     def register(function: R) -> R:
         RULES.update(dict.fromkeys(names, function))
@@ -287,5 +287,5 @@ def rule(*names: str) -> Callable[[R], R]:
 
 
 def unknown(call: Call) -> list[Value]:
-    """Follow an operator without a rule: an error only if relevance or a gradient must go through it."""
+    """Record an operator without a rule: an error only if relevance or a gradient reaches it."""
     return call.make_all(call.values, None)

@@ -1,4 +1,4 @@
-"""The check on every map: all of the relevance, or all of a score, is accounted for."""
+"""The check on every map: all of the relevance, or all of the score, must be accounted for."""
 
 from collections.abc import Mapping
 from math import isfinite
@@ -14,22 +14,22 @@ _NEGATIVE = -1e-6
 
 
 def share_of_images(arrived: Tensor, own: Tensor) -> Tensor:
-    """Return what share of the relevance of each image was accounted for, (B,).
+    """Return the share of each image's relevance that was accounted for, (B,).
 
-    What arrived at the model's own tokens is shared by all images: it makes up what each one lacks.
+    What arrived at the model's own tokens is split among the images in proportion to what each one lacks.
     """
     missing = 1 - arrived
     return arrived + over(missing * own, missing.sum())
 
 
 def share_of_sum(expected: Tensor, found: Tensor, size: Tensor) -> Tensor:
-    """Return what share of a sum was found, (1,): a difference counts by the absolute size of its parts."""
+    """Return the share of a sum that was found, (1,); a difference is relative to the size of its parts."""
     return (1 + over(found - expected, size))[None]
 
 
 def check_score(share: Tensor, dtype: torch.dtype) -> None:
-    """Raise a VitxError unless image and constants add up to the score, in a model of that precision."""
-    rounding = 2 * torch.finfo(dtype).eps  # which is more in half precision
+    """Raise a VitxError unless image and constants add up to the score, up to the rounding of this dtype."""
+    rounding = 2 * torch.finfo(dtype).eps  # larger in half precision
     if not abs(share.item() - 1) <= max(_TOLERANCE, rounding):
         double = dtype == torch.float64
         raise VitxError(
@@ -42,15 +42,15 @@ def check_score(share: Tensor, dtype: torch.dtype) -> None:
 def check(
     conservation: Tensor, pixels: Tensor, own: Tensor, lost: Mapping[str, float], *, positive: bool
 ) -> None:
-    """Raise a VitxError if relevance was lost, or is below 0 where all should be `positive`.
+    """Raise a VitxError if relevance was lost, or is below 0 although all should be `positive`.
 
-    It was `lost` at operators without a rule; `pixels` and the model's `own` tokens, (n,), have the rest.
+    `lost` lists what operators without a rule got; `pixels` and the model's `own` tokens, (n,), got the rest.
     """
     worst = conservation[(conservation - 1).abs().argmax()]
-    # All are read at once: a GPU has to be waited for.
+    # Read all at once: each transfer has to wait for the GPU.
     share, *smallest, whole = torch.stack([worst, pixels.amin(), own.amin(), pixels.sum()]).tolist()
     if not isfinite(share):
-        if isfinite(whole):  # else the maps are not finite either, which is said elsewhere
+        if isfinite(whole):  # otherwise the maps are not finite either, which is reported elsewhere
             raise VitxError("the relevance of the model's own tokens is not finite: the map would be wrong")
         return
     check_lost(lost)

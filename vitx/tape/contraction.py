@@ -1,9 +1,9 @@
 """A product of two tensors that is summed over some dimensions: `(left * right).sum(dims)`.
 
-Matrix products, too, have this form once their operands are *aligned*: brought to the same dimensions, with
-size 1 where one has none of its own. Of an attention, one operand is A and the other the values; then a
-dimension counts queries where A alone has it, keys where it is summed, and channels where the values alone
-have it. What both have is shared, as images, windows and heads are.
+Matrix products have this form, too, once their operands are *aligned*: brought to the same dimensions, with
+size 1 for those that an operand lacks. In an attention, one operand is A and the other one the values. A
+dimension then counts keys if it is summed, queries if only A has it, and channels if only the values have it.
+Dimensions that both have are shared: images, windows and heads.
 """
 
 import math
@@ -18,15 +18,15 @@ from vitx.tape import axes as ax
 from vitx.tape.expanded import reshaped, summed
 from vitx.tape.values import Value
 
-Given = tuple[Tensor, Value | None]  # an operand as the model has it; its value is None for a constant
+Given = tuple[Tensor, Value | None]  # an operand in the model's shape; its value is None for a constant
 
 
 class Operand(NamedTuple):
-    """One of the two; as it holds its tensor, no step may hold it."""
+    """One of the two operands. It keeps its tensor alive, so no step may refer to it."""
 
     tensor: Tensor
     value: Value | None
-    shape: tuple[int, ...]  # after it was aligned
+    shape: tuple[int, ...]  # after alignment
 
 
 class Contraction(NamedTuple):
@@ -38,13 +38,13 @@ class Contraction(NamedTuple):
 
     @property
     def out(self) -> list[int]:
-        """The aligned shape of what comes out, with size 1 where it was summed."""
+        """The aligned shape of the result, with size 1 in the summed dimensions."""
         sizes = map(max, self.left.shape, self.right.shape)
         return [1 if dim in self.summed else size for dim, size in enumerate(sizes)]
 
 
 def of_matmul(left: Given, right: Given, *, over_batch: bool = False) -> Contraction:
-    """Describe (..., I, K) times (..., K, J), where I or J may be missing; the batch may be summed, too."""
+    """Describe (..., I, K) times (..., K, J), where I or J may be missing; the batch may also be summed."""
     (a, first), (b, second) = left, right
     rows, columns = int(a.ndim > 1), int(b.ndim > 1)
     lead = a.ndim - 1 - rows
@@ -56,13 +56,13 @@ def of_matmul(left: Given, right: Given, *, over_batch: bool = False) -> Contrac
 
 
 def of_sum(factors: Sequence[Given], ndim: int, dims: Sequence[int]) -> Contraction:
-    """Describe a product of two, element by element, of so many dimensions, summed over some of them."""
+    """Describe an elementwise product of two factors, of `ndim` dimensions, summed over some of them."""
     left, right = (Operand(t, value, (1,) * (ndim - t.ndim) + tuple(t.shape)) for t, value in factors)
     return Contraction(left, right, tuple(dims))
 
 
 def transposed(g: Tensor, other: Tensor, shape: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Multiply by one operand, and sum over what the other lacks, of this aligned shape and this size."""
+    """Multiply by one operand and reduce to the other, of this aligned shape and this original size."""
     dims = list(range(g.ndim))
     kept = [dim for dim in dims if shape[dim] > 1]
     found: Tensor = torch.einsum(g, dims, other.to(g.dtype), dims, kept)
@@ -71,24 +71,24 @@ def transposed(g: Tensor, other: Tensor, shape: Sequence[int], size: Sequence[in
 
 @dataclass(frozen=True)
 class Layout:
-    """The dimensions of an attention, as factors of those of a contraction of weights and values.
+    """The dimensions of an attention, as factors of the dimensions of a contraction of weights and values.
 
     T counts images, windows and the like; H heads, which are channels of the same tokens; Q queries; K keys;
     and D the channels of a head.
     """
 
     sizes: list[int]  # of all factors, in the order of the aligned dimensions
-    groups: dict[str, list[int]]  # which of the factors are those of each letter
-    # The shapes of weights, "THQK", values, "THKD", and what comes out, "THQD", cut into factors: 1 where
-    # they have none of their own.
+    groups: dict[str, list[int]]  # the places of the factors that belong to each letter
+    # The shapes of weights, "THQK", values, "THKD", and the output, "THQD", split into factors, with 1 for
+    # those that they lack.
     split: dict[str, list[int]]
-    values: Size  # the shape of the values, as the model has it
-    axes: ax.Axes  # of what comes out, aligned
+    values: Size  # the shape of the values in the model
+    axes: ax.Axes  # of the aligned output
     over_channels: bool  # whether the keys are channels of the same tokens
 
     @classmethod
     def of(cls, contraction: Contraction, weights: Operand, values: Operand) -> "Layout":
-        """Find out which dimensions are which, from the axes of the values."""
+        """Derive the role of each dimension from the axes of the values."""
         assert values.value is not None
         axes = ax.reshaped(values.value.axes, values.shape) or ()
         sizes: list[int] = []
@@ -114,14 +114,14 @@ class Layout:
         return math.prod(self.sizes[place] for place in self.groups[letter])
 
     def grouped(self, tensor: Tensor, letters: str) -> Tensor:
-        """Bring weights, values or outputs of the model to one dimension for each letter."""
+        """Bring weights, values or outputs from the model's shape to one dimension for each letter."""
         order, rest = self._order(letters)
         wide = [1 if place in rest else size for place, size in enumerate(self.sizes)]
         found = reshaped(tensor, self.split[letters]).expand(wide).permute(order + rest)
         return reshaped(found, [self.count(letter) for letter in letters])
 
     def to_values(self, tensor: Tensor) -> Tensor:
-        """Bring (T, H, K, D) to the values as the model has them."""
+        """Bring (T, H, K, D) to the shape of the values in the model."""
         order, rest = self._order("THKD")
         found = reshaped(tensor, [self.sizes[place] for place in order] + [1] * len(rest))
         found = found.permute([(order + rest).index(place) for place in range(len(self.sizes))])
@@ -129,13 +129,13 @@ class Layout:
         return reshaped(summed(found, copies, keepdim=True), self.values)
 
     def tokens_first(self, tensor: Tensor) -> Tensor:
-        """Bring (B, H, ...) of a fused kernel, whose heads may hold windows or be held, to (T, H, ...)."""
+        """Bring (B, H, ...) of a fused kernel to (T, H, ...): B may contain heads, and H windows."""
         order = self.groups["T"] + self.groups["H"]
         found = tensor.reshape(*(self.sizes[place] for place in range(len(order))), *tensor.shape[2:])
         found = found.permute(*order, *range(len(order), found.ndim))
         return found.reshape(-1, self.count("H"), *tensor.shape[2:])
 
     def _order(self, letters: str) -> tuple[list[int], list[int]]:
-        """Return the factors of some letters, and all others."""
+        """Return the places of the factors of some letters, and those of all others."""
         order = [place for letter in letters for place in self.groups[letter]]
         return order, [place for place in range(len(self.sizes)) if place not in order]

@@ -1,7 +1,7 @@
-"""Arithmetic on expanded tensors: relevance is the same along most channels, and is kept once.
+"""Arithmetic on expanded tensors: relevance is equal along most channels, and is stored once.
 
-An expanded dimension has the stride 0. These functions compute on the core, which has size 1 there, and
-expand what comes out, so relevance of shape (B, N, C) costs as much as (B, N).
+An expanded dimension has stride 0. These functions compute on the core, which has size 1 there, and expand
+the result, so relevance of shape (B, N, C) costs as much as (B, N).
 """
 
 import math
@@ -23,7 +23,7 @@ def core(tensor: Tensor) -> Tensor:
     strides = tensor.stride()
     if 0 not in strides:
         return tensor
-    if tensor.requires_grad:  # autograd goes back through slices in a tenth of the time
+    if tensor.requires_grad:  # the backward pass of slices takes a tenth of the time
         return tensor[tuple(slice(1) if stride == 0 else slice(None) for stride in strides)]
     sizes = [1 if stride == 0 else size for size, stride in zip(tensor.shape, strides, strict=True)]
     return tensor.as_strided(sizes, strides, tensor.storage_offset())
@@ -42,7 +42,7 @@ def over(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def shared(r: Tensor, whole: Tensor, none: float = 0) -> tuple[Tensor, Tensor]:
-    """Divide relevance by the size of all that shares it; return also what nothing is there to share."""
+    """Divide relevance by the total of those that share it; also return the sum that has no recipient."""
     some = whole.abs() > none
     return torch.where(some, r / torch.where(some, whole, 1), 0), torch.where(some, 0, r).sum()
 
@@ -71,7 +71,7 @@ def summed(tensor: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor
 
 
 def fitted(tensor: Tensor, shape: Shape) -> Tensor:
-    """Sum over the dimensions along which something of this shape was broadcast."""
+    """Sum over the dimensions along which a tensor of this shape was broadcast."""
     if tensor.shape == tuple(shape):
         return tensor
     extra = tensor.ndim - len(shape)
@@ -80,7 +80,7 @@ def fitted(tensor: Tensor, shape: Shape) -> Tensor:
 
 
 def spread(part: Tensor, shape: Shape, dims: Shape) -> Tensor:
-    """Share what a sum over dimensions has evenly among what was summed, of this shape."""
+    """Distribute the relevance of a sum over dimensions evenly among its terms, which have this shape."""
     count = max(1, math.prod(shape[dim] for dim in dims))  # a sum over an empty slice shares nothing
     return scaled(fitted(part, [1 if d in dims else n for d, n in enumerate(shape)]), 1 / count).expand(
         tuple(shape)
@@ -88,7 +88,7 @@ def spread(part: Tensor, shape: Shape, dims: Shape) -> Tensor:
 
 
 def reshaped(tensor: Tensor, shape: Shape) -> Tensor:
-    """Reshape, and leave expanded what stays apart."""
+    """Reshape, and keep dimensions expanded that do not merge with others."""
     shape = tuple(shape)
     if tensor.shape == shape:
         return tensor
@@ -101,7 +101,7 @@ def reshaped(tensor: Tensor, shape: Shape) -> Tensor:
 
 @lru_cache(4096)
 def apart(inner: Size, before: Size, after: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shape of a core before and after a reshape; what merges with others is written out.
+    """Return the shape of a core before and after a reshape; merged dimensions are no longer expanded.
 
     Example:
         >>> apart((2, 1, 9, 1), (2, 3, 9, 4), (6, 9, 4))
@@ -116,7 +116,7 @@ def apart(inner: Size, before: Size, after: tuple[int, ...]) -> tuple[tuple[int,
 
 
 def core_sizes(inner: Shape, before: Shape, after: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return the shape of a core after a reshape; None where expanded dimensions merge with others.
+    """Return the shape of a core after a reshape; None if expanded dimensions merge with others.
 
     Example:
         >>> core_sizes((2, 9, 1), (2, 9, 12), (2, 3, 3, 4, 3))

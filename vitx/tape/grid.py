@@ -1,4 +1,4 @@
-"""From the relevance of pixels to a map: the grid of the first tokens, where the pixels show one."""
+"""From the relevance of pixels to a map: the grid of the first tokens, if the pixels show one."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,24 +18,24 @@ from vitx.tape.tape import Tape
 from vitx.tape.values import Value
 from vitx.tape.walk import marks, through, walk
 
-_ALIKE = 1e-5  # of the largest value
+_ALIKE = 1e-5  # relative to the largest value
 
 
 class Grid:
-    """The layout of the first tokens of a pass in the picture."""
+    """The layout of the first tokens of a pass in the image."""
 
     def __init__(self, tape: Tape) -> None:
         self._tape, self._image = tape, tape.image
 
     @cached_property
     def embedded(self) -> Value | None:
-        """The output of the first call with weights on the pixels."""
+        """The output of the first call that applies weights to the pixels."""
         made = (s.outputs[0] for s in self._tape.steps if s.outputs[0].fan or s.name in CONVOLUTIONS)
         return next((value for value in made if value.above >> self._image.number & 1), None)
 
     @cached_property
     def stem(self) -> list[Value]:
-        """The values before the first attention that have the dimensions of the picture, last one first."""
+        """The values before the first attention that have the dimensions of the image, the last one first."""
         ndim = len(self._image.shape) if self.embedded else 0
         found = []
         for step in takewhile(lambda step: not isinstance(step, Attention), self._tape.steps):
@@ -48,9 +48,9 @@ class Grid:
 
     @cached_property
     def channels(self) -> int | None:
-        """The dimension of the image that holds its channels; None where there is none, as in a spectrogram.
+        """The dimension of the image that holds its channels; None if there is none, as in a spectrogram.
 
-        It is the one that the first weights take as a whole: in a clip, a VitxError where there is none.
+        It is the one that the first weights take as a whole. A clip without one raises a VitxError.
         """
         shape = self._image.shape
         if len(shape) == 3:
@@ -78,12 +78,12 @@ class Grid:
         return pixels if self.channels is None else summed(pixels, [self.channels])
 
     def map(self, pixels: Tensor, tokens: Mapping[Value, Tensor]) -> Tensor:
-        """Return the map in the grid of the first tokens, (B, h, w), or the pixels as they are.
+        """Return the map in the grid of the first tokens, (B, h, w), or else the pixels unchanged.
 
-        The first tokens lie in a grid if each one is made of a block of pixels. If their pixels overlap, as
-        behind a stem of convolutions, the relevance of those in `stem` is the map, where all of it passes
-        through them and they lie in the picture as they do in the tensor. Where some of them share a pixel,
-        it is no brighter.
+        The first tokens form a grid if each one is computed from a block of pixels. If their pixels overlap,
+        as after a convolutional stem, the map is the relevance of a value in `stem`, provided that all of it
+        passes through it, and that the tokens are ordered in the image as in the tensor. A pixel that
+        several tokens share is no brighter for it.
         """
         if self.embedded is None:
             return pixels
@@ -100,7 +100,7 @@ class Grid:
         return pixels
 
     def _evened(self, cells: Tensor, tokens: Value) -> Tensor:
-        """Divide cells by what they get if all tokens have the same, which leaves their sum as it was."""
+        """Divide cells by what they get from equal tokens, and restore their absolute sum."""
         same = self._at_image(tokens, torch.ones(1, dtype=torch.float64).expand(tokens.shape))
         alike = pooled(self.without_channels(same), cells.shape[1:]).to(cells)
         seen = alike > _ALIKE * alike.amax()
@@ -110,11 +110,11 @@ class Grid:
         return even * over(*(one.abs().sum(whole, keepdim=True) for one in (cells, even)))
 
     def _marked(self, value: Value) -> Tensor:
-        """Give each token a number of its own, and return what the images get, as `_at_image` does."""
+        """Give each token a number of its own, and return what the images get, as in `_at_image`."""
         return self._at_image(value, marks(value.shape, value.axes))
 
     def _at_image(self, value: Value, sent: Tensor) -> Tensor:
-        """Return what the first image gets, (1, ...), or all of them, (B, ...), if they are not alike."""
+        """Return what the first image gets, (1, ...), or what all get, (B, ...), if these may differ."""
         assert value.made_by is not None
         with torch.no_grad():
             way = walk(self._tape, {value: sent}, through, steps=range(value.made_by.index + 1))
@@ -122,7 +122,7 @@ class Grid:
         return found if self._tape.together else found[:1]
 
     def _is_upright(self, value: Value) -> bool:
-        """Return whether tokens lie in each dimension as pixels do: what rises in one rises in the other."""
+        """Return whether tokens are ordered as the pixels in each dimension: a rising ramp stays rising."""
         for dim, count in enumerate(value.shape[2:], 2):
             rising = _rising(count).view(-1, *[1] * (len(value.shape) - dim - 1)).expand(value.shape)
             lit = self.without_channels(self._at_image(value, rising)).transpose(0, dim - 1).flatten(1)
@@ -132,7 +132,7 @@ class Grid:
 
 
 def _same_sums(some: Tensor, others: Tensor) -> bool:
-    """Return whether sums of each image are the same; those of frames, one by one, are not."""
+    """Return whether two tensors have the same sum for each image; False if one holds single frames."""
     first, second = some.flatten(1).sum(1), others.flatten(1).sum(1)
     return first.shape == second.shape and torch.allclose(first, second, rtol=1e-3, atol=1e-6)
 
@@ -142,7 +142,7 @@ def _rising(count: int) -> Tensor:
 
 
 def blocks(pixels: Tensor) -> tuple[int, ...]:
-    """Count the blocks, in each dimension of images (B, ...), within which no image changes.
+    """Count, in each dimension of images (B, ...), the blocks within which no image changes.
 
     Example:
         >>> blocks(torch.arange(6.0).view(1, 2, 3).repeat_interleave(4, 1).repeat_interleave(2, 2))
@@ -157,14 +157,14 @@ def blocks(pixels: Tensor) -> tuple[int, ...]:
 
 
 def pooled(pixels: Tensor, grid: Sequence[int]) -> Tensor:
-    """Sum the pixels, (B, ...), of each cell of a grid that divides the image."""
+    """Sum the pixels, (B, ...), in each cell of a grid that divides the image."""
     for dim, count in enumerate(grid, 1):
         pixels = pixels.unflatten(dim, (count, -1)).sum(dim + 1)
     return pixels
 
 
 def divided(cells: Tensor, grid: Sequence[int]) -> Tensor:
-    """Share out each cell of maps, (B, ...), evenly among those of a finer grid that it divides."""
+    """Distribute each cell of maps, (B, ...), evenly among the cells of a finer grid that lie in it."""
     for dim, count in enumerate(grid, 1):
         parts = count // cells.shape[dim]
         cells = cells.repeat_interleave(parts, dim) / parts

@@ -1,8 +1,8 @@
-"""Fused attention as the model runs it, and A for the same work where that is small.
+"""Fused attention as the model runs it, or by way of A, at the same cost, where A is small.
 
-A kernel of the forward pass knows the log-sum-exp of each row of scores; with it, A is one exponential away.
-Where A is small, a kernel that does not write it down is no faster than one that does: what a rollout needs
-of it, the fused heads, is kept.
+A forward kernel returns the log-sum-exp of each row of scores, from which A is one exponential away.
+Where A is small, a kernel that does not store it is no faster. Then A is computed instead, and its fused
+heads, which are all that a rollout needs, are kept.
 """
 
 from typing import Any
@@ -15,17 +15,17 @@ from vitx.functional.tiles import ALL, Cut, Tile, multiply, split
 from vitx.tape.call import Call
 
 FUSED = "_scaled_dot_product_flash_attention_for_cpu"
-SMALL = 2**21  # entries of the A of an image; the fused heads of larger ones would take too much memory
+SMALL = 2**21  # entries of A for one image; the fused heads of larger ones would take too much memory
 
 
 def run(call: Call) -> Any:
-    """Run a call as it is; small attention by way of A, whose fused heads are kept in `call.fused`."""
+    """Run a call unchanged, but small attention by way of A; keep its fused heads in `call.fused`."""
     if call.tape.head_fusion is None or not _is_small(call):
         return call.overload.function(*call.args, **call.kwargs)
     query, key, value = call["query"], call["key"], call["value"]
     (batch, heads, queries, dim), keys = query.shape, key.shape[2]
     scale = dim**-0.5 if call["scale"] is None else call["scale"]
-    output = value.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)  # as the kernel does
+    output = value.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)  # the kernel's layout
     call.fused, memory = value.new_empty(batch, queries, keys), call.tape.memory
 
     def compute(part: Cut) -> Tensor:
@@ -34,18 +34,18 @@ def run(call: Call) -> Any:
         multiply(weights, value[part[:2]], output[part])
         return weights
 
-    # Heads are fused one after another either way, so what is found of an image hangs on no other image.
+    # Either way, heads are fused one after another: the result for an image does not depend on the batch.
     parts = split((batch, heads, queries, keys), query.device)
     if batch < heads:
         parts = ((slice(image, image + 1), ALL, ALL) for image in range(batch))
     tiles = (Tile(*part, heads, compute) for part in parts)
     for _ in fused(tiles, call.tape.head_fusion, call.fused):
-        pass  # as they are computed
+        pass  # tiles are fused as they are computed
     return output, query.new_empty(query.shape[:3])
 
 
 def _is_small(call: Call) -> bool:
-    """Return whether A is small and plain; half precision would round it otherwise than the kernel."""
+    """Return whether A is small and plain; in half precision, it would round differently from the kernel."""
     query, key, value = call["query"], call["key"], call["value"]
     of_values, masked = call.value(value), call["is_causal"] or call["attn_mask"] is not None
     if of_values is None or masked or call["dropout_p"]:

@@ -1,4 +1,4 @@
-"""The end of a tape: what the model put out, and the score that is read from it."""
+"""The end of a tape: the output of the model, and the score that is read from it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,12 +18,12 @@ NO_ATTENTION = (
     "or another function of scores, times the values"
 )
 
-# Steps that leave values as they are, where they leave their number.
+# Steps that leave the elements unchanged, provided that they keep their number.
 _FORMS = frozenset(("view", "select", "slice", "squeeze", "unsqueeze", "_to_copy", "alias", "clone"))
 
 
 class Score(NamedTuple):
-    """The value that a score was read from, (B, ...), its tensor, and the gradient with respect to it."""
+    """The value that a score is read from, (B, ...), its tensor, and the gradient with respect to it."""
 
     value: Value
     output: Tensor
@@ -31,7 +31,7 @@ class Score(NamedTuple):
 
     @property
     def start(self) -> Tensor:
-        """Relevance in proportion to the size of the gradient, which sums to 1 for each image."""
+        """Relevance that sums to 1 for each image, in proportion to |gradient|; even if that is 0."""
         size = self.gradient.abs()
         whole = size.flatten(1).sum(1).view(-1, *[1] * (size.ndim - 1)) if size.ndim > 1 else size
         return torch.where(whole > 0, over(size, whole), evenly(self.output))
@@ -73,13 +73,13 @@ def output_value(tape: Tape, value: Value | None) -> Value:
 
 
 def evenly(output: Tensor) -> Tensor:
-    """Return relevance that is the same for all outputs of an image, and sums to 1."""
+    """Return relevance that is equal for all outputs of an image and sums to 1."""
     dtype = torch.promote_types(output.dtype, torch.float32)
     return torch.full((), 1 / output[0].numel(), dtype=dtype, device=output.device).expand(output.shape)
 
 
 def logits_of(value: Value, output: Tensor, squashed: tuple[Tensor, Value] | None) -> tuple[Value, Tensor]:
-    """Return the logits of an output of probabilities, and their value; any other output as it is.
+    """Return the value and the tensor of the logits behind probabilities; any other output unchanged.
 
     `squashed` is the input of the last softmax or sigmoid of the pass.
     """
@@ -89,7 +89,7 @@ def logits_of(value: Value, output: Tensor, squashed: tuple[Tensor, Value] | Non
     if step is None or squashed is None or step.name not in SQUASHING or step.inputs[0] is not squashed[1]:
         return value, output
     if [size for size in end.shape if size != 1] != [size for size in output.shape if size != 1]:
-        return value, output  # only some of them
+        return value, output  # only some of the logits
     by_image = step.name == "sigmoid" or step.outputs[0].dim == len(end.shape) - 1
     return (squashed[1], squashed[0].detach()) if by_image else (value, output)
 
@@ -97,9 +97,9 @@ def logits_of(value: Value, output: Tensor, squashed: tuple[Tensor, Value] | Non
 def score_of(
     value: Value | None, total: Callable[[Tensor], Tensor], output: Tensor, kind: torch.dtype
 ) -> Score:
-    """Differentiate the score by an output, (B, ...), or raise a VitxError if that cannot be done.
+    """Differentiate the score with respect to an output, (B, ...); raise a VitxError if that is impossible.
 
-    The score has the precision of the pass, also where the output has more.
+    The score has the precision of the pass, even if the output has a higher one.
     """
     if value is None:
         raise VitxError("the score does not depend on the image")

@@ -1,7 +1,7 @@
-"""The record of one pass of a model: a step on the tape for each ATen call on a live value.
+"""The recorder of one pass of a model: it adds a step to the tape for each ATen call on a live value.
 
 A `TorchDispatchMode` sees each call below autograd, autocast, composite functions, `torch.jit` and
-`torch.export`, and runs it as it is. A value is *live* if it depends on the image.
+`torch.export`, and runs it unchanged. A value is *live* if it depends on the image.
 """
 
 import re
@@ -24,8 +24,8 @@ from vitx.tape.tensors import ORIGINS, Tensors
 from vitx.tape.values import Step, Value
 from vitx.tape.versions import Versions
 
-SQUASHING = frozenset(("_softmax", "softmax", "sigmoid"))  # which make probabilities of logits
-EXPORTS = frozenset((  # which hand values to other code
+SQUASHING = frozenset(("_softmax", "softmax", "sigmoid"))  # turn logits into probabilities
+EXPORTS = frozenset((  # hand values to code outside torch
     *(Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr),
     Tensor.untyped_storage,
 ))  # fmt: skip
@@ -35,9 +35,9 @@ LINEAR = torch.nn.functional.linear
 
 
 class FunctionMode(TorchFunctionMode):
-    """Note that a live value left torch: what comes back is no constant, though no call made it.
+    """A mode that notes if live values leave torch: tensors made from them elsewhere are not constants.
 
-    It keeps linear layers in one call, and `nn.MultiheadAttention` to operators that the tape knows.
+    It also keeps a linear layer in one call, and `nn.MultiheadAttention` to operators that have a rule.
     """
 
     def __init__(self, get: Callable[[Any], Value | None]) -> None:
@@ -46,7 +46,7 @@ class FunctionMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is LINEAR and not types and not torch.is_grad_enabled() and args and args[0].is_contiguous():
-            # Else it comes as four calls. What is not contiguous, torch 2.6 would round otherwise.
+            # Otherwise it arrives as four calls. Torch 2.6 would round non-contiguous inputs differently.
             with torch._C._AutoDispatchBelowAutograd():
                 return func(*args, **(kwargs or {}))
         if func in EXPORTS and self._get(args[0]) is not None:
@@ -55,14 +55,14 @@ class FunctionMode(TorchFunctionMode):
 
 
 class Recorder(TorchDispatchMode):
-    """Write a pass onto a tape."""
+    """A dispatch mode that records a pass on a tape."""
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
         self._tensors = Tensors(tape.model)
         self._versions = Versions(tape, self._tensors)
-        # What the last softmax or sigmoid of rows was given.
+        # The input of the last softmax or sigmoid of rows.
         self.squashed: tuple[Tensor, Value] | None = None
         self._functions = FunctionMode(self.get)
 
@@ -72,8 +72,8 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record what its block runs."""
-        compiles = "torch._dynamo" in sys.modules  # else nothing can be compiled
+        """Record the calls inside the block."""
+        compiles = "torch._dynamo" in sys.modules  # otherwise nothing can be compiled
         eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
         try:
             with eager, self._functions, self:
@@ -87,7 +87,7 @@ class Recorder(TorchDispatchMode):
             ) from error
 
     def begin(self, image: Tensor) -> None:
-        """Follow a tensor from here on: record what depends on it."""
+        """Make a tensor live: record whatever depends on it from here on."""
         self.tape.images.append(self.tape.value(image.shape))
         self._tensors.bind(image, self.tape.images[-1])
 
@@ -98,7 +98,7 @@ class Recorder(TorchDispatchMode):
         return None if known is None else known.value
 
     def made_last(self, tensors: Sequence[Tensor]) -> Tensor | None:
-        """Return the one of several tensors that was made of all others; None where there is none."""
+        """Return the tensor that was computed from all the others; None if there is none."""
         values = [self.get(tensor) for tensor in tensors]
         for tensor, value in zip(tensors, values, strict=True):
             if value and all(one is value or (one and value.made_from(one)) for one in values):
@@ -124,7 +124,7 @@ class Recorder(TorchDispatchMode):
         live = self._tensors.live(given)
         if not live or operator.makes_new:
             out = func(*args, **kwargs)
-            new = bool(live) or operator.name.startswith("lift_fresh")  # made of nothing that was given
+            new = bool(live) or operator.name.startswith("lift_fresh")  # not from the given tensors
             self._note_constants(tensors_in(out), given, new)
             return out
         named = {name: one for name, one in kwargs.items() if name not in operator.written} if kwargs else {}
@@ -156,7 +156,7 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _follow(self, call: Call) -> list[Value]:
-        """Return the values of what a call put out: by its rule, or by the rules of what it is made of."""
+        """Return the values of the outputs of a call, by its rule or by those of its decomposition."""
         rule = rule_of(call)
         decomposition = decomposition_of(call) if rule is unknown else None
         if decomposition is None:
@@ -167,7 +167,7 @@ class Recorder(TorchDispatchMode):
         try:
             with self:
                 made = tensors_in(decomposition(*call.args, **call.kwargs))
-        except Exception:  # not for numbers of this kind
+        except Exception:  # it does not support this dtype
             return unknown(call)
         outs = [tensor for tensor in made if _holds(call, tensor)]
         if len(outs) != len(call.outs):
@@ -175,13 +175,13 @@ class Recorder(TorchDispatchMode):
         return [self.get(tensor) or self.tape.constant(tensor) for tensor in outs]
 
     def _is_layer(self, args: Sequence[Any]) -> bool:
-        """Return whether a matrix and a bias that do not depend on the image are those of a linear layer."""
+        """Return whether weight and bias are those of a linear layer, and do not depend on the image."""
         if self._versions:
             self._versions.read([one for one in args[1:] if one is not None])
         return args[1].ndim == 2 and not self._tensors.live(args[1:])
 
     def _note_constants(self, outs: Sequence[Tensor], given: Sequence[Tensor], new: bool) -> None:
-        """Note whether constants were made of anything learned, and masks and indices of a live value."""
+        """Note the origin of constants, and the live value that masks and indices were computed from."""
         known = [self._tensors.get(tensor) for tensor in given]
         source = next((one.source for one in known if one and one.source), None)
         origins = [self._tensors.origin(one) for one in given if one.is_floating_point() and not new]
@@ -192,7 +192,7 @@ class Recorder(TorchDispatchMode):
                 self._tensors.of(tensor).source = source
 
     def _prepare_to_write(self, call: Call, into: Sequence[Tensor]) -> None:
-        """Keep what will be overwritten: of an operator that works in place, the rule sees a stand-in."""
+        """Keep what will be overwritten; the rule of an in-place operator sees a stand-in for its target."""
         if call.overload.in_place:
             target = into[0]
             before = target.clone() if self.tape.network is not None else target.detach()
@@ -203,7 +203,7 @@ class Recorder(TorchDispatchMode):
         self.tape.keeper.preserve(into)
 
     def _look_for_strangers(self, given: Sequence[Tensor]) -> None:
-        """Take what no call made, and the model does not hold, for made of what has left torch."""
+        """Treat tensors from neither a call nor the model as computed from the values that left torch."""
         for tensor in given:
             known = self._tensors.get(tensor)
             ours = (known and known.origin) or self._tensors.is_of_model(tensor)
@@ -215,7 +215,7 @@ class Recorder(TorchDispatchMode):
 
 
 def _holds(call: Call, out: Tensor) -> bool:
-    """Return whether an output holds what the image was made into, and is no mask, index or answer."""
+    """Return whether an output carries image content, unlike a mask, an index or the result of a test."""
     if out.is_floating_point() or out.is_complex() or out.is_quantized:
         return True
     return call.name == "_to_copy" and out.dtype != torch.bool  # rounded

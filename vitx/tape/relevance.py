@@ -1,7 +1,7 @@
-"""Relevance along the tape: where what the output has came from.
+"""Relevance along the tape: where the content of the output came from.
 
-Where the share of a residual depends on A, its branch gets all of the relevance. Once A was read, what the
-rows of the attention keep goes to the stream, at the elements of the sum that it arrived from.
+If the share of a residual depends on A, its branch first gets all of the relevance. Once A has been read,
+what the rows of the attention keep goes to the stream, at the elements of the sum that it arrived from.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -23,16 +23,16 @@ from vitx.tape.weights import joined
 
 
 class Rule:
-    """A propagation rule for attention, which is what tells one method from another.
+    """A propagation rule for attention, which is what distinguishes one method from another.
 
     Attributes:
         start_layer: the first layer that counts; below, all relevance keeps its place.
         reads_gradient: whether it reads the gradient of A.
-        halves: whether a token keeps half of its relevance by the residual wherever rows of A sum to 1.
-        of_heads: whether the map changes with which dimension holds the heads.
-        grows: whether a layer hands on more than it got, as GAE's does.
-        whole: whether a layer counts as a whole, all rows of its A together.
-        fuse: makes one matrix of the heads of tiles, if nothing else is read of A and its gradient.
+        halves: whether a token keeps half of its relevance through the residual if the rows of A sum to 1.
+        of_heads: whether the map depends on which dimension holds the heads.
+        grows: whether a layer passes on more than it received, as in GAE.
+        whole: whether the rule needs all rows of A of a layer together.
+        fuse: fuses the heads of tiles into one matrix, if nothing else is read from A and its gradient.
     """
 
     start_layer: int = 0
@@ -47,33 +47,33 @@ class Rule:
         """Take the relevance of queries, (T, Q), through an attention inside a residual.
 
         Returns:
-            What the tokens that are attended to get, (T, K), and what the tokens that attend keep, (T, Q).
+            What attended tokens receive, (T, K), if anything, and what attending tokens keep, (T, Q).
         """
         return None, relevance
 
     def pooling(self, relevance: Tensor, weights: Weights) -> Tensor | None:
-        """Do the same without a residual: (T, K); None: by the mean of the heads, rows scaled to 1."""
+        """Do the same without a residual, to (T, K); None: by the mean head, with rows scaled to sum to 1."""
         return None
 
 
 class Propagation:
-    """One way of relevance back along a tape.
+    """One backward walk of relevance along a tape.
 
     Attributes:
-        lost: how much relevance of an image reached each operator without a rule.
-        grown: what layers handed on beyond what they got, over all images.
+        lost: how much relevance reached each operator without a rule, as a mean over images.
+        grown: what layers passed on beyond what they received, over all images.
     """
 
     def __init__(self, tape: Tape, rule: Rule | None, gradients: Walk | None = None) -> None:
-        """Prepare a way. Without a rule, all tokens keep their place: a residual gives all to its stream."""
+        """Prepare a walk. Without a rule, all tokens keep their place: a residual gives all to its stream."""
         self.lost: dict[str, float] = {}
         self.grown = torch.zeros(())
         self._tape, self._gradients, self._rule = tape, gradients, rule or Rule()
         sums = [step for step in tape.steps if isinstance(step, Sum)]
-        self._skipped = {one for one in sums if one.closes or rule is None}  # all goes to their streams
-        self._layer: dict[Attention, Layer] = {}  # where the share that a token keeps depends on A
-        self._entered: dict[Sum, Tensor] = {}  # the relevance of the residuals of these
-        self._marked = cache(partial(marked, tape))  # all heads of a layer ask for those of all
+        self._skipped = {one for one in sums if one.closes or rule is None}  # their streams get everything
+        self._layer: dict[Attention, Layer] = {}  # if the share that tokens keep depends on A
+        self._entered: dict[Sum, Tensor] = {}  # the relevance of their residuals
+        self._marked = cache(partial(marked, tape))  # each head of a layer asks for those of all
         for layer in tape.layers[rule.start_layer :] if rule else []:
             self._skipped -= layer.residuals
             if not (self._rule.halves and all(one.weights.sums_to_1 for one in layer.attentions)):
@@ -83,7 +83,7 @@ class Propagation:
     def run(self, starts: dict[Value, Tensor], watched: Collection[Value] = ()) -> Walk:
         """Take relevance from some values to the image and to the model's own tokens.
 
-        What that does can be differentiated where the relevance requires a gradient.
+        The result can be differentiated if the relevance requires a gradient.
         """
         with torch.set_grad_enabled(any(one.requires_grad for one in starts.values())):
             return walk(self._tape, starts, self._send, watched=watched)
@@ -125,7 +125,7 @@ class Propagation:
         return sent
 
     def _weights(self, layer: Layer, step: Attention) -> Weights:
-        """Return A of all heads beside an attention, with its gradient if that is read."""
+        """Return A of an attention and all heads parallel to it, with its gradient if that is read."""
         if self._gradients is not None and step in self._gradients.fused:
             self._check_heads([step])
             return self._gradients.fused[step]
@@ -139,7 +139,7 @@ class Propagation:
         return parts[0] if len(parts) == 1 else joined(parts)
 
     def _check_heads(self, attentions: Sequence[Attention]) -> None:
-        """Raise a VitxError if heads may be windows: no operator told which dimension holds them."""
+        """Raise a VitxError if heads may be windows: no operator showed which dimension holds them."""
         for one in attentions if self._rule.of_heads else []:
             apart = one.layout.count("H") == 1 and one.weights.shape[0] > self._tape.image.shape[0]
             if apart and (hides := _hides_heads(one.inputs[0])):
@@ -150,7 +150,7 @@ class Propagation:
 
 
 class Reading(Propagation):
-    """Relevance that finds what each row of an attention holds of the output, and that none moves."""
+    """Relevance that no attention moves: it finds how much of the output each row of an attention holds."""
 
     def __init__(self, tape: Tape) -> None:
         super().__init__(tape, Rule())
@@ -166,19 +166,19 @@ class Reading(Propagation):
 
 
 def _hides_heads(value: Value) -> Step | None:
-    """Return a call behind the last weights of which it is not known where channels go."""
+    """Return a call since the last weights that hides where channels go; None if there is none."""
     step = value.made_by
     if step is None or step.relevance is None or isinstance(step, (Sum, Attention)):
         return None
     if step.axes is None or step.axes([source.axes for source in step.inputs]) is None:
         return step
     if channel_dims(step.axes([tokens(source.shape) for source in step.inputs]) or ()):
-        return None  # weights put out new channels
+        return None  # weights create new channels
     return next((found for source in step.inputs if (found := _hides_heads(source))), None)
 
 
 def into_branches(residual: Sum, r: Tensor) -> Sent:
-    """Give all of a sum's relevance to its branches; where these are padding, to the stream."""
+    """Send all of a sum's relevance to its branches, or to the stream where these are padding."""
     parts = residual.parts()
     shares = [parts.get(term, 0.0) for term in residual.inputs]
     return zip(residual.inputs, residual.back([r], shares), strict=True)
@@ -187,18 +187,18 @@ def into_branches(residual: Sum, r: Tensor) -> Sent:
 def to_stream(
     tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Tensor
 ) -> Iterable[tuple[Value, Tensor]]:
-    """Send the share that each row of an attention keeps, (T, Q), to the stream, older than the attention.
+    """Send the share that each row of an attention keeps, (T, Q), to the stream before the attention.
 
     It is a share of the relevance of the residual, which went into its branches.
     """
     assert residual.stream is not None
     kept = residual.to_term(residual.stream, _kept(tape, residual, r, attention, shares))
-    steps = range(attention.index, residual.index)  # what rearranges the stream
+    steps = range(attention.index, residual.index)  # the steps that rearrange the stream
     return walk(tape, {residual.stream: kept}, through, steps=steps).arrived.items()
 
 
 def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Tensor) -> Tensor:
-    """Return what each element of the sum keeps of its relevance."""
+    """Return the part of its relevance that each element of the sum keeps."""
     alike = [dim for dim in _channels(residual) if r.stride(dim) == 0]
     sizes = [1 if dim in alike else size for dim, size in enumerate(r.shape)]
     with torch.enable_grad():
@@ -217,7 +217,7 @@ def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Te
 def heads_beside(
     layer: Layer, attention: Attention, marked: Callable[[Layer, Attention], Tensor]
 ) -> list[Attention]:
-    """Return the attentions of a layer that are heads beside one another, of the same queries and keys."""
+    """Return the attentions of a layer that are parallel heads, with the same queries and keys."""
     if len(layer.attentions) == 1:
         return [attention]
     shape, asked, own = attention.weights.shape, attention.inputs[1], marked(layer, attention)
@@ -241,13 +241,13 @@ def heads_beside(
 
 
 def _instead(layer: Layer) -> str:
-    """Return the method for a layer whose heads cannot be fused: where rows sum to 1, a residual is half."""
+    """Return the method to suggest if heads cannot be fused: if rows sum to 1, a residual keeps half."""
     normalized = all(one.weights.sums_to_1 for one in layer.attentions)
     return "rollout with head_fusion='mean' and no discard_ratio" if normalized else "evidence"
 
 
 def marked(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
-    """Return what each token of the sums gets, at most 1, if the rows of an attention have marks."""
+    """Return what each token of the sums gets if the rows of an attention have marks, scaled to at most 1."""
     weights = attention.weights
     rows = marks((weights.shape[0], weights.shape[2])).to(weights.device, weights.dtype)
     found = []
@@ -259,6 +259,6 @@ def marked(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
 
 
 def _channels(residual: Sum) -> list[int]:
-    """Return the dimensions that count channels: those of a branch, which weights put out."""
+    """Return the dimensions that count channels, as in a branch, whose channels come from weights."""
     branch, found = residual.branches[0], residual.outputs[0]
     return channel_dims((branch if branch.shape == found.shape else found).axes)

@@ -1,4 +1,4 @@
-"""The attention sinks of a pass: where they sit in the picture, and the attention without them."""
+"""The attention sinks of a pass: where they lie in the image, and the attention without them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from vitx.tape.sums import Layer
 from vitx.tape.tape import Tape
 from vitx.tape.values import Value
 
-Place = Callable[[Iterable[tuple[Value, Tensor]]], Tensor]  # draws what values have, (B, h, w)
+Place = Callable[[Iterable[tuple[Value, Tensor]]], Tensor]  # maps parts of values to the image, (B, h, w)
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Sinks:
 
     Attributes:
         tokens: (B, N), True at patches that are sinks.
-        maps: (B, h, w), True where these sit; None: there are none.
+        maps: (B, h, w), True where these lie; None if there are none.
     """
 
     tokens: Tensor
     maps: Tensor | None = None
 
     def marked(self, like: Tensor) -> Tensor:
-        """Return where they sit in maps, (B, h, w) bool."""
+        """Return where the sinks lie in maps of this shape, (B, h, w) bool."""
         if self.maps is None:
             return torch.zeros_like(like, dtype=torch.bool)
         if self.maps.shape == like.shape:
@@ -40,19 +40,19 @@ class Sinks:
 
 
 def find_sinks(tape: Tape, place: Place) -> Sinks | None:
-    """Find the patches that are sinks, and where they sit; None where that cannot be told."""
+    """Return the patches that are sinks, and where they lie; None if that cannot be determined."""
     layers = _alike(tape)
     if not layers:
         return None
     tokens = sinks([[one.weights for one in layer.attentions] for layer in layers])
     if tokens.is_meta:
-        return None  # values are needed to tell
+        return None  # a meta tensor has no values
     found = tokens.any(0).nonzero().flatten().tolist()
     first = layers[0].attentions[0]
     try:
         located = dict(zip(found, _located(first, found, place), strict=True))
     except VitxError:
-        return None  # where the first tokens sit is not known
+        return None  # it is unknown where the first tokens lie
     patches = [one for one in found if located[one].sum() > 0.5]
     kept = torch.zeros_like(tokens)
     kept[:, patches] = tokens[:, patches]
@@ -64,7 +64,7 @@ def find_sinks(tape: Tape, place: Place) -> Sinks | None:
 
 @contextmanager
 def without(tape: Tape, found: Sinks | None) -> Iterator[None]:
-    """Leave sinks out of A on the tape of a pass."""
+    """Leave sinks out of A on the tape, inside the block."""
     if found is None:
         raise VitxError(
             "without_sinks needs attention among the same tokens in all layers, found windows or several "
@@ -82,7 +82,7 @@ def without(tape: Tape, found: Sinks | None) -> Iterator[None]:
 
 
 def _alike(tape: Tape) -> list[Layer]:
-    """Return the layers that attend among the same tokens of each image; none where others do not."""
+    """Return the layers of more than one query, if all attend among the same tokens of each image."""
     layers = [layer for layer in tape.layers if layer.attentions[0].weights.shape[2] > 1]
     shapes = {(w.shape[0], *w.shape[2:]) for layer in layers for w in (a.weights for a in layer.attentions)}
     if len(shapes) != 1 or tape.together:
@@ -92,9 +92,9 @@ def _alike(tape: Tape) -> list[Layer]:
 
 
 def _located(attention: Attention, tokens: Sequence[int], place: Place) -> Iterator[Tensor]:
-    """Yield the place of each of some tokens in the picture, (h, w)."""
+    """Yield the place of each of some tokens in the image, (h, w)."""
     like = attention.weights
-    for start in range(0, len(tokens), like.shape[0]):  # each image can have one of them
+    for start in range(0, len(tokens), like.shape[0]):  # each image can hold one of them
         some = tokens[start : start + like.shape[0]]
         marks = torch.zeros(like.shape[0], like.shape[3], dtype=like.dtype, device=like.device)
         marks[range(len(some)), some] = 1

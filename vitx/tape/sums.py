@@ -1,4 +1,4 @@
-"""A sum, whose terms are found through sums of sums, the residual that it may be, and the layers of these."""
+"""Sums, with their terms found through nested sums, the residuals among them, and the layers of these."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,22 +19,22 @@ _BY_TOKEN = ("linear", "native_layer_norm", "_fused_rms_norm", "gelu", "silu", "
 class Sum(Step):
     """A sum of live values.
 
-    The term that all others were made from is the stream, the others are its branches. A branch with an
-    attention that the stream did not pass makes it a residual around that attention; a branch without one,
-    as an MLP beside it, holds the same tokens, and the stream stands for both.
+    The term that all others were computed from is the stream; the others are its branches. A branch with an
+    attention that the stream did not go through makes it a residual around that attention. A branch without
+    one, such as a parallel MLP, holds the same tokens, and the stream stands for both.
     """
 
     def __init__(self, *step: Any, vias: dict[Value, Via]) -> None:
         super().__init__(*step)
         self.relevance = self.back
-        self.vias = vias  # take what a term gets to its shape, where this is another one
+        self.vias = vias  # take the relevance of a term to its shape, if this is another one
         self.stream: Value | None = None
         if len({term.base for term in self.inputs}) > 1:
             self.stream = stream_of(self.inputs)
         passed = frozenset() if self.stream is None else self.stream.open
         others = [] if self.stream is None else [term for term in self.inputs if term is not self.stream]
         self.branches = [term for term in others if term.open - passed]
-        self._by_token: bool | None = None  # made when it is asked for
+        self._by_token: bool | None = None  # computed on demand
         self.closes: frozenset[Attention] = frozenset().union(*(term.open for term in self.branches)) - passed
 
     def back(self, arrived: list[Tensor], shares: Sequence[float] | None = None) -> list[Tensor | None]:
@@ -43,7 +43,7 @@ class Sum(Step):
         return [None if part is None else self.to_term(term, part) for term, part in pairs]
 
     def returns_to_stream(self, r: Tensor) -> bool:
-        """Return whether all branches bring relevance back to its token in the stream, as an MLP does."""
+        """Return whether all branches return relevance to its own token in the stream, as an MLP does."""
         stream = self.stream
         if stream is None or self.vias or stream.shape != r.shape or r.stride(-1):
             return False
@@ -52,7 +52,7 @@ class Sum(Step):
         return self._by_token
 
     def shares(self) -> list[float]:
-        """Return what share of its relevance each term gets, if a token keeps half of it by a residual."""
+        """Return each term's share of the relevance, if a token keeps half of it through a residual."""
         if not self.branches:
             ahead = self._ahead()
             opened = [term.open for term in ahead]
@@ -62,14 +62,14 @@ class Sum(Step):
         return [0.5 if t is self.stream else parts.get(t, 0.0) / 2 for t in self.inputs]
 
     def apportion(self, r: Tensor, shares: Sequence[float]) -> list[Tensor | None]:
-        """Give each term its share of relevance; where an element of one is padding, others have more."""
+        """Give each term its share of relevance; where an element of one is padding, the others get more."""
         masses = [term.mass for term in self.inputs]
         if all(mass is None for mass in masses):
             return [scaled(r, share) if share else None for share in shares]
         inside = [r.new_ones(()) if mass is None else (mass() != 0).to(r) for mass in masses]
         parts = [share * real for share, real in zip(shares, inside, strict=True)]
         whole = sum(parts, r.new_zeros(()))
-        none = whole == 0  # padding in all that count: among those that are real
+        none = whole == 0  # padding in all terms with a share: divide among real elements
         parts = [torch.where(none, real, part) for real, part in zip(inside, parts, strict=True)]
         whole = sum(parts, r.new_zeros(()))
         return [
@@ -82,12 +82,12 @@ class Sum(Step):
         return fitted(self.vias[term](r) if term in self.vias else r, term.shape)
 
     def parts(self) -> dict[Value, float]:
-        """Return what part of the attention's share each branch gets, by the heads that it passed."""
+        """Return each branch's part of the attention's share, by the heads that the branch went through."""
         heads = _by_heads(self.branches, self.closes)
         return {term: count / sum(heads.values()) for term, count in heads.items()}
 
     def refuse_within(self, residuals: int) -> None:
-        """Let no relevance through a residual, of these numbers, of which something else was made inside."""
+        """Remove the rule if a term without attention comes from later `residuals` than attended terms."""
         last = max((one.origin for term in self.inputs for one in term.open), default=0)
         others = [term for term in self.inputs if not term.open]
         later = residuals >> (last + 1) << (last + 1)
@@ -95,7 +95,7 @@ class Sum(Step):
             self.relevance = None
 
     def _ahead(self) -> list[Value]:
-        """Return the terms that count without a residual: those with attentions of one origin, or all."""
+        """Return the terms that count without a residual: those with attentions of one origin, else all."""
         attended = [term for term in self.inputs if term.open]
         if self.stream is None and attended and len(attended) < len(self.inputs):
             common = reduce(and_, (term.above for term in self.inputs))
@@ -105,7 +105,7 @@ class Sum(Step):
 
 
 def _of_tokens(value: Value, stream: Value) -> bool:
-    """Return whether a value was made of each token of the stream by itself, whose channels lie last."""
+    """Return whether a value was computed from each token of the stream alone; channels come last."""
     while value is not stream:
         step = value.made_by
         if step is None or step.name not in _BY_TOKEN or len(step.inputs) != 1 or value.mass is not None:
@@ -117,7 +117,7 @@ def _of_tokens(value: Value, stream: Value) -> bool:
 
 
 def _by_heads(terms: Sequence[Value], attentions: frozenset[Attention]) -> dict[Value, float]:
-    """Return how many heads' rows each term has of some attentions."""
+    """Return the number of rows, over the heads of some attentions, that each term holds."""
     heads = dict.fromkeys(terms, 0.0)
     for attention in attentions:
         fans = _fans([term for term in terms if attention in term.open])
@@ -127,17 +127,17 @@ def _by_heads(terms: Sequence[Value], attentions: frozenset[Attention]) -> dict[
 
 
 def _fans(terms: Sequence[Value]) -> dict[Value, float]:
-    """Return how many channels each term adds up, if all add up channels of one value; else 1."""
+    """Return how many channels each term adds up if all add up channels of one value, else 1 each."""
     fans = [term.fan or (1, None) for term in terms]
     alike = len({of for _, of in fans}) == 1
     return {term: fan if alike else 1 for term, (fan, _) in zip(terms, fans, strict=True)}
 
 
 def terms_of(values: Sequence[Value]) -> dict[Value, Via | None]:
-    """Return the terms of a sum, with what brings relevance to their shapes, where these are others.
+    """Return the terms of a sum, with functions that bring relevance to their shapes where these differ.
 
-    A sum among them is opened unless another term was made from it; a residual only if its stream is that of
-    all the terms: else it is a layer of its own.
+    A sum among them is replaced by its terms unless another term was computed from it; a residual only if its
+    stream is that of all the terms: otherwise, it is a layer of its own.
     """
     terms: dict[Value, Via | None] = {}
     for value in values:
@@ -154,7 +154,7 @@ def terms_of(values: Sequence[Value]) -> dict[Value, Via | None]:
 
 
 def stream_of(terms: Sequence[Value]) -> Value | None:
-    """Return the term that all others were made from."""
+    """Return the term that all others were computed from; None if there is none."""
     for term in terms:
         others = [other for other in terms if other is not term]
         if others and all(other.made_from(term) and other.roots & ~term.roots for other in others):
@@ -167,9 +167,9 @@ class Layer:
     """The attentions that one residual closes.
 
     Attributes:
-        number: layers are counted from 0, in the order in which they ran.
+        number: layers are numbered from 0, in the order in which they ran.
         attentions: in the order in which they ran.
-        residuals: the sums that close them: more than one where the tokens are added in parts.
+        residuals: the sums that close them: more than one if the tokens are added in parts.
     """
 
     number: int
@@ -178,7 +178,7 @@ class Layer:
 
 
 def layers_of(attentions: Sequence[Attention]) -> list[Layer]:
-    """Group the attentions that have a residual in common; those without any are in no layer."""
+    """Group the attentions that have a residual in common; those without any belong to no layer."""
     groups: list[tuple[list[Attention], set[Sum]]] = []
     for attention in attentions:
         if attention.residuals:

@@ -1,4 +1,4 @@
-"""The tape of one pass: what ran, step by step, and what each step made of which values."""
+"""The tape of one pass: the calls that ran, step by step, and the values that each one read and made."""
 
 import linecache
 import sys
@@ -25,35 +25,35 @@ class Tape:
     """The steps of one pass."""
 
     model: nn.Module
-    network: str | None = None  # of which a gradient is recorded: "linearised" or "plain"; None: of none
-    accounts: bool = False  # whether it is kept what constants and residuals add to a score
-    head_fusion: str | None = None  # how heads of a small A are fused as it is computed; None: they are not
-    named: bool = False  # whether the place of each step in the model is kept
-    together: bool = False  # whether the images are parts of one question, and may be of several sizes
+    network: str | None = None  # whose gradient is recorded: "linearised" or "plain"; None: no gradient
+    accounts: bool = False  # whether to keep what constants and residuals add to a score
+    head_fusion: str | None = None  # how to fuse the heads of a small A as it is computed; None: not at all
+    named: bool = False  # whether to keep the place of each step in the model
+    together: bool = False  # whether the images are parts of one question; they may differ in size
     steps: list[Step] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
-    images: list[Value] = field(default_factory=list)  # what the pass began with; ways back end at the first
-    constants: list[Value] = field(default_factory=list)  # what the model brings, as class tokens and biases
-    attentions: list[Attention] = field(default_factory=list)  # the steps that are some, in their order
-    # Where `accounts`: what each residual put out, with the number of layers up to it (behind any
-    # attention, at least 1); and of a value to which a constant was added, what came out.
+    images: list[Value] = field(default_factory=list)  # the inputs of the pass; walks end at the first
+    constants: list[Value] = field(default_factory=list)  # the model's own, such as class tokens and biases
+    attentions: list[Attention] = field(default_factory=list)  # the attentions among the steps, in order
+    # If `accounts`: the output of each residual, with the number of layers up to it (at least 1 after any
+    # attention); and for each value to which a constant was added, the result.
     streams: dict[Value, tuple[Kept, int]] = field(default_factory=dict)
     shifted: dict[Value, tuple[Value, Kept]] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory)
     keeper: Keeper = field(default_factory=Keeper)
-    # Where it is asked for one token: what the last residual of as many elements put out, behind its norm.
+    # If one token is explained: for each number of elements, the output of the last residual, after its norm.
     ends: dict[int, tuple[Value, Kept]] | None = None
-    residuals: int = 0  # the numbers of the values that residuals put out, as a bit set
+    residuals: int = 0  # the numbers of the residuals' output values, as a bit set
     _first: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
     def value(self, shape: Sequence[int], inputs: Sequence[Value] = ()) -> Value:
-        """Make a value of this shape from others."""
+        """Create a value of this shape, computed from others."""
         found = Value(len(self.values), torch.Size(shape), inputs)
         self.values.append(found)
         return found
 
     def constant(self, tensor: Tensor | None, shape: Sequence[int] = ()) -> Value:
-        """Make the value of what the model brings itself; without a tensor, it is 0 and has this shape."""
+        """Create the value of a constant of the model; without a tensor, it is 0 and has this shape."""
         found = self.value(shape if tensor is None else tensor.shape)
         found.is_constant = True
         if self.accounts and tensor is not None:
@@ -62,7 +62,7 @@ class Tape:
         return found
 
     def append(self, step: Step) -> None:
-        """Add a step."""
+        """Append a step."""
         if self.named or step.relevance is None:
             step.place = place_of(self.model)
         step.index = len(self.steps)
@@ -71,11 +71,11 @@ class Tape:
             self.attentions.append(step)
 
     def same(self, found: Value, *key: Any) -> int:
-        """Return the number of the first value with this key: the same rearrangement of the same values."""
+        """Return the number of the first value with this key: an equal rearrangement of the same values."""
         return self._first.setdefault(key, found.number)
 
     def end(self, found: Value, tensor: Tensor, made_of: Value | None = None) -> None:
-        """Note what a residual put out, or what a norm made of that, as the last of as many elements."""
+        """Store the output of a residual, or of the norm after it, as the last one of that many elements."""
         if self.ends is None:
             return
         count = tensor.numel()
@@ -83,7 +83,7 @@ class Tape:
             self.ends[count] = found, self.keeper.keep(tensor)
 
     def clear(self) -> None:
-        """Empty the tape: values and steps hold one another, and with them what was kept of the pass."""
+        """Empty the tape: values and steps refer to each other, and keep the tensors of the pass alive."""
         for step in self.steps:
             vars(step).clear()
         vars(self).update(vars(Tape(self.model)))
@@ -95,12 +95,12 @@ class Tape:
 
     @property
     def layers(self) -> list[Layer]:
-        """The layers: all attentions that one residual closes, in the order in which they ran."""
+        """The layers, in the order in which they ran: each holds all attentions that one residual closes."""
         return layers_of(self.attentions)
 
 
 def place_of(model: nn.Module) -> tuple[str, str] | None:
-    """Return the module that runs now, and its line of code; None where none is known."""
+    """Return the module that is running and its line of code; None if unknown."""
     names = {module: name or type(module).__name__ for name, module in model.named_modules()}
     frame: FrameType | None = sys._getframe(1)
     line = ""

@@ -1,4 +1,4 @@
-"""Notes on the tensors of a pass, and copies of those that the ways back need."""
+"""Notes on the tensors of a pass, and copies of those that backward walks need."""
 
 import weakref
 from collections import defaultdict
@@ -14,32 +14,32 @@ from torch import Tensor, nn
 
 from vitx.tape.values import Value
 
-Factors = Sequence[tuple[Tensor, Value | None]] | None  # with their values; None for constants
+Factors = Sequence[tuple[Tensor, Value | None]] | None  # tensors with their values; None for constants
 
-# "fixed": made of numbers, or a buffer. "given": neither made in the pass nor held by the model, as a mask of
-# the user's, or weights that are swapped in. What is made of several has the last one of this order.
+# "fixed": computed from numbers, or a buffer. "given": neither computed in the pass nor held by the model,
+# such as a user's mask or swapped-in weights. A combination has the last of its origins in this order.
 Origin = Literal["fixed", "given", "learned"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 
 
 def storage_of(tensor: Tensor) -> int | None:
-    """Return what tells storages apart; None where a tensor has none of its own."""
+    """Return an identifier of a tensor's storage; None if it has no storage of its own."""
     own = type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout == torch.strided
     return tensor.untyped_storage()._cdata if own else None
 
 
 class Known(weakref.ref[Tensor]):
-    """Notes on a tensor, to which this is a weak reference."""
+    """Notes on a tensor, and a weak reference to it."""
 
     key: int  # the identity of the tensor
-    value: Value | None = None  # if it is live, and nothing was written where it lies since it got it
-    factors: Factors = None  # what it is the product of
-    origin: Origin | None = None  # of what the pass made without the image
-    source: Value | None = None  # the live value of which a mask or an index was made
+    value: Value | None = None  # if it is live, and its storage was not written into since
+    factors: Factors = None  # its factors, if it is a known product
+    origin: Origin | None = None  # of a tensor that the pass computed without the image
+    source: Value | None = None  # the live value that a mask or an index was computed from
 
 
 class Tensors:
-    """Notes on each tensor as long as it exists, and the storages of the model's own."""
+    """Notes on each tensor while it exists, and the storages that belong to the model."""
 
     def __init__(self, model: nn.Module) -> None:
         self._known: dict[int, Known] = {}
@@ -57,11 +57,11 @@ class Tensors:
         return {storage_of(one) for one in (*held, *chain.from_iterable(map(_frozen, scripts)))}
 
     def get(self, tensor: Tensor) -> Known | None:
-        """Return what is known of a tensor; None if nothing is."""
+        """Return the notes on a tensor; None if there are none."""
         return self._known.get(id(tensor))
 
     def of(self, tensor: Tensor) -> Known:
-        """Return what is known of a tensor, to be added to."""
+        """Return the notes on a tensor, created if there are none."""
         key = id(tensor)
         known = self._known.get(key)
         if known is None:
@@ -73,17 +73,17 @@ class Tensors:
         del self._known[known.key]
 
     def bind(self, tensor: Tensor, value: Value | None, factors: Factors = None) -> None:
-        """Say which value a tensor has from now on."""
+        """Set the value that a tensor has from now on."""
         known = self.of(tensor)
         known.value, known.factors = value, factors
 
     def live(self, tensors: Iterable[Tensor]) -> list[tuple[Tensor, Value]]:
-        """Return the live ones of several tensors, with their values."""
+        """Return the live tensors among several, with their values."""
         known = self._known
         return [(t, one.value) for t in tensors if (one := known.get(id(t))) and one.value]
 
     def live_in(self, storage: int | None) -> list[tuple[Tensor, Value]]:
-        """Return the live tensors that lie in a storage, with their values, the largest one last."""
+        """Return the live tensors in a storage, with their values, the largest one last."""
         tensors = [tensor for known in list(self._known.values()) if (tensor := known()) is not None]
         found = [pair for pair in self.live(tensors) if storage_of(pair[0]) == storage]
         return sorted(found, key=lambda pair: pair[0].numel())
@@ -99,13 +99,13 @@ class Tensors:
         return "fixed" if storage in self._buffers else "learned" if storage in self._weights else "given"
 
     def is_of_model(self, tensor: Tensor) -> bool:
-        """Return whether a tensor lies where the model keeps its own."""
+        """Return whether a tensor lies in a storage that belongs to the model."""
         return (storage := storage_of(tensor)) in self._weights or storage in self._buffers
 
 
 def _frozen(module: torch.jit.ScriptModule) -> Iterator[Tensor]:
-    """Yield the weights that `torch.jit.freeze` wrote into the program of a module."""
-    with suppress(RuntimeError):  # of a part that has no forward
+    """Yield the weights that `torch.jit.freeze` wrote into the graph of a module."""
+    with suppress(RuntimeError):  # the module has no forward
         for node in module.graph.findAllNodes("prim::Constant"):  # type: ignore[attr-defined]
             if node.hasAttribute("value") and node.kindOf("value") == "t":
                 yield node.t("value")
@@ -113,13 +113,13 @@ def _frozen(module: torch.jit.ScriptModule) -> Iterator[Tensor]:
 
 @dataclass(eq=False)
 class Kept:
-    """A tensor that is kept as it is now: itself, or a copy of it since its storage was written into."""
+    """A tensor that is kept as it was: itself, or a copy from before its storage was written into."""
 
     tensor: Tensor
 
 
 class Keeper:
-    """Keep tensors safe from what the model writes in place later."""
+    """A collection of tensors that are safe from the model's later in-place writes."""
 
     def __init__(self) -> None:
         self._kept: dict[int | None, weakref.WeakSet[Kept]] = defaultdict(weakref.WeakSet)
@@ -131,7 +131,7 @@ class Keeper:
         return kept
 
     def preserve(self, tensors: Iterable[Tensor]) -> None:
-        """Copy what is kept of the storages of these tensors, before they are written into."""
+        """Copy the kept tensors that share storage with these, which are about to be written into."""
         for tensor in tensors:
             for kept in self._kept.pop(storage_of(tensor), ()):
                 kept.tensor = kept.tensor.clone()

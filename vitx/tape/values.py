@@ -8,9 +8,9 @@ from torch import Size, Tensor
 
 from vitx.tape.axes import Axes, Factor, channel_dims, dimension, resized, tokens
 
-# "scores": a product of two live values, as q k^T. "weights": a softmax, or what else is made of scores and
-# is not linear. "exp": e to the power of something. "log": the logarithm of weights. "normalizer": the
-# logarithm of a sum of exponentials. "size": how large something is, as a standard deviation.
+# "scores": a product of two live values, such as q k^T. "weights": a softmax, or another nonlinear function
+# of scores. "exp": an exponential. "log": the logarithm of weights. "normalizer": the logarithm of a sum of
+# exponentials. "size": a magnitude, such as a standard deviation.
 Kind = Literal["scores", "weights", "exp", "log", "normalizer", "size"]
 Arrived = Sequence[Tensor | None]
 Back = Callable[[list[Tensor]], Arrived]
@@ -19,37 +19,37 @@ AxesOf = Callable[[list[Axes]], Axes | None]
 
 
 class Value:
-    """A live tensor at one moment: one that depends on the image; or a constant that the model brings.
+    """A live tensor, which depends on the image, at one moment; or a constant of the model.
 
     Attributes:
-        number: values are counted as they are made.
+        number: values are numbered as they are created.
         shape: of the tensor.
         made_by: the step that made it; None for the image and for constants.
     """
 
     made_by: "Step | None" = None
-    above: int  # the numbers of all values that it was made from, as a bit set
-    roots: int  # the numbers of the values that it is a mere rearrangement of, as a bit set
-    open: frozenset[Any]  # the attentions that it passed since the last residual closed
-    base: int  # the number of the value that it is a function of, element by element
-    proportional: bool = True  # whether that function is a product with constants
-    place: int  # the number of a value of the same tokens: weights and constants change their channels alone
+    above: int  # the numbers of all values that it was computed from, as a bit set
+    roots: int  # the numbers of the values that it merely rearranges, as a bit set
+    open: frozenset[Any]  # the attentions that it went through since the last residual closed
+    base: int  # the number of the value that it is an elementwise function of
+    proportional: bool = True  # whether that function is a multiplication by constants
+    place: int  # the number of a value with the same tokens: weights and constants change only channels
     kind: Kind | None = None
-    # Over which of its dimensions weights sum to 1, or did before they were rounded or mixed: as axes in
-    # which these alone have channels.
+    # The dimensions over which weights sum to 1, or did before they were rounded or mixed, as axes in which
+    # only these have channels.
     over: Axes | None = None
-    rounded: bool = False  # whether it was brought to another precision, or mixed, so that they do not
-    parts: list["Value"] | None = None  # what was put together along a dimension, if nothing else was done
-    along: Axes | None = None  # which dimension counts the parts: as axes in which it alone has channels
-    fan: tuple[int, int] | None = None  # how many channels weights added up, and the roots of these
-    total: "Value | None" = None  # of a sum of exponentials: what was summed
-    sum: Any = None  # the step of which it is the sum, times constants
-    via: Via | None = None  # takes its relevance to the shape of that sum; None: it has that shape
-    # Makes how much each element counts in a sum, in its own shape or one that broadcasts to it: a constant
-    # that weighs it, or 0 for padding; None: all count the same.
+    rounded: bool = False  # whether it was cast or mixed, so that the sums are no longer exactly 1
+    parts: list["Value"] | None = None  # the values joined along a dimension, if nothing else was done
+    along: Axes | None = None  # the dimension that counts the parts, as axes in which only it has channels
+    fan: tuple[int, int] | None = None  # how many channels weights added up, and their roots
+    total: "Value | None" = None  # for a sum of exponentials: the exponentials
+    sum: Any = None  # the step whose sum it is, up to constant factors
+    via: Via | None = None  # takes its relevance to the shape of that sum; None if it has that shape
+    # Returns how much each element counts in a sum, in its own shape or one that broadcasts to it: a constant
+    # weight, or 0 for padding. None if all count the same.
     mass: Callable[[], Tensor] | None = None
-    is_constant: bool = False  # whether the model brings it, and it does not depend on the image
-    constant: Tensor | None = None  # the tensor, of a constant of which that is kept
+    is_constant: bool = False  # whether it belongs to the model and does not depend on the image
+    constant: Tensor | None = None  # the tensor of a constant, if it is kept
     _axes: Axes | None = None
 
     def __init__(self, number: int, shape: Size, inputs: Sequence["Value"] = ()) -> None:
@@ -62,12 +62,12 @@ class Value:
                 self.open = self.open | value.open
 
     def made_from(self, other: "Value") -> bool:
-        """Return whether the other one, or all that it is a rearrangement of, was used to make this one."""
+        """Return whether this was computed from the other value, or from all values that it rearranges."""
         return bool((self.above >> other.number) & 1) or not other.roots & ~self.above
 
     @property
     def axes(self) -> Axes:
-        """The contents of its dimensions; all tokens where they are not known."""
+        """The contents of its dimensions; all tokens if they are unknown."""
         if self._axes is None:
             step = self.made_by
             found = step.axes([v.axes for v in step.inputs]) if step is not None and step.axes else None
@@ -76,7 +76,7 @@ class Value:
 
     @property
     def dim(self) -> int | None:
-        """The dimension over which weights sum to 1; None where it is not known, or not one alone."""
+        """The dimension over which weights sum to 1; None if unknown, or not a single whole dimension."""
         over = self.over or ()
         own = [dim for dim, part in enumerate(over) if any(factor.channels for factor in part)]
         return own[0] if len(own) == 1 and own == channel_dims(over) else None
@@ -86,29 +86,29 @@ class Value:
         self.over = None if dim is None else marked(self.shape, dim, self.shape[dim])
 
     def counts(self, dim: int) -> bool:
-        """Return whether a dimension counts the parts that were put together, its outermost factor."""
+        """Return whether the outermost factor of a dimension counts the parts that were joined."""
         parts, along = self.parts, self.along
         return parts is not None and along is not None and along[dim][:1] == (Factor(len(parts), True),)
 
     def stacks(self, dim: int) -> bool:
-        """Return whether a dimension counts the parts that were put together, and nothing else."""
+        """Return whether a dimension counts the parts that were joined, and nothing else."""
         return self.counts(dim) and self.shape[dim] == len(self.parts or ())
 
 
 @dataclass(eq=False)
 class Step:
-    """One call on live values, and how relevance and a gradient go back through it."""
+    """One call on live values, with its backward rules for relevance and for a gradient."""
 
     name: str  # of the operator
-    inputs: list[Value]  # where relevance goes
-    outputs: list[Value]  # what it made
-    relevance: Back | None  # from that of the outputs to that of the inputs; None: no rule is known
-    gradient: Back | None = None  # from that of the outputs to that of the sources; None: it ends here
-    sources: Any = None  # the values to which a gradient goes; by default, the inputs
+    inputs: list[Value]  # the values that relevance goes to
+    outputs: list[Value]  # the values that it made
+    relevance: Back | None  # from that of the outputs to that of the inputs; None if no rule is known
+    gradient: Back | None = None  # from that of the outputs to that of the sources; None if there is none
+    sources: Any = None  # the values that a gradient goes to; by default, the inputs
     axes: AxesOf | None = None  # from the axes of the inputs to those of the first output
-    chooses: bool = False  # whether it takes elements at places that depend on the image
+    chooses: bool = False  # whether it selects elements at positions that depend on the image
     index: int = 0  # its place on the tape
-    place: tuple[str, str] | None = None  # the module that ran, and its line of code, where that is known
+    place: tuple[str, str] | None = None  # the module that ran and its line of code, if known
 
     def __post_init__(self) -> None:
         if self.sources is None:
@@ -117,33 +117,33 @@ class Step:
             value.made_by = self
 
     def __str__(self) -> str:
-        """Name it as a user knows it."""
+        """Return the operator, the module and the line of code, as messages show them."""
         module, line = self.place or ("", "")
         return self.name + (f", in {module}" if module else "") + (f" (`{line}`)" if line else "")
 
 
 def followed(found: Value, axes: Axes | None) -> Axes | None:
-    """Return what the step that made a value makes of some axes of its first input."""
+    """Return the axes of a value, given axes of its step's first input; None if they are unknown."""
     step = found.made_by
     return None if axes is None or step is None or step.axes is None else step.axes([axes])
 
 
 def marked(shape: Sequence[int], dim: int, parts: int) -> Axes:
-    """Return axes in which the parts along a dimension, and nothing else, have channels."""
+    """Return axes in which only the parts along one dimension have channels."""
     found = list(tokens(shape))
     found[dim] = (*dimension(parts, True), *dimension(shape[dim] // parts, False))
     return tuple(found)
 
 
 def reduced(shape: Sequence[int], by: Sequence[int]) -> int | None:
-    """Return the one dimension in which something that broadcasts to this shape has size 1."""
+    """Return the dimension that was reduced to size 1 in a broadcastable shape; None if not exactly one."""
     sizes = (1,) * (len(shape) - len(by)) + tuple(by)
     dims = [dim for dim, (size, one) in enumerate(zip(shape, sizes, strict=True)) if one == 1 < size]
     return dims[0] if len(dims) == 1 else None
 
 
 def after(first: Via | None, second: Via | None) -> Via | None:
-    """Return one after the other; None where there is neither."""
+    """Return the composition of two functions, either of which may be missing; None if both are."""
     if first is None or second is None:
         return first or second
     return lambda r: second(first(r))

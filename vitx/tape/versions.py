@@ -1,7 +1,7 @@
-"""Storages that were written into: what of them the tensors see that lie there.
+"""Storages that were written into, and the values that tensors see there.
 
-A write into a part of a storage is a scatter into all of it, and what another tensor sees there is a view of
-the result: relevance and the gradient go back by the rules of these operators.
+A write into part of a storage counts as a scatter into the whole, and what another tensor sees there as a
+view of the result: relevance and the gradient go back by the rules of these operators.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,9 +28,9 @@ class Version:
 
     storage: StorageWeakRef
     value: Value
-    where: Geometry  # how the value lies there
-    before: "Version | None"  # what it holds around the value; None if nothing there is live
-    whole: Value | None = None  # of all that it holds, (n,), once that was asked for
+    where: Geometry  # the layout of the value in the storage
+    before: "Version | None"  # the contents around the value; None if nothing there is live
+    whole: Value | None = None  # of the whole storage, (n,), computed on demand
 
 
 class Versions(dict[int | None, Version]):
@@ -41,12 +41,12 @@ class Versions(dict[int | None, Version]):
         self._tape, self._tensors = tape, tensors
 
     def is_stale(self, tensor: Tensor) -> bool:
-        """Return whether others wrote where a tensor lies since it got its value."""
+        """Return whether the storage of a tensor was written into since the tensor got its value."""
         known = self._tensors.get(tensor)
         return (known is None or known.value is None) and self._of(tensor) is not None
 
     def read(self, tensors: Iterable[Tensor]) -> None:
-        """Give those of several tensors that are stale the values of what lies there now."""
+        """Update the values of stale tensors to what their storages hold now."""
         for tensor in tensors:
             if self.is_stale(tensor):
                 self._tensors.bind(tensor, self.seen(tensor))
@@ -61,12 +61,12 @@ class Versions(dict[int | None, Version]):
         self._tensors.bind(tensor, value)
 
     def seen(self, tensor: Tensor) -> Value:
-        """Return the value of what a tensor sees of its storage, however it lies there."""
+        """Return the value that a tensor sees in its storage, whatever its layout."""
         self._begin(tensor)
         version, where, flat = self._of(tensor), _geometry(tensor), _flat(tensor)
         assert version is not None
         while where != version.where and version.before and not _overlap(where, version.where, len(flat)):
-            version = version.before  # what was written lies elsewhere
+            version = version.before  # the last write went elsewhere
         if where == version.where:
             return version.value
         whole = flat, self._whole(version, flat)
@@ -75,12 +75,12 @@ class Versions(dict[int | None, Version]):
         return self._follow(ATEN.as_strided.default, [flat, *where], [whole], tensor)
 
     def _of(self, tensor: Tensor) -> Version | None:
-        """Return what the storage of a tensor holds; None if nobody wrote there."""
+        """Return the current version of a tensor's storage; None if it was never written into."""
         version = self.get(storage_of(tensor))
         return None if version is None or version.storage.expired() else version
 
     def _begin(self, tensor: Tensor) -> None:
-        """Take the live tensors that lie in a storage for written there, if nobody wrote there yet."""
+        """Count the live tensors in a storage as written there, unless it has a version already."""
         if self._of(tensor) is None:
             inside = [pair for pair in self._tensors.live_in(storage_of(tensor)) if pair[0] is not tensor]
             for one, value in [pair for pair in inside if _fills(pair[0])][-1:] or inside:
@@ -92,7 +92,7 @@ class Versions(dict[int | None, Version]):
         self[storage_of(tensor)] = Version(storage, value, _geometry(tensor), before)
 
     def _whole(self, version: Version, flat: Tensor) -> Value:
-        """Return the value of all that a storage holds, (n,)."""
+        """Return the value of a whole storage, (n,)."""
         if version.whole is None:
             part = flat.as_strided(*version.where)
             live = [(part, version.value)]
@@ -102,7 +102,7 @@ class Versions(dict[int | None, Version]):
             if version.before is not None:
                 held = flat, self._whole(version.before, flat)
                 live = [held] if version.value.is_constant else [held, *live]
-            rest = flat if version.before else flat.clone()  # constants, which others may write over
+            rest = flat if version.before else flat.clone()  # constants, which may be overwritten later
             args = [rest, part, *version.where]
             version.whole = self._follow(ATEN.as_strided_scatter.default, args, live, flat)
         return version.whole
@@ -110,18 +110,18 @@ class Versions(dict[int | None, Version]):
     def _follow(
         self, function: Any, args: Sequence[Any], live: Sequence[tuple[Tensor, Value]], out: Tensor
     ) -> Value:
-        """Return the value of what a call would make."""
+        """Return the value that the output of a call would have."""
         call = Call(self._tape, self._tensors, overload(function), args, {}, live, [out])
         return rule_of(call)(call)[0]
 
 
 def _fills(tensor: Tensor) -> bool:
-    """Return whether a tensor is all that its storage holds."""
+    """Return whether a tensor covers its whole storage."""
     return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """Return all that the storage of a tensor holds, (n,)."""
+    """Return a flat view of the whole storage of a tensor, (n,)."""
     return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
 
 
@@ -130,7 +130,7 @@ def _geometry(tensor: Tensor) -> Geometry:
 
 
 def _overlap(first: Geometry, second: Geometry, size: int) -> bool:
-    """Return whether two tensors in a storage of this size have elements in common."""
+    """Return whether two layouts in a storage of this size have elements in common."""
     marks = torch.zeros(size, dtype=torch.bool)
     marks.as_strided(*first).fill_(True)
     return bool(marks.as_strided(*second).any())

@@ -1,4 +1,4 @@
-"""The one loop of all ways back: last step first, a dictionary of what has arrived so far."""
+"""The loop behind all backward walks: last step first, with a dictionary of what has arrived so far."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ Sent = Iterable[tuple[Value, Tensor | None]]
 
 @dataclass
 class Walk:
-    """The result of a way back.
+    """The result of a backward walk.
 
     Attributes:
-        arrived: at values that no step made, or at which it ended.
-        passed: at the values that were asked for.
-        fused: what stands for A and its gradient, of attentions whose heads were fused on the way.
+        arrived: what arrived at values that no step made, or where the walk ended.
+        passed: what passed the watched values.
+        fused: one matrix in place of A and its gradient, for attentions whose heads were fused on the way.
         products: what passed some values, times their tensors.
     """
 
@@ -36,7 +36,7 @@ class Walk:
     products: dict[Value, Tensor] = field(default_factory=dict)
 
     def at(self, attention: Attention) -> Tensor:
-        """Return what passed an attention, (T, H, Q, d): 0 where nothing did."""
+        """Return what passed an attention, (T, H, Q, d); 0 if nothing did."""
         like, value = attention.weights, attention.value
         zero = torch.zeros((), dtype=like.dtype, device=like.device)
         return attention.arrived(self.passed.get(value, zero.expand(value.shape)))
@@ -50,7 +50,7 @@ def walk(
     watched: Collection[Value] = (),
     steps: range | None = None,
 ) -> Walk:
-    """Take what begins at some values back along the steps: `send` says what a step sends where."""
+    """Walk back along the steps from some values; `send` returns what a step sends to which values."""
     found, watched = Walk(dict(starts)), frozenset(watched)
     arrived = found.arrived
     for index in reversed(range(len(tape.steps)) if steps is None else steps):
@@ -72,7 +72,7 @@ def walk(
 
 
 def through(step: Step, arrived: list[Tensor]) -> Sent:
-    """Send relevance through a step for which no method has a rule of its own."""
+    """Send relevance through a step by the rule of its operator, if there is one."""
     return [] if step.relevance is None else zip(step.inputs, step.relevance(arrived), strict=False)
 
 
@@ -87,10 +87,10 @@ def gradients(
 ) -> Walk:
     """Take the gradient of a score back along the tape, in the network for which it was recorded.
 
-    It goes to the watched values; where it is `whole`, on to the image and the model's constants. At its
-    starts it is known: nothing that arrives there is added. As it passes, the heads of some attentions are
-    fused, and it is multiplied by the tensors of some values, `times`. What stays lies apart from what comes
-    and goes, even if it is small: the memory between could not be used again.
+    It goes to the watched values and, if `whole`, on to the image and the model's constants. At its starts,
+    it is known: whatever arrives there is ignored. On the way, it fuses the heads of some attentions, and is
+    multiplied by the tensors of some values, `times`. Results that stay, even small ones, lie apart from
+    temporary tensors: the memory between them could not be reused.
     """
     fused, times = fused or {}, times or {}
     found_fused, products = dict[Attention, Weights](), dict[Value, Tensor]()
@@ -121,7 +121,7 @@ def gradients(
 
 
 def marks(shape: Sequence[int], axes: Axes = ()) -> Tensor:
-    """Return numbers that tell tokens apart on a way back: the same for all channels of a token."""
+    """Return random numbers that identify tokens on a backward walk: equal for all channels of a token."""
     channels = channel_dims(axes)
     sizes = [1 if dim in channels else size for dim, size in enumerate(shape)]
     found = torch.rand(sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5

@@ -1,6 +1,6 @@
-"""The weights of the attentions of a pass, as the model wrote them or computed anew.
+"""The weights of the attentions of a pass, as the model stored them or recomputed.
 
-Where the kernel of the forward pass told the log-sum-exp of each row, the softmax is not run again:
+If the forward kernel returned the log-sum-exp of each row, the softmax is not run again:
 A = exp(q k^T * scale - lse).
 """
 
@@ -16,7 +16,7 @@ from vitx.tape.tape import Tape
 
 
 def stored(tape: Tape, weights: Tensor, value: Tensor, *, sums_to_1: bool) -> Weights:
-    """Describe A that the model itself computed; H is 1 where the heads were fused.
+    """Describe an A that was computed in the forward pass; H is 1 if its heads were fused.
 
     Rows that half precision rounded are divided by their sum.
     """
@@ -40,15 +40,15 @@ def dot_product(
     scale: float | None = None,
     log_sum_exp: Tensor | None = None,
 ) -> Weights:
-    """Describe softmax(Q K^T * scale + mask), Vaswani et al. 2017, eq. 1, computed anew from Q and K.
+    """Describe softmax(Q K^T * scale + mask), Vaswani et al. 2017, eq. 1, recomputed from Q and K.
 
-    A boolean mask is True where attention is allowed, any other is added to the scores. The scale is d^-1/2
-    by default. The log-sum-exp is that of each row of scores, (T, H, Q), if the kernel told it.
+    A boolean mask is True where attention is allowed; any other mask is added to the scores. The scale is
+    d^-1/2 by default. `log_sum_exp` is that of each row of scores, (T, H, Q), if the kernel returned it.
     """
     memory, shape = tape.memory, (*query.shape[:-1], key.shape[-2])
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     added = None if mask is None else mask.expand(shape)
-    if tape.network is None:  # else they lie beside the values, which are kept anyway
+    if tape.network is None:  # otherwise they lie next to the values, which are kept anyway
         query, key = memory.keep(query), memory.keep(key)
         log_sum_exp = None if log_sum_exp is None else memory.keep(log_sum_exp)
     queries, keys, sums = tape.keeper.keep(query), tape.keeper.keep(key), log_sum_exp
@@ -81,7 +81,7 @@ def _described(tape: Tape, shape: Sequence[int], value: Tensor, sums_to_1: bool,
 
 
 def joined(parts: Sequence[Weights]) -> Weights:
-    """Put the heads of attentions with rows and columns of the same shape one behind the other."""
+    """Concatenate the heads of attentions whose A have the same numbers of rows and columns."""
     owners = [(number, head) for number, part in enumerate(parts) for head in range(part.shape[1])]
 
     def by_head(computes: Sequence[Part]) -> Part:
@@ -89,7 +89,7 @@ def joined(parts: Sequence[Weights]) -> Weights:
             images, heads, rows = part
             owned = owners[heads]
             each = (computes[number]((images, slice(head, head + 1), rows)) for number, head in owned)
-            # All attentions use the same memory.
+            # All attentions compute in the same memory.
             return next(each) if len(owned) == 1 else torch.cat([one.clone() for one in each], 1)
 
         return compute

@@ -1,8 +1,8 @@
 """Propagation rules: relevance and the gradient of the linearized network, back through each operator.
 
-A rule is found by the operator's name alone. `views` and `rearranged` move elements, `contractions`,
-`attention` and `layers` multiply and add up; `elementwise` and `sums` leave elements where they are. What
-torch marks as pointwise is a function of each element.
+A rule is looked up by the operator's name alone. `views` and `rearranged` move elements; `contractions`,
+`attention` and `layers` multiply and add up; `elementwise` and `sums` leave elements in place. Operators
+that torch tags as pointwise are functions of each element.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from vitx.tape.call import RULES, Call, Rule, unknown
 from vitx.tape.rules import contractions, layers, rearranged  # noqa: F401, and the rules they use
 from vitx.tape.rules.elementwise import gated
 
-_SUMS = ("addcmul", "addcdiv")  # which are pointwise, too
+_SUMS = ("addcmul", "addcdiv")  # these are tagged as pointwise, too
 
 
 def rule_of(call: Call) -> Rule:
-    """Return the rule of a call; a view that is a copy, as functionalized programs have it, is as any."""
+    """Return the rule of a call; a copying view, as in functionalized programs, has the rule of the view."""
     found = RULES.get(call.name) or RULES.get(call.name.removesuffix("_copy"))
     if found is None:
         pointwise = torch.Tag.pointwise in call.overload.function.tags and call.name not in _SUMS
@@ -28,7 +28,7 @@ def rule_of(call: Call) -> Rule:
 
 
 def decomposition_of(call: Call) -> Callable[..., Any] | None:
-    """Return torch's decomposition of an operator into others; None where it has none."""
+    """Return torch's decomposition of an operator into others; None if there is none or it is random."""
     function = call.overload.function
     if torch.Tag.nondeterministic_seeded in function.tags:
         return None

@@ -1,4 +1,4 @@
-"""Weights times values: attention, as the model wrote it or as a fused kernel."""
+"""Weights times values: attention, written out in the model or as a fused kernel."""
 
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ fused_attention_overrideable""".split()  # noqa: SIM905
 
 
 def attended(call: Call, contraction: Contraction, weights: Operand, values: Operand, factor: float) -> Value:
-    """Follow weights times values, as the model wrote it."""
+    """Record weights times values that are written out in the model."""
     assert weights.value is not None
     assert values.value is not None
     layout = Layout.of(contraction, weights, values)
@@ -35,7 +35,7 @@ def attended(call: Call, contraction: Contraction, weights: Operand, values: Ope
 
 
 def attention(call: Call, weights: Weights, layout: Layout, asking: Value | None, values: Value) -> Value:
-    """Add the step of an attention; what mixes the channels of each token is none between tokens."""
+    """Add the step of an attention; if it mixes channels of the same token, it is not listed as one."""
     tape = call.tape
     asked = tape.constant(None) if asking is None else asking
 
@@ -59,7 +59,7 @@ def attention(call: Call, weights: Weights, layout: Layout, asking: Value | None
 
 
 def normalized(call: Call, before: Attention) -> Value:
-    """Follow exponentials times values, over the sum of the exponentials: a softmax times the values."""
+    """Record exponentials times values, divided by the sum of the exponentials: a softmax times values."""
     whole = before.weights.matrix()
     whole = whole / whole.sum(-1, keepdim=True)
     weights = replace(before.weights, sums_to_1=True, compute=whole.__getitem__)
@@ -72,13 +72,13 @@ def normalized(call: Call, before: Attention) -> Value:
 
 @rule(*(f"_scaled_dot_product_{name}" for name in FUSED))
 def fused(call: Call) -> list[Value]:
-    """Follow the kernels that do not write A down: it is computed anew from queries and keys."""
+    """Record a kernel that does not store A: it is recomputed from queries and keys."""
     query, key, value = (call[name].detach() for name in ("query", "key", "value"))
     of_query, of_value = call.value(call["query"]), call.value(call["value"])
     if of_value is None:
         return [call.make(call.values, None)]
     groups = query.shape[1] // value.shape[1]
-    if groups > 1:  # several heads of queries share the keys and values of one
+    if groups > 1:  # several query heads share one head of keys and values
         repeat: Any = torch.ops.aten.repeat_interleave.self_int
         key, value = repeat(key, groups, 1), repeat(value, groups, 1)
         repeated = call.inner(repeat, call["value"], groups, 1, out=value)
@@ -93,7 +93,7 @@ def fused(call: Call) -> list[Value]:
 
 
 def _described(call: Call, layout: Layout, query: Tensor, key: Tensor, value: Tensor) -> Weights:
-    """Say how A is computed: it was kept, or is made anew of queries, keys and log-sum-exps."""
+    """Describe A, by its fused heads if these were kept, else by queries, keys and log-sum-exps."""
     if call.fused is not None:
         return stored(call.tape, call.fused[:, None], value, sums_to_1=call.tape.head_fusion == "mean")
     mask = call["attn_mask"] if call["attn_mask"] is not None else call["attn_bias"]

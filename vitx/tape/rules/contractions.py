@@ -1,7 +1,7 @@
 """Products that are summed, however they are written: attention, scores, and values times constants.
 
-Scores are what weights are made of. Some are read as they are: the masks of mask queries are scores of
-queries and pixels, and a semantic segmentation is the mean of their masks, weighted by their classes.
+Weights are computed from scores. Some scores are read directly: the masks of mask queries are scores of
+queries and pixels, and a semantic segmentation is the mean of these masks, weighted by their classes.
 """
 
 import math
@@ -29,12 +29,12 @@ OPERANDS = {
     **{"addmm": ("mat1", "mat2"), "addbmm": ("batch1", "batch2")},
 }
 _PRODUCTS = {1: torch.ops.aten.mv.default, 2: torch.ops.aten.mm.default, 3: torch.ops.aten.bmm.default}
-MATRICES = ("mm", "bmm", "addmm", "addbmm", "linear")  # which are faster than what is summed anyhow
+MATRICES = ("mm", "bmm", "addmm", "addbmm", "linear")  # for these, matrix products are faster than einsum
 
 
 @rule(*OPERANDS)
 def matmul(call: Call) -> list[Value]:
-    """Follow a matrix product, and what is added to it."""
+    """Record a matrix product, and what is added to it."""
     left, right = (call[name] for name in OPERANDS[call.name])
     values = call.value(left), call.value(right)
     contraction = of_matmul((left, values[0]), (right, values[1]), over_batch=call.name == "addbmm")
@@ -42,7 +42,7 @@ def matmul(call: Call) -> list[Value]:
     if beta is None:
         return [contracted(call, contraction)]
     if call.value(added) is None and not call.tape.accounts and None in values:
-        return [weighed(call, contraction, alpha)]  # as a linear layer, most often
+        return [weighed(call, contraction, alpha)]  # most often a linear layer
     if any(values):
         product: Any = contracted(call.inner(_PRODUCTS[right.ndim], left, right), contraction)
     else:
@@ -51,7 +51,7 @@ def matmul(call: Call) -> list[Value]:
 
 
 def contracted(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
-    """Follow a product that is summed, times a factor."""
+    """Record a product that is summed, times a factor."""
     left, right, _ = contraction
     if left.value is None or right.value is None:
         return weighed(call, contraction, factor)
@@ -65,7 +65,7 @@ def contracted(call: Call, contraction: Contraction, factor: float = 1.0) -> Val
 
 
 def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
-    """Follow a live value times constants: evenly where these were learned, else in proportion to them."""
+    """Record a live value times constants: learned ones share relevance evenly, others by their size."""
     live, constant, dims = contraction
     on_left = live.value is not None
     if not on_left:
@@ -78,7 +78,7 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
     )
     stacked, normalized = (ax.reshaped(axes or (), shape) or () for axes in (value.along, value.over))
     if fixed and value.parts is not None and {*ax.channel_dims(stacked)} & {*dims}:
-        return unknown(call)[0]  # it may add up a residual
+        return unknown(call)[0]  # it may be the sum of a residual
     matrix = call.learned(constant.tensor)
     assert matrix is not None
     matrix = matrix.detach()
@@ -86,7 +86,7 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
     without_weight = [call.tape.constant(None)] if fixed else []
 
     def whole(like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how much each element counts, and how much of an output all of them."""
+        """Return how much each element counts, and how much all elements of an output count together."""
         each = weight.to(like).abs()
         if value.mass is not None:
             each = each * value.mass().to(like).expand(size).reshape(shape)
@@ -109,7 +109,7 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
         return [transposed(g.reshape(out), weight, shape, size)]
 
     def through(axes: ax.Axes, channels: bool) -> ax.Axes | None:
-        """Return the axes of what comes out: new dimensions count channels, or tokens."""
+        """Return the axes of the output: new dimensions count channels, or else tokens."""
         inside = enumerate(ax.reshaped(axes, shape) or ())
         parts = (() if d in dims else part or ax.dimension(out[d], channels) for d, part in inside)
         return ax.reshaped(tuple(parts), after)
@@ -121,7 +121,7 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
         found.mass = lambda: whole(like)[1].expand(out).reshape(after)
     else:
         found.fan, found.place = (math.prod(shape[dim] for dim in dims), value.roots), value.place
-    if value.kind in ("scores", "weights"):  # weights over any dimension but that of the softmax mix heads
+    if value.kind in ("scores", "weights"):  # a sum over any dimension but that of the softmax mixes heads
         apart = value.over is not None and not {*ax.channel_dims(normalized, some=True)} & {*dims}
         if value.kind == "scores" or fixed or apart:
             found.kind, found.rounded = value.kind, True
@@ -131,7 +131,7 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
 
 @rule("linear")
 def linear(call: Call) -> list[Value]:
-    """Follow a linear layer as a whole."""
+    """Record a linear layer as a whole."""
     (x, value), bias, weight = call.live[0], call["bias"], call["weight"]
     if value.kind is None and call.tensors.origin(weight) == "learned":
         product = _learned_layer(call, value, weight)
@@ -143,7 +143,7 @@ def linear(call: Call) -> list[Value]:
 
 
 def _learned_layer(call: Call, value: Value, weight: Tensor) -> Value:
-    """Follow the channels of each token times learned weights, as `weighed` does: a quarter of all steps."""
+    """Record learned weights on the channels of each token: a fast path of `weighed` for many steps."""
     shape, outward, matrix = value.shape, call.out.shape[-1], call.learned(weight)
     assert matrix is not None
     found = call.make(
@@ -158,7 +158,7 @@ def _learned_layer(call: Call, value: Value, weight: Tensor) -> Value:
 
 @rule("quantized::linear_dynamic", "quantized::linear_dynamic_fp16", "quantized::linear_relu_dynamic")
 def quantized(call: Call) -> list[Value]:
-    """Follow a linear layer whose weights are whole numbers; what rounding adds is a constant."""
+    """Record a linear layer with integer weights; the error that rounding adds is a constant."""
     x, of_x = call.live[0]
     half = "fp16" in call.name
     unpack: Any = torch.ops.quantized.linear_unpack_fp16 if half else torch.ops.quantized.linear_unpack
@@ -171,7 +171,7 @@ def quantized(call: Call) -> list[Value]:
 
 @rule("sum", "mean")
 def summed(call: Call) -> list[Value]:
-    """Follow a sum over dimensions: of a product, of a stack, or of anything else."""
+    """Record a sum over dimensions: of a product, of a stack, or of anything else."""
     tensor, value, keepdim = call["self"], call.values[0], bool(call["keepdim"])
     dims = ax.dimensions(call["dim"], tensor.ndim)
     factor = 1 / math.prod(tensor.shape[dim] for dim in dims) if call.name == "mean" else 1.0
@@ -210,7 +210,7 @@ def summed(call: Call) -> list[Value]:
 
 
 def _of_stack(call: Call, dim: int, factor: float) -> Value:
-    """Follow the sum of a stack: a sum of its parts."""
+    """Record the sum of a stack as a sum of its parts."""
     tensor, aten = call["self"], torch.ops.aten
     function, given = (aten.split.Tensor, (1, dim)) if call["keepdim"] else (aten.unbind.int, (dim,))
     parts = call.inner(function, tensor, *given)
@@ -219,9 +219,9 @@ def _of_stack(call: Call, dim: int, factor: float) -> Value:
 
 
 def paired(call: Call, contraction: Contraction, factor: float, *, weighing: bool) -> Value:
-    """Follow q k^T, which is to become weights, or weights times weights; what reads it gives half to each.
+    """Record q k^T, which is to become weights, or weights times weights; each operand gets half.
 
-    Weights have it in proportion to the size of what they make together.
+    Between weights, each half is divided among the elements in proportion to their absolute products.
     """
     operands, dims, out = contraction[:2], contraction.summed, contraction.out
     values = [one.value for one in operands if one.value is not None]
@@ -254,7 +254,7 @@ def paired(call: Call, contraction: Contraction, factor: float, *, weighing: boo
         Scores, contracts_channels=lambda: all({*dims} <= one for one in channels(lambda value: value.axes))
     )
     if weighing and any({*dims} & one for one in channels(lambda value: value.over)):
-        found = call.make(values, None)  # one of them may be attention to the other
+        found = call.make(values, None)  # one of them may attend to the other
     else:
         found = call.make(values, relevance, gradient, kind=Mixture if weighing else kind)
     found.kind = "weights" if weighing else "scores"

@@ -1,7 +1,7 @@
-"""Functions of one value, element by element, and products and quotients of two.
+"""Elementwise functions of one value, and elementwise products and quotients of two.
 
-Of a function of one value, all relevance is its own, and the gate is held: y = x * (f(x) / x) + f(0), where
-f(x) / x is a constant of the linearized network.
+A function of one value gives it all relevance, and its gate is held constant in the linearized network:
+y = x * gate + f(0), where gate = (f(x) - f(0)) / x.
 """
 
 import math
@@ -21,14 +21,14 @@ from vitx.tape.values import Value, reduced
 SIZES = ("rsqrt", "reciprocal")
 SAME_KIND = ("clamp", "clamp_min", "clamp_max", "nan_to_num", "abs")
 
-Around0 = tuple[float | None, float]  # value of a function at 0, where it is finite, and slope
-_KNOWN: dict[tuple[str, int, str], Around0] = {}  # of functions of one tensor, with all else they are given
-_NEAR_0, _KINK = 1e-4, 1e-2  # of an argument; slopes on both sides that differ by more
+Around0 = tuple[float | None, float]  # value of a function at 0, if finite, and slope
+_KNOWN: dict[tuple[str, int, str], Around0] = {}  # of functions of one tensor, with their other arguments
+_NEAR_0, _KINK = 1e-4, 1e-2  # a step from 0; a difference of slopes that makes a kink
 
 
 @rule("hardswish", "_prelu_kernel", "log_sigmoid_forward")
 def gated(call: Call, *, size: bool = False) -> list[Value]:
-    """Follow an activation, or any other function of one value, which may say how large something is."""
+    """Record an activation, or any other function of one value, which may be a measure of size."""
     if len({id(tensor) for tensor, _ in call.live}) != 1:
         return unknown(call)
     tensor, value = call.live[0]
@@ -58,16 +58,16 @@ def gated(call: Call, *, size: bool = False) -> list[Value]:
 
 
 def _linearized(call: Call, tensor: Tensor, value: Value, size: bool) -> tuple[list[Value], Any]:
-    """Return where the gradient goes, and how: by the gate, and to what is not 0 at 0."""
+    """Return where the gradient goes, and how: through the gate, and to the value at 0 as a constant."""
     out, tape = call.out.detach(), call.tape
     if value.kind == "scores" and call.name == "exp":
-        return [], lambda _: []  # on the way to a softmax, which ends the gradient
-    if size:  # no gate: a constant
+        return [], lambda _: []  # before a softmax, which ends the gradient
+    if size:  # a constant, without a gate
         own = [tape.constant(out.clone())] if tape.accounts else []
         return own, lambda g: [g[0]] if own else []
     at_0, slope = _around_0(call, tensor)
     if at_0 is None:
-        return [value], None  # as a logarithm, which no gate makes linear
+        return [value], None  # such as a logarithm, which no gate makes linear
     x = tensor.detach()
     gate = ((out - at_0) if at_0 else out) / x
     gate = torch.where(x == 0, slope, gate) if gate.dtype.is_complex else gate.nan_to_num_(nan=slope)
@@ -76,21 +76,21 @@ def _linearized(call: Call, tensor: Tensor, value: Value, size: bool) -> tuple[l
 
 
 def _around_0(call: Call, tensor: Tensor) -> Around0:
-    """Return value and slope of a function at 0; the slope of a kink counts as 0."""
+    """Return the value and the slope of a function at 0; the slope of a kink counts as 0."""
     given = [None if one is tensor else one for one in (*call.args, *call.kwargs.items())]
     alone = not tensors_in(*given)
     key = call.name, tensor.ndim, str(given) if alone else ""
     if not alone or key not in _KNOWN:
-        device = "cpu" if alone else tensor.device  # a GPU would have to be waited for
+        device = "cpu" if alone else tensor.device  # this avoids waiting for a GPU
         point = torch.zeros((1,) * tensor.ndim, dtype=torch.float64, device=device)
         transpose = Transpose(call, [tensor], [point])
         values = transpose.at_0([point])
-        # By differences: autograd is off while a call is recorded.
+        # By finite differences: autograd is off while a call is recorded.
         below, above = (transpose.at([point + by]) for by in (-_NEAR_0, _NEAR_0))
         left, right = ((one.sum().item() / values.numel()) for one in (values - below, above - values))
         lowest, highest = (one.item() for one in values.aminmax())
         at_0 = highest if lowest == highest else math.nan
-        smooth = abs(left - right) < _KINK * _NEAR_0  # and neither is infinite or nothing
+        smooth = abs(left - right) < _KINK * _NEAR_0  # and neither is infinite or NaN
         slope = (left + right) / 2 / _NEAR_0 if smooth else 0.0
         _KNOWN[key] = at_0 if math.isfinite(at_0) else None, slope
     return _KNOWN[key]
@@ -98,7 +98,7 @@ def _around_0(call: Call, tensor: Tensor) -> Around0:
 
 @rule("_softmax", "_safe_softmax", "softmax", "_log_softmax", "log_softmax")
 def softmax(call: Call) -> list[Value]:
-    """Follow a softmax or its logarithm: as weights, or by its derivative where a score is read from it."""
+    """Record a softmax or its logarithm: as weights, or by its derivative if a score is read from it."""
     tape, (tensor, value), y = call.tape, call.live[0], call.out.detach()
     dim, logarithm = call["dim"] % max(1, y.ndim), "log" in call.name
 
@@ -106,7 +106,7 @@ def softmax(call: Call) -> list[Value]:
         return g if logarithm else y * (g - (g * y).sum(dim, keepdim=True))
 
     own = []
-    if tape.accounts and value.kind != "scores":  # whose weights meet values, and end the gradient
+    if tape.accounts and value.kind != "scores":  # whose softmax weights values, and ends the gradient
         own = [tape.constant(y - transposed(tensor.to(y.dtype)))]
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
@@ -122,13 +122,13 @@ WEIGHING = ("weights", "exp")
 
 @rule("neg")
 def negated(call: Call) -> list[Value]:
-    """Follow a change of sign."""
+    """Record a change of sign."""
     return [_times_constant(call, call.values[0], -1)]
 
 
 @rule("mul")
 def multiplied(call: Call) -> list[Value]:
-    """Follow a product, and keep its factors in case it is summed later."""
+    """Record a product, and keep its factors in case it is summed later."""
     first, second = call["self"], call["other"]
     one, other = call.value(first), call.value(second)
     if one is not None and other is not None:
@@ -151,7 +151,7 @@ def multiplied(call: Call) -> list[Value]:
 
 @rule("div")
 def quotient(call: Call) -> list[Value]:
-    """Follow a quotient: what divides is a scale; exponentials over their sum are a softmax."""
+    """Record a quotient: the divisor is a scale; exponentials over their sum are a softmax."""
     first, second = call["self"], call["other"]
     above, below = call.value(first), call.value(second)
     if call["rounding_mode"] is not None or above is None:
@@ -165,7 +165,7 @@ def quotient(call: Call) -> list[Value]:
 
 
 def _name_softmax(found: Value, above: Value, below: Value) -> bool:
-    """Note exponentials over their sum, and return whether these are some."""
+    """Mark a value as weights if it is exponentials over their sum; return whether it is."""
     if below.total is None or below.total.base != above.base:
         return False
     found.kind, found.dim = "weights", reduced(found.shape, below.shape)
@@ -197,21 +197,21 @@ def _times_constant(call: Call, value: Value, factor: Any) -> Value:
 
 
 def _along(factor: Tensor, shape: Sequence[int]) -> list[int]:
-    """Return the dimensions of a shape in which a factor that broadcasts to it is not the same."""
+    """Return the dimensions of a shape along which a factor that broadcasts to it varies."""
     return [dim + len(shape) - factor.ndim for dim, size in enumerate(factor.shape) if size > 1]
 
 
 def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = False) -> Value:
-    """Follow a product or quotient of two live values, none of which is summed.
+    """Record a product or quotient of two live values that is not summed.
 
-    What weighs, or says how large something is, is held: all relevance is the other one's. So is what was
-    made from the other one, as a gate. Where neither is held, each counts half.
+    A factor that weights the other or is a size is held constant, without relevance. One computed from the
+    other is held, too, and shares the relevance unless it is elementwise. Otherwise, each counts half.
     """
     one, other = call.value(first), call.value(second)
     assert one is not None
     assert other is not None
     if one.kind == other.kind == "exp" and one.base != other.base:
-        return call.make(call.values, None)  # a sum, as its logarithm would show
+        return call.make(call.values, None)  # the exponential of a sum
     held = 1 if quotient else _held(one, other)
     moving = [(one, second), (other, first)]
     if held is not None:
@@ -244,7 +244,7 @@ def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = Fals
 
 
 def _held(one: Value, other: Value) -> int | None:
-    """Return which of two factors is held, 0 or 1; None where each counts half."""
+    """Return which of two factors is held constant, 0 or 1; None if each counts half."""
     for kinds in (WEIGHING, ("size",)):
         if (one.kind in kinds) != (other.kind in kinds):
             return 0 if one.kind in kinds else 1

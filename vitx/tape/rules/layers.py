@@ -1,7 +1,7 @@
-"""Layers that torch runs as one operator: convolutions, and norms.
+"""Layers that torch runs as one operator: convolutions and norms.
 
-A convolution gives evenly to channels and the real pixels under a window. Of a norm, all but the scale is
-linear, and the scale is held.
+A convolution divides relevance evenly among channels and the real pixels under a window. A norm is linear
+except for its scale, which is held constant.
 """
 
 import math
@@ -21,12 +21,12 @@ CONVOLUTIONS = (
     *("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution", "convolution_overrideable"),
 )
 OPTIONS = ("stride", "padding", "dilation", "transposed")
-_NONE = 1e-6  # how much of a window counts as none
+_NONE = 1e-6  # a smaller part of a window counts as none
 
 
 @rule(*CONVOLUTIONS)
 def convolved(call: Call) -> list[Value]:
-    """Follow a convolution: evenly to the group's channels and the real pixels under each window."""
+    """Record a convolution: relevance goes evenly to the group's channels and real pixels of each window."""
     tensor = call["self"] if call["input"] is None else call["input"]
     weight, value, tape = call.learned(call["weight"]), call.value(tensor), call.tape
     if value is None or weight is None or call.value(call["weight"]) is not None:
@@ -36,7 +36,7 @@ def convolved(call: Call) -> list[Value]:
     options = stride, padding, dilation, bool(transposed), call["output_padding"] or [0] * len(size)
     bias = call.learned(call["bias"])
     own = [tape.constant(bias.view(-1, *[1] * len(size)))] if tape.accounts and bias is not None else []
-    blind = tape.constant(None)  # what windows have that see no real pixel
+    blind = tape.constant(None)  # gets the relevance of windows without real pixels
     tiles = mass is None and not transposed and tuple(stride) == size and set(dilation) == {1}
     tiles = tiles and tuple(n * k for n, k in zip(call.out.shape[2:], size, strict=True)) == shape[2:]
 
@@ -82,14 +82,14 @@ def convolved(call: Call) -> list[Value]:
 
 @rule("native_layer_norm", "_fused_rms_norm")
 def layer_norm(call: Call) -> list[Value]:
-    """Follow a norm over the last dimensions, centered or not."""
+    """Record a norm over the last dimensions, centered or not."""
     centered = range(-len(call["normalized_shape"]), 0) if call.name == "native_layer_norm" else ()
     return _norm(call, call.outs[-1], (*centered,))
 
 
 @rule("native_group_norm")
 def group_norm(call: Call) -> list[Value]:
-    """Follow a norm over groups of channels."""
+    """Record a norm over groups of channels."""
     shape, groups = call.out.shape, call["group"]
     along = (-1, *[1] * (len(shape) - 2))
     scale = call.outs[2].repeat_interleave(shape[1] // groups, 1).view(shape[0], *along)
@@ -99,7 +99,7 @@ def group_norm(call: Call) -> list[Value]:
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit")
 @rule("cudnn_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update", "miopen_batch_norm")
 def batch_norm(call: Call) -> list[Value]:
-    """Follow a norm with the statistics of the training, linear and a constant, or with those of a batch."""
+    """Record a norm with running statistics, which is linear plus a constant, or with those of the batch."""
     x, mean, variance = call["input"], call["running_mean"], call["running_var"]
     eps = call["eps"] if call["eps"] is not None else call["epsilon"]
     along = (-1, *[1] * (x.ndim - 2))
@@ -119,9 +119,9 @@ def _norm(
     grouped: Sequence[int] | None = None,
     mean: Tensor | None = None,
 ) -> list[Value]:
-    """Follow a norm with this scale, centered over some dimensions of the groups, or by a learned mean.
+    """Record a norm with this scale, centered over some dimensions of the groups, or by a running mean.
 
-    Weight and bias lie along some dimensions: the last ones by default.
+    `along` is the shape in which weight and bias broadcast to the input, by default in the last dimensions.
     """
     value, tape = call.value(call["input"]), call.tape
     if value is None:
@@ -141,7 +141,7 @@ def _norm(
         return [back, *(fitted(g, one.shape) for one in own)]
 
     found = call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
-    if value.kind in ("scores", "weights"):  # of heads that are mixed
+    if value.kind in ("scores", "weights"):  # heads are mixed by the norm
         found.kind, found.over, found.rounded = value.kind, value.over, True
     tape.end(found, call.out, value)
     return [found]
@@ -149,7 +149,7 @@ def _norm(
 
 @rule("var", "std", "linalg_vector_norm", "norm", "var_mean", "std_mean")
 def size(call: Call) -> list[Value]:
-    """Follow a call that measures how large a value is; a mean that it also returns counts as one."""
+    """Record a measure of size, such as a variance; a mean that it also returns is followed as a mean."""
     value, tape = call.values[0], call.tape
     shape, dims = value.shape, dimensions(call["dim"], len(value.shape))
     kept = [1 if dim in dims else size for dim, size in enumerate(shape)]

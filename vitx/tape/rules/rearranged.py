@@ -1,4 +1,4 @@
-"""Whatever else moves elements or adds some up: the operator's own backward pass says which."""
+"""Other operators that move elements or add them up: their own backward passes show which."""
 
 import math
 from dataclasses import replace
@@ -30,12 +30,12 @@ PICKING = """max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d
 fractional_max_pool2d sort topk mode kthvalue median nanmedian maximum minimum fmax fmin cummax
 cummin""".split()  # noqa: SIM905
 EXTREMES = ("amax", "amin", "max", "min", "aminmax")
-_NONE = 1e-6  # how much of a window counts as none
+_NONE = 1e-6  # a smaller part of a window counts as none
 
 
 @rule(*MOVING, *FILLING, "constant_pad_nd", *(f"{name}{n}d" for name in PADDED for n in (1, 2, 3)))
 def moved(call: Call) -> list[Value]:
-    """Follow a rearrangement: each element of the output is an element of an input, or a constant."""
+    """Record a rearrangement: each element of the output is an element of an input, or a constant."""
     if call["accumulate"]:
         return added_up(call)
     first = call.values[0]
@@ -53,10 +53,10 @@ def moved(call: Call) -> list[Value]:
 
 
 def _chosen(call: Call, value: Value, weighing: bool) -> Value:
-    """Follow elements that stay, or are overwritten where they are: of scores, or by their very values.
+    """Record elements that stay in place or are overwritten: masked scores, or values chosen by themselves.
 
-    What scores ask for stays a matter of the query; a choice by values is a function of them, as
-    where(x > 0, x, 0) is.
+    Masked scores still belong to the query. A choice by the values themselves is a function of them, such as
+    where(x > 0, x, 0).
     """
     tensor = call.live[0][0]
     transpose = Transpose(call, [tensor], [None])
@@ -74,11 +74,11 @@ def _chosen(call: Call, value: Value, weighing: bool) -> Value:
 
 @rule(*ADDING)
 def added_up(call: Call) -> list[Value]:
-    """Follow an operator that is linear: in proportion to what it adds up."""
+    """Record a linear operator: relevance goes in proportion to what it adds up."""
     if call.name in ("scatter_reduce", "index_reduce") and call["reduce"] not in ("sum", "mean"):
         return picked(call)
     if call.values[0].parts is not None and call.name == "cumsum":
-        return unknown(call)  # it may add up a residual
+        return unknown(call)  # it may be the sum of a residual
     source = next((call[name] for name in ("source", "src", "values") if call[name] is not None), None)
     if source is not None and call.value(call["self"]) is not None and call.value(source) is not None:
         placed = _placed(call, source)
@@ -89,7 +89,7 @@ def added_up(call: Call) -> list[Value]:
 
 @rule("grid_sampler_2d", "grid_sampler_3d")
 def sampled(call: Call) -> list[Value]:
-    """Follow what is sampled at some places: of these it is not asked where they come from."""
+    """Record a sampling at some places, regardless of where these places come from."""
     tensor, value = call["input"], call.value(call["input"])
     if value is None:
         return unknown(call)
@@ -97,7 +97,7 @@ def sampled(call: Call) -> list[Value]:
 
 
 def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
-    """Follow what is linear: it moves elements or add some up, and may fill in constants."""
+    """Record a linear operator, which moves elements or adds some up, and may fill in constants."""
     tensors, values, tape = [t for t, _ in call.live], call.values, call.tape
     transpose = Transpose(call, tensors, [None] * len(tensors))
     own = tape.constant(transpose.at_0(tensors) if tape.accounts and fills else None, call.out.shape)
@@ -113,7 +113,7 @@ def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
             return [*transpose(arrived), None]
         r = arrived[0].contiguous()
         counts = inside(r, alike=moves)
-        whole = transpose.linear(counts)  # 0 where a window sees nothing but padding
+        whole = transpose.linear(counts)  # 0 where a window sees only padding
         share, unseen = shared(r, whole, _NONE)
         pairs = zip(transpose([share]), counts, strict=True)
         return [*(None if part is None else part * count for part, count in pairs), unseen]
@@ -145,7 +145,7 @@ def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
 
 
 def _placed(call: Call, source: Tensor) -> Value | None:
-    """Return the value of what is added to places of another one; None where several meet at a place."""
+    """Return the value of what is added to places of another; None if several elements meet at a place."""
     alone = replace(call, live=[(source, value) for one, value in call.live if one is source])
     counts = Transpose(alone, [source], [None]).linear([torch.ones_like(source)]) != 0
     if call["include_self"] is False or call["reduce"] == "mean" or counts.sum() != source.numel():
@@ -168,12 +168,12 @@ def _axes_of(call: Call) -> AxesOf | None:
 
 @rule(*PICKING, *EXTREMES)
 def picked(call: Call) -> list[Value]:
-    """Follow what picks elements by their values, as a maximum or a sort does.
+    """Record an operator that picks elements by their values, such as a maximum or a sort.
 
-    A maximum over dimensions picks, or says how large something is.
+    A maximum over dimensions may also serve as a size.
     """
     if call.name in ("maximum", "minimum", "fmax", "fmin") and len(call.live) == 1:
-        return gated(call)  # by a constant
+        return gated(call)  # a clamp by a constant
     tensors = [t for t, _ in call.live]
     points = [t.detach().clone() if call.overload.written else t for t in tensors]
     transpose = Transpose(call, tensors, points)

@@ -1,4 +1,4 @@
-"""Sums and differences, of several values or of one and a constant."""
+"""Sums and differences, of several values or of a value and a constant."""
 
 from collections.abc import Sequence
 from functools import partial, reduce
@@ -19,7 +19,7 @@ Summand = tuple[Any, float | Tensor]  # a value, tensor or number, and its facto
 
 @rule("add", "sub", "rsub")
 def sum_of_two(call: Call) -> list[Value]:
-    """Follow a sum or a difference."""
+    """Record a sum or a difference."""
     alpha = 1 if call["alpha"] is None else call["alpha"]
     signs = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[call.name]
     return [total(call, [(call["self"], signs[0]), (call["other"], signs[1])])]
@@ -27,7 +27,7 @@ def sum_of_two(call: Call) -> list[Value]:
 
 @rule("lerp")
 def blended(call: Call) -> list[Value]:
-    """Follow a weighted mean of two; the weight is held."""
+    """Record a weighted mean of two; the weight is held constant."""
     weight = call["weight"]
     of_constant = call.value(weight) is None
     weight = weight.detach() if isinstance(weight, Tensor) else weight
@@ -35,9 +35,9 @@ def blended(call: Call) -> list[Value]:
 
 
 def total(call: Call, summands: Sequence[Summand], *, exact: bool = True) -> Value:
-    """Follow a sum of values, tensors and numbers, each times a factor, of which some are live.
+    """Record a sum of values, tensors and numbers, at least one of them live, each times a factor.
 
-    It is exact where all factors are constants.
+    The gradient is exact if all factors are constants.
     """
     out, live, own = call.out, [], []
     for one, factor in summands:
@@ -46,7 +46,7 @@ def total(call: Call, summands: Sequence[Summand], *, exact: bool = True) -> Val
             live.append((value, factor))
         elif call.tape.accounts:
             dtype = torch.promote_types(out.dtype, torch.float32)
-            constant = torch.as_tensor(one, dtype=dtype, device=out.device) * factor  # no view of it
+            constant = torch.as_tensor(one, dtype=dtype, device=out.device) * factor  # a copy, not a view
             own.append((call.tape.constant(constant.to(dtype)), 1))
     ways = [(value.shape, factor) for value, factor in live + own]
 
@@ -64,7 +64,7 @@ def total(call: Call, summands: Sequence[Summand], *, exact: bool = True) -> Val
         (first, _), (second, sign) = live
         if second.kind == "normalizer" and first.kind != "size" and _is_negative(sign):
             found.kind, found.dim = "log", reduced(found.shape, second.shape)
-        elif {first.kind, second.kind} == {"normalizer", "size"}:  # put together of its parts
+        elif {first.kind, second.kind} == {"normalizer", "size"}:  # a logsumexp, as its maximum plus the rest
             found.kind = "normalizer"
     return found
 
@@ -74,13 +74,13 @@ def _is_negative(factor: Any) -> bool:
 
 
 def _is_size(value: Value, factor: Any, shape: Sequence[int]) -> bool:
-    """Return whether a term says how large others are, or is their mean, which a norm takes away."""
+    """Return whether a term is a constant, the size of others, or their mean, which a norm subtracts."""
     mean = _is_negative(factor) and value.shape != shape
     return value.is_constant or value.kind in ("size", "normalizer") or mean
 
 
 def _shifted(call: Call, value: Value, options: dict[str, Any], *, alone: bool) -> Value:
-    """Follow a value and constants, or what says how large it is: all relevance is the value's."""
+    """Record a value plus constants or sizes: all relevance goes to the value."""
     before, shape = value.shape, call.out.shape
     found = call.make(
         *([value], lambda r: [fitted(r[0], before)]),
@@ -104,7 +104,7 @@ def _shifted(call: Call, value: Value, options: dict[str, Any], *, alone: bool) 
 
 
 def _summed(call: Call, counted: Sequence[Value], live: Sequence[Value], options: dict[str, Any]) -> Value:
-    """Follow a sum of several values; what says how large others are has no share."""
+    """Record a sum of several values, among which sizes have no share."""
     tape, shape, terms = call.tape, call.out.shape, terms_of(counted)
     alike = all(shape == term.shape for term in terms)
     kind = partial(Sum, vias={term: via for term, via in terms.items() if via is not None})
@@ -118,7 +118,7 @@ def _summed(call: Call, counted: Sequence[Value], live: Sequence[Value], options
     else:
         found.open = step.stream.open
         for opened in [value.sum for value in live if value.sum and value not in terms]:
-            for attention in opened.closes:  # by a residual that is none of its own
+            for attention in opened.closes:  # the opened sum is no residual of its own
                 attention.residuals.discard(opened)
             for output in opened.outputs:
                 tape.streams.pop(output, None)
@@ -127,7 +127,7 @@ def _summed(call: Call, counted: Sequence[Value], live: Sequence[Value], options
         tape.residuals |= 1 << found.number
         tape.end(found, call.out)
         if tape.accounts:
-            # One over channels counts, which is in no layer.
+            # An attention over channels, which is in no layer, counts, too.
             before = len(tape.layers) or any(isinstance(one, Attention) for one in tape.steps)
             tape.streams[found] = tape.keeper.keep(call.out), int(before)
     kinds = {value.kind for value in counted}

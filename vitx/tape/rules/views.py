@@ -1,4 +1,4 @@
-"""The frequent rearrangements, as views are, and what is put together: each has a transpose of its own."""
+"""Frequent rearrangements, such as views, and concatenations: each has a transpose of its own."""
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -16,12 +16,12 @@ from vitx.tape.values import Value, after, followed, marked
 
 RESHAPES = ("view", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze")
 COPIES = ("clone", "alias", "detach", "_to_copy", "lift_fresh", "lift", "_conj")
-IDENTITIES = (*RESHAPES, *COPIES, "expand", "slice", "copy")  # where they leave the shape as it is
+IDENTITIES = (*RESHAPES, *COPIES, "expand", "slice", "copy")  # if they leave the shape unchanged
 TURNED = (*RESHAPES, *COPIES, "permute", "transpose", "t")
 
 
 def carried(call: Call, found: Value, value: Value, number: int = 0) -> Value:
-    """Tell a rearranged value what is still true of it; it is one of several outputs, or the only one."""
+    """Copy to a rearranged value what still holds for it; `number` is its number among the outputs."""
     found.roots, found.kind, found.total, found.fan = value.roots, value.kind, value.total, value.fan
     found.proportional = value.proportional
     found.rounded = value.rounded or call.out.dtype != call.live[0][0].dtype
@@ -42,7 +42,7 @@ def carried(call: Call, found: Value, value: Value, number: int = 0) -> Value:
 
 
 def turned(call: Call, back: Callable[[Tensor], Tensor], axes: Callable[[Axes], Axes | None]) -> list[Value]:
-    """Follow a call that returns all elements in another order or shape, or copies them."""
+    """Record a call that returns all elements in another order or shape, or copies them."""
     value = call.values[0]
 
     def into(arrived: list[Tensor]) -> list[Tensor]:
@@ -56,7 +56,7 @@ def turned(call: Call, back: Callable[[Tensor], Tensor], axes: Callable[[Axes], 
 
 @rule(*RESHAPES)
 def laid_out(call: Call) -> list[Value]:
-    """Follow a reshape, but not bits that are read as another type."""
+    """Record a reshape, but not a view of the bits as another dtype."""
     if isinstance(call["dtype"], torch.dtype):
         return unknown(call)
     before, shape = call.values[0].shape, tuple(call.out.shape)
@@ -65,13 +65,13 @@ def laid_out(call: Call) -> list[Value]:
 
 @rule(*COPIES)
 def same(call: Call) -> list[Value]:
-    """Follow a copy, or a change of type, but not to whole numbers."""
+    """Record a copy or a change of dtype, but not to integers."""
     return turned(call, lambda r: r, lambda of: of) if call.out.is_floating_point() else unknown(call)
 
 
 @rule("permute", "transpose", "t")
 def permuted(call: Call) -> list[Value]:
-    """Follow dimensions in another order."""
+    """Record a permutation of dimensions."""
     order, name = [*range(call.out.ndim)], call.name.removesuffix("_copy")
     if name == "permute":
         order = [dim % len(order) for dim in call["dims"]]
@@ -84,11 +84,11 @@ def permuted(call: Call) -> list[Value]:
 
 @rule("roll")
 def rolled(call: Call) -> list[Value]:
-    """Follow what moves along dimensions and comes in again at the other end, as shifted windows do."""
+    """Record a shift along dimensions that wraps around, as of shifted windows."""
     shifts, dims = call["shifts"], call["dims"] or ()
 
     def back(r: Tensor) -> Tensor:
-        if not dims:  # of all elements in their order
+        if not dims:  # of the flattened tensor
             return r.roll([-shift for shift in shifts])
         return core(r).roll([-shift for shift in shifts], dims).expand(r.shape)
 
@@ -97,14 +97,14 @@ def rolled(call: Call) -> list[Value]:
 
 @rule("expand")
 def expanded(call: Call) -> list[Value]:
-    """Follow copies along some dimensions."""
+    """Record copies along some dimensions."""
     before, shape = call.values[0].shape, tuple(call.out.shape)
     return turned(call, lambda r: fitted(r, before), lambda of: ax.broadcast(of, shape))
 
 
 @rule("slice", "select", "unbind", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
 def divided(call: Call) -> list[Value]:
-    """Follow parts along one dimension, which select and unbind take away."""
+    """Record parts along one dimension, which select and unbind remove."""
     value, out = call.values[0], call.out.shape
     if value.shape == out:
         return turned(call, lambda r: r, lambda of: of)
@@ -118,7 +118,7 @@ def divided(call: Call) -> list[Value]:
     starts = [start + sum(widths[:number]) for number in range(len(widths))]
 
     def back(arrived: list[Tensor]) -> list[Tensor]:
-        """Lay the parts into zeros, expanded where all of them are, but not along this dimension."""
+        """Write the parts into zeros, expanded where all of the parts are, except along this dimension."""
         inner = [core(part.unsqueeze(dim) if gone else part) for part in arrived]
         sizes = [max(sizes) for sizes in zip(*(one.shape for one in inner), strict=True)]
         sizes[dim] = shape[dim]
@@ -140,7 +140,7 @@ def divided(call: Call) -> list[Value]:
 
 
 def taken_apart(found: Value, whole: Value, number: int) -> None:
-    """Tell a value that was put together with others, and is alone again, where it came from."""
+    """Restore what held for a value before it was joined with others, now that it is alone again."""
     assert whole.parts is not None
     part = whole.parts[number]
     found.roots, found.open, found.kind, found.parts = part.roots, part.open, part.kind, None
@@ -151,9 +151,9 @@ def taken_apart(found: Value, whole: Value, number: int) -> None:
 
 @rule("cat", "stack")
 def joined(call: Call) -> list[Value]:
-    """Follow several tensors that become one; what is not live among them is the model's own."""
+    """Record tensors that are joined into one; those that are not live are the model's own."""
     given: Sequence[Tensor] = call["tensors"]
-    tensors = [t for t in given if t.ndim > 1 or t.numel()]  # cat takes an empty one of any shape
+    tensors = [t for t in given if t.ndim > 1 or t.numel()]  # cat accepts an empty tensor of any shape
     stacks, dim, shape = call.name == "stack", call["dim"] % call.out.ndim, tuple(call.out.shape)
     values = [call.value(tensor) for tensor in tensors]
     live = [value for value in values if value is not None]
@@ -164,7 +164,7 @@ def joined(call: Call) -> list[Value]:
         return list(arrived[0].unbind(dim) if stacks else arrived[0].split(sizes, dim))
 
     def axes(of: list[Axes]) -> Axes:
-        """Parts made by weights from the same tokens are channels of them, as the heads of a list are."""
+        """Return the axes: parts computed by weights from the same tokens, such as heads, are channels."""
         mine = [axes for axes, part in zip(of, parts, strict=True) if not part.is_constant]
         found = mine[0]
         for other in mine[1:]:
@@ -188,7 +188,7 @@ def joined(call: Call) -> list[Value]:
 
 @rule("copy", "zero", "fill")
 def overwritten(call: Call) -> list[Value]:
-    """Follow what is written over a tensor: another value, or constants."""
+    """Record what overwrites a tensor: another value, or constants."""
     source, shape = call["src"] if call.name == "copy" else call["value"], call.out.shape
     if call.value(source) is not None:
         expand: Any = torch.ops.aten.expand.default
