@@ -41,8 +41,8 @@ def output_value(tape: Tape, value: Value | None) -> Value:
     """Return the value of the output, or raise a VitxError if no attention explains it."""
     if value is None:
         raise VitxError(
-            "the model's output does not come from the image by any operator that was seen: code that is "
-            "compiled in another process, or not torch's, cannot be followed"
+            "the model's output does not come from the image through any recorded operator: code outside of "
+            "torch, or compiled in another process, cannot be followed"
         )
     read = {value}
     for step in reversed(tape.steps):
@@ -55,19 +55,19 @@ def output_value(tape: Tape, value: Value | None) -> Value:
             )
         if isinstance(step, Mixture) and any(a.value.made_from(step.outputs[0]) for a in tape.attentions):
             raise VitxError(
-                f"the output comes from {step}, a product of attention weights that meets other values as if "
-                "it were one of them: no rule takes relevance through it"
+                f"the output comes from {step}, a product of attention weights that is used as a value, not "
+                "as weights: no rule takes relevance through it"
             )
         read.update(step.inputs[:1] if isinstance(step, Attention) else step.inputs)
     if not any(isinstance(step, Attention) for step in tape.steps):
         unknown = ", ".join(dict.fromkeys(s.name for s in tape.steps if s.relevance is None))
         raise VitxError(
-            NO_ATTENTION + (f" (what it does not know of this one: {unknown})" if unknown else "")
+            NO_ATTENTION + (f" (operators of this model without a rule: {unknown})" if unknown else "")
         )
     if any(attention.inputs[1].kind == "exp" and attention.residuals for attention in tape.attentions):
         raise VitxError(
-            "exponentials of scores meet the values, and are not divided by their sum before or at once "
-            "after: which share of its relevance a token keeps cannot be told"
+            "exponentials of scores are multiplied by the values without a division by their sum before or "
+            "right after: the share of its relevance that a token keeps is unknown"
         )
     return value
 

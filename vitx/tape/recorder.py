@@ -82,8 +82,8 @@ class Recorder(TorchDispatchMode):
             if not (name := re.search(r"(?:HigherOrderOperator|HOP) (\w+)", str(error))):
                 raise
             raise VitxError(
-                f"the model calls {name[1]}, which runs as one piece that cannot be followed: let it "
-                "attend by scaled_dot_product_attention for the explanation"
+                f"the model calls {name[1]}, whose inner steps cannot be recorded: use "
+                "scaled_dot_product_attention in its place for the explanation"
             ) from error
 
     def begin(self, image: Tensor) -> None:

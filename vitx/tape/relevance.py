@@ -133,7 +133,7 @@ class Propagation:
         self._check_heads(heads)
         parts = [one.weights for one in heads]
         if self._rule.whole and len(heads) < len(layer.attentions) and parts[0].shape[2] < parts[0].shape[3]:
-            raise VitxError("the rows of an attention are computed in parts: take no discard_ratio")
+            raise VitxError("the rows of an attention are computed in parts: leave out discard_ratio")
         if self._gradients is not None:
             parts = [one.weights.with_gradient(self._gradients.at(one)) for one in heads]
         return parts[0] if len(parts) == 1 else joined(parts)
@@ -225,8 +225,8 @@ def heads_beside(
     for other in layer.attentions:
         if other is not attention and other.inputs[1].base == asked.base and asked.kind == "weights":
             raise VitxError(
-                "the same attention weights meet two parts of the values one by one, so the gradient of A "
-                f"cannot be told: take {_instead(layer)}"
+                "the same attention weights are applied to two parts of the values separately, so the "
+                f"gradient of A is unknown: take {_instead(layer)}"
             )
         theirs = marked(layer, other)
         alike = all(other.weights.shape[dim] == shape[dim] for dim in (0, 2, 3))
@@ -234,7 +234,7 @@ def heads_beside(
             found.append(other)
         elif ((own != 0) & (theirs != 0)).any():
             raise VitxError(
-                "attentions beside each other have some of their queries in common, not all, so their heads "
+                "parallel attentions have some, but not all, of their queries in common, so their heads "
                 f"cannot be fused: take {_instead(layer)}"
             )
     return found
