@@ -3,18 +3,18 @@
     explanation = vitx.explain(model, "cat.jpg", "evidence")
     explanation.save("map.png")
 
-Look at pictures:
+Explain images:
     explain, explain_methods    maps of a batch of images, by one method or by several in one pass
     methods, targets            the names of the methods; what to explain instead of a class
-    Explanation, load, overview maps with their images: drawn, saved, loaded, all at once
-Watch a training:
-    Watch, callbacks            in a loop of your own; in Lightning and Hugging Face's Trainer
-Trust a map:
-    metrics, sanity, trace      does it show what decides? what was learned? which step did what?
+    Explanation, load, overview the result, to draw or save; read it from a file; draw all maps at once
+Watch a training run:
+    Watch, callbacks            for your own training loop; for Lightning and Hugging Face's Trainer
+Check a map:
+    metrics, sanity, trace      score it, compare it with a randomized model's, list the steps behind it
 Read attention:
-    capture, attention_rollout, gradient_rollout, attention_flow   of a pass; of plain tensors
+    capture, attention_rollout, gradient_rollout, attention_flow   from a forward pass; from plain tensors
 
-A mistake in what vitx is given raises VitxError. The command `vitx` does the same from a shell.
+Invalid input raises a VitxError. The command `vitx` does the same from a shell.
 """
 
 import typing
@@ -44,7 +44,7 @@ if typing.TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Import the watch when it is asked for: an explanation does without."""
+    """Import `Watch` on first use, as explanations do not need it."""
     if name != "Watch":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from vitx.watch import Watch

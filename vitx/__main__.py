@@ -1,4 +1,4 @@
-"""`python -m vitx` is the command `vitx`."""
+"""The command `vitx`, run as `python -m vitx`."""
 
 import sys
 

@@ -1,15 +1,15 @@
-"""The exception for mistakes in what vitx is given, and messages of other exceptions."""
+"""The exception for invalid input, and messages of other exceptions."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class VitxError(ValueError):
-    """A mistake in what vitx is given: one sentence that says what was found and what to do."""
+    """Invalid input; the message is one sentence that says what was found and what to do."""
 
 
 def in_words(error: BaseException) -> str:
-    """Return the message of an error on one line, after the name of its class unless it is a VitxError."""
+    """Return an error's message on one line, prefixed with its class name unless it is a VitxError."""
     if isinstance(error, VitxError):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -17,7 +17,7 @@ def in_words(error: BaseException) -> str:
 
 @contextmanager
 def failure(sentence: str, say: Callable[[Exception], str] = in_words) -> Iterator[None]:
-    """Raise a VitxError, of a sentence and what the error says, if its block fails, whatever it raises."""
+    """Convert any exception from the block to a VitxError: the sentence, then the original message."""
     try:
         yield
     except VitxError:
@@ -27,7 +27,7 @@ def failure(sentence: str, say: Callable[[Exception], str] = in_words) -> Iterat
 
 
 def last_line(error: BaseException) -> str:
-    r"""Return the last line of an error from a worker of a DataLoader, which wraps it in a traceback.
+    r"""Return the last line of an error from a DataLoader worker, which wraps the message in a traceback.
 
     Example:
         >>> last_line(RuntimeError("Caught VitxError in ...\nvitx.errors.VitxError: there is no cat.jpg"))

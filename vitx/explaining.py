@@ -1,4 +1,4 @@
-"""Explaining a model: maps by one method or by several, and the trace of a pass."""
+"""Functions that explain a model: maps by one or several methods, and the trace of a forward pass."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,37 +33,37 @@ def explain(
     image: str | None = None,
     **options: Any,
 ) -> Explanation:
-    """Explain a batch of images in one forward pass: which patches a Vision Transformer looks at.
+    """Map which patches a Vision Transformer looks at, for a batch of images in one forward pass.
 
-    `vitx.explain(model, "cat.jpg")` is a whole program. The model runs in eval mode, and is left as it was.
+    `vitx.explain(model, "cat.jpg")` is all you need. The model runs in eval mode; its state is restored.
 
     Args:
-        model: a timm, torchvision, Hugging Face or open_clip Vision Transformer, or one that contains it.
-        images: (B, C, H, W), floating point, as the model takes them, on its device; clips (B, C, T, H, W)
-            or (B, T, C, H, W), volumes (B, C, D, H, W), or spectrograms (B, F, T). Or files, PIL images,
-            uint8 arrays (H, W, 3) or uint8 tensors (3, H, W), one or several, which the model's own
-            transform prepares. Or a DataLoader whose batches are such tensors, begin with one, or are
-            mappings: what forward takes of these by name goes to it.
-        method: one of `vitx.methods()`. "rollout" has no class and works on any model; "evidence" shows
-            best what speaks for a class.
-        target: the score of methods of a class: None for the predicted class of each image; a class; B
-            classes; a function from logits (B, ...) to scores (B,); or one of `vitx.targets`, as a region
-            of the picture.
-        inputs: all arguments of the model's forward by name, in place of images: `{"pixel_values": ...,
-            "input_ids": ...}`. Several pictures of one prompt have a map each.
+        model: a timm, torchvision, Hugging Face or open_clip Vision Transformer, or a model containing one.
+        images: (B, C, H, W), floating point, preprocessed for the model and on its device; clips
+            (B, C, T, H, W) or (B, T, C, H, W), volumes (B, C, D, H, W), or spectrograms (B, F, T). Or one or
+            several files, PIL images, uint8 arrays (H, W, 3) or uint8 tensors (3, H, W), which the model's
+            own transform prepares. Or a DataLoader whose batches are such tensors, sequences that begin
+            with one, or mappings; entries named like parameters of forward are passed to it.
+        method: one of `vitx.methods()`. "rollout" does not depend on a class and works on any model;
+            "evidence" is best at showing what supports a class.
+        target: the score to explain: None for the predicted class of each image; a class index; B class
+            indices; a function from logits (B, ...) to scores (B,); or one of `vitx.targets`, such as a
+            region of the picture.
+        inputs: all arguments of the model's forward by name, instead of images: `{"pixel_values": ...,
+            "input_ids": ...}`. If a prompt has several pictures, each gets a map.
         image: the name of the images in `inputs`; by default "pixel_values", or the only floating-point
-            tensor with two dimensions of space.
-        **options: of the method: `start_layer`, the first layer that counts (all but "attention");
-            `head_fusion`, "mean", "max" or "min" (the rollouts, "attention", "flow"); `discard_ratio` in
-            [0, 1) (the rollouts); `without_sinks`, to take the columns of sinks (see `Explanation.sinks`) out
-            of A and scale its rows to sum to 1 again (the rollouts); `gradient`, "linearised" or "plain"
-            ("grad_rollout", "gae", "legrad").
+            tensor with two spatial dimensions.
+        **options: options of the method: `start_layer`, the first layer to include (all but "attention");
+            `head_fusion`, "mean", "max" or "min" (the rollouts, "attention", "flow"); `discard_ratio`, the
+            share in [0, 1) of the smallest entries to drop (the rollouts); `without_sinks`, to drop the
+            columns of sinks (see `Explanation.sinks`) from A and rescale its rows to sum to 1 (the
+            rollouts); `gradient`, "linearised" or "plain" ("grad_rollout", "gae", "legrad").
 
     Returns:
-        The maps with the logits and the targets; of a DataLoader, on the CPU and without the images.
+        The maps with the logits and the targets; for a DataLoader, on the CPU and without the images.
 
     Raises:
-        VitxError: The input is wrong, or the model cannot be explained.
+        VitxError: The input is invalid, or the model cannot be explained.
 
     Example:
         >>> import timm
@@ -86,11 +86,11 @@ def explain_methods(
     inputs: Mapping[str, Any] | None = None,
     image: str | None = None,
 ) -> dict[str, Explanation]:
-    """Explain the same images by several methods that share their passes; return each explanation by name.
+    """Explain images by several methods that share passes; return the explanations by method name.
 
-    There is one forward pass, or two where some ask for `gradient="plain"`; and one backward pass for each
-    method of a class, for `legrad` one through each block. `methods` are names, or the options of each
-    method by its name; all else is as for `explain`.
+    There is one forward pass, or two if the methods use both kinds of `gradient`, and one backward pass for
+    each method that explains a class (for `legrad`, one through each block). `methods` is a list of names, or
+    a mapping from names to options. All other arguments are those of `explain`.
     """
     asked = with_options(methods)
     if isinstance(images, DataLoader) and inputs is None:
@@ -114,10 +114,10 @@ def trace(
     image: str | None = None,
     **options: Any,
 ) -> Trace:
-    """Record a pass with the relevance that went through each of its steps.
+    """Record a forward pass, and the relevance that flows back through each of its steps.
 
-    `print(vitx.trace(model, image))` lists the steps: look there first when a map surprises you. Arguments
-    are those of `explain`, but no DataLoader.
+    `print(vitx.trace(model, image))` lists the steps: look there first if a map surprises you. The arguments
+    are those of `explain`, except that a DataLoader is not accepted.
     """
     pixels, given, _ = _prepared(model, images, inputs, image, target)
     found: list[Trace] = []
@@ -130,7 +130,7 @@ def trace(
 def _prepared(
     model: nn.Module, images: Any, inputs: Mapping[str, Any] | None, image: str | None, target: Target
 ) -> tuple[Any, Inputs, Any]:
-    """Return the images as tensors, other arguments of forward, and the transform if one was applied."""
+    """Return the images as a tensor, the other arguments of forward, and the transform, if one was used."""
     if (images is None) == (inputs is None):
         raise VitxError("give either images, or all that the model takes by inputs={...}")
     check_model(model)
@@ -155,7 +155,7 @@ def _explain_batch(
     networks = {name: find_method(name).network(options) for name, options in methods.items()}
     asked = [network for network in NETWORKS if network in networks.values()]
     found: dict[str, Explanation] = {}
-    for network in asked or (None,):  # methods without a gradient take part in the first pass
+    for network in asked or (None,):  # methods without a gradient join the first pass
         names = [name for name in methods if networks[name] == network or (not networks[name] and not found)]
         found |= follow(model, images, {name: methods[name] for name in names}, target, network, inputs, show)
     return {name: found[name] for name in methods}
@@ -164,7 +164,7 @@ def _explain_batch(
 def _explain_loader(
     model: nn.Module, loader: DataLoader[Any], methods: Methods, target: Target, image: str | None
 ) -> dict[str, Explanation]:
-    """Explain batch by batch, and keep the maps."""
+    """Explain each batch, and join the explanations on the CPU, without the images."""
     one_for_all = target is None or callable(target) or hasattr(target, "__index__")
     if not (one_for_all or isinstance(target, Question)):
         raise VitxError("for a DataLoader, target must be None, one class, a function, or of vitx.targets")

@@ -1,4 +1,4 @@
-"""The result of `vitx.explain`: maps of a batch of images, drawn, saved and loaded."""
+"""The result of `vitx.explain`: maps of a batch of images, which can be drawn, saved and loaded."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -15,45 +15,45 @@ from vitx.files import PICTURES, encode, savez, write_or_say
 from vitx.pictures.drawing import Drawing
 from vitx.pictures.gif import write_gif
 
-_MOST_SHOWN = 16  # images, where a notebook asks for a picture
+_MOST_SHOWN = 16  # images in the picture that a notebook displays
 _NOT_SAVED = {"images", "viewer"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation(Drawing):
-    """The maps that one method found in a batch of images.
+    """The maps that one method computed for a batch of images.
 
-    Iterating and indexing give explanations of single images. A notebook shows each image beside its map.
+    Iterating and indexing give explanations of single images. A notebook shows each image next to its map.
 
-    All that draws takes the same arguments: `images`, those that were explained, where they were not kept;
-    `mean` and `std`, to undo a normalisation that the model does not declare; `bands`, the channels to show,
-    one or three, by default the first three, and of two channels their mean; `colormap`, a name of
-    matplotlib's; `signed`, to show what speaks for the score in red and against it in blue; `class_names`,
-    by default ImageNet's for 1,000 classes, else numbers.
+    The methods that draw share their arguments: `images`, the explained images, if they were not kept;
+    `mean` and `std`, to undo a normalization that the model does not declare; `bands`, the one or three
+    channels to show, by default the first three, or the mean of two; `colormap`, by its matplotlib name;
+    `signed`, to show what supports the score in red and what opposes it in blue; `class_names`, by default
+    those of ImageNet for 1,000 classes, otherwise numbers.
 
     Attributes:
         maps: (B, h, w), >= 0, one value per patch, on the model's device; float32, or float64 for a
-            float64 model. (B, t, h, w) of clips and volumes, (B, f, t) of spectrograms.
+            float64 model. (B, t, h, w) for clips and volumes, (B, f, t) for spectrograms.
         logits: (B, classes), the output of the model, in the precision of the maps.
-        target: (B,) long, the class of each map; None where the method or the target knows no class.
-        image_size: height and width of the images, in pixels; of clips, frames come first.
-        images: (B, C, H, W), or clips, volumes, spectrograms; None where they are not kept.
-        mean: subtracted from each channel of the images, in units of [0, 1].
-        std: then divided by, for each channel.
+        target: (B,) long, the class that each map explains; None if the method or the target has no class.
+        image_size: height and width of the images, in pixels; for clips, preceded by the number of frames.
+        images: (B, C, H, W), or clips, volumes, spectrograms; None if they were not kept.
+        mean: the mean subtracted from each channel of the images, in units of [0, 1].
+        std: the standard deviation by which each channel was then divided.
         method: the name of the method.
-        conservation: (B,), the share of the relevance that arrived at the image and the model's own tokens,
-            or of the score that image and constants add up to: 1 up to rounding, else an error was raised.
-            It checks the way back, not the model: see [what it promises](../trust.md).
-        signed: of the shape of the maps, below 0 where a patch speaks against the class; None: no sign.
-        channels: the dimension of the images that holds their channels; None: there is none.
-        captions: a line for each image, of the target; None: a picture shows the prediction.
-        boxes: (B, 4), the place that the target is about: x0, y0, x1, y1 in pixels; None: it is no box.
-        paired: True if two images each belong together, as those of `vitx.targets.similar_to`.
-        sinks: (B, h, w) bool, patches that most queries of most layers attend to, whatever they look for
-            (Darcet et al. 2024, arXiv 2309.16588): a rollout is bright there without a reason in the
-            picture. None where they cannot be told, as in a windowed model.
-        objects: (B, Q), the confidence of each query of a detector; None: it is no detector.
-        viewer: makes the page of `view`; it holds the model weakly. None: there is none.
+        conservation: (B,), the share of the relevance that reaches the image and the model's own tokens, or
+            of the score that image and constants add up to: 1 up to rounding, or an error is raised. It
+            verifies the backward pass, not the model: see [what it promises](../trust.md).
+        signed: same shape as the maps, negative where a patch opposes the class; None for unsigned methods.
+        channels: the dimension of the images that holds their channels; None if there is none.
+        captions: a line about the target for each image; None to show the prediction instead.
+        boxes: (B, 4), the box that the target refers to, x0, y0, x1, y1 in pixels; None if there is none.
+        paired: True if consecutive images form pairs, as those of `vitx.targets.similar_to` do.
+        sinks: (B, h, w) bool, patches that most queries of most layers attend to, whatever their content
+            (Darcet et al. 2024, arXiv 2309.16588): rollouts are bright there for no reason in the picture.
+            None if sinks cannot be determined, as in a windowed model.
+        objects: (B, Q), the confidence of each query of a detector; None for other models.
+        viewer: builds the page of `view`, and holds a weak reference to the model; None if there is none.
     """
 
     def __repr__(self) -> str:
@@ -66,7 +66,7 @@ class Explanation(Drawing):
         return (self[place] for place in range(len(self)))
 
     def __getitem__(self, part: int | slice | Sequence[int] | Tensor) -> "Explanation":
-        """Return the explanation of one image, as a batch of one, or of some."""
+        """Return the explanation of one image, as a batch of one, or of several images."""
         places = range(len(self))[part] if isinstance(part, (int, slice)) else part
         rows = torch.as_tensor(places).cpu().reshape(-1)
         rows = torch.arange(len(self))[rows if rows.dtype == torch.bool else rows.long()]
@@ -78,34 +78,34 @@ class Explanation(Drawing):
         return replace(self, **kept, paired=self.paired and pairs)
 
     def __post_init__(self) -> None:
-        """Let the logits of a detector tell `vitx.targets.best_queries` which objects are the surest."""
+        """Attach `objects` to the logits of a detector, where `vitx.targets.best_queries` finds them."""
         if self.objects is not None:
             self.logits.objects = self.objects  # type: ignore[attr-defined]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the viewer: the model may be gone where this is read."""
+        """Drop the viewer when pickling: its model may not exist where this is unpickled."""
         return vars(self) | {"viewer": None}
 
     def to(self, device: torch.device | str) -> "Explanation":
-        """Return the same on a device, with the images."""
+        """Return this explanation, with its images, on a device."""
         return replace(self, **{name: one.to(device) for name, one in self._tensors().items()})
 
     def cpu(self) -> "Explanation":
-        """Return the same in host memory, with the images."""
+        """Return this explanation, with its images, in host memory."""
         return self.to("cpu")
 
     def without_images(self) -> "Explanation":
-        """Return the same without the images, which take the most memory, and without a viewer."""
+        """Return this explanation without a viewer and without the images, which take the most memory."""
         return replace(self, images=None, viewer=None)
 
     def view(self, class_names: Sequence[str] | None = None) -> Any:
-        """Make a page to click: which patch looks where, in which layer, by which head.
+        """Build an interactive page that shows where each patch attends, by layer and head.
 
-        A notebook shows it, and its `save` writes it to one file. The attention is recorded anew, so that no
-        explanation keeps it: the model has to be there still, and the same.
+        A notebook displays it, and its `save` writes it to one file. Explanations do not keep attention, so
+        it is recorded again: the model must still exist, and be unchanged.
 
         Raises:
-            VitxError: The model or the images are gone, or there is nothing that can be pointed at.
+            VitxError: The model or the images are gone, the model has changed, or no tokens lie in a grid.
         """
         if self.viewer is None or self.images is None:
             raise VitxError(
@@ -115,13 +115,13 @@ class Explanation(Drawing):
         return self.viewer(self, class_names)
 
     def save(self, path: str | Path, **options: Any) -> None:
-        """Write a picture (.png, .jpg, .webp), a page to click (.html), a film (.gif), or arrays (.npz).
+        """Save a picture (.png, .jpg, .webp), an interactive page (.html), a film (.gif) or arrays (.npz).
 
-        The file is whole, or there is none. `vitx.load` reads arrays back; the images are not among them.
-        Options are those of `picture`, `view` or `film`.
+        The file is written atomically. `vitx.load` reads .npz files, which do not contain the images. The
+        options are those of `picture`, `view` or `film`.
 
         Raises:
-            VitxError: The name ends otherwise, or the file cannot be written; or as for what is written.
+            VitxError: The suffix is unknown, the file cannot be written, or as for `picture`, `view`, `film`.
         """
         path = Path(path)
         suffix = path.suffix.lower()
@@ -144,7 +144,7 @@ class Explanation(Drawing):
             raise VitxError(f"an explanation is saved as {known} or .npz, found {path}")
 
     def _repr_png_(self) -> bytes | None:
-        """Return the picture that a notebook shows; None where the images were not kept."""
+        """Return the picture that a notebook displays, or None if the images were not kept."""
         if self.images is None:
             return None
         file = BytesIO()
@@ -152,15 +152,15 @@ class Explanation(Drawing):
         return file.getvalue()
 
     def _tensors(self) -> dict[str, Any]:
-        """Return all that has a row for each image, by the names of the fields."""
+        """Return the fields that are tensors, with one row per image, by name."""
         return {name: one for name, one in vars(self).items() if isinstance(one, Tensor)}
 
 
 def load(path: str | Path) -> Explanation:
-    """Read the explanation that `Explanation.save` wrote as .npz: all but the images.
+    """Load an explanation, without its images, from a .npz file of `Explanation.save`.
 
     Raises:
-        VitxError: There is no such file, or it holds something else.
+        VitxError: There is no such file, or it is not a saved explanation.
     """
     with failure(f"{path} could not be read"), np.load(path, allow_pickle=False) as arrays:
         found: dict[str, Any] = dict(arrays)
@@ -177,7 +177,7 @@ def load(path: str | Path) -> Explanation:
 
 
 def join(parts: Sequence[Explanation]) -> Explanation:
-    """Join the explanations of several batches, with their images where all keep them."""
+    """Concatenate the explanations of several batches, with the images if all of them have theirs."""
     tensors = [part._tensors() for part in parts]
     joined: dict[str, Any] = {
         name: torch.cat([one[name] for one in tensors]) if all(name in one for one in tensors) else None

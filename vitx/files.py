@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from PIL import Image
 
 from vitx.errors import VitxError
 
-# How each kind of picture is written, by Pillow.
+# Pillow's options for each format.
 PICTURES: Mapping[str, Mapping[str, Any]] = {
     ".png": {"format": "PNG", "compress_level": 1},
     ".webp": {"format": "WEBP", "quality": 90, "method": 0},
@@ -20,7 +20,7 @@ PICTURES: Mapping[str, Mapping[str, Any]] = {
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write beside the path, under a name that a resumed run writes again, and rename the whole file."""
+    """Write a temporary file next to the path, and rename it. A rerun overwrites one that was left over."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
     try:
@@ -34,26 +34,26 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def savez(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays as .npz, one entry for each and nothing else.
+    """Write arrays as .npz, with exactly one entry per array.
 
-    An older NumPy takes `allow_pickle` for one more array, so it is left out: numbers need no pickle.
+    `allow_pickle` is left out: older versions of NumPy store it as an array, and numbers need no pickle.
     """
     save: Callable[..., None] = np.savez_compressed
     save(file, **arrays)
 
 
 def encode(file: BinaryIO, picture: NDArray[np.uint8], suffix: str = ".png") -> None:
-    """Write a picture, (height, width, 3) uint8, in the format of a suffix, one of `PICTURES`."""
+    """Write a picture, (height, width, 3) uint8, in the format of a suffix from `PICTURES`."""
     Image.fromarray(picture).save(file, **PICTURES[suffix])
 
 
 def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write a picture, (height, width, 3) uint8."""
+    """Write a picture, (height, width, 3) uint8, as .png, or raise a VitxError."""
     write_or_say(path, lambda file: encode(file, picture))
 
 
 def write_or_say(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Call `write_atomically`, and raise a VitxError if the file cannot be written."""
+    """Write a file atomically, or raise a VitxError if it cannot be written."""
     try:
         write_atomically(path, write)
     except OSError as error:
@@ -61,7 +61,7 @@ def write_or_say(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def png_path(given: str | Path) -> Path:
-    """Return a path that ends with .png, or raise a VitxError."""
+    """Return the path, or raise a VitxError unless it ends in .png."""
     path = Path(given)
     if path.suffix.lower() != ".png":
         raise VitxError(f"pictures are written as .png, found {given}")

@@ -1,7 +1,6 @@
-"""Numbers that say what a map shows, and whether the model needs what it names; each one is given per image.
+"""Metrics of what a map shows, and of how much the model needs it, with one value per image.
 
-Functions of (maps, masks) as torchmetrics has them of (preds, target), on any device; take the `.mean()` for
-a data set.
+They take (maps, masks) as torchmetrics takes (preds, target), on any device. For a data set, take `.mean()`.
 """
 
 from vitx.evaluation.faithfulness import faithfulness as faithfulness

@@ -1,4 +1,4 @@
-"""One pass of a model, the score that a target means in it, and the way back of each method."""
+"""One forward pass of a model, the score that a target selects, and the backward pass of each method."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -35,16 +35,16 @@ Show = Callable[[Trace], None] | None
 
 
 class End(NamedTuple):
-    """The end of a pass."""
+    """The end of a forward pass: the model's output, and the score that is computed from it."""
 
     value: Value  # of the output that the score is computed from
     output: Tensor  # (B, ...): the logits, or the scores of a question
-    logits: Tensor  # what the model put out
-    total: Callable[[Tensor], Tensor]  # from such an output to the sum of the scores of all images
-    objects: Tensor | None  # (B, Q), how sure each query of a detector is of an object
-    classes: Tensor | None = None  # (B,); None where the target means none
+    logits: Tensor  # the main output of the model; the scores if it has none
+    total: Callable[[Tensor], Tensor]  # computes the sum of the scores of all images from `output`
+    objects: Tensor | None  # (B, Q), the confidence of each query of a detector
+    classes: Tensor | None = None  # (B,); None if the target has no class
     answers: Answers = Answers()
-    spot: Spot | None = None  # the token that is asked for; None: it is asked for a score of the output
+    spot: Spot | None = None  # the token to explain; None to explain a score of the output
 
 
 def follow(
@@ -56,7 +56,7 @@ def follow(
     inputs: Inputs,
     show: Show,
 ) -> dict[str, Explanation]:
-    """Explain by methods that share one forward pass; a tape that is to be shown stays."""
+    """Explain by methods that share one forward pass. The tape is cleared, unless it is handed to `show`."""
     chosen = {name: find_method(name) for name in methods}
     fusions = {method.head_fusion(methods[name]) for name, method in chosen.items()}
     tape = Tape(
@@ -110,19 +110,19 @@ def follow(
 def _record(
     recorder: Recorder, model: nn.Module, asked: Asked, target: Target, inputs: Inputs, lens: bool
 ) -> tuple[End, list[Score]]:
-    """Run the model on the tape; return the end and, with the logit lens, the score of each layer."""
+    """Record a forward pass; return its end and, with the logit lens, the score of each layer."""
     dtype = torch.promote_types(asked.images.dtype, torch.float32)
     if lens and isinstance(target, Question):
         raise VitxError(
             "legrad scores each layer by the model's own head, which knows classes alone: take another "
             "method for this target"
         )
-    pixels = asked.images.detach().as_subclass(Tensor).clone()  # some models change their input
+    pixels = asked.images.detach().as_subclass(Tensor).clone()  # some models modify their input
     recorder.begin(pixels)
     watching: AbstractContextManager[Any] = watched(model) if lens else nullcontext()
     with recorder.recording(), watching as blocks:
         end = _run(recorder, model, pixels, asked, target, inputs)
-    if asked.cells is not None:  # the token is known once the pass is over
+    if asked.cells is not None:  # the token is only known after the pass
         spot = find_spot(recorder.tape, len(pixels), asked.cells, dtype)
         end = end._replace(spot=spot, value=spot.score.value)
     if not lens:
@@ -142,7 +142,7 @@ def _record(
 def _run(
     recorder: Recorder, model: nn.Module, images: Tensor, asked: Asked, target: Target, inputs: Inputs
 ) -> End:
-    """Run the model on the tape, and find what the score is computed from."""
+    """Run the model while the tape records, and find the output that the score is computed from."""
     output = asked.forward(model, images, inputs)
     objects = objects_of(output, model)
     if not isinstance(target, Question):
@@ -168,7 +168,7 @@ def _run(
             f"the question gives {given}: let its answers give the score of each image, Answers(scores), or "
             "name a patch of each by Asked(cells=...)"
         )
-    if score is None:  # that of a token is known later
+    if score is None:  # the score of a token is set after the pass
         value, score = recorder.tape.values[-1], images.new_zeros(len(images), 0)
     elif score.ndim != 1 or len(score) not in ((1, len(images)) if inputs.together else (len(images),)):
         raise VitxError(f"a target must give a score of each image, found {tuple(score.shape)}")
@@ -185,13 +185,13 @@ def _explained(
     sinks: Sinks | None,
     channels: int | None,
 ) -> dict[str, Explanation]:
-    """Return the explanation of each method, from its maps and the end of the pass."""
+    """Build the explanation of each method from its maps and the end of the pass."""
     logits, classes, captions = full(end.logits.detach()), end.classes, end.answers.captions
     if len(logits) not in (1, len(images)):
         raise VitxError(
             f"the model put out {tuple(logits.shape)} for {len(images)} pictures: explain prompts one by one"
         )
-    if len(logits) < len(images):  # of one prompt, all have its own
+    if len(logits) < len(images):  # the images of one prompt share its logits
         logits = logits.expand(len(images), *logits.shape[1:])
         classes = None if classes is None else classes.expand(len(images))
         captions = None if captions is None else [*captions] * len(images)

@@ -1,4 +1,4 @@
-"""A pass to be read: its attention, and the steps of its tape."""
+"""A recorded forward pass: its attention, and the steps on its tape."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,15 +22,15 @@ from vitx.tape.walk import gradients
 
 @dataclass(eq=False, repr=False)
 class Trace:
-    """The tape of one pass, and what can be read off it.
+    """The record of one forward pass.
 
-    `print(trace)` lists the steps: the module that ran, the operator, the shape of its output, and how much
-    of the relevance went through it, where that is known.
+    `print(trace)` lists the steps: the module that ran, the operator, the shape of its output, and the
+    relevance that flowed through it, if known.
 
     Attributes:
-        tape: the tape.
-        relevance: what passed each value, if a map was made.
-        passes: how many passes of the model were seen.
+        tape: the steps of the pass and their values.
+        relevance: the relevance of each value, if a map was computed.
+        passes: the number of forward passes that were recorded.
     """
 
     tape: Tape
@@ -41,7 +41,7 @@ class Trace:
 
     @property
     def self_attentions(self) -> list[Attention]:
-        """The attentions between tokens, first one first; no pooling by a single query."""
+        """The attentions between tokens, first layer first, without pooling by a single query."""
         return [one for one in self.tape.attentions if not one.weights.shape[2] == 1 < one.weights.shape[3]]
 
     def attentions(self) -> list[Tensor]:
@@ -58,8 +58,8 @@ class Trace:
         """Return d(score) / dA of every attention between tokens, (B, heads, N, N), first layer first.
 
         Args:
-            score: a scalar computed from the model's output, as `logits[:, 3].sum()`: within the context, or
-                behind it where autograd recorded the model's output.
+            score: a scalar computed from the model's output, such as `logits[:, 3].sum()`, within the
+                context, or after it if autograd recorded the model's output.
 
         Raises:
             VitxError: As for `attentions`; or the pass was captured without `gradients=True`.
@@ -72,7 +72,7 @@ class Trace:
         return [layer.weights.gradient(found.at(layer)) for layer in layers]
 
     def _starts(self, score: Tensor) -> dict[Value, Tensor]:
-        """Differentiate the score by itself, or by all outputs of the model that autograd recorded."""
+        """Return the gradients to start from: 1 at the score if it was seen, else those at the outputs."""
         dtype = torch.promote_types(score.dtype, torch.float32)
         if (value := self._recorder.get(score)) is not None:
             return {value: torch.ones(score.shape, dtype=dtype, device=score.device)}
@@ -105,7 +105,7 @@ class Trace:
             )
 
     def __str__(self) -> str:
-        """List the steps."""
+        """Return a table of the steps."""
         rows = [("step", "module", "operator", "output", "relevance")]
         batch = self.tape.image.shape[0] if self.tape.images else 1
         for step in self.tape.steps:
@@ -121,11 +121,11 @@ class Trace:
 def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Trace]:
     """Record one forward pass of the model, to read its attention.
 
-    Its output is the same to the last bit, and so are its gradients.
+    Its output and gradients are bit-identical to those of a pass that is not recorded.
 
     Args:
         model: the model that runs inside the context.
-        gradients: keep what `Trace.gradients` needs.
+        gradients: whether to record what `Trace.gradients` needs.
 
     Yields:
         The trace, to be read after the pass.
@@ -146,7 +146,7 @@ def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Trace]:
     def begin(module: nn.Module, inputs: Any, named: Any) -> None:
         trace.passes += 1
         given, by_name = ([t for t in tensors_in(one) if t.is_floating_point()] for one in (inputs, named))
-        for tensor in given or by_name[:1]:  # of those by name, the first is the image: others may be masks
+        for tensor in given or by_name[:1]:  # the first keyword argument is the image: others may be masks
             if recorder.get(tensor) is None:
                 recorder.begin(tensor)
 

@@ -10,7 +10,7 @@ from vitx.tape.backward import Attribution, Backward
 
 @register("attention", fused_heads=True)
 def attention(back: Backward, *, head_fusion: str = "mean") -> Attribution:
-    """readout^T fuse(A) of the last layer alone, as Caron et al. 2021, arXiv 2104.14294, figure 1."""
+    """Compute readout^T fuse(A) of the last layer alone (Caron et al. 2021, arXiv 2104.14294, figure 1)."""
     found = []
     for one, readout in back.read_out():
         attended = readout.new_zeros(len(readout), one.weights.shape[3])
@@ -22,9 +22,9 @@ def attention(back: Backward, *, head_fusion: str = "mean") -> Attribution:
 
 @register("legrad", gradient="layer scores", title="LeGrad")
 def legrad(back: Backward, *, start_layer: int = 0, gradient: str = "linearised") -> Attribution:
-    """The mean over layers, heads and queries of relu(d s_l / d A_l), for s_l the score of layer l itself.
+    """Average relu(d s_l / d A_l) over layers l, heads and queries, where s_l is the layer's own score.
 
-    Bousselham et al. 2025, arXiv 2404.03214, eq. 6 to 9. The attention does not enter, but for its gradient.
+    See Bousselham et al. 2025, arXiv 2404.03214, eq. 6 to 9. Only the gradient enters, not A_l itself.
     """
     layers = back.counting(start_layer)
 

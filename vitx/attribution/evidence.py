@@ -1,4 +1,4 @@
-"""Evidence for the class, and against it."""
+"""Evidence for and against a class."""
 
 from math import lcm
 
@@ -13,16 +13,16 @@ from vitx.tape.expanded import over
 from vitx.tape.grid import divided
 from vitx.tape.values import Value
 
-_BELOW = 1e-6  # of the largest value: where what speaks against lies
+_BELOW = 1e-6  # share of the largest value below which a map shows negative entries
 
 
 @register("evidence", gradient="score", accounts=True)
 def evidence(back: Backward, *, start_layer: int = 0) -> Attribution:
-    """Contributions of each patch to the score in the linearized network, by two accounts shown as one.
+    """Compute the contribution of each patch to the score in the linearized network, from two accounts.
 
-    The first is the contribution of its content after each residual, x * dS/dx (as Mehri et al. 2025, arXiv
-    2411.16760, sum it over the blocks). The second is what attention takes from it to the tokens that the
-    output reads, A * G. Each is divided by the sum of its absolute values. See `ranked` for the map.
+    The first is that of its content after each residual, x * dS/dx (summed over the blocks as in Mehri et al.
+    2025, arXiv 2411.16760). The second, A * G, is what attention moves from it to the tokens that the output
+    reads. Each is divided by the sum of its absolute values. `ranked` turns their sum into a map.
     """
     layers = back.counting(start_layer) if back.layers else []
     attentions = [one for layer in layers for one in layer.attentions]
@@ -37,7 +37,7 @@ def evidence(back: Backward, *, start_layer: int = 0) -> Attribution:
 
 
 def _taken(back: Backward, attention: Attention, read: Tensor) -> tuple[Value, Tensor]:
-    """E[A * G] of the rows that are read, (T, Q): what their tokens take in from each other token."""
+    """Sum A * G over heads and the rows to read, (T, Q): what attention moves from each token to these."""
     some = read.any(0).nonzero().flatten().tolist()
 
     def taken(tile: Tile) -> Tensor:
@@ -48,7 +48,7 @@ def _taken(back: Backward, attention: Attention, read: Tensor) -> tuple[Value, T
 
 
 def ranked(signed: Tensor) -> Tensor:
-    """Make a map, >= 0, of a signed one: entries below 0 keep their order, below all that are above.
+    """Turn a signed map into one that is >= 0 in the same order: negative entries rank below all others.
 
     Example:
         >>> ranked(torch.tensor([[[2.0, -1.0], [-3.0, 0.0]]])).argsort().tolist()

@@ -1,4 +1,4 @@
-"""Attention flow."""
+"""The method of attention flow."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -16,7 +16,7 @@ from vitx.tape.walk import marks
 
 @register("flow", fused_heads=True, title="attention flow", slow=True)
 def flow(back: Backward, *, head_fusion: str = "mean", start_layer: int = 0) -> Attribution:
-    """Attention flow, see `vitx.attention_flow`."""
+    """Compute attention flow, see `vitx.attention_flow`."""
     attentions = [one for layer in back.counting(start_layer) for one in layer.attentions]
     shapes = sorted({(one.weights.shape[0], *one.weights.shape[2:]) for one in attentions})
     read = back.read_out()
@@ -32,7 +32,7 @@ def flow(back: Backward, *, head_fusion: str = "mean", start_layer: int = 0) -> 
 
 
 def _follow(back: Backward, attentions: Sequence[Attention]) -> bool:
-    """Return whether queries and keys of all attentions are the same tokens, in the same order."""
+    """Return True if the queries and keys of all attentions are the same tokens, in the same order."""
     weights = attentions[0].weights
     tokens = marks((weights.shape[0], weights.shape[2])).to(weights.device, weights.dtype)
     maps = []

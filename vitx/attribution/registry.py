@@ -1,4 +1,4 @@
-"""A method of attribution and what it needs, and the methods by name."""
+"""Attribution methods with their requirements, and the registry of methods by name."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,39 +10,39 @@ from vitx.functional.fusing import check_options
 
 Find = Callable[..., Any]  # returns an Attribution
 Methods = Mapping[str, Mapping[str, Any]]  # name -> options
-# Of the score, or of each layer's own score, see `vitx.models.lens`.
+# The gradient of the score, or of each layer's own score (see `vitx.models.lens`).
 Gradient = Literal["score", "layer scores"]
-DEFAULT = "rollout"  # takes any model, and costs one forward pass
-NETWORKS = ("linearised", "plain")  # what is differentiated, see `vitx.tape.rules`
+DEFAULT = "rollout"  # works on any model, and costs one forward pass
+NETWORKS = ("linearised", "plain")  # the networks to differentiate, see `vitx.tape.rules`
 
 
 @dataclass(frozen=True)
 class Method:
-    """A function from a `Backward` and options to an `Attribution`, and what it needs."""
+    """A function from a `Backward` and options to an `Attribution`, and its requirements."""
 
     find: Find
-    title: str  # in pictures
-    gradient: Gradient | None = None  # with respect to A
-    fused_heads: bool = False  # it reads nothing of A but what its option `head_fusion` makes of the heads
-    slow: bool = False  # it takes seconds for each image, so that nobody asks for it except by name
-    accounts: bool = False  # it asks for what residuals and constants add to the score
+    title: str  # its name in pictures
+    gradient: Gradient | None = None  # the gradient with respect to A that it reads
+    fused_heads: bool = False  # whether it only reads A after its option `head_fusion` has fused the heads
+    slow: bool = False  # whether it takes seconds per image, so that it only runs if it is named
+    accounts: bool = False  # whether it needs the contributions of residuals and constants to the score
 
     @property
     def options(self) -> dict[str, Any]:
-        """Its options, the keyword arguments of the function, with their defaults."""
+        """The options, which are the keyword-only arguments of the function, with their defaults."""
         parameters = inspect.signature(self.find).parameters.values()
         return {one.name: one.default for one in parameters if one.kind == one.KEYWORD_ONLY}
 
     def head_fusion(self, options: Mapping[str, Any]) -> str | None:
-        """Return how the method fuses the heads, if it reads nothing else of A."""
-        if not self.fused_heads or options.get("without_sinks"):  # each head has rows of its own
+        """Return how the method fuses the heads; None if it needs each head of A."""
+        if not self.fused_heads or options.get("without_sinks"):  # rescales the rows of each head
             return None
         fusion: str = {**self.options, **options}["head_fusion"]
         check_options(fusion)
         return fusion
 
     def network(self, options: Mapping[str, Any]) -> str | None:
-        """Return the network that the method differentiates, if it reads a gradient."""
+        """Return the network that the method differentiates; None if it reads no gradient."""
         if not self.gradient:
             return None
         given = options.get("gradient", NETWORKS[0])
@@ -59,12 +59,12 @@ def register(name: str, *, title: str | None = None, **needs: Any) -> Callable[[
     """Return a decorator that registers a function as a method.
 
     Args:
-        name: of the method.
-        title: its name in pictures; the same by default.
-        **needs: `gradient`, `fused_heads`, `slow` and `accounts` of `Method`.
+        name: the name of the method.
+        title: its name in pictures; by default, the same.
+        **needs: the fields `gradient`, `fused_heads`, `slow` and `accounts` of `Method`.
 
     Raises:
-        VitxError: There is no such gradient, or `fused_heads` is given for a function without `head_fusion`.
+        VitxError: The gradient is unknown, or `fused_heads` comes with a gradient or without `head_fusion`.
     """
 
     def add(find: Find) -> Find:
@@ -93,25 +93,25 @@ def methods() -> list[str]:
 
 
 def title_of(name: str) -> str:
-    """Return the name of a method in pictures; a name that is none stands for itself."""
+    """Return the name of a method in pictures; an unknown name is returned unchanged."""
     return _METHODS[name].title if name in _METHODS else name
 
 
 def telling(names: Iterable[str]) -> str:
-    """Return the first of some methods that is about a class, as a shortcut is; else the first."""
+    """Return the first method that explains a class, and so can show a shortcut; otherwise the first one."""
     known = [*names]
     return next((name for name in known if name in _METHODS and _METHODS[name].gradient), known[0])
 
 
 def find_method(name: str) -> Method:
-    """Return the method of that name, or raise a VitxError that lists them."""
+    """Return the method of that name, or raise a VitxError that lists the names."""
     if not isinstance(name, str) or name not in _METHODS:
         raise VitxError(f"there is no method {name!r}: the methods are {', '.join(_METHODS)}")
     return _METHODS[name]
 
 
 def with_options(methods: Any) -> dict[str, dict[str, Any]]:
-    """Return the options of each method, by its name, from such a mapping, names, or one name."""
+    """Return a mapping from method names to options, given such a mapping, several names, or one name."""
     names = [methods] if isinstance(methods, str) else methods
     if not isinstance(names, (Mapping, Sequence)) or not names or not all(isinstance(n, str) for n in names):
         raise VitxError(

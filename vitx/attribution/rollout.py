@@ -1,4 +1,4 @@
-"""Attention rollout, gradient rollout and generic attention explainability: relevance layer by layer."""
+"""Attention rollout, gradient rollout and GAE, which propagate relevance layer by layer."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from vitx.tape.relevance import Rule
 
 
 class Rollouts(Rule):
-    """Both rollouts: each attention inside a residual is rownorm(W + I), see `through_layer`."""
+    """The rule of both rollouts: an attention inside a residual is rownorm(W + I), see `through_layer`."""
 
     def __init__(
         self, head_fusion: str, discard_ratio: float, start_layer: int, reads_gradient: bool = False
@@ -27,11 +27,11 @@ class Rollouts(Rule):
         self.fuse = partial(fused, head_fusion=head_fusion)
 
     def layer(self, relevance: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-        """An attention inside a residual."""
+        """Take relevance back through an attention inside a residual."""
         return through_layer(relevance, weights, self.head_fusion, self.discard_ratio)
 
     def pooling(self, relevance: Tensor, weights: Weights) -> Tensor | None:
-        """An attention without one: the fused A alone."""
+        """Take relevance back through an attention without a residual, which is the fused A alone."""
         if self.head_fusion == "mean":
             return None
         return through_layer(relevance, weights, self.head_fusion, residual=False)[0]
@@ -46,7 +46,7 @@ def rollout(
     start_layer: int = 0,
     without_sinks: bool = False,
 ) -> Attribution:
-    """Attention rollout, see `vitx.attention_rollout`."""
+    """Compute attention rollout, see `vitx.attention_rollout`."""
     return back.propagate(Rollouts(head_fusion, discard_ratio, start_layer), without_sinks=without_sinks)
 
 
@@ -60,15 +60,15 @@ def grad_rollout(
     gradient: str = "linearised",
     without_sinks: bool = False,
 ) -> Attribution:
-    """Gradient rollout, see `vitx.gradient_rollout`."""
+    """Compute gradient rollout, see `vitx.gradient_rollout`."""
     rule = Rollouts(head_fusion, discard_ratio, start_layer, reads_gradient=True)
     return back.propagate(rule, without_sinks=without_sinks)
 
 
 class Gae(Rule):
-    """readout^T R for R = prod_l (I + E[relu(A_l * G_l)]), last layer on the left.
+    """The rule of GAE: readout^T R for R = prod_l (I + E[relu(A_l * G_l)]), last layer on the left.
 
-    Chefer et al. 2021, arXiv 2103.15679, eq. 5 and 6: E is the mean over the heads, and no row is scaled.
+    See Chefer et al. 2021, arXiv 2103.15679, eq. 5 and 6. E is the mean over heads; rows are not normalized.
     """
 
     reads_gradient = of_heads = grows = True
@@ -77,7 +77,7 @@ class Gae(Rule):
         self.start_layer = start_layer
 
     def layer(self, relevance: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-        """An attention inside a residual: each token keeps all that it has."""
+        """Take relevance back through an attention inside a residual; each query also keeps all it has."""
 
         def raising(tile: Tile) -> Tensor:
             return (tile.weights * tile.gradient).relu_()
@@ -87,5 +87,5 @@ class Gae(Rule):
 
 @register("gae", gradient="score", title="GAE")
 def gae(back: Backward, *, start_layer: int = 0, gradient: str = "linearised") -> Attribution:
-    """Generic attention explainability (Chefer et al. 2021), see `Gae`."""
+    """Compute generic attention explainability (Chefer et al. 2021), see `Gae`."""
     return back.propagate(Gae(start_layer))

@@ -1,1 +1,1 @@
-"""Judgments of maps: by numbers of their own, by perturbing images, and by randomizing the model."""
+"""Evaluation of maps: by their own statistics, by perturbing images, and by randomizing the model."""

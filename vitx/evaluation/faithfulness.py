@@ -1,4 +1,4 @@
-"""Faithfulness and reliance: does the model need the patches that a map names more than random ones?"""
+"""Faithfulness and reliance: how much more the model needs the patches of a map than random ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,7 +12,7 @@ from vitx.models.prediction import Target, target_classes
 
 __all__ = ["faithfulness", "reliance"]
 
-QUARTER = (0.25,)  # one pass for each map: a firing has no time for a whole curve
+QUARTER = (0.25,)  # one pass per map and curve: a callback has no time for more points
 SHARE = 0.05  # of the patches
 Maps = Mapping[str, Tensor]  # name -> (B, h, w)
 
@@ -30,23 +30,23 @@ def faithfulness(
     whole: Tensor | None = None,
     first: int = 0,
 ) -> dict[str, dict[str, Tensor]]:
-    """Compare deletion and insertion by each map with those by one random order of the same patches.
+    """Compare deletion and insertion in the order of each map with a random order of the same patches.
 
-    Deletion takes the most relevant patches away, insertion keeps nothing else. Both are turned so that more
-    is better: 0 is no better than chance, below 0 is worse. Of several fractions that are taken away, or
-    kept, it is the mean of the curve.
+    Deletion removes the most relevant patches, insertion keeps only these. For both, higher is better: 0 is
+    no better than chance, and negative values are worse. With several fractions to remove, or to keep, the
+    scores are means over the curve.
 
-    Maps are name -> (B, h, w). With `others`, `reliance` is measured, too. `whole` are the logits of the
-    images, if they are known, and `first` is the place of the first image among all, if these are a part. All
-    other arguments are those of `perturbation`.
+    `maps` maps names to (B, h, w). With `others`, `reliance` is measured as well. `whole` holds the logits of
+    the images, if they are known. `first` is the index of the first image among all, if these are a part; it
+    seeds the random orders. All other arguments are those of `perturbation`.
 
     Returns:
-        Name -> `deletion`, (B,): the score without random patches, minus that without the most relevant
-        ones; and `insertion`, (B,): the score of the most relevant patches alone, minus that of random ones.
-        In [-1, 1] except for target functions.
+        For each name, `deletion`, (B,), the score without random patches minus the score without the most
+        relevant ones, and `insertion`, (B,), the score of the most relevant patches alone minus the score of
+        random ones. Both are in [-1, 1] except for target functions.
 
     Raises:
-        VitxError: An argument is wrong.
+        VitxError: An argument is invalid.
     """
     perturbation.check(model, images, maps.values(), fractions, measure, batch_size)
     kept = [1 - fraction for fraction in reversed(fractions)]
@@ -78,20 +78,20 @@ def reliance(
     share: float = SHARE,
     batch_size: int = 32,
 ) -> dict[str, Tensor]:
-    """Fill the brightest patches of each image with another image's, and count changed predictions.
+    """Replace the brightest patches of each image with another image's, and count changed predictions.
 
-    Those that as many random patches change are subtracted. Near 1 a few patches decide on the class: they
-    may hold a shortcut, or a small object.
+    Changes caused by the same number of random patches are subtracted. If the mean is near 1, a few patches
+    decide the class: they may show a shortcut, or a small object.
 
-    Maps are name -> (B, h, w). `others`, (B, C, H, W), fill the images; by default the next image of which
-    the model predicts another class, or the next one where it predicts the same of all. `share`, in (0, 1],
-    is that of the patches that are filled; at least one is.
+    `maps` maps names to (B, h, w). `others`, (B, C, H, W), holds the replacements: by default, the next image
+    with another predicted class, or simply the next image if all have the same. `share`, in (0, 1], is the
+    share of patches to replace, at least one.
 
     Returns:
-        Name -> (B,): -1, 0 or 1; the mean is the share of the predictions.
+        For each name, (B,) with values -1, 0 or 1; the mean is a share of the predictions.
 
     Raises:
-        VitxError: An argument is wrong.
+        VitxError: An argument is invalid.
 
     Example:
         >>> first = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, 2, bias=False))
@@ -112,7 +112,7 @@ def reliance(
 def _changed(
     ask: Ask, whole: Tensor, maps: Maps, others: Tensor, share: float, first: int = 0
 ) -> dict[str, Tensor]:
-    """Return where the brightest patches of others change the prediction, less where random ones do."""
+    """Return which predictions change with the brightest patches replaced, minus those with random ones."""
     stays = perturbation.scoring(None, "accuracy", whole)
 
     def changed(ranks: Tensor) -> Tensor:
@@ -122,14 +122,14 @@ def _changed(
 
 
 def _beyond_chance(maps: Maps, gain: Callable[[Tensor], Tensor], gone: str, first: int) -> dict[str, Tensor]:
-    """Return the gain by the ranks of each map, less that by random ones, once for all maps of one shape."""
+    """Return the gain from each map's ranks minus that from random ranks, drawn once per shape of maps."""
     shapes = {one.shape: one for one in maps.values()}
     chance = {shape: gain(perturbation.random_order(one, first)) for shape, one in shapes.items()}
     return {name: gain(perturbation.order(one, gone)) - chance[one.shape] for name, one in maps.items()}
 
 
 def of_another_class(logits: Tensor) -> Tensor:
-    """Return for each image the place of the next one with another prediction, (B,); else of the next.
+    """Return for each image the index of the next one with another prediction, else of the next one, (B,).
 
     Example:
         >>> of_another_class(torch.eye(3)[[0, 0, 1]])

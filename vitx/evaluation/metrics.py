@@ -1,4 +1,4 @@
-"""Numbers of maps, (B, h, w) and >= 0, or of maps and masks, (B, H, W); one for each image."""
+"""Metrics of maps, (B, h, w) and >= 0, or of maps and masks, (B, H, W), with one value per image."""
 
 import math
 
@@ -10,9 +10,9 @@ from vitx.errors import VitxError
 
 
 def entropy(maps: Tensor) -> Tensor:
-    """Return the Shannon entropy of each map, (B, h, w), over that of a uniform map, (B,) in [0, 1].
+    """Return the Shannon entropy of each map, (B, h, w), divided by that of a uniform map: (B,) in [0, 1].
 
-    It is 0 for a single patch and 1 for a constant map (zeros included).
+    It is 0 for a single patch and 1 for a constant map (including all zeros).
 
     Example:
         >>> entropy(torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[2.0, 2.0], [2.0, 2.0]]]))
@@ -24,22 +24,22 @@ def entropy(maps: Tensor) -> Tensor:
 
 
 def drift(maps: Tensor, before: Tensor) -> Tensor:
-    """Return 1 - the cosine similarity of maps, (B, h, w), to those before, (B,) in [0, 1].
+    """Return 1 - cosine similarity of maps, (B, h, w), and earlier ones: (B,) in [0, 1].
 
-    It is 0 for the same map up to a factor, and 1 for maps without a common patch.
+    It is 0 for maps that are equal up to a factor, and 1 for maps that have no patch in common.
     """
     return (1 - F.cosine_similarity(_shares(maps), _shares(before.to(maps)), dim=1)).clamp(0, 1)
 
 
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
-    """Test if the middle of the brightest patch of each map lies on the object (Zhang et al. 2018).
+    """Test whether the center of the brightest patch of each map lies on the object (Zhang et al. 2018).
 
     Args:
         maps: (B, h, w), >= 0.
         masks: (B, H, W), True on the object (or in its box).
 
     Returns:
-        (B,) in [0, 1], mostly 0 or 1: of equally bright patches each counts for its share.
+        (B,) in [0, 1], usually 0 or 1; of several equally bright patches, the share on the object.
 
     Example:
         >>> corner = torch.zeros(1, 8, 8, dtype=torch.bool)
@@ -60,18 +60,18 @@ def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
 def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
     """Return the share of each heat map that lies on the object, (B,) (Wang et al. 2020, Score-CAM).
 
-    Arguments: those of `pointing_game`.
+    The arguments are those of `pointing_game`.
     """
     heat, masks = _scaled(maps, masks)
     return (heat * masks).sum(1) / heat.sum(1)
 
 
 def mean_iou(maps: Tensor, masks: Tensor) -> Tensor:
-    """Return the mean intersection over union of the object and each heat map, cut at its mean, (B,).
+    """Return the mean intersection over union of the object and each heat map, thresholded at its mean, (B,).
 
-    The mean is over object and background of each image, where a part that neither map nor mask has counts
-    as 1; Chefer et al. 2021 (arXiv 2012.09838) sum both over the data set. Arguments: those of
-    `pointing_game`.
+    The mean is over object and background of each image; a part absent from map and mask counts as 1.
+    Chefer et al. 2021 (arXiv 2012.09838) instead accumulate intersections and unions over the data set. The
+    arguments are those of `pointing_game`.
     """
     heat, wanted = _scaled(maps, masks)
     found = heat > heat.mean(1, keepdim=True)
@@ -79,11 +79,11 @@ def mean_iou(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def information(maps: Tensor) -> Tensor:
-    """Return the Kullback-Leibler divergence of each map, (B, h, w), from the mean of all, as shares of 1.
+    """Return the Kullback-Leibler divergence of each normalized map, (B, h, w), from their mean map.
 
-    Its mean is their generalised Jensen-Shannon divergence (Lin 1991), the mutual information of image and
-    place: small where all maps are bright at one place, as on a mark that is always there, or everywhere, as
-    with a colour cast; large where each image has its object at another place. Take 64 images or more.
+    The mean over images is the generalized Jensen-Shannon divergence of the maps (Lin 1991), the mutual
+    information of image and place. It is small if all maps are bright in one place, as on a fixed watermark,
+    or everywhere, as with a color cast; large if objects are in different places. Use 64 images or more.
 
     Returns:
         (B,) in nats, >= 0; their mean is at most log(B).
@@ -100,11 +100,11 @@ def information(maps: Tensor) -> Tensor:
 
 
 def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
-    """Return Spearman's rank correlation of two maps each, (B, h, w): how alike they order the patches.
+    """Return Spearman's rank correlation of pairs of maps, (B, h, w): how similarly they rank the patches.
 
     Returns:
-        (B,) in [-1, 1]: 1 for the same order, 0 for none in common. A constant map orders nothing: 0. Equal
-        values share the mean of their ranks. NaN where a map holds NaN.
+        (B,) in [-1, 1]: 1 for the same order, 0 for unrelated orders or a constant map. Equal values share
+        their mean rank. NaN if a map contains NaN.
 
     Raises:
         VitxError: The shapes differ.
@@ -125,11 +125,11 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
 
 
 def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Draw boxes as masks, (B, H, W) bool: True where the centre of a pixel lies in a box of the image.
+    """Draw boxes as masks, (B, H, W) bool: True where the center of a pixel lies in a box of the image.
 
     Args:
-        boxes: (B, 4) or (B, K, 4): x1, y1, x2, y2 in pixels. A box without an area holds nothing, so
-            images with fewer boxes can be filled up with zeros.
+        boxes: (B, 4) or (B, K, 4): x1, y1, x2, y2 in pixels. Boxes without area are empty, so images with
+            fewer boxes can be padded with zeros.
         size: height and width of the images.
 
     Example:
@@ -144,7 +144,7 @@ def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _checked(maps: Tensor, masks: Tensor) -> Tensor:
-    """Return the masks as bool, or raise a VitxError unless there is one for each map."""
+    """Return the masks as bool, or raise a VitxError unless there is one for each map, without NaN."""
     if maps.ndim != 3 or masks.ndim != 3 or len(maps) != len(masks):
         raise VitxError(
             "maps must be (B, h, w) and masks (B, H, W), one for each map, found "
@@ -161,23 +161,23 @@ def _iou(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _centered_ranks(maps: Tensor) -> Tensor:
-    """Return the rank of each patch among those of its map, less the mean rank, (B, h * w)."""
+    """Return the rank of each patch within its map, minus the mean rank, (B, h * w)."""
     values = maps.flatten(1).contiguous()
     ordered = values.sort(1).values
     below, up_to = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
-    dtype = torch.promote_types(maps.dtype, torch.float32)  # squares of ranks overflow halves
+    dtype = torch.promote_types(maps.dtype, torch.float32)  # squares of ranks overflow half precision
     return ((below + up_to).to(dtype) - values.shape[1]) / 2
 
 
 def _shares(maps: Tensor) -> Tensor:
-    """Flatten maps to shares that sum to 1; a map of zeros counts as uniform."""
+    """Flatten maps and normalize them to sum to 1; a map of zeros becomes uniform."""
     flat = maps.flatten(1)
     flat = torch.where(flat.sum(1, keepdim=True) > 0, flat, torch.ones_like(flat))
     return flat / flat.sum(1, keepdim=True)
 
 
 def _scaled(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the shares of the maps, scaled to the size of the masks, and these as bool, (B, H * W)."""
+    """Return the normalized maps, resized to the masks, and the masks as bool, both (B, H * W)."""
     masks, shares = _checked(maps, masks), _shares(maps).view_as(maps)
     heat = F.interpolate(shares[:, None], masks.shape[1:], mode="bilinear", align_corners=False)
     return heat.flatten(1), masks.flatten(1)

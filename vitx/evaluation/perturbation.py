@@ -1,4 +1,4 @@
-"""Perturbation: the model is asked again about images of which patches are replaced."""
+"""Perturbation: the scores of a model as more and more patches of the images are replaced."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,27 +18,27 @@ __all__ = ["deletion", "insertion", "perturbation"]
 
 Measure = Literal["probability", "sigmoid", "accuracy"]
 Score = Callable[[Tensor], Tensor]  # logits, (B, ...) -> (B,)
-# Runs the model on whole images, or with patches replaced, (B, h, w) bool, by a filling; returns its logits.
+# Runs the model on the whole images, or with patches, (B, h, w) bool, replaced by a filling; returns logits.
 Ask = Callable[..., Tensor]
-TENTHS = tuple(tenth / 10 for tenth in range(10))  # as Chefer et al. 2021, and the whole image
+TENTHS = tuple(tenth / 10 for tenth in range(10))  # as in Chefer et al. 2021, plus the whole image
 
 
 def deletion(model: nn.Module, images: Tensor, maps: Tensor, **options: Any) -> Tensor:
-    """Return the mean score while the most relevant patches go first, (B,): lower is better.
+    """Return the mean score, (B,), as patches are replaced, most relevant first: lower is better.
 
-    Petsiuk et al. 2018 (arXiv 1806.07421); Chefer et al. 2021 call it positive perturbation. By the
-    trapezoidal rule; in [0, 1] except for target functions. Arguments: those of `perturbation`.
+    See Petsiuk et al. 2018 (arXiv 1806.07421). Chefer et al. 2021 call it positive perturbation. The mean is
+    trapezoidal, and in [0, 1] except for target functions. The arguments are those of `perturbation`.
     """
     heights = perturbation(model, images, maps, first="most", **options)
     return mean_height(heights, options.get("fractions", TENTHS))
 
 
 def insertion(model: nn.Module, images: Tensor, maps: Tensor, **options: Any) -> Tensor:
-    """Return the mean score while the least relevant patches go first, (B,): higher is better.
+    """Return the mean score, (B,), as patches are replaced, least relevant first: higher is better.
 
-    Chefer et al. 2021 call it negative perturbation. With fractions from 0 to 1 and read from its end, the
-    curve is that of Petsiuk et al. 2018, in which the most relevant patches come back first (to a blurred
-    image there: give it as `baseline`). Otherwise as `deletion`.
+    Chefer et al. 2021 call it negative perturbation. With fractions from 0 to 1, the reversed curve is that
+    of Petsiuk et al. 2018, where the most relevant patches are inserted first (there into a blurred image,
+    which you can pass as `baseline`). Otherwise, it is like `deletion`.
     """
     heights = perturbation(model, images, maps, first="least", **options)
     return mean_height(heights, options.get("fractions", TENTHS))
@@ -56,30 +56,30 @@ def perturbation(
     baseline: float | Tensor = 0.0,
     batch_size: int = 32,
 ) -> Tensor:
-    """Measure the score while more and more patches of the images are replaced.
+    """Measure the score as more and more patches of the images are replaced.
 
-    The model is left as it was; it runs in eval mode meanwhile. A bar on the terminal shows the progress.
+    The model runs in eval mode; its state is restored. A terminal shows a progress bar.
 
     Args:
-        model: any that puts out logits.
-        images: (B, C, H, W), as the model takes them, on its device.
-        maps: (B, h, w). Each entry stands for a part of the image, as a patch does; equal ones go
-            in a random order, the same for every image.
-        first: the "most" or the "least" relevant patches go first.
-        target: None for the predicted class of each image; a class; B classes; or a function from logits
-            (b, ...) to scores (b,).
-        fractions: of the patches that are replaced, ascending, in [0, 1].
-        measure: of a class: its "probability" (softmax; of one logit, the sigmoid), "sigmoid" where an image
-            has any number of classes, or "accuracy", 1 where it is predicted and else 0.
-        baseline: replaces a patch: a number, or a tensor that broadcasts to the images. 0 is the mean
-            colour of images that are normalised as usual.
-        batch_size: images in one forward pass.
+        model: any model that returns logits.
+        images: (B, C, H, W), preprocessed for the model and on its device.
+        maps: (B, h, w). Each entry stands for a part of the image, such as a patch. Equal entries are
+            replaced in a random order, the same for every image.
+        first: whether the "most" or the "least" relevant patches are replaced first.
+        target: None for the predicted class of each image; a class index; B class indices; or a function
+            from logits (b, ...) to scores (b,).
+        fractions: the shares of patches to replace, in [0, 1] and ascending.
+        measure: the score of a class: its "probability" (softmax, or sigmoid of a single logit), "sigmoid"
+            for multi-label models, or "accuracy", 1 if the class is predicted and 0 otherwise.
+        baseline: the replacement: a number, or a tensor that broadcasts to the images. 0 is the mean color
+            of images with the usual normalization.
+        batch_size: the number of images per forward pass.
 
     Returns:
         (B, fractions): the measure, or the score of a target function.
 
     Raises:
-        VitxError: An argument is wrong.
+        VitxError: An argument is invalid.
     """
     check(model, images, [maps], fractions, measure, batch_size)
     if first not in ("most", "least"):
@@ -92,14 +92,14 @@ def perturbation(
 
 @contextmanager
 def asking(model: nn.Module, images: Tensor, batch_size: int, passes: int = 0) -> Iterator[Ask]:
-    """Yield an `Ask`; the model is left as it was. A bar waits for so many passes; 0: there is none."""
+    """Yield an `Ask`, and restore the model. A progress bar expects `passes` passes; 0 for no bar."""
     shown = None if passes else True
     bar: Any = tqdm(total=len(images) * passes, desc="perturbation", unit="image", disable=shown, leave=False)
 
     def ask(replaced: Tensor | None = None, filling: Tensor = images) -> Tensor:
         found = []
         for part in (slice(at, at + batch_size) for at in range(0, len(images), batch_size)):
-            seen = images[part].clone()  # some models write into their input
+            seen = images[part].clone()  # some models modify their input
             if replaced is not None:
                 mask = F.interpolate(replaced[part, None].float(), images.shape[2:], mode="nearest").bool()
                 seen = torch.where(mask.to(images.device), filling[part], seen)
@@ -112,14 +112,14 @@ def asking(model: nn.Module, images: Tensor, batch_size: int, passes: int = 0) -
 
 
 def scoring(target: Target, measure: Measure, whole: Tensor) -> Score:
-    """Return the measure of the target classes, which are those of the whole images."""
+    """Return a function from logits to scores; `whole`, the logits of the images, gives the classes."""
     classes = target_classes(target, whole)
 
     def score(logits: Tensor) -> Tensor:
         if classes is None:
             found = scores(target, logits, None)
             return found if found.is_floating_point() else found.float()
-        if logits.ndim == 1 or logits.shape[1] == 1:  # one logit tells two classes apart
+        if logits.ndim == 1 or logits.shape[1] == 1:  # a single logit stands for two classes
             logits = torch.stack([torch.zeros_like(logits.flatten()), logits.flatten()], 1)
         if measure == "accuracy":
             return (logits.argmax(1) == classes).to(logits.dtype)
@@ -132,13 +132,13 @@ def scoring(target: Target, measure: Measure, whole: Tensor) -> Score:
 def curve(
     ask: Ask, whole: Tensor, ranks: Tensor, fractions: Sequence[float], score: Score, filling: Tensor
 ) -> Tensor:
-    """Return the scores, (B, fractions), while patches are replaced by their ranks, (B, h, w)."""
+    """Return the scores, (B, fractions), as patches are replaced in the order of `ranks`, (B, h, w)."""
     counts = [round(fraction * ranks[0].numel()) for fraction in fractions]
     return torch.stack([score(ask(ranks < n, filling) if n else whole) for n in counts], 1)
 
 
 def order(maps: Tensor, first: str) -> Tensor:
-    """Return the place of each patch in the order in which patches go, (B, h, w), from 0 on."""
+    """Return the rank of each patch in the order of replacement, (B, h, w), from 0 on."""
     flat = maps.flatten(1)
     lot = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0)).to(flat.device)
     patches = lot[flat[:, lot].argsort(dim=1, descending=first == "most", stable=True)]
@@ -146,13 +146,13 @@ def order(maps: Tensor, first: str) -> Tensor:
 
 
 def random_order(maps: Tensor, first: int = 0) -> Tensor:
-    """Return an order of the patches for each image, (B, h, w), drawn by its place, from `first` on."""
+    """Return random ranks of the patches, (B, h, w), seeded by the index of each image, from `first` on."""
     seeds = (torch.Generator().manual_seed(first + place) for place in range(len(maps)))
     return torch.stack([torch.randperm(maps[0].numel(), generator=seed) for seed in seeds]).view_as(maps)
 
 
 def mean_height(heights: Tensor, fractions: Sequence[float]) -> Tensor:
-    """Return the mean height of each curve, (B,), by the trapezoidal rule; of one point, its height."""
+    """Return the mean height of each curve, (B,), by the trapezoidal rule; a single point is its own mean."""
     if len(fractions) == 1:
         return heights[:, 0]
     places = torch.tensor(fractions, dtype=heights.dtype, device=heights.device)
@@ -160,7 +160,7 @@ def mean_height(heights: Tensor, fractions: Sequence[float]) -> Tensor:
 
 
 def expanded(baseline: float | Tensor, images: Tensor) -> Tensor:
-    """Return a baseline as a tensor of the shape of the images, or raise a VitxError."""
+    """Expand a baseline to the shape of the images, or raise a VitxError."""
     try:
         return torch.as_tensor(baseline, dtype=images.dtype, device=images.device).expand_as(images)
     except (RuntimeError, TypeError, ValueError):
@@ -173,7 +173,7 @@ def expanded(baseline: float | Tensor, images: Tensor) -> Tensor:
 def check(
     model: nn.Module, images: Tensor, maps: Iterable[Tensor], fractions: Any, measure: str, batch_size: int
 ) -> None:
-    """Raise a VitxError for arguments that do not fit together."""
+    """Raise a VitxError if an argument is invalid, or if images and maps do not match."""
     check_images(model, images)
     for one in maps:
         if not isinstance(one, Tensor):

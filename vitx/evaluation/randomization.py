@@ -1,4 +1,4 @@
-"""Randomization: maps are compared while the layers of the model are made random (sanity checks)."""
+"""Sanity checks: the maps of a model are compared as its layers are randomized."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,8 +26,8 @@ from vitx.pictures.captions import Caption
 from vitx.pictures.render import Picture, grid, heatmaps, overlays
 
 FOLLOWS, IN_PART, BLIND = "follows the model", "changes in part", "barely changes"
-_SAME, _OTHER = 0.5**0.5, 0.1**0.5  # correlations that share half, and a tenth, of the variance of the ranks
-# Added to the seed: a model whose training began with the same one must not get its first weights back.
+_SAME, _OTHER = 0.5**0.5, 0.1**0.5  # half, and a tenth, of the variance of the ranks is shared
+# Added to the seed: a model that was trained from the same seed must not get its initial weights back.
 _APART = 181003292
 _SHOWN = 4  # stages in a picture
 _TILE_WIDTH = 170
@@ -36,17 +36,17 @@ _NOTE = "correlation with the map as trained: 1 if it orders the patches alike, 
 
 @dataclass(frozen=True, eq=False)
 class Sanity:
-    """The correlation of maps with those of the intact model, while it is randomised: `print` shows a table.
+    """Correlations of maps with those of the intact model, as it is randomized; `print` shows a table.
 
     Attributes:
         stages: "head", "block N" to "block 1", "patch embedding", in the order of randomization.
-        correlations: of each method, (stages, B): Spearman's rank correlation of the map with the intact
+        correlations: for each method, (stages, B): Spearman's rank correlation of the map with the intact
             model's, after each stage.
-        maps: of each method, (stages, B, h, w), after each stage.
-        intact: of each method, the explanations of the intact model.
-        between_images: of each method, the mean correlation between the intact model's maps of different
+        maps: for each method, (stages, B, h, w), after each stage.
+        intact: for each method, the explanations of the intact model.
+        between_images: for each method, the mean correlation between the intact model's maps of different
             images; NaN for a single image.
-        left_out: the methods that refused the model, and why.
+        left_out: the methods that cannot explain the model, and why.
     """
 
     stages: tuple[str, ...]
@@ -57,23 +57,23 @@ class Sanity:
     left_out: Mapping[str, str]
 
     def final(self, method: str) -> float:
-        """Return the mean correlation over the images when nothing learned is left."""
+        """Return the mean correlation over the images once everything is randomized."""
         return self._means(method)[-1]
 
     def _means(self, method: str) -> list[float]:
         return [float(mean) for mean in self.correlations[method].mean(1)]
 
     def verdict(self, method: str) -> str:
-        """Return the final correlation in words, by the share of the variance of the ranks, its square.
+        """Return a verdict on the final correlation, by its square, the shared variance of the ranks.
 
-        Half or more: "barely changes". Less than a tenth, as by accident, or below 0: "follows the model".
-        Otherwise "changes in part".
+        Half or more: "barely changes". Less than a tenth, as by chance, or a negative correlation: "follows
+        the model". Otherwise: "changes in part".
         """
         final = self.final(method)
         return BLIND if final >= _SAME else FOLLOWS if final < _OTHER else IN_PART
 
     def sentence(self, method: str) -> str:
-        """Return the verdict in a sentence, with its numbers."""
+        """Return the verdict as a sentence, with the numbers behind it."""
         said = f"{method} {self.verdict(method)}: the correlation with its maps as trained "
         if self.verdict(method) == BLIND:
             said += "is still"
@@ -99,7 +99,7 @@ class Sanity:
     def picture(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Picture:
         """Draw the maps of the first image, as trained and after some stages, (height, width, 3) uint8.
 
-        Mean and std are those of the normalisation; by default those that the model declares.
+        `mean` and `std` are those of the normalization, by default those that the model declares.
         """
         pixels = torch.cat([one[:1].pixels(mean=mean, std=std) for one in self.intact.values()])
 
@@ -133,21 +133,21 @@ def sanity(
 
     A map that looks the same for a model that has learned nothing does not show what the model has learned
     (Adebayo et al. 2018, "Sanity Checks for Saliency Maps", arXiv 1810.03292, the cascading randomization).
-    That a map changes does not yet make it right.
+    The converse does not hold: a map that changes may still be wrong.
 
-    Head, blocks and patch embedding are randomised in this order, each on top of those before, and after
-    each the images are explained for the same classes. See `vitx.evaluation.stages.find_stages` for what
-    belongs to each stage, and `vitx.evaluation.randomization.randomize` for how it is drawn. The model itself
-    is left as it was.
+    The head, the blocks and the patch embedding are randomized in this order, cumulatively, and after each
+    stage the images are explained for the same classes. See `vitx.evaluation.stages.find_stages` for the
+    parameters of each stage, and `vitx.evaluation.randomization.randomize` for their new values. The model
+    itself is not changed.
 
     Args:
         model: as for `vitx.explain`.
-        images: as for `vitx.explain`, but no DataLoader; some ten are enough for a mean.
-        methods: names, or the options of each method by its name. By default all but those that take
-            seconds for each image, and those that refuse the model, which are named in `left_out`.
-        target: as for `vitx.explain`; None stays the class that the intact model predicts.
-        seed: of the random weights. The same seed gives the same result; torch's own generators stay as
-            they were.
+        images: as for `vitx.explain`, except for a DataLoader; about ten images give a stable mean.
+        methods: names, or a mapping from names to options. By default all methods but those that take
+            seconds per image, and those that cannot explain the model, which `left_out` lists.
+        target: as for `vitx.explain`; None is the class that the intact model predicts.
+        seed: the seed of the random weights, which determines the result. The global generators of torch
+            are not affected.
 
     Raises:
         VitxError: As for `vitx.explain`; or the model has no parameters, no blocks, or cannot be copied.
@@ -174,7 +174,7 @@ def sanity(
             target = logits.argmax(1)
         try:
             other = copy.deepcopy(model)
-        except Exception as error:  # whatever its modules hold
+        except Exception as error:  # of any kind, as modules may hold anything
             said = str(error).split("\n")[0]
             refusal = f"the model cannot be copied, and sanity does not change the original: {said}"
             raise VitxError(refusal) from error
@@ -196,12 +196,12 @@ def sanity(
 
 @torch.no_grad()
 def randomize(tensors: Iterable[Tensor], generator: torch.Generator) -> None:
-    """Draw parameters anew, in place, from a normal distribution with their own mean and deviation.
+    """Redraw parameters in place from a normal distribution with their own mean and standard deviation.
 
-    Their library's initialisation is not known, and may not fit the other layers (a layer scale of 1e-5 turns
-    its block off); with these moments nothing overflows. A tensor of equal values stays. Running statistics
-    of BatchNorm, which are no `nn.Parameter` and whose variance must not be negative, become their mean. The
-    generator is on the CPU, so that all devices draw the same.
+    The original initialization is unknown, and may not fit the other layers (a layer scale of 1e-5 turns its
+    block off); with these moments, nothing overflows. A tensor of equal values keeps them. The running
+    statistics of BatchNorm, which are not of type `nn.Parameter` and whose variance must not be negative, are
+    set to their mean. The generator is on the CPU, so that all devices draw the same values.
     """
     for tensor in tensors:
         values = tensor.float()
@@ -213,7 +213,7 @@ def randomize(tensors: Iterable[Tensor], generator: torch.Generator) -> None:
 def _intact(
     model: nn.Module, images: Images, asked: Methods, target: Target, named: bool
 ) -> tuple[dict[str, Explanation], dict[str, str]]:
-    """Explain by the methods that are named, or by those that take the model; others come with a reason."""
+    """Explain by all methods if they were named, otherwise by those that work; return why others do not."""
     if named:
         return explain_methods(model, images, asked, target=target), {}
     found: dict[str, Explanation] = {}
@@ -234,5 +234,5 @@ def _between_images(maps: Tensor) -> float:
 
 
 def _number(value: float) -> str:
-    """Two digits, without a sign before zero; nothing for NaN."""
+    """Format a number with two decimals, without a minus sign for zero; empty for NaN."""
     return "" if isnan(value) else f"{round(value, 2) + 0.0:.2f}"

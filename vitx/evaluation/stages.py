@@ -1,6 +1,6 @@
-"""The stages of a Vision Transformer: which parameters patch embedding, blocks and head use.
+"""The stages of a Vision Transformer: the parameters of its patch embedding, blocks and head.
 
-One forward pass shows when each block runs, and when each parameter is first used; no name is read.
+One forward pass shows when each block runs and when each parameter is first used; names do not matter.
 """
 
 from bisect import bisect_right
@@ -25,13 +25,13 @@ def find_stages(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
 
     They are "patch embedding", "block 1" to "block N", and "head", each with its parameters and the running
     statistics of its BatchNorms. A block is the largest module that runs one layer of self-attention. The
-    patch embedding comes before the first block, with positions and class token; the head after the last one;
-    parts between two blocks go with the first of them. Each parameter belongs to the first stage that uses
-    it, or to the patch embedding if none does (a mask token). Stages without parameters are left out.
+    patch embedding runs before the first block, with positions and class token; the head after the last one;
+    parts between two blocks belong to the earlier one. Each parameter belongs to the first stage that uses
+    it, or to the patch embedding if it is unused (a mask token). Stages without parameters are left out.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
-    learned = [*model.parameters(), *statistics]  # but no tables and no counters
+    learned = [*model.parameters(), *statistics]  # no other buffers, such as tables and counters
     tensors = [tensor for tensor in learned if tensor.is_floating_point() and tensor.numel()]
     if not tensors:
         raise VitxError("the model has no parameters: nothing in it was learned")
@@ -54,7 +54,7 @@ def find_stages(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
 
 
 class _Clock(TorchFunctionMode):
-    """Count the uses of some tensors, and remember when each of them was used first."""
+    """A mode that counts the first uses of some tensors, and records the count at each of them."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class _Clock(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if any(isinstance(one, Tensor) for one in tree_leaves(out)):  # asking for a shape is no use
+        if any(isinstance(one, Tensor) for one in tree_leaves(out)):  # reading a shape is not a use
             for used in map(id, tree_leaves((args, kwargs))):
                 if used in self._watched and used not in self.first_used:
                     self.first_used[used] = self.now
@@ -76,7 +76,7 @@ class _Clock(TorchFunctionMode):
 
 @contextmanager
 def _blocks(model: nn.Module, trace: Trace, clock: _Clock) -> Iterator[dict[int, tuple[int, int]]]:
-    """Yield the start and the end of the block of each layer of attention, which are known at the end."""
+    """Yield a dict from each layer of attention to the start and end of its block, filled during the pass."""
     blocks: dict[int, tuple[int, int]] = {}
     running: list[tuple[int, int]] = []
 
@@ -85,7 +85,7 @@ def _blocks(model: nn.Module, trace: Trace, clock: _Clock) -> Iterator[dict[int,
 
     def end(*_: Any) -> None:
         start, layer = running.pop()
-        if len(trace.self_attentions) == layer + 1:  # what lies around others ends after them
+        if len(trace.self_attentions) == layer + 1:  # enclosing modules end later, and replace this
             blocks[layer] = start, clock.now
 
     with ExitStack() as hooks:

@@ -1,4 +1,4 @@
-"""Attention flow on plain tensors: attention as pipes, and how much they carry to a token."""
+"""Attention flow on plain tensors: the maximum flow to each token, with attention as capacities."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
@@ -14,26 +14,26 @@ from vitx.errors import VitxError
 from vitx.functional.fusing import check_layers, check_options, check_readout, fused
 from vitx.functional.weights import Weights
 
-_UNITS = 2**30  # what the read-out gives; scipy counts in int32, and rounding may add a little
-_KEPT = (16, 64)  # edges for each row, on average, that are tried before all of them
+_UNITS = 2**30  # for the whole read-out: scipy's capacities are int32, and rounding may add a few
+_KEPT = (16, 64)  # average numbers of edges per row to try before using all edges
 
 
 def attention_flow(
     attentions: Sequence[Tensor], *, head_fusion: str = "mean", readout: Tensor | None = None
 ) -> Tensor:
-    """Attention flow (Abnar & Zuidema 2020, arXiv 2005.00928): the largest flow from output to each token.
+    """Compute attention flow (Abnar & Zuidema 2020, arXiv 2005.00928): the maximum flow to each token.
 
     An edge leads from token i above layer l to token j below it; its capacity is entry (i, j) of
-    rownorm(W_l + I), with W_l the fused heads of A_l. A source gives token i above the last layer at most
-    readout_i. The relevance of a token below the first layer is the largest flow to it alone, so the tokens'
-    shares do not add up to 1. In deep models nearly every flow is bounded by the read-out or by the token's
-    column of the first layer: the map shows that layer alone.
+    rownorm(W_l + I), where W_l is A_l with its heads fused. A source supplies token i above the last layer
+    with at most readout_i. The relevance of a token below the first layer is the maximum flow to that token
+    alone, so the values of the tokens do not sum to 1. In deep models, almost every flow is limited by the
+    read-out or by the token's column of the first layer, so the map shows that layer alone.
 
-    Each token is a maximum flow problem of its own, which takes seconds per image. Capacities are rounded to
-    multiples of 2^-30 of the read-out; the flow is found exactly (Dinic's algorithm).
+    Each token is a separate maximum flow problem, which takes seconds per image. Capacities are rounded to
+    multiples of 2^-30 of the read-out; the flow is then exact (Dinic's algorithm).
 
     Args:
-        attentions: per layer, first layer first, (B, heads, N, N) after the softmax, rows are queries.
+        attentions: one (B, heads, N, N) per layer, first layer first, after the softmax; rows are queries.
         head_fusion: "mean" (as in the paper), "max" or "min" over the heads.
         readout: (N,) or (B, N), >= 0, how much the classifier reads from each token; token 0 by default.
 
@@ -42,7 +42,7 @@ def attention_flow(
         float64 for float64 input.
 
     Raises:
-        VitxError: An option or a shape is wrong, or an entry is below 0.
+        VitxError: An option or a shape is invalid, or an entry is negative.
 
     Example:
         >>> layers = [torch.eye(3).expand(1, 2, 3, 3), torch.full((1, 2, 3, 3), 1 / 3)]
@@ -67,7 +67,7 @@ def capacities(weights: Weights, head_fusion: str) -> Tensor:
 
 
 def flows(layers: Sequence[Tensor], readout: Tensor) -> Tensor:
-    """Return the largest flow to each token below the first of some layers of capacities, (B, N)."""
+    """Return the maximum flow to each token below the first layer, (B, N), given the layers' capacities."""
     from tqdm import tqdm
 
     _check_not_negative("the read-out", readout)
@@ -82,17 +82,17 @@ def flows(layers: Sequence[Tensor], readout: Tensor) -> Tensor:
 def largest_flows(
     layers: Sequence[NDArray[np.float64]], readout: NDArray[np.float64], sinks: Sequence[int]
 ) -> Iterator[float]:
-    """Yield the largest flow from the read-out, (N,), to each sink alone, through layers of (N, N).
+    """Yield the maximum flow from the read-out, (N,), to each sink alone, through layers of shape (N, N).
 
-    The largest edges are tried first: a flow that reaches its bound there is the largest of all.
+    The largest edges are tried first: if the flow through them reaches its upper bound, it is the maximum.
     """
     from scipy.sparse.csgraph import maximum_flow
 
     if not all(np.isfinite(part).all() for part in (*layers, readout)):
         yield from (np.nan for _ in sinks)
         return
-    # A row sums to 1, so it passes on no more; and no edge carries more than the source gives in all, which
-    # must fit into an int32.
+    # A row sums to 1, so a token passes on at most 1. No edge carries more than the source gives in total,
+    # which must fit into an int32.
     given = np.minimum(readout, 1)
     total = given.sum()
     unit = (total or 1) / _UNITS
@@ -115,8 +115,8 @@ def largest_flows(
 def _graph(layers: Sequence[NDArray[np.int32]], supply: NDArray[np.int32], kept: int) -> Any:
     """Build the graph between source and sink, with the `kept` largest edges of each row, on average.
 
-    Its nodes are the tokens above the first layer, then those above the next, the source and the sink. The
-    first N edges are those through the first layer into the sink, whose capacities are still to be given.
+    The nodes are the tokens above the first layer, those above each later layer, the source and the sink. The
+    first N edges lead through the first layer into the sink; the caller sets their capacities.
     """
     from scipy.sparse import bmat, csr_array
 

@@ -1,4 +1,4 @@
-"""Parts that methods share: heads are fused, relevance is carried through a layer, input is checked."""
+"""Steps that methods share: fusing heads, carrying relevance through a layer, and checking arguments."""
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,15 +16,15 @@ HEAD_FUSIONS = ("mean", "max", "min")
 def fused(
     tiles: Iterable[Tile], head_fusion: str, out: Tensor | None = None
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Fuse the heads of tiles, which follow one another, so that no more of them need to stay in the cache.
+    """Fuse the heads of consecutive tiles one by one, so that only one tile at a time occupies the cache.
 
     Args:
-        tiles: of A, and of G where the gradient is known.
+        tiles: tiles of A, and of G if the gradient is known; the heads of the same rows are consecutive.
         head_fusion: "mean", "max" or "min".
-        out: what holds the result, (B, Q, K); by default, new tensors do.
+        out: tensor for the result, (B, Q, K); by default, new tensors are allocated.
 
     Yields:
-        Some images, some rows, and what A, or A * G where the gradient is known, is there, (b, n, K).
+        Slices of images and rows, and A, or A * G if the gradient is known, fused there, (b, n, K).
     """
     found: Tensor | None = None
     for tile in tiles:
@@ -48,12 +48,12 @@ def fused(
 
 
 def carry(relevance: Tensor, heads: Tensor) -> Tensor:
-    """Take the relevance of some tokens, (b, n), through the sum of some heads, (b, g, n, K), to (b, K)."""
+    """Carry the relevance of tokens, (b, n), through the sum of heads, (b, g, n, K), to (b, K)."""
     return (relevance[:, None, None] @ heads).sum((1, 2))
 
 
 def check_options(head_fusion: str, discard_ratio: float = 0.0) -> None:
-    """Raise a VitxError unless both options are in range."""
+    """Raise a VitxError unless both options are valid."""
     if head_fusion not in HEAD_FUSIONS:
         raise VitxError(f"head_fusion must be one of {', '.join(HEAD_FUSIONS)}, found {head_fusion!r}")
     number = isinstance(discard_ratio, (int, float)) and not isinstance(discard_ratio, bool)
@@ -62,7 +62,7 @@ def check_options(head_fusion: str, discard_ratio: float = 0.0) -> None:
 
 
 def first_layer(start_layer: Any, layers: int) -> int:
-    """Return the number of the first of some layers that counts, or raise a VitxError if there is none."""
+    """Return `start_layer` as an int, or raise a VitxError unless it is the index of a layer."""
     if isinstance(start_layer, bool) or not hasattr(start_layer, "__index__"):
         raise VitxError(f"start_layer must be a whole number, found {start_layer!r}")
     first = operator.index(start_layer)
@@ -86,7 +86,7 @@ def check_layers(layers: Sequence[Tensor], name: str) -> None:
 
 
 def check_readout(readout: Tensor | None, layer: Tensor) -> Tensor:
-    """Return the read-out as (B, N) in the precision of the maps; token 0 where there is none."""
+    """Return the read-out as (B, N) in the precision of the maps; None stands for token 0."""
     batch, tokens = layer.shape[0], layer.shape[2]
     dtype = torch.promote_types(layer.dtype, torch.float32)
     if readout is None:

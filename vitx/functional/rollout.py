@@ -1,6 +1,6 @@
-"""Both rollouts on plain tensors: fuse the heads, discard, chain the layers.
+"""Attention rollout and gradient rollout on plain tensors: fused heads, discarded entries, chained layers.
 
-Only readout^T R of the product R of all layers is needed, so the chain is a row vector times one matrix
+Only readout^T R is needed, where R is the product of all layers. So a row vector is multiplied by one matrix
 after another, last layer first, and each matrix is used tile by tile.
 """
 
@@ -23,23 +23,23 @@ def attention_rollout(
     discard_ratio: float = 0.0,
     readout: Tensor | None = None,
 ) -> Tensor:
-    """Attention rollout (Abnar & Zuidema 2020, arXiv 2005.00928): how attention flows to the output.
+    """Compute attention rollout (Abnar & Zuidema 2020, arXiv 2005.00928): how attention reaches the output.
 
-    R = prod_l rownorm(W_l + I), last layer on the left, with W_l the fused heads of A_l; the result is
-    readout^T R.
+    The result is readout^T R for R = prod_l rownorm(W_l + I), last layer on the left, where W_l is A_l with
+    its heads fused.
 
     Args:
-        attentions: per layer, first layer first, (B, heads, N, N) after the softmax, rows are queries.
+        attentions: one (B, heads, N, N) per layer, first layer first, after the softmax; rows are queries.
         head_fusion: "mean", "max" or "min" over the heads.
-        discard_ratio: share in [0, 1) of the smallest entries of each fused matrix that become 0; the
-            entry (0, 0) stays.
+        discard_ratio: share in [0, 1) of the smallest entries of each fused matrix to set to 0; entry
+            (0, 0) is kept.
         readout: (N,) or (B, N), how much the classifier reads from each token; token 0 by default.
 
     Returns:
         (B, N), >= 0: the share of each input token; float32, or float64 for float64 input.
 
     Raises:
-        VitxError: An option or a shape is wrong.
+        VitxError: An option or a shape is invalid.
 
     Example:
         >>> layers = [torch.eye(3).expand(1, 2, 3, 3), torch.full((1, 2, 3, 3), 1 / 3)]
@@ -57,14 +57,14 @@ def gradient_rollout(
     discard_ratio: float = 0.0,
     readout: Tensor | None = None,
 ) -> Tensor:
-    """Gradient rollout: attention rollout of the attention that raises one target's score.
+    """Compute gradient rollout: attention rollout of only the attention that raises a target's score.
 
-    As `attention_rollout`, with W_l = relu(fuse(A_l * G_l)), where G_l is the gradient of the target's
-    score with respect to A_l (the idea of jacobgil/vit-explain).
+    This is `attention_rollout` with W_l = relu(fuse(A_l * G_l)), where G_l is the gradient of the target's
+    score with respect to A_l (an idea of jacobgil/vit-explain).
 
     Args:
-        attentions: as for `attention_rollout`, as are all that follow.
-        gradients: the gradient of the score with respect to each of them, in the same order and shape.
+        attentions: as for `attention_rollout`, like all arguments below.
+        gradients: the gradient of the score with respect to each attention, in the same order and shape.
         head_fusion: "mean", "max" or "min".
         discard_ratio: in [0, 1).
         readout: (N,) or (B, N).
@@ -73,7 +73,7 @@ def gradient_rollout(
         (B, N), >= 0; float32, or float64 for float64 input.
 
     Raises:
-        VitxError: An option or a shape is wrong.
+        VitxError: An option or a shape is invalid.
     """
     return _rollout(attentions, list(gradients), head_fusion, discard_ratio, readout)
 
@@ -85,7 +85,7 @@ def _rollout(
     discard_ratio: float,
     readout: Tensor | None,
 ) -> Tensor:
-    """Take the read-out through one layer after another, last layer first."""
+    """Carry the read-out through the layers, last layer first."""
     check_options(head_fusion, discard_ratio)
     check_layers(attentions, "attentions")
     if gradients is not None:
@@ -112,20 +112,20 @@ def through_layer(
     *,
     residual: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Take the relevance of tokens that attend, (B, Q), through rownorm(W + I), or rownorm(W).
+    """Carry the relevance of queries, (B, Q), through rownorm(W + I), or rownorm(W) without a residual.
 
-    W = discard(fuse(A)), or discard(relu(fuse(A * G))) where the gradient is known.
+    W = discard(fuse(A)), or discard(relu(fuse(A * G))) if the gradient is known.
 
     Returns:
-        What the tokens that are attended to get, (B, K), and what those that attend keep, (B, Q).
+        The relevance that the keys receive, (B, K), and the relevance that the queries keep, (B, Q).
     """
     identity, tiles = int(residual), weights.tiles()
     if not discard_ratio:
         tiles = (tile for tile in tiles if not is_zero(relevance[tile.images][:, tile.rows]))
     values, stays = relevance.new_zeros(len(relevance), weights.shape[3]), torch.zeros_like(relevance)
-    whole: Tensor | None = None  # the matrix of some images, which waits for its other rows
+    whole: Tensor | None = None  # the matrix of some images, until all of its rows are known
     for images, rows, matrix in fused(tiles, head_fusion):
-        # Heads may have been mixed with any sign.
+        # Entries may be negative if the model mixes its heads.
         matrix = matrix.abs_() if weights.compute_gradient is None else matrix.relu_()
         if discard_ratio:
             whole = matrix.new_empty(len(matrix), *weights.shape[2:]) if whole is None else whole
@@ -142,7 +142,7 @@ def through_layer(
 def discard(matrix: Tensor, ratio: float) -> Tensor:
     """Set the floor(ratio * N * N) smallest entries of each matrix, (B, N, N), to 0, but never entry (0, 0).
 
-    Of equal entries the first ones go, so that the result does not depend on the sorting algorithm.
+    Of equal entries, the first ones are set to 0, so the result does not depend on the sorting algorithm.
     """
     flat = matrix.flatten(1)
     count, on_cpu = int(ratio * flat.shape[1]), matrix.device.type == "cpu"
@@ -153,7 +153,7 @@ def discard(matrix: Tensor, ratio: float) -> Tensor:
     else:
         threshold = flat.kthvalue(count, dim=1, keepdim=True).values
     kept = flat > threshold
-    if not on_cpu or kept.sum() < kept.numel() - count * len(flat):  # a GPU would have to be waited for
+    if not on_cpu or kept.sum() < kept.numel() - count * len(flat):  # counting would synchronize a GPU
         equal = flat == threshold
         kept |= equal & (equal.cumsum(1) > count - (flat < threshold).sum(1, keepdim=True))
     kept[:, 0] = True

@@ -8,21 +8,21 @@ from torch import Tensor
 from vitx.functional.tiles import ALL, split
 from vitx.functional.weights import Weights
 
-TIMES = 5  # as much as it gives its median token: then a query attends to a token
-EVEN = 1.5  # and as many even shares, 1 / N: a peaked softmax has a median near 0
-MOST = 0.75  # of the queries
-_ROWS = 16  # queries that are asked: which are, matters little, as most of them must agree
+TIMES = 5  # a query attends to a token if its weight exceeds the query's median weight by this factor
+EVEN = 1.5  # and the even share 1 / N by this factor: the median of a peaked softmax is near 0
+MOST = 0.75  # share of the queries that must attend to a sink
+_ROWS = 16  # queries to sample: the choice matters little, as most of them must agree
 
 
 def sinks(layers: Sequence[Sequence[Weights]]) -> Tensor:
-    """Find the tokens to which three quarters of the queries attend, in more than half of the layers.
+    """Find the tokens that over three quarters of the queries attend to, in more than half of the layers.
 
-    A query attends to a token if it gives it, in the mean over the heads, more than 5 times what it gives its
-    median token, and more than 1.5 / N. Evenly spaced queries speak for all. With these thresholds one of 400
-    photographs has a sink in DeiT-Tiny, and all that were planted in random models are found.
+    A query attends to a token if its weight, averaged over the heads, is more than 5 times its median weight
+    and more than 1.5 / N. Evenly spaced queries stand for all. With these thresholds, one of 400 photographs
+    has a sink in DeiT-Tiny, and all sinks planted in random models are found.
 
     Args:
-        layers: the attentions of each layer, which are heads beside one another: (B, heads, N, N) each.
+        layers: the attentions of each layer, (B, heads, N, N), whose heads are averaged together.
 
     Returns:
         (B, N) bool.
@@ -37,15 +37,15 @@ def sinks(layers: Sequence[Sequence[Weights]]) -> Tensor:
     for left, layer in zip(reversed(range(len(layers))), layers, strict=True):
         count = count + _attended(layer)
         if count.device.type == "cpu" and 2 * (int(count.max()) + left) <= len(layers):
-            break  # no token can reach that many
+            break  # no token can reach a majority any more
     return count * 2 > len(layers)
 
 
 def _attended(layer: Sequence[Weights]) -> Tensor:
-    """Return which tokens most queries of a layer attend to, (B, N)."""
+    """Return a mask of the tokens that most queries of a layer attend to, (B, N)."""
     images, _, count, tokens = layer[0].shape
     step = -(-count // _ROWS)
-    start = (count - 1) % step // 2  # as far from the first as from the last
+    start = (count - 1) % step // 2  # centers the sampled queries
     asked = len(range(start, count, step))
     heads = sum(one.shape[1] for one in layer)
     found = torch.empty(images, tokens, dtype=torch.bool, device=layer[0].device)

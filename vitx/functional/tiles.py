@@ -1,4 +1,4 @@
-"""Tiles, in which attention is computed: some rows of A for some images and heads, as fit into the caches."""
+"""Tiles, in which attention is computed: rows of A for some images and heads that fit into the caches."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,17 +13,17 @@ from torch import Tensor
 Cut = tuple[slice, slice, slice]  # images, heads and rows
 Part = Callable[[Cut], Tensor]
 ALL = slice(None)
-_CORE = 2**20  # entries of A for each core of a CPU
-_MOST_CORES = 8  # more of them share a tile, which would take too much memory otherwise
+_CORE = 2**20  # entries of A per CPU core
+_MOST_CORES = 8  # beyond this, a tile stops growing with the cores, as it would take too much memory
 _LARGE_TILE = 2**26  # entries that keep a GPU busy
-_FEWEST_ROWS = 64  # with fewer, matrix products read more than they compute
-_BLOCK = 2**25  # bytes: the least that glibc always takes from the system, which counts pages when touched
-_ALIGNMENT = 64  # bytes, as torch aligns what it allocates
+_FEWEST_ROWS = 64  # with fewer, matrix products are bound by memory bandwidth
+_BLOCK = 2**25  # bytes: from this size on, glibc always maps new pages, which take no memory until touched
+_ALIGNMENT = 64  # bytes, the alignment of torch's own allocations
 
 
 @dataclass(eq=False)
 class Tile:
-    """A part of A and of its gradient, computed when it is read, and valid until the next one is."""
+    """A part of A and of its gradient, computed when it is read, and valid until the next tile is read."""
 
     images: slice  # b of the B images
     heads: slice  # g of the H heads
@@ -39,19 +39,19 @@ class Tile:
 
     @cached_property
     def gradient(self) -> Tensor:
-        """The gradient of the score with respect to A, (b, g, n, K), where it is known."""
+        """The gradient of the score with respect to A, (b, g, n, K), if it is known."""
         assert self.compute_gradient is not None
         return self.compute_gradient((self.images, self.heads, self.rows))
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor, factor: float = 1) -> Tensor:
-    """Multiply (b, g, n, m) and (b, g, m, k) for each image and head, into `out`, (b, g, n, k)."""
+    """Multiply (b, g, n, m) by (b, g, m, k) for each image and head, into `out`, (b, g, n, k)."""
     out.view(-1, *out.shape[2:]).baddbmm_(left.flatten(0, 1), right.flatten(0, 1), beta=0, alpha=factor)
     return out
 
 
 class Memory:
-    """The memory of one pass: room that one tile after another uses, and blocks for what stays."""
+    """The memory of one pass: buffers that successive tiles reuse, and blocks for tensors that are kept."""
 
     def __init__(self) -> None:
         self._rooms: dict[tuple[Any, ...], Tensor] = {}
@@ -59,20 +59,20 @@ class Memory:
         self._filled = 0
 
     def take(self, use: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Return an uninitialised tensor, valid until the next one is taken for the same use."""
+        """Return an uninitialized tensor, valid until the next one is taken for the same use."""
         size, key = math.prod(shape), (use, like.dtype, like.device, torch.is_inference_mode_enabled())
         if key not in self._rooms or self._rooms[key].numel() < size:
             self._rooms[key] = like.new_empty(size)
         return self._rooms[key][:size].view(*shape)
 
     def products(self, use: str, left: Tensor, right: Tensor, factor: float = 1) -> Tensor:
-        """Multiply (b, g, n, m) and (b, g, m, k) for each image and head, into such room."""
+        """Multiply (b, g, n, m) by (b, g, m, k) for each image and head, into a tensor from `take`."""
         return multiply(left, right, self.take(use, (*left.shape[:-1], right.shape[-1]), left), factor)
 
     def empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Return an uninitialised tensor that stays.
+        """Return an uninitialized tensor whose memory is not reused.
 
-        On a CPU, these lie in blocks: one by one they would break up the memory that the next layer uses.
+        On a CPU, such tensors share blocks: one by one, they would fragment the memory of the next layer.
         """
         if like.device.type != "cpu" or torch.is_inference_mode_enabled():
             return like.new_empty(shape)
@@ -84,15 +84,15 @@ class Memory:
         return part.view(like.dtype).view(shape)
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """Return a contiguous copy that stays."""
+        """Return a contiguous copy whose memory is not reused."""
         return self.empty(tensor.shape, tensor).copy_(tensor)
 
 
 def split(shape: tuple[int, ...], device: torch.device, rows: slice = ALL) -> Iterator[Cut]:
-    """Divide images, heads and some rows of A, (B, H, Q, K), into tiles that fit; heads follow one another.
+    """Divide images, heads and some rows of A, (B, H, Q, K), into tiles that fit; heads vary fastest.
 
-    On a CPU, a tile has one head: for several of several images, queries, keys and values would have to be
-    copied before a product. So what is found of an image does not depend on those beside it.
+    On a CPU, a tile has one head: with several heads of several images, queries, keys and values would be
+    copied before each product. So the result for an image does not depend on the others of its batch.
     """
     images, heads, queries, keys = shape
     room = _room(device)
@@ -110,15 +110,15 @@ def _parts(start: int, stop: int, size: int) -> list[slice]:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """Return a tensor in at least float32: half precision is for the model, not for the maps."""
+    """Convert a tensor to at least float32: half precision is for the model, not for the maps."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _room(device: torch.device) -> int:
-    """Return how many entries of A a tile may have."""
+    """Return the maximum number of entries of A in a tile."""
     return _CORE * min(torch.get_num_threads(), _MOST_CORES) if device.type == "cpu" else _LARGE_TILE
 
 
 def is_zero(rows: Tensor) -> bool:
-    """Return whether nothing arrived at some rows; False on a GPU, which would have to be waited for."""
+    """Return True if all rows are known to be zero; False on a GPU, where testing would synchronize."""
     return rows.device.type == "cpu" and not rows.requires_grad and not rows.count_nonzero()

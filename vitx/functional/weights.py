@@ -1,4 +1,4 @@
-"""A of one attention, computed when it is asked for, in tiles."""
+"""The weights A of an attention, computed on demand, in tiles."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -17,14 +17,14 @@ Fuse = Callable[[Iterable[Tile]], Iterable[tuple[slice, slice, Tensor]]]
 
 @dataclass(eq=False)
 class Weights:
-    """A of one attention, (B, H, Q, K): B images or windows, H heads, Q queries, K keys.
+    """The weights A of an attention, (B, H, Q, K): B images or windows, H heads, Q queries, K keys.
 
     Attributes:
-        dtype: of the tiles: float32, or float64 in a float64 model.
-        sums_to_1: whether each row of A does.
-        compute: computes A of some images, heads and rows.
-        compute_gradient: computes the gradient of A; None where it is not known.
-        differentiate: makes what computes it, from the gradient of A V.
+        dtype: the dtype of the tiles: float32, or float64 in a float64 model.
+        sums_to_1: whether each row of A sums to 1.
+        compute: computes A for some images, heads and rows.
+        compute_gradient: computes the gradient with respect to A; None if it is not known.
+        differentiate: returns `compute_gradient`, given the gradient with respect to A V.
     """
 
     shape: tuple[int, ...]
@@ -37,19 +37,19 @@ class Weights:
 
     @classmethod
     def of(cls, weights: Tensor, gradient: Tensor | None = None) -> "Weights":
-        """Describe a tensor, (B, H, Q, K), and its gradient."""
+        """Wrap a tensor, (B, H, Q, K), and its gradient."""
         whole, known = full(weights.detach()), None
         if gradient is not None:
             known = full(gradient.detach()).__getitem__
         return cls(tuple(whole.shape), whole.dtype, whole.device, False, whole.__getitem__, known)
 
     def with_gradient(self, of_output: Tensor) -> "Weights":
-        """Return the same with the gradient of A, from that of A V."""
+        """Return a copy that has the gradient with respect to A, computed from that with respect to A V."""
         assert self.differentiate is not None
         return replace(self, compute_gradient=self.differentiate(of_output))
 
     def without(self, tokens: Tensor) -> "Weights":
-        """Return A without the columns of some tokens, (B, K) bool; rows with others keep their sums."""
+        """Drop some columns, (B, K) bool, from all rows that have other entries; rows keep their sums."""
 
         def compute(part: Cut) -> Tensor:
             whole = self.compute(part)
@@ -60,28 +60,28 @@ class Weights:
         return replace(self, compute=compute)
 
     def tiles(self, rows: slice = ALL) -> Iterator[Tile]:
-        """Divide A, or some of its rows."""
+        """Yield the tiles of A, or of some of its rows."""
         for part in split(self.shape, self.device, rows):
             yield Tile(*part, self.shape[1], self.compute, self.compute_gradient)
 
     def add_up(self, part: Read, rows: slice = ALL) -> Tensor:
-        """Add up what a function makes of each tile for the tokens that are attended to, (b, K)."""
+        """Sum over the tiles the values that `part` computes for the keys, (b, K), and return (B, K)."""
         found = torch.zeros(self.shape[0], self.shape[3], dtype=self.dtype, device=self.device)
         for tile in self.tiles(rows):
             found[tile.images] += part(tile)
         return found
 
     def carry(self, relevance: Tensor, read: Read = _weights) -> Tensor:
-        """Take the relevance of queries, (B, Q), through what is read of the heads, summed."""
+        """Carry the relevance of queries, (B, Q), through the sum over heads of what `read` returns."""
         rows = relevance[:, None, :, None].expand(-1, self.shape[1], -1, -1)
         return self.transposed(rows, read).sum(1)[..., 0]
 
     def shared(self, rows: Tensor) -> Tensor:
-        """Do as `transposed`, with rows of A whose absolute values are scaled to sum to 1."""
+        """Apply `transposed` with |A|, whose rows are normalized to sum to 1."""
         return self.transposed(rows) if self.sums_to_1 else self.transposed(rows, _shares)
 
     def transposed(self, rows: Tensor, read: Read = _weights) -> Tensor:
-        """Multiply A^T by what the rows have, (B, H, Q, d); return (B, H, K, d)."""
+        """Multiply A^T, or the transpose of what `read` returns, by (B, H, Q, d), and return (B, H, K, d)."""
         rows = full(rows)
         found = rows.new_zeros(*self.shape[:2], self.shape[3], rows.shape[3])
         for tile in self.tiles():
@@ -91,11 +91,11 @@ class Weights:
         return found
 
     def matrix(self) -> Tensor:
-        """Compute A as a whole."""
+        """Compute all of A."""
         return self._whole(_weights)
 
     def gradient(self, of_output: Tensor) -> Tensor:
-        """Compute the gradient of A as a whole, from that of A V."""
+        """Compute the gradient with respect to all of A, from that with respect to A V."""
         return self.with_gradient(of_output)._whole(lambda tile: tile.gradient)
 
     def _whole(self, read: Read) -> Tensor:
@@ -106,14 +106,14 @@ class Weights:
         return found
 
     def fused_gradient(self, of_output: Tensor, fuse: Fuse) -> tuple[Tensor, "Weights"]:
-        """Read A once for its two uses in a way back.
+        """Compute the gradient of the values and fuse the heads in a single pass over A.
 
         Args:
-            of_output: the gradient of A V, (B, H, Q, d).
-            fuse: makes one matrix of the heads of A and its gradient, (b, n, K).
+            of_output: the gradient with respect to A V, (B, H, Q, d).
+            fuse: fuses the heads of A and its gradient into one matrix, (b, n, K).
 
         Returns:
-            The gradient of the values, (B, H, K, d), and the matrix in place of A, without what is below 0.
+            The gradient with respect to V, (B, H, K, d), and the fused matrix as weights, clamped to >= 0.
         """
         rows = full(of_output)
         of_values = rows.new_zeros(*self.shape[:2], self.shape[3], rows.shape[3])
@@ -131,7 +131,7 @@ class Weights:
 
 
 def _shares(tile: Tile) -> Tensor:
-    """A without signs, its rows scaled to sum to 1."""
+    """Return |A|, with its rows normalized to sum to 1."""
     weights = tile.weights.abs()
     size = weights.sum(-1, keepdim=True)
     return weights / torch.where(size == 0, 1, size)
