@@ -167,7 +167,7 @@ class Own(Question):
     ],
 )
 def test_a_question_asks_for_scores_or_for_patches(question, given, method):
-    said = rf"the question gives {given}: let its answers give .*, Answers\(scores\), or name a patch"
+    said = rf"the question gives {given}: return a score .* Answers\(scores\), or name a patch"
     with pytest.raises(VitxError, match=said):
         explain(models.built("deit"), IMAGES, method, target=question)
 
@@ -180,6 +180,6 @@ def test_answers_of_another_kind_are_refused():
 def test_a_loader_with_images_of_several_sizes_is_refused_at_the_first_other_one():
     sizes = iter([32, 32, 48])
     loader = DataLoader(range(9), 1, collate_fn=lambda _: torch.randn(1, 3, *[next(sizes)] * 2))
-    said = r"images in batch 3 of the DataLoader are \(3, 48, 48\), and before \(3, 32, 32\)"
+    said = r"images in batch 3 of the DataLoader are \(3, 48, 48\), but before \(3, 32, 32\)"
     with pytest.raises(VitxError, match=said):  # and not StopIteration: no more is read
         explain(models.built("deit"), loader)

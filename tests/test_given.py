@@ -80,7 +80,7 @@ def test_the_image_is_named_where_several_may_be():
         (lambda: explain(WithAge(), inputs={"age": torch.ones(2)}), r"none of the inputs may be the image"),
         (lambda: explain(WithAge(), inputs={"x": IMAGES}, image="y"), r"image='y' is no floating-point"),
         (lambda: explain(WithAge(), inputs=[IMAGES]), r"inputs must be a mapping .* found list"),
-        (lambda: explain(WithAge()), r"give either images, or all that the model takes"),
+        (lambda: explain(WithAge()), r"give either images, or all arguments of the model"),
         (lambda: explain(WithAge(), IMAGES, inputs={"x": IMAGES}), r"give either images, or all"),
     ],
     ids=["images alone", "one is missing", "no image", "no such image", "no mapping", "nothing", "both"],

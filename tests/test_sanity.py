@@ -251,7 +251,7 @@ def found():
 class TestWhatIsShown:
     def test_table(self, found):
         lines = str(found).splitlines()
-        assert lines[0].split() == ["randomised", "down", "to", *ROLLOUTS]
+        assert lines[0].split() == ["randomized", "down", "to", *ROLLOUTS]
         assert lines[1].split() == ["head", "1.00", f"{found.correlations['grad_rollout'][0].mean():.2f}"]
         assert [line.rsplit(None, 2)[0] for line in lines[1:]] == [
             *STAGES,

@@ -68,7 +68,7 @@ def test_several_words_have_maps_one_after_the_other():
         wanted = explain(model, PICTURES, "evidence", target=asked("LLaVA", one))
         assert torch.allclose(found.maps[2 * number :][:2], wanted.maps, atol=1e-6)
     assert [one.split(":")[0] for one in found.captions] == ['"dog"', '"dog"', '"cat"', '"cat"']
-    with pytest.raises(VitxError, match="a trace is of one question, found 2"):
+    with pytest.raises(VitxError, match="a trace takes one question, found 2"):
         trace(model, PICTURES[:1], target=asked("LLaVA", "dog", "cat"))
     assert trace(model, PICTURES[:1], target=asked("LLaVA")).relevance
 

@@ -123,7 +123,7 @@ def trace(
     found: list[Trace] = []
     _explain_batch(model, pixels, with_options({method: options}), target, given, found.append)
     if len(found) > 1:
-        raise VitxError(f"a trace is of one question, found {len(found)}: ask for one word")
+        raise VitxError(f"a trace takes one question, found {len(found)}: ask for one word")
     return found[0]
 
 
@@ -132,7 +132,7 @@ def _prepared(
 ) -> tuple[Any, Inputs, Any]:
     """Return the images as a tensor, the other arguments of forward, and the transform, if one was used."""
     if (images is None) == (inputs is None):
-        raise VitxError("give either images, or all that the model takes by inputs={...}")
+        raise VitxError("give either images, or all arguments of the model as inputs={...}")
     check_model(model)
     if inputs is not None:
         return *read_inputs(model, inputs, image), None
@@ -167,7 +167,7 @@ def _explain_loader(
     """Explain each batch, and join the explanations on the CPU, without the images."""
     one_for_all = target is None or callable(target) or hasattr(target, "__index__")
     if not (one_for_all or isinstance(target, Question)):
-        raise VitxError("for a DataLoader, target must be None, one class, a function, or of vitx.targets")
+        raise VitxError("for a DataLoader, target must be None, a class, a function or one of vitx.targets")
     check_model(model)
     weight = next(model.parameters(), torch.empty(0))
     parts: list[dict[str, Explanation]] = []
@@ -178,8 +178,8 @@ def _explain_loader(
         images, given = (images_in(batch), ALONE) if named is None else read_inputs(model, named, image)
         if size not in (None, images.shape[1:]):
             raise VitxError(
-                f"the images in batch {len(parts) + 1} of the DataLoader are {tuple(images.shape[1:])}, and "
-                f"before {tuple(size or ())}: bring all to one size, or explain batch by batch"
+                f"the images in batch {len(parts) + 1} of the DataLoader are {tuple(images.shape[1:])}, but "
+                f"before {tuple(size or ())}: resize all to one size, or explain batch by batch"
             )
         size, part = images.shape[1:], slice(seen, seen + len(images))
         seen = part.stop

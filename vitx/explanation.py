@@ -109,8 +109,8 @@ class Explanation(Drawing):
         """
         if self.viewer is None or self.images is None:
             raise VitxError(
-                "a page needs the model and the images, and this explanation has none, as that of a "
-                "DataLoader or of a file: explain some images, and view that"
+                "a page needs the model and the images, which this explanation lacks, as do those from a "
+                "DataLoader or a file: explain some images and view the result"
             )
         return self.viewer(self, class_names)
 
@@ -166,7 +166,7 @@ def load(path: str | Path) -> Explanation:
         found: dict[str, Any] = dict(arrays)
     known = {one.name: one.type for one in fields(Explanation) if one.name not in _NOT_SAVED}
     if not {"maps", "logits", "image_size", "method"} <= found.keys() <= known.keys():
-        raise VitxError(f"{path} is no explanation that was saved: it holds {', '.join(found)}")
+        raise VitxError(f"{path} is not a saved explanation: it holds {', '.join(found)}")
     for name, array in found.items():
         value = array.tolist()
         found[name] = tuple(value) if isinstance(value, list) else value

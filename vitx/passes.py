@@ -94,8 +94,8 @@ def follow(
                     found[name] = method.find(back, **methods[name])
                 if end.spot is not None and (grid := tuple(found[name].maps.shape[1:])) != end.spot.grid:
                     raise VitxError(
-                        f"the map has a grid of {grid}, and the tokens of the last layer lie in one of "
-                        f"{end.spot.grid}: ask by a score of the features of that token"
+                        f"the map has a grid of {grid}, but the tokens of the last layer have a grid of "
+                        f"{end.spot.grid}: give a score of the features of that token as the target"
                     )
             if show is not None:
                 show(Trace(tape, recorder, back.passed))
@@ -114,7 +114,7 @@ def _record(
     dtype = torch.promote_types(asked.images.dtype, torch.float32)
     if lens and isinstance(target, Question):
         raise VitxError(
-            "legrad scores each layer by the model's own head, which knows classes alone: take another "
+            "legrad scores each layer with the model's own head, which only scores classes: use another "
             "method for this target"
         )
     pixels = asked.images.detach().as_subclass(Tensor).clone()  # some models modify their input
@@ -165,13 +165,13 @@ def _run(
     if (score is None) == (asked.cells is None):
         given = "neither scores nor cells" if asked.cells is None else "both scores and cells"
         raise VitxError(
-            f"the question gives {given}: let its answers give the score of each image, Answers(scores), or "
-            "name a patch of each by Asked(cells=...)"
+            f"the question gives {given}: return a score for each image with Answers(scores), or name a "
+            "patch of each image with Asked(cells=...)"
         )
     if score is None:  # the score of a token is set after the pass
         value, score = recorder.tape.values[-1], images.new_zeros(len(images), 0)
     elif score.ndim != 1 or len(score) not in ((1, len(images)) if inputs.together else (len(images),)):
-        raise VitxError(f"a target must give a score of each image, found {tuple(score.shape)}")
+        raise VitxError(f"a target must give one score for each image, found {tuple(score.shape)}")
     else:
         value = output_value(recorder.tape, recorder.get(score))
     return End(value, score, score if found is None else found, torch.sum, objects, answers=answers)
@@ -189,7 +189,7 @@ def _explained(
     logits, classes, captions = full(end.logits.detach()), end.classes, end.answers.captions
     if len(logits) not in (1, len(images)):
         raise VitxError(
-            f"the model put out {tuple(logits.shape)} for {len(images)} pictures: explain prompts one by one"
+            f"the model returned {tuple(logits.shape)} for {len(images)} pictures: explain prompts one by one"
         )
     if len(logits) < len(images):  # the images of one prompt share its logits
         logits = logits.expand(len(images), *logits.shape[1:])

@@ -79,8 +79,8 @@ class Trace:
         outputs = {v: t for t in self._outputs if t.requires_grad and (v := self._recorder.get(t))}
         if not score.requires_grad or not outputs:
             raise VitxError(
-                "the score does not depend on any attention in a way that was seen: compute it from the "
-                "model's output within the context, or with gradients enabled"
+                "the score does not depend on any attention that was recorded: compute it from the model's "
+                "output within the context, or with gradients enabled"
             )
         with without_autocast(score.device):
             found = torch.autograd.grad(score, [*outputs.values()], allow_unused=True, retain_graph=True)
@@ -99,7 +99,7 @@ class Trace:
         if len(sizes) > 1 or any(shape[0] not in self.tape.image.shape[:2] for shape in shapes):
             found = sorted({(shape[0], *shape[2:]) for shape in shapes})
             raise VitxError(
-                "there is no one N x N matrix for each image, head and layer: attention runs within windows "
+                "attention is not one N x N matrix for each image, head and layer: it runs within windows "
                 "or on several crops, or its tokens are not the same everywhere (images, queries and keys "
                 f"of its layers: {found})"
             )

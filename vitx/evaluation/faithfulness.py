@@ -136,10 +136,10 @@ def of_another_class(logits: Tensor) -> Tensor:
         tensor([2, 2, 0])
     """
     if len(logits) < 2:
-        raise VitxError("reliance fills images with parts of others: give two or more")
+        raise VitxError("reliance replaces patches with those of other images: give two or more")
     classes = target_classes(None, logits)
     if classes is None:
-        raise VitxError(f"reliance is of predicted classes, found outputs of shape {tuple(logits.shape)}")
+        raise VitxError(f"reliance needs predicted classes, found outputs of shape {tuple(logits.shape)}")
     places = torch.arange(len(classes), device=classes.device)
     ahead = (places - places[:, None] - 1) % len(classes)  # the image itself comes last
     return (ahead + len(classes) * (classes == classes[:, None])).argmin(1)

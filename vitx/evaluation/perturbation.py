@@ -184,7 +184,7 @@ def check(
                 f"{tuple(images.shape)} and {tuple(one.shape)}"
             )
         if not one.isfinite().all():
-            raise VitxError("the maps hold NaN or infinite values: no order of patches follows from them")
+            raise VitxError("the maps hold NaN or infinite values, which give no order of the patches")
     if measure not in get_args(Measure):
         raise VitxError(f"measure must be one of {', '.join(get_args(Measure))}, found {measure!r}")
     shares: list[float] = []

@@ -86,7 +86,7 @@ class Sanity:
 
     def __str__(self) -> str:
         means = {method: self._means(method) for method in self.correlations}
-        rows = [("randomised down to", *means)]
+        rows = [("randomized down to", *means)]
         for index, stage in enumerate(self.stages):
             rows.append((stage, *(_number(mean[index]) for mean in means.values())))
         rows.append(("mean of all stages", *(_number(fmean(mean)) for mean in means.values())))
@@ -182,7 +182,7 @@ def sanity(
         generator = torch.Generator().manual_seed(seed + _APART)
         each = []
         left = {name: asked[name] for name in intact}
-        for tensors in tqdm(stages.values(), "randomising", unit="stage", disable=None):
+        for tensors in tqdm(stages.values(), "randomizing", unit="stage", disable=None):
             randomize(tensors, generator)
             each.append(explain_methods(other, pixels, left, target=target))
     maps = {name: torch.stack([found[name].maps for found in each]).cpu() for name in intact}

@@ -42,7 +42,7 @@ def find_stages(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
     if len(found) < len(trace.self_attentions):
         raise VitxError(
             "each attention must run in a module of its own: without such blocks, the model cannot be "
-            "randomised layer by layer"
+            "randomized layer by layer"
         )
     blocks = [*found.values()]
     starts = [start for start, _ in blocks] + [blocks[-1][1]]
