@@ -1,11 +1,11 @@
-"""Fine-tunes a DeiT and shows what it looks at, from before the first step to the last.
+"""Fine-tune a DeiT and show what it looks at, from before the first step to the last.
 
     python train_demo.py                                     handwritten digits in clutter
     python train_demo.py --config configs/demo.yaml --config configs/shortcut.yaml    one config over another
     python train_demo.py --config configs/deit_tiny_imagefolder.yaml --data.root FOLDER
 
-It writes into `logs/`, and says at the end where the pictures are and how to open them. The configs are
-short: read them. Any setting can be overridden, as in `--trainer.max_epochs 3`. The first argument may be
+It writes to `logs/`, and prints at the end where the pictures are and how to open them. The configs are short
+and worth reading. Any setting can be overridden, as in `--trainer.max_epochs 3`. The first argument may be
 `fit` (the default), `validate`, `test` or `predict`; `python train_demo.py fit --help` lists all settings.
 """
 
@@ -48,21 +48,21 @@ _ALONE = (
 
 
 class Classifier(pl.LightningModule):
-    """A Vision Transformer of timm that is fine-tuned to name what a picture shows.
+    """A Vision Transformer of timm that is fine-tuned to classify pictures.
 
     Args:
-        num_classes: the data's.
+        num_classes: number of classes in the data.
         model_name: any Vision Transformer of timm.
-        pretrained: start from timm's weights, from the hub.
-        weights: start from this file: .safetensors, .pth or .ckpt; a relative path may also start at this
-            file's folder; a head of another size is left out.
-        model_options: further arguments of the model, as `img_size`.
-        learning_rate: of the head.
-        layer_decay: each layer below learns this much slower than the one above.
-        weight_decay: of all weights but biases and norms.
-        warmup: share of the steps in which the learning rate rises.
-        label_smoothing: share of the target that is spread over all classes.
-        lora: train low-rank changes of some layers instead of the layers: arguments of peft's LoraConfig.
+        pretrained: start from timm's pretrained weights, which come from the hub.
+        weights: a file of weights to start from: .safetensors, .pth or .ckpt. A relative path may also start
+            at the folder of this script; a head of another size is left out.
+        model_options: further arguments of the model, such as `img_size`.
+        learning_rate: learning rate of the head.
+        layer_decay: ratio of the learning rates of each layer and the layer above it.
+        weight_decay: weight decay of all weights except biases and norms.
+        warmup: fraction of the steps in which the learning rate rises.
+        label_smoothing: fraction of the target that is spread over all classes.
+        lora: arguments of peft's LoraConfig, to train low-rank updates of some layers instead of the layers.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Classifier(pl.LightningModule):
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """How the model wants its images: size, mean, std, interpolation, crop."""
+        """The images that the model expects: size, mean, std, interpolation, crop."""
         return dict(resolve_model_data_config(self.model))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -108,11 +108,11 @@ class Classifier(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Measures loss and accuracy; a second data set is called `clean`."""
+        """Log loss and accuracy; those of a second data set are named `val_clean`."""
         self._evaluate(batch, ("val", "val_clean")[dataloader_idx])
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As `validation_step`."""
+        """Log loss and accuracy as `validation_step` does."""
         self._evaluate(batch, ("test", "test_clean")[dataloader_idx])
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -121,7 +121,7 @@ class Classifier(pl.LightningModule):
         return probabilities
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a learning rate for each layer, warm-up and cosine."""
+        """Return AdamW with a learning rate for each layer, and a schedule of warm-up and cosine decay."""
         settings = self.hparams
         optimizer = create_optimizer_v2(
             self.model,
@@ -146,27 +146,27 @@ class Classifier(pl.LightningModule):
 
 
 class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the lines of the description, and of what commands do the first sentence."""
+    """A formatter that keeps the lines of the description, and the first sentence about each command."""
 
     def _expand_help(self, action: Any) -> str:
         said: str = super()._expand_help(action)
-        # Lightning cuts its own words off in the second one.
+        # Lightning truncates its own text in the second sentence.
         return said.split(". ")[0] if action.dest in COMMANDS else said
 
 
 class DemoCLI(LightningCLI):
-    """LightningCLI that knows the number of classes, and says at the end what to look at."""
+    """A LightningCLI that takes the number of classes from the data, and ends by printing what to look at."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Take the number of classes from the data."""
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
     def after_fit(self) -> None:
-        """Says where everything is, and explains the best checkpoint."""
+        """Explain the best checkpoint, and print where everything is."""
         trainer = self.trainer
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        # An older Lightning does not save the arguments that are linked.
+        # Older versions of Lightning do not save linked arguments.
         now = {"num_classes": self.datamodule.num_classes, "pretrained": False, "weights": None}
         module = Classifier.load_from_checkpoint(best, **now) if best else self.model
         picture = explain_after_training(trainer, module, folder)
@@ -183,7 +183,7 @@ class DemoCLI(LightningCLI):
 
 
 def explain_after_training(trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> Path | None:
-    """Explains eight validation images from Python, and writes the picture into the folder."""
+    """Explain eight validation images from Python, and write the picture to the folder."""
     if trainer.val_dataloaders is None:
         return None
     samples = Selection(Settings(), LightningHost(trainer, module)).choose()
@@ -200,7 +200,7 @@ def explain_after_training(trainer: pl.Trainer, module: pl.LightningModule, fold
 
 
 def with_defaults(arguments: list[str]) -> list[str]:
-    """Completes the command line: `fit` where no command is given, the demo where no config is.
+    """Complete the command line: `fit` if no command is given, and the demo if no config is given.
 
     Example:
         >>> with_defaults(["test"])[:2]
@@ -218,7 +218,7 @@ def with_defaults(arguments: list[str]) -> list[str]:
 
 
 def keep_quiet() -> None:
-    """Keep Lightning from saying what is no help: tips to install more, and what it has to mend itself."""
+    """Silence Lightning's tips to install more, and warnings that only Lightning itself can act on."""
     warnings.filterwarnings("ignore", message=r"[\s\S]*(LeafSpec|deprecated in v4)")
     rank_zero.log.addFilter(_no_tip)
 
@@ -248,7 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _sentence(error: Exception) -> str | None:
-    """Find the one sentence that vitx said, below what others made of it; None for any other error."""
+    """Return the message of the VitxError that caused an error, or of a wrong command line; else None."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, vitx.VitxError):
         cause = cause.__cause__ or cause.__context__

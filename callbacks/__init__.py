@@ -1,6 +1,6 @@
-"""Callbacks that watch a Vision Transformer while it learns, one module for each framework.
+"""Callbacks that watch a Vision Transformer while it learns, with one module for each framework.
 
-`RolloutCallback` is that of PyTorch Lightning; `vitx.callbacks.huggingface` has one for Hugging Face.
+`RolloutCallback` is the one for PyTorch Lightning; that for Hugging Face is in `vitx.callbacks.huggingface`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ __all__ = ["RolloutCallback"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import Lightning when its callback is asked for, and not for the others."""
+    """Import Lightning only when its callback is accessed."""
     if name != "RolloutCallback":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from vitx.callbacks.lightning import RolloutCallback

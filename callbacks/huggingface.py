@@ -29,16 +29,16 @@ _STATE = "vitx.pt"  # in the folder of a checkpoint
 class RolloutCallback(Observer, TrainerCallback):
     """Log what the model looks at on fixed images, as pictures and numbers, while it trains.
 
-    It fires before the first step, every n epochs or steps, and at the end of the training. The images are
-    those of the Trainer's `eval_dataset`, through its collator. Pictures (`vitx/maps`) and numbers
-    (`vitx/METHOD/...`) go to the Trainer's own runs of TensorBoard, Weights & Biases and MLflow, else to PNG
-    files. The numbers are among the metrics of each evaluation, so that
-    `metric_for_best_model="vitx/rollout/entropy"` works. The training is the same, bit for bit.
+    It fires before the first step, every n epochs or steps, and at the end of the training. The images come
+    from the Trainer's `eval_dataset`, through its collator. Pictures (`vitx/maps`) and numbers
+    (`vitx/METHOD/...`) go to the Trainer's TensorBoard, Weights & Biases and MLflow runs; without these,
+    pictures become PNG files. The numbers are added to the metrics of each evaluation, so that
+    `metric_for_best_model="vitx/rollout/entropy"` works. The training is bit for bit the same.
 
     Args:
-        trainer: whose `add_callback` this is for.
-        **options: those of `vitx.watch.Settings`; `dataloader_idx` is the name of an `eval_dataset` where
-            these are a mapping, and `on_validate` is about `trainer.evaluate()` outside of a training.
+        trainer: the Trainer that this callback is added to.
+        **options: options of `vitx.watch.Settings`. If `eval_dataset` is a mapping, `dataloader_idx` may be
+            one of its names; `on_validate` applies to `trainer.evaluate()` outside of a training.
     """
 
     def __init__(self, trainer: Trainer, **options: Any) -> None:
@@ -68,8 +68,8 @@ class RolloutCallback(Observer, TrainerCallback):
         trainer.compute_loss = recorded
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Show what the weights look at before they are trained; after a resume, goes on with the run."""
-        vars(self).pop("_host", None)  # with the writers of this training
+        """Show what the model looks at before it is trained; after a resume, continue the run."""
+        vars(self).pop("_host", None)  # a new one takes the writers of this training
         self.reset()
         self._record_first_step()
         if state.global_step:
@@ -92,7 +92,7 @@ class RolloutCallback(Observer, TrainerCallback):
             self._fire(state)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, *_: Any, **found: Any) -> None:
-        """Add the numbers to the metrics, by which the best model is chosen."""
+        """Add the numbers to the metrics, from which the best model is chosen."""
         numbers: Mapping[str, float] = self._memory.scalars
         if self._trainer.is_in_train:
             self.learn(self._host)
@@ -101,16 +101,16 @@ class RolloutCallback(Observer, TrainerCallback):
         found.get("metrics", {}).update({f"eval_{name}": number for name, number in numbers.items()})
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Show what the trained weights look at."""
+        """Show what the trained model looks at."""
         self._fire(state)
         self.end(self._host)
         for logger in self._host.loggers:
-            if hasattr(logger, "file_writer"):  # which writing has opened again after the Trainer closed it
+            if hasattr(logger, "file_writer"):  # reopened by writing after the Trainer closed it
                 logger.close()
         self.close()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Keep beside the checkpoint which images were watched and what was seen last."""
+        """Save the state next to the checkpoint: which images were watched, and the last results."""
         folder = _checkpoint(args, state)
         if state.is_world_process_zero and folder.is_dir():
             torch.save(self.state_dict(), folder / _STATE)
@@ -120,7 +120,7 @@ class RolloutCallback(Observer, TrainerCallback):
 
 
 class TrainerHost(Host):
-    """Answers of the Trainer."""
+    """The host for Hugging Face's Trainer."""
 
     name = "RolloutCallback"
     by_name = True
@@ -133,14 +133,14 @@ class TrainerHost(Host):
         self.run = next((Path(one.log_dir) for one in loggers if hasattr(one, "log_dir")), None)
 
     def validation(self) -> Any:
-        """Return the loader of the `eval_dataset`, or one for each of them."""
+        """Return the loader of the `eval_dataset`, or a mapping of loaders if there are several."""
         data = self.trainer.eval_dataset
         if isinstance(data, Mapping) and not hasattr(data, "features"):
             return {name: self.loader(name) for name in data}
         return None if data is None else self.loader()
 
     def loader(self, data: Any = None) -> Any:
-        """Return a loader of a data set, with the Trainer's collator, which the Trainer does not keep."""
+        """Return a loader of a data set with the Trainer's collator; the Trainer does not cache it."""
         trainer, prepared = self.trainer, self.trainer.accelerator._dataloaders
         kept, count = vars(trainer).pop("_eval_dataloaders", None), len(prepared)
         try:
@@ -161,29 +161,29 @@ class TrainerHost(Host):
         return [getattr(self.trainer, "processing_class", None)]
 
     def class_names(self) -> Sequence[str] | None:
-        """Return those of the model's config, unless they are numbers in other words."""
+        """Return the class names in the model's config, unless they are placeholders such as LABEL_0."""
         return declared_names(self.model)
 
     def settings(self) -> Mapping[str, Any]:
-        """Return the arguments of the training that are not the usual ones."""
+        """Return the training arguments that differ from their defaults."""
         args = self.trainer.args
         given: Mapping[str, Any] = args.to_dict()  # type: ignore[no-untyped-call]
         changed = {name: value for name, value in given.items() if value != getattr(type(args), name, [])}
         return {**super().settings(), **changed}
 
     def metrics(self) -> Mapping[str, float]:
-        """Return the latest of all numbers that were logged."""
+        """Return the latest value of each metric that was logged."""
         lines = self.trainer.state.log_history
         logged = {name: value for line in lines for name, value in line.items()}
         return {name: value for name, value in logged.items() if name not in ("step", "epoch")}
 
     def epoch(self) -> float | None:
-        """Return how many epochs are done, with a fraction."""
+        """Return the number of completed epochs, including a fraction."""
         return self.trainer.state.epoch
 
 
 def _loggers(trainer: Trainer) -> Iterator[Any]:
-    """Yield the runs that the Trainer reports to, on rank 0, which outlive the end of the training."""
+    """Yield the runs that the Trainer reports to, on rank 0; they outlive the training."""
     for callback in trainer.callback_handler.callbacks:
         if (writer := getattr(callback, "tb_writer", None)) is not None:
             yield writer

@@ -24,16 +24,16 @@ else:
     from pytorch_lightning import Callback as _Twin
 
     class Callback(pl.Callback, _Twin):
-        """A callback of both packages: command lines and Hydra ask for an instance of their own."""
+        """A callback of both packages, as command lines and Hydra require the class of one of them."""
 
 
 class RolloutCallback(Observer, Callback):
     """Log what the model looks at on fixed images, as pictures and numbers, while it trains.
 
     It fires before the first step, every n epochs or steps, and at the end of `fit`. Each firing logs one
-    grid (rows: images; columns: the input and each method's overlay) under `vitx/maps`, and for each method
-    numbers, `vitx/METHOD/...`, as means over the images, at the step of `self.log`: any of them can be the
-    `monitor` of other callbacks. The training is the same, bit for bit, with and without the callback.
+    grid under `vitx/maps` (rows: images; columns: the input and each method's overlay), and numbers under
+    `vitx/METHOD/...`, which are means over the images, at the step that `self.log` uses. Other callbacks can
+    `monitor` these numbers. The training is bit for bit the same with and without the callback.
 
     The options are those of `vitx.watch.Settings`.
 
@@ -41,18 +41,18 @@ class RolloutCallback(Observer, Callback):
         >>> trainer = Trainer(callbacks=[RolloutCallback(num_images=4)], logger=False)
     """
 
-    _recording = ExitStack()  # of the step that runs; what fails before `setup` finds none
+    _recording = ExitStack()  # of the current step; empty for errors before `setup`
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start anew, as each `fit` is a run of its own (a checkpoint's state is loaded after this)."""
+        """Reset the state, as each `fit` is a run of its own (a checkpoint's state is loaded after this)."""
         self._recording = ExitStack()
         if stage == "fit" or self.on_validate:
             self.reset()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what the weights look at before they are trained; after a resume, goes on with the run."""
+        """Show what the model looks at before it is trained; after a resume, continue the run."""
         if trainer.global_step:
-            # The first is right for one optimiser; for several, the second is one too high at most.
+            # The first is right for one optimizer; for several, the second is at most one too high.
             step = min(trainer.global_step, _steps_logged(trainer) + 1)
             self.resume(LightningHost(trainer, pl_module), trainer.global_step, step)
         elif self.at_start:
@@ -61,7 +61,7 @@ class RolloutCallback(Observer, Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Record the first step of a training that is not validated, or of a module without a forward."""
+        """Record the first training step, if there is no validation or the module has no forward."""
         formless = type(pl_module).forward.__qualname__ == "LightningModule.forward"
         first = batch_idx == 0 and not trainer.enable_validation
         if first or (formless and self._explainer.observed is None):
@@ -75,7 +75,7 @@ class RolloutCallback(Observer, Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Record the first step of a validation, also in the sanity check."""
+        """Record the first validation step, also in the sanity check."""
         loaders = getattr(trainer.val_dataloaders, "iterables", trainer.val_dataloaders)
         names = dict(enumerate(loaders)) if isinstance(loaders, dict) else {}
         if batch_idx == 0 and self.dataloader_idx in (dataloader_idx, names.get(dataloader_idx)):
@@ -88,12 +88,12 @@ class RolloutCallback(Observer, Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Fire after every n-th step."""
-        self._end_recording()  # of a step that goes backwards itself, or not at all
+        self._end_recording()  # of a step that calls backward itself, or not at all
         if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
             self._fire(trainer, pl_module, _steps_logged(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fire at the end of every n-th epoch, or of what runs outside of a training, if asked for."""
+        """Fire at the end of every n-th epoch and, if asked for, of a validation or test outside of `fit`."""
         if trainer.state.fn != "fit":
             if self.on_validate:
                 self._fire(trainer, pl_module, trainer.global_step)
@@ -107,7 +107,7 @@ class RolloutCallback(Observer, Callback):
         self._fire_if_due(trainer, pl_module, _steps_logged(trainer) - 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what the trained weights look at."""
+        """Show what the trained model looks at."""
         self._fire(trainer, pl_module, _steps_logged(trainer) - 1)
         self.end(LightningHost(trainer, pl_module))
 
@@ -124,7 +124,7 @@ class RolloutCallback(Observer, Callback):
 
 
 class LightningHost(Host):
-    """Answers of Lightning."""
+    """The host for PyTorch Lightning."""
 
     name = "RolloutCallback"
 
@@ -134,12 +134,12 @@ class LightningHost(Host):
         self.trainer, self.module = trainer, module
         self.callbacks = trainer.callbacks  # type: ignore[attr-defined]
         self.leaves_files = not getattr(trainer, "fast_dev_run", False)
-        # In all strategies but DDP, each rank holds only a part of the model.
+        # With all strategies but DDP, each rank holds only a shard of the model.
         in_step = "DDPStrategy" not in {kind.__name__ for kind in type(trainer.strategy).__mro__}
         self.group = Group(trainer.global_rank, trainer.world_size, trainer.world_size > 1 and in_step)
 
     def validation(self) -> Any:
-        """Return the validation loaders, or those of the test: alone, or together as the step gets them."""
+        """Return the validation or test loaders, separate or combined, as the step receives them."""
         trainer = self.trainer
         loops = [trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop]
         for loop in [trainer.test_loop] if trainer.state.fn == "test" else loops:
@@ -155,11 +155,11 @@ class LightningHost(Host):
         split = mesh is not None and "tensor_parallel" in mesh.mesh_dim_names
         if split and mesh["tensor_parallel"].size() > 1:
             raise VitxError("tensor parallelism gives each rank a part of the heads: explain a checkpoint")
-        # Sharded strategies gather their parameters as the module that they wrap is called.
+        # Sharded strategies gather their parameters when the wrapped module is called.
         return self.trainer.strategy.model or self.module if self.group.in_step else self.module
 
     def prepared(self, batch: Any, place: int) -> Any:
-        """Run the hooks of the module and of callbacks that may change a batch, on its device."""
+        """Return a batch on its device, after the hooks of the module and of callbacks that may change it."""
         batch = self.trainer.precision_plugin.convert_input(batch)
         batch = self.module._on_before_batch_transfer(batch, dataloader_idx=place)
         batch = self.trainer.strategy.batch_to_device(batch, dataloader_idx=place)
@@ -168,19 +168,19 @@ class LightningHost(Host):
         return batch
 
     def _changing_batches(self) -> Iterator[pl.Callback]:
-        """Yield earlier callbacks whose hook may change a batch; of later ones, the step shows it."""
+        """Yield earlier callbacks whose hook may change a batch; the recorded step includes later ones."""
         for callback in takewhile(lambda one: not isinstance(one, RolloutCallback), self.callbacks):
             hook = type(callback).on_validation_batch_start
             if not hook.__module__.startswith(("lightning.", "pytorch_lightning.")):
                 yield callback
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Return the context that the trainer's precision asks for."""
+        """Return the forward context of the trainer's precision."""
         return self.trainer.precision_plugin.forward_context()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Set the stage of a validation, and drop what the forward pass logs of these images."""
+        """Set the stage to validation, and drop what the forward pass logs for these images."""
         state, held = self.trainer.state, vars(self.module)
         stage, own = state.stage, {"log": held["log"]} if "log" in held else {}
         state.stage, held["log"] = type(stage)("validate"), lambda *_, **__: None  # type: ignore[misc]
@@ -192,12 +192,12 @@ class LightningHost(Host):
             held.update(own)
 
     def normalizers(self) -> Iterable[Any]:
-        """Return what the data module, the module and callbacks hold: their hooks may normalize."""
+        """Return the attributes of data module, module and callbacks, whose hooks may normalize images."""
         datamodule = getattr(self.trainer, "datamodule", None)
         return [vars(holder) for holder in (datamodule, self.module, *self._changing_batches()) if holder]
 
     def settings(self) -> Mapping[str, Any]:
-        """Return what a command line was given, and what module and data module say of themselves."""
+        """Return the config of the command line, and the hyperparameters of module and data module."""
         known: dict[str, Any] = {}
         for callback in self.callbacks:
             if type(callback).__name__ == "SaveConfigCallback":
@@ -207,7 +207,7 @@ class LightningHost(Host):
         return {**super().settings(), **known}
 
     def metrics(self) -> Mapping[str, float]:
-        """Return what callbacks may monitor."""
+        """Return the metrics that callbacks can monitor."""
         return {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
     def epoch(self) -> float:
@@ -215,12 +215,12 @@ class LightningHost(Host):
         return self.trainer.current_epoch
 
     def publish(self, numbers: Mapping[str, float]) -> None:
-        """Make the numbers known to callbacks that monitor some, as `self.log` does."""
+        """Add the numbers to the metrics that callbacks can monitor, as `self.log` does."""
         self.trainer.callback_metrics.update({name: torch.tensor(n) for name, n in numbers.items()})
 
 
 class _Together:
-    """Validation loaders that give one batch together, without what limits a validation."""
+    """Validation loaders that yield one batch together, without Lightning's limit on batches."""
 
     def __init__(self, combined: CombinedLoader) -> None:
         self.loaders, self.mode = combined.iterables, combined._mode
@@ -230,7 +230,7 @@ class _Together:
 
 
 def _run_of(trainer: Trainer) -> Path | None:
-    """Return where Lightning puts the checkpoints of a run; None without a logger that has files."""
+    """Return the folder of Lightning's checkpoints of this run; None without a logger that has files."""
     for logger in trainer.loggers[:1]:
         folder, version = str(logger.save_dir or trainer.default_root_dir), logger.version
         if version is not None and "://" not in folder:
@@ -240,6 +240,6 @@ def _run_of(trainer: Trainer) -> Path | None:
 
 
 def _steps_logged(trainer: Trainer) -> int:
-    """Return the step of `self.log`, which, unlike `global_step`, counts several optimisers once."""
+    """Return the step that `self.log` uses; unlike `global_step`, it counts several optimizers once."""
     steps: int = trainer.fit_loop.epoch_loop._batches_that_stepped
     return steps

@@ -1,4 +1,4 @@
-"""What pointing at the digit is worth without having learned it: `python -m demo.baselines`."""
+"""Baselines that point at the digit without having learned it: `python -m demo.baselines`."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ _SEEDS = range(3)
 
 
 def baselines() -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield name, maps (B, 8, 8) and masks of the boxes, on the scenes to validate on."""
+    """Yield the name, maps (B, 8, 8) and masks of the boxes for each baseline on the validation scenes."""
     data = DigitScenes()
     data.setup("fit")
     images, _, boxes = data.validation[0].tensors

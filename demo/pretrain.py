@@ -1,7 +1,7 @@
-"""Make the weights that the demo fine-tunes: `python -m demo.pretrain`.
+"""Pretrain the weights that the demo fine-tunes: `python -m demo.pretrain`.
 
-The task is another one than the demo's: printed letters instead of handwritten digits. Every patch says
-which letter its ink belongs to, or that it shows clutter, and traces that ink; the class token says which
+The task differs from the demo's: printed letters instead of handwritten digits. Every patch predicts which
+letter its ink belongs to, or that it shows clutter, and traces that ink; the class token predicts which
 letters the scene shows. The class token is not shipped: a new one has to learn where to look, which is
 what the demo shows.
 """
@@ -38,8 +38,8 @@ LetterBatch = tuple[Tensor, Tensor, Tensor, Tensor]
 class LetterScenes(IterableDataset[LetterBatch]):
     """Endless batches of scenes with one or two letters.
 
-    Each is (images, letter of every patch, ink of the letters, shares of the letters in the scene). The
-    clutter appears over the first `fade_in` batches.
+    Each is (images, letter of every patch, ink of the letters, target distribution over the scene's letters).
+    The clutter appears over the first `fade_in` batches.
     """
 
     def __init__(self, batch_size: int, patch_size: int, fade_in: int) -> None:
@@ -67,14 +67,14 @@ class LetterFinder(pl.LightningModule):
 
     Args:
         model: arguments of `timm.create_model`.
-        output: where the weights go.
-        weights: start from the weights that an earlier run wrote.
+        output: the file to write the weights to.
+        weights: a file of weights that an earlier run wrote, to start from.
         batch_size: scenes per step.
-        learning_rate: the highest.
-        weight_decay: of all weights.
+        learning_rate: the highest learning rate.
+        weight_decay: weight decay of all weights.
         warmup_steps: steps in which the learning rate rises.
         fade_in: steps in which the clutter appears.
-        class_token_weight: of the class token's loss; 0 leaves the class token untrained.
+        class_token_weight: weight of the class token's loss; 0 leaves the class token untrained.
     """
 
     def __init__(
@@ -130,14 +130,14 @@ class LetterFinder(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW, with warm-up and cosine."""
+        """Return AdamW with a schedule of warm-up and cosine decay."""
         rate, decay = self.hparams["learning_rate"], self.hparams["weight_decay"]
         optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=decay)
         steps = int(self.trainer.estimated_stepping_batches)
         return [optimizer], [warmup_cosine(optimizer, self.hparams["warmup_steps"], steps)]
 
     def on_train_end(self) -> None:
-        """Write the backbone, with a new class token, in half precision: half the bytes."""
+        """Write the backbone with a new class token, in half precision to halve the file."""
         state = self.vit.state_dict()
         new = torch.randn(state["cls_token"].shape, generator=torch.Generator().manual_seed(0))
         position = state["pos_embed"].clone()
@@ -147,7 +147,7 @@ class LetterFinder(pl.LightningModule):
 
 
 def _init_positions(vit: Any) -> None:
-    """Start the position embedding from 2-D sines and cosines, which learns sooner than noise."""
+    """Initialize the position embedding with 2-D sines and cosines, which train faster than noise."""
     grid = build_sincos2d_pos_embed(vit.patch_embed.grid_size, vit.embed_dim)
     with torch.no_grad():
         vit.pos_embed.zero_()

@@ -1,7 +1,7 @@
 """Scenes: glyphs at random places and scales among fragments of other glyphs.
 
-The clutter is cut from the same kind of strokes as the glyph that counts and is coloured and scaled
-alike, so neither brightness nor colour gives the glyph away: only its shape does.
+The clutter is cut from the same kind of strokes as the glyph that counts and is colored and scaled
+alike, so neither brightness nor color gives the glyph away: only its shape does.
 """
 
 import math
@@ -16,9 +16,9 @@ from demo.glyphs import GLYPH_SIZE, INK_SIZE
 SCENE_SIZE = 64
 GLYPH_PIXELS = (22.0, 32.0)  # the longer side of a glyph in the scene
 FRAGMENT_WINDOW = (7.0, 11.0)  # the sides of a fragment, in pixels of the glyph it is cut from
-SPRITE_SIZE = 20  # holds the largest fragment, turned
+SPRITE_SIZE = 20  # holds the largest fragment when rotated
 FRAGMENTS = 36
-CLEARANCE = 0.5  # no fragment is centred this near a glyph, in sizes of the glyph
+CLEARANCE = 0.5  # least distance of a fragment's center from a glyph, in sizes of the glyph
 MAX_ROTATION = math.radians(8)
 MAX_SHEAR = 0.1
 MAX_STRETCH = 0.1
@@ -58,11 +58,11 @@ def cut_fragments(glyphs: Tensor, generator: Generator | None = None) -> Tensor:
 
 
 def draw_scenes(glyphs: Tensor, fragments: Tensor, generator: Generator | None = None) -> Scenes:
-    """Draw scenes; all that varies comes from the generator.
+    """Draw scenes, with all randomness from the generator.
 
     Args:
         glyphs: (B, G, 28, 28) ink of the glyphs to show, the first on top; zeros show nothing.
-        fragments: (n, 20, 20) what the clutter is drawn from, see `cut_fragments`.
+        fragments: (n, 20, 20) fragments to draw the clutter from, see `cut_fragments`.
         generator: source of the randomness; torch's global one by default.
     """
     batch, count = glyphs.shape[:2]
@@ -91,7 +91,7 @@ def _clutter(fragments: Tensor, centre: Tensor, pixels: Tensor, generator: Gener
     picked = torch.randint(len(fragments), shape, generator=generator)
     alpha = fragments[picked] * clear[..., None, None]
     colours = _stroke_colours(shape, generator)
-    # Where fragments overlap, one of them is to lie on top: they weigh in by powers of ten.
+    # Where fragments overlap, one of them should lie on top: random powers of ten weight them.
     height = 10 ** _uniform((*shape, 1, 1), 0, 6, generator)
     weight = (alpha * height)[:, :, None]
     paint = torch.cat([weight * colours[..., None, None], weight, alpha[:, :, None]], 2)
@@ -114,7 +114,7 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generat
 
 
 def _distort(pixels: Tensor, canvas: int, generator: Generator | None) -> Tensor:
-    """Map canvas coordinates to glyph coordinates: random turn, shear and stretch, (n, 2, 2)."""
+    """Return random maps from canvas to glyph coordinates, (n, 2, 2): rotation, shear and stretch."""
     shape = (len(pixels),)
     angle = _uniform(shape, -MAX_ROTATION, MAX_ROTATION, generator)
     shear = _uniform(shape, -MAX_SHEAR, MAX_SHEAR, generator)
@@ -132,14 +132,14 @@ def _sample(glyphs: Tensor, affine: Tensor, canvas: int) -> Tensor:
 
 
 def _stroke_colours(shape: tuple[int, ...], generator: Generator | None) -> Tensor:
-    """Bright colours of any hue, (*shape, 3): the strongest channel is made bright."""
+    """Return bright colors of any hue, (*shape, 3): the strongest channel is made bright."""
     colours = torch.rand((*shape, 3), generator=generator) * 0.9 + 0.1
     brightness = _uniform((*shape, 1), 0.75, 1.0, generator)
     return colours / colours.amax(-1, keepdim=True) * brightness
 
 
 def _backgrounds(batch: int, generator: Generator | None) -> Tensor:
-    """Dark, smoothly changing colours, (B, 3, 64, 64)."""
+    """Return dark, smoothly varying colors, (B, 3, 64, 64)."""
     coarse = _uniform((batch, 3, 4, 4), 0.0, 0.35, generator)
     size = [SCENE_SIZE, SCENE_SIZE]
     return F.interpolate(coarse, size, mode="bicubic", align_corners=False).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Starting from weights, and training few of them: the head alone, or small changes of the layers."""
+"""Loading weights, and training few of them: the head alone, or low-rank updates of some layers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from vitx.models.checkpoints import fill, read_weights, without_prefix
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill a model of timm from a file; a head of another size keeps its weights."""
+    """Load the weights of a timm model from a file; a head of another size keeps its own."""
     own, heads = model.state_dict(), _heads(model)
     state = without_prefix(read_weights(path), own)
     stems = tuple(f"{name}." for name, module in model.named_modules() if module in heads)
@@ -22,13 +22,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 class LinearProbe(pl.Callback):
-    """Train the head alone: the other weights of `module.model`, a model of timm, stay as they are.
+    """Train the head alone: the other weights of `module.model`, a timm model, are frozen.
 
-    What is frozen is also in evaluation mode, so that nothing is dropped at random.
+    Frozen layers are also in evaluation mode, so that they drop nothing at random.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Freeze the weights, before the optimiser is made of those that are not."""
+        """Freeze the weights before the optimizer is created from the others."""
         model: Any = pl_module.model
         model.requires_grad_(False).eval()
         for head in _heads(model):
@@ -36,14 +36,14 @@ class LinearProbe(pl.Callback):
 
 
 def add_lora(model: nn.Module, options: Mapping[str, Any]) -> None:
-    """Freeze a model of timm but for its head, and add low-rank changes to some layers, which are trained.
+    """Freeze a timm model except for its head, and add trainable low-rank updates to some layers.
 
     Args:
-        model: is changed in place, and keeps its class.
-        options: arguments of peft's `LoraConfig`, as `target_modules` and `r`.
+        model: the model to change in place; it keeps its class.
+        options: arguments of peft's `LoraConfig`, such as `target_modules` and `r`.
 
     Raises:
-        VitxError: peft is not installed, or does not take the options.
+        VitxError: peft is not installed, or rejects the options.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -58,6 +58,6 @@ def add_lora(model: nn.Module, options: Mapping[str, Any]) -> None:
 
 
 def _heads(model: Any) -> tuple[nn.Module, ...]:
-    """What puts out the logits: one layer, or two in a distilled model."""
+    """Return the layers that output the logits: one, or two in a distilled model."""
     found = model.get_classifier()
     return found if isinstance(found, tuple) else (found,)

@@ -1,4 +1,4 @@
-"""The watch of a training: adapters of frameworks answer, as a `Host`, what an `Observer` asks of it."""
+"""Watching a training: an `Observer` explains and logs, and a `Host` adapts it to a framework or a loop."""
 
 from vitx.watch.host import Host
 from vitx.watch.observer import Observer

@@ -1,4 +1,4 @@
-"""Images in a batch, and what is known of them: by the user's step, by options, or by usual names."""
+"""The images, labels and masks in a batch, found by the user's step, by options, or by common names."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,14 +16,14 @@ from vitx.watch.observed import ObservedStep
 LABELS = ("label", "labels", "target", "targets")
 MASKS = ("mask", "masks")
 BOXES = ("box", "boxes", "bbox", "bboxes")
-# Usual names of clips and volumes, images, spectrograms (of Hugging Face's processors), by their dimensions.
+# Common names by dimensions: clips and volumes (5), images (4), Hugging Face's spectrograms (3).
 _USUAL = {5: IMAGES, 4: IMAGES, 3: ("input_values",)}
 _GIVE = 'give batch_transform=lambda batch: {"image": ..., "label": ...}'
 
-PARTS = ("images", "labels", "masks")  # of what is known of a batch
+PARTS = ("images", "labels", "masks")  # the fields of Content that are tensors
 
-Name = str | int  # of an item of a batch: its key, or its place
-Told = Mapping[str, Name | None]  # what the user names: "show" (images), "labels", "boxes" (or masks)
+Name = str | int  # of an item of a batch: its key or its position
+Told = Mapping[str, Name | None]  # items that the user names: "show" (images), "labels", "boxes" (or masks)
 
 
 @dataclass(frozen=True)
@@ -31,29 +31,29 @@ class Content:
     """The content of a batch of B images."""
 
     images: Tensor  # (B, C, H, W); clips and volumes have five dimensions, spectrograms three
-    labels: Tensor | None = None  # (B, ...): classes, several for each image, or numbers
-    masks: Tensor | None = None  # (B, h, w) bool, True on the object, or in its boxes
-    inputs: Mapping[str, Tensor] = field(default_factory=dict)  # all else of each image, by paths, (B, ...)
+    labels: Tensor | None = None  # (B, ...): a class for each image, several classes, or numbers
+    masks: Tensor | None = None  # (B, h, w) bool, True on the object or inside its boxes
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)  # other tensors, (B, ...), by path
     name: str = "0"  # the path of the images
-    found: tuple[str, ...] = ()  # what was found where, in words
+    found: tuple[str, ...] = ()  # descriptions of what was found where
 
     def __len__(self) -> int:
         return len(self.images)
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Content":
-        """Return the same with each tensor as a function makes it."""
+        """Return a copy with a function applied to each tensor."""
         made: dict[str, Any] = {"inputs": {name: function(one) for name, one in self.inputs.items()}}
         made |= {name: function(part) for name in PARTS if (part := vars(self)[name]) is not None}
         return replace(self, **made)
 
 
 def read_batch(batch: Any, told: Told | None = None, observed: ObservedStep | None = None) -> Content:
-    """Find images, labels, and masks or boxes in a batch: a tensor, sequence, mapping, object, or a mixture.
+    """Find images, labels, and masks or boxes in a batch of tensors, sequences, mappings and objects.
 
-    What the user names comes first, then what the user's step showed, then what has a usual name. In a pair,
-    images come first and labels second. The rest is left out.
+    Items that the user names take precedence, then those that the user's step used, then common names. In a
+    pair, the images come first and the labels second. Other tensors with an entry per image become `inputs`.
     """
-    # Subclasses of Tensor, as MONAI has them, bring rules of their own for slices.
+    # Tensor subclasses, such as MONAI's, may slice in their own way.
     tensors = {path: value.detach().as_subclass(Tensor) for path, value in tensors_of(batch)}
     in_order = isinstance(batch, Sequence) and not isinstance(batch, str) and not hasattr(batch, "_asdict")
     told, parts = told or {}, len(batch) if in_order else 0
@@ -72,11 +72,11 @@ def read_batch(batch: Any, told: Told | None = None, observed: ObservedStep | No
 
 
 def objects(given: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
-    """Return masks of objects, of masks or of boxes, and what to say of them.
+    """Return the masks of objects, given as masks or boxes, and a word for what was given.
 
     Args:
-        given: masks (B, h, w) or (B, 1, h, w); or boxes (B, 4) or (B, K, 4), x1, y1, x2, y2 in pixels, or as
-            shares of the picture, if all lie in [0, 1]. A box of zeros is none.
+        given: masks (B, h, w) or (B, 1, h, w); or boxes (B, 4) or (B, K, 4) as x1, y1, x2, y2 in pixels, or
+            as fractions of width and height if all lie in [0, 1]. A box of zeros is ignored.
         size: height and width of the images.
     """
     if given.ndim == 4 and given.shape[1] == 1:
@@ -102,12 +102,12 @@ def objects(given: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
 
 
 def _images(batch: Any, tensors: Mapping[str, Tensor], in_order: bool) -> tuple[str, str]:
-    """Return the path of what is usually the images, and how it was found."""
+    """Return the path of the images by common conventions, and how they were found."""
     for dims, usual in _USUAL.items():
         fit = [path for path, value in tensors.items() if value.ndim == dims and value.dtype != torch.bool]
         if found := _usual(fit, usual):
             return found[0], f"in {found[0]!r}"
-        # As many dimensions as a spectrogram have masks, and a single image.
+        # Masks and single images have as many dimensions as spectrograms, which need a common name.
         fit = [path for path in fit if last(path) not in MASKS and dims > min(_USUAL)]
         if fit and (len(fit) == 1 or in_order):
             return fit[0], "first" if in_order else f"in {fit[0]!r}"
@@ -132,7 +132,7 @@ def _images(batch: Any, tensors: Mapping[str, Tensor], in_order: bool) -> tuple[
 def _labels(
     per_image: Mapping[str, Tensor], usually: int, parts: int, told: Told, observed: ObservedStep | None
 ) -> tuple[Tensor | None, str]:
-    """Return the labels, and how they were found; they are the second of so many parts, usually."""
+    """Return the labels and how they were found; in a batch of `usually` parts, they are the second."""
     if told.get("labels") is not None:
         path = _item(per_image, told, "labels")
         return per_image[path], f"labels in {path!r} as told"
@@ -150,7 +150,7 @@ def _labels(
 def _masks(
     per_image: Mapping[str, Tensor], parts: int, told: Told, size: tuple[int, int]
 ) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Return the masks of objects, and how they were found."""
+    """Return the masks of objects and how they were found."""
     usual = _usual(per_image, (*MASKS, *BOXES))
     if told.get("boxes") is not None:
         path = _item(per_image, told, "boxes")

@@ -21,7 +21,7 @@ FORWARD_FN = "give forward_fn=lambda module, images: ..."
 
 
 def averaged(model: nn.Module, callbacks: Iterable[Any]) -> nn.Module:
-    """Return averaged weights of torch or timm that callbacks or the model hold."""
+    """Return the module with averaged weights, of torch or timm, that a callback or the model holds."""
     held = [value for callback in callbacks for value in vars(callback).values()]
     modules = [one for one in held if isinstance(one, nn.Module) and not isinstance(one, type(model))]
     for candidate in (part for one in (*modules, model) for part in one.modules()):
@@ -35,14 +35,14 @@ def averaged(model: nn.Module, callbacks: Iterable[Any]) -> nn.Module:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return a model without what runs it on several devices: that would synchronise ranks at each call."""
+    """Return a model without its data-parallel wrapper, which would synchronize ranks at each call."""
     while isinstance(model, (DistributedDataParallel, DataParallel)):
         model = model.module
     return model
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Return whether a part of a module is compiled: a recording would change how it runs."""
+    """Return whether any part of a module is compiled, as recording would change how it runs."""
     return any(
         hasattr(part, "_orig_mod")
         or getattr(part, "_compiled_call_impl", None) is not None
@@ -52,14 +52,14 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 class Call(nn.Module):
-    """A call of a module in the user's own way, whose errors are given in one sentence."""
+    """A module called in the user's own way, with errors reported in one sentence."""
 
     def __init__(self, function: Callable[[Tensor], Any], module: nn.Module, called: str) -> None:
         super().__init__()
         self.module, self.function, self.called = module, function, called
 
     def forward(self, images: Tensor) -> Any:
-        """Return what the module puts out."""
+        """Return the output of the call."""
         try:
             return self.function(images)
         except VitxError:
@@ -80,10 +80,10 @@ def call_of(
     inputs: Mapping[str, Tensor],
     by_name: bool = False,
 ) -> Call:
-    """Return a module that takes images alone: it calls `forward_fn`, or as the user's step, or its forward.
+    """Return a module of images alone that calls `forward_fn`, replays the user's step, or calls the forward.
 
-    What else there is of these images, `inputs`, has its path in a batch, as the images have (`name`). It is
-    for parameters of the same name: those that must be given, or all where a training calls `by_name`.
+    `inputs` holds other tensors of these images by their paths in the batch, and `name` is the images' path.
+    They fill parameters of the same name: the required ones, or all if the training calls models `by_name`.
     """
     named = {last(path): value for path, value in inputs.items()}
     if forward_fn is not None:

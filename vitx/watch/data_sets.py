@@ -1,4 +1,4 @@
-"""Facts that a data set and other objects of the user's hold: names and labels of classes, normalizations."""
+"""Class names, labels and normalizations that data sets and other objects of the user hold."""
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,17 +17,17 @@ from vitx.pictures.colors import BYTES, UNSCALED, Scale, fits
 from vitx.watch.batches import LABELS
 
 _NAMES = ("classes", "class_to_idx", "label_to_id", "class_names")
-_MOST_READ = 2000  # samples, in search of classes where the data set does not tell them
-_CHANNELS = 64  # at most
-_SCALE_NAMES = ("mean", "std"), ("image_mean", "image_std")  # the second ones are those of image processors
+_MOST_READ = 2000  # samples to search for classes if the data set does not list its labels
+_CHANNELS = 64  # at most, of a mean or a std
+_SCALE_NAMES = ("mean", "std"), ("image_mean", "image_std")  # the second pair is that of image processors
 _OPAQUE = (str, bytes, int, float, bool, type, ModuleType, Tensor, type(None))
 _LIBRARIES = ("builtins", "torch", "torchvision", "lightning", "pytorch_lightning", "typing", "collections")
-_DEEP = 9  # attributes of attributes
-_MOST = 256  # parts of one: what has more holds samples
+_DEEP = 9  # levels of nested attributes to search
+_MOST = 256  # parts of a container to search; larger ones hold samples
 
 
 def class_names(data: Any) -> tuple[str, ...] | None:
-    """Return the names of the classes, as torchvision's, timm's and Hugging Face's data sets have them."""
+    """Return the class names that a data set of torchvision, timm or Hugging Face holds, or None."""
     while data is not None:
         places = (data, getattr(data, "reader", None))
         held = (getattr(place, name, None) for name in _NAMES for place in places)
@@ -38,9 +38,9 @@ def class_names(data: Any) -> tuple[str, ...] | None:
 
 
 def names_in(value: Any) -> tuple[str, ...] | None:
-    """Return the names of classes that a list (also of synonyms), an array or a mapping to numbers holds."""
+    """Return the class names in a list (also of synonyms), an array, or a mapping to or from indices."""
     if callable(value) and not isinstance(value, type):
-        with suppress(Exception):  # a method of theirs that wants more
+        with suppress(Exception):  # a method that requires arguments
             value = value()
     if isinstance(value, Mapping):
         pairs = [(key, name) if hasattr(key, "__index__") else (name, key) for key, name in value.items()]
@@ -55,15 +55,15 @@ def names_in(value: Any) -> tuple[str, ...] | None:
 
 
 def class_counts(data: Any) -> range | None:
-    """Return how many outputs a model may have, most of which must have one of the labels that are listed."""
+    """Return the plausible numbers of model outputs, given the labels that the data set lists."""
     count = max((hasattr(data, "__len__") and _labels(data)) or [-1]) + 1
-    return range(count, 2 * count + 1) if count else None
+    return range(count, 2 * count + 1) if count else None  # most outputs must have a label
 
 
 def one_of_each_class(
     data: Any, count: int, read_labels: Callable[[Sequence[int]], Iterable[int | None]]
 ) -> tuple[int, ...]:
-    """Return the place of one sample of each class, in order; of more than `count`, evenly spaced ones."""
+    """Return the index of one sample per class, in class order; of more than `count`, evenly spaced ones."""
     labels, firsts, most = _labels(data), dict[int, int](), len(data)
     order: Sequence[int] = range(len(data))
     if labels is None:
@@ -80,7 +80,7 @@ def one_of_each_class(
 
 
 def evenly_spaced(length: int, most: int) -> tuple[int, ...]:
-    """Return places in a list, from the middles of equal parts: of 100, 4 are 12, 37, 62 and 87."""
+    """Return the middle indices of equal parts of a list: for 4 parts of 100, 12, 37, 62 and 87."""
     count = min(length, most)
     return tuple(int((place + 0.5) * length / count) for place in range(count))
 
@@ -99,7 +99,7 @@ def _labels(data: Any) -> Sequence[int] | None:
 
 
 def _feature_names(data: Any) -> Sequence[str] | None:
-    """Return the names of the labels in a data set of Hugging Face; None where several may be."""
+    """Return the label names of a Hugging Face data set; None if several columns may hold the labels."""
     features = getattr(data, "features", None)
     if not isinstance(features, dict):
         return None
@@ -111,9 +111,9 @@ def _feature_names(data: Any) -> Sequence[str] | None:
 def likely_scales(
     model: nn.Module, images: Tensor, of_data: Iterable[Scale], holders: Iterable[Any] = ()
 ) -> Iterator[Scale]:
-    """Yield the normalizations that may have made the images, (n, C, H, W), the likeliest first.
+    """Yield the normalizations that the images, (n, C, H, W), may have undergone, the likeliest first.
 
-    What holders hold and the model declares may be done later, in its forward: then the images do not fit it.
+    Those of the holders and the model may be applied later, in forward; they are kept if the images fit them.
     """
     yield from of_data
     yield UNSCALED
@@ -125,12 +125,12 @@ def likely_scales(
 
 
 def scales_in(*holders: Any) -> Iterator[Scale]:
-    """Yield mean and std of what has them and is held, as torchvision's, timm's and kornia's transforms."""
+    """Yield mean and std of held objects that have them, such as torchvision, timm or kornia transforms."""
     yield from filter(None, map(_scale, held_by(*holders, whole=_scale)))
 
 
 def _scale(value: Any) -> Scale | None:
-    """Return mean and std of an object, or among its options, as kornia's augmentations have them."""
+    """Return the mean and std of an object, or of its flags or buffers, as in kornia's augmentations."""
     kept = attributes(value)
     options = [one for one in (kept, kept.get("flags"), kept.get("_buffers")) if isinstance(one, Mapping)]
     for named in options if kept.get("do_normalize", True) else ():
@@ -149,10 +149,10 @@ def _numbers(value: Any) -> tuple[float, ...]:
 
 
 def held_by(*values: Any, whole: Callable[[Any], Any] = lambda one: False) -> Iterator[Any]:
-    """Yield objects and what they consist of, level by level, each once; not the parts of what is `whole`.
+    """Yield objects and their parts, breadth first and each once; `whole` objects are not taken apart.
 
-    Nothing is computed on the way: properties of a data set may be slow. Of a function, it looks at what that
-    refers to outside of itself; of an object, also at its class.
+    No properties are computed, since those of a data set may be slow. For a function, it follows the globals
+    and closure cells that the function refers to; for an object, also its class.
     """
     level, seen = list(values), set[int]()
     for _ in range(_DEEP):
@@ -163,7 +163,7 @@ def held_by(*values: Any, whole: Callable[[Any], Any] = lambda one: False) -> It
 
 
 def attributes(value: Any) -> Mapping[str, Any]:
-    """Return the attributes that are kept, not computed; of a function, the names it refers to."""
+    """Return the stored attributes, not properties; for a function, the globals and cells that it uses."""
     if isinstance(value, FunctionType):
         return dict(_used_by(value))
     with suppress(AttributeError):
@@ -177,25 +177,25 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from parts if len(parts) <= _MOST else ()
         return
     yield from attributes(value).values()
-    for kind in type(value).__mro__:  # what all objects of a class share, and its methods refer to
+    for kind in type(value).__mro__:  # class attributes, and what methods refer to
         if kind.__module__.split(".")[0] not in _LIBRARIES:
             yield from vars(kind).values()
 
 
 def _used_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with suppress(ValueError):  # not yet filled
+        with suppress(ValueError):  # an empty cell
             yield name, cell.cell_contents
     codes = [function.__code__]
-    for code in codes:  # and those of the functions inside
+    for code in codes:  # grows by the code of nested functions
         codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
         held = function.__globals__
         yield from ((name, held[name]) for name in code.co_names if name in held)
 
 
 def _is_opaque(value: Any) -> bool:
-    """Return whether to look no further: a value, or what the data belongs to."""
+    """Return True for objects that are not searched: plain values, models, and trainers."""
     if isinstance(value, nn.Module):
         return any(True for _ in value.parameters())
-    trains = callable(getattr(type(value), "fit", None))  # and holds the data of the training, too
+    trains = callable(getattr(type(value), "fit", None))  # trainers also hold the training data
     return trains or isinstance(value, _OPAQUE)

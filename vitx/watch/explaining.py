@@ -1,4 +1,4 @@
-"""Explain the watched images, each rank its share of them."""
+"""Explanation of the watched images, shared among the ranks."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -34,20 +34,20 @@ _CLASSES, _NUMBERS = ("class", "classes"), ("numbers", "shares")
 
 
 class SampleExplainer:
-    """Explain the same images again and again, as the settings say."""
+    """Explain the same images at each firing, as the settings say."""
 
     def __init__(self, settings: Settings, observed: ObservedStep | None = None) -> None:
         self._settings = settings
-        self.observed = observed  # the user's own step, where that was recorded
-        self.kind: Kind | None = None  # of the output; None as long as that is not known
+        self.observed = observed  # the user's own step, if it was recorded
+        self.kind: Kind | None = None  # of the output; None until it is known
         self._shape: Sequence[int] = ()  # of the output of one image
-        self._classless = ""  # what is put out, where the prediction is asked for and this tells none
-        self._asks = settings.target == "caption" or isinstance(settings.target, Question)  # for no class
+        self._classless = ""  # describes an output that holds no prediction to explain
+        self._asks = settings.target == "caption" or isinstance(settings.target, Question)  # about no class
 
     def explain(self, host: Host, samples: Samples) -> tuple[dict[str, Explanation], dict[str, Exception]]:
-        """Return the explanation of each method, and the error of each that failed, the same on all ranks.
+        """Return each method's explanation, and the error of each that failed, the same on all ranks.
 
-        Methods share their passes; where one fails, each is tried alone.
+        The methods share passes through the model; if one of them fails, each is tried alone.
         """
         found, errors = dict[str, Explanation](), dict[str, Exception]()
 
@@ -64,7 +64,7 @@ class SampleExplainer:
                 methods = {name: one for name, one in methods.items() if not find_method(name).gradient}
                 methods.setdefault("attention", {})
             groups: list[Methods] = [methods]
-            for group in groups:  # which grows
+            for group in groups:  # grows in the loop
                 try:
                     parts = host.group.of_parts(len(samples), _BATCH, partial(explain_part, group))
                     found |= {name: join([part[name] for part in parts]) for name in group}
@@ -76,7 +76,7 @@ class SampleExplainer:
         return {name: found[name] for name in methods if name in found}, errors
 
     def fitting(self, samples: Samples, names: Names) -> tuple[Names, list[str]]:
-        """Return the names of classes, if there are enough, and what does not fit, with what to do then."""
+        """Return the class names, or None if there are too few, and hints about what does not fit."""
         width, labels, said = prod(self._shape), samples.labels, list[str]()
         if names is not None and self.kind in _CLASSES and len(names) < max(width, 2):
             outputs = f"as there are {width} outputs"
@@ -92,7 +92,7 @@ class SampleExplainer:
         return names, said
 
     def faithfulness(self, host: Host, samples: Samples, found: dict[str, Explanation]) -> dict[str, float]:
-        """Return `vitx/METHOD/deletion`, `insertion`, and of classes `reliance`, the same on every rank."""
+        """Return `vitx/METHOD/deletion`, `insertion` and, for classes, `reliance`, the same on every rank."""
         if self._asks:
             raise VitxError("faithfulness is measured of classes and target functions alone")
         if self._classless:
@@ -113,13 +113,13 @@ class SampleExplainer:
         return {name: torch.cat([part[name] for part in parts]).float().mean().item() for name in parts[0]}
 
     def _run(self, host: Host, samples: Samples, part: slice, do: Callable[..., T]) -> T:
-        """Run a function on the model as it is called, on some images and their target, on its device."""
+        """Run a function on the callable model, some of the images and their target, on its device."""
         model = host.explained(self._settings.weights)
         weight = next(model.parameters(), samples.images)
         device, kind = weight.device, weight.dtype if weight.is_floating_point() else torch.float32
         inputs = {name: value[part].to(device) for name, value in samples.inputs.items()}
         images, target = samples.images[part].to(device, kind), self._target(samples, part)
-        with host.precision(), seeded():  # whatever was drawn before, to choose the images
+        with host.precision(), seeded():  # independent of what choosing the images drew
             if isinstance(target, Prompted):
                 if images.ndim != 4:
                     found = f"(B, C, H, W), found {tuple(images.shape)}"
@@ -135,7 +135,7 @@ class SampleExplainer:
             return do(call_of(model, *called), images, target=target)
 
     def _look(self, host: Host, model: nn.Module, samples: Samples) -> None:
-        """Learn from one image what the module puts out; where that fails, the methods say so."""
+        """Determine the kind of output from one image; if that fails, the methods report the error."""
         try:
             look = partial(explain_methods, methods=["rollout"])
             (one,) = host.group.of_parts(1, 1, lambda part: self._run(host, samples, part, look))
@@ -149,7 +149,7 @@ class SampleExplainer:
             self._classless = f"the model puts out {numbers if len(self._shape) > 1 else 'features'}"
 
     def _kind(self, host: Host, model: nn.Module, samples: Samples, logits: Tensor) -> Kind:
-        """Return what an output is: as the user's step compares it, else as labels, names and model tell."""
+        """Return the kind of output, from the user's step, or else from labels, class names and model."""
         target, own = self._settings.target, self._settings.class_names
         if self._asks:
             return target.kind if isinstance(target, Text) else "features"
@@ -166,7 +166,7 @@ class SampleExplainer:
         return "features" if uncompared and logits.shape[-1] not in {*declared, *(counts or ())} else kind
 
     def _target(self, samples: Samples, part: slice) -> Any:
-        """Return the target of some images as `vitx.explain` takes it; of a number, it is the number."""
+        """Return the target of some images as `vitx.explain` takes it; the target of numbers is their sum."""
         target: Any = self._settings.target
         if target == "predicted":
             return _number if self.kind in _NUMBERS else None
@@ -181,5 +181,5 @@ class SampleExplainer:
 
 
 def _number(output: Tensor) -> Tensor:
-    """Return the number of each image, (B,); of several, their sum."""
+    """Return the number that is output for each image, or the sum of several, (B,)."""
     return output.flatten(1).sum(1) if output.ndim > 1 else output

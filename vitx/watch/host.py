@@ -1,4 +1,4 @@
-"""Answers of a training to what a watch asks of it, its processes, and attempts that must not stop it."""
+"""The interface of a watch to a training, its processes, and error handling that need not stop it."""
 
 import logging
 import re
@@ -23,21 +23,21 @@ from vitx.watch.readers import BATCH
 T = TypeVar("T")
 _log = logging.getLogger("vitx")
 
-# Of a model of which each rank holds a part, by torch's FSDP (1 or 2); DeepSpeed's ZeRO leaves a `ds_id`.
+# Types that show that a model is sharded by torch's FSDP (1 or 2); DeepSpeed's ZeRO sets a `ds_id`.
 _SHARDED = ("DTensor", "FlatParameter", "FullyShardedDataParallel")
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a training; without a process group, it is one."""
+    """The processes of a training; one process if there is no process group."""
 
     rank: int = 0  # of this process
     size: int = 1
-    in_step: bool = False  # whether all must run the same passes, as each holds only a part of the model
+    in_step: bool = False  # whether all must run the same passes, as each holds only a shard of the model
 
     @classmethod
     def of(cls, model: nn.Module) -> "Group":
-        """Return the processes that torch.distributed knows, and whether they share the parts of a model."""
+        """Return the process group of torch.distributed, and whether the model is sharded over it."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return cls()
         size, parts = torch.distributed.get_world_size(), (*model.parameters(), *model.modules())
@@ -45,12 +45,12 @@ class Group:
         return cls(torch.distributed.get_rank(), size, size > 1 and in_step)
 
     def share(self, count: int) -> slice:
-        """Return which of `count` images are this rank's: equal parts, some empty if there are few."""
+        """Return this rank's slice of `count` images: equal and possibly empty parts, or all if `in_step`."""
         rank, size = (0, 1) if self.in_step else (self.rank, self.size)
         return slice(count * rank // size, count * (rank + 1) // size)
 
     def from_first(self, compute: Callable[[], T]) -> T:
-        """Compute something on rank 0, and return it on all ranks."""
+        """Compute a value on rank 0, and return it on all ranks."""
         found: list[T] = self._gather(compute if self.rank == 0 else lambda: None)
         return found[0]
 
@@ -72,7 +72,7 @@ class Group:
         return [value for value, _ in found]
 
     def of_parts(self, count: int, most: int, do: Callable[[slice], T]) -> list[T]:
-        """Run a function on parts of `count` images, shared among ranks, and return what all found."""
+        """Run a function on slices of up to `most` images, shared among ranks, and return all the results."""
         share = self.share(count)
         parts = [slice(at, min(at + most, share.stop)) for at in range(share.start, share.stop, most)]
         if self.in_step:
@@ -80,10 +80,10 @@ class Group:
         return [found for of_rank in self._gather(lambda: [*map(do, parts)]) for found in of_rank]
 
     def take_buffers_of_first(self, model: nn.Module) -> None:
-        """Give every rank the buffers of rank 0, as BatchNorm's statistics differ if they are not shared."""
+        """Copy the buffers of rank 0 to all ranks, as BatchNorm's statistics may differ between them."""
         if self.size == 1:
             return
-        buffers = [buffer for buffer in model.buffers() if type(buffer) is torch.Tensor]  # none is sharded
+        buffers = [buffer for buffer in model.buffers() if type(buffer) is torch.Tensor]  # not sharded ones
         values = self.from_first(lambda: [buffer.detach().cpu() for buffer in buffers])
         with torch.no_grad():
             for buffer, value in zip(buffers, values if self.rank else (), strict=False):
@@ -91,15 +91,15 @@ class Group:
 
 
 class Host:
-    """Answer what a watch asks of a training. These are the answers of a plain loop.
+    """The interface of a watch to a training, implemented for a plain loop.
 
-    An adapter for a framework is a subclass that answers otherwise where the framework knows better. Files go
-    to `run/vitx`, beside checkpoints; without a `run`, it is the next free `version_N` of the root.
+    An adapter for a framework is a subclass that overrides what the framework provides. Files go to
+    `run/vitx`, next to the checkpoints; without a `run`, the next free `version_N` in `root` takes its place.
     """
 
-    name = "Watch"  # begins each sentence that the watch says
-    leaves_files = True  # whether the run may leave any
-    by_name = False  # whether the training gives the model what is in a batch by its names
+    name = "Watch"  # begins each message of the watch
+    leaves_files = True  # whether the run may write any
+    by_name = False  # whether the training passes the entries of a batch to the model as keyword arguments
     callbacks: Sequence[Any] = ()  # of the training, which may hold averaged weights
 
     def __init__(
@@ -112,12 +112,12 @@ class Host:
     ) -> None:
         self.model, self.data, self.loggers = model, data, loggers
         self.run, self.root = run, Path(root)
-        self.hyperparameters: Mapping[str, Any] = {}  # as far as the user says them
-        self.numbers: Mapping[str, float] = {}  # of the training at this moment
+        self.hyperparameters: Mapping[str, Any] = {}  # if the user gives any
+        self.numbers: Mapping[str, float] = {}  # metrics of the training at this moment
 
     @cached_property
     def group(self) -> Group:
-        """The processes that train together, once they have begun."""
+        """The processes that train together, determined once, after they have started."""
         return Group.of(self.model)
 
     def validation(self) -> Any:
@@ -125,31 +125,31 @@ class Host:
         return self.data
 
     def loader(self, data: Any) -> Any:
-        """Return a loader of a data set that was given."""
+        """Return a loader for a data set that the user gives."""
         return DataLoader(data, BATCH)
 
     def explained(self, weights: str) -> nn.Module:
-        """Return the module that is explained now: the model, or averaged weights ("ema") that it holds."""
+        """Return the module to explain: the model, or averaged weights ("ema") held by it or a callback."""
         return averaged(self.model, self.callbacks) if weights == "ema" else unwrapped(self.model)
 
     def prepared(self, batch: Any, place: int) -> Any:
-        """Return a batch of the validation loader at a place as the model gets it."""
+        """Return a batch of the validation loader with index `place` as the model receives it."""
         return batch
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Return the context of a forward pass."""
+        """Return a context that sets the precision of a forward pass."""
         return nullcontext()
 
     def paused(self) -> AbstractContextManager[Any]:
-        """Return a context that keeps a firing out of what the framework counts and logs."""
+        """Return a context in which the framework neither counts nor logs what a firing does."""
         return nullcontext()
 
     def normalizers(self) -> Iterable[Any]:
-        """Return what may hold the normalization of the images, beside the data set and the model."""
+        """Return objects that may hold the images' normalization, besides the data set and the model."""
         return ()
 
     def class_names(self) -> Sequence[str] | None:
-        """Return the names of the classes, where neither the user nor the data set says them."""
+        """Return class names for when neither the user nor the data set gives any, or None."""
         return None
 
     def settings(self) -> Mapping[str, Any]:
@@ -158,25 +158,25 @@ class Host:
         return {name: value for one in (*of_loggers, self.hyperparameters) for name, value in one.items()}
 
     def metrics(self) -> Mapping[str, float]:
-        """Return the numbers that the training has at this moment."""
+        """Return the metrics of the training at this moment."""
         return self.numbers
 
     def epoch(self) -> float | None:
-        """Return the epoch as the framework counts it; None where there is none."""
+        """Return the epoch as the framework counts it, or None if it does not."""
         return None
 
     def publish(self, numbers: Mapping[str, float]) -> None:
-        """Tell other parts of the training the numbers of a firing, on every rank."""
+        """Pass the numbers of a firing to other parts of the training, on every rank."""
 
     def warn(self, sentence: str) -> None:
-        """Warn of what went wrong, on rank 0; through the logger where a project silences warnings."""
+        """Issue a warning, on rank 0; through the logger if the project silences warnings."""
         if _is_silenced(sentence):
             _log.warning(sentence)
         else:
             warnings.warn(sentence, stacklevel=2)
 
     def inform(self, sentence: str) -> None:
-        """Tell what went well, on rank 0: through the logger where someone listens, else to stderr."""
+        """Report a fact, on rank 0: through the logger if it is enabled and has a handler, else on stderr."""
         if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
             _log.info(sentence)
         else:
@@ -184,7 +184,7 @@ class Host:
 
 
 def _is_silenced(sentence: str) -> bool:
-    """Return whether the filters of `warnings` ignore it; those of a module or a line do not count."""
+    """Return whether the filters of `warnings` ignore it; filters by module or line do not count."""
     for action, message, category, module, line in warnings.filters:
         about_us = issubclass(UserWarning, category) and not (module or line)
         if about_us and (message is None or re.match(message, sentence)):
@@ -193,14 +193,14 @@ def _is_silenced(sentence: str) -> bool:
 
 
 class Attempts:
-    """Attempts at what may fail: errors stop the training, on all ranks together, only if asked for."""
+    """Attempts that may fail: errors become warnings or, on request, stop the training on all ranks."""
 
     def __init__(self, raises: bool) -> None:
         self._raises = raises
         self._said: set[tuple[str, str]] = set()
 
     def on_first(self, host: Host, do: Callable[[], None]) -> None:
-        """Run on rank 0 alone; where errors are raised, no other rank is left waiting."""
+        """Run on rank 0 alone; if errors are raised, they are raised on all ranks, so that none waits."""
         if self._raises:
             host.group.from_first(do)
         elif host.group.rank == 0:
@@ -208,9 +208,9 @@ class Attempts:
 
     @contextmanager
     def forgiving(self, host: Host, what: str, step: int | None = None) -> Iterator[None]:
-        """Say on rank 0 what its block could not do, and go on, unless errors are to be raised.
+        """Warn on rank 0 of what the block could not do, and go on, unless errors are to be raised.
 
-        Each kind of error is said once in each place: texts may differ by a step or an address.
+        Each kind of error is reported once per place, as messages may differ by a step or an address.
         """
         try:
             yield

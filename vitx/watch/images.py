@@ -1,4 +1,4 @@
-"""The images that are watched: the same ones at every firing and in every run."""
+"""The watched images: the same ones at every firing and in every run."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -24,23 +24,23 @@ from vitx.watch.observed import ObservedStep
 from vitx.watch.readers import is_live, keys_of, loaders_in, read_once, readers_in, replaced
 from vitx.watch.settings import Settings
 
-_SCALES = 16  # of those that a data set holds
+_SCALES = 16  # normalizations of a data set, at most
 
 
 @dataclass(frozen=True)
 class Samples(Content):
-    """Images to watch, with what is known of them; on the CPU."""
+    """Images to watch, on the CPU, with facts about them and their data set."""
 
-    shown: tuple[int, ...] = ()  # which of them the pictures show
-    places: tuple[int, ...] | None = None  # where they are in the data set
+    shown: tuple[int, ...] = ()  # the indices of those that pictures show
+    places: tuple[int, ...] | None = None  # their indices in the data set
     out_of: int | None = None  # how many images the data set has
-    stream: bool = False  # whether they are the first of a data set that cannot be asked for others
+    stream: bool = False  # whether they are the first of a stream, which offers no choice
     class_names: tuple[str, ...] | None = None  # the data set's own
-    counts: range | None = None  # how many outputs a model of the data set's classes may have
-    unlabelled: bool = False  # whether it is the set that the model is judged by, and has no labels
+    counts: range | None = None  # plausible numbers of outputs of a model for these classes
+    unlabelled: bool = False  # whether they are from the validation set, and it has no labels
     scales: tuple[Scale, ...] = ()  # mean and std of each normalization that the data set holds
-    source: str = ""  # the kind of their data set; empty for a tensor or files
-    observed: bool = False  # whether they are what the user's own step takes
+    source: str = ""  # the type of their data set; empty for a tensor or files
+    observed: bool = False  # whether the user's own step takes them
 
     @property
     def captions(self) -> Tensor:
@@ -58,7 +58,7 @@ class Samples(Content):
 class Source:
     """The samples that a validation loader reads.
 
-    They have no keys in a stream, in a loader that reads no DataLoader, or several, and in whole batches.
+    There are no keys for a stream, a loader of no or several DataLoaders, or a data set of whole batches.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -68,24 +68,24 @@ class Source:
         self.name = type(loader if self.data is None else self.data).__name__
         keys = keys_of(readers[0]) if len(readers) == 1 and readers[0].batch_sampler is not None else None
         places = ((key if isinstance(key, int) else place, key) for place, key in enumerate(keys or ()))
-        self.keys: dict[int, Any] | None = None if keys is None else dict(places)  # by their places
+        self.keys: dict[int, Any] | None = None if keys is None else dict(places)  # by their indices
         self.length = None if self.keys is None else max(len(self.data), len(self.keys))  # type: ignore[arg-type]
 
     def evenly(self, count: int) -> list[float] | None:
-        """Choose evenly spaced images, as numbers of batches: 1.25 is a quarter through the second batch.
+        """Return evenly spaced images as positions in batches: 1.25 is a quarter through the second batch.
 
-        None where the number of batches is not known, as in a stream.
+        None if the number of batches is unknown, as for a stream.
         """
         if any(isinstance(one.dataset, IterableDataset) for one in self._readers):
             return None
-        with suppress(TypeError, RuntimeError):  # of a loader that does not tell it
+        with suppress(TypeError, RuntimeError):  # of a loader without a length
             batches = len(self._loader)
             return [(number + 0.5) * batches / count for number in range(count)]
         return None
 
     @contextmanager
     def fetch(self, places: Sequence[int] | None) -> Iterator[Iterator[Any]]:
-        """Read batches of the samples at these places (None: all), and leave the user's loader as it was."""
+        """Yield batches of the samples at these places (None for all); the user's loader stays unchanged."""
         known = self.keys or {}
         keys = None if places is None else [known.get(place, place) for place in places]
         with replaced(self._loader, keys) as loader, closing(_batches(loader)) as batches:
@@ -94,20 +94,20 @@ class Source:
 
 @dataclass(frozen=True)
 class Selection:
-    """The choice of the images that the user wants to see."""
+    """The choice of the images to watch, as the settings ask."""
 
     settings: Settings
     host: Host
     observed: ObservedStep | None = None
 
     def choose(self, before: Sequence[int] | None = None) -> Samples:
-        """Read the images, prepared as validation batches are: those of before, if they fit."""
+        """Read the images, prepared like validation batches: those at the places `before`, if they fit."""
         samples, given = self._chosen(before), self.settings.boxes
         if given is None:
             return samples
         if len(given) not in (len(samples), samples.out_of):
             raise VitxError(f"boxes has {len(given)} entries for {len(samples)} images: give one for each")
-        if len(given) != len(samples):  # of the whole data set
+        if len(given) != len(samples):  # for the whole data set
             given = given[list(samples.places or ())]
         masks, said = objects(given, (samples.images.shape[-2], samples.images.shape[-1]))
         return replace(samples, masks=masks, found=(*samples.found, f"{said} as given"))
@@ -169,7 +169,7 @@ class Selection:
             return tuple(places[number] for number in evenly_spaced(len(places), count))
 
         def labels(order: Sequence[int]) -> Iterator[int | None]:
-            """Yield the class of each sample; None for those that have no single one."""
+            """Yield the class of each sample; None if it does not have a single one."""
             with source.fetch([places[number] for number in order]) as batches:
                 for content in map(self._read, batches):
                     single = content.labels is not None and content.labels.ndim == 1
@@ -179,7 +179,7 @@ class Selection:
         return tuple(places[number] for number in found)
 
     def _some(self, batches: Iterable[Any], spread: Sequence[float]) -> Iterator[Content]:
-        """Yield the images that are chosen of some batches, see `Source.evenly`."""
+        """Yield the images of the batches that `Source.evenly` has chosen."""
         for number, batch in enumerate(islice(batches, int(spread[-1]) + 1)):
             if inside := [place - number for place in spread if int(place) == number]:
                 content = self._read(batch)
@@ -200,7 +200,7 @@ def _are(images: Any, kind: Any) -> bool:
 
 
 def one_of(loaders: Any, place: int | str) -> Any:
-    """Return one of the validation loaders (one, a list or a mapping of them, or None), by number or name."""
+    """Return one validation loader, by number or name, of one, a list or a mapping of them (or None)."""
     flat = [one for one in tree_leaves(loaders) if one is not None]
     named = dict(enumerate(flat)) | (loaders if isinstance(loaders, dict) else {})
     if not named:
@@ -219,13 +219,13 @@ def _batches(loader: Any) -> Generator[Any, None, None]:
     except Exception as error:
         if "in DataLoader worker process" in str(error):
             raise VitxError(last_line(error)) from error
-        # Of a loader that counts batches as if it had them all.
+        # A loader may count on more batches than it gets here.
         if not (isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration)):
             raise
 
 
 def join(contents: Iterable[Content], count: int) -> Content:
-    """Join what batches hold, up to a number of images; labels or masks that some lack are left out."""
+    """Join the contents of batches, up to `count` images; labels or masks that some lack are left out."""
     parts: list[Content] = []
     for content in contents:
         parts.append(content)
@@ -235,7 +235,7 @@ def join(contents: Iterable[Content], count: int) -> Content:
         raise VitxError("the data set to take images from is empty")
     first, found = parts[0], list(parts[0].found)
     known: dict[str, Any] = dict.fromkeys(PARTS)
-    # What is padded for each batch does not fit together; a forward that asks for it says that it is missing.
+    # Inputs padded for each batch may not fit together; a forward that requires a missing one reports it.
     known["inputs"] = {
         name: torch.cat([part.inputs[name] for part in parts])
         for name, one in first.inputs.items()

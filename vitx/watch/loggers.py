@@ -1,6 +1,6 @@
-"""Loggers for pictures and numbers: those of frameworks, writers and runs of libraries, trackers.
+"""Loggers for pictures and numbers: those of frameworks, writers and runs of libraries, and trackers.
 
-A logger is known by what it can do, as classes of one name are made in many packages.
+A logger is recognized by its methods, since many packages define classes of the same name.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +16,13 @@ from vitx.pictures.render import Picture
 
 @dataclass(frozen=True)
 class WandbRun:
-    """A run of Weights & Biases, whose own steps count calls: the step of the training is an axis beside."""
+    """A Weights & Biases run. Its own steps count calls, so the training step is logged as another axis."""
 
     experiment: Any  # what `wandb.init` returns
     axis: str = "vitx/step"
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Log numbers, or pictures, at a step."""
+        """Log numbers or pictures at a step."""
         self.experiment.define_metric("vitx/*", step_metric=self.axis)
         self.experiment.log({**metrics, self.axis: step})
 
@@ -35,7 +35,7 @@ class WandbRun:
 
 @dataclass(frozen=True)
 class MlflowRun:
-    """A run of MLflow, which may have ended."""
+    """An MLflow run, which may have ended."""
 
     experiment: Any  # an `MlflowClient`
     run_id: str
@@ -47,20 +47,20 @@ class MlflowRun:
 
 
 def show_picture(logger: Any, tag: str, picture: Picture, step: int) -> bool:
-    """Show a picture at a training step, and return whether this logger can hold pictures.
+    """Log a picture at a training step, and return whether this logger takes pictures.
 
-    Another one is two lines here: what it can do, and how it takes a picture.
+    Another logger needs two lines here: a test for its methods, and the call that logs a picture.
     """
     held = _held(logger)
     if _can(getattr(held, "file_writer", None), "add_event"):
         _add_event(held.file_writer, tag, picture, step)
     elif _can(held, "add_image"):
         held.add_image(tag, picture, step, dataformats="HWC")
-    elif _can(logger, "log_image", "active_run"):  # the module mlflow
+    elif _can(logger, "log_image", "active_run"):  # the mlflow module
         logger.log_image(picture, key=tag, step=step)
-    elif _can(logger, "log_image"):  # Lightning's of Weights & Biases, and any with such a method
+    elif _can(logger, "log_image"):  # Lightning's WandbLogger, and any logger with such a method
         logger.log_image(key=tag, images=[picture], step=step)
-    elif _can(held, "log_image", "list_artifacts"):  # a client of MLflow
+    elif _can(held, "log_image", "list_artifacts"):  # an MLflow client
         _log_once(held, logger.run_id, tag, picture, step)
     elif _can(held, "log_image", "log_asset"):  # Comet
         held.log_image(picture, name=tag, step=step)
@@ -71,7 +71,7 @@ def show_picture(logger: Any, tag: str, picture: Picture, step: int) -> bool:
 
 
 def write_scalars(logger: Any, scalars: Mapping[str, float], step: int) -> None:
-    """Log numbers, tag -> value."""
+    """Log numbers, tag -> value, at a step."""
     held = _held(logger)
     if _can(logger, "log_metrics"):
         logger.log_metrics(dict(scalars), step=step)
@@ -89,7 +89,7 @@ def write_scalars(logger: Any, scalars: Mapping[str, float], step: int) -> None:
 
 
 def loggers_of(given: Any) -> Iterator[Any]:
-    """Yield one or several loggers, and those that an Accelerator writes to."""
+    """Yield the given loggers, with the trackers of an Accelerator in its place."""
     for several in given if isinstance(given, (list, tuple)) else [given]:
         for one in getattr(several, "trackers", [several]):
             bare = _can(_held(one), "define_metric") and not _can(one, "log_metrics")
@@ -97,12 +97,12 @@ def loggers_of(given: Any) -> Iterator[Any]:
 
 
 def name_of(logger: Any) -> str:
-    """Return what to call a logger."""
+    """Return the name of a logger for messages."""
     return str(getattr(logger, "__name__", type(logger).__name__))
 
 
 def facts_of(logger: Any) -> dict[str, str | None]:
-    """Return `name`, `version`, `title` and `address` of a run in a logger, as far as it has them."""
+    """Return the `name`, `version`, `title` and `address` of a logger's run; None for those it lacks."""
     held, stored = _held(logger), _stored(logger)
 
     def first(*names: str) -> str | None:
@@ -119,7 +119,7 @@ def facts_of(logger: Any) -> dict[str, str | None]:
 
 
 def settings_of(logger: Any) -> Mapping[str, Any]:
-    """Return the hyperparameters that a logger was given, where it can tell them."""
+    """Return the hyperparameters that a logger was given, if it exposes them."""
     held, stored = _held(logger), _stored(logger)
     if stored is not None:
         return dict(stored.data.params)
@@ -130,9 +130,9 @@ def settings_of(logger: Any) -> Mapping[str, Any]:
 
 
 def drop_from(logger: Any, step: int) -> None:
-    """Tell TensorBoard that the run goes on from a step: what an ended run wrote there and later is void.
+    """Make TensorBoard drop what an earlier run logged at a step and later, as the run resumes there.
 
-    This is what the `purge_step` of a `SummaryWriter` does as it is made, for the whole run.
+    The `purge_step` of a `SummaryWriter` does the same for the whole run when the writer is created.
     """
     writer = getattr(_held(logger), "file_writer", None)
     if writer is not None:
@@ -144,7 +144,7 @@ def drop_from(logger: Any, step: int) -> None:
 
 
 def _add_event(writer: Any, tag: str, picture: Picture, step: int) -> None:
-    """Log a picture to TensorBoard as JPEG: it computes a checksum in Python, byte by byte."""
+    """Log a picture to TensorBoard as JPEG, to be small: a checksum is computed in Python, byte by byte."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -155,7 +155,7 @@ def _add_event(writer: Any, tag: str, picture: Picture, step: int) -> None:
 
 
 def _held(logger: Any) -> Any:
-    """Return the object of a library that a logger or a tracker writes to; else the logger itself."""
+    """Return the library's object that a logger or a tracker wraps, or else the logger itself."""
     held = (getattr(logger, name, None) for name in ("experiment", "tracker"))
     return next((one for one in held if one is not None), logger)
 
@@ -165,13 +165,13 @@ def _can(one: Any, *methods: str) -> bool:
 
 
 def _stored(logger: Any) -> Any:
-    """Return what MLflow's store holds of a run; None of other loggers."""
+    """Return a run as MLflow's store holds it; None for other loggers."""
     client, run_id = _held(logger), getattr(logger, "run_id", None)
     return client.get_run(run_id) if run_id and _can(client, "get_run") else None
 
 
 def _log_once(client: Any, run_id: str, tag: str, picture: Picture, step: int) -> None:
-    """Log a picture to MLflow, which adds a second file where a resumed run shows a step again."""
+    """Log a picture to MLflow, unless it has one of this step: a resumed run would add a second file."""
     shown = f"images/{tag.replace('/', '~')}+step+{step}+"
     if not any(file.path.startswith(shown) for file in client.list_artifacts(run_id, "images")):
         client.log_image(run_id, picture, key=tag, step=step)

@@ -1,4 +1,4 @@
-"""Tensors in nested structures, by the path that leads to them."""
+"""Tensors in nested structures, by their paths."""
 
 import copy
 import operator
@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-_LIBRARIES = ("builtins", "torch")  # whose objects are no structures
+_LIBRARIES = ("builtins", "torch")  # whose objects are leaves
 
 
 def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield each tensor of a structure with its path, as `1.age`: keys, positions and attributes."""
+    """Yield each tensor of a structure with its path of keys, positions and attributes, such as `1.age`."""
     if isinstance(value, Tensor):
         yield path, value
     for name, part in _parts(value).items():
@@ -19,12 +19,12 @@ def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def last(path: str) -> str:
-    """Return the last part of a path, by which its holder calls a tensor."""
+    """Return the last part of a path: the tensor's key, position or attribute."""
     return path.rsplit(".", 1)[-1]
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Return a copy of a structure with each leaf as a function makes it."""
+    """Return a copy of a structure with a function applied to each leaf."""
     if not (parts := _parts(value)):
         return function(value)
     made = {name: mapped(part, function) for name, part in parts.items()}
@@ -39,7 +39,7 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _parts(value: Any) -> dict[str, Any]:
-    """Return items of a mapping, a tuple or a list, or attributes of a plain object, by their names."""
+    """Return the items of a mapping, tuple or list, or the attributes of a plain object, by name."""
     held: Mapping[Any, Any] = {}
     if isinstance(value, Mapping):
         held = value

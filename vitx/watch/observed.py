@@ -1,4 +1,4 @@
-"""A recorded step: what it shows of a batch, and how its calls are run anew on other images."""
+"""A recorded step: which parts of a batch it uses, and a replay of its calls on other images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from vitx.models.outputs import Kind
 from vitx.watch.nested import mapped, tensors_of
 from vitx.watch.step import FILLED, Comparison, Node, StepRecorder, Value, name_of
 
-_SHAPED = ("view", "_unsafe_view", "reshape", "expand", *FILLED)  # operators whose lists are shapes
+_SHAPED = ("view", "_unsafe_view", "reshape", "expand", *FILLED)  # operators whose list arguments are shapes
 
 
 class Replay:
-    """The calls that make a value, or all that its call puts out, from the tensors of another batch."""
+    """The calls that compute a value, or all outputs of its call, from the tensors of another batch."""
 
     def __init__(self, nodes: Sequence[Node], value: Value, whole: bool = False) -> None:
         self.nodes, self._value, self._whole = list[Node](), value, whole
         needed, count = {value}, 0 if value.node is None else nodes.index(value.node) + 1
-        for node in reversed(nodes[:count]):  # also what writes into what is needed
+        for node in reversed(nodes[:count]):  # including writes into the storage of needed values
             if node.writes & {one.storage for one in needed} or any(one.node is node for one in needed):
                 self.nodes.insert(0, node)
                 needed |= node.needs
-        self.leaves = sorted({one.path or "" for one in needed if one.node is None})  # by their paths
+        self.leaves = sorted({one.path or "" for one in needed if one.node is None})  # paths in the batch
 
     def __call__(self, leaves: Mapping[str, Tensor], model: nn.Module, was: int) -> Any:
-        """Compute the value for other images with parts of a model; `was` is the number in the recording."""
+        """Compute the value for other images with parts of a model; `was` is the recorded batch size."""
         writes, size = any(node.writes for node in self.nodes), len(next(iter(leaves.values())))
         made: dict[Any, Any] = {(None, p): leaf.clone() if writes else leaf for p, leaf in leaves.items()}
         out = None
@@ -39,7 +39,7 @@ class Replay:
             args, called = node.args, node.called
             if isinstance(called, (str, nn.Module)):
                 called = model.get_submodule(called) if isinstance(called, str) else called
-            elif name_of(called).removeprefix("new_") in _SHAPED and was > 1:  # one image cannot be told
+            elif name_of(called).removeprefix("new_") in _SHAPED and was > 1:  # a 1 is ambiguous
                 shapes = (isinstance(arg, (list, tuple)) and [*arg[:1]] == [was] for arg in args)
                 args = tuple([size, *arg[1:]] if own else arg for arg, own in zip(args, shapes, strict=True))
             elif name_of(called) == "arange":
@@ -51,29 +51,29 @@ class Replay:
 
 @dataclass(frozen=True)
 class ObservedStep:
-    """A step that was recorded."""
+    """A recorded step."""
 
     where: str
-    images: tuple[str, ...]  # the paths of those that the output depends on, in the order of the batch
+    images: tuple[str, ...]  # the paths of those that the output depends on, in batch order
     size: int  # how many images there were
     output: Replay
-    kind: Kind | None = None  # None where no comparison was recorded
-    truth: Replay | None = None  # what the output is compared with; None where that is not known
-    logits: Callable[[Tensor], Tensor] | None = None  # of an output of probabilities
+    kind: Kind | None = None  # None if no comparison was recorded
+    truth: Replay | None = None  # what the output is compared with; None if unknown
+    logits: Callable[[Tensor], Tensor] | None = None  # from an output of probabilities
 
     def run(self, model: nn.Module, leaves: Mapping[str, Tensor]) -> Any:
-        """Return the logits of a model whose part in the step was recorded, (B, ...)."""
+        """Return the logits of a model, (B, ...), computed as in the recorded step."""
         found = self.output(leaves, model, self.size)
         return found if self.logits is None else self.logits(found)
 
     def runs(self, model: nn.Module, paths: set[str]) -> bool:
-        """Return whether a model and the tensors of a batch at these paths are all that it takes."""
+        """Return whether the replay needs no more than a model and the tensors of a batch at these paths."""
         names = {name for name, _ in model.named_modules()}
         called = {node.called for node in self.output.nodes if isinstance(node.called, str)}
         return called <= names and paths.issuperset(self.output.leaves)
 
     def labels(self, leaves: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the labels, (B, ...); None where they cannot be told of each image."""
+        """Return the labels, (B, ...); None if they are unknown or not one for each image."""
         if self.truth is None or not all(path in leaves for path in self.truth.leaves):
             return None
         found: Tensor = self.truth(leaves, nn.Identity(), self.size)
@@ -82,7 +82,7 @@ class ObservedStep:
 
 
 def observed(recorder: StepRecorder, where: str) -> ObservedStep | None:
-    """Return what a recorder found in a step; None where no model ran on images."""
+    """Return the step that a recorder followed; None if it failed, or no model ran on images."""
     usable = [one for one in recorder.comparisons if one.output.path is not None]
     best = min(usable, key=lambda one: one.rank, default=None)
     if recorder.error or not (best or recorder.outputs):
@@ -111,16 +111,16 @@ def _kind(best: Comparison) -> Kind:
 
 
 def _logits(best: Comparison) -> Callable[[Tensor], Tensor] | None:
-    """Return what makes logits of an output that a loss takes for probabilities."""
+    """Return a function from an output that a loss takes as probabilities to logits, or None."""
     if best.output.ended_by:
-        return None  # an explanation begins before the function that ends the model
+        return None  # explanations start before a model's final softmax or sigmoid
     if best.name == "binary_cross_entropy" and not best.ends:
         return _logit
     return torch.log if best.ends[:1] == ("log",) else None
 
 
 def _logit(shares: Tensor) -> Tensor:
-    """Return torch.logit of probabilities, in calls that the tape follows."""
+    """Compute torch.logit of probabilities with calls that the tape can follow."""
     least = torch.finfo(shares.dtype).eps
     shares = shares.clamp(least, 1 - least)
     return shares.log() - (1 - shares).log()

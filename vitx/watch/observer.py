@@ -1,4 +1,4 @@
-"""A firing: explains the watched images, measures, draws, writes, and remembers."""
+"""The observer of a training: at each firing, it explains, measures, draws and writes."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,14 +25,14 @@ from vitx.watch.settings import Settings
 from vitx.watch.showing import Display, Firing, about, draw, draw_overview, first_words, measure
 from vitx.watch.step import StepRecorder
 
-_TRIES = 2  # steps to record until one shows what a batch means
+_TRIES = 2  # steps to record until one shows how a batch is used
 
 
 class Observer(Settings):
-    """Watch one training, as its settings say; a callback calls each method on all ranks."""
+    """The observer of one training, with its settings; a callback calls each method on all ranks."""
 
     def reset(self) -> None:
-        """Make ready for a training from its start."""
+        """Reset the state for a new training."""
         self._explainer = SampleExplainer(self)
         self._memory = Memory()
         self._attempts = Attempts(raises=self.on_error == "raise")
@@ -43,7 +43,7 @@ class Observer(Settings):
     def _drop_images(self) -> None:
         self._samples: Samples | None = None
         self._display: Display | None = None
-        self._overview: Callable[[], Picture] | None = None  # draws that of the last firing
+        self._overview: Callable[[], Picture] | None = None  # draws the last firing's
 
     def close(self) -> None:
         """Release the images and the folder of the run."""
@@ -51,7 +51,7 @@ class Observer(Settings):
         self._writer.close()
 
     def end(self, host: Host) -> None:
-        """Show all maps of the last firing at once, and mark in the folder that the training has ended."""
+        """Show an overview of all maps of the last firing, and mark the run as ended in its folder."""
 
         def end() -> None:
             with self._attempts.forgiving(host, "shows no overview"):
@@ -63,10 +63,10 @@ class Observer(Settings):
 
     @contextmanager
     def record_step(self, module: nn.Module, batch: Any, where: str) -> Iterator[None]:
-        """Record a step of a module on a batch, until one has shown what a batch means."""
+        """Record a step of a module on a batch, unless an earlier step has shown how a batch is used."""
         self._steps_to_record -= 1
         known = self._explainer.observed
-        # A validation tells more than a step of the training.
+        # A validation step shows more than a training step.
         done = known is not None and not (known.where == "training_step" != where)
         if done or self._steps_to_record < 0 or is_compiled(module):
             yield
@@ -76,21 +76,21 @@ class Observer(Settings):
             yield
         if (step := observed(recorder, where)) is not None:
             self._explainer = SampleExplainer(self, step)
-            self._drop_images()  # they are chosen anew, as they are known better now
+            self._drop_images()  # to choose them again, with what the step has shown
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run must know: which images were watched, and what was seen last."""
+        """Return what a resumed run needs: which images were watched, and the results of the last firing."""
         return dict(vars(self._memory))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the last firing of an interrupted run; to be called before the first one of this."""
+        """Restore the state of an interrupted run; to be called before the first firing of this one."""
         known = vars(Memory())  # entries of another version of vitx are left out
         vars(self._memory).update(known | {name: state_dict[name] for name in known if name in state_dict})
 
     def resume(self, host: Host, moment: int, next_step: int) -> None:
-        """Go on with an interrupted run, in its folder and its logs.
+        """Continue an interrupted run, in its folder and its logs.
 
-        What was due at this moment was shown; what the run wrote at the next step and later is void.
+        The firing due at this moment counts as done; what the run wrote at `next_step` or later is dropped.
         """
         self._memory.fired_at = moment
         host.publish(self._memory.scalars)
@@ -102,10 +102,10 @@ class Observer(Settings):
         self._attempts.on_first(host, go_on)
 
     def observe(self, host: Host, step: int, moment: int | None = None) -> Mapping[str, float]:
-        """Explain and log, once for each step, at which pictures and numbers are logged.
+        """Explain the images, and log the pictures and numbers, once per step.
 
         Returns:
-            The numbers, tag -> value; none where there is nothing new at this `moment` (by default the step).
+            The numbers, tag -> value; empty if there is nothing new at this `moment` (by default the step).
         """
         memory, moment = self._memory, step if moment is None else moment
         due = memory.fired_at != moment and step > memory.step
@@ -116,10 +116,10 @@ class Observer(Settings):
         failing = self._attempts.forgiving(host, "shows nothing", step)
         with failing, seeded(), torch.inference_mode(False), host.paused():
             return self._fire_at(host, step)
-        return {}  # type: ignore[unreachable]  # what failed was said
+        return {}  # type: ignore[unreachable]  # the failure was reported
 
     def _fire_at(self, host: Host, step: int) -> Mapping[str, float]:
-        """Explain on every rank its share of the images, and write on rank 0 what all found."""
+        """Explain each rank's share of the images, and write the results of all on rank 0."""
         if self._samples is None:
             self._samples = host.group.from_first(partial(self._choose, host))
         samples, memory = self._samples, self._memory
@@ -129,7 +129,7 @@ class Observer(Settings):
         for name, error in errors.items():
             with self._attempts.forgiving(host, f"shows no {title_of(name)}", step):
                 raise error
-        # Sharded models may differ in the last bits among ranks, whose monitors must agree.
+        # Sharded models may differ in the last bits between ranks, but monitors on all ranks must agree.
         numbers = host.group.from_first(partial(measure, found, samples.masks, memory.maps))
         memory.maps = {name: explanation.maps for name, explanation in found.items()}
         if self.faithfulness:
@@ -163,7 +163,7 @@ class Observer(Settings):
                 writer.write_display(host, firing, display)
         writer.write_firing(host, firing)
         if display is None:
-            return  # type: ignore[unreachable]  # what failed was said
+            return  # type: ignore[unreachable]  # the failure was reported
         with failing():
             if display.pixels.ndim == 4:
                 self._overview = partial(draw_overview, firing, display)
@@ -173,11 +173,11 @@ class Observer(Settings):
                 host.inform(f"{host.name} {first_words(firing, display, kept, places)}")
 
     def learn(self, host: Host) -> None:
-        """Add the numbers that the training has found since the last firing, at the step of that."""
+        """Add metrics that the training has computed since the last firing to the numbers of its step."""
         self._writer.write_numbers(host, self._memory.scalars, self._memory.step)
 
     def _prepare(self, host: Host, firing: Firing) -> Display:
-        """Draw the images shown in their true colors, and find words for what is watched."""
+        """Draw the images shown in their true colors, and collect class names, a note and hints."""
         samples, channels = firing.samples, firing.first.channels
         images = as_images(samples.images, channels)
         scales = likely_scales(host.model, images, samples.scales, host.normalizers())
@@ -189,16 +189,16 @@ class Observer(Settings):
         return Display(pixels, colors, names, self.colormap, note, [*self.hints(samples), *doubts])
 
     def hints(self, samples: Samples) -> Iterable[str]:
-        """Say where the images may differ from those that the training gives the model."""
+        """Return hints if the images may differ from those that the training gives the model."""
         return ()
 
     def _show_picture(self, host: Host, tag: str, picture: Picture, step: int) -> list[str]:
-        """Show a picture in every logger that can, else write a file, and return where it is."""
+        """Show a picture in every logger that takes it, or else in a file, and return where it is."""
         taken = self._for_each_logger(host, lambda logger: show_picture(logger, tag, picture, step))
         return taken or self._writer.write_picture(host, tag, picture, step)
 
     def _for_each_logger(self, host: Host, write: Callable[[Any], Any]) -> list[str]:
-        """Return the names of the loggers that took what is written; one that fails does not stop others."""
+        """Write to each logger, and return the names of those that took it; a failure stops no others."""
         taken = []
         for logger in host.loggers:
             with self._attempts.forgiving(host, f"cannot write to {name_of(logger)}"):

@@ -1,4 +1,4 @@
-"""The loaders of the user: what they read, and how to read it without a trace."""
+"""The user's loaders: what they read, and how to read it without side effects."""
 
 import io
 import operator
@@ -22,30 +22,30 @@ from torch.utils.data.sampler import Sampler
 from vitx.errors import VitxError
 from vitx.watch.data_sets import held_by
 
-BATCH = 32  # images read at once where no loader says
-_MOST = 1_000_000  # keys, of a sampler that never ends
-_DEEP = 4  # wrappers in wrappers, and collections of them
-_MANY = 64  # loaders in a collection
-_WRITTEN = (list, deque, dict, set)  # in place, by loaders that keep count
+BATCH = 32  # images read at once if no loader sets a batch size
+_MOST = 1_000_000  # keys to read of a sampler, which may never end
+_DEEP = 4  # levels of wrappers and collections
+_MANY = 64  # loaders in a collection, at most
+_WRITTEN = (list, deque, dict, set)  # types that loaders change in place to keep count
 
 
 def keys_of(loader: DataLoader[Any]) -> list[Any] | None:
-    """Return the keys that a loader asks its data set for, in all ranks together; None for a stream.
+    """Return the keys that a loader requests from its data set, over all ranks; None for a stream.
 
-    They are places, as a rule, in their order, each once. Where the data set yields batches, each is of one.
+    Integer keys, the usual case, are sorted and unique. A data set of batches has one key for each batch.
     """
     if isinstance(loader.dataset, IterableDataset):
         return None
     batches = loader.batch_sampler is not None
     sampler: Any = loader.batch_sampler if batches else loader.sampler
-    while hasattr(sampler, "batch_sampler"):  # this rank's share of it, as Accelerate makes it
+    while hasattr(sampler, "batch_sampler"):  # this rank's share of it, as in Accelerate
         sampler = sampler.batch_sampler
     if not isinstance(sampler, Sampler) and isinstance(getattr(sampler, "sampler", None), BatchSampler):
-        sampler = sampler.sampler  # repeated for ever, as timm does it
+        sampler = sampler.sampler  # repeated forever, as in timm
     distributed = isinstance(getattr(sampler, "sampler", None), DistributedSampler)
     if batches and (type(sampler) is BatchSampler or distributed):
         sampler, batches = sampler.sampler, False
-    if isinstance(sampler, DistributedSampler):  # this rank's share, maybe of a sampler of the user's own
+    if isinstance(sampler, DistributedSampler):  # this rank's share, maybe of the user's own sampler
         whole = getattr(sampler.dataset, "_sampler", None)
         sampler = range(len(loader.dataset)) if whole is None else whole  # type: ignore[arg-type]
     with restored(loader):
@@ -57,9 +57,9 @@ def keys_of(loader: DataLoader[Any]) -> list[Any] | None:
 
 
 def over(loader: DataLoader[Any], keys: Sequence[Any] | None) -> DataLoader[Any]:
-    """Return a new DataLoader as a given one, over samples with these keys; of a stream (None), over all.
+    """Return a new DataLoader like a given one, over the samples with these keys, or over a stream (None).
 
-    A data set that is read in workers is read in one here too: files that it opens do not stay open here.
+    If the given one has workers, this one has a single worker, so that no files stay open in this process.
     """
     names = ("worker_init_fn", "multiprocessing_context") if loader.num_workers else ()
     settings: dict[str, Any] = {name: getattr(loader, name) for name in (*names, "collate_fn")}
@@ -69,7 +69,7 @@ def over(loader: DataLoader[Any], keys: Sequence[Any] | None) -> DataLoader[Any]
 
 
 def loaders_in(value: Any, deep: int = 0) -> list[Any]:
-    """Return a loader and those that it reads from, in its attributes and in collections."""
+    """Return a loader and the loaders that it reads from, found in its attributes and in collections."""
     value, found, parts = _unprepared(value), list[Any](), list[Any]()
     if type(value) in (list, tuple, dict) and len(value) <= _MANY:
         parts = list(value.values() if isinstance(value, dict) else value)
@@ -92,14 +92,14 @@ def readers_in(loaders: Iterable[Any]) -> list[DataLoader[Any]]:
 
 @contextmanager
 def replaced(loader: Any, keys: Sequence[Any] | None) -> Iterator[Any]:
-    """Yield a loader to read, with other DataLoaders in place of those that this thread begins.
+    """Yield a loader to read, whose DataLoaders are replaced when this thread iterates over them.
 
-    The one that it holds is over samples with these keys; without keys, and where a function knows another,
-    they are over all in a fixed order. All is put back after the block.
+    The first one in the loader is replaced by one over the samples with these keys. Without keys, and for any
+    other DataLoader, the new one reads all samples in a fixed order. All is restored after the block.
     """
     parts, thread = loaders_in(loader), threading.get_ident()
     begin, readers = DataLoader.__iter__, readers_in(parts)
-    # torchdata's begin in a way of their own.
+    # torchdata's loaders have an __iter__ of their own.
     own = {kind for one in readers for kind in type(one).__mro__ if kind.__module__.startswith("torchdata.")}
     begins = {kind: vars(kind)["__iter__"] for kind in {DataLoader, *own} if "__iter__" in vars(kind)}
 
@@ -112,11 +112,11 @@ def replaced(loader: Any, keys: Sequence[Any] | None) -> Iterator[Any]:
         for one in parts:
             for name, held in list(vars(one).items()):
                 vars(one)[name] = _unprepared(held)
-                if isinstance(held, _BaseDataLoaderIter) and name != "_iterator":  # which is torch's own
+                if isinstance(held, _BaseDataLoaderIter) and name != "_iterator":  # this one is torch's own
                     of_data = [reader for reader in readers if reader.dataset is held._dataset]
                     if not of_data:
                         raise read_once(held, "holds")
-                    vars(one)[name] = chain.from_iterable(map(begun, of_data[:1]))  # begins when it is read
+                    vars(one)[name] = chain.from_iterable(map(begun, of_data[:1]))  # starts when it is read
         for kind, before in begins.items():
             patches.callback(setattr, kind, "__iter__", before)
             kind.__iter__ = begun  # type: ignore[attr-defined]
@@ -125,7 +125,7 @@ def replaced(loader: Any, keys: Sequence[Any] | None) -> Iterator[Any]:
 
 @contextmanager
 def restored(*loaders: Any) -> Iterator[None]:
-    """Put back what reading changes: attributes and lists of loaders and of their samplers, and all draws."""
+    """Restore what reading changes: attributes and containers of loaders and samplers, and random states."""
     kept = list(loaders)
     for one in kept:  # which grows
         samplers = (vars(one).get(name) for name in ("sampler", "batch_sampler"))
@@ -145,10 +145,10 @@ def restored(*loaders: Any) -> Iterator[None]:
 
 @contextmanager
 def seeded(*holders: Any) -> Iterator[None]:
-    """Run its block with generators that start from the same seed each time, and put their states back.
+    """Seed all random generators for the block, and restore their states after it.
 
-    These are torch's (CPU and CUDA), numpy's and Python's own, and those that the holders hold. So random
-    transforms give the same images in every run, and a model that hides patches hides the same ones.
+    These are the global ones of torch (CPU and CUDA), numpy and Python, and those that the holders hold. Thus
+    random transforms give the same images in every run, and a model that masks patches masks the same ones.
     """
     devices = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
     with ExitStack() as restoring:
@@ -170,18 +170,18 @@ def seeded(*holders: Any) -> Iterator[None]:
 
 
 def is_live(value: Any) -> bool:
-    """Return whether it is an iterator that cannot begin again."""
+    """Return whether it is an iterator that cannot be restarted."""
     return isinstance(value, Iterator) and not isinstance(value, io.IOBase) and not _is_loader(value)
 
 
 def read_once(value: Any, verb: str = "is") -> VitxError:
-    """Return the error of a loader that cannot be read without a trace."""
+    """Return the error for a loader that can be read only once."""
     kind = type(value).__name__
     return VitxError(f"the validation loader {verb} a {kind}, which can be read only once: give images")
 
 
 def _unprepared(value: Any) -> Any:
-    """Return what Accelerate prepared, as its loaders synchronise ranks."""
+    """Return the loader inside one of Accelerate's, as those synchronize ranks; else the value itself."""
     return vars(value).get("base_dataloader", value) if _is_loader(value) else value
 
 

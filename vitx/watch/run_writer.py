@@ -1,4 +1,4 @@
-"""The folder of a run, as a watch fills it: maps, logits, images, numbers, and what the run is."""
+"""Writing the folder of a run: maps, logits, images, numbers, and facts about the run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,39 +18,39 @@ from vitx.watch.loggers import facts_of
 from vitx.watch.settings import Settings
 from vitx.watch.showing import Display, Firing, path_of
 
-_FEW = 100  # logits of an image, which are kept in full precision
+_FEW = 100  # logits of an image, at most, that are kept in full precision
 
 
 @dataclass
 class Memory:
-    """The state of a watch, which goes into checkpoints."""
+    """The state of a watch, which is saved in checkpoints."""
 
-    fired_at: int | None = None  # the moment of the training when it last could fire
-    step: int = -1  # that the last firing was logged at, which may be that of several moments
-    places: tuple[int, ...] | None = None  # of the images in the data set
+    fired_at: int | None = None  # the last moment of the training at which it could fire
+    step: int = -1  # of the last firing in the logs; several moments may share one
+    places: tuple[int, ...] | None = None  # the indices of the images in the data set
     out_of: int | None = None  # how many images the data set had
-    maps: dict[str, Tensor] = field(default_factory=dict)  # each method's, at the last firing, (n, h, w)
+    maps: dict[str, Tensor] = field(default_factory=dict)  # of each method at the last firing, (n, h, w)
     scalars: dict[str, float] = field(default_factory=dict)  # of the last firing
     folder: str | None = None  # of the run
     run: str | None = None  # its id
 
 
 class RunWriter:
-    """Write what a report needs, on rank 0; with `save_maps=False`, pictures alone."""
+    """Write all that a report needs, on rank 0; with `save_maps=False`, only pictures."""
 
     def __init__(self, settings: Settings, attempts: Attempts, memory: Memory) -> None:
         self._settings, self._attempts, self._memory = settings, attempts, memory
         self.folder: RunFolder | None = None  # of the run, once something is written
 
     def claim(self, host: Host) -> RunFolder | None:
-        """Return the folder of the run, taken now if need be; None where it cannot be, as is said."""
+        """Return the folder of the run, claimed at the first call; warn and return None if that fails."""
         if self.folder is None and host.leaves_files:
             with self._attempts.forgiving(host, f"cannot write to {host.run or host.root}"):
                 self._take(RunFolder.claim(host.run, host.root), host)
         return self.folder
 
     def reopen(self, host: Host, next_step: int) -> None:
-        """Go on in the folder of an interrupted run, or take another one and say why."""
+        """Continue in the folder of an interrupted run, or claim another one and report why."""
         before = self._memory.folder
         known = [Path(one) for one in (host.run and host.run / FOLDER, before) if one]
         for path in known:
@@ -71,7 +71,7 @@ class RunWriter:
             host.inform(f"{host.name} writes to {path_of(folder.path)}, as {other} holds another run")
 
     def write_display(self, host: Host, firing: Firing, display: Display) -> None:
-        """Write the images that are watched from a firing on, and what the run is."""
+        """Write the images that are watched from this firing on, and facts about the run."""
         samples, kept, target = firing.samples, self._kept(firing), self._settings.target
         shown = np.array([kept.index(place) for place in samples.shown])
         arrays = {"pixels": display.pixels.numpy(), "shown": shown}
@@ -105,7 +105,7 @@ class RunWriter:
         maps = {name: one.maps[kept].numpy().astype(np.float16) for name, one in firing.found.items()}
         logits = first.logits[kept].float().numpy()
         if firing.kind == "class" and logits.ndim == 2 and logits.shape[1] > _FEW:
-            # A softmax does not change, and half a number is exact at the likeliest classes.
+            # This leaves the softmax unchanged, and half precision is most exact at the likeliest classes.
             logits = (logits - logits.max(1, keepdims=True)).astype(np.float16)
         arrays = {**maps, LOGITS: logits}
         if first.sinks is not None:
@@ -114,12 +114,12 @@ class RunWriter:
         self.write_numbers(host, firing.numbers, firing.step)
 
     def write_numbers(self, host: Host, numbers: Mapping[str, float], step: int) -> None:
-        """Write the numbers of a firing beside those of the training."""
+        """Write the numbers of a firing together with the metrics of the training."""
         row = {"step": step, "epoch": host.epoch(), **host.metrics(), **numbers}
         self._write(host, lambda folder: folder.write_numbers(row))
 
     def write_picture(self, host: Host, tag: str, picture: Picture, step: int) -> list[str]:
-        """Write a picture that no logger took, and return where; beside maps, only the last one stays."""
+        """Write a picture that no logger took, and return its path; next to maps, only the last one stays."""
         folder, name = self.claim(host), tag.rpartition("/")[2]
         if folder is not None:
             path = folder.path / (f"{name}.png" if self._settings.save_maps else f"{name}-{step:06d}.png")
@@ -129,11 +129,11 @@ class RunWriter:
         return []
 
     def end(self, host: Host) -> None:
-        """Mark in the folder that the training has come to its end."""
+        """Mark the run as ended in its folder."""
         self._write(host, RunFolder.end, maps=False)
 
     def close(self) -> None:
-        """Leave the folder to others."""
+        """Release the folder."""
         if self.folder is not None:
             self.folder.close()
         self.folder = None
@@ -149,7 +149,7 @@ class RunWriter:
 
 
 def model_name(model: nn.Module) -> str:
-    """Return what its makers call a model, as `deit_tiny_patch16_224`; else its class."""
+    """Return the published name of a model, such as `deit_tiny_patch16_224`, or else its class."""
     of_timm = (declared(model, "architecture") or {}).get("architecture")
     paths = (getattr(getattr(part, "config", None), "_name_or_path", None) for part in model.modules())
     return str(of_timm or next(filter(None, paths), type(model).__name__))

@@ -1,4 +1,4 @@
-"""Options of a watch: which images, which methods, when, and how it is shown."""
+"""Options of a watch: which images, which methods, when it fires, and how results are shown."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -16,7 +16,7 @@ TargetOption = str | int | Callable[[Tensor], Tensor] | Question
 
 
 class Settings:
-    """The options of a watch, which all callbacks share."""
+    """The options of a watch, shared by all callbacks."""
 
     def __init__(
         self,
@@ -44,45 +44,45 @@ class Settings:
         save_maps: Literal["all"] | bool = True,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
-        """Take the options.
+        """Check and store the options.
 
         Args:
-            images: a tensor (n, C, H, W), a data set, image files, or indices into the validation set; None:
-                evenly spaced from the validation set.
-            num_images: how many of a tensor or a data set the grid shows (of files and indices: all); or two
-                numbers: how many it shows, and how many the numbers are means over.
-            per_class: take one image of each class of the data set, not evenly spaced ones.
-            dataloader_idx: which of several validation loaders, by its number or its name.
+            images: a tensor (n, C, H, W), a data set, image files, or indices into the validation set. The
+                default, None, takes evenly spaced images of the validation set.
+            num_images: how many images of a tensor or a data set the grid shows (files and indices are all
+                shown); or a pair: how many the grid shows, and how many the numbers are averaged over.
+            per_class: take one image of each class of the data set instead of evenly spaced ones.
+            dataloader_idx: which of several validation loaders to use, by number or by name.
             batch_transform: a function from a batch of your loader to images, to (images, labels, masks), or
-                to a mapping with such names.
-            methods: names, or a mapping from names to the options of each, see `vitx.methods()`.
-            target: the class that gradient methods explain: "predicted", "label", a class, a function from
-                logits to scores, or one of `vitx.targets`: of several texts, that which an image is nearest
-                to. Or "caption": the text, as token ids, that a batch has for each image.
-            forward_fn: a function from (module, images) to logits; by default the module's own forward. What
-                else either asks for by name is taken from batches that are mappings.
-            weights: "current", or "ema" for averaged ones that a callback or the module keeps.
+                to a mapping with such keys.
+            methods: names of methods, or a mapping from names to their options; see `vitx.methods()`.
+            target: what gradient methods explain: the class "predicted" or "label", a class by its index, a
+                function from logits to scores, one of `vitx.targets` (of several texts, the one nearest to
+                each image), or "caption" for each image's own text, given as token ids in the batch.
+            forward_fn: a function from (module, images) to logits; by default the module's own forward. Other
+                arguments that either one requires are taken by name from batches that are mappings.
+            weights: "current", or "ema" for averaged weights that a callback or the module holds.
             every_n_epochs: fire at the end of every n-th epoch; None or 0 for never.
             every_n_steps: fire after every n-th step; None or 0 for never.
             at_start: fire before the first step.
-            on_validate: fire when the model is validated or tested outside of a training, too.
-            class_names: by default those of the data set, else the numbers.
-            labels: the item of a batch that holds the labels, by its key or its place; by default what your
-                step compares the output with.
-            show: the item of a batch that holds the images, where there are several.
-            boxes: where the object is in each image: boxes (n, 4) or (n, K, 4), x1, y1, x2, y2 in pixels or
-                as shares of the picture, or masks (n, h, w), True on it; or the item of a batch that holds
-                them, by default what is called boxes or masks.
-            normalization: mean and std of each channel, by which the images were normalised; by default what
-                the transforms of the data set, the module or the data module hold, or the model declares, as
-                far as it fits. Else colours are guessed, as is said.
-            bands: which channels are shown, one or three, as (3, 2, 1); by default the first three.
-            colormap: the name of a colour map of matplotlib.
-            faithfulness: measure at each firing, on all measured images or the first so many, whether the
-                model needs what the maps name, see `vitx.metrics.faithfulness` and `reliance`.
-            save_maps: keep maps, logits, numbers and the images shown in the folder `vitx` of the run, for
-                `vitx report` and `vitx timelapse`; "all": the maps of all measured images.
-            on_error: "warn" lets the training go on when an explanation fails, "raise" does not.
+            on_validate: also fire when the model is validated or tested outside of a training.
+            class_names: names of the classes; by default those of the data set, else class numbers.
+            labels: the item of a batch that holds the labels, by key or position; by default the one that
+                your step compares the output with.
+            show: the item of a batch that holds the images, if several might.
+            boxes: the object's location in each image: boxes (n, 4) or (n, K, 4) as x1, y1, x2, y2 in pixels
+                or as fractions of width and height, or masks (n, h, w), True on the object; or the item of a
+                batch that holds them, by default one named boxes or masks.
+            normalization: mean and std of each channel with which the images were normalized; by default the
+                values that the transforms of the data set, the module or the data module hold, or that the
+                model declares, if they fit the images. Otherwise colors are guessed, which is reported.
+            bands: the channels to show, one or three, such as (3, 2, 1); by default the first three.
+            colormap: the name of a matplotlib colormap.
+            faithfulness: measure at each firing whether the model relies on what the maps highlight, on all
+                measured images or on the first n; see `vitx.metrics.faithfulness` and `reliance`.
+            save_maps: save maps, logits, numbers and the images shown in the run's folder `vitx`, for
+                `vitx report` and `vitx timelapse`; "all" saves the maps of all measured images.
+            on_error: "warn" lets the training continue when an explanation fails; "raise" stops it.
 
         Raises:
             VitxError: An argument is wrong.
@@ -92,7 +92,7 @@ class Settings:
         if len(pair) != 2 or min(pair) < 1:
             raise VitxError(f"num_images must be at least 1, or two such numbers, found {num_images}")
         self.num_images, self.num_measured = pair[0], max(pair)
-        # Places may be in a tensor or an array.
+        # Indices may come in a tensor or an array.
         self.images = images.tolist() if getattr(images, "ndim", None) == 1 else images
         self.per_class, self.dataloader_idx, self.batch_transform = per_class, dataloader_idx, batch_transform
         named = boxes if isinstance(boxes, (str, int)) else None
@@ -126,4 +126,4 @@ class Settings:
         self.reset()
 
     def reset(self) -> None:
-        """Make ready for a training from its start."""
+        """Reset the state for a new training."""

@@ -1,4 +1,4 @@
-"""The display of a firing: numbers, the picture with its captions, and the words at the first one."""
+"""The display of a firing: numbers, the picture with its captions, and the message of the first one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from vitx.targets import Question
 from vitx.watch.images import Samples
 from vitx.watch.settings import TargetOption
 
-_CARD = 350 - 2 * GAP  # pixels in TensorBoard, of a strip
+_CARD = 350 - 2 * GAP  # width of a strip in TensorBoard, in pixels
 
 
 @dataclass(frozen=True)
 class Firing:
-    """The findings of one firing, the same on every rank."""
+    """The results of one firing, the same on every rank."""
 
     step: int
     samples: Samples
-    found: Mapping[str, Explanation]  # of each method, by its name, of all samples
+    found: Mapping[str, Explanation]  # by the name of the method, for all samples
     kind: Kind | None  # of the output
     numbers: Mapping[str, float]  # tag -> value
 
@@ -42,14 +42,14 @@ class Firing:
 
 @dataclass(frozen=True)
 class Display:
-    """The images as they are shown, and what is written beside them."""
+    """The images as they are shown, and the text around them."""
 
-    pixels: Tensor  # of those shown, (n, H, W, 3) uint8, or frame by frame, (n, T, H, W, 3)
-    colors: Colors  # by which these and the other images are drawn
+    pixels: Tensor  # of the images shown, (n, H, W, 3) uint8, or with frames, (n, T, H, W, 3)
+    colors: Colors  # in which these and the other images are drawn
     class_names: Sequence[str] | None  # in the order of the logits
-    colormap: str  # of the overlays, by its name in matplotlib
-    note: str  # is written below each grid
-    hints: Sequence[str]  # what is missing, to be said at first
+    colormap: str  # of the overlays, as named in matplotlib
+    note: str  # written below each grid
+    hints: Sequence[str]  # on what is missing, reported at the first firing
 
 
 def measure(
@@ -74,7 +74,7 @@ def measure(
 
 
 def captions(firing: Firing, names: Sequence[str] | None, places: Sequence[int]) -> list[Caption]:
-    """Return what was predicted of the images at some places, and whether it is right."""
+    """Return captions of the images at some places: the prediction, and whether it is right."""
     one, chosen = firing.first, list(places)
     labels = None if firing.samples.labels is None else firing.samples.labels[chosen]
     if one.captions is not None:
@@ -96,7 +96,7 @@ def draw(firing: Firing, display: Display) -> Picture:
 
 
 def draw_overview(firing: Firing, display: Display) -> Picture:
-    """Draw the maps of all images at once, shown or not, by the first method that is about a class."""
+    """Draw the maps of all images, shown or not, by the first method that explains a class, if any."""
     name = telling(firing.found)
     found, images = firing.found[name], firing.samples.images
     said = captions(firing, display.class_names, range(len(images)))
@@ -105,7 +105,7 @@ def draw_overview(firing: Firing, display: Display) -> Picture:
 
 
 def about(target: TargetOption, class_names: Sequence[str] | None, kind: Kind | None = "class") -> str:
-    """Return what the maps are about, where it is not the class that the captions name first."""
+    """Return what the maps explain; empty if it is the class that the captions name first."""
     if target == "predicted":
         of_number = dict.fromkeys(("numbers", "shares"), "maps of the number")
         return {"classes": "maps of the likeliest class", **of_number}.get(kind or "", "")
@@ -114,14 +114,14 @@ def about(target: TargetOption, class_names: Sequence[str] | None, kind: Kind | 
     if target == "caption":
         return "maps of each image's own caption"
     if isinstance(target, Question):
-        return ""  # the captions tell
+        return ""  # the captions name it
     if isinstance(target, int):
         return f"maps of {class_name(target, class_names)}"
     return "maps of your own score"
 
 
 def first_words(firing: Firing, display: Display, kept: Path | None, places: Sequence[str]) -> str:
-    """Return what was found and how, what is missing, and where maps (`kept`) and pictures are."""
+    """Return a message: what was found and how, what is missing, and where maps (`kept`) and pictures are."""
     samples, names = firing.samples, display.class_names
     of = f" of {samples.source}" if samples.source else ""
     images = f"{len(samples)} images{of}"
@@ -139,6 +139,6 @@ def first_words(firing: Firing, display: Display, kept: Path | None, places: Seq
 
 
 def path_of(path: str | Path) -> str:
-    """Return a path as short as it can be said here: relative, if it is below the working folder."""
+    """Return a path for messages: relative if it is below the working directory, else absolute."""
     whole, here = Path(path).absolute(), Path.cwd()
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)

@@ -1,6 +1,6 @@
-"""Records in the user's own step what a model is given, and what its output is compared with.
+"""A recorder of the user's own step: what the model is given, and what its output is compared with.
 
-A dispatch mode follows one batch. It computes nothing, keeps no elements, and changes none.
+A dispatch mode follows the tensors of one batch. It computes nothing, and keeps or changes no elements.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from vitx.models.outputs import Kind
 from vitx.watch.nested import mapped, tensors_of
 
-# How a call compares an output, its first argument, with what is true, its second.
+# The kind of output that each loss compares, as its first argument, with the ground truth, its second.
 _LOSSES: dict[str, Kind] = {
     **dict.fromkeys(("cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss_forward"), "class"),
     **dict.fromkeys(("nll_loss2d", "nll_loss2d_forward", "multi_margin_loss"), "class"),
@@ -25,7 +25,7 @@ _LOSSES: dict[str, Kind] = {
     **dict.fromkeys(("soft_margin_loss", "multilabel_soft_margin_loss"), "classes"),
     **dict.fromkeys(("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"), "numbers"),
 }
-# Functions of an output that tell what the output is.
+# Functions of an output that reveal its kind.
 _ENDS = {
     **dict.fromkeys(("_softmax", "softmax", "_safe_softmax"), "softmax"),
     **dict.fromkeys(("_log_softmax", "log_softmax"), "log_softmax"),
@@ -34,36 +34,36 @@ _ENDS = {
     **dict.fromkeys(("gt", "ge", "lt", "le", "round", "sign"), "threshold"),
     **{name: name for name in ("sigmoid", "log", "exp")},
 }
-# How a call compares an output that ends so: by hand in a loss, and in a metric.
+# The kind of an output that ends in these functions: in a loss written by hand, and in a metric.
 _BY_HAND: dict[str, Kind] = {
     **dict.fromkeys(("softmax", "log_softmax", "log"), "class"),
     **dict.fromkeys(("sigmoid", "log_sigmoid"), "classes"),
 }
 _METRICS: dict[str, Kind] = {"argmax": "class", "threshold": "classes"}
-# The same values in another form, or those of them that are known.
+# Operators that return the same values in another form, or those of them that are known.
 _SAME = {
     *("view", "_unsafe_view", "view_as", "reshape", "_reshape_alias", "flatten", "ravel", "squeeze"),
     *("unsqueeze", "permute", "transpose", "t", "expand", "contiguous", "clone", "detach", "alias", "to"),
     *("_to_copy", "type_as", "broadcast_tensors", "clamp", "clamp_min", "clamp_max", "nan_to_num"),
     "masked_select",
 }
-_PARTS = ("select", "slice", "narrow", "split", "chunk")  # which are the same where they take all
-FILLED = ("zeros", "ones", "full", "empty")  # which take no tensor, or, as new_zeros, only its kind
+_PARTS = ("select", "slice", "narrow", "split", "chunk")  # which return the same values if they take all
+FILLED = ("zeros", "ones", "full", "empty")  # which take no tensor, or, like new_zeros, only its dtype
 
 
-@dataclass(eq=False, slots=True)  # slots: a structure of tensors must take it for a leaf
+@dataclass(eq=False, slots=True)  # slots: without a __dict__, it is a leaf of structures
 class Value:
     """A tensor of a step, without its elements."""
 
     leaves: frozenset[str]  # the paths of the tensors of the batch that it depends on
     shape: torch.Size
     storage: int
-    core: "Value | None" = None  # before a change of form or a last function, as a softmax; None: itself
-    ends: tuple[str, ...] = ()  # these last functions
-    of_model: bool = False  # whether a module made it
-    node: "Node | None" = None  # the call that makes it; None for a tensor of the batch, or inside a module
-    path: str | None = None  # in what the call puts out, or in the batch; None inside a module
-    ended_by: str = ""  # the softmax or sigmoid that a module ended with
+    core: "Value | None" = None  # before reshapes and final functions, such as softmax; None: itself
+    ends: tuple[str, ...] = ()  # these final functions
+    of_model: bool = False  # whether a module computed it
+    node: "Node | None" = None  # the call that returns it; None for a tensor of the batch or inside a module
+    path: str | None = None  # in the output of the call or in the batch; None inside a module
+    ended_by: str = ""  # the final softmax or sigmoid of the module
 
     @classmethod
     def of(cls, tensor: Tensor, leaves: frozenset[str], **known: Any) -> "Value":
@@ -73,16 +73,16 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A call of a step."""
+    """A call in a step."""
 
-    called: Any  # the name of a module within the one that is explained, a module, or an operator
-    args: Any  # with a `Value` for each tensor that is made anew
+    called: Any  # the name of a part of the explained module, another module, or an operator
+    args: Any  # with a `Value` for each tensor that a replay recomputes
     kwargs: Any
     writes: frozenset[int] = frozenset()  # the storages that it writes into
 
     @property
     def needs(self) -> set[Value]:
-        """The values that it takes."""
+        """The values among its arguments."""
         found: set[Value] = set()
         mapped((self.args, self.kwargs), lambda leaf: found.add(leaf) if isinstance(leaf, Value) else None)
         return found
@@ -90,46 +90,46 @@ class Node:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An output beside what is true of it."""
+    """A comparison of an output with the ground truth."""
 
     name: str  # of the operator
     kind: Kind
-    rank: int  # 0 for a loss of torch, 1 for one by hand, 2 for a metric
-    output: Value  # without its last functions
-    ends: tuple[str, ...]  # these
+    rank: int  # 0 for a loss of torch, 1 for one written by hand, 2 for a metric
+    output: Value  # without its final functions
+    ends: tuple[str, ...]  # these functions
     truth: Value
 
 
 class StepRecorder(TorchDispatchMode):
-    """Follow the tensors of a batch through a step of a module."""
+    """A recorder that follows the tensors of a batch through a step of a module."""
 
     supports_higher_order_operators = True
 
     def __init__(self, module: nn.Module, batch: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.leaves = dict(tensors_of(batch))  # by their paths
-        self.images = {path for path, leaf in self.leaves.items() if leaf.ndim >= 3}  # or may be
-        self.comparisons: list[Comparison] = []  # of outputs with what is true, in their order
+        self.leaves = dict(tensors_of(batch))  # by path
+        self.images = {path for path, leaf in self.leaves.items() if leaf.ndim >= 3}  # possible images
+        self.comparisons: list[Comparison] = []  # of outputs with the ground truth, in order
         self.outputs: list[list[Value]] = []  # of each call of a module that depends on images
-        self.nodes: list[Node] = []  # the calls outside of modules, in their order
-        self.error: Exception | None = None  # why nothing was recorded
+        self.nodes: list[Node] = []  # of modules, and of operators outside of them, in order
+        self.error: Exception | None = None  # why the recording failed
         self._module = module
         self._names = {part: name for name, part in module.named_modules()}
         self._values = WeakTensorKeyDictionary()
-        self._calls: list[tuple[bool, Any]] = []  # of modules that run now: whether they count, and arguments
+        self._calls: list[tuple[bool, Any]] = []  # of running modules: whether they count, and arguments
         self._depth = 0
         for path, leaf in self.leaves.items():
             self._values[leaf] = Value.of(leaf, frozenset((path,)), path=path)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record what its block runs."""
+        """Record the calls in the block."""
         after = register_module_forward_hook(self._leave, with_kwargs=True, always_call=True)
         try:
             with register_module_forward_pre_hook(self._enter), after, self:
                 yield
         finally:
-            # Which torch leaves there, so that it would take all modules for hooked ever after.
+            # torch leaves this entry behind, and would treat all modules as hooked from then on.
             torch.nn.modules.module._global_forward_hooks_with_kwargs.pop(after.id, None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -145,7 +145,7 @@ class StepRecorder(TorchDispatchMode):
         return out
 
     def _try(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run a part of the recording; if it fails, the step goes on without it."""
+        """Run a part of the recording; if it fails, the step goes on without the recording."""
         try:
             return None if self.error else function(*args)
         except Exception as error:
@@ -156,7 +156,7 @@ class StepRecorder(TorchDispatchMode):
         return [self._values[one] for _, one in tensors_of(structure) if one in self._values]
 
     def _taken(self, args: Any, kwargs: Any) -> Any:
-        """Return arguments with values for the tensors that are made anew in a replay."""
+        """Return arguments with a `Value` for each tensor that a replay recomputes."""
 
         def taken(leaf: Any) -> Any:
             value = self._values.get(leaf) if isinstance(leaf, Tensor) else None
@@ -171,7 +171,7 @@ class StepRecorder(TorchDispatchMode):
         if node is not None:
             self.nodes.append(node)
         for place, (path, tensor) in enumerate(tensors_of(out)):
-            # Of tensors that are brought to one shape, each stays its own.
+            # Each output of broadcast_tensors is one of its arguments.
             own = given[place : place + 1] if name_of(func) == "broadcast_tensors" else given
             inside = self._depth > 0 and any(one.leaves & self.images for one in own)
             value = derived(name_of(func), args, own, inside, tensor)
@@ -192,13 +192,13 @@ class StepRecorder(TorchDispatchMode):
             self._try(self._put_out, module, taken[0], args, kwargs, output)
 
     def _is_step(self, module: nn.Module, args: Any) -> bool:
-        """Return whether a call is the step itself, as a wrapper for several processes redirects it."""
+        """Return whether a call is the step itself, which a distributed wrapper routes through forward."""
         if module is self._module:
             return not self._depth and any(type(arg) is int for arg in args[1:])
         return module not in self._names and any(part is self._module for part in module.modules())
 
     def _put_out(self, module: nn.Module, taken: Any, args: Any, kwargs: Any, output: Any) -> None:
-        """Remember what a module put out that the step called."""
+        """Record the output of a module that the step called."""
         given = frozenset[str]().union(*(value.leaves for value in self._known((args, kwargs))))
         node = Node(self._names.get(module, module), taken, self._taken((), kwargs)[1])
         self.nodes.append(node)
@@ -218,7 +218,7 @@ class StepRecorder(TorchDispatchMode):
             self.outputs.append(of_images)
 
     def _compare(self, name: str, args: Any) -> None:
-        """Remember a call that compares an output with what is true."""
+        """Record a call that compares an output with the ground truth."""
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
         if name == "index" and not is_masked(args):
             tensors += [index for index in args[1] if index is not None]
@@ -233,7 +233,7 @@ class StepRecorder(TorchDispatchMode):
                     self.comparisons.append(found)
 
     def _of_one_class(self, truth: Value, values: Tensor) -> bool:
-        """Return whether what is true has a 1 for the class of each image, as the batch names it, else 0."""
+        """Return whether the ground truth is the one-hot encoding of classes that the batch holds."""
         leaves = [self.leaves[path] for path in truth.leaves]
         if len(leaves) != 1 or values.ndim != 2 or values.shape[1] == 1:
             return False
@@ -250,13 +250,13 @@ def _written(func: Any, args: Any) -> frozenset[int]:
 
 
 def derived(name: str, args: Any, given: Sequence[Value], in_model: bool, out: Tensor) -> Value:
-    """Return the value of what an operator put out, given the values among its arguments."""
+    """Return the value of an operator's output, given the values among its arguments."""
     if not given:
         return Value.of(out, frozenset())
     first, of_model = given[0], in_model or any(one.of_model for one in given)
     whole = name in _PARTS and out.numel() == first.shape.numel()
     same = name in _SAME or whole or (name == "index" and is_masked(args))
-    is_new = name.startswith("new_") or name.endswith("_like")  # and takes nothing of a tensor but its shape
+    is_new = name.startswith("new_") or name.endswith("_like")  # takes only the shape or dtype of a tensor
     leaves = first.leaves if same else frozenset[str]().union(*(one.leaves for one in given if not is_new))
     if not same and (name not in _ENDS or not of_model):
         return Value.of(out, leaves, of_model=of_model)
@@ -267,7 +267,7 @@ def derived(name: str, args: Any, given: Sequence[Value], in_model: bool, out: T
 def compared(
     name: str, first: Value, second: Value, numbers: bool
 ) -> Iterator[tuple[Value, Value, Kind, int]]:
-    """Yield what may be an output, what it may be compared with, and how, with the rank of that."""
+    """Yield a possible output, its possible ground truth, the kind of output, and the comparison's rank."""
     if name in _LOSSES:
         yield first, second, _LOSSES[name], 0
     elif name in ("gather", "take_along_dim", "index"):
@@ -285,11 +285,11 @@ def compared(
 
 
 def is_masked(args: Any) -> bool:
-    """Return whether an index chooses by yes and no."""
+    """Return whether an index consists of boolean masks."""
     return len(args) > 1 and all(index is None or index.dtype == torch.bool for index in args[1])
 
 
 def name_of(func: Any) -> str:
-    """Return the name of an operator, the same for its form in place."""
+    """Return the name of an operator, the same for its in-place variant."""
     name: str = getattr(func, "overloadpacket", func).__name__
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name

@@ -1,4 +1,4 @@
-"""The watch of a training loop of one's own."""
+"""The watch for custom training loops."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,33 +22,33 @@ from vitx.watch.nested import tensors_of
 from vitx.watch.observer import Observer
 from vitx.watch.readers import BATCH
 
-_SUFFIX = ".vitx"  # of the files of TensorBoard that a watch writes
-_FEWEST = 4  # dimensions of images
-_FACTOR = 2.0  # between spreads of the values: more is another scale
-_WHEN = ("every_n_epochs", "at_start", "on_validate")  # a loop of one's own says that itself
+_SUFFIX = ".vitx"  # of the TensorBoard files that a watch writes
+_FEWEST = 4  # dimensions of a batch of images
+_FACTOR = 2.0  # a larger ratio of standard deviations means another scale
+_WHEN = ("every_n_epochs", "at_start", "on_validate")  # a custom loop decides this itself
 _GIVE = "batch_transform=lambda batch: ..., which does to a batch what your loop does to it before the model"
 
 
 class Watch(Observer):
-    """Show what a Vision Transformer looks at, while a loop of your own trains it.
+    """Show what a Vision Transformer looks at while your own loop trains it.
 
-    Each call logs one grid (rows: images; columns: the input and each method's overlay) under `vitx/maps`,
-    and numbers, `vitx/METHOD/...`, as means over the images. `close`, or the end of a `with` block around the
-    loop, tells that the training has ended. The training is the same, bit for bit, with and without the
-    watch. Several processes that train together all call it: they share the images.
+    Each call logs one grid under `vitx/maps` (rows: images; columns: the input and each method's overlay),
+    and numbers under `vitx/METHOD/...`, which are means over the images. Call `close` when the training has
+    ended, or put the loop into a `with` block. The training is bit for bit the same with and without the
+    watch. In a distributed training, every process calls the watch, and they share the images.
 
     Args:
-        model: the one that is trained; also compiled, wrapped for several processes, or averaged.
-        data: what images are taken from: the validation loader, a data set, a batch, a tensor (n, C, H, W),
-            or a list of image files. Of several loaders, in a list or a mapping, `dataloader_idx` chooses.
-        log_dir: the folder of the run. Pictures and numbers go to TensorBoard files there, unless a logger
-            is given; maps, and pictures that no logger takes, to its folder `vitx`. If it holds another run,
-            the next free number beside it is taken.
-        logger: where pictures and numbers go: a SummaryWriter, a run of Weights & Biases, the module mlflow,
-            an Accelerator with trackers, an object with methods `log_image(key, images, step)` and
-            `log_metrics(metrics, step)`, or several of these. False: pictures become PNG files.
-        hyperparameters: of the training, for the report; they may be nested.
-        **options: those of `vitx.watch.Settings`; with `every_n_steps`, calls between are passed over.
+        model: the model that is trained; it may be compiled, wrapped for several processes, or averaged.
+        data: the source of the images: the validation loader, a data set, a batch, a tensor (n, C, H, W), or
+            a list of image files. For several loaders in a list or a mapping, `dataloader_idx` chooses one.
+        log_dir: the folder of the run. Pictures and numbers go to TensorBoard files in it unless a logger is
+            given; maps, and pictures that no logger takes, go to its subfolder `vitx`. If it already holds
+            another run, a folder with the next free number is used instead.
+        logger: the destination of pictures and numbers: a SummaryWriter, a Weights & Biases run, the module
+            mlflow, an Accelerator with trackers, an object with the methods `log_image(key, images, step)`
+            and `log_metrics(metrics, step)`, or several of these. With False, pictures become PNG files.
+        hyperparameters: hyperparameters of the training to show in the report; they may be nested.
+        **options: options of `vitx.watch.Settings`; with `every_n_steps`, calls at other steps are skipped.
 
     Raises:
         VitxError: An argument is wrong.
@@ -89,14 +89,14 @@ class Watch(Observer):
         self._begun = self._closed = False
 
     def __call__(self, step: int, metrics: Mapping[str, float] | None = None) -> Mapping[str, float]:
-        """Explain the images, and log what was found, once for each step.
+        """Explain the images and log the results, once per step.
 
         Args:
-            step: of the training, on the axis of what else is logged.
-            metrics: numbers of your own at this step, for the report: `{"val/accuracy": 0.91}`.
+            step: the training step, on the same axis as everything else that is logged.
+            metrics: your own metrics at this step, for the report: `{"val/accuracy": 0.91}`.
 
         Returns:
-            The numbers, tag -> value; none where the step is passed over, or where it failed, as is said.
+            The numbers, tag -> value; empty if the step is skipped, or if it fails, which is reported.
         """
         if self._closed:
             raise VitxError("this watch is closed, as its training has ended: make another one")
@@ -118,7 +118,7 @@ class Watch(Observer):
         return numbers
 
     def hints(self, samples: Samples) -> Iterator[str]:
-        """Say where the images may differ from those that the loop gives the model."""
+        """Yield a hint if the images may differ from those that the loop gives the model."""
         loaded = samples.source and self.batch_transform is None
         if loaded and (said := not_normalized(self._host.model, samples.images)):
             yield said
@@ -129,11 +129,11 @@ class Watch(Observer):
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None:
             self.close()
-        else:  # what has failed has not ended
+        else:  # a training that failed is not marked as ended
             self._release()
 
     def close(self) -> None:
-        """Show all maps of the last call at once, and mark in the folder that the training has ended."""
+        """Show an overview of all maps of the last call, and mark the run as ended in its folder."""
         if self._begun and not self._closed:
             self.end(self._host)
         self._release()
@@ -145,7 +145,7 @@ class Watch(Observer):
         super().close()
 
     def _begin(self) -> None:
-        """Find where to write, as processes and trackers may be started after the watch is made."""
+        """Set up the outputs at the first call, as processes and trackers may start after the watch."""
         host, self._begun = self._host, True
         host.loggers = list(loggers_of(self._logger)) if self._logger else []
         runs = (self._log_dir, *(getattr(logger, "log_dir", None) for logger in host.loggers))
@@ -153,7 +153,7 @@ class Watch(Observer):
         self._attempts.on_first(host, partial(self._take_folder, host))
 
     def _take_folder(self, host: Host) -> None:
-        """Take a folder for the run, or that of the interrupted one, and write to TensorBoard there."""
+        """Claim a folder for the run, or reopen an interrupted run's, and write TensorBoard files there."""
         next_step = self._memory.step + 1
         if next_step:
             self._writer.reopen(host, next_step)
@@ -165,21 +165,21 @@ class Watch(Observer):
             from torch.utils.tensorboard import SummaryWriter
 
             others = any(not path.name.endswith(_SUFFIX) for path in folder.glob("events.out.tfevents.*"))
-            step = None if others else next_step  # who would lose what they wrote
+            step = None if others else next_step  # purging would drop what others wrote
             host.loggers = [SummaryWriter(str(folder), purge_step=step, filename_suffix=_SUFFIX)]
 
 
 class FirstCall:
-    """Keep the images of the first call of a model that a loop makes, and then leave the model alone."""
+    """A hook that keeps the images of the loop's first call to a model, and then removes itself."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.images: Tensor | None = None  # (B, ...), in host memory, once the model was called
+        self.images: Tensor | None = None  # (B, ...), on the CPU, once the model has been called
         self.paused = False  # while vitx itself calls the model
         if not is_compiled(model):
             self._hook = model.register_forward_pre_hook(self._keep, with_kwargs=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Keep nothing: a copy of the model that is made before its first call sees none."""
+        """Return an inactive state: copies of the model made before its first call record nothing."""
         return {"images": None, "paused": True}
 
     def _keep(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -191,7 +191,7 @@ class FirstCall:
 
 
 def not_normalized(model: nn.Module, images: Tensor) -> str | None:
-    """Say that images lie in [0, 1] where the model declares another scale; None where they do not."""
+    """Return a hint if the images lie in [0, 1] but the model declares another scale, else None."""
     mean, std = normalization(model)
     if (tuple(mean), tuple(std)) == UNSCALED or images.amin() < 0 or images.amax() > 1:
         return None
@@ -200,7 +200,7 @@ def not_normalized(model: nn.Module, images: Tensor) -> str | None:
 
 
 def differs(given: Tensor, held: Tensor) -> str | None:
-    """Say how images that a loop gives the model, (B, ...), differ from those of the loader; None: not."""
+    """Return how the loop's images, (B, ...), differ from the loader's, as a hint; None if they do not."""
     if given.shape[1:] != held.shape[1:]:
         one, other = (" x ".join(map(str, images.shape[1:])) for images in (given, held))
     else:
@@ -214,7 +214,7 @@ def differs(given: Tensor, held: Tensor) -> str | None:
 
 
 def _as_loaders(data: Any) -> Any:
-    """Return what yields batches: one loader, or several of them; None for images alone."""
+    """Return the data as one or several loaders of batches; None if they are images alone."""
     parts = list(data.values()) if isinstance(data, Mapping) else data
     if isinstance(data, Tensor) or data is None:
         return None
