@@ -22,10 +22,10 @@ def baselines() -> Iterator[tuple[str, Tensor, Tensor]]:
     images, _, boxes = data.validation[0].tensors
     pixels = unnormalised(images)
     yield "brightness", F.avg_pool2d(pixels.mean(1), PATCH), boxes
-    yield "colourfulness", F.avg_pool2d(pixels.amax(1) - pixels.amin(1), PATCH), boxes
+    yield "colorfulness", F.avg_pool2d(pixels.amax(1) - pixels.amin(1), PATCH), boxes
     centre = torch.zeros(len(images), 8, 8)
     centre[:, 3:5, 3:5] = 1
-    yield "centre", centre, boxes
+    yield "center", centre, boxes
     for seed in _SEEDS:
         torch.manual_seed(seed)
         options = {"img_size": 64, "patch_size": PATCH, "depth": 4}

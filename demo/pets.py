@@ -38,9 +38,7 @@ class PetImages(Dataset[tuple[Any, ...]]):
         try:
             image, (label, trimap) = self.pets[self.places[index]]
         except OSError as error:
-            raise VitxError(
-                f"the pets hold a file that is missing or broken, unpack them again: {error}"
-            ) from error
+            raise VitxError(f"a file of the pets is missing or broken; unpack them again: {error}") from error
         image = self.transform(image) if self.transform else image
         if self.mask_transform is None:
             return image, label
@@ -101,8 +99,8 @@ class PetData(ImageFolderData):
             return OxfordIIITPet(self.root, split, target_types=kinds, download=download)
         except (OSError, RuntimeError) as error:  # network, disk, a broken archive, or no data
             raise VitxError(
-                f"the pets are not, or not completely, in {self.root}/oxford-iiit-pet"
-                f"{' and could not be fetched' if download else ''}: unpack images.tar.gz and "
+                f"the pets in {self.root}/oxford-iiit-pet are missing or incomplete"
+                f"{', and could not be fetched' if download else ''}: unpack images.tar.gz and "
                 f"annotations.tar.gz of www.robots.ox.ac.uk/~vgg/data/pets there ({_first_line(error)})"
             ) from error
 

@@ -100,7 +100,7 @@ class TestLeftOut:
         found = read_batch((IMAGES, LABELS, third))
         assert found.labels is None
         assert found.masks is None
-        assert "no labels (if they are '1', say labels=1)" in found.found
+        assert "no labels (if they are '1', give labels=1)" in found.found
 
     def test_numbers_beside_images_that_are_called_otherwise(self):
         assert read_batch({"scan": IMAGES, "kind": LABELS}).labels is None
@@ -109,7 +109,7 @@ class TestLeftOut:
         widths = torch.tensor([[5.0, 6.0, 2.0, 1.0]] * 2)  # x, y, width, height
         found = read_batch({"image": IMAGES, "label": LABELS, "boxes": widths})
         assert found.masks is None
-        assert any("'boxes' left out, boxes must be x1 < x2" in one for one in found.found)
+        assert any("'boxes' left out, boxes must have x1 < x2" in one for one in found.found)
 
     def test_one_of_two_images(self):
         with pytest.raises(VitxError, match="2 items of the batch may be the images, left, right: give show"):
@@ -166,7 +166,7 @@ class TestObjects:
             objects(torch.tensor([[0.5, 0.5, 0.4, 0.6]]), (8, 8))
 
     def test_neither_boxes_nor_masks(self):
-        with pytest.raises(VitxError, match=r"neither boxes .* nor masks .*: \(2, 5\)"):
+        with pytest.raises(VitxError, match=r"boxes must be .*, or masks .*, found \(2, 5\)"):
             objects(torch.rand(2, 5), (8, 8))
 
 

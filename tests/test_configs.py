@@ -247,20 +247,20 @@ class TestPets:
         with pytest.raises(SystemExit):
             run("pets", words=[f"--data.download={download}"])
         said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert said.startswith("error: the pets are not, or not completely, in data/oxford-iiit-pet")
+        assert said.startswith("error: the pets in data/oxford-iiit-pet are missing or incomplete")
         assert ("could not be fetched" in said) == (download == "true")
 
     def test_a_picture_is_missing(self):
         data = prepared()
         for path in Path("oxford-iiit-pet").rglob("breed_00_*.png"):
             path.unlink()
-        with pytest.raises(VitxError, match=r"^the pets hold a file that is missing or broken"):
+        with pytest.raises(VitxError, match=r"^a file of the pets is missing or broken"):
             data.test[0]
 
     def test_are_there_in_part(self):
         Path("oxford-iiit-pet/images").mkdir(parents=True)
         Path("oxford-iiit-pet/annotations").mkdir()
-        with pytest.raises(VitxError, match="not completely"):
+        with pytest.raises(VitxError, match="missing or incomplete"):
             PetData(".").prepare_data()
 
 

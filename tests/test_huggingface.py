@@ -243,7 +243,7 @@ def test_images_labels_names_and_colours(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "RolloutCallback watches 4 of 8 images of Pictures" in said
     assert "mean 0.5, 0.4, 0.3 and std 0.2, 0.3, 0.25 undone; images " in said
-    assert "; 3 names of classes;" in said
+    assert "; 3 class names;" in said
 
 
 def test_the_maps_are_those_of_the_core(tmp_path):

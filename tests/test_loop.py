@@ -26,10 +26,10 @@ def model():
         (IMAGES * 0.9 + 0.05, None),
         (
             (IMAGES - 0.5) / 0.25,
-            "your loop gave the model images from -2 to 2, and the loader holds images fr",
+            "your loop gave the model images from -2 to 2, but the loader has images from",
         ),
-        (IMAGES * 255, " to 255, and the loader holds images from "),
-        (IMAGES[..., :24, :24], "3 x 24 x 24, and the loader holds images 3 x 32 x 32: give batch_transform"),
+        (IMAGES * 255, " to 255, but the loader has images from "),
+        (IMAGES[..., :24, :24], "3 x 24 x 24, but the loader has images 3 x 32 x 32: give batch_transform"),
     ],
 )
 def test_how_images_differ(given, said):

@@ -190,13 +190,13 @@ def test_what_is_told_wins(monkeypatch, caplog):
     module.loss = lambda batch: Ages.loss(module, batch[:3])
     _, captions, said = run(module, data, monkeypatch, caplog, labels=3)
     assert [caption.label for caption in captions[0]] == [str(label) for label in CLASSES.flip(0).tolist()]
-    assert "labels in '3' as told" in said[0]
+    assert "labels in '3' as requested" in said[0]
 
 
 def test_what_nobody_says_is_left_out(monkeypatch, caplog):
     _, captions, said = run(Nowhere(), TensorDataset(IMAGES, AGES, CLASSES), monkeypatch, caplog)
     assert all(caption.label is None for caption in captions[0])
-    assert "no labels (if they are '1', say labels=1)" in said[0]
+    assert "no labels (if they are '1', give labels=1)" in said[0]
 
 
 class Similar(Nowhere):
@@ -214,7 +214,7 @@ def test_a_training_without_validation_is_seen_in_its_first_step(monkeypatch, ca
     callback, captions, said = run(module, data, monkeypatch, caplog, validation=False, **shown)
     assert captions[0][0].label == "0"
     assert all(caption.prediction == "" for caption in captions[-1])
-    assert "the model puts out features" in said[-1]
+    assert "the model outputs features" in said[-1]
     assert set(callback.state_dict()["maps"]) == {"rollout", "attention"}
 
 

@@ -252,7 +252,7 @@ def test_says_at_first_what_was_found(caplog):
     with caplog.at_level("INFO"):
         fit(RolloutCallback(num_images=2))
     (said,) = {record.message for record in caplog.records if "watches" in record.message}
-    assert "watches 2 of 8 images of TensorDataset by attention rollout, gradient rollout" in said
+    assert "watches 2 of 8 images of TensorDataset with attention rollout, gradient rollout" in said
 
 
 @pytest.mark.parametrize("name", ["validate", "test"])
@@ -633,7 +633,7 @@ def test_features_are_no_classes(module, data, options, methods, tmp_path, monke
     assert list(callback.state_dict()["maps"]) == methods
     says = module in (SmallClassifier, TwoNumbers) or "class_names" in options
     assert all(bool(str(caption)) == says for caption in captions)
-    said = "numbers for each image" if module is Tokens else "puts out features"
+    said = "numbers for each image" if module is Tokens else "outputs features"
     assert (said in caplog.text) == (methods[-1] != "grad_rollout")
     saved = read_run(kept(tmp_path))
     logits = torch.from_numpy(saved.maps.logits[0])

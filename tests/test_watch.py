@@ -428,7 +428,7 @@ def test_a_run_of_mlflow(net, loader, tmp_path, mlflow):
         ({"log_dir": "x", "at_start": False}, "at_start is for callbacks: a watch fires when it is called"),
         ({"log_dir": "x", "methods": ["saliency"]}, "there is no method 'saliency'"),
         ({"log_dir": "x", "data": 42}, "images must be a tensor, a data set"),
-        ({"log_dir": "x", "data": IMAGES, "images": [1]}, "images are indices into a data set or a loader"),
+        ({"log_dir": "x", "data": IMAGES, "images": [1]}, "images= selects from a data set or a loader, an"),
         ({"log_dir": "x", "data": None}, "there is no validation set: give images"),
         ({"log_dir": "x", "logger": object()}, "numbers cannot go to a object: give a SummaryWriter"),
         ({"log_dir": "x", "model": "deit"}, "must be a torch.nn.Module, found str"),
@@ -465,7 +465,7 @@ def test_nothing_is_said_of_the_colours_of_a_spectrogram(tmp_path, capsys):
 
 def test_says_at_first_what_was_found_where_nobody_listens(net, loader, tmp_path, capsys):
     Watch(net, loader, tmp_path, num_images=2)(0)
-    assert "Watch watches 2 of 8 images of TensorDataset by attention rollout" in capsys.readouterr().err
+    assert "Watch watches 2 of 8 images of TensorDataset with attention rollout" in capsys.readouterr().err
 
 
 WATCHED = {"num_images": 5, "on_error": "raise"}

@@ -165,7 +165,7 @@ def test_a_training_shows_where_a_word_comes_from(tmp_path):
     )
     assert "vitx/evidence/entropy" in watch(0)
     watch = vitx.Watch(model, DataLoader(several, 2), tmp_path / "s", target=word(8), on_error="raise")
-    with pytest.raises(VitxError, match="a word of one picture for each prompt"):
+    with pytest.raises(VitxError, match="a word needs one picture for each prompt"):
         watch(0)
     for target in (word(8, 9), answer()):
         with pytest.raises(VitxError, match=r"ask for one word in a training|give one word"):

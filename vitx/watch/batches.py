@@ -58,7 +58,7 @@ def read_batch(batch: Any, told: Told | None = None, observed: ObservedStep | No
     in_order = isinstance(batch, Sequence) and not isinstance(batch, str) and not hasattr(batch, "_asdict")
     told, parts = told or {}, len(batch) if in_order else 0
     if told.get("show") is not None:
-        name, how = _item(tensors, told, "show"), "as told"
+        name, how = _item(tensors, told, "show"), "as requested"
     elif observed is not None and observed.images[0] in tensors:
         name, how = observed.images[0], f"as {observed.where} takes them"
     else:
@@ -86,7 +86,7 @@ def objects(given: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
         return given > 0, "masks"
     if given.ndim not in (2, 3) or given.shape[-1] != 4 or given.is_complex():
         shape = tuple(given.shape)
-        raise VitxError(f"neither boxes (n, 4) or (n, K, 4) nor masks (n, h, w) of the images: {shape}")
+        raise VitxError(f"boxes must be (n, 4) or (n, K, 4), or masks (n, h, w) of the images, found {shape}")
     boxes = given.float()
     x1, y1, x2, y2 = boxes[(boxes != 0).any(-1)].unbind(-1)
     shares = max(size) > 1 and bool((boxes >= 0).all() and (boxes <= 1).all())
@@ -94,8 +94,8 @@ def objects(given: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
     good = (x1 >= 0) & (x1 < x2) & (x2 <= right) & (y1 >= 0) & (y1 < y2) & (y2 <= below)
     if len(x1) == 0 or not bool(good.all()):
         wrong = tuple(round(value, 2) for value in boxes.flatten(0, -2)[0].tolist())
-        within = f"x1 < x2, y1 < y2 within {width} x {height} pixels"
-        raise VitxError(f"boxes must be {within}, found as {wrong}: change them, or give boxes=")
+        within = f"x1 < x2 and y1 < y2 within {width} x {height} pixels"
+        raise VitxError(f"boxes must have {within}, found {wrong}: change them, or give boxes=")
     if shares:
         boxes = boxes * torch.tensor([width, height, width, height], device=boxes.device)
     return box_masks(boxes, size), "boxes, shares of the picture, scaled" if shares else "boxes"
@@ -117,9 +117,9 @@ def _images(batch: Any, tensors: Mapping[str, Tensor], in_order: bool) -> tuple[
     if cut := [path for path in _usual(tensors, IMAGES) if tensors[path].ndim == 2]:
         shape = tuple(tensors[cut[0]].shape)
         raise VitxError(
-            f"{cut[0]!r} holds patches that a processor cut, {shape}, which a training cannot show: "
-            "leave the callback out, and ask a checkpoint by `vitx ask`, or by vitx.explain(model, files, "
-            "target=vitx.targets.word(...))"
+            f"{cut[0]!r} holds patches cut by a processor, {shape}, which cannot be shown in a training: "
+            "leave the callback out, and explain a checkpoint with `vitx ask`, or with vitx.explain(model, "
+            "files, target=vitx.targets.word(...))"
         )
     kind = f"a batch of type {type(batch).__name__}"
     if isinstance(batch, Mapping):
@@ -135,7 +135,7 @@ def _labels(
     """Return the labels and how they were found; in a batch of `usually` parts, they are the second."""
     if told.get("labels") is not None:
         path = _item(per_image, told, "labels")
-        return per_image[path], f"labels in {path!r} as told"
+        return per_image[path], f"labels in {path!r} as requested"
     if observed is not None and (labels := observed.labels(per_image)) is not None:
         return labels, f"labels as {observed.where} compares them"
     if usual := _usual(per_image, LABELS):
@@ -144,7 +144,7 @@ def _labels(
     if "1" in flat and parts == usually:
         return per_image["1"], "labels second"
     name = int(flat[0]) if flat and flat[0].isdigit() else flat and flat[0]
-    return None, f"no labels (if they are {flat[0]!r}, say labels={name!r})" if flat else "no labels"
+    return None, f"no labels (if they are {flat[0]!r}, give labels={name!r})" if flat else "no labels"
 
 
 def _masks(
@@ -154,7 +154,7 @@ def _masks(
     usual = _usual(per_image, (*MASKS, *BOXES))
     if told.get("boxes") is not None:
         path = _item(per_image, told, "boxes")
-        how = f"in {path!r} as told"
+        how = f"in {path!r} as requested"
     elif usual or (parts == 3 and "2" in per_image):  # (images, labels, boxes)
         path, how = (usual[0], f"in {usual[0]!r}") if usual else ("2", "third")
     else:

@@ -108,7 +108,7 @@ def _asked_for(called: str, parameters: list[Parameter], named: Mapping[str, Ten
     wanted = [one.name for one in parameters if one.default is one.empty and one.kind not in variadic]
     if missing := [one for one in wanted if one not in named]:
         raise VitxError(
-            f"{called} takes more than images, and it was not seen how your step gives it {missing[0]!r}: "
+            f"{called} takes more than images, and it was not seen how your step passes {missing[0]!r}: "
             f'{FORWARD_FN}, or batch_transform=lambda batch: {{"image": ..., "{missing[0]}": ...}}'
         )
     return {one: named[one] for one in wanted}

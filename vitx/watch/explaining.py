@@ -85,8 +85,8 @@ class SampleExplainer:
         if labels is not None and beyond(labels, width):
             said.append(f"label {int(labels.max())} is beyond the {width} outputs")
         if self._classless:
-            elsewhere = "if its head stands elsewhere, give forward_fn, or the two as one model"
-            said.append(f"{self._classless}: methods of a score need a target function; {elsewhere}")
+            elsewhere = "if its head is a separate module, give forward_fn, or a model of both"
+            said.append(f"{self._classless}: explaining a score needs a target function; {elsewhere}")
             if len(self._shape) < 2 and (self.observed is None or self.observed.kind is None):
                 said.append("if these are scores, give class_names")
         return names, said
@@ -94,7 +94,7 @@ class SampleExplainer:
     def faithfulness(self, host: Host, samples: Samples, found: dict[str, Explanation]) -> dict[str, float]:
         """Return `vitx/METHOD/deletion`, `insertion` and, for classes, `reliance`, the same on every rank."""
         if self._asks:
-            raise VitxError("faithfulness is measured of classes and target functions alone")
+            raise VitxError("faithfulness can be measured only for classes and target functions")
         if self._classless:
             raise VitxError(f"{self._classless}: faithfulness needs a target function")
         measure: Measure = "sigmoid" if self.kind == "classes" else "probability"
@@ -123,13 +123,13 @@ class SampleExplainer:
             if isinstance(target, Prompted):
                 if images.ndim != 4:
                     found = f"(B, C, H, W), found {tuple(images.shape)}"
-                    raise VitxError(f"a training shows a word of one picture for each prompt, {found}")
+                    raise VitxError(f"in a training, a word needs one picture for each prompt, {found}")
                 named = {last(name): one for name, one in {**inputs, samples.name: images}.items()}
                 return do(model, inputs=named, image=last(samples.name), target=target)
             if isinstance(target, Question) and target.runs_inside(model):
                 return do(model, images, target=target)
             if samples.observed and self.observed is None:
-                raise VitxError(f"the step was seen on rank 0 alone: {FORWARD_FN}")
+                raise VitxError(f"the step was recorded on rank 0 alone: {FORWARD_FN}")
             observed = self.observed if samples.observed else None
             called = self._settings.forward_fn, observed, samples.name, inputs, host.by_name
             return do(call_of(model, *called), images, target=target)
@@ -146,7 +146,7 @@ class SampleExplainer:
         several = self.kind in _NUMBERS and prod(self._shape) > 1
         if self._settings.target == "predicted" and (several or self.kind == "features"):
             numbers = f"{' x '.join(map(str, self._shape))} numbers for each image"
-            self._classless = f"the model puts out {numbers if len(self._shape) > 1 else 'features'}"
+            self._classless = f"the model outputs {numbers if len(self._shape) > 1 else 'features'}"
 
     def _kind(self, host: Host, model: nn.Module, samples: Samples, logits: Tensor) -> Kind:
         """Return the kind of output, from the user's step, or else from labels, class names and model."""

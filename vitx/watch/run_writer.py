@@ -54,14 +54,14 @@ class RunWriter:
         before = self._memory.folder
         known = [Path(one) for one in (host.run and host.run / FOLDER, before) if one]
         for path in known:
-            with self._attempts.forgiving(host, f"cannot go on in {path_of(path)}"):
+            with self._attempts.forgiving(host, f"cannot continue in {path_of(path)}"):
                 if not self.folder and (found := RunFolder.reopen(path, str(self._memory.run))):
                     self._take(found.go_on(next_step), host)
         same = self.folder is not None and self.folder.path in known
         if before is None or same or (folder := self.claim(host)) is None:
             return
-        why = f"as {path_of(before)} is gone, is written to, or holds what came after this checkpoint"
-        host.inform(f"{host.name} goes on in {path_of(folder.path)}, {why}")
+        why = f"as {path_of(before)} is gone, in use, or holds results from after this checkpoint"
+        host.inform(f"{host.name} continues in {path_of(folder.path)}, {why}")
 
     def _take(self, folder: RunFolder, host: Host) -> None:
         self.folder, fresh = folder, self._memory.folder is None

@@ -100,7 +100,7 @@ class Settings:
         self.boxes = None if isinstance(boxes, (str, int)) else boxes
         self.methods, self.forward_fn = with_options(methods), forward_fn
         if isinstance(target, str) and target not in ("predicted", "label", "caption"):
-            kinds = '"predicted", "label", "caption", a class, a function or of vitx.targets'
+            kinds = '"predicted", "label", "caption", a class, a function or one of vitx.targets'
             raise VitxError(f"target must be {kinds}, found {target!r}")
         if isinstance(target, Question):
             target = target.one_each()

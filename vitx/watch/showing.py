@@ -130,12 +130,12 @@ def first_words(firing: Firing, display: Display, kept: Path | None, places: Seq
     elif samples.stream:
         images = f"the first {images} (a stream, so no others can be chosen)"
     methods = ", ".join(map(title_of, firing.found))
-    known = f"{len(names) if names else 'no'} names of classes" if firing.kind in ("class", "classes") else ""
+    known = f"{len(names) if names else 'no'} class names" if firing.kind in ("class", "classes") else ""
     where = f"pictures in {', '.join(places)}" if places else "no pictures"
     if kept is not None:
         where += f", maps in {path_of(kept)}"
     how = "; ".join(filter(None, (str(display.colors), *samples.found, known, where, *display.hints)))
-    return f"watches {images} by {methods}: {how}"
+    return f"watches {images} with {methods}: {how}"
 
 
 def path_of(path: str | Path) -> str:

@@ -26,7 +26,7 @@ _SUFFIX = ".vitx"  # of the TensorBoard files that a watch writes
 _FEWEST = 4  # dimensions of a batch of images
 _FACTOR = 2.0  # a larger ratio of standard deviations means another scale
 _WHEN = ("every_n_epochs", "at_start", "on_validate")  # a custom loop decides this itself
-_GIVE = "batch_transform=lambda batch: ..., which does to a batch what your loop does to it before the model"
+_GIVE = "batch_transform=lambda batch: ..., with what your loop does to a batch before it calls the model"
 
 
 class Watch(Observer):
@@ -79,8 +79,8 @@ class Watch(Observer):
         loaders = _as_loaders(data)
         if loaders is None and data is not None:
             if "images" in options:
-                only = "give only the images that you want"
-                raise VitxError(f"images are indices into a data set or a loader: {only}")
+                only = "give only the images that you want as data"
+                raise VitxError(f"images= selects from a data set or a loader, and data is neither: {only}")
             options["images"] = data
         super().__init__(**options)
         self._logger, self._log_dir, self._host = logger, log_dir, Host(model, loaders, root="runs")
@@ -196,7 +196,7 @@ def not_normalized(model: nn.Module, images: Tensor) -> str | None:
     if (tuple(mean), tuple(std)) == UNSCALED or images.amin() < 0 or images.amax() > 1:
         return None
     declared = f"the model declares mean {', '.join(f'{value:.3g}' for value in mean)}"
-    return f"the images lie in [0, 1], and {declared}: if your loop normalises, give {_GIVE}"
+    return f"the images lie in [0, 1], and {declared}: if your loop normalizes them, give {_GIVE}"
 
 
 def differs(given: Tensor, held: Tensor) -> str | None:
@@ -210,7 +210,7 @@ def differs(given: Tensor, held: Tensor) -> str | None:
         if 1 / _FACTOR <= spread <= _FACTOR and moved <= 1:
             return None
         one, other = (f"from {images.amin():.3g} to {images.amax():.3g}" for images in (given, held))
-    return f"your loop gave the model images {one}, and the loader holds images {other}: give {_GIVE}"
+    return f"your loop gave the model images {one}, but the loader has images {other}: give {_GIVE}"
 
 
 def _as_loaders(data: Any) -> Any:
