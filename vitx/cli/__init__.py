@@ -27,7 +27,7 @@ from vitx.errors import VitxError
 from vitx.inputs.reading import SUFFIXES
 from vitx.version import __version__
 
-# Each is a module with `add_options(command)` and `run(options)`, whose docstring is its help.
+# Each names a module with `add_options(command)` and `run(options)`, whose docstring is the help text.
 COMMANDS = {
     "explain": "explain pictures, one or a million",
     "ask": "explain what a vision-language model answers",
@@ -40,11 +40,11 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 1 if a part was skipped, 2 for bad input."""
+    """Run a command; return its status: 0, 1 if a part was skipped, 2 for bad input, 130 if interrupted."""
     parser = new_parser(__doc__, prog="vitx", version=__version__, exit_on_error=False)
     commands = parser.add_subcommands(dest="command", title="commands")
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # Only the command that was named is imported.
+    # Only the requested command is imported.
     command: Any = import_module(f"vitx.cli.{words[0]}") if words and words[0] in COMMANDS else None
     own = new_parser(command.__doc__ if command else "")
     if command:
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(words)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\b")  # of odd metadata
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # of Lightning
+            warnings.filterwarnings("ignore", module=r"PIL\b")  # about odd metadata
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # from Lightning
             status: int = command.run(options[options.command])
     except (ArgumentError, VitxError) as error:
         said = new_name(words, vars(own.get_defaults())) if isinstance(error, ArgumentError) else ""
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _one_line(error: Exception) -> str:
     said = " ".join(str(error).split())
-    if said.startswith("the following arguments are required"):  # as "explain.paths, explain.model"
+    if said.startswith("the following arguments are required"):  # such as "explain.paths, explain.model"
         said = re.sub(r"\w+\.(paths|image|images|run)\b", r"\1", said)
         said = re.sub(r"\w+\.(\w+)", r"--\1", said)
     if "nrecognized arguments" in said and any(suffix in said.lower() for suffix in SUFFIXES):

@@ -60,9 +60,9 @@ def run(options: Any) -> int:
 
 
 def drawn(found: vitx.Explanation, prompt: str, names: Sequence[str]) -> NDArray[np.uint8]:
-    """Draw a row for each picture, or part that the model sees by itself, and a column for each word.
+    """Draw a row for each picture, or each part that the model sees separately, and a column for each word.
 
-    The prompt stands above the only picture, or below several.
+    The prompt is above a single row, or below several.
     """
     captions = list(found.captions or ())
     rows = next((place for place, one in enumerate(captions) if one != captions[0]), len(captions))

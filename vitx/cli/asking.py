@@ -1,4 +1,4 @@
-"""The options that say what is asked of each picture: a class, a text, another picture, a part of it."""
+"""Options that choose the question about each picture: a class, a text, another picture, or a part of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from vitx.models.prediction import difference
 from vitx.passes import Target
 from vitx.targets import Text, best_queries, query, region, similar_to, token
 
-_OTHERS = ("similar_to", "patch", "region", "objects")  # questions that are of no class
+_OTHERS = ("similar_to", "patch", "region", "objects")  # questions other than a class or a text
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One question to each picture."""
+    """One question about each picture."""
 
     target: Target = None
-    index: int | None = None  # of a class or a text; None: the predicted class, or something else
-    against: int | None = None  # the class or text that it is compared with
-    name: str = ""  # among arrays, of something else than a class or a text
-    object: int | None = None  # in place of a target, the place of an object among the surest
+    index: int | None = None  # of a class or a text; None for the predicted class and other questions
+    against: int | None = None  # the class or text to compare with
+    name: str = ""  # of another question, in the names of arrays
+    object: int | None = None  # instead of a target: rank of a detected object by confidence, from 0
 
     def put(self, subject: Subject, images: Tensor) -> Target:
         """Return the target for some images, (B, C, H, W)."""
@@ -39,7 +39,7 @@ class Asked:
 
 
 def add_questions(group: Any) -> None:
-    """Add the options."""
+    """Add these options to a group."""
     add(group, "--against", "CLASS", "why --target (or --text), and not this: the difference of their scores")
     add(group, "--text", "TEXT", "texts that a CLIP compares the picture with; one map for each", nargs="+")
     add(group, "--similar-to", "FILE", "what makes the picture like this one; both get a map")
@@ -50,7 +50,7 @@ def add_questions(group: Any) -> None:
 
 
 def check_questions(options: Any) -> bool:
-    """Return whether something else than classes and texts is asked for."""
+    """Check the options, and return whether they ask about something other than classes and texts."""
     check_least(options, objects=1)
     given = [name for name in ("text", *_OTHERS) if options[name] is not None]
     given += ["target"] if options.target != [PREDICTED] else []
@@ -66,7 +66,7 @@ def check_questions(options: Any) -> bool:
 
 
 def questions_of(options: Any, subject: Subject) -> list[Asked]:
-    """Return the questions that the options ask, at least one."""
+    """Return the questions that the options ask: at least one."""
     if options.text is not None:
         texts = Text(*options.text, against=options.against, tokenizer=subject.tokenizer)
         other = None if options.against is None else len(options.text)
@@ -94,7 +94,7 @@ def questions_of(options: Any, subject: Subject) -> list[Asked]:
 
 
 def check_target(targets: Sequence[str], methods: Methods, against: str | None = None) -> None:
-    """Raise a VitxError if a class is asked for, and no method explains one."""
+    """Raise a VitxError if a class is asked for but no method explains classes."""
     asked = [f"--target {target}" for target in targets if target != PREDICTED]
     asked += ["--against"] if against is not None else []
     if asked and not any(find_method(name).gradient for name in methods):

@@ -136,7 +136,7 @@ def run(options: Any) -> int:
 
 
 def _check(options: Any) -> dict[str, Any]:
-    """Return the settings of the run, or raise a VitxError for what no model is needed to refuse."""
+    """Return the settings of the run, or raise a VitxError for options that are invalid with any model."""
     check_least(options, batch_size=1)
     for kind in options.save:
         if kind not in _SAVED:
@@ -150,7 +150,7 @@ def _check(options: Any) -> dict[str, Any]:
 
 
 def _methods(options: Any) -> Methods:
-    """Return the options of each method that is asked for, or raise a VitxError if one does not fit."""
+    """Return method -> options for the chosen methods, or raise a VitxError if an option does not fit."""
     given = read_settings("--method-options", options.method_options)
     check_options(given.get("head_fusion", "mean"), given.get("discard_ratio", 0))
     if options.method:
@@ -162,7 +162,7 @@ def _methods(options: Any) -> Methods:
 
 
 def _files(paths: Sequence[str], folder: Path) -> list[Path]:
-    """Return the pictures, without those that an earlier run wrote among them."""
+    """Return the pictures, without those in the output folder, which an earlier run wrote."""
     written, found = folder.resolve(), find_pictures(paths, ARRAYS | CLIPS | VOLUMES)
     files = [file for file in found if written not in (file.parent.resolve() / file.name).parents]
     if not files:
@@ -171,7 +171,7 @@ def _files(paths: Sequence[str], folder: Path) -> list[Path]:
 
 
 def _explainer(options: Any, asked: Methods, other: bool) -> Explainer:
-    """Load the model and ask it the questions; it is tried on a blank picture, before any is read."""
+    """Load the model and its questions; classes and texts are tried on a blank picture before any is read."""
     texts = options.text or []
     subject = load_subject(options, asked, optional=not options.method, classes=not other, texts=bool(texts))
     if not texts:
@@ -184,7 +184,7 @@ def _explainer(options: Any, asked: Methods, other: bool) -> Explainer:
 
 
 def _settings(options: Any, subject: Subject) -> str:
-    """Return what must be the same for a run that goes on with another's output, also inside named files."""
+    """Return what a resumed run must share, as JSON: settings, checksums of the weights and class names."""
     other = ("paths", "output", "open", "save", "html", "overview", "resume", "batch_size", "run_options")
     same = {name: value for name, value in vars(options).items() if name not in other}
     sums = {"weights": checksum(subject.model), "class names": crc32(str(subject.class_names).encode())}
@@ -192,16 +192,16 @@ def _settings(options: Any, subject: Subject) -> str:
 
 
 def _explain(explain: Any, model: nn.Module, running: dict[str, Any]) -> tuple[dict[int, str], bool]:
-    """Return why pictures could not be read, by their place; and whether this process speaks for all."""
+    """Explain pictures; return index -> error for those that failed, and whether this process reports."""
     if (device := _device(running)) is not None:
         return explain(Place(device)), True
-    from vitx.cli import trainer  # loads Lightning
+    from vitx.cli import trainer  # imports Lightning
 
     return trainer.predict(model, explain, **{"devices": 1} | running)
 
 
 def _device(running: dict[str, Any]) -> torch.device | None:
-    """Return the one device of a run; None where several share the pictures."""
+    """Return the only device of a run; None if its settings need Lightning, as for several devices."""
     started = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
     accelerator = running.get("accelerator", "auto")
     kinds = {"auto": ("cuda", "mps", "cpu"), "gpu": ("cuda", "mps")}.get(accelerator, (accelerator,))
@@ -217,7 +217,7 @@ def _device(running: dict[str, Any]) -> torch.device | None:
 def _show(
     options: Any, explainer: Explainer, files: Sequence[Path], output: Output, overview: Overview | None
 ) -> None:
-    """Write the overview and the page, and open the result, where that is asked for."""
+    """Write the overview and the page, and open the result, each if requested."""
     subject, name = explainer.subject, telling(explainer.subject.methods)
     pictures = [path for file in files for path in output.paths(file) if path.suffix in PICTURES]
     made = pictures[0] if len(pictures) == 1 else output.folder

@@ -1,4 +1,4 @@
-"""The findings in one picture: drawn, told as JSON, or kept as arrays."""
+"""The findings in one picture: drawn, written as JSON, or stored as arrays."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -29,9 +29,9 @@ NOTHING = torch.empty(0)
 class Map:
     """One map of a picture."""
 
-    asked: Asked  # an empty one where it is about a class, and the method has none
+    asked: Asked  # empty if it is about a class and the method is not class-specific
     found: Explanation  # of this picture alone
-    target: int | None  # the class of the map
+    target: int | None  # the class of the map; None if it has none
 
     @property
     def said(self) -> str:
@@ -39,7 +39,7 @@ class Map:
         return self.found.captions[0] if self.found.captions else ""
 
     def arrays(self, target: object, signed: bool) -> dict[str, NDArray[Any]]:
-        """Return the map by its name among the arrays of a picture, where a class is called so."""
+        """Return the map as name -> array; in the name, the class is called `target`."""
         key = self.found.method if self.target is None else f"{self.found.method}_{target}"
         key = key if self.asked.against is None else f"{key}_not_{self.asked.against}"
         key = f"{self.found.method}_{self.asked.name}" if self.asked.name else key
@@ -49,13 +49,13 @@ class Map:
 
 @dataclass(frozen=True)
 class Finding:
-    """A picture that was read, and later what was found in it."""
+    """A picture that was read and, once it is explained, what was found in it."""
 
-    place: int  # among all
+    place: int  # index among all pictures
     file: Path
-    image: Tensor  # as the model takes it, (C, H, W); nothing once it was explained
-    pixels: Tensor  # (H, W, 3) uint8, or of clips and volumes (T, H, W, 3); nothing once it was drawn
-    note: str  # on its colors
+    image: Tensor  # the model's input, (C, H, W); empty once it is explained
+    pixels: Tensor  # (H, W, 3) uint8, or (T, H, W, 3) for clips and volumes; empty once it is drawn
+    note: str  # about its colors
     logits: Tensor = NOTHING  # (classes,)
     maps: tuple[Map, ...] = ()  # one for each method and question
 
@@ -67,21 +67,21 @@ class Finding:
 
 @dataclass(frozen=True)
 class Product:
-    """The files of each picture."""
+    """The files to write for each picture."""
 
     subject: Subject
     kinds: tuple[str, ...]  # some of `vitx.files.PICTURES`, ".npz" for raw maps, ".json" for the prediction
-    signed: bool = False  # show also what speaks against the class
+    signed: bool = False  # also show evidence against the class
 
     def write(self, finding: Finding, paths: Sequence[Path]) -> str:
         """Write the files of one picture, one for each kind, and return a line about it."""
-        with failure(f"{finding.file} could not be drawn"):  # such as an image of an odd form
+        with failure(f"{finding.file} could not be drawn"):  # such as an image of an unusual shape
             for path, kind in zip(paths, self.kinds, strict=True):
                 write_or_say(path, self._writer(kind, finding, paths))
         return "; ".join(filter(None, (str(self._caption(finding)), self._question(finding))))
 
     def _writer(self, kind: str, finding: Finding, paths: Sequence[Path]) -> Callable[[BinaryIO], Any]:
-        """Return what writes the file of a kind."""
+        """Return a function that writes the file of one kind."""
         if kind == ".npz":
             arrays = {"logits": finding.logits.numpy()}
             for one in finding.maps:
@@ -93,7 +93,7 @@ class Product:
         return partial(encode, picture=self.drawn(finding), suffix=kind)
 
     def write_shard(self, path: Path, names: Sequence[str], found: Sequence[Finding]) -> None:
-        """Write the maps of several pictures, by their names, into one file."""
+        """Write the names and maps of several pictures into one file."""
         arrays: dict[str, NDArray[Any]] = {"files": np.array(names)}
         arrays["logits"] = np.stack([finding.logits.numpy() for finding in found])
         for maps in zip(*(finding.maps for finding in found), strict=True):
@@ -105,7 +105,7 @@ class Product:
         write_or_say(path, partial(savez, arrays=arrays))
 
     def drawn(self, finding: Finding) -> NDArray[np.uint8]:
-        """Draw the input beside the maps, (height, width, 3) uint8."""
+        """Draw the input next to the maps, (height, width, 3) uint8."""
         first = finding.maps[0]
         pixels = first.found.pixels() if first.found.paired else finding.pixels[None]
         return draw_layers(
@@ -113,13 +113,13 @@ class Product:
             self._layers(finding),
             [self._caption(finding)],
             slices_of(tuple(pixels.shape[1:-1]), len(self.subject.prepare.mean)),
-            ("" if first.asked.name else self._question(finding), finding.note),  # titles say other questions
+            ("" if first.asked.name else self._question(finding), finding.note),  # others are in titles
             signed=self.signed,
             paired=first.found.paired,
         )
 
     def _layers(self, finding: Finding) -> dict[str, Layer]:
-        """Return each map by its title: the method, and the question where there are several."""
+        """Return title -> map. A title has the method, the question or both, as needed to tell maps apart."""
         methods = len({one.found.method for one in finding.maps}) > 1
         several = len({one.target for one in finding.maps} - {None}) > 1
         shares, layers = shares_of(finding.logits), {}
@@ -139,7 +139,7 @@ class Product:
         return captions_of(finding.logits[None], class_names=self.subject.short_names)[0]
 
     def _question(self, finding: Finding) -> str:
-        """Return the question in words, where it is not about one class, or ""."""
+        """Return the question in words; "" if it is about texts or a single class."""
         if finding.texts:
             return ""
         if finding.maps[0].asked.name:
@@ -150,7 +150,7 @@ class Product:
         return "".join(f"why {ours} and not {name(one)}" for one in {*asked.values()} if one is not None)
 
     def _facts(self, finding: Finding, paths: Sequence[Path]) -> dict[str, Any]:
-        """Return the content of the JSON."""
+        """Return the contents of the JSON file."""
         names, maps = self.subject.class_names, list[dict[str, Any]]()
         shares = shares_of(finding.logits) if self.subject.classes > 1 else None
         for one in finding.maps:
@@ -172,7 +172,7 @@ class Product:
 
 
 def _known(index: int | None, names: Names, shares: Tensor | None) -> tuple[str | None, float | None]:
-    """Return the full name and the probability of a class, where they are known."""
+    """Return the full name and the probability of a class, or None for what is unknown."""
     if index is None:
         return None, None
     name = None if names is None else names[index]

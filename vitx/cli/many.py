@@ -1,4 +1,4 @@
-"""Many pictures through a model: read in threads, explained batch by batch, drawn and written in threads."""
+"""Pipeline for many pictures: read in threads, explained in batches, drawn and written in threads."""
 
 import os
 from collections import deque
@@ -27,7 +27,7 @@ from vitx.pictures.colors import draw
 from vitx.pictures.overview import Overview
 
 SHARD = 256  # pictures in a file
-_FEW = 20  # pictures that are reported one by one, in place of a bar
+_FEW = 20  # pictures that are reported one by one, without a progress bar
 _MOST_READERS = 8
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Place:
-    """A process: its device, its rank among all, and the number of devices on its machine."""
+    """A process: its device, its rank, the number of processes, and that of devices on its machine."""
 
     device: torch.device
     rank: int = 0
@@ -45,7 +45,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Explainer:
-    """Answer questions about batches of pictures, by all methods."""
+    """Callable that answers questions about batches of pictures, by all methods."""
 
     subject: Subject
     questions: Sequence[Asked]
@@ -58,7 +58,7 @@ class Explainer:
         answers: list[tuple[Asked, Explanation]] = []
         for asked in self.questions:
             methods = self.subject.methods
-            if answers and not asked.name:  # maps of no class are there
+            if answers and not asked.name:  # methods without a class have run
                 methods = {name: methods[name] for name in methods if find_method(name).gradient}
             target = asked.put(self.subject, images)
             explained = self.subject.explain(images, methods, target) if methods else {}
@@ -72,7 +72,7 @@ class Explainer:
             for asked, found in answers:
                 own = found[row * (1 + found.paired) : (row + 1) * (1 + found.paired)]
                 about = asked if asked.name or find_method(found.method).gradient else Asked()
-                # Of a function or a text, the explanation knows no class.
+                # If the target is a function or a text, the explanation has no class.
                 maps.append(Map(about, own, about.index if own.target is None else int(own.target[0])))
             yield replace(picture, image=NOTHING, logits=logits[row], maps=tuple(maps))
 
@@ -84,10 +84,10 @@ def predict(
     place: Place,
     *,
     batch_size: int = 8,
-    workers: int | None = None,  # that read; by default as many as the cores allow
+    workers: int | None = None,  # reading threads; by default, chosen from the number of cores
     overview: Overview | None = None,
 ) -> dict[int, str]:
-    """Explain the share of this process, and return, by its place, why a picture could not be read."""
+    """Explain this process's share of the pictures, and return index -> error for unreadable ones."""
     subject = explainer.subject
     subject.model.to(place.device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -99,7 +99,7 @@ def predict(
 
     def read(number: int) -> Finding | None:
         try:
-            with failure(f"{files[number]} could not be prepared"):  # what does so may be the user's
+            with failure(f"{files[number]} could not be prepared"):  # preprocessing may be user code
                 return read_picture(number, files[number], subject)
         except VitxError as error:
             errors[number] = str(error)
@@ -112,11 +112,11 @@ def predict(
         ):
             while batch := [*islice(pictures, size)]:
                 yield from explainer([picture for picture in batch if picture is not None])
-                bar.update(min(len(batch) * place.world, len(files) - bar.n))  # as if all were equally fast
+                bar.update(min(len(batch) * place.world, len(files) - bar.n))  # if all are equally fast
 
     def tasks() -> Iterator[Callable[[], str | None]]:
         found, kept = findings(), list[Finding]()
-        # Alone, it writes nothing for a model that cannot be explained.
+        # A single process writes nothing before the first finding: the model may turn out unsupported.
         first = [*islice(found, int(place.world == 1))]
         if first or place.world > 1:
             output.begin([files[number] for number in numbers], place.rank == 0)
@@ -142,7 +142,7 @@ def predict(
 
 
 def _gather(overview: Overview, finding: Finding, subject: Subject) -> None:
-    """Add a picture to the overview, by the method that tells most and the class of its map."""
+    """Add a picture to the overview, with its class and a map, by a class-specific method if there is one."""
     method = telling([one.found.method for one in finding.maps])
     found = next(one.found for one in finding.maps if one.found.method == method)
     name = classes_said(found.logits[:1], found.target, subject.short_names)[0] if subject.classes else None
@@ -153,7 +153,7 @@ def read_picture(number: int, file: Path, subject: Subject) -> Finding:
     """Read a picture and prepare it, or raise a VitxError."""
     prepare, picture = subject.prepare, subject.prepare.read(file)
     image, scale = prepare(picture), (prepare.mean, prepare.std)
-    given = scale if isinstance(picture, Image.Image) else None  # whose range is known
+    given = scale if isinstance(picture, Image.Image) else None  # its value range is known
     pixels, note = draw(image[None], prepare.channels, [scale], given=given)
     return Finding(number, file, image, pixels[0], note)
 
@@ -161,11 +161,11 @@ def read_picture(number: int, file: Path, subject: Subject) -> Finding:
 def _in_threads(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
 ) -> Generator[Result, None, None]:
-    """Call a function in threads, on so many items ahead, and yield in order what it returns.
+    """Call a function in threads, on up to `ahead` items in advance, and yield the results in order.
 
-    Where this ends early, what is begun is finished, and the rest is given up.
+    If the generator is closed early, calls that have begun finish, and the rest are canceled.
     """
-    # Torch computes in each thread alone, as the model's threads wait for each other.
+    # Torch is single-threaded in each of them: with too many threads, those of the model would stall.
     with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
@@ -180,6 +180,6 @@ def _in_threads(
 
 
 def progress_bar(count: int, shown: bool) -> Any:
-    """Return tqdm's, on a terminal alone: in images a second, also where one takes longer."""
+    """Return a tqdm bar, shown on terminals only, in images per second even if one takes longer."""
     form = "{l_bar}{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}]"
     return tqdm(total=count, unit=" images", bar_format=form, disable=None if shown else True)

@@ -1,4 +1,4 @@
-"""The options that name a model, and the model that they mean."""
+"""Options that name a model, and the model that they select."""
 
 import sys
 from collections.abc import Sequence
@@ -28,14 +28,14 @@ _INPUT |= dict.fromkeys(("mean", "std", "volume"), NUMBERS) | {"keep_aspect": SW
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, in eval mode, with its inputs and outputs."""
+    """A model in eval mode, with its preprocessing, its classes and the methods that explain it."""
 
     model: nn.Module
     prepare: Preprocessing
-    classes: int  # the number of classes, or of texts; 0 if the model puts out features
-    class_names: tuple[str, ...] | None  # in full
-    methods: Methods  # that explain it
-    tokenizer: Any = None  # of its texts
+    classes: int  # the number of classes, or of texts; 0 if the model returns features
+    class_names: tuple[str, ...] | None  # full names
+    methods: Methods  # with their options
+    tokenizer: Any = None  # for texts
 
     @cached_property
     def short_names(self) -> list[str] | None:
@@ -47,31 +47,31 @@ class Subject:
         return str(index) if self.short_names is None else self.short_names[index]
 
     def move(self, images: Tensor) -> Tensor:
-        """Return images on the device of the model, and in its precision."""
+        """Return images on the device and in the dtype of the model."""
         return images.to(next(self.model.parameters(), images))
 
     def batch(self, pictures: Sequence[Any]) -> Tensor:
-        """Prepare files, or images, as the model takes them, (B, C, H, W)."""
+        """Prepare files or images as input of the model, (B, C, H, W)."""
         return self.move(to_tensor(pictures, self.prepare))
 
     def try_out(self, methods: Methods, target: Target = None) -> Tensor:
-        """Explain a blank image, which tells what cannot be explained, and return the logits."""
+        """Explain a blank image, so that unsupported models fail early, and return the logits."""
         blank = self.move(torch.zeros(1, *self.prepare.shape))
         return next(iter(self.explain(blank, methods, target).values())).logits
 
     def explain(self, images: Tensor, methods: Methods, target: Target = None) -> dict[str, vitx.Explanation]:
-        """Explain prepared images, (B, C, H, W), by each method; target None is the predicted class."""
+        """Explain prepared images, (B, C, H, W), by each method; a target of None is the predicted class."""
         found = vitx.explain_methods(self.model, images, methods, target=target)
-        mean, std = self.prepare.mean, self.prepare.std  # the model may declare others
+        mean, std = self.prepare.mean, self.prepare.std  # the model may declare other values
         return {name: replace(explanation, mean=mean, std=std) for name, explanation in found.items()}
 
     def find_class(self, target: str) -> int | None:
-        """Return the class of a number or a name; None for the predicted one."""
+        """Return the index of a class from its number or name; None for the predicted class."""
         return None if target == PREDICTED else find_class(target, self.classes, self.class_names)
 
 
 def add_model_options(command: Any, several: bool = False, required: bool = True) -> None:
-    """Add the options that name a model, or several."""
+    """Add the options that name one model, or several."""
     more: dict[str, Any] = {"nargs": "+"} if several else {}
     name = "of timm; hf-hub:NAME; a folder; open_clip:NAME; or your own, package.module:name"
     add(command, "--model", "NAME", name, required=required, **more)
@@ -91,9 +91,9 @@ def add_model_details(command: Any) -> None:
 
 
 def add_picture(command: Any, images: str, help: str, output: str, **models: bool) -> Any:
-    """Add the options of a command that writes one picture, and return the group for its own ones.
+    """Add the options of a command that writes one picture, and return the group for further options.
 
-    It takes one "image" or several "images"; `models` go to `add_model_options`.
+    The argument `images` is named "image" or "images"; `models` go to `add_model_options`.
     """
     add(command, images, "IMAGE", help, **({"nargs": "+"} if images == "images" else {}))
     add_model_options(command, **models)
@@ -107,10 +107,10 @@ def add_picture(command: Any, images: str, help: str, output: str, **models: boo
 def load_subject(
     options: Any, methods: Methods, *, optional: bool = False, classes: bool = True, texts: bool = False
 ) -> Subject:
-    """Load the model of a command, and try the methods on a blank image where it is asked for classes.
+    """Load the model of a command; if it is asked about classes, try the methods on a blank image.
 
-    It must take all methods, or the first where they are `optional`. It tells `classes` apart, or puts out
-    features of images; or it compares these with `texts`.
+    The model must support all methods, or only the first if they are `optional`. It must be a classifier,
+    unless `classes` is False, or compare images with texts if `texts` is True.
     """
     given = read_settings("--input-options", options.input_options, _INPUT)
     most = given.pop("max_pixels", None)
@@ -172,13 +172,13 @@ def _prepare(model: nn.Module, given: dict[str, Any]) -> Preprocessing:
 
 
 def _count_classes(subject: Subject, methods: Methods, headless: bool) -> int:
-    """Return the number of classes, 0 of a model without a head, from a pass over a blank image."""
+    """Run a blank image, and return the number of classes, 0 for a model without a head."""
     logits = subject.try_out(methods)
     if logits.ndim > 2:
         said = f"the model must put out logits (B, classes), found {tuple(logits.shape)}"
         raise VitxError(f"{said}: ask vitx explain by --region, --objects or --patch")
     if not headless:
-        return 2 if logits.ndim == 1 else max(2, logits.shape[1])  # one logit tells two apart
+        return 2 if logits.ndim == 1 else max(2, logits.shape[1])  # a single logit stands for two classes
     for name in methods:
         if find_method(name).gradient:
             said = f"the model has no head, and {name} explains a class"

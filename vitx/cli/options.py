@@ -1,4 +1,4 @@
-"""The options of the commands: how they are added, read as KEY=VALUE, and named since 0.2."""
+"""Options of the commands: adding them, reading KEY=VALUE, and new names for options of 0.2."""
 
 import json
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
@@ -13,7 +13,7 @@ from jsonargparse.typing import PositiveInt
 
 from vitx.errors import VitxError
 
-Kind = tuple[Callable[[Any], Any], str]  # converts a value or raises a ValueError, and its name in messages
+Kind = tuple[Callable[[Any], Any], str]  # converter that may raise a ValueError; name in messages
 
 _OWN = "--model package.module:name"
 _NOW = {
@@ -42,7 +42,7 @@ _NOW = {
 
 
 class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keep the lines of the description, and append nothing to an option's help but its default."""
+    """Formatter that keeps the lines of the description, and appends only defaults to the help of options."""
 
     def _get_help_string(self, action: Action) -> str:
         default, help = action.default, action.help or ""
@@ -58,28 +58,28 @@ def new_parser(description: str, **more: Any) -> ArgumentParser:
 
 
 def add(group: Any, name: str, metavar: str, help: str, kind: Any = str, **more: Any) -> None:
-    """Add an option or a positional argument; without a metavar, a switch.
+    """Add an option or a positional argument; an empty metavar makes it a switch.
 
-    An option of several words may also be given several times.
+    An option that takes several words may also be given several times.
     """
     if not metavar:
         more["action"] = "store_true"
     elif more.get("nargs") and name.startswith("-") and kind is str:
-        more |= {"metavar": metavar, "action": "extend"}  # beside it, an older jsonargparse takes no type
+        more |= {"metavar": metavar, "action": "extend"}  # with it, older jsonargparse rejects a type
     else:
         more |= {"metavar": metavar, "type": kind}
     group.add_argument(name, help=help, **more)
 
 
 def new_name(words: Sequence[str], known: Container[str]) -> str:
-    """Return what to write for an option of 0.2 that a command, with its known ones, no longer has, or ""."""
+    """Return the replacement of the first option of 0.2 that is not `known` any more, in words, or ""."""
     options = (word.partition("=")[0] for word in takewhile("--".__ne__, words))
     gone = (one for one in options if one in _NOW and one.strip("-").replace("-", "_") not in known)
     return next((f"{old} is gone: write {_NOW[old]}" for old in gone), "")
 
 
 def check_least(options: Any, **least: int) -> None:
-    """Raise a VitxError if an option that was given is less than it may be."""
+    """Raise a VitxError if an option was given a value below its minimum."""
     for name, number in least.items():
         if options[name] is not None and options[name] < number:
             raise VitxError(f"--{name.replace('_', '-')} must be at least {number}, found {options[name]}")
@@ -88,9 +88,9 @@ def check_least(options: Any, **least: int) -> None:
 def read_settings(
     option: str, words: Sequence[str] | None, kinds: Mapping[str, Kind] | None = None
 ) -> dict[str, Any]:
-    """Read what an option was given as KEY=VALUE, where commas make a list, or as one JSON object.
+    """Read the words of an option: KEY=VALUE, with commas for a list, or a JSON object.
 
-    Where kinds are given, their keys are the known ones, each with the kind of its value.
+    `kinds` has the kind of value for each known key; None allows any key and value.
     """
     found: dict[str, Any] = {}
     for word in words or ():

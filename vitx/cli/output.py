@@ -18,21 +18,21 @@ from vitx.inputs.reading import whole_path
 
 
 def linked(path: Path) -> str:
-    """Return a path as a terminal shows a link to it; elsewhere as it is."""
+    """Return a path as a hyperlink for a terminal, or unchanged elsewhere."""
     if not sys.stdout.isatty() or os.environ.get("TERM") in (None, "dumb"):
         return str(path)
     return f"\033]8;;{path.resolve().as_uri()}\033\\{path}\033]8;;\033\\"
 
 
 def write_and_say(path: Path, picture: NDArray[np.uint8]) -> int:
-    """Write the one picture of a command as PNG, say where, and return the exit status."""
+    """Write the picture of a command as PNG, print its path, and return the exit status."""
     write_png(path, picture)
     print(f"see {linked(path)}")
     return 0
 
 
 class Output:
-    """A folder with the files of each picture, the settings of the run, and, if sharded, maps of many."""
+    """A folder with files of each picture, the settings of the run and, if sharded, files of many maps."""
 
     def __init__(
         self, folder: Path, files: Sequence[Path], product: Product, settings: str, sharded: bool = False
@@ -42,11 +42,11 @@ class Output:
         self._note, self._settings = folder / "vitx.json", settings.encode()
         self._others = self._note.is_file() and self._note.read_bytes() != self._settings
         self._above: Path | None = None
-        with suppress(ValueError):  # there are no pictures, or they are on several drives
+        with suppress(ValueError):  # no pictures, or pictures on several drives
             self._above = Path(os.path.commonpath({str(whole_path(file).parent) for file in files}))
 
     def check(self, resume: bool) -> None:
-        """Raise a VitxError if the folder holds files that do not go with those to come."""
+        """Raise a VitxError if the folder holds files that conflict with those of this run."""
         if self.sharded and not resume and any(self._shards.glob("*.npz")):
             said = f"{self._shards} holds maps of an earlier run"
             raise VitxError(f"{said}: continue it with --resume, or use another --output")
@@ -55,9 +55,9 @@ class Output:
             raise VitxError(f"{said}, see {self._note}: use another --output, or leave out --resume")
 
     def begin(self, files: Sequence[Path], speaks: bool) -> None:
-        """Write the settings, and delete what an earlier run with other settings wrote of these pictures.
+        """Write the settings, and delete files of these pictures from an earlier run with other settings.
 
-        A run that is stopped and continued would take that for its own. One process `speaks` for all.
+        A resumed run would take them for its own. Only the process that `speaks` writes the settings.
         """
         for file in files if self._others else ():
             for suffix in (".npz", ".json", *PICTURES):
@@ -66,7 +66,7 @@ class Output:
             write_or_say(self._note, lambda opened: opened.write(self._settings))
 
     def name(self, file: Path) -> str:
-        """Return the name of a picture in the folder: its place below the folder that holds all."""
+        """Return the name of a picture in the output: its path below the common folder of all pictures."""
         path = whole_path(file)
         return (path.relative_to(self._above) if self._above else Path(*path.parts[1:])).as_posix()
 
@@ -81,17 +81,17 @@ class Output:
         return f"{said}, see {linked(paths[-1])}" if paths else said
 
     def write_shard(self, found: Sequence[Finding]) -> None:
-        """Write the maps of several pictures.
+        """Write the maps of several pictures to one file.
 
-        Their file is named by the first, which is in no other: no two processes or runs write the same file,
-        and a run that goes on writes again what a killed one left half written.
+        It is named after its first picture, which is in no other file: no two processes or runs write the
+        same file, and a resumed run replaces what a killed one left half written.
         """
         names = [self.name(finding.file) for finding in found]
         first = f"{found[0].place:08d}-{hashlib.sha256(names[0].encode()).hexdigest()[:8]}"
         self.product.write_shard(self._shards / f"{first}.npz", names, found)
 
     def left(self) -> list[Path]:
-        """Return the pictures that are not finished: each file is whole, as it was written at once."""
+        """Return the pictures that lack a file or a shard; files are complete, as writes are atomic."""
         for path in self._shards.glob("*.npz") if self.sharded else ():
             try:
                 with np.load(path, allow_pickle=False) as arrays:
@@ -102,11 +102,11 @@ class Output:
         return [file for file in self.files if file in missing or self.wants_shard(file)]
 
     def wants_shard(self, file: Path) -> bool:
-        """Return whether the maps of a picture are still to go into a shard."""
+        """Return whether the maps of a picture must still be written into a shard."""
         return self.sharded and self.name(file) not in self._in_shards
 
     def join_json(self) -> None:
-        """Join the JSON of all pictures in one file, a line for each."""
+        """Join the JSON of all pictures into one file, with a line for each."""
         paths = [path for file in self.files for path in self.paths(file) if path.suffix == ".json"]
         if lines := [path.read_bytes() + b"\n" for path in paths if path.is_file()]:
             write_or_say(self.folder / "explanations.jsonl", lambda opened: opened.writelines(lines))

@@ -1,4 +1,4 @@
-"""The parts of both pages of `vitx report`: templates, small pictures, charts, and a table."""
+"""Parts of both pages of `vitx report`: templates, small pictures, charts, and a table."""
 
 import io
 import re
@@ -23,8 +23,8 @@ from vitx.runs.film import evenly
 from vitx.runs.run import Run
 from vitx.viewer.page import data_uri, filled
 
-_EDGE = 1  # pixels of a frame that are repeated around it, as a browser that enlarges it mixes neighbours
-_STOPS = 65  # of a color map, between which a browser interpolates
+_EDGE = 1  # pixels by which frames are padded with copies of their edges, as browsers blend neighbors
+_STOPS = 65  # of a color map; the browser interpolates between them
 
 Curve = Mapping[int, float]  # step -> value, in order
 
@@ -41,15 +41,15 @@ EXPLAINED = {
 }
 _FIRST = ("accuracy", "acc", "loss", *EXPLAINED)
 _LEFT_OUT = ("epoch", "hp_metric")
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")  # for all eyes
-_CURRENT = "#012345"  # stands for the page's own color of text, light or dark
-_FEW = 12  # lines that may be thick
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")  # colorblind-safe
+_CURRENT = "#012345"  # placeholder for the text color of the page, light or dark
+_FEW = 12  # lines; more are drawn thin
 _DASHES = ("solid", "dashed", "dotted")  # once the colors are used up
 _MOST_POINTS, _FEWEST_POINTS, _ALL_POINTS = 500, 20, 150_000  # of a curve, and of a page
 
 
 class Embedded(NamedTuple):
-    """A picture in a page: all its bytes as an address, and its size in pixels; of a film, of one frame."""
+    """A picture in a page: its data URI, and its size in pixels or, for a film, that of one frame."""
 
     uri: str
     width: int
@@ -59,16 +59,16 @@ class Embedded(NamedTuple):
 class Shown(NamedTuple):
     """One image of a run at some firings."""
 
-    # Of each method by its title, maps row by row: a page shows one at a time, colored, over the input.
+    # Title of a method -> its maps, row by row: a page shows one at a time, colored, over the input.
     films: dict[str, Embedded]
-    said: list[list[Any]]  # beside each frame: caption, whether it is right, places of nearly uniform maps
+    said: list[list[Any]]  # for each frame: caption, whether it is right, indices of nearly uniform maps
     colormap: str
 
 
 def fill(template: str, *, moments: Sequence[str], colormaps: Sequence[str], **values: Any) -> str:
-    """Fill a template of the folder `pages`, and return HTML."""
+    """Fill a template from the folder `pages`, and return HTML."""
     stops = np.linspace(0, 255, _STOPS).round().astype(int)
-    # An SVG filter makes these values of red, green and blue of grey.
+    # An SVG filter maps gray to these values of red, green and blue.
     tables = {
         name: [" ".join(f"{one:.3g}" for one in channel) for channel in (palette(name)[stops] / 255).T]
         for name in colormaps
@@ -79,14 +79,14 @@ def fill(template: str, *, moments: Sequence[str], colormaps: Sequence[str], **v
 
 
 def columns_of(count: int) -> int:
-    """Return how many frames of a film stand side by side."""
+    """Return the number of frames of a film that are side by side."""
     return ceil(sqrt(count))
 
 
 def show(run: Run, firings: Sequence[int], titles: Sequence[str]) -> list[Shown]:
-    """Encode each image at some firings, by methods of these titles.
+    """Encode the maps of each image at some firings, by the methods with these titles.
 
-    The browser lays a small map over the input itself: that takes a hundredth of the bytes of an overlay.
+    The browser lays each small map over the input, which takes a hundredth of the bytes of an overlay.
     """
     captions = zip(*map(run.captions, firings), strict=True)
     found = []
@@ -103,7 +103,7 @@ def show(run: Run, firings: Sequence[int], titles: Sequence[str]) -> list[Shown]
 
 
 def _film(maps: torch.Tensor) -> Embedded:
-    """Join maps, (n, h, w), each scaled from 0 to 255, row by row in one picture."""
+    """Arrange maps, (n, h, w), each scaled to [0, 255], row by row in one picture."""
     count, height, width = maps.shape
     columns = columns_of(count)
     edged = F.pad(heatmaps(maps, (height, width))[:, None], [_EDGE] * 4, mode="replicate")[:, 0]
@@ -113,14 +113,14 @@ def _film(maps: torch.Tensor) -> Embedded:
 
 
 def embed(picture: Picture, photo: bool = False) -> Embedded:
-    """Encode a drawing, (height, width[, 3]) uint8, without loss, or a photograph with little."""
+    """Encode a picture, (height, width[, 3]) uint8: a drawing as PNG, a photo as JPEG of high quality."""
     kind, options = ("JPEG", {"quality": 90, "subsampling": 0}) if photo else ("PNG", {"optimize": True})
     uri = data_uri(Image.fromarray(picture), kind, **options)
     return Embedded(uri, picture.shape[1], picture.shape[0])
 
 
 class Cell(NamedTuple):
-    """One value of a run: its text, its place in the order, and its share of the span of its column."""
+    """One value of a run: its text, its sort key, and its position in [0, 1] in the range of its column."""
 
     text: str = "\N{EN DASH}"
     value: float | str | None = None
@@ -128,7 +128,7 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """One setting or number, a cell for each run."""
+    """One setting or number, with a cell for each run."""
 
     group: str
     name: str
@@ -137,7 +137,7 @@ class Column(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One curve of a chart: its name in the legend, and its place among the lines of all charts."""
+    """One curve of a chart: its name in the legend, and the number that decides its color and dash."""
 
     name: str
     place: int
@@ -164,7 +164,7 @@ def charts(scalars: Mapping[str, Curve]) -> list[Chart]:
 
 
 def charts_of_runs(scalars: Sequence[Mapping[str, Curve]], names: Sequence[str]) -> list[Chart]:
-    """Draw a chart of each number that was logged, a line for each of some runs."""
+    """Draw a chart of each logged number, with a line for each run that has it."""
     tags = dict.fromkeys(tag for of_run in scalars for tag in of_run)
     points = min(max(_ALL_POINTS // max(sum(map(len, scalars)), 1), _FEWEST_POINTS), _MOST_POINTS)
     found = []
@@ -177,25 +177,25 @@ def charts_of_runs(scalars: Sequence[Mapping[str, Curve]], names: Sequence[str])
 
 
 def in_order(tags: Iterable[str]) -> list[str]:
-    """Sort logged numbers: accuracy, loss and vitx's own first; counters are left out."""
+    """Sort tags of numbers: accuracy, loss and vitx's own come first; counters are left out."""
     kept = [tag for tag in tags if parts(tag)[1] not in _LEFT_OUT]
     known = {measure: place for place, measure in enumerate(_FIRST)}
     return sorted(kept, key=lambda tag: known.get(parts(tag)[1], len(known)))
 
 
 def parts(tag: str) -> tuple[str, str]:
-    """Split a tag into the place, a method by its title, and the measure."""
+    """Split a tag into its prefix, with a method replaced by its title, and the measure."""
     where, _, measure = tag.removeprefix("vitx/").rpartition("/")
     return title_of(where), measure
 
 
 def look(place: int) -> tuple[str, str]:
-    """Return color and dash of one of several lines, as CSS takes them."""
+    """Return the CSS color and dash of the line with this number."""
     return _COLORS[place % len(_COLORS)], _DASHES[place // len(_COLORS) % len(_DASHES)]
 
 
 def number(value: float) -> str:
-    """Write a value in three digits.
+    """Format a value with three significant digits.
 
     Example:
         >>> number(0.91234), number(12345.6), number(2e-5)
@@ -205,8 +205,8 @@ def number(value: float) -> str:
 
 
 def _chart(measure: str, title: str, lines: Sequence[Line], points: int) -> Chart:
-    """Draw some curves; a line shows its name where it is pointed at, and numbers are short."""
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "vitx"}  # text as text, the same in every run
+    """Draw curves as SVG; lines show their names as tooltips, and coordinates are cut to one decimal."""
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "vitx"}  # real text, the same ids in every run
     settings |= {"font.family": "sans-serif", "font.size": 9}
     settings |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _CURRENT)
     with matplotlib.rc_context(settings):
@@ -217,7 +217,7 @@ def _chart(measure: str, title: str, lines: Sequence[Line], points: int) -> Char
             known = [*line.curve.items()]
             places = evenly(len(known), points)
             steps, values = zip(*(known[place] for place in places), strict=True)
-            # Each mark takes as much room as ten points of a line.
+            # Each marker takes as many bytes as ten points of a line.
             mark = "o" if len(places) == 1 or len(places) * len(lines) < 60 else None
             (drawn,) = axes.plot(steps, values, marker=mark, markersize=3, linewidth=width)
             color, dash = look(line.place)
@@ -239,7 +239,7 @@ def _chart(measure: str, title: str, lines: Sequence[Line], points: int) -> Char
 
 
 def columns(runs: Sequence[Run], differing: Sequence[Setting]) -> list[Column]:
-    """Return the settings that differ, the length of each run, and the last value of each number."""
+    """Return columns for the settings that differ, the length of runs, and the last value of each number."""
     found = []
     for one in differing:
         cells = [Cell()] * len(runs)
@@ -250,7 +250,7 @@ def columns(runs: Sequence[Run], differing: Sequence[Setting]) -> list[Column]:
     lengths = _numbers([run.steps[-1] for run in runs])
     found.append(Column("training", "steps", "the last step that was watched", lengths))
     tags = in_order(dict.fromkeys(tag for run in runs for tag in run.numbers))
-    # Numbers of one group stand together, validation in front.
+    # Numbers of one group stay together, validation first.
     groups = [*dict.fromkeys(parts(tag)[0] for tag in sorted(tags, key=lambda tag: "val" not in tag))]
     for tag in sorted(tags, key=lambda tag: groups.index(parts(tag)[0])):
         where, measure = parts(tag)
@@ -270,5 +270,5 @@ def _numbers(values: Sequence[float | None]) -> list[Cell]:
 
 
 def _finite(value: Any) -> float | None:
-    """Leave out what has no place in an order."""
+    """Return a finite number; None for values that cannot be sorted."""
     return float(value) if value is not None and isfinite(value) else None

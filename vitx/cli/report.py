@@ -40,8 +40,8 @@ from vitx.runs.film import evenly
 from vitx.runs.run import Run, rank
 from vitx.viewer.page import Page
 
-_ALIKE = 0.05  # of probabilities: pixels were rounded
-_MOST_BYTES = 19_500_000  # of a page, for which moments are left out where there are many runs
+_ALIKE = 0.05  # of probabilities, as saved pixels are rounded
+_MOST_BYTES = 19_500_000  # of a page; with many runs, moments are left out to stay below it
 _MOST_OVERVIEWS = 24  # runs
 
 
@@ -56,7 +56,7 @@ def add_options(command: Any) -> None:
 
 @one_thread()
 def run(options: Any) -> int:
-    """Write the page and say where."""
+    """Write the page, print its path, and return the exit status."""
     check_least(options, steps=1)
     output = Path(options.output)
     if output.is_dir():
@@ -81,7 +81,7 @@ def run(options: Any) -> int:
 
 
 def _told(run: Run) -> dict[str, Any]:
-    """Return the options of a model as a run tells them, if it is one of timm; else none."""
+    """Return the model options that a run with checkpoints of a timm classifier has recorded, or {}."""
     from timm import is_model
 
     model, scale = run.facts.get("model"), run.facts.get("normalization")
@@ -99,10 +99,10 @@ def _checkpoints(run: Run) -> list[Path]:
 def _pages(
     options: Any, runs: Mapping[str, Run], output: Path, sure: bool = True
 ) -> dict[tuple[int, int], str]:
-    """Write a page to click for each image of each run that holds a checkpoint.
+    """Write an interactive page for each image of each run that holds a checkpoint.
 
-    A model that is not sure to be that of the run must say of the images what the run said at its end. The
-    result leads from the run's number and the image to the page, from the report.
+    Unless `sure`, raise a VitxError if the model does not reproduce the last probabilities of the run.
+    Return (number of the run, image) -> path of the page relative to the report.
     """
     links = {}
     for place, (name, one) in enumerate(runs.items()):
@@ -113,7 +113,7 @@ def _pages(
         methods: Methods = {telling(one.saved.maps): {}}
         subject = load_subject(Namespace(**vars(options) | {"weights": weights}), methods)
         size = one.saved.pixels.shape[1:3]
-        prepare = replace(subject.prepare, size=size, crop_pct=1.0, crop_mode="squash")  # it was prepared
+        prepare = replace(subject.prepare, size=size, crop_pct=1.0, crop_mode="squash")  # already prepared
         subject = replace(subject, prepare=prepare)
         (found,) = subject.explain(subject.batch([*one.saved.pixels]), methods).values()
         logits = torch.from_numpy(one.saved.logits[-1])
@@ -130,7 +130,7 @@ def _pages(
 
 
 def _draw_run(name: str, run: Run, steps: int, links: Mapping[tuple[int, int], str]) -> str:
-    """Draw the page of one run as HTML, with at most some steps on each slider."""
+    """Return the page of one run as HTML, with at most this many steps on each slider."""
     firings = evenly(len(run.steps), steps)
     overview, loggers = run.overview(), run.facts.get("loggers") or ()
     moments = [*map(run.heading, firings)]
@@ -157,7 +157,7 @@ def _draw_run(name: str, run: Run, steps: int, links: Mapping[tuple[int, int], s
 def _draw_comparison(
     runs: Mapping[str, Run], left_out: Mapping[str, str], steps: int, links: Mapping[tuple[int, int], str]
 ) -> str:
-    """Draw the page that compares runs as HTML, with as many moments of the trainings as it has room for."""
+    """Return the page that compares runs as HTML, with `steps` moments, or fewer if it would be too large."""
     names, every = [*runs], [*runs.values()]
     differing, shared = compare_settings(every)
     met, table = meetings(every), columns(every, differing)

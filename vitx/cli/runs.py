@@ -1,4 +1,4 @@
-"""The options that name runs of training, and the runs that they mean."""
+"""Options that name training runs, and the runs that they select."""
 
 import sys
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from vitx.runs.run import Run
 
 
 def add_runs(command: Any) -> None:
-    """Add the options."""
+    """Add these options to a command."""
     add(command, "run", "RUN", "the folder of a run, or one above several", nargs="+")
     add(command, "--only", "NAME", "only runs of these names; * is anything", nargs="+")
 
 
 def opened_runs(options: Any) -> tuple[dict[str, Run], dict[str, str]]:
-    """Open the runs by their names, and print and return why others cannot be read."""
+    """Return name -> run, and name -> reason for runs that cannot be read, which are also printed."""
     runs, left_out = open_runs(options.run, options.only)
     for name, why in left_out.items():
         print(f"left out {name}: {why}", file=sys.stderr)
@@ -28,7 +28,7 @@ def opened_runs(options: Any) -> tuple[dict[str, Run], dict[str, str]]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute in one thread: on small arrays, waiting for others takes longer than the work."""
+    """Run torch in a single thread: on small arrays, synchronizing threads takes longer than the work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -23,7 +23,7 @@ from vitx.pictures.render import TILE_WIDTH, joined
 from vitx.runs.comparing import meetings
 from vitx.runs.film import BETWEEN, Reel, frame, strip, timeline
 
-_LARGE = 2 * TILE_WIDTH  # pictures in the film of a single image
+_LARGE = 2 * TILE_WIDTH  # width of pictures in the film of a single image
 
 
 def add_options(command: Any) -> None:
@@ -37,7 +37,7 @@ def add_options(command: Any) -> None:
 
 @one_thread()
 def run(options: Any) -> int:
-    """Write the films and the strips, and say which."""
+    """Write the films and strips, print their paths, and return the exit status."""
     check_least(options, frames=1, stills=1)
     output = Path(options.output)
     if output.exists() and not output.is_dir():
@@ -60,7 +60,7 @@ def run(options: Any) -> int:
 
 
 def _write(reels: Sequence[Reel], folder: Path, frames: int, stills: int) -> None:
-    """Write one file after the other, and say which."""
+    """Write the files one by one, and print the path of each."""
     moments, images = timeline(reels, frames), reels[0].images
     if len(images) > 1:
         write_gif(folder / "all.gif", [frame(reels, moment) for moment in moments])

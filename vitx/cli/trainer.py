@@ -1,4 +1,4 @@
-"""Many pictures on several devices, by Lightning's Trainer: each one exactly once."""
+"""Distribution of pictures over devices with Lightning's Trainer, each picture exactly once."""
 
 import logging
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from torch import nn
 from vitx.cli.many import Place
 from vitx.errors import VitxError
 
-Explain = Callable[[Place], dict[int, str]]  # explains the share of a place, and returns its errors
+Explain = Callable[[Place], dict[int, str]]  # explains the share of a process, and returns its errors
 
 
 class _Share(pl.LightningModule):
-    """Explain the share of one device, in the one step that Lightning runs there."""
+    """Module that explains the share of one device, in its only predict step."""
 
     def __init__(self, model: nn.Module, explain: Explain) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class _Share(pl.LightningModule):
         self.errors: dict[int, str] = {}
 
     def predict_step(self, batch: Any, batch_idx: int) -> None:
-        """Explain, wait for the other devices, and collect their errors."""
+        """Explain this device's share, wait for the other devices, and collect the errors of all."""
         trainer = self.trainer
         place = Place(self.device, trainer.global_rank, trainer.world_size, trainer.num_devices)
         self.errors = self._explain(place)
@@ -35,22 +35,22 @@ class _Share(pl.LightningModule):
 
 
 def predict(model: nn.Module, explain: Explain, **settings: Any) -> tuple[dict[int, str], bool]:
-    """Explain all pictures, by a model that Lightning moves to each device.
+    """Explain all pictures, with a model that Lightning moves to each device.
 
-    Return, by its place, why a picture could not be read; and whether this process speaks for all.
+    Return index -> error for unreadable pictures, and whether this process reports for all.
     """
     share = _Share(model, explain)
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
-    logger.setLevel(logging.WARNING)  # it tells of its own set-up
+    logger.setLevel(logging.WARNING)  # it logs its own setup
     try:
         try:
             trainer = pl.Trainer(barebones=True, inference_mode=False, **settings)
         except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
             said = " ".join(str(error).split())
             raise VitxError(f"Lightning's Trainer does not take these settings: {said}") from error
-        trainer.predict(share, [[0]], return_predictions=False)  # one batch, whose content is not used
-    except SystemExit as stop:  # what Lightning makes of an interrupt
+        trainer.predict(share, [[0]], return_predictions=False)  # one batch, whose contents are not used
+    except SystemExit as stop:  # Lightning turns an interrupt into this
         raise KeyboardInterrupt from stop
     finally:
         logger.setLevel(level)

@@ -19,8 +19,8 @@ from vitx.runs.run import Run
 Value = str | int | float | bool | None
 
 _THUMBNAIL = 16, 16  # pixels
-_TOLERANCE = 12  # of 255: a picture that was enlarged or written anew differs a little
-# The places where a run lies and logs are no settings: its name tells them.
+_TOLERANCE = 12  # of 255: a picture that was resized or encoded again differs slightly
+# The paths of a run and its logs are not compared as settings: its name identifies them.
 _PLACES = re.compile(
     r"(^|\.)(logger(\..*)?|default_root_dir|dirpath|log_dir|logging_dir|output_dir|run_name|save_dir)$"
 )
@@ -28,15 +28,15 @@ _PLACES = re.compile(
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of all runs."""
+    """A setting of the compared runs."""
 
-    key: str  # its names from the outermost to its own, joined by dots
-    name: str  # as many of its last names as tell it apart
-    values: Mapping[int, Value]  # run's number -> value, of the runs that have it
+    key: str  # its full name: the path to it in the nested settings, joined by dots
+    name: str  # the shortest end of the key that is unique
+    values: Mapping[int, Value]  # run's number -> value, for the runs that have it
 
 
 def compare_settings(runs: Sequence[Run]) -> tuple[list[Setting], list[Setting]]:
-    """Return the settings that differ, and those that all runs share; one that is told twice counts once."""
+    """Return the settings that differ, and those that all runs share; of copies, the longest key is kept."""
     read = [dict(flat(_settings(run.facts))) for run in runs]
     keys = [key for key in dict.fromkeys(chain(*read)) if not _PLACES.search(key)]
     found = {key: {n: settings[key] for n, settings in enumerate(read) if key in settings} for key in keys}
@@ -56,7 +56,7 @@ def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Value]]:
-    """Name each value by the path to it: of `{"model": {"depth": 2}}`, `model.depth` is 2."""
+    """Yield (key, value) pairs of nested settings: for `{"model": {"depth": 2}}`, `model.depth` and 2."""
     inner: Any = ()
     if isinstance(settings, Mapping):
         inner = settings.items()
@@ -71,7 +71,7 @@ def flat(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Value
 
 
 def _meant(run: Run, value: Value) -> str:
-    """Return what is compared: of a path out of the run, the place that it leads to."""
+    """Return a value in the form to compare; a path that leaves the run's folder is resolved."""
     if isinstance(value, str) and value.startswith("../"):
         return os.path.normpath(run.path / value)
     return repr(value)
@@ -88,24 +88,24 @@ def _short(key: str, keys: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Meeting:
-    """Images that the same runs watch."""
+    """Images that the same runs watch by the same methods."""
 
     titles: tuple[str, ...]  # of their methods, sorted
     note: str  # the words below their maps
-    images: list[dict[int, int]]  # of each, the run's number -> the number that the image has in the run
+    images: list[dict[int, int]]  # for each image, run's number -> the image's number in that run
 
     @property
     def runs(self) -> list[int]:
-        """The runs' numbers."""
+        """The numbers of the runs."""
         return list(self.images[0])
 
 
 def meetings(runs: Sequence[Run]) -> list[Meeting]:
-    """Put the images together that the same runs watch; those of most runs come first."""
+    """Group images by the runs and methods that watch them; those that most runs watch come first."""
     found: dict[Any, Meeting] = {}
     for watched in _same_images(runs):
         kinds: dict[Any, dict[int, int]] = {}
-        for number, image in watched.items():  # maps are compared with those by the same methods
+        for number, image in watched.items():  # only maps by the same methods are compared
             kind = tuple(sorted(runs[number].maps)), runs[number].note
             kinds.setdefault(kind, {})[number] = image
         for (titles, note), images in kinds.items():
@@ -114,8 +114,8 @@ def meetings(runs: Sequence[Run]) -> list[Meeting]:
 
 
 def _same_images(runs: Sequence[Run]) -> list[dict[int, int]]:
-    """Return each image as the run's number -> its number there."""
-    known: dict[int, list[tuple[NDArray[np.int16], dict[int, int]]]] = {}  # by the form of the picture
+    """Match images across runs; return, for each image, run's number -> its number in that run."""
+    known: dict[int, list[tuple[NDArray[np.int16], dict[int, int]]]] = {}  # by aspect ratio
     for number, run in enumerate(runs):
         for image in range(run.count):
             picture = run.input(image)
@@ -132,10 +132,10 @@ def _same_images(runs: Sequence[Run]) -> list[dict[int, int]]:
 
 
 def disagreement(runs: Sequence[Run], images: Mapping[int, int]) -> tuple[int, float]:
-    """Measure how much runs disagree at their ends about an image, which they know by these numbers.
+    """Measure how much runs disagree at the end about an image, given as run's number -> its number there.
 
-    Return the number of classes that they name beyond one, and the distance of their maps from the mean of
-    all: the mean over runs and methods of 1 - cosine.
+    Return the number of different predictions less one, and the distance of the maps from their mean:
+    1 - cosine, averaged over runs and methods.
     """
     named = {runs[number].captions(-1)[image].prediction for number, image in images.items()}
     apart = []

@@ -1,4 +1,4 @@
-"""Films of a training, or of several beside each other, and strips of stills."""
+"""Films of a training, or of several side by side, and strips of stills."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _SCREEN = 16 / 10  # width to height
 
 @dataclass(frozen=True)
 class Reel:
-    """The images of a run that are filmed, under its name where there are several."""
+    """The images of a run to film, and the name of the run if there are several."""
 
     run: Run
     images: Sequence[int]
@@ -28,22 +28,22 @@ class Reel:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Choose firings evenly, the first and the last included; the last if there is but one."""
+    """Choose up to `most` evenly spaced firings, first and last included; only the last if `most` is 1."""
     return [count - 1] if most == 1 else clips.evenly(count, most)
 
 
 def timeline(reels: Sequence[Reel], most: int) -> list[tuple[int, ...]]:
-    """Return the firing of each run in so many frames at most, nearest to each other in their trainings."""
+    """Return the firings of all runs for each of at most `most` frames, matched by training progress."""
     leader = max(reels, key=lambda reel: len(reel.run.steps)).run
     positions = map(leader.position, evenly(len(leader.steps), most))
     return [tuple(reel.run.nearest(position) for reel in reels) for position in positions]
 
 
 def frame(reels: Sequence[Reel], firings: Sequence[int], tile_width: int = TILE_WIDTH) -> Picture:
-    """Draw one moment: each run's grid under its name, step and accuracy, and a bar that fills up."""
+    """Draw one moment: each run's grid below its name, step, accuracy and progress bar."""
     panels = [_panel(*both, tile_width) for both in zip(reels, firings, strict=True)]
     height, width = (max(panel.shape[axis] for panel in panels) for axis in (0, 1))
-    count = len(panels)  # two always stand side by side, more in a screen's form
+    count = len(panels)  # two are side by side; more fill the shape of a screen
     columns = count if count < 3 else min(max(round(sqrt(_SCREEN * count * height / width)), 1), count)
     rows = [joined(panels[at : at + columns], 1, BETWEEN) for at in range(0, count, columns)]
     return joined(rows, 0, BETWEEN)
@@ -65,7 +65,7 @@ def _panel(reel: Reel, firing: int, tile_width: int) -> Picture:
 
 
 def strip(reel: Reel, image: int, most: int) -> Picture:
-    """Draw one image at so many firings at most: a column for each, a row for each method."""
+    """Draw one image at up to `most` firings: a column for each firing, a row for each method."""
     run, firings = reel.run, evenly(len(reel.run.steps), most)
     drawn = [run.tiles(firing, image) for firing in firings]
     first, *titles = drawn[0]

@@ -1,4 +1,4 @@
-"""Find the runs in some places by their folders, and open them."""
+"""Find runs by their folders, and open them."""
 
 import os
 import re
@@ -18,16 +18,16 @@ _MOST_NAMES = 8  # in a message
 def open_runs(
     places: Sequence[str | Path], only: Sequence[str] | None = None
 ) -> tuple[dict[str, Run], dict[str, str]]:
-    """Open the runs in some folders or below them, all or those whose names fit one of some patterns.
+    """Open the runs in some folders or below them: all, or those whose names match a pattern.
 
-    Return the runs by their names, in the order of these, and name -> why, of those that cannot be read.
-    Raise a VitxError if all are of these.
+    Return name -> run, in order of the names, and name -> reason for those that cannot be read.
+    Raise a VitxError if none can be read.
     """
     runs, left_out = dict[str, Run](), dict[str, str]()
     for name, (path, folder) in _chosen(_find(places), only).items():
         try:
             read = read_run(folder)
-        except VitxError as error:  # is told without the machine's own paths
+        except VitxError as error:  # reported without paths of this machine
             left_out[name] = str(error).replace(str(folder), str(path / folder.name), 1)
             continue
         if read.maps is None:
@@ -40,7 +40,7 @@ def open_runs(
 
 
 def _find(places: Sequence[str | Path]) -> dict[str, tuple[Path, Path]]:
-    """Return name -> (path in the user's words, folder `vitx`) of each run, in order."""
+    """Return name -> (path as the user gave it, folder `vitx`) for each run, in order."""
     found: dict[Path, Path] = {}
     for place in map(Path, places):
         if not (here := [*_below(place)]):
@@ -50,21 +50,21 @@ def _find(places: Sequence[str | Path]) -> dict[str, tuple[Path, Path]]:
             )
         found |= {folder.resolve(): _said(place, folder) for folder in here}
     runs = sorted(found.items(), key=lambda one: [_natural(part) for part in one[1].parts])
-    # The folders next to the root may name the owner of the machine.
+    # Folders just below the root may contain the name of a user.
     below = len({folder.parts[:2] for folder, _ in runs}) == 1
     names = names_apart([_called(_run(folder) if below else path, folder) for folder, path in runs])
     return {name: (path, folder) for name, (folder, path) in zip(names, runs, strict=True)}
 
 
 def _called(path: Path, folder: Path) -> Path:
-    """Return the path with the name that a logger gave to the run, where it has one."""
+    """Return the path, with the name that a logger gave the run, if any, as its last part."""
     loggers = (read_facts(folder) or {}).get("loggers") or ()
     title = next(filter(None, (one.get("title") for one in loggers)), None)
     return path.with_name(title.replace("/", "-")) if title and path.name else path
 
 
 def _below(top: Path) -> Iterator[Path]:
-    """Yield folders `vitx` of runs, also those of 0.2 and those that cannot be read, which are named."""
+    """Yield the folders `vitx` of runs, also of 0.2, then unreadable folders, so that they are reported."""
     if not top.is_dir():
         there = f"{top} is a file" if top.exists() else f"there is no folder {top}"
         raise VitxError(f"{there}: give the folder of a run, such as logs/demo/version_0, or one above it")
@@ -79,7 +79,7 @@ def _below(top: Path) -> Iterator[Path]:
 
 
 def _said(place: Path, folder: Path) -> Path:
-    """Return the path of a run in the user's words: never the whole path on this machine."""
+    """Return the path of a run as the user gave it, never the full path on this machine."""
     run = _run(folder)
     said = Path(*place.parts[1:][-2:]) if place.is_absolute() else place
     path = Path(os.path.normpath(said / os.path.relpath(run, place)))
@@ -93,7 +93,7 @@ def _run(folder: Path) -> Path:
 def _chosen(found: dict[str, tuple[Path, Path]], only: Sequence[str] | None) -> dict[str, tuple[Path, Path]]:
     if only is None:
         return found
-    # A name may hold characters that stand for others in a pattern.
+    # A name may contain wildcard characters.
     names = [name for name in found if name in only or any(fnmatchcase(name, one) for one in only)]
     if not names:
         some = ", ".join([*found][:_MOST_NAMES]) + ", ..." * (len(found) > _MOST_NAMES)
@@ -102,7 +102,7 @@ def _chosen(found: dict[str, tuple[Path, Path]], only: Sequence[str] | None) -> 
 
 
 def names_apart(paths: Sequence[Path]) -> list[str]:
-    """Name runs, or other files, by the part of their paths that tells them apart.
+    """Name runs, or other files, by the part of their paths that differs.
 
     Example:
         >>> names_apart([Path("logs/demo/version_0"), Path("logs/shortcut/version_0")])
@@ -119,5 +119,5 @@ def names_apart(paths: Sequence[Path]) -> list[str]:
 
 
 def _natural(text: str) -> list[str | int]:
-    """Sort version_2 before version_10: texts and numbers take turns."""
+    """Return a key that sorts version_2 before version_10: text and numbers alternate."""
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", text))]

@@ -1,8 +1,8 @@
-"""The folder of a run: taken by one training alone, and written while it runs.
+"""The folder of a run, claimed by a single training and written while it runs.
 
-In the folder `vitx` of a run, `run.json` has the facts of the training and of its watch, `images-STEP.npz`
-the images watched from a step on, `firing-STEP.npz` the maps of each method, by its name, logits and sinks,
-and `numbers.csv` a line for each firing. Each file is whole, or not there, also if the training is killed.
+In the folder `vitx` of a run, `run.json` has facts about the training and its watch, `images-STEP.npz` the
+images watched from a step on, `firing-STEP.npz` the maps by name of the method, logits and sinks, and
+`numbers.csv` a line for each firing. Each file is complete or missing, even if the training is killed.
 """
 
 import csv
@@ -37,26 +37,26 @@ _TOLERANCE = 4  # of 255, on average
 
 
 class RunFolder:
-    """The folder `vitx` of one run, which no other run writes to."""
+    """The folder `vitx` of one run, to which no other run writes."""
 
     def __init__(self, path: Path, facts: Mapping[str, Any], lock: IO[str]) -> None:
         self.path, self._facts, self._lock = path, dict(facts), lock
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state of a copy: without the lock, which belongs to this process."""
+        """Return the state for a copy, without the lock, which belongs to this process."""
         return {**vars(self), "_lock": io.StringIO()}
 
     @property
     def id(self) -> str:
-        """The name of the run, unlike that of any other."""
+        """The unique identifier of the run."""
         return str(self._facts["id"])
 
     @classmethod
     def claim(cls, wanted: Path | None, root: Path) -> "RunFolder":
-        """Take the folder `vitx` of the wanted run, by default `version_0`, or of the next free number."""
+        """Claim the folder `vitx` of the wanted run, by default `version_0`, or of the next free number."""
         (wanted or root).mkdir(parents=True, exist_ok=True)
         for run in _candidates(wanted or root / "version_0"):
-            with suppress(FileExistsError):  # of several processes that start at once, one makes it
+            with suppress(FileExistsError):  # it exists, or another process has just made it
                 if wanted is None or run != wanted.absolute():
                     run.mkdir()
                 path = run / FOLDER
@@ -65,16 +65,16 @@ class RunFolder:
         try:
             folder = cls(path, {"id": uuid4().hex, "vitx": __version__}, _locked(path))
             folder.write_facts({})
-        except OSError:  # as where the disk is full
+        except OSError:  # such as a full disk
             shutil.rmtree(path)
-            with suppress(OSError):  # it holds something else
+            with suppress(OSError):  # it is not empty
                 path.parent.rmdir()
             raise
         return folder
 
     @classmethod
     def reopen(cls, path: Path, run_id: str) -> "RunFolder | None":
-        """Take up the folder of an interrupted run; None where it is gone, or another process has it."""
+        """Return the folder of an interrupted run; None if it is gone, or another process has locked it."""
         facts = read_facts(path)
         if facts is None or facts.get("id") != run_id:
             return None
@@ -84,9 +84,9 @@ class RunFolder:
             return None
 
     def go_on(self, step: int) -> "RunFolder":
-        """Forget what the interrupted run wrote at a step and later, and return this folder.
+        """Delete what the interrupted run wrote at a step and later, and return this folder.
 
-        What an ended run wrote stays: then it is a new one beside it, with what was before.
+        An ended run with such firings stays as it is: return a new folder with a copy of what came before.
         """
         images, firings = (files_of(self.path, kind) for kind in (IMAGES, FIRING))
         stays = self._facts.get("ended") and any(at >= step for at in firings)
@@ -102,47 +102,47 @@ class RunFolder:
         return folder
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
-        """Add to `run.json`, without secrets; the name of a class may look like a path."""
+        """Add facts to `run.json`, masked except for class names, which may look like paths."""
         names = {key: facts[key] for key in ("class_names",) if key in facts}
         self._facts |= masked(facts, self.path.parent) | names
         said = json.dumps(self._facts, indent=1, ensure_ascii=False)
         write_atomically(self.path / FACTS, lambda file: file.write(said.encode()))
 
     def write_images(self, step: int, arrays: Arrays) -> None:
-        """Write the images that are watched from a step on; the same ones as before take their place.
+        """Write the images that are watched from a step on; the same images as before replace their file.
 
-        They are `pixels`, (n, H, W, 3) uint8, or of clips (n, T, H, W, 3); `shown`, (n,), the place of each
-        among the maps of a firing; and `labels` of all of these, if they are known.
+        The arrays are `pixels`, (n, H, W, 3) uint8, or (n, T, H, W, 3) for clips; `shown`, (n,), the index
+        of each among the maps of a firing; and `labels`, one for each of these maps, if known.
         """
         for since, path in [*files_of(self.path, IMAGES).items()][-1:]:
-            step = since if _same(path, arrays) else step  # more may be known of the same ones now
+            step = since if _same(path, arrays) else step  # more may be known about them now
         self._write(IMAGES, step, arrays)
 
     def write_firing(self, step: int, arrays: Arrays) -> None:
-        """Write the maps of each method, (n, h, w) or of clips (n, t, h, w), and `logits` (n, ...)."""
+        """Write the maps of each method, (n, h, w), or (n, t, h, w) for clips, and `logits`, (n, ...)."""
         self._write(FIRING, step, arrays)
 
     def write_numbers(self, row: Row) -> None:
-        """Add a line to the numbers, `step` first; one of the last step again takes its place."""
+        """Add a line to the numbers, `step` first; a line for the same step as the last is merged into it."""
         rows = read_rows(self.path)
         if rows and int(rows[-1]["step"]) == row["step"]:
             row = {**rows.pop(), **row}
         self._write_rows([*rows, row])
 
     def end(self) -> None:
-        """Write that the training has come to its end."""
+        """Record that the training has ended, and release the folder."""
         self.write_facts({"ended": True})
         self.close()
 
     def close(self) -> None:
-        """Let others go on in the folder."""
+        """Release the folder, so that others can continue in it."""
         self._lock.close()
 
     def _write(self, kind: str, step: int, arrays: Arrays) -> None:
         write_atomically(self.path / f"{kind}-{step:06d}.npz", lambda file: savez(file, arrays))
 
     def _write_rows(self, rows: Iterable[Row]) -> None:
-        """Write the table anew, as other numbers may come in and no line may be half there."""
+        """Rewrite the whole table, as there may be new columns and no line may be incomplete."""
         rows, text = list(rows), io.StringIO(newline="")
         table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
         table.writeheader()
@@ -151,13 +151,13 @@ class RunFolder:
 
 
 def files_of(folder: Path, kind: str) -> dict[int, Path]:
-    """Return step -> file of the firings or of the images, in order."""
+    """Return step -> file for the firings or the images, in order."""
     files = {path.stem.partition("-")[2]: path for path in folder.glob(f"{kind}-*.npz")}
     return dict(sorted((int(step), path) for step, path in files.items() if step.isdecimal()))
 
 
 def _candidates(first: Path) -> Iterator[Path]:
-    """Yield a folder, then numbered ones beside it; in it, where beside it is outside of the project."""
+    """Yield a folder, then numbered ones next to it, or in it if it contains the working directory."""
     first = first.absolute()
     yield first
     numbered = re.fullmatch(r"version_(\d+)", first.name)
@@ -171,9 +171,9 @@ def _candidates(first: Path) -> Iterator[Path]:
 
 
 def _locked(folder: Path) -> IO[str]:
-    """Lock the folder for this process, until it ends or is killed, or raise an OSError: another has it.
+    """Lock the folder until this process ends, or raise an OSError if another process has locked it.
 
-    A forked process, as of a loader, does not hold on to a lock of this kind. Windows has none.
+    Forked processes, such as the workers of a loader, do not keep such a lock. Windows has none.
     """
     file = (folder / ".lock").open("a")
     if sys.platform != "win32":
@@ -188,7 +188,7 @@ def _locked(folder: Path) -> IO[str]:
 
 
 def read_facts(folder: Path) -> dict[str, Any] | None:
-    """Read `run.json`; None where there is none, or another program's."""
+    """Read `run.json`; return None if it is missing, unreadable, or from another program."""
     try:
         facts = json.loads((folder / FACTS).read_text("utf-8"))
     except (OSError, ValueError):
@@ -197,7 +197,7 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Read the numbers as text, which is written as it was."""
+    """Read the numbers as text, so that they are written back unchanged."""
     path = folder / NUMBERS
     if not path.exists():
         return []
@@ -206,7 +206,7 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def _same(path: Path, arrays: Arrays) -> bool:
-    """Return whether a file holds these images, but for changes by another version of a decoder."""
+    """Return whether a file holds these images, up to differences between versions of a decoder."""
     with suppress(OSError, ValueError, KeyError, BadZipFile), np.load(path, allow_pickle=False) as before:
         one, other = (held["pixels"].astype(np.int16) for held in (before, arrays))
         alike = one.shape == other.shape and np.abs(one - other).mean() < _TOLERANCE

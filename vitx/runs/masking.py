@@ -1,4 +1,4 @@
-"""Settings as a run keeps them: plain values, without secrets and without the machine's own paths."""
+"""Settings as a run stores them: plain values, without secrets or paths of this machine."""
 
 import argparse
 import dataclasses
@@ -12,12 +12,12 @@ from typing import Any
 
 MASK = "***"
 
-_DEEPEST = 30  # settings that hold themselves end there
+_DEEPEST = 30  # levels; settings that contain themselves are cut here
 _SECRET = re.compile(
     r"tokens?(?![a-z])|passw|passphrase|pwd(?![a-z])|secret|credential|bearer(?![a-z])|authorization|webhook"
     r"|(api|access|private|account|ssh|auth)[\W_]?keys?(?![a-z])|(?<![a-z])(sig|signature)(?![a-z])"
 )
-_COUNTED = re.compile(r"tokens(?![a-z])")  # `num_tokens` is no secret
+_COUNTED = re.compile(r"tokens(?![a-z])")  # `num_tokens` is not a secret
 _USER = re.compile(r"(?<=://)[^/\s]*@")
 _SAID = re.compile(
     r"""([\w.-]+)(["']?\s*(?:=|:(?!//))\s*["']?)((?:bearer |basic )?[^\s"'&;,)\]}]+)""", re.IGNORECASE
@@ -27,11 +27,11 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def masked(value: Any, folder: Path, depth: int = 0) -> Any:
-    """Turn settings into plain JSON values, without secrets or paths of this machine.
+    """Convert settings to plain JSON values, without secrets or paths of this machine.
 
-    Values are `***` under keys such as `password`, `hub_token` or `api_key`, as are names and passwords in
-    addresses. Absolute paths become relative to the folder of the run; those of another drive are their last
-    part alone.
+    Values under keys such as `password`, `hub_token` or `api_key` become `***`, as do user names and
+    passwords in URLs. Absolute paths become relative to the folder of the run; of a path on another drive,
+    only the last part is kept.
 
     Example:
         >>> masked({"lr": 0.1, "hub_token": "hf_x", "db": "sql://me:pw@host/a"}, Path("logs"))
@@ -51,7 +51,7 @@ def masked(value: Any, folder: Path, depth: int = 0) -> Any:
     if isinstance(value, Sequence | Set) and not isinstance(value, str | bytes | bytearray):
         held = sorted(value, key=str) if isinstance(value, Set) else value
         return [masked(kept, folder, depth + 1) for kept in held]
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # of NumPy or torch
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a scalar of NumPy or torch
         value = value.item()
     if value is None or isinstance(value, bool | int | float):
         return value
@@ -59,7 +59,7 @@ def masked(value: Any, folder: Path, depth: int = 0) -> Any:
 
 
 def _is_secret(key: str, value: Any) -> bool:
-    """Return whether a key promises a secret, and its value may be one."""
+    """Return whether a key names a secret and its value may be one."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower()
     if value is None or isinstance(value, bool) or value == "" or not _SECRET.search(words):
         return False
@@ -77,13 +77,13 @@ def _text(value: Any, folder: Path) -> str:
 
 
 def _said(found: re.Match[str]) -> str:
-    """Masks a secret within a text, as of `--token=...` or of an address."""
+    """Mask a secret within a text, as in `--token=...` or a URL."""
     key, between, value = found.groups()
     return f"{key}{between}{MASK}" if _is_secret(key, value) else found[0]
 
 
 def _relative(path: str, folder: Path) -> str:
-    with suppress(ValueError):  # of another drive
+    with suppress(ValueError):  # on another drive
         if Path(path).is_absolute():
             return Path(os.path.relpath(path, folder)).as_posix()
     return PureWindowsPath(path).name

@@ -1,4 +1,4 @@
-"""A run of training, played back: what each image looked like at each firing."""
+"""A training run, played back: the maps of each image at each firing."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,17 +26,17 @@ _ACCURACY = re.compile(r"acc(uracy)?(/dataloader_idx_0)?$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Run:
-    """A run of training, see `vitx.runs.saved.SavedRun`."""
+    """A training run, see `vitx.runs.saved.SavedRun`."""
 
-    path: Path  # of its folder, as the user wrote it, without the machine's own folders
+    path: Path  # of its folder, as the user gave it, without folders of this machine
     saved: SavedMaps
     facts: Mapping[str, Any] = field(default_factory=dict)
     numbers: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    folder: Path = Path()  # itself, on this machine
+    folder: Path = Path()  # the same, as a path on this machine
 
     @property
     def steps(self) -> Sequence[int]:
-        """Those of the firings, in order."""
+        """The steps of the firings, in order."""
         return self.saved.steps
 
     @property
@@ -51,17 +51,17 @@ class Run:
 
     @property
     def colormap(self) -> str:
-        """That of the overlays."""
+        """The color map of the overlays."""
         return self.facts.get("colormap") or "inferno"
 
     @property
     def note(self) -> str:
-        """The words below the maps."""
+        """The note below the maps."""
         return self.facts.get("note") or ""
 
     @property
     def earlier(self) -> str:
-        """The firings that are not shown, in words; "" where all are."""
+        """The firings that are not shown, in words; "" if all are shown."""
         count = self.saved.before
         return f"the first {f'{count} steps' if count > 1 else 'step'}, of other images" if count else ""
 
@@ -70,24 +70,24 @@ class Run:
         return np.asarray(self.saved.pixels[image])
 
     def tiles(self, firing: int, image: int) -> dict[str, Picture]:
-        """Draw one image at a firing (its place in `steps`), title -> picture, the input first."""
+        """Draw one image at a firing, an index of `steps`; return title -> picture, the input first."""
         return {title: drawn[0].numpy() for title, drawn in self._columns(firing, [image])[0].items()}
 
     def captions(self, firing: int) -> list[Caption]:
-        """Return the prediction and the truth of each image."""
+        """Return a caption for each image, with its prediction and its label."""
         logits = torch.from_numpy(self.saved.logits[firing])
         labels = None if self.saved.labels is None else torch.from_numpy(self.saved.labels)
         return captions_of(logits, labels, self.facts.get("class_names"), self.facts.get("kind"))
 
     def grid(self, firing: int, images: Sequence[int], tile_width: int = render.TILE_WIDTH) -> Picture:
-        """Draw the grid of some images as the training did."""
+        """Draw the grid of some images, as the training did."""
         captions = self.captions(firing)
         columns, marks = self._columns(firing, images)
         said, note = [captions[image] for image in images], "; ".join(filter(None, (self.note, marks)))
         return render.grid(columns, said, self.colormap, tile_width=tile_width, note=note)
 
     def overview(self) -> Picture | None:
-        """Draw all maps of the last firing at once, by the class that is predicted; None of clips."""
+        """Draw an overview of the maps at the last firing by predicted class; return None for clips."""
         if self.saved.frames > 1:
             return None
         method = telling(self.saved.maps)
@@ -96,24 +96,24 @@ class Run:
         return overview_of(torch.from_numpy(self.saved.pixels), maps, names, self.colormap, title_of(method))
 
     def heading(self, firing: int) -> str:
-        """Return the step of a firing and the last accuracy in validation, as `step 437, accuracy 91%`."""
+        """Return the step of a firing and the last validation accuracy, such as `step 437, accuracy 91%`."""
         step, values = self.steps[firing], self.numbers.get(accuracy_tag(self.numbers) or "", {})
         accuracy = values.get(max((known for known in values if known <= step), default=-1))
         if accuracy is None:
             return f"step {step}"
-        # Some log shares, some log percent.
+        # Some trainings log shares, some percentages.
         return f"step {step}, accuracy {accuracy if accuracy > 1 else 100 * accuracy:.0f}%"
 
     def position(self, firing: int) -> float:
-        """Return the share of the training before a firing."""
+        """Return the share of the training that precedes a firing."""
         return self.steps[firing] / max(self.steps[-1], 1)
 
     def nearest(self, position: float) -> int:
-        """Return the firing that is nearest to a share of the training."""
+        """Return the firing nearest to a share of the training."""
         return min(range(len(self.steps)), key=lambda firing: abs(self.position(firing) - position))
 
     def _columns(self, firing: int, images: Sequence[int]) -> tuple[dict[str, torch.Tensor], str]:
-        """Draw input and overlays, title -> (n, H, W, 3), and say what is marked in them."""
+        """Draw the input and the overlays, title -> (n, H, W, 3), and describe the marks in them."""
         shown = list(images)
         pixels = torch.from_numpy(self.saved.pixels[shown])
         sinks = self.saved.sinks
@@ -125,16 +125,16 @@ class Run:
         return {"input": pixels} | {title: self._overlaid(pixels, one) for title, one in maps.items()}, ""
 
     def _overlaid(self, pixels: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-        """Lay maps over frames side by side, each by itself, as no frame reaches into the next."""
+        """Lay maps over side-by-side frames, one frame at a time, so that no map extends into the next."""
         clips, apart = (one.unflatten(2, (self.saved.frames, -1)).movedim(2, 1) for one in (pixels, maps))
         drawn = Layer(apart).over(clips, self.colormap, signed=False)
         return Layer(maps).marked(drawn.movedim(1, 2).flatten(2, 3))
 
 
 def rank(run: Run) -> dict[int, str]:
-    """Put those images first that are wrong at the end, the surest of them in front, then what moved most.
+    """Rank images: wrong at the end, most confident first, then those whose maps moved most.
 
-    Each image has the reason for its place, in words.
+    Return image -> the reason for its rank, in words.
     """
     found: list[tuple[tuple[bool, float, float], int, str]] = []
     for image, caption in enumerate(run.captions(-1)):
@@ -147,7 +147,7 @@ def rank(run: Run) -> dict[int, str]:
 
 
 def _largest_move(run: Run, image: int) -> tuple[float, str]:
-    """Return the largest drift of a map between two firings, and its place in words."""
+    """Return the largest drift of an image's maps between successive firings, and where it is, in words."""
     largest, said = 0.0, ""
     for title, maps in run.maps.items():
         of_image = torch.from_numpy(maps[:, image])
@@ -159,7 +159,7 @@ def _largest_move(run: Run, image: int) -> tuple[float, str]:
 
 
 def accuracy_tag(tags: Iterable[str]) -> str | None:
-    """Choose the tag that is most likely the accuracy in validation.
+    """Choose the tag that is most likely the validation accuracy.
 
     Example:
         >>> accuracy_tag(["train/accuracy", "val_clean/accuracy", "val/accuracy"])

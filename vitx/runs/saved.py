@@ -18,34 +18,34 @@ from vitx.inputs.clips import evenly
 from vitx.runs import FACTS, FIRING, IMAGES, LOGITS, NUMBERS, SINKS
 from vitx.runs.folder import files_of, read_facts, read_rows
 
-FRAMES_IN_A_CARD = 4  # of a clip, in a picture of TensorBoard's width and in a report
+FRAMES_IN_A_CARD = 4  # of a clip, in a picture as wide as TensorBoard shows it, and in a report
 
 
 @dataclass(frozen=True)
 class SavedMaps:
     """All maps of a run."""
 
-    steps: tuple[int, ...]  # (T,) those of the firings, in order
-    maps: Mapping[str, NDArray[np.float32]]  # each method's, (T, n, h, w); some frames of clips side by side
+    steps: tuple[int, ...]  # (T,) steps of the firings, in order
+    maps: Mapping[str, NDArray[np.float32]]  # by method, (T, n, h, w); for clips, some frames side by side
     logits: NDArray[np.float32]  # (T, n, classes), or other outputs of the model for n images
     pixels: NDArray[np.uint8]  # the images shown, (n, H, W, 3)
     labels: NDArray[Any] | None = None  # (n, ...)
-    frames: int = 1  # the number of those side by side
-    before: int = 0  # the number of firings of other images, which are left out
+    frames: int = 1  # the number of frames side by side
+    before: int = 0  # the number of earlier firings, of other images, which are left out
     sinks: NDArray[np.bool_] | None = None  # (T, n, h, w), see `vitx.Explanation`
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """The content of a folder."""
+    """The contents of the folder of a run."""
 
-    facts: Mapping[str, Any]  # of `run.json`, as `vitx.watch.run_writer` writes them
-    maps: SavedMaps | None = None  # before the first firing
+    facts: Mapping[str, Any]  # from `run.json`, as `vitx.watch.run_writer` writes it
+    maps: SavedMaps | None = None  # None before the first firing
     numbers: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # tag -> step -> value
 
 
 def read_run(folder: Path) -> SavedRun:
-    """Read the folder `vitx` of a run, or raise a VitxError: it is damaged, or of several runs."""
+    """Read the folder `vitx` of a run, or raise a VitxError if it is damaged or mixes several runs."""
     facts = read_facts(folder)
     if facts is None:
         if not os.access(folder, os.R_OK | os.X_OK):
@@ -64,7 +64,7 @@ def read_run(folder: Path) -> SavedRun:
 
 
 def _read_maps(folder: Path) -> SavedMaps | None:
-    """Read the maps of the images that were watched last, of the methods that every firing has."""
+    """Read the maps of the images that were watched last, by the methods that all their firings have."""
     firings, images = files_of(folder, FIRING), files_of(folder, IMAGES)
     if not firings:
         return None
@@ -97,13 +97,13 @@ def _read_numbers(folder: Path) -> dict[str, dict[int, float]]:
         rows = read_rows(folder)
     for row in rows:
         for tag, value in row.items():
-            with suppress(TypeError, ValueError):  # a gap
+            with suppress(TypeError, ValueError):  # an empty cell
                 numbers.setdefault(tag, {})[int(row["step"])] = float(value)
     return {tag: dict(sorted(points.items())) for tag, points in numbers.items() if tag not in ("step", None)}
 
 
 def _side_by_side(values: NDArray[Any], frames: int, axis: int) -> NDArray[Any]:
-    """Set a few frames of clips, or the maps of these, side by side, so that they play as wide images."""
+    """Put a few frames of clips, or their maps, side by side, so that they can be shown as wide images."""
     shown = [place * values.shape[axis] // frames for place in evenly(frames, FRAMES_IN_A_CARD)]
     return np.concatenate([values.take(place, axis) for place in shown], axis + 1)
 
@@ -111,7 +111,7 @@ def _side_by_side(values: NDArray[Any], frames: int, axis: int) -> NDArray[Any]:
 def _stack(
     folder: Path, steps: Sequence[int], arrays: Sequence[NDArray[Any]], shown: NDArray[Any]
 ) -> NDArray[np.float32]:
-    """Join the arrays of all firings, (m, ...) each, to those of the images shown, (T, n, ...)."""
+    """Stack the arrays of all firings, (m, ...) each, for the images shown, (T, n, ...)."""
     for step, array in zip(steps, arrays, strict=True):
         if len(array) <= shown.max() or array.shape != arrays[-1].shape:
             raise VitxError(

@@ -1,1 +1,1 @@
-"""A page to click: which patch looks where, in which layer, by which head."""
+"""An interactive page: which patch looks where, in which layer, by which head."""

@@ -1,4 +1,4 @@
-"""The places of an attention's tokens in the picture: each is in a cell of a grid, or nowhere."""
+"""The positions of an attention's tokens in the picture: each is in a cell of a grid, or nowhere."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from vitx.tape.tape import Tape
 from vitx.tape.values import Step, Value
 from vitx.tape.walk import Sent
 
-_APART = 0.1  # of a patch: nearer tokens are in the same row
-_MOST = 0.75  # of a token has to come from pixels, or it is one of the model's own
+_APART = 0.1  # of a patch: tokens closer than this are in the same row
+_MOST = 0.75  # of a token must come from pixels or, for the model's own tokens, from constants
 NOWHERE = -(2**31)
 
 
@@ -25,22 +25,22 @@ NOWHERE = -(2**31)
 class Cells:
     """The cells of tokens, row by row.
 
-    A token that the model brings, as a class token, has -1 less its number among these; padding is `NOWHERE`.
+    The model's own tokens, such as a class token, are numbered -1, -2, and so on; padding is `NOWHERE`.
     """
 
-    grid: tuple[int, ...]  # (h, w), behind the number of frames of clips; empty where there is none
+    grid: tuple[int, ...]  # (h, w), or (frames, h, w) for clips; empty if there is none
     of: Tensor  # (T, N), the cell of each token
 
     @property
     def own(self) -> int:
-        """The number of tokens that the model brings, where all of them attend to one another; else 0."""
+        """The number of the model's own tokens if all tokens attend to one another; else 0."""
         return int(((self.of < 0) & (self.of != NOWHERE)).sum()) if len(self.of) == 1 else 0
 
 
 def cells(tape: Tape, attentions: Sequence[Attention], channels: int | None) -> list[tuple[Cells, Cells]]:
     """Find the cells of the queries and of the keys of some attentions, in a pass on one image.
 
-    A token lies where the residuals lead to from it, past all attention.
+    A token is at the pixels to which the residual stream leads back from it, bypassing all attention.
     """
     rows = []
     for one in attentions:
@@ -53,7 +53,7 @@ def cells(tape: Tape, attentions: Sequence[Attention], channels: int | None) -> 
 
 
 class _Placing(Propagation):
-    """Relevance that keeps its place; what an attention in no residual puts out lies where its query does."""
+    """Propagation of positions; the output of an attention outside of residuals lies where its query does."""
 
     def _send(self, step: Step, arrived: list[Tensor]) -> Sent:
         if isinstance(step, Attention):
@@ -61,7 +61,7 @@ class _Placing(Propagation):
         return super()._send(step, arrived)
 
     def to_queries(self, attention: Attention, rows: Tensor) -> list[tuple[Value, Tensor]]:
-        """Send what the rows of A have, (T, Q), to what asked: the queries of a kernel, or A itself."""
+        """Send the relevance of the rows of A, (T, Q), to the queries of a fused kernel, or to A itself."""
         (values, asked), layout = attention.inputs, attention.layout
         if asked.is_constant:
             return []
@@ -72,7 +72,7 @@ class _Placing(Propagation):
         scores = [step.outputs[0] for step in self._tape.steps if isinstance(step, Scores)]
         if not any(one.number > attention.origin and asked.made_from(one) for one in scores):
             return [(asked, found)]
-        # Scores give half to the query, and half to all keys alike, which is taken back.
+        # Scores give half to the query and half evenly to all keys. Double it, and subtract the keys' half.
         keys = attention.weights.shape[3]
         evenly = (rows.sum(1, keepdim=True) / keys).expand(-1, keys)
         return [(asked, 2 * found), (values, -attention.to_values(evenly))]
@@ -81,14 +81,14 @@ class _Placing(Propagation):
 def _moments(
     tape: Tape, attentions: Sequence[Attention], rows: Sequence[Tensor], channels: int | None
 ) -> list[tuple[Tensor, ...]]:
-    """Return how much of each token, (T, N), comes from constants and from pixels, and where these lie."""
+    """Return the shares of each token, (T, N), from constants and from pixels, and moments of the latter."""
     way, starts = _Placing(tape, None), dict[Value, Tensor]()
     for one, queries, keys in zip(attentions, rows[::2], rows[1::2], strict=True):
         for value, part in (*way.to_queries(one, queries), (one.inputs[0], one.to_values(keys))):
-            starts[value] = starts[value] + part if value in starts else part  # more than one asks for it
+            starts[value] = starts[value] + part if value in starts else part  # values may be shared
     arrived = way.run(starts).arrived
     nothing = 0 * rows[0].sum()
-    brought = (one for value, one in arrived.items() if value.is_constant and one.ndim)  # none for padding
+    brought = (one for value, one in arrived.items() if value.is_constant and one.ndim)  # padding is 0-d
     constants = sum((one.sum() for one in brought), nothing)
     pixels = arrived.get(tape.image, nothing.expand(tape.image.shape))[0]
     pixels = pixels if channels is None else pixels.sum(channels - 1)
@@ -101,7 +101,7 @@ def _moments(
 
 
 def _lattice(own: Tensor, mass: Tensor, *moments: Tensor) -> Cells:
-    """Find the grid of tokens from where they lie on the average."""
+    """Find the grid of tokens from their mean positions."""
     mass, brought = mass.cpu(), own.cpu() > _MOST
     placed = mass > _MOST
     of = torch.where(brought, -brought.long().cumsum(1), NOWHERE)
@@ -115,16 +115,16 @@ def _lattice(own: Tensor, mass: Tensor, *moments: Tensor) -> Cells:
             break
     of[placed] = flat.long()
     ordered = of.sort(1).values
-    shared = ((ordered.diff(dim=1) == 0) & (ordered[:, 1:] >= 0)).any()  # two in one window
+    shared = ((ordered.diff(dim=1) == 0) & (ordered[:, 1:] >= 0)).any()  # two tokens of a window in one cell
     if not prod(grid) or shared:
         return Cells((), of.masked_fill(placed, NOWHERE))
     return Cells(grid, of)
 
 
 def _by_size(places: Tensor, apart: float, most_missing: int = 0) -> tuple[int, Tensor]:
-    """Return how many rows there are, and the row of each token, if each lies in the middle of one; else 0.
+    """Return the number of rows, 0 if some token is not in the middle of one, and the row of each token.
 
-    Between the nearest two, so many rows may be missing, as tokens may have been dropped.
+    Up to `most_missing` rows may be missing between the nearest two, as tokens may have been dropped.
     """
     gaps = places.sort().values.diff()
     gaps = gaps[gaps > apart]
@@ -137,7 +137,7 @@ def _by_size(places: Tensor, apart: float, most_missing: int = 0) -> tuple[int, 
 
 
 def _by_rank(places: Tensor, apart: float) -> tuple[int, Tensor]:
-    """Return the same where they lie nearer to one another, as beside padding, and none was dropped."""
+    """Return the same for tokens that are closer together, as next to padding, if none was dropped."""
     order = places.sort()
     level = torch.zeros_like(places)
     level[order.indices] = (order.values.diff(prepend=order.values[:1]) > apart).to(level).cumsum(0)

@@ -1,8 +1,8 @@
-"""A of an attention in few bytes, from which a page computes its rows and columns.
+"""Compact encoding of an attention matrix A, from which a page computes rows and columns.
 
-The scores of an attention are q k^T, so log A has a low rank: that of q, one more for the sum of each row,
-and that of a bias. Two thin matrices of whole numbers hold it, however the model computes A. Where that is no
-smaller, as in windows, or not exact, as with masks, A itself is kept as float16.
+The scores of an attention are q k^T, so log A has a low rank: that of q, plus one for the row sums, plus that
+of a bias. Two thin integer matrices hold it, however the model computes A. If they are not smaller, as in
+windows, or not exact, as with masks, A itself is stored as float16.
 """
 
 import base64
@@ -12,27 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PRECISION = 1 / 600  # of each entry: a quotient of two of them is then right within 1/255
-_COARSE = 0.3, 0.1, 0.03, 0.0  # of a logarithm: columns that add less take one byte, if that is exact enough
-_SPARE = 8  # more columns than the head has channels: the sums of the rows, and what finds the others
-_TOP = 2.0**15  # float16 holds the largest weight, and nine orders of magnitude below
+_PRECISION = 1 / 600  # of log A: the ratio of two entries of A is then right within 1/255
+_COARSE = 0.3, 0.1, 0.03, 0.0  # of log A: columns that add less take one byte; tried until exact enough
+_SPARE = 8  # columns beyond the channels of a head: for row sums, and to find the others reliably
+_TOP = 2.0**15  # scale of the largest number: float16 also holds nine orders of magnitude below it
 
 
 def packed(weights: Tensor, channels: int) -> dict[str, Any]:
-    """Pack A of all heads, (T, H, Q, K), each of so many channels, as `page.html.jinja` unpacks it."""
+    """Pack A of all heads, (T, H, Q, K), with this many channels each, for `page.html.jinja` to unpack."""
     flat = weights.flatten(0, 1).float().cpu()
     return {"heads": weights.shape[1], **(_factors(flat, channels + _SPARE) or halves(flat))}
 
 
 def most_bytes(shape: Sequence[int], channels: int) -> int:
-    """Return how many bytes A of such a shape, (T, H, Q, K), takes at most, in base64."""
+    """Return the most bytes of base64 that A of this shape, (T, H, Q, K), can take."""
     windows, heads, queries, keys = shape
     entries = min(queries * keys, (queries + keys) * (channels + _SPARE))
     return windows * heads * entries * 2 * 4 // 3
 
 
 def _factors(weights: Tensor, rank: int) -> dict[str, Any] | None:
-    """Return log A as the product of two thin matrices; None where that does not pay, or is not exact."""
+    """Return log A as a product of two thin matrices; None if that is not smaller, or not exact."""
     _, queries, keys = weights.shape
     if rank * (queries + keys) >= queries * keys or bool((weights <= 0).any()):
         return None
@@ -53,9 +53,9 @@ def _factors(weights: Tensor, rank: int) -> dict[str, Any] | None:
 
 
 def _thin(logs: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return two matrices whose product is nearly this one, and what each of their columns adds at most.
+    """Return two matrices whose product approximates this one, and the most that each column adds to it.
 
-    By a random projection (Halko et al. 2011), which finds a rank below the given one.
+    They are found by a random projection (Halko et al. 2011), if the rank is below the given one.
     """
     probes = torch.randn(len(logs), logs.shape[2], rank, generator=torch.Generator().manual_seed(0))
     basis = torch.linalg.qr(logs @ probes).Q
@@ -67,13 +67,13 @@ def _thin(logs: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def halves(numbers: Tensor) -> dict[str, Any]:
-    """Pack numbers as float16, with the unit in which they are kept."""
+    """Pack numbers as float16, with the unit in which they are stored."""
     numbers = numbers.detach().float().cpu()
     largest = float(numbers.abs().amax()) or 1.0
     return {"unit": largest / _TOP, "whole": encoded((numbers * (_TOP / largest)).half())}
 
 
 def encoded(numbers: Tensor) -> str:
-    """Return the bytes of numbers in base64, lowest byte first."""
+    """Return the little-endian bytes of numbers in base64."""
     array = numbers.detach().cpu().contiguous().numpy()
     return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()

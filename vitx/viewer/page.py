@@ -1,4 +1,4 @@
-"""The page: one file that holds pictures, maps and attention, and needs nothing else."""
+"""The page: one self-contained file with pictures, maps and attention."""
 
 import base64
 import html
@@ -20,19 +20,19 @@ from vitx.pictures.views import BOX, SINKS
 from vitx.viewer.packing import encoded
 
 _PALETTES = "inferno", "viridis", "cividis", "gray"
-_EDGE = {True: 448, False: 224}  # pixels of a picture, if there is one, and of each of several frames
+_EDGE = {True: 448, False: 224}  # pixels, longer side: of a single picture, and of each of several frames
 _MOST_COLUMNS = 4  # of frames
 _GAP = 6  # pixels between frames
 
 
 @dataclass(frozen=True, repr=False)
 class Page:
-    """A page that a notebook shows, and that `save` writes."""
+    """A page that notebooks display and `save` writes."""
 
     html: str
 
     def save(self, path: str | Path) -> None:
-        """Write it as one file."""
+        """Write the page as one file."""
         write_or_say(Path(path), lambda file: file.write(self.html.encode()))
 
     def _repr_html_(self) -> str:
@@ -49,7 +49,7 @@ def page(name: str, images: Sequence[Mapping[str, Any]], methods: Sequence[tuple
 
 
 def sheet(pixels: NDArray[np.uint8], frames: int) -> dict[str, Any]:
-    """Draw a picture, (H, W, 3), or so many frames of a clip, (T, H, W, 3), and say how they lie."""
+    """Draw a picture, (H, W, 3), or some frames of a clip, (T, H, W, 3), and describe their layout."""
     pixels = pixels.reshape(-1, *pixels.shape[-3:])
     frames = min(frames, len(pixels))
     places = [int((at + 0.5) * len(pixels) / frames) for at in range(frames)]
@@ -68,7 +68,7 @@ def sheet(pixels: NDArray[np.uint8], frames: int) -> dict[str, Any]:
 
 
 def filled(package: str, folder: str, template: str, /, **values: Any) -> str:
-    """Fill a template of HTML that a package holds, in which a name without a value is an error."""
+    """Fill an HTML template from a package; raise an error for a name without a value."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     known = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -77,7 +77,7 @@ def filled(package: str, folder: str, template: str, /, **values: Any) -> str:
 
 
 def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
-    """Encode a picture as Pillow's `kind`, with its options, into an address that holds all its bytes."""
+    """Encode a picture as a data URI, in a format of Pillow with its options."""
     written = BytesIO()
     picture.save(written, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(written.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""From an explanation to its page: records the attention anew, and adds what else is worth a look."""
+"""The page of an explanation: records the attention again, and adds other methods and classes."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from math import prod
@@ -28,10 +28,10 @@ from vitx.viewer.lattice import NOWHERE, Cells, cells
 from vitx.viewer.packing import encoded, halves, most_bytes, packed
 from vitx.viewer.page import Page, page, sheet
 
-_METHODS = "evidence", "grad_rollout", "rollout"  # beside the explanation's own
-_CLASSES = 3  # that the maps of an image are about
-_ALIKE = 0.02  # of the largest output: what another precision or batch may change
-LARGEST = 200 * 2**20  # bytes of a page, beyond which browsers give up
+_METHODS = "evidence", "grad_rollout", "rollout"  # besides the explanation's own
+_CLASSES = 3  # explained for each image
+_ALIKE = 0.02  # of the largest output: tolerance for other precisions or batches
+LARGEST = 200 * 2**20  # bytes of a page: browsers fail on larger ones
 NO_GRID = "The tokens of this layer have no grid in the picture, so there is nothing to point at."
 
 Explain = Callable[..., dict[str, Explanation]]
@@ -46,7 +46,7 @@ def view(
     found: Explanation,
     names: Sequence[str] | None = None,
 ) -> Page:
-    """Make the page of an explanation, which has its images; `explain` is `vitx.explain_methods`."""
+    """Make the page of an explanation that holds its images; `explain` is `vitx.explain_methods`."""
     model = reference()
     if model is None:
         raise VitxError("the model that was explained is gone: keep it as long as you view its explanation")
@@ -85,7 +85,7 @@ def view(
 
 
 def _check_same(output: Tensor | None, logits: Tensor) -> None:
-    """Raise a VitxError if the model puts out other numbers than when it was explained."""
+    """Raise a VitxError if the model no longer returns the logits that were explained."""
     if output is None or output.shape[1:] != logits.shape or not output.is_floating_point():
         return
     if not (output[0].to(logits) - logits).abs().max() <= _ALIKE * logits.abs().max():
@@ -96,7 +96,7 @@ def _check_same(output: Tensor | None, logits: Tensor) -> None:
 
 
 def _classes(found: Explanation, declared: Set[int]) -> Tensor | None:
-    """Return the classes that each image is explained by, (B, n): its own, and the most probable others."""
+    """Return the classes to explain for each image, (B, n): its target, then the most probable others."""
     logits, own = found.logits, found.target
     if logits.ndim == 2 and logits.shape[1] > 1:
         own = logits.argmax(1) if own is None else own
@@ -108,14 +108,14 @@ def _classes(found: Explanation, declared: Set[int]) -> Tensor | None:
 def _explained(
     model: nn.Module, found: Explanation, options: Mapping[str, Any], classes: Tensor | None, explain: Explain
 ) -> list[list[Explanation]]:
-    """Return the explanation with those by other methods, and those of each further class."""
+    """Return explanations by all methods, the given one first, and a further list for each other class."""
     asked = {found.method: options} | {name: {} for name in _METHODS if name != found.method}
     slots = [[found]]
     for slot, target in enumerate(() if classes is None else classes.T):
         names = [n for n in asked if (find_method(n).gradient if slot else n != found.method)]
         try:
             more = explain(model, found.images, {n: asked[n] for n in names}, target=target.tolist())
-        except VitxError:  # a model that takes no other method is shown by its own
+        except VitxError:  # the model may support no other method
             continue
         if slot:
             slots.append([])
@@ -124,7 +124,7 @@ def _explained(
 
 
 def _targets(logits: Tensor, classes: Tensor, names: Sequence[str] | None) -> list[list[str]]:
-    """Name the classes of each image, with their probabilities where they have some."""
+    """Name the classes of each image, with probabilities unless there is a single logit."""
     found = []
     for row, target in zip(logits, classes, strict=True):
         known = map(str, classes_said(logits, target, names))
@@ -137,7 +137,7 @@ def _targets(logits: Tensor, classes: Tensor, names: Sequence[str] | None) -> li
 
 
 def _map(by: Explanation, number: int, slot: int) -> dict[str, Any]:
-    """Return a map of one image as the page reads it; `target` is None where it is of no class."""
+    """Return a map of one image as the page reads it; `target` is None if the map has no class."""
     target = slot if find_method(by.method).gradient else None
     against = None if by.signed is None else halves(by.signed[number])
     numbers = {"grid": by.maps.shape[1:], "values": halves(by.maps[number]), "against": against}
@@ -145,7 +145,7 @@ def _map(by: Explanation, number: int, slot: int) -> dict[str, Any]:
 
 
 def _see(model: nn.Module, image: Tensor, run: Run, images: int) -> tuple[dict[str, Any], Tensor | None]:
-    """Record a pass on one of so many images: return its attention, and what the model put out."""
+    """Record a pass on one of this many images; return its attention and the output of the model."""
     tape = Tape(model)
     recorder = Recorder(tape)
     with torch.inference_mode(False), torch.no_grad(), untouched(model):
@@ -191,10 +191,10 @@ def _layer(attention: Attention, lattice: tuple[Cells, Cells]) -> dict[str, Any]
 
 
 def _names(back: Backward, attention: Attention, keys: Cells) -> list[str]:
-    """Name the tokens that the model brings: the first one that the output reads is the class token.
+    """Name the model's own tokens: the first one that the output reads is the class token.
 
-    Where it reads none of them, as the mean of the patches, the names of the parameters tell; so of the token
-    of a distillation, which comes next.
+    If it reads none, as when it averages patches, the names of parameters decide if there is one. They also
+    decide if a distillation token comes next.
     """
     if not keys.own:
         return []

@@ -8,7 +8,7 @@ const articles = [...document.querySelectorAll("article")].map(article => ({
   cells: [...article.querySelectorAll(".cell[data-run]")],
 }));
 
-// What stands beside the frame of a cell.
+// Updates the text next to the frame of a cell.
 function tell(cell, said, at) {
   const [text, right, ...flat] = said[at];
   const caption = cell.querySelector(".caption");
@@ -54,7 +54,7 @@ all.addEventListener("input", () => { stop(); showAll(Number(all.value)); });
 articles.forEach(one => one.own?.addEventListener("input", () => show(one, Number(one.own.value))));
 showAll(moments.length - 1);
 
-// Paper has no smoothing of its own: what is small is drawn large for it.
+// Printers do not smooth enlarged pictures: small maps are drawn large for them.
 const LARGE = 8;
 function enlarged(film) {
   const [style, canvas] = [getComputedStyle(film), document.createElement("canvas")];
@@ -69,11 +69,11 @@ addEventListener("beforeprint", () => {
 });
 addEventListener("afterprint", () => document.querySelectorAll(".enlarged").forEach(canvas => canvas.remove()));
 
-// In a comparison: rows that sort, with whom the pictures move, and runs that are hidden or stand out.
+// In a comparison: rows are sorted, and the pictures with them; runs are hidden or highlighted.
 const table = document.querySelector("table");
 const root = document.documentElement;
 function order(a, b) {
-  if ((a === null) !== (b === null)) return a === null ? 1 : -1;  // what is not there comes last, either way
+  if ((a === null) !== (b === null)) return a === null ? 1 : -1;  // missing values come last in both directions
   if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
   return a < b ? -1 : Number(a > b);
 }
