@@ -60,7 +60,7 @@ def test_each_command_says_what_it_does(command, capsys):
         (["ask", "cat.jpg", "--hf=my_model", "--prompt", "a"], "--hf is gone: write --model NAME"),
         (
             ["compare", "cat.jpg", "--checkpoint", "a.ckpt", "--module", "own.Net"],
-            "--checkpoint is gone: write --weights FILE beside --model package.module:name",
+            "--checkpoint is gone: write --weights FILE with --model package.module:name",
         ),
         (
             ["sanity", "cat.jpg", "--factory", "own.net"],

@@ -153,7 +153,7 @@ class TestFiles:
         assert (legend[len(legend) // 2] > 240).all()  # blue, white in the middle, red
         assert main(command(*words, weights=weights)) == 0  # by evidence alone
         assert main(command(*words, "--method", "rollout", weights=weights)) == 2
-        assert "--signed needs a method with signs, and rollout has none" in capsys.readouterr().err
+        assert "--signed needs a method with signed maps, and rollout has none" in capsys.readouterr().err
 
     def test_the_trace_of_a_picture(self, folder, weights, tmp_path, capsys):
         """Lists each step with its module; all relevance begins at the head, and nothing is written."""
@@ -603,12 +603,12 @@ class TestRefusals:
             (["--method-options", "start_layer=9"], "start_layer must be from 0 to 1"),
             (["--method-options", "start_layer"], "--method-options takes KEY=VALUE, found 'start_layer'"),
             (["--method", "nope"], "there is no method 'nope'"),
-            (["--method", "rollout", "--target", 7], "--target 7 needs a method of a class, and rollout is"),
+            (["--method", "rollout", "--target", 7], "--target 7 needs a method for classes, and rollout is"),
             (["--target", "tabby"], "the class names are unknown"),
             (["--target", 7], "there is no class 7"),
             (["--against", 1], "--against compares two classes: name both"),
             (["--target", 1, "--against", 1], "--target and --against are the same class, 1"),
-            (["--method", "rollout", "--against", 2], "--against needs a method of a class"),
+            (["--method", "rollout", "--against", 2], "--against needs a method for classes"),
             (["--batch-size", 0], "--batch-size must be at least 1"),
             (["--model", "own:Net"], "there is no class or function own:Net"),
             (["--input-options", "mean=0.5,0.5"], "mean has 2 values"),
@@ -621,8 +621,8 @@ class TestRefusals:
                 ["--save", "shards", "--input-options", "keep_aspect=true"],
                 "--save shards needs maps of one size",
             ),
-            (["--overview", "--resume"], "--overview gathers all pictures in one run: leave out --resume"),
-            (["--run-options", "accelerator=gpu"], "there is no gpu that torch can use here"),
+            (["--overview", "--resume"], "--overview needs all pictures in one process: leave out --resume"),
+            (["--run-options", "accelerator=gpu"], "torch can use no gpu here"),
             (["--run-options", "devices=foo"], "Lightning's Trainer does not take these settings"),
             (["--run-options", "accelerator=nope"], "Lightning's Trainer does not take these settings"),
             (["--model-options", "img_size=big"], "does not take these options"),

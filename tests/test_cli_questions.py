@@ -66,12 +66,12 @@ def test_it_is_what_python_says(folder, tmp_path, model, words, key, target):
 @pytest.mark.parametrize(
     ("model", "words", "said"),
     [
-        ("segformer", ["--objects", "2"], "--objects takes a detector, and the model puts out (2, 5, 8, 8)"),
+        ("segformer", ["--objects", "2"], "--objects needs a detector, but the model returns (2, 5, 8, 8)"),
         ("segformer", ["--patch", "3"], "--patch takes a row and a column, found 3"),
         ("segformer", ["--patch", "3", "9"], "(3, 9) (row, column) lies outside the 8 x 8 patches"),
         ("segformer", ["--region", "3", "0", "0", "40", "8"], "not inside images of 32 x 32 pixels"),
-        ("segformer", ["--patch", "3", "2", "--target", "3"], "--patch is a question of its own"),
-        ("segformer", [], "ask vitx explain by --region, --objects or --patch"),
+        ("segformer", ["--patch", "3", "2", "--target", "3"], "--patch cannot be combined with other"),
+        ("segformer", [], "use vitx explain with --region, --objects or --patch"),
         ("yolos", ["--objects", "7"], "7 objects of 6 queries"),
     ],
 )

@@ -128,14 +128,14 @@ def test_words(folder, tmp_path, capsys):
     [
         (["explain", "--text", "a"], "required: --model"),
         (["explain", "--model", "deit_tiny_patch16_224", "--text", "a"], "compares no images with texts"),
-        (["explain", "--model", "clip", "--text", "a", "--target", "3"], "--text is a question of its own"),
+        (["explain", "--model", "clip", "--text", "a", "--target", "3"], "--text cannot be combined with"),
         (
             ["explain", "--model", "clip", "--text", "a", "--patch", "3", "3"],
-            "--text is a question of its own",
+            "--text cannot be combined with other questions: leave out --patch",
         ),
         (
             ["explain", "--model", "clip", "--text", "a", "--method", "rollout"],
-            "needs a method of a class, and rollo",
+            "needs a method for classes, and rollo",
         ),
         (
             ["explain", "--model", "clip", "--text", "a", "--input-options", "mean=0.5"],
@@ -143,7 +143,7 @@ def test_words(folder, tmp_path, capsys):
         ),
         (
             ["explain", "--model", "clip", "--text", "a", "--class-names", "x"],
-            "--class-names are of models that tell classes apart",
+            "--class-names needs a model with classes",
         ),
         (["explain", "--model", "clip"], "compares images with texts: add --text"),
         (["explain", "--model", "llava", "--text", "a"], "which compares no images with texts"),

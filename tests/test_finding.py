@@ -75,10 +75,10 @@ def older(folder, step):
     [
         ("absent", r"there is no folder .*absent"),
         ("file.txt", r"file.txt is a file: give the folder of a run"),
-        ("empty", r"empty holds no run: neither there nor below is a file vitx/run.json"),
+        ("empty", r"empty holds no run: neither it nor a folder below has a file vitx/run.json"),
         ("pictures", r"pictures holds no run: .* unless save_maps=False"),
         ("old", r"old/vitx is of vitx 0.2 and has no run.json: play it back with vitx 0.2"),
-        ("killed", r"killed holds no maps: the training ended before they were written once"),
+        ("killed", r"killed holds no maps: the training ended before any were written"),
     ],
 )
 def test_what_is_no_single_run_is_said_in_a_sentence(place, sentence, tmp_path):

@@ -176,10 +176,10 @@ def test_the_command_takes_a_video_model_of_hugging_face(frames, tmp_path):
     ("options", "said"),
     [
         (["frames=0"], "frames must be a whole number from 1"),
-        (["time_axis=1"], "time_axis is 1 or 2, and goes with frames"),
-        (["frames=6", "time_axis=3"], "time_axis is 1 or 2"),
+        (["time_axis=1"], "time_axis must be 1 or 2, and needs frames"),
+        (["frames=6", "time_axis=3"], "time_axis must be 1 or 2"),
         (["volume=8,8"], "volume takes three sizes"),
-        (["volume=8,8,8"], "volume has all sizes"),
+        (["volume=8,8,8"], "volume already gives all sizes"),
         (["frames=99"], "has 12 frames, and the model takes 99"),
     ],
 )

@@ -202,7 +202,7 @@ def test_a_run_of_a_timm_model_needs_no_name_of_it(told, tmp_path, capsys):
     assert len(links) == (0 if told else COUNT)
     assert all((tmp_path / link).is_file() for link in links)
     assert (tmp_path / "page-pages").exists() == (not told)
-    assert ("says other things about them than the run at its end: give --model" in said) == newer
+    assert ("does not predict what the run predicted at its end: give --model" in said) == newer
 
 
 def test_the_page_names_no_address_but_that_of_the_logger(page):

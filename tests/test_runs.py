@@ -202,12 +202,12 @@ def pickled(run):
         (pickled, "cannot read .*firing-000004.npz"),
         (lambda run: (run / "vitx" / "numbers.csv").write_bytes(b"step\xff\n"), "cannot read .*numbers.csv"),
         (blocked, "cannot read .*numbers.csv"),
-        (without("firing-000004.npz", "logits"), "do not fit each other .*logits"),
-        (without("images-000000.npz", "shown"), "do not fit each other .*shown"),
+        (without("firing-000004.npz", "logits"), "do not match each other .*logits"),
+        (without("images-000000.npz", "shown"), "do not match each other .*shown"),
         (of_others, "at step 0, .* of 3 images"),
         (of_another_method, "have no method in common"),
         (lambda run: write_images(run, 4, pixels().repeat(2, 0)), "of 6 images"),
-        (deleted("images-000000.npz"), "not the images that they are of: copy the folder whole"),
+        (deleted("images-000000.npz"), "but not their images: copy the whole folder"),
     ],
 )
 def test_what_is_wrong_with_a_run_is_said(spoil, sentence, tmp_path):

@@ -103,7 +103,7 @@ def test_a_shifted_window_lies_where_its_patches_are(show):
             wanted[windows[window]] = a[place]
             at = {"layer": layer, "head": head, "token": [row, column]}
             close(values(**at), wanted)
-            assert page.locator("#said").inner_text().endswith("It looks into its window alone.")
+            assert page.locator("#said").inner_text().endswith("It looks only inside its window.")
             wanted[windows[window]] = a[:, place]
             close(values(**at, show="to"), wanted)
 
@@ -215,7 +215,7 @@ def test_a_page_leaves_no_trace():
             lost.view()
     with torch.no_grad():
         model.blocks[0].mlp.fc1.weight.mul_(1.5)
-    with pytest.raises(VitxError, match="puts out other numbers than when it was explained"):
+    with pytest.raises(VitxError, match="outputs of the model have changed since it was explained"):
         found.view()
     alive = weakref.ref(model)
     del model

@@ -4,9 +4,9 @@
   vitx ask cat.jpg --model my_llava/ --prompt "What is in the picture?" --word dog cat
   vitx ask before.jpg after.jpg --model hf-hub:my/qwen --prompt "What has changed?"
 
-Without --word, the model answers, and each word of its answer has a map; with it, each of those words at the
-place where the answer would begin. Several pictures are those of one prompt. The file gets a row for each
-picture, or for each part of it that the model sees by itself, and a column for each word.
+Without --word, the model answers, and each word of its answer gets a map. With --word, each given word gets
+one, as the beginning of the answer. Several pictures belong to one prompt. The file has a row for each
+picture, or for each part of it that the model sees separately, and a column for each word.
 """
 
 import re
@@ -33,12 +33,12 @@ _TILE = 224  # pixels
 
 def add_options(command: Any) -> None:
     """Add the options of the command."""
-    add(command, "paths", "PATH", "image files, all of one prompt", nargs="+")
-    add(command, "--model", "NAME", "of Hugging Face: a folder, or hf-hub:NAME", required=True)
-    add(command, "--prompt", "TEXT", "the question to the model", required=True)
-    add(command, "--word", "WORD", "words that it might say (default: those of its answer)", nargs="+")
+    add(command, "paths", "PATH", "image files, all for one prompt", nargs="+")
+    add(command, "--model", "NAME", "a model of Hugging Face: a folder, or hf-hub:NAME", required=True)
+    add(command, "--prompt", "TEXT", "the question for the model", required=True)
+    add(command, "--word", "WORD", "words that it might answer (default: those of its answer)", nargs="+")
     add(command, "--method", "NAME", f"one of {', '.join(methods())}", default="evidence")
-    add(command, "--max-tokens", "N", "the longest answer", int, default=20)
+    add(command, "--max-tokens", "N", "the most tokens of an answer", int, default=20)
     add(command, "--trust", "", "also run code that comes with the model")
     add(command, "--output", "FILE", "the PNG file to write", default="vitx-ask.png")
 

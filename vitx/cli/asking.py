@@ -34,14 +34,14 @@ class Asked:
             return self.target
         found = subject.explain(images, {"rollout": {}})["rollout"]
         if found.objects is None:
-            raise VitxError(f"--objects takes a detector, and the model puts out {tuple(found.logits.shape)}")
+            raise VitxError(f"--objects needs a detector, but the model returns {tuple(found.logits.shape)}")
         return query(best_queries(found, self.object + 1)[:, self.object])
 
 
 def add_questions(group: Any) -> None:
     """Add these options to a group."""
     add(group, "--against", "CLASS", "why --target (or --text), and not this: the difference of their scores")
-    add(group, "--text", "TEXT", "texts that a CLIP compares the picture with; one map for each", nargs="+")
+    add(group, "--text", "TEXT", "texts that a CLIP compares with the picture; one map for each", nargs="+")
     add(group, "--similar-to", "FILE", "what makes the picture like this one; both get a map")
     add(group, "--patch", "N", "where a patch looks: its row and column in the map, from 0", int, nargs="+")
     part = "a class in a part of a segmentation: the class, and x0 y0 x1 y1 in pixels of the model's input"
@@ -58,7 +58,7 @@ def check_questions(options: Any) -> bool:
     given += ["against"] if other and options.against is not None else []
     if len(given) > 1:
         first, second = (name.replace("_", "-") for name in given[:2])
-        raise VitxError(f"--{first} is a question of its own: leave out --{second}")
+        raise VitxError(f"--{first} cannot be combined with other questions: leave out --{second}")
     for name, count, what in (("patch", 2, "a row and a column"), ("region", 5, "a class, and x0 y0 x1 y1")):
         if options[name] is not None and len(options[name]) != count:
             raise VitxError(f"--{name} takes {what}, found {' '.join(f'{one:g}' for one in options[name])}")
@@ -98,5 +98,5 @@ def check_target(targets: Sequence[str], methods: Methods, against: str | None =
     asked = [f"--target {target}" for target in targets if target != PREDICTED]
     asked += ["--against"] if against is not None else []
     if asked and not any(find_method(name).gradient for name in methods):
-        given = f"{asked[0]} needs a method of a class, and {' and '.join(methods)} is not one"
+        given = f"{asked[0]} needs a method for classes, and {' and '.join(methods)} is not one"
         raise VitxError(f"{given}: add --method evidence")

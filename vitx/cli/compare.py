@@ -41,7 +41,7 @@ def run(options: Any) -> int:
     models, weights = options.model, options.weights or [None]
     if len(models) > 1 < len(weights) and len(models) != len(weights):
         said = f"{len(models)} models and {len(weights)} files of weights"
-        raise VitxError(f"{said}: give as many of both, or one")
+        raise VitxError(f"{said}: give the same number of both, or only one of either")
     count = max(len(models), len(weights))
     if count < 2:
         raise VitxError("name at least two to compare: --weights A B, or --model A B")

@@ -12,8 +12,8 @@
   vitx explain photos/ --model deit_tiny_patch16_224 --save jpg maps json --overview
   vitx explain photos/ --model vit_base_patch16_224 --run-options devices=4 strategy=ddp --resume
 
-For each picture, the output folder gets one of the same name: the input beside a map for each method and
-target. Files that cannot be read are named and skipped. Put file names that begin with a dash after "--".
+For each picture, the output folder gets one of the same name: the input next to a map for each method and
+target. Files that cannot be read are reported and skipped. Put file names that begin with a dash after "--".
 The exit status is 0 if all is well, 1 if some pictures were skipped, 2 if nothing was done.
 """
 
@@ -63,7 +63,7 @@ def add_options(command: Any) -> None:
     add(command, "--target", "CLASS", f"{target} (default: {PREDICTED})", nargs="+")
     add(command, "--output", "FOLDER", "where to write", default="vitx-maps")
     add(command, "--open", "", "show the result in the browser: the page, the picture, or the folder")
-    add_questions(command.add_argument_group("other questions than a class"))
+    add_questions(command.add_argument_group("questions other than a class"))
     group = command.add_argument_group("what to write")
     saved = f"files for each picture: {', '.join(_SAVED)} (the maps of {SHARD} pictures in a file)"
     add(group, "--save", "KIND", f"{saved} (default: png)", nargs="+")
@@ -93,14 +93,14 @@ def run(options: Any) -> int:
         check_target(options.text or options.target, asked, options.against)
     unsigned = [name for name in asked if not find_method(name).accounts]
     if options.signed and unsigned:
-        raise VitxError(f"--signed needs a method with signs, and {unsigned[0]} has none: use evidence")
+        raise VitxError(f"--signed needs a method with signed maps, and {unsigned[0]} has none: use evidence")
     folder = Path(options.output)
     files = _files(options.paths, folder)
     explainer = _explainer(options, asked, other)
     subject, suffixes = explainer.subject, explainer.subject.prepare.suffixes
     files = [file for file in files if has_suffix(file, suffixes) or str(file) in options.paths]
     if not files:
-        raise VitxError(f"there is no file that the model takes ({', '.join(sorted(suffixes))})")
+        raise VitxError(f"found no file of a type that the model takes ({', '.join(sorted(suffixes))})")
     if options.trace:
         (name, given), *_ = subject.methods.items()
         image = subject.batch(files[:1])
@@ -145,7 +145,7 @@ def _check(options: Any) -> dict[str, Any]:
         raise VitxError("--output is empty: name a folder")
     running = read_settings("--run-options", options.run_options, _RUN)
     if options.overview and (options.resume or _device(running) is None):
-        raise VitxError("--overview gathers all pictures in one run: leave out --resume, or several devices")
+        raise VitxError("--overview needs all pictures in one process: leave out --resume, or use one device")
     return running
 
 
@@ -211,7 +211,7 @@ def _device(running: dict[str, Any]) -> torch.device | None:
     for kind in kinds:
         if kind == "cpu" or getattr(torch, kind).is_available():
             return torch.device(kind)
-    raise VitxError(f"there is no {accelerator} that torch can use here: take accelerator=cpu")
+    raise VitxError(f"torch can use no {accelerator} here: use accelerator=cpu")
 
 
 def _show(

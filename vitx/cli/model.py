@@ -73,20 +73,20 @@ class Subject:
 def add_model_options(command: Any, several: bool = False, required: bool = True) -> None:
     """Add the options that name one model, or several."""
     more: dict[str, Any] = {"nargs": "+"} if several else {}
-    name = "of timm; hf-hub:NAME; a folder; open_clip:NAME; or your own, package.module:name"
+    name = "a name in timm; hf-hub:NAME; a folder; open_clip:NAME; or your own, package.module:name"
     add(command, "--model", "NAME", name, required=required, **more)
-    weights = "its weights: .safetensors, .pth, or a .ckpt of Lightning (default: those that it comes with)"
+    weights = "its weights: .safetensors, .pth, or a .ckpt of Lightning (default: those it comes with)"
     add(command, "--weights", "FILE", weights, **more)
 
 
 def add_model_details(command: Any) -> None:
     """Add the rarer options of a model."""
     group = command.add_argument_group("more on the model")
-    made = "arguments for timm or your own code, as depth=4; or one JSON object"
+    made = "arguments for timm or your own code, such as depth=4; or one JSON object"
     add(group, "--model-options", "KEY=VALUE", made, nargs="+")
-    takes = f"how it takes images, if it does not declare it: {', '.join(_INPUT)}"
+    takes = f"how it expects images, if it does not declare this: {', '.join(_INPUT)}"
     add(group, "--input-options", "KEY=VALUE", takes, nargs="+")
-    add(group, "--class-names", "FILE", "names of the classes, one in each line (default: the model's own)")
+    add(group, "--class-names", "FILE", "names of the classes, one per line (default: the model's own)")
     add(group, "--trust", "", "also load files that run code")
 
 
@@ -132,7 +132,7 @@ def load_subject(
     subject = Subject(loaded.model, prepare, 0, loaded.names or None, methods, loaded.tokenizer)
     if not classes or texts:
         if options.class_names is not None:
-            raise VitxError("--class-names are of models that tell classes apart: leave it out")
+            raise VitxError("--class-names needs a model with classes: leave it out")
         return subject
     headless = loaded.names == () or getattr(loaded.model, "num_classes", None) == 0
     try:
@@ -156,7 +156,7 @@ def _prepare(model: nn.Module, given: dict[str, Any]) -> Preprocessing:
     """Return the preprocessing of images, volumes, or the frames of clips, or raise a VitxError."""
     volume, frames, axis = (given.pop(name, None) for name in ("volume", "frames", "time_axis"))
     if axis not in (None, 1, 2) or (axis and not frames):
-        raise VitxError(f"time_axis is 1 or 2, and goes with frames: found {axis}")
+        raise VitxError(f"time_axis must be 1 or 2, and needs frames: found {axis}")
     if volume is None:
         prepare = preprocessing_of(model, **given)
         if not frames:
@@ -165,7 +165,7 @@ def _prepare(model: nn.Module, given: dict[str, Any]) -> Preprocessing:
     if len(volume) != 3 or min(volume) < 1 or any(one % 1 for one in volume):
         raise VitxError(f"volume takes three sizes, depth first, as volume=96,96,96: found {volume}")
     if frames or given.keys() & {"size", "keep_aspect"}:
-        raise VitxError("volume has all sizes: leave out frames, size and keep_aspect")
+        raise VitxError("volume already gives all sizes: leave out frames, size and keep_aspect")
     depth, height, width = map(int, volume)
     mean, std = given.get("mean", [0.0])[:1], given.get("std", [1.0])[:1]
     return VolumePreprocessing((height, width), tuple(mean), tuple(std), depth=depth)
@@ -175,8 +175,8 @@ def _count_classes(subject: Subject, methods: Methods, headless: bool) -> int:
     """Run a blank image, and return the number of classes, 0 for a model without a head."""
     logits = subject.try_out(methods)
     if logits.ndim > 2:
-        said = f"the model must put out logits (B, classes), found {tuple(logits.shape)}"
-        raise VitxError(f"{said}: ask vitx explain by --region, --objects or --patch")
+        said = f"the model must return logits (B, classes), found {tuple(logits.shape)}"
+        raise VitxError(f"{said}: use vitx explain with --region, --objects or --patch")
     if not headless:
         return 2 if logits.ndim == 1 else max(2, logits.shape[1])  # a single logit stands for two classes
     for name in methods:

@@ -20,7 +20,7 @@ _NOW = {
     "--hf": "--model NAME",
     "--factory": _OWN,
     "--module": _OWN,
-    "--checkpoint": f"--weights FILE beside {_OWN}",
+    "--checkpoint": f"--weights FILE with {_OWN}",
     "--open-clip": "--model open_clip:NAME",
     "--module-options": "--model-options KEY=VALUE",
     "--image-size": "--input-options size=PIXELS",

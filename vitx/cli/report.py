@@ -1,8 +1,8 @@
 """Put a training on one HTML page, or compare several.
 
-The page has settings, curves, and each image with a slider over the steps, wrong but confident ones first. Of
-several, it has the settings that differ, the last numbers, the curves, and the same images under each
-training, all moved by one slider. It needs no network and no other file.
+The page has settings, curves, and each image with a slider over the steps, wrong but confident ones first.
+For several trainings, it has the settings that differ, the last numbers, the curves, and the same images
+under each training, all moved by one slider. It needs no network and no other file.
 
   vitx report logs/demo/version_0 --output report.html
   vitx report logs/                                              compare all runs below it
@@ -10,10 +10,10 @@ training, all moved by one slider. It needs no network and no other file.
   vitx report logs/ --only 'vit_*'                               some of them
   vitx report logs/demo --model my_package:MyLightningModule     ... with a page to click for each image
 
-A run is a training with vitx's callback or watch, whatever its logger. Its folder `vitx` holds all of it.
-With --model, the newest checkpoint (.ckpt) in the folder of each run, or --weights, is asked which patch
-looks where in its images; these pages lie in a folder beside the report, which links them. A run alone needs
-no --model, if it trained one of timm as it is by its name, and its newest checkpoint is that of its end.
+A run is a training with vitx's callback or watch, whatever its logger. Its folder `vitx` holds all its data.
+With --model, pages show which patch looks where in its images, by the newest checkpoint (.ckpt) in the folder
+of each run, or by --weights; they are in a folder next to the report, which links to them. A run alone needs
+no --model if it trained an unchanged timm model and its newest checkpoint is from its end.
 """
 
 import json
@@ -71,7 +71,7 @@ def run(options: Any) -> int:
             try:
                 links = _pages(Namespace(**vars(options) | told), runs, output, sure=False)
             except VitxError as error:
-                print(f"no page to click beside the images: {error}", file=sys.stderr)
+                print(f"no page to click for the images: {error}", file=sys.stderr)
         page = _draw_run(name, only, options.steps, links)
     else:
         page = _draw_comparison(runs, left_out, options.steps, links)
@@ -120,7 +120,7 @@ def _pages(
         alike = found.logits.shape == logits.shape
         alike = alike and bool((shares_of(found.logits) - shares_of(logits)).abs().max() <= _ALIKE)
         if not (sure or alike):
-            raise VitxError(f"{weights} says other things about them than the run at its end: give --model")
+            raise VitxError(f"{weights} does not predict what the run predicted at its end: give --model")
         for image, explanation in enumerate(found):
             link = f"{output.stem}-pages/run-{place}-image-{image}.html"
             names = one.facts.get("class_names") or subject.short_names

@@ -15,7 +15,7 @@ from vitx.runs.run import Run
 def add_runs(command: Any) -> None:
     """Add these options to a command."""
     add(command, "run", "RUN", "the folder of a run, or one above several", nargs="+")
-    add(command, "--only", "NAME", "only runs of these names; * is anything", nargs="+")
+    add(command, "--only", "NAME", "only runs with these names; * matches anything", nargs="+")
 
 
 def opened_runs(options: Any) -> tuple[dict[str, Run], dict[str, str]]:

@@ -1,11 +1,11 @@
-"""Make the model random, layer by layer from the head down, and compare its maps with those before.
+"""Make the model random, layer by layer from the head down, and compare its maps with the original ones.
 
 A map that stays the same does not show what the model has learned (Adebayo et al. 2018).
 
   vitx sanity cat.jpg dog.jpg bird.jpg --model deit_tiny_patch16_224
   vitx sanity photos/*.jpg --model my_package:MyLightningModule --weights last.ckpt --method grad_rollout
 
-The table has Spearman's rank correlation, the mean over the pictures. The picture shows the first of them.
+The table has Spearman's rank correlation, averaged over the pictures. The file shows the first of them.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from vitx.inputs.reading import find_pictures
 def add_options(command: Any) -> None:
     """Add the options of the command."""
     group = add_picture(command, "images", "image files; ten are enough", "vitx-sanity.png")
-    add(group, "--method", "NAME", "by default, all fast methods that accept the model", nargs="+")
+    add(group, "--method", "NAME", "methods (default: all fast ones that support the model)", nargs="+")
     add(group, "--seed", "N", "seed of the random weights", int, default=0)
 
 

@@ -1,6 +1,6 @@
 """Show one picture under every head fusion and several discard ratios: which suit this model?
 
-Attention rollout stands beside gradient rollout.
+Attention rollout and gradient rollout are shown side by side.
 
   vitx sweep cat.jpg --model deit_tiny_patch16_224
   vitx sweep cat.jpg --model deit_tiny_patch16_224 --discard-ratio 0 0.5 0.95 --target tabby

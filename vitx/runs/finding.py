@@ -31,7 +31,7 @@ def open_runs(
             left_out[name] = str(error).replace(str(folder), str(path / folder.name), 1)
             continue
         if read.maps is None:
-            left_out[name] = f"{path} holds no maps: the training ended before they were written once"
+            left_out[name] = f"{path} holds no maps: the training ended before any were written"
         else:
             runs[name] = Run(path, read.maps, read.facts, read.numbers, _run(folder))
     if not runs:
@@ -45,7 +45,7 @@ def _find(places: Sequence[str | Path]) -> dict[str, tuple[Path, Path]]:
     for place in map(Path, places):
         if not (here := [*_below(place)]):
             raise VitxError(
-                f"{place} holds no run: neither there nor below is a file {FOLDER}/{FACTS}, which "
+                f"{place} holds no run: neither it nor a folder below has a file {FOLDER}/{FACTS}, which "
                 "RolloutCallback and Watch write unless save_maps=False"
             )
         found |= {folder.resolve(): _said(place, folder) for folder in here}

@@ -59,7 +59,7 @@ def read_run(folder: Path) -> SavedRun:
         return SavedRun(facts, _read_maps(folder), _read_numbers(folder))
     except (KeyError, IndexError) as error:
         raise VitxError(
-            f"the files in {folder} do not fit each other ({error}): keep those of one training"
+            f"the files in {folder} do not match each other ({error}): keep those of one training"
         ) from error
 
 
@@ -70,7 +70,7 @@ def _read_maps(folder: Path) -> SavedMaps | None:
         return None
     since = max((step for step in images if step <= max(firings)), default=None)
     if since is None:
-        raise VitxError(f"{folder} holds maps, and not the images that they are of: copy the folder whole")
+        raise VitxError(f"{folder} holds maps, but not their images: copy the whole folder")
     steps = tuple(step for step in firings if step >= since)
     held, arrays = _arrays(images[since]), [_arrays(firings[step]) for step in steps]
     pixels, shown, labels, frames = held["pixels"], held["shown"], held.get("labels"), 1
@@ -115,8 +115,8 @@ def _stack(
     for step, array in zip(steps, arrays, strict=True):
         if len(array) <= shown.max() or array.shape != arrays[-1].shape:
             raise VitxError(
-                f"at step {step}, {folder} holds maps or logits {array.shape}, and {arrays[-1].shape} at the "
-                f"last, of {len(shown)} images: keep those of one training"
+                f"at step {step}, {folder} holds maps or logits {array.shape}, but {arrays[-1].shape} at the "
+                f"last step, of {len(shown)} images: keep those of one training"
             )
     return np.stack([array[shown].astype(np.float32) for array in arrays])
 
@@ -131,5 +131,5 @@ def _whole(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, csv.Error) as error:
-        said = f"cannot read {path} ({type(error).__name__}): it is damaged; delete it to do without"
+        said = f"cannot read {path} ({type(error).__name__}): it is damaged; delete it to continue without it"
         raise VitxError(said) from error

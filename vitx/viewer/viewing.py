@@ -90,8 +90,8 @@ def _check_same(output: Tensor | None, logits: Tensor) -> None:
         return
     if not (output[0].to(logits) - logits).abs().max() <= _ALIKE * logits.abs().max():
         raise VitxError(
-            "the model puts out other numbers than when it was explained, as after further training: "
-            "explain again, and view that at once"
+            "the outputs of the model have changed since it was explained, as after further training: "
+            "explain again, and view the result before the model changes"
         )
 
 
@@ -160,7 +160,7 @@ def _see(model: nn.Module, image: Tensor, run: Run, images: int) -> tuple[dict[s
             size = images * sum(most_bytes(one.weights.shape, one.layout.count("D")) for one in attentions)
             if size > LARGEST:
                 raise VitxError(
-                    f"the page would have {size >> 20} MiB, and a browser takes {LARGEST >> 20}: show fewer "
+                    f"the page would have {size >> 20} MiB, but browsers take {LARGEST >> 20}: show fewer "
                     "images, as explanation[:1].view(), or smaller ones"
                 )
             read = read_logits(output, pixels, recorder.made_last)
