@@ -1,1 +1,1 @@
-"""Inputs: files, pictures, arrays and clips become tensors, as the model declares its preprocessing."""
+"""Inputs: files, pictures, arrays and clips, converted to tensors as the model declares."""

@@ -1,4 +1,4 @@
-"""Clips and volumes: read from files, and prepared for a model that takes them."""
+"""Clips and volumes, read from files and prepared for a model."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,25 +23,25 @@ VOLUMES = frozenset((".nii", ".nii.gz"))
 
 @dataclass(frozen=True)
 class ClipPreprocessing(Preprocessing):
-    """The preprocessing of clips: each frame as an image, in their order."""
+    """The preprocessing of clips: each frame is prepared like an image."""
 
     suffixes: ClassVar[frozenset[str]] = CLIPS | ARRAYS
-    frames: int = 0  # their number
+    frames: int = 0  # the number of frames that the model takes
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return that of a clip."""
+        """The shape of a prepared clip: (C, T, H, W), or (T, C, H, W) if `channels` is 2."""
         first = [len(self.mean), self.frames]
         return (*(first if self.channels == 1 else first[::-1]), *self.size)
 
     def read(self, path: Path) -> NDArray[np.uint8]:
         """Read as many frames as the model takes, evenly spaced, (frames, H, W, 3).
 
-        The file is a film (av is needed), an animated GIF, or an array .npy, (T, H, W, 3) uint8. A clip with
-        larger frames is refused before they are unpacked.
+        The file is a video (requires av), an animated GIF, or a .npy array, (T, H, W, 3) uint8. Frames with
+        more than `most_pixels` are refused before they are decoded.
         """
         with readable(path, " as a clip"):
-            # What a file says of its frames may be wrong, or missing.
+            # The number of frames in a header may be wrong or missing.
             count = sum(1 for _ in _frames(path, self.most_pixels))
             if count < self.frames:
                 raise VitxError(f"{path} has {count} frames, and the model takes {self.frames}")
@@ -49,7 +49,7 @@ class ClipPreprocessing(Preprocessing):
             return np.stack([np.asarray(unpacked()) for place, unpacked in shown if place in places])
 
     def __call__(self, clip: Any) -> Tensor:
-        """Return a clip, (T, H, W, 3) uint8, as the model takes it, of `shape`."""
+        """Return a clip, (T, H, W, 3) uint8, prepared for the model, of `shape`."""
         if self.process is not None:
             return self.process(clip)
         frames = [super(ClipPreprocessing, self).__call__(Image.fromarray(frame)) for frame in clip]
@@ -58,22 +58,22 @@ class ClipPreprocessing(Preprocessing):
 
 @dataclass(frozen=True)
 class VolumePreprocessing(Preprocessing):
-    """The preprocessing of volumes: of one channel, resampled, and normalised."""
+    """The preprocessing of volumes with one channel: they are resampled and normalized."""
 
     suffixes: ClassVar[frozenset[str]] = VOLUMES | ARRAYS
-    most_pixels: int = 1_000_000_000  # ten times as many as a picture's: scans have them
-    depth: int = 0  # the first of the three sizes
+    most_pixels: int = 1_000_000_000  # ten times the limit of pictures, as scans are large
+    depth: int = 0  # the first of the three spatial sizes
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return that of a volume, (1, D, H, W)."""
+        """The shape of a prepared volume, (1, D, H, W)."""
         return (1, self.depth, *self.size)
 
     def read(self, path: Path) -> NDArray[np.float32]:
         """Read a volume, (D, H, W), in the units of the file.
 
-        It is of NIfTI, .nii or .nii.gz (nibabel is needed), or an array .npy. One with more voxels is refused
-        before it is unpacked.
+        The file is NIfTI, .nii or .nii.gz (requires nibabel), or a .npy array. Volumes with more voxels than
+        `most_pixels` are refused before they are decoded.
         """
         with readable(path, " as a volume"):
             array = has_suffix(path, ARRAYS)
@@ -89,14 +89,14 @@ class VolumePreprocessing(Preprocessing):
         return values.astype(np.float32)
 
     def __call__(self, volume: Any) -> Tensor:
-        """Return a volume, (D, H, W), as the model takes it, (1, D, H, W)."""
+        """Return a volume, (D, H, W), prepared for the model, (1, D, H, W)."""
         values = torch.from_numpy(np.ascontiguousarray(volume))[None, None]
         resampled = F.interpolate(values, self.shape[1:], mode="trilinear", align_corners=False)[0]
         return (resampled - self.mean[0]) / self.std[0]
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Choose evenly spaced places, the first and the last among them; the first if there is but one.
+    """Return up to `most` evenly spaced indices, including the first and the last; a single one is 0.
 
     Example:
         >>> evenly(4, 8), evenly(16, 4)
@@ -106,7 +106,7 @@ def evenly(count: int, most: int) -> list[int]:
 
 
 def _frames(path: Path, most_pixels: int) -> Iterator[Callable[[], Any]]:
-    """Yield for each frame a function that unpacks it, (H, W, 3)."""
+    """Yield, for each frame, a function that decodes it to (H, W, 3)."""
     if has_suffix(path, ARRAYS):
         array = np.load(path, mmap_mode="r")
         if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:

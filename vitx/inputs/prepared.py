@@ -1,4 +1,4 @@
-"""From files, PIL images and arrays to the tensors that a model takes, as it declares them."""
+"""Files, PIL images and arrays, prepared as tensors in the way that a model declares."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,19 +14,19 @@ from vitx.inputs.preprocessing import Preprocessing, channels_taken, declared, o
 from vitx.inputs.processors import saved_preprocessing
 from vitx.inputs.reading import read_picture, to_rgb
 
-IMAGES = ("image", "images", "pixel_values", "input_values", "video", "img", "x")  # what batches call them
-Picture = str | Path | Image.Image | np.ndarray | Tensor  # one image, not normalised
+IMAGES = ("image", "images", "pixel_values", "input_values", "video", "img", "x")  # usual names in batches
+Picture = str | Path | Image.Image | np.ndarray | Tensor  # one image, not normalized
 Images = Tensor | Picture | Sequence[Picture]
 
 
 def prepared(model: nn.Module, images: Any) -> tuple[Any, Preprocessing | None]:
-    """Prepare images as the model, timm's or one that contains it, takes them.
+    """Prepare images by the preprocessing that the model, or a part of it, declares.
 
-    They are an image file, a PIL image, a uint8 array (H, W, 3) or (H, W), or a uint8 tensor (3, H, W), or
-    several of these in a list, or stacked.
+    Images are a file, a PIL image, a uint8 array (H, W, 3) or (H, W), or a uint8 tensor (3, H, W); or several
+    of these, in a list or stacked.
 
     Returns:
-        (B, C, H, W), on the model's device, and their preprocessing; other values as they are, with None.
+        (B, C, H, W), on the model's device, and the preprocessing; other values unchanged, with None.
     """
     pictures = _pictures(images)
     if pictures is None:
@@ -37,7 +37,7 @@ def prepared(model: nn.Module, images: Any) -> tuple[Any, Preprocessing | None]:
 
 
 def images_in(batch: Any) -> Tensor:
-    """Return the images of a batch, its first item, or that under one of `IMAGES`; or raise a VitxError."""
+    """Return the images of a batch: its first item, or one named in `IMAGES`; else raise a VitxError."""
     images = batch
     if isinstance(batch, Mapping):
         images = next((batch[name] for name in IMAGES if name in batch), None)
@@ -49,7 +49,7 @@ def images_in(batch: Any) -> Tensor:
 
 
 def to_tensor(pictures: Sequence[Any], prepare: Preprocessing) -> Tensor:
-    """Prepare images, one by one as for `prepared`, as a tensor (B, C, H, W) on the CPU."""
+    """Prepare images, each as for `prepared`, and stack them to (B, C, H, W) on the CPU."""
     tensors = [prepare(_opened(picture, len(prepare.mean), prepare.read)) for picture in pictures]
     if len({tensor.shape for tensor in tensors}) > 1:
         raise VitxError("images that keep their proportions have several sizes: explain them one by one")
@@ -57,13 +57,13 @@ def to_tensor(pictures: Sequence[Any], prepare: Preprocessing) -> Tensor:
 
 
 def pictures_of(images: Any) -> list[Image.Image] | None:
-    """Open pictures as for `prepared`; None if they are tensors that were prepared."""
+    """Open the images that `prepared` takes as RGB pictures; None if they are already prepared."""
     found = _pictures(images)
     return None if found is None else [_opened(one, 3, read_picture) for one in found]
 
 
 def _pictures(images: Any) -> list[Any] | None:
-    """Return the images one by one; None if there are none that are to be prepared."""
+    """Return the images as a list; None unless they have to be prepared."""
     if isinstance(images, (str, Path, Image.Image)):
         return [images]
     if isinstance(images, (list, tuple)):
@@ -80,7 +80,7 @@ def _pictures(images: Any) -> list[Any] | None:
 
 
 def _opened(picture: Any, channels: int, read: Callable[[Path], Any]) -> Any:
-    """Return a picture as the preprocessing takes it, or what is read from a file."""
+    """Return a picture in RGB for the preprocessing, or read it from a file."""
     if isinstance(picture, (str, Path)):
         return read(Path(picture))
     if channels not in (1, 3):
@@ -99,10 +99,10 @@ def preprocessing_of(
     std: Sequence[float] | None = None,
     keep_aspect: bool = False,
 ) -> Preprocessing:
-    """Return the preprocessing that a model declares (timm's, and modules that hold one).
+    """Return the preprocessing that a model, or a part of it, declares.
 
-    A size (height and width), a mean and a std of each channel stand in place of those declared. Where the
-    aspect is kept, the whole image keeps its proportions.
+    `size` (height and width), and `mean` and `std` of each channel, replace the declared values. With
+    `keep_aspect`, images are not cropped and keep their proportions.
     """
     from timm.data import resolve_data_config
 
@@ -113,7 +113,7 @@ def preprocessing_of(
             return found
         said = "the model does not say how it wants its images (timm's do): give a tensor (B, C, H, W)"
         raise VitxError(f"{said}, or in the shell --input-options size=PIXELS mean=V std=V")
-    known = resolve_data_config(pretrained_cfg=dict(config or {"crop_pct": 1.0}))  # else the whole image
+    known = resolve_data_config(pretrained_cfg=dict(config or {"crop_pct": 1.0}))  # else do not crop
     holder = next((part for part in model.modules() if getattr(part, "patch_embed", None) is not None), None)
     embedding: Any = getattr(holder, "patch_embed", None)
     if keep_aspect and not getattr(holder, "dynamic_img_size", False):
@@ -136,7 +136,7 @@ def preprocessing_of(
 
 
 def _channels(name: str, values: Sequence[float], taken: int) -> tuple[float, ...]:
-    """Return one value for each channel; for a single one, the mean of those declared for three."""
+    """Return one value for each channel; for a single channel, average the values of three."""
     values = tuple(map(float, values))
     if taken == 1 and len(values) == 3:
         values = (sum(values) / 3,)

@@ -1,4 +1,4 @@
-"""Processors of Hugging Face's transformers: of images, of clips, and of pictures with a prompt."""
+"""Processors of Hugging Face transformers, for images, clips, and pictures with a prompt."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -15,18 +15,18 @@ from vitx.errors import VitxError
 from vitx.inputs.clips import ClipPreprocessing
 from vitx.inputs.preprocessing import Preprocessing, channels_taken
 
-_BEFORE = "PaliGemma"  # whose processor parts pictures and prompt itself
-_MARKED = "Qwen"  # whose pictures stand between marks
-_SIDE = 64  # of the pictures that tell what a processor does to black and to white
+_BEFORE = "PaliGemma"  # adds the separator of pictures and prompt itself
+_MARKED = "Qwen"  # encloses pictures in marker tokens
+_SIDE = 64  # of test pictures, which show how a processor maps black and white
 
 
 def load_processor(
     model: nn.Module, name: str, frames: int = 0, *, local: bool = False, trust: bool = False
 ) -> Preprocessing:
-    """Load the image processor of a model by the name of a folder or on the hub.
+    """Load the image processor of a model from a folder or the hub.
 
-    A model of clips gives the number of frames. A local one lies on this machine, and a trusted one may run
-    code of its own.
+    `frames` is the number of frames that a model of clips takes. With `local`, only files on this machine
+    are used. With `trust`, the processor may run code of its own.
     """
     transformers = import_module("transformers")
     mode = "L" if channels_taken(model) == 1 else "RGB"
@@ -46,7 +46,7 @@ def load_processor(
             load = transformers.AutoImageProcessor.from_pretrained
             processor = load(name, local_files_only=local, trust_remote_code=trust)
             black, white, wide = tried(_SIDE, "black"), tried(_SIDE, "white"), tried(2 * _SIDE, "black")
-        except Exception as error:  # each kind has its own
+        except Exception as error:  # each kind raises its own errors
             raise VitxError(
                 f"{name} holds no image processor that can be used: save one beside the model "
                 "(preprocessor_config.json), or name code that makes the model, --model package.module:name, "
@@ -57,19 +57,19 @@ def load_processor(
     mean, std = tuple((-low / (high - low)).tolist()), tuple((1 / (high - low)).tolist())
     if frames:
         return ClipPreprocessing(size, mean, std, process=process, frames=frames, channels=2)
-    keeps = wide.shape != black.shape  # as those of detectors
+    keeps = wide.shape != black.shape  # as processors of detectors do
     return Preprocessing(size, mean, std, keep_aspect=keeps, process=process)
 
 
 def saved_preprocessing(model: nn.Module) -> Preprocessing | None:
-    """Return the preprocessing saved where a model of transformers, or one inside, was loaded from."""
+    """Return the preprocessing saved with a transformers model, or with one inside; None if there is none."""
     with suppress(VitxError):
         return load_processor(model, name, local=True) if (name := _saved_as(model)) else None
     return None
 
 
 def _saved_as(model: nn.Module) -> str:
-    """Return where a model of transformers, or one inside, was loaded from; empty: it was not."""
+    """Return where a transformers model, or one inside, was loaded from; empty if it was not loaded."""
     names = (getattr(part, "name_or_path", None) for part in model.modules())
     return next((name for name in names if isinstance(name, str) and name), "")
 
@@ -79,7 +79,7 @@ def quiet() -> Iterator[None]:
     """Silence transformers and its progress bars while it loads."""
     told = import_module("transformers.utils.logging")
     shown, level = told.is_progress_bar_enabled(), told.get_verbosity()
-    hub = logging.getLogger("huggingface_hub")  # tells each try to reach it
+    hub = logging.getLogger("huggingface_hub")  # logs each attempt to reach it
     told.disable_progress_bar()
     told.set_verbosity(logging.CRITICAL)
     hub.disabled = True
@@ -93,17 +93,17 @@ def quiet() -> Iterator[None]:
 
 
 def saved_beside(name: str, kind: str) -> Any | None:
-    """Load by transformers' "AutoProcessor" or "AutoTokenizer"; None if nothing was saved under a name."""
+    """Load a local "AutoProcessor" or "AutoTokenizer" of transformers by name; None if there is none."""
     if not name:
         return None
     try:
         return getattr(import_module("transformers"), kind).from_pretrained(name, local_files_only=True)
-    except Exception:  # each kind has its own
+    except Exception:  # each kind raises its own errors
         return None
 
 
 def saved_processor(model: nn.Module) -> Any:
-    """Load the processor that was saved with a model of transformers, or one inside; else a VitxError."""
+    """Load the processor saved with a transformers model, or one inside; without one, raise a VitxError."""
     saved = saved_beside(_saved_as(model), "AutoProcessor")
     if saved is None:
         said = "no processor was saved with the model"
@@ -114,19 +114,19 @@ def saved_processor(model: nn.Module) -> Any:
 def with_prompt(
     model: nn.Module, processor: Any, pictures: Sequence[Image.Image], prompt: str
 ) -> dict[str, Any]:
-    """Prepare pictures and a prompt as the arguments of forward, by name.
+    """Prepare pictures and a prompt as named arguments of forward.
 
-    The prompt goes through the processor's chat template, if it has one; else the pictures stand before it.
-    A prompt that holds the token of a picture is taken as it is.
+    The prompt is formatted by the processor's chat template, if it has one; else the pictures come first.
+    A prompt that contains an image token is used unchanged.
     """
     weight = next(model.parameters(), torch.empty(0))
     errors: list[Exception] = []
-    for images in ([[*pictures]], [*pictures]):  # some take a list for each prompt, and some one of all
+    for images in ([[*pictures]], [*pictures]):  # some take one list per prompt, others one for all
         try:
             text = _text(processor, len(pictures), prompt)
             found = processor(images=images, text=[text], return_tensors="pt")
             break
-        except Exception as error:  # each kind has its own
+        except Exception as error:  # each kind raises its own errors
             errors.append(error)
     else:
         kind, said = type(processor).__name__, str(errors[0]).split("\n")[0]
@@ -139,7 +139,7 @@ def with_prompt(
 
 
 def scale_of(processor: Any) -> tuple[Sequence[float], Sequence[float]]:
-    """Return the mean and the standard deviation by which a processor normalises pictures."""
+    """Return the mean and std by which a processor normalizes pictures; 0 and 1 if it does not."""
     images = getattr(processor, "image_processor", processor)
     if not getattr(images, "do_normalize", False):
         return (0.0,), (1.0,)

@@ -1,4 +1,4 @@
-"""Image files: found, opened, and brought to upright 8-bit RGB, or to an array of any channels."""
+"""Image files: found, opened, and converted to upright 8-bit RGB, or to an array of any channels."""
 
 import glob
 import logging
@@ -20,16 +20,16 @@ from vitx.errors import VitxError, failure
 ARRAYS = frozenset((".npy",))
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 MOST_PIXELS = 100_000_000
-_FEWEST = 8  # pixels in height and width: with fewer there is nothing to look at
+_FEWEST = 8  # pixels in height and width: smaller images show nothing
 _opening = Lock()
 
 
 def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset()) -> list[Path]:
-    """Find image files, and those of more suffixes.
+    """Find image files, and files with the suffixes in `more`.
 
-    Paths are files, which are taken as they are; folders, in which all image files count, at any depth; and
-    patterns such as `pictures/*.jpg`. The files of a folder or pattern are sorted by name, and none is found
-    twice.
+    A path is a file, whatever its suffix; a folder, which is searched recursively for image files; or a
+    pattern such as `pictures/*.jpg`. The files of a folder or pattern are sorted by name. Each file is
+    returned once.
     """
     found: dict[Path, Path] = {}
     for given in paths:
@@ -41,7 +41,7 @@ def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset(
         elif path.exists():
             files = [path]
         elif glob.has_magic(str(given)):
-            matches = glob.glob(str(given), recursive=True)  # noqa: PTH207 (Path.glob wants relative ones)
+            matches = glob.glob(str(given), recursive=True)  # noqa: PTH207 (Path.glob takes relative ones)
             files = sorted(file for file in map(Path, matches) if file.is_file())
         else:
             raise VitxError(f"there is no file or folder {given}")
@@ -53,7 +53,7 @@ def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset(
 
 
 def find_picture(path: str, more: frozenset[str] = frozenset()) -> Path:
-    """Find the one image file that a path means, or raise a VitxError."""
+    """Return the single image file at a path, or raise a VitxError."""
     file, *others = find_pictures([path], more)
     if others:
         raise VitxError(f"{path} means {1 + len(others)} pictures: name one")
@@ -61,24 +61,24 @@ def find_picture(path: str, more: frozenset[str] = frozenset()) -> Path:
 
 
 def whole_path(path: Path) -> Path:
-    """Return a path from the root on, without `..`; a link is followed only where `..` asks for it."""
+    """Return an absolute path without `..`; symbolic links are resolved only if it contains `..`."""
     return path.parent.resolve() / path.name if ".." in path.parts[:-1] else path.absolute()
 
 
 def has_suffix(path: Path, suffixes: Iterable[str]) -> bool:
-    """Test if a file has one of these suffixes, such as `.nii.gz`, in small letters or capitals."""
+    """Return whether a file has one of these suffixes, such as `.nii.gz`, ignoring case."""
     return path.name.lower().endswith(tuple(suffixes))
 
 
 def is_picture(path: Path, more: frozenset[str] = frozenset()) -> bool:
-    """Test if a file in a folder counts as a picture: by its name, and not if it is hidden."""
+    """Return whether a file in a folder counts as a picture: by its suffix, and unless it is hidden."""
     return has_suffix(path, SUFFIXES | more) and path.is_file() and not path.name.startswith(".")
 
 
 def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Image:
-    """Read an image file as RGB, see `to_rgb`; of an animation, the first frame.
+    """Read an image file, or the first frame of an animation, as RGB; see `to_rgb`.
 
-    A larger image is refused before it is unpacked, as it might fill the memory.
+    An image with more than `most_pixels` is refused before it is decoded, as it might exhaust the memory.
     """
     path = Path(path)
     with readable(path), opened(path) as image:
@@ -90,10 +90,10 @@ def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Imag
 def read_image(
     path: Path, channels: int, most_pixels: int = MOST_PIXELS
 ) -> Image.Image | NDArray[np.float32]:
-    """Read a file for a model of so many channels: a picture, or an array of channels, (C, H, W).
+    """Read a file for a model with this number of channels: a picture, or an array (C, H, W).
 
-    An array is of .npy or .tif, with the channels in the first or the last dimension. Whole numbers of 8 or
-    16 bits are scaled to [0, 1]. What is larger is refused before it is read.
+    An array comes from .npy or .tif, with the channels in the first or last dimension. Unsigned integers of 8
+    or 16 bits are scaled to [0, 1]. Files with more than `most_pixels` are refused before they are read.
     """
     if channels in (1, 3) and not has_suffix(path, ARRAYS):
         return read_picture(path, most_pixels)
@@ -125,7 +125,7 @@ def _open_channels(path: Path) -> tuple[tuple[int, ...], Callable[[], Any]]:
         shape, read = array.shape, lambda: array
     elif has_suffix(path, (".tif", ".tiff")):
         tifffile = needs("tifffile", path)
-        logging.getLogger("tifffile").disabled = True  # what is wrong is said here
+        logging.getLogger("tifffile").disabled = True  # errors are reported here
         with tifffile.TiffFile(path) as file:
             shape, read = file.series[0].shape, lambda: tifffile.imread(path)
     else:
@@ -134,10 +134,10 @@ def _open_channels(path: Path) -> tuple[tuple[int, ...], Callable[[], Any]]:
 
 
 def opened(path: Path) -> Image.Image:
-    """Open an image file of any size, for `check_size`; Pillow's own limit is that of all threads."""
+    """Open an image file of any size; call `check_size` next, as Pillow's limit is global."""
     with _opening:
         limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None:  # a thread that draws meanwhile multiplies it
+        if limit is not None:  # not None, as other threads multiply it
             Image.MAX_IMAGE_PIXELS = sys.maxsize
         try:
             return Image.open(path)
@@ -149,7 +149,7 @@ def opened(path: Path) -> Image.Image:
 
 @contextmanager
 def readable(path: Path, kind: str = "") -> Iterator[None]:
-    """Raise a VitxError if there is no such file, or its block fails to read it (" as a clip")."""
+    """Raise a VitxError if a file is missing or the block cannot read it (`kind`, such as " as a clip")."""
     if not path.is_file():
         raise VitxError(f"there is no file {path}" if not path.exists() else f"{path} is no file")
     said = f"{path} could not be read{kind}, it may be damaged"
@@ -166,16 +166,16 @@ def needs(package: str, path: Path) -> Any:
 
 
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
-    """Turn an image upright, as its EXIF data say, and make it 8-bit RGB; transparent parts become white.
+    """Turn an image upright by its EXIF data, and convert it to 8-bit RGB, with white for transparency.
 
-    Raises a VitxError, with the name, if its pixels are floating point numbers, whose range is not known.
+    Raises a VitxError, with `name`, if its pixels are floating-point numbers, whose range is unknown.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         said = f"{name} has floating point numbers, whose range is unknown"
         raise VitxError(f"{said}: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        values = np.asarray(image, np.float32) * (255 / 65535)  # of 16 bits
+        values = np.asarray(image, np.float32) * (255 / 65535)  # from 16 bits
         image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         layer = image.convert("RGBA")

@@ -1,4 +1,4 @@
-"""Models as they are: loaded, run, left as they were; their classes and what they put out.
+"""Models: how they are loaded, run and left unchanged, with their classes and outputs.
 
-Nothing here knows attention.
+Nothing here depends on attention.
 """

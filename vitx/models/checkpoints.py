@@ -1,4 +1,4 @@
-"""Models of timm by name, and weights from files."""
+"""Timm models created by name, and weights read from files."""
 
 import difflib
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ State = Mapping[str, Tensor]
 def create_model(
     name: str, pretrained: bool, num_classes: int | None, options: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Make a model of timm, with its weights from the hub if wanted, and by default its own classes."""
+    """Create a timm model, with weights from the hub if `pretrained`; by default, with its own classes."""
     options = dict(options or {}) | ({} if num_classes is None else {"num_classes": num_classes})
     try:
         with hub() if pretrained else nullcontext():
@@ -39,13 +39,13 @@ def create_model(
         near = list(dict.fromkeys(near))[:5]
         raise VitxError(f"timm has no model {name!r}; similar names: {', '.join(near) or 'none'}") from error
     except (OSError, TypeError, ValueError, AssertionError) as error:
-        if isinstance(error, OSError | ValueError) and pretrained:  # the hub's client, offline or unknown
+        if isinstance(error, OSError | ValueError) and pretrained:  # the hub is offline, or the name unknown
             raise VitxError(
                 f"the weights of {name} could not be fetched from the hub: check the connection, or give a "
                 "file of weights (--weights)"
             ) from error
         raise VitxError(f"{name} does not take these options: {error}") from error
-    if size := options.get("img_size"):  # timm leaves it out of what the model says of its images
+    if size := options.get("img_size"):  # timm leaves the declared size as it was
         config: Any = model.pretrained_cfg
         config["input_size"] = (3, *to_2tuple(size))
     return model
@@ -54,11 +54,11 @@ def create_model(
 def model_of_weights(
     name: str, path: Path, options: Mapping[str, Any] | None = None, trust: bool = False
 ) -> nn.Module:
-    """Make a model of timm with the weights of a file, and as many classes as they have.
+    """Create a timm model with weights from a file, and with as many classes as these have.
 
-    Where the head stands elsewhere in the file, as a linear layer beside the backbone, it is taken from
-    there; where there is none, the model has no classes and puts out its features. With `img_size` among the
-    options, position embeddings are resampled to it.
+    If the file holds the head separately, as a linear layer next to the backbone, it is loaded from there.
+    Without a head, the model has no classes and outputs its features. With `img_size` among the options,
+    position embeddings are resampled to it.
     """
     model: Any = create_model(name, False, None, options)
     state = _with_head(model, read_weights(path, trust), path)
@@ -71,16 +71,16 @@ def model_of_weights(
 
 
 def read_weights(path: Path, trust: bool = False) -> State:
-    """Read names and tensors from a file: a state dict, or a checkpoint of a framework that holds one.
+    """Read a state dict from a file, which may be the checkpoint of a framework.
 
-    Where it is trusted, it may run code as it is read.
+    With `trust`, reading the file may run code.
     """
     if not path.is_file():
         raise VitxError(f"there is no weights file {path}")
     try:
         found = load_state_dict(str(path), use_ema=False, weights_only=not trust)
         return {name: value for name, value in found.items() if isinstance(value, Tensor)}
-    except Exception as error:  # each format has its own kinds
+    except Exception as error:  # each format raises its own errors
         if not trust:
             refuse_code(path)
         raise VitxError(
@@ -89,10 +89,10 @@ def read_weights(path: Path, trust: bool = False) -> State:
 
 
 def refuse_code(path: Path) -> None:
-    """Raise a VitxError if a file of torch names functions that are none of torch's own."""
+    """Raise a VitxError if a torch file refers to functions that are not torch's own."""
     try:
         runs_code = get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # it is no such file
+    except Exception:  # not a torch file
         return
     if runs_code:
         raise VitxError(
@@ -102,7 +102,7 @@ def refuse_code(path: Path) -> None:
 
 
 def checksum(model: nn.Module) -> int:
-    """Return a number that a model of the same kind with other weights does not have, but by chance."""
+    """Return a CRC-32 of the names and values in the state dict of a model."""
     found = 0
     for name, value in model.state_dict().items():
         found = crc32(name.encode(), found)
@@ -112,7 +112,7 @@ def checksum(model: nn.Module) -> int:
 
 
 def fill(model: nn.Module, state: State, path: Path) -> nn.Module:
-    """Load the weights of a file into a model, and return it."""
+    """Load weights into a model, and return it; raise a VitxError if they do not match."""
     own = model.state_dict()
     missing = [name for name in own if name not in state]
     unknown = [name for name in state if name not in own]
@@ -131,25 +131,25 @@ def fill(model: nn.Module, state: State, path: Path) -> nn.Module:
 
 
 def without_prefix(state: State, own: State) -> State:
-    """Cut off what stands before the names that the model knows, and leave out what stands elsewhere."""
+    """Strip the prefix before the parameter names of the model, and drop all other entries."""
     prefixes = {name.removesuffix(known) for name in state for known in own if name.endswith(known)}
     prefixes = {prefix for prefix in prefixes if not prefix or prefix.endswith(".")}
     if not prefixes:
         return state
-    # Of several equally good ones the shortest: averaged weights are kept under a longer name.
+    # Of several equally good ones, take the shortest: averaged weights have a longer one.
     best = max(prefixes, key=lambda prefix: (sum(prefix + known in state for known in own), -len(prefix)))
     return {name.removeprefix(best): value for name, value in state.items() if name.startswith(best)}
 
 
 def _with_head(model: nn.Module, state: State, path: Path) -> State:
-    """Name weights as the model does; a head that stands beside the backbone is put in its place."""
+    """Rename weights to match the model, and move a head that is next to the backbone to its place."""
     own = model.state_dict()
     inside, heads = without_prefix(state, own), _heads(model)
     kept = {id(value) for value in inside.values()}
     beside = {name: value for name, value in state.items() if id(value) not in kept}
     bare = len(heads) == 1 and {name for name in own if not name.startswith(f"{heads[0]}.")} == set(inside)
     if not bare or not beside:
-        return inside  # it has its head, has none at all, or is another model
+        return inside  # the head is in place, there is none, or this is another model
     weights = [name for name in beside if name.endswith(".weight")]
     linear = len(weights) == 1 and set(beside) <= {weights[0], f"{weights[0].removesuffix('weight')}bias"}
     if not linear or beside[weights[0]].shape[1:] != (getattr(model, "num_features", None),):
@@ -161,7 +161,7 @@ def _with_head(model: nn.Module, state: State, path: Path) -> State:
 
 
 def _at_size_of(model: Any, state: State) -> State:
-    """Resample what is learned of places to the model's own number of patches, as timm does."""
+    """Resample position embeddings to the model's own grid of patches, as timm does."""
     own, learned = getattr(model, "pos_embed", None), state.get("pos_embed")
     if own is None or learned is None or own.shape == learned.shape or own.shape[-1] != learned.shape[-1]:
         return state
@@ -171,14 +171,14 @@ def _at_size_of(model: Any, state: State) -> State:
 
 
 def _heads(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the modules that put out the logits."""
+    """Return the names of the modules that output the logits."""
     config: Any = getattr(model, "pretrained_cfg", None) or {}
     names = config.get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _classes(model: nn.Module, state: State) -> int | None:
-    """Count the classes of the weights: none without a head; None where it is no linear layer."""
+    """Return the number of classes of the weights: 0 without a head; None if it is not a linear layer."""
     heads = _heads(model)
     if heads and not any(name.startswith(f"{head}.") for head in heads for name in state):
         return 0

@@ -1,4 +1,4 @@
-"""Names of the classes of a model, and the class that a name means."""
+"""Class names of a model, and the lookup of a class by name."""
 
 import difflib
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from vitx.errors import VitxError, failure
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """Read the names of the classes from a file, one in each line."""
+    """Read class names from a file, one per line."""
     with failure(f"the class names could not be read from {path}"):
         return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
 
 
 @lru_cache
 def known_class_names(classes: int) -> tuple[str, ...] | None:
-    """Return the names that timm knows: of the 1,000 classes of ImageNet-1k; of others None.
+    """Return the class names of ImageNet-1k, from timm, for 1,000 classes; None for other numbers.
 
     Example:
         >>> known_class_names(1000)[281]
@@ -31,7 +31,7 @@ def known_class_names(classes: int) -> tuple[str, ...] | None:
 
 
 def declared_names(model: object) -> tuple[str, ...] | None:
-    """Return the names that a model of Hugging Face declares; None where these are numbers, or none."""
+    """Return the class names of a Hugging Face model; None if it has none, or placeholders (LABEL_0)."""
     known = getattr(getattr(model, "config", None), "id2label", None)
     if not known or any(name == f"LABEL_{index}" for index, name in known.items()):
         return None
@@ -39,9 +39,9 @@ def declared_names(model: object) -> tuple[str, ...] | None:
 
 
 def find_class(target: str, classes: int, names: Sequence[str] | None) -> int:
-    """Return the class that a number or a name means.
+    """Return the index of a class, given by its number or its name.
 
-    Or one of the synonyms in a name, which commas divide; upper and lower case are alike.
+    A name may also be one of several synonyms, which commas separate. Case is ignored.
 
     Example:
         >>> find_class("Tabby Cat", 3, ["tabby, tabby cat", "tiger cat", "beagle"])
@@ -69,7 +69,7 @@ def find_class(target: str, classes: int, names: Sequence[str] | None) -> int:
 
 
 def short(name: str) -> str:
-    """Return the first of the synonyms in a name.
+    """Return the first synonym in a class name.
 
     Example:
         >>> short("tabby, tabby cat")
@@ -79,5 +79,5 @@ def short(name: str) -> str:
 
 
 def _forms(name: str) -> list[str]:
-    """Return a name and the synonyms in it, in lower case and with single spaces."""
+    """Return a name and each of its synonyms, in lower case and with single spaces."""
     return [" ".join(part.lower().split()) for part in (name, *name.split(","))]

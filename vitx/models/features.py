@@ -1,4 +1,4 @@
-"""The pooled features of a picture or a text: one row of numbers that stands for the whole."""
+"""The pooled features of a picture or a text: one vector that represents the whole."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,16 +17,16 @@ from vitx.models.prediction import forward, predict, refusals
 _OPEN_CLIP = "encode_image", "encode_text"
 _TOWERS = ("get_image_features", "get_text_features"), _OPEN_CLIP
 _POOLED = "image_embeds", "pooler_output", "last_hidden_state"
-_PADDED = "siglip"  # whose texts are padded to the full length, as it pools the last token
+_PADDED = "siglip"  # pools the last token, so its texts are padded to the full length
 
-Way = Callable[[Tensor, Inputs], Any]  # from images, and what else the model is given, to features
+Way = Callable[[Tensor, Inputs], Any]  # from images and other inputs to features
 
 
 class Towers:
-    """The image tower and the text tower of a model, or of the first one inside it that has any.
+    """The image tower and the text tower of a model, or of its first submodule that has both.
 
-    Hugging Face's models call them `get_image_features` and `get_text_features`, open_clip's `encode_image`
-    and `encode_text`. A model with neither may be the image tower alone. `both` is what has them, or None.
+    Their methods are `get_image_features` and `get_text_features` in Hugging Face models, `encode_image` and
+    `encode_text` in open_clip. `both` is the module with them; None if the model may be an image tower alone.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -35,12 +35,12 @@ class Towers:
         found: Any = next(pairs, (None, ()))
         self.both, self._names = found
         config = getattr(self.both, "config", None)
-        self.scales = getattr(self.both, "logit_scale", None) is not None  # it means a softmax of its logits
+        self.scales = getattr(self.both, "logit_scale", None) is not None  # its logits are for a softmax
         self._kind = str(getattr(config, "model_type", ""))
         self._longest = getattr(getattr(config, "text_config", None), "max_position_embeddings", None)
 
     def logits(self, similarities: Tensor) -> Tensor:
-        """Scale and shift similarities as the model does before it compares them."""
+        """Scale and shift similarities to logits, as the model does."""
         scale, bias = (getattr(self.both, f"logit_{name}", None) for name in ("scale", "bias"))
         found = similarities if scale is None else similarities * scale.detach().exp()
         return found if bias is None else found + bias.detach()
@@ -53,12 +53,12 @@ class Towers:
             if self._names == _OPEN_CLIP:
                 return _rows(self._features(self.both.encode_image(images)))
             features, image = self.both.get_image_features, inputs.name or IMAGE_NAMES[0]
-            known = {*parameters_of(features), image}  # and nothing of a text
+            known = {*parameters_of(features), image}  # without inputs of the text tower
             given = replace(inputs, name=image).of(images)
             return _rows(self._features(features(**{key: given[key] for key in given if key in known})))
 
     def of_texts(self, texts: Sequence[Any], tokenizer: Any, like: Tensor) -> Tensor:
-        """Return the features, (T, D), of strings, token ids, (L,) or (1, L), or features, (D,) or (1, D)."""
+        """Return the features, (T, D), of texts: strings, ids (L,) or (1, L), or features (D,) or (1, D)."""
         if self.both is not None and any(isinstance(text, str) for text in texts):
             tokenizer = tokenizer or saved_beside(getattr(self.both, "name_or_path", ""), "AutoTokenizer")
             if tokenizer is None:
@@ -73,7 +73,7 @@ class Towers:
         return torch.cat(rows)
 
     def _of_text(self, text: Any, tokenizer: Any, like: Tensor) -> Tensor:
-        if isinstance(text, Tensor) and text.is_floating_point():  # its features
+        if isinstance(text, Tensor) and text.is_floating_point():  # already features
             return text.detach().reshape(1, -1).to(like.device, like.dtype)
         if self.both is None:
             raise VitxError(
@@ -98,21 +98,21 @@ class Towers:
         return {name: found[name] for name in kept if name in found}
 
     def _features(self, output: Any) -> Tensor:
-        """Return the features in what a tower puts out."""
+        """Return the features in the output of a tower."""
         found: Any = part(output, "pooler_output")
         if found is None:
             found = output[0] if isinstance(output, (tuple, list)) else output
         if not isinstance(found, Tensor):
             raise VitxError(f"found no features in what {self._kind or 'the model'} puts out")
-        return found[:, 0] if found.ndim == 3 and self._kind == "flava" else found  # what it compares
+        return found[:, 0] if found.ndim == 3 and self._kind == "flava" else found  # the class token
 
 
 class Features:
-    """The pooled features of a model, or of the first part of it that is `known` to have some.
+    """The pooled features of a model, or of its first submodule that is `known` to have them.
 
-    They are those of the image tower of CLIP and its kind; what a model of timm gives its classifier; of a
-    model of Hugging Face, without its head, the pooled output, else the class token, else the mean of the
-    tokens; or what any other model puts out.
+    They are the output of an image tower (CLIP and similar) or the input of the classifier (timm). Otherwise
+    they are the pooled output, else the class token, else the mean of the tokens: of a Hugging Face model
+    without its head, or of any other model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -128,7 +128,7 @@ class Features:
 
 
 def _rows(found: Any) -> Tensor:
-    """Return features if they are one row for each image, (B, D); else raise a VitxError."""
+    """Return the features, (B, D), or raise a VitxError unless there is one row for each image."""
     if not isinstance(found, Tensor) or found.ndim != 2:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise VitxError(
@@ -145,7 +145,7 @@ def _of_timm(model: Any) -> Way | None:
 
 
 def _of_hugging(model: Any) -> Way | None:
-    """Those with a head are called ...For..., as ViTForImageClassification."""
+    """Return the pooling without a head, which models such as ViTForImageClassification have."""
     if not (hasattr(model, "base_model_prefix") and hasattr(model, "config")):
         return None
     inside = model.base_model_prefix if "For" in type(model).__name__ else ""

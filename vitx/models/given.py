@@ -1,4 +1,4 @@
-"""The inputs of a forward beside images, and the layout of images that it wants, as cut into patches."""
+"""Inputs of forward other than images, and the layout of images that it takes, such as patches."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -10,34 +10,34 @@ from torch import Tensor, nn
 
 from vitx.errors import VitxError
 
-IMAGE_NAMES = "pixel_values", "input_values"  # what Hugging Face's models call what they look at
+IMAGE_NAMES = "pixel_values", "input_values"  # of images and spectrograms in Hugging Face models
 TEXT_NAMES = "input_ids", "inputs_embeds"
-_LABEL = "label"  # in the names of what is true of an image
+_LABEL = "label"  # in the names of ground truth
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """The parameters of a forward, by name.
+    """The arguments of forward, by name.
 
-    With `together`, the images are parts of one question, as of one prompt: a score may depend on all of
-    them, and they may have several sizes.
+    With `together`, all images belong to one question, such as a prompt: a score may depend on all of them,
+    and their sizes may differ.
     """
 
-    name: str | None = None  # of the images; None: they are all that it takes
+    name: str | None = None  # of the images; None if there are no other inputs
     others: Mapping[str, Any] = field(default_factory=dict)
-    lay: Callable[[Tensor], Tensor] = lambda images: images  # from (n, C, H, W) to what forward takes
+    lay: Callable[[Tensor], Tensor] = lambda images: images  # from (n, C, H, W) to the layout of forward
     together: bool = False
 
     def of(self, images: Tensor) -> dict[str, Any]:
-        """Return all of it by name; the rest as copies, as some models change their input."""
+        """Return all arguments by name. Other tensors are cloned, as some models modify their input."""
         return {**self._each(Tensor.clone).others, str(self.name): self.lay(images)}
 
     def to(self, device: torch.device) -> "Inputs":
-        """Return the same on a device."""
+        """Return these inputs on a device."""
         return self._each(lambda one: one.to(device))
 
     def repeated(self, count: int) -> "Inputs":
-        """Return what goes with images each of which is there several times, one after the other."""
+        """Return the inputs for images that are each repeated `count` times in a row."""
         if count == 1 or not self.others:
             return self
 
@@ -56,10 +56,10 @@ ALONE = Inputs()
 
 
 def read_inputs(model: nn.Module, inputs: Any, image: str | None = None) -> tuple[Tensor, Inputs]:
-    """Find the images, (n, C, H, W), in what a forward is given by name; returns them and all that is given.
+    """Find the images, (n, C, H, W), among named arguments of forward; return them and the `Inputs`.
 
-    Unless `image` is their name, they are what Hugging Face calls so, or the only floating-point tensor with
-    two dimensions of space. Patches are put together to pictures, where it is known how these were cut.
+    Unless `image` names them, they have Hugging Face's name for images, or are the only floating-point tensor
+    with two spatial dimensions. Patches are joined to pictures if it is known how they were cut.
     """
     if not isinstance(inputs, Mapping):
         raise VitxError(f"inputs must be a mapping of names to tensors, found {type(inputs).__name__}")
@@ -76,14 +76,14 @@ def read_inputs(model: nn.Module, inputs: Any, image: str | None = None) -> tupl
 
 
 def inputs_in(model: Any, batch: Any) -> dict[str, Any] | None:
-    """Return what of a batch a forward takes by its names, but for labels; None: no more than images."""
+    """Return the entries of a batch that forward takes by name, without labels; None if at most one."""
     known = parameters_of(model.forward) if isinstance(batch, Mapping) else {}
     found = {key: one for key, one in batch.items() if key in known and _LABEL not in key} if known else {}
     return found if len(found) > 1 else None
 
 
 def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a function by their names; none where only torch or C knows them."""
+    """Return the parameters of a function by name; empty without a signature, as in C or TorchScript."""
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -113,26 +113,26 @@ def _said(inputs: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}: {kind(one)}" for name, one in inputs.items())
 
 
-# As SigLIP 2's processor calls the sizes of pictures, and Qwen's those of pictures and clips.
+# Names of the sizes of pictures in SigLIP 2's processor, and of pictures and clips in Qwen's.
 _SHAPES, _GRIDS = "spatial_shapes", ("image_grid_thw", "video_grid_thw")
 
 
 @dataclass(frozen=True, eq=False)
 class Patches:
-    """The way pictures are cut into patches.
+    """The layout of pictures that are cut into patches.
 
-    Where `padding`, (N, P), follows the patches of each picture, their channels come last. Where it is None,
-    the next picture's patches do, and channels come first.
+    With `padding`, each picture is (N, P): its patches, then padding; channels come last in a patch. Without,
+    the patches of all pictures are concatenated, and channels come first.
     """
 
-    grids: list[tuple[int, int]]  # rows and columns of each picture
+    grids: list[tuple[int, int]]  # rows and columns of patches in each picture
     side: int  # of a patch, in pixels
-    merged: int = 1  # as many patches, in each dimension, are merged later, and stand next to one another
-    copies: int = 1  # of each patch, as many as frames of a clip make up one
+    merged: int = 1  # patches in each dimension that the model merges later, stored next to each other
+    copies: int = 1  # of each patch: the number of frames that a patch of a clip spans
     padding: list[Tensor] | None = None
 
     def join(self, patches: Tensor) -> Tensor:
-        """Put pictures together, (n, C, H, W): smaller ones at the upper left."""
+        """Join patches to pictures, (n, C, H, W), with smaller pictures at the upper left."""
         channels = patches.shape[-1] // (self.side**2 * self.copies)
         sizes = [self.side * max(counts) for counts in zip(*self.grids, strict=True)]
         found = patches.new_zeros(len(self.grids), channels, *sizes)
@@ -165,10 +165,10 @@ class Patches:
 
 
 def patches_of(model: nn.Module, given: Tensor, others: Mapping[str, Any]) -> Patches | None:
-    """Find how a model of transformers takes pictures that its processor has cut; None: they are whole.
+    """Find how the processor of a transformers model cut pictures into patches; None if they are whole.
 
-    SigLIP 2 takes (n, N, P), with the `spatial_shapes` of the pictures; Qwen2-VL (N, P) of all pictures, with
-    `image_grid_thw`.
+    SigLIP 2 takes (n, N, P), with the `spatial_shapes` of the pictures. Qwen2-VL takes (N, P) for all
+    pictures together, with `image_grid_thw`.
     """
     name = next((one for one in (_SHAPES, *_GRIDS) if one in others), None)
     if name is None:
@@ -185,11 +185,11 @@ def patches_of(model: nn.Module, given: Tensor, others: Mapping[str, Any]) -> Pa
         elif name in _GRIDS and kind.startswith("qwen"):
             grids = [(rows, columns) for frames, rows, columns in sizes for _ in range(frames)]
             merged, copies = config.spatial_merge_size, config.temporal_patch_size
-            # Frames that differ are the channels of a picture.
+            # Different frames of a clip become channels of a picture.
             found = [Patches(grids, side, merged, number) for number in (copies, 1)]
         return next(one for one in found if torch.equal(one.cut(one.join(given)), given))
     except (RuntimeError, ValueError, TypeError, StopIteration):
-        pass  # they are not as many as it takes
+        pass  # the number of patches does not fit
     raise VitxError(
         f"how pixels of shape {tuple(given.shape)} with {name} {sizes} make up pictures is not known: give "
         "a model of SigLIP 2 or Qwen-VL what its own processor makes of pictures"

@@ -1,4 +1,4 @@
-"""Leave a model and the random number generators as they were."""
+"""Contexts that leave a model and the random number generators as they were."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,25 +9,25 @@ from torch import nn
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Run its block with the model in eval mode, and put everything back, whatever happens.
+    """Run the block with the model in eval mode, and restore everything afterwards, even after an error.
 
-    Everything is the train or eval flag of every module, buffers (values and identity), and the state of the
-    random number generators. Meanwhile no parameter requires a gradient.
+    This restores the training flag of every module, the buffers (values and identity), and the state of the
+    random number generators. Inside the block, no parameter requires a gradient.
     """
-    modules = list(model.modules())  # walked once, as that takes its time
-    # What torch.jit.freeze made has no flag: it is in eval mode for good.
+    modules = list(model.modules())  # listed once, as the traversal is slow
+    # Modules from torch.jit.freeze have no flag: they are always in eval mode.
     flags = [(module, module.training) for module in modules if hasattr(module, "training")]
     slots = [(module, dict(module._buffers)) for module in modules]
     buffers = [b for _, named in slots for b in named.values() if b is not None]
     copies = [(buffer, buffer.detach().clone()) for buffer in buffers]
     parameters = [p for module in modules for p in module._parameters.values() if p is not None]
-    # What was made under inference mode has no gradient anyway, and could not be put back.
+    # Inference tensors get no gradient anyway, and their requires_grad could not be restored.
     learning = [p for p in parameters if p.requires_grad and p.is_leaf and not p.is_inference()]
     with preserved_rng({tensor.device for tensor in (*parameters, *buffers)}):
         try:
             for module, flag in flags:
                 if flag:
-                    module.training = False  # not .eval(): it may be overridden, to keep blocks frozen
+                    module.training = False  # not .eval(), which may be overridden to keep blocks frozen
             for parameter in learning:
                 parameter.requires_grad = False
             yield
@@ -42,16 +42,16 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     module._buffers.clear()
                     module._buffers.update(named)
             with torch.no_grad():
-                for buffer, copy in copies:  # by value: BatchNorm and `.data` count no version up
+                for buffer, copy in copies:  # by value: BatchNorm and `.data` do not increment the version
                     if not torch.equal(buffer, copy):
                         buffer.copy_(copy)
 
 
 @contextmanager
 def without_autocast(device: torch.device) -> Iterator[None]:
-    """Run its block in the precision of its tensors: autocast is for forward passes.
+    """Run the block in the precision of its tensors, as autocast is meant for forward passes.
 
-    Left on, it would round a backward pass, and what is made of attention, to half precision.
+    It would round a backward pass, and everything computed from attention, to half precision.
     """
     kind = device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -61,11 +61,11 @@ def without_autocast(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def preserved_rng(used: set[torch.device]) -> Iterator[None]:
-    """Put the state of torch's generators back: the CPU's and those of the devices that are used."""
+    """Restore torch's generators after the block: that of the CPU and those of the devices in use."""
     devices = [device for device in used if device.type not in ("cpu", "meta", "mps")]
     kind = devices[0].type if devices else "cuda"
     indices = [device.index or 0 for device in devices if device.type == kind]
-    # fork_rng asks for a device's number, which Apple's generator does not take.
+    # fork_rng needs the index of a device, which the MPS generator does not have.
     apple = torch.mps.get_rng_state() if any(device.type == "mps" for device in used) else None
     with torch.random.fork_rng(indices, device_type=kind):
         try:

@@ -1,4 +1,4 @@
-"""The logit lens: what a model's own head makes of the tokens that each block puts out."""
+"""The logit lens: the model's own head, applied to the output tokens of each block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ _PARTS = ("blocks", "norm", "forward_head", "num_prefix_tokens")
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[tuple[Any, Tensor]]]:
-    """Keep the tokens that each block puts out, beside whose block it is, in the pass inside the context.
+    """Record the output tokens of each block, with the model that owns the block, inside the context.
 
-    For models laid out as timm's Vision Transformers are: `blocks`, `norm` and `forward_head`.
+    This works for models with the layout of timm's Vision Transformers: `blocks`, `norm`, `forward_head`.
     """
     owners: list[Any] = [one for one in model.modules() if all(hasattr(one, part) for part in _PARTS)]
     if not owners:
@@ -31,7 +31,7 @@ def watched(model: nn.Module) -> Iterator[list[tuple[Any, Tensor]]]:
         if module in owner_of:
             seen.append((owner_of[module], output))
 
-    handle = register_module_forward_hook(keep)  # of all modules, so that the model itself gets none
+    handle = register_module_forward_hook(keep)  # a global hook, so that the model itself gets none
     try:
         yield seen
     finally:
@@ -39,9 +39,9 @@ def watched(model: nn.Module) -> Iterator[list[tuple[Any, Tensor]]]:
 
 
 def layer_logits(owner: Any, tokens: Tensor) -> Tensor:
-    """Return the logits of a layer, (B, classes): the head on the mean of its tokens, behind the final norm.
+    """Return the logits of a layer, (B, classes): the final norm and the head on the mean of its tokens.
 
-    All tokens take the place of the mean, so it does not matter which of them the head pools.
+    The mean takes the place of every token, so it does not matter which of them the head pools.
     """
     mean = tokens.mean(1, keepdim=True).expand(-1, owner.num_prefix_tokens + 1, -1)
     logits: Tensor = owner.forward_head(owner.norm(mean))

@@ -1,4 +1,4 @@
-"""Models by one name: of timm, of Hugging Face, of open_clip, or of one's own code."""
+"""Models loaded by name, from timm, Hugging Face, open_clip or the user's own code."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,8 +20,8 @@ _OPEN_CLIP = "open_clip:"
 _HUB = "hf-hub:"
 _FOLDER = "local-dir:"
 _CLASSES = "classifies images or clips"
-_BARE = "AutoModel"  # loads a model as it was saved without a head
-_SAVED = {  # what loads models of objects and segments, and what tells which these are
+_BARE = "AutoModel"  # loads models without a task head
+_SAVED = {  # auto classes, and the mapping from configs to models that each of them uses
     "AutoModelForObjectDetection": "MODEL_FOR_OBJECT_DETECTION_MAPPING",
     "AutoModelForSemanticSegmentation": "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING",
     "AutoModelForUniversalSegmentation": "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING",
@@ -31,11 +31,11 @@ _SAVED = {  # what loads models of objects and segments, and what tells which th
 
 
 class Loaded(NamedTuple):
-    """A model with what comes with it."""
+    """A loaded model, with its preprocessing, class names and tokenizer."""
 
     model: nn.Module
-    prepare: Preprocessing | None = None  # what makes its images
-    names: tuple[str, ...] | None = None  # of its classes; () where it was saved without a head
+    prepare: Preprocessing | None = None  # None if it is to be derived from the model
+    names: tuple[str, ...] | None = None  # of its classes; () if it was saved without a head
     tokenizer: Any = None
 
 
@@ -49,17 +49,17 @@ def load_named(
     texts: bool = False,
     classes: bool = True,
 ) -> Loaded:
-    """Load a model by its name, with the weights of a file, or those that it comes with.
+    """Load a model by name, with weights from a file or its own pretrained weights.
 
     Args:
-        name: of timm (`vit_base_patch16_224`); `hf-hub:owner/name`, or a folder, of transformers, timm or
-            open_clip; `open_clip:ViT-B-32`; or `package.module:name`, a class or a function of one's own.
-        weights: the file.
-        options: arguments for timm, or for one's own class or function.
-        of_timm: further arguments, for timm alone.
-        trust: load also what runs code.
-        texts: the model is to compare images with texts.
-        classes: the model is to tell classes apart, and not only to have features.
+        name: a name in timm (`vit_base_patch16_224`); `hf-hub:owner/name` or a folder, for transformers, timm
+            or open_clip; `open_clip:ViT-B-32`; or `package.module:name`, the user's own class or function.
+        weights: the file of weights; None for the pretrained weights.
+        options: arguments for timm, or for the user's own class or function.
+        of_timm: further arguments for timm only.
+        trust: also load models and files that run code.
+        texts: require a model that compares images with texts.
+        classes: require a model with classes; otherwise features are enough.
     """
     name = name.replace("hf_hub:", _HUB, 1)
     if Path(name).is_file():
@@ -98,7 +98,7 @@ def load_named(
 
 
 def _kind(place: str, texts: bool) -> str:
-    """Return which library made a folder, or a model on the hub, by the settings that lie in it."""
+    """Return the library of a folder, or of a model on the hub, according to its configuration files."""
     config = read_config(place, "config.json")
     if "model_type" in config or "auto_map" in config:
         return "transformers"
@@ -109,7 +109,7 @@ def _kind(place: str, texts: bool) -> str:
 
 
 def load_open_clip(name: str, weights: Path | None, trust: bool = False) -> Loaded:
-    """Make a model of open_clip with the weights of a file, or those of a name as `hf-hub:org/model`."""
+    """Load an open_clip model, with weights from a file or those of a name such as `hf-hub:org/model`."""
     try:
         import open_clip
     except ImportError as error:
@@ -129,10 +129,10 @@ def load_open_clip(name: str, weights: Path | None, trust: bool = False) -> Load
 
 
 def load_hugging_face(name: str, trust: bool = False, *, texts: bool = False, classes: bool = True) -> Loaded:
-    """Load a model of transformers from a folder or the hub.
+    """Load a transformers model from a folder or the hub.
 
-    It classifies, finds objects or segments; or compares images with `texts`. Unless it is to tell `classes`
-    apart, features of images are enough.
+    The model classifies, detects objects or segments; with `texts`, it compares images with texts. Without
+    `classes`, a model that outputs features of images is enough.
     """
     with _reached(name):
         if texts:
@@ -160,14 +160,14 @@ def load_hugging_face(name: str, trust: bool = False, *, texts: bool = False, cl
 
 
 def load_answering(name: str, trust: bool = False) -> tuple[nn.Module, Any]:
-    """Load a model that answers prompts about pictures, and its processor, as `load_hugging_face`."""
+    """Load a model that answers prompts about pictures, and its processor, from a folder or the hub."""
     with _reached(name):
         model = _pretrained("AutoModelForImageTextToText", "answers prompts about pictures", name, trust)
         return model, _pretrained("AutoProcessor", "has a processor", name, trust)
 
 
 def read_config(name: str, file: str) -> dict[str, Any]:
-    """Read a file of settings of a folder, or of a model on the hub; empty where there is no such file."""
+    """Read a JSON file from a folder or from a model on the hub; empty if there is no such file."""
     path = Path(name, file) if Path(name).is_dir() else _downloaded(name, file)
     with failure(f"{path} could not be read"):
         read = json.loads(path.read_text("utf-8")) if path is not None and path.is_file() else {}
@@ -191,7 +191,7 @@ def _downloaded(name: str, file: str) -> Path | None:
 
 @contextmanager
 def _reached(name: str) -> Iterator[None]:
-    """Load from a folder, or from the hub, and say where that does not answer."""
+    """Run the block, which loads from a folder or the hub, and report if the hub does not answer."""
     with nullcontext(True) if Path(name).is_dir() else hub() as answers:
         try:
             yield
@@ -205,7 +205,7 @@ def _reached(name: str) -> Iterator[None]:
 
 
 def _pretrained(kind: str, what: str, name: str, trust: bool) -> Any:
-    """Load something of a kind of transformers, all of whose tensors are there."""
+    """Load with an auto class of transformers; raise a VitxError if a model lacks tensors."""
     try:
         import transformers
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Ask once whether the hub of Hugging Face answers: its client would try for a minute."""
+"""A single check whether the Hugging Face hub answers, as its client would retry for a minute."""
 
 import threading
 from collections.abc import Iterator
@@ -7,18 +7,18 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def hub() -> Iterator[bool]:
-    """Run the block with the hub, or with the cache of this machine; yield whether the hub answers."""
+    """Run the block with the hub if it answers, else with the local cache; yield whether it answers."""
     from huggingface_hub import constants, get_session
 
     answered = threading.Event()
-    patience = constants.HF_HUB_ETAG_TIMEOUT  # as long as the client waits: a slow hub is a hub
+    patience = constants.HF_HUB_ETAG_TIMEOUT  # as long as the client waits, so that a slow hub counts
 
     def ask() -> None:
-        with suppress(Exception):  # each version of the client has its own
+        with suppress(Exception):  # each version of the client raises its own errors
             get_session().head(constants.ENDPOINT, timeout=patience)
             answered.set()
 
-    # In a thread: to look up the name alone may take half a minute, and cannot be stopped.
+    # In a thread, as the DNS lookup alone may take half a minute and cannot be interrupted.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(patience)

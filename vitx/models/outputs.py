@@ -1,11 +1,11 @@
-"""Outputs of a model: their parts, and their kind, as the labels tell."""
+"""Outputs of a model: their parts, and their kind, inferred from the labels."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-# Shares are numbers in [0, 1]: a sigmoid makes them of the logits.
+# Shares are numbers in [0, 1], computed from the logits by a sigmoid.
 Kind = Literal["class", "classes", "numbers", "shares", "features"]
 _QUERIES = ("class_queries_logits", "masks_queries_logits"), ("logits", "pred_masks")
 
@@ -13,16 +13,16 @@ _QUERIES = ("class_queries_logits", "masks_queries_logits"), ("logits", "pred_ma
 def kind_of(
     logits: Tensor, labels: Tensor | None, widths: range | None = None, declared: frozenset[int] = frozenset()
 ) -> Kind:
-    """Tell what an output is.
+    """Return the kind of an output.
 
-    One "class" of several for each image, also by one logit; any number of "classes" (multi-label);
-    "numbers" (regression); or "features".
+    It is "class" for one class per image, also if a single logit decides between two; "classes" for any
+    number of them (multi-label); "numbers" for regression; or "features".
 
     Args:
-        logits: (B, ...), what the model put out.
-        labels: (B, ...), or None: then it is taken for scores of classes. Whole numbers below 0 are none.
-        widths: how many outputs fit the classes of the data set; None if these are not known.
-        declared: how many classes a part of the model declares: an output of that width is of classes.
+        logits: (B, ...), the output of the model.
+        labels: (B, ...); if None, the output is taken for class scores. Labels below 0 are ignored.
+        widths: the plausible numbers of outputs, given the data set; None if they are unknown.
+        declared: the numbers of classes that parts of the model declare; such an output is of classes.
 
     Example:
         >>> import torch
@@ -56,7 +56,7 @@ def kind_of(
 
 
 def told_apart(kind: Kind, width: int, labels: Tensor | None) -> Kind:
-    """Tell yes and no from shares, which a loss may take alike: some true shares lie between 0 and 1."""
+    """Distinguish binary labels from shares, which the same loss may take: only shares lie in (0, 1)."""
     if labels is None or kind not in ("class", "shares"):
         return kind
     if kind == "shares":
@@ -66,7 +66,7 @@ def told_apart(kind: Kind, width: int, labels: Tensor | None) -> Kind:
 
 
 def declared_classes(model: nn.Module) -> Iterator[int]:
-    """Yield the numbers of classes that parts of a model declare, as timm's and Hugging Face's do."""
+    """Yield the number of classes that each part of a model declares, as in timm and Hugging Face."""
     for module in model.modules():
         config = getattr(module, "config", None)
         for count in (getattr(module, "num_classes", None), getattr(config, "num_labels", None)):
@@ -75,17 +75,17 @@ def declared_classes(model: nn.Module) -> Iterator[int]:
 
 
 def known(labels: Tensor) -> Tensor:
-    """Return which labels of classes say something: NaN and what is below 0 stand for none."""
+    """Return a mask of the labels that are present: NaN and values below 0 mean that there is none."""
     return labels >= 0
 
 
 def beyond(labels: Tensor | None, outputs: int) -> bool:
-    """Return whether some labels, (B,), name a class that several outputs have not."""
+    """Return whether some label, (B,), is too large for the outputs; a single output takes any."""
     return labels is not None and labels.ndim == 1 and 1 < outputs <= int(labels.max())
 
 
 def _yes_or_no(labels: Tensor) -> bool:
-    """Return whether all labels that say something are 0 or 1."""
+    """Return whether all labels that are present are 0 or 1."""
     return _binary(labels[known(labels)])
 
 
@@ -94,14 +94,14 @@ def _binary(labels: Tensor) -> bool:
 
 
 def part(output: Any, *names: str) -> Tensor | None:
-    """Return the tensor of the first of these names in an output object; None where there is none."""
+    """Return the first tensor that an output holds under one of these names; None if there is none."""
     keyed = isinstance(output, Mapping)
     held = (output.get(name) if keyed else getattr(output, name, None) for name in names)
     return next((one for one in held if isinstance(one, Tensor)), None)
 
 
 def mask_queries(output: Any) -> tuple[Tensor, Tensor] | None:
-    """Return the classes, (B, Q, classes and none), and the masks, (B, Q, h, w), of mask queries."""
+    """Return the logits, (B, Q, classes and "none"), and the masks, (B, Q, h, w), of mask queries."""
     for names in _QUERIES:
         classes, masks = (part(output, name) for name in names)
         if classes is not None and masks is not None:
@@ -110,7 +110,7 @@ def mask_queries(output: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def main(output: Any) -> Tensor | None:
-    """Return what is scored: the output itself, its logits, or the first tensor in it."""
+    """Return the tensor to score: the output itself, its logits, or the first tensor in it; else None."""
     if isinstance(output, Tensor):
         return output
     if (found := part(output, "logits", "out")) is not None:
@@ -118,11 +118,11 @@ def main(output: Any) -> Tensor | None:
     if not isinstance(output, (Mapping, tuple, list)):
         return None
     parts = output.values() if isinstance(output, Mapping) else output
-    return next((one for one in parts if isinstance(one, Tensor) and one.ndim), None)  # a loss has none
+    return next((one for one in parts if isinstance(one, Tensor) and one.ndim), None)  # a loss is a scalar
 
 
 def described(output: Any) -> str:
-    """Say what an output is, and which target fits."""
+    """Describe an output, and suggest a target that fits."""
     if (queries := mask_queries(output)) is not None:
         classes, masks = (tuple(one.shape) for one in queries)
         return f"the output is mask queries, classes {classes} and masks {masks}: use vitx.targets.region"

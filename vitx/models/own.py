@@ -1,4 +1,4 @@
-"""Models of one's own code: LightningModules from checkpoints, and what a function or class makes."""
+"""Models from the user's own classes and functions, including LightningModules from checkpoints."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,13 +17,13 @@ from vitx.models.checkpoints import fill, read_weights, refuse_code, without_pre
 
 @contextmanager
 def working_folder() -> Iterator[None]:
-    """Find also what lies in the current folder, where people keep their modules, as `python -m` does."""
+    """Make modules in the current folder importable inside the block, as `python -m` does."""
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
         yield
     finally:
-        with suppress(ValueError):  # what was imported may have changed it, too
+        with suppress(ValueError):  # imported code may have changed it, too
             sys.path.remove(folder)
 
 
@@ -31,9 +31,9 @@ def working_folder() -> Iterator[None]:
 def load_own(
     path: str, weights: Path | None = None, options: Mapping[str, Any] | None = None, trust: bool = False
 ) -> nn.Module:
-    """Make a model by a class or a function of one's own, also from the current folder.
+    """Make a model with the user's own class or function, which may be in the current folder.
 
-    A LightningModule is loaded from a checkpoint of Lightning; the options go before those that it remembers.
+    A LightningModule is loaded from its checkpoint; `options` override the hyperparameters saved there.
     """
     if weights is not None and not weights.is_file():
         raise VitxError(f"there is no weights file {weights}")
@@ -49,18 +49,18 @@ def load_own(
 
 
 def _of_lightning(weights: Path) -> bool:
-    """Tell a checkpoint of Lightning, also one that cannot be read, from a file of weights alone."""
+    """Return whether a file is a Lightning checkpoint, not plain weights; True if it cannot be read."""
     if weights.suffix == ".safetensors":
         return False
     try:
         kept = torch.load(weights, map_location="meta", weights_only=True)
-    except Exception:  # it runs code, or each format has its own kinds
+    except Exception:  # it would run code, or its format raises errors of its own
         return True
     return isinstance(kept, Mapping) and "pytorch-lightning_version" in kept
 
 
 def made(value: Any) -> Any:
-    """Make what is described as `{"class_path": ..., "init_args": {...}}`, at any depth of a value.
+    """Instantiate all `{"class_path": ..., "init_args": {...}}` in a value, at any depth.
 
     Example:
         >>> made({"n": 1, "pool": {"class_path": "torch.nn.MaxPool1d", "init_args": {"kernel_size": 2}}})["n"]
@@ -87,16 +87,16 @@ def _call(path: str, options: Mapping[str, Any]) -> Any:
 def _from_checkpoint(
     found: Any, path: str, checkpoint: Path, options: Mapping[str, Any], trust: bool
 ) -> nn.Module:
-    """Load a LightningModule."""
+    """Load a LightningModule from its checkpoint."""
     try:
         if "weights_only" in signature(found.load_from_checkpoint).parameters:
             options = {**options, "weights_only": not trust}
-        elif not trust:  # an older Lightning runs any code: this raises first
+        elif not trust:  # an older Lightning would run any code: this raises first
             torch.load(checkpoint, map_location="meta", weights_only=True)
         module: nn.Module = found.load_from_checkpoint(checkpoint, map_location="cpu", **options)
     except VitxError:
         raise
-    except Exception as error:  # whatever the class does as it is made
+    except Exception as error:  # the constructor may raise anything
         if not trust:
             refuse_code(checkpoint)
         said = in_words(error)
@@ -106,7 +106,7 @@ def _from_checkpoint(
 
 
 def _resolved(path: str) -> Any:
-    """Return what `package.module:name` or `package.module.name` names."""
+    """Return the object that `package.module:name` or `package.module.name` refers to."""
     if not path.replace(":", ".").strip(".").count("."):
         raise VitxError(f"{path!r} names no class or function: write package.module:name")
     try:

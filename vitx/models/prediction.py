@@ -1,4 +1,4 @@
-"""Logits of a model for images, and the scores in them that a target means."""
+"""Logits of a model for images, and the scores that a target selects from them."""
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from vitx.models.outputs import described, part
 
 MadeLast = Callable[[Sequence[Tensor]], Tensor | None]
 Target = int | Sequence[int] | Tensor | Callable[[Tensor], Tensor] | None
-# What Hugging Face's models call what their last part puts out.
+# Names of the final output in Hugging Face models.
 _LOGITS = "logits", "logits_per_image", "image_embeds", "pooler_output", "last_hidden_state"
 _BATCHED = ": add a batch dimension with images[None]"
 _INPUTS = 'give all by inputs={{"{}": ..., "{}": ...}}'
@@ -30,13 +30,13 @@ _CHOOSE = (
 
 
 def check_model(model: Any) -> None:
-    """Raise a VitxError unless it is a module of torch."""
+    """Raise a VitxError unless the model is a torch.nn.Module."""
     if not isinstance(model, nn.Module):
         raise VitxError(f"the model must be a torch.nn.Module, found {type(model).__name__}")
 
 
 def check_images(model: nn.Module, images: Any) -> None:
-    """Raise a VitxError unless the model can take the images, as far as one can tell from outside."""
+    """Raise a VitxError if the shape, dtype or device of the images does not fit the model."""
     check_model(model)
     if not isinstance(images, Tensor):
         raise VitxError(f"images must be a tensor (B, C, H, W), found {type(images).__name__}")
@@ -67,7 +67,7 @@ def predict(model: nn.Module, images: Tensor, inputs: Inputs = ALONE) -> Tensor:
 def read_logits(
     output: Any, images: Tensor, made_last: MadeLast | None = None, inputs: Inputs = ALONE
 ) -> Tensor:
-    """Return the logits, (B, ...), in an output; `made_last` tells which tensor was made of all others."""
+    """Return the logits, (B, ...), in an output; `made_last` picks the tensor that depends on the others."""
     logits = _logits(output, len(images), made_last)
     if logits.ndim in (1, 2) and len(logits) != len(images) and not inputs.together:
         hint = _BATCHED if images.ndim == 3 else ": wrap it so that it puts out one row for each"
@@ -79,9 +79,9 @@ def read_logits(
 
 
 def _precision(model: Any) -> Any:
-    """Return the precision of a model that Lightning's Fabric wraps; None where it does not.
+    """Return the precision of a model wrapped by Lightning Fabric; None for other models.
 
-    The wrapper lets nobody else go backwards from its output, so what is in it is called in its place.
+    The wrapper blocks a backward pass that others start from its output, so the inner module is called.
     """
     wrapped = type(model).__module__ in ("lightning.fabric.wrappers", "lightning_fabric.wrappers")
     return model._strategy.precision if wrapped else None
@@ -103,14 +103,14 @@ def forward(model: Any, images: Tensor, inputs: Inputs = ALONE) -> Any:
 
 @contextmanager
 def refusals(images: Tensor, inputs: Inputs, reason: str | None = None) -> Iterator[None]:
-    """Say in a sentence why its block refuses these images: the reason, if it is known before."""
+    """Turn an error of the block into a VitxError that says why these images were refused, or `reason`."""
     try:
         yield
     except VitxError:
         raise
     except Exception as error:
         said = str(error).split("\n")[0]
-        # timm and torchvision assert, Hugging Face raises ValueErrors; the rest is left to torch.
+        # timm and torchvision assert, Hugging Face raises ValueErrors; other errors are left unchanged.
         about_size = "channels" in said or "size of tensor" in said or "cannot be multiplied" in said
         kinds = (AssertionError, ValueError, *((TypeError, RuntimeError) if inputs.name else ()))
         told = isinstance(error, kinds) or (about_size and isinstance(error, RuntimeError))
@@ -124,7 +124,7 @@ def refusals(images: Tensor, inputs: Inputs, reason: str | None = None) -> Itera
 
 
 def _asked(model: Any) -> list[str]:
-    """Return the names of what the model takes, or raise a VitxError if it must have more than images."""
+    """Return the parameter names of forward; raise a VitxError if it requires more than images."""
     asked = [
         p for p in parameters_of(model.forward).values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
@@ -140,7 +140,7 @@ def _asked(model: Any) -> list[str]:
 
 
 def _logits(output: Any, batch: int, made_last: MadeLast | None) -> Tensor:
-    """Find the logits in what a model returns: what is called so, else the only scores, or the last made."""
+    """Find the logits in an output: by name, else the only scores, else the scores computed last."""
     if isinstance(output, Tensor):
         return output
     if (found := part(output, *_LOGITS)) is not None:
@@ -168,15 +168,15 @@ def _logits(output: Any, batch: int, made_last: MadeLast | None) -> Tensor:
 
 
 def target_classes(target: Target, logits: Tensor) -> Tensor | None:
-    """Return the class that is meant in each image, (B,); None where the target is a function.
+    """Return the target class of each image, (B,); None if the target is a function.
 
-    One logit tells two classes apart: 1 where it is above 0, else 0.
+    A single logit distinguishes two classes: 1 if it is above 0, else 0.
     """
     if callable(target) and not isinstance(target, Tensor):
         return None
     if logits.ndim not in (1, 2):
         if target is None:
-            return None  # methods without a class need none; the others complain in `scores`
+            return None  # methods without a class need none; for the others, `scores` raises
         raise _no_classes(logits)
     single = _single(logits)
     batch, classes = len(logits), 2 if single is not None else logits.shape[1]
@@ -196,12 +196,12 @@ def _no_classes(logits: Tensor) -> VitxError:
 
 
 def _single(logits: Tensor) -> Tensor | None:
-    """Return the logit of each image, (B,), where there is but one."""
+    """Return the logit of each image, (B,), if there is a single one; else None."""
     return logits.flatten() if logits.shape[1:] in ((), (1,)) else None
 
 
 def _whole_numbers(target: Any, batch: int) -> list[int]:
-    """Read a class, which is that of all images, or a list of classes from a sequence or a tensor."""
+    """Return a list of classes, from one class for all images, a sequence or a tensor."""
     if isinstance(target, Tensor) or type(target).__module__ == "numpy":
         target = target.tolist()
     try:
@@ -216,7 +216,7 @@ def _whole_numbers(target: Any, batch: int) -> list[int]:
 
 
 def difference(target: int, other: int) -> Callable[[Tensor], Tensor]:
-    """Return the target function that asks why one class and not another: the difference of their scores.
+    """Return a target function that contrasts two classes: the difference of their scores.
 
     Example:
         >>> difference(2, 0)(torch.tensor([[1.0, 2.0, 5.0]]))
@@ -231,9 +231,9 @@ def difference(target: int, other: int) -> Callable[[Tensor], Tensor]:
 
 
 def scores(target: Target, logits: Tensor, classes: Tensor | None) -> Tensor:
-    """Return the score of each image, (B,): the logit of its class, or what the target function says.
+    """Return the score of each image, (B,): the logit of its class, or the value of the target function.
 
-    Of one logit, it is the logit for class 1, and minus the logit for class 0.
+    With a single logit, the score is this logit for class 1, and its negative for class 0.
     """
     if classes is not None:
         if (single := _single(logits)) is not None:
