@@ -1,11 +1,11 @@
-"""What a firing of the callback costs, in training steps of the same model on the same machine.
+"""The cost of a firing of the callback, in training steps of the same model on the same machine.
 
     python benchmarks/callback_cost.py
     python benchmarks/callback_cost.py --batch 64 --shown 8 --faithfulness --steps 4
 
 Trains a DeiT-Tiny with AdamW on batches of 8 random images of 224 x 224 pixels; after each step, the
 callback explains as many images by both methods, draws the grid and writes it to TensorBoard. Steps and
-firings alternate, so that a machine that grows slower does so for both; all times are medians.
+firings alternate, so that a machine that slows down does so for both; all times are medians.
 """
 
 import argparse
@@ -41,7 +41,7 @@ Seconds = dict[str, list[float]]
 
 
 class Classifier(pl.LightningModule):
-    """What is trained."""
+    """The model to train."""
 
     def __init__(self, model_name: str) -> None:
         super().__init__()
@@ -57,44 +57,44 @@ class Classifier(pl.LightningModule):
         return F.cross_entropy(self(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW."""
+        """Return AdamW."""
         return torch.optim.AdamW(self.parameters(), lr=1e-4)
 
 
 class Watch(pl.Callback):
-    """Stop the time from the start of a step, or from another watch, to its own place in the list."""
+    """A callback that times from the start of a step, or from another watch, to its own turn."""
 
     def __init__(self, seconds: list[float], since: "Watch | None" = None) -> None:
         self.seconds, self.since = seconds, since
         self.at = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Start."""
+        """Start timing."""
         self.at = time.perf_counter()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Stop."""
+        """Stop timing, and record the seconds."""
         now = time.perf_counter()
         self.seconds.append(now - (self.since or self).at)
         self.at = now
 
 
 class FiringWatch(Watch):
-    """Also closes the sums of the parts of a firing, some of which are called for a part of the images."""
+    """A watch that also records the time of each part of a firing, summed over all its calls."""
 
     def __init__(self, seconds: Seconds, sums: dict[str, float], since: Watch) -> None:
         super().__init__(seconds["firing"], since)
         self.all, self.sums = seconds, sums
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Stop."""
+        """Stop timing, and record the seconds."""
         super().on_train_batch_end()
         for name in PARTS:
             self.all[name].append(self.sums.pop(name, 0.0))
 
 
 def timed(function: Callable[..., Any], name: str, sums: dict[str, float]) -> Callable[..., Any]:
-    """Add up how long the calls take."""
+    """Wrap a function so that the seconds of its calls are summed."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -107,7 +107,7 @@ def timed(function: Callable[..., Any], name: str, sums: dict[str, float]) -> Ca
 
 
 def measure(model_name: str, batch: int, size: int, steps: int, **watched: Any) -> Seconds:
-    """Return the seconds of each step, firing, and part of a firing; `watched`: options of the callback."""
+    """Return the seconds of each step, firing, and part of one; `watched` are options of the callback."""
     seconds: Seconds = defaultdict(list)
     images, labels = torch.randn(batch, 3, size, size), torch.arange(batch)
     data = DataLoader(TensorDataset(images, labels), batch_size=batch)

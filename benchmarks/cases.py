@@ -1,4 +1,4 @@
-"""Who is measured, on which models and images."""
+"""The contenders whose cost is measured, and the models and images for it."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,29 +13,29 @@ import vitx
 
 
 def forward(model: nn.Module, images: Tensor) -> Any:
-    """The baseline."""
+    """Run a forward pass, the baseline."""
     with torch.no_grad():
         return model(images)
 
 
 def kept(model: nn.Module, images: Tensor) -> Any:
-    """A forward pass of which autograd keeps what a backward pass would need."""
+    """Run a forward pass in which autograd keeps what a backward pass would need."""
     return model(images)
 
 
 def backward(model: nn.Module, images: Tensor) -> Any:
-    """The least that anything with gradients can cost; the weights get none."""
+    """Run forward and backward, the least cost of anything with gradients. The weights get none."""
     pixels = images.clone().requires_grad_()
     return torch.autograd.grad(model(pixels).amax(1).sum(), pixels)
 
 
 def explained(method: str, options: dict[str, Any], model: nn.Module, images: Tensor) -> Any:
-    """What is to be compared."""
+    """Explain by a method of vitx."""
     return vitx.explain(model, images, method, **options)
 
 
 def explain_by(explain: Peer, method: str, model: nn.Module, images: Tensor) -> Any:
-    """The same by another version of vitx."""
+    """Explain by another version of vitx."""
     return explain(model, images, method)
 
 
@@ -52,7 +52,7 @@ VARIANTS: dict[str, Peer] = {
 }
 TIMED: dict[str, Peer] = {**VITX, BACKWARD: backward, **PEERS}
 RUNS: dict[str, Peer] = {FORWARD: forward, KEPT: kept, **TIMED, **VARIANTS}
-CLOSE = {FORWARD, KEPT, BACKWARD, *VITX}  # in memory; peers need a multiple
+CLOSE = {FORWARD, KEPT, BACKWARD, *VITX}  # similar in memory; peers need several times as much
 WITHOUT_CLASS = {
     *("vitx rollout", "dense rollout, hooked", "hooked row", "fast-vit-rollout", "torchxai-explain, rollout")
 }
@@ -64,14 +64,14 @@ class Case:
     """A model and images.
 
     Attributes:
-        model: of timm.
-        batch: images.
+        model: its name in timm.
+        batch: the number of images.
         size: their height and width.
-        options: of the model.
-        dtype: of weights and images.
-        variants: whether vitx is measured with its options, too.
-        memory: whether memory is measured, too.
-        every: only one in so many rounds, as a round takes longer.
+        options: options of the model.
+        dtype: the type of weights and images.
+        variants: whether vitx is also measured with its options.
+        memory: whether memory is also measured.
+        every: the number by which rounds are divided, as each takes longer.
         sized: whether the model is built for one size of images.
     """
 
@@ -87,7 +87,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """A heading."""
+        """The heading of this case."""
         dtype = "" if self.dtype == "float32" else f", {self.dtype}"
         return f"{self.model}, {self.batch} × {self.size} px{dtype}"
 

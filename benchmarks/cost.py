@@ -1,12 +1,12 @@
-"""What an explanation costs, over the plain forward pass of the same model, and beside what others use.
+"""The cost of an explanation, relative to the forward pass of the same model and next to alternatives.
 
     pip install -e ".[bench]"
     python benchmarks/cost.py
 
-Times are ratios: all contenders run in turn, round after round in rotating order, and each is divided by
-the forward pass of its own round; tables show the median and the quartiles. Memory is the peak of one call
-over what its process held before, less the same of the forward pass; on a CPU, each call has a fresh
-process. Weights are random. A peer that is missing or fails is shown with its error.
+Times are ratios: all contenders run in turn, round after round in rotating order, and each time is divided
+by that of the forward pass in the same round. Tables show the median and the quartiles. Memory is the peak of
+one call beyond what its process held before, minus the same for the forward pass. On a CPU, each call runs in
+a fresh process. Weights are random. A peer that is missing or fails is shown with its error.
 """
 
 import argparse
@@ -49,14 +49,14 @@ from other_version import explain_of
 from peers import PACKAGES, PEERS
 from showing import Panel, Row, case_table, draw, megabytes, memory_panel, table, time_panel
 
-ALONE = "_alone"  # the hidden command of a fresh process
+ALONE = "_alone"  # the hidden command that runs in a fresh process
 PROCESSES = 5
 ROLLOUT, GRAD_ROLLOUT, EVIDENCE = VITX
-BESIDE: dict[str, tuple[str, Path]] = {}  # of another version: what it is here, and where that is
+BESIDE: dict[str, tuple[str, Path]] = {}  # methods of another version: the name in this one, its folder
 
 
 def set_beside(folder: Path) -> None:
-    """Let the methods of another version of vitx take part."""
+    """Add the methods of another version of vitx to the contenders."""
     explain = explain_of(folder)
     for name in VITX:
         title = f"{name}, {folder.name}"
@@ -65,9 +65,9 @@ def set_beside(folder: Path) -> None:
 
 
 def alone(case: dict[str, Any], run: str, threads: int) -> dict[str, Any]:
-    """Make one call, in what is a fresh process, and return the memory and the time that it takes."""
+    """Make one call in this fresh process, and return the memory and the time that it takes."""
     torch.set_num_threads(threads)
-    with suppress(Exception):  # so that nothing is imported in the call that counts
+    with suppress(Exception):  # a warm-up, so that the measured call imports nothing
         RUNS[run](*Case("test_vit", 1, 160).build("cpu"))
     model, images = Case(**case).build("cpu")
     begin = time.perf_counter()
@@ -79,14 +79,14 @@ def alone(case: dict[str, Any], run: str, threads: int) -> dict[str, Any]:
 
 
 def in_fresh_process(case: Case, run: str) -> dict[str, Any]:
-    """Return what `alone` finds there."""
+    """Run `alone` in a fresh process, and return its result."""
     name, folder = BESIDE.get(run, (run, None))
     spec = {"case": asdict(case), "run": name, "threads": torch.get_num_threads()}
     return fresh_process(str(Path(__file__).resolve()), ALONE, json.dumps(spec), path=folder)
 
 
 def in_fresh_processes(case: Case, run: str) -> int | str:
-    """Return the bytes that a call needs, or its error: the median, where a few megabytes matter."""
+    """Return the bytes that a call needs, or its error; the median of runs if a few megabytes matter."""
     grown = []
     for _ in range(PROCESSES if run in CLOSE | set(BESIDE) else 1):
         found = in_fresh_process(case, run)
@@ -111,14 +111,14 @@ def growths(case: Case, runs: Iterable[str], device: str) -> dict[str, int | str
 
 
 def over(value: int | str, base: int | str) -> int | str:
-    """Subtract, unless one of them is an error."""
+    """Return the difference, or the error if there is one."""
     if isinstance(value, int) and isinstance(base, int):
         return value - base
     return value if isinstance(value, str) else base
 
 
 def measure(case: Case, rounds: int, device: str) -> tuple[float, dict[str, Row]]:
-    """Return the seconds of the forward pass, and what was found out about each contender."""
+    """Return the seconds of the forward pass, and the measurements of each contender."""
     model, images = case.build(device)
     runs = {FORWARD: RUNS[FORWARD], **VITX, **(VARIANTS if case.variants else {}), **TIMED}
     runs |= {name: RUNS[name] for name in BESIDE}
@@ -148,7 +148,7 @@ def case_part(case: Case, rounds: int, device: str, panels: list[Panel] | None) 
 
 
 def depth_part(depths: Iterable[int]) -> str:
-    """Return the section on what grows with the number of layers."""
+    """Return the section on peak memory by the number of layers."""
     pairs = {
         "rollout over forward": (ROLLOUT, FORWARD),
         "rollout over forward kept by autograd": (ROLLOUT, KEPT),
@@ -168,7 +168,7 @@ def depth_part(depths: Iterable[int]) -> str:
 
 
 def large_part() -> str:
-    """Return the section on many tokens."""
+    """Return the section on a model with many tokens."""
     lines = []
     for run in (FORWARD, ROLLOUT):
         found = in_fresh_process(LARGE, run)
@@ -190,7 +190,7 @@ def import_part(rounds: int) -> str:
 
 
 def machine(device: str) -> str:
-    """Return versions and hardware in a line."""
+    """Return versions and hardware in one line."""
     if device == "cuda":
         where = str(torch.cuda.get_device_name())
     else:
@@ -212,7 +212,7 @@ def processor() -> str:
 
 
 def parts(options: argparse.Namespace, panels: list[Panel]) -> dict[str, Callable[[], str]]:
-    """Return what can be measured on the device, by its name."""
+    """Return the functions that measure each section on the device, by name."""
     device, rounds = options.device, options.rounds
     cases = CPU_CASES if device == "cpu" else CUDA_CASES
     plotted = (QUICK if options.quick else PLOTTED)[device]
@@ -273,7 +273,7 @@ def main() -> None:
 
 
 def groups() -> dict[str, dict[str, str]]:
-    """Return the kind of each contender in the plot, under the headings there."""
+    """Return the kind of each contender in the plot, by heading and name."""
     kinds = {name: "vitx" if name in VITX else "reference" if name == BACKWARD else "peer" for name in TIMED}
     return {
         "without a class": {name: kind for name, kind in kinds.items() if name not in FOR_A_CLASS},

@@ -1,22 +1,22 @@
-"""Do the maps tell the truth? Every method of vitx, and others, on images whose objects are known.
+"""Accuracy of maps: every method of vitx, and others, on images with annotated objects.
 
     pip install -e ".[bench]"
     python benchmarks/faithfulness.py --data FOLDER --boxes CSV --weights FILE
 
 FOLDER holds the images; the CSV has a line for each object: image, class_index, x1, y1, x2, y2, in pixels of
-the original image. Images are squashed to the model's size (bicubic), as are the boxes. All explain the true
-class. Maps are brought to the grid of patches, so that all are asked the same.
+the original image. Images are squashed to the model's size (bicubic), as are the boxes. All maps explain the
+true class. They are pooled to the grid of patches, so that all are compared alike.
 
 - pointing: whether the brightest point lies in a box of the class
-- energy: which share of the map does
-- IoU: of the map, cut at its mean, with the boxes (mean of object and background)
-- deletion: accuracy, on average, while 0 to 90 % of the patches are zeroed, the most relevant first
+- energy: the share of the map in these boxes
+- IoU: of the boxes with the map, cut at its mean (mean of object and background)
+- deletion: mean accuracy while 0 to 90 % of the patches are zeroed, the most relevant first
 - insertion: the same with the least relevant first
 
-- s: seconds for an image; passes: the same over a forward pass that is timed in turns with it
+- s: seconds per image; passes: the same relative to a forward pass that is timed in turn with it
 
-In brackets: the 95 % confidence interval of the mean over the images, by the bootstrap. What was measured
-is kept in the output folder, and not measured again.
+In brackets: the 95 % confidence interval of the mean over the images, by the bootstrap. Measurements are kept
+in the output folder and reused.
 """
 
 import argparse
@@ -53,11 +53,11 @@ BATCH = 20
 
 @dataclass(frozen=True)
 class Data:
-    """Images with what is known of them.
+    """Images with their ground truth.
 
     Attributes:
         images: (B, 3, H, W), as the model takes them.
-        classes: (B,), the true ones.
+        classes: (B,), the true classes.
         masks: (B, H, W), True in the boxes.
     """
 
@@ -66,12 +66,12 @@ class Data:
     masks: Tensor
 
     def part(self, chosen: Any) -> "Data":
-        """Return some of them."""
+        """Return some of the images with their ground truth."""
         return Data(self.images[chosen], self.classes[chosen], self.masks[chosen])
 
 
 def normalised(picture: Image.Image, prepare: Preprocessing) -> Tensor:
-    """Return a picture of the model's size as the model takes it, (3, H, W)."""
+    """Return a picture of the model's size, normalized for the model, (3, H, W)."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (prepare.mean, prepare.std))
     return (torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 - mean) / std
 
@@ -96,7 +96,7 @@ def load(folder: Path, boxes: Path, model: nn.Module, count: int | None) -> Data
 
 
 def explain_all(contender: Callable[..., Any], model: nn.Module, data: Data) -> tuple[Tensor, float, float]:
-    """Return the maps (B, h, w), seconds per image, and these over the seconds of the forward pass."""
+    """Return the maps, (B, h, w), the seconds per image, and the time relative to the forward pass."""
     maps, taken, forward = [], 0.0, 0.0
     for start in tqdm(range(0, len(data.images), BATCH), "explaining", disable=None, leave=False):
         part = data.part(slice(start, start + BATCH))
@@ -112,7 +112,7 @@ def explain_all(contender: Callable[..., Any], model: nn.Module, data: Data) -> 
 
 
 def score(judge: Any, data: Data, maps: Tensor, perturbed: int | None) -> dict[str, list[float]]:
-    """Return each measure of each image; the judge is the model that perturbed images are shown to."""
+    """Return each measure for each image; `judge` is the model that gets the perturbed images."""
     maps = on_grid(maps, judge)
     images, some = data.images[:perturbed].to(judge.head.weight.dtype), maps[:perturbed]
     asked: dict[str, Any] = {"target": data.classes[:perturbed], "measure": "accuracy", "batch_size": 50}
@@ -135,7 +135,7 @@ def measure(
     asked: str,
     perturbed: int | None,
 ) -> dict[str, Any]:
-    """Return the scores and times of a contender, or its error; from the file if the same was asked."""
+    """Return the scores and times of a contender, or its error; reuse the same measurement if saved."""
     path = folder / f"{name.replace(' ', '_').replace(',', '').replace('/', '-')}.json"
     if path.exists():
         known: dict[str, Any] = json.loads(path.read_text())
@@ -145,7 +145,7 @@ def measure(
     try:
         maps, found["seconds"], found["ratio"] = explain_all(CONTENDERS[name], model, data)
         found |= score(judge, data, maps, perturbed)
-    except Exception as error:  # others may fail as they like
+    except Exception as error:  # peers may fail in any way
         found["error"] = first_line(error)
     path.write_text(json.dumps(found))
     return found
@@ -161,13 +161,13 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def differs(values: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether the mean difference on the same images is not 0, at 95 % confidence."""
+    """Return whether the mean difference on the same images is not 0, at 95 % confidence."""
     low, high = interval([one - other for one, other in zip(values, others, strict=True)])
     return low > 0 or high < 0
 
 
 def show(found: Mapping[str, Mapping[str, Any]], chosen: slice) -> str:
-    """Return the table of some of the images; what differs from the reference is marked."""
+    """Return the table for some of the images, with marks on what differs from the reference."""
     head = ["", *MEASURES, "s", "passes"]
     lines = []
     for name, known in found.items():
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("faithfulness"), metavar="FOLDER")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    warnings.filterwarnings("ignore")  # of the others
+    warnings.filterwarnings("ignore")  # those of peers
     model = model_of_weights(options.model, options.weights).eval()
     judge: Any = copy.deepcopy(model).bfloat16() if options.bfloat16 else model
     data = load(options.data, options.boxes, model, options.count)

@@ -1,4 +1,4 @@
-"""Which tools are compared by what they can do, how each is called, and on which models."""
+"""The tools whose features are compared, how each is called, and the models that they explain."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Tool:
-    """One of those that are compared.
+    """A tool to compare, with functions that return its maps; None for what it does not have.
 
     Attributes:
         package: its name in the package registry; empty if it has none.
-        rollout: model and images to attention rollout, heads averaged and nothing discarded.
-        for_class: model, images and a class for each to maps.
-        patches: as `rollout`, before anything is enlarged; None: it is not.
-        gradient_rollout: model, images and classes to gradient rollout, where it has that.
-        glue: whether its user must say what is specific to the model.
+        rollout: attention rollout from model and images, with heads averaged and nothing discarded.
+        for_class: maps from model, images and a class for each.
+        patches: as `rollout`, before maps are upsampled; None if they are not upsampled.
+        gradient_rollout: gradient rollout from model, images and classes.
+        glue: whether the user must write code that is specific to the model.
     """
 
     package: str
@@ -38,22 +38,22 @@ class Tool:
 
 
 def vitx_rollout(model: nn.Module, images: Tensor) -> Any:
-    """As its README has it."""
+    """Return the attention rollout of vitx, as in its README."""
     return vitx.explain(model, images, "rollout").maps
 
 
 def vitx_for_class(model: nn.Module, images: Tensor, classes: list[int]) -> Any:
-    """Of its methods for a class, gradient rollout."""
+    """Return the gradient rollout of vitx, one of its methods for a class."""
     return vitx.explain(model, images, "grad_rollout", target=classes).maps
 
 
 def vitx_plain(model: nn.Module, images: Tensor, classes: list[int]) -> Any:
-    """Its gradient rollout by the formula that it is held against: with the plain gradient."""
+    """Return the gradient rollout of vitx with the plain gradient, as in the formula of the test."""
     return vitx.explain(model, images, "grad_rollout", target=classes, gradient="plain").maps
 
 
 def fast_vit_rollout(model: nn.Module, images: Tensor) -> Any:
-    """Its matrix, cut as its own heat map is: the last tokens that make a square."""
+    """Return the matrix of the tool, cut like its own heat map to the last tokens that form a square."""
     from fast_vit_rollout import ViTAttentionRollout
 
     matrix = ViTAttentionRollout(model, discard_ratio=0.0)(images)
@@ -62,7 +62,7 @@ def fast_vit_rollout(model: nn.Module, images: Tensor) -> Any:
 
 
 def torchxai_rollout(model: nn.Module, images: Tensor) -> Any:
-    """One image after the other."""
+    """Explain one image at a time."""
     from torchxai.methods.attention_rollout import AttentionRollout
 
     with without_fallback():
@@ -71,7 +71,7 @@ def torchxai_rollout(model: nn.Module, images: Tensor) -> Any:
 
 
 def torchxai_patches(model: nn.Module, images: Tensor) -> Any:
-    """The same before it is enlarged."""
+    """Return the same maps before they are upsampled."""
     from torchxai.methods.attention_rollout import AttentionRollout
 
     rollout = AttentionRollout(model, head_fusion="mean", discard_ratio=0.0)
@@ -80,7 +80,7 @@ def torchxai_patches(model: nn.Module, images: Tensor) -> Any:
 
 
 def captum(model: nn.Module, images: Tensor, classes: list[int]) -> Any:
-    """Integrated gradients: it has no method that is made for attention."""
+    """Return captum's integrated gradients, as it has no method for attention."""
     from captum.attr import IntegratedGradients
 
     attribution = IntegratedGradients(model).attribute(images, target=torch.tensor(classes), n_steps=8)
@@ -88,7 +88,7 @@ def captum(model: nn.Module, images: Tensor, classes: list[int]) -> Any:
 
 
 def attention_extract(model: nn.Module, images: Tensor) -> Any:
-    """timm.utils: each layer's attention, from which its user would have to make a map."""
+    """Extract the attention of each layer by timm.utils, from which the user would have to make a map."""
     from timm.utils.attention_extract import AttentionExtract
 
     found = AttentionExtract(model)(images)
@@ -96,7 +96,7 @@ def attention_extract(model: nn.Module, images: Tensor) -> Any:
 
 
 def vit_explain_rollout(model: nn.Module, images: Tensor) -> Any:
-    """One image after the other."""
+    """Explain one image at a time."""
     from vit_rollout import VITAttentionRollout
 
     rollout = VITAttentionRollout(model, discard_ratio=0.0)
@@ -104,7 +104,7 @@ def vit_explain_rollout(model: nn.Module, images: Tensor) -> Any:
 
 
 def vit_explain_for_class(model: nn.Module, images: Tensor, classes: list[int]) -> Any:
-    """The same with gradients; it collects those of all calls, so each image has its own."""
+    """Explain with gradients. An instance collects those of all calls, so each image has its own."""
     from vit_grad_rollout import VITAttentionGradRollout
 
     pairs = zip(images, classes, strict=True)
@@ -128,7 +128,7 @@ TOOLS = {
 
 
 def uneven(model: nn.Module) -> nn.Module:
-    """Enlarge the weights of queries and keys, so that attention differs from token to token."""
+    """Draw larger values for all weight matrices, so that attention differs from token to token."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -139,13 +139,13 @@ def uneven(model: nn.Module) -> nn.Module:
 
 
 def of_timm(name: str = "deit_tiny_patch16_224", **options: Any) -> nn.Module:
-    """A model of three layers."""
+    """Return a timm model with three layers."""
     torch.manual_seed(0)
     return uneven(timm.create_model(name, depth=3, num_classes=CLASSES, **options))
 
 
 def of_hugging_face() -> nn.Module:
-    """Its ViT."""
+    """Return a ViT of Hugging Face."""
     from transformers import ViTConfig, ViTForImageClassification
 
     torch.manual_seed(0)
@@ -155,7 +155,7 @@ def of_hugging_face() -> nn.Module:
 
 
 def of_torchvision() -> nn.Module:
-    """Its ViT."""
+    """Return a ViT of torchvision."""
     from torchvision.models import VisionTransformer
 
     torch.manual_seed(0)
@@ -164,6 +164,6 @@ def of_torchvision() -> nn.Module:
 
 
 def pictures(model: nn.Module | None = None) -> Tensor:
-    """Two images, in the size that the model takes."""
+    """Return two images of the size that the model takes."""
     height, width = getattr(getattr(model, "patch_embed", None), "img_size", None) or (224, 224)
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))

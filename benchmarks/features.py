@@ -1,12 +1,12 @@
-"""What each tool can do on today's timm, found out by trying.
+"""The features of each tool on the installed timm, found by trying them.
 
     pip install -e ".[bench]" transformers
     python benchmarks/features.py --vit-explain FOLDER
 
-FOLDER is a clone of jacobgil/vit-explain; without it, that row says so. Every cell comes from a call. Models
-are real ones of three layers, with random weights that make attention uneven. Below the table stands what was
-said or done where a cell says no. Tools that leave it to their user where the patches are and which layer to
-take get those functions written here, as their own pages do it: "glue".
+FOLDER is a clone of jacobgil/vit-explain; without it, that row shows errors. Every cell comes from a call.
+Models are real architectures with three layers, and with random weights that make attention uneven. The
+reason for each "no" is listed below the table. Some tools need functions from their user, for the layout of
+patches and the layer to take; these are written here as in the documentation of the tool: "glue".
 """
 
 import argparse
@@ -35,16 +35,16 @@ NO = "no: "
 
 
 def as_defined(model: Any, images: Tensor, read: int = 1, classes: Sequence[int] | None = None) -> Tensor:
-    """Attention rollout in float64, or gradient rollout where there are classes.
+    """Return attention rollout in float64, or gradient rollout if there are classes.
 
     Args:
-        model: of timm.
+        model: a timm model.
         images: (B, C, H, W).
-        read: how many tokens at the front are read.
+        read: the number of leading tokens that are read.
         classes: one for each image.
 
     Returns:
-        (B, h, w).
+        The maps, (B, h, w).
     """
     model, images = model.double(), images.double()
     if classes is None:
@@ -56,12 +56,12 @@ def as_defined(model: Any, images: Tensor, read: int = 1, classes: Sequence[int]
 
 
 def stacked(maps: Any) -> Tensor:
-    """One map for each image."""
+    """Stack the maps, one for each image."""
     return torch.stack([torch.as_tensor(one).detach().double().squeeze() for one in maps])
 
 
 def error_of(maps: Any, wanted: Tensor) -> float:
-    """The largest error, each map over its own maximum: tools scale them differently."""
+    """Return the largest error, with each map divided by its maximum, as tools scale them differently."""
     found = stacked(maps)
     if found.shape != wanted.shape:
         raise ValueError(f"maps of shape {tuple(found.shape[1:])}, where {tuple(wanted.shape[1:])} was right")
@@ -70,7 +70,7 @@ def error_of(maps: Any, wanted: Tensor) -> float:
 
 
 def any_map(tool: Tool, model: nn.Module, images: Tensor) -> Any:
-    """What the tool has: rollout, or a map for a class."""
+    """Return maps by rollout if the tool has it, else maps for classes."""
     if tool.rollout is not None:
         return tool.rollout(model, images)
     assert tool.for_class is not None
@@ -78,7 +78,7 @@ def any_map(tool: Tool, model: nn.Module, images: Tensor) -> Any:
 
 
 def runs(tool: Tool) -> str:
-    """Whether it explains timm's DeiT as timm makes it."""
+    """Test whether the tool explains timm's DeiT as timm makes it."""
     try:
         maps = stacked(any_map(tool, of_timm(), pictures()))
     except NotImplementedError:
@@ -92,7 +92,7 @@ def runs(tool: Tool) -> str:
 
 
 def exact(tool: Tool) -> str:
-    """Whether its attention rollout is the paper's."""
+    """Test whether the tool's attention rollout is that of the paper."""
     if tool.rollout is None:
         return "none"
     model, images = of_timm(), pictures()
@@ -103,7 +103,7 @@ def exact(tool: Tool) -> str:
 
 
 def exact_with_gradients(tool: Tool) -> str:
-    """Whether its gradient rollout is relu(E[A * G]), chained in the order of the layers."""
+    """Test whether the tool's gradient rollout is relu(E[A * G]), chained in the order of the layers."""
     if tool.gradient_rollout is None:
         return "none"
     model, images = of_timm(), pictures()
@@ -114,7 +114,7 @@ def exact_with_gradients(tool: Tool) -> str:
 
 
 def for_a_class(tool: Tool) -> str:
-    """Whether two classes have two maps."""
+    """Test whether the maps of two classes differ."""
     if tool.for_class is None:
         return "no"
     model, images = of_timm(), pictures()
@@ -126,7 +126,7 @@ def for_a_class(tool: Tool) -> str:
 
 
 def batches(tool: Tool) -> str:
-    """Whether the model runs once for two images."""
+    """Test whether the model runs once for two images."""
     model, calls = of_timm(), []
     model.register_forward_hook(lambda *_: calls.append(1))
     with unfused(model):
@@ -142,7 +142,7 @@ ODD: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 
 def odd_ones(tool: Tool) -> str:
-    """How many models with other tokens come out right, by the paper where the tool has rollout."""
+    """Count models with other tokens that get right maps, by the paper's formula if there is rollout."""
     right, wrong = 0, []
     for name, (build, read) in ODD.items():
         model = build()
@@ -164,7 +164,7 @@ def odd_ones(tool: Tool) -> str:
 
 
 def other_libraries(tool: Tool) -> str:
-    """Whether it explains the ViT of Hugging Face, and of torchvision, as they are."""
+    """Test whether the tool explains the ViTs of Hugging Face and of torchvision as they are."""
     good, wrong = [], []
     for name, build in {"Hugging Face": of_hugging_face, "torchvision": of_torchvision}.items():
         try:
@@ -181,7 +181,7 @@ def other_libraries(tool: Tool) -> str:
 
 
 def state(model: nn.Module) -> dict[str, Any]:
-    """What an explanation might leave changed in a model."""
+    """Return the state of a model that an explanation might change."""
     return {
         "a module is in training mode or not": [module.training for module in model.modules()],
         "hooks": sum(
@@ -197,7 +197,7 @@ def state(model: nn.Module) -> dict[str, Any]:
 
 
 def leaves_no_trace(tool: Tool) -> str:
-    """Whether a model that is being trained is afterwards as it was."""
+    """Test whether a model in training mode is unchanged afterwards."""
     changed: set[str] = set()
     for use in (tool.rollout, tool.for_class):
         if use is not None:
@@ -222,7 +222,7 @@ CHECKS = {
 
 
 def try_all(tool: Tool) -> tuple[list[str], list[str]]:
-    """Return the cells of a row, and what was seen where a cell is not all good."""
+    """Return the cells of a row, and the reasons for those that are not fully good."""
     cells, seen = [], []
     for title, check in CHECKS.items():
         try:
@@ -239,7 +239,7 @@ def try_all(tool: Tool) -> tuple[list[str], list[str]]:
 
 
 def main() -> None:
-    """Print the table, and what was seen."""
+    """Print the table and the reasons."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

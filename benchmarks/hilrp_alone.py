@@ -2,12 +2,12 @@
 # requires-python = ">=3.11.11"
 # dependencies = ["hilrp==0.2.0", "timm", "torch", "transformers<5"]
 # ///
-"""The package hilrp, in an environment and a process of its own: it changes timm's classes for good.
+"""The package hilrp, in its own environment and process, as it changes timm's classes permanently.
 
     uv run hilrp_alone.py QUESTION ANSWER
 
-QUESTION is a file of (model, images, classes, threads), ANSWER is where the maps (B, H, W) go. uv makes the
-environment, as hilrp needs a newer Python than vitx, and an older transformers.
+QUESTION is a file with (model, images, classes, threads), and ANSWER the file for the maps, (B, H, W). uv
+creates the environment, as hilrp needs a newer Python than vitx and an older transformers.
 """
 
 import sys
@@ -17,8 +17,8 @@ import torch
 
 
 def main(question: str, answer: str) -> None:
-    """Explain one image at a time, as hilrp does."""
-    model, images, classes, threads = torch.load(question, weights_only=False)  # from the process that asks
+    """Explain one image at a time, as hilrp requires."""
+    model, images, classes, threads = torch.load(question, weights_only=False)  # from the parent process
     torch.set_num_threads(threads)
     pairs = zip(images.split(1), classes, strict=True)
     maps = [hilrp.attribute(model, image, target=target)["pixel_map"] for image, target in pairs]

@@ -1,4 +1,4 @@
-"""Time over a baseline, call by call in turn, and what one call needs in a fresh process."""
+"""Times relative to a baseline, with calls in turn, and the memory of one call in a fresh process."""
 
 import gc
 import json
@@ -22,12 +22,12 @@ SLOW_ROUNDS = 3
 
 @dataclass
 class Timing:
-    """How long one contender took, over the baseline in the same round.
+    """The times of one contender, also relative to the baseline in the same round.
 
     Attributes:
-        seconds: of each round that counts.
-        ratios: those over the baseline's.
-        error: why there are none.
+        seconds: the times of the rounds that count.
+        ratios: these times over the baseline's.
+        error: the reason if there are none.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -36,12 +36,12 @@ class Timing:
 
     @property
     def ratio(self) -> float:
-        """The median over the rounds."""
+        """The median of the ratios."""
         return median(self.ratios)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and the third."""
+        """The first and the third quartile of the ratios."""
         if len(self.ratios) < 2:
             return self.ratio, self.ratio
         low, _, high = quantiles(self.ratios, n=4, method="inclusive")
@@ -49,14 +49,14 @@ class Timing:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what a table can say of an error."""
+    """Return the class of an error and the first line of its message."""
     said = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {said}"
 
 
 def seconds(call: Call, device: str) -> float:
-    """Return how long a call takes."""
-    gc.collect()  # no call pays for what the one before it left
+    """Return the seconds that a call takes."""
+    gc.collect()  # so that no call collects the garbage of the previous one
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
@@ -71,16 +71,16 @@ def seconds(call: Call, device: str) -> float:
 
 
 def interleaved(calls: Mapping[str, Call], baseline: str, rounds: int, device: str) -> dict[str, Timing]:
-    """Time calls in turn, so that a machine that grows slower does so for all of them.
+    """Time calls in turn, so that a machine that slows down does so for all of them.
 
     Args:
-        calls: by name, the baseline among them. One that raises takes no part in later rounds.
-        baseline: what the others are compared with.
-        rounds: that count; one more comes before them, to warm up.
+        calls: by name, including the baseline. A call that raises is left out of later rounds.
+        baseline: the name of the call that the others are compared with.
+        rounds: the number of rounds that count; one more comes first, to warm up.
         device: "cpu" or "cuda".
 
     Returns:
-        What was found, by name.
+        The timing of each call, by name.
     """
     timings = {name: Timing() for name in calls}
     slow: set[str] = set()
@@ -106,20 +106,20 @@ def interleaved(calls: Mapping[str, Call], baseline: str, rounds: int, device: s
 
 
 def resident_peak() -> int:
-    """Return the most memory that this process ever held, in bytes."""
+    """Return the peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Linux lets getrusage count what the parent held when it started this process, too.
+        # On Linux, getrusage also counts the memory of the parent when it started this process.
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    import resource  # which Windows lacks
+    import resource  # not available on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def growth(call: Call, device: str) -> int:
-    """Return by how much a call's peak of memory exceeds what was held before it, in bytes."""
+    """Return by how much the peak memory of a call exceeds the memory held before it, in bytes."""
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -128,7 +128,7 @@ def growth(call: Call, device: str) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with suppress(OSError):  # Linux alone; then the peak so far is what is held now
+    with suppress(OSError):  # Linux only: reset the peak to the memory that is held now
         Path("/proc/self/clear_refs").write_text("5")
     before = resident_peak()
     call()
@@ -138,19 +138,19 @@ def growth(call: Call, device: str) -> int:
 def fresh_process(
     *arguments: str, python: Sequence[str] = (sys.executable,), path: Path | None = None
 ) -> dict[str, Any]:
-    """Run a Python with the arguments and return the JSON on its last line, or {"error": ...}.
+    """Run Python with these arguments, and return the JSON on its last line, or {"error": ...}.
 
     Args:
-        *arguments: of the command.
-        python: the command that runs it, by default this one.
-        path: where packages are looked for first.
+        *arguments: the arguments of the command.
+        python: the command that runs Python, by default this interpreter.
+        path: the folder that is searched first for packages.
     """
     first = {} if path is None else {"PYTHONPATH": str(path.resolve())}
     done = subprocess.run([*python, *arguments], capture_output=True, text=True, env=os.environ | first)
     if done.returncode < 0:
         return {"error": f"ended by signal {-done.returncode}, probably out of memory"}
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line and not line[0].isspace()]  # no details
+        said = [line for line in done.stderr.splitlines() if line and not line[0].isspace()]  # not indented
         return {"error": (said or [f"exit status {done.returncode}"])[-1]}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -163,6 +163,6 @@ def import_seconds(modules: list[str], rounds: int) -> dict[str, float]:
         for module in modules:
             code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            if turn:  # the first time reads the files from disk
+            if turn:  # the first import reads the files from disk
                 taken[module].append(float(done.stdout))
     return {module: median(values) for module, values in taken.items()}

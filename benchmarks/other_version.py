@@ -1,4 +1,4 @@
-"""Another version of vitx beside this one, in the same process, so that both are timed in turn."""
+"""Another version of vitx in the same process as this one, so that both are timed in turn."""
 
 import importlib
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def explain_of(folder: Path) -> Callable[..., Any]:
-    """Return `vitx.explain` of a checkout, and leave `import vitx` as it was."""
+    """Return `vitx.explain` of a checkout, without changing what `import vitx` loads."""
     here = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "vitx"}
     for name in here:
         del sys.modules[name]

@@ -1,9 +1,9 @@
-"""What each fast path of the core is worth: the time of an explanation without it over the time with it.
+"""The speedup by each fast path of the core: the time of an explanation without it over that with it.
 
     python benchmarks/paths.py
 
-A path that does not pay here should go. Both run in turn, round after round; the table shows the median
-and the quartiles of the ratios.
+A path that gives no speedup here should be removed. Both run in turn, round after round; the table shows
+the median and the quartiles of the ratios.
 """
 
 import argparse
@@ -31,13 +31,13 @@ SMALL, LARGE, SINGLE = Case(TINY, 8, 224), Case(TINY, 1, 1024), Case("vit_base_p
 
 @dataclass(frozen=True)
 class FastPath:
-    """A way to be fast.
+    """An optimization that can be turned off.
 
     Attributes:
-        name: what it does.
-        method: what is explained with it.
-        options: of the method.
-        without: turns it off.
+        name: its description.
+        method: the method to time.
+        options: options of the method.
+        without: returns a context in which it is turned off.
     """
 
     name: str
@@ -47,27 +47,27 @@ class FastPath:
 
 
 def never(*_: Tensor) -> bool:
-    """Say no."""
+    """Return False."""
     return False
 
 
 def as_it_is(tensor: Tensor) -> Tensor:
-    """Return the tensor with its expanded dimensions."""
+    """Return the tensor unchanged, with its expanded dimensions."""
     return tensor
 
 
 def with_softmax(*args: Any, log_sum_exp: Tensor | None = None, **options: Any) -> weights.Weights:
-    """Describe A without what the kernel knows of each row."""
+    """Return the weights A, computed without the log-sum-exp of the kernel."""
     return dot_product(*args, **options)
 
 
 def fresh(_memory: tiles.Memory, _use: str, shape: Sequence[int], like: Tensor) -> Tensor:
-    """Return a new tensor, in place of one that was used before."""
+    """Return a new tensor instead of one that was used before."""
     return like.new_empty(*shape)
 
 
 def all_heads(shape: tuple[int, ...], device: torch.device, rows: slice = ALL) -> Iterator[Cut]:
-    """Divide images, or the rows of one: each tile has all heads."""
+    """Yield tiles of images, or of the rows of one image, each with all heads."""
     images, heads, queries, keys = shape
     room = tiles._room(device)
     some, count = max(1, room // (heads * queries * keys)), max(64, room // (heads * keys))
@@ -113,7 +113,7 @@ PATHS = (
 
 
 def worth(path: FastPath, case: Case, rounds: int) -> str:
-    """Return the ratio of the times without and with the path."""
+    """Return the time without the path over that with it: the median and the quartiles."""
     model, images = case.build("cpu")
 
     def explain() -> None:

@@ -1,8 +1,8 @@
-"""What people use on a timm Vision Transformer without vitx, each as a function from model and images.
+"""Alternatives to vitx for a timm Vision Transformer, each as a function from model and images.
 
-Each peer is used as its own README does it, and imported in its function, so that one that is missing or
-fails does so alone. Those in `PEERS` leave the model as they found it. Those that explain a class take the
-predicted one, or the classes that they are given.
+Each peer is called as in its own README, and imported inside its function, so that a missing or failing one
+does not affect the others. Those in `PEERS` leave the model unchanged. Those that explain a class take the
+given classes, by default the predicted ones.
 """
 
 import warnings
@@ -26,7 +26,7 @@ Peer = Callable[..., Any]
 
 @contextmanager
 def unfused(model: nn.Module) -> Iterator[None]:
-    """Make timm compute each attention matrix, as fused attention keeps them out of sight."""
+    """Make timm compute the attention matrices, which fused attention hides, inside the context."""
     before = {module: module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")}
     try:
         for module in before:
@@ -38,7 +38,7 @@ def unfused(model: nn.Module) -> Iterator[None]:
 
 
 def dropouts(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that the attention matrices go through, one for each layer."""
+    """Return the dropout modules that attention matrices pass through, one for each layer."""
     return [module for name, module in model.named_modules() if name.endswith("attn_drop")]
 
 
@@ -46,7 +46,7 @@ def dropouts(model: nn.Module) -> list[nn.Module]:
 def attentions(
     model: nn.Module, keep: Callable[[Tensor], Tensor] = lambda attention: attention
 ) -> Iterator[list[Tensor]]:
-    """Collect what is to be kept of every layer's attention, (B, heads, N, N)."""
+    """Collect the result of `keep` on each layer's attention, (B, heads, N, N), inside the context."""
     kept: list[Tensor] = []
     hooks = [
         module.register_forward_hook(lambda _module, _inputs, output: kept.append(keep(output)))
@@ -61,7 +61,7 @@ def attentions(
 
 
 def roll_out(matrices: Iterable[Tensor]) -> Tensor:
-    """Multiply the matrices (B, N, N) of all layers, the identity added and the rows scaled to sum to 1."""
+    """Multiply the matrices (B, N, N) of all layers, after adding the identity and normalizing the rows."""
     product = None
     for matrix in matrices:
         step = matrix + torch.eye(matrix.shape[-1], device=matrix.device, dtype=matrix.dtype)
@@ -72,22 +72,22 @@ def roll_out(matrices: Iterable[Tensor]) -> Tensor:
 
 
 def patches(model: Any, product: Tensor, read: int = 1) -> Any:
-    """Return what so many tokens at the front read from the patches, (B, h, w): one class token, or two."""
+    """Return the mean of the first `read` rows over the patches, (B, h, w): one class token, or two."""
     row = product[:, :read, model.num_prefix_tokens :].mean(1)
     return row.unflatten(1, model.patch_embed.grid_size)
 
 
 def channels_first(model: Any, tokens: Tensor) -> Any:
-    """Glue: lays out the patches' tokens as a convolution would, (B, N, C) to (B, C, h, w)."""
+    """Reshape patch tokens to the layout of a convolution, (B, N, C) to (B, C, h, w), as glue code."""
     if hasattr(model, "patch_embed"):  # timm's
         return tokens[:, model.num_prefix_tokens :].mT.unflatten(2, model.patch_embed.grid_size)
-    side = int((tokens.shape[1] - 1) ** 0.5)  # others: behind one class token, in a square
+    side = int((tokens.shape[1] - 1) ** 0.5)  # others: a square after one class token
     return tokens[:, 1:].mT.unflatten(2, (side, side))
 
 
 @torch.no_grad()
 def dense_rollout(model: nn.Module, images: Tensor, read: int = 1) -> Any:
-    """Attention rollout as it is usually written."""
+    """Compute attention rollout as it is usually written."""
     with attentions(model) as kept:
         model(images)
         return patches(model, roll_out(attention.mean(1) for attention in kept), read)
@@ -95,7 +95,7 @@ def dense_rollout(model: nn.Module, images: Tensor, read: int = 1) -> Any:
 
 @torch.no_grad()
 def hooked_row(model: Any, images: Tensor, read: int = 1) -> Any:
-    """Attention rollout as a vector that goes through the layers, which no package does."""
+    """Compute attention rollout as a vector that passes through the layers, which no package does."""
     with attentions(model, keep=lambda attention: attention.mean(1)) as kept:
         model(images)
     row = kept[0].new_zeros(len(images), 1, kept[0].shape[-1])
@@ -106,7 +106,7 @@ def hooked_row(model: Any, images: Tensor, read: int = 1) -> Any:
 
 
 def dense_grad_rollout(model: nn.Module, images: Tensor, classes: Sequence[int] | None = None) -> Any:
-    """Gradient rollout as it is usually written, without gradients of the weights."""
+    """Compute gradient rollout as it is usually written, without gradients of the weights."""
     with attentions(model) as kept:
         logits = model(images)
         scores = logits.amax(1) if classes is None else logits[range(len(images)), list(classes)]
@@ -117,7 +117,7 @@ def dense_grad_rollout(model: nn.Module, images: Tensor, classes: Sequence[int] 
 
 
 def fast_vit_rollout(model: nn.Module, images: Tensor) -> Any:
-    """The package fast-vit-rollout; its README turns fused attention off."""
+    """Call the package fast-vit-rollout, with fused attention off as in its README."""
     from fast_vit_rollout import ViTAttentionRollout
 
     try:
@@ -130,7 +130,7 @@ def fast_vit_rollout(model: nn.Module, images: Tensor) -> Any:
 
 @contextmanager
 def without_fallback() -> Iterator[None]:
-    """Let torchxai say that a method fails: it takes another instead, which would be measured."""
+    """Turn torchxai's warning of a fallback into an error: else, the other method would be measured."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*[Ff]alling back")
         yield
@@ -139,7 +139,7 @@ def without_fallback() -> Iterator[None]:
 def torchxai(
     method: str, model: nn.Module, images: Tensor, classes: Sequence[int] | None = None
 ) -> list[Any]:
-    """The package torchxai-explain, which takes one image at a time."""
+    """Call the package torchxai-explain, which takes one image at a time."""
     from torchxai import explain
 
     asked = [None] * len(images) if classes is None else classes
@@ -151,7 +151,7 @@ def torchxai(
 
 
 class Logits(nn.Module):
-    """Glue for Hugging Face's models, whose output is an object."""
+    """A wrapper, as glue code, that returns the logits of Hugging Face models, not their output object."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -164,14 +164,14 @@ class Logits(nn.Module):
 
 
 def last_norm(model: nn.Module) -> nn.Module:
-    """Glue: the layer that the READMEs name for a ViT, by what each library calls it."""
+    """Find the layer that the READMEs recommend for a ViT, by its name in each library, as glue code."""
     names = ("norm1", "ln_1", "layernorm_before")
     found: list[nn.Module] = [module for name, module in model.named_modules() if name.endswith(names)]
     return found[-1]
 
 
 def grad_cam(model: nn.Module, images: Tensor, classes: Sequence[int] | None = None) -> Any:
-    """The package grad-cam (pytorch-grad-cam): Grad-CAM."""
+    """Call Grad-CAM of the package grad-cam (pytorch-grad-cam)."""
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -182,7 +182,7 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Sequence[int] | None = N
 
 
 def torchcam_grad_cam(model: nn.Module, images: Tensor, classes: Sequence[int] | None = None) -> Any:
-    """The package torchcam: Grad-CAM on the same layer."""
+    """Call Grad-CAM of the package torchcam, on the same layer."""
     from torchcam.methods import GradCAM
 
     whole = Logits(model)
@@ -192,7 +192,7 @@ def torchcam_grad_cam(model: nn.Module, images: Tensor, classes: Sequence[int] |
 
 
 def tidied(peer: Peer) -> Peer:
-    """Make a peer take away the gradients of the weights that it leaves behind."""
+    """Wrap a peer so that the gradients of the weights that it leaves behind are removed."""
 
     def explain(model: nn.Module, *arguments: Any) -> Any:
         maps = peer(model, *arguments)
@@ -203,7 +203,7 @@ def tidied(peer: Peer) -> Peer:
 
 
 def torchcam_legrad(model: Any, images: Tensor) -> Any:
-    """The package torchcam: LeGrad, its method for Vision Transformers."""
+    """Call LeGrad of the package torchcam, its method for Vision Transformers."""
     from torchcam.methods import LeGrad
 
     def project(tokens: Tensor) -> Any:
@@ -217,7 +217,7 @@ def torchcam_legrad(model: Any, images: Tensor) -> Any:
 
 
 def torchcam_legrad_twin(model: Any, images: Tensor, classes: Sequence[int] | None = None) -> Any:
-    """The same, on the model as torchvision would have it, which it knows."""
+    """Call LeGrad of torchcam on a torchvision copy of the model, whose layout it supports."""
     from torchcam.methods import LeGrad
 
     twin = as_torchvision(model)
@@ -227,7 +227,7 @@ def torchcam_legrad_twin(model: Any, images: Tensor, classes: Sequence[int] | No
 
 
 def as_torchvision(model: Any) -> Any:
-    """Return torchvision's VisionTransformer with the weights of timm's plain one, as DeiT is."""
+    """Return torchvision's VisionTransformer with the weights of a plain timm one, such as DeiT."""
     from torchvision.models import VisionTransformer
 
     first = model.blocks[0]
@@ -267,10 +267,10 @@ def as_torchvision(model: Any) -> Any:
 
 
 def hilrp(model: Any, images: Tensor, classes: Sequence[int]) -> Tensor:
-    """The package hilrp; what speaks against the class is ranked below what speaks for it, as in vitx."""
+    """Call the package hilrp; evidence against the class is ranked below evidence for it, as in vitx."""
     from uv import find_uv_bin
 
-    # The model is handed over, which asks for the same versions of what made it.
+    # The model is pickled, so the versions of torch and timm must be the same.
     alike = [f"--with={package}=={version(package)}" for package in ("torch", "timm")]
     python = [find_uv_bin(), "run", "--quiet", "--no-project", *alike, "--script"]
     script = Path(__file__).with_name("hilrp_alone.py")

@@ -1,19 +1,19 @@
-"""Do the maps find a cause that is known? Models learn to read a mark that tells the class.
+"""Accuracy of maps for a known cause: models learn to read a mark that reveals the class.
 
     pip install -e ".[bench,demo]"
     python benchmarks/planted.py
 
-For each kind of mark in demo/marks.py and each seed, the model of configs/shortcut.yaml is trained anew;
-beside it that of configs/demo.yaml, honestly. All maps explain the true class. Of 256 validation scenes,
-those are asked that the mark decides: named rightly with it and wrongly without it. The honest model is
-asked about those that it names rightly.
+For each kind of mark in demo/marks.py and each seed, the model of configs/shortcut.yaml is trained anew, and
+so is the honest model of configs/demo.yaml, without marks. All maps explain the true class. Of 256 validation
+scenes, those are explained in which the mark decides: the class is right with it and wrong without. For the
+honest model, they are those that it classifies correctly.
 
-- energy: which share of the map lies on the mark (honest: in the digit's box)
-- peak: how often the middle of the brightest patch does
-- deletion: accuracy, on average, while 0 to 90 % of the patches are zeroed, the most relevant first
+- energy: the share of the map on the mark (honest: in the digit's box)
+- peak: how often the center of the brightest patch lies there
+- deletion: mean accuracy while 0 to 90 % of the patches are zeroed, the most relevant first
 
-Then the numbers that need no boxes, on the first 64 scenes, before the training and after each epoch: does
-one of them tell the trainings apart? What was trained is kept in the output folder, and not trained again.
+Then metrics that need no boxes are computed on the first 64 scenes, before the training and after each epoch,
+to see if one distinguishes the trainings. Trained models are kept in the output folder and reused.
 """
 
 import argparse
@@ -41,32 +41,32 @@ from truth_cases import CONTENDERS, as_maps, on_grid
 from vitx import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the demo is no package that is installed
+sys.path.insert(0, str(ROOT))  # the demo is not an installed package
 from demo.digits import DigitScenes, normalised, unnormalised  # noqa: E402
 from demo.marks import MARKS  # noqa: E402
 from train_demo import Classifier  # noqa: E402
 
 HONEST = "none"
 SCENES, FEW, BATCH = 256, 64, 64
-EVERYWHERE = "cast"  # where each map lies on the mark
+EVERYWHERE = "cast"  # a mark that covers the whole picture
 MEASURES = ("energy", "peak", "deletion")
 ASKED = [name for name in CONTENDERS if "layers" not in name and "mirror" not in name]
-METHODS = ("rollout", "grad_rollout", "gae", "evidence")  # whose numbers might tell the trainings apart
+METHODS = ("rollout", "grad_rollout", "gae", "evidence")  # whose metrics might distinguish the trainings
 
 
 @dataclass(frozen=True)
 class Planted:
-    """A training, and scenes to ask it about.
+    """A training, and scenes to explain.
 
     Attributes:
-        mark: the kind; `HONEST` where there is none.
+        mark: the kind of mark; `HONEST` for none.
         stages: the model before the training and after each epoch.
         images: (B, 3, 64, 64).
         classes: (B,).
-        masks: (B, 64, 64), True on the mark; on the digit's box where there is none.
-        decided: (B,), whether the mark decides what the last model says.
-        said: what is known of the training: accuracy with the mark, without, and how often a mark of another
-            class is followed.
+        masks: (B, 64, 64), True on the mark, or in the digit's box if there is no mark.
+        decided: (B,), whether the mark decides the prediction of the last model (honest: if it is right).
+        said: results of the training: accuracy with the mark, without, and how often a mark of another class
+            is followed.
     """
 
     mark: str
@@ -79,17 +79,17 @@ class Planted:
 
 
 class Snapshots(pl.Callback):
-    """Keep the weights before the training and after each epoch."""
+    """A callback that keeps the weights before the training and after each epoch."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Tensor]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Before the first step."""
+        """Keep the initial weights."""
         self._keep(pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After each epoch."""
+        """Keep the weights after an epoch."""
         self._keep(pl_module)
 
     def _keep(self, module: Any) -> None:
@@ -97,7 +97,7 @@ class Snapshots(pl.Callback):
 
 
 def trained(mark: str, seed: int, folder: Path) -> list[nn.Module]:
-    """Train, unless that was done before, and return the model of each stage."""
+    """Train, unless trained models were saved, and return the model of each stage."""
     config, shortcut = (
         yaml.safe_load((ROOT / "configs" / name).read_text()) for name in ("demo.yaml", "shortcut.yaml")
     )
@@ -130,7 +130,7 @@ def trained(mark: str, seed: int, folder: Path) -> list[nn.Module]:
 
 @torch.no_grad()
 def planted(mark: str, seed: int, folder: Path) -> Planted:
-    """Train a model, and ask it about scenes with its mark, without, and with that of another class."""
+    """Train a model, and test it on scenes with its mark, without, and with that of another class."""
     stages = trained(mark, seed, folder)
     data = DigitScenes()
     data.setup("validate")
@@ -158,7 +158,7 @@ def planted(mark: str, seed: int, folder: Path) -> Planted:
 
 
 def maps_of(contender: Callable[..., Any], model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Return the maps (B, 8, 8)."""
+    """Return the maps, (B, 8, 8)."""
     maps = []
     for part, asked in zip(images.split(BATCH), classes.split(BATCH), strict=True):
         maps.append(as_maps(contender(model, part, asked.tolist())))
@@ -166,7 +166,7 @@ def maps_of(contender: Callable[..., Any], model: nn.Module, images: Tensor, cla
 
 
 def scores(of: Planted, contender: Callable[..., Any]) -> dict[str, float]:
-    """Return each measure, as the mean over the scenes that the mark decides."""
+    """Return the mean of each measure over the scenes in which the mark decides."""
     model, chosen = of.stages[-1], of.decided
     images, classes, masks = of.images[chosen], of.classes[chosen], of.masks[chosen]
     maps = maps_of(contender, model, images, classes)
@@ -183,7 +183,7 @@ def scores(of: Planted, contender: Callable[..., Any]) -> dict[str, float]:
 
 
 def candidates(maps: Tensor) -> dict[str, float]:
-    """Return the numbers that need no boxes: what all maps have in common, in several ways."""
+    """Return metrics that need no boxes, several of them for what all maps have in common."""
     unit = F.normalize(maps.flatten(1), dim=1)
     pairs = ~torch.eye(len(maps), dtype=torch.bool)
     first, second = pairs.nonzero(as_tuple=True)
@@ -199,7 +199,7 @@ def candidates(maps: Tensor) -> dict[str, float]:
 
 
 def runs_table(runs: Mapping[tuple[str, int], Planted]) -> str:
-    """Say what each training learned."""
+    """Return a table of what each training learned."""
     lines = [
         [
             mark,
@@ -215,7 +215,7 @@ def runs_table(runs: Mapping[tuple[str, int], Planted]) -> str:
 
 
 def truth_tables(runs: Mapping[tuple[str, int], Planted], names: Sequence[str]) -> str:
-    """Measure, and return a table for each measure: contenders by marks, the means over the seeds."""
+    """Measure, and return a table for each measure: contenders by marks, averaged over the seeds."""
     asked = {name: CONTENDERS[name] for name in names}
     marks = list(dict.fromkeys(mark for mark, _ in runs))
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
@@ -227,7 +227,7 @@ def truth_tables(runs: Mapping[tuple[str, int], Planted], names: Sequence[str]) 
             for (mark, _), run in runs.items():
                 of_marks[mark].append(scores(run, contender))
             found[name] = of_marks
-        except Exception as error:  # others may fail as they like
+        except Exception as error:  # peers may fail in any way
             failures[name] = first_line(error)
     parts = []
     for measure in MEASURES:
@@ -241,7 +241,7 @@ def truth_tables(runs: Mapping[tuple[str, int], Planted], names: Sequence[str]) 
 
 
 def cell(found: Sequence[Mapping[str, float]], measure: str) -> str:
-    """Return the mean over the seeds, and how far they lie apart."""
+    """Return the mean and the range over the seeds."""
     values = [each[measure] for each in found if measure in each]
     if not values:
         return "–"
@@ -250,7 +250,7 @@ def cell(found: Sequence[Mapping[str, float]], measure: str) -> str:
 
 
 def numbers_tables(runs: Mapping[tuple[str, int], Planted]) -> str:
-    """Return a table for each method: the numbers of each training, and how well each tells them apart."""
+    """Return a table for each method: metrics of each training, and how well each distinguishes them."""
     parts = []
     for method in METHODS:
         explain = CONTENDERS[f"vitx {method}"]
@@ -274,7 +274,7 @@ def numbers_tables(runs: Mapping[tuple[str, int], Planted]) -> str:
 
 
 def told_apart(of_runs: Mapping[tuple[str, int], Sequence[Mapping[str, float]]], name: str) -> str:
-    """Say how many pairs of a shortcut and an honest training lie as most do, and the gap between both."""
+    """Return the share of (shortcut, honest) pairs in the majority's order, and the gap between both."""
     ends = {key: stages[-1][name] for key, stages in of_runs.items()}
     honest = [value for (mark, _), value in ends.items() if mark == HONEST]
     short = [value for (mark, _), value in ends.items() if mark != HONEST]
@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("logs/planted"), metavar="FOLDER")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    warnings.filterwarnings("ignore")  # of the others
+    warnings.filterwarnings("ignore")  # those of peers
     options.output.mkdir(parents=True, exist_ok=True)
     runs = {
         (mark, seed): planted(mark, seed, options.output)

@@ -1,12 +1,12 @@
-"""What others have published on linearised networks, in code of our own: baselines on timm's plain ViT.
+"""Published methods on linearized networks, reimplemented as baselines for timm's plain ViT.
 
 - LibraGrad (Mehri et al., CVPR 2025, arXiv 2411.16760): attention, the scale of norms and the gate of
-  activations are constants; input x gradient of the patches' tokens, or its sum over the inputs of all blocks
-  and of the final norm ("IxG-PLUS").
+  activations are held constant. The map is input x gradient of the patch tokens, or its sum over the inputs
+  of all blocks and of the final norm ("IxG-PLUS").
 - AttnLRP (Achtibat et al. 2024, arXiv 2402.05602) without its gamma rule: the softmax keeps its gradient, and
-  a product of two activations gives half to each.
+  a product of two activations passes half of the gradient to each.
 
-What speaks against the class keeps its order below all that speaks for it, as in `vitx.attribution.evidence`.
+Evidence against the class is ranked below all evidence for it, as in `vitx.attribution.evidence`.
 """
 
 from collections.abc import Sequence
@@ -20,25 +20,25 @@ from vitx.attribution.evidence import ranked
 
 
 def norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
-    """A layer norm whose scale is a constant."""
+    """Apply a layer norm whose scale is held constant."""
     variance = x.var(-1, keepdim=True, unbiased=False).detach()
     scaled: Tensor = (x - x.mean(-1, keepdim=True)) / (variance + layer.eps).sqrt()
     return scaled * layer.weight + layer.bias
 
 
 def gelu(x: Tensor) -> Tensor:
-    """A GELU whose gate is a constant."""
+    """Apply a GELU whose gate is held constant."""
     gate = torch.where(x == 0, 0.5, F.gelu(x) / torch.where(x == 0, 1, x))
     return x * gate.detach()
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """A matrix product that gives half of its gradient to each factor."""
+    """Return a matrix product that passes half of its gradient to each factor."""
     return (a.detach() @ b + a @ b.detach()) / 2
 
 
 def attend(layer: Any, x: Tensor, fixed: bool) -> Tensor:
-    """The attention of timm; A is a constant, or products are halved."""
+    """Apply timm's attention with A held constant if `fixed`, else with halved gradients of products."""
     q, k, v = layer.qkv(x).unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
     logits = q @ k.mT if fixed else product(q, k.mT)
     attention = (logits * layer.scale).softmax(-1)
@@ -59,7 +59,7 @@ def follow(model: Any, images: Tensor, fixed: bool) -> tuple[list[Tensor], Tenso
 
 
 def contributions(model: Any, images: Tensor, classes: Sequence[int], fixed: bool, blocks: slice) -> Tensor:
-    """Input x gradient of the patches' tokens, summed over the inputs of some blocks, (B, h, w)."""
+    """Return input x gradient of the patch tokens, summed over the inputs of some blocks, (B, h, w)."""
     with torch.enable_grad():
         tokens, logits = follow(model, images, fixed)
         score = logits[range(len(images)), list(classes)].sum()
@@ -71,15 +71,15 @@ def contributions(model: Any, images: Tensor, classes: Sequence[int], fixed: boo
 
 
 def libragrad(model: nn.Module, images: Tensor, classes: Sequence[int]) -> Tensor:
-    """LibraGrad's input x gradient."""
+    """Return LibraGrad's input x gradient."""
     return contributions(model, images, classes, True, slice(1))
 
 
 def libragrad_plus(model: nn.Module, images: Tensor, classes: Sequence[int]) -> Tensor:
-    """LibraGrad's IxG-PLUS."""
+    """Return LibraGrad's IxG-PLUS."""
     return contributions(model, images, classes, True, slice(None))
 
 
 def attn_lrp(model: nn.Module, images: Tensor, classes: Sequence[int]) -> Tensor:
-    """AttnLRP's input x gradient."""
+    """Return AttnLRP's input x gradient."""
     return contributions(model, images, classes, False, slice(1))

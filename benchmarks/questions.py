@@ -1,6 +1,6 @@
-"""Do maps of other questions than a class tell the truth? A region, and what makes two pictures alike.
+"""Accuracy of maps for questions other than a class: a region, and the similarity of two pictures.
 
-Each small model learns a task of which it is known what decides, and is asked then. A few minutes.
+Each small model learns a task with a known cause, and is explained then. This takes a few minutes.
 
     python benchmarks/questions.py
 """
@@ -19,8 +19,8 @@ from vitx.targets import region, similar_to
 
 SIDE, PATCH, SQUARE = 32, 4, 12
 HALF_WIDTH = SIDE // 2
-MEAN, STD, NOISE = 0.5, 0.25, 0.05  # how pictures are normalised, and the noise on their grey
-SCALE, HALF = 10.0, 0.4  # of cosines, and the one at which two are as likely alike as not
+MEAN, STD, NOISE = 0.5, 0.25, 0.05  # normalization of pictures, and the noise on their gray
+SCALE, HALF = 10.0, 0.4  # of cosines, and the cosine at which two pictures match with probability 1/2
 METHODS = ("evidence", "grad_rollout", "gae", "rollout")
 COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.9], [0.9, 0.9, 0.1]])
 SHAPES = torch.stack(
@@ -41,7 +41,7 @@ def vit(**options: object) -> nn.Module:
 
 
 class Halves(nn.Module):
-    """A segmentation of the halves of pictures, (B, 4, 1, 2), with a class token for each."""
+    """A segmentation of pictures into halves, (B, 4, 1, 2), with a class token for each half."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,33 +54,33 @@ class Halves(nn.Module):
 
 
 def grey(count: int, noise: float) -> Tensor:
-    """Return pictures of nothing, (count, 3, SIDE, SIDE)."""
+    """Return gray pictures with noise, (count, 3, SIDE, SIDE)."""
     return MEAN + noise * torch.randn(count, 3, SIDE, SIDE)
 
 
 def planted(pictures: Tensor, things: Tensor, corners: Tensor) -> None:
-    """Draw a thing into each picture: things are (B, 3, SQUARE, SQUARE) with NaN for nothing."""
+    """Draw an object into each picture, in place. Objects are (B, 3, SQUARE, SQUARE), NaN outside."""
     for picture, thing, (y, x) in zip(pictures, things, corners.tolist(), strict=True):
         place = picture[:, y : y + SQUARE, x : x + SQUARE]
         place.copy_(torch.where(thing.isnan(), place, thing))
 
 
 def masks_of(corners: Tensor) -> Tensor:
-    """Return where squares with these corners (y, x) are, (B, SIDE, SIDE)."""
+    """Return masks of the squares with these corners (y, x), (B, SIDE, SIDE)."""
     boxes = torch.cat([corners.flip(1), corners.flip(1) + SQUARE], 1)
     return box_masks(boxes.float(), (SIDE, SIDE))
 
 
 def places(side: int, count: int) -> Tensor:
-    """Return where squares begin along a side: at patches, as a map has no finer grid."""
+    """Return random starts of squares along a side, aligned with patches, as the grid of maps is."""
     return torch.randint((side - SQUARE) // PATCH + 1, (count,)) * PATCH
 
 
 def halves(count: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Draw a square of some colour into each half.
+    """Draw a square of a random color into each half.
 
     Returns:
-        Pictures, normalised, the colour of both squares (count, 2), and the corners of both.
+        Normalized pictures, the colors of both squares (count, 2), and the corners of both.
     """
     pictures, colours, corners = grey(count, NOISE), torch.randint(4, (count, 2)), []
     for half in (0, 1):
@@ -92,7 +92,7 @@ def halves(count: int) -> tuple[Tensor, Tensor, list[Tensor]]:
 
 
 def objects(count: int, which: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Draw two objects, (count, 2), of 16 into pictures: one in each quarter of two.
+    """Draw two of 16 objects, (count, 2), into each picture, in two different quarters.
 
     Returns:
         Pictures, and the corners of both objects.
@@ -110,7 +110,7 @@ def objects(count: int, which: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def trained(model: nn.Module, loss: Callable[[], Tensor], steps: int) -> nn.Module:
-    """Train a model, which the loss runs."""
+    """Train a model by a loss function, which runs it."""
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for step in range(steps):
@@ -125,7 +125,7 @@ def trained(model: nn.Module, loss: Callable[[], Tensor], steps: int) -> nn.Modu
 
 
 def of_region(steps: int, count: int) -> None:
-    """Segment pictures whose halves have the class of the square in them, and ask for the left half."""
+    """Train to classify each half by the color of its square, and explain the left half."""
     model = Halves()
 
     def loss() -> Tensor:
@@ -149,7 +149,7 @@ def of_region(steps: int, count: int) -> None:
 
 
 def of_similar(steps: int, count: int) -> None:
-    """Learn whether pictures share an object, and ask why two are alike that share one and nothing else."""
+    """Train to tell whether pictures share an object, and explain pairs that share only one."""
     model = vit(num_classes=0)
 
     def loss() -> Tensor:
@@ -175,7 +175,7 @@ def of_similar(steps: int, count: int) -> None:
 
 
 def main() -> None:
-    """Run both."""
+    """Run both measurements."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, nargs=2, default=[400, 3000], help="of both trainings")
     parser.add_argument("--count", type=int, default=100, help="pictures that are asked about")

@@ -1,4 +1,4 @@
-"""The tables and the plot of what was measured."""
+"""The tables and the plot of the measurements."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ LEGEND = {"vitx": "vitx", "reference": "reference", "peer": "other ways"}
 
 @dataclass
 class Row:
-    """What was found out about one contender in one case.
+    """The measurements of one contender in one case.
 
     Attributes:
-        timing: over the forward pass.
-        over_forward: bytes of peak memory over the forward pass, or an error; None where not measured.
-        over_backward: the same over forward and backward.
+        timing: relative to the forward pass.
+        over_forward: bytes of peak memory beyond the forward pass, or an error; None if not measured.
+        over_backward: the same beyond forward and backward.
     """
 
     timing: Timing
@@ -38,10 +38,10 @@ class Panel:
     """One part of the plot.
 
     Attributes:
-        title: above it.
-        unit: behind each value, with its format: "{:.2f}×".
-        origin: where bars begin.
-        values: by contender; None where it fails.
+        title: the text above it.
+        unit: the format of each value with its unit, such as "{:.2f}×".
+        origin: the value at which bars begin.
+        values: by contender; None if it failed.
         factors: whether the axis shows factors, not amounts.
     """
 
@@ -53,12 +53,12 @@ class Panel:
 
 
 def set_apart(name: str) -> str:
-    """Print vitx's own in bold."""
+    """Return a name, in bold if it is vitx's own."""
     return f"**{name}**" if name.startswith("vitx") else name
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Return a markdown table, the first column left aligned, without columns that are empty."""
+    """Return a Markdown table with its first column left-aligned, and without empty columns."""
     lines = list(lines)
     full = [index for index in range(len(head)) if any(line[index] for line in lines)]
     rule = ["---" if index == 0 else "---:" for index in range(len(head))]
@@ -67,7 +67,7 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def megabytes(value: int | str | None) -> str:
-    """Return a cell."""
+    """Return a table cell: an amount, an error, or nothing."""
     if isinstance(value, str):
         return f"fails: {value}"
     return "" if value is None else f"{value / MB:,.0f} MB"
@@ -111,13 +111,13 @@ def memory_panel(title: str, rows: Rows) -> Panel:
 
 
 def draw(panels: Sequence[Panel], groups: Mapping[str, Mapping[str, str]], path: Path, below: str) -> None:
-    """Draw horizontal bars, one row for each contender, one panel beside the other.
+    """Draw horizontal bars, one row for each contender, with the panels side by side.
 
     Args:
         panels: from left to right.
-        groups: the kind of each contender, by a heading and its name, from the top.
-        path: of the PNG.
-        below: a line about the machine.
+        groups: the kind of each contender, by heading and name, from top to bottom.
+        path: the PNG file to write.
+        below: a line about the machine, to show below the panels.
     """
     rows = [row for heading, kinds in groups.items() for row in ((heading, ""), *kinds.items())]
     figure = Figure(figsize=(2.9 + 3.5 * len(panels), 1.9 + 0.3 * len(rows)), dpi=150)
@@ -140,11 +140,11 @@ def draw(panels: Sequence[Panel], groups: Mapping[str, Mapping[str, str]], path:
 
 
 def draw_panel(axis: Axes, panel: Panel, rows: Sequence[tuple[str, str]]) -> None:
-    """Draw one panel; a contender that fails gets words in the place of a bar, a heading nothing."""
+    """Draw one panel. A contender that failed gets a text instead of a bar, and a heading gets nothing."""
     known = [value for value in panel.values.values() if value is not None]
     axis.set_xscale("log")
     longest = max([*known, 4 * panel.origin]) / panel.origin
-    axis.set_xlim(panel.origin, panel.origin * longest**1.4)  # room for the words
+    axis.set_xlim(panel.origin, panel.origin * longest**1.4)  # room for the text
     for place, (name, kind) in enumerate(rows):
         if not kind:
             continue

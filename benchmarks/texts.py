@@ -1,17 +1,17 @@
-"""Does the map of a text lie on what the text names? A tiny CLIP learns to match scenes with words.
+"""Accuracy of maps for texts: a tiny CLIP learns to match scenes with words.
 
     pip install -e ".[demo]"
     python benchmarks/texts.py
 
-The scenes are those of the demo, with two different digits in each, whose boxes do not overlap; the texts
-are the ten words for them. An image tower (the demo's DeiT) and a text tower learn contrastively, by the loss
-of SigLIP: each of the ten words fits a scene or not. Then `vitx.targets.text` asks for each word in scenes of
-digits that were not trained on, whose two words are the nearest ones.
+The scenes are those of the demo, with two different digits in each, whose boxes do not overlap. The texts
+are the words for the ten digits. An image tower (the demo's DeiT) and a text tower learn contrastively, by
+the loss of SigLIP: each word matches a scene or not. Then `vitx.targets.text` explains both words of scenes
+with held-out digits, if these words are the two nearest.
 
-- own: how often the middle of the brightest patch lies in the box of the word's digit
+- own: how often the center of the brightest patch lies in the box of the word's digit
 - other: how often it lies in the box of the other digit
 
-Some ten minutes on two cores.
+This takes about ten minutes on two cores.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 import vitx
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the demo is no package that is installed
+sys.path.insert(0, str(ROOT))  # the demo is not an installed package
 from demo.digits import normalised, split_digits  # noqa: E402
 from demo.glyphs import digits  # noqa: E402
 from demo.scenes import Scenes, cut_fragments, draw_scenes  # noqa: E402
@@ -35,14 +35,14 @@ from demo.tuning import load_weights  # noqa: E402
 from vitx.models.checkpoints import create_model  # noqa: E402
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-WIDTH, LETTERS = 64, 6  # of features; of the longest word, with a space that ends it
+WIDTH, LETTERS = 64, 6  # of features; of the longest word, with a final space
 BATCH, SCENES, FRAGMENTS = 32, 512, 8192
 METHODS = ("evidence", "grad_rollout", "gae", "rollout")
 MODEL = {"img_size": 64, "patch_size": 8, "depth": 4}
 
 
 class Words(nn.Module):
-    """A text tower: letters, one layer, and their mean."""
+    """A text tower: embedded letters, one transformer layer, and the mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Words(nn.Module):
 
 
 class Clip(nn.Module):
-    """Two towers, with the names that open_clip gives them."""
+    """An image tower and a text tower, with the method names of open_clip."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,13 +79,13 @@ class Clip(nn.Module):
         return features
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
-        """Return the logits, (B, T): a word fits the scene or not."""
+        """Return the logits, (B, T), of whether a word matches a scene."""
         found, words = (F.normalize(one, dim=1) for one in (self.encode_image(images), self.encode_text(ids)))
         return self.logit_scale.exp() * found @ words.T + self.logit_bias
 
 
 def tokenizer(texts: list[str]) -> Tensor:
-    """Return the letters of texts, (T, 6)."""
+    """Return the letters of texts as token ids, (T, 6)."""
     return torch.tensor([[*text.ljust(LETTERS).encode()] for text in texts])
 
 
@@ -102,7 +102,7 @@ class Data:
         self.fragments = cut_fragments(bank, self.generator)
 
     def draw(self, count: int, part: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Return images, the classes of their two digits, (B, 2), and the boxes of these, (B, 2, 64, 64)."""
+        """Return images, the classes of their digits, (B, 2), and masks of their boxes, (B, 2, 64, 64)."""
         found: list[tuple[Tensor, ...]] = []
         while sum(len(classes) for _, classes, _ in found) < count:
             scenes, classes = self._drawn(2 * count, part)
@@ -120,7 +120,7 @@ class Data:
 
 
 def trained(data: Data, epochs: int, learning_rate: float) -> Clip:
-    """Train the two towers; that of the texts, which begins from nothing, at four times the rate."""
+    """Train both towers; the text tower starts from scratch, and learns at four times the rate."""
     model, ids = Clip().train(), tokenizer([*WORDS])
     begun = [one for name, one in model.named_parameters() if name.startswith("visual.")]
     new = [one for name, one in model.named_parameters() if not name.startswith("visual.")]
@@ -144,7 +144,7 @@ def trained(data: Data, epochs: int, learning_rate: float) -> Clip:
 
 
 def asked(model: Clip, data: Data) -> tuple[Tensor, Tensor, Tensor]:
-    """Return images to ask about, the classes of their digits, and the boxes of these; says how many."""
+    """Return the images to explain, with classes and boxes of their digits; print how many they are."""
     images, classes, boxes = data.draw(SCENES, 2)
     with torch.no_grad():
         nearest = torch.cat([model(part, tokenizer([*WORDS])).topk(2).indices for part in images.split(256)])
@@ -154,7 +154,7 @@ def asked(model: Clip, data: Data) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def measured(model: Clip, images: Tensor, classes: Tensor, masks: Tensor, method: str) -> tuple[float, float]:
-    """Return how often the brightest patch of a word's map lies on its digit, and on the other one."""
+    """Return how often the brightest patch of a word's map lies on its digit, and on the other digit."""
     hits = []
     for number, word in enumerate(WORDS):
         for digit in range(2):
@@ -170,7 +170,7 @@ def measured(model: Clip, images: Tensor, classes: Tensor, masks: Tensor, method
 
 
 def main() -> None:
-    """Train and ask."""
+    """Train, explain, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=5e-4)

@@ -1,13 +1,13 @@
-"""How fast `vitx explain` is: beside the model alone, without the model, and for one picture.
+"""The speed of `vitx explain`: next to the model alone, without the model, and for one picture.
 
     python benchmarks/throughput.py --pictures FOLDER --weights FILE
 
-*Many pictures:* the command from files to files, once its model is there, beside `vitx.explain` alone on the
-same pictures, held ready as tensors, in batches of the same size; in turn, on `--cores` cores.
-*What is not the model:* the same way with maps that are known before, all of it on one core: what a core
-reads, prepares, draws and writes.
-*One picture:* `vitx explain cat.jpg` from start to end, beside the import of torch and timm and what the
-model itself does: it is made, filled with its weights, and explains the picture.
+*Many pictures:* the command from files to files, once its model is loaded, next to `vitx.explain` alone on
+the same pictures, already loaded as tensors, in batches of the same size; in turn, on `--cores` cores.
+*All but the model:* the same with maps that are computed beforehand, on one core: reading, preparing, drawing
+and writing.
+*One picture:* `vitx explain cat.jpg` from start to end, next to the import of torch and timm plus the work of
+the model itself: it is created, loads its weights, and explains the picture.
 
 All numbers are medians.
 """
@@ -87,12 +87,12 @@ print(*taken)
 
 @dataclass(frozen=True)
 class Known(Subject):
-    """A model that knows its maps before it sees an image."""
+    """A subject whose maps were computed beforehand."""
 
     maps: dict[str, vitx.Explanation] | None = None
 
     def explain(self, images: Tensor, methods: Methods, target: Any = None) -> dict[str, vitx.Explanation]:
-        """Return those of the first batch."""
+        """Return the maps of the first batch, for as many images."""
         assert self.maps is not None
         return {name: found[: len(images)] for name, found in self.maps.items()}
 
@@ -142,7 +142,7 @@ def _without_model(options: Any, subject: Subject, files: list[Path], images: Te
 
 
 def _parts(subject: Subject, files: list[Path]) -> None:
-    """Print what drawing and encoding take."""
+    """Print the times of drawing and encoding."""
     product, explainer = _product(subject, ".png"), Explainer(subject, PREDICTED)
     pictures = [read_picture(number, file, subject) for number, file in enumerate(files)]
     batches = (pictures[start : start + BATCH] for start in range(0, len(files), BATCH))
@@ -163,7 +163,7 @@ def _parts(subject: Subject, files: list[Path]) -> None:
 
 
 def _rate(options: Any, subject: Subject, files: list[Path], suffix: str) -> float:
-    """Explain all pictures as the command does, and return how many in a second."""
+    """Explain all pictures as the command does, and return the number per second."""
     with tempfile.TemporaryDirectory() as folder:
         output = Output(Path(folder) / "maps", files, _product(subject, suffix), "")
         explainer = Explainer(subject, PREDICTED)
@@ -197,7 +197,7 @@ def _seconds(words: list[str]) -> float:
 
 
 def _told(code_and_words: list[str]) -> float:
-    """Run code in a process of its own, and return the number that it prints last."""
+    """Run code in a new process, and return the number that it prints last."""
     said = subprocess.check_output([sys.executable, "-c", *code_and_words], text=True)
     return float(said.split()[-1])
 
@@ -223,7 +223,7 @@ def _product(subject: Subject, suffix: str) -> Product:
 
 
 def _on(cores: int) -> None:
-    """Keep this process, and all that it starts, to some cores."""
+    """Restrict this process, and those that it starts, to a number of cores."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, _CORES[:cores])
     torch.set_num_threads(cores)

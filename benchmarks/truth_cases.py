@@ -1,4 +1,4 @@
-"""Whose maps are asked: each as a function from model, images and classes to maps."""
+"""The contenders whose maps are judged, each a function from model, images and classes to maps."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,41 +19,41 @@ Contender = Callable[[nn.Module, Tensor, Sequence[int]], Any]
 def explained(
     method: str, options: dict[str, Any], model: nn.Module, images: Tensor, classes: Sequence[int]
 ) -> Tensor:
-    """What is to be compared."""
+    """Return the maps of a method of vitx."""
     return vitx.explain(model, images, method, target=classes, **options).maps
 
 
 def without_class(peer: Callable[..., Any], model: nn.Module, images: Tensor, _: Sequence[int]) -> Any:
-    """A peer that explains no class."""
+    """Return the maps of a peer that explains no class."""
     return peer(model, images)
 
 
 def mirrored(model: nn.Module, images: Tensor, classes: Sequence[int]) -> Tensor:
-    """The mean of the maps of each image and of its mirror image."""
+    """Return the mean of the maps of each image and of its mirror image."""
     both = [explained("evidence", {}, model, each, classes) for each in (images, images.flip(3))]
     return (both[0] + both[1].flip(2)) / 2
 
 
 def drawn(model: Any, images: Tensor, _: Sequence[int]) -> Tensor:
-    """A map of noise: what is right by chance."""
+    """Return maps of noise, a baseline for what is right by chance."""
     generator = torch.Generator().manual_seed(int(images[0].double().abs().sum()))
     return torch.rand(len(images), *model.patch_embed.grid_size, generator=generator)
 
 
 def centre(model: Any, images: Tensor, _: Sequence[int]) -> Tensor:
-    """A blob in the middle, whatever the image: where photographers put things."""
+    """Return a blob in the center for any image, as objects in photographs are often there."""
     rows, columns = (torch.linspace(-1, 1, count) for count in model.patch_embed.grid_size)
     return torch.exp(-2 * (rows[:, None] ** 2 + columns**2)).expand(len(images), -1, -1)
 
 
 def as_maps(found: Any) -> Tensor:
-    """What a contender returns, a tensor or a list of arrays, as maps (B, h, w)."""
+    """Convert the result of a contender, a tensor or a list of arrays, to maps (B, h, w)."""
     maps = found if isinstance(found, Tensor) else torch.from_numpy(np.stack(found))
     return maps.detach().float()
 
 
 def on_grid(maps: Tensor, model: Any) -> Tensor:
-    """Bring maps to the grid of the model's patches."""
+    """Pool maps to the grid of the model's patches."""
     return F.adaptive_avg_pool2d(maps[:, None], model.patch_embed.grid_size)[:, 0]
 
 

@@ -1,16 +1,16 @@
-"""Do the maps show a shortcut of a model that others trained? It takes a Chinese watermark for a carton.
+"""Maps of a shortcut in a public model, which takes a Chinese watermark for a carton.
 
     pip install -e ".[bench]"
     python benchmarks/watermark.py --photographs FOLDER --weights FILE
 
-Public ImageNet models do (Li et al. 2023, arXiv 2212.04825). Each photograph of the folder is squashed to the
-model's size, and the text is drawn across its middle. First, the probability of carton before and after, and
-how many predictions change. Then the maps for carton of two sets of pictures: those that become cartons, and
-those with the highest probability of one.
+Public ImageNet models do so (Li et al. 2023, arXiv 2212.04825). Each photograph of the folder is squashed to
+the size of the model, and the text is drawn across its middle. First come the probability of carton
+without and with it, and how many predictions change. Then come the maps for carton of two sets of pictures:
+those that become cartons, and those with the highest probability of carton.
 
-- energy: which share of the map lies in the text's box
-- pointing: how often the middle of the brightest patch does
-- passes: seconds over those of a forward pass
+- energy: the share of the map in the box of the text
+- pointing: how often the center of the brightest patch lies there
+- passes: the time relative to a forward pass
 
 In brackets: the 95 % confidence interval of the mean, by the bootstrap.
 """
@@ -60,10 +60,10 @@ class Watermark:
     """A white text across the middle of a picture.
 
     Attributes:
-        font: a file that has all letters of the text.
-        text: that is drawn.
-        at: where its line begins, as shares of the picture's width and height.
-        size: of the font, as a share of the picture's height.
+        font: a font file with all letters of the text.
+        text: the text to draw.
+        at: the start of its line, as shares of the picture's width and height.
+        size: the font size, as a share of the picture's height.
         opacity: in [0, 1].
 
     Raises:
@@ -83,10 +83,10 @@ class Watermark:
             raise VitxError(f"the font {self.font} lacks {' '.join(missing)}: name another")
 
     def box(self, picture: Image.Image) -> tuple[int, ...]:
-        """Return where the text lies: x0, y0, x1, y1 in pixels.
+        """Return the box of the text: x0, y0, x1, y1 in pixels.
 
         Raises:
-            VitxError: The picture is too small for it.
+            VitxError: The picture is too small for the text.
         """
         left, top = self._corner(picture)
         inked = self._font(picture).getbbox(self.text)
@@ -109,7 +109,7 @@ class Watermark:
         return ImageFont.truetype(str(self.font), round(self.size * picture.height))
 
     def _corner(self, picture: Image.Image) -> tuple[int, int]:
-        """Return where the line of text begins, in pixels."""
+        """Return the start of the line of text, in pixels."""
         return round(self.at[0] * picture.width), round(self.at[1] * picture.height)
 
 
@@ -123,13 +123,13 @@ def packaged_font() -> Path:
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured of a contender.
+    """The measurements of a contender.
 
     Attributes:
-        energy: of each picture.
-        pointing: of each picture.
-        passes: seconds over those of a forward pass.
-        error: why there is nothing.
+        energy: one value for each picture.
+        pointing: one value for each picture.
+        passes: the time relative to a forward pass.
+        error: the reason if there are none.
     """
 
     energy: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -140,13 +140,13 @@ class Found:
 
 @torch.no_grad()
 def probabilities(model: nn.Module, images: Tensor) -> Tensor:
-    """Return those of all classes, (B, classes)."""
+    """Return the probabilities of all classes, (B, classes)."""
     parts = tqdm(images.split(BATCH), "predicting", disable=None, leave=False)
     return torch.cat([model(part).softmax(1) for part in parts])
 
 
 def model_of(name: str, weights: Path | None) -> nn.Module:
-    """Make the model, with timm's own weights where no file is named."""
+    """Create the model, with timm's own weights if no file is given."""
     made = timm.create_model(name, pretrained=True) if weights is None else model_of_weights(name, weights)
     return made.eval()
 
@@ -154,7 +154,7 @@ def model_of(name: str, weights: Path | None) -> nn.Module:
 def drawn_on(
     photographs: Sequence[Path], watermark: Watermark, model: nn.Module, target: int
 ) -> tuple[Tensor, Data]:
-    """Return the photographs as the model takes them, without and with the text, which the masks show."""
+    """Return the prepared photographs without the text, and with it and masks of its box."""
     prepare = preprocessing_of(model)
     height, width = prepare.size
     plain, marked = [], []
@@ -168,7 +168,7 @@ def drawn_on(
 
 
 def report_change(before: Tensor, after: Tensor, target: int, names: Sequence[str]) -> None:
-    """Print what the text does to the predictions."""
+    """Print how the text changes the predictions."""
     name, rises = names[target], (after - before).mean(0)
     most = int(rises.argmax())
     becomes = (after.argmax(1) == target).float().mean() - (before.argmax(1) == target).float().mean()
@@ -180,7 +180,7 @@ def report_change(before: Tensor, after: Tensor, target: int, names: Sequence[st
 
 
 def measured(contender: Callable[..., Any], model: nn.Module, data: Data) -> Found:
-    """Explain each picture by a contender, which may fail as it likes."""
+    """Explain each picture by a contender; if it fails, return its error."""
     try:
         maps, _, passes = explain_all(contender, model, data)
     except Exception as error:
@@ -190,13 +190,13 @@ def measured(contender: Callable[..., Any], model: nn.Module, data: Data) -> Fou
 
 
 def with_interval(values: Sequence[float]) -> str:
-    """Return the mean of what was measured, and how sure it is."""
+    """Return the mean of values and its confidence interval."""
     low, high = interval(values)
     return f"{mean(values):.2f} ({low:.2f}–{high:.2f})"
 
 
 def table_of(found: Mapping[str, Found], sets: Mapping[str, Tensor]) -> str:
-    """Return the table, most energy in the first set first."""
+    """Return the table, sorted by decreasing energy in the first set."""
     head = ["", *(f"{title}: {key}" for title in sets for key in ("energy", "pointing")), "passes"]
     first = next(iter(sets.values()))
     lines = []
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=24, metavar="N", help="pictures of the second set")
     parser.add_argument("--only", nargs="+", default=ASKED, choices=list(CONTENDERS), metavar="NAME")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")  # of the others
+    warnings.filterwarnings("ignore")  # those of peers
     try:
         watermark = Watermark(
             options.font or packaged_font(), options.text, size=options.size, opacity=options.opacity
