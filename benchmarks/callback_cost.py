@@ -141,11 +141,11 @@ def main() -> None:
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="any Vision Transformer of timm")
     parser.add_argument("--batch", type=int, default=8, help="images in a training step, and explained")
     parser.add_argument("--shown", type=int, help="images in the grid (default: all)")
-    parser.add_argument("--methods", nargs="+", default=["rollout", "grad_rollout"], help="of the callback")
+    parser.add_argument("--methods", nargs="+", default=["rollout", "grad_rollout"], help="methods to use")
     parser.add_argument("--faithfulness", action="store_true", help="measure it at each firing")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
     parser.add_argument("--steps", type=int, default=12, help="steps, each followed by a firing")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 

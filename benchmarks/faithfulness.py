@@ -192,13 +192,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with the images")
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="folder of the images")
     parser.add_argument("--boxes", type=Path, required=True, metavar="CSV")
-    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="of the model")
-    parser.add_argument("--model", default="deit_tiny_patch16_224", metavar="NAME", help="of timm")
-    parser.add_argument("--count", type=int, metavar="N", help="the first images alone")
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="weights of the model")
+    parser.add_argument("--model", default="deit_tiny_patch16_224", metavar="NAME", help="a timm model")
+    parser.add_argument("--count", type=int, metavar="N", help="take only the first images")
     parser.add_argument(
-        "--perturbed", type=int, metavar="N", help="deletion and insertion of the first alone"
+        "--perturbed", type=int, metavar="N", help="measure deletion and insertion only on the first images"
     )
     parser.add_argument(
         "--only", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS), metavar="NAME"

@@ -135,9 +135,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument(
-        "--rounds", type=int, default=15, help="of the small cases; the large one takes a third"
+        "--rounds", type=int, default=15, help="rounds of the small cases; the large one takes a third"
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -296,7 +296,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], metavar="SEED")
     parser.add_argument(
-        "--only", nargs="+", default=ASKED, choices=ASKED, metavar="NAME", help="of contenders"
+        "--only", nargs="+", default=ASKED, choices=ASKED, metavar="NAME", help="contenders to measure"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, default=Path("logs/planted"), metavar="FOLDER")

@@ -166,7 +166,7 @@ def of_similar(steps: int, count: int) -> None:
     with torch.no_grad():
         ours, theirs, others = (F.normalize(model(one), dim=1) for one in (first, second, apart))
     alike, unlike = (ours * theirs).sum(1), (ours * others).sum(1)
-    print(f"similar: cosine {alike.mean():.2f} of those that share one, {unlike.mean():.2f} of others")
+    print(f"similar: cosine {alike.mean():.2f} of pairs that share an object, {unlike.mean():.2f} of others")
     masks = torch.stack([masks_of(at_first[0]), masks_of(at_second[0])], 1).flatten(0, 1)
     for method in METHODS:
         found = vitx.explain(model, first, method, target=similar_to(second)).maps
@@ -177,8 +177,8 @@ def of_similar(steps: int, count: int) -> None:
 def main() -> None:
     """Run both measurements."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, nargs=2, default=[400, 3000], help="of both trainings")
-    parser.add_argument("--count", type=int, default=100, help="pictures that are asked about")
+    parser.add_argument("--steps", type=int, nargs=2, default=[400, 3000], help="steps of the two trainings")
+    parser.add_argument("--count", type=int, default=100, help="number of pictures to explain")
     options = parser.parse_args()
     for measure, steps in zip((of_region, of_similar), options.steps, strict=True):
         torch.manual_seed(0)

@@ -149,7 +149,7 @@ def asked(model: Clip, data: Data) -> tuple[Tensor, Tensor, Tensor]:
     with torch.no_grad():
         nearest = torch.cat([model(part, tokenizer([*WORDS])).topk(2).indices for part in images.split(256)])
     known = (classes[:, :, None] == nearest[:, None]).any(2).all(1)
-    print(f"both words are the nearest: {known.float().mean():.0%} of {SCENES} scenes, which are asked")
+    print(f"both words are the nearest in {known.float().mean():.0%} of {SCENES} scenes, which are explained")
     return images[known], classes[known], boxes[known]
 
 

@@ -64,7 +64,7 @@ vitx.explain(model, images, method)
 print(made - begun + time.perf_counter() - ready)
 """
 ALONE = f"""{MADE}
-vitx.explain(model, images[:{BATCH}], method)  # what comes first takes longer
+vitx.explain(model, images[:{BATCH}], method)  # the first call takes longer
 ready = time.perf_counter()
 for batch in images.split({BATCH}):
     vitx.explain(model, batch, method)
@@ -236,11 +236,11 @@ def _options() -> Any:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", required=True, metavar="FOLDER", help="photographs")
-    parser.add_argument("--model", default="deit_tiny_patch16_224", help="of timm")
-    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="of the model")
+    parser.add_argument("--pictures", required=True, metavar="FOLDER", help="folder of photographs")
+    parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model")
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="weights of the model")
     parser.add_argument("--method", default="evidence")
-    parser.add_argument("--count", type=int, default=200, help="pictures")
+    parser.add_argument("--count", type=int, default=200, help="number of pictures")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     return parser.parse_args()

@@ -285,7 +285,7 @@ def test_what_fabric_set_up(belongings, precision, method):
                 "--model-options",
                 '{"classes": {"class_path": "a.b", "args": 1}}',
             ],
-            "beside class_path only init_args may stand",
+            "next to class_path, only init_args is allowed",
         ),
         (["x.png", *timm_model("mlp.safetensors")], "which is not a single linear layer"),
         (
@@ -297,7 +297,7 @@ def test_what_fabric_set_up(belongings, precision, method):
         (["x.png", "--model", "without"], "holds no image processor"),
         (["x.png", "--model", "hf", "--input-options", "mean=0.5"], "leave out --input-options mean"),
         (["x.png", "--model", "hf", "--weights", "net.ckpt"], "leave out --weights"),
-        (["x.png", "--model", "hf", "--model-options", "a=1"], "--model-options are for models of timm"),
+        (["x.png", "--model", "hf", "--model-options", "a=1"], "--model-options are only for timm models"),
         (["x.png", *MANY, *SIZED], "has three channels at most"),
         (["bytes.npy", *MANY], "mean has 3 values, and the model takes 13 channels"),
         (["few.npy", *MANY, *SIZED], "few.npy is 5 x 40 x 50: the model takes 13 channels"),

@@ -165,5 +165,5 @@ def test_the_dimension_of_the_channels_is_found():
 def test_what_puts_out_more_rows_than_images_is_refused():
     torch.manual_seed(0)
     model = timesformer("space_only").double().eval()  # which puts out a row for each frame
-    with pytest.raises(VitxError, match=r"put out \(8, .*for 2 images"):
+    with pytest.raises(VitxError, match=r"returned \(8, .*for 2 images"):
         explain(model, torch.randn(FRAMES).double())

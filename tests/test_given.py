@@ -92,7 +92,7 @@ def test_says_what_is_missing(call, sentence):
 
 def test_a_model_of_text_and_images_asks_for_both():
     given = vision_language.FAMILIES["LLaVA"][1]
-    with pytest.raises(VitxError, match="takes text beside images, and failed without: give all by inputs="):
+    with pytest.raises(VitxError, match="also takes text, and failed without it: give all by inputs="):
         explain(vision_language.built("LLaVA"), given["pixel_values"])
 
 
@@ -117,7 +117,7 @@ def test_says_what_patches_need(naflex):
         explain(naflex, given["pixel_values"])
     given["spatial_shapes"] = torch.tensor([[3, 3], [4, 2]])
     with pytest.raises(
-        VitxError, match=r"with spatial_shapes \[\(3, 3\), \(4, 2\)\] make up pictures is not"
+        VitxError, match=r"with spatial_shapes \[\(3, 3\), \(4, 2\)\] cannot be joined to pictures"
     ):
         explain(naflex, inputs=given)
 

@@ -84,7 +84,7 @@ def test_what_is_no_image(model, images, sentence):
 
 
 def test_a_model_that_does_not_say_how_it_wants_them():
-    with pytest.raises(VitxError, match="the model does not say how it wants its images"):
+    with pytest.raises(VitxError, match="the model does not declare its preprocessing"):
         vitx.explain(nn.Linear(2, 2), PIXELS)
 
 

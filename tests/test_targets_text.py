@@ -207,7 +207,7 @@ def test_the_text_tower_runs_once_and_leaves_no_gradient():
         (lambda: explain(texts.built("CLIP"), IMAGES, "legrad", target=text(IDS[0])), "legrad"),
         (
             lambda: explain(texts.built("CLIP"), IMAGES),
-            r"takes text beside images.*or ask by a target of vitx.t",
+            r"also takes text.*or use a target such as vitx.targets.t",
         ),
     ],
 )

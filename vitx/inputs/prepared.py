@@ -111,7 +111,7 @@ def preprocessing_of(
         found = saved_preprocessing(model) or of_open_clip(declared(model, "preprocess_cfg") or {})
         if found and not keep_aspect and (size, mean, std) == (None, None, None):
             return found
-        said = "the model does not say how it wants its images (timm's do): give a tensor (B, C, H, W)"
+        said = "the model does not declare its preprocessing, as timm's do: give a tensor (B, C, H, W)"
         raise VitxError(f"{said}, or in the shell --input-options size=PIXELS mean=V std=V")
     known = resolve_data_config(pretrained_cfg=dict(config or {"crop_pct": 1.0}))  # else do not crop
     holder = next((part for part in model.modules() if getattr(part, "patch_embed", None) is not None), None)

@@ -107,7 +107,7 @@ def saved_processor(model: nn.Module) -> Any:
     saved = saved_beside(_saved_as(model), "AutoProcessor")
     if saved is None:
         said = "no processor was saved with the model"
-        raise VitxError(f"{said}: give processor=, as transformers.AutoProcessor makes it")
+        raise VitxError(f"{said}: give one by processor=, from transformers.AutoProcessor")
     return saved
 
 

@@ -114,7 +114,7 @@ def read_image(
             "which are scaled to [0, 1], or floating point numbers in the units of mean and std"
         )
     if not np.isfinite(values).all():
-        raise VitxError(f"{path} holds NaN or infinite values: fill them in")
+        raise VitxError(f"{path} holds NaN or infinite values: replace them")
     return np.ascontiguousarray(values if first else values.transpose(2, 0, 1), np.float32)
 
 

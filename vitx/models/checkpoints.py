@@ -154,8 +154,8 @@ def _with_head(model: nn.Module, state: State, path: Path) -> State:
     linear = len(weights) == 1 and set(beside) <= {weights[0], f"{weights[0].removesuffix('weight')}bias"}
     if not linear or beside[weights[0]].shape[1:] != (getattr(model, "num_features", None),):
         raise VitxError(
-            f"{path} holds a backbone without a head, and beside it {', '.join(sorted(beside)[:4])}, "
-            "which is not a single linear layer: name the code that joins them, --model package.module:name"
+            f"{path} holds a backbone without a head, and next to it {', '.join(sorted(beside)[:4])}, "
+            "which is not a single linear layer: name the code that joins them by --model package.module:name"
         )
     return {**inside, **{f"{heads[0]}.{name.rpartition('.')[2]}": beside[name] for name in beside}}
 

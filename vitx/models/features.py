@@ -103,7 +103,7 @@ class Towers:
         if found is None:
             found = output[0] if isinstance(output, (tuple, list)) else output
         if not isinstance(found, Tensor):
-            raise VitxError(f"found no features in what {self._kind or 'the model'} puts out")
+            raise VitxError(f"found no features in {self._kind or 'the model'}'s output")
         return found[:, 0] if found.ndim == 3 and self._kind == "flava" else found  # the class token
 
 
@@ -132,7 +132,7 @@ def _rows(found: Any) -> Tensor:
     if not isinstance(found, Tensor) or found.ndim != 2:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise VitxError(
-            f"the features of the images are {shape}, not (B, D): wrap the model so that it puts out one row "
+            f"the features of the images are {shape}, not (B, D): wrap the model so that it returns one row "
             "of features for each image"
         )
     return found

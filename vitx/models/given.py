@@ -93,13 +93,13 @@ def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Paramete
 def _image_name(inputs: Mapping[str, Any], image: str | None) -> str:
     floating = {k: v for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
     if image is not None and image not in floating:
-        raise VitxError(f"image={image!r} is no floating-point tensor of inputs, which are {_said(inputs)}")
+        raise VitxError(f"image={image!r} is no floating-point tensor of inputs, found {_said(inputs)}")
     named = [name for name in IMAGE_NAMES if name in floating]
     spatial = [name for name, one in floating.items() if one.ndim > 3 and min(one.shape[-2:]) > 1]
     found = [image] if image is not None else named or spatial
     if len(found) != 1:
         raise VitxError(
-            f"{'several' if found else 'none'} of the inputs may be the image, which are {_said(inputs)}: "
+            f"{'several' if found else 'none'} of the inputs may be the image, found {_said(inputs)}: "
             "name it by image="
         )
     return found[0]
@@ -191,6 +191,6 @@ def patches_of(model: nn.Module, given: Tensor, others: Mapping[str, Any]) -> Pa
     except (RuntimeError, ValueError, TypeError, StopIteration):
         pass  # the number of patches does not fit
     raise VitxError(
-        f"how pixels of shape {tuple(given.shape)} with {name} {sizes} make up pictures is not known: give "
-        "a model of SigLIP 2 or Qwen-VL what its own processor makes of pictures"
+        f"pixels of shape {tuple(given.shape)} with {name} {sizes} cannot be joined to pictures: give a "
+        "model of SigLIP 2 or Qwen-VL the outputs of its own processor"
     )

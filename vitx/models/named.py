@@ -84,7 +84,7 @@ def load_named(
             return Loaded(create_model(place, True, None, options).eval())
         return Loaded(model_of_weights(place, weights, options, trust).eval())
     if options:
-        raise VitxError("--model-options are for models of timm and your own: leave them out")
+        raise VitxError("--model-options are only for timm models and your own code: leave them out")
     if kind == "open_clip":
         loaded = load_open_clip(place, weights, trust)
         if classes and not texts:
@@ -124,7 +124,7 @@ def load_open_clip(name: str, weights: Path | None, trust: bool = False) -> Load
         fill(model, without_prefix(read_weights(weights, trust), model.state_dict()), weights)
     prepare = of_open_clip(wanted)
     if prepare is None:
-        raise VitxError(f"{name} wants its images padded, which vitx does not: give tensors, in Python")
+        raise VitxError(f"{name} needs padded images, which vitx does not make: give tensors, in Python")
     return Loaded(model, prepare, tokenizer=tokenizer)
 
 
@@ -184,7 +184,7 @@ def _downloaded(name: str, file: str) -> Path | None:
         try:
             return Path(hf_hub_download(name, file))
         except LocalEntryNotFoundError as error:
-            raise VitxError(f"{name} is not on this machine, and the hub was not asked for it") from error
+            raise VitxError(f"{name} is not in the cache, and could not be fetched from the hub") from error
         except EntryNotFoundError:
             return None
 

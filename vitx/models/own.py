@@ -74,7 +74,7 @@ def made(value: Any) -> Any:
         return {name: made(one) for name, one in value.items()}
     arguments = value.get("init_args", {})
     if set(value) - {"class_path", "init_args"} or not isinstance(arguments, Mapping):
-        raise VitxError(f"beside class_path only init_args may stand, a mapping: found {dict(value)}")
+        raise VitxError(f"next to class_path, only init_args is allowed, as a mapping: found {dict(value)}")
     return _call(str(value["class_path"]), arguments)
 
 

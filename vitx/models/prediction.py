@@ -20,8 +20,8 @@ _LOGITS = "logits", "logits_per_image", "image_embeds", "pooler_output", "last_h
 _BATCHED = ": add a batch dimension with images[None]"
 _INPUTS = 'give all by inputs={{"{}": ..., "{}": ...}}'
 _ASKS = (
-    f"the model takes text beside images, and failed without: {_INPUTS}, or ask by a target of vitx.targets, "
-    "as text or word"
+    f"the model also takes text, and failed without it: {_INPUTS}, or use a target such as vitx.targets.text "
+    "or vitx.targets.word"
 )
 _CHOOSE = (
     "wrap it so that it returns the one to explain (to the callback, give forward_fn=lambda module, "
@@ -47,8 +47,7 @@ def check_images(model: nn.Module, images: Any) -> None:
         )
     if not images.is_floating_point():
         raise VitxError(
-            f"images must be floating point, as the model takes them, found {images.dtype}: scale and "
-            "normalise them as in training"
+            f"images must be floating point, found {images.dtype}: scale and normalize them as in training"
         )
     weight = next(model.parameters(), images)
     if weight.device != images.device:
@@ -70,9 +69,9 @@ def read_logits(
     """Return the logits, (B, ...), in an output; `made_last` picks the tensor that depends on the others."""
     logits = _logits(output, len(images), made_last)
     if logits.ndim in (1, 2) and len(logits) != len(images) and not inputs.together:
-        hint = _BATCHED if images.ndim == 3 else ": wrap it so that it puts out one row for each"
+        hint = _BATCHED if images.ndim == 3 else ": wrap it so that it returns one row for each"
         raise VitxError(
-            f"the model put out {tuple(logits.shape)} for {len(images)} images of shape "
+            f"the model returned {tuple(logits.shape)} for {len(images)} images of shape "
             f"{tuple(images.shape[1:])}{hint}"
         )
     return logits
@@ -161,7 +160,7 @@ def _logits(output: Any, batch: int, made_last: MadeLast | None) -> Tensor:
     if last is None:
         shapes = ", ".join(f"{name}: {tuple(one.shape)}" for name, one in named.items())
         raise VitxError(
-            f"the model returns {kind}, with {len(several)} tensors, {shapes}, none of which was made of all "
+            f"the model returns {kind}, with {len(several)} tensors, {shapes}, none of which depends on all "
             f"others: {_CHOOSE}"
         )
     return last
