@@ -1,4 +1,4 @@
-"""Shows the doctests of docstrings as code: mkdocstrings looks for `Examples:`, and they say `Example:`."""
+"""Show the doctests of docstrings as code: mkdocstrings looks for `Examples:`, but they say `Example:`."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import griffe
 
 
 class Examples(griffe.Extension):
-    """Renames the section of each docstring, before it is parsed."""
+    """An extension that renames the section of each docstring before it is parsed."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Is called for each module, class and function."""
+        """Rename the section of a module, class or function."""
         if obj.docstring:
             obj.docstring.value = obj.docstring.value.replace("Example:\n", "Examples:\n")

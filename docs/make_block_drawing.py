@@ -1,10 +1,10 @@
-"""Draws how relevance goes back through one transformer block, with the numbers of a tiny model.
+"""Draw how relevance goes back through one transformer block, with the numbers of a tiny model.
 
 python docs/make_block_drawing.py
 
-A ViT of two blocks learns, in a few seconds, to name the colour of a square in noise. vitx explains one
-picture by attention rollout. The drawing shows the relevance at each step of block 1, read off the tape of
-the pass.
+A ViT of two blocks learns, in a few seconds, to name the color of a square in noise. vitx explains one
+picture by attention rollout. The drawing shows the relevance at each step of block 1, as read from the tape
+of the pass.
 """
 
 import base64
@@ -31,11 +31,11 @@ from vitx.tape.tape import Tape
 COLOURS = {"red": (0.9, 0.2, 0.15), "green": (0.15, 0.7, 0.25), "blue": (0.2, 0.35, 0.95)}
 COLOURS |= {"yellow": (0.95, 0.8, 0.1)}
 SIZE, PATCH = 32, 16
-IMAGE = 2  # of those that it did not learn from: one in which all patches have a share
+IMAGE = 2  # index among the test images: one in which all patches have a share
 
 
 def squares(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images of noise with one square, in the middle of a patch, and its colour."""
+    """Return images of noise with one square, in the middle of a patch, and the colors of the squares."""
     generator = torch.Generator().manual_seed(seed)
     images = 0.25 + 0.5 * torch.rand(count, 3, SIZE, SIZE, generator=generator)
     labels = torch.randint(len(COLOURS), (count,), generator=generator)
@@ -47,14 +47,14 @@ def squares(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def untrained() -> Any:
-    """A ViT of two blocks."""
+    """Return a ViT of two blocks with random weights."""
     torch.manual_seed(1)
     options = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": 32, "depth": 2, "num_heads": 2}
     return timm.create_model("vit_tiny_patch16_224", num_classes=len(COLOURS), **options)
 
 
 def trained() -> Any:
-    """The same, when it names the colour."""
+    """Return the ViT after it has learned to name the color."""
     model = untrained()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     images, labels = squares(300 * 64, seed=0)
@@ -70,17 +70,17 @@ def trained() -> Any:
 
 @dataclass
 class Steps:
-    """The relevance of one image at each step: (4,) of the logits, (tokens,) of the tokens.
+    """The relevance of one image at each step: (4,) for logits, (tokens,) for tokens.
 
     Attributes:
-        logits: where it starts.
-        after_2: of the tokens that block 2 put out.
-        after_1: of those that block 1 put out.
-        between: of those between attention and MLP of block 1.
-        taken: what each token gets through the attention of block 1.
-        before_1: of the tokens that enter block 1.
-        attention: A of block 1, the mean of its heads, (tokens, tokens).
-        maps: of the patches, by `vitx.explain`.
+        logits: at the logits, where it starts.
+        after_2: at the output of block 2.
+        after_1: at the output of block 1.
+        between: between the attention and the MLP of block 1.
+        taken: the relevance that each token receives through the attention of block 1.
+        before_1: at the input of block 1.
+        attention: A of block 1, averaged over the heads, (tokens, tokens).
+        maps: at the patches, from `vitx.explain`.
     """
 
     logits: Tensor
@@ -94,7 +94,7 @@ class Steps:
 
 
 def followed(model: Any, image: Tensor) -> Steps:
-    """Follows the relevance of one image, (1, 3, H, W), from the logits to the pixels."""
+    """Follow the relevance of one image, (1, 3, H, W), from the logits to the pixels."""
     tape = Tape(model)
     recorder = Recorder(tape)
     recorder.begin(image)
@@ -127,7 +127,7 @@ def followed(model: Any, image: Tensor) -> Steps:
 
 
 def check(steps: Steps) -> None:
-    """The drawing says of each step what the rule of attention rollout says, and all sums are 1."""
+    """Check that each step follows the rule of attention rollout, and that relevance sums to 1."""
     for whole in (steps.logits, steps.after_2, steps.after_1, steps.between, steps.before_1):
         torch.testing.assert_close(whole.sum(), whole.new_tensor(1.0))
     for half in (steps.between / 2, steps.taken):
@@ -140,7 +140,7 @@ def check(steps: Steps) -> None:
 
 WIDTH, HEIGHT = 720, 1010
 COLUMNS = (270, 350, 430, 510, 590)
-TOTAL = 676  # where sums stand
+TOTAL = 676  # x of the sums
 STYLE = """
   text { font-family: system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; font-size: 15px }
   .small { font-size: 13.5px } .title { font-size: 19px; font-weight: 600 } .bold { font-weight: 600 }
@@ -159,23 +159,23 @@ STYLE = """
 
 
 def number(value: float) -> str:
-    """A share with two digits."""
+    """Format a share with two decimals."""
     return f"{value:.2f}"
 
 
 def text(x: float, y: float, words: str, kind: str = "ink") -> str:
-    """One line of text."""
+    """Draw one line of text."""
     return f'<text x="{x}" y="{y}" class="{kind}">{words}</text>'
 
 
 def label(y: float, title: str, *lines: str) -> str:
-    """What the left column says of a step."""
+    """Draw the description of a step in the left column."""
     rest = [text(18, y + 19 * (place + 1), line, "soft small") for place, line in enumerate(lines)]
     return "".join([text(18, y, title, "ink bold"), *rest])
 
 
 def row(y: float, values: Tensor, columns: tuple[int, ...] = COLUMNS) -> str:
-    """The relevance of tokens: the more, the fuller."""
+    """Draw the relevance of tokens as boxes: the more relevance, the stronger the color."""
     drawn = []
     for x, value in zip(columns, values.tolist(), strict=True):
         box = f'x="{x - 32}" y="{y - 18}" width="64" height="36" rx="7"'
@@ -185,7 +185,7 @@ def row(y: float, values: Tensor, columns: tuple[int, ...] = COLUMNS) -> str:
 
 
 def flow(x1: float, y1: float, x2: float, y2: float, value: float, bend: float = 0) -> str:
-    """Relevance on its way from one place to another; the more, the broader."""
+    """Draw the flow of relevance from one place to another: the more relevance, the broader the line."""
     if value < 0.002:
         return ""
     width = max(1.2, 16 * value)
@@ -196,12 +196,12 @@ def flow(x1: float, y1: float, x2: float, y2: float, value: float, bend: float =
 
 
 def total(y: float, *words: str) -> str:
-    """What a row sums to."""
+    """Draw the sum of a row."""
     return "".join(text(TOTAL, y + 5 + 19 * place, line, "mid ink bold") for place, line in enumerate(words))
 
 
 def pixels(image: Tensor) -> str:
-    """The picture as a PNG that stands in the SVG."""
+    """Return the picture as a data URL of a PNG, to embed in the SVG."""
     file = BytesIO()
     shown = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
     Image.fromarray(np.ascontiguousarray(shown)).save(file, "PNG", optimize=True)
@@ -209,7 +209,7 @@ def pixels(image: Tensor) -> str:
 
 
 def head(steps: Steps) -> str:
-    """From the logits to the tokens that block 1 put out."""
+    """Draw the path from the logits to the output of block 1."""
     logits = (200, 270, 340, 410)
     drawn = [flow(x, 116, COLUMNS[0], 180, value) for x, value in zip(logits, steps.logits, strict=True)]
     drawn += ['<rect x="230" y="234" width="400" height="46" rx="9" class="zone"/>']
@@ -226,7 +226,7 @@ def head(steps: Steps) -> str:
 
 
 def block(steps: Steps) -> str:
-    """Through block 1: MLP and residual, then attention and residual."""
+    """Draw the path through block 1: MLP and residual, then attention and residual."""
     drawn = []
     for x, value in zip(COLUMNS, (steps.after_1 / 2).tolist(), strict=True):
         drawn += [flow(x - 12, 334, x - 12, 412, value), flow(x + 12, 334, x + 12, 412, value)]
@@ -271,7 +271,7 @@ def block(steps: Steps) -> str:
 
 
 def picture(steps: Steps, image: Tensor) -> str:
-    """From the tokens that enter block 1 to the pixels."""
+    """Draw the path from the input of block 1 to the pixels."""
     source, drawn = pixels(image), []
     for place, x in enumerate(COLUMNS[1:]):
         drawn += [flow(x, 778, x, 812, float(steps.maps[place]))]
@@ -307,7 +307,7 @@ def picture(steps: Steps, image: Tensor) -> str:
 
 def main() -> None:
     """Write docs/block.svg."""
-    torch.set_num_threads(1)  # with more, sums are rounded otherwise, and the model learns other weights
+    torch.set_num_threads(1)  # more threads change the rounding of sums, and so the learned weights
     model = trained()
     image = squares(IMAGE + 1, seed=1)[0][IMAGE:].double()
     steps = followed(model, image)

@@ -1,10 +1,10 @@
-"""Makes the picture of the same photographs under each method.
+"""Make the picture of the same photographs explained by each method.
 
 pip install scikit-image
 python docs/make_methods_picture.py [WEIGHTS]
 
 The photographs are scikit-image's: Chelsea the cat and a cup of coffee (CC0), and a rocket (public domain).
-WEIGHTS are a file for deit_tiny_patch16_224; without, timm's own are fetched.
+WEIGHTS is a file for deit_tiny_patch16_224; without it, timm's own weights are downloaded.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Makes the README's film and picture from the logs of two runs.
+"""Make the film and the picture of the README from the logs of two runs.
 
 python train_demo.py
 python train_demo.py --config configs/demo.yaml --config configs/shortcut.yaml
@@ -14,7 +14,7 @@ from vitx.runs.film import Reel, frame, timeline
 from vitx.runs.finding import open_runs
 
 FOLDER = Path(__file__).parent
-FILMED = (0, 4)  # few images, so that the film fits beside what it is about
+FILMED = (0, 4)  # few images, so that the film leaves room for the text about it
 
 
 def main(demo: str, shortcut: str) -> None:

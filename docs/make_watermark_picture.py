@@ -1,10 +1,10 @@
-"""Makes the picture of a photograph without and with a watermark, the class that DeiT names, and its map.
+"""Make the picture of a photograph without and with a watermark, the class that DeiT predicts, and its map.
 
 pip install -e ".[bench]" pooch
 python docs/make_watermark_picture.py [WEIGHTS]
 
-The photograph is SciPy's `ascent` (public domain), which it fetches. WEIGHTS are a file for
-deit_tiny_patch16_224; without, timm's own are fetched.
+The photograph is SciPy's `ascent` (public domain), which SciPy downloads. WEIGHTS is a file for
+deit_tiny_patch16_224; without it, timm's own weights are downloaded.
 """
 
 import sys
@@ -28,13 +28,13 @@ sys.path.append(str(FOLDER.parent / "benchmarks"))
 from faithfulness import normalised  # noqa: E402
 from watermark import MODEL, Watermark, model_of, packaged_font  # noqa: E402
 
-PART = (0, 69, 512, 468)  # of the photograph: x0, y0, x1, y1
+PART = (0, 69, 512, 468)  # crop of the photograph: x0, y0, x1, y1
 TILE = 215
 ENDS = "none", "most evidence"
 
 
 def explained(model: nn.Module, photograph: Image.Image) -> NDArray[np.uint8]:
-    """Draws a photograph beside the map of the class that the model names."""
+    """Draw a photograph next to the map of the class that the model predicts."""
     explanation = vitx.explain(model, normalised(photograph, preprocessing_of(model))[None], "evidence")
     columns = {"DeiT-Tiny says:": explanation.pixels(), "evidence for it": explanation.overlays()}
     return render.grid(columns, captions_said(explanation.logits, None), tile_width=TILE, ends=ENDS)

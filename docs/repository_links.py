@@ -1,6 +1,6 @@
-"""Brings files outside `docs/` to the site, so that relative links work there and on a code host.
+"""Add files outside `docs/` to the site, so that relative links work there and on a code host.
 
-A hook of mkdocs. The README and its like become pages, any other file a copy in the folder `repository`.
+A hook of mkdocs. The files in `PAGES` become pages; any other file is copied to the folder `repository`.
 """
 
 import posixpath
@@ -20,7 +20,7 @@ _LINK = re.compile(r"(?<=\]\()(?!https?:|#)([\w./-]+)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the README and its like, and the files that pages link to."""
+    """Add the files in `PAGES`, and the files that pages link to."""
     root = Path(config.config_file_path).parent
     pages = {page.src_uri: page.content_string for page in files.documentation_pages()}
     named = {f"docs/{uri}": text for uri, text in pages.items() if "/" not in uri}
@@ -35,13 +35,13 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Points the links of a page of `docs/` there."""
+    """Point the links of a page of `docs/` to the site."""
     uri = page.file.src_uri
     return markdown if "/" in uri or uri in PAGES.values() else _pointed(markdown, f"docs/{uri}", files)
 
 
 def _pointed(markdown: str, name: str, files: Files) -> str:
-    """Points links to their places on the site; mkdocs complains about those that lead nowhere."""
+    """Point links to their places on the site; mkdocs warns about those that lead nowhere."""
 
     def there(link: re.Match[str]) -> str:
         place = _on_site(_place(name, link[1]))
@@ -52,11 +52,11 @@ def _pointed(markdown: str, name: str, files: Files) -> str:
 
 
 def _place(name: str, link: str) -> str:
-    """Return the place in the repository that a link in a file leads to."""
+    """Return the path in the repository that a link in a file leads to."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(name), link))
 
 
 def _on_site(name: str) -> str:
     if name.startswith("docs/"):
         return name.removeprefix("docs/")
-    return PAGES.get(name, f"repository/{name}.txt")  # text is shown, not downloaded
+    return PAGES.get(name, f"repository/{name}.txt")  # browsers show text, and do not download it

@@ -1,1 +1,1 @@
-"""Drawing: heat maps, overlays, strips, grids, captions and colours; nothing here runs a model."""
+"""Drawing: heat maps, overlays, strips, grids, captions and colors; nothing here runs a model."""

@@ -1,4 +1,4 @@
-"""Captions: the prediction for an image, and whether it is right."""
+"""Captions: the prediction for an image, and whether it is correct."""
 
 import math
 import re
@@ -13,13 +13,13 @@ from vitx.models.classes import known_class_names, short
 from vitx.models.outputs import Kind, beyond, kind_of
 from vitx.models.outputs import known as known_labels
 
-Names = Sequence[str] | None  # of classes, in the order of the logits
+Names = Sequence[str] | None  # class names, in the order of the logits
 
-_AND = " + "  # between several classes
-_SHORTEST, _READABLE = 4, 12  # letters of a name
+_AND = " + "  # separator of class names
+_SHORTEST, _READABLE = 4, 12  # minimum letters of a name: in any case, and to stay readable
 _MOST_LINES = 4
 _ROUNDED = 1e-3
-_DIGITS = 3  # of the largest number
+_DIGITS = 3  # significant digits of the largest number
 _BREAK = re.compile(r"(?<=, )|(?<=\+ )")  # where a line may end
 
 
@@ -27,15 +27,15 @@ _BREAK = re.compile(r"(?<=, )|(?<=\+ )")  # where a line may end
 class Caption:
     """The caption of one image."""
 
-    prediction: str  # a class, several, or a number; empty if nothing is known
-    probability: float | None = None  # of the class, in [0, 1], where there is a single one
-    label: str | None = None  # the truth, in the words of the prediction
-    right: bool | None = None  # None where that is not known, or no yes or no
+    prediction: str  # one or several classes or numbers; empty if nothing is known
+    probability: float | None = None  # of the class, in [0, 1], if there is a single one
+    label: str | None = None  # the ground truth, in the format of the prediction
+    right: bool | None = None  # None if that is unknown, or not a matter of right or wrong
 
     def lines(self, fits: Callable[[str], bool]) -> list[str]:
-        """Return the caption on as few lines, which `fits` accepts, as it is readable on.
+        """Return the caption in as few lines as keep it readable, each of which `fits` accepts.
 
-        Names are shortened in the middle, the label last; several predicted ones give way to their number.
+        Names are shortened in the middle, the label last. A count may replace several predicted classes.
         """
         names = f"{self.prediction}{_AND}{self.label or ''}".split(_AND)
         lengths = range(max(_SHORTEST, *map(len, names)), _SHORTEST - 1, -1)
@@ -64,10 +64,10 @@ def captions_of(
 ) -> list[Caption]:
     """Return the captions of images.
 
-    The labels, (B,), (B, 1) or (B, classes), tell what the logits are, (B, classes) or (B,): a class for each
-    image (softmax; sigmoid of a single logit), as without labels; 0 or 1 for each class (multi-label,
-    sigmoid); or numbers (regression), all written with as many decimals as the labels need. The caption of
-    features is empty. Without names, classes have numbers.
+    The labels, (B,), (B, 1) or (B, classes), determine what the logits, (B, classes) or (B,), are: one class
+    per image (softmax; sigmoid of a single logit), also if there are no labels; 0 or 1 for each class
+    (multi-label, sigmoid); or numbers (regression), written with as many decimals as the labels need.
+    Features have an empty caption. Classes without names are numbered.
 
     Example:
         >>> [str(caption) for caption in captions_of(torch.tensor([[0.0, 3.0]]), class_names=["cat", "dog"])]
@@ -84,7 +84,7 @@ def captions_of(
     logits = logits.float() if logits.ndim == 2 else logits.float()[:, None]
     if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    labels = None if beyond(labels, logits.shape[1]) else labels  # they are of no class that there is
+    labels = None if beyond(labels, logits.shape[1]) else labels  # not classes of this model
     if kind in ("numbers", "shares"):
         return _numbers(logits.sigmoid() if kind == "shares" else logits, labels)
     if labels is not None and labels.shape == logits.shape:
@@ -97,14 +97,14 @@ def captions_of(
 
 
 def captions_said(logits: Tensor, said: Sequence[str] | None, class_names: Names = None) -> list[Caption]:
-    """Return the words of a target for each image, or else captions by `names_of`."""
+    """Return the captions that a target gives to the images, else those of `captions_of`."""
     if said is not None:
         return [Caption(one) for one in said]
     return captions_of(logits, class_names=_named(logits, class_names))
 
 
 def classes_said(logits: Tensor, target: Tensor | None, class_names: Names = None) -> list[str | None]:
-    """Return the class that the map of each image is about, or else the predicted one."""
+    """Return the class that the map of each image explains, else the predicted one."""
     names = _named(logits, class_names)
     if target is None:
         return classes_of(captions_of(logits, class_names=names))
@@ -112,19 +112,19 @@ def classes_said(logits: Tensor, target: Tensor | None, class_names: Names = Non
 
 
 def _named(logits: Tensor, class_names: Names) -> Names:
-    """Return the names of the classes: those that are given, or ImageNet's for 1,000 classes."""
+    """Return the given names of the classes or, for 1,000 classes without names, those of ImageNet."""
     if class_names is None and logits.ndim == 2 and (known := known_class_names(logits.shape[1])):
         return [short(name) for name in known]
     return class_names
 
 
 def classes_of(captions: Sequence[Caption]) -> list[str | None]:
-    """Return the class that each caption says was predicted; None where it is no single one."""
+    """Return the predicted class of each caption; None if it is not a single class."""
     return [one.prediction if one.probability is not None else None for one in captions]
 
 
 def _numbers(numbers: Tensor, labels: Tensor | None) -> list[Caption]:
-    """Write all numbers of a run on one scale: the labels', which do not change as the model learns."""
+    """Format all numbers alike, to the scale of the labels, which does not change as the model learns."""
     largest = float((numbers if labels is None else labels.float()).abs().max())
     decimals = max(0, _DIGITS - 1 - math.floor(math.log10(largest))) if largest > 0 else _DIGITS - 1
     form = f".{decimals}f" if decimals <= 2 * _DIGITS else f".{_DIGITS - 1}e"
@@ -137,11 +137,11 @@ def _numbers(numbers: Tensor, labels: Tensor | None) -> list[Caption]:
 
 
 def _one_class(logits: Tensor, labels: Tensor | None, class_names: Names) -> list[Caption]:
-    # Probabilities, which a softmax by hand made, are at least 0, with sum 1.
+    # Outputs that are at least 0 and sum to 1 are probabilities already: the model applied a softmax.
     made = (logits >= 0).all() and ((logits.sum(1) - 1).abs() < _ROUNDED).all()
     shares = logits if made and logits.shape[1] > 1 else shares_of(logits)
     probability, prediction = shares.max(-1)
-    truth = [-1] * len(logits) if labels is None else labels.long().tolist()  # below 0 stands for none
+    truth = [-1] * len(logits) if labels is None else labels.long().tolist()  # below 0: no label
     found = []
     for index, share, label in zip(prediction.tolist(), probability.tolist(), truth, strict=True):
         known = (class_name(label, class_names), index == label) if label >= 0 else ()
@@ -150,7 +150,7 @@ def _one_class(logits: Tensor, labels: Tensor | None, class_names: Names) -> lis
 
 
 def shares_of(logits: Tensor) -> Tensor:
-    """Return the probability of each class, (..., classes); of one logit, of not being and of being it."""
+    """Return class probabilities, (..., classes); for a single logit, those of classes 0 and 1."""
     if logits.shape[-1] > 1:
         return logits.float().softmax(-1)
     return torch.cat([-logits, logits], -1).float().sigmoid()
@@ -169,7 +169,7 @@ def _several_classes(logits: Tensor, labels: Tensor, class_names: Names) -> list
 
 
 def _shortened(names: str, length: int) -> str:
-    """Shorten each of several names in its middle, which tells fewer of them apart than their ends do."""
+    """Shorten each of several names in the middle, since names differ more at their ends."""
     head, tail = length - length // 2, length // 2 - 1
     return _AND.join(
         name if len(name) <= length else f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[-tail:]}"
@@ -178,7 +178,7 @@ def _shortened(names: str, length: int) -> str:
 
 
 def _wrapped(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """Break a text where it does not fit, between names."""
+    """Break a text between names where it does not fit."""
     lines = [""]
     for piece in _BREAK.split(text):
         if lines[-1] and not fits(f"{lines[-1]}{piece}".rstrip()):
@@ -188,5 +188,5 @@ def _wrapped(text: str, fits: Callable[[str], bool]) -> list[str]:
 
 
 def class_name(index: int, class_names: Names) -> str:
-    """Return the name of a class, or its number where it has none."""
+    """Return the name of a class, or its index if it has none."""
     return str(class_names[index]) if class_names and 0 <= index < len(class_names) else str(index)

@@ -1,4 +1,4 @@
-"""Colors: the channels and the scale by which images of a model become pictures for a person."""
+"""Colors: the channels and the scale that turn the input of a model into pictures for people."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 
-Scale = tuple[Sequence[float], Sequence[float]]  # mean and std, one of each for all channels or for each
+Scale = tuple[Sequence[float], Sequence[float]]  # mean and std, one value for all channels or one for each
 Scales = Iterable[Scale | None]
 Bands = Sequence[int] | None
-_BEYOND = 0.02  # of [0, 1]: resampling overshoots
-_FEW = 0.01  # share of the values that may lie further out
-_DARK, _BRIGHT = 0.01, 0.99  # percentiles shown as black and as white where the scale is not known
-_NEAR = 0.1  # of black or white
+_BEYOND = 0.02  # tolerance around [0, 1]: resampling overshoots
+_FEW = 0.01  # share of the values that may exceed the tolerance
+_DARK, _BRIGHT = 0.01, 0.99  # quantiles shown as black and as white if the scale is unknown
+_NEAR = 0.1  # distance from black or white that counts as near
 UNSCALED: Scale = ((0.0,), (1.0,))
 BYTES: Scale = ((0.0,), (1 / 255,))
 GUESSED = "colours guessed"
@@ -22,10 +22,10 @@ GUESSED = "colours guessed"
 
 @dataclass(frozen=True)
 class Colors:
-    """The way from images to pictures."""
+    """The conversion of images to pictures."""
 
-    bands: tuple[int, ...]  # one is shown as grey, two by their mean, three as red, green and blue
-    scale: Scale | None  # the normalisation to undo; None: each channel is stretched by its percentiles
+    bands: tuple[int, ...]  # one is shown as gray, two as their mean, three as red, green and blue
+    scale: Scale | None  # the normalization to undo; None to stretch each channel by its percentiles
     note: str = ""  # for the legend of a picture
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class Colors:
         return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
 
     def draw(self, images: Tensor, channels: int | None) -> Tensor:
-        """Draw whatever `as_images` takes: (B, ...) -> (B, ..., 3), without the channels."""
+        """Draw anything that `as_images` takes: (B, ...) -> (B, ..., 3), without the channels."""
         pixels = self.pixels(as_images(images, channels))
         return pixels.view(len(images), -1, *pixels.shape[1:]) if images.ndim == 5 else pixels
 
@@ -54,15 +54,15 @@ class Colors:
 def draw(
     images: Tensor, channels: int | None, scales: Scales, bands: Bands = None, given: Scale | None = None
 ) -> tuple[Tensor, str]:
-    """Draw whatever `as_images` takes, (B, ..., 3) uint8, as `choose_colors` says; with a note on that."""
+    """Draw anything that `as_images` takes in colors of `choose_colors`: (B, ..., 3) uint8, and a note."""
     colors = choose_colors(as_images(images, channels), scales, bands, given, channels is not None)
     return colors.draw(images, channels), colors.note
 
 
 def as_images(images: Tensor, channels: int | None) -> Tensor:
-    """Bring images, clips, volumes or spectrograms, (B, ...), to (N, C, H, W), frame by frame.
+    """Rearrange images, clips, volumes or spectrograms, (B, ...), to (N, C, H, W), frame by frame.
 
-    `channels` is the dimension that holds them; None: there is none.
+    `channels` is the dimension of the channels; None if there is none.
     """
     if channels is None:
         return images[:, None]
@@ -72,15 +72,15 @@ def as_images(images: Tensor, channels: int | None) -> Tensor:
 def choose_colors(
     images: Tensor, scales: Scales, bands: Bands = None, given: Scale | None = None, colored: bool = True
 ) -> Colors:
-    """Find how images can be shown.
+    """Choose the colors in which to show images.
 
     Args:
         images: (B, C, H, W), as the model takes them.
-        scales: normalisations that may have made them, the likeliest first. Taken is the first one that
-            brings them into [0, 1]; if none does, colours are guessed.
-        bands: the channels to show, one or three; by default the first three, and of two channels the mean.
-        given: the normalisation that was asked for, of images of one or three channels: none is searched.
-        colored: False for spectrograms, which have no colours and are stretched without a note.
+        scales: normalizations that may have been applied, most likely first. The first one that, undone,
+            brings the images into [0, 1] is used; if none does, the colors are guessed.
+        bands: the channels to show, one or three; by default the first three, or the mean of two channels.
+        given: the requested normalization of images with one or three channels; `scales` is then ignored.
+        colored: False for spectrograms, which have no colors and are stretched without a note.
     """
     if images.ndim != 4:
         raise VitxError(f"images must be (B, C, H, W), found {tuple(images.shape)}")
@@ -107,10 +107,10 @@ def choose_colors(
 
 
 def fits(images: Tensor, scale: Scale, whole: bool = False) -> bool:
-    """Test if a normalisation may have made images, (B, C, H, W): undone, they lie in [0, 1].
+    """Test whether a normalization may have been applied to images, (B, C, H, W): undone, they are in [0, 1].
 
-    With `whole`, also if the darkest or the brightest of all pixels is nearly black or white: mean and std of
-    ImageNet did not make images in [-1, 1], which lie between .26 and .71 once they are undone.
+    With `whole`, the darkest or brightest pixel of all must also be nearly black or white. This rules out
+    ImageNet's mean and std for images in [-1, 1], which would lie between .26 and .71 once undone.
     """
     if not all(_fit(one, images.shape[1]) for one in scale):
         return False
@@ -125,7 +125,7 @@ def _fit(values: Sequence[float], channels: int) -> bool:
 
 
 def _undone(images: Tensor, scale: Scale) -> Tensor:
-    """Undo the normalisation; of one channel in a model that declares three, by their mean."""
+    """Undo a normalization; for one channel, if values for three are declared, by their mean."""
     mean, std = (torch.tensor([float(value) for value in values]).view(-1, 1, 1) for values in scale)
     if images.shape[1] == 1:
         mean, std = mean.mean(), std.mean()
@@ -133,8 +133,8 @@ def _undone(images: Tensor, scale: Scale) -> Tensor:
 
 
 def _stretched(values: Tensor) -> Tensor:
-    """Stretch each channel of all images from its 1st to its 99th percentile."""
+    """Stretch each channel from its 1st to its 99th percentile over all images."""
     flat = values.transpose(0, 1).flatten(1).nan_to_num()
-    ordered = flat.sort(1).values  # quantile() takes no more than 16 million values
+    ordered = flat.sort(1).values  # quantile() takes at most 16 million values
     low, high = (ordered[:, round(share * (flat.shape[1] - 1))].view(-1, 1, 1) for share in (_DARK, _BRIGHT))
     return (values - low) / torch.where(high > low, high - low, 1)

@@ -1,4 +1,4 @@
-"""Drawing an explanation: pixels, overlays, pictures, films and overviews, all with the same arguments."""
+"""Drawing of explanations: pixels, overlays, pictures, films and overviews, with the same arguments."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from vitx.pictures.views import Layer, Slices, View, laid_out, slices_of
 
 Images = Tensor | None
 Numbers = Sequence[float] | None
-_PICTURE = 224  # pixels: the width of a picture
-_NARROWEST, _WIDEST = 448, 1344  # pixels of a strip: it is readable, and no wider than a screen
+_PICTURE = 224  # width of a picture in pixels
+_NARROWEST, _WIDEST = 448, 1344  # width of a strip in pixels: readable, and no wider than a screen
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Drawing:
-    """The part of `vitx.Explanation` that draws; its attributes are explained there."""
+    """The part of `vitx.Explanation` that draws; see there for the attributes."""
 
     maps: Tensor
     logits: Tensor
@@ -44,9 +44,9 @@ class Drawing:
     viewer: Callable[..., Any] | None = None
 
     def heatmaps(self, size: tuple[int, ...] | None = None) -> Tensor:
-        """Scale the maps up linearly, and each one to [0, 1]: (B, H, W), or of clips (B, T, H, W).
+        """Upsample the maps linearly, and rescale each to [0, 1]: (B, H, W), or (B, T, H, W) for clips.
 
-        A constant map gives zeros. The size is height and width, behind the number of frames of clips; by
+        A constant map gives zeros. The size is (height, width), or (frames, height, width) for clips; by
         default that of the images.
         """
         return render.heatmaps(self.maps, size or self.image_size)
@@ -54,22 +54,22 @@ class Drawing:
     def pixels(
         self, images: Images = None, *, mean: Numbers = None, std: Numbers = None, bands: Bands = None
     ) -> Tensor:
-        """Return the images as the model saw them, not normalised, as uint8 on the CPU.
+        """Return the images as the model saw them, but not normalized, as uint8 on the CPU.
 
-        (B, H, W, 3), of clips and volumes (B, T, H, W, 3), of spectrograms (B, F, T, 3).
+        The shape is (B, H, W, 3), (B, T, H, W, 3) for clips and volumes, (B, F, T, 3) for spectrograms.
 
         Raises:
-            VitxError: The images are not kept and not given, or mean, std or bands do not fit them.
+            VitxError: The images are neither kept nor given, or mean, std or bands do not fit them.
         """
         return self._shown(images, mean, std, bands)[0]
 
     def overlays(
         self, images: Images = None, *, colormap: str = "inferno", signed: bool = False, **scale: Any
     ) -> Tensor:
-        """Lay the heat maps over the images: uint8 of the shape of the pixels, on the CPU.
+        """Overlay the heat maps on the images: uint8 on the CPU, in the shape of `pixels`.
 
         Raises:
-            VitxError: As for `pixels`; or a sign is asked for, and the maps have none.
+            VitxError: As for `pixels`; or `signed` is set, and the maps have no sign.
         """
         return self._layer(signed).over(self.pixels(images, **scale), colormap, signed)
 
@@ -84,12 +84,12 @@ class Drawing:
         time_axis: int | None = None,
         **scale: Any,
     ) -> Picture:
-        """Draw each image beside its map, with the prediction.
+        """Draw each image next to its map, with the prediction.
 
-        A clip is a strip of at most 8 frames above their maps, a volume the three planes through the
-        brightest place, a spectrogram lies with time to the right. `view`, "frames" or "planes", chooses: by
-        default frames where there are three channels. `time_axis` is the dimension of time of a spectrogram,
-        1 or 2: by default the longer one.
+        A clip is drawn as a strip of at most 8 frames above their maps, a volume as the three planes through
+        the brightest place, and a spectrogram with time to the right. `view` is "frames" or "planes", by
+        default "frames" if there are three channels. `time_axis` is the time dimension of a spectrogram, 1 or
+        2, by default the longer one.
 
         Raises:
             VitxError: As for `overlays`.
@@ -110,7 +110,7 @@ class Drawing:
         signed: bool = False,
         **scale: Any,
     ) -> list[Picture]:
-        """Draw clips or volumes frame by frame, each beside its map, as `save` writes them to a .gif.
+        """Draw clips or volumes frame by frame, each next to its map, as `save` writes them to a .gif.
 
         Raises:
             VitxError: There are no frames; or as for `overlays`.
@@ -126,11 +126,11 @@ class Drawing:
     def overview(
         self, images: Images = None, *, class_names: Names = None, colormap: str = "inferno", **scale: Any
     ) -> Picture:
-        """Draw all maps at once: the mean map, and crops around the brightest patch.
+        """Draw all maps at once: mean maps, and up to 24 crops around the brightest patches.
 
-        The mean is over all, and over each class up to ten, those with the most images, each over the mean
-        image; crops are 24. A shortcut is at one place in all images, or looks the same in all crops. That is
-        a question, not a verdict: photographers centre their objects.
+        There is a mean map of all images, and one for each of up to ten classes, the most frequent ones; each
+        is drawn over the mean image. A shortcut lies at one place in all images, or looks the same in all
+        crops. Treat this as a question, not a verdict: photographers center their objects.
 
         Raises:
             VitxError: As for `pixels`; or the images are clips, volumes or spectrograms.
@@ -142,7 +142,7 @@ class Drawing:
     def _shown(
         self, images: Images, mean: Numbers = None, std: Numbers = None, bands: Bands = None
     ) -> tuple[Tensor, str]:
-        """Return the pixels, and a note for a picture whose colours are not sure."""
+        """Return the pixels, and a note for pictures whose colors are uncertain."""
         images = self.images if images is None else images
         if images is None:
             raise VitxError("the images were not kept with the explanation: give those that were explained")
@@ -170,7 +170,7 @@ def draw_layers(
     paired: bool = False,
     tile_width: int | None = None,
 ) -> Picture:
-    """Draw a row for each image, (B, ..., 3) uint8, or for each two of them, beside its maps."""
+    """Draw a row for each image, (B, ..., 3) uint8, or for each pair of images, next to the maps."""
     columns, marks = laid_out(pixels, layers, slices, colormap, signed=signed)
     if paired:
         second = {f"{title} of the other": one[1::2] for title, one in columns.items()}

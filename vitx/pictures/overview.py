@@ -1,4 +1,4 @@
-"""All maps at once: what many pictures share, as mean maps and as crops around their brightest patches."""
+"""Overviews of many maps: mean maps, and crops around the brightest patches, show what pictures share."""
 
 import random
 from collections.abc import Sequence
@@ -19,22 +19,22 @@ SAID = (
     "Bright: looked at most. A mean map that is bright at one place, or crops that show the same thing, are "
     "a question, not a verdict: photographers centre their objects."
 )
-Classes = Sequence[str | None]  # of images, by their names
+Classes = Sequence[str | None]  # the class name of each image
 
 _CLASSES, _CROPS = 10, 24
 _ACROSS, _CROPS_ACROSS = 6, 8
 _WIDTH = _ACROSS * (TILE_WIDTH + GAP) + GAP
 _CROP = (_WIDTH - GAP) // _CROPS_ACROSS - GAP  # pixels
-_PATCHES, _SHARE = 3, 4  # a crop is as wide as so many patches, and as such a part of the picture
+_PATCHES, _SHARE = 3, 4  # a crop is at least 3 patches and 1/4 of the picture wide
 
 
 @dataclass
 class _Mean:
-    """The mean of maps that each sum to 1, and of their pictures, as wide as a tile."""
+    """The mean of maps that each sum to 1, and of their pictures at the width of a tile."""
 
     count: int = 0
-    map: Any = 0.0  # their sum, as a tensor
-    pixels: Any = 0.0
+    map: Any = 0.0  # the sum of the maps, a tensor once there is one
+    pixels: Any = 0.0  # the sum of the pictures, likewise
 
     def add(self, pixels: Tensor, map_: Tensor) -> None:
         self.count += 1
@@ -47,15 +47,15 @@ class _Mean:
 
 
 class Overview:
-    """Gather pictures with their maps one by one, and draw them all at once."""
+    """A collection of pictures and their maps, which are added one by one and drawn all at once."""
 
     def __init__(self) -> None:
         self._all, self._classes = _Mean(), dict[str, _Mean]()
-        self._crops: list[Picture] = []  # in the order in which they came
+        self._crops: list[Picture] = []  # in the order of their pictures
         self._seen, self._random = 0, random.Random(0)
 
     def add(self, pixels: Tensor, map_: Tensor, name: str | None = None) -> None:
-        """Take in a picture, (H, W, 3) uint8, its map, (h, w), of any size, and the name of its class."""
+        """Add a picture, (H, W, 3) uint8, its map, (h, w), of any size, and the name of its class."""
         if pixels.ndim != 3 or map_.ndim != 2:
             raise VitxError(
                 "an overview is of pictures with a map each, not of clips, volumes or spectrograms: found "
@@ -63,17 +63,17 @@ class Overview:
             )
         pixels, map_ = pixels.cpu(), map_.cpu().float()
         height, width = (self._all.map if self._all.count else map_).shape
-        share = F.adaptive_avg_pool2d(map_[None], (height, width))[0]  # as it is, where it is of this size
+        share = F.adaptive_avg_pool2d(map_[None], (height, width))[0]  # a no-op if it has this size
         share = share / share.sum().clamp(min=torch.finfo(share.dtype).tiny)
         small = torch.from_numpy(_resized(pixels, TILE_WIDTH)).float()
         self._all.add(small, share)
         if name is not None:
             self._classes.setdefault(name, _Mean()).add(small, share)
-        if map_.amax() > map_.amin():  # else no patch is the brightest
+        if map_.amax() > map_.amin():  # a constant map has no brightest patch
             self._take_crop(pixels, map_)
 
     def _take_crop(self, pixels: Tensor, map_: Tensor) -> None:
-        """Keep crops of 24 pictures; each picture is as likely to be among them."""
+        """Keep the crops of 24 pictures by reservoir sampling: each picture is equally likely to be kept."""
         self._seen += 1
         if self._seen > _CROPS:
             other = self._random.randrange(self._seen)
@@ -96,7 +96,7 @@ class Overview:
         parts = [_heading(f"{title}: mean map of {of}" if title else f"Mean map of {of}")]
         parts.append(_table(tiles, TILE_WIDTH, _ACROSS))
         crops = [("", one) for one in self._crops]
-        if crops:  # else all maps are even
+        if crops:  # none if all maps are constant
             count = f"{len(crops)} of {self._seen} pictures" if self._seen > len(crops) else "each picture"
             parts.append(_heading(f"Crops around the brightest patch of {count}"))
             parts.append(_table(crops, _CROP, _CROPS_ACROSS))
@@ -115,7 +115,7 @@ def overview_of(
 
 
 def crop(pixels: Tensor, map_: Tensor) -> Tensor:
-    """Cut the square around the brightest patch, within the picture, (side, side, 3).
+    """Crop a square around the brightest patch, within the picture: (side, side, 3).
 
     Example:
         >>> pixels = torch.arange(16)[:, None, None].expand(16, 16, 3)
@@ -134,7 +134,7 @@ def crop(pixels: Tensor, map_: Tensor) -> Tensor:
 
 
 def _resized(pixels: Tensor, width: int) -> Picture:
-    """Return a picture as a square, whose sides differ no more than those of the model's input."""
+    """Resize a picture to a square, which distorts it only if the input of the model is not square."""
     return np.array(Image.fromarray(pixels.numpy()).resize((width, width), Image.Resampling.BICUBIC))
 
 
@@ -145,7 +145,7 @@ def _heading(text: str, color: str = INK) -> Picture:
 
 
 def _table(tiles: Sequence[tuple[str, Picture]], width: int, across: int) -> Picture:
-    """Set tiles side by side, row by row, each under its title where any has one."""
+    """Arrange tiles side by side in rows, each under its title if any tile has one."""
     head = LINE if any(title for title, _ in tiles) else 0
     row = head + width + GAP
     canvas = Image.new("RGB", (_WIDTH, -(-len(tiles) // across) * row), PAPER)

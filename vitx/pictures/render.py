@@ -16,20 +16,20 @@ from vitx.errors import VitxError
 from vitx.pictures.captions import Caption
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
-SIGNED = "bwr", ("against", "for")  # blue, white in the middle, red; and the ends of the legend
-OVERLAY_STRENGTH = 0.6  # share of the colour map in an overlay
-# Three tiles with their gaps are 350 pixels wide, as TensorBoard's card is: text stays sharp where nothing
-# is scaled.
+SIGNED = "bwr", ("against", "for")  # blue, white for 0, red; and the ends of the legend
+OVERLAY_STRENGTH = 0.6  # share of the color map in an overlay
+# Three tiles with their gaps are 350 pixels wide, the width of TensorBoard's card: text stays sharp if it is
+# not rescaled.
 TILE_WIDTH, GAP = 110, 5
 _TEXT_SIZE, _SMALL = 13, 10
 LINE = 19
 _HEADING_SIZE, _HEADING = 15, 26
 PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#5c5c5c"
-VERDICTS = {True: "#00695c", False: "#b71c1c", None: INK}  # colours of right, wrong and unknown
+VERDICTS = {True: "#00695c", False: "#b71c1c", None: INK}  # colors of right, wrong and unknown
 
 
 def heatmaps(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Scale maps, (B, h, w) or (B, t, h, w), up linearly, and each to [0, 1]; a constant one gives zeros.
+    """Upsample maps, (B, h, w) or (B, t, h, w), linearly, rescaled to [0, 1] each; a constant map gives 0.
 
     Example:
         >>> heatmaps(torch.tensor([[[0.0, 2.0]]]), (1, 2))
@@ -38,7 +38,7 @@ def heatmaps(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     scaled = _scaled_up(maps, size)
     whole = tuple(range(1, maps.ndim))
     low, high = scaled.amin(whole, keepdim=True), scaled.amax(whole, keepdim=True)
-    # Interpolating a constant map may leave rounding errors, which must not be blown up to a picture.
+    # Interpolating a constant map may leave rounding errors, which must not be amplified.
     flat = high - low <= 1e-6 * high.abs()
     return ((scaled - low) / (high - low).masked_fill(flat, 1)).masked_fill(flat, 0)
 
@@ -49,9 +49,9 @@ def _scaled_up(maps: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
-    """Lay heat maps, (B, ...) in [0, 1], over images, (B, ..., 3) uint8: bright places glow, others are dim.
+    """Overlay heat maps, (B, ...) in [0, 1], on images, (B, ..., 3) uint8: bright places glow, others dim.
 
-    The result is on the CPU. The colour map is one of matplotlib's; the default is perceptually uniform.
+    The result is on the CPU. The color map is one of matplotlib's; the default is perceptually uniform.
     """
     if pixels.shape[:-1] != heat.shape:
         raise VitxError(
@@ -65,7 +65,7 @@ def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
 
 
 def signed_overlays(pixels: Tensor, signed: Tensor, colormap: str = SIGNED[0]) -> Tensor:
-    """Lay maps, (B, h, w) or (B, t, h, w), over images in grey: red speaks for, blue against, 0 is white."""
+    """Overlay maps, (B, h, w) or (B, t, h, w), on gray images: red speaks for, blue against, 0 is white."""
     scaled = _scaled_up(signed.float(), tuple(pixels.shape[1:-1]))
     largest = scaled.abs().amax(tuple(range(1, scaled.ndim)), keepdim=True)
     scaled = scaled / torch.where(largest == 0, 1, largest)
@@ -84,26 +84,26 @@ def grid(
     ends: tuple[str, str] = ("looked at least", "most"),
     signed: bool = False,
 ) -> Picture:
-    """Draw one row per image, with a caption, and one column per picture of it, with a title and a legend.
+    """Draw one row per image, with a caption, and one column per title, with a legend below.
 
-    Captions have as many lines as the longest of them needs, so that all rows are alike. The title of a
-    single column has as many as it needs.
+    All captions get as many lines as the longest one needs, so that all rows have the same height. The title
+    of a single column is wrapped to its width.
 
     Args:
         columns: title -> (B, H, W, 3) uint8.
         captions: one for each image.
-        colormap: that of the legend, unless the overlays are signed.
-        tile_width: of a picture, in pixels; its height follows.
-        note: a text between the ends of the legend or, where it is too long, on lines below.
-        marks: title -> a text above each picture of that column, right of the captions.
-        ends: of the legend, unless the overlays are signed.
-        signed: the overlays say what speaks for and against.
+        colormap: the color map of the legend, unless the overlays are signed.
+        tile_width: the width of each picture in pixels; the height follows.
+        note: a text between the ends of the legend or, if it is too long, on lines below.
+        marks: title -> a text above each picture of that column, to the right of the captions.
+        ends: the texts at the ends of the legend, unless the overlays are signed.
+        signed: whether the overlays show what speaks for and against.
     """
     colormap, ends = SIGNED if signed else (colormap, ends)
     tiles = {title: [tile(p, tile_width) for p in pixels.numpy()] for title, pixels in columns.items()}
     lefts = {title: GAP + column * (tile_width + GAP) for column, title in enumerate(tiles)}
     width = GAP + len(tiles) * (tile_width + GAP)
-    room = min([width - GAP, *(lefts[title] - GAP for title in marks or ())]) - GAP  # of a caption
+    room = min([width - GAP, *(lefts[title] - GAP for title in marks or ())]) - GAP  # for a caption
     bold = font(_TEXT_SIZE, bold=True)
     said = [caption.lines(lambda text: bold.getlength(text) <= room) for caption in captions]
     lines = max(map(len, said), default=1)
@@ -127,7 +127,7 @@ def grid(
 
 
 def scaled_up(pictures: Tensor, width: int) -> Tensor:
-    """Scale pictures, (B, H, W, 3) uint8, by the least whole number that makes them as wide or wider."""
+    """Scale pictures, (B, H, W, 3) uint8, up by the smallest integer that makes them at least as wide."""
     times = -(-width // pictures.shape[2])
     if times <= 1:
         return pictures
@@ -136,9 +136,9 @@ def scaled_up(pictures: Tensor, width: int) -> Tensor:
 
 
 def differences(pixels: Tensor, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """Color images, (B, H, W, 3) uint8: red where the second maps are higher than the first, else blue.
+    """Color images, (B, H, W, 3) uint8: red where the second map is higher than the first, blue where lower.
 
-    Each image has a map, (1, h, w), in both, of any grid. They are compared as shares of a whole of 1.
+    Each image has one map, (1, h, w), in both, on any grid. Maps are scaled to a sum of 1 and then compared.
     """
     size, whole = (pixels.shape[1], pixels.shape[2]), []
     for maps in (first, second):
@@ -148,7 +148,7 @@ def differences(pixels: Tensor, first: Sequence[Tensor], second: Sequence[Tensor
 
 
 def beside(pictures: Mapping[str, Picture]) -> Picture:
-    """Set pictures, (height, width, 3) uint8 each, side by side, each under its heading."""
+    """Arrange pictures, (height, width, 3) uint8, side by side, each under its heading."""
     headed = []
     for heading, picture in pictures.items():
         head = Image.new("RGB", (picture.shape[1], _HEADING), PAPER)
@@ -158,7 +158,7 @@ def beside(pictures: Mapping[str, Picture]) -> Picture:
 
 
 def joined(pictures: Sequence[Picture], axis: int, gap: int) -> Picture:
-    """Set pictures below each other (axis 0) or side by side (axis 1), so many pixels apart."""
+    """Stack pictures below each other (axis 0) or side by side (axis 1), `gap` pixels apart."""
     long = max(picture.shape[1 - axis] for picture in pictures)
     parts = []
     for number, picture in enumerate(pictures):
@@ -170,7 +170,7 @@ def joined(pictures: Sequence[Picture], axis: int, gap: int) -> Picture:
 
 
 def _legend(width: int, colormap: str, note: str, ends: tuple[str, str]) -> Image.Image:
-    """Draw a colour bar over the full width, name its ends, and write a note between or below them."""
+    """Draw a color bar over the full width, name its ends, and write a note between or below them."""
     left, right = map(_length, ends)
     between = left + _length(note) + right <= width - 4 * GAP
     lines = [note] if between else ["", *wrapped(note, width - 2 * GAP)]
@@ -187,7 +187,7 @@ def _legend(width: int, colormap: str, note: str, ends: tuple[str, str]) -> Imag
 
 
 def wrapped(text: str, room: int) -> list[str]:
-    """Break a text into lines no wider than that, in pixels, where it can be."""
+    """Break a text into lines at most `room` pixels wide, if that is possible."""
     for letters in range(len(text), 1, -1):
         lines = wrap(text, letters)
         if all(_length(line) <= room for line in lines):
@@ -200,7 +200,7 @@ def _length(text: str) -> float:
 
 
 def tile(pixels: Picture, width: int) -> Image.Image:
-    """Scale a picture to a width."""
+    """Scale a picture to a width, and keep its aspect ratio."""
     height = round(width * pixels.shape[0] / pixels.shape[1])
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -208,7 +208,7 @@ def tile(pixels: Picture, width: int) -> Image.Image:
 def write(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, color: str, room: int, bold: bool = False
 ) -> None:
-    """Write a line of text in as large letters as fit, cut off with an ellipsis where none do."""
+    """Write a line of text in the largest letters that fit; if none do, cut it off with an ellipsis."""
     fonts = [font(size, bold) for size in range(_TEXT_SIZE, _SMALL - 1, -1)]
     typeface = next((one for one in fonts if draw.textlength(text, one) <= room), fonts[-1])
     shown = text
@@ -220,7 +220,7 @@ def write(
 
 @lru_cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The font that matplotlib ships, so that pictures look alike on every machine."""
+    """Load the font that matplotlib ships, so that pictures look alike on every machine."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -229,7 +229,7 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 @lru_cache
 def palette(colormap: str) -> NDArray[np.uint8]:
-    """Return the 256 colours of a colour map, (256, 3)."""
+    """Return the 256 colors of a color map, (256, 3)."""
     import matplotlib
 
     if colormap not in matplotlib.colormaps:

@@ -1,4 +1,4 @@
-"""Maps laid over images, of clips and volumes a few slices, with boxes, rings around sinks, and words."""
+"""Maps over images, or over slices of clips and volumes, with boxes, rings around sinks, and words."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,25 +18,25 @@ from vitx.pictures.render import INK, PAPER, TILE_WIDTH, font, heatmaps, overlay
 
 View = Literal["frames", "planes"] | None
 Size = tuple[int, ...]
-Marks = Tensor | None  # boxes or sinks of images, where there are any
+Marks = Tensor | None  # boxes or sinks of images, if there are any
 _PICTURE = 224  # pixels: in narrower pictures, lines are coarse and words small
-_GAP, _PAPER = 2, 255  # pixels between slices, and their colour
-UNIFORM = 0.99  # of the entropy
-BOX = "#00b3a4"  # the outline of the box of a target
+_GAP, _PAPER = 2, 255  # pixels between slices, and their color
+UNIFORM = 0.99  # relative entropy above which a map is nearly uniform
+BOX = "#00b3a4"  # color of the outline of a target's box
 SINKS = "rings: patches that most others attend to whatever they look for, no evidence (sinks)"
-_LETTERS, _SMALLEST = 13 / TILE_WIDTH, 4  # height of letters: share of the picture, and pixels at least
+_LETTERS, _SMALLEST = 13 / TILE_WIDTH, 4  # height of letters: share of the picture, and minimum in pixels
 
 
 class Slices(NamedTuple):
-    """The parts of a clip, volume or spectrogram that are shown."""
+    """The parts of a clip, volume or spectrogram to show."""
 
-    said: str  # a few words for a title
-    cut: Callable[[Tensor, Size], Sequence[Tensor]]  # from pixels, and their brightest place
+    said: str  # a short description for a title
+    cut: Callable[[Tensor, Size], Sequence[Tensor]]  # takes pixels and their brightest place
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Maps of some images, with the boxes and sinks that are marked in them."""
+    """Maps of some images, with the boxes and sinks to mark in them."""
 
     maps: Tensor  # (B, ...), >= 0
     signed: Tensor | None = None
@@ -44,21 +44,21 @@ class Layer:
     sinks: Marks = None  # (B, h, w) bool
 
     def at(self, places: list[int]) -> "Layer":
-        """Return the maps of the images at some places."""
+        """Return the layer of the images at these indices."""
         others = (one if one is None else one[places] for one in (self.signed, self.boxes, self.sinks))
         return Layer(self.maps[places], *others)
 
     def over(self, pixels: Tensor, colormap: str, signed: bool) -> Tensor:
-        """Lay the maps over images, (B, ..., 3) uint8."""
+        """Overlay the maps on images, (B, ..., 3) uint8."""
         if signed:
             return signed_overlays(pixels, self.maps if self.signed is None else self.signed)
         return overlays(pixels, heatmaps(self.maps, tuple(pixels.shape[1:-1])), colormap)
 
     def marked(self, drawn: Tensor, size: Size | None = None) -> Tensor:
-        """Mark boxes and sinks in maps that were laid over whole images of a size; and say what misleads.
+        """Mark boxes and sinks in overlays of whole images of a size, and write on maps that mislead.
 
-        Nearly uniform maps do, as scaling makes blotches of them, and those in which all patches speak
-        against the score: they are bright where patches do so the least.
+        Misleading maps are nearly uniform ones, which scaling turns into blotches, and those in which all
+        patches speak against the score, which are bright where patches do so the least.
         """
         said = ["nearly uniform" if one else "" for one in (entropy(self.maps) > UNIFORM).tolist()]
         if self.signed is not None:
@@ -71,14 +71,14 @@ class Layer:
 def slices_of(
     size: Size, channels: int | None, view: View = None, time_axis: int | None = None, most_frames: int = 8
 ) -> Slices | None:
-    """Choose the slices that are shown; None for a picture, which is shown whole.
+    """Choose the slices to show; return None for a picture, which is shown whole.
 
     Args:
         size: (H, W) of a picture, (T, H, W) of a clip, (D, H, W) of a volume, (F, T) of a spectrogram.
-        channels: how many there are; None: it is a spectrogram.
-        view: see `vitx.Explanation.picture`, as for `time_axis`.
-        time_axis: the dimension of time in a batch of spectrograms.
-        most_frames: how many are shown.
+        channels: the number of channels; None for a spectrogram.
+        view: see `vitx.Explanation.picture`, also for `time_axis`.
+        time_axis: the time dimension of a batch of spectrograms.
+        most_frames: the maximum number of frames to show.
     """
     if len(size) == 2 and channels is not None:
         return None
@@ -107,10 +107,10 @@ def laid_out(
     *,
     signed: bool = False,
 ) -> tuple[dict[str, Tensor], str]:
-    """Lay maps over images, (B, ..., 3) uint8: the input and each of them as columns, or as strips.
+    """Overlay maps on images, (B, ..., 3) uint8; arrange the input and each overlay as columns, or as strips.
 
-    Boxes and sinks are marked in pictures that are shown whole. The slices, if there are any, show the
-    brightest place of the first maps. Return title -> (B, height, width, 3) uint8, and a note on the marks.
+    Boxes and sinks are marked in pictures that are shown whole. Slices, if there are any, show the brightest
+    place of the first maps. Return title -> (B, height, width, 3) uint8, and a note on the marks.
     """
     size, first = tuple(pixels.shape[1:-1]), next(iter(layers.values()))
     drawn = {title: layer.over(pixels, colormap, signed) for title, layer in layers.items()}
@@ -128,7 +128,7 @@ def laid_out(
 
 
 def strips(pictures: Tensor, heat: Tensor, slices: Slices) -> Tensor:
-    """Set the slices of each picture, (B, ..., 3) uint8, side by side; the heat tells the brightest place."""
+    """Arrange slices of each picture, (B, ..., 3) uint8, side by side; `heat` gives the brightest place."""
     rows = []
     for picture, found in zip(pictures, heat.cpu(), strict=True):
         peak = tuple(int(place) for place in torch.unravel_index(found.argmax(), found.shape))
@@ -140,7 +140,7 @@ def strips(pictures: Tensor, heat: Tensor, slices: Slices) -> Tensor:
 
 
 def all_against(signed: Tensor) -> Tensor:
-    """Return in which maps, (B, ...), some patches speak against the score, and none for it, (B,)."""
+    """Return for which maps, (B, ...), some patches speak against the score and none for it, (B,)."""
     values = signed.flatten(1)
     return (values.amax(1) <= 0) & (values.amin(1) < 0)
 
@@ -148,10 +148,10 @@ def all_against(signed: Tensor) -> Tensor:
 def painted(
     pictures: Tensor, size: Size = (), boxes: Marks = None, sinks: Marks = None, words: Sequence[str] = ()
 ) -> Tensor:
-    """Mark pictures, (B, H, W, 3) uint8, scaled up by a whole number where lines would be coarse.
+    """Mark pictures, (B, H, W, 3) uint8, scaled up by an integer if lines would be coarse.
 
-    Boxes, (B, 4), are x0, y0, x1, y1 in images of a size; sinks, (B, h, w) bool, get a ring each; words stand
-    at the lower edge.
+    Boxes, (B, 4), are x0, y0, x1, y1 in images of a size. Each sink, (B, h, w) bool, gets a ring. Words are
+    written at the lower edge.
     """
     sinks = None if sinks is None or not sinks.any() else sinks
     if boxes is None and sinks is None and not any(words):

@@ -1,6 +1,6 @@
-"""Targets that ask for something else than a class: values for `target=`.
+"""Targets other than a class: values for `target=`.
 
-A target is a `Question`: it is put to a model and its images, and the answer is what to explain, see
+A target is a `Question`. It is put to a model and its images, and its answer is the score to explain; see
 `vitx.targets.question`.
 """
 

@@ -1,4 +1,4 @@
-"""The objects of a detector: how sure each query is of one, where its box lies, and one as a target."""
+"""The objects of a detector: the confidence and the box of each query, and a query as a target."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,15 +13,15 @@ from vitx.targets.question import Answers, Asked, Question, for_each
 
 
 class Query(Question):
-    """One object of a detector, as of DETR, YOLOS and RT-DETR: the logit of its class.
+    """One object of a detector such as DETR, YOLOS or RT-DETR: the logit of its class.
 
     Args:
-        index: the number of its query, or one for each image: see `best_queries`.
-        cls: the class; by default the best one of that query, other than "no object".
+        index: the index of the query, or one index per image; see `best_queries`.
+        cls: the class; by default the class with the highest logit, other than "no object".
 
     Raises:
-        VitxError: It is no number. Once it is put to a model: there is no such query or class, or the output
-            has no queries.
+        VitxError: `index` is neither an integer nor a list of integers. When it is put to a model: there is
+            no such query or class, or the output has no queries.
 
     Example:
         >>> query([3, 7]).index
@@ -37,7 +37,7 @@ class Query(Question):
         self.index, self.cls = found.view(-1), cls
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
-        """Give each image its query."""
+        """Ask for the class of each image's query."""
         index = for_each(self.index.to(images.device), len(images), "queries")
 
         def answers(output: Any) -> Answers:
@@ -53,7 +53,7 @@ class Query(Question):
         return Asked(images, answers)
 
     def _found(self, output: Any, model: nn.Module, index: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Return the logits of each image's query, (B, outputs), its class, (B,), and how many there are."""
+        """Return the logits, (B, outputs), and class, (B,), of each image's query; and the class count."""
         logits = main(output)
         if logits is None or logits.ndim != 3:
             raise VitxError(described(output))
@@ -72,19 +72,19 @@ query = Query
 
 
 def best_queries(found: Any, count: int, *, no_object: bool | None = None) -> Tensor:
-    """Find the queries that are surest of an object.
+    """Find the queries with the most confident objects.
 
     Args:
         found: an explanation of a detector, or its logits, (B, queries, classes).
-        count: how many.
-        no_object: of logits that are of no explanation: whether the last class stands for "no object", as in
-            DETR and YOLOS, and probabilities come from a softmax; else they come from a sigmoid.
+        count: the number of queries to return.
+        no_object: needed for logits that are not from an explanation. True if the last class is "no object",
+            as in DETR and YOLOS, and probabilities come from a softmax; False if they come from a sigmoid.
 
     Returns:
-        (B, count) long, the surest one first.
+        (B, count) long, the most confident query first.
 
     Raises:
-        VitxError: There are no queries, or fewer; or it is not known what their last class is.
+        VitxError: There are no queries, or fewer than `count`; or the meaning of the last class is unknown.
 
     Example:
         >>> logits = torch.tensor([[[0.0, 1.0, 3.0], [2.0, 0.0, 0.0], [0.0, 4.0, 0.0]]])
@@ -107,20 +107,20 @@ def best_queries(found: Any, count: int, *, no_object: bool | None = None) -> Te
 
 
 def real_classes(logits: Tensor, model: nn.Module) -> int:
-    """Return how many classes the queries have, (B, Q, classes), but for a last one that is "no object"."""
+    """Return the number of classes in the logits of queries, (B, Q, classes), without "no object"."""
     width = int(logits.shape[-1])
     return width - int(getattr(getattr(model, "config", None), "num_labels", None) == width - 1)
 
 
 def probabilities(logits: Tensor, classes: int) -> Tensor:
-    """Return the probability of each class, (..., classes): by a softmax if there is one more for none."""
+    """Return class probabilities, (..., classes): by softmax if "no object" has a logit, else by sigmoid."""
     logits = logits.detach().float()
     found = logits.softmax(-1) if classes < logits.shape[-1] else logits.sigmoid()
     return found[..., :classes]
 
 
 def objects_of(output: Any, model: nn.Module) -> Tensor | None:
-    """Return how sure each query is of an object, (B, Q); None where the output has no boxes of objects."""
+    """Return the confidence of each query in its object, (B, Q); None if the output has no boxes."""
     logits = part(output, "logits")
     if logits is None or logits.ndim != 3 or part(output, "pred_boxes") is None:
         return None
@@ -128,7 +128,7 @@ def objects_of(output: Any, model: nn.Module) -> Tensor | None:
 
 
 def boxes_of(output: Any, queries: Tensor, size: Sequence[int]) -> Tensor | None:
-    """Return the box of one query of each image, (B, 4): x0, y0, x1, y1 in pixels; None: it has none."""
+    """Return the box of one query per image, (B, 4): x0, y0, x1, y1 in pixels; None if there are no boxes."""
     boxes = part(output, "pred_boxes")
     if boxes is None or boxes.ndim != 3 or len(size) != 2:
         return None

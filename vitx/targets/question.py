@@ -1,4 +1,4 @@
-"""The protocol of `vitx.targets`: questions that a target may ask of a model."""
+"""The protocol of `vitx.targets`: questions that a target can ask a model."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -13,46 +13,46 @@ from vitx.targets.spot import Cells
 
 
 class Answers(NamedTuple):
-    """What is read from an output: the score of each image, and what a picture shows beside it."""
+    """The score of each image, read from an output, and annotations for the picture."""
 
-    scores: Tensor | None = None  # (B,); None: it is that of one token, see `Asked.cells`
+    scores: Tensor | None = None  # (B,); None if one token is asked about instead, see `Asked.cells`
     captions: Sequence[str] | None = None
-    boxes: Tensor | None = None  # (B, 4), the box that it draws: x0, y0, x1, y1 in pixels
-    paired: bool = False  # two images each belong together
+    boxes: Tensor | None = None  # (B, 4), the boxes to draw: x0, y0, x1, y1 in pixels
+    paired: bool = False  # each two successive images belong together
 
 
 class Asked(NamedTuple):
-    """A question that was put to a model: how to run it, and the score that is explained.
+    """A question put to a model: how to run the model, and how to compute the score to explain.
 
-    `forward` and `answers` run on the tape, so that the map is that of a model that puts out the score. What
-    they need beside the picture, as the features of a text, is computed before, by `Question.put`.
+    `forward` and `answers` are recorded on the tape, so the map explains a model that outputs the score. What
+    else they need, such as the features of a text, is computed beforehand by `Question.put`.
     """
 
-    images: Tensor  # (B, ...): those that were given, one or several of each, or others beside them
-    answers: Callable[[Any], Answers] = lambda _: Answers()  # from the output
-    forward: Callable[[Any, Tensor, Inputs], Any] = forward  # of the model, images, and what else there is
-    cells: Cells | None = None  # from the grid of the map to the cell of each image whose token is asked for
+    images: Tensor  # (B, ...): the given images, perhaps repeated, or with others added
+    answers: Callable[[Any], Answers] = lambda _: Answers()  # takes the output
+    forward: Callable[[Any, Tensor, Inputs], Any] = forward  # takes the model, images, and other inputs
+    cells: Cells | None = None  # from the shape of the map to the cell of each image's token to explain
 
 
 class Prepared(NamedTuple):
-    """The inputs of a model for pictures and a question, and how the pictures were normalized."""
+    """The inputs of a model for pictures and a question, and the normalization of the pictures."""
 
-    inputs: Mapping[str, Any]  # what forward takes, by name
-    mean: Sequence[float]  # what was subtracted from each channel, in units of [0, 1]
-    std: Sequence[float]  # what each channel was then divided by
+    inputs: Mapping[str, Any]  # the arguments of forward, by name
+    mean: Sequence[float]  # subtracted from each channel, in units of [0, 1]
+    std: Sequence[float]  # the divisor of each channel after that
 
 
 class Question:
-    """A target that knows more than the logits: the model, the images and the whole output."""
+    """A target with access to more than the logits: the model, the images and the whole output."""
 
-    rows: str = ""  # the name of what has a row for each image, or one for all; empty: there is none
+    rows: str = ""  # name of the attribute with one row per image, or one for all; empty if none
 
     def prepare(self, model: nn.Module, images: Any) -> Prepared | None:
-        """Prepare images as the model takes them together with the question; None: as without one."""
+        """Prepare images together with the question; return None to prepare the images alone."""
         return None
 
     def parts(self, model: nn.Module, images: Tensor, inputs: Inputs) -> "tuple[Inputs, Sequence[Question]]":
-        """Return the questions that this one consists of, each with maps of its own, and their inputs."""
+        """Return the inputs and the questions that this one consists of, each of which has its own maps."""
         return inputs, [self]
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
@@ -60,11 +60,11 @@ class Question:
         raise NotImplementedError
 
     def one_each(self) -> "Question":
-        """Return the same with one map for each image, as a training shows it."""
+        """Return this question with one map per image, as callbacks show it during training."""
         return self
 
     def of(self, images: slice) -> "Question":
-        """Return the same of some of the images."""
+        """Return this question for a slice of the images."""
         given = getattr(self, self.rows, None)
         if given is None or (isinstance(given, Tensor) and len(given) == 1):
             return self
@@ -73,12 +73,12 @@ class Question:
         return same
 
     def runs_inside(self, model: nn.Module) -> bool:
-        """Return whether it calls a part of the model, and not the model itself."""
+        """Return whether the question calls a part of the model instead of the model itself."""
         return False
 
 
 def for_each(rows: Tensor, count: int, noun: str) -> Tensor:
-    """Return a row for each image, where there is one row, or as many as there are images."""
+    """Expand rows to one per image; raise a VitxError unless there is one row, or one per image."""
     if len(rows) not in (1, count):
         raise VitxError(f"{len(rows)} {noun} for {count} images: give one for each image")
     return rows.expand(count, *rows.shape[1:])

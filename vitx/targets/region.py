@@ -1,4 +1,4 @@
-"""A place of the picture: a part of a dense output, or one patch."""
+"""Targets for a place in the picture: a region of a dense output, or one patch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,28 +11,28 @@ from vitx.models.classes import declared_names
 from vitx.models.outputs import described, main, mask_queries, part
 from vitx.targets.question import Answers, Asked, Question, for_each
 
-_PREFIX = 8  # tokens at most that stand before the patches
-_DRAWN = 30  # as many times larger than half the box that is drawn around a point is the picture
+_PREFIX = 8  # maximum number of tokens before the patches
+_DRAWN = 30  # the longer side of the picture, divided by half the side of the box drawn around a point
 
 Number = int | Sequence[int] | Tensor
-Spans = Sequence[tuple[float, float]]  # first and last place of rows or of columns, in pixels
+Spans = Sequence[tuple[float, float]]  # begin and end along rows or columns, in pixels
 
 
 class Region(Question):
-    """A class in a part of the picture: the sum of its logits there.
+    """A class in a region of the picture: the sum of its logits there.
 
-    A cell of the output counts by the share of it that lies in the part. Of mask queries (MaskFormer,
-    Mask2Former), the logit is the sum over queries of softmax(class) * sigmoid(mask).
+    Each cell of the output is weighted by the share of its area inside the region. For mask queries
+    (MaskFormer, Mask2Former), the logit is the sum over queries of softmax(class) * sigmoid(mask).
 
     Args:
         cls: the class.
-        box: (x0, y0, x1, y1), in pixels of the images as the model takes them, whatever grid it puts out.
+        box: (x0, y0, x1, y1), in pixels of the model's input, whatever the grid of the output.
         mask: (H, W) or (B, H, W), true inside.
-        point: (x, y): the cell of the output that holds this pixel.
+        point: (x, y): the cell of the output that contains this pixel.
 
     Raises:
-        VitxError: Not exactly one of box, mask and point is given. Once it is put to a model: it lies outside
-            the picture, or the output has no place for it.
+        VitxError: Not exactly one of box, mask and point is given. When it is put to a model: the region is
+            outside the picture, the class is out of range, or the output has no spatial dimensions.
 
     Example:
         >>> region(3, box=(0, 0, 16, 32)).box
@@ -58,7 +58,7 @@ class Region(Question):
         self.mask = inside[None] if inside is not None and inside.ndim == 2 else inside
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
-        """Find how much each part of the picture counts."""
+        """Ask for the sum of the logits of the class, weighted by the region."""
         if images.ndim != 4:
             raise VitxError(f"a region is a part of images (B, C, H, W), found {tuple(images.shape)}")
         height, width = images.shape[2:]
@@ -79,7 +79,7 @@ class Region(Question):
         return Asked(images, answers)
 
     def _part(self, images: Tensor) -> tuple[Spans, Spans, Tensor, Tensor]:
-        """Return spans of rows and columns, which of their crossings are asked for, and the boxes to draw."""
+        """Return spans of rows and columns, a mask of their intersections, and the boxes to draw."""
         height, width = images.shape[2:]
         if self.box is None and self.point is None:
             mask = self._checked(images)
@@ -97,7 +97,7 @@ class Region(Question):
         return [(y0, y1)], [(x0, x1)], torch.ones(1, 1, 1, dtype=torch.bool), box
 
     def _checked(self, images: Tensor) -> Tensor:
-        """Return the mask of each image, (B, H, W)."""
+        """Return the mask of each image, (B, H, W); raise a VitxError if it is empty or does not fit."""
         mask, size = torch.as_tensor(self.mask), tuple(images.shape)
         if mask.ndim != 3 or mask.shape[1:] != images.shape[2:]:
             found = tuple(mask.shape[1:] if len(mask) == 1 else mask.shape)
@@ -121,7 +121,7 @@ def _numbers(given: Any, count: int, form: str) -> tuple[float, ...]:
 
 
 def _shared(dense: Tensor, dim: int, spans: Spans, pixels: int) -> Tensor:
-    """Return the share of each cell along a dimension in each span, (cells, spans): 1 around a point."""
+    """Return the share of each cell along `dim` inside each span, (cells, spans); 1 for a point's cell."""
     begin, end = dense.new_tensor(spans, dtype=torch.float32).T
     cell = pixels / dense.shape[dim]
     edges = torch.arange(dense.shape[dim] + 1, device=dense.device)[:, None] * cell
@@ -144,7 +144,7 @@ def _dense(output: Any, size: tuple[int, int]) -> Tensor:
 
 
 def _of_tokens(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Lay the logits of tokens, (B, N, C), out in the picture; those before the patches are left out."""
+    """Arrange the logits of tokens, (B, N, C), as (B, C, h, w), without tokens before the patches."""
     height, width = size
     for before in range(min(_PREFIX, tokens.shape[1] - 1) + 1):
         count = int(tokens.shape[1]) - before
@@ -158,20 +158,20 @@ def _of_tokens(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Token(Question):
-    """The view of one patch: relevance begins at its token in the output of the last layer.
+    """One patch: relevance starts at its token in the output of the last layer.
 
-    The rollout is its row of the product of all layers, "attention" its row of the last one, "flow" what
-    flows to it. Methods of a score take the squared length of its features, behind the norm that follows the
-    last layer, if there is one: what made this token what it is.
+    The rollout is the token's row in the product of all layers, "attention" its row in the last layer, and
+    "flow" the flow that reaches it. Methods that explain a score take the squared length of the token's
+    features, after the norm that follows the last layer, if any: what made this token what it is.
 
     Args:
-        y: the row in the grid of the map, from 0 at the top; or one for each image.
-        x: the column, from 0 on the left.
-        pixel: (x, y), in place of these: a pixel of the patch, in the images as the model takes them.
+        y: the row in the grid of the map, starting at 0 at the top; or one per image.
+        x: the column, starting at 0 on the left; or one per image.
+        pixel: (x, y), instead of y and x: a pixel of the patch, in the model's input.
 
     Raises:
-        VitxError: Neither a patch nor a pixel is given, or both. Once it is put to a model: it lies outside
-            the map, or no tokens of a layer lie in the picture.
+        VitxError: Neither a patch nor a pixel is given, or both. When it is put to a model: the patch is
+            outside the map, or no layer has tokens that lie in the picture.
 
     Example:
         >>> token(3, 5).places
@@ -192,7 +192,7 @@ class Token(Question):
         self.places = torch.stack([rows, columns], 1).float()
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
-        """Give each image its patch."""
+        """Ask for the token of each image's patch."""
         if images.ndim != 4:
             raise VitxError(f"a patch is one of images (B, C, H, W), found {tuple(images.shape)}")
         places = for_each(self.places, len(images), "patches").tolist()

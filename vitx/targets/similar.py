@@ -1,4 +1,4 @@
-"""The likeness of a picture to a text, or to another picture: the cosine of their pooled features."""
+"""The similarity of a picture to a text or to another picture: the cosine of their pooled features."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -20,20 +20,20 @@ Maps = Literal["all", "nearest", "own"] | int
 class Text(Question):
     """The similarity of the picture and a text: the cosine of their features.
 
-    For CLIP, SigLIP and their kind: what has `get_image_features` and `get_text_features` (Hugging Face), or
-    `encode_image` and `encode_text` (open_clip), or contains such a model. The text tower runs once. The
-    logits of the explanation are those of the model: scaled similarities.
+    For CLIP, SigLIP and similar models: those with `get_image_features` and `get_text_features` (Hugging
+    Face), or `encode_image` and `encode_text` (open_clip), and modules that contain one. The text tower runs
+    once. The logits of the explanation are those of the model: scaled similarities.
 
     Args:
-        *texts: each a string, its token ids, (1, L), or its features, (1, D); or a list of these.
-        against: a text whose similarity is subtracted: why this one, and not the other.
-        tokenizer: of transformers or of open_clip; None: the one that was saved with the model.
-        maps: "all", a map of each picture for each text, one after the other; "nearest", one of each picture,
-            for the text that it is nearest to; "own", the first text is that of the first picture, and so on;
-            a number, one of each picture, for the text at that place.
+        *texts: each a string, token ids, (1, L), or features, (1, D); or a list of these.
+        against: a text whose similarity is subtracted: why the one text rather than the other.
+        tokenizer: from transformers or open_clip; None for the one saved with the model.
+        maps: "all" for one map per picture and text, the texts of a picture in a row; "nearest" for one map
+            per picture, for its nearest text; "own" if the first text belongs to the first picture, and so
+            on; an integer for one map per picture, for the text at that index.
 
     Raises:
-        VitxError: There is no text. Once it is put to a model: this cannot compare pictures with texts.
+        VitxError: There is no text. When it is put to a model: it cannot compare pictures with texts.
 
     Example:
         >>> len(text("a cat", "a dog").texts)
@@ -62,19 +62,19 @@ class Text(Question):
 
     @property
     def kind(self) -> Kind:
-        """The kind of the logits: of several texts, each is a class."""
+        """The kind of the logits: if the nearest text is explained, each text is a class."""
         return "class" if self.maps == "nearest" else "features"
 
     def at(self, maps: Maps) -> "Text":
-        """Return the same with other maps, as for one of the texts alone."""
+        """Return this question with other maps, such as those for a single text."""
         return Text(*self.texts, against=self.against or None, tokenizer=self.tokenizer, maps=maps)
 
     def one_each(self) -> "Text":
-        """Return the same with one map for each image: of several texts, that of the nearest one."""
+        """Return this question with one map per image: if there are several texts, for the nearest one."""
         return self if len(self.texts) == 1 or self.maps == "own" else self.at("nearest")
 
     def runs_inside(self, model: nn.Module) -> bool:
-        """Return that it finds the towers."""
+        """Return True: the question calls the image tower, also inside a wrapper."""
         return True
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
@@ -104,7 +104,7 @@ class Text(Question):
             against = f", not {_said(self.against[0], 'the other')}" if self.against else ""
             said = [f"{name}{against}: {one:.3f}" for name, one in zip(names, scores.tolist(), strict=True)]
             if towers.scales and len(texts) > 1 and not own:
-                shares = found["logits"].softmax(1)  # which another text does not change
+                shares = found["logits"].softmax(1)  # `against` does not change them
                 said = [f"{one} ({row[at]:.0%})" for one, row, at in zip(said, shares, index, strict=True)]
             return Answers(scores, said)
 
@@ -112,20 +112,19 @@ class Text(Question):
 
 
 class Similar(Question):
-    """The likeness to another picture: the cosine of the pooled features of both.
+    """The similarity to another picture: the cosine of the pooled features of both.
 
-    Where the other one is a picture, both have a map, one after the other: what of the one is like the
-    other, whose features are held, and the other way round. See `vitx.models.features` for which features
-    these are.
+    If the other one is a picture, both get a map, one after the other: what makes the first similar to the
+    second, whose features are held constant, and vice versa. See `vitx.models.features` for the features.
 
     Args:
-        other: a file, a PIL image, a uint8 array or tensor, as `vitx.explain` prepares it; a picture as the
-            model takes it, (C, H, W) or (1, C, H, W), or one for each image, (B, C, H, W); or features, (D,),
-            (1, D) or (B, D).
-        paired: whether another picture has a map, too.
+        other: a file, a PIL image, a uint8 array or tensor, which is prepared as by `vitx.explain`; a picture
+            as the model takes it, (C, H, W) or (1, C, H, W), or one per image, (B, C, H, W); or features,
+            (D,), (1, D) or (B, D).
+        paired: whether the other picture gets a map, too.
 
     Raises:
-        VitxError: Once it is put to a model: this is no picture that it takes, or it has no pooled features.
+        VitxError: When it is put to a model: the model cannot take the picture, or has no pooled features.
 
     Example:
         >>> similar_to(torch.rand(384)).other.shape
@@ -140,15 +139,15 @@ class Similar(Question):
         self.rows = "other" if self.tensor else ""
 
     def one_each(self) -> "Similar":
-        """Return the same, but with a map of each image alone, none of the other picture."""
+        """Return this question with one map per image, and none for the other picture."""
         return Similar(self.other, paired=False)
 
     def runs_inside(self, model: nn.Module) -> bool:
-        """Return whether a part of the model is known to have pooled features."""
+        """Return whether the model, or a part of it, is known to have pooled features."""
         return Features(model).known
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
-        """Compute the features of the other picture, and of these."""
+        """Compute the features that each image is compared with."""
         features = Features(model)
         others = for_each(self._others(model, images), len(images), "others")
         if self.paired:
@@ -165,7 +164,7 @@ class Similar(Question):
         return Asked(images, answers, lambda _, pictures, inputs: features.of(pictures, inputs))
 
     def _others(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Return the other pictures as the model takes them, or their features."""
+        """Return the other pictures, prepared for the model, or the features that were given."""
         other, _ = prepared(model, self.other)
         if not isinstance(other, Tensor):
             raise VitxError(f"a picture or its features are wanted, found {type(self.other).__name__}")
@@ -181,7 +180,7 @@ text, similar_to = Text, Similar
 
 
 def _unit(found: Tensor, others: Tensor) -> Tensor:
-    """Scale features of images, (B, D), to a length of 1, if they can be compared with these others."""
+    """Scale the features of images, (B, D), to unit length; raise a VitxError if the others' size differs."""
     if found.shape[1] != others.shape[1]:
         raise VitxError(
             f"the features of the images are {found.shape[1]} numbers, and the others {others.shape[1]}: "
@@ -191,12 +190,12 @@ def _unit(found: Tensor, others: Tensor) -> Tensor:
 
 
 def _each(given: Any) -> list[Any]:
-    """Return texts one by one: rows of token ids or features are some, too."""
+    """Return a flat list of texts; each row of a matrix of token ids or features is one, too."""
     if isinstance(given, Tensor):
         return [*given.unbind()] if given.ndim == 2 else [given]
     return [one for part in given for one in _each(part)] if isinstance(given, (list, tuple)) else [given]
 
 
 def _said(one: Any, otherwise: str) -> str:
-    """Return a text as it was given, or what else to call it."""
+    """Return a text if it is a string, else another name for it."""
     return one if isinstance(one, str) else otherwise

@@ -1,4 +1,4 @@
-"""The tokens of the last layer at a place of the map, and what the model made of them."""
+"""The token of the last layer at a cell of the map: where relevance starts, and its features as a score."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -20,22 +20,22 @@ from vitx.tape.walk import Sent
 
 Cells = Callable[[tuple[int, ...]], Sequence[tuple[int, ...]]]
 
-_ALL = 1 - 1e-3  # of what the token has of a place that has the most of it
+_ALL = 1 - 1e-3  # of the largest share of a cell: tokens with at least this much count as equal
 
 
 class Spot(NamedTuple):
-    """The start of a way back: one token of each image."""
+    """The start of relevance: one token of each image."""
 
     score: Score  # the squared length of its features
-    start: Tensor  # the relevance, of the shape of the features, which sums to 1 for each image
-    grid: tuple[int, ...]  # of the map
+    start: Tensor  # relevance in the shape of the features, which sums to 1 for each image
+    grid: tuple[int, ...]  # the shape of the map
 
 
 def find_spot(tape: Tape, images: int, cells_of: Cells, kind: torch.dtype) -> Spot:
     """Find the token at a cell of the map of each image.
 
-    It is that of the last attention between tokens that lie in the picture, behind the MLP and the norm that
-    follow, if one operator computes that; a VitxError where no tokens do.
+    The last attention between tokens that lie in the picture determines the tokens. They are read after its
+    MLP, and after the norm behind that if it is one operator. Raise a VitxError if there are no such tokens.
     """
     grid = Grid(tape)
     for value, kept, channels in _ends(tape):
@@ -57,23 +57,23 @@ def find_spot(tape: Tape, images: int, cells_of: Cells, kind: torch.dtype) -> Sp
 
 
 class _Placing(Propagation):
-    """Relevance that keeps its place: it ends where attention, or a choice by values, moves it."""
+    """Relevance that keeps its place: it stops where attention, or indexing by values, would move it."""
 
     def _send(self, step: Step, arrived: list[Tensor]) -> Sent:
         return [] if isinstance(step, Attention) or step.chooses else super()._send(step, arrived)
 
 
 def _placed(tape: Tape, grid: Grid, value: Value, sent: Tensor) -> Tensor | None:
-    """Return what arrives in each cell of the map from some tokens, (B, h, w); None: nothing does."""
+    """Return what reaches each cell of the map from some tokens, (B, h, w); None if nothing does."""
     found = _Placing(tape, None).run({value: sent}, grid.stem)
     pixels = found.arrived.get(tape.image)
     if pixels is None or not pixels.requires_grad:
-        return None  # as of the queries of a decoder, which the model brings
+        return None  # as for the queries of a decoder, which are parameters
     return grid.map(grid.without_channels(pixels), found.passed)
 
 
 def _ends(tape: Tape) -> list[tuple[Value, Kept, list[int]]]:
-    """Return what the layers put out in the end, last one first, and which dimensions are channels."""
+    """Return the outputs of layers, last one first, with their tensors and their channel dimensions."""
     found: dict[Value, tuple[Value, Kept, list[int]]] = {}
     for layer in reversed(tape.layers):
         for residual in layer.residuals:
@@ -87,7 +87,7 @@ def _ends(tape: Tape) -> list[tuple[Value, Kept, list[int]]]:
 
 
 def _begin(leaf: Tensor, at: Tensor) -> Tensor:
-    """Return relevance that begins at the token that has the most of a cell, and sums to 1."""
+    """Return relevance that starts at the token with the largest share of a cell, and sums to 1."""
     (share,) = torch.autograd.grad(at, leaf, retain_graph=True, materialize_grads=True)
     chosen = (share > 0) & (share >= _ALL * share.amax())
     return chosen.to(share) / chosen.sum().clamp(min=1)

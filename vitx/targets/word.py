@@ -1,4 +1,4 @@
-"""The words of a vision-language model: one that it might say, and those that it did."""
+"""The words of a vision-language model: words that it might say, and those of its answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +16,9 @@ from vitx.models.outputs import main
 from vitx.models.prediction import forward, refusals
 from vitx.targets.question import Answers, Asked, Prepared, Question
 
-_BEFORE = 16  # tokens of a prompt that tell how a word goes on from it
-_IDS, _KEEP, _LABELS = "input_ids", "logits_to_keep", "labels"  # as models of transformers call them
-_NO_LABEL = -100  # of tokens that are not to be learned
+_BEFORE = 16  # last tokens of a prompt, which decide how the word after it is tokenized
+_IDS, _KEEP, _LABELS = "input_ids", "logits_to_keep", "labels"  # the names in transformers
+_NO_LABEL = -100  # the label of tokens that are not learned
 _NEEDS = (
     "a word is asked of pictures and a prompt: give files or PIL images, and word(..., prompt=..., "
     'processor=...); or inputs={"pixel_values": ..., "input_ids": ...}, as batches of a training name them'
@@ -26,9 +26,9 @@ _NEEDS = (
 
 
 class Prompted(Question):
-    """A question about the words of a vision-language model, which may be a part of the one that is given.
+    """A question about the words of a vision-language model, which may be a part of the given model.
 
-    It consists of `parts` that are put in its place.
+    It is replaced by its `parts`, which are put to the model.
     """
 
     prompt: str | None
@@ -51,18 +51,18 @@ class Prompted(Question):
 
 
 class Word(Prompted):
-    """A word that a vision-language model might say, and which parts of the picture would make it.
+    """A word that a vision-language model might say, and which parts of the picture would make it do so.
 
     The score is the logit of the first token of the word where the model would say it: at the end of the
-    prompt, in a training where the `labels` begin. Several pictures of one prompt have a map each.
+    prompt or, during training, where the `labels` begin. Several pictures in one prompt get a map each.
 
     Args:
-        *words: each a word, or a token id. Of several, each has its maps, one word after the other.
-        prompt: what the model is asked; None: `vitx.explain` gets `inputs` that hold it.
-        processor: of transformers, or with `inputs` a tokenizer; None: the one that was saved with the model.
+        *words: words or token ids. Each has its own maps, one word after the other.
+        prompt: the question to the model; None if it is in the `inputs` of `vitx.explain`.
+        processor: from transformers, or a tokenizer with `inputs`; None for the one saved with the model.
 
     Raises:
-        VitxError: There is no word. Once it is put to a model: this says no words, or does not know this one.
+        VitxError: There is no word. When it is put to a model: it does not know the word, or says none.
     """
 
     def __init__(self, *words: str | int, prompt: str | None = None, processor: Any = None) -> None:
@@ -71,13 +71,13 @@ class Word(Prompted):
         self.words, self.prompt, self.processor = words, prompt, processor
 
     def one_each(self) -> "Word":
-        """Return the same, or raise a VitxError if it asks for several words."""
+        """Return this question; raise a VitxError if it asks for several words."""
         if len(self.words) > 1:
             raise VitxError(f"a training shows one map of each image: give one word, found {self.words}")
         return self
 
     def parts(self, model: nn.Module, images: Tensor, inputs: Inputs) -> tuple[Inputs, list[Question]]:
-        """Find the token of each word, and where it would be said."""
+        """Return one question per word: about its first token, where the model would say it."""
         ids = _ids(inputs)
         ends = _ends(inputs, ids)
         prompts = [row[:end] for row, end in zip(ids, ends, strict=True)]
@@ -88,7 +88,7 @@ class Word(Prompted):
         return _keeping(model, _unlabelled(inputs), -min(places)), spots
 
     def _token(self, model: nn.Module, before: Tensor, said: str) -> int:
-        """Return the first token of a word behind the end of a prompt."""
+        """Return the first token of a word that follows a prompt."""
         tokenizer, end = self._tokenizer(model), before[-_BEFORE:].tolist()
         text = tokenizer.decode(end)
         apart = "" if text[-1:].isspace() or end[-1] in tokenizer.all_special_ids else " "
@@ -102,28 +102,28 @@ class Word(Prompted):
 
 
 class Answer(Prompted):
-    """The words that a vision-language model says, and which parts of the picture made it.
+    """The answer of a vision-language model, and which parts of the picture made it say each word.
 
-    Each word of its likeliest answer has its maps, one after the other, of the logit of its first token.
+    Each word of the answer has its own maps, one word after the other, for the logit of its first token.
 
     Args:
         prompt: as for `word`.
         processor: as for `word`.
-        most_tokens: how long the answer may be.
+        most_tokens: the maximum length of the answer, which is decoded without sampling.
 
     Raises:
-        VitxError: Once it is put to a model: this says nothing.
+        VitxError: When it is put to a model: the model says nothing.
     """
 
     def __init__(self, prompt: str | None = None, processor: Any = None, *, most_tokens: int = 20) -> None:
         self.prompt, self.processor, self.most_tokens = prompt, processor, most_tokens
 
     def one_each(self) -> "Answer":
-        """Raise a VitxError."""
+        """Raise a VitxError: there is one map per word."""
         raise VitxError("an answer has a map for each of its words: ask for one word in a training")
 
     def parts(self, model: nn.Module, images: Tensor, inputs: Inputs) -> tuple[Inputs, list[Question]]:
-        """Let the model answer, and find the words of its answer."""
+        """Let the model answer, and return one question per word of the answer."""
         ids = _ids(inputs)
         if len(ids) > 1:
             raise VitxError(f"an answer is explained to one prompt, found {len(ids)}")
@@ -151,14 +151,14 @@ word, answer = Word, Answer
 
 @dataclass(eq=False)
 class _Spot(Question):
-    """A token at some place of the text."""
+    """The logit of a token at a position in the text."""
 
-    places: Sequence[int]  # of each prompt, counted from its end
-    tokens: Sequence[int]  # that would follow
-    said: str
+    places: Sequence[int]  # position in each row of ids, counted from its end
+    tokens: Sequence[int]  # the next token to ask about, in each row
+    said: str  # its name in captions
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
-        """Read the logit."""
+        """Ask for the logit."""
 
         def next_word(model: nn.Module, images: Tensor, inputs: Inputs) -> Tensor:
             speaker = _speaker(model)
@@ -183,7 +183,7 @@ class _Spot(Question):
 
 
 def _speaker(model: nn.Module) -> nn.Module:
-    """Return the part of a model that says words, as those of transformers do; else the model."""
+    """Return the first part of a model with a `generate` method, as in transformers; else the model."""
     return next((part for part in model.modules() if callable(getattr(part, "generate", None))), model)
 
 
@@ -195,13 +195,13 @@ def _ids(inputs: Inputs) -> Tensor:
 
 
 def _ends(inputs: Inputs, ids: Tensor) -> list[int]:
-    """Return how many tokens each prompt has: up to what is to be learned, or to the padding."""
+    """Return the length of each prompt: up to the first token that is learned, else up to the padding."""
     labels, mask = (inputs.others.get(name) for name in (_LABELS, "attention_mask"))
     ends = [ids.shape[1]] * len(ids)
     if isinstance(mask, Tensor) and mask.ndim == 2:
         ends = [int(row.nonzero().max()) + 1 for row in mask]
     if isinstance(labels, Tensor):
-        learned = [(row != _NO_LABEL).nonzero() for row in labels]  # what is learned whole has no prompt
+        learned = [(row != _NO_LABEL).nonzero() for row in labels]  # a row learned as a whole has no prompt
         ends = [int(one[0]) or end if len(one) else end for one, end in zip(learned, ends, strict=True)]
     return ends
 
@@ -211,15 +211,15 @@ def _unlabelled(inputs: Inputs) -> Inputs:
 
 
 def _keeping(model: nn.Module, inputs: Inputs, count: int) -> Inputs:
-    """Let a model put out the logits of the last tokens alone, if it can: all of them need much memory."""
+    """Ask for the logits of the last tokens only, if the model can do that: all of them take much memory."""
     kept = {_KEEP: count} if _KEEP in parameters_of(_speaker(model).forward) else {}
     return replace(inputs, others={**kept, **inputs.others})
 
 
 def _longer(model: nn.Module, inputs: Inputs, ids: Tensor, new: Tensor) -> Inputs:
-    """Return the inputs with more tokens behind the prompt."""
+    """Return the inputs with more tokens after the prompt."""
     kind = getattr(getattr(model, "config", None), "model_type", "")
-    # 1 stands for what is attended to, or in PaliGemma's types for the answer.
+    # 1 marks tokens that are attended to or, in PaliGemma's token types, tokens of the answer.
     ones = ["attention_mask", *(["token_type_ids"] if kind == "paligemma" else [])]
     others = dict(inputs.others)
     for name, one in inputs.others.items():
@@ -230,7 +230,7 @@ def _longer(model: nn.Module, inputs: Inputs, ids: Tensor, new: Tensor) -> Input
 
 
 def _words(tokenizer: Any, tokens: Sequence[int]) -> list[tuple[int, str]]:
-    """Return where words begin, and the words."""
+    """Return words, each with the index of its first token."""
     found: list[tuple[int, str]] = []
     text = ""
     for place, token in enumerate(tokens):
