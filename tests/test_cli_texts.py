@@ -156,7 +156,7 @@ def test_words(folder, tmp_path, capsys):
             ["ask", "--model", "clip", "--prompt", "a"],
             "clip holds nothing that answers prompts about pictures",
         ),
-        (["ask", "--model", "llava", "--prompt", "a", "--word", "wolf"], "the model knows no word 'wolf'"),
+        (["ask", "--model", "llava", "--prompt", "a", "--word", "wolf"], "unknown word 'wolf'"),
         (
             ["ask", "--model", "llava", "--prompt", "a", "--max-tokens", "0"],
             "--max-tokens must be at least 1",

@@ -92,7 +92,7 @@ class TestOverlays:
         assert not torch.equal(overlays(pixels, heat, colormap), overlays(pixels, heat))
 
     def test_unknown_colour_map(self):
-        with pytest.raises(VitxError, match="there is no colour map 'hot pink'"):
+        with pytest.raises(VitxError, match="there is no color map 'hot pink'"):
             overlays(torch.zeros(1, 4, 4, 3, dtype=torch.uint8), torch.rand(1, 4, 4), "hot pink")
 
 
@@ -218,7 +218,7 @@ class TestGrid:
             assert {tuple(first), tuple(last)} <= found
 
     @pytest.mark.parametrize(
-        ("note", "lines"), [("", 0), ("colours guessed", 0), ("channels 0, 1, 2 of 4, stretched; " * 3, 2)]
+        ("note", "lines"), [("", 0), ("colors guessed", 0), ("channels 0, 1, 2 of 4, stretched; " * 3, 2)]
     )
     def test_a_note_that_is_too_long_for_the_legend_has_lines_of_its_own(self, note, lines):
         tiles, caption = columns(3, 1), [Caption("cat", 1.0)]
@@ -230,7 +230,7 @@ class TestGrid:
         assert (noted[:, -GAP:] == 255).all()
 
     def test_unknown_colour_map(self):
-        with pytest.raises(VitxError, match="there is no colour map 'x'"):
+        with pytest.raises(VitxError, match="there is no color map 'x'"):
             grid(columns(1), self.captions, colormap="x")
 
 

@@ -191,7 +191,7 @@ def test_what_the_forward_normalises_stays_raw(where, images):
 def test_whole_numbers_stay_raw():
     images = (IMAGES * 255).round()
     found = colours(images, holds=IMAGENET)
-    assert (found.scale, str(found)) == (BYTES, "colours as they are")
+    assert (found.scale, str(found)) == (BYTES, "colors as they are")
     assert torch.equal(found.pixels(images), images.permute(0, 2, 3, 1).byte())
 
 

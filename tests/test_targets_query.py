@@ -56,7 +56,7 @@ def test_two_queries_of_one_picture_look_at_other_places():
     [
         (lambda: query(6), "queries 0 to 5"),
         (lambda: query([1, 2, 3]), "3 queries for 2 images"),
-        (lambda: query(1.5), "a query is a number"),
+        (lambda: query(1.5), "a query is an integer"),
         (lambda: query(1, 4), "classes 0 to 3"),
         (lambda: 3, "the output is (2, 6, 5): use vitx.targets.query"),
     ],
@@ -75,7 +75,7 @@ def test_bare_logits_do_not_say_what_their_last_class_is():
         best_queries(logits, 1)
     with pytest.raises(VitxError, match="no queries: give the explanation of a detector"):
         best_queries(logits[0], 1)
-    with pytest.raises(VitxError, match="3 objects of 2 queries"):
+    with pytest.raises(VitxError, match="3 of 2 queries"):
         best_queries(logits, 3, no_object=True)
 
 

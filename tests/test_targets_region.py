@@ -77,7 +77,7 @@ def test_tokens_lie_as_the_picture_does():
         ({"box": (0, 0, 3)}, "box=(x0, y0, x1, y1)"),
         ({"box": (0, 0, 33, 8)}, "not inside images of 32 x 32 pixels"),
         ({"point": (32, 0)}, "not inside"),
-        ({"mask": torch.ones(3, 3)}, "a mask is (H, W)"),
+        ({"mask": torch.ones(3, 3)}, "a mask must be (H, W)"),
         ({"mask": torch.zeros(32, 32)}, "empty"),
         ({"cls": 5, "point": (0, 0)}, "classes 0 to 4"),
     ],

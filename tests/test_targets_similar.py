@@ -131,7 +131,7 @@ def test_features_and_files():
     ("other", "said"),
     [
         (torch.rand(3, 16, 16), "prepare both alike"),
-        (torch.rand(7), "features of the images are 64 numbers, and the others 7"),
+        (torch.rand(7), "features of the images have size 64, and the others 7"),
         (torch.rand(3, 64), "3 others for 2 images"),
         (3, "found int"),
     ],

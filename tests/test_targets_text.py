@@ -185,7 +185,7 @@ def test_the_text_tower_runs_once_and_leaves_no_gradient():
 @pytest.mark.parametrize(
     ("ask", "sentence"),
     [
-        (lambda: text(), "give at least one text, against one other, found 0 and 0"),
+        (lambda: text(), "give at least one text, and at most one against it, found 0 and 0"),
         (lambda: text("a cat", against=["a", "b"]), "found 1 and 2"),
         (lambda: text("a", maps="best"), 'maps must be "all", "nearest" or "own", found'),
         (lambda: explain(texts.built("CLIP"), IMAGES, target=text(IDS, maps="own")), "3 texts for 2 images"),
@@ -194,7 +194,7 @@ def test_the_text_tower_runs_once_and_leaves_no_gradient():
         (lambda: explain(models.built("deit"), IMAGES, target=text("a")), "Transformer has no text tower"),
         (
             lambda: explain(texts.built("CLIP"), IMAGES, target=text(torch.rand(1, 7))),
-            "the features of the images are 24 numbers, and the others 7: they are of different",
+            "the features of the images have size 24, and the others 7: they are from different",
         ),
         (
             lambda: explain(texts.built("CLIP"), IMAGES, target=text(torch.tensor([[1, 99, 2]]))),

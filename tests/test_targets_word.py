@@ -170,10 +170,10 @@ GIVEN = vision_language.FAMILIES["LLaVA"][1]
 @pytest.mark.parametrize(
     ("images", "target", "sentence"),
     [
-        (PICTURES, word("dog"), "a word is asked of pictures and a prompt"),
-        (GIVEN["pixel_values"], asked("LLaVA"), "a word is asked of pictures and a prompt"),
+        (PICTURES, word("dog"), "a word needs pictures and a prompt"),
+        (GIVEN["pixel_values"], asked("LLaVA"), "a word needs pictures and a prompt"),
         (PICTURES, word("dog", prompt="what"), "no processor was saved with the model"),
-        (PICTURES, asked("LLaVA", "wolf"), "the model knows no word 'wolf'"),
+        (PICTURES, asked("LLaVA", "wolf"), "unknown word 'wolf'"),
         (PICTURES, asked("LLaVA", 99), "token 99 is out of range: the model has 64 tokens"),
         (PICTURES, asked("LLaVA", prompt="<image> it"), "LlavaProcessor refused 2 pictures"),
     ],
@@ -184,9 +184,9 @@ def test_says_what_is_wrong(images, target, sentence):
 
 
 def test_a_model_that_says_no_words():
-    with pytest.raises(VitxError, match=r"puts out logits \(1, 7\), and a word needs some of"):
+    with pytest.raises(VitxError, match=r"returns logits \(1, 7\), but a word needs logits of"):
         explain(NoWords(), inputs=GIVEN, target=word(3))
-    with pytest.raises(VitxError, match="NoWords says no words"):
+    with pytest.raises(VitxError, match="NoWords cannot answer a prompt"):
         explain(NoWords(), inputs=GIVEN, target=answer())
 
 

@@ -168,7 +168,7 @@ def test_a_training_shows_where_a_word_comes_from(tmp_path):
     with pytest.raises(VitxError, match="a word needs one picture for each prompt"):
         watch(0)
     for target in (word(8, 9), answer()):
-        with pytest.raises(VitxError, match=r"ask for one word in a training|give one word"):
+        with pytest.raises(VitxError, match=r"ask for one word during training|give one word"):
             vitx.Watch(model, loader, tmp_path, target=target)
 
 

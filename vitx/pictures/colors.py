@@ -17,7 +17,7 @@ _DARK, _BRIGHT = 0.01, 0.99  # quantiles shown as black and as white if the scal
 _NEAR = 0.1  # distance from black or white that counts as near
 UNSCALED: Scale = ((0.0,), (1.0,))
 BYTES: Scale = ((0.0,), (1 / 255,))
-GUESSED = "colours guessed"
+GUESSED = "colors guessed"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Colors:
         if self.scale is None:
             return self.note
         if self.scale in (UNSCALED, BYTES):
-            return "colours as they are"
+            return "colors as they are"
         mean, std = (", ".join(f"{value:.3g}" for value in values) for values in self.scale)
         return f"mean {mean} and std {std} undone"
 

@@ -17,7 +17,7 @@ from vitx.pictures.render import FAINT, GAP, INK, LINE, PAPER, TILE_WIDTH, Pictu
 
 SAID = (
     "Bright: looked at most. A mean map that is bright at one place, or crops that show the same thing, are "
-    "a question, not a verdict: photographers centre their objects."
+    "a question, not a verdict: photographers center their objects."
 )
 Classes = Sequence[str | None]  # the class name of each image
 
@@ -58,7 +58,7 @@ class Overview:
         """Add a picture, (H, W, 3) uint8, its map, (h, w), of any size, and the name of its class."""
         if pixels.ndim != 3 or map_.ndim != 2:
             raise VitxError(
-                "an overview is of pictures with a map each, not of clips, volumes or spectrograms: found "
+                "an overview needs pictures with one map each, not clips, volumes or spectrograms: found "
                 f"pixels {tuple(pixels.shape)} and a map {tuple(map_.shape)}"
             )
         pixels, map_ = pixels.cpu(), map_.cpu().float()

@@ -234,6 +234,6 @@ def palette(colormap: str) -> NDArray[np.uint8]:
 
     if colormap not in matplotlib.colormaps:
         known = ", ".join(("inferno", "viridis", "magma", "plasma", "cividis"))
-        raise VitxError(f"there is no colour map {colormap!r}: take one of matplotlib's, such as {known}")
+        raise VitxError(f"there is no color map {colormap!r}: take one of matplotlib's, such as {known}")
     table = matplotlib.colormaps[colormap](np.linspace(0, 1, 256))[:, :3]
     return np.asarray((table * 255).round(), np.uint8)

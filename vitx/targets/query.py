@@ -33,7 +33,7 @@ class Query(Question):
     def __init__(self, index: int | Sequence[int] | Tensor, cls: int | None = None) -> None:
         found = torch.as_tensor(index)
         if found.is_floating_point() or found.ndim > 1 or not found.numel():
-            raise VitxError(f"a query is a number, or one for each image, found {index!r}")
+            raise VitxError(f"a query is an integer, or one for each image, found {index!r}")
         self.index, self.cls = found.view(-1), cls
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
@@ -97,12 +97,12 @@ def best_queries(found: Any, count: int, *, no_object: bool | None = None) -> Te
             raise VitxError("there are no queries: give the explanation of a detector")
         if no_object is None:
             raise VitxError(
-                "these logits do not say whether their last class is no object: give the explanation, or "
-                "no_object=True or False"
+                'it is unknown whether the last class of these logits is "no object": give the explanation, '
+                "or no_object=True or False"
             )
         sure = probabilities(found, found.shape[-1] - no_object).amax(-1)
     if not 1 <= count <= sure.shape[1]:
-        raise VitxError(f"{count} objects of {sure.shape[1]} queries cannot be found: ask for 1 to as many")
+        raise VitxError(f"{count} of {sure.shape[1]} queries cannot be chosen: ask for 1 to all of them")
     return sure.topk(count).indices
 
 

@@ -101,9 +101,9 @@ class Region(Question):
         mask, size = torch.as_tensor(self.mask), tuple(images.shape)
         if mask.ndim != 3 or mask.shape[1:] != images.shape[2:]:
             found = tuple(mask.shape[1:] if len(mask) == 1 else mask.shape)
-            raise VitxError(f"a mask is (H, W) or (B, H, W), as the images {size}, found {found}")
+            raise VitxError(f"a mask must be (H, W) or (B, H, W) to fit images {size}, found {found}")
         if not mask.flatten(1).any(1).all():
-            raise VitxError("the mask is empty: nothing of the picture is asked for")
+            raise VitxError("the mask is empty: mark at least one pixel in each image")
         return for_each(mask.to(images.device), len(images), "masks")
 
 
@@ -140,7 +140,7 @@ def _dense(output: Any, size: tuple[int, int]) -> Tensor:
         return found
     if found is not None and found.ndim == 3 and part(output, "pred_boxes") is None:
         return _of_tokens(found, size)
-    raise VitxError(f"{described(output)}, as it has no dimensions of the picture")
+    raise VitxError(f"{described(output)}, since it has no spatial dimensions")
 
 
 def _of_tokens(tokens: Tensor, size: tuple[int, int]) -> Tensor:
@@ -153,7 +153,7 @@ def _of_tokens(tokens: Tensor, size: tuple[int, int]) -> Tensor:
             patches: Tensor = tokens[:, before:].unflatten(1, (rows, -1))
             return patches.permute(0, 3, 1, 2)
     raise VitxError(
-        f"{described(tokens)}, but {tokens.shape[1]} of them do not lie as {height} x {width} pixels do"
+        f"{described(tokens)}, but {tokens.shape[1]} tokens form no grid over {height} x {width} pixels"
     )
 
 
@@ -194,7 +194,7 @@ class Token(Question):
     def put(self, model: nn.Module, images: Tensor) -> Asked:
         """Ask for the token of each image's patch."""
         if images.ndim != 4:
-            raise VitxError(f"a patch is one of images (B, C, H, W), found {tuple(images.shape)}")
+            raise VitxError(f"a patch is a part of images (B, C, H, W), found {tuple(images.shape)}")
         places = for_each(self.places, len(images), "patches").tolist()
         size = tuple(images.shape[2:])
 

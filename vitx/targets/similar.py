@@ -47,7 +47,7 @@ class Text(Question):
                 raise VitxError(f"a text is a string, token ids or features, found {type(one).__name__}")
         if not self.texts or len(self.against) > 1:
             counts = f"{len(self.texts)} and {len(self.against)}"
-            raise VitxError(f"give at least one text, against one other, found {counts}")
+            raise VitxError(f"give at least one text, and at most one against it, found {counts}")
         if not isinstance(maps, int) and maps not in ("all", "nearest", "own"):
             raise VitxError(f'maps must be "all", "nearest" or "own", found {maps!r}')
         self.tokenizer, self.maps = tokenizer, maps
@@ -167,7 +167,7 @@ class Similar(Question):
         """Return the other pictures, prepared for the model, or the features that were given."""
         other, _ = prepared(model, self.other)
         if not isinstance(other, Tensor):
-            raise VitxError(f"a picture or its features are wanted, found {type(self.other).__name__}")
+            raise VitxError(f"give a picture or its features, found {type(self.other).__name__}")
         if not self.features and other.shape[1:] != images.shape[1:]:
             raise VitxError(
                 f"the other picture has shape {tuple(other.shape)}, and the images {tuple(images.shape)}: "
@@ -183,8 +183,8 @@ def _unit(found: Tensor, others: Tensor) -> Tensor:
     """Scale the features of images, (B, D), to unit length; raise a VitxError if the others' size differs."""
     if found.shape[1] != others.shape[1]:
         raise VitxError(
-            f"the features of the images are {found.shape[1]} numbers, and the others {others.shape[1]}: "
-            "they are of different models"
+            f"the features of the images have size {found.shape[1]}, and the others {others.shape[1]}: "
+            "they are from different models"
         )
     return normalize(found, dim=1)
 

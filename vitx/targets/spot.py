@@ -53,7 +53,7 @@ def find_spot(tape: Tape, images: int, cells_of: Cells, kind: torch.dtype) -> Sp
             features, copies = kept.tensor.to(kind), start.numel() / value.shape.numel()
             score = Score(value, features, torch.where(start > 0, features, 0))
             return Spot(score, scaled(start.expand(value.shape), copies), shape)
-    raise VitxError("no tokens of a layer lie in the picture as the patches of the map do: give a score")
+    raise VitxError("no layer has tokens that lie in the picture like the map's patches: give a function")
 
 
 class _Placing(Propagation):

@@ -20,8 +20,8 @@ _BEFORE = 16  # last tokens of a prompt, which decide how the word after it is t
 _IDS, _KEEP, _LABELS = "input_ids", "logits_to_keep", "labels"  # the names in transformers
 _NO_LABEL = -100  # the label of tokens that are not learned
 _NEEDS = (
-    "a word is asked of pictures and a prompt: give files or PIL images, and word(..., prompt=..., "
-    'processor=...); or inputs={"pixel_values": ..., "input_ids": ...}, as batches of a training name them'
+    "a word needs pictures and a prompt: give files or PIL images, and word(..., prompt=..., "
+    'processor=...); or inputs={"pixel_values": ..., "input_ids": ...}, named as in training batches'
 )
 
 
@@ -73,7 +73,7 @@ class Word(Prompted):
     def one_each(self) -> "Word":
         """Return this question; raise a VitxError if it asks for several words."""
         if len(self.words) > 1:
-            raise VitxError(f"a training shows one map of each image: give one word, found {self.words}")
+            raise VitxError(f"training shows one map per image: give one word, found {self.words}")
         return self
 
     def parts(self, model: nn.Module, images: Tensor, inputs: Inputs) -> tuple[Inputs, list[Question]]:
@@ -97,7 +97,7 @@ class Word(Prompted):
         goes_on = whole[: len(start)] == start and len(whole) > len(start)
         found: int = whole[len(start)] if goes_on else alone[0]
         if found == getattr(tokenizer, "unk_token_id", None):
-            raise VitxError(f"the model knows no word {said!r}: its tokenizer has no token for it")
+            raise VitxError(f"unknown word {said!r}: the model's tokenizer has no token for it")
         return found
 
 
@@ -120,20 +120,20 @@ class Answer(Prompted):
 
     def one_each(self) -> "Answer":
         """Raise a VitxError: there is one map per word."""
-        raise VitxError("an answer has a map for each of its words: ask for one word in a training")
+        raise VitxError("an answer has a map for each of its words: ask for one word during training")
 
     def parts(self, model: nn.Module, images: Tensor, inputs: Inputs) -> tuple[Inputs, list[Question]]:
         """Let the model answer, and return one question per word of the answer."""
         ids = _ids(inputs)
         if len(ids) > 1:
-            raise VitxError(f"an answer is explained to one prompt, found {len(ids)}")
+            raise VitxError(f"an answer can be explained for one prompt at a time, found {len(ids)}")
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
             raise VitxError(
-                f"{type(model).__name__} writes its answer apart from the prompt: ask for a word, by inputs= "
-                "with its decoder_input_ids"
+                f"{type(model).__name__} writes its answer apart from the prompt: ask for a word instead, "
+                "with decoder_input_ids in inputs="
             )
         if (generate := getattr(_speaker(model), "generate", None)) is None:
-            raise VitxError(f"{type(model).__name__} says no words: it has no generate")
+            raise VitxError(f"{type(model).__name__} cannot answer a prompt: it has no generate()")
         inputs = _unlabelled(inputs)
         with untouched(model), torch.no_grad(), quiet(), refusals(images, inputs):
             made = generate(**inputs.of(images), max_new_tokens=self.most_tokens, do_sample=False)
@@ -166,7 +166,7 @@ class _Spot(Question):
             if logits is None or logits.ndim != 3 or len(logits) != len(self.places):
                 found = "no logits" if logits is None else f"logits {tuple(logits.shape)}"
                 raise VitxError(
-                    f"{type(speaker).__name__} puts out {found}, and a word needs some of each token"
+                    f"{type(speaker).__name__} returns {found}, but a word needs logits of each token"
                 )
             return logits[range(len(logits)), self.places]
 
