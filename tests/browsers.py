@@ -1,4 +1,4 @@
-"""The browser that pages are tried in, cut off from the network."""
+"""The browser in which tests open pages, cut off from the network."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ OFFLINE = [
 
 
 def playwright():
-    """The library that steers it; skips where there is none."""
+    """Return Playwright's synchronous API; skip the test if Playwright is not installed."""
     return pytest.importorskip(
         "playwright.sync_api", reason="no browser without playwright: pip install it", exc_type=ImportError
     )
@@ -31,7 +31,7 @@ def playwright():
 
 @contextmanager
 def opened(browser, path, **options):
-    """A file in the browser, which must ask for nothing else, and do nothing wrong."""
+    """Open a file in the browser, which must request nothing else and log neither errors nor messages."""
     with browser.new_page(**{"viewport": {"width": 1400, "height": 900}} | options) as page:
         asked, wrong = [], []
         page.on("request", lambda request: asked.append(request.url))
@@ -45,6 +45,6 @@ def opened(browser, path, **options):
 
 
 def shoot(page, name, **options):
-    """Takes a screenshot, for the eye too."""
+    """Take a screenshot, and save it for inspection if VITX_SCREENSHOTS names a folder."""
     folder = os.environ.get("VITX_SCREENSHOTS")
     return page.screenshot(path=folder and Path(folder) / f"{name}.png", **options)

@@ -1,4 +1,4 @@
-"""Targets against the same score written by hand."""
+"""Comparison of targets with the same scores written by hand."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ METHODS = ("rollout", "grad_rollout", "gae", "evidence", "attention")
 
 
 class ByHand(nn.Module):
-    """A model that puts out the score, as one logit."""
+    """A model that outputs the score as its only logit."""
 
     def __init__(self, model, score):
         super().__init__()
@@ -20,7 +20,7 @@ class ByHand(nn.Module):
 
 
 def check(model, images, target, score, methods=METHODS):
-    """The maps are those of a model that puts out the score."""
+    """Assert that the maps equal those of a model that outputs the score."""
     found = vitx.explain_methods(model, images, methods, target=target)
     wanted = vitx.explain_methods(ByHand(model, score), images, methods, target=1)
     for name, one in found.items():

@@ -1,4 +1,4 @@
-"""Folders that hold a folder of images for each class."""
+"""Folders with one subfolder of images for each class."""
 
 from PIL import Image
 

@@ -1,4 +1,4 @@
-"""What all tests share: one thread, a fixed seed, and the real weights and pictures where there are any."""
+"""Setup shared by all tests: one thread, a fixed seed, and the real weights and images if available."""
 
 import gc
 import os
@@ -6,7 +6,7 @@ import random
 import tempfile
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before its client is imported
+os.environ["HF_HUB_OFFLINE"] = "1"  # set before its client is imported
 
 import pytest
 import torch
@@ -18,37 +18,37 @@ from vitx.attribution.registry import _METHODS
 
 
 def pytest_xdist_auto_num_workers(config):
-    """All tests run on all cores; those that are named run in one process, which starts sooner."""
+    """Run the whole suite on all cores, but selected tests in one process, which starts sooner."""
     everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
-    return None if everything else 0  # None leaves it to xdist: the cores
+    return None if everything else 0  # None lets xdist choose: one worker per core
 
 
 def pytest_sessionfinish():
-    """MLflow opens a store at the end of its process: not in the folder where that stands."""
+    """Keep the store that MLflow opens when its process ends out of the working directory."""
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tempfile.mkdtemp()}/mlflow.db"
 
 
 @pytest.fixture(autouse=True)
 def _reproducible():
-    """The models are tiny: threads would only cost time, and make sums depend on the machine."""
+    """Use fixed seeds and one thread: tiny models need no more, and sums would depend on the machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    random.seed(0)  # timm's augmentation
+    random.seed(0)  # used by timm's augmentation
     yield
     torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_objects_to_look_through():
-    """What is there by now stays: libraries that collect garbage would look through all of it each time."""
+    """Freeze existing objects, which libraries that run the garbage collector would scan each time."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture
 def mlflow(tmp_path, monkeypatch):
-    """MLflow with its store in the folder of the test."""
+    """Yield MLflow with its store in the folder of the test."""
     library = pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     library.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
@@ -58,7 +58,7 @@ def mlflow(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def assets():
-    """The folder with DeiT-Tiny's weights and ImageNet validation images; skips where there is none."""
+    """Return the folder with DeiT-Tiny's weights and ImageNet validation images; skip if it is missing."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "assets"
     folder = Path(os.environ.get("VITX_ASSETS", beside))
     if not (folder / "deit_tiny_patch16_224.safetensors").is_file():
@@ -67,11 +67,11 @@ def assets():
 
 
 class Failing:
-    """A method that shows nothing the first times, and then what attention rollout shows.
+    """A method that fails the first few times, and then returns the map of attention rollout.
 
     Attributes:
-        calls: how often it was asked.
-        times: how often it fails; None: always.
+        calls: number of calls so far.
+        times: number of calls that fail; None if all fail.
     """
 
     def __init__(self):
@@ -86,7 +86,7 @@ class Failing:
 
 @pytest.fixture
 def failing():
-    """Such a method, which is registered meanwhile."""
+    """Register a failing method for the duration of the test."""
     method = Failing()
     register("failing", title="failing method")(method)
     yield method
@@ -95,13 +95,13 @@ def failing():
 
 @pytest.fixture
 def pets(tmp_path):
-    """A folder of five cats and ten dogs."""
+    """Return a folder with five cats and ten dogs."""
     return write_classes(tmp_path / "pets", cat=5, dog=10)
 
 
 @pytest.fixture(scope="module")
 def browser():
-    """A browser without a window; skips where there is none."""
+    """Yield a headless browser; skip if none is installed."""
     if CHROMIUM is None:
         pytest.skip(WITHOUT)
     with (

@@ -1,4 +1,4 @@
-"""Small segmenters and detectors of Hugging Face, with random weights."""
+"""Small Hugging Face segmenters and detectors with random weights."""
 
 import torch
 import transformers
@@ -121,7 +121,7 @@ SIZES |= {"deformable_detr": 64, "rt_detr": 64}
 
 
 def made(name):
-    """Makes a model, and images that it takes."""
+    """Build a model, and images that it accepts."""
     torch.manual_seed(0)
     model = (SEGMENTERS | DETECTORS)[name]().eval()
     size = SIZES.get(name, 32)
@@ -129,14 +129,14 @@ def made(name):
 
 
 def save(name, folder):
-    """Saves a model as people have it: with its image processor."""
+    """Save a model with its image processor, as users do."""
     kinds = {
         "segformer": (transformers.SegformerImageProcessor, {"height": 32, "width": 32}),
         "yolos": (transformers.YolosImageProcessor, {"height": 32, "width": 32}),
         "detr": (transformers.DetrImageProcessor, {"shortest_edge": 64, "longest_edge": 128}),
     }
     model, _ = made(name)
-    if name == "yolos":  # whose queries begin alike
+    if name == "yolos":  # its queries start out equal
         torch.nn.init.normal_(model.vit.embeddings.detection_tokens)
     model.save_pretrained(folder)
     processor, size = kinds[name]

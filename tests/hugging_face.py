@@ -1,10 +1,10 @@
-"""Small models of Hugging Face, saved as people have them."""
+"""Small Hugging Face models, saved as users save them."""
 
 import transformers
 
 
 def hugging_face(folder, kind="vit", processor=True, **config):
-    """Saves a small model, with or without its image processor."""
+    """Save a small model, with or without its image processor."""
     small = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
     config = transformers.ViTConfig(**small, image_size=32, patch_size=8, **config)
     classes = {"vit": transformers.ViTForImageClassification, "bare": transformers.ViTModel}
@@ -17,7 +17,7 @@ def hugging_face(folder, kind="vit", processor=True, **config):
 
 
 def hugging_face_of_clips(folder):
-    """Saves a small model of clips with its processor."""
+    """Save a small video model with its processor."""
     small = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config = transformers.VideoMAEConfig(image_size=32, num_frames=4, **small)
     transformers.VideoMAEForVideoClassification(config).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""A small classifier with everything that random numbers and batches change, and data for it."""
+"""A small classifier with every layer that depends on random numbers or on the batch, and data for it."""
 
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,14 +15,14 @@ IMAGE = 32
 
 
 def averaging(decay: float) -> pl.Callback:
-    """Lightning's callback that averages the weights; skips where Lightning is too old to have one."""
+    """Return Lightning's callback that averages weights; skip if Lightning is too old to have it."""
     if not hasattr(pl.callbacks, "EMAWeightAveraging"):
         pytest.skip(f"Lightning {pl.__version__} has no EMAWeightAveraging")
     return pl.callbacks.EMAWeightAveraging(decay=decay)
 
 
 class SmallClassifier(pl.LightningModule):
-    """A ViT with dropout, drop path and attention dropout, under BatchNorm."""
+    """A ViT with dropout, drop path and attention dropout, followed by BatchNorm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class SmallClassifier(pl.LightningModule):
 
 
 def samples(count: int, seed: int = 0) -> TensorDataset:
-    """Images, labels, and masks of the top left quarter."""
+    """Return images, labels, and masks of the top left quarter."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 3, IMAGE, IMAGE, generator=generator)
     masks = torch.zeros(count, IMAGE, IMAGE, dtype=torch.bool)
@@ -70,7 +70,7 @@ def samples(count: int, seed: int = 0) -> TensorDataset:
 def fit(
     *callbacks: pl.Callback, module: type[pl.LightningModule] = SmallClassifier, **options: Any
 ) -> tuple[pl.Trainer, pl.LightningModule]:
-    """Trains for two epochs of four steps, the same way in every call."""
+    """Train for two epochs of four steps, identically in every call."""
     pl.seed_everything(1)
     model = module()
     settings = {
@@ -82,7 +82,7 @@ def fit(
         "enable_model_summary": False,
         "log_every_n_steps": 1,
     }
-    with TemporaryDirectory() as folder:  # where none is given
+    with TemporaryDirectory() as folder:  # unless the options name one
         trainer = pl.Trainer(callbacks=list(callbacks), **({"default_root_dir": folder} | settings | options))
         train = DataLoader(samples(16), batch_size=4, shuffle=True)
         trainer.fit(model, train, DataLoader(samples(8, seed=1), batch_size=4))

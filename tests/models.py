@@ -24,16 +24,16 @@ HF_SIZE = {
 
 @dataclass(frozen=True)
 class Family:
-    """A model, and what is known of its tokens from reading its library's code.
+    """A model, and facts about its tokens that were taken from its library's code.
 
     Attributes:
-        build: makes the model, in training mode as libraries do.
-        prefix: number of tokens that are no patches.
+        build: builds the model, in training mode as libraries do.
+        prefix: number of tokens that are not patches.
         readout: "token", "distilled", "patches", "all", "token+patches" or "attention".
         grid: rows and columns of patches.
         image_size: height and width in pixels.
         classes: whether the output has classes; otherwise a target must be a function.
-        exact: whether float64 stays float64 inside (Hugging Face's "eager" takes its softmax in float32).
+        exact: whether float64 stays float64 inside (Hugging Face's "eager" computes the softmax in float32).
     """
 
     build: Callable[[], nn.Module]
@@ -50,7 +50,7 @@ class Family:
 
 
 def spread(model):
-    """Draws weights that are large enough for attention that is far from uniform."""
+    """Draw weights that are large enough for attention to be far from uniform."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -74,17 +74,17 @@ def timm_model(name, **overrides):
     options = {**SIZE, "img_size": 32, "patch_size": 8, **overrides}
     try:
         return spread(timm.create_model(name, **options))
-    except TypeError as error:  # an option that came later
+    except TypeError as error:  # for an option that was added later
         pytest.skip(f"timm {timm.__version__}: {error}")
 
 
 def deit(**overrides):
-    """The model that most tests use."""
+    """Return the model that most tests use."""
     return timm_model("deit_tiny_patch16_224", **overrides)
 
 
 def checkpointed(model):
-    """Sets gradient checkpointing, reentrant or not as timm has it."""
+    """Turn on gradient checkpointing, in the variant (reentrant or not) that timm uses."""
     model.set_grad_checkpointing(True)
     return model
 
@@ -185,7 +185,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Refused:
-    """A model that cannot be explained, and a part of the sentence that says why."""
+    """A model that cannot be explained, and part of the error message that says why."""
 
     build: Callable[[], nn.Module]
     image_size: int
@@ -193,7 +193,7 @@ class Refused:
 
 
 def _unusual(name, **options):
-    """A model of timm that does not take the sizes of a plain Vision Transformer."""
+    """Build a timm model that does not accept the sizes of a plain Vision Transformer."""
     return timm.create_model(name, num_classes=CLASSES, **options)
 
 
@@ -203,7 +203,7 @@ def swin():
 
 
 class Nested(nn.Module):
-    """Attends within a nested tensor, whose images may have any number of tokens."""
+    """A model that attends within a nested tensor, whose images may differ in their number of tokens."""
 
     def __init__(self, layout):
         super().__init__()
@@ -225,8 +225,8 @@ REFUSED = {
     "jagged nested tensors": Refused(lambda: Nested(torch.jagged).eval(), 32, "with nested tensors"),
 }
 
-# No plain Vision Transformers. Attention flow, which takes a chain of layers on the same tokens, refuses
-# them.
+# Models that are not plain Vision Transformers. Attention flow refuses them: it needs a chain of layers on
+# the same tokens.
 NOT_PLAIN = {
     name: Refused(build, size, "attention flow takes layers that follow one another")
     for name, build, size in (
@@ -246,6 +246,6 @@ NOT_PLAIN = {
 
 @cache
 def built(name, dtype=torch.float32):
-    """The family's model in eval mode, built once; tests that change a model build their own."""
+    """Return the family's model in eval mode, built once; tests that change a model build their own."""
     with torch.inference_mode(False):
         return FAMILIES[name].build().to(dtype).eval()

@@ -1,6 +1,6 @@
-"""A slow, obvious implementation of the formulae, which shares no code with vitx.
+"""A slow, straightforward implementation of the formulas, which shares no code with vitx.
 
-It turns fused attention off, catches A as the softmax computes it, takes gradients by autograd on A itself,
+It turns off fused attention, captures A as the softmax computes it, takes gradients by autograd on A itself,
 and multiplies full N x N matrices, one image at a time.
 """
 
@@ -17,13 +17,13 @@ from torch.overrides import TorchFunctionMode
 
 @dataclass(frozen=True)
 class Observation:
-    """What one forward and backward pass showed.
+    """The results of one forward and backward pass.
 
     Attributes:
         attentions: A of each layer, (B, H, N, N), first layer first.
         gradients: d score / dA of each layer.
-        pooling: attention of the pooling over the tokens, (B, H, N), or None.
-        logits: what the model put out.
+        pooling: attention that pools the tokens, (B, H, N), or None.
+        logits: the output of the model.
     """
 
     attentions: list
@@ -33,12 +33,12 @@ class Observation:
 
 
 def oracle_maps(model, images, method, target, prefix, readout, fusion="mean", discard=0.0, start_layer=0):
-    """The relevance of each patch, (B, patches), in float64."""
+    """Return the relevance of each patch, (B, patches), in float64."""
     return maps_of(observe(model, images, target), method, prefix, readout, fusion, discard, start_layer)
 
 
 def maps_of(seen, method, prefix, readout, fusion="mean", discard=0.0, start_layer=0):
-    """The same, from attention that was already observed."""
+    """Return the relevance of each patch from attention that was already observed."""
     rows = []
     for image in range(len(seen.logits)):
         matrices = []
@@ -55,7 +55,7 @@ def maps_of(seen, method, prefix, readout, fusion="mean", discard=0.0, start_lay
 
 
 def evidence_signed(model, images, target, prefix, readout, start_layer=0):
-    """Evidence of a timm model: what residuals hold and what read tokens take in, each over its sum."""
+    """Return evidence for timm: that of residuals plus that of read tokens, each over its absolute sum."""
     twin, streams = visible_twin(model), []
     for block in twin.blocks:
         block.norm2.register_forward_pre_hook(lambda _, inputs: streams.append(inputs[0]))
@@ -79,7 +79,7 @@ def evidence_signed(model, images, target, prefix, readout, start_layer=0):
 
 
 def gae_maps(seen, prefix, readout, start_layer=0):
-    """Chefer's rule as the paper has it: R starts as I, and each layer adds its matrix times R."""
+    """Apply Chefer's rule as in the paper: R starts as I, and each layer adds its matrix times R."""
     rows = []
     for image in range(len(seen.logits)):
         count = seen.attentions[0].shape[-1]
@@ -93,7 +93,7 @@ def gae_maps(seen, prefix, readout, start_layer=0):
 
 
 def attention_maps(seen, prefix, readout, fusion="mean"):
-    """What is read out, through the last layer's attention."""
+    """Propagate the readout weights through the last layer's attention."""
     rows = []
     for image in range(len(seen.logits)):
         fused = fuse(seen.attentions[-1][image].double(), fusion)
@@ -103,7 +103,7 @@ def attention_maps(seen, prefix, readout, fusion="mean"):
 
 
 def legrad_maps(model, images, target, prefix, start_layer=0, network="linearised"):
-    """LeGrad on a timm model, the gradient of each block's own score taken on A itself."""
+    """Compute LeGrad for a timm model, with the gradient of each block's own score taken on A itself."""
     held = network == "linearised"
     twin, tokens = visible_twin(model), []
     handles = [
@@ -127,7 +127,7 @@ def legrad_maps(model, images, target, prefix, start_layer=0, network="linearise
 
 
 def own_logits(model, tokens):
-    """The head of a timm model on the mean of the tokens."""
+    """Apply the head of a timm model to the mean of the tokens."""
     mean = model.norm(tokens.mean(1))
     if getattr(model, "attn_pool", None) is not None:
         mean = model.attn_pool(mean[:, None])
@@ -144,7 +144,7 @@ def fuse(heads, fusion):
 
 
 def drop_smallest(matrix, ratio):
-    """The floor(ratio N N) smallest entries become 0, the first of equal ones first; (0, 0) stays."""
+    """Set the floor(ratio N N) smallest entries to 0, the first of equal ones first; keep entry (0, 0)."""
     flat = matrix.flatten().clone()
     order = torch.sort(flat, stable=True).indices.tolist()
     for index in order[: math.floor(ratio * len(flat))]:
@@ -154,7 +154,7 @@ def drop_smallest(matrix, ratio):
 
 
 def rollout(matrices):
-    """rownorm(W_L + I) ... rownorm(W_1 + I)."""
+    """Return rownorm(W_L + I) ... rownorm(W_1 + I)."""
     identity = torch.eye(len(matrices[0]), dtype=torch.float64)
     product = identity
     for matrix in matrices:
@@ -184,7 +184,7 @@ def readout_weights(kind, prefix, count, pooling=None, image=0, fusion="mean"):
 
 
 def observe(model, images, target=None, network="linearised"):
-    """Runs a copy of the model in which every attention is a softmax that can be seen."""
+    """Run a copy of the model in which every attention is a softmax that can be observed."""
     twin = visible_twin(model)
     held = network == "linearised"
     with torch.enable_grad(), _softmaxes(constant=held) as found, Linearised() if held else nullcontext():
@@ -202,7 +202,7 @@ def observe(model, images, target=None, network="linearised"):
 
 
 class Linearised(TorchFunctionMode):
-    """Norms and activations written out, with what scales and gates them detached; products halved."""
+    """A mode that detaches the scales of norms and the gates of activations, and halves products."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -241,12 +241,12 @@ class Linearised(TorchFunctionMode):
 
 
 def inner(value):
-    """Whether it is a tensor of the network that depends on the image, and no parameter."""
+    """Return True for activations of the network, and False for parameters and constants."""
     return isinstance(value, torch.Tensor) and value.requires_grad and not value.is_leaf
 
 
 def visible_twin(model):
-    """A copy of the model in which every attention is a softmax."""
+    """Return a copy of the model in which every attention is an explicit softmax."""
     twin = copy.deepcopy(model).eval().requires_grad_(True)
     for module in twin.modules():
         if hasattr(module, "fused_attn"):
@@ -268,15 +268,15 @@ def _score(logits, target):
 
 @contextmanager
 def _softmaxes(constant=False):
-    """Collects the result of every softmax over (B, H, Q, K); constant: no gradient goes through it."""
+    """Collect the result of every softmax over (B, H, Q, K); if `constant`, no gradient flows through it."""
     found = []
 
     def recording(original):
         def softmax(*args, **kwargs):
             if args[0].dtype == torch.float64:
-                kwargs.pop("dtype", None)  # Hugging Face would take it in float32
+                kwargs.pop("dtype", None)  # Hugging Face would compute it in float32
             out = original(*args, **kwargs)
-            # One softmax function calls another: the same tensor is seen twice.
+            # One softmax function calls another, so the same tensor is seen twice.
             if out.ndim == 4 and all(out is not other for other in found):
                 if constant:
                     out = out.detach().requires_grad_()
@@ -312,7 +312,7 @@ def dense_multi_head(
     attn_mask=None,
     **options,
 ):
-    """Multi-head attention on (N, B, D) tokens as in its paper, for what the tested models ask of it."""
+    """Compute multi-head attention on (N, B, D) tokens as in its paper, as far as tested models need it."""
     assert bias_k is None
     assert bias_v is None
     assert not add_zero_attn
@@ -338,11 +338,11 @@ def dense_multi_head(
 
 
 def relative_error(maps, wanted):
-    """Against each map's own maximum."""
+    """Return the largest error relative to each map's own maximum."""
     maps = maps.double().flatten(1)
     return ((maps - wanted).abs().amax(1) / wanted.amax(1)).max().item()
 
 
 def same(first, second, tolerance=1e-5):
-    """Whether two explanations have the same maps."""
+    """Return True if two explanations have the same maps."""
     return relative_error(first.maps, second.maps.double().flatten(1)) < tolerance

@@ -1,4 +1,4 @@
-"""Runs of training to play back, written as a training writes them."""
+"""Training runs to play back, written as a training writes them."""
 
 from pathlib import Path
 
@@ -12,18 +12,18 @@ from vitx.runs.run import Run
 STEPS, COUNT, SIZE = (0, 4, 9), 3, 32
 LABELS = np.array([0, 1, 2])
 CLASSES = ["cat", "<b>dog</b>", "newt"]
-# At the end, image 0 is right, image 1 wrong and unsure, image 2 wrong and sure.
+# Image 0 is classified correctly, image 1 wrongly with low and image 2 wrongly with high confidence.
 LOGITS = np.array([[3, 0, 0], [0.5, 0, 0], [0, 5, 0]], np.float32)
 
 
 def pixels(count: int = COUNT) -> np.ndarray:
-    """One colour for each image."""
+    """Return images of one color each."""
     colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [90, 90, 90]], np.uint8)
     return np.broadcast_to(colours[:count, None, None], (count, SIZE, SIZE, 3)).copy()
 
 
 def maps(step: int, count: int = COUNT) -> dict[str, np.ndarray]:
-    """The bright patch wanders with the step; that of gradient rollout stands on image 0."""
+    """Return maps whose bright patch moves with the step, but not on image 0."""
     found = {}
     for name, shift in (("rollout", 0), ("grad_rollout", 5)):
         flat = np.full((count, 16), 0.01, np.float32)
@@ -34,7 +34,7 @@ def maps(step: int, count: int = COUNT) -> dict[str, np.ndarray]:
 
 
 def write(run: Path, what: str, *values) -> None:
-    """Calls a method of a run's folder, which is made if there is none."""
+    """Call a method of a run's folder, which is created if it is missing."""
     facts = read_facts(run / "vitx")
     folder = RunFolder.claim(run, run) if facts is None else RunFolder.reopen(run / "vitx", facts["id"])
     assert folder is not None
@@ -44,27 +44,27 @@ def write(run: Path, what: str, *values) -> None:
 
 
 def write_images(run: Path, step: int, shown: np.ndarray, labels: np.ndarray | None = None) -> None:
-    """Writes what is watched from a step on."""
+    """Write the images that are watched from a step on."""
     images = {"pixels": shown, "shown": np.arange(len(shown))}
     write(run, "write_images", step, images if labels is None else images | {"labels": labels})
 
 
 def write_firing(run: Path, step: int, found: dict[str, np.ndarray], logits: np.ndarray) -> None:
-    """Writes, or writes anew, what was found at a step."""
+    """Write the maps and logits of a step, replacing earlier ones."""
     half = {name: values.astype(np.float16) for name, values in {**found, "logits": logits}.items()}
     write(run, "write_firing", step, half)
 
 
 def write_run(run: Path, steps=STEPS, count: int = COUNT, accuracy=0.5, images=None, **facts) -> Path:
-    """What a training leaves.
+    """Write the run folder that a training leaves.
 
     Args:
-        run: its folder.
-        steps: of its firings.
-        count: how many images it watches.
-        accuracy: in validation, from the second firing on; None: unknown.
-        images: others than the usual ones.
-        facts: others than the usual ones.
+        run: the folder of the run.
+        steps: the steps at which the callback fires.
+        count: number of watched images.
+        accuracy: of the validation, from the second firing on; None if unknown.
+        images: used instead of the default images.
+        facts: added to the default facts, or used instead of them.
     """
     known = {"methods": {"rollout": {}, "grad_rollout": {}}, "class_names": CLASSES, "kind": "class"}
     write(run, "write_facts", known | facts)
@@ -77,7 +77,7 @@ def write_run(run: Path, steps=STEPS, count: int = COUNT, accuracy=0.5, images=N
 
 
 def open_run(place: str | Path) -> Run:
-    """Opens the one run in a place."""
+    """Open the only run in a place."""
     runs, left_out = open_runs([place])
     (run,) = runs.values()
     assert not left_out
@@ -85,12 +85,12 @@ def open_run(place: str | Path) -> Run:
 
 
 def same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two pictures are alike, pixel by pixel."""
+    """Return True if two images are equal pixel by pixel."""
     return one.shape == other.shape and bool((one == other).all())
 
 
 def frames(path: Path) -> list[np.ndarray]:
-    """The frames of a GIF."""
+    """Return the frames of a GIF."""
     with Image.open(path) as film:
         found = []
         for place in range(film.n_frames):

@@ -1,6 +1,6 @@
-"""Runs a function in several processes that train together, as torchrun starts them.
+"""Run a function in several processes that train together, as torchrun starts them.
 
-They are forked from a process that has imported the libraries and done nothing else.
+The processes are forked from one that has imported the libraries and done nothing else.
 """
 
 import faulthandler
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.multiprocessing import start_processes
 
-PATIENCE = 240  # seconds until processes that wait for each other are given up
+PATIENCE = 240  # seconds until processes that wait for each other are killed
 LIBRARIES = ["lightning.pytorch", "timm", "transformers", "tensorboard", "vitx.callbacks"]
 
 FORKED = multiprocessing.get_context("forkserver")
@@ -23,7 +23,7 @@ FORKED.set_forkserver_preload(LIBRARIES)
 
 
 def run_together(count: int, function: Callable[..., Any], *arguments: Any) -> None:
-    """Calls function(*arguments) in `count` processes; raises if one fails or they hang."""
+    """Call function(*arguments) in `count` processes; raise an error if one fails or they hang."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -31,7 +31,7 @@ def run_together(count: int, function: Callable[..., Any], *arguments: Any) -> N
     context = start_processes(_one, given, count, join=False, start_method="forkserver")
     deadline = time.monotonic() + PATIENCE
     try:
-        while not context.join(timeout=1):  # raises what a process raised
+        while not context.join(timeout=1):  # re-raises the error of a process
             assert time.monotonic() < deadline, f"the processes hang: they did not end within {PATIENCE} s"
     finally:
         for process in context.processes:
@@ -51,10 +51,10 @@ def _one(rank: int, count: int, port: int, function: Callable[..., Any], argumen
     }
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    faulthandler.dump_traceback_later(PATIENCE // 2)  # shows where each waits
+    faulthandler.dump_traceback_later(PATIENCE // 2)  # shows where each process waits
     function(*arguments)
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # rank 0 holds what the others look each other up in
+        torch.distributed.barrier()  # rank 0 hosts the store through which the others find each other
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(0)  # torch 2.6 may hang where a group of processes is destroyed: its threads want the GIL
+    os._exit(0)  # torch 2.6 may hang when a process group is destroyed: its threads need the GIL

@@ -1,10 +1,10 @@
-"""One small Vision Transformer, written in many ways: each way computes the same function.
+"""One small Vision Transformer, written in many ways that all compute the same function.
 
-A `Function` says what is computed, a `Written` network how: it has the name of a spelling for each of its
-sites. The first spelling of a kind is the plain one. `expected` has the maps from full matrices.
+A `Function` says what is computed, a `Written` network how: it names a spelling for each of its sites. The
+first spelling of a kind is the plain one. `expected` returns the maps computed from full matrices.
 
-    python -m tests.rewriting N SEED    N mixtures drawn at random: a tally, and the spellings to blame
-    python -m tests.rewriting singles   each spelling alone
+        python -m tests.rewriting N SEED    N random mixtures: a tally, and the spellings to blame
+        python -m tests.rewriting singles   each spelling alone
 """
 
 import collections
@@ -32,7 +32,7 @@ REAL = torch.float64
 
 @dataclass(frozen=True)
 class Function:
-    """What is computed, whatever the spelling.
+    """The function to compute, regardless of how it is spelled.
 
     Attributes:
         forms: for each block "serial" (an attention, then an MLP), "beside" (an attention beside an MLP),
@@ -52,7 +52,7 @@ class Function:
 
 
 def blocks(x):
-    """(B, 3, rows, PATCH, columns, PATCH)"""
+    """View images as patches, (B, 3, rows, PATCH, columns, PATCH)."""
     return x.reshape(len(x), 3, SIDE, PATCH, SIDE, PATCH)
 
 
@@ -61,7 +61,7 @@ def corners():
 
 
 def cut(x):
-    """(B, patches, 3 * PATCH * PATCH), each patch by a slice."""
+    """Slice out each patch, (B, patches, 3 * PATCH * PATCH)."""
     patches = [x[:, :, top : top + PATCH, left : left + PATCH].flatten(1) for top, left in corners()]
     return torch.stack(patches, 1)
 
@@ -114,7 +114,7 @@ EMBED = {
 
 
 def pixel_numbers():
-    """(patches, PATCH * PATCH): the pixels of each patch."""
+    """Return the pixel indices of each patch, (patches, PATCH * PATCH)."""
     pixels = torch.arange(IMAGE * IMAGE).view(SIDE, PATCH, SIDE, PATCH)
     return pixels.transpose(1, 2).reshape(PATCHES, -1)
 
@@ -144,7 +144,7 @@ def put(x, first, place):
 
 
 def shift():
-    """(tokens, patches): puts a patch one place further."""
+    """Return a (tokens, patches) matrix that moves each patch one place further."""
     return torch.eye(COUNT, dtype=REAL)[:, 1:]
 
 
@@ -225,12 +225,12 @@ def norm_by_std_mean(x, w, b):
 
 
 def as_one(norm):
-    """Each token as a group of its own."""
+    """Normalize each token as a group of its own."""
     return lambda x, w, b: norm(x.flatten(0, 1), w, b).view_as(x)
 
 
 def kept_mean():
-    """The matrix that takes away the mean."""
+    """Return the matrix that subtracts the mean."""
     return torch.eye(WIDTH, dtype=REAL) - 1 / WIDTH
 
 
@@ -286,7 +286,7 @@ NORM = {
 
 
 def written_out(call, x, width):
-    """`call` into a tensor that is there already."""
+    """Return a preallocated tensor after `call` has written into it."""
     made = x.new_empty(*x.shape[:-1], width)
     call(made)
     return made
@@ -332,12 +332,12 @@ LINEAR = {
 
 
 def split_heads(x, heads):
-    """(B, heads, N, D)"""
+    """Split the channels into heads, (B, heads, N, D)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def each(make, w, b):
-    """Queries, keys and values, each with its own weights."""
+    """Return queries, keys and values, each computed with its own weights."""
     return [make(weight, bias) for weight, bias in zip(w.chunk(3), b.chunk(3), strict=True)]
 
 
@@ -503,7 +503,7 @@ def over_images(q, k, v, soft):
 
 
 def over_all(q, k, v, soft):
-    """By torch.mm, for each image and each head."""
+    """Attend with torch.mm for each image and each head."""
 
     def one(a, b, c):
         return torch.mm(soft(torch.mm(a, b.t()) / a.shape[-1] ** 0.5, -1), c)
@@ -555,7 +555,7 @@ def keys_and_values_first(q, k, v, soft):
 
 
 def tokens_first(q, k, v, soft):
-    """Heads behind the tokens, as (B, N, heads, D) layouts have them."""
+    """Attend with the heads after the tokens, as in (B, N, heads, D) layouts."""
     a, b, c = (part.transpose(1, 2) for part in (q, k, v))
     weights = soft(torch.einsum("bihd,bjhd->bhij", a, b).mul(q.shape[-1] ** -0.5), -1)
     return torch.einsum("bhij,bjhd->bihd", weights, c).transpose(1, 2)
@@ -643,7 +643,7 @@ def merged(out):
 
 
 def pieces(out, w):
-    """What each head adds to the output."""
+    """Return the contribution of each head to the output."""
     size = out.shape[-1]
     return [out[:, h] @ w[:, h * size : h * size + size].T for h in range(out.shape[1])]
 
@@ -669,7 +669,7 @@ def accumulated(out, w, b):
     return total
 
 
-# Each gives the terms of the branch; "linear" is the spelling of the output projection.
+# Each returns the terms of the branch; `linear` is the spelling of the output projection.
 MERGE = {
     "transpose, reshape": lambda out, w, b, linear: [linear(merged(out), w, b)],
     "permute, flatten": lambda out, w, b, linear: [linear(out.permute(0, 2, 1, 3).flatten(2), w, b)],
@@ -712,7 +712,7 @@ torchs_own_visible = functools.partial(torchs_own, visible=True)
 
 
 def each_head(x, w, b, heads, fused):
-    """Each head with weights of its own from x on, (B, N, D) each."""
+    """Yield the output of each head, (B, N, D), computed from x with its own weights."""
     size = WIDTH // heads
     for h in range(heads):
         own = slice(h * size, (h + 1) * size)
@@ -727,7 +727,7 @@ def heads_apart(x, w, b, out, c, heads, fused=False):
     ]
 
 
-# From x to the terms of the branch; None: in the steps above.
+# From x to the terms of the branch; None if it is computed in the steps above.
 ATTENTION = {
     "in steps": None,
     "multi_head_attention_forward": torchs_own,
@@ -745,7 +745,7 @@ ATTENTION = {
 
 
 def in_place(call):
-    """An activation that writes into its own input."""
+    """Return an activation that writes into its own input, a copy."""
     return lambda h: call(h.clone())
 
 
@@ -850,7 +850,7 @@ ACTIVATIONS = {
 
 
 def some_channels(w, own, doubled):
-    """The rows of the first layer of an MLP that make some of its hidden channels."""
+    """Return the rows of an MLP's first layer that produce some of its hidden channels."""
     return torch.cat([half[own] for half in w.chunk(2)]) if doubled else w[own]
 
 
@@ -878,12 +878,12 @@ MLP = {
     ],
 }
 
-IN_PIECES = ("the class token apart", "the tokens as one batch")  # put together after they were projected
+IN_PIECES = ("the class token apart", "the tokens as one batch")  # joined after the projection
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A term that is not projected yet: the sum does it."""
+    """A term that is not projected yet; the sum projects it."""
 
     hidden: torch.Tensor
     weight: torch.Tensor
@@ -895,17 +895,17 @@ def add_up(x, terms):
 
 
 def all_but(x, terms):
-    """The sum of the terms beside the stream."""
+    """Return the sum of the terms without the stream."""
     return add_up(terms[0], terms[1:])
 
 
 def added(term_by_term):
-    """A spelling of x + f, one term after the other."""
+    """Return a spelling of x + f that adds one term after the other."""
     return lambda x, terms: functools.reduce(term_by_term, terms, x)
 
 
 def at_once(x_and_rest):
-    """A spelling of x + f, where f is the sum of all branches."""
+    """Return a spelling of x + f in which f is the sum of all branches."""
     return lambda x, terms: x_and_rest(x, all_but(x, terms))
 
 
@@ -921,7 +921,7 @@ def in_slices(x, f):
 
 
 def in_a_view(x, f):
-    """The view was made before it is written into."""
+    """Add f through views that were made before they are written into."""
     y = x.clone()
     patches, first = y[:, 1:], y.select(1, 0)
     patches.add_(f[:, 1:])
@@ -937,7 +937,7 @@ def over(x, f):
 
 
 def copied_over(x, f):
-    """The sum is written back into the stream."""
+    """Copy the sum back into the stream."""
     total = x + f
     x.copy_(total)
     return x
@@ -956,7 +956,7 @@ def assigned_at(x, f):
 
 
 def into_product(multiply):
-    """A sum that projects what is not projected yet."""
+    """Return a spelling of the sum that projects pending terms."""
 
     def spelling(x, terms):
         for term in terms:
@@ -1062,7 +1062,7 @@ def only_first(y):
 
 
 def shares(y):
-    """The weights of a mean over the patches."""
+    """Return the weights of a mean over the patches."""
     return torch.where(torch.arange(y.shape[1]) == 0, 0, 1 / (y.shape[1] - 1)).to(y)
 
 
@@ -1128,7 +1128,7 @@ READS = {
 ORDER = {"norm, then read": None, "read, then norm": None}
 
 
-# ---- spellings from further away: right, or one sentence; never another map -------------------------------
+# ---- more distant spellings: the right map or an error, never another map --------------------------------
 
 
 def normalized_afterwards(q, k, v, soft):
@@ -1137,7 +1137,7 @@ def normalized_afterwards(q, k, v, soft):
 
 
 def keys_by_blocks(q, k, v, soft):
-    """As FlashAttention does it: the greatest score and the sum are brought up to date by the way."""
+    """Attend like FlashAttention: update the running maximum and the running sum with each block of keys."""
     total, size, top = 0, 0, torch.full((*q.shape[:3], 1), -math.inf, dtype=q.dtype)
     for keys, values in zip(k.split(6, 2), v.split(6, 2), strict=True):
         scores = scaled(q, keys)
@@ -1193,12 +1193,12 @@ FAR = {
 
 
 def far(function):
-    """The spellings from further away."""
+    """Return the more distant spellings."""
     return {kind: table for kind, table in FAR.items() if kind != "read" or function.read == "token"}
 
 
 def tables(function):
-    """The spellings of each kind of site, for one function."""
+    """Return the spellings of each kind of site for one function."""
     return {
         "embed": EMBED,
         "tokens": TOKENS,
@@ -1218,7 +1218,7 @@ def tables(function):
 
 
 def sites(function):
-    """(kind, place) of each site."""
+    """Return the (kind, place) of each site."""
     found = [("embed", "start"), ("tokens", "start")]
     for layer, form in enumerate(function.forms):
         twins = form in ("twins", "all")
@@ -1239,7 +1239,7 @@ def sites(function):
 
 @functools.cache
 def weights(function):
-    """The parameters of a function, large enough for attention that is far from even."""
+    """Return the parameters of a function, large enough for attention to be far from uniform."""
     generator = torch.Generator().manual_seed(7)
 
     def draw(*shape, size=0.1, around=0.0):
@@ -1279,7 +1279,7 @@ def weights(function):
 
 
 class Written(nn.Module):
-    """The network of a function, written as `how` says: {(kind, place): spelling}, else the plain way."""
+    """The network of a function, spelled as `how` says, {(kind, place): spelling}; other sites are plain."""
 
     def __init__(self, function, how=None):
         super().__init__()
@@ -1287,7 +1287,7 @@ class Written(nn.Module):
         self.tables = {
             kind: {**table, **far(function).get(kind, {})} for kind, table in tables(function).items()
         }
-        # what writes into out= cannot be trained
+        # a network that writes into out= cannot be trained
         trained = not any("out=" in name for name in self.how.values())
         for name, value in weights(function).items():
             self.register_parameter(name, nn.Parameter(value.clone(), requires_grad=trained))
@@ -1305,14 +1305,14 @@ class Written(nn.Module):
         return self.spelled("norm", place)(x, *self.pair(f"norm_{place}"))
 
     def projection(self, total, place):
-        """How a branch ends: its last linear layer, which may be left to the sum."""
+        """Return the last linear layer of a branch, which may be left to the sum."""
         whole = place[-1] != "m" or self.name("mlp", place) not in IN_PIECES
         if whole and self.name("sum", total) in PENDING:
             return Pending
         return self.spelled("linear", f"{place} out")
 
     def attended(self, x, place, total):
-        """The terms of an attention."""
+        """Return the terms of an attention."""
         x, heads = self.normed(x, place), self.function.heads
         qkv, out = self.pair(f"qkv_{place}"), self.pair(f"out_{place}")
         whole = self.spelled("attention", place)
@@ -1324,7 +1324,7 @@ class Written(nn.Module):
         return self.spelled("merge", place)(mixed, *out, self.projection(total, place))
 
     def fed(self, x, layer, total):
-        """The terms of an MLP."""
+        """Return the terms of an MLP."""
         place = f"{layer}m"
         return self.spelled("mlp", place)(
             self.normed(x, place),
@@ -1361,18 +1361,18 @@ class Written(nn.Module):
         return self.spelled("linear", "end")(x, *self.pair("head"))[:, 0]
 
 
-# ---- what must come out, from full matrices --------------------------------------------------------------
+# ---- expected results, from full matrices ----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What every writing of a function must give.
+    """The results that every spelling of a function must give.
 
     Attributes:
         output: the logits.
-        maps: by "method" or "method, gradient", (B, SIDE, SIDE); of evidence with its sign.
-        seen: attention and its gradient by layer, for each network: a layer is a residual.
-        parts: of the score: what the image, and what the constants add in the linearised network.
+        maps: keyed by "method" or "method, gradient", (B, SIDE, SIDE); those of evidence are signed.
+        seen: attention and its gradient by layer for each network, where a layer is a residual.
+        parts: the shares of the score from the image and from constants, in the linearized network.
     """
 
     output: torch.Tensor
@@ -1408,13 +1408,13 @@ def held_gate(h, kind, held):
 
 
 class Slow:
-    """The function, once more: token by channel, with every matrix in full, and A kept."""
+    """The function again, with every (token, channel) matrix in full, and with A kept."""
 
     def __init__(self, function, held):
         self.function, self.held = function, held
         self.weights = {name: value.clone().requires_grad_() for name, value in weights(function).items()}
         self.layers, self.streams = [], []
-        self.replaced = None  # A of the last layer, where it is given
+        self.replaced = None  # A of the last layer, if given
 
     def pair(self, name):
         return self.weights[name], self.weights[f"{name}_bias"]
@@ -1473,7 +1473,7 @@ def share(map_):
 @functools.cache
 @torch.enable_grad()
 def expected(function):
-    """The maps of a function, the slow way."""
+    """Compute the maps of a function the slow way."""
     seen, maps = {}, {}
     read = function.read
     for network in ("linearised", "plain"):
@@ -1502,7 +1502,7 @@ def expected(function):
     return Expected(logits.detach(), maps, seen, (parts[0], sum(parts[1:])))
 
 
-# ---- what vitx makes of it -------------------------------------------------------------------------------
+# ---- results of vitx -------------------------------------------------------------------------------------
 
 PASSES = (
     {"rollout": {}, "grad_rollout": {}, "gae": {}, "evidence": {}},
@@ -1511,7 +1511,7 @@ PASSES = (
 
 
 def named(method, options):
-    """The name of a map in `Expected`."""
+    """Return the name of a map in `Expected`."""
     return f"{method}, {options.get('gradient', 'linearised')}" if method in PASSES[1] else method
 
 
@@ -1520,7 +1520,7 @@ def map_of(method, explanation):
 
 
 def distance(found, wanted):
-    """Against the largest value of each map; infinite where the grids differ."""
+    """Return the error relative to the largest value of each map; infinite if the grids differ."""
     if found.shape != wanted.shape:
         return math.inf
     off = (found.double() - wanted).abs().flatten(1).amax(1)
@@ -1528,7 +1528,7 @@ def distance(found, wanted):
 
 
 def explained(model, passes=PASSES):
-    """The maps of all methods, named as in `Expected`."""
+    """Return the maps of all methods, named as in `Expected`."""
     maps = {}
     for methods in passes:
         found = explain_methods(model, some_images(), methods, target=TARGET)
@@ -1538,13 +1538,13 @@ def explained(model, passes=PASSES):
 
 
 def same_function(model):
-    """How far the output is from that of the function."""
+    """Return how far the output is from that of the function."""
     with torch.no_grad():
         return (model(some_images()) - expected(model.function).output).abs().max().item()
 
 
 def mixture(rng):
-    """A function and a writing of it, drawn at random."""
+    """Draw a function and a spelling of it at random."""
     function = Function(
         tuple(
             rng.choice(["serial", "serial", "beside", "twins", "all"]) for _ in range(rng.choice([2, 2, 3]))
@@ -1556,7 +1556,7 @@ def mixture(rng):
     known, often = tables(function), rng.choice([0.15, 0.4, 0.8])
     how = {}
     for kind, place in sites(function):
-        # an attention in one piece has no steps to be written
+        # an attention in one piece has no steps to spell
         rare = 0.2 if kind == "attention" else 1
         if rng.random() < often * rare:
             how[kind, place] = rng.choice(list(known[kind]))
@@ -1564,7 +1564,7 @@ def mixture(rng):
 
 
 def alone(table=tables):
-    """(function, kind, spelling) for each spelling of each kind; the spelling is used at all its sites."""
+    """Yield (function, kind, spelling) for each spelling of each kind, which is used at all its sites."""
     for kind in tables(Function()):
         if kind == "activation":
             functions = [Function(activation=name) for name in ACTIVATIONS]
@@ -1582,7 +1582,7 @@ def alone(table=tables):
 
 
 def everywhere(function, kind, spelling):
-    """One spelling at all sites of its kind."""
+    """Return {(kind, place): spelling} with the same spelling for all sites of a kind."""
     return {(other, place): spelling for other, place in sites(function) if other == kind}
 
 
@@ -1592,7 +1592,7 @@ def mixtures(count, seed):
 
 
 def verdicts(function, how):
-    """By the name of a map: "right", or what else came of it and a word about it."""
+    """Return for each map ("right" or another verdict, details)."""
     model, wanted = Written(function, how).eval(), expected(function).maps
     found = {}
     for methods in PASSES:
@@ -1611,7 +1611,7 @@ def verdicts(function, how):
 
 
 def to_blame(function, how, name, verdict):
-    """As few spellings as give the same verdict: those are left out that do not matter."""
+    """Return only the spellings that matter for a verdict, without those that can be left out."""
     method, _, gradient = name.partition(", ")
     options = {"gradient": gradient} if gradient == "plain" else {}
     left = dict(how)
@@ -1635,7 +1635,7 @@ def to_blame(function, how, name, verdict):
 
 
 def main(words):
-    """Prints a tally."""
+    """Print a tally."""
     torch.set_num_threads(1)
     if words[:1] == ["singles"]:
         cases = [(function, everywhere(*one)) for one in alone() for function in one[:1]]

@@ -1,6 +1,6 @@
-"""The table in docs/models.md of the models that vitx explains, made from what each of them does here.
+"""The table of supported models in docs/models.md, computed by explaining each of them.
 
-python -m tests.supported_models    writes it anew
+python -m tests.supported_models    writes the table into the page
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ READOUTS = {
     "token+patches": "the class token and the patches",
     "attention": "what an attention pools",
 }
-# As people call them; a family that is not named here belongs to the one above it.
+# The common names; a family without one belongs to the one above it.
 TITLES = {
     "deit": "ViT, DeiT",
     "distilled deit": "DeiT distilled",
@@ -54,7 +54,7 @@ LIBRARIES = {"hf ": "Hugging Face", "torchvision": "torchvision", "open_clip": "
 
 
 def table() -> str:
-    """Explains every family by every method, and returns what became of it; then what is refused."""
+    """Explain every family by every method, and return the results and the refused models as Markdown."""
     rows = defaultdict(list)
     for name, family in FAMILIES.items():
         row = library(name), READOUTS[family.readout], methods(name, family)
@@ -82,12 +82,12 @@ def table() -> str:
 
 
 def library(name: str) -> str:
-    """The library that a family comes from."""
+    """Return the title of the library that a family comes from."""
     return next((title for prefix, title in LIBRARIES.items() if name.startswith(prefix)), "timm")
 
 
 def methods(name: str, family: Family) -> str:
-    """The methods that give a map of the right shape, not all alike."""
+    """List the methods that explain a family, with maps of the right shape that are not constant."""
     target = None if family.classes else lambda output: output[:, 2]
     refusing = []
     for method in vitx.methods():
@@ -103,7 +103,7 @@ def methods(name: str, family: Family) -> str:
 
 
 def carrying(kind: Refused) -> str:
-    """The methods that give a map of what is no plain Vision Transformer, and account for all of it."""
+    """List the methods that explain a model of `NOT_PLAIN`, with conservation checked."""
     model = kind.build().eval()
     images = torch.randn(1, 3, kind.image_size, kind.image_size, generator=torch.Generator().manual_seed(1))
     found = []
@@ -118,7 +118,7 @@ def carrying(kind: Refused) -> str:
 
 
 def said(name: str) -> str:
-    """The sentence, without what to do about it."""
+    """Return the error message without the advice."""
     refused = REFUSED[name]
     try:
         vitx.explain(refused.build(), torch.randn(1, 3, refused.image_size, refused.image_size))
@@ -128,7 +128,7 @@ def said(name: str) -> str:
 
 
 def parts() -> tuple[str, str, str]:
-    """The page before the table, the table as it stands there, and what follows."""
+    """Return the page before the table, the current table, and the page after the table."""
     before, rest = PAGE.read_text("utf-8").split(BEGIN)
     between, after = rest.split(END)
     return before, between, after

@@ -1,4 +1,4 @@
-"""What the dimensions of a value hold, against marks that are moved with it."""
+"""The contents of a value's dimensions, compared with marks that are moved along."""
 
 import itertools
 
@@ -13,17 +13,17 @@ INSIDE = (*ax.tokens((BATCH, TOKENS)), ax.dimension(CHANNELS, True))
 
 
 def marks():
-    """A number for each token, the same in all its channels."""
+    """Return a number for each token, the same in all its channels."""
     return torch.arange(BATCH * TOKENS).view(BATCH, TOKENS, 1).expand(BATCH, TOKENS, CHANNELS)
 
 
 def along(axes, dim):
-    """Whether a dimension holds channels of one token and nothing else."""
+    """Return True if a dimension holds channels of one token and nothing else."""
     return all(factor.channels for factor in axes[dim])
 
 
 def seen(moved):
-    """In which dimensions all marks are the same."""
+    """Return for each dimension whether all marks along it are equal."""
     return [bool((moved == moved.narrow(dim, 0, 1)).all()) for dim in range(moved.ndim)]
 
 
@@ -62,12 +62,12 @@ def test_tokens_and_channels_in_one_dimension_are_told_apart(shape):
 
 @pytest.mark.parametrize("shape", [(4, 54), (2, 2, 54), (8, 27)])
 def test_a_factor_that_is_cut_unevenly_is_not_guessed(shape):
-    """As 4 of 2 x 9."""
+    """For example, 4 cannot be cut from 2 x 9."""
     assert ax.reshaped(INSIDE, shape) is None
 
 
 def test_merged_with_images_and_back():
-    """Heads go before tokens, into the batch, and come out again: they are channels all the time."""
+    """Heads move before the tokens, into the batch, and back: they count as channels all the time."""
     headed = ax.reshaped(INSIDE, (BATCH, TOKENS, 3, 4))
     first = tuple(headed[dim] for dim in (0, 2, 1, 3))
     folded = ax.reshaped(first, (BATCH * 3, TOKENS, 4))

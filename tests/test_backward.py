@@ -1,6 +1,6 @@
-"""The ways back: nothing of a pass outlives them, and no value is read before their end.
+"""The ways back: nothing of a pass outlives them, and no value is read before they end.
 
-A GPU would have to be waited for at each one.
+On a GPU, each read would be a synchronization.
 """
 
 import gc
@@ -26,7 +26,7 @@ KINDS = {
 
 @pytest.fixture
 def nothing_is_read(monkeypatch):
-    """Takes away what reads values once all is computed: the grid, the checks, and what to put back."""
+    """Remove what reads values after the computation: the grid, the checks, and the comparison of buffers."""
     monkeypatch.setattr(Grid, "map", lambda grid, pixels, tokens: pixels)
     monkeypatch.setattr(backward, "check", lambda *_, **__: None)
     monkeypatch.setattr(passes, "_check_finite", lambda maps: None)
@@ -36,7 +36,7 @@ def nothing_is_read(monkeypatch):
 @pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_without_values_can_be_explained(kind, method, nothing_is_read):
-    """A `meta` tensor has none: a read of one, or a tensor made on the CPU, would be an error."""
+    """A `meta` tensor has no values: reading one, or making a tensor on the CPU, would raise an error."""
     model = KINDS[kind]().to("meta").eval()
     images = torch.empty(2, 3, 32, 32, device="meta")
     found = vitx.explain(model, images, method, target=1)
@@ -59,7 +59,7 @@ def test_a_read_in_the_middle_would_be_seen(nothing_is_read):
 
 @pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae", "evidence", "attention", "legrad"])
 def test_nothing_of_a_pass_outlives_it(method):
-    """Not even until the garbage collector comes: a training would need all its memory twice."""
+    """All memory is freed before the garbage collector runs; else a training would need twice as much."""
     model, seen = models.deit().eval(), []
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):

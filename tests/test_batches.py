@@ -88,12 +88,12 @@ def test_says_what_it_found_where_there_are_no_images(batch, description):
         read_batch(batch)
 
 
-TABLE = torch.tensor([[0, 3, 1, 1], [2, 6, 0, 1]])  # hospital, slide, label, domain: as WILDS has it
+TABLE = torch.tensor([[0, 3, 1, 1], [2, 6, 0, 1]])  # hospital, slide, label, domain, as in WILDS
 AGES = torch.tensor([50.0, 61.0])
 
 
 class TestLeftOut:
-    """What was neither seen nor told, and has no usual name, is not guessed."""
+    """Items that were neither observed nor named by the user, and have no usual name, are not guessed."""
 
     @pytest.mark.parametrize("third", [TABLE, torch.tensor(0.3), torch.rand(2, 5, 64), AGES])
     def test_of_three_items_which_holds_the_labels(self, third):
@@ -146,7 +146,7 @@ class TestNested:
         assert torch.equal(read_batch(((IMAGES, {"age": AGES}), LABELS)).labels, LABELS)
 
     def test_views(self):
-        """As DINO has them: the first is shown."""
+        """As in DINO; the first view is shown."""
         assert torch.equal(read_batch(([IMAGES, 1 - IMAGES], LABELS)).images, IMAGES)
 
     def test_mappings_in_mappings(self):

@@ -1,4 +1,4 @@
-"""What a user sees: a real training, read by the real TensorBoard, shown in a real browser."""
+"""A training as a user sees it: logged, read by the real TensorBoard, shown in a real browser."""
 
 import base64
 import io
@@ -26,8 +26,8 @@ from vitx.callbacks import RolloutCallback
 playwright = browsers.playwright()
 pytestmark = pytest.mark.skipif(browsers.CHROMIUM is None, reason=browsers.WITHOUT)
 
-PATIENCE = 60  # seconds; far more than is needed, as busy machines are slow
-# What an <img> shows now, as a PNG; null while it loads.
+PATIENCE = 60  # seconds; far more than needed, since busy machines are slow
+# Returns the picture that an <img> shows, as a PNG; null while it loads.
 SHOWN = """image => {
     if (!image.complete || !image.naturalWidth) return null;
     const canvas = document.createElement("canvas");
@@ -43,7 +43,7 @@ class QuickLearner(SmallClassifier):
 
 
 def squares(count):
-    """One bright square each, whose place and colour tell the class."""
+    """Return images of a bright square each, whose place and color show the class, with labels and masks."""
     images = torch.full((count, 3, IMAGE, IMAGE), 0.15)
     masks = torch.zeros(count, IMAGE, IMAGE, dtype=torch.bool)
     half = IMAGE // 2
@@ -69,7 +69,7 @@ def pixels(png):
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory):
-    """The folder that a training has logged to, and nothing else."""
+    """Return a folder that holds the logs of a training and nothing else."""
     folder = tmp_path_factory.mktemp("logs")
     pl.seed_everything(1)
     trainer = pl.Trainer(
@@ -92,14 +92,14 @@ def logs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def logged(logs):
-    """The pictures in the event file: step -> pixels."""
+    """Return the pictures in the event file as {step: pixels}."""
     reader = EventAccumulator(str(logs / "training"), size_guidance={"images": 0}).Reload()
     return {event.step: pixels(event.encoded_image_string) for event in reader.Images("vitx/maps")}
 
 
 @pytest.fixture(scope="module")
 def tensorboard(logs, tmp_path_factory):
-    """The address of a TensorBoard that serves the logs."""
+    """Yield the address of a TensorBoard that serves the logs."""
     said = tmp_path_factory.mktemp("tensorboard") / "stderr.txt"
     options = ["--logdir", logs, "--host", "127.0.0.1", "--port", "0", "--samples_per_plugin", "images=100"]
     with said.open("w") as stderr:
@@ -121,7 +121,7 @@ def tensorboard(logs, tmp_path_factory):
 
 @pytest.fixture
 def page(tensorboard, logged, browser):
-    """An empty page, once TensorBoard has read all that was logged."""
+    """Yield an empty page once TensorBoard has read everything that was logged."""
     playwright.expect.set_options(timeout=PATIENCE * 1000)
     with browser.new_page(base_url=tensorboard, viewport={"width": 1280, "height": 900}) as page:
         page.set_default_timeout(PATIENCE * 1000)
@@ -137,25 +137,25 @@ def page(tensorboard, logged, browser):
 
 @pytest.fixture
 def shoot(page, tmp_path):
-    """Takes a screenshot for the eye."""
+    """Return a function that takes a screenshot for inspection."""
     folder = Path(os.environ.get("VITX_SCREENSHOTS", tmp_path))
     return lambda name: page.screenshot(path=folder / f"{name}.png")
 
 
 def show_only(page, tags):
-    """Filters the cards, as the page loads none that is far down or in a folded group."""
+    """Filter the cards: the page does not load those that are far down or in a folded group."""
     field = page.get_by_role("combobox", name="Filter tags")
     field.fill(tags)
     field.press("Escape")  # closes the suggestions, which cover the cards
 
 
 def has_colour(chart):
-    """Whether a curve is drawn: the grid is grey."""
+    """Return True if a curve is drawn; the grid is gray."""
     return np.ptp(pixels(chart.screenshot()), -1).max() > 20
 
 
 def assert_plays_back(card, logged, shoot, name):
-    """The slider starts at the last step, and leads to the picture of each step that it names."""
+    """Assert that the slider starts at the last step and shows the logged picture of each step."""
     image, steps = card.locator("img"), sorted(logged)
 
     def shows(step):

@@ -1,4 +1,4 @@
-"""Which model is explained, in LightningModules as people write them."""
+"""The model that is explained, for LightningModules as people write them."""
 
 import lightning.pytorch as pl
 import pytest
@@ -22,12 +22,12 @@ IMAGES = samples(3, seed=7).tensors[0]
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Pictures go to the folder that the run is started in."""
+    """Run in a temporary folder, since pictures go to the folder that the run is started in."""
     monkeypatch.chdir(tmp_path)
 
 
 class Seen(RolloutCallback):
-    """Keeps what was found at the last firing, and what the core finds in the same weights."""
+    """A callback that keeps its maps and those of `vitx.explain` for the same weights, at each firing."""
 
     def __init__(self, expected, **options):
         super().__init__(images=IMAGES, on_error="raise", every_n_epochs=None, **options)
@@ -49,7 +49,7 @@ def assert_explains(expected, module=SmallClassifier, *beside, **options):
 
 
 class NoForward(SmallClassifier):
-    """Calls its parts in its steps, and leaves `forward` unwritten."""
+    """A module that calls its parts in its steps and does not implement `forward`."""
 
     forward = pl.LightningModule.forward
 
@@ -64,7 +64,7 @@ class NoForward(SmallClassifier):
 
 
 class Whole(nn.Module):
-    """A module as NoForward should be called."""
+    """A wrapper that calls NoForward as it should be called."""
 
     def __init__(self, module):
         super().__init__()
@@ -111,7 +111,7 @@ class Lora(SmallClassifier):
 
 
 class OwnEma(SmallClassifier):
-    """Averages its backbone itself."""
+    """A module that averages its backbone itself."""
 
     kind = staticmethod(AveragedModel)
 
@@ -146,7 +146,7 @@ def test_models_of_other_libraries(module):
 
 
 def test_lora_changes_what_is_seen():
-    """So the adapter is explained with its base."""
+    """The adapter is explained together with its base model."""
     module = Lora()
     before = vitx.explain(module, IMAGES, "grad_rollout").maps
     for name, parameter in module.named_parameters():

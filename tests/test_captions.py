@@ -1,4 +1,4 @@
-"""What is said of an image."""
+"""Captions of images."""
 
 import pytest
 import torch
@@ -88,7 +88,7 @@ class TestCaptions:
 
 
 class TestRoom:
-    """A caption that has to fit into a number of letters."""
+    """Captions that must fit into a given number of characters."""
 
     NAMES = ("Cardiomegaly", "Effusion", "Pneumonia", "Pneumothorax")
 

@@ -1,4 +1,4 @@
-"""What the capture sees in one forward pass."""
+"""What is captured in one forward pass."""
 
 import copy
 import math
@@ -178,7 +178,7 @@ def test_a_model_that_is_called_by_keyword(grad):
 
 
 def test_talking_heads():
-    """A is what meets the values: mixed among the heads before its softmax, and behind it."""
+    """A is what multiplies the values: heads are mixed before its softmax and after it."""
     model = models.timm_model("cait_xxs24_224").double().eval()
     images = models.FAMILIES["deit"].images(dtype=torch.float64)
     seen = []
@@ -202,7 +202,7 @@ def test_talking_heads():
 
 
 def test_heads_that_are_mixed_and_normalized():
-    """A is what meets the values: DeepViT's re-attention mixes the heads of a softmax, and norms them."""
+    """A is what multiplies the values: DeepViT's re-attention mixes and normalizes the heads of a softmax."""
 
     class Mixed(nn.Module):
         def __init__(self, heads):
@@ -230,7 +230,7 @@ def test_heads_that_are_mixed_and_normalized():
     assert close(trace.attentions(), seen)
     assert close(trace.gradients(found), torch.autograd.grad(score, seen))
     rows, identity = torch.eye(17, dtype=torch.float64)[0].expand(2, -1), torch.eye(17)
-    for weights in reversed(seen):  # of any sign
+    for weights in reversed(seen):  # weights of any sign
         whole = weights.detach().mean(1).abs() + identity
         rows = torch.einsum("bq,bqk->bk", rows, whole / whole.sum(-1, keepdim=True))
     assert torch.allclose(vitx.explain(model, images).maps.flatten(1), rows[:, 1:], rtol=1e-9)
@@ -238,7 +238,7 @@ def test_heads_that_are_mixed_and_normalized():
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_differential_attention(fused):
-    """Written as one A less a part of another, or as what one puts out less a part of what the other does."""
+    """Part of a second A is subtracted from the first, or part of its output from the output of the first."""
     model = models.timm_model("vit_dlittle_patch16_reg1_gap_256").double().eval()
     for block in model.blocks:
         block.attn.fused_attn = fused
@@ -257,7 +257,7 @@ def test_differential_attention(fused):
 
 
 def test_a_score_of_several_outputs():
-    """Of which one is made of the other two."""
+    """One of the outputs is computed from the other two."""
     name = "hf distilled deit, sdpa"
     model, images = models.built(name, torch.float64), models.FAMILIES[name].images(dtype=torch.float64)
     with capture(model, gradients=True) as trace:
@@ -276,7 +276,7 @@ def test_a_score_of_several_outputs():
 
 
 class Heads(nn.Module):
-    """A function of queries, keys and values, which a linear layer makes of tokens, (B, N, 32)."""
+    """A function of queries, keys and values, which a linear layer computes from tokens, (B, N, 32)."""
 
     def __init__(self, function, heads=4, key_heads=4):
         super().__init__()
@@ -295,7 +295,7 @@ TOKENS = torch.randn(2, 6, 32, dtype=torch.float64, generator=torch.Generator().
 
 
 def some_mask(*shape):
-    """Random, with no row that is wholly masked."""
+    """Return a random mask with no row that is completely masked."""
     return (torch.rand(shape) > 0.4) | torch.eye(shape[-2], shape[-1], dtype=torch.bool)
 
 
@@ -407,7 +407,7 @@ def test_transformer_encoder():
 
 
 def test_einsum_attention():
-    """A softmax that meets the values in an einsum."""
+    """A softmax is multiplied by the values in an einsum."""
 
     def attend(q, k, v):
         attention = torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1)
@@ -425,7 +425,7 @@ def test_einsum_attention():
 
 
 class TestPrinted:
-    """`print(trace)`, the first thing to look at when a map surprises."""
+    """`print(trace)`, the first thing to look at when a map is surprising."""
 
     def test_lists_the_steps(self):
         model, images = models.built("deit"), models.FAMILIES["deit"].images()

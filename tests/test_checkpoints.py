@@ -88,7 +88,7 @@ def test_weights_at_another_image_size(tmp_path):
     torch.save(source.state_dict(), tmp_path / "a.pth")
     model = model_of_weights(NAME, tmp_path / "a.pth", SMALL | {"img_size": 64})
     assert model.pos_embed.shape == (1, 17, 48)
-    assert torch.equal(model.pos_embed[:, 0], source.pos_embed[:, 0])  # the class token's
+    assert torch.equal(model.pos_embed[:, 0], source.pos_embed[:, 0])  # of the class token
     corners = [model.pos_embed[0, place] for place in (1, 4, 13, 16)]
     for corner, wanted in zip(corners, source.pos_embed[0, 1:], strict=True):
         assert torch.cosine_similarity(corner, wanted, dim=0) > 0.9

@@ -1,4 +1,4 @@
-"""Which class a name means."""
+"""The class that a name refers to."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The command as a whole, and what sweep and compare draw."""
+"""The command as a whole, and the pictures of sweep and compare."""
 
 import json
 import re
@@ -25,7 +25,7 @@ OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_he
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A picture, and two models that differ."""
+    """Return a folder with a picture and the weights of two models."""
     made = tmp_path_factory.mktemp("compared")
     pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
     Image.fromarray(pixels).save(made / "cat.png")
@@ -79,7 +79,7 @@ def test_options_of_0_2_say_what_to_write_now(words, now, capsys):
 
 
 def test_an_option_that_only_another_command_has_lost_still_works(tmp_path, capsys):
-    """`--frames` of a film, `--discard-ratio` of a sweep."""
+    """`timelapse` keeps `--frames`, and `sweep` keeps `--discard-ratio`."""
     assert main(["timelapse", str(tmp_path), "--frames", "3"]) == 2
     assert "holds no run" in capsys.readouterr().err
     assert main(["sweep", str(tmp_path / "a.png"), "--model", NAME, "--discard-ratio", "2"]) == 2
@@ -125,7 +125,7 @@ def test_as_a_module():
     ("words", "sentence"),
     [
         ([], 'expected "command"'),
-        # The oldest jsonargparse names one of them, in no order.
+        # The oldest supported jsonargparse names only one of them, in no fixed order.
         (["explain"], 'arguments are required: paths, --model|Key "explain.(paths|model)" is required'),
         (["sweep", "cat.jpg"], 'required: --model|Key "sweep.model" is required'),
         (["explain", "--model", NAME, "-cat.jpg"], "put file names that begin with a dash after a lone --"),
@@ -178,7 +178,7 @@ class TestSweep:
 
     @pytest.mark.parametrize("words", [[], ["--target", "0"], ["--target", "yes"]])
     def test_of_a_model_with_one_logit(self, folder, words, tmp_path, monkeypatch):
-        """It tells two classes apart, and each has its own share."""
+        """One logit distinguishes two classes, and each class has its own probability."""
         cat, weights, names = folder / "cat.png", tmp_path / "one.safetensors", tmp_path / "names.txt"
         model = models.spread(timm.create_model(NAME, num_classes=1, **OPTIONS)).eval()
         with torch.no_grad():

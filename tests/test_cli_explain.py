@@ -1,4 +1,4 @@
-"""`vitx explain`: what it writes, what it refuses, on two processes, and killed in the middle."""
+"""`vitx explain`: its output, its refusals, on two processes, and killed midway."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Five pictures, two of them deeper and odd in name, and two files that are none."""
+    """Return a folder of five pictures, some nested or oddly named, and two files that are not images."""
     generator = np.random.default_rng(0)
     made = tmp_path / "photos"
     (made / "deep").mkdir(parents=True)
@@ -66,7 +66,7 @@ def written(folder, suffix=".png"):
 
 
 def shards(output):
-    """The names of the pictures in each shard."""
+    """Return the names of the pictures in each shard."""
     return [np.load(path)["files"].tolist() for path in sorted((output / "shards").glob("*.npz"))]
 
 
@@ -79,20 +79,20 @@ sys.exit(main())
 
 
 def start(words, *interpreter):
-    """Starts the command in a process, and a group, of its own."""
+    """Start the command in a process and a process group of its own."""
     return subprocess.Popen(
         [sys.executable, *(interpreter or ("-m", "vitx")), *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         start_new_session=True,
-        # Where the tests run in the background, interrupts are ignored, and children inherit that.
+        # If the tests run in the background, SIGINT is ignored, and child processes inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
 def wait_for(process, output):
-    """Waits until some pictures are written."""
+    """Wait until some pictures are written."""
     deadline = time.monotonic() + 120
     while len(written(output)) < 4 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -151,12 +151,12 @@ class TestFiles:
         assert legend[0][2] - legend[0][0] > 100
         assert legend[-1][0] - legend[-1][2] > 100
         assert (legend[len(legend) // 2] > 240).all()  # blue, white in the middle, red
-        assert main(command(*words, weights=weights)) == 0  # by evidence alone
+        assert main(command(*words, weights=weights)) == 0  # defaults to evidence alone
         assert main(command(*words, "--method", "rollout", weights=weights)) == 2
         assert "--signed needs a method with signed maps, and rollout has none" in capsys.readouterr().err
 
     def test_the_trace_of_a_picture(self, folder, weights, tmp_path, capsys):
-        """Lists each step with its module; all relevance begins at the head, and nothing is written."""
+        """The trace lists each step and its module; all relevance starts at the head; nothing is written."""
         file = folder / "a.png"
         assert main(command(file, "--trace", "--output", tmp_path / "none", weights=weights)) == 0
         lines = capsys.readouterr().out.splitlines()
@@ -199,14 +199,14 @@ class TestFiles:
         assert linked(tmp_path) == f"\033]8;;{tmp_path.as_uri()}\033\\{tmp_path}\033]8;;\033\\"
 
     def test_rollout_stands_beside_evidence(self, folder, weights, tmp_path, capsys):
-        """By default; by rollout alone where the model tells no classes apart."""
+        """Both are drawn by default, but only rollout if evidence does not take the options."""
         words = (folder / "a.png", "--save", "png", "maps", "--output", tmp_path / "maps")
         assert main(command(*words, weights=weights)) == 0
         best = int(tiny()(vitx.explain(tiny(), folder / "a.png").images).argmax())
         with np.load(tmp_path / "maps" / "a.png.npz") as arrays:
             assert set(arrays) == {"logits", "rollout", f"evidence_{best}"}
         assert Image.open(tmp_path / "maps" / "a.png.png").width == 5 + 3 * (224 + 5)
-        words = (*words, "--method-options", "discard_ratio=0.5")  # which evidence does not take
+        words = (*words, "--method-options", "discard_ratio=0.5")  # an option that evidence does not take
         assert main(command(*words, weights=weights)) == 0
         with np.load(tmp_path / "maps" / "a.png.npz") as arrays:
             assert set(arrays) == {"logits", "rollout"}
@@ -333,7 +333,7 @@ class TestShards:
 
 class TestModels:
     def test_another_normalisation(self, folder, weights, tmp_path):
-        """The picture shows what the model saw, in its own colours."""
+        """The picture shows what the model saw, in the original colors."""
         output, path = tmp_path / "maps", folder / "flat.png"
         Image.new("RGB", (40, 40), (90, 140, 190)).save(path)
         words = [path, "--input-options", "mean=0.1,0.2,0.3", "std=0.4", "--output", output]
@@ -361,7 +361,7 @@ class TestModels:
 
 
 def test_what_cannot_be_prepared_is_skipped_with_a_sentence(folder, weights, tmp_path, monkeypatch, capsys):
-    """As where a crop of a large picture is more than Pillow allows."""
+    """For example, a crop of a large picture may be more than Pillow allows."""
     prepare = Preprocessing.__call__
 
     def failing(self, picture):
@@ -377,12 +377,12 @@ def test_what_cannot_be_prepared_is_skipped_with_a_sentence(folder, weights, tmp
 
 
 class TestPlaces:
-    """Every picture has its own place below the output, however it is named."""
+    """Every picture has its own place below the output, whatever its path."""
 
     def test_names_that_go_up(self, folder, weights, tmp_path, monkeypatch):
         work, output = folder / "deep", tmp_path / "maps"
         monkeypatch.chdir(work)
-        paths = ["../a.png", "a.png", "../deep/a.png"]  # the last is the second again
+        paths = ["../a.png", "a.png", "../deep/a.png"]  # the last two are the same file
         assert main(command(*paths, "--output", output, weights=weights)) == 0
         assert written(tmp_path, ".png.png") == ["maps/a.png.png", "maps/deep/a.png.png"]
 
@@ -425,14 +425,14 @@ class TestResume:
         model = tiny()
         for number in range(2):
             with torch.no_grad():
-                model.blocks[1].mlp.fc1.weight[5, 5] += number  # of the same size, changed in the middle
+                model.blocks[1].mlp.fc1.weight[5, 5] += number  # same file size, changed in the middle
             save_file(model.state_dict(), path)
             words = ("--resume",) * number
             assert self.run(folder / "a.png", output, path, *words) == 2 * number
         assert "with other options or another model" in capsys.readouterr().err
 
     def test_what_another_method_left_is_not_taken_for_finished(self, folder, weights, tmp_path):
-        """A run is stopped that replaces an earlier one's maps by those of another method."""
+        """A run is stopped while it replaces the maps of an earlier run with those of another method."""
         output = tmp_path / "maps"
         self.run(folder, output, weights, "--method", "rollout", "--save", "maps")
         evidence = ("--method", "evidence", "--save", "maps")
@@ -470,7 +470,7 @@ class TestResume:
         before = {name: (output / name).stat().st_mtime_ns for name in written(output)}
         assert 4 <= len(before) < 125
         for name in before:
-            Image.open(output / name).load()  # each is whole
+            Image.open(output / name).load()  # each file is complete
         assert self.run(folder, output, weights, "--resume") == 1
         assert len(written(output)) == 125
         assert all((output / name).stat().st_mtime_ns == time for name, time in before.items())
@@ -479,7 +479,7 @@ class TestResume:
 
 @pytest.mark.slow
 def test_the_model_alone_was_killed(folder, weights, tmp_path):
-    """What draws and writes ends with it, and the next run completes what is there."""
+    """The processes that draw and write end with it, and the next run completes the output."""
     for number in range(200):
         Image.new("RGB", (40, 40), (number, 9, 9)).save(folder / f"many-{number:03d}.png")
     output = tmp_path / "maps"
@@ -496,7 +496,7 @@ def test_the_model_alone_was_killed(folder, weights, tmp_path):
         time.sleep(0.05)
     assert 4 <= len(written(output)) < 205
     for name in written(output):
-        Image.open(output / name).load()  # each is whole
+        Image.open(output / name).load()  # each file is complete
     assert main([*words, "--resume"]) == 1
     assert len(written(output)) == 205
     assert not list(output.rglob("*.part"))
@@ -531,12 +531,12 @@ def test_two_processes_share_the_pictures_and_go_on_when_killed(folder, weights,
     before = written(output)
     assert 4 <= len(before) < 125
     for name in before:
-        Image.open(output / name).load()  # each is whole
+        Image.open(output / name).load()  # each file is complete
     finished = {name for name in before if (output / name).with_suffix(".json").is_file()}
     run_together(2, explain_in_one_of_two, command(folder, *words, "--resume", weights=weights), log)
     shares = [Path(f"{log}-{rank}").read_text().splitlines() for rank in (0, 1)]
     assert all(shares)
-    assert len(shares[0]) + len(shares[1]) == 125 - len(finished)  # so each once, as there are all:
+    assert len(shares[0]) + len(shares[1]) == 125 - len(finished)  # so each one once, since all are there:
     assert len(written(output)) == 125
     lines = (output / "explanations.jsonl").read_text("utf-8").splitlines()
     assert len(lines) == 125
@@ -561,7 +561,7 @@ def damaged(folder, name):
 
 
 class TestRefusals:
-    """One sentence, exit status 2, and nothing written."""
+    """Each refusal is one sentence with exit status 2, and nothing is written."""
 
     def refused(self, arguments, capsys, output):
         try:

@@ -1,4 +1,4 @@
-"""The models that people have, through `vitx explain` and from Python."""
+"""Models as people have them, explained by `vitx explain` and from Python."""
 
 import json
 import sys
@@ -67,7 +67,7 @@ NET = {"class_path": "own.Net", "init_args": {"backbone": BACKBONE}}
 
 @pytest.fixture(scope="module")
 def belongings(tmp_path_factory):
-    """A folder with modules, weights, models and pictures of many kinds."""
+    """Yield a folder with modules, weights, models and pictures of many kinds."""
     made = tmp_path_factory.mktemp("models")
     (made / "own.py").write_text(OWN)
     sys.path.insert(0, str(made))
@@ -105,7 +105,7 @@ def belongings(tmp_path_factory):
 
 
 def timm_folder(folder):
-    """Saves what timm puts into a folder, or onto the hub."""
+    """Write the config that timm saves to a folder or to the hub."""
     folder.mkdir()
     model = timm.create_model(NAME, **OPTIONS)
     config = {"architecture": NAME, "pretrained_cfg": model.pretrained_cfg, "model_args": OPTIONS}
@@ -113,7 +113,7 @@ def timm_folder(folder):
 
 
 def bands(folder):
-    """Saves the same 13 bands in four ways, and some that cannot be taken."""
+    """Save the same 13 bands in four ways, and some arrays that are refused."""
     whole = np.random.default_rng(0).integers(0, 256, (13, 40, 50)).astype(np.uint8)
     np.save(folder / "bytes.npy", whole)
     np.save(folder / "words.npy", whole.astype(np.uint16) * 257)
@@ -131,7 +131,7 @@ def timm_model(name, **options):
 
 @pytest.fixture
 def explained(belongings, tmp_path, monkeypatch, capsys):
-    """Runs the command in the folder; returns its status, what it said, and where it wrote."""
+    """Return a function that runs the command in the folder, and returns (status, text, output folder)."""
     monkeypatch.chdir(belongings)
 
     def run(*words):
@@ -156,9 +156,9 @@ MANY = timm_model("13.safetensors", in_chans=13)
         ["--model", "own:net", "--weights", "net.ckpt", *SIZED],
         ["--model", "own:Net", "--weights", "net.safetensors", "--model-options", {"backbone": BACKBONE}],
         ["--model", "own:Module", "--weights", "net.ckpt", "--model-options", {"net": NET}],
-        ["--model", "own:Module", "--weights", "module.pth", "--model-options", {"net": NET}],  # no .ckpt
+        ["--model", "own:Module", "--weights", "module.pth", "--model-options", {"net": NET}],  # not a .ckpt
         ["--model", "timm_folder", "--weights", "net.safetensors"],
-        timm_model("net.safetensors"),  # the head stands beside the backbone
+        timm_model("net.safetensors"),  # the file holds the head next to the backbone
     ],
 )
 def test_ways_to_one_model(explained, belongings, words):
@@ -179,7 +179,7 @@ def test_ways_to_one_model(explained, belongings, words):
 
 
 def test_a_module_of_the_working_folder_leaves_no_trace(belongings, tmp_path, monkeypatch):
-    """Neither where it is made nor where it fails."""
+    """`sys.path` is restored both after success and after an error."""
     (tmp_path / "mine.py").write_text("def net():\n    import beside\n    return beside.Made()")
     (tmp_path / "beside.py").write_text("from torch.nn import Identity as Made")
     monkeypatch.chdir(tmp_path)
@@ -199,7 +199,7 @@ def test_hugging_face_is_named_where_it_is_missing(monkeypatch, tmp_path):
 
 
 def test_one_number_for_each_picture(explained):
-    """An output (B,) tells two classes apart."""
+    """An output (B,) distinguishes two classes."""
     status, said, output = explained("x.png", "grey.png", "--model", "own:one_number", "--save", "json")
     assert status == 0, said
     assert json.loads((output / "x.png.json").read_text())["prediction"] in (0, 1)
@@ -239,7 +239,7 @@ def test_hugging_face(explained, belongings):
     facts = json.loads((output / "x.png.json").read_text())
     assert facts["maps"][0]["target_name"] == "owl"
     model = transformers.ViTForImageClassification.from_pretrained(belongings / "hf").eval()
-    found = vitx.explain(model, "x.png", "evidence", target=2)  # by the same processor, from Python
+    found = vitx.explain(model, "x.png", "evidence", target=2)  # from Python, with the same processor
     processor = transformers.AutoImageProcessor.from_pretrained(belongings / "hf")
     wanted = processor(images=Image.open("x.png"), return_tensors="pt")["pixel_values"]
     assert torch.equal(found.images, wanted)
@@ -258,10 +258,10 @@ def test_what_fabric_set_up(belongings, precision, method):
     model = Fabric(accelerator="cpu", devices=1, precision=precision).setup(plain)
     found = vitx.explain(model, belongings / "x.png", method, target=None if method == "rollout" else 1)
     assert torch.allclose(found.logits, wanted.logits, atol=0.05)
-    # A map of evidence that all speaks against the class begins at its least patch, which is rounded, too.
+    # If all evidence is negative, a map is relative to its smallest patch, which is rounded, too.
     one, other = ((e.maps if e.signed is None else e.signed) for e in (found, wanted))
     assert torch.allclose(one, other, atol=0.05 * other.abs().max())
-    tensor = vitx.explain(model, wanted.images, "rollout")  # it casts what it is given
+    tensor = vitx.explain(model, wanted.images, "rollout")  # the model casts its input
     assert tensor.maps.shape == (1, 4, 4)
 
 

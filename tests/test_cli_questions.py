@@ -1,4 +1,4 @@
-"""`vitx explain` asked for a patch, a region or the objects of a detector."""
+"""`vitx explain` for a patch, a region or the objects of a detector."""
 
 import json
 
@@ -19,7 +19,7 @@ from vitx.targets import best_queries, query, region, similar_to, token
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A segmenter, two detectors, one of which takes pictures of any proportions, and two pictures."""
+    """Return a folder with a segmenter, two detectors (`detr` takes any aspect ratio), and two pictures."""
     place = tmp_path_factory.mktemp("questions")
     for name in ("segformer", "yolos", "detr"):
         save(name, place / name)
@@ -82,7 +82,7 @@ def test_bad_words(folder, tmp_path, capsys, model, words, said):
 
 
 def test_another_picture(tmp_path, capsys):
-    """Both pictures get a map, side by side, with the number."""
+    """Both pictures get a map, side by side, and the similarity is reported."""
     torch.manual_seed(0)
     options = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
     model = models.spread(timm.create_model("deit_tiny_patch16_224", num_classes=7, **options)).eval()

@@ -1,4 +1,4 @@
-"""`vitx sanity`: what it says, draws and refuses."""
+"""`vitx sanity`: its text, its picture and its refusals."""
 
 import json
 
@@ -23,7 +23,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, model):
-    """Two pictures, a file that is none, and the model."""
+    """Return a folder with two pictures, a file that is not an image, and the model."""
     made = tmp_path_factory.mktemp("sanity")
     generator = np.random.default_rng(0)
     for name in ("a.png", "b.png"):
@@ -50,7 +50,7 @@ def test_what_it_says_is_what_python_finds(folder, model, tmp_path, capsys):
 
 
 def test_the_picture_has_the_colours_of_the_input(folder, tmp_path):
-    """Whatever the normalisation is."""
+    """The colors do not depend on the normalization."""
     Image.new("RGB", (40, 40), (90, 140, 190)).save(tmp_path / "flat.png")
     words = command(
         folder, "--input-options", "mean=0.1,0.2,0.3", "std=0.4", "--output", tmp_path / "sanity.png"

@@ -1,4 +1,4 @@
-"""The command asks of texts and of words, as a stranger would type it."""
+"""Commands that ask about texts and words, as a new user would type them."""
 
 import json
 
@@ -17,7 +17,7 @@ from vitx.inputs.processors import load_processor
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Models that are saved with all that belongs to them, and a picture."""
+    """Return a folder with models, saved with everything that belongs to them, and two pictures."""
     folder = tmp_path_factory.mktemp("models")
     texts.save_clip(folder / "clip")
     vision_language.save("LLaVA", folder / "llava")
@@ -27,14 +27,14 @@ def folder(tmp_path_factory):
 
 
 def asked(folder, capsys, *words):
-    """Runs the command in the folder, and returns its status and what it said."""
+    """Run the command, and return its status and its output."""
     status = main([str(word) for word in words])
     said = capsys.readouterr()
     return status, said.out + said.err
 
 
 def test_texts(folder, tmp_path, capsys):
-    """One map for each text, as in Python; the caption says similarities and their softmax."""
+    """There is one map for each text, as in Python; captions give similarities and their softmax."""
     words = [
         "--text",
         "a cat",

@@ -1,4 +1,4 @@
-"""Clips, volumes and spectrograms: what the model takes is explained, in its own dimensions."""
+"""Clips, volumes and spectrograms, explained in the dimensions of the model's input."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ KINDS = {
     "MONAI perceptron": (lambda: monai("perceptron"), (2, 1, 8, 8, 16), (2, 2, 4)),
 }
 
-LAID_OUT = {  # how the tokens follow one another, where not as the pixels do
+LAID_OUT = {  # the order of the tokens, if it differs from that of the pixels
     "joint": lambda row, grid: row.view(2, *grid[1:], grid[0]).permute(0, 3, 1, 2),
     "divided": lambda row, grid: row.view(2, *grid[1:], grid[0]).permute(0, 3, 1, 2),
     "AST": lambda row, grid: row.view(2, *grid[::-1]).transpose(1, 2),
@@ -76,7 +76,7 @@ def built(kind):
 
 
 def matrices(model, images):
-    """The A of each attention, in the order in which they ran: what a dropout gets after a softmax."""
+    """Return the A of each attention in the order of execution: what a dropout gets after a softmax."""
     found = []
 
     def keep(module, args, out):
@@ -98,7 +98,7 @@ def matrices(model, images):
 
 
 def divided(attentions, frames, patches):
-    """The steps of divided attention among all tokens: over time, then within each frame; (B, N, N) each."""
+    """Return divided attention over all tokens, in turn over time and within frames, (B, N, N) each."""
     steps = []
     for number, heads in enumerate(attentions):
         a = heads.mean(1)
@@ -133,7 +133,7 @@ def test_rollout_is_the_product_of_full_matrices(kind):
         for number, step in reversed(list(enumerate(divided(attentions, grid[0], patches // grid[0])))):
             kept = torch.full((1 + patches,), 0.5, dtype=torch.float64)
             if number % 2 == 0:
-                kept[0] = 1  # over time, the class token does not attend
+                kept[0] = 1  # the class token does not attend over time
             row = row @ (kept[:, None] * eye + (1 - kept)[:, None] * step)
         expected = row[:, 0, 1:]
     else:
@@ -164,6 +164,6 @@ def test_the_dimension_of_the_channels_is_found():
 
 def test_what_puts_out_more_rows_than_images_is_refused():
     torch.manual_seed(0)
-    model = timesformer("space_only").double().eval()  # which puts out a row for each frame
+    model = timesformer("space_only").double().eval()  # which outputs a row for each frame
     with pytest.raises(VitxError, match=r"returned \(8, .*for 2 images"):
         explain(model, torch.randn(FRAMES).double())

@@ -1,4 +1,4 @@
-"""How images are shown that a model takes."""
+"""The colors in which the inputs of a model are shown."""
 
 import pytest
 import torch

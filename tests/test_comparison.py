@@ -1,4 +1,4 @@
-"""The page that compares trainings: what is in it, and what a browser makes of it."""
+"""The page that compares trainings: its contents, and how a browser shows it."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def write_one(folder, rate, accuracy, depth=4, **options):
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory):
-    """Three runs that watch the same images, one of them half as often, and one that watches others."""
+    """Write three runs that watch the same images, one of them at fewer steps, and one with other images."""
     folder = tmp_path_factory.mktemp("logs")
     write_one(folder / "slow", 1e-4, 0.5)
     write_one(folder / "<b>fast", 1e-3, 0.75, depth=None)
@@ -67,7 +67,7 @@ def opened(browser, path):
 
 
 def rows(page):
-    """The table: what stands in each row, by the heading of its column."""
+    """Return the rows of the table, each as {heading: cell}."""
     headings = re.findall(r"<button type=\"button\">(.*?)</button></th>", page)
     found = []
     for row in re.findall(r"<tr class=\"run-\d+\".*?</tr>", page, re.DOTALL):
@@ -167,7 +167,7 @@ def test_paths_are_compared_by_where_they_lead():
 def test_images_meet_whatever_their_place_and_methods_must_be_the_same(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", count=2, images=pixels()[[2, 0]])
-    write_run(tmp_path / "c", images=pixels().repeat(3, 1).repeat(3, 2))  # its pictures are larger
+    write_run(tmp_path / "c", images=pixels().repeat(3, 1).repeat(3, 2))  # with larger pictures
     write_images(tmp_path / "d", 0, pixels(), LABELS)
     write_firing(tmp_path / "d", 0, {"rollout": maps(0)["rollout"]}, LOGITS)
     runs = [open_run(tmp_path / name) for name in "abcd"]
@@ -184,7 +184,7 @@ def test_maps_of_one_method_stand_in_one_row(tmp_path):
     other = write_run(tmp_path / "logs" / "b")
     for step in STEPS:
         found = maps(step)
-        found["grad_rollout"][1] = 1  # flat
+        found["grad_rollout"][1] = 1  # a constant map
         write_firing(other, step, dict(reversed(found.items())), LOGITS)
     assert report(tmp_path / "logs", "--output", tmp_path / "page.html") == 0
     for article in articles((tmp_path / "page.html").read_text("utf-8")):
@@ -334,7 +334,7 @@ def test_the_page_fits_its_window(width, scheme, opened):
 def test_it_prints_the_moment_that_is_shown(opened, tmp_path):
     opened.get_by_role("slider").press("Home")
     opened.emulate_media(media="print")
-    opened.set_viewport_size({"width": 1000, "height": 700})  # a sheet of paper
+    opened.set_viewport_size({"width": 1000, "height": 700})  # like a sheet of paper
     assert opened.get_by_role("slider").count() == 0
     assert "The maps are those at the start." in opened.locator("body").inner_text()
     for part in opened.locator("td, .cell .tile").all():

@@ -1,4 +1,4 @@
-"""Every file in configs/ trains: by the real command line, with a tiny model, on a few stand-in pictures."""
+"""Every file in configs/ trains from the real command line, with a tiny model on a few stand-in pictures."""
 
 import random
 import sys
@@ -24,7 +24,7 @@ from vitx import VitxError
 from vitx.callbacks import RolloutCallback
 from vitx.models.checkpoints import create_model
 
-# Two steps, and not `fast_dev_run`, which leaves out the logger and the checkpoint that is loaded at the end.
+# Two steps instead of `fast_dev_run`, which skips the logger and the checkpoint that is loaded at the end.
 SHORT = [
     "--trainer.accelerator=cpu",
     "--trainer.max_epochs=1",
@@ -38,7 +38,7 @@ LOADING = ["--data.workers=0"]
 FOLDER = [*LOADING, "--data.root=folder"]
 PETS = [*LOADING, "--data.root=.", "--data.download=false"]
 
-# What each config is put over, if it is no experiment of its own, and what the stand-in data need.
+# The configs under each one that is not an experiment of its own, and the options for the stand-in data.
 TRAINED = {
     "demo": ([], []),
     "shortcut": (["demo"], []),
@@ -49,7 +49,7 @@ TRAINED = {
     "linear_probe": (["pets"], PETS),
     "lora": (["pets"], PETS),
 }
-ELSEWHERE = {"ddp", "pretrain"}  # have a test of their own below
+ELSEWHERE = {"ddp", "pretrain"}  # have tests of their own below
 
 
 def test_every_config_is_tested():
@@ -57,7 +57,7 @@ def test_every_config_is_tested():
 
 
 def tiny_model(name, pretrained, num_classes, options=None):
-    """Fetches no weights: a model of the same kind, with one layer if the config says nothing else."""
+    """Build a model of the same kind without weights, with one layer unless the config says otherwise."""
     return create_model(name, False, num_classes, {"depth": 1, "img_size": 32} | (options or {}))
 
 
@@ -69,7 +69,7 @@ def write_folder(root):
 
 
 def write_pets(root, size=(40, 30)):
-    """Two pictures of each breed, an animal being a bright ellipse, as torchvision expects them on disk."""
+    """Write three pictures of each breed as torchvision expects them on disk; animals are bright ellipses."""
     images, annotations = root / "oxford-iiit-pet" / "images", root / "oxford-iiit-pet" / "annotations"
     images.mkdir(parents=True)
     (annotations / "trimaps").mkdir(parents=True)
@@ -86,7 +86,7 @@ def write_pets(root, size=(40, 30)):
 
 
 def draw_pet(size, place):
-    """A white ellipse with its trimap, from the left of the picture (place 0) to the right (place 1)."""
+    """Draw a white ellipse and its trimap, from the left of the picture (place 0) to the right (place 1)."""
     width, height = size
     left, top = place * width / 2, height / 4
     box = (left, top, left + width / 2, top + height / 2)
@@ -101,7 +101,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train_demo.py"])
     monkeypatch.setattr(train_demo, "create_model", tiny_model)
-    monkeypatch.setattr(digits, "SPLIT_SIZES", (4984, 8, 8))  # few to explain
+    monkeypatch.setattr(digits, "SPLIT_SIZES", (4984, 8, 8))  # few images to explain
 
 
 def configs(*names):
@@ -199,7 +199,7 @@ def optimizer_of(module):
 
 
 def prepared(size=(40, 30), **settings):
-    """The pets as a trainer would have set them up."""
+    """Set up the pets as a trainer would."""
     write_pets(Path(), size)
     data = PetData(".", download=False, workers=0, batch_size=5)
     config = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bicubic"}
@@ -226,7 +226,7 @@ class TestPets:
     def test_masks_lie_where_the_animal_does(self, size, crop):
         data = prepared(size, crop_mode=crop[0], crop_pct=crop[1])
         for image, label, mask in data.test:
-            bright = image[0] > 1  # the animal is white, 2 when normalised; what may be padded is 0
+            bright = image[0] > 1  # the white animal is 2 after normalization; padding may be 0
             union = (bright | mask).sum()
             assert (bright & mask).sum() > 0.85 * union, f"breed {label}"
         assert torch.equal(data.test[0][0], data.test[0][0])
@@ -265,7 +265,7 @@ class TestPets:
 
 
 def test_ddp_has_two_processes():
-    """Made, not trained: two processes take most of a minute to start, and tests/test_group.py trains two."""
+    """Built, not trained: two processes take most of a minute to start; tests/test_group.py trains two."""
     cli = train_demo.DemoCLI(
         train_demo.Classifier,
         pl.LightningDataModule,

@@ -1,4 +1,4 @@
-"""The check on every map."""
+"""The conservation check of every map."""
 
 import pytest
 import torch
@@ -19,19 +19,19 @@ def number(value):
 def test_what_the_own_tokens_have_makes_up_what_each_image_lacks():
     found = share_of_images(numbers(0.5, 0.75), number(0.75))
     torch.testing.assert_close(found, numbers(1, 1))
-    found = share_of_images(numbers(0.5, 0.75), number(0.375))  # half of what is lacking
+    found = share_of_images(numbers(0.5, 0.75), number(0.375))  # half of what is missing
     torch.testing.assert_close(found, numbers(0.75, 0.875))
     torch.testing.assert_close(share_of_images(numbers(1, 1), number(0.0)), numbers(1, 1))
 
 
 def test_what_layers_added_is_expected():
-    """Of all images together: which of them has more is not known."""
+    """How much they add is known only for all images together, not for each of them."""
     found = explain(models.built("deit"), models.FAMILIES["deit"].images(), "gae", target=1)
     torch.testing.assert_close(found.conservation, torch.ones(2))
 
 
 def test_a_score_is_judged_by_the_size_of_its_parts():
-    """2 = 1000.5 - 998.5: a loss of 0.1 is rounding there, and much of 2."""
+    """An error of 0.1 is rounding if 2 = 1000.5 - 998.5, but much for a 2 from small parts."""
     share = share_of_sum(number(2.0), number(2.1), number(1999.0))
     assert share.item() == pytest.approx(1 + 0.1 / 1999)
     check_score(share, torch.float32)

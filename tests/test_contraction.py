@@ -1,4 +1,4 @@
-"""Products that are summed, however they are written: laid out as matrices, against einsum, and back."""
+"""Sums of products, however they are written: laid out as matrices, compared with einsum, and laid back."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def valued(tensor, axes=None):
 
 
 def check(contraction, a, v, put_out, weights_first=True):
-    """Compares with A as (t, h, q, k), values as (t, h, k, d), and the product as the model has it."""
+    """Compare with A as (t, h, q, k), values as (t, h, k, d), and the product in the layout of the model."""
     weights, values = contraction[:2] if weights_first else contraction[1::-1]
     layout = Layout.of(contraction, weights, values)
     assert layout.count("H") == a.shape[1]
@@ -41,7 +41,7 @@ def check(contraction, a, v, put_out, weights_first=True):
 
 @pytest.mark.parametrize("weights_first", [True, False])
 def test_matmul(weights_first):
-    """(..., q, k) times (..., k, d); or values^T A^T, as of LeViT."""
+    """(..., q, k) times (..., k, d), or values^T A^T as in LeViT."""
     a, v = random("thqk"), random("thkd")
     if weights_first:
         check(of_matmul(valued(a), valued(v, axes_of("thkd"))), a, v, a @ v)
@@ -85,7 +85,7 @@ def test_heads_before_windows_in_the_batch():
 
 @pytest.mark.parametrize("order", list(itertools.permutations("hqkd")))
 def test_a_product_that_is_summed(order):
-    """(a * v).sum(k), with dimensions in any order, size 1 where an operand has none."""
+    """(a * v).sum(k), with the dimensions in any order, and size 1 for those that an operand lacks."""
     letters = "t" + "".join(order)
     a, v = random("thqk"), random("thkd")
 
@@ -102,7 +102,7 @@ def test_a_product_that_is_summed(order):
 
 
 def test_pooling():
-    """(softmax(w) * t).sum(1): one row, and no head."""
+    """(softmax(w) * t).sum(1) has one row and no heads."""
     w, t = random("tk"), random("tkd")
     put_out = (w[..., None] * t).sum(1)
     contraction = of_sum([valued(w[..., None]), valued(t, axes_of("tkd"))], t.ndim, [1])
@@ -123,7 +123,7 @@ def test_weights_that_all_images_share():
 
 
 def test_keys_that_are_channels():
-    """What mixes the channels of each token is no attention between tokens."""
+    """Mixing the channels of each token is not attention between tokens."""
     a, v = random("tqk"), random("tkd")
     among = (*tokens((T,)), dimension(K, True), *tokens((D,)))
     for inside, over_channels in ((among, True), (axes_of("tkd"), False)):

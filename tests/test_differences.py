@@ -1,4 +1,4 @@
-"""What differs between two maps is drawn in red and blue."""
+"""The difference between two maps is drawn in red and blue."""
 
 import torch
 
@@ -8,7 +8,7 @@ from vitx.pictures.render import differences
 def test_red_is_more_and_blue_is_less():
     grey = torch.full((1, 64, 64, 3), 128, dtype=torch.uint8)
     first = torch.tensor([[[3.0, 1.0], [1.0, 1.0]]])
-    second = torch.tensor([[[2.0, 2.0], [2.0, 6.0]]])  # of shares: .5 -> .17, .17 -> .5, others the same
+    second = torch.tensor([[[2.0, 2.0], [2.0, 6.0]]])  # as shares: .5 -> .17, .17 -> .5, others equal
     drawn = differences(grey, [first], [second])[0].int()
     red, _, blue = drawn.unbind(-1)
     assert (red - blue)[-4:, -4:].min() > 60

@@ -1,7 +1,7 @@
-"""Every block of code in the README and the docs runs, or is read by the parser that would read it.
+"""Every block of code in the README and the docs runs, or is read by the parser that it is written for.
 
-The blocks of a page run in order: Python in one namespace, commands in one folder, which holds what a reader
-would have there. The network is not needed: pretrained models have two thin layers and random weights.
+The blocks of a page run in order: Python in one namespace, commands in one folder with the files that a
+reader would have. No network is needed: pretrained models have two thin layers and random weights.
 """
 
 import re
@@ -62,7 +62,7 @@ class Wrapper(train_demo.pl.LightningModule):
 
 
 def shell(example: Example) -> None:
-    """Runs each command that vitx or this repository answers for, and knows the others."""
+    """Run each command of vitx and of this repository, and check that the others are known."""
     for line in example.parsed.replace("\\\n", " ").splitlines():
         words = shlex.shlex(line, posix=True, punctuation_chars=True)
         words.whitespace_split = True
@@ -76,11 +76,11 @@ def shell(example: Example) -> None:
 
 
 def works(command: list[str]) -> bool:
-    """Whether a command does what it says, as far as it can be tried here."""
+    """Return True if a command works, as far as it can be tried here."""
     match command:
         case ["vitx", name, *words] if any(
             "devices=" in word for word in words
-        ):  # there is one: only the options are read
+        ):  # there is one device: only parse the options
             with patch(f"vitx.cli.{name}.run", return_value=0):
                 return cli.main([name, *words]) == 0
         case ["vitx", *words]:
@@ -96,20 +96,20 @@ def works(command: list[str]) -> bool:
             known = (ROOT / "pyproject.toml").read_text()
             return all(f"\n{extra} = [" in known for extra in extras)
         case ["python3", "-m", "venv", ".venv"] | [".", ".venv/bin/activate"] | ["python", "-m", "pytest"]:
-            return True  # .ci/run does so
+            return True  # .ci/run does this
         case [("tensorboard" | "mkdocs"), *_]:
             return True
     return False
 
 
 def settings(example: Example) -> None:
-    """Sets a part of the demo's settings, as LightningCLI reads them, and makes the objects."""
+    """Merge settings into those of the demo as LightningCLI does, and instantiate their objects."""
     Path("part.yaml").write_text(example.parsed)
     configured(["--config", str(train_demo.CONFIGS / "demo.yaml"), "--config", "part.yaml"])
 
 
 def configured(words: list[str]) -> None:
-    """Reads a command line of the demo and makes all objects that it names, but trains nothing."""
+    """Parse a command line of the demo and instantiate all objects that it names, without training."""
     with patch.object(train_demo.DemoCLI, "_run_subcommand"), patch.object(sys, "argv", ["train_demo.py"]):
         train_demo.main(words)
 
@@ -125,7 +125,7 @@ SYBIL = Sybil(
 
 @pytest.fixture(scope="module")
 def belongings(tmp_path_factory):
-    """What a reader has: pictures, a class folder, weights, a module with checkpoints, runs."""
+    """Return a reader's folder: pictures, a class folder, weights, a module with checkpoints, runs."""
     folder = tmp_path_factory.mktemp("reader")
     names = ("cat", "dog", "pets", "photos/1", "photos/2", "FOLDER/cat/1", "FOLDER/cat/2")
     for seed, name in enumerate((*names, "FOLDER/dog/1", "FOLDER/dog/2")):
@@ -163,7 +163,7 @@ def belongings(tmp_path_factory):
 
 @pytest.fixture
 def reader(belongings, tmp_path, monkeypatch):
-    """Makes the test sit where the reader sits; what a page registers is forgotten after it."""
+    """Run the test in a copy of the reader's folder; methods that a page registers are removed after it."""
     shutil.copytree(belongings, tmp_path / "reader", symlinks=True)
     monkeypatch.chdir(tmp_path / "reader")
     monkeypatch.syspath_prepend(tmp_path / "reader")
@@ -177,7 +177,7 @@ def reader(belongings, tmp_path, monkeypatch):
     monkeypatch.setattr(timm, "create_model", create_without_network)
 
 
-# What a page speaks of as the reader's own.
+# The objects that a page assumes the reader to have.
 OWN = {
     "README.md": lambda: {"Trainer": pl.Trainer},
     "docs/extending.md": lambda: {
@@ -213,11 +213,11 @@ def test_the_readme_is_short():
 def test_the_drawing_shows_the_rules_of_rollout():
     drawing = runpy.run_path(str(ROOT / "docs/make_block_drawing.py"))
     model = models.spread(drawing["untrained"]()).double().eval()
-    drawing["followed"](model, drawing["squares"](1, seed=0)[0].double())  # which checks each step
+    drawing["followed"](model, drawing["squares"](1, seed=0)[0].double())  # checks each step
 
 
 def public(module: str) -> dict[str, Any]:
-    """The names that a module says are public, or the functions and classes that it defines."""
+    """Return the names in a module's `__all__`, or else the public functions and classes that it defines."""
     found = import_module(module)
     own = [name for name, value in vars(found).items() if getattr(value, "__module__", "").startswith(module)]
     names = getattr(found, "__all__", [name for name in own if not name.startswith("_")])
@@ -240,6 +240,6 @@ def test_the_api_pages_list_everything_public(module):
     shown: list[Any] = []
     for page in (ROOT / "docs/api").glob("*.md"):
         for name in re.findall("^::: (.*)", page.read_text(), re.MULTILINE):
-            found = resolve_name(re.sub(r"^callbacks", "vitx.callbacks", name))  # where they lie
+            found = resolve_name(re.sub(r"^callbacks", "vitx.callbacks", name))  # named by source folder
             shown += public(name).values() if isinstance(found, ModuleType) else [found]
     assert [name for name, value in public(module).items() if value not in shown] == []

@@ -1,4 +1,4 @@
-"""How errors are said."""
+"""The wording of errors."""
 
 from vitx.errors import VitxError, in_words
 

@@ -1,4 +1,4 @@
-"""Arithmetic on expanded tensors gives what plain tensors give, and leaves expanded what was."""
+"""Arithmetic on expanded tensors gives the same results as on plain ones, and keeps them expanded."""
 
 import itertools
 
@@ -11,7 +11,7 @@ SHAPE = (2, 3, 4, 5)
 
 
 def tensors():
-    """One for each choice of dimensions that are expanded."""
+    """Yield a tensor for each choice of expanded dimensions."""
     for count in range(len(SHAPE) + 1):
         for dims in itertools.combinations(range(len(SHAPE)), count):
             sizes = [1 if dim in dims else size for dim, size in enumerate(SHAPE)]
@@ -19,7 +19,7 @@ def tensors():
 
 
 def stored(tensor):
-    """How many numbers a tensor has of its own."""
+    """Return how many elements a tensor stores."""
     return core(tensor).numel()
 
 
@@ -112,7 +112,7 @@ def test_core_sizes(inner, before, after, wanted):
 
 @pytest.mark.parametrize("size", [0, 4])
 def test_what_a_sum_has_is_spread_over_what_it_summed(size):
-    """Each of what was summed gets an equal part; an empty slice gets nothing."""
+    """Each summed element gets an equal part; an empty slice gets nothing."""
     part = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
     shares = spread(part, (2, size), (1,))
     assert shares.shape == (2, size)

@@ -1,4 +1,4 @@
-"""From a model and images to maps: parity with the oracle, what is explained, targets."""
+"""From a model and images to maps: parity with the oracle, fields of an explanation, targets."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ _SEEN = {}
 
 
 def observed(name, network="linearised"):
-    """What the oracle sees in the family's float64 model."""
+    """Return what the oracle observes in the family's float64 model."""
     if (name, network) not in _SEEN:
         images = models.FAMILIES[name].images(dtype=torch.float64)
         model = models.built(name, torch.float64)
@@ -47,7 +47,7 @@ def check_parity(name, method, fusion, discard, start_layer):
         assert found.maps.dtype == found.logits.dtype == dtype
         assert tuple(found.maps.shape) == (2, *family.grid)
         assert torch.allclose(found.logits.double(), observed(name).logits, atol=1e-4)
-        # A map is a share of a whole of 1, so float32 leaves an absolute error of 1e-7 as well.
+        # The values of a map are shares of 1, so float32 leaves an absolute error of 1e-7 as well.
         absolute = 2e-7 if dtype == torch.float32 else 0
         error = (found.maps.double().flatten(1) - wanted).abs().amax(1)
         assert (error <= tolerance * wanted.amax(1) + absolute).all()
@@ -87,7 +87,7 @@ def test_the_gradient_of_the_papers(name):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("name", "tile"), [("deit", "all"), ("siglip", "all"), ("deit", "some rows")])
 def test_every_option_equals_the_oracle(monkeypatch, name, method, fusion, discard, start_layer, tile):
-    if tile == "some rows":  # as for large images, whose A is computed anew
+    if tile == "some rows":  # as for large images, whose A is recomputed
         monkeypatch.setattr(tiles, "_room", lambda device: 3 * 17 * 5)
         monkeypatch.setattr(tiles, "_FEWEST_ROWS", 5)
         monkeypatch.setattr(kernels, "SMALL", 0)
@@ -156,7 +156,7 @@ class TestExplanation:
 
 
 class Around(nn.Module):
-    """Calls the model in a way of its own."""
+    """A wrapper that calls the model in its own way."""
 
     def __init__(self, call):
         super().__init__()
@@ -313,7 +313,7 @@ class TestTargets:
 
 
 class Ended(nn.Module):
-    """A model with something behind its logits."""
+    """A model with a function after its logits."""
 
     def __init__(self, model, last):
         super().__init__()
@@ -335,7 +335,7 @@ class Ended(nn.Module):
     ],
 )
 def test_a_model_that_ends_in_probabilities_is_explained_at_its_logits(classes, last, method):
-    """So the predicted class is that above one half, and the map has its sign."""
+    """Thus the predicted class is the one above one half, and the map has its sign."""
     model = timm.create_model("test_vit", img_size=32, patch_size=8, num_classes=classes).double().eval()
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     expected, found = vitx.explain(model, images, method), vitx.explain(Ended(model, last), images, method)

@@ -1,4 +1,4 @@
-"""What cannot be explained is refused in one sentence: models, images, options."""
+"""Models, images and options that cannot be explained are refused in one sentence."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ IMAGES = models.FAMILIES["deit"].images()
 
 
 def patch_dropping():
-    """Drops half of the patches in eval mode too."""
+    """Return a model that drops half of the patches, even in eval mode."""
 
     class Half(nn.Module):
         def forward(self, tokens):
@@ -149,7 +149,7 @@ class TestRefusals:
 
 
 class Own(Question):
-    """A question of one's own."""
+    """A user-defined question."""
 
     def __init__(self, answers, cells=None):
         self.answers, self.cells = answers, cells
@@ -181,5 +181,5 @@ def test_a_loader_with_images_of_several_sizes_is_refused_at_the_first_other_one
     sizes = iter([32, 32, 48])
     loader = DataLoader(range(9), 1, collate_fn=lambda _: torch.randn(1, 3, *[next(sizes)] * 2))
     said = r"images in batch 3 of the DataLoader are \(3, 48, 48\), but before \(3, 32, 32\)"
-    with pytest.raises(VitxError, match=said):  # and not StopIteration: no more is read
+    with pytest.raises(VitxError, match=said):  # not StopIteration: nothing more is read
         explain(models.built("deit"), loader)

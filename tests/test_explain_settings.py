@@ -1,4 +1,4 @@
-"""The same maps whatever a model runs under: modes of autograd, precision, wrappers, compilation."""
+"""Maps do not depend on how a model runs: modes of autograd, precision, wrappers, compilation."""
 
 import warnings
 
@@ -104,7 +104,7 @@ class TestSettings:
             list(model.children())[-1].requires_grad_(True)
         images = models.FAMILIES[name].images()
         found = explain(model, images, method, target=2)
-        # Without gradients PyTorch may take another kernel, which rounds differently.
+        # Without gradients, PyTorch may choose another kernel, which rounds differently.
         assert same(found, explain(models.built(name), images, method, target=2), 1e-5)
 
     @pytest.mark.parametrize("frozen", [False, True])
@@ -114,7 +114,7 @@ class TestSettings:
         assert same(explain(model, IMAGES, method, target=2), reference(method), 1e-5)
 
     def test_partly_frozen_activation_checkpointing(self, method):
-        """The first blocks need no gradient, the others do."""
+        """The first blocks need no gradient; the others do."""
         model = models.checkpointed(models.deit())
         model.requires_grad_(False)
         model.blocks[2].requires_grad_(True)
@@ -139,7 +139,7 @@ class TestSettings:
     @pytest.mark.parametrize("wrap", ["attribute", "sequential", "data parallel"])
     def test_wrapped(self, method, wrap):
         class Task(nn.Module):
-            """As a LightningModule is written."""
+            """A wrapper that is written like a LightningModule."""
 
             def __init__(self):
                 super().__init__()

@@ -1,4 +1,4 @@
-"""Explanations are drawn, saved, loaded and cut."""
+"""Explanations are drawn, saved, loaded and sliced."""
 
 from dataclasses import replace
 from io import BytesIO
@@ -11,7 +11,7 @@ from PIL import Image
 from tests import models
 from vitx import Explanation, VitxError, explain, load
 
-# Of values that the model's normalisation makes of pixels.
+# In the range of the model's normalized pixels.
 IMAGES = models.FAMILIES["deit"].images(3).sigmoid() * 3.5 - 1.75
 
 

@@ -1,4 +1,4 @@
-"""Faithfulness is deletion and insertion, each against random patches of the same images."""
+"""Faithfulness is deletion and insertion, each compared with random patches of the same images."""
 
 import pytest
 import torch
@@ -13,14 +13,14 @@ from vitx.runs.saved import read_run
 
 
 class Needs(nn.Module):
-    """Sees the patch in the first corner alone."""
+    """A model that sees only the patch in the first corner."""
 
     def forward(self, images):
         return torch.stack([5 * images[:, :, :4, :4].mean((1, 2, 3)), images.new_zeros(len(images))], 1)
 
 
 def by_hand(model, images, maps, **options):
-    """Deletion of a quarter, and insertion of a quarter alone, each less that of random patches."""
+    """Return deletion of a quarter, and insertion of only a quarter, each relative to random patches."""
     chance = -random_order(maps).float()
 
     def deletion(maps, gone):
@@ -81,7 +81,7 @@ def test_the_random_order_of_an_image_is_its_own_and_the_same_in_any_part():
 
 
 def test_the_callback_logs_what_the_metrics_say(tmp_path, monkeypatch):
-    monkeypatch.setattr("vitx.watch.explaining._BATCH", 3)  # in two parts
+    monkeypatch.setattr("vitx.watch.explaining._BATCH", 3)  # in two batches
     callback = RolloutCallback(num_images=(2, 8), faithfulness=5, methods=["rollout", "evidence"])
     trainer, module = fit(callback, default_root_dir=tmp_path)
     images = torch.stack([image for image, *_ in samples(8, seed=1)])[:5]
@@ -98,7 +98,7 @@ def test_the_callback_logs_what_the_metrics_say(tmp_path, monkeypatch):
 
 
 class Features(SmallClassifier):
-    """Puts out features."""
+    """A model that outputs features."""
 
     def forward(self, images):
         return self.vit(images)[:, None, None]

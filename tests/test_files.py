@@ -13,7 +13,7 @@ from vitx.files import encode
 def test_a_png_is_what_pillow_reads(size):
     generator = np.random.default_rng(0)
     picture = generator.integers(0, 256, (*size, 3), np.uint8)
-    picture[size[0] // 2 :] = 255  # flat parts, as run lengths
+    picture[size[0] // 2 :] = 255  # uniform parts, for run-length encoding
     with io.BytesIO() as file:
         encode(file, picture)
         found = Image.open(file)

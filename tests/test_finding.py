@@ -1,4 +1,4 @@
-"""Runs are found by their folders, and named in the words of who asked."""
+"""Runs are found by their folders, and named by the path that the user gave."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def test_what_stands_next_to_the_root_is_in_no_name(tmp_path, monkeypatch):
     places = [tmp_path / part / "logs" / "run" for part in "ab"]
     for place in places:
         write_run(place, steps=(0,))
-    monkeypatch.setattr(Path, "resolve", lambda path: Path("/", *path.parts[-4:]))  # as of two disks
+    monkeypatch.setattr(Path, "resolve", lambda path: Path("/", *path.parts[-4:]))  # as on two disks
     monkeypatch.setattr(
         "vitx.runs.finding.read_run", lambda folder: read_run(tmp_path / folder.relative_to("/"))
     )
@@ -65,7 +65,7 @@ def test_a_copied_folder_and_one_of_another_name_are_runs(tmp_path):
 
 
 def older(folder, step):
-    """What vitx 0.2 wrote."""
+    """Write maps as vitx 0.2 did."""
     folder.mkdir(parents=True)
     np.savez(folder / f"maps-{step:06d}.npz", **maps(step))
 

@@ -1,4 +1,4 @@
-"""A folder of one's own images: what is found in it, how it is prepared, what is wrong with it."""
+"""A folder of the user's own images: its contents, how they are prepared, and its errors."""
 
 import shutil
 from collections import Counter
@@ -21,7 +21,7 @@ SETTINGS = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3, "
 
 
 def prepared(root, settings=SETTINGS, **options):
-    """The data as a trainer would have set it up."""
+    """Set up the data as a trainer would."""
     data = ImageFolderData(str(root), workers=options.pop("workers", 0), **options)
     data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(data_config=settings))
     data.setup("fit")
@@ -77,7 +77,7 @@ class TestSplitFolder:
         write_classes(tmp_path / val, dog=1)
         data = prepared(tmp_path)
         assert names(data.validation) == ["dog/0.jpg"]
-        assert data.validation.files[0][1] == 1  # the class that `dog` is in training
+        assert data.validation.files[0][1] == 1  # the class of `dog` in training
         assert len(data.train) == 5
         assert len(data.predict_dataloader().dataset) == 1
         with pytest.raises(VitxError, match=r"no test/"):
@@ -163,7 +163,7 @@ def test_says_what_is_wrong_with_an_option(pets, options):
 
 class TestImage:
     def test_is_as_vitx_explain_reads_it(self, tmp_path):
-        image = Image.new("RGBA", (8, 12), (255, 0, 0, 0))  # see-through: white
+        image = Image.new("RGBA", (8, 12), (255, 0, 0, 0))  # transparent, read as white
         exif = image.getexif()
         exif[0x0112] = 6  # the camera was held on its side
         image.save(tmp_path / "image.png", exif=exif)

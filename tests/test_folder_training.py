@@ -1,4 +1,4 @@
-"""Training on a folder of one's own images, by the command line: what it writes and what it refuses."""
+"""Training on a folder of the user's own images from the command line: its output and its refusals."""
 
 import shutil
 import sys
@@ -30,7 +30,7 @@ TINY = {
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """Runs `python train_demo.py` with the config, small, in a folder of its own."""
+    """Return a function that runs `python train_demo.py` with a small config in a temporary folder."""
     monkeypatch.chdir(tmp_path)
 
     def run(root, *more, command="fit", **changes):
@@ -51,7 +51,7 @@ def command(monkeypatch, tmp_path):
 
 @pytest.fixture
 def refused(command, capsys):
-    """Runs the command line, which must end with one sentence; returns it."""
+    """Return a function that runs the command line, which must fail with one sentence, and returns that."""
 
     def run(*args, **changes):
         with pytest.raises(SystemExit) as caught:
@@ -155,7 +155,7 @@ def test_images_have_the_size_that_the_model_was_given():
 
 
 def test_real_weights_and_images(assets, command, tmp_path, capsys):
-    """One step of DeiT-Tiny on two of ImageNet's classes, as the config says but for the hub."""
+    """Train DeiT-Tiny for one step on two ImageNet classes, as the config says except for the hub."""
     with (assets / "imagenet-val" / "boxes.csv").open() as file:
         classes = {row["image"]: row["class_index"] for row in DictReader(file)}
     frequent = Counter(classes.values()).most_common(2)

@@ -1,4 +1,4 @@
-"""Relevance in models of other kinds, against full N x N matrices written down token by token, in float64."""
+"""Relevance in other kinds of models, compared with full N x N matrices built token by token, in float64."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from vitx import explain
 
 
 def seen_attentions(model, images):
-    """A of each attention, (B or windows, N, N), the mean of its heads."""
+    """Return a copy of the model, and A of each attention, (B or windows, N, N), averaged over its heads."""
     twin = oracle.visible_twin(model)
     with oracle._softmaxes() as found:
         twin(images)
@@ -20,15 +20,15 @@ def seen_attentions(model, images):
 
 
 def mixed(attention):
-    """rownorm(A + I), (B, N, N)."""
+    """Return rownorm(A + I), (B, N, N)."""
     whole = attention + torch.eye(attention.shape[-1], dtype=torch.float64)
     return whole / whole.sum(-1, keepdim=True)
 
 
 def check(model, images, matrices, readout, prefix=0, shared=None):
-    """Compares a rollout with readout^T times the matrices, last one first.
+    """Compare a rollout with readout^T times the matrices, last one first.
 
-    Where patches overlap, `shared` tells what each place of the picture gets if all patches have the same.
+    If patches overlap, `shared` is what each cell of the map gets when all patches have equal relevance.
     """
     maps = explain(model, images).maps
     for image, found in enumerate(maps):
@@ -54,7 +54,7 @@ def images_of(size):
 
 
 def test_windows_shifts_and_merges():
-    """Swin's own masks and shifts; each merge is the mean of four tokens."""
+    """Swin has its own masks and shifts; each merge is the mean of four tokens."""
     model, images = models.spread(models.swin()).double().eval(), images_of(32)
     twin, found = seen_attentions(model, images)
     side, matrices, rest = 16, [], iter(found)
@@ -79,13 +79,13 @@ def test_windows_shifts_and_merges():
 
 
 def test_pooling():
-    """PiT: between its stages, a convolution pools the patches, and the class token goes by."""
+    """Between the stages of PiT, a convolution pools the patches, and the class token bypasses it."""
     torch.manual_seed(0)
     model = timm.create_model("pit_ti_224", img_size=64, num_classes=models.CLASSES).double().eval()
     images = images_of(64)
     twin, found = seen_attentions(models.spread(model), images)
     side, rest = 7, iter(found)
-    patches = torch.zeros(1 + side**2, 1 + 8**2, dtype=torch.float64)  # overlap: 16 px wide, 8 px apart
+    patches = torch.zeros(1 + side**2, 1 + 8**2, dtype=torch.float64)  # overlapping: 16 px wide, 8 px apart
     patches[0, 0] = 1
     for r, c, down, right in itertools.product(range(side), range(side), range(2), range(2)):
         patches[1 + r * side + c, 1 + (r + down) * 8 + c + right] = 1 / 4
@@ -113,7 +113,7 @@ def test_pooling():
 
 @pytest.mark.parametrize("beside", ["MLP", "other attentions"])
 def test_attention_beside_something_else(beside):
-    """Beside an MLP, attention gets all; attentions side by side have even shares of one residual."""
+    """Next to an MLP, attention gets everything; parallel attentions get equal shares of one residual."""
     torch.manual_seed(0)
     if beside == "MLP":
         block = timm.models.vision_transformer.ParallelScalingBlock

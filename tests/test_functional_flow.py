@@ -1,4 +1,4 @@
-"""Attention flow, against other solvers of the maximum flow problem on graphs written down edge by edge."""
+"""Attention flow, compared with other solvers of maximum flow on graphs that are built edge by edge."""
 
 import itertools
 from fractions import Fraction
@@ -18,13 +18,13 @@ from vitx.functional import flow, tiles
 
 
 def mixed(layers, fusion="mean"):
-    """rownorm(W + I) of (H, N, N) layers, (N, N) each."""
+    """Return rownorm(W + I), (N, N), for each layer, (H, N, N)."""
     summed = [oracle.fuse(layer.double(), fusion) + torch.eye(layer.shape[-1]) for layer in layers]
     return [(matrix / matrix.sum(1, keepdim=True)).numpy() for matrix in summed]
 
 
 def edges_of(matrices, readout, sink):
-    """(tail, head, capacity) of the whole graph."""
+    """Return (tail, head, capacity) for each edge of the whole graph."""
     depth, tokens = len(matrices), range(len(readout))
     edges = [("source", (depth, i), readout[i]) for i in tokens]
     for level, matrix in enumerate(matrices):
@@ -41,7 +41,7 @@ def by_networkx(matrices, readout, sink, number=float):
 
 
 def by_smallest_cut(matrices, readout, sink):
-    """The largest flow is the smallest cut: tries every set of nodes on the source's side."""
+    """Return the smallest cut, which is the largest flow: try every set of nodes on the source's side."""
     edges = [edge for edge in edges_of(matrices, readout, sink) if edge[1] == "sink" or edge[1][0] != 0]
     inner = sorted({node for edge in edges for node in edge[:2]} - {"source", "sink"})
     sides = np.array(list(itertools.product([False, True], repeat=len(inner))))
@@ -72,16 +72,16 @@ READOUTS = ["token", "two", "average", "pooled", "large"]
 
 class TestByHand:
     def test_two_layers(self):
-        """With all attention on token 1 in the first layer and on token 2 in the last."""
+        """All attention is on token 1 in the first layer and on token 2 in the last."""
         first, last = torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3)
         first[..., 1] = 1
         last[..., 2] = 1
-        # The class token sends a half to itself and a half to token 2, who each pass on up to a half to
-        # token 1 and up to a half to themselves.
+        # The class token sends a half to itself and a half to token 2. Each of these passes on up to a half
+        # to token 1 and up to a half to itself.
         assert attention_flow([first, last]).tolist() == [[0.5, 1, 0.5]]
 
     def test_one_layer(self):
-        """Each token passes on what it is read for, or what the edge takes."""
+        """Each token passes on its readout weight, or as much as the edge can carry."""
         layer = torch.tensor([[0.5, 0.5], [0.0, 1.0]])[None, None]  # M: .75 .25 / 0 1
         found = attention_flow([layer], readout=torch.tensor([0.4, 0.6]))
         assert torch.allclose(found, torch.tensor([[0.4, 0.85]]))
@@ -116,7 +116,7 @@ class TestAgainstOtherSolvers:
 class TestPrecision:
     @pytest.mark.parametrize("units", [2**5, 2**12, 2**30])
     def test_half_a_unit_for_each_edge(self, units, monkeypatch):
-        """Against exact fractions. With coarse units the error shows, and stays within its bound."""
+        """Compare with exact fractions. With coarse units, the error shows, and stays within its bound."""
         monkeypatch.setattr(flow, "_UNITS", units)
         matrices, readout = mixed([layer[0] for layer in random_layers(3, 4)]), random_readouts(4)["pooled"]
         found = flow.largest_flows(matrices, readout.numpy(), range(4))
@@ -126,7 +126,7 @@ class TestPrecision:
         assert 0 < max(errors) <= Fraction(edges, 2 * units)
 
     def test_sums_beyond_int32(self):
-        """A read-out far above 1: what the tokens can pass on, 64 in all, is what counts."""
+        """If the readout is far above 1, the limit is what the tokens can pass on, 64 in all."""
         layer = torch.zeros(1, 1, 64, 64, dtype=torch.float64)
         layer[..., 0] = 1
         found = attention_flow([layer] * 2, readout=torch.full((64,), 1e6))
@@ -175,7 +175,7 @@ class TestFewerEdges:
         assert kept == [16, 20]
 
 
-# Read-outs of one token, of two, of all patches, and of what attention pooling says.
+# Readouts of one token, of two, of all patches, and from attention pooling.
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -283,7 +283,7 @@ class TestBadInput:
 
 
 def test_real_weights(assets, monkeypatch):
-    """At full size: the shortcut is exact, and most patches reach their bound."""
+    """At full size, the shortcut is exact, and most patches reach their bound."""
     model = timm.create_model("deit_tiny_patch16_224")
     model.load_state_dict(load_file(assets / "deit_tiny_patch16_224.safetensors"))
     picture = Image.open(sorted((assets / "imagenet-val").glob("*.JPEG"))[4]).convert("RGB")

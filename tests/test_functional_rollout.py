@@ -1,4 +1,4 @@
-"""The maths of the rollouts on plain tensors, against the oracle."""
+"""The math of the rollouts on plain tensors, compared with the oracle."""
 
 import math
 
@@ -19,7 +19,7 @@ def random_layers(dtype=torch.float64, layers=LAYERS):
 
 
 def expected(attentions, gradients, fusion, discard, readout):
-    """readout^T R, (B, N)."""
+    """Return readout^T R, (B, N)."""
     rows = []
     for image in range(B):
         matrices = []
@@ -73,11 +73,11 @@ class TestAgainstTheOracle:
 
 
 def test_two_layers_by_hand():
-    """With all attention on token 1 in the first layer and on token 2 in the last."""
+    """All attention is on token 1 in the first layer and on token 2 in the last."""
     first, last = torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3)
     first[..., 1] = 1
     last[..., 2] = 1
-    # The class token asks itself and token 2 (half each); each of them holds half of token 1 by then.
+    # The class token attends half to itself and half to token 2; by then, each holds half of token 1.
     assert attention_rollout([first, last]).tolist() == [[0.25, 0.5, 0.25]]
 
 

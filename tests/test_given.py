@@ -1,4 +1,4 @@
-"""Inputs beside the picture: a mapping that goes to forward whole, patches and their shapes."""
+"""Inputs other than the picture: a mapping that is passed to forward, patches and their shapes."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def word(logits):
 
 
 class WithAge(nn.Module):
-    """Takes something beside images."""
+    """A model that takes an input besides images."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ def naflex():
 
 
 def patches(*shapes):
-    """Two pictures of noise of some rows and columns, padded to 8 patches."""
+    """Return noisy pictures of the given (rows, columns) of patches, padded to 8 patches."""
     pixels = vision_language.pictures(len(shapes), 8, 3 * 8 * 8)
     seen = torch.stack([torch.arange(8) < rows * columns for rows, columns in shapes])
     return {
@@ -98,7 +98,7 @@ def test_a_model_of_text_and_images_asks_for_both():
 
 @pytest.mark.parametrize("method", ["rollout", "grad_rollout", "evidence"])
 def test_patches_of_pictures_of_several_sizes(naflex, method):
-    """Each has the map that it has alone, and nothing beyond it."""
+    """Each picture has the same map as alone, and nothing outside of it."""
     shapes, given = [(2, 3), (4, 2)], patches((2, 3), (4, 2))
     both = explain(naflex, inputs=given, method=method, target=lambda output: output[:, 3])
     assert both.maps.shape == (2, 4, 3)
@@ -124,7 +124,7 @@ def test_says_what_patches_need(naflex):
 
 @pytest.mark.parametrize("kind", ["Siglip2", "Qwen2VL"])
 def test_patches_lie_as_their_processor_cut_them(naflex, kind):
-    """Pictures that are put together are those that went into the processor, up to its scale."""
+    """Pictures reassembled from patches equal those that went into the processor, up to its normalization."""
     pictures = [Image.effect_noise(size, 80).convert("RGB") for size in [(24, 16), (16, 32)]]
     sizes = {"Siglip2": {"patch_size": 8, "max_num_patches": 8, "do_resize": False}}
     sizes["Qwen2VL"] = {"patch_size": 4, "min_pixels": 64, "max_pixels": 1024}
@@ -143,7 +143,7 @@ def test_patches_lie_as_their_processor_cut_them(naflex, kind):
 
 @pytest.mark.parametrize("name", vision_language.FAMILIES)
 def test_vision_language_models(name):
-    """Pictures, text and constants sum to the logit, and each picture of a prompt has a map."""
+    """Pictures, text and constants sum to the logit, and each picture in the prompt has a map."""
     _, one, two = vision_language.FAMILIES[name]
     model = vision_language.built(name)
     parts = 2 if name == "LLaVA-OneVision" else 1
@@ -168,7 +168,7 @@ def test_a_picture_that_comes_later_in_the_prompt_counts_nothing(name, method):
 
 
 def test_what_a_tower_projects_is_explained():
-    """Of CLIP's vision tower with a projection, not the tokens before it."""
+    """The projection of CLIP's vision tower is explained, not the tokens before it."""
     config = transformers.CLIPVisionConfig(**vision_language.SEEN, projection_dim=6)
     model = transformers.CLIPVisionModelWithProjection(config).eval()
     assert explain(model, IMAGES).logits.shape == (2, 6)

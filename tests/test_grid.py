@@ -21,7 +21,7 @@ def test_behind_a_stem_of_residuals_it_is_that_of_what_attends(name, method):
 
 @pytest.mark.parametrize(("patch", "size", "cell"), [(4, 30, 2), (16, 30, 2), (16, 40, 8), (16, 48, 16)])
 def test_a_picture_that_is_padded_is_not_moved(patch, size, cell):
-    """Tokens at its end show less of it, so the cells of the map are a part of a patch, and no brighter."""
+    """Tokens at the end cover less of it, so the cells of the map are part of a patch, and not brighter."""
     torch.manual_seed(0)
     name, options = "vit_tiny_patch16_224", {"dynamic_img_size": True, "dynamic_img_pad": True}
     model = timm.create_model(name, depth=2, patch_size=patch, num_classes=5, **options).eval()
@@ -37,7 +37,7 @@ def test_a_picture_that_is_padded_is_not_moved(patch, size, cell):
 
 @pytest.mark.parametrize("method", ["rollout", "attention"])
 def test_attention_that_is_the_same_everywhere_makes_an_even_map_of_patches_that_overlap(method):
-    """AST: patches of 16 at each 10 px, of a spectrogram whose last 8 bins no patch takes."""
+    """AST has patches of 16 px every 10 px, and no patch covers the last 8 bins of the spectrogram."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -45,7 +45,7 @@ def test_attention_that_is_the_same_everywhere_makes_an_even_map_of_patches_that
     model = transformers.ASTForAudioClassification(config).eval()
     for layer in model.modules():
         if isinstance(layer, torch.nn.Linear) and layer.out_features == layer.in_features:
-            torch.nn.init.zeros_(layer.weight)  # all queries and keys are alike, and so are their scores
+            torch.nn.init.zeros_(layer.weight)  # all queries and keys are equal, and so are their scores
     maps = explain(model, torch.randn(2, 96, 64), method).maps  # in cells of 2 px
     assert maps.shape == (2, 48, 32)
     torch.testing.assert_close(maps[:, :, :28], maps[:, :1, :1].expand(2, 48, 28), rtol=1e-4, atol=0)
@@ -54,7 +54,7 @@ def test_attention_that_is_the_same_everywhere_makes_an_even_map_of_patches_that
 
 @pytest.mark.parametrize("method", ["rollout", "grad_rollout", "evidence"])
 def test_channels_that_come_last(method):
-    """As some loaders have them; the model brings them to the front itself."""
+    """Some loaders put the channels last, and the model moves them to the front."""
 
     class Last(torch.nn.Module):
         def __init__(self, model):

@@ -1,4 +1,4 @@
-"""Two processes that train together by DDP on gloo."""
+"""Two processes that train together with DDP on gloo."""
 
 import os
 import warnings
@@ -19,7 +19,7 @@ from tests.test_no_trace import Setting, assert_same, train
 from vitx.callbacks import RolloutCallback
 from vitx.watch.host import Group
 
-SHARDS = not torch.__version__.startswith("2.6")  # whose fully_shard does not run on a CPU
+SHARDS = not torch.__version__.startswith("2.6")  # whose fully_shard does not run on CPUs
 WATCHED = {"num_images": 5, "on_error": "raise"}
 
 
@@ -39,7 +39,7 @@ def ddp(**options):
 
 
 def in_each_rank(folder: Path) -> None:
-    """All that needs two processes, in one start of them, as that takes long."""
+    """Run everything that needs two processes in one start, which takes long."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="RolloutCallback")
         leaves_no_trace(folder / "trace")
@@ -60,7 +60,7 @@ def leaves_no_trace(folder):
 
 
 def equals_one_process(folder):
-    # Without a validation, which would share BatchNorm's statistics among the ranks.
+    # Without validation, in which the ranks would share BatchNorm's statistics.
     settings = ddp(max_epochs=1, check_val_every_n_epoch=2, default_root_dir=folder / "two")
     trainer, module = fit(RolloutCallback(**WATCHED), **settings)
     scalars = {name: value.item() for name, value in trainer.callback_metrics.items() if "vitx/" in name}
@@ -77,7 +77,7 @@ def serves_more_ranks_than_images(folder):
 
 
 class Sharded(SmallClassifier):
-    """Each rank keeps a half of each block's weights."""
+    """A model of which each rank keeps half of the weights of each block."""
 
     def configure_model(self):
         if not isinstance(self.head, FSDPModule):
@@ -95,7 +95,7 @@ def explains_a_sharded_model(folder):
 
 
 def one_rank_fails(folder):
-    first = os.environ["RANK"] == "0"  # which speaks for all
+    first = os.environ["RANK"] == "0"  # this rank warns for all
     with pytest.warns(UserWarning, match="rank 1 has no picture") if first else warnings.catch_warnings():
         watched = RolloutCallback(target=FailsOnOneRank(), methods=["grad_rollout"])
         trainer, _ = fit(watched, default_root_dir=folder, **ddp())
@@ -116,7 +116,7 @@ def test_two_processes(tmp_path):
     assert run_folders.steps(tmp_path / "two") == [0, 1]
     fit(RolloutCallback(**WATCHED), default_root_dir=tmp_path / "one", max_epochs=1)
     one, two = (kept(tmp_path / kind) for kind in ("one", "two"))
-    for name in ("images-000000.npz", "firing-000000.npz"):  # when the weights are the same
+    for name in ("images-000000.npz", "firing-000000.npz"):  # before the weights differ
         assert (one / name).read_bytes() == (two / name).read_bytes()
     if SHARDS:
         one, sharded = (run_folders.firing(tmp_path / kind, 0) for kind in ("one", "sharded"))

@@ -1,4 +1,4 @@
-"""Nothing grows from firing to firing: no memory, no handles, no threads, no hooks."""
+"""Memory, handles, threads and hooks do not grow from firing to firing."""
 
 import gc
 import os
@@ -19,11 +19,11 @@ from tests.processes import run_together
 from vitx.callbacks import RolloutCallback
 
 EPOCHS, STEPS = 23, 10  # with a firing after each step
-WARM = 2  # epochs until all is there that is made once, be it by counting
-# In 200 firings: some cache of Python or pytest may fill, and a step above 255 takes two bytes.
+WARM = 2  # epochs until all objects that are made only once exist, including those of counting
+# In 200 firings, a cache of Python or pytest may fill, and a step above 255 takes two bytes.
 FEW = {"objects": 50, "bytes in the callback": 2}
-MAY_GROW = 2  # MB of memory in 200 firings; 0.2 is usual, with and without the callback
-LIGHTNINGS = {"log", "log_dict"}  # attributes of every callback, which lead to the module
+MAY_GROW = 2  # MB of memory in 200 firings; 0.2 is usual, with or without the callback
+LIGHTNINGS = {"log", "log_dict"}  # attributes of every callback that lead to the module
 PROC = Path("/proc/self")
 
 
@@ -36,7 +36,7 @@ def hooks(owner):
 
 
 def count(module, callback):
-    """Counts what could pile up; what was there before `gc.freeze`, here or in conftest.py, is left out."""
+    """Count what could pile up, except for objects from before `gc.freeze`, here or in conftest.py."""
     gc.collect()
     objects = gc.get_objects()
     tensors = [thing for thing in objects if issubclass(type(thing), torch.Tensor)]
@@ -61,7 +61,7 @@ def memory():
 
 
 class Watcher(pl.Callback):
-    """Counts in the middle of every epoch."""
+    """A callback that counts in the middle of every epoch."""
 
     def __init__(self, callback):
         self.callback = callback
@@ -86,7 +86,7 @@ FIRINGS = {
 @needs_proc
 @pytest.mark.parametrize("kind", FIRINGS)
 def test_nothing_grows_in_200_firings(kind, tmp_path):
-    """In a process of its own: what other tests left of the heap would say how much of it is taken."""
+    """Run in a process of its own: free memory left in the heap by other tests would affect the numbers."""
     run_together(1, fires_200_times, tmp_path, kind)
 
 

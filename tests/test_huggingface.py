@@ -1,4 +1,4 @@
-"""The callback in Hugging Face's Trainer, in whole trainings."""
+"""The callback for Hugging Face's Trainer, in whole trainings."""
 
 import warnings
 from functools import partial
@@ -39,7 +39,7 @@ PROCESSOR = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=MEAN,
 
 
 class Pictures(Dataset):
-    """PIL images of one colour, each of a class; the collator makes tensors of them."""
+    """PIL images of one color each, with classes; the collator turns them into tensors."""
 
     def __init__(self, count=16):
         shades = np.random.default_rng(count).integers(0, 255, (count, 3), np.uint8)
@@ -75,7 +75,7 @@ def model(**options):
 
 
 def trainer(folder, callbacks=(), data=None, **options):
-    """Trains for two epochs of four steps."""
+    """Return a Trainer of two epochs with four steps each."""
     defaults = {
         "num_train_epochs": 2,
         "per_device_train_batch_size": 4,
@@ -107,7 +107,7 @@ files = run_folders.steps
 
 
 class Outcome(TrainerCallback):
-    """Keeps the optimiser's state and the next random numbers, which the end of the training lets go."""
+    """A callback that keeps the optimizer's state and the next random numbers before they are released."""
 
     def on_train_end(self, args, state, control, model, optimizer, **_):
         self.found = {name: value.clone() for name, value in model.state_dict().items()}

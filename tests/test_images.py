@@ -29,7 +29,7 @@ from vitx.watch.images import Selection
 
 
 class Watch(pl.Callback):
-    """Chooses samples where the callback would."""
+    """A callback that chooses samples when RolloutCallback would."""
 
     def __init__(self, settings, model=None, before=None):
         self.settings, self.model, self.before = settings, model, before
@@ -41,7 +41,7 @@ class Watch(pl.Callback):
 
 
 class Lenient(SmallClassifier):
-    """Takes validation batches of every kind."""
+    """A classifier that accepts validation batches of every kind."""
 
     def validation_step(self, *_):
         pass
@@ -62,7 +62,7 @@ def chosen(validation=None, module=Lenient, model=None, before=None, num_measure
 
 
 class Numbered(Dataset):
-    """Images that show their own place."""
+    """Images that are filled with their own index."""
 
     classes = ("cat", "dog", "owl")
     label_name = "label"
@@ -130,7 +130,7 @@ def test_one_image_of_each_class():
 def test_places_chosen_before_a_resume_are_kept_where_they_fit():
     loader = DataLoader(Numbered())
     assert chosen(loader, before=(1, 2, 3, 19)).places == (1, 2, 3, 19)
-    for other in ((1, 2, 3, 20), (1, 2, 3)):  # the data set has shrunk, more images are asked for
+    for other in ((1, 2, 3, 20), (1, 2, 3)):  # the data set has shrunk, or more images are requested
         assert chosen(loader, before=other).places == (2, 7, 12, 17)
 
 
@@ -152,7 +152,7 @@ def test_no_such_loader():
 
 
 def test_a_loader_that_is_none_of_torchs():
-    """WebDataset's, for instance: anything that yields batches, more than once."""
+    """For example, one of WebDataset: anything that yields batches more than once."""
     batches = [[torch.full((2, 3, IMAGE, IMAGE), float(number))] for number in range(9)]
     found = chosen({"some": batches}, dataloader_idx="some", num_images=3)
     assert numbers(found) == [1, 3, 5, 7]
@@ -208,7 +208,7 @@ def test_images_are_prepared_as_the_module_prepares_its_batches():
 
 
 class Lazy(Numbered):
-    """Opens its file when the first image is read, as data sets in one large file do."""
+    """A data set that opens its file when the first image is read, as those with one large file do."""
 
     opened = None
 
@@ -256,7 +256,7 @@ def test_a_stream_gives_its_first_images(stream, expected):
 
 
 class Pipeline:
-    """A loader that is no DataLoader, and holds what it does to its images, as WebDataset's."""
+    """A loader that is not a DataLoader and holds the transforms of its images, like WebDataset's."""
 
     def __init__(self):
         self.pipeline = [DataLoader(Stream(), batch_size=2), transforms.Normalize(0.25, 0.5)]
@@ -325,7 +325,7 @@ def test_what_holds_no_images_is_refused(tmp_path):
 
 
 class Boxes(Sampler):
-    """Yields keys that are no numbers, as torchgeo's samplers do."""
+    """A sampler that yields keys other than numbers, like those of torchgeo."""
 
     def __iter__(self):
         return iter([(5, 6), (1, 2), (9, 10)])
@@ -337,7 +337,7 @@ class ByKey(Numbered):
 
 
 class Backwards(BatchSampler):
-    """A sampler of batches of one's own, which counts how often it was asked."""
+    """A user-defined batch sampler, which counts how often it is iterated over."""
 
     def __init__(self):
         self.asked = 0
@@ -355,7 +355,7 @@ def seeded(kind, *arguments, **options):
 
 
 class TestSamplers:
-    """What is watched is what the loader reads."""
+    """The images that are watched are those that the loader reads."""
 
     @pytest.mark.parametrize(
         ("sampler", "among"),
@@ -376,7 +376,7 @@ class TestSamplers:
         sampler = Backwards()
         found = chosen(DataLoader(Numbered(), batch_sampler=sampler))
         assert found.places == (1, 2, 3)
-        # Lightning asks once for the validation that fast_dev_run makes.
+        # Lightning iterates once, for the validation of fast_dev_run.
         assert sampler.asked == 1
 
     def test_keys_that_are_no_numbers(self):
@@ -391,7 +391,7 @@ class TestSamplers:
 
 
 class TestCombined:
-    """Several loaders in one of Lightning's."""
+    """Several loaders, combined by Lightning."""
 
     def loaders(self):
         return {"some": DataLoader(Numbered(4), 3), "more": DataLoader(Numbered(9), 2)}

@@ -1,4 +1,4 @@
-"""The model and the random number generators are as before, after success and after every kind of failure."""
+"""The model and the random number generators are restored, after success and after every kind of failure."""
 
 import copy
 
@@ -16,7 +16,7 @@ METHODS = ["rollout", "grad_rollout"]
 
 
 class Boom(Exception):
-    """Raised on purpose."""
+    """An error that is raised on purpose."""
 
 
 class Fragile(nn.Module):
@@ -42,7 +42,7 @@ class Fragile(nn.Module):
 
 
 def fragile():
-    """Half trained, half frozen in eval mode, with gradients accumulated."""
+    """Return a model that is half trained, half frozen in eval mode, with accumulated gradients."""
     model = Fragile().train()
     model.vit.patch_embed.requires_grad_(False).eval()
     model.vit.blocks[0].requires_grad_(False).eval()
@@ -62,7 +62,7 @@ def hooks(module):
 
 
 def state(model):
-    """All that must stay, by value and by identity."""
+    """Return everything that must not change, by value and by identity."""
     return {
         "flags": [module.training for module in model.modules()],
         "requires_grad": [p.requires_grad for p in model.parameters()],
@@ -139,7 +139,7 @@ class TestExplain:
         assert all(p.grad is None for p in model.parameters())
 
     def test_overridden_train_and_eval(self, method):
-        """A model that keeps its backbone in eval mode by itself, and counts."""
+        """The model keeps its backbone in eval mode by itself, and counts calls of `train`."""
 
         class Stubborn(nn.Module):
             def __init__(self):
@@ -184,7 +184,7 @@ class TestExplain:
         assert not torch.is_inference_mode_enabled()
 
     def test_the_next_training_step_is_the_same(self, method):
-        """To the last bit, with dropout, drop path and BatchNorm."""
+        """It is equal to the last bit, with dropout, drop path and BatchNorm."""
 
         def step(model):
             torch.manual_seed(5)
@@ -200,7 +200,7 @@ class TestExplain:
         assert all(map(torch.equal, step(explained), step(plain)))
 
     def test_in_the_middle_of_a_step(self, method):
-        """Between the forward and the backward pass of a loss."""
+        """The model is explained between the forward and the backward pass of a loss."""
         model, other = models.deit(), models.deit()
         loss, wanted = model(IMAGES).square().mean(), other(IMAGES).square().mean()
         explain(model, IMAGES, method)
@@ -226,7 +226,7 @@ def test_a_target_that_draws_random_numbers():
 
 
 def test_nothing_keeps_the_graph_alive():
-    """No tensor that autograd could free hangs on the result."""
+    """The result holds no tensor that keeps the graph of autograd alive."""
     found = explain(models.built("deit"), IMAGES, "grad_rollout")
     assert found.maps.grad_fn is None
     assert found.logits.grad_fn is None
@@ -271,7 +271,7 @@ class TestUntouched:
         assert model.absent is None
 
     def test_a_buffer_that_is_new(self):
-        """As a model that caches its position table in the first pass."""
+        """For example, a model may cache its position table in the first pass."""
         model = fragile()
         with untouched(model):
             model.register_buffer("cache", torch.ones(2))

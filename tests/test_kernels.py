@@ -1,4 +1,4 @@
-"""Fused attention on the tape: the same bits out of it, its A, and its gradients."""
+"""Fused attention on the tape: its output, the same to the bit, its A, and its gradients."""
 
 import weakref
 
@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 def operands(dtype=torch.float32, shape=SHAPE):
-    """As in a Vision Transformer: views of one tensor, tokens before heads."""
+    """Return views of one tensor, with tokens before heads, as in a Vision Transformer."""
     generator = torch.Generator().manual_seed(0)
     batch, heads, tokens, dim = shape
     joint = torch.randn(batch, tokens, 3, heads, dim, generator=generator, dtype=torch.float64).to(dtype)
@@ -35,9 +35,9 @@ def operands(dtype=torch.float32, shape=SHAPE):
 
 
 def recorded(query, key, value, *, network=None, head_fusion=None, **setting):
-    """Runs fused attention on the tape, of which queries, keys and values are all live.
+    """Run fused attention on the tape, with queries, keys and values that are all live.
 
-    A linear layer that changes nothing makes their heads channels of the same tokens.
+    An identity linear layer makes their heads channels of the same tokens.
     """
     tape = Tape(nn.Identity(), network=network, head_fusion=head_fusion)
     recorder = Recorder(tape)
@@ -58,7 +58,7 @@ def headed(part, weight):
 
 
 def put_out(tape):
-    """The value of what ran last."""
+    """Return the value that the last step computed."""
     return tape.steps[-1].outputs[0]
 
 
@@ -69,7 +69,7 @@ def attend(*inputs, gradients=False, **options):
 
 
 def reference(query, key, value, attn_mask=None, is_causal=False, scale=None):
-    """A and the output, in float64."""
+    """Return A and the output from plain operations, for float64 inputs."""
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
@@ -161,7 +161,7 @@ def test_in_the_linearised_network_a_is_a_constant(monkeypatch, name, tile):
 
 @pytest.mark.parametrize("name", ["plain", "scaled"])
 @pytest.mark.parametrize("fusion", ["mean", "max", "min"])
-@pytest.mark.parametrize("images", [2, 5])  # less and more than heads
+@pytest.mark.parametrize("images", [2, 5])  # fewer and more than heads
 @pytest.mark.parametrize("tile", [5 * 21, 2 * 21 * 21, 2**20])
 def test_the_fused_heads_of_a_small_attention_are_kept(monkeypatch, name, fusion, images, tile):
     monkeypatch.setattr(tiles, "_room", lambda device: tile)
@@ -204,7 +204,7 @@ def test_all_other_attention_is_computed_anew(monkeypatch, name, dtype, small):
 
 
 def test_heads_that_are_not_known_to_be_channels_are_not_fused():
-    """As where the model folds windows into the dimension of the heads."""
+    """For example, the model may fold windows into the dimension of the heads."""
     inputs = operands()
     tape = Tape(nn.Identity(), head_fusion="mean")
     recorder = Recorder(tape)
@@ -353,7 +353,7 @@ def test_derivatives_are_those_of_torch():
 
 @pytest.mark.parametrize("gradients", [True, False])
 def test_nothing_outlives_the_call(gradients):
-    """Neither a graph that was made to be read, nor a circle of values and steps."""
+    """No graph that was made for reading and no cycle of values and steps stays alive."""
     inputs = operands()
     with torch.set_grad_enabled(gradients):
         output, tape = recorded(*inputs, network="plain" if gradients else None)

@@ -1,4 +1,4 @@
-"""After a kill -9 and a resume, neither events nor files are doubled, missing or torn."""
+"""After a kill -9 and a resume, no events or files are duplicated, missing or torn."""
 
 import io
 import os
@@ -29,14 +29,14 @@ pytestmark = pytest.mark.slow
 LOGGERS = {"tensorboard": TensorBoardLogger, "csv": CSVLogger}
 STEPS = list(range(20))
 EPOCH_ENDS = STEPS[4::5]
-FIRINGS = sorted({0, *STEPS[1::2], *EPOCH_ENDS})  # before the first step, after every second, and every epoch
+FIRINGS = sorted({0, *STEPS[1::2], *EPOCH_ENDS})  # at the start, after every second step and every epoch
 LAST = 13  # the firing after which the run is killed, two steps after its last checkpoint
 PATIENCE = 120  # seconds
-WAITS = "waits"  # the file by which the run says that it waits
+WAITS = "waits"  # the file that a run creates when it waits
 
 
 class Slow(pl.Callback):
-    """Takes time, as event files are told apart by the second they start in; then waits to be killed."""
+    """A callback that takes time, since event files differ by their second, and then waits to be killed."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         time.sleep(0.1)
@@ -46,7 +46,7 @@ class Slow(pl.Callback):
 
 
 def train(folder, logger, *callbacks, checkpoint=None):
-    """Trains for four epochs of five steps; keeps checkpoints of all kinds."""
+    """Train for four epochs of five steps, with checkpoints of all kinds."""
     kinds = {
         "step": {"every_n_train_steps": 3, "save_last": True},
         "validation": {"monitor": "val/loss", "save_on_train_epoch_end": False},
@@ -78,7 +78,7 @@ def train_slowly(folder, logger):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """The folders of two runs, one with each logger, killed in the middle."""
+    """Return the folders of two runs, one with each logger, that were killed midway."""
     folders = {name: tmp_path_factory.mktemp(name) for name in LOGGERS}
     runs = {
         name: FORKED.Process(target=train_slowly, args=(folder, name)) for name, folder in folders.items()
@@ -103,7 +103,7 @@ def killed(tmp_path_factory):
 
 
 def tear(folder):
-    """Cuts off what was written last, as if the run had been killed in the middle of writing it."""
+    """Truncate what was written last, as if the run had been killed while writing it."""
     for path in (folder / "vitx").glob(f"*-{LAST:06d}.*"):
         os.truncate(path, path.stat().st_size - 7)
         path.rename(path.with_name(f".{path.name}.part"))
@@ -112,8 +112,8 @@ def tear(folder):
 
 
 def resume(folder, logger, checkpoint, torn, tmp_path):
-    """Goes on in a copy of a killed run; returns the folder of its logger."""
-    copytree(folder, tmp_path, dirs_exist_ok=True)  # where the logger is, there the run goes on
+    """Resume in a copy of a killed run, and return the folder of its logger."""
+    copytree(folder, tmp_path, dirs_exist_ok=True)  # the run resumes where its logger is
     if torn:
         tear(tmp_path / "run/version_0")
     train(tmp_path, logger, checkpoint=tmp_path / f"{checkpoint}.ckpt")
@@ -121,7 +121,7 @@ def resume(folder, logger, checkpoint, torn, tmp_path):
 
 
 def steps_of_files(folder):
-    """Reads all that was kept, all of which must be whole, and returns the steps of the maps."""
+    """Read everything that was saved, which must be complete, and return the steps of the maps."""
     run = read_run(folder)
     assert run.maps.pixels.shape == (1, IMAGE, IMAGE, 3)
     assert all(np.isfinite(maps).all() for maps in run.maps.maps.values())
@@ -130,7 +130,7 @@ def steps_of_files(folder):
 
 
 def doubled(folder):
-    """Returns the tags that have a step twice in the files themselves."""
+    """Return the tags that have a step twice in the event files themselves."""
     counts = Counter(
         (value.tag, event.step)
         for path in folder.glob("events*")
@@ -153,7 +153,7 @@ def test_tensorboard_shows_each_step_once_and_in_order(checkpoint, torn, killed,
     assert {"train/loss", "vitx/maps", "vitx/rollout/entropy"} <= doubled(folder)
     assert steps["train/loss"] == STEPS
     assert steps["val/loss"] == EPOCH_ENDS
-    assert len(of_vitx) == 9  # of one image
+    assert len(of_vitx) == 9  # for one image
     for tag, found in of_vitx.items():
         assert found == (FIRINGS[1:] if tag.endswith("drift") else FIRINGS), tag
     assert [picture.step for picture in pictures] == FIRINGS

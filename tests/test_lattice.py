@@ -1,4 +1,4 @@
-"""Where tokens lie: found from what the pass did, however the model arranges them."""
+"""The places of tokens, found from the forward pass, however the model arranges them."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ ROWS = torch.arange(16).view(4, 4)
 
 
 class Little(nn.Module):
-    """Sixteen patches, some arrangement of them, and one attention in a residual."""
+    """A model of sixteen patches, some arrangement of them, and one attention in a residual."""
 
     def __init__(self, arrange, keys=lambda tokens: tokens):
         super().__init__()
@@ -40,7 +40,7 @@ def pooled(tokens):
 
 
 TURNED = ROWS.roll(1, 0).unfold(0, 2, 2).unfold(1, 2, 2).reshape(4, 4)
-SOME = [0, 3, 1, 9, 11]  # none of the last row
+SOME = [0, 3, 1, 9, 11]  # none from the last row
 CASES = {
     "rows": (Little(lambda self, grid: flat(grid)), ROWS.view(1, 16)),
     "columns": (Little(lambda self, grid: flat(grid.mT)), ROWS.mT.reshape(1, 16)),
@@ -88,7 +88,7 @@ MERGED = {
 
 @pytest.mark.parametrize("name", MERGED)
 def test_tokens_without_a_grid(name):
-    """Each is a mean of several patches."""
+    """Each token is a mean of several patches."""
     parts = MERGED[name]
     model = Little(lambda self, grid: torch.stack([flat(grid)[:, part].mean(1) for part in parts], 1))
     ((queries, keys),) = found(model)

@@ -1,4 +1,4 @@
-"""The linearised network: the same values, and the parts of the score sum to it."""
+"""The linearized network has the same values, and the parts of the score sum to it."""
 
 import pytest
 import timm
@@ -82,7 +82,7 @@ def test_image_and_constants_add_up_to_the_score(name):
     ("function", "slope"), [(F.gelu, 0.5), (F.silu, 0.5), (F.hardswish, 0.5), (torch.tanh, 1), (torch.sin, 1)]
 )
 def test_a_gate_at_0_is_the_slope_there(function, slope):
-    """Where a number is 0, what a function makes of it cannot be divided by it."""
+    """If an input is 0, the output of the function cannot be divided by it."""
     kept = []
     explain(vit(read=lambda tokens: (kept.append(tokens.detach().clone()), tokens[:, 0])[1]), IMAGES)
     found, wanted = (
@@ -129,7 +129,7 @@ def test_every_kind_is_complete(kind):
 
 @pytest.mark.parametrize("name", ["deit", "deit3", "siglip", "average pooling", "eva02", "beit", "hybrid"])
 def test_the_network_written_out_is_complete(name):
-    """The oracle's own network: the parameters that are added, and the image, sum to the score."""
+    """The image and the parameters that are added sum to the score in the oracle's own network."""
     model = oracle.visible_twin(models.built(name, torch.float64))
     images = models.FAMILIES[name].images(dtype=torch.float64).requires_grad_()
     with torch.enable_grad(), oracle._softmaxes(constant=True), oracle.Linearised():

@@ -1,4 +1,4 @@
-"""What several batches hold, joined."""
+"""The contents of several batches, joined."""
 
 from dataclasses import replace
 

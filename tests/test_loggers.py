@@ -1,4 +1,4 @@
-"""Every logger with the real library behind it, in whole runs, and what happens where one fails."""
+"""Every logger with its real library, in whole runs, and what happens when a logger fails."""
 
 import csv
 import errno
@@ -30,12 +30,12 @@ from vitx.watch.loggers import drop_from, facts_of, settings_of, show_picture, w
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
 MAPS = {"rollout": np.random.default_rng(0).random((4, 14, 14), np.float32)}
-FIRINGS = [0, 3, 7]  # the steps of `fit`: before the first, and after both epochs
+FIRINGS = [0, 3, 7]  # the steps of `fit`: before the first step, and after both epochs
 TWIN = "pytorch_lightning, the package under its old name, is not installed"
 
 
 class Bare(Logger):
-    """Holds numbers, and knows no more than a logger must."""
+    """A logger of numbers that implements only what a logger must."""
 
     name, version = "bare", 0
 
@@ -54,7 +54,7 @@ class Bare(Logger):
 
 
 class Own(Bare):
-    """Holds pictures, too."""
+    """A logger that holds pictures, too."""
 
     def __init__(self):
         super().__init__()
@@ -66,7 +66,7 @@ class Own(Bare):
 
 
 class Failing(Own):
-    """Takes nothing that the callback gives."""
+    """A logger that fails for everything that the callback gives it."""
 
     def log_metrics(self, metrics, step=None):
         if "vitx/rollout/entropy" in metrics:
@@ -78,7 +78,7 @@ class Failing(Own):
 
 @pytest.fixture(autouse=True)
 def _at_home(tmp_path, monkeypatch):
-    """Loggers write where they stand, set environment variables and call home."""
+    """Isolate loggers: they write to the working directory, set environment variables and call home."""
     monkeypatch.chdir(tmp_path)
     quiet = {"WANDB_ERROR_REPORTING": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     homes = {f"WANDB_{kind}_DIR": str(tmp_path / "home") for kind in ("CONFIG", "CACHE", "DATA")}
@@ -88,7 +88,7 @@ def _at_home(tmp_path, monkeypatch):
 
 @pytest.fixture(params=["lightning.pytorch", "pytorch_lightning"])
 def loggers(request):
-    """The loggers of either package, whose classes are not each other's."""
+    """Return the loggers of each package, whose classes are unrelated."""
     return pytest.importorskip(f"{request.param}.loggers", reason=TWIN)
 
 
@@ -100,7 +100,7 @@ def wandb():
 
 
 def end(wandb):
-    """Waits for its process, which may write on after `finish`."""
+    """End a run and wait for wandb's process, which may still write after `finish`."""
     wandb.finish()
     wandb.teardown()
 
@@ -110,7 +110,7 @@ def callback(**options):
 
 
 def train(library, module, *callbacks, ckpt_path=None, **options):
-    """Trains as `fit` does, in either package, and goes on from a checkpoint."""
+    """Train as `fit` does, with either package, and optionally from a checkpoint."""
     trainer = library.Trainer(
         max_epochs=2,
         accelerator="cpu",
@@ -150,7 +150,7 @@ def save_picture(path, picture):
 
 @contextmanager
 def said():
-    """Gathers what the callback warns of."""
+    """Collect the warnings of the callback."""
     sentences = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -159,7 +159,7 @@ def said():
 
 
 def test_a_picture_comes_out_of_tensorboard_as_it_went_in(tmp_path):
-    """Up to what JPEG rounds, which an eye does not see."""
+    """The picture is the same except for JPEG's rounding, which is invisible."""
     logger, places = TensorBoardLogger(tmp_path), np.mgrid[:120, :80]
     picture = np.stack([2 * places[0], 3 * places[1], places.sum(0)], -1).astype(np.uint8)
     assert show_picture(logger, "vitx/maps", picture, 7)
@@ -177,7 +177,7 @@ def test_tensorboard_drops_what_an_ended_run_wrote_at_later_steps(tmp_path):
         logger.finalize("success")
 
     write(TensorBoardLogger(tmp_path, version=0), range(10), value=1)
-    time.sleep(1)  # the seconds in their names are the order of the files
+    time.sleep(1)  # files are ordered by the seconds in their names
     again = TensorBoardLogger(tmp_path, version=0)
     drop_from(again, 5)
     write(again, range(5, 8), value=2)
@@ -216,13 +216,13 @@ def test_tensorboard_and_csv_hold_what_they_can(loggers, tmp_path):
 
 
 def history(run):
-    """The rows of an offline run of Weights & Biases, whose file is a log as LevelDB's."""
+    """Return the rows of an offline run of Weights & Biases, whose file is a log in LevelDB's format."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = run.glob("*.wandb")
     data, at, record, rows = path.read_bytes(), 7, b"", []
     while at < len(data):
-        if (room := -at % 2**15) < 7:  # in a block of 32 KiB, too little for a header: padding
+        if (room := -at % 2**15) < 7:  # what is left of a block of 32 KiB is too small for a header: padding
             at += room
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
         record += data[at + 7 : at + 7 + length]
@@ -409,7 +409,7 @@ def test_a_sink_that_fails_stops_the_training_where_told(spoil, tmp_path, monkey
 
 @contextmanager
 def full_disk(room):
-    """Lets no file grow beyond some bytes."""
+    """Limit the size of files to some bytes."""
     resource = pytest.importorskip("resource", reason="this system has no limit on the size of files")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))

@@ -1,4 +1,4 @@
-"""What a plain loop gives the model, beside what its loader holds."""
+"""What a plain loop passes to the model, compared with what its loader holds."""
 
 import copy
 
