@@ -1,4 +1,4 @@
-"""Settings as a run keeps them: no secret is in them, and no path of the machine."""
+"""Settings as a run stores them: secrets are masked, and paths are relative to the run."""
 
 import json
 from argparse import Namespace

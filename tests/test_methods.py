@@ -1,4 +1,4 @@
-"""The methods by name: each against its oracle, and how one is added."""
+"""Every method against its oracle, and the registration of new methods."""
 
 import re
 from dataclasses import replace
@@ -23,12 +23,12 @@ IMAGES = models.FAMILIES["deit"].images()
 
 
 METHODS = ["rollout", "grad_rollout", "gae", "evidence", "attention", "legrad", "flow"]
-# Those whose parts say how to score a layer by itself; the others are refused.
+# Families whose layers can be scored one by one; legrad refuses the others.
 LAYERED = [name for name in models.FAMILIES if not name.startswith(("hf", "torchvision", "open_clip"))]
 
 
 def check(name, method, wanted, **options):
-    """Compares a method with its oracle in float64, and in float32."""
+    """Compare the maps of a method with those of its oracle, in float64 and in float32."""
     family = models.FAMILIES[name]
     for dtype, tolerance in ((torch.float64, 1e-9 if family.exact else 1e-6), (torch.float32, 1e-4)):
         images = family.images(dtype=dtype)
@@ -87,9 +87,9 @@ def test_evidence_equals_its_oracle(name):
 
 
 class OverChannels(torch.nn.Module):
-    """A residual around attention over channels, as in XCiT, then one around attention between tokens.
+    """A residual around attention over channels, as in XCiT, and one around attention between tokens.
 
-    All but the weights A, whose gradient ends there, is linear.
+    Everything is linear except the attention weights, which are detached.
     """
 
     def __init__(self):
@@ -114,7 +114,7 @@ class TestEvidence:
     def test_gradient_checkpointing_changes_nothing(self, fused):
         model = models.deit() if fused else models.without_fused_attention()
         plain = explain(model, IMAGES, "evidence").maps
-        models.checkpointed(model).train()  # timm runs checkpoints in training mode alone
+        models.checkpointed(model).train()  # timm uses checkpointing only in training mode
         assert torch.allclose(explain(model, IMAGES, "evidence").maps, plain, rtol=1e-4)
 
     @pytest.mark.parametrize("others", [["rollout"], ["grad_rollout"], ["rollout", "gae", "legrad"]])
@@ -247,7 +247,7 @@ class TestLegrad:
 
 @pytest.fixture
 def last_attention():
-    """Registers the attention of the last layer as a method, for one test."""
+    """Register the attention of the last layer as a method for one test."""
 
     @register("last_attention")
     def last_attention(back, *, head_fusion="mean"):

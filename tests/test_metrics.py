@@ -34,7 +34,7 @@ def test_pointing_game_takes_the_brightest_point():
 
 
 def test_pointing_game_takes_the_middle_of_a_patch():
-    """A mark in the corner that leaves a margin: the corner's own pixel is not on it."""
+    """The mask lies in the corner, but leaves a margin: it does not contain the corner pixel."""
     maps, masks = torch.zeros(1, 8, 8), torch.zeros(1, 64, 64, dtype=torch.bool)
     maps[0, 0, 0] = 1
     masks[0, 1:15, 1:15] = True
@@ -70,7 +70,7 @@ def test_mean_iou_of_hand_worked_maps():
 
 @pytest.fixture
 def drawn():
-    """Maps of 8 x 8 and masks of the same size, so that nothing is scaled."""
+    """Return maps of 8 x 8 and masks of the same size, so that nothing is resized."""
     generator = torch.Generator().manual_seed(0)
     maps = torch.rand(20, 8, 8, generator=generator)
     return maps, torch.rand(20, 8, 8, generator=generator) < 0.3
@@ -107,7 +107,7 @@ def test_localisation_equals_quantus(drawn):
 
 
 def test_entropy_equals_quantus(drawn):
-    """Its complexity is the entropy in nats."""
+    """The complexity of Quantus is the entropy in nats."""
     quantus = pytest.importorskip("quantus", reason="quantus is not installed")
     maps = drawn[0]
     wanted = quantus.Complexity(abs=False, normalise=False, disable_warnings=True, display_progressbar=False)(
@@ -178,7 +178,7 @@ class TestRankCorrelation:
 
 
 class TestMasks:
-    """Every kind of mask that says the same gives the same."""
+    """Masks of any dtype give the same results; wrong shapes and NaN are refused."""
 
     @pytest.mark.parametrize("kind", [torch.uint8, torch.int64, torch.float32])
     @pytest.mark.parametrize("name", ["pointing_game", "energy_inside", "mean_iou"])

@@ -20,7 +20,7 @@ def listener():
 
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
-    """Makes a port of this machine the hub, of which nothing is kept."""
+    """Return a function that makes a local port the hub, with an empty cache."""
 
     def become(port):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -31,7 +31,7 @@ def asked(monkeypatch, tmp_path):
 
 
 def test_a_hub_that_answers_is_used(asked):
-    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # says that it knows no HEAD
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # answers HEAD with an error
     threading.Thread(target=server.serve_forever, daemon=True).start()
     asked(server.server_port)
     with network.hub() as answers:
@@ -60,7 +60,7 @@ def test_a_slow_hub_is_waited_for_as_long_as_its_client_would(asked, monkeypatch
 
 def test_a_silent_hub_is_given_up(asked, listener, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
-    asked(listener.getsockname()[1])  # takes the connection, and says nothing
+    asked(listener.getsockname()[1])  # accepts the connection, but never answers
     with network.hub() as answers:
         assert not answers
         assert constants.HF_HUB_OFFLINE
@@ -74,4 +74,4 @@ def test_a_hub_that_refuses_is_said_at_once(asked, listener):
     begun = time.monotonic()
     with pytest.raises(VitxError, match="could not be fetched from the hub: check the connection"):
         create_model("deit_tiny_patch16_224", True, None, {"depth": 1})
-    assert time.monotonic() - begun < 5  # its client alone takes a minute
+    assert time.monotonic() - begun < 5  # the hub's client by itself takes a minute

@@ -1,4 +1,4 @@
-"""The training is the same, bit for bit, with and without the callback, in every setting people train in."""
+"""Training is the same with and without the callback, bit for bit, in all common settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ IMAGES = torch.randn(3, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed
 
 
 class Losses(Logger):
-    """Keeps what `self.log` logged of the training loss, by step."""
+    """A logger that stores the training losses of `self.log` by step."""
 
     name = version = "losses"
 
@@ -39,7 +39,7 @@ class Losses(Logger):
 
 
 class FrozenBlock(SmallClassifier):
-    """Keeps its first block in eval mode, as people do who fine-tune the upper layers."""
+    """A module whose first block stays in eval mode, as when only the upper layers are fine-tuned."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +70,7 @@ class CompiledBackbone(SmallClassifier):
 
 
 class Manual(SmallClassifier):
-    """Steps by itself, with one optimiser for the backbone and one for the head."""
+    """A module with manual optimization: one optimizer for the backbone and one for the head."""
 
     def __init__(self):
         super().__init__()
@@ -97,12 +97,12 @@ class LogsInForward(SmallClassifier):
 def compiled() -> pl.LightningModule:
     if torch.__version__.startswith("2.6"):
         pytest.skip("torch 2.6 fails to compile this module, with the callback and without")
-    # Without inductor, which needs a C++ compiler and minutes.
+    # inductor would need a C++ compiler and take minutes.
     return torch.compile(SmallClassifier(), backend="aot_eager")
 
 
 class Failing:
-    """A target that fails after the forward pass, at every other firing."""
+    """A target function that fails after the forward pass, in every other firing."""
 
     def __init__(self):
         self.calls = 0
@@ -116,7 +116,7 @@ class Failing:
 
 @dataclass
 class Setting:
-    """One row: how the trainer, the callback and the module are set."""
+    """One test case: settings of the trainer, the callback, the module and the loaders."""
 
     trainer: dict[str, Any] = field(default_factory=dict)
     callback: dict[str, Any] = field(default_factory=dict)
@@ -165,7 +165,7 @@ SETTINGS = {
 
 
 def train(setting: Setting, folder: Path, *callbacks: pl.Callback) -> dict[str, torch.Tensor]:
-    """Trains for two epochs of four steps; returns all that must be the same."""
+    """Train for two epochs of four steps, and return everything that must be the same."""
     pl.seed_everything(1)
     losses = Losses()
     trainer = pl.Trainer(
@@ -193,7 +193,7 @@ def train(setting: Setting, folder: Path, *callbacks: pl.Callback) -> dict[str, 
 
 
 def outcome(trainer: pl.Trainer, losses: Losses) -> dict[str, torch.Tensor]:
-    """Names every tensor that the training left behind."""
+    """Return every tensor that the training left behind, by name."""
     found = {f"weight {name}": value for name, value in trainer.lightning_module.state_dict().items()}
     for number, optimizer in enumerate(trainer.optimizers):
         for index, state in optimizer.state_dict()["state"].items():
@@ -243,7 +243,7 @@ def test_the_comparison_would_notice(trace, tmp_path):
 
 
 class Resumable(DataLoader):
-    """A loader that goes on in the middle of an epoch, as torchdata's StatefulDataLoader does."""
+    """A loader that resumes in the middle of an epoch, as torchdata's StatefulDataLoader does."""
 
     start = given = 0
 
@@ -262,7 +262,7 @@ class Resumable(DataLoader):
 
 
 class Interrupted(pl.Callback):
-    """Saves a checkpoint, with the generator's state, in the middle of the second epoch."""
+    """A callback that saves a checkpoint and the random state in the second epoch, or restores that state."""
 
     def __init__(self, path: Path, generator: torch.Tensor | None = None):
         self.path, self.generator = path, generator
@@ -310,7 +310,7 @@ def test_a_run_resumed_in_mid_epoch_equals_the_uninterrupted_one(every, tmp_path
     assert_same(whole, resumed)
     assert seen["scalars"] == seen_again["scalars"]
     first, again = ({path.name: path.read_bytes() for path in run.parent.iterdir()} for run in runs)
-    for name in ("run.json", "numbers.csv"):  # which name the run, and what Lightning forgets as it resumes
+    for name in ("run.json", "numbers.csv"):  # the run's name, and numbers that Lightning loses on resuming
         del first[name], again[name]
     assert first == again
     numbers, same = (read_run(run.parent).numbers for run in runs)

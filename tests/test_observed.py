@@ -1,4 +1,4 @@
-"""What the callback makes of a training's own step: whole runs of Lightning."""
+"""Whole Lightning runs, from whose steps the callback finds out how a batch is used."""
 
 import lightning.pytorch as pl
 import pytest
@@ -20,7 +20,7 @@ AGES = torch.tensor([51.0, 62, 43, 74, 35, 86, 27, 68])
 
 
 class Ages(SmallClassifier):
-    """`forward` takes an age, too; the step scales it, and normalises the images."""
+    """A module whose `forward` also takes an age; its step scales the age and normalizes the images."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +42,7 @@ class Ages(SmallClassifier):
 
 
 class Pairs(Ages):
-    """Compares two images, which no name tells apart from masks or others."""
+    """A module that compares two images, which their names do not tell from masks or other tensors."""
 
     def forward(self, one, other):
         return SmallClassifier.forward(self, one) - 0.5 * SmallClassifier.forward(self, other)
@@ -60,7 +60,7 @@ class PairsOf(Dataset):
 
 
 class Probable(Ages):
-    """`forward` ends in a sigmoid: one of the labels may be unknown."""
+    """A module whose `forward` ends in a sigmoid, and whose loss skips unknown labels."""
 
     def forward(self, images):
         return SmallClassifier.forward(self, images).sigmoid()
@@ -71,14 +71,14 @@ class Probable(Ages):
 
 
 class Graded(Ages):
-    """Few grades, and yet numbers."""
+    """A regression of few grades, which look like classes."""
 
     def loss(self, batch):
         return F.mse_loss(self(batch[0], batch[1] / 100)[:, 0], batch[2].float())
 
 
 class Batched(Ages):
-    """`forward` takes the batch."""
+    """A module whose `forward` takes the whole batch."""
 
     def forward(self, batch):
         return SmallClassifier.forward(self, batch[0])
@@ -88,14 +88,14 @@ class Batched(Ages):
 
 
 class Nowhere(Batched):
-    """Compares nothing."""
+    """A module whose validation step compares its output with nothing."""
 
     def validation_step(self, batch, _):
         return self(batch)
 
 
 def run(module, data, monkeypatch, caplog, sanity=2, beside=None, first=False, validation=True, **options):
-    """Trains; returns the module, the callback, the captions of each firing, and what was said."""
+    """Train, and return the callback, the captions of each firing, and its messages about what it watches."""
     captions, real = [], showing.captions_of
     monkeypatch.setattr(
         showing, "captions_of", lambda *a, **k: captions.append(real(*a, **k)) or captions[-1]
@@ -126,7 +126,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 class As(nn.Module):
-    """A module as its step calls it."""
+    """A module that runs a given function of the images, as a step runs its model."""
 
     def __init__(self, function):
         super().__init__()
@@ -200,7 +200,7 @@ def test_what_nobody_says_is_left_out(monkeypatch, caplog):
 
 
 class Similar(Nowhere):
-    """Learns features, of which its own width says nothing."""
+    """A module that learns features, which cannot be told from class scores by their width."""
 
     def training_step(self, batch, _):
         features = SmallClassifier.forward(self, batch[0])
@@ -219,7 +219,7 @@ def test_a_training_without_validation_is_seen_in_its_first_step(monkeypatch, ca
 
 
 class Formless(SmallClassifier):
-    """Has no forward: a step says what is run. A resumed run has no sanity check to tell it."""
+    """A module without `forward`: its steps show what is run. Resumed runs have no sanity check."""
 
     forward = pl.LightningModule.forward
 
@@ -254,7 +254,7 @@ def test_is_seen_at_the_first_validation_where_there_is_no_sanity_check(monkeypa
 
 
 class Third(Ages):
-    """Its labels are the third item, which only the step tells."""
+    """A module whose labels are the third item of a batch, which only its step shows."""
 
     def forward(self, images):
         return SmallClassifier.forward(self, images)
@@ -271,7 +271,7 @@ def test_what_is_kept_beside_the_maps_is_what_was_seen_last(tmp_path, monkeypatc
 
 
 class Normalising(pl.Callback):
-    """Normalises each batch in a hook, as anomalib's PreProcessor does."""
+    """A callback that normalizes each batch in a hook, as anomalib's PreProcessor does."""
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         batch["one"] = (batch["one"] - 0.1) / 2

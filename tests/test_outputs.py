@@ -1,4 +1,4 @@
-"""What an output is."""
+"""Kinds of outputs: a class, several classes, numbers, shares or features."""
 
 import pytest
 import timm
@@ -17,7 +17,7 @@ from vitx.models.outputs import declared_classes, kind_of, told_apart
         ((4, 10), [0, 9, 3, 10], None, (), "features"),
         ((4, 384), [0, 9, 3, 3], range(10, 11), (), "features"),
         ((4, 1000), [0, 9, 3, 3], range(10, 11), (1000,), "class"),
-        ((4, 1000), [0, 217, 482, 3], range(10, 11), (), "class"),  # the names are those of some
+        ((4, 1000), [0, 217, 482, 3], range(10, 11), (), "class"),  # only some classes have names
         ((4, 12), [0, 9, 3, 3], range(10, 21), (), "class"),
         ((4, 2), [0, 0, 0, -1], None, (), "class"),
         ((4, 1), [0, 1, 1, 0], range(2, 3), (), "class"),

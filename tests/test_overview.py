@@ -1,4 +1,4 @@
-"""Overviews: the mean map lies where all maps do, and the crops are around their brightest patches."""
+"""Overviews: the mean map peaks where all maps do, and the crops surround their brightest patches."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ HEAD = LINE + 2
 
 
 def pictures(count, size=32):
-    """Black ones, red around the patch that each map is bright at: the one in the second row."""
+    """Return black images with a red quarter, and maps whose brightest patch, (1, 6), lies in it."""
     maps = torch.full((count, 8, 8), 0.1)
     maps[:, 1, 6] = 1
     pixels = torch.zeros(count, size, size, 3, dtype=torch.uint8)

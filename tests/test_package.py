@@ -1,4 +1,4 @@
-"""What the package is from outside."""
+"""The package as a whole: its imports, help, links and wheel."""
 
 import ast
 import pydoc
@@ -28,7 +28,7 @@ for name in ("vitx", "vitx.watch", "vitx.callbacks.huggingface"):
 
 @pytest.mark.slow
 def test_imports_are_light():
-    """`import vitx` loads no model library, no Lightning and no matplotlib; a watch loads no framework."""
+    """`import vitx` loads no model library, Lightning or matplotlib; a watch loads no training framework."""
     said = subprocess.run([sys.executable, "-c", LIGHT], cwd=ROOT, capture_output=True, text=True, check=True)
     core, watch, hugging_face = (set(line.split()) for line in said.stdout.splitlines())
     lightnings = {"lightning", "pytorch_lightning"}
@@ -40,7 +40,7 @@ def test_imports_are_light():
 
 
 def _modules_of(path: Path, root: Path) -> set[str]:
-    """The modules of vitx that a module imports from, at its top or later; not for its types alone."""
+    """Return the modules of vitx that a module imports, also in functions, but not for type checking only."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typed = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
     left_out = {node for block in typed for node in ast.walk(block)}

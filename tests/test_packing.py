@@ -1,4 +1,4 @@
-"""A in few bytes."""
+"""Compact packing of attention matrices."""
 
 import torch
 
@@ -6,7 +6,7 @@ from vitx.viewer.packing import most_bytes, packed
 
 
 def test_a_is_packed_within_a_600th():
-    """Thin matrices where A has the rank of queries and keys, else A itself."""
+    """log A is packed as two thin matrices if that is exact and smaller; otherwise A is packed whole."""
     torch.manual_seed(0)
     plain = torch.softmax(torch.randn(2, 3, 90, 8) @ torch.randn(2, 3, 8, 90), -1)
     thin = packed(plain, 8)

@@ -1,4 +1,4 @@
-"""Deletion and insertion: by hand, and as Quantus and torch-cam compute them."""
+"""Deletion and insertion against curves worked by hand, Quantus and torch-cam."""
 
 import copy
 from contextlib import nullcontext
@@ -15,7 +15,7 @@ TENTHS = [tenth / 10 for tenth in range(10)]
 
 
 class Brightness(nn.Module):
-    """Tells the share of the picture that is lit, as the logarithm of odds."""
+    """A model whose class probabilities are the lit share of the image and the rest."""
 
     def forward(self, images):
         lit = images.mean((1, 2, 3)).clamp(1e-6, 1 - 1e-6)
@@ -23,7 +23,7 @@ class Brightness(nn.Module):
 
 
 class Pixels(nn.Module):
-    """A small linear classifier of 8 x 8 pixels, and of nothing else."""
+    """A small linear classifier of 8 x 8 pixels."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ class Pixels(nn.Module):
 
 @pytest.fixture
 def pixels():
-    """A classifier, images, maps with one entry for each pixel, no two of them equal, and classes."""
+    """Return a classifier, images, maps with a distinct entry for each pixel, and classes."""
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(6, 1, 8, 8, generator=generator)
     maps = torch.stack([torch.randperm(64, generator=generator) for _ in range(6)]).view(6, 8, 8) / 63
@@ -44,7 +44,7 @@ def pixels():
 
 def test_a_hand_worked_curve():
     images = torch.zeros(1, 1, 4, 4)
-    images[0, 0, :2, :2] = 1  # a quarter is lit, and the map's largest entry says so
+    images[0, 0, :2, :2] = 1  # a quarter is lit, where the map is largest
     maps = torch.tensor([[[4.0, 1.0], [2.0, 3.0]]])
     quarters = [0, 0.25, 0.5, 0.75]
     options = {"target": 0, "fractions": quarters}
@@ -87,7 +87,7 @@ def test_patches_go_as_a_whole_and_show_the_baseline():
 
 
 def test_equals_torch_cam(pixels):
-    """Its insertion gives back what ours takes away: the same curve from its other end."""
+    """torch-cam's insertion restores what ours removes: the same curve in reverse."""
     torchcam = pytest.importorskip("torchcam.metrics", reason="torchcam needs Python 3.11")
     model, images, maps, classes = pixels
 

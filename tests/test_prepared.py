@@ -1,4 +1,4 @@
-"""Files, PIL images and arrays become what the model takes; loaders are read batch by batch."""
+"""Files, PIL images and arrays are prepared for the model; loaders are read batch by batch."""
 
 import numpy as np
 import pytest
@@ -173,7 +173,7 @@ def test_an_array_of_channels_goes_the_way_of_a_picture(crop_mode):
     smooth = Image.fromarray(PIXELS).resize((300, 200), Image.Resampling.BICUBIC)
     channels = np.ascontiguousarray(np.asarray(smooth, np.float32).transpose(2, 0, 1) / 255)
     prepare = Preprocessing((96, 96), (0.5,) * 3, (0.25,) * 3, crop_pct=0.9, crop_mode=crop_mode)
-    assert torch.allclose(prepare(channels), prepare(smooth), atol=0.2)  # of a picture, steps are rounded
+    assert torch.allclose(prepare(channels), prepare(smooth), atol=0.2)  # PIL rounds each step
 
 
 def test_files_are_none_for_a_model_of_many_channels():

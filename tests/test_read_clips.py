@@ -1,4 +1,4 @@
-"""Clips and volumes are read from files and explained; a watch shows them, and spectrograms."""
+"""Clips and volumes are read from files and explained; a watch shows clips and spectrograms."""
 
 import sys
 
@@ -21,7 +21,7 @@ COUNT, HEIGHT, WIDTH = 12, 48, 64
 
 
 def clips(frames, **more):
-    """The preprocessing of clips of so many frames."""
+    """Return the preprocessing of clips with this number of frames."""
     return ClipPreprocessing((16, 16), (0.5,) * 3, (0.5,) * 3, frames=frames, **more)
 
 
@@ -31,7 +31,7 @@ def volumes(**more):
 
 @pytest.fixture
 def frames():
-    """Each frame is brighter than the one before."""
+    """Return frames, each of which is brighter than the one before."""
     shades = np.linspace(20, 230, COUNT).astype(np.uint8)
     return np.broadcast_to(shades[:, None, None, None], (COUNT, HEIGHT, WIDTH, 3)).copy()
 
@@ -60,7 +60,7 @@ def test_evenly_spaced_frames_are_read(name, frames, tmp_path):
     found = clips(4).read(tmp_path / name)
     assert found.shape == (4, HEIGHT, WIDTH, 3)
     expected = frames[[0, 4, 7, 11]].astype(float)
-    assert np.abs(found - expected).max() < 8  # films and GIFs lose a little
+    assert np.abs(found - expected).max() < 8  # films and GIFs are lossy
     with pytest.raises(VitxError, match="has 12 frames, and the model takes 13"):
         clips(13).read(tmp_path / name)
 
@@ -122,7 +122,7 @@ def test_frames_are_prepared_as_images_in_their_order(time_axis, channels, shape
 
 
 class Net(nn.Module):
-    """Takes clips (B, 3, T, 16, 16)."""
+    """A model of clips, (B, 3, T, 16, 16)."""
 
     def __init__(self):
         super().__init__()
@@ -136,7 +136,7 @@ class Net(nn.Module):
 
 
 class Heard(Net):
-    """Takes spectrograms (B, T, F), and turns them."""
+    """A model of spectrograms, (B, T, F), which it transposes."""
 
     def __init__(self):
         super().__init__()
@@ -217,7 +217,7 @@ def write_nifti(path, values):
 
 
 class Scanned(Net):
-    """Takes volumes (B, 1, 8, 16, 16)."""
+    """A model of volumes, (B, 1, 8, 16, 16)."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Loaders of every kind: what they do to their batches is done, and reading them leaves no trace."""
+"""Loaders of every kind: what they do to batches is kept, and reading leaves them unchanged."""
 
 import multiprocessing
 import random
@@ -38,7 +38,7 @@ class Doubling(DataLoader):
 
 
 class Wrapper:
-    """Counts what it does, as loaders do."""
+    """A wrapper with state of its own: counters and a random generator."""
 
     def __init__(self, inner):
         self.anything, self.passes = inner, 0
@@ -70,7 +70,7 @@ class ItsOwnIterator(Wrapper):
 
 
 class Reading(Wrapper):
-    """Has begun to read, and counts its batches."""
+    """A wrapper that already holds an iterator of its loader, and the number of its batches."""
 
     def __init__(self, inner):
         super().__init__(inner)
@@ -112,7 +112,7 @@ class Closing(Wrapper):
 
 
 class Made:
-    """Knows the loader only by a function."""
+    """A wrapper that reaches its loader only through a function."""
 
     def __init__(self, make):
         self.make = make
@@ -150,7 +150,7 @@ class Stream(IterableDataset):
 
 
 class Library(Wrapper):
-    """Reads no DataLoader, as DALI's and FFCV's."""
+    """A loader without a DataLoader inside, as those of DALI and FFCV."""
 
     def __init__(self):
         super().__init__(list(DATA.tensors[0].view(5, 1, 4, 1)))
@@ -180,7 +180,7 @@ KEYED = {
 
 
 def state(one, deep=0):
-    """All that a loader holds, in words."""
+    """Return everything that a loader holds, as nested plain values."""
     if isinstance(one, torch.Generator):
         return one.get_state().tolist()
     if isinstance(one, (list, tuple)):
@@ -197,7 +197,7 @@ def values(batches):
 
 
 def read(loader):
-    """Reads a few samples; asserts that this leaves the loader as it was, and no worker behind."""
+    """Read a few samples; assert that the loader is unchanged and that no worker is left behind."""
     before, workers = state(loader), multiprocessing.active_children()
     source = Source(loader)
     with source.fetch(source.keys and PLACES) as batches:
@@ -279,7 +279,7 @@ def test_what_can_be_read_only_once_is_refused():
 
 
 def test_draws_of_the_data_set_are_put_back():
-    """The same images in every run, though the data set draws from a generator of its own."""
+    """Every run gets the same images, although the data set draws from generators of its own."""
 
     class Drawing(Dataset):
         def __init__(self, seed):

@@ -1,4 +1,4 @@
-"""Image files of every kind, and what is no image."""
+"""Image files of every kind, and files that are not images."""
 
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -74,7 +74,7 @@ class TestRead:
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     def test_upright(self, tmp_path, orientation):
-        """As the EXIF standard defines the eight orientations of what is stored."""
+        """Images are turned upright from each of the eight orientations that EXIF defines."""
         stored = {
             1: LEFT,
             2: LEFT[:, ::-1],
@@ -203,7 +203,7 @@ def test_a_file_by_two_names_is_one(tmp_path, monkeypatch):
 
 
 def test_pillow_draws_text_while_a_file_is_opened(tmp_path, monkeypatch):
-    """Pillow multiplies its limit in each text that it draws, also in another thread."""
+    """Pillow multiplies its limit whenever it draws text, also in another thread."""
     path, open_file, drawn = saved(tmp_path / "a.png", Image.fromarray(LEFT)), Image.open, []
 
     def opens(*args):
@@ -215,12 +215,12 @@ def test_pillow_draws_text_while_a_file_is_opened(tmp_path, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         read_picture(path)
         assert limit == Image.MAX_IMAGE_PIXELS
-    assert drawn[0] > 20_000**2  # a number, like before
+    assert drawn[0] > 20_000**2  # still a number
     assert drawn[1] is None
 
 
 def test_threads_that_read_leave_pillows_limit_as_it_was(tmp_path, monkeypatch):
-    """One ends while another still reads; and what a thread is told of is not of another's."""
+    """The limit that one thread restores does not apply to a file that another thread still opens."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     path = saved(tmp_path / "a.png", Image.fromarray(LEFT))
     with ThreadPoolExecutor(4) as pool:

@@ -31,7 +31,7 @@ def model(assets):
 
 @pytest.fixture(scope="module")
 def samples(assets):
-    """Images (B, 3, 224, 224), their classes, and their boxes as shares of width and height."""
+    """Return images (B, 3, 224, 224), their classes, and their boxes as shares of width and height."""
     rows = defaultdict(list)
     with (assets / "imagenet-val" / "boxes.csv").open() as file:
         for row in csv.DictReader(file):
@@ -56,7 +56,7 @@ def explained(model, samples):
 
 
 def pointing_game(heat, boxes):
-    """Share of the images whose brightest pixel lies in a box of the object."""
+    """Return the share of the images whose brightest pixel lies in a box of the object."""
     hits = 0
     for brightest, inside in zip(heat.flatten(1).argmax(1).tolist(), boxes, strict=True):
         y, x = divmod(brightest, heat.shape[2])
@@ -74,11 +74,11 @@ def test_the_weights_see(explained, samples):
 
 @pytest.fixture(scope="module")
 def observed(model, samples):
-    """What the oracle sees in float64, on four images."""
+    """Return what the oracle observes in float64 on four images."""
     return oracle.observe(copy.deepcopy(model).double(), samples[0][:4].double())
 
 
-# Of 38,809 entries, some lie so close to the threshold that float32 puts them on its other side.
+# Some of the 38,809 entries lie so close to the threshold that float32 puts them on its other side.
 @pytest.mark.parametrize(("fusion", "discard", "single"), [("mean", 0.0, 1e-5), ("max", 0.9, 1e-4)])
 @pytest.mark.parametrize("method", ["rollout", "grad_rollout"])
 def test_equals_the_oracle(model, samples, observed, method, fusion, discard, single):

@@ -1,4 +1,4 @@
-"""Where values leave torch, and what is kept out of a pass."""
+"""The recorder notices values that leave torch, and keeps fast paths out of a pass."""
 
 import pytest
 import torch

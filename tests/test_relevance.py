@@ -1,4 +1,4 @@
-"""Relevance follows what a forward pass computed: models of all kinds, and what breaks the way is said."""
+"""Relevance follows the forward pass of models of all kinds; calls without a rule are named."""
 
 import itertools
 import warnings
@@ -18,7 +18,7 @@ WIDTH, HEADS, DEPTH = 48, 3, 3
 
 
 def carried(name, **options):
-    """A model of timm with random weights and 7 classes."""
+    """Return a timm model with random weights and 7 classes."""
     if not timm.is_model(name):
         pytest.skip(f"timm {timm.__version__} has no {name}")
     torch.manual_seed(0)
@@ -42,8 +42,8 @@ def torchvision_swin():
     return SwinTransformer([4, 4], 24, [2, 2], [2, 4], [4, 4], num_classes=models.CLASSES)
 
 
-# What no plain Vision Transformer is: windows, shifts, merges, pools, stems, branches, attentions side by
-# side.
+# Models with what a plain Vision Transformer lacks: windows, shifts, merging, pooling, stems, branches,
+# parallel attentions.
 KINDS = {
     "Swin": (models.swin, 32, (16, 16)),
     "Swin-V2": (
@@ -101,7 +101,7 @@ def test_every_kind_accounts_for_all_relevance(kind, method):
 
 
 class Attention(nn.Module):
-    """The same attention, written in many ways."""
+    """The same attention, written in one of many ways."""
 
     def __init__(self, how):
         super().__init__()
@@ -167,7 +167,7 @@ class Attention(nn.Module):
 
 
 class Vit(nn.Module):
-    """A Vision Transformer that declares nothing; `read` says what its head makes of the tokens."""
+    """A Vision Transformer that declares nothing; `read` turns its tokens into the input of its head."""
 
     def __init__(self, how="fused", read=lambda tokens: tokens[:, 0]):
         super().__init__()
@@ -194,7 +194,7 @@ def vit(*args, **options):
 
 
 def wanted(method, **options):
-    """The plain model's map, the slow way."""
+    """Return the map of the plain model, computed from full matrices."""
     plain = vit("einsum with an ellipsis")
     seen = oracle.observe(plain, IMAGES)
     return oracle.maps_of(seen, method, 1, "token", **options)
@@ -218,7 +218,7 @@ def test_attention_however_it_is_written(how, method):
 
 
 def pooled_by_softmax(tokens):
-    """As CCT reads: one weight for each token, without a dimension of heads."""
+    """Pool tokens as CCT does, with one weight for each token and no dimension of heads."""
     return torch.einsum("bn,bnd->bd", tokens.mean(2).softmax(1), tokens)
 
 
@@ -256,7 +256,7 @@ def test_a_path_that_autograd_does_not_see_is_followed(method):
 
 
 class Around(nn.Module):
-    """Does something to the images, and something to the logits, around a model."""
+    """A model between a function of the images and a function of the logits."""
 
     def __init__(self, before=lambda x: x, after=lambda x: x, inner=None):
         super().__init__()
@@ -277,7 +277,7 @@ def test_a_softmax_over_tokens_pools_them():
 
 
 def test_patches_that_overlap_are_cut_out_again():
-    """Unfolded with padding, made tokens, and folded back, as T2T and VOLO do."""
+    """The image is unfolded with padding and folded back, as T2T and VOLO do."""
 
     def around(x):
         patches = F.unfold(x, 3, padding=1, stride=1)
@@ -342,7 +342,7 @@ def test_crops_of_an_image_are_added():
 
 
 class Foreign(torch.autograd.Function):
-    """What leaves torch on its way."""
+    """A function that leaves torch for NumPy."""
 
     @staticmethod
     def forward(ctx, x):
@@ -381,7 +381,7 @@ def test_what_no_rule_covers_is_said_by_name(name):
 
 @pytest.mark.parametrize("method", ["grad_rollout", "gae"])
 def test_what_torch_cannot_differentiate_is_said_by_name(method):
-    """The linearized network needs no derivative of it."""
+    """The linearized network needs no derivative of such a call; only the plain one does."""
     model = vit(read=lambda tokens: torch.special.bessel_j0(tokens)[:, 0])
     assert explain(model, IMAGES, method).maps.sum() > 0
     with pytest.raises(VitxError, match="the gradient reached special_bessel_j0, which torch cannot diff"):
@@ -390,7 +390,7 @@ def test_what_torch_cannot_differentiate_is_said_by_name(method):
 
 @pytest.mark.parametrize("method", ["rollout", "grad_rollout"])
 def test_what_torch_does_not_show_is_no_constant(method):
-    """Beside a path that is seen, it would else be taken for a part of the model."""
+    """Next to a recorded path, it would otherwise pass for a constant of the model."""
     model = vit(read=lambda tokens: tokens[:, 0] + Foreign.apply(tokens)[:, 0])
     with pytest.raises(VitxError, match="reached code that torch does not show"):
         explain(model, IMAGES, method)
@@ -413,14 +413,14 @@ def test_a_scripted_module_is_followed(method):
 
     plain, scripted = (models.spread(Scripted(script)).double().eval() for script in (False, True))
     wanted = explain(plain, IMAGES, method, target=1)
-    for _ in range(3):  # after two runs, torch has made it faster
+    for _ in range(3):  # torch optimizes it after two runs
         found = explain(scripted, IMAGES, method, target=1)
         assert oracle.same(found, wanted, 1e-9)
         assert (found.conservation - 1).abs().max() < 1e-6
 
 
 def test_tokens_that_are_merged_share_what_they_became():
-    """The last token goes into the first patch, as in token merging, before anything attends."""
+    """The last token is merged into the first patch before any attention, as in token merging."""
 
     class Merging(Vit):
         def __init__(self, size):
@@ -464,7 +464,7 @@ def test_a_call_without_a_rule_that_nothing_reads_is_no_error():
     ],
 )
 def test_linear_attention_is_refused(after):
-    """However its output is used."""
+    """It is refused however its output is used."""
 
     def read(tokens):
         return after(tokens.relu() @ (tokens.mT @ tokens)).mean(1)
@@ -484,7 +484,7 @@ def test_the_output_is_the_same_to_the_last_bit():
 
 
 def test_a_transposed_convolution_shares_among_what_reaches_each_pixel():
-    """As decoders and FPNs have it: overlapping, with a row that nothing reaches, in two groups."""
+    """It overlaps, as in decoders and FPNs, and has two groups."""
     torch.manual_seed(0)
 
     class Up(nn.Module):
@@ -497,7 +497,7 @@ def test_a_transposed_convolution_shares_among_what_reaches_each_pixel():
             tokens = self.inner.tokens(x)[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
             return self.up(tokens).flatten(1)
 
-    reach = np.zeros((8, 8, 4, 4))  # what of each output comes from each token
+    reach = np.zeros((8, 8, 4, 4))  # 1 where an output pixel comes from a token
     for r, c, down, right in itertools.product(range(4), range(4), range(3), range(3)):
         y, x = 2 * r + down - 1, 2 * c + right - 1
         if 0 <= y < 8 and 0 <= x < 8:

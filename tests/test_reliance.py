@@ -1,4 +1,4 @@
-"""Reliance: brightest patches of another class change what a model predicts that sees one of them alone."""
+"""Reliance: a model that reads one patch alone changes its prediction with that patch, and no other."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from vitx.metrics import reliance
 
 
 class Corner(nn.Module):
-    """Predicts the class that stands in the patch of the first corner."""
+    """A model that predicts the class which the patch in the upper left corner holds."""
 
     def __init__(self, classes=3):
         super().__init__()

@@ -126,7 +126,7 @@ class TestGrid:
         assert square.shape[0] - flat.shape[0] == 2 * TILE_WIDTH // 2
 
     def test_the_pictures_are_in_it(self):
-        """In their places: row by row, column by column."""
+        """They lie in their places, row by row and column by column."""
         colours = torch.tensor([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 0, 255]]], dtype=torch.uint8)
         tiles = {
             title: colour[:, None, None].expand(-1, 32, 32, -1)
@@ -145,7 +145,7 @@ class TestGrid:
 
     @pytest.mark.parametrize("count", [1, 2, 4])
     def test_long_captions_are_cut_to_fit(self, count):
-        """Nothing is written over the margin, and there are more lines."""
+        """Captions may take more lines, but do not reach into the margin."""
         long = [Caption("a very long name of a class " * 5, 0.5, "another long name " * 5)] * 2
         picture = grid(columns(count), long)
         more = len(picture) - len(grid(columns(count), self.captions))
@@ -180,7 +180,7 @@ class TestGrid:
 
     @pytest.mark.parametrize("size", [8, 28, 32, 96, 500])
     def test_words_on_a_picture_are_read_whatever_its_size(self, size):
-        """In the grid, they look as those on a picture that is drawn in its own size."""
+        """In the grid, they look like those on a picture that is large enough to be drawn at its own size."""
         flat, black = torch.ones(1, 4, 4), torch.zeros(1, size, size, 3, dtype=torch.uint8)
         found, wanted = (
             grid({"map": Layer(flat).marked(pictures)}, [Caption("")])[2 * LINE :][:TILE_WIDTH, GAP:-GAP]

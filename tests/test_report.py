@@ -1,4 +1,4 @@
-"""The page about a training: what is in it, and what a browser makes of it."""
+"""The report of a training: its contents, and what a browser shows of it."""
 
 import base64
 import io
@@ -44,26 +44,26 @@ def report(*words):
 
 
 def picture(uri):
-    """The pixels of a data URI."""
+    """Return the pixels of a data URI."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"))
 
 
 def articles(page):
-    """The parts about an image each, in the order of the page."""
+    """Return the part of the page about each image, in the order of the page."""
     return re.findall(r"<article.*?</article>", page, re.DOTALL)
 
 
 def said(article):
-    """What stands beside each frame, of each run."""
+    """Return the caption data of each frame, for each run."""
     return json.loads(re.search(r'<script type="application/json">(.*?)</script>', article)[1])
 
 
 def films(article, count):
-    """The frames of each film in an article: title -> (count, h, w, 3)."""
+    """Return the frames of each film in an article: title -> (count, h, w, 3)."""
     found = {}
     pattern = r'--w: (\d+); --h: (\d+).*?class="film" src="([^"]+)" alt="([^"]+)"'
     for width, height, uri, title in re.findall(pattern, article):
-        sheet, width, height = picture(uri), int(width) + 2, int(height) + 2  # with the edge
+        sheet, width, height = picture(uri), int(width) + 2, int(height) + 2  # with its border
         tops = [(at // columns_of(count) * height, at % columns_of(count) * width) for at in range(count)]
         frames = [sheet[y + 1 : y + height - 1, x + 1 : x + width - 1] for y, x in tops]
         found.setdefault(title.partition(" of image")[0], np.stack(frames))
@@ -155,7 +155,7 @@ def test_the_page_begins_with_all_maps_at_once(page, run):
 
 
 def test_a_page_to_click_lies_beside_each_image_where_the_run_holds_a_checkpoint(tmp_path, capsys):
-    """Of the newest checkpoint, and of the very images that were watched."""
+    """The pages show the newest checkpoint and the images that were watched."""
     options = {"img_size": SIZE, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
     runs = [write_run(tmp_path / "logs" / name) for name in ("one", "two")]
     naming = ["--model", "deit_tiny_patch16_224", "--model-options", json.dumps(options)]
@@ -175,7 +175,7 @@ def test_a_page_to_click_lies_beside_each_image_where_the_run_holds_a_checkpoint
         assert [int(run) for _, run, _ in links] == places
         assert sorted(int(image) for *_, image in links) == [*range(COUNT)]
         for link, _, image in links:
-            picture = torch.from_numpy(pixels()[int(image)]).movedim(2, 0)  # of one colour: no crop matters
+            picture = torch.from_numpy(pixels()[int(image)]).movedim(2, 0)  # of one color: crops are alike
             caption = captions_of(vitx.explain(model, picture).logits, class_names=CLASSES)[0]
             told = re.search(r'id="data">(.*?)</script>', (tmp_path / link).read_text("utf-8"), re.DOTALL)
             assert json.loads(told[1])["images"][0]["caption"] == f"predicted: {caption}"
@@ -184,7 +184,7 @@ def test_a_page_to_click_lies_beside_each_image_where_the_run_holds_a_checkpoint
 
 @pytest.mark.parametrize("told", [{}, {"normalization": None}, {"model": "Classifier"}, {"newer": True}])
 def test_a_run_of_a_timm_model_needs_no_name_of_it(told, tmp_path, capsys):
-    """It is seen to be the model: by its name, its weights, and what it says of the images."""
+    """The model is recognized by its name, its weights, and its outputs for the images."""
     name, scale = "test_vit", ((0.5,) * 3, (0.25,) * 3)
     images = (torch.from_numpy(pixels()).movedim(3, 1) / 255 - 0.5) / 0.25
     model = models.spread(timm.create_model(name, num_classes=3, img_size=SIZE)).eval()
@@ -292,7 +292,7 @@ def test_the_slider_moves_the_picture(opened):
 
 
 def test_what_the_browser_shows_is_the_overlay(opened, run):
-    """The maps are enlarged, coloured and laid over the input by the browser alone."""
+    """The browser alone enlarges and colors the maps, and overlays them on the input."""
     playback = open_run(run)
     tiles = opened.locator("#image-2 .live .tile")
     for tile, title in zip(tiles.all(), ("input", *TITLES), strict=True):

@@ -1,4 +1,4 @@
-"""A residual around attention whose branch does more than attend, against full matrices."""
+"""Residuals whose branch does more than attend, against full matrices."""
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ class Block(nn.Module):
     """A residual around a branch.
 
     Attributes:
-        a: of its attention, one head in each window, (B, windows, Q, K).
-        matrix: what the branch does to the tokens, (B, N, N).
+        a: the attention weights, with one head in each window, (B, windows, Q, K).
+        matrix: the branch as a matrix over the tokens, (B, N, N).
     """
 
     def __init__(self):
@@ -29,16 +29,16 @@ class Block(nn.Module):
 
     def attended(self, q, k, v):
         self.a = ((2 * q) @ k.transpose(-2, -1)).softmax(-1)
-        if torch.is_grad_enabled():  # as the oracle asks
+        if torch.is_grad_enabled():  # for the oracle
             self.a = self.a.detach().requires_grad_()
         return self.a, self.a @ v
 
     def around(self):
-        """What the branch does to the rows that its attention put out, (N, N)."""
+        """Return the matrix that the branch applies to the output of its attention, (N, N)."""
         return torch.eye(TOKENS).double()
 
     def of_tokens(self, weights):
-        """Lays out what stands for A as rows and columns of tokens, (B, N, N)."""
+        """Lay out weights in the shape of A as a matrix over the tokens, (B, N, N)."""
         return weights[:, 0]
 
 
@@ -55,7 +55,7 @@ class Convolved(Block):
 
 
 class SharedQueries(Block):
-    """All windows, the rows of the grid, are asked by the same queries, of the mean window."""
+    """A block whose windows, the rows of the grid, share the queries of the mean window."""
 
     def branch(self, x):
         windows = x.reshape(-1, SIDE, SIDE, WIDTH)
@@ -70,7 +70,7 @@ class SharedQueries(Block):
 
 
 class Past(Block):
-    """The first tokens attend; the others come past."""
+    """A block in which the first tokens attend, and the others bypass the attention."""
 
     FIRST = 3
 
@@ -112,7 +112,7 @@ def test_rollout_is_the_product_of_full_matrices(block):
 
 @pytest.mark.parametrize("options", [{"head_fusion": "max"}, {"head_fusion": "min"}])
 def test_what_rows_keep_leaves_the_same(options):
-    """There is one head, so that its maximum is its mean; but the sum of its rows is not relied upon."""
+    """With one head, every fusion is the mean; but only for the mean are rows known to sum to 1."""
     model, images = built(Past)
     expected = explain(model, images, "rollout").maps
     torch.testing.assert_close(explain(model, images, "rollout", **options).maps, expected)
@@ -126,9 +126,9 @@ def test_tokens_that_come_past_are_accounted_for_by_every_method(method):
 
 
 def kept_and_sent(block, weights, discard):
-    """What a residual makes of relevance, (B, N, N), where what a token keeps depends on A.
+    """Return the matrix of a residual, (B, N, N), if the share that a token keeps depends on A.
 
-    A row of the attention keeps 1 / (1 + w) and sends W / (1 + w); what stands behind it mixes both.
+    A row W of the attention with sum w keeps 1 / (1 + w) and sends W / (1 + w); `around` mixes both.
     """
     dropped = [[oracle.drop_smallest(matrix, discard) for matrix in image] for image in weights]
     sent = block.of_tokens(torch.stack([torch.stack(image) for image in dropped]))
@@ -156,7 +156,7 @@ def test_what_a_token_keeps_is_computed_where_the_residual_is(block, method, dis
 
 
 class Heads(Block):
-    """Two heads in one batch dimension, whose values come by some way: (v, B, heads, N, d) -> the same."""
+    """A block with two heads in the batch dimension; `way` changes their values, (B, heads, N, d)."""
 
     def way(self, v):
         return v
@@ -168,14 +168,14 @@ class Heads(Block):
 
 
 class UnlikeParts(Heads):
-    """The values are the second of two parts of unlike sizes, as in LeViT."""
+    """Heads whose values are the second of two parts of different sizes, as in LeViT."""
 
     def way(self, v):
         return torch.cat([v[..., :1], v], -1).split([1, v.shape[-1]], -1)[1]
 
 
 class Unknown(Heads):
-    """What becomes of the heads is not known."""
+    """Heads whose values pass through a call that does not show what becomes of the heads."""
 
     def way(self, v):
         return torch.where(v.new_ones(v.shape, dtype=torch.bool), v, v.roll(1, 2))
@@ -210,7 +210,7 @@ def test_heads_of_parts_of_unlike_sizes_are_heads(method):
 
 @pytest.mark.parametrize("block", [Convolved, SharedQueries, Past])
 def test_gae_adds_what_attention_carries(block):
-    """What a token has it keeps, whatever A is."""
+    """A token keeps all of its own relevance, whatever A is."""
     model, images = built(block)
     found = explain(model, images, "gae", target=1)
     assert (found.conservation - 1).abs().max() < 1e-9

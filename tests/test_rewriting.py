@@ -1,11 +1,11 @@
-"""The same function gets the same map, however it is written: one small ViT, written in many ways.
+"""The same function gets the same map however it is written: one small ViT in many spellings.
 
-Each spelling alone, and mixtures of spellings drawn at random. The mixtures are the same in each run; others
-are drawn where VITX_SEED has another number, more or fewer where VITX_MIXTURES has it:
+Each spelling is tested alone, and in mixtures drawn at random. The mixtures are the same in each run; set
+VITX_SEED to draw others, and VITX_MIXTURES to draw another number of them:
 
     VITX_SEED=5 VITX_MIXTURES=300 python -m pytest tests/test_rewriting.py -k mixture
 
-`python -m tests.rewriting N SEED` prints a tally of all methods, and which spellings are to blame.
+`python -m tests.rewriting N SEED` prints a tally for all methods, and the spellings to blame.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def described(function, how):
 
 
 def check(function, how):
-    """The same output, and the maps of the full matrices."""
+    """Assert that the output is the same, and that the maps are those of the full matrices."""
     model = rewriting.Written(function, how).eval()
     assert rewriting.same_function(model) < 1e-9
     wanted = rewriting.expected(function).maps
@@ -48,7 +48,7 @@ def check(function, how):
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=str)
 def test_two_ways_to_the_full_matrices_agree(function):
-    """Matrices of the network written out, and of the plain writing under another linearisation of it."""
+    """The matrices of the explicit network equal those of the plain spelling, linearized in another way."""
     expected = rewriting.expected(function)
     how = {place: "silu, scaled" for place in rewriting.sites(function) if place[0] == "activation"}
     seen = oracle.observe(
@@ -69,7 +69,7 @@ def test_two_ways_to_the_full_matrices_agree(function):
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=str)
 def test_the_plain_gradient_is_that_of_small_differences(function):
-    """More of one entry of A of the last layer: the score of the network as it is changes by G."""
+    """A small change of one entry of A in the last layer changes the score by G times that change."""
     step, slow = 1e-6, rewriting.Slow(function, held=False)
     with torch.no_grad():
         slow(rewriting.some_images())
@@ -99,7 +99,7 @@ def test_a_mixture_of_spellings(number):
 
 @pytest.mark.parametrize("case", FAR, ids=told)
 def test_what_is_written_from_further_away_is_right_or_refused(case):
-    """Never another map without a word."""
+    """It never silently gets another map."""
     function, how = case[0], rewriting.everywhere(*case)
     model = rewriting.Written(function, how).eval()
     assert rewriting.same_function(model) < 1e-9
@@ -123,7 +123,7 @@ HEADS = [case for case in ALONE if case[1] in ("attend", "merge", "attention")]
 
 @pytest.mark.parametrize("case", HEADS, ids=told)
 def test_all_heads_of_a_residual_are_fused_together(case):
-    """Whatever holds them: "max" is over all of them, and `discard_ratio` is of the fused matrix."""
+    """Whatever holds them, "max" is over all of them, and `discard_ratio` applies to the fused matrix."""
     function, how = case[0], rewriting.everywhere(*case)
     model, images = rewriting.Written(function, how).eval(), rewriting.some_images()
     seen = rewriting.expected(function).seen
@@ -146,7 +146,7 @@ def test_all_heads_of_a_residual_are_fused_together(case):
 
 
 def test_another_function_has_another_map():
-    """The oracle tells functions apart: else the tests above would say little."""
+    """The oracle distinguishes functions; otherwise the tests above would prove little."""
     plain = rewriting.Function()
     found = explain(rewriting.Written(plain).eval(), rewriting.some_images(), target=rewriting.TARGET).maps
     assert rewriting.distance(found, rewriting.expected(plain).maps["rollout"]) < 1e-9

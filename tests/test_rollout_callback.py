@@ -133,7 +133,7 @@ def test_all_measured_images_are_kept_if_asked_for(tmp_path):
 
 
 def test_the_images_are_kept_also_where_the_first_firing_fails(tmp_path, failing):
-    failing.times = 2  # also when it is tried alone
+    failing.times = 2  # with the others, and when tried alone
     callback = RolloutCallback(methods=["rollout", "failing"], num_images=2)
     with pytest.warns(UserWarning, match="no map today"):
         fit(callback, default_root_dir=tmp_path)
@@ -195,7 +195,7 @@ def test_what_the_run_is(tmp_path):
 
 
 class Probe(SmallClassifier):
-    """Has no gradient before its head."""
+    """A module without gradients before its head."""
 
     def forward(self, images):
         with torch.no_grad():
@@ -216,7 +216,7 @@ def test_a_method_that_fails_takes_no_other_with_it(tmp_path):
 
 
 def test_a_target_that_fails_leaves_no_method(tmp_path):
-    """Each one begins where the score is read."""
+    """Every method begins where the score is read."""
 
     def target(logits):
         raise RuntimeError("no score today")
@@ -293,7 +293,7 @@ def test_a_failing_explanation_warns_and_training_goes_on(tmp_path, monkeypatch)
 
 
 def resume(callback: RolloutCallback, validation: DataLoader, folder: Path, *others: pl.Callback) -> None:
-    """Trains one epoch more from last.ckpt in the folder; pictures go to its subfolder `resumed`."""
+    """Train one more epoch from last.ckpt in the folder; the new root is its subfolder `resumed`."""
     trainer = pl.Trainer(
         max_epochs=3,
         accelerator="cpu",
@@ -423,7 +423,7 @@ def test_checkpoints_and_early_stopping_can_monitor_the_numbers(tmp_path):
 
 
 def test_a_resumed_run_can_monitor_numbers_of_before(tmp_path):
-    """Also where the callback does not fire again before the checkpoint is saved."""
+    """This holds even if the callback does not fire again before the epoch ends."""
     trainer, _ = fit(RolloutCallback(on_error="raise"), default_root_dir=tmp_path)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     before = {name: value.item() for name, value in trainer.callback_metrics.items() if "vitx/" in name}
@@ -440,7 +440,7 @@ def test_a_resumed_run_can_monitor_numbers_of_before(tmp_path):
 
 
 class TwoOptimizers(SmallClassifier):
-    """Counts two steps for each batch in `global_step`, and one on the axis of `self.log`."""
+    """A module that counts two steps per batch in `global_step`, and one on the axis of `self.log`."""
 
     def __init__(self):
         super().__init__()
@@ -463,7 +463,7 @@ class TwoOptimizers(SmallClassifier):
 )
 def test_the_steps_are_those_of_self_log(module, settings, tmp_path):
     class Own(pl.Callback):
-        """Logs where the callback does."""
+        """A callback that logs whenever the RolloutCallback does."""
 
         def on_train_batch_end(self, trainer, pl_module, *_):
             pl_module.log("own", 1.0)
@@ -521,7 +521,7 @@ def test_several_classes_and_numbers(module, labels, target, tmp_path, monkeypat
 
 
 class Shares(Regression):
-    """A regression of shares, by cross entropy."""
+    """A regression of shares with binary cross entropy."""
 
     def training_step(self, batch, _):
         return F.binary_cross_entropy_with_logits(self(batch[0]), batch[1])
@@ -560,7 +560,7 @@ def test_an_error_before_the_training_stays_its_own(tmp_path):
 
 
 class Features(ManyLabels):
-    """A backbone alone; its training is none that the callback could know."""
+    """A backbone alone, whose training tells the callback nothing about its output."""
 
     def __init__(self):
         super().__init__()
@@ -572,7 +572,7 @@ class Features(ManyLabels):
 
 
 class Embeddings(Features):
-    """Whose validation step compares them with nothing."""
+    """Features that the validation step compares with nothing."""
 
     def validation_step(self, batch, _):
         return self(batch[0])
@@ -591,7 +591,7 @@ class TwoNumbers(Features):
 NAMED = samples(4)
 NAMED.classes = ["cat", "dog", "owl"]
 WITHOUT = samples(4).tensors[0]
-UNLISTED = ConcatDataset([samples(4)])  # which lists no labels
+UNLISTED = ConcatDataset([samples(4)])  # lists no labels
 FEATURES = {
     "labels of few classes": (Features, samples(4), {}, ["rollout", "attention"]),
     "names of few classes": (Features, NAMED, {}, ["rollout", "attention"]),

@@ -1,4 +1,4 @@
-"""The folder of a run: taken by one run alone, gone on with, and small."""
+"""The folder of a run: it belongs to one run, can be resumed, and stays small."""
 
 import csv
 import errno
@@ -19,7 +19,7 @@ SHOWN = np.arange(2)
 
 
 def claimed(place, step=None):
-    """A run's own folder, with one firing."""
+    """Claim a folder for a run, and write one firing if a step is given."""
     folder = RunFolder.claim(place, place)
     if step is not None:
         fire(folder, step)
@@ -51,7 +51,7 @@ def steps(folder):
     ],
 )
 def test_runs_that_start_at_the_same_moment_never_meet(wanted, names, tmp_path):
-    (tmp_path / "version_0").mkdir()  # of something else
+    (tmp_path / "version_0").mkdir()  # belongs to something else
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda _: RunFolder.claim(wanted and tmp_path / wanted, tmp_path), range(8))
     folders = list(found)
@@ -102,7 +102,7 @@ def test_a_run_that_another_process_writes_is_not_gone_on_with(tmp_path):
 
 def test_images_that_change_are_kept_from_their_step_on(tmp_path):
     folder = claimed(tmp_path, 0)
-    again = np.clip(PIXELS.astype(int) + 1, 0, 255).astype(np.uint8)  # by another version of a decoder
+    again = np.clip(PIXELS.astype(int) + 1, 0, 255).astype(np.uint8)  # as another decoder reads them
     folder.write_images(3, {"pixels": again, "shown": SHOWN, "labels": np.array([4, 5])})
     folder.write_images(6, {"pixels": 255 - PIXELS, "shown": SHOWN})
     folder.write_images(9, {"pixels": PIXELS, "shown": SHOWN})
@@ -141,10 +141,10 @@ def test_a_copy_of_it_holds_no_lock(tmp_path):
 
 
 def test_a_thousand_firings_are_small(tmp_path):
-    """As many as a twentieth of them, of 8 images of 224 pixels, two methods and 1,000 classes."""
+    """Extrapolated from 50 firings of 8 images of 224 pixels, two methods and 1,000 classes."""
     random = np.random.default_rng(0)
     folder = claimed(tmp_path)
-    pixels = random.integers(0, 256, (8, 224, 224, 3), dtype=np.uint8)  # no compression helps here
+    pixels = random.integers(0, 256, (8, 224, 224, 3), dtype=np.uint8)  # noise does not compress
     folder.write_images(0, {"pixels": pixels, "shown": np.arange(8)})
     once = sum(path.stat().st_size for path in folder.path.iterdir())
     for step in range(50):

@@ -1,4 +1,4 @@
-"""What a run left behind is read as it was written, and what is wrong with it is said in a sentence."""
+"""The files of a run are read as they were written; errors in them are reported in a sentence."""
 
 import io
 
@@ -97,7 +97,7 @@ def test_maps_of_all_measured_images_are_those_of_the_shown(tmp_path):
 
 def test_no_frame_of_a_clip_reaches_into_the_next(tmp_path):
     maps = np.zeros((1, 4, 2, 2), np.float32)
-    maps[0, 0, :, 1] = 1  # the right of the first frame
+    maps[0, 0, :, 1] = 1  # the right half of the first frame
     write_images(tmp_path, 1, np.zeros((1, 4, 8, 8, 3), np.uint8))
     write_firing(tmp_path, 1, {"rollout": maps}, np.zeros((1, 3)))
     tile = open_run(tmp_path).tiles(0, 0)["attention rollout"].astype(int).sum(-1)
@@ -110,7 +110,7 @@ def test_no_frame_of_a_clip_reaches_into_the_next(tmp_path):
     ("kind", "logits", "labels", "said"),
     [
         (None, [[0, 9]], None, "1 100%"),
-        ("class", [[0, 9]], [7], "1 100%"),  # a label of no class that there is
+        ("class", [[0, 9]], [7], "1 100%"),  # a label that is no class
         ("classes", [[9.0, 9.0]], [[1, 0]], "\N{BALLOT X} 0 + 1, is 0"),
         ("numbers", [[0.25]], [0.5], "0.250, is 0.500"),
         ("shares", [[0.0]], [0.25], "0.500, is 0.250"),

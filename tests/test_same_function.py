@@ -1,8 +1,8 @@
-"""The same function gets the same map, kind by kind: each against full matrices in float64.
+"""The same function gets the same map, part by part, against full matrices in float64.
 
-`tests/test_rewriting.py` draws spellings of one network at random; here are the kinds that a network is made
-of, one table each. A row has a way of writing and a plain one. The plain one is run with every matrix in
-full, and gradients by autograd on A itself, in the network whose norms and gates are held.
+`tests/test_rewriting.py` draws spellings of one network at random; here, each part of a network has a table
+of spellings and their plain forms. The plain network runs with all matrices in full, and takes gradients by
+autograd with respect to A itself, with its norms and gates held constant.
 """
 
 import math
@@ -28,13 +28,13 @@ IMAGES = torch.randn(
 
 
 class Net(nn.Module):
-    """A small Vision Transformer of two blocks, of which parts can be exchanged.
+    """A small Vision Transformer of two blocks with exchangeable parts.
 
     Args:
         block: (net, layer, tokens) -> tokens: the part of a block that attends.
         between: tokens -> tokens, between the blocks.
         read: (net, tokens) -> (B, WIDTH).
-        heads: of the attentions that a block may have beside each other.
+        heads: the numbers of heads of the parallel attentions that a block may have.
     """
 
     def __init__(self, block=None, between=None, read=None, heads=(3, 3, 3), seed=4):
@@ -65,11 +65,11 @@ class Net(nn.Module):
         self.up = nn.ModuleList(linear(WIDTH, 32, 0.3) for _ in range(2))
         self.down = nn.ModuleList(linear(32, WIDTH, 0.3) for _ in range(2))
         self.score, self.head = linear(WIDTH, 1, 0.5), linear(WIDTH, CLASSES, 0.5)
-        self.seen = None  # (layers, streams, pooling) while matrices are kept
+        self.seen = None  # (layers, streams, pooling) while matrices are recorded
         self.eval()
 
     def attention(self, weights, layer):
-        """Keeps A, as a leaf without a past."""
+        """Record A as a leaf, detached from its graph."""
         if self.seen is None:
             return weights
         weights = weights.detach().requires_grad_()
@@ -77,20 +77,20 @@ class Net(nn.Module):
         return weights
 
     def pooling(self, weights):
-        """Keeps the attention of a pooling, (B, heads, N)."""
+        """Record the attention of a pooling, (B, heads, N)."""
         if self.seen is None:
             return weights
         self.seen[2].append(weights.detach())
         return weights.detach()
 
     def residual(self, tokens):
-        """Keeps what a residual puts out."""
+        """Record the output of a residual."""
         if self.seen is not None:
             self.seen[1].append(tokens)
         return tokens
 
     def projected(self, layer, tokens, number=0):
-        """Queries, keys and values, (B, heads, N, D) each."""
+        """Return queries, keys and values, (B, heads, N, D) each."""
         heads = self.heads[number]
         parts = self.qkv[2 * number + layer](tokens).chunk(3, -1)
         return [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts]
@@ -99,7 +99,7 @@ class Net(nn.Module):
         return self.out[2 * number + layer](mixed.transpose(1, 2).flatten(2))
 
     def attended(self, layer, tokens, number=0):
-        """A plain attention."""
+        """Apply a plain attention."""
         q, k, v = self.projected(layer, tokens, number)
         weights = self.attention((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1), layer)
         return self.joined(layer, weights @ v, number)
@@ -127,7 +127,7 @@ def attention_alone(net, layer, tokens):
 
 
 def several(count, with_mlp=False):
-    """Attentions beside each other, plainly."""
+    """Return a block of parallel attentions, plainly written."""
 
     def block(net, layer, tokens):
         normed = net.norms[layer](tokens)
@@ -138,7 +138,7 @@ def several(count, with_mlp=False):
 
 
 def mixing(change, count=COUNT):
-    """The matrix of a linear map of tokens, whatever their channels: its rows, in shares."""
+    """Return the matrix of a linear map of tokens, the same for all channels; its rows are shares."""
     matrix = change(torch.eye(count, dtype=torch.float64)[None])[0].abs()
     matrix = matrix if matrix.ndim == 2 else matrix[None]
     total = matrix.sum(1, keepdim=True)
@@ -146,14 +146,14 @@ def mixing(change, count=COUNT):
 
 
 def full_matrices(net, images=IMAGES, share=1.0, target=TARGET, row=None):
-    """The output of a network that is written plainly, and its maps by each method.
+    """Return the output of a plainly written network, and its maps by each method.
 
     Args:
-        net: keeps its matrices; `net.between` is linear in the tokens, and the same for all channels.
-        images: what it gets.
-        share: what part of a score its own score is.
+        net: records its matrices; `net.between` is linear in the tokens, and the same for all channels.
+        images: the input of the network.
+        share: the share of this network in the score of an ensemble.
         target: the class of each image.
-        row: what `net.read` takes of each token, where it is not linear, and no pooling either.
+        row: the share that `net.read` takes of each token, if it is neither linear nor a pooling.
     """
     layers, gradients, streams, pooling, logits = kept_matrices(net, images, share, target)
     between, maps = mixing(net.between), []
@@ -169,7 +169,7 @@ def full_matrices(net, images=IMAGES, share=1.0, target=TARGET, row=None):
 
 
 def kept_matrices(net, images, share, target):
-    """A and G of each layer, (B, heads, N, N), x * dS/dx of each residual, (B, N), pooling and output."""
+    """Return A and G by layer, (B, heads, N, N), x * dS/dx by residual, (B, N), the pooling and output."""
     net.seen = ([[], []], [], [])
     with torch.enable_grad(), oracle.Linearised():
         logits = net(images)
@@ -185,7 +185,7 @@ def kept_matrices(net, images, share, target):
 
 
 def image_maps(attentions, gradients, held, start, between):
-    """The maps of one image; of evidence its two accounts, "taken" and "held"."""
+    """Return the maps of one image; for evidence, its two accounts "taken" and "held"."""
     maps = {}
     fused = {
         "rollout": [a.mean(0) for a in attentions],
@@ -198,7 +198,7 @@ def image_maps(attentions, gradients, held, start, between):
             first, second = (w / w.sum(1, keepdim=True) for w in (first, second))
         maps[method] = (start @ second @ between @ first)[1:]
     lower, upper = ((a * g).sum(0) for a, g in zip(attentions, gradients, strict=True))
-    # what lies behind `between` is brought home through it
+    # relevance behind `between` is taken back through it
     maps["taken"] = (upper[start > 0].sum(0) @ between + lower[start @ between > 0].sum(0))[1:]
     half = len(held) // 2
     maps["held"] = (sum(held[half:]) @ between + sum(held[:half]))[1:]
@@ -206,7 +206,7 @@ def image_maps(attentions, gradients, held, start, between):
 
 
 def in_shares(maps):
-    """Evidence from its two accounts."""
+    """Return the maps with evidence, the sum of the shares of its two accounts."""
     shares = [maps[name] / maps[name].abs().sum((1, 2), keepdim=True) for name in ("taken", "held")]
     return {**maps, "evidence": sum(shares)}
 
@@ -217,14 +217,14 @@ def found_maps(model, methods=METHODS, images=IMAGES, target=TARGET):
 
 
 def off(found, wanted):
-    """How far maps are from others, by method, against the largest value of each map."""
+    """Return the error of the maps of each method, relative to the largest value of each map."""
     assert all(found[name].shape == wanted[name].shape for name in found)
     far = {name: (found[name].double() - wanted[name].double()).abs().flatten(1).amax(1) for name in found}
     return {name: (far[name] / wanted[name].double().abs().flatten(1).amax(1)).max().item() for name in found}
 
 
 def check(model, plain, methods=METHODS, **options):
-    """The same output as the plain network, and the maps of its matrices."""
+    """Assert the output of the plain network, and the maps of its matrices."""
     logits, wanted = full_matrices(plain, **options)
     with torch.no_grad():
         assert torch.allclose(model(IMAGES.clone()), logits, rtol=0, atol=1e-9)
@@ -234,7 +234,7 @@ def check(model, plain, methods=METHODS, **options):
 
 @pytest.mark.parametrize("heads", [2, 3])
 def test_the_matrices_are_those_of_another_oracle(heads):
-    """Which catches A as the softmax computes it."""
+    """The other oracle captures A where the softmax computes it."""
     net = Net(heads=(heads,) * 3)
     seen, (_, maps) = oracle.observe(Net(heads=(heads,) * 3), IMAGES, TARGET), full_matrices(net)
     for method in ("rollout", "grad_rollout"):
@@ -244,7 +244,7 @@ def test_the_matrices_are_those_of_another_oracle(heads):
 
 
 def test_shares_of_a_mixing_are_in_proportion():
-    """One by one: what the oracle makes of a linear map of tokens."""
+    """The matrix of a linear map of tokens has the right entries, one by one."""
     weights = fixed(5)
     for row, found in zip(weights, mixing(plain_mixing), strict=True):
         total = sum(abs(w) for w in row.tolist())
@@ -263,7 +263,7 @@ def all_terms(net, layer, tokens, count, with_mlp):
 
 
 def beside(count, with_mlp, add):
-    """Attentions beside each other, their sum as `add` writes it: (tokens, terms) -> tokens."""
+    """Return a block of parallel attentions, whose sum `add` writes: (tokens, terms) -> tokens."""
 
     def block(net, layer, tokens):
         return add(tokens, all_terms(net, layer, tokens, count, with_mlp))
@@ -300,7 +300,7 @@ def stacked(tokens, terms):
 
 
 def separate_norms(net, layer, tokens):
-    """Each attention has a norm of its own, with the same weights."""
+    """Normalize the tokens separately for each attention, with the same weights."""
     terms = [net.attended(layer, net.norms[layer](tokens), number) for number in range(2)]
     return tokens + terms[0] + terms[1]
 
@@ -329,7 +329,7 @@ BESIDE = {
     for name, add in ADDITIONS.items()
 }
 BESIDE["2 attentions, a norm each"] = (separate_norms, several(2), (3, 3))
-# blocks that hold their MLP
+# blocks that contain their MLP
 WITH_MLP = {block for name, (*blocks, _) in BESIDE.items() if "MLP" in name for block in blocks}
 
 
@@ -340,7 +340,7 @@ def test_attentions_beside_each_other_are_heads_of_one_layer(name):
 
 
 def scored(make, mix=None):
-    """A block whose A is made from its scores: (scores) -> A; mix: (A, v) -> what is attended to."""
+    """Return a block with A from make(scores), and mix(A, v) in place of A @ v."""
 
     def block(net, layer, tokens):
         q, k, v = net.projected(layer, net.norms[layer](tokens))
@@ -351,7 +351,7 @@ def scored(make, mix=None):
 
 
 def channels_first(net, layer, tokens):
-    """As LeViT, SHViT and EfficientViT of MSRA have it: values (B, heads, D, N), weights on their right."""
+    """Attend as LeViT, SHViT and MSRA's EfficientViT do: values (B, heads, D, N), with A on their right."""
     picture = net.norms[layer](tokens).mT
     linear, out = net.qkv[layer], net.out[layer]
     qkv = F.conv1d(picture, linear.weight[:, :, None], linear.bias)
@@ -362,7 +362,7 @@ def channels_first(net, layer, tokens):
 
 
 def one_head_after_the_other(net, layer, tokens):
-    """As EfficientViT's cascade splits its channels: each head from the weights, and into the residual."""
+    """Split the weights by heads, as EfficientViT's cascade does; each head adds to the residual."""
     normed, size = net.norms[layer](tokens), WIDTH // net.heads[0]
     weights, biases = net.qkv[layer].weight.chunk(3), net.qkv[layer].bias.chunk(3)
     for head in range(net.heads[0]):
@@ -426,7 +426,7 @@ def on_the_right(weights, v):
 
 
 def shrunk(scores):
-    """Rows that do not sum to 1, of a softmax."""
+    """Return rows of a softmax that do not sum to 1."""
     return 0.5 * scores.softmax(-1)
 
 
@@ -458,7 +458,7 @@ def test_attention(name):
 
 
 def fixed(seed, outward=COUNT):
-    """Weights of a mixing of tokens, some of them 0 and some below."""
+    """Return weights that mix tokens; some are 0, and some are negative."""
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(outward, COUNT, dtype=torch.float64, generator=generator)
     matrix[matrix.abs() < 0.6] = 0
@@ -467,7 +467,7 @@ def fixed(seed, outward=COUNT):
 
 
 class Mixing(nn.Module):
-    """A fixed matrix, registered as a buffer, or held as a plain tensor."""
+    """A mixing of tokens by a fixed matrix, which is a buffer or a plain tensor."""
 
     def __init__(self, apply, plain=False):
         super().__init__()
@@ -486,7 +486,7 @@ def plain_mixing(t):
 
 
 def clusters():
-    """The number of the cluster of each token; some clusters are empty, and so equal to the class token."""
+    """Return the cluster of each token; the class token is a cluster of its own."""
     return torch.tensor([0, 1, 1, 2, 3, 3, 3, 4, 5, 5, 6, 7, 7, 8, 8, 8, 8])
 
 
@@ -501,7 +501,7 @@ def index_of(t):
 
 
 def clone_then(change):
-    """What is written in place into a copy of the tokens."""
+    """Return a function that applies an in-place change to a copy of the tokens."""
 
     def written(t):
         t = t.clone()
@@ -520,7 +520,7 @@ def first_is_mean(t):
 
 
 def order_of(**moved):
-    """Token t3 = 5: what stands at place 3 afterwards."""
+    """Return a reordering of the tokens; t3=5 puts token 5 in place 3."""
     order = torch.arange(COUNT)
     for name, source in moved.items():
         order[int(name[1:])] = source
@@ -537,7 +537,7 @@ def add_to_view(t):
 
 
 def read_of_old_view(t):
-    """A view that was made before the write sees what was written."""
+    """Copy from a view that is older than a write, and that shows what was written."""
     third = t[:, 3]
     t[:, 3] = t[:, 5]
     t[:, 7] = third
@@ -556,7 +556,7 @@ def view_of_a_view(t):
 
 
 def view_in_channels(t):
-    """Two writes through different views of the same token."""
+    """Write to the same token twice, through different views."""
     token = t[:, 4]
     token[:, ::2] = t[:, 9, ::2]
     t[:, 4, 1::2] = t[:, 9, 1::2]
@@ -574,7 +574,7 @@ def mean_by_copy(t):
 
 
 def turned_by_copies(t):
-    """As functionalized programs turn tensors."""
+    """Transpose by copies, as functionalized programs do."""
     aten = torch.ops.aten
     turned = aten.transpose_copy.int(aten.permute_copy(t, [0, 2, 1]), 1, 2)
     return torch.stack([aten.t_copy(aten.t_copy(one)) for one in turned])
@@ -644,7 +644,7 @@ def turned(t):
 
 
 def restored(t):
-    """As masked autoencoders bring the kept tokens back among those of a mask."""
+    """Put the kept tokens back among mask tokens, as masked autoencoders do."""
     return t[:, torch.tensor([0, *range(COUNT - 1, 0, -1)])]
 
 
@@ -655,7 +655,7 @@ def by_masked_scatter(t):
 
 
 def merged_tokens(t):
-    """As token merging does it: the last four tokens go into places 1, 1, 2 and 3."""
+    """Merge the last four tokens into places 1, 1, 2 and 3, as token merging does."""
     parts = [t[:, 0], (t[:, 1] + t[:, -4] + t[:, -3]) / 3, (t[:, 2] + t[:, -2]) / 2, (t[:, 3] + t[:, -1]) / 2]
     return torch.cat([torch.stack(parts, 1), t[:, 4:-4]], 1)
 
@@ -744,13 +744,13 @@ BETWEEN = {
 
 @pytest.mark.parametrize("name", BETWEEN)
 def test_what_is_done_to_tokens(name):
-    """Shares are in proportion to |weight|: nothing goes where it is 0."""
+    """Shares are proportional to |weight|, so that nothing goes where it is 0."""
     change, plain = BETWEEN[name]
     with torch.no_grad():
-        # `out=` and indices do not know the channels of the probe
+        # of the real width: `out=` and indices need not fit the channels of the probe in `mixing`
         tokens = torch.randn(2, COUNT, WIDTH, dtype=torch.float64)
         assert torch.allclose(change(tokens.clone()), plain(tokens), rtol=0, atol=1e-12)
-    # whether a token that takes in the mean of others is a residual, evidence would have to know
+    # evidence cannot know whether a token plus the mean of others is a residual
     methods = BEGINNING if plain is first_takes_mean else METHODS
     check(frozen(Net(between=change)), Net(between=plain), methods)
 
@@ -765,7 +765,7 @@ def shifted(t):
 
 
 def frozen(net):
-    """Without gradients, as `out=` asks for them to be off."""
+    """Turn off the gradients of the parameters, as `out=` requires."""
     return net.requires_grad_(False)
 
 
@@ -773,7 +773,7 @@ def frozen(net):
 
 
 def weights_of_tokens(net, t):
-    """(B, N, 1): one weight for each token, as attention pooling makes it."""
+    """Return one weight for each token, (B, N, 1), as attention pooling computes it."""
     return net.pooling(net.score(t).softmax(1).mT).mT
 
 
@@ -782,7 +782,7 @@ def plain_pooling(net, t):
 
 
 def many_instances(net, t):
-    """As attention-based multiple instance learning has it, one bag after the other."""
+    """Pool one bag after the other, as attention-based multiple instance learning does."""
     bags = []
     for h in t:
         a = torch.softmax(net.score(h), dim=0)
@@ -796,7 +796,7 @@ def transposed_first(net, t):
 
 
 def weights_below():
-    """Of each token: some 0, some below 0."""
+    """Return a weight for each token; some are 0, and some are negative."""
     return fixed(9, 1)[0]
 
 
@@ -886,19 +886,19 @@ def test_what_is_read(name):
 
 
 def gem(t, exponent):
-    """Generalised mean of the patches."""
+    """Return the generalized mean of the patches."""
     return t[:, 1:].clamp(min=1e-6).pow(exponent).mean(1).pow(1 / exponent)
 
 
 def held_gem(net, t):
-    """The same with its gates held."""
+    """Return the generalized mean with its gates held constant."""
     patches = t[:, 1:]
     powers = (patches * (patches.clamp(min=1e-6).pow(3) / patches).detach()).mean(1)
     return powers * (powers.pow(1 / 3) / powers).detach()
 
 
 def gem_of_pictures(t, exponent):
-    """As retrieval models write it."""
+    """Return the generalized mean as retrieval models write it."""
     picture = t[:, 1:].mT.unflatten(2, (SIDE, SIDE))
     return F.avg_pool2d(picture.clamp(min=1e-6).pow(exponent), (SIDE, SIDE)).pow(1.0 / exponent).flatten(1)
 
@@ -916,7 +916,7 @@ def test_the_exponent_of_a_generalised_mean_may_be_learned(learned, mean):
 
 
 class Around(nn.Module):
-    """Calls networks in a way of its own."""
+    """A model that calls networks in a given way."""
 
     def __init__(self, call, *nets):
         super().__init__()
@@ -950,7 +950,7 @@ def normalized_into(net, x):
 
 @pytest.mark.parametrize("call", [normalized_in_place, normalized_by_channel, normalized_into])
 def test_an_input_that_is_normalized_in_place(call):
-    """The images of the caller stay as they were."""
+    """The caller's images stay unchanged."""
     _, wanted = full_matrices(Net(), (IMAGES - MEAN) / DEVIATION)
     images = IMAGES.clone()
     found = explain_methods(frozen(Around(call, Net())), images, list(METHODS), target=TARGET)
@@ -977,7 +977,7 @@ def in_one_batch(net, x):
 
 
 def in_turns(net, x):
-    """Each image beside its mirror image, which is written over a copy."""
+    """Interleave the images with their mirror images, which are written over copies."""
     twice = x.repeat_interleave(2, 0)
     twice[1::2] = twice[1::2].flip(3)
     return net(twice).unflatten(0, (-1, 2)).mean(1)
@@ -997,7 +997,7 @@ def into_rows(one, other, x):
 
 
 def features_first(one, other, x):
-    """The features are averaged, and read by one head."""
+    """Average the features of two networks, and read them by one head."""
     features = (one.read(one, one.tokens(x)) + other.read(other, other.tokens(x))) / 2
     return one.head(features)
 
@@ -1006,7 +1006,7 @@ TWO = (lambda: Net(seed=4), lambda: Net(read=lambda net, t: t[:, 1:].mean(1), se
 FLIPS = [(0, same, same), (0, mirrored, mirrored)]
 TURNS = [(0, turned_by(n), turned_by(-n)) for n in range(4)]
 BOTH = [(0, same, same), (1, same, same)]
-# how they are called; (number of the network, what it gets, how its map is brought back), in even shares
+# (call, members in even shares); member: (number of the network, change of its input, inverse for its map)
 TOGETHER = {
     "mirrored, two calls": (lambda net, x: (net(x) + net(x.flip(3))) / 2, FLIPS),
     "mirrored, a stack": (lambda net, x: torch.stack([net(x), net(x.flip(-1))]).mean(0), FLIPS),
@@ -1045,7 +1045,7 @@ def test_what_is_averaged_in_the_network(name):
 
 
 def test_the_mean_of_two_networks_of_probabilities():
-    """Rollout has no class, so probabilities are as good as logits."""
+    """Rollout does not depend on the class, so probabilities serve as well as logits."""
     nets = [make() for make in TWO]
     model = Around(lambda one, other, x: (one(x).softmax(-1) + other(x).softmax(-1)) / 2, *nets)
     wanted = sum(full_matrices(net)[1]["rollout"] for net in nets) / 2
@@ -1060,7 +1060,7 @@ def of_all_tokens(net, x):
 
 
 def of_pixels(net, x):
-    """Classes of each patch, (B, CLASSES, SIDE, SIDE)."""
+    """Return class scores for each patch, (B, CLASSES, SIDE, SIDE)."""
     return of_all_tokens(net, x)[:, 1:].mT.unflatten(2, (SIDE, SIDE))
 
 
@@ -1079,7 +1079,7 @@ def by_convolution(net, x):
 
 
 def by_queries(net, x):
-    """A decoder of one layer: queries of the model's own attend to the tokens, (B, queries, CLASSES)."""
+    """Decode by one layer, in which learned queries attend to the tokens, (B, queries, CLASSES)."""
     q, k, v = net.projected(0, net.tokens(x), 1)
     q = net.place[:, 3:9].expand(len(x), -1, -1).unflatten(-1, (3, -1)).transpose(1, 2)
     mixed = (q @ k.mT).softmax(-1) @ v
@@ -1087,7 +1087,7 @@ def by_queries(net, x):
 
 
 def by_class_tokens(net, x):
-    """Each class has a token, and a weight of its own: (B, CLASSES)."""
+    """Return scores, (B, CLASSES), with a token and weights of its own for each class."""
     return (net.tokens(x)[:, :CLASSES] * net.head.weight).sum(-1) + net.head.bias
 
 
@@ -1095,7 +1095,7 @@ def two_class_tokens(net, x):
     return net.head(net.tokens(x)[:, :2])
 
 
-# What a network puts out, a target, the output of a wrapper and its target, and the token read (or None).
+# The output of a network, a target, the output of a wrapper and its target, and the token read (or None).
 READ_OF = {
     "a token of all": (of_all_tokens, lambda y: y[:, 5, 1], lambda y: y[:, 5], 1, 5),
     "the class token of all": (of_all_tokens, lambda y: y[:, 0, 2], lambda y: y[:, 0], 2, 0),
@@ -1156,7 +1156,7 @@ def test_each_method_begins_where_the_score_was_read(name):
 
 
 def test_outputs_count_in_proportion_to_their_gradient():
-    """One pixel, and three times another; the sign does not matter to where a rollout begins."""
+    """The score is one pixel minus three times another; where a rollout begins, the sign does not matter."""
     model = Around(of_pixels, Net())
     one, other = (explain(model, IMAGES, target=lambda y, at=at: y[:, 1, at, at]).maps for at in (0, 2))
     found = explain(model, IMAGES, target=lambda y: y[:, 1, 0, 0] - 3 * y[:, 1, 2, 2]).maps
@@ -1199,7 +1199,7 @@ class Plainly(nn.Module):
 
 
 class CutsPatches(Plainly):
-    """The same, with a linear layer of patches that a reshape cuts out."""
+    """The same with a linear patch embedding, whose patches are cut out by a reshape."""
 
     def embedded(self, images):
         rows = images.unflatten(3, (-1, PATCH)).unflatten(2, (-1, PATCH)).permute(0, 2, 4, 1, 3, 5)
@@ -1256,7 +1256,7 @@ class WithFunctions(PlainBlock):
 
 
 class Inside(nn.Module):
-    """A block that runs in a way of its own."""
+    """A block that is run in a given way."""
 
     def __init__(self, block, how):
         super().__init__()
@@ -1267,7 +1267,7 @@ class Inside(nn.Module):
 
 
 def quietly(make):
-    """Without what torch says of forms that it wants to replace."""
+    """Silence torch's warnings about deprecated forms of models."""
 
     def made():
         with warnings.catch_warnings():
@@ -1318,7 +1318,7 @@ def with_functions():
 
 
 class SwappedIn(nn.Module):
-    """Weights that are plain tensors, and no part of what is explained."""
+    """A model with plain tensors as its weights, which are not part of the explained module."""
 
     def __init__(self, kind=Plainly):
         super().__init__()
@@ -1360,7 +1360,7 @@ FORMS = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_the_form_of_a_model_changes_nothing(name):
-    """Each is the plain network; its maps are those of full matrices."""
+    """Each form computes the plain network, and its maps are those of full matrices."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = FORMS[name]()
@@ -1383,7 +1383,7 @@ def quantized():
     return torch.ao.quantization.quantize_dynamic(Plainly().eval().float(), {nn.Linear}, dtype=torch.qint8)
 
 
-# The type of the images, and how near the maps must come.
+# The model, the dtype of its images, and the tolerance of the maps.
 ROUGH = {
     "single": (lambda: Plainly().eval().float(), torch.float32, 1e-4),
     "bfloat16": (lambda: Plainly().eval().bfloat16(), torch.bfloat16, 0.1),

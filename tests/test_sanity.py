@@ -1,4 +1,4 @@
-"""Maps of a model that is made random, stage by stage."""
+"""Maps of a model that is randomized stage by stage."""
 
 import copy
 
@@ -18,7 +18,7 @@ from vitx.evaluation import randomization
 from vitx.evaluation.randomization import BLIND, FOLLOWS, randomize
 from vitx.tape.backward import Attribution
 
-IMAGES = models.FAMILIES["deit"].images().sigmoid() * 3.5 - 1.75  # as normalised pixels are
+IMAGES = models.FAMILIES["deit"].images().sigmoid() * 3.5 - 1.75  # in the range of normalized pixels
 ROLLOUTS = ["rollout", "grad_rollout"]
 
 
@@ -85,7 +85,7 @@ def test_it_repeats_with_its_seed():
 
 
 def test_the_seed_that_a_model_began_with_does_not_bring_it_back():
-    one_block = models.deit(depth=1)  # drawn tensor by tensor with seed 0, and here in the same order
+    one_block = models.deit(depth=1)  # drawn with seed 0, in the order of `randomize`
     found = vitx.sanity(one_block, IMAGES, ROLLOUTS, seed=0)
     assert found.stages == ("block 1",)
     assert abs(found.final("rollout")) < 0.5
@@ -162,7 +162,7 @@ def test_under_inference_mode_and_in_half_precision():
 
 
 def fixed(way):
-    """A method that shows the same blob for every model and image."""
+    """Return the same blob for every model and image."""
     y, x = torch.meshgrid(torch.arange(4) - 2, torch.arange(4) - 2, indexing="ij")
     blob = (-(x**2 + y**2) / 8).exp().expand(len(IMAGES), -1, -1)
     return Attribution(blob, torch.ones(len(IMAGES)))
@@ -211,7 +211,7 @@ class Uncopied(Wrapped):
 
 
 class Frozen(nn.Module):
-    """Attention without a single parameter."""
+    """A model of attention without parameters."""
 
     def forward(self, images):
         tokens = images.flatten(2).mT[:, None]
@@ -288,7 +288,7 @@ class TestWhatIsShown:
 
 
 def spots(count, seed):
-    """Noise with a spot in one patch, whose colour is the class."""
+    """Return noise with a spot in one patch, the classes (the colors of the spots), and their places."""
     generator = torch.Generator().manual_seed(seed)
     images = 0.3 * torch.randn(count, 3, 64, 64, generator=generator)
     classes, rows, columns = (torch.randint(most, (count,), generator=generator) for most in (3, 8, 8))
@@ -298,7 +298,7 @@ def spots(count, seed):
 
 
 def trained():
-    """Two blocks that learn to find the spot, in some seconds."""
+    """Train two blocks to find the spot, which takes a few seconds."""
     options = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 3}
     model = timm.create_model("deit_tiny_patch16_224", **options)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)

@@ -1,4 +1,4 @@
-"""Finds how images were normalised."""
+"""The normalization of images, as found in data sets, transforms and modules."""
 
 import functools
 from types import SimpleNamespace
@@ -122,7 +122,7 @@ def test_an_image_processor_that_does_not_normalise_holds_none():
 
 
 class Lazy:
-    """Raises where it is asked for what it has not, as lazily imported modules do."""
+    """An object that raises on missing attributes, as lazily imported modules do."""
 
     def __getattr__(self, name):
         raise ImportError(name)
@@ -148,7 +148,7 @@ def scales(module, images, of_data=(), datamodule=None):
 
 
 class Declares(SmallClassifier):
-    """A model that declares another normalisation."""
+    """A model that declares another normalization."""
 
     def __init__(self):
         super().__init__()

@@ -14,7 +14,7 @@ PATCH = 8
 
 @pytest.fixture
 def _few(monkeypatch):
-    """Few scenes to validate and test on, cut from few digits."""
+    """Use few scenes for validation and tests, and few digits to cut fragments from."""
     monkeypatch.setattr(demo.digits, "SPLIT_SIZES", (4992, 4, 4))
     monkeypatch.setattr(demo.digits, "_FRAGMENT_BANK", 64)
 
@@ -28,7 +28,7 @@ def digit_scenes(count: int, bank: int = 50):
 
 
 def hits(score: torch.Tensor, boxes: torch.Tensor) -> float:
-    """How often the middle of the patch that scores highest lies in the box."""
+    """Return how often the center of the highest-scoring patch lies in the box."""
     best = F.avg_pool2d(score, PATCH).flatten(1).argmax(1)
     columns = SCENE_SIZE // PATCH
     rows, cols = (
@@ -113,7 +113,7 @@ class TestMarks:
         assert (distances + 100 * torch.eye(10)).amin() > 2.5, "two classes have almost the same mark"
         outside = (marked - images).abs() * ~masks[:, None]
         if name == "two":
-            assert outside[:, :, 1:15, 1:15].amax() > 0.5  # the letter that says nothing
+            assert outside[:, :, 1:15, 1:15].amax() > 0.5  # the letter that does not tell the class
             outside[:, :, 1:15, 1:15] = 0
         assert outside.amax() == 0
 

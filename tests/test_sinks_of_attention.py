@@ -17,11 +17,11 @@ from vitx.functional.weights import Weights
 from vitx.inputs.preprocessing import Preprocessing
 from vitx.pictures.views import painted
 
-SIZES = {64: (64, 4, 4), 96: (48, 5, 3)}  # of an image: width, depth and heads
+SIZES = {64: (64, 4, 4), 96: (48, 5, 3)}  # image size: width, depth and heads
 
 
 def planted(size, places, seed=0, logit=4.0):
-    """A random model in which some patches have a large norm and all queries their keys' direction."""
+    """Return a random model in which some patches have a large norm, and all queries point to their keys."""
     torch.manual_seed(seed)
     width, depth, heads = SIZES[size]
     model = VisionTransformer(size, 8, num_classes=5, embed_dim=width, depth=depth, num_heads=heads).eval()

@@ -1,4 +1,4 @@
-"""Which parameters belong to which stage of a model."""
+"""The stages of a model, and the parameters that belong to each."""
 
 import re
 
@@ -19,7 +19,7 @@ def named(model):
 
 
 def by_name(name):
-    """The stage of a parameter, as its library's names tell it."""
+    """Return the stage of a parameter, judged by its name in its library."""
     block = re.search(r"(?:blocks|layers?)\.(?:encoder_layer_)?(\d+)\.", name)
     if block:
         return f"block {int(block[1]) + 1}"
@@ -29,7 +29,7 @@ def by_name(name):
 
 
 class Wrapped(nn.Module):
-    """A model between layers of its own, with a shift that it holds itself and uses last."""
+    """A model between other layers, with a shift of the wrapper's own that is added last."""
 
     def __init__(self, model):
         super().__init__()

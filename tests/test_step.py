@@ -1,4 +1,4 @@
-"""What a step shows of a batch, and that it can be run anew on another one."""
+"""A recorded step: what it shows of its batch, and how it is run again on another one."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ ce, bce, bce_of_logits = F.cross_entropy, F.binary_cross_entropy, F.binary_cross
 
 
 class Net(nn.Module):
-    """A model of images and, if asked for, ages; it may end in a softmax or a sigmoid."""
+    """A model of images and optional ages, which may end in a softmax or a sigmoid."""
 
     def __init__(self, outputs=CLASSES, last=None):
         super().__init__()
@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 
 class Losing(Net):
-    """Computes its own loss, as Hugging Face's models do."""
+    """A model that computes its own loss, as those of Hugging Face do."""
 
     def forward(self, images, labels=None):
         logits = super().forward(images)
@@ -37,7 +37,7 @@ class Losing(Net):
 
 
 def batch(count, seed=0):
-    """Images, ages, classes, several classes (some unknown), grades, and other images."""
+    """Return images, ages, classes, several classes (some unknown), grades, and other images."""
     generator = torch.Generator().manual_seed(seed)
     several = torch.randint(2, (count, CLASSES), generator=generator).float()
     several[0, 0] = float("nan")
@@ -93,8 +93,8 @@ def two_parts(net, b):
     return ce(net.last(features), b["y"])
 
 
-# A step, the kind of the output, the labels that it is compared with (None: one-hot ones, or none), and what
-# the output takes.
+# A step, the kind of its output, the labels that it is compared with (None for one-hot labels or none), and
+# the entries of the batch that the output depends on.
 STEPS = {
     "cross entropy": (lambda net, b: ce(net(b["x"]), b["y"]), "class", "y", ["x"]),
     "smoothed": (lambda net, b: ce(net(b["x"]), b["y"], label_smoothing=0.1), "class", "y", ["x"]),
@@ -165,7 +165,7 @@ def test_what_a_step_shows(step, kind, labels, leaves, mode):
 
 @pytest.mark.parametrize("name", [name for name, (_, kind, *_) in STEPS.items() if kind])
 def test_runs_anew_on_another_batch(name):
-    """The oracle records the same step on that batch, and reads the output there."""
+    """The oracle records the same step on the other batch, and reads its output there."""
     step, net, other = STEPS[name][0], Net().eval(), batch(4, seed=1)
     seen = recorded(step, net, batch(6))
     compared = []
@@ -220,7 +220,7 @@ def test_probabilities_become_logits(outputs, last, step, mode):
         seen = recorded(step, net, batch(6))
     assert seen.kind == "class"
     found, expected = seen.run(net, batch(4, 1)), Net(outputs).eval()(batch(4, 1)["x"])
-    if seen.logits is None and not isinstance(last, nn.Identity):  # an explanation begins before it
+    if seen.logits is None and not isinstance(last, nn.Identity):  # explanations begin before `last`
         found = torch.logit(found) if outputs == 1 else found.log()
     if outputs > 1:
         found, expected = found.log_softmax(1), expected.log_softmax(1)
@@ -241,7 +241,7 @@ def test_a_loss_inside_of_the_model():
 
 
 def test_levels_of_a_grade_are_no_classes():
-    """Ordinal: is the class above 0, above 1?"""
+    """Ordinal labels say whether the class is above 0, and above 1."""
 
     def step(net, b):
         levels = (b["y"][:, None] > torch.arange(CLASSES - 1)).float()

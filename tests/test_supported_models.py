@@ -1,4 +1,4 @@
-"""docs/models.md says of each kind of model what it does."""
+"""The table in docs/models.md says what each kind of model does."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Where in a model a call was made."""
+"""The module and the line of a model in which a call was made."""
 
 import torch
 from torch import nn

@@ -38,7 +38,7 @@ def test_it_is_the_score_by_hand(segformer, part, score):
 
 
 def semantic(output):
-    """The logits of classes, (B, C, h, w), as they are, or of mask queries."""
+    """Return the scores of classes, (B, C, h, w): the logits, or those computed from mask queries."""
     if "logits" in output:
         return output.logits
     classes, masks = output.class_queries_logits.softmax(-1)[..., :-1], output.masks_queries_logits.sigmoid()
@@ -47,7 +47,7 @@ def semantic(output):
 
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_segmenters_of_all_kinds(name):
-    """Also mask queries, whose masks are products of queries and pixels."""
+    """They include mask queries, whose masks are products of queries and pixels."""
     model, images = made(name)
     size = images.shape[-1]
 
@@ -61,7 +61,7 @@ def test_segmenters_of_all_kinds(name):
 
 
 def test_tokens_lie_as_the_picture_does():
-    """Those before the patches are none."""
+    """Tokens before the patches are not part of the picture."""
     model = timm.create_model(
         "test_vit", num_classes=5, class_token=True, global_pool="", img_size=(32, 64)
     ).eval()

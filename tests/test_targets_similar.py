@@ -1,4 +1,4 @@
-"""Another picture as the target: why two are alike."""
+"""The similarity to another picture as the target."""
 
 import numpy as np
 import open_clip

@@ -1,4 +1,4 @@
-"""A text that is compared with the picture, against the same written by hand."""
+"""The similarity to a text as the target, against the same score written by hand."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ KINDS = ["CLIP", "Siglip", "open_clip", "Aimv2"]
 
 
 def features(model, kind, **given):
-    """The features of images or of token ids, as the library has them."""
+    """Return the features of images or of token ids, as the library computes them."""
     if kind == "open_clip":
         return (
             model.encode_image(given["pixel_values"])
@@ -28,7 +28,7 @@ def features(model, kind, **given):
 
 
 class ByHand(nn.Module):
-    """Puts out the similarities."""
+    """A model that outputs the similarities of images and texts."""
 
     def __init__(self, kind):
         super().__init__()
@@ -104,7 +104,7 @@ def test_a_model_inside_another_is_found():
 
 
 def test_texts_of_siglip_are_padded_as_in_its_training():
-    """It pools the last token."""
+    """SigLIP pools the last token, so that padding matters."""
     model, tokenizer = texts.built("Siglip"), texts.tokenizer()
     found = explain(model, IMAGES, target=text("a cat", tokenizer=tokenizer))
     wanted = explain(model, IMAGES, target=text(torch.tensor([[4, 5] + [0] * 14])))
@@ -158,7 +158,7 @@ def test_captions_are_similarities_and_their_softmax():
 
 @pytest.mark.parametrize("method", ["rollout", "evidence"])
 def test_one_map_for_each_picture(method):
-    """Of the text that it is nearest to, or of its own."""
+    """Each picture has the map of its nearest text, or of its own text."""
     model = texts.built("CLIP")
     every = explain(model, IMAGES, method, target=text(IDS))
     nearest = explain(model, IMAGES, method, target=text(IDS, maps="nearest"))

@@ -1,4 +1,4 @@
-"""One patch as the target: where it looks."""
+"""One patch as the target: its map shows what it attends to."""
 
 import re
 
@@ -69,7 +69,7 @@ def test_the_queries_of_a_decoder_are_no_patches(name):
 
 
 def test_targets_of_each_image_are_split_as_a_loader_splits_the_images(vit, images):
-    """A model whose first output is a loss may be asked, too."""
+    """This also works for a model whose first output is a loss."""
 
     class Pair(torch.nn.Module):
         def __init__(self):

@@ -1,4 +1,4 @@
-"""The words of a vision-language model, against the same written by hand."""
+"""Words of a vision-language model as the target, against the same scores written by hand."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def last(logits):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_is_the_logit_behind_the_prompt(name):
-    """Image, text and constants sum to it, as to that of a wrapper."""
+    """The relevance of image, text and constants sums to it; the maps are those of a target function."""
     model = vision_language.built(name)
     found = explain(model, PICTURES[:1], "evidence", target=asked(name))
     assert (found.conservation - 1).abs().max() < 1e-3
@@ -51,7 +51,7 @@ def test_several_pictures_of_one_prompt_have_a_map_each(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_words_of_an_answer(name):
-    """Each is the likeliest token where it was said."""
+    """Each word is the most probable token at its place."""
     model, processor = vision_language.built(name), vision_language.processor(name)
     prompt = {"Qwen2-VL": "a cat"}.get(name, "what is it")
     found = explain(model, PICTURES[:1], "evidence", target=answer(prompt, processor, most_tokens=3))
@@ -74,7 +74,7 @@ def test_several_words_have_maps_one_after_the_other():
 
 
 def test_prompts_of_several_lengths():
-    """The word is read behind the last token that is no padding."""
+    """The word is read after the last token that is not padding."""
     _, given, _ = vision_language.FAMILIES["LLaVA"]
     ids = given["input_ids"]
     longer = torch.cat([ids, torch.zeros(1, 3, dtype=torch.long)], 1)
@@ -93,10 +93,10 @@ def test_prompts_of_several_lengths():
 
 
 def test_a_word_goes_on_from_the_prompt():
-    """Behind a letter a space comes first, behind a new line none."""
+    """A space precedes the word, except after a line break."""
 
     class Letters:
-        """Each letter is a token; of a word that begins with a space, the space and the letter are one."""
+        """A tokenizer in which each letter is a token, and " d" is one, too."""
 
         all_special_ids, unk_token_id = (), None
 
@@ -154,7 +154,7 @@ def test_a_model_that_writes_apart_from_the_prompt():
 
 
 class NoWords(nn.Module):
-    """Takes words, and puts out classes."""
+    """A model that takes words, but outputs class scores."""
 
     def __init__(self):
         super().__init__()

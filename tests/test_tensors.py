@@ -1,4 +1,4 @@
-"""What is known of the tensors of a pass, and what is kept of them."""
+"""The facts recorded about the tensors of a pass, and the tensors that are kept."""
 
 import gc
 

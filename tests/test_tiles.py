@@ -1,4 +1,4 @@
-"""How attention is divided, and products of its parts."""
+"""The division of attention into tiles, their products, and the memory that they reuse."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The films and strips of a training show what was saved, at the steps that they name."""
+"""The films and strips of a training show what was saved at the steps that they name."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from vitx.cli import main
 from vitx.pictures.render import GAP, LINE, TILE_WIDTH
 from vitx.runs.film import Reel, evenly, frame, timeline
 
-NEAR = 16  # of 255, by which the 256 colours of a film may differ from those of the picture
+NEAR = 16  # of 255: how far the 256 colors of a film may be from those of the picture
 
 
 @pytest.fixture

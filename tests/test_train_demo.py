@@ -28,7 +28,7 @@ def run(*words: str) -> None:
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train_demo.py"])
-    monkeypatch.setattr(digits, "SPLIT_SIZES", (4984, 8, 8))  # few to explain
+    monkeypatch.setattr(digits, "SPLIT_SIZES", (4984, 8, 8))  # few images to explain
 
 
 @pytest.mark.parametrize(

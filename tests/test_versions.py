@@ -1,4 +1,4 @@
-"""Storages that are written into: what other tensors that lie there get."""
+"""Writes into a storage, as seen by other tensors in it."""
 
 import pytest
 import timm
@@ -37,7 +37,7 @@ WRITES = {
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_sees_what_was_written(view, write, between):
-    """Its gradient is that of autograd, whether it was the last to get a value before, or not."""
+    """Its gradient is that of autograd, whether or not another value is recorded before the write."""
 
     def function(x):
         whole = x * 2

@@ -1,4 +1,4 @@
-"""The page to click, in a real browser: what it draws is what `trace.attentions()` says."""
+"""The interactive page in a real browser: it draws the numbers of `trace.attentions()`."""
 
 import copy
 import gc
@@ -18,7 +18,7 @@ from tests.test_sinks_of_attention import planted
 from vitx import VitxError
 
 CLIP = KINDS["VideoMAE"]
-# The colours of the large picture at some places, x and y in [0, 1].
+# The colors of the large picture at some places, with x and y in [0, 1].
 PIXELS = """places => {
     const { width, height } = document.getElementById("stage");
     const { data } = document.getElementById("stage").getContext("2d").getImageData(0, 0, width, height);
@@ -34,14 +34,14 @@ def attentions(model, images):
 
 
 def close(found, numbers):
-    """Holds what a page draws to numbers, divided by the largest one, within one step of a colour."""
+    """Assert that a page draws numbers, divided by the largest one, within one step of a color."""
     numbers = np.asarray(numbers, float).ravel()
     np.testing.assert_allclose(found, numbers / numbers.max(), rtol=0, atol=1 / 255)
 
 
 @pytest.fixture
 def show(browser, tmp_path):
-    """Opens the page of an explanation, and returns what it answers to a selection."""
+    """Return a function that opens the page of an explanation, and returns it with a reader of its values."""
     opening = []
 
     def page_of(explanation, **options):
@@ -202,7 +202,7 @@ def test_single_logits_have_a_class_and_no_probability():
 
 
 def test_a_page_leaves_no_trace():
-    """The explanation holds neither the model nor its attention, and can be stored and copied."""
+    """The explanation keeps neither the model nor its attention, and can be pickled and copied."""
     model = models.deit()
     images = models.FAMILIES["deit"].images(1)
     found = vitx.explain(model, images)

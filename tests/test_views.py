@@ -20,7 +20,7 @@ def explanation(images, maps, channels):
 
 
 def counted(*size):
-    """Pixels, (1, ..., 3), each of which holds its own place."""
+    """Return pixels, (1, ..., 3), each of which holds its own coordinates."""
     grids = torch.meshgrid(*(torch.arange(n) for n in size), indexing="ij")
     found = torch.zeros(*size, 3, dtype=torch.uint8)
     for place, one in enumerate(grids):
@@ -53,7 +53,7 @@ def test_a_clip_is_a_strip_of_frames():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_strip_is_scaled_up_as_a_whole_where_words_stand_on_it(channels):
-    """The map is nearly uniform, which is said on it."""
+    """The map is nearly uniform, and a text on it says so."""
     pixels, slices = counted(5, 6, 7), slices_of((5, 6, 7), channels)
     plain, stamped = (
         next(iter(laid_out(pixels, {"map": Layer(values)}, slices)[0].values()))

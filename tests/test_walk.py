@@ -1,4 +1,4 @@
-"""The loop of both ways back, and values that know what they were made of; on tapes written by hand."""
+"""The backward walk over tapes written by hand, and the ancestry of their values."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from vitx.tape.walk import gradients, walk
 
 
 class Written:
-    """A tape on which each step multiplies what it gets by a number for each input."""
+    """A tape whose steps multiply what arrives by a factor for each input."""
 
     def __init__(self):
         self.tape = Tape(nn.Identity())
@@ -60,7 +60,7 @@ def test_what_passed_is_seen_whole():
 
 
 def test_a_gradient_is_known_at_its_starts():
-    """Autograd told it, as of an output that others were made of."""
+    """Nothing is added there: autograd has already counted the paths through values computed from it."""
     on = Written()
     first = on.step({on.image: 2})
     last = on.step({first: 5, on.image: 1})
@@ -112,14 +112,14 @@ def test_made_from():
     assert last.made_from(on.image)
     assert not last.made_from(beside)
     assert not first.made_from(last)
-    beside.roots = first.roots  # a rearrangement of it
+    beside.roots = first.roots  # as for a rearrangement of it
     assert last.made_from(beside)
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 @pytest.mark.parametrize("nested", ["left", "right", "flat"])
 def test_terms_and_stream_do_not_depend_on_how_a_sum_is_written(nested, order):
-    """x + a + m, in which a and m were made from x."""
+    """The sum is x + a + m, where a and m are computed from x."""
     on = Written()
     x = on.step({on.image: 1})
     a, m = on.step({x: 1}), on.step({x: 1})
@@ -141,7 +141,7 @@ def test_terms_and_stream_do_not_depend_on_how_a_sum_is_written(nested, order):
 
 
 def test_a_sum_from_which_another_term_was_made_is_not_opened():
-    """x + a, then (x + a) + m with m made from it: two residuals."""
+    """x + a, then (x + a) + m with m computed from x + a, are two residuals."""
     on = Written()
     x = on.step({on.image: 1})
     a = on.step({x: 1})
@@ -170,7 +170,7 @@ def test_where_a_dimension_went():
     on.tape.append(Step("view", [on.image], [merged], None, axes=lambda of: ((*of[0][0], *of[0][1]),)))
     merged.over = followed(merged, over(on.image, 0))
     assert merged.over is not None
-    assert merged.dim is None  # it has other elements beside
+    assert merged.dim is None  # it also has other elements
 
 
 def test_a_dimension_that_counts_parts():

@@ -1,4 +1,4 @@
-"""A watch in loops of one's own: the training is the same to the last bit, and what is seen is written."""
+"""Watches in custom training loops: the training stays the same bit for bit, and all they see is written."""
 
 import copy
 import os
@@ -39,7 +39,7 @@ IMAGES = torch.randn(3, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed
 
 
 class Net(nn.Module):
-    """A ViT with dropout, drop path and attention dropout, under BatchNorm."""
+    """A ViT with dropout, drop path and attention dropout, followed by BatchNorm."""
 
     def __init__(self):
         super().__init__()
@@ -66,7 +66,7 @@ def accelerated(net):
 
 
 def accelerator(**options):
-    """A new one: what an earlier one in the same process, as of a Trainer, has set is forgotten."""
+    """Return a new Accelerator, without the state of an earlier one in the process, as of a Trainer."""
     package = pytest.importorskip("accelerate", reason="accelerate is not installed")
     package.state.AcceleratorState._reset_state(reset_partial_state=True)
     package.state.GradientState._reset_state()
@@ -75,7 +75,7 @@ def accelerator(**options):
 
 @dataclass
 class Setting:
-    """One row: how the loop trains, and how it is watched."""
+    """One test case: settings of the loop and of its watch."""
 
     watch: dict[str, Any] = field(default_factory=dict)
     prepare: Callable[[nn.Module], nn.Module] = lambda net: net
@@ -117,7 +117,7 @@ class Averaging(nn.Module):
 
 
 def train(setting: Setting, folder: Path | None) -> dict[str, torch.Tensor]:
-    """Trains for two epochs of four batches, watched if there is a folder; returns all that it leaves."""
+    """Train for two epochs of four batches, watched if there is a folder; return all that results."""
     torch.manual_seed(1)
     np.random.seed(1)
     model = setting.prepare(Net())
@@ -163,7 +163,7 @@ def test_the_training_is_the_same(setting, tmp_path):
 
 
 class Photos(Dataset):
-    """Pictures that timm's `create_loader` gives its transform."""
+    """A data set of pictures, whose transform is set by timm's `create_loader`."""
 
     transform = None
 
@@ -176,7 +176,7 @@ class Photos(Dataset):
 
 
 def train_as_timm(folder: Path | None, loader: dict[str, Any]) -> tuple[str, torch.Tensor]:
-    """Trains as timm's own train.py; returns what becomes of the weights and of random numbers."""
+    """Train as timm's own train.py; return a hash of the weights, and the next random numbers."""
     random_seed(42, 0)
     model, device = Net(), torch.device("cpu")
     options = {"batch_size": 4, "num_workers": 1, "device": device} | loader
@@ -290,7 +290,7 @@ def test_fires_once_for_each_step_and_every_n(net, loader, tmp_path):
 
 
 class Masked(Net):
-    """Hides half of the patches at random, as masked autoencoders do."""
+    """A model that hides half of the patches at random, as masked autoencoders do."""
 
     def forward(self, images):
         tokens = self.vit.pos_embed[:, 1:] + self.vit.patch_embed(images)
@@ -303,7 +303,7 @@ class Masked(Net):
 def test_a_model_that_hides_patches_at_random_hides_the_same_ones_again(loader, tmp_path):
     watch = Watch(Masked(), loader, tmp_path, on_error="raise")
     watch(step=0)
-    torch.rand(7)  # as a training draws between
+    torch.rand(7)  # a training draws numbers meanwhile
     numbers = watch(step=1)
     assert {n for n in numbers if n.endswith("drift")}
     assert all(number < 1e-6 for name, number in numbers.items() if name.endswith("drift"))
@@ -314,7 +314,7 @@ def test_a_resumed_run_goes_on_where_it_stopped(net, loader, tmp_path):
     watch(0)
     watch(5)
     torch.save(watch.state_dict(), tmp_path / "state.pt")
-    watch(7)  # and killed
+    watch(7)  # before it is killed
     again = Watch(net, loader, tmp_path, on_error="raise")
     again.load_state_dict(torch.load(tmp_path / "state.pt"))
     assert not again(5), "it was shown before the stop"
@@ -329,7 +329,7 @@ def test_a_closed_watch_has_seen_its_training_end(net, loader, tmp_path):
     assert read_facts(tmp_path / "whole" / "vitx")["ended"]
     events = EventAccumulator(str(tmp_path / "whole"), size_guidance={"images": 0}).Reload()
     assert [event.step for event in events.Images("vitx/overview")] == [0]
-    watch.close()  # again
+    watch.close()  # may be called twice
     with pytest.raises(VitxError, match="this watch is closed"):
         watch(1)
     with suppress(ZeroDivisionError), Watch(net, loader, tmp_path / "broken") as watch:
@@ -356,7 +356,7 @@ def test_what_others_wrote_in_the_same_folder_stays(net, loader, tmp_path):
 
 
 class Own:
-    """A logger of one's own."""
+    """A custom logger."""
 
     def __init__(self):
         self.numbers, self.pictures = [], []
@@ -472,10 +472,10 @@ WATCHED = {"num_images": 5, "on_error": "raise"}
 
 
 def in_each_rank(folder: Path) -> None:
-    """All that needs two processes, in one start of them, as that takes long."""
+    """Run all checks that need two processes in one go, as starting them takes long."""
     torch.distributed.init_process_group("gloo")
     shares_the_images(folder)
-    if not torch.__version__.startswith("2.6"):  # whose fully_shard does not run on a CPU
+    if not torch.__version__.startswith("2.6"):  # its fully_shard does not run on a CPU
         runs_a_sharded_model_in_step(folder)
 
 

@@ -1,4 +1,4 @@
-"""A fine-tuning of CLIP that is watched: given texts, and the caption of each image."""
+"""Watched trainings with texts, captions, words and other images as targets."""
 
 import copy
 from pathlib import Path
@@ -23,12 +23,12 @@ IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
 
 def tokens(words):
-    """A tokenizer, as open_clip has them."""
+    """Return the token ids of texts, as a tokenizer of open_clip does."""
     return CAPTIONS[[["a cat", "a dog"].index(word) for word in words]]
 
 
 class Pairs(Dataset):
-    """Images with their captions, in a mapping or as a pair."""
+    """A data set of images with their captions, in a mapping or as a pair."""
 
     def __init__(self, named=True):
         self.named = named
@@ -43,7 +43,7 @@ class Pairs(Dataset):
 
 
 class Contrastive(pl.LightningModule):
-    """Fine-tunes a model of open_clip on pairs."""
+    """A module that fine-tunes a model of open_clip on pairs."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ class Contrastive(pl.LightningModule):
 
 
 def trained(folder, target):
-    """Trains for a step under the callback, and returns the module as it was before, and the run."""
+    """Train for one step under the callback, and return the module as it was before, and the run."""
     torch.manual_seed(0)
     module = Contrastive()
     before = copy.deepcopy(module).eval()
@@ -90,7 +90,7 @@ TARGETS = {
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_training_of_open_clip(name, tmp_path):
-    """Each image has the map of its own caption, of the text that it is nearest to, or of the only one."""
+    """Each image has the map of its own caption, of the nearest text, or of the only one."""
     target, alone, kind = TARGETS[name]
     module, run = trained(tmp_path, target)
     wanted = vitx.explain(module, IMAGES[[0, 2, 4]], "evidence", target=alone)
@@ -101,7 +101,7 @@ def test_a_training_of_open_clip(name, tmp_path):
 
 
 def one_step(folder, **more):
-    """Settings of a Trainer that trains for one step and leaves nothing behind."""
+    """Return settings of a Trainer that trains for one step, and saves and reports nothing."""
     alone = {"max_steps": 1, "report_to": "none", "use_cpu": True, "save_strategy": "no"}
     return transformers.TrainingArguments(folder, **alone, **more)
 
@@ -128,7 +128,7 @@ def test_a_training_of_hugging_face(tmp_path):
 
 
 def trained_by_name(model, rows, target, folder):
-    """Trains a model of Hugging Face for a step under the callback, and returns the last maps."""
+    """Train a Hugging Face model for one step under the callback, and return the last maps."""
     arguments = one_step(
         folder, per_device_train_batch_size=2, remove_unused_columns=False, learning_rate=0.0
     )
@@ -140,7 +140,7 @@ def trained_by_name(model, rows, target, folder):
 
 
 def test_a_training_shows_where_a_word_comes_from(tmp_path):
-    """It is asked for where the answer begins, of the model or of what contains it."""
+    """The word is read where the answer begins, of the model or of a module that contains it."""
     model = copy.deepcopy(vision_language.built("LLaVA"))
     given = vision_language.FAMILIES["LLaVA"][1]
     ids = torch.cat([given["input_ids"], torch.tensor([[9, 2]])], 1)[0]
@@ -173,7 +173,7 @@ def test_a_training_shows_where_a_word_comes_from(tmp_path):
 
 
 def test_a_training_shows_what_is_like_another_picture(tmp_path):
-    """Also of a model whose head hides its features."""
+    """This also works for a model whose head hides its features."""
     torch.manual_seed(0)
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config = transformers.ViTConfig(**small, image_size=32, patch_size=8, num_labels=3)
@@ -189,7 +189,7 @@ def first_text(logits):
 
 
 def test_a_loader_of_mappings_gives_a_model_what_it_names(tmp_path):
-    """As `inputs` does, batch by batch."""
+    """Each batch is passed as `inputs` would be."""
     model, loader = texts.built("CLIP"), DataLoader(Pairs(), 3)
     found = vitx.explain(model, loader, "evidence", target=first_text)
     for start in (0, 3):

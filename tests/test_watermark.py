@@ -1,4 +1,4 @@
-"""The watermark that benchmarks/watermark.py draws, and what it prints about it."""
+"""The watermark that benchmarks/watermark.py draws, and the numbers that it prints."""
 
 import sys
 from pathlib import Path

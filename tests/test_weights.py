@@ -1,4 +1,4 @@
-"""Attention in tiles against attention as the textbook has it."""
+"""Attention computed in tiles, against the textbook formula."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ TILES = {"images": 2**30, "some images": 4 * N * N, "rows": 700}
 
 @pytest.fixture(params=TILES)
 def tile(request, monkeypatch):
-    """A head of all images in each; one of some images; some rows of one of one image."""
+    """Limit a tile to one head of all images, of some images, or to some rows of one image's head."""
     monkeypatch.setattr(tiles, "_room", lambda device: TILES[request.param])
     monkeypatch.setattr(tiles, "_FEWEST_ROWS", 4)
     return request.param
@@ -30,7 +30,7 @@ def operands(dtype=torch.float32):
 
 
 def tape(*, gradients=False):
-    """What attentions of one pass share."""
+    """Return a stand-in for the tape, which the attentions of one pass share."""
     return SimpleNamespace(network="plain" if gradients else None, memory=Memory(), keeper=Keeper())
 
 
@@ -124,7 +124,7 @@ def test_tiles_are_as_small_as_asked(tile):
 
 
 def test_without_gradients_nothing_of_the_model_is_held():
-    """Queries, keys and values are often views of one tensor, which would all be kept."""
+    """Queries, keys and values are often views of one tensor, all of which would be kept."""
     storage = torch.randn(3, B, H, N, D)
     query, key, value = storage.unbind(0)
     found = dot_product(tape(), query, key, value)
@@ -149,7 +149,7 @@ HEADS = (2, 1, 3)
 
 
 def parts(kind, sums_to_1=True):
-    """Attentions of one pass, which share their memory; and A and the values of all heads."""
+    """Return attentions of one pass, which share their memory, and A and the values of all heads."""
     generator = torch.Generator().manual_seed(0)
     shared = tape(gradients=True)
     found, matrices, all_values = [], [], []
@@ -164,7 +164,7 @@ def parts(kind, sums_to_1=True):
 
 
 def given(parts, gradient):
-    """Gives each attention its part of the gradient of A V."""
+    """Return the attentions, each with its part of the gradient of A V."""
     pairs = zip(parts, gradient.split(HEADS, 1), strict=True)
     return [part.with_gradient(of_output) for part, of_output in pairs]
 
@@ -181,7 +181,7 @@ class TestJoined:
         torch.testing.assert_close(whole.transposed(rows), wanted.mT @ rows)
 
     def test_heads_of_all_parts_may_share_a_tile(self, kind):
-        """As on a GPU."""
+        """This is the case on a GPU."""
         found, a, values = parts(kind)
         gradient = torch.randn(B, sum(HEADS), N, D, dtype=torch.float64)
         whole = joined(given(found, gradient))

@@ -32,7 +32,7 @@ SEEN = {
 
 
 def tokenizer(words: list[str] = WORDS) -> Any:
-    """Makes a tokenizer of transformers."""
+    """Make a tokenizer of transformers."""
     made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -40,7 +40,7 @@ def tokenizer(words: list[str] = WORDS) -> Any:
 
 
 def open_clip_model() -> nn.Module:
-    """Makes a model of open_clip."""
+    """Make a model of open_clip."""
     from open_clip.model import CLIP
 
     seen = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 16}
@@ -50,7 +50,7 @@ def open_clip_model() -> nn.Module:
 
 @cache
 def built(kind: str) -> nn.Module:
-    """Builds a model of transformers, as CLIP, or of open_clip."""
+    """Build a model of transformers, such as CLIP, or of open_clip."""
     torch.manual_seed(0)
     if kind == "open_clip":
         return open_clip_model().eval()
@@ -63,7 +63,7 @@ def built(kind: str) -> nn.Module:
 
 
 def save_clip(folder: Path) -> None:
-    """Saves a model as people have it: with its tokenizer and its image processor."""
+    """Save a CLIP model with its tokenizer and its image processor, as usual."""
     built("CLIP").save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     size = {"shortest_edge": 32}, {"height": 32, "width": 32}

@@ -1,4 +1,4 @@
-"""Tiny vision-language models with random weights, and what each of them takes: a picture and a question."""
+"""Tiny vision-language models with random weights, their processors, and inputs of pictures and words."""
 
 from collections.abc import Callable
 from functools import cache
@@ -124,12 +124,12 @@ def pictures(*shape: int) -> torch.Tensor:
 
 
 def prompt(*tokens: int) -> torch.Tensor:
-    """A prompt in which `IMAGE` is at the parts of the pictures."""
+    """Return a prompt around the given tokens; `IMAGE` stands for a part of a picture."""
     return torch.tensor([[1, 5, *tokens, 6, 7, 8]])
 
 
 def _patches(*grids: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Patches of Qwen's, of which the two frames of a picture are the same."""
+    """Return patches for Qwen models, in which the two frames of a picture are the same."""
     count = sum(rows * columns for rows, columns in grids)
     patches = pictures(count, 3, 1, 4, 4).expand(-1, -1, 2, -1, -1).reshape(count, -1)
     return {"pixel_values": patches, "image_grid_thw": torch.tensor([(1, *grid) for grid in grids])}
@@ -141,14 +141,14 @@ def _qwen_inputs(*grids: tuple[int, int]) -> dict[str, torch.Tensor]:
     return {**_patches(*grids), "input_ids": ids, "mm_token_type_ids": (ids == IMAGE).int()}
 
 
-# Each with what it takes of a question about one picture, and about two.
+# Each model with its inputs for a question about one picture, and about two.
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], dict[str, Any]]] = {
     "LLaVA": (
         llava,
         {"pixel_values": pictures(1, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 16)},
         {"pixel_values": pictures(2, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 16, 9, *[IMAGE] * 16)},
     ),
-    "LLaVA-OneVision": (  # a picture is seen as a whole, and in parts: here one
+    "LLaVA-OneVision": (  # sees a picture as a whole and in parts, of which there is one here
         llava_onevision,
         {
             "pixel_values": pictures(1, 2, 3, 32, 32),
@@ -184,7 +184,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], dict[str, Any
 
 @cache
 def built(name: str) -> nn.Module:
-    """Builds a model of a family once."""
+    """Build a model of a family once."""
     torch.manual_seed(0)
     return FAMILIES[name][0]().eval()
 
@@ -194,7 +194,7 @@ SQUARE = {"height": 32, "width": 32}
 
 
 def tokenizer(*special: str) -> Any:
-    """Makes a tokenizer of a few words, and of tokens of which the first ones have the numbers from 10 on."""
+    """Make a tokenizer of a few words and of special tokens, whose ids begin at 10."""
     known = [*WORDS, *special]
     known += [f"word{number}" for number in range(len(known), TEXT["vocab_size"])]
     words = {word: number for number, word in enumerate(known)}
@@ -288,11 +288,11 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
 
 @cache
 def processor(name: str) -> Any:
-    """Makes the processor of a family once."""
+    """Make the processor of a family once."""
     return PROCESSORS[name]()
 
 
 def save(name: str, folder: Path) -> None:
-    """Saves a model as people have it: with its processor."""
+    """Save a model with its processor, as usual."""
     built(name).save_pretrained(folder)
     processor(name).save_pretrained(folder)
