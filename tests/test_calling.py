@@ -253,7 +253,7 @@ def test_gives_what_is_in_a_batch_by_its_name_where_the_training_does():
 
 
 def test_never_takes_the_next_item_for_what_a_forward_asks_for():
-    with pytest.raises(VitxError, match="not seen how your step gives it 'age'"):
+    with pytest.raises(VitxError, match="not seen how your step passes 'age'"):
         call_of(TakesAge(), None, None, "0", {"1": torch.ones(2)})
 
 

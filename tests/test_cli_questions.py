@@ -72,7 +72,7 @@ def test_it_is_what_python_says(folder, tmp_path, model, words, key, target):
         ("segformer", ["--region", "3", "0", "0", "40", "8"], "not inside images of 32 x 32 pixels"),
         ("segformer", ["--patch", "3", "2", "--target", "3"], "--patch cannot be combined with other"),
         ("segformer", [], "use vitx explain with --region, --objects or --patch"),
-        ("yolos", ["--objects", "7"], "7 objects of 6 queries"),
+        ("yolos", ["--objects", "7"], "cannot choose 7 of 6 queries: ask for 1 to 6"),
     ],
 )
 def test_bad_words(folder, tmp_path, capsys, model, words, said):

@@ -102,7 +102,7 @@ def best_queries(found: Any, count: int, *, no_object: bool | None = None) -> Te
             )
         sure = probabilities(found, found.shape[-1] - no_object).amax(-1)
     if not 1 <= count <= sure.shape[1]:
-        raise VitxError(f"{count} of {sure.shape[1]} queries cannot be chosen: ask for 1 to all of them")
+        raise VitxError(f"cannot choose {count} of {sure.shape[1]} queries: ask for 1 to {sure.shape[1]}")
     return sure.topk(count).indices
 
 
