@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests import models, oracle
-from vitx import VitxError, explain, explain_methods
+from vitx import VitxError, capture, explain, explain_methods
 
 IMAGES = models.FAMILIES["deit"].images(dtype=torch.float64)
 WIDTH, HEADS, DEPTH = 48, 3, 3
@@ -471,6 +471,52 @@ def test_linear_attention_is_refused(after):
 
     with pytest.raises(VitxError, match="linear attention"):
         explain(vit(read=read), IMAGES)
+
+
+class Cascade(nn.Module):
+    """Two attentions, the second of which gets the output of the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Attention("fused"), Attention("fused")
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def test_an_attention_that_feeds_another_is_multiplied_by_it():
+    model = Vit()
+    model.layers[1] = Cascade()
+    model = models.spread(model).double().eval()
+    with capture(model) as trace:
+        model(IMAGES)
+    first, inner, outer, last = (a.mean(1) for a in trace.attentions())
+    found = torch.eye(17, dtype=torch.float64)[:1].expand(len(IMAGES), 1, -1)
+    found = (found + found @ last) / 2
+    found = (found + found @ outer @ inner) / 2
+    found = (found + found @ first) / 2
+    assert torch.allclose(explain(model, IMAGES).maps.flatten(1), found[:, 0, 1:], atol=1e-12)
+
+
+class Overlap(Cascade):
+    """Two attentions beside each other, the second of which leaves the class token out."""
+
+    def forward(self, x):
+        return self.first(x) + F.pad(self.second(x[:, 1:]), (0, 0, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        (Cascade, "one attention inside a residual feeds another, so their heads cannot be fused"),
+        (Overlap, "parallel attentions have some, but not all, of their queries in common"),
+    ],
+)
+def test_attentions_that_are_no_heads_of_one_layer_are_refused(part, sentence):
+    model = Vit()
+    model.layers[1] = part()
+    with pytest.raises(VitxError, match=f"{sentence}.*: take rollout with head_fusion='mean'"):
+        explain(models.spread(model).double().eval(), IMAGES, "grad_rollout")
 
 
 def test_the_output_is_the_same_to_the_last_bit():

@@ -87,7 +87,8 @@ class Weights:
         for tile in self.tiles():
             part = rows[tile.images, tile.heads, tile.rows]
             if not is_zero(part):
-                found[tile.images, tile.heads] += (part.mT @ read(tile)).mT
+                weights = read(tile).clone() if rows.requires_grad else read(tile)  # a tile is overwritten
+                found[tile.images, tile.heads] += (part.mT @ weights).mT
         return found
 
     def matrix(self) -> Tensor:

@@ -233,10 +233,10 @@ def heads_beside(
         if alike and torch.allclose(own, theirs, rtol=1e-3, atol=1e-9):
             found.append(other)
         elif ((own != 0) & (theirs != 0)).any():
-            raise VitxError(
-                "parallel attentions have some, but not all, of their queries in common, so their heads "
-                f"cannot be fused: take {_instead(layer)}"
-            )
+            fed = other.inputs[0].made_from(attention.value) or attention.inputs[0].made_from(other.value)
+            why = "parallel attentions have some, but not all, of their queries in common"
+            why = "one attention inside a residual feeds another" if fed else why
+            raise VitxError(f"{why}, so their heads cannot be fused: take {_instead(layer)}")
     return found
 
 
