@@ -48,11 +48,14 @@ def _few_objects_to_look_through():
 
 @pytest.fixture
 def mlflow(tmp_path, monkeypatch):
-    """Yield MLflow with its store in the folder of the test."""
+    """Yield MLflow with its store in the folder of the test, which leaves no active run or experiment."""
     library = pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")  # the default one, like the next
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     library.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     yield library
+    library.end_run()
     library.set_tracking_uri(None)
 
 

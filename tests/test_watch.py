@@ -414,7 +414,7 @@ def test_a_run_of_mlflow(net, loader, tmp_path, mlflow):
     experiment = mlflow.create_experiment("watched", f"{tmp_path}/artifacts")
     with mlflow.start_run(experiment_id=experiment) as run:
         Watch(net, loader, tmp_path, logger=mlflow, on_error="raise")(4)
-    mlflow.flush_artifact_async_logging()
+        mlflow.flush_artifact_async_logging()  # outside of a run, this would start another one
     client = mlflow.MlflowClient()
     (entropy,) = client.get_metric_history(run.info.run_id, "vitx/rollout/entropy")
     assert entropy.step == 4
