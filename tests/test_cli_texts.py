@@ -135,7 +135,7 @@ def test_words(folder, tmp_path, capsys):
         ),
         (
             ["explain", "--model", "clip", "--text", "a", "--method", "rollout"],
-            "needs a method for classes, and rollo",
+            "needs a method for classes, not rollout:",
         ),
         (
             ["explain", "--model", "clip", "--text", "a", "--input-options", "mean=0.5"],

@@ -280,6 +280,11 @@ def test_a_new_method_is_known_everywhere(last_attention):
     assert torch.allclose(found.maps.double().flatten(1), wanted, atol=1e-6)
     with pytest.raises(VitxError, match="last_attention has no option 'start_layer': its options are head_f"):
         explain(models.built("deit"), IMAGES, "last_attention", start_layer=1)
+def test_a_method_without_options_says_so(failing):
+    with pytest.raises(VitxError, match=r"failing has no option 'start_layer': it takes none$"):
+        explain(models.built("deit"), IMAGES, "failing", start_layer=1)
+
+
     with pytest.raises(VitxError, match=r"the methods are rollout, .*, last_attention$"):
         explain(models.built("deit"), IMAGES, "first_attention")
 

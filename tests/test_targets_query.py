@@ -57,6 +57,8 @@ def test_two_queries_of_one_picture_look_at_other_places():
         (lambda: query(6), "queries 0 to 5"),
         (lambda: query([1, 2, 3]), "3 queries for 2 images"),
         (lambda: query(1.5), "a query is an integer"),
+        (lambda: query("a"), "a query is an integer, or one for each image, found 'a'"),
+        (lambda: query([None]), "a query is an integer, or one for each image, found [None]"),
         (lambda: query(1, 4), "classes 0 to 3"),
         (lambda: 3, "the output is (2, 6, 5): use vitx.targets.query"),
     ],

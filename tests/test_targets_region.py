@@ -79,6 +79,7 @@ def test_tokens_lie_as_the_picture_does():
         ({"point": (32, 0)}, "not inside"),
         ({"mask": torch.ones(3, 3)}, "a mask must be (H, W)"),
         ({"mask": torch.zeros(32, 32)}, "empty"),
+        ({"mask": [["a"]]}, "a mask is made of numbers, (H, W) or (B, H, W), found [['a']]"),
         ({"cls": 5, "point": (0, 0)}, "classes 0 to 4"),
     ],
 )
@@ -91,6 +92,14 @@ def test_an_output_without_places_says_what_fits():
     model = timm.create_model("test_vit", num_classes=5, img_size=32).eval()
     with pytest.raises(VitxError, match=re.escape("the output is (1, 5): give a class, as target=3")):
         explain(model, torch.rand(1, 3, 32, 32), target=region(3, point=(0, 0)))
+
+
+def test_tokens_without_the_proportions_of_the_picture_say_so():
+    options = {"class_token": False, "global_pool": "", "img_size": 112, "patch_size": (8, 16)}
+    model = timm.create_model("test_vit", num_classes=5, **options).eval()
+    said = "the output is (1, 98, 5), (B, tokens, classes), but 98 tokens form no grid over 112 x 112 pixels"
+    with pytest.raises(VitxError, match=f"^{re.escape(said)}$"):
+        explain(model, torch.rand(1, 3, 112, 112), target=region(3, point=(0, 0)))
 
 
 def test_a_training_shows_a_region(segformer, tmp_path):

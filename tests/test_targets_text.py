@@ -187,7 +187,12 @@ def test_the_text_tower_runs_once_and_leaves_no_gradient():
     [
         (lambda: text(), "give at least one text, and at most one against it, found 0 and 0"),
         (lambda: text("a cat", against=["a", "b"]), "found 1 and 2"),
-        (lambda: text("a", maps="best"), 'maps must be "all", "nearest" or "own", found'),
+        (
+            lambda: text("a", maps="best"),
+            'maps must be "all", "nearest", "own" or the index of a text, found',
+        ),
+        (lambda: text("a", "b", maps=2), "or the index of a text, found 2"),
+        (lambda: text("a", "b", maps=-1), "or the index of a text, found -1"),
         (lambda: explain(texts.built("CLIP"), IMAGES, target=text(IDS, maps="own")), "3 texts for 2 images"),
         (lambda: text(3), "a text is a string, token ids or features, found int"),
         (lambda: explain(texts.built("CLIP"), IMAGES, target=text("a cat")), "no tokenizer was saved with"),

@@ -123,5 +123,6 @@ def with_options(methods: Any) -> dict[str, dict[str, Any]]:
     for name, options in asked.items():
         known = find_method(name).options
         for option in sorted(options.keys() - known.keys()):
-            raise VitxError(f"{name} has no option {option!r}: its options are {', '.join(known)}")
+            listed = f"its options are {', '.join(known)}" if known else "it takes none"
+            raise VitxError(f"{name} has no option {option!r}: {listed}")
     return asked

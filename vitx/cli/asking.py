@@ -98,5 +98,5 @@ def check_target(targets: Sequence[str], methods: Methods, against: str | None =
     asked = [f"--target {target}" for target in targets if target != PREDICTED]
     asked += ["--against"] if against is not None else []
     if asked and not any(find_method(name).gradient for name in methods):
-        given = f"{asked[0]} needs a method for classes, and {' and '.join(methods)} is not one"
+        given = f"{asked[0]} needs a method for classes, not {' or '.join(methods)}"
         raise VitxError(f"{given}: add --method evidence")

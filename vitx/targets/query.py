@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 from vitx.models.classes import declared_names
 from vitx.models.outputs import described, main, part
-from vitx.targets.question import Answers, Asked, Question, for_each
+from vitx.targets.question import Answers, Asked, Question, for_each, numbers
 
 
 class Query(Question):
@@ -31,9 +31,10 @@ class Query(Question):
     rows = "index"
 
     def __init__(self, index: int | Sequence[int] | Tensor, cls: int | None = None) -> None:
-        found = torch.as_tensor(index)
+        form = "a query is an integer, or one for each image"
+        found = numbers(index, form)
         if found.is_floating_point() or found.ndim > 1 or not found.numel():
-            raise VitxError(f"a query is an integer, or one for each image, found {index!r}")
+            raise VitxError(f"{form}, found {index!r}")
         self.index, self.cls = found.view(-1), cls
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 from vitx.models.classes import declared_names
 from vitx.models.outputs import described, main, mask_queries, part
-from vitx.targets.question import Answers, Asked, Question, for_each
+from vitx.targets.question import Answers, Asked, Question, for_each, numbers
 
 _PREFIX = 8  # maximum number of tokens before the patches
 _DRAWN = 30  # the longer side of the picture, divided by half the side of the box drawn around a point
@@ -31,8 +31,9 @@ class Region(Question):
         point: (x, y): the cell of the output that contains this pixel.
 
     Raises:
-        VitxError: Not exactly one of box, mask and point is given. When it is put to a model: the region is
-            outside the picture, the class is out of range, or the output has no spatial dimensions.
+        VitxError: Not exactly one of box, mask and point is given, or it holds no numbers. When it is put to
+            a model: the region is outside the picture, the class is out of range, or the output has no
+            spatial dimensions.
 
     Example:
         >>> region(3, box=(0, 0, 16, 32)).box
@@ -54,7 +55,7 @@ class Region(Question):
         self.cls = cls
         self.box = None if box is None else _numbers(box, 4, "box=(x0, y0, x1, y1)")
         self.point = None if point is None else _numbers(point, 2, "point=(x, y)")
-        inside = None if mask is None else torch.as_tensor(mask) > 0
+        inside = None if mask is None else numbers(mask, "a mask is made of numbers, (H, W) or (B, H, W)") > 0
         self.mask = inside[None] if inside is not None and inside.ndim == 2 else inside
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
@@ -111,13 +112,11 @@ region = Region
 
 
 def _numbers(given: Any, count: int, form: str) -> tuple[float, ...]:
-    try:
-        found = tuple(float(one) for one in given)
-    except (TypeError, ValueError):
-        found = ()
-    if len(found) != count:
-        raise VitxError(f"a region is given as {form}, found {given!r}")
-    return found
+    form = f"give numbers as {form}"
+    found = numbers(given, form, torch.float64)
+    if found.shape != (count,):
+        raise VitxError(f"{form}, found {given!r}")
+    return tuple(found.tolist())
 
 
 def _shared(dense: Tensor, dim: int, spans: Spans, pixels: int) -> Tensor:
@@ -152,9 +151,8 @@ def _of_tokens(tokens: Tensor, size: tuple[int, int]) -> Tensor:
         if rows and rows * (count // rows) == count and rows * width == count // rows * height:
             patches: Tensor = tokens[:, before:].unflatten(1, (rows, -1))
             return patches.permute(0, 3, 1, 2)
-    raise VitxError(
-        f"{described(tokens)}, but {tokens.shape[1]} tokens form no grid over {height} x {width} pixels"
-    )
+    found = f"the output is {tuple(tokens.shape)}, (B, tokens, classes)"
+    raise VitxError(f"{found}, but {tokens.shape[1]} tokens form no grid over {height} x {width} pixels")
 
 
 class Token(Question):
@@ -170,8 +168,8 @@ class Token(Question):
         pixel: (x, y), instead of y and x: a pixel of the patch, in the model's input.
 
     Raises:
-        VitxError: Neither a patch nor a pixel is given, or both. When it is put to a model: the patch is
-            outside the map, or no layer has tokens that lie in the picture.
+        VitxError: Neither a patch nor a pixel is given, or both, or no numbers. When it is put to a model:
+            the patch is outside the map, or no layer has tokens that lie in the picture.
 
     Example:
         >>> token(3, 5).places
@@ -184,9 +182,9 @@ class Token(Question):
         if (y is None) != (x is None) or (y is None) == (pixel is None):
             raise VitxError("a patch is token(y, x), its row and column, or pixel=(x, y): give one of these")
         self.pixel = pixel is not None
-        if self.pixel and torch.as_tensor(pixel).shape != (2,):
-            raise VitxError(f"a pixel is (x, y), found {pixel!r}")
-        rows, columns = (torch.as_tensor(one).view(-1) for one in (pixel[::-1] if self.pixel else (y, x)))
+        given: Any = _numbers(pixel, 2, "pixel=(x, y)")[::-1] if self.pixel else (y, x)
+        form = "a row or column of a patch is a number, or one for each image"
+        rows, columns = (numbers(one, form).view(-1) for one in given)
         if len(rows) != len(columns) or not len(rows):
             raise VitxError(f"a patch is a row and a column: {len(rows)} rows and {len(columns)} columns")
         self.places = torch.stack([rows, columns], 1).float()

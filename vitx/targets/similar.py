@@ -33,7 +33,8 @@ class Text(Question):
             on; an integer for one map per picture, for the text at that index.
 
     Raises:
-        VitxError: There is no text. When it is put to a model: it cannot compare pictures with texts.
+        VitxError: There is no text, or none at the index `maps`. When it is put to a model: it cannot
+            compare pictures with texts.
 
     Example:
         >>> len(text("a cat", "a dog").texts)
@@ -48,8 +49,9 @@ class Text(Question):
         if not self.texts or len(self.against) > 1:
             counts = f"{len(self.texts)} and {len(self.against)}"
             raise VitxError(f"give at least one text, and at most one against it, found {counts}")
-        if not isinstance(maps, int) and maps not in ("all", "nearest", "own"):
-            raise VitxError(f'maps must be "all", "nearest" or "own", found {maps!r}')
+        known = range(len(self.texts)) if isinstance(maps, int) else ("all", "nearest", "own")
+        if maps not in known:
+            raise VitxError(f'maps must be "all", "nearest", "own" or the index of a text, found {maps!r}')
         self.tokenizer, self.maps = tokenizer, maps
         self.rows = "texts" if maps == "own" else ""
 
