@@ -202,10 +202,7 @@ def table_of(found: Mapping[str, Found], sets: Mapping[str, Tensor]) -> str:
     lines = []
     for name, one in sorted(found.items(), key=lambda item: -float(item[1].energy[first].mean())):
         values = [each[chosen].tolist() for chosen in sets.values() for each in (one.energy, one.pointing)]
-        cells = [
-            f"{mean(each):.2f} ({low:.2f}–{high:.2f})" for each in values for low, high in [interval(each)]
-        ]
-        lines.append([set_apart(name), *cells, f"{one.passes:.1f}"])
+        lines.append([set_apart(name), *map(with_interval, values), f"{one.passes:.1f}"])
     return table(head, lines)
 
 

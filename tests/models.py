@@ -44,6 +44,11 @@ class Family:
     classes: bool = True
     exact: bool = True
 
+    @property
+    def target(self):
+        """The predicted class, or a function if there are no classes."""
+        return None if self.classes else lambda output: output[:, 2]
+
     def images(self, batch=2, dtype=torch.float32):
         generator = torch.Generator().manual_seed(1)
         return torch.randn(batch, 3, *self.image_size, generator=generator, dtype=torch.float64).to(dtype)

@@ -3,9 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitx.runs import FIRING
 from vitx.runs.folder import files_of
+
+
+def events(folder: str | Path) -> EventAccumulator:
+    """Return all pictures and numbers that TensorBoard reads from a folder."""
+    return EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
 
 
 def kept(place: Path) -> Path:

@@ -16,10 +16,9 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests import browsers
+from tests import browsers, run_folders
 from tests.lightning_models import IMAGE, SmallClassifier
 from vitx.callbacks import RolloutCallback
 
@@ -93,7 +92,7 @@ def logs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def logged(logs):
     """Return the pictures in the event file as {step: pixels}."""
-    reader = EventAccumulator(str(logs / "training"), size_guidance={"images": 0}).Reload()
+    reader = run_folders.events(logs / "training")
     return {event.step: pixels(event.encoded_image_string) for event in reader.Images("vitx/maps")}
 
 

@@ -86,6 +86,11 @@ class TestCaptions:
     def test_outputs_that_are_no_classes_have_no_caption(self):
         assert [str(caption) for caption in captions_of(torch.rand(2, 4, 5))] == ["", ""]
 
+    @pytest.mark.parametrize("labels", [[0.0, 1.0], [[0.0], [1.0]]])
+    def test_floats_of_one_logit_are_two_classes(self, labels):
+        said = captions_of(torch.tensor([[2.0], [-2.0]]), torch.tensor(labels), ["healthy", "ill"])
+        assert [str(one) for one in said] == ["✗ ill 88%, is healthy", "✗ healthy 88%, is ill"]
+
 
 class TestRoom:
     """Captions that must fit into a given number of characters."""
@@ -111,8 +116,3 @@ class TestRoom:
         assert self.lines(caption, 28) == whole
         assert self.lines(caption, 14)[-2:] == ["is Pneumonia +", "Effusion"]
         assert self.lines(caption, 14)[0] == "✗ 4 classes,"
-
-    @pytest.mark.parametrize("labels", [[0.0, 1.0], [[0.0], [1.0]]])
-    def test_floats_of_one_logit_are_two_classes(self, labels):
-        said = captions_of(torch.tensor([[2.0], [-2.0]]), torch.tensor(labels), ["healthy", "ill"])
-        assert [str(one) for one in said] == ["✗ ill 88%, is healthy", "✗ healthy 88%, is ill"]

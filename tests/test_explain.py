@@ -24,14 +24,10 @@ _SEEN = {}
 def observed(name, network="linearised"):
     """Return what the oracle observes in the family's float64 model."""
     if (name, network) not in _SEEN:
-        images = models.FAMILIES[name].images(dtype=torch.float64)
-        model = models.built(name, torch.float64)
-        _SEEN[name, network] = oracle.observe(model, images, target_of(name), network)
+        model, family = models.built(name, torch.float64), models.FAMILIES[name]
+        images = family.images(dtype=torch.float64)
+        _SEEN[name, network] = oracle.observe(model, images, family.target, network)
     return _SEEN[name, network]
-
-
-def target_of(name):
-    return None if models.FAMILIES[name].classes else lambda output: output[:, 2]
 
 
 def check_parity(name, method, fusion, discard, start_layer):
@@ -41,9 +37,8 @@ def check_parity(name, method, fusion, discard, start_layer):
     )
     options = {"head_fusion": fusion, "discard_ratio": discard, "start_layer": start_layer}
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-9 if family.exact else 3e-6)):
-        found = explain(
-            models.built(name, dtype), family.images(dtype=dtype), method, target=target_of(name), **options
-        )
+        given = models.built(name, dtype), family.images(dtype=dtype)
+        found = explain(*given, method, target=family.target, **options)
         assert found.maps.dtype == found.logits.dtype == dtype
         assert tuple(found.maps.shape) == (2, *family.grid)
         assert torch.allclose(found.logits.double(), observed(name).logits, atol=1e-4)
@@ -75,7 +70,7 @@ def test_the_gradient_of_the_papers(name):
             models.built(name, torch.float64),
             family.images(dtype=torch.float64),
             method,
-            target=target_of(name),
+            target=family.target,
             gradient="plain",
         )
         assert oracle.relative_error(found.maps, maps) < (1e-9 if family.exact else 3e-6)

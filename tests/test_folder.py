@@ -217,6 +217,6 @@ def test_loaders(pets):
     assert train.pin_memory is torch.cuda.is_available()
 
 
-def test_the_callback_findsclass_names(pets):
+def test_the_callback_finds_class_names(pets):
     images = prepared(pets).validation
     assert class_names(images) == class_names(Subset(images, [0])) == ("cat", "dog")

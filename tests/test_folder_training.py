@@ -10,11 +10,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.data.config import resolve_model_data_config
 from timm.models._hub import has_hf_hub
 
 import train_demo
+from tests import run_folders
 from vitx.models.checkpoints import create_model
 
 CONFIG = Path(train_demo.__file__).parent / "configs" / "deit_tiny_imagefolder.yaml"
@@ -173,7 +173,7 @@ def test_real_weights_and_images(assets, command, tmp_path, capsys):
         batch_size="2",
     )
     (folder,) = Path("logs/imagefolder").iterdir()
-    events = EventAccumulator(str(folder)).Reload()
+    events = run_folders.events(folder)
     assert "vitx/maps" in events.Tags()["images"]
     assert {"vitx/rollout/entropy", "vitx/grad_rollout/entropy", "val/accuracy"} <= set(
         events.Tags()["scalars"]

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import Dataset
 
 import vitx
@@ -194,7 +193,7 @@ def test_the_trainers_own_run_of_tensorboard_holds_pictures_and_numbers(tmp_path
     made = watched(tmp_path, {"num_images": 2}, report_to=["tensorboard"], eval_strategy="epoch")
     made.train()
     (folder,) = (tmp_path / "runs").iterdir()
-    found = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
+    found = run_folders.events(folder)
     for points in (found.Images("vitx/maps"), found.Scalars("vitx/rollout/entropy")):
         assert [point.step for point in points] == [0, 4, 8]
     assert [point.step for point in found.Scalars("train/loss")] == list(range(1, 9))

@@ -15,10 +15,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch.utils.data import DataLoader
 
+from tests import run_folders
 from tests.lightning_models import IMAGE, SmallClassifier, samples
 from tests.processes import FORKED
 from vitx.callbacks import RolloutCallback
@@ -145,7 +145,7 @@ def doubled(folder):
 )
 def test_tensorboard_shows_each_step_once_and_in_order(checkpoint, torn, killed, tmp_path):
     folder = resume(killed["tensorboard"], "tensorboard", checkpoint, torn, tmp_path)
-    shown = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
+    shown = run_folders.events(folder)
     steps = {tag: [event.step for event in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
     of_vitx = {tag: found for tag, found in steps.items() if tag.startswith("vitx/")}
     pictures = shown.Images("vitx/maps")

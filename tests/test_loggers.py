@@ -18,18 +18,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tests.lightning_models import SmallClassifier, fit, samples
-from tests.run_folders import kept
+from tests.run_folders import events, kept
 from vitx.callbacks import RolloutCallback
 from vitx.files import encode, write_atomically
 from vitx.watch.loggers import drop_from, facts_of, settings_of, show_picture, write_scalars
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
-MAPS = {"rollout": np.random.default_rng(0).random((4, 14, 14), np.float32)}
 FIRINGS = [0, 3, 7]  # the steps of `fit`: before the first step, and after both epochs
 TWIN = "pytorch_lightning, the package under its old name, is not installed"
 
@@ -124,10 +122,6 @@ def train(library, module, *callbacks, ckpt_path=None, **options):
     trainer.fit(module, data, validation, ckpt_path=ckpt_path)
 
 
-def events(logger):
-    return EventAccumulator(logger.log_dir, size_guidance={"images": 0, "scalars": 0}).Reload()
-
-
 def steps(points):
     return [point.step for point in points]
 
@@ -163,7 +157,7 @@ def test_a_picture_comes_out_of_tensorboard_as_it_went_in(tmp_path):
     logger, places = TensorBoardLogger(tmp_path), np.mgrid[:120, :80]
     picture = np.stack([2 * places[0], 3 * places[1], places.sum(0)], -1).astype(np.uint8)
     assert show_picture(logger, "vitx/maps", picture, 7)
-    (event,) = events(logger).Images("vitx/maps")
+    (event,) = events(logger.log_dir).Images("vitx/maps")
     (tmp_path / "out.jpg").write_bytes(event.encoded_image_string)
     assert (event.step, event.height, event.width) == (7, 120, 80)
     assert np.abs(pixels(tmp_path / "out.jpg").astype(int) - picture).max() <= 6
@@ -182,7 +176,7 @@ def test_tensorboard_drops_what_an_ended_run_wrote_at_later_steps(tmp_path):
     drop_from(again, 5)
     write(again, range(5, 8), value=2)
 
-    found = events(again)
+    found = events(again.log_dir)
     scalars = found.Scalars("vitx/rollout/entropy")
     assert steps(scalars) == steps(found.Images("vitx/maps")) == list(range(8))
     assert [point.value for point in scalars] == [1] * 5 + [2] * 3
@@ -195,7 +189,7 @@ def test_a_run_resumed_in_the_same_folder_shows_each_step_once(tmp_path):
     again, own = TensorBoardLogger(tmp_path, version=0), Own()
     loggers, stopped = [again, own, CSVLogger(tmp_path)], tmp_path / "epoch=0.ckpt"
     train(pl, SmallClassifier(), callback(), logger=loggers, ckpt_path=stopped)
-    found = events(again)
+    found = events(again.log_dir)
     assert steps(found.Images("vitx/maps")) == steps(found.Scalars("vitx/rollout/entropy")) == FIRINGS
     assert steps(found.Scalars("val/loss")) == FIRINGS[1:]
     assert steps(found.Scalars("train/loss")) == list(range(8))
@@ -205,7 +199,7 @@ def test_a_run_resumed_in_the_same_folder_shows_each_step_once(tmp_path):
 def test_tensorboard_and_csv_hold_what_they_can(loggers, tmp_path):
     tensorboard, table, own = loggers.TensorBoardLogger(tmp_path), loggers.CSVLogger(tmp_path), Own()
     fit(callback(), logger=[tensorboard, table, own])
-    found = events(tensorboard)
+    found = events(tensorboard.log_dir)
     rows = list(csv.DictReader(Path(table.log_dir, "metrics.csv").read_text().splitlines()))
     for name, expected in {"vitx/rollout/entropy": FIRINGS, "val/loss": FIRINGS[1:]}.items():
         assert steps(found.Scalars(name)) == expected
@@ -304,7 +298,7 @@ def test_serves_a_trainer_of_pytorch_lightning(tmp_path):
     logger = twin.loggers.TensorBoardLogger(tmp_path)
     best = twin.callbacks.ModelCheckpoint(tmp_path, monitor="vitx/rollout/entropy")
     train(twin, Classifier(), best, callback(), logger=logger)
-    found = events(logger)
+    found = events(logger.log_dir)
     scalars = found.Scalars("vitx/rollout/entropy")
     assert steps(scalars) == steps(found.Images("vitx/maps")) == FIRINGS
     assert steps(found.Scalars("val/loss")) == FIRINGS[1:]

@@ -32,20 +32,16 @@ def check(name, method, wanted, **options):
     family = models.FAMILIES[name]
     for dtype, tolerance in ((torch.float64, 1e-9 if family.exact else 1e-6), (torch.float32, 1e-4)):
         images = family.images(dtype=dtype)
-        found = explain(models.built(name, dtype), images, method, target=target_of(name), **options).maps
+        found = explain(models.built(name, dtype), images, method, target=family.target, **options).maps
         assert found.dtype == dtype
         assert tuple(found.shape) == (2, *family.grid)
         error = (found.double().flatten(1) - wanted).abs().amax(1)
         assert (error <= tolerance * wanted.amax(1)).all()
 
 
-def target_of(name):
-    return None if models.FAMILIES[name].classes else lambda output: output[:, 2]
-
-
 def observed(name):
-    images = models.FAMILIES[name].images(dtype=torch.float64)
-    return oracle.observe(models.built(name, torch.float64), images, target_of(name))
+    family, double = models.FAMILIES[name], torch.float64
+    return oracle.observe(models.built(name, double), family.images(dtype=double), family.target)
 
 
 @pytest.mark.parametrize("name", models.FAMILIES)
@@ -280,13 +276,13 @@ def test_a_new_method_is_known_everywhere(last_attention):
     assert torch.allclose(found.maps.double().flatten(1), wanted, atol=1e-6)
     with pytest.raises(VitxError, match="last_attention has no option 'start_layer': its options are head_f"):
         explain(models.built("deit"), IMAGES, "last_attention", start_layer=1)
+    with pytest.raises(VitxError, match=r"the methods are rollout, .*, last_attention$"):
+        explain(models.built("deit"), IMAGES, "first_attention")
+
+
 def test_a_method_without_options_says_so(failing):
     with pytest.raises(VitxError, match=r"failing has no option 'start_layer': it takes none$"):
         explain(models.built("deit"), IMAGES, "failing", start_layer=1)
-
-
-    with pytest.raises(VitxError, match=r"the methods are rollout, .*, last_attention$"):
-        explain(models.built("deit"), IMAGES, "first_attention")
 
 
 def test_the_method_that_the_docs_add_is_right():

@@ -11,8 +11,6 @@ from tests import models
 from vitx import VitxError, metrics
 from vitx.evaluation.perturbation import deletion, insertion, perturbation
 
-TENTHS = [tenth / 10 for tenth in range(10)]
-
 
 class Brightness(nn.Module):
     """A model whose class probabilities are the lit share of the image and the rest."""
@@ -20,6 +18,18 @@ class Brightness(nn.Module):
     def forward(self, images):
         lit = images.mean((1, 2, 3)).clamp(1e-6, 1 - 1e-6)
         return torch.stack([lit.log(), (1 - lit).log()], 1)
+
+
+class Watching(Brightness):
+    """The same, which keeps the images that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.append(images.clone())
+        return super().forward(images)
 
 
 class Pixels(nn.Module):
@@ -66,24 +76,18 @@ def test_accuracy_counts_the_images_that_keep_their_class():
 
 
 def test_patches_go_as_a_whole_and_show_the_baseline():
-    seen = []
-
-    class Watching(Brightness):
-        def forward(self, images):
-            seen.append(images.clone())
-            return super().forward(images)
-
+    model = Watching()
     images = torch.ones(1, 3, 6, 4)
     maps = torch.tensor([[[0.0, 1.0], [5.0, 2.0], [0.5, 0.2]]])
-    perturbation(Watching(), images, maps, first="most", target=0, fractions=[0, 0.34], baseline=0.25)
+    perturbation(model, images, maps, first="most", target=0, fractions=[0, 0.34], baseline=0.25)
     expected = torch.ones(1, 3, 6, 4)
     expected[:, :, 2:4] = 0.25
-    assert torch.equal(seen[0], images)
-    assert len(seen) == 2
-    assert torch.equal(seen[-1], expected)
+    assert torch.equal(model.seen[0], images)
+    assert len(model.seen) == 2
+    assert torch.equal(model.seen[-1], expected)
     blurred = torch.rand(1, 3, 6, 4)
-    perturbation(Watching(), images, maps, first="least", target=0, fractions=[0, 1], baseline=blurred)
-    assert torch.equal(seen[-1], blurred)
+    perturbation(model, images, maps, first="least", target=0, fractions=[0, 1], baseline=blurred)
+    assert torch.equal(model.seen[-1], blurred)
 
 
 def test_equals_torch_cam(pixels):
@@ -148,18 +152,12 @@ def test_the_predicted_class_is_that_of_the_whole_image():
 
 
 def test_equal_entries_go_by_lot_and_not_from_the_corner():
-    seen = []
-
-    class Watching(Brightness):
-        def forward(self, images):
-            seen.append(images.clone())
-            return super().forward(images)
-
+    model = Watching()
     for first in ("most", "least"):
         perturbation(
-            Watching(), torch.ones(2, 1, 8, 8), torch.ones(2, 8, 8), first=first, target=0, fractions=[0, 0.5]
+            model, torch.ones(2, 1, 8, 8), torch.ones(2, 8, 8), first=first, target=0, fractions=[0, 0.5]
         )
-    gone = [images[:, 0] == 0 for images in seen[1::2]]
+    gone = [images[:, 0] == 0 for images in model.seen[1::2]]
     assert torch.equal(gone[0], gone[1])
     assert torch.equal(gone[0][0], gone[0][1])
     assert 8 < gone[0][0, :4].sum() < 24, "half of the patches, of the upper and of the lower half"

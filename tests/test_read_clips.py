@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from tests import run_folders
 from tests.hugging_face import hugging_face_of_clips
 from tests.played_runs import open_run
 from vitx import VitxError, Watch, cli
@@ -203,7 +203,7 @@ def test_a_watch_shows_them_in_one_card(kind, tmp_path):
     assert numbers["vitx/rollout/entropy"] > 0
     run = open_run(tmp_path)
     assert run.count == 3
-    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
+    events = run_folders.events(tmp_path)
     (event,) = events.Images("vitx/maps")
     assert event.width == 350
     saved = read_run(tmp_path / "vitx").maps

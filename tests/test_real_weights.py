@@ -13,7 +13,7 @@ from torchvision.transforms import functional as transforms
 
 from tests import oracle
 from vitx import explain
-from vitx.metrics import box_masks, energy_inside
+from vitx.metrics import box_masks, energy_inside, pointing_game
 
 pytestmark = pytest.mark.slow
 
@@ -55,16 +55,10 @@ def explained(model, samples):
     return {name: explain(model, images, name, target=labels) for name in NAMES}
 
 
-def pointing_game(heat, boxes):
-    """Return the share of the images whose brightest pixel lies in a box of the object."""
-    hits = 0
-    for brightest, inside in zip(heat.flatten(1).argmax(1).tolist(), boxes, strict=True):
-        y, x = divmod(brightest, heat.shape[2])
-        point = (x + 0.5) / heat.shape[2], (y + 0.5) / heat.shape[1]
-        hits += any(
-            left <= point[0] <= right and top <= point[1] <= bottom for left, top, right, bottom in inside
-        )
-    return hits / len(boxes)
+@pytest.fixture(scope="module")
+def masks(samples):
+    """Return a mask of each image's objects, (B, 224, 224)."""
+    return torch.cat([box_masks(torch.stack(boxes)[None] * 224, (224, 224)) for boxes in samples[2]])
 
 
 def test_the_weights_see(explained, samples):
@@ -90,21 +84,19 @@ def test_equals_the_oracle(model, samples, observed, method, fusion, discard, si
         assert (error / wanted.amax(1)).max() < tolerance
 
 
-def test_gradient_rollout_points_at_the_object(explained, samples):
-    scores = {name: pointing_game(found.heatmaps(), samples[2]) for name, found in explained.items()}
+def test_gradient_rollout_points_at_the_object(explained, masks):
+    scores = {name: pointing_game(found.maps, masks).mean() for name, found in explained.items()}
     assert scores["grad_rollout"] >= 0.8
     assert scores["grad_rollout"] > scores["rollout"]
 
 
-def test_evidence_lies_on_the_object(explained, samples):
-    masks = torch.cat([box_masks(torch.stack(boxes)[None] * 224, (224, 224)) for boxes in samples[2]])
+def test_evidence_lies_on_the_object(explained, masks):
     shares = {name: energy_inside(found.maps, masks).mean() for name, found in explained.items()}
     assert shares["evidence"] > shares["rollout"] + 0.2
     assert shares["grad_rollout"] > shares["rollout"] + 0.2
 
 
-def test_the_linearised_network_finds_more_of_the_object_than_the_plain_one(model, explained, samples):
-    masks = torch.cat([box_masks(torch.stack(boxes)[None] * 224, (224, 224)) for boxes in samples[2]])
+def test_the_linearised_network_finds_more_of_the_object_than_the_plain_one(model, explained, samples, masks):
     plain = explain(model, samples[0], "grad_rollout", gradient="plain").maps
     found = explained["grad_rollout"].maps
     assert energy_inside(found, masks).mean() > energy_inside(plain, masks).mean() + 0.05

@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
@@ -20,7 +19,7 @@ import vitx
 from tests import run_folders
 from tests.lightning_models import IMAGE, SmallClassifier, fit, samples
 from tests.played_runs import open_run
-from tests.run_folders import firing, kept
+from tests.run_folders import events, firing, kept
 from vitx.attribution import title_of
 from vitx.callbacks import RolloutCallback
 from vitx.pictures import render
@@ -28,11 +27,6 @@ from vitx.pictures.captions import captions_of
 from vitx.runs.saved import read_run
 
 GRID = np.zeros((4, 4, 3), np.uint8)
-
-
-def events(folder: str | Path) -> EventAccumulator:
-    reader = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
-    return reader.Reload()
 
 
 def test_tensorboard_holds_a_grid_and_scalars_for_each_firing(tmp_path):

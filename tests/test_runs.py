@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests import run_folders
 from tests.lightning_models import fit
 from tests.played_runs import (
     CLASSES,
@@ -57,7 +57,7 @@ def test_a_real_run_is_played_back_as_it_was_logged(options, tmp_path):
     assert (run.facts["model"], run.facts["ended"]) == ("SmallClassifier", True)
     assert [*run.numbers["val/loss"]] == [3, 7]
     assert [*run.numbers["vitx/rollout/entropy"]] == [0, 3, 7]
-    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload().Images("vitx/maps")
+    events = run_folders.events(logger.log_dir).Images("vitx/maps")
     for firing, event in enumerate(events):
         encode(again := io.BytesIO(), run.grid(firing, range(2)), ".jpg")
         files = io.BytesIO(event.encoded_image_string), again

@@ -1266,17 +1266,6 @@ class Inside(nn.Module):
         return self.how(self.block, tokens)
 
 
-def quietly(make):
-    """Silence torch's warnings about deprecated forms of models."""
-
-    def made():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return make()
-
-    return made
-
-
 def traced():
     with torch.no_grad():
         return torch.jit.trace(Plainly().eval(), IMAGES, check_trace=False)

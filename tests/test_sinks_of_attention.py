@@ -97,10 +97,15 @@ def test_where_tokens_differ_they_are_not_told():
         vitx.explain(model, images, without_sinks=True)
 
 
-def test_the_command_rings_them(monkeypatch):
-    said = []
-    draw = vitx.pictures.render.grid
-    monkeypatch.setattr("vitx.pictures.render.grid", lambda *a, **k: said.append(k["note"]) or draw(*a, **k))
+@pytest.fixture
+def said(monkeypatch):
+    """Return the notes below the pictures that are drawn."""
+    notes, draw = [], vitx.pictures.render.grid
+    monkeypatch.setattr("vitx.pictures.render.grid", lambda *a, **k: notes.append(k["note"]) or draw(*a, **k))
+    return notes
+
+
+def test_the_command_rings_them(said):
     images = torch.rand(1, 3, 64, 64)
     found = vitx.explain(planted(64, [9]), images)
     prepare = Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3)
@@ -112,10 +117,7 @@ def test_the_command_rings_them(monkeypatch):
     assert ["rings" in one for one in said] == [True, False]
 
 
-def test_the_picture_rings_them_and_the_legend_says_so(monkeypatch):
-    said = []
-    draw = vitx.pictures.render.grid
-    monkeypatch.setattr("vitx.pictures.render.grid", lambda *a, **k: said.append(k["note"]) or draw(*a, **k))
+def test_the_picture_rings_them_and_the_legend_says_so(said):
     images = torch.rand(1, 3, 64, 64)
     for places in ([], [9]):
         vitx.explain(planted(64, places), images).picture()

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_demo
 from demo import digits
+from tests.run_folders import events
 from train_demo import CONFIGS, with_defaults
 
 DEMO = str(CONFIGS / "demo.yaml")
@@ -47,10 +47,6 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 )
 def test_completes_the_command_line(given, meant):
     assert with_defaults(given) == meant
-
-
-def events(folder: Path) -> EventAccumulator:
-    return EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
 
 
 def test_the_demo_from_the_first_picture_to_the_last(capsys, caplog):
