@@ -45,7 +45,7 @@ def assert_explains(expected, module=SmallClassifier, *beside, **options):
     fit(*beside, callback, module=module, max_epochs=1, limit_train_batches=2)
     assert len(callback.pairs) == 2
     for found, wanted in callback.pairs:
-        assert torch.equal(found, wanted)
+        assert torch.equal(found, wanted), "the maps differ"
 
 
 class NoForward(SmallClassifier):
@@ -166,7 +166,7 @@ def test_averaged_weights_of_the_module(module):
 
 
 def test_averaged_weights_are_other_weights():
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="the maps differ"):
         assert_explains(lambda _, module: module, SmallClassifier, averaging(0.9), weights="ema")
 
 

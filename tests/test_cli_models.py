@@ -12,7 +12,7 @@ import torch
 import transformers
 from lightning.fabric import Fabric
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import vitx
 from tests import models
@@ -214,11 +214,23 @@ def test_a_backbone_alone_has_no_prediction(explained, words):
     assert json.loads((output / "x.png.json").read_text())["prediction"] is None
 
 
-@pytest.mark.parametrize("file", ["x.png", "grey.png"])
-@pytest.mark.parametrize("words", [timm_model("1.safetensors", in_chans=1), ["--model", "gray"]])
-def test_one_channel(explained, words, file):
-    status, said, _ = explained(file, *words)
+@pytest.mark.parametrize(("file", "level"), [("x.png", 81), ("grey.png", 90)])
+@pytest.mark.parametrize(
+    ("words", "mean", "std"),
+    [(timm_model("1.safetensors", in_chans=1), 0.449, 0.226), (["--model", "gray"], 0.4, 0.2)],
+)
+def test_one_channel(explained, belongings, words, mean, std, file, level):
+    status, said, output = explained(file, *words, "--save", "maps")
     assert status == 0, said
+    if words[1] == NAME:
+        model = timm.create_model(NAME, in_chans=1, num_classes=3, **OPTIONS)
+        model.load_state_dict(load_file(belongings / "1.safetensors"))
+    else:
+        model = transformers.ViTForImageClassification.from_pretrained("gray")
+    wanted = vitx.explain(model, torch.full((1, 1, 32, 32), (level / 255 - mean) / std))
+    with np.load(output / f"{file}.npz") as arrays:
+        assert np.allclose(arrays["logits"], wanted.logits[0], rtol=1e-4, atol=1e-5)
+        assert np.allclose(arrays["rollout"], wanted.maps[0], rtol=1e-3, atol=1e-6)
 
 
 def test_many_channels(explained):

@@ -12,13 +12,14 @@ import torch
 import yaml
 from lightning.pytorch.strategies import DDPStrategy
 from PIL import Image, ImageDraw
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from safetensors.torch import load_file
 from timm.data.auto_augment import rand_augment_transform
 
 import train_demo
 from demo import digits, pretrain
 from demo.pets import PetData
 from demo.tuning import LinearProbe, add_lora
+from tests import run_folders
 from train_demo import CONFIGS
 from vitx import VitxError
 from vitx.callbacks import RolloutCallback
@@ -115,7 +116,7 @@ def run(*names, words=()):
 def logged(name):
     (folder,) = Path("logs", name).iterdir()
     assert (folder / "after_training.png").is_file()
-    return EventAccumulator(str(folder)).Reload()
+    return run_folders.events(folder)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -189,7 +190,7 @@ def test_the_strongest_augmentation_is_one_that_pillow_does(name, monkeypatch):
     monkeypatch.setattr(random, "gauss", lambda mean, deviation: mean + 9 * deviation)
     for operation in augmentation.ops:
         operation.prob = 1
-        operation(Image.new("RGB", (8, 8)))
+        assert operation(Image.new("RGB", (8, 8))).size == (8, 8)
 
 
 def optimizer_of(module):
@@ -291,7 +292,10 @@ def test_pretraining_writes_weights_that_the_demo_loads(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pretrain", *short, "--model.output=weights.safetensors"])
     pretrain.main()
     options = {"img_size": 64, "patch_size": 8, "depth": 4}
-    train_demo.Classifier(10, weights="weights.safetensors", model_options=options)
+    module = train_demo.Classifier(10, weights="weights.safetensors", model_options=options)
+    loaded, written = module.model.state_dict(), load_file("weights.safetensors")
+    assert len(written) == len(loaded) - 2, "all but the head"
+    assert all(torch.equal(loaded[name], value.float()) for name, value in written.items())
 
 
 @pytest.mark.parametrize("name", [*(name for name, (below, _) in TRAINED.items() if below), "ddp"])

@@ -286,5 +286,7 @@ class TestUntouched:
         assert model.num_batches_tracked == 0
 
     def test_a_model_without_tensors(self):
+        before = torch.get_rng_state()
         with untouched(nn.Identity()):
             torch.rand(3)
+        assert torch.equal(torch.get_rng_state(), before)

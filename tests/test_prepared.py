@@ -145,7 +145,7 @@ class TestPreprocessing:
         prepare = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, multiple=16, keep_aspect=True)
         _, height, width = prepare(Image.new("RGB", size)).shape
         assert height % 16 == width % 16 == 0
-        assert abs(np.log(width / height * size[1] / size[0])) < 0.55 if 9 in size else 0.1
+        assert abs(np.log(width / height * size[1] / size[0])) < (0.55 if 9 in size else 0.1)
         assert height * width <= 2 * 224 * 224
 
     def test_proportions_of_a_model_with_one_size(self, model):

@@ -529,28 +529,29 @@ def test_the_output_is_the_same_to_the_last_bit():
             assert torch.equal(explain(model, images, method).logits, logits)
 
 
-def test_a_transposed_convolution_shares_among_what_reaches_each_pixel():
-    """It overlaps, as in decoders and FPNs, and has two groups."""
+@pytest.mark.parametrize("size", [3, 1])
+def test_a_transposed_convolution_shares_among_what_reaches_each_pixel(size):
+    """It has two groups. A size of 3 overlaps, as in decoders and FPNs; a size of 1 misses pixels."""
     torch.manual_seed(0)
 
     class Up(nn.Module):
         def __init__(self):
             super().__init__()
             self.inner = vit()
-            self.up = nn.ConvTranspose2d(WIDTH, 4, 3, 2, padding=1, output_padding=1, groups=2).double()
+            self.up = nn.ConvTranspose2d(WIDTH, 4, size, 2, size // 2, output_padding=1, groups=2).double()
 
         def forward(self, x):
             tokens = self.inner.tokens(x)[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
             return self.up(tokens).flatten(1)
 
     reach = np.zeros((8, 8, 4, 4))  # 1 where an output pixel comes from a token
-    for r, c, down, right in itertools.product(range(4), range(4), range(3), range(3)):
-        y, x = 2 * r + down - 1, 2 * c + right - 1
+    for r, c, down, right in itertools.product(range(4), range(4), range(size), range(size)):
+        y, x = 2 * r + down - size // 2, 2 * c + right - size // 2
         if 0 <= y < 8 and 0 <= x < 8:
             reach[y, x, r, c] = 1
     share = reach / reach.sum((2, 3), keepdims=True).clip(1)
     row = torch.from_numpy(share.sum((0, 1)) / 64).flatten()
-    assert share.sum() == 64
+    assert share.sum() == (64 if size == 3 else 16)
     seen = oracle.observe(vit("einsum with an ellipsis"), IMAGES)
     for image, found in enumerate(explain(Up(), IMAGES).maps):
         rollout = oracle.rollout([oracle.fuse(a[image], "mean") for a in seen.attentions])

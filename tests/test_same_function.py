@@ -445,6 +445,8 @@ ATTENTIONS = {
     "LSA, by a view": (scored(diagonal_by_a_view), scored(without_diagonal)),
     "LSA, entry by entry": (scored(diagonal_entry_by_entry), scored(without_diagonal)),
     "LSA, index_put": (scored(diagonal_by_index_put), scored(without_diagonal)),
+    "half a softmax": (scored(shrunk), scored(shrunk)),
+    "half a softmax, a product and a sum": (scored(shrunk, summed), scored(shrunk)),
 }
 
 
@@ -486,13 +488,17 @@ def plain_mixing(t):
 
 
 def clusters():
-    """Return the cluster of each token; the class token is a cluster of its own."""
+    """Return the cluster of each token; the first is for the class token alone, and the tenth is empty."""
     return torch.tensor([0, 1, 1, 2, 3, 3, 3, 4, 5, 5, 6, 7, 7, 8, 8, 8, 8])
 
 
+def sizes_of_clusters():
+    return clusters().bincount(minlength=10).clamp(min=1)
+
+
 def in_clusters(t, mean):
-    rows = [t[:, clusters() == number].sum(1) for number in range(9)]
-    sizes = clusters().bincount().to(t)
+    rows = [t[:, clusters() == number].sum(1) for number in range(10)]
+    sizes = sizes_of_clusters().to(t)
     return torch.stack([row / size if mean else row for row, size in zip(rows, sizes, strict=True)], 1)
 
 
@@ -683,29 +689,29 @@ BETWEEN = {
     ),
     "a plain tensor, abs first": (Mixing(lambda m, t: (m.abs() * m.sign()) @ t, plain=True), plain_mixing),
     "index_add": (
-        lambda t: t.new_zeros(len(t), 9, t.shape[-1]).index_add(1, clusters(), t),
+        lambda t: t.new_zeros(len(t), 10, t.shape[-1]).index_add(1, clusters(), t),
         lambda t: in_clusters(t, mean=False),
     ),
     "index_add_": (
-        lambda t: t.new_zeros(len(t), 9, t.shape[-1]).index_add_(1, clusters(), t),
+        lambda t: t.new_zeros(len(t), 10, t.shape[-1]).index_add_(1, clusters(), t),
         lambda t: in_clusters(t, mean=False),
     ),
     "scatter_add": (
-        lambda t: t.new_zeros(len(t), 9, t.shape[-1]).scatter_add(1, index_of(t), t),
+        lambda t: t.new_zeros(len(t), 10, t.shape[-1]).scatter_add(1, index_of(t), t),
         lambda t: in_clusters(t, mean=False),
     ),
     "scatter_reduce, sum": (
-        lambda t: t.new_zeros(len(t), 9, t.shape[-1]).scatter_reduce(1, index_of(t), t, "sum"),
+        lambda t: t.new_zeros(len(t), 10, t.shape[-1]).scatter_reduce(1, index_of(t), t, "sum"),
         lambda t: in_clusters(t, mean=False),
     ),
     "scatter_reduce, mean": (
-        lambda t: t.new_zeros(len(t), 9, t.shape[-1]).scatter_reduce(
+        lambda t: t.new_zeros(len(t), 10, t.shape[-1]).scatter_reduce(
             1, index_of(t), t, "mean", include_self=False
         ),
         lambda t: in_clusters(t, mean=True),
     ),
     "one-hot clusters": (
-        lambda t: F.one_hot(clusters()).to(t).T @ t / clusters().bincount().to(t)[:, None],
+        lambda t: F.one_hot(clusters(), 10).to(t).T @ t / sizes_of_clusters().to(t)[:, None],
         lambda t: in_clusters(t, mean=True),
     ),
     "scatter_reduce, merging": (merged_by_scatter_reduce, merged_tokens),
@@ -1021,6 +1027,7 @@ TOGETHER = {
     "two networks": (lambda one, other, x: (one(x) + other(x)) / 2, BOTH),
     "two networks, a stack": (lambda one, other, x: torch.stack([one(x), other(x)], -1).mean(-1), BOTH),
     "two networks, rows": (into_rows, BOTH),
+    "two networks, one head": (features_first, BOTH),
     "two networks, einsum": (
         lambda one, other, x: torch.einsum("nbk->bk", torch.stack([one(x), other(x)])) / 2,
         BOTH,
@@ -1032,6 +1039,8 @@ TOGETHER = {
 def test_what_is_averaged_in_the_network(name):
     call, members = TOGETHER[name]
     nets = [make() for make in TWO[: 1 + max(number for number, *_ in members)]]
+    if call is features_first:
+        nets[1].head = nets[0].head
     share = 1 / len(members)
     parts = [
         {key: back(value) for key, value in full_matrices(nets[number], change(IMAGES), share)[1].items()}
