@@ -70,7 +70,7 @@ class Data:
         return Data(self.images[chosen], self.classes[chosen], self.masks[chosen])
 
 
-def normalised(picture: Image.Image, prepare: Preprocessing) -> Tensor:
+def normalized(picture: Image.Image, prepare: Preprocessing) -> Tensor:
     """Return a picture of the model's size, normalized for the model, (3, H, W)."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (prepare.mean, prepare.std))
     return (torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 - mean) / std
@@ -87,7 +87,7 @@ def load(folder: Path, boxes: Path, model: nn.Module, count: int | None) -> Data
     images, masks, classes = [], [], []
     for name in tqdm(sorted(objects)[:count], "reading", disable=None):
         picture = Image.open(folder / name).convert("RGB")
-        images.append(normalised(picture.resize((width, height), Image.Resampling.BICUBIC), prepare))
+        images.append(normalized(picture.resize((width, height), Image.Resampling.BICUBIC), prepare))
         scale = torch.tensor([width / picture.width, height / picture.height] * 2)
         corners = [[float(row[key]) for key in ("x1", "y1", "x2", "y2")] for row in objects[name]]
         masks.append(metrics.box_masks((torch.tensor(corners) * scale)[None], (height, width))[0])

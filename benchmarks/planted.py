@@ -42,7 +42,7 @@ from vitx import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the demo is not an installed package
-from demo.digits import DigitScenes, normalised, unnormalised  # noqa: E402
+from demo.digits import DigitScenes, normalized, unnormalized  # noqa: E402
 from demo.marks import MARKS  # noqa: E402
 from train_demo import Classifier  # noqa: E402
 
@@ -142,8 +142,8 @@ def planted(mark: str, seed: int, folder: Path) -> Planted:
 
     def marked(digits: Tensor) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(0)
-        images, masks = MARKS[mark](unnormalised(clean), digits, boxes, generator)
-        return normalised(images), masks
+        images, masks = MARKS[mark](unnormalized(clean), digits, boxes, generator)
+        return normalized(images), masks
 
     images, masks = marked(classes)
     others = (classes + torch.randint(1, 10, classes.shape, generator=torch.Generator().manual_seed(1))) % 10

@@ -22,7 +22,7 @@ HALF_WIDTH = SIDE // 2
 MEAN, STD, NOISE = 0.5, 0.25, 0.05  # normalization of pictures, and the noise on their gray
 SCALE, HALF = 10.0, 0.4  # of cosines, and the cosine at which two pictures match with probability 1/2
 METHODS = ("evidence", "grad_rollout", "gae", "rollout")
-COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.9], [0.9, 0.9, 0.1]])
+COLORS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.9], [0.9, 0.9, 0.1]])
 SHAPES = torch.stack(
     [
         torch.ones(SQUARE, SQUARE),
@@ -82,13 +82,13 @@ def halves(count: int) -> tuple[Tensor, Tensor, list[Tensor]]:
     Returns:
         Normalized pictures, the colors of both squares (count, 2), and the corners of both.
     """
-    pictures, colours, corners = grey(count, NOISE), torch.randint(4, (count, 2)), []
+    pictures, colors, corners = grey(count, NOISE), torch.randint(4, (count, 2)), []
     for half in (0, 1):
         rows, columns = places(SIDE, count), places(HALF_WIDTH, count) + half * HALF_WIDTH
         corners.append(torch.stack([rows, columns], 1))
-        things = COLOURS[colours[:, half], :, None, None].expand(-1, -1, SQUARE, SQUARE)
+        things = COLORS[colors[:, half], :, None, None].expand(-1, -1, SQUARE, SQUARE)
         planted(pictures, things, corners[-1])
-    return (pictures - MEAN) / STD, colours, corners
+    return (pictures - MEAN) / STD, colors, corners
 
 
 def objects(count: int, which: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -102,8 +102,8 @@ def objects(count: int, which: Tensor) -> tuple[Tensor, list[Tensor]]:
     for one in (0, 1):
         inside = torch.stack([places(SIDE // 2, count), places(SIDE // 2, count)], 1)
         at = torch.stack([quarters[:, one] // 2, quarters[:, one] % 2], 1) * SIDE // 2 + inside
-        shape, colour = SHAPES[which[:, one] // 4], COLOURS[which[:, one] % 4]
-        things = torch.where(shape[:, None] > 0, colour[:, :, None, None], torch.nan)
+        shape, color = SHAPES[which[:, one] // 4], COLORS[which[:, one] % 4]
+        things = torch.where(shape[:, None] > 0, color[:, :, None, None], torch.nan)
         planted(pictures, things, at)
         corners.append(at)
     return pictures, corners
@@ -129,18 +129,18 @@ def of_region(steps: int, count: int) -> None:
     model = Halves()
 
     def loss() -> Tensor:
-        pictures, colours, _ = halves(32)
-        return F.cross_entropy(model(pictures)[:, :, 0], colours)
+        pictures, colors, _ = halves(32)
+        return F.cross_entropy(model(pictures)[:, :, 0], colors)
 
     trained(model, loss, steps)
-    pictures, colours, corners = halves(count)
+    pictures, colors, corners = halves(count)
     with torch.no_grad():
-        right = (model(pictures)[:, :, 0].argmax(1) == colours).float().mean()
+        right = (model(pictures)[:, :, 0].argmax(1) == colors).float().mean()
     print(f"region: {right:.0%} of the halves have the right class")
     for method in METHODS:
         shares = []
         for cls in range(4):
-            own = colours[:, 0] == cls
+            own = colors[:, 0] == cls
             target = region(cls, box=(0, 0, HALF_WIDTH, SIDE))
             found = vitx.explain(model, pictures[own], method, target=target).maps
             shares.append(torch.stack([energy_inside(found, masks_of(at[own])) for at in corners]))

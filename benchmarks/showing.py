@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from measuring import Timing
 
 MB = 1e6
-COLOURS = {"vitx": "#d1495b", "reference": "#66788a", "peer": "#c3ccd6"}
+COLORS = {"vitx": "#d1495b", "reference": "#66788a", "peer": "#c3ccd6"}
 LEGEND = {"vitx": "vitx", "reference": "reference", "peer": "other ways"}
 
 
@@ -131,7 +131,7 @@ def draw(panels: Sequence[Panel], groups: Mapping[str, Mapping[str, str]], path:
         label.set_fontweight("bold" if kind == "vitx" else "normal")
         label.set_fontstyle("normal" if kind else "italic")
         label.set_color("black" if kind else "#66788a")
-    handles = [axes[0].barh(0, 0, color=COLOURS[kind], label=LEGEND[kind]) for kind in COLOURS]
+    handles = [axes[0].barh(0, 0, color=COLORS[kind], label=LEGEND[kind]) for kind in COLORS]
     axes[0].legend(handles=handles, loc="lower right", frameon=False, fontsize=9)
     figure.suptitle("What explaining a prediction costs (log scales, shorter is better)", fontweight="bold")
     below = fill(below, round(17 * figure.get_figwidth()))
@@ -150,10 +150,10 @@ def draw_panel(axis: Axes, panel: Panel, rows: Sequence[tuple[str, str]]) -> Non
             continue
         value = panel.values.get(name)
         end = panel.origin if value is None else max(value, panel.origin)
-        axis.barh(place, end - panel.origin, left=panel.origin, color=COLOURS[kind], height=0.7)
+        axis.barh(place, end - panel.origin, left=panel.origin, color=COLORS[kind], height=0.7)
         words = " fails" if value is None else " " + panel.unit.format(value)
-        colour, weight = "#999999" if value is None else "black", "bold" if kind == "vitx" else "normal"
-        axis.text(end, place, words, va="center", fontsize=9, color=colour, weight=weight)
+        color, weight = "#999999" if value is None else "black", "bold" if kind == "vitx" else "normal"
+        axis.text(end, place, words, va="center", fontsize=9, color=color, weight=weight)
     axis.set_title(panel.title, fontsize=10, loc="left")
     if panel.factors:
         axis.set_xticks([tick for tick in (1, 2, 4, 8, 16, 32, 64) if tick <= axis.get_xlim()[1]])

@@ -27,7 +27,7 @@ import vitx
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the demo is not an installed package
-from demo.digits import normalised, split_digits  # noqa: E402
+from demo.digits import normalized, split_digits  # noqa: E402
 from demo.glyphs import digits  # noqa: E402
 from demo.scenes import Scenes, cut_fragments, draw_scenes  # noqa: E402
 from demo.schedule import warmup_cosine  # noqa: E402
@@ -110,7 +110,7 @@ class Data:
             apart = ~(both[0] & both[1]).flatten(1).any(1)
             found.append((scenes.images[apart], classes[apart], torch.stack(both, 1)[apart]))
         images, classes, boxes = (torch.cat(parts)[:count] for parts in zip(*found, strict=True))
-        return normalised(images), classes, boxes
+        return normalized(images), classes, boxes
 
     def _drawn(self, count: int, part: int) -> tuple[Scenes, Tensor]:
         glyphs, classes = self.sets[part]

@@ -40,7 +40,7 @@ def drawn(model: Any, images: Tensor, _: Sequence[int]) -> Tensor:
     return torch.rand(len(images), *model.patch_embed.grid_size, generator=generator)
 
 
-def centre(model: Any, images: Tensor, _: Sequence[int]) -> Tensor:
+def center(model: Any, images: Tensor, _: Sequence[int]) -> Tensor:
     """Return a blob in the center for any image, as objects in photographs are often there."""
     rows, columns = (torch.linspace(-1, 1, count) for count in model.patch_embed.grid_size)
     return torch.exp(-2 * (rows[:, None] ** 2 + columns**2)).expand(len(images), -1, -1)
@@ -87,7 +87,7 @@ CONTENDERS: dict[str, Contender] = {
     "LibraGrad, input x gradient": propagation.libragrad,
     "LibraGrad, IxG-PLUS": propagation.libragrad_plus,
     "AttnLRP, no gamma rule": propagation.attn_lrp,
-    "a blob in the centre": centre,
+    "a blob in the center": center,
     "noise": drawn,
     "vitx evidence, with its mirror image": mirrored,
 }

@@ -25,7 +25,7 @@ from typing import Any
 
 import timm
 import torch
-from faithfulness import Data, explain_all, interval, normalised
+from faithfulness import Data, explain_all, interval, normalized
 from matplotlib.ft2font import FT2Font
 from measuring import first_line
 from PIL import Image, ImageDraw, ImageFont
@@ -160,8 +160,8 @@ def drawn_on(
     plain, marked = [], []
     for path in tqdm(photographs, "reading", disable=None):
         squashed = read_picture(path).resize((width, height), Image.Resampling.BICUBIC)
-        plain.append(normalised(squashed, prepare))
-        marked.append(normalised(watermark.on(squashed), prepare))
+        plain.append(normalized(squashed, prepare))
+        marked.append(normalized(watermark.on(squashed), prepare))
     box = torch.tensor([watermark.box(squashed)])
     masks = vitx.metrics.box_masks(box.float(), (height, width)).expand(len(plain), -1, -1)
     return torch.stack(plain), Data(torch.stack(marked), torch.full((len(plain),), target), masks)

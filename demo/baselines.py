@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import vitx
-from demo.digits import DigitScenes, unnormalised
+from demo.digits import DigitScenes, unnormalized
 from vitx import metrics
 from vitx.models.checkpoints import create_model
 
@@ -20,12 +20,12 @@ def baselines() -> Iterator[tuple[str, Tensor, Tensor]]:
     data = DigitScenes()
     data.setup("fit")
     images, _, boxes = data.validation[0].tensors
-    pixels = unnormalised(images)
+    pixels = unnormalized(images)
     yield "brightness", F.avg_pool2d(pixels.mean(1), PATCH), boxes
     yield "colorfulness", F.avg_pool2d(pixels.amax(1) - pixels.amin(1), PATCH), boxes
-    centre = torch.zeros(len(images), 8, 8)
-    centre[:, 3:5, 3:5] = 1
-    yield "center", centre, boxes
+    center = torch.zeros(len(images), 8, 8)
+    center[:, 3:5, 3:5] = 1
+    yield "center", center, boxes
     for seed in _SEEDS:
         torch.manual_seed(seed)
         options = {"img_size": 64, "patch_size": PATCH, "depth": 4}

@@ -90,7 +90,7 @@ class TrainingScenes(Dataset[tuple[Tensor, ...]]):
         images, classes, boxes = scenes.images, self.classes[picked], scenes.boxes()
         if self.mark:
             images, _ = MARKS[self.mark](images, classes, boxes, None)
-        return list(zip(normalised(images), classes, boxes, strict=True))
+        return list(zip(normalized(images), classes, boxes, strict=True))
 
 
 def split_digits(count: int, generator: Generator) -> tuple[Tensor, ...]:
@@ -100,20 +100,20 @@ def split_digits(count: int, generator: Generator) -> tuple[Tensor, ...]:
 
 def _fixed_scenes(glyphs: Tensor, classes: Tensor, fragments: Tensor, generator: Generator) -> TensorDataset:
     scenes = draw_scenes(glyphs[:, None], fragments, generator)
-    return TensorDataset(normalised(scenes.images), classes, scenes.boxes())
+    return TensorDataset(normalized(scenes.images), classes, scenes.boxes())
 
 
 def _mark_all(scenes: TensorDataset, mark: str, generator: Generator) -> TensorDataset:
     images, classes, boxes = scenes.tensors
-    marked, _ = MARKS[mark](unnormalised(images), classes, boxes, generator)
-    return TensorDataset(normalised(marked), classes, boxes)
+    marked, _ = MARKS[mark](unnormalized(images), classes, boxes, generator)
+    return TensorDataset(normalized(marked), classes, boxes)
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalized(images: Tensor) -> Tensor:
     """Normalize images in [0, 1] as the shipped weights expect."""
     return (images - _MEAN) / _STD
 
 
-def unnormalised(images: Tensor) -> Tensor:
+def unnormalized(images: Tensor) -> Tensor:
     """Map normalized images back to [0, 1]."""
     return images * _STD + _MEAN

@@ -47,12 +47,12 @@ def cut_fragments(glyphs: Tensor, generator: Generator | None = None) -> Tensor:
     count = len(glyphs)
     inked = (glyphs.flatten(1) > 0.5).float() + 1e-6
     pick = torch.multinomial(inked, 1, generator=generator)
-    centre = torch.cat([pick % GLYPH_SIZE, pick // GLYPH_SIZE], 1).float()
+    center = torch.cat([pick % GLYPH_SIZE, pick // GLYPH_SIZE], 1).float()
     half = _uniform((count, 2), *FRAGMENT_WINDOW, generator) / 2
-    near = (torch.arange(GLYPH_SIZE) - centre[..., None]).abs() <= half[..., None]
+    near = (torch.arange(GLYPH_SIZE) - center[..., None]).abs() <= half[..., None]
     window = near[:, 1, :, None] & near[:, 0, None, :]
     pixels = _uniform((count,), *GLYPH_PIXELS, generator)
-    offset = (centre + 0.5) / GLYPH_SIZE * 2 - 1
+    offset = (center + 0.5) / GLYPH_SIZE * 2 - 1
     affine = torch.cat([_distort(pixels, SPRITE_SIZE, generator), offset[..., None]], -1)
     return _sample(glyphs * window, affine, SPRITE_SIZE)
 
@@ -67,34 +67,34 @@ def draw_scenes(glyphs: Tensor, fragments: Tensor, generator: Generator | None =
     """
     batch, count = glyphs.shape[:2]
     pixels = _uniform((batch, count), *GLYPH_PIXELS, generator)
-    centre = _uniform((batch, count, 2), -1, 1, generator) * (1 - pixels / SCENE_SIZE)[..., None]
+    center = _uniform((batch, count, 2), -1, 1, generator) * (1 - pixels / SCENE_SIZE)[..., None]
     linear = _distort(pixels.flatten(), SCENE_SIZE, generator)
-    affine = torch.cat([linear, -linear @ centre.view(-1, 2, 1)], -1)
+    affine = torch.cat([linear, -linear @ center.view(-1, 2, 1)], -1)
     ink = _sample(glyphs.flatten(0, 1), affine, SCENE_SIZE).view(batch, count, SCENE_SIZE, -1)
     present = glyphs.flatten(2).any(2)
-    images = _clutter(fragments, centre, pixels * present, generator)
-    colours = _stroke_colours((batch, count), generator)
+    images = _clutter(fragments, center, pixels * present, generator)
+    colors = _stroke_colors((batch, count), generator)
     for layer in reversed(range(count)):
-        images = torch.lerp(images, colours[:, layer, :, None, None], ink[:, layer, None])
+        images = torch.lerp(images, colors[:, layer, :, None, None], ink[:, layer, None])
     above = torch.cat([torch.ones_like(ink[:, :1]), (1 - ink[:, :-1]).cumprod(1)], 1)
     return Scenes(images, ink * above)
 
 
-def _clutter(fragments: Tensor, centre: Tensor, pixels: Tensor, generator: Generator | None) -> Tensor:
+def _clutter(fragments: Tensor, center: Tensor, pixels: Tensor, generator: Generator | None) -> Tensor:
     """Draw dark backgrounds strewn with fragments, (B, 3, 64, 64), clear of the glyphs."""
-    batch = len(centre)
+    batch = len(center)
     shape = (batch, FRAGMENTS)
     corner = torch.randint(-SPRITE_SIZE + 4, SCENE_SIZE - 4, (*shape, 2), generator=generator)
     middle = (corner + SPRITE_SIZE / 2) / SCENE_SIZE * 2 - 1
-    distance = (middle[:, :, None] - centre[:, None]).abs().amax(-1) * SCENE_SIZE / 2
+    distance = (middle[:, :, None] - center[:, None]).abs().amax(-1) * SCENE_SIZE / 2
     clear = (distance >= CLEARANCE * pixels[:, None]).all(-1)
     picked = torch.randint(len(fragments), shape, generator=generator)
     alpha = fragments[picked] * clear[..., None, None]
-    colours = _stroke_colours(shape, generator)
+    colors = _stroke_colors(shape, generator)
     # Where fragments overlap, one of them should lie on top: random powers of ten weight them.
     height = 10 ** _uniform((*shape, 1, 1), 0, 6, generator)
     weight = (alpha * height)[:, :, None]
-    paint = torch.cat([weight * colours[..., None, None], weight, alpha[:, :, None]], 2)
+    paint = torch.cat([weight * colors[..., None, None], weight, alpha[:, :, None]], 2)
     # Sprites overhang the scene: paint on a canvas with a margin, then cut the margin off.
     side = SCENE_SIZE + 2 * SPRITE_SIZE
     within = torch.arange(SPRITE_SIZE)
@@ -105,8 +105,8 @@ def _clutter(fragments: Tensor, centre: Tensor, pixels: Tensor, generator: Gener
     canvas.scatter_add_(2, flat[:, None].expand(-1, 5, -1), paint.transpose(1, 2).flatten(2))
     inner = slice(SPRITE_SIZE, SPRITE_SIZE + SCENE_SIZE)
     canvas = canvas.view(batch, 5, side, side)[:, :, inner, inner]
-    colour = canvas[:, :3] / canvas[:, 3:4].clamp_min(1e-6)
-    return torch.lerp(_backgrounds(batch, generator), colour, canvas[:, 4:].clamp_max(1))
+    color = canvas[:, :3] / canvas[:, 3:4].clamp_min(1e-6)
+    return torch.lerp(_backgrounds(batch, generator), color, canvas[:, 4:].clamp_max(1))
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generator | None) -> Tensor:
@@ -131,11 +131,11 @@ def _sample(glyphs: Tensor, affine: Tensor, canvas: int) -> Tensor:
     return F.grid_sample(glyphs[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
 
 
-def _stroke_colours(shape: tuple[int, ...], generator: Generator | None) -> Tensor:
+def _stroke_colors(shape: tuple[int, ...], generator: Generator | None) -> Tensor:
     """Return bright colors of any hue, (*shape, 3): the strongest channel is made bright."""
-    colours = torch.rand((*shape, 3), generator=generator) * 0.9 + 0.1
+    colors = torch.rand((*shape, 3), generator=generator) * 0.9 + 0.1
     brightness = _uniform((*shape, 1), 0.75, 1.0, generator)
-    return colours / colours.amax(-1, keepdim=True) * brightness
+    return colors / colors.amax(-1, keepdim=True) * brightness
 
 
 def _backgrounds(batch: int, generator: Generator | None) -> Tensor:

@@ -28,8 +28,8 @@ from vitx.tape.relevance import Propagation
 from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
 
-COLOURS = {"red": (0.9, 0.2, 0.15), "green": (0.15, 0.7, 0.25), "blue": (0.2, 0.35, 0.95)}
-COLOURS |= {"yellow": (0.95, 0.8, 0.1)}
+COLORS = {"red": (0.9, 0.2, 0.15), "green": (0.15, 0.7, 0.25), "blue": (0.2, 0.35, 0.95)}
+COLORS |= {"yellow": (0.95, 0.8, 0.1)}
 SIZE, PATCH = 32, 16
 IMAGE = 2  # index among the test images: one in which all patches have a share
 
@@ -38,11 +38,11 @@ def squares(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return images of noise with one square, in the middle of a patch, and the colors of the squares."""
     generator = torch.Generator().manual_seed(seed)
     images = 0.25 + 0.5 * torch.rand(count, 3, SIZE, SIZE, generator=generator)
-    labels = torch.randint(len(COLOURS), (count,), generator=generator)
+    labels = torch.randint(len(COLORS), (count,), generator=generator)
     places = torch.randint(4, (count,), generator=generator)
     for image, label, place in zip(images, labels, places.tolist(), strict=True):
         y, x = (PATCH * number + 4 for number in divmod(place, 2))
-        image[:, y : y + 8, x : x + 8] = torch.tensor(list(COLOURS.values()))[label][:, None, None]
+        image[:, y : y + 8, x : x + 8] = torch.tensor(list(COLORS.values()))[label][:, None, None]
     return images, labels
 
 
@@ -50,7 +50,7 @@ def untrained() -> Any:
     """Return a ViT of two blocks with random weights."""
     torch.manual_seed(1)
     options = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    return timm.create_model("vit_tiny_patch16_224", num_classes=len(COLOURS), **options)
+    return timm.create_model("vit_tiny_patch16_224", num_classes=len(COLORS), **options)
 
 
 def trained() -> Any:
@@ -311,9 +311,7 @@ def main() -> None:
     model = trained()
     image = squares(IMAGE + 1, seed=1)[0][IMAGE:].double()
     steps = followed(model, image)
-    foot = (
-        "Real numbers, rounded, of a tiny ViT that names the colour of a square. Method: attention rollout."
-    )
+    foot = "Real numbers, rounded, of a tiny ViT that names the color of a square. Method: attention rollout."
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img">',
         "<title>Relevance on its way back through one transformer block</title>",

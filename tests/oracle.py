@@ -60,7 +60,7 @@ def evidence_signed(model, images, target, prefix, readout, start_layer=0):
     for block in twin.blocks:
         block.norm2.register_forward_pre_hook(lambda _, inputs: streams.append(inputs[0]))
         block.register_forward_hook(lambda _, inputs, output: streams.append(output))
-    with torch.enable_grad(), _softmaxes(constant=True) as found, Linearised():
+    with torch.enable_grad(), _softmaxes(constant=True) as found, Linearized():
         logits = twin(images)
     square = [a for a in found if a.shape[-1] == a.shape[-2]]
     gradients = torch.autograd.grad(_score(logits, target), [*square, *streams], allow_unused=True)
@@ -110,7 +110,7 @@ def legrad_maps(model, images, target, prefix, start_layer=0, network="linearise
         block.register_forward_hook(lambda _module, _inputs, output: tokens.append(output))
         for block in twin.blocks
     ]
-    with torch.enable_grad(), _softmaxes(constant=held) as found, Linearised() if held else nullcontext():
+    with torch.enable_grad(), _softmaxes(constant=held) as found, Linearized() if held else nullcontext():
         logits = twin(images)
     for handle in handles:
         handle.remove()
@@ -119,7 +119,7 @@ def legrad_maps(model, images, target, prefix, start_layer=0, network="linearise
         target = logits.argmax(1).tolist()
     total = 0
     for attention, output in list(zip(square, tokens, strict=True))[start_layer:]:
-        with torch.enable_grad(), Linearised() if held else nullcontext():
+        with torch.enable_grad(), Linearized() if held else nullcontext():
             score = _score(own_logits(twin, output), target)
         gradient = torch.autograd.grad(score, attention, retain_graph=True)[0]
         total = total + gradient.clamp(min=0).mean((1, 2))[:, prefix:]
@@ -187,7 +187,7 @@ def observe(model, images, target=None, network="linearised"):
     """Run a copy of the model in which every attention is a softmax that can be observed."""
     twin = visible_twin(model)
     held = network == "linearised"
-    with torch.enable_grad(), _softmaxes(constant=held) as found, Linearised() if held else nullcontext():
+    with torch.enable_grad(), _softmaxes(constant=held) as found, Linearized() if held else nullcontext():
         output = twin(images)
     logits = output if isinstance(output, torch.Tensor) else output.logits
     square = [a for a in found if a.shape[-1] == a.shape[-2]]
@@ -201,7 +201,7 @@ def observe(model, images, target=None, network="linearised"):
     )
 
 
-class Linearised(TorchFunctionMode):
+class Linearized(TorchFunctionMode):
     """A mode that detaches the scales of norms and the gates of activations, and halves products."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -223,8 +223,8 @@ class Linearised(TorchFunctionMode):
 
     def layer_norm(self, x, shape, weight=None, bias=None, eps=1e-5):
         dims = tuple(range(-len(shape), 0))
-        centred = x - x.mean(dims, keepdim=True)
-        y = centred / (centred.pow(2).mean(dims, keepdim=True) + eps).sqrt().detach()
+        centered = x - x.mean(dims, keepdim=True)
+        y = centered / (centered.pow(2).mean(dims, keepdim=True) + eps).sqrt().detach()
         y = y if weight is None else y * weight
         return y if bias is None else y + bias
 

@@ -18,8 +18,8 @@ LOGITS = np.array([[3, 0, 0], [0.5, 0, 0], [0, 5, 0]], np.float32)
 
 def pixels(count: int = COUNT) -> np.ndarray:
     """Return images of one color each."""
-    colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [90, 90, 90]], np.uint8)
-    return np.broadcast_to(colours[:count, None, None], (count, SIZE, SIZE, 3)).copy()
+    colors = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [90, 90, 90]], np.uint8)
+    return np.broadcast_to(colors[:count, None, None], (count, SIZE, SIZE, 3)).copy()
 
 
 def maps(step: int, count: int = COUNT) -> dict[str, np.ndarray]:

@@ -148,7 +148,7 @@ def show_only(page, tags):
     field.press("Escape")  # closes the suggestions, which cover the cards
 
 
-def has_colour(chart):
+def has_color(chart):
     """Return True if a curve is drawn; the grid is gray."""
     return np.ptp(pixels(chart.screenshot()), -1).max() > 20
 
@@ -193,5 +193,5 @@ def test_the_time_series_page_plays_the_training_back_beside_the_scalars(page, l
     for method in ("rollout", "grad_rollout"):
         card = page.locator("scalar-card", has_text=f"vitx/{method}/entropy").filter(visible=True)
         playwright.expect(card).to_contain_text("training")  # the run, in the table below the chart
-        wait_for(partial(has_colour, card.locator(".series-view")), f"the curve of {method}")
+        wait_for(partial(has_color, card.locator(".series-view")), f"the curve of {method}")
     shoot("time-series-entropy")

@@ -332,7 +332,7 @@ class TestShards:
 
 
 class TestModels:
-    def test_another_normalisation(self, folder, weights, tmp_path):
+    def test_another_normalization(self, folder, weights, tmp_path):
         """The picture shows what the model saw, in the original colors."""
         output, path = tmp_path / "maps", folder / "flat.png"
         Image.new("RGB", (40, 40), (90, 140, 190)).save(path)

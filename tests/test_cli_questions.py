@@ -87,11 +87,11 @@ def test_another_picture(tmp_path, capsys):
     options = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
     model = models.spread(timm.create_model("deit_tiny_patch16_224", num_classes=7, **options)).eval()
     save_file(model.state_dict(), tmp_path / "tiny.safetensors")
-    generator, colours = np.random.default_rng(0), []
+    generator, colors = np.random.default_rng(0), []
     for name in ("cat", "dog", "owl"):
         pixels = generator.integers(0, 255, (40, 40, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-        colours.append(pixels)
+        colors.append(pixels)
     cat, dog, owl = (tmp_path / f"{name}.png" for name in ("cat", "dog", "owl"))
     words = ["--model", "deit_tiny_patch16_224", "--weights", tmp_path / "tiny.safetensors"]
     words += [
@@ -116,7 +116,7 @@ def test_another_picture(tmp_path, capsys):
             assert np.allclose(arrays["evidence_similar_other"], wanted.maps[1], atol=1e-6)
         drawn = np.asarray(Image.open(tmp_path / "o" / f"{file.name}.png"))
         assert drawn.shape[1] == 5 + 4 * (224 + 5)
-        for column, pixels in ((0, colours[place]), (2, colours[2])):
+        for column, pixels in ((0, colors[place]), (2, colors[2])):
             left = 5 + column * (224 + 5)
             mean = drawn[38 : 38 + 224, left : left + 224].mean((0, 1))
             assert np.abs(mean - pixels.mean((0, 1))).max() < 2

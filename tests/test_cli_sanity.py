@@ -49,7 +49,7 @@ def test_what_it_says_is_what_python_finds(folder, model, tmp_path, capsys):
     assert np.array_equal(np.asarray(Image.open(path)), found.picture())
 
 
-def test_the_picture_has_the_colours_of_the_input(folder, tmp_path):
+def test_the_picture_has_the_colors_of_the_input(folder, tmp_path):
     """The colors do not depend on the normalization."""
     Image.new("RGB", (40, 40), (90, 140, 190)).save(tmp_path / "flat.png")
     words = command(

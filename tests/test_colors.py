@@ -10,15 +10,15 @@ from vitx.pictures.colors import GUESSED, UNSCALED, Colors, choose_colors
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def normalised(pixels, mean, std):
+def normalized(pixels, mean, std):
     images = pixels.permute(0, 3, 1, 2).float() / 255
     return (images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
 
 
 @pytest.mark.parametrize(("mean", "std"), [IMAGENET, ((0.5,), (0.5,)), UNSCALED])
-def test_undoes_the_normalisation_exactly(mean, std):
+def test_undoes_the_normalization_exactly(mean, std):
     pixels = torch.randint(0, 256, (2, 9, 7, 3), dtype=torch.uint8)
-    images = normalised(pixels, mean, std)
+    images = normalized(pixels, mean, std)
     found = choose_colors(images, [(mean, std)])
     assert found == Colors((0, 1, 2), (mean, std))
     assert found.pixels(images).dtype == torch.uint8
@@ -27,12 +27,12 @@ def test_undoes_the_normalisation_exactly(mean, std):
 
 def test_all_values():
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(-1, -1, -1, 3)
-    assert torch.equal(Colors((0, 1, 2), IMAGENET).pixels(normalised(pixels, *IMAGENET)), pixels)
+    assert torch.equal(Colors((0, 1, 2), IMAGENET).pixels(normalized(pixels, *IMAGENET)), pixels)
 
 
 def test_takes_the_first_scale_that_brings_the_images_into_their_range():
     pixels = torch.randint(0, 256, (2, 9, 7, 3), dtype=torch.uint8)
-    images = normalised(pixels, *IMAGENET)
+    images = normalized(pixels, *IMAGENET)
     found = choose_colors(images, [UNSCALED, None, ((0.1,) * 2, (0.1,) * 2), IMAGENET, ((0.5,), (0.5,))])
     assert found.scale == IMAGENET
 
@@ -48,7 +48,7 @@ def test_guesses_where_no_scale_fits():
     assert abs(int(middle) - 128) <= 2
 
 
-def test_a_spectrogram_has_no_colours_to_guess():
+def test_a_spectrogram_has_no_colors_to_guess():
     images = torch.linspace(-7, 3, 1000).view(1, 1, 25, 40)
     found = choose_colors(images, [UNSCALED], colored=False)
     assert (found.scale, found.note, str(found)) == (None, "", "")
@@ -63,14 +63,14 @@ def test_a_constant_image_of_no_known_scale():
 class TestChannels:
     def test_one(self):
         pixels = torch.randint(0, 256, (2, 5, 5, 1), dtype=torch.uint8)
-        images = normalised(pixels, (0.13,), (0.3,))
+        images = normalized(pixels, (0.13,), (0.3,))
         found = choose_colors(images, [((0.13,), (0.3,))])
         assert torch.equal(found.pixels(images), pixels.expand(-1, -1, -1, 3))
 
     def test_one_in_a_model_that_declares_three(self):
         pixels = torch.randint(0, 256, (2, 5, 5, 1), dtype=torch.uint8)
         mean, std = ((sum(values) / 3,) for values in IMAGENET)
-        images = normalised(pixels, mean, std)
+        images = normalized(pixels, mean, std)
         assert torch.equal(choose_colors(images, [IMAGENET]).pixels(images), pixels.expand(-1, -1, -1, 3))
 
     def test_two_are_shown_as_their_mean(self):

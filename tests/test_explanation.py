@@ -20,7 +20,7 @@ def found():
     return explain(models.built("deit"), IMAGES, "grad_rollout", target=[1, 2, 3])
 
 
-def test_the_models_normalisation_is_undone(found):
+def test_the_models_normalization_is_undone(found):
     config = models.built("deit").pretrained_cfg
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
     wanted = ((IMAGES * std + mean).clamp(0, 1) * 255).round().movedim(1, -1)

@@ -184,9 +184,9 @@ class TestTransforms:
     def test_evaluation_is_as_the_model_wants_it(self, pets):
         data = prepared(pets)
         image, _ = data.validation[0]
-        colour = torch.tensor(np.asarray(read_picture(data.validation.files[0][0]))[0, 0] / 255).float()
+        color = torch.tensor(np.asarray(read_picture(data.validation.files[0][0]))[0, 0] / 255).float()
         assert image.shape == (3, 32, 32)
-        torch.testing.assert_close(image.mean((1, 2)), (colour - 0.5) / 0.25, atol=0.1, rtol=0)
+        torch.testing.assert_close(image.mean((1, 2)), (color - 0.5) / 0.25, atol=0.1, rtol=0)
         assert torch.equal(image, data.validation[0][0])
 
     def test_training_images_are_augmented(self, pets):

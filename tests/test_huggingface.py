@@ -111,7 +111,7 @@ class Outcome(TrainerCallback):
     def on_train_end(self, args, state, control, model, optimizer, **_):
         self.found = {name: value.clone() for name, value in model.state_dict().items()}
         for index, kept in optimizer.state_dict()["state"].items():
-            self.found |= {f"optimiser, {index}.{name}": value for name, value in kept.items()}
+            self.found |= {f"optimizer, {index}.{name}": value for name, value in kept.items()}
         self.found |= {f"mode {name}": torch.tensor(part.training) for name, part in model.named_modules()}
         names = ("loss", "eval_loss")
         losses = [row[name] for row in state.log_history for name in names if name in row]
@@ -228,7 +228,7 @@ def test_the_trainers_own_run_of_mlflow(tmp_path, mlflow):
     assert len([path for path in kept if "~maps" in path]) == 4
 
 
-def test_images_labels_names_and_colours(tmp_path, monkeypatch, capsys):
+def test_images_labels_names_and_colors(tmp_path, monkeypatch, capsys):
     seen = []
     grid = render.grid
     monkeypatch.setattr(render, "grid", lambda *args, **kwargs: seen.append(args) or grid(*args, **kwargs))
@@ -237,7 +237,7 @@ def test_images_labels_names_and_colours(tmp_path, monkeypatch, capsys):
     columns, captions = seen[0]
     data = Pictures(8)
     shown = torch.stack([torch.from_numpy(np.array(data.images[place])[:32, :32]) for place in (1, 3, 5, 7)])
-    assert (columns["input"].int() - shown.int()).abs().max() <= 2, "the colours are not true"
+    assert (columns["input"].int() - shown.int()).abs().max() <= 2, "the colors are not true"
     assert [caption.label for caption in captions] == [NAMES[place % 3] for place in (1, 3, 5, 7)]
     said = capsys.readouterr().err
     assert "RolloutCallback watches 4 of 8 images of Pictures" in said

@@ -265,7 +265,7 @@ class Pipeline:
         return iter(self.pipeline[0])
 
 
-def test_a_loader_of_another_library_tells_how_it_normalises():
+def test_a_loader_of_another_library_tells_how_it_normalizes():
     found = chosen(Pipeline(), num_images=3, num_measured=3)
     assert numbers(found) == [0, 1, 2]
     assert found.source == "Stream"

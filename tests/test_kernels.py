@@ -144,7 +144,7 @@ def test_gradients(monkeypatch, name, tile, queries):
 
 @pytest.mark.parametrize("tile", [2**20, 3 * 21 * 5])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_in_the_linearised_network_a_is_a_constant(monkeypatch, name, tile):
+def test_in_the_linearized_network_a_is_a_constant(monkeypatch, name, tile):
     monkeypatch.setattr(tiles, "_room", lambda device: tile)
     monkeypatch.setattr(tiles, "_FEWEST_ROWS", 4)
     with torch.no_grad():

@@ -93,7 +93,7 @@ def test_a_gate_at_0_is_the_slope_there(function, slope):
     assert torch.allclose(found.maps, wanted.maps, rtol=1e-6, atol=1e-9)
 
 
-def test_what_is_not_linearised_is_said():
+def test_what_is_not_linearized_is_said():
     model = vit(read=lambda tokens: tokens.logcumsumexp(1)[:, 0])
     for method in ("evidence", "grad_rollout"):
         with pytest.raises(VitxError, match=r"reached logcumsumexp, in .*no rule takes it through") as error:
@@ -132,7 +132,7 @@ def test_the_network_written_out_is_complete(name):
     """The image and the parameters that are added sum to the score in the oracle's own network."""
     model = oracle.visible_twin(models.built(name, torch.float64))
     images = models.FAMILIES[name].images(dtype=torch.float64).requires_grad_()
-    with torch.enable_grad(), oracle._softmaxes(constant=True), oracle.Linearised():
+    with torch.enable_grad(), oracle._softmaxes(constant=True), oracle.Linearized():
         score = model(images)[:, 2].sum()
     added = [
         parameter

@@ -66,7 +66,7 @@ def test_a_copy_of_the_model_sees_nothing():
     assert len(first.images) == 1
 
 
-def test_a_loop_that_normalises_is_told(tmp_path):
+def test_a_loop_that_normalizes_is_told(tmp_path):
     net = model()
     watch = Watch(net, DataLoader(TensorDataset(IMAGES, torch.arange(6) % 2), 6), tmp_path)
     watch(0)

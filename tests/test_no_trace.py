@@ -150,7 +150,7 @@ SETTINGS = {
     ),
     "a compiled module": Setting(callback=EVERY_STEP, module=compiled),
     "a compiled backbone": Setting(callback=EVERY_STEP, module=CompiledBackbone),
-    "manual optimisation": Setting(callback=EVERY_STEP, module=Manual),
+    "manual optimization": Setting(callback=EVERY_STEP, module=Manual),
     "logging in forward": Setting(callback=EVERY_STEP, module=LogsInForward),
     "val_check_interval": Setting({"val_check_interval": 2}, EVERY_STEP),
     "check_val_every_n_epoch=None": Setting({"val_check_interval": 3, "check_val_every_n_epoch": None}),
@@ -197,7 +197,7 @@ def outcome(trainer: pl.Trainer, losses: Losses) -> dict[str, torch.Tensor]:
     found = {f"weight {name}": value for name, value in trainer.lightning_module.state_dict().items()}
     for number, optimizer in enumerate(trainer.optimizers):
         for index, state in optimizer.state_dict()["state"].items():
-            found |= {f"optimiser {number}, {index}.{name}": value for name, value in state.items()}
+            found |= {f"optimizer {number}, {index}.{name}": value for name, value in state.items()}
     found |= {f"gradient {name}": p.grad for name, p in trainer.lightning_module.named_parameters()}
     found |= {f"loss at step {step}": torch.tensor(value) for step, value in losses.values.items()}
     found |= {"the next random numbers": torch.rand(3), "numpy's": torch.tensor(np.random.rand(3))}

@@ -270,7 +270,7 @@ def test_what_is_kept_beside_the_maps_is_what_was_seen_last(tmp_path, monkeypatc
     assert read_run(kept(tmp_path)).maps.labels.tolist() == CLASSES.tolist()
 
 
-class Normalising(pl.Callback):
+class Normalizing(pl.Callback):
     """A callback that normalizes each batch in a hook, as anomalib's PreProcessor does."""
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
@@ -286,7 +286,7 @@ class OneOf(Ages):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_callback_that_normalises_in_a_hook(first, monkeypatch, caplog):
+def test_a_callback_that_normalizes_in_a_hook(first, monkeypatch, caplog):
     module = OneOf()
-    callback, *_ = run(module, PairsOf(), monkeypatch, caplog, beside=Normalising(), first=first)
+    callback, *_ = run(module, PairsOf(), monkeypatch, caplog, beside=Normalizing(), first=first)
     assert_maps(callback, module, lambda images: module((images - 0.1) / 2))

@@ -130,7 +130,7 @@ class TestPreprocessing:
     def test_a_module_around_the_model(self, model):
         assert preprocessing_of(nn.Sequential(nn.Identity(), model)) == preprocessing_of(model)
 
-    def test_mean_and_std_alone_are_enough_to_undo_a_normalisation(self):
+    def test_mean_and_std_alone_are_enough_to_undo_a_normalization(self):
         part = nn.Identity()
         part.pretrained_cfg = {"mean": (0.1,), "std": (0.2,)}
         assert normalization(nn.Sequential(part)) == ((0.1,), (0.2,))

@@ -237,7 +237,7 @@ def test_the_command_explains_a_volume(name, write, tmp_path):
     assert Image.open(tmp_path / "o" / f"{name}.png").width > 400
 
 
-def test_a_volume_is_resampled_and_normalised():
+def test_a_volume_is_resampled_and_normalized():
     prepare = volumes()
     found = prepare(np.full((5, 7, 9), 3.0, np.float32))
     assert found.shape == prepare.shape == (1, 3, 4, 6)

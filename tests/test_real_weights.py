@@ -96,7 +96,7 @@ def test_evidence_lies_on_the_object(explained, masks):
     assert shares["grad_rollout"] > shares["rollout"] + 0.2
 
 
-def test_the_linearised_network_finds_more_of_the_object_than_the_plain_one(model, explained, samples, masks):
+def test_the_linearized_network_finds_more_of_the_object_than_the_plain_one(model, explained, samples, masks):
     plain = explain(model, samples[0], "grad_rollout", gradient="plain").maps
     found = explained["grad_rollout"].maps
     assert energy_inside(found, masks).mean() > energy_inside(plain, masks).mean() + 0.05

@@ -361,7 +361,7 @@ BREAKS = {
     "whole numbers": (lambda x: residual(x, (8 * x).to(torch.int8).double()), "reached to"),
     "a spectrum": (lambda x: residual(x, torch.fft.fft(x).real), "reached real|reached fft"),
     "an unknown function": (lambda x: torch.linalg.qr(x.mT).Q.mT, "reached linalg_qr"),
-    "quantised": (
+    "quantized": (
         lambda x: torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8).dequantize().double(),
         "reached dequantize",
     ),

@@ -87,11 +87,11 @@ class TestOverlays:
         assert (found.diff() > 0).all()
 
     @pytest.mark.parametrize("colormap", ["viridis", "magma", "turbo"])
-    def test_other_colour_maps(self, colormap):
+    def test_other_color_maps(self, colormap):
         pixels, heat = torch.zeros(1, 4, 4, 3, dtype=torch.uint8), torch.rand(1, 4, 4)
         assert not torch.equal(overlays(pixels, heat, colormap), overlays(pixels, heat))
 
-    def test_unknown_colour_map(self):
+    def test_unknown_color_map(self):
         with pytest.raises(VitxError, match="there is no color map 'hot pink'"):
             overlays(torch.zeros(1, 4, 4, 3, dtype=torch.uint8), torch.rand(1, 4, 4), "hot pink")
 
@@ -127,14 +127,14 @@ class TestGrid:
 
     def test_the_pictures_are_in_it(self):
         """They lie in their places, row by row and column by column."""
-        colours = torch.tensor([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 0, 255]]], dtype=torch.uint8)
+        colors = torch.tensor([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 0, 255]]], dtype=torch.uint8)
         tiles = {
-            title: colour[:, None, None].expand(-1, 32, 32, -1)
-            for title, colour in zip(("left", "right"), colours.transpose(0, 1), strict=True)
+            title: color[:, None, None].expand(-1, 32, 32, -1)
+            for title, color in zip(("left", "right"), colors.transpose(0, 1), strict=True)
         }
         picture = grid(tiles, self.captions)
         middles = [
-            [np.argwhere((picture == colour.numpy()).all(-1)).mean(0) for colour in row] for row in colours
+            [np.argwhere((picture == color.numpy()).all(-1)).mean(0) for color in row] for row in colors
         ]
         (red, green), (blue, purple) = middles
         assert red[1] == blue[1] < green[1] == purple[1]
@@ -172,7 +172,7 @@ class TestGrid:
         for text in ("my saliency maps", "my own saliency maps of all heads"):
             canvas = Image.new("RGB", (TILE_WIDTH, LINE), "white")
             draw = ImageDraw.Draw(canvas)
-            draw.text = lambda at, shown, colour, typeface: said.append((shown, typeface.size))
+            draw.text = lambda at, shown, color, typeface: said.append((shown, typeface.size))
             write(draw, (0, 0), text, "black", TILE_WIDTH)
         assert said[0][0] == "my saliency maps"
         assert 10 <= said[0][1] < 13
@@ -201,7 +201,7 @@ class TestGrid:
         assert (second[:, left : left + TILE_WIDTH] < 255).any()
         assert (second[:, left + TILE_WIDTH :] == 255).all()
 
-    def test_right_and_wrong_look_different_without_colour(self):
+    def test_right_and_wrong_look_different_without_color(self):
         tiles = columns(3, 1)
         right, wrong = (
             np.abs(grid(tiles, [caption]).astype(int).mean(-1) - 255) > 100
@@ -209,11 +209,11 @@ class TestGrid:
         )
         assert (right != wrong).any()
 
-    def test_the_legend_shows_the_colour_map(self):
+    def test_the_legend_shows_the_color_map(self):
         tiles = {"only": torch.full((1, 32, 32, 3), 255, dtype=torch.uint8)}
         for colormap in ("inferno", "viridis"):
             picture = grid(tiles, [Caption("cat", 1.0)], colormap=colormap)
-            found = {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
+            found = {tuple(color) for color in picture.reshape(-1, 3).tolist()}
             first, *_, last = palette(colormap).tolist()
             assert {tuple(first), tuple(last)} <= found
 
@@ -229,7 +229,7 @@ class TestGrid:
             assert (noted[top - LINE // 2 : top + LINE // 2] < 200).any(), "an empty line"
         assert (noted[:, -GAP:] == 255).all()
 
-    def test_unknown_colour_map(self):
+    def test_unknown_color_map(self):
         with pytest.raises(VitxError, match="there is no color map 'x'"):
             grid(columns(1), self.captions, colormap="x")
 

@@ -141,7 +141,7 @@ def kept_and_sent(block, weights, discard):
 @pytest.mark.parametrize("block", [Convolved, SharedQueries])
 def test_what_a_token_keeps_is_computed_where_the_residual_is(block, method, discard):
     model, images = built(block)
-    with torch.enable_grad(), oracle.Linearised():
+    with torch.enable_grad(), oracle.Linearized():
         score = model(images)[:, 1].sum()
     attentions = [one.a.detach() for one in model.blocks]
     if method == "grad_rollout":

@@ -453,7 +453,7 @@ class TwoOptimizers(SmallClassifier):
 @pytest.mark.parametrize(
     ("module", "settings"),
     [(SmallClassifier, {}), (SmallClassifier, {"accumulate_grad_batches": 3}), (TwoOptimizers, {})],
-    ids=["plain", "accumulating", "two optimisers"],
+    ids=["plain", "accumulating", "two optimizers"],
 )
 def test_the_steps_are_those_of_self_log(module, settings, tmp_path):
     class Own(pl.Callback):

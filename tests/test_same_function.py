@@ -171,7 +171,7 @@ def full_matrices(net, images=IMAGES, share=1.0, target=TARGET, row=None):
 def kept_matrices(net, images, share, target):
     """Return A and G by layer, (B, heads, N, N), x * dS/dx by residual, (B, N), the pooling and output."""
     net.seen = ([[], []], [], [])
-    with torch.enable_grad(), oracle.Linearised():
+    with torch.enable_grad(), oracle.Linearized():
         logits = net(images)
     layers, streams, pooling = net.seen
     net.seen = None
@@ -911,7 +911,7 @@ def gem_of_pictures(t, exponent):
 
 @pytest.mark.parametrize("mean", [gem, gem_of_pictures])
 @pytest.mark.parametrize("learned", [False, True])
-def test_the_exponent_of_a_generalised_mean_may_be_learned(learned, mean):
+def test_the_exponent_of_a_generalized_mean_may_be_learned(learned, mean):
     net = Net(read=lambda net, t: mean(t, net.exponent))
     net.exponent = nn.Parameter(torch.full((1,), 3.0, dtype=torch.float64)) if learned else 3.0
     evenly = torch.tensor([0.0, *[1 / 16] * 16], dtype=torch.float64)

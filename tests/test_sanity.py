@@ -91,7 +91,7 @@ def test_the_seed_that_a_model_began_with_does_not_bring_it_back():
     assert abs(found.final("rollout")) < 0.5
 
 
-def test_stages_are_randomised_one_on_top_of_the_other(monkeypatch):
+def test_stages_are_randomized_one_on_top_of_the_other(monkeypatch):
     model, seen = models.built("deit"), []
     explain_methods = vitx.explain_methods
 

@@ -104,7 +104,7 @@ HOLDERS = {
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
-def test_what_holds_a_normalisation(holder):
+def test_what_holds_a_normalization(holder):
     ((mean, std),) = list(scales_in(HOLDERS[holder]()))
     assert mean == pytest.approx(MEAN, abs=1e-6)
     assert std == pytest.approx(STD, abs=1e-6)
@@ -117,7 +117,7 @@ def test_what_holds_none(value):
     assert list(scales_in(value)) == []
 
 
-def test_an_image_processor_that_does_not_normalise_holds_none():
+def test_an_image_processor_that_does_not_normalize_holds_none():
     assert list(scales_in(Pictures(processor(do_normalize=False)))) == []
 
 
@@ -174,7 +174,7 @@ class TestOrder:
         assert scales(Declares(), IN_HOOK, datamodule=datamodule)[1] == (MEAN, STD)
 
 
-def colours(images, *, of_data=(), holds=None, declares=None):
+def colors(images, *, of_data=(), holds=None, declares=None):
     module = SmallClassifier()
     module.normalize = holds and v2.Normalize(*holds)
     module.backbone = nn.Linear(1, 1)
@@ -184,25 +184,25 @@ def colours(images, *, of_data=(), holds=None, declares=None):
 
 @pytest.mark.parametrize("images", [IMAGES, IMAGES * 1.02 - 0.01], ids=["from 0 to 1", "resampled"])
 @pytest.mark.parametrize("where", ["holds", "declares"])
-def test_what_the_forward_normalises_stays_raw(where, images):
-    assert colours(images, **{where: IMAGENET}).scale == UNSCALED
+def test_what_the_forward_normalizes_stays_raw(where, images):
+    assert colors(images, **{where: IMAGENET}).scale == UNSCALED
 
 
 def test_whole_numbers_stay_raw():
     images = (IMAGES * 255).round()
-    found = colours(images, holds=IMAGENET)
+    found = colors(images, holds=IMAGENET)
     assert (found.scale, str(found)) == (BYTES, "colors as they are")
     assert torch.equal(found.pixels(images), images.permute(0, 2, 3, 1).byte())
 
 
 @pytest.mark.parametrize("where", ["holds", "declares"])
 def test_a_scale_that_did_not_make_the_images_is_not_taken(where):
-    assert colours(2 * IMAGES - 1, **{where: IMAGENET}).note == GUESSED
-    normalised = v2.Normalize(*IMAGENET)(IMAGES)
-    pixels = colours(normalised, **{where: IMAGENET}).pixels(normalised)
+    assert colors(2 * IMAGES - 1, **{where: IMAGENET}).note == GUESSED
+    normalized = v2.Normalize(*IMAGENET)(IMAGES)
+    pixels = colors(normalized, **{where: IMAGENET}).pixels(normalized)
     assert (pixels.float() / 255 - IMAGES.permute(0, 2, 3, 1)).abs().amax() < 0.01
 
 
 def test_what_the_data_says_is_believed_of_pale_images():
     pale = v2.Normalize(*IMAGENET)(0.4 + 0.2 * IMAGES)
-    assert colours(pale, of_data=[IMAGENET]).scale == IMAGENET
+    assert colors(pale, of_data=[IMAGENET]).scale == IMAGENET

@@ -38,15 +38,15 @@ def hits(score: torch.Tensor, boxes: torch.Tensor) -> float:
     return boxes[torch.arange(len(best)), rows, cols].float().mean().item()
 
 
-def test_neither_brightness_nor_colour_gives_the_digit_away():
+def test_neither_brightness_nor_color_gives_the_digit_away():
     scenes, _ = digit_scenes(2000, bank=2500)
     boxes, images = scenes.boxes(), scenes.images
     chance = boxes.float().mean().item()
     brightness = images.mean(1)
-    colourfulness = images.amax(1) - images.amin(1)
+    colorfulness = images.amax(1) - images.amin(1)
     # Two standard deviations of a rate of `chance` over 2,000 scenes are 0.015.
     assert hits(brightness, boxes) < chance + 0.015
-    assert hits(colourfulness, boxes) < chance + 0.015
+    assert hits(colorfulness, boxes) < chance + 0.015
     assert hits(scenes.ink[:, 0], boxes) > 0.95, "the digit's own ink must be found in its box"
 
 

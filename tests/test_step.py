@@ -130,7 +130,7 @@ STEPS = {
         lambda net, b: ce(net(b["x"], age=b["age"] / 100), b["y"]),
         *("class", "y", ["age", "x"]),
     ),
-    "normalised in the step": (
+    "normalized in the step": (
         lambda net, b: ce(net((b["x"] - 0.5) / 0.25), b["y"]),
         *("class", "y", ["x"]),
     ),

@@ -181,8 +181,8 @@ def test_sinks_have_rings(show):
     assert "the patch in row 0, column 5 (a sink) looks most at" in page.locator("#said").inner_text()
     values(token=(7, 7))
     edges = [[column / 8, (row + 0.5) / 8] for row, column in ((*sink,), (*patch,))]
-    colours = page.evaluate(PIXELS, edges)
-    assert colours[0] == [0, 179, 164] != colours[1]
+    colors = page.evaluate(PIXELS, edges)
+    assert colors[0] == [0, 179, 164] != colors[1]
     assert not show(vitx.explain(planted(64, []), images))[0].locator("#rings").is_visible()
 
 

@@ -147,7 +147,7 @@ def train(setting: Setting, folder: Path | None) -> dict[str, torch.Tensor]:
             assert watch(step + 1), "nothing was found"
     found |= {f"weight {name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
-        found |= {f"optimiser, {index}.{name}": value for name, value in state.items()}
+        found |= {f"optimizer, {index}.{name}": value for name, value in state.items()}
     found |= {f"gradient {name}": p.grad for name, p in model.named_parameters()}
     found |= {f"mode {name}": torch.tensor(part.training) for name, part in model.named_modules()}
     found |= {f"learns {name}": torch.tensor(p.requires_grad) for name, p in model.named_parameters()}
@@ -448,16 +448,16 @@ def test_an_explanation_that_fails_is_said_and_the_loop_goes_on(net, tmp_path):
     assert not watch(1)
 
 
-def test_nothing_is_said_of_the_colours_of_a_spectrogram(tmp_path, capsys):
+def test_nothing_is_said_of_the_colors_of_a_spectrogram(tmp_path, capsys):
     package = pytest.importorskip("transformers", reason="transformers is not installed")
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     model = package.ASTForAudioClassification(package.ASTConfig(**sizes, max_length=96, num_mel_bins=64))
     sounds = [{"input_values": torch.randn(96, 64), "labels": number % 2} for number in range(3)]
     watch = Watch(model, DataLoader(sounds, 3), tmp_path, on_error="raise")
     watch(0)
-    assert "colour" not in capsys.readouterr().err
+    assert "color" not in capsys.readouterr().err
     found = read_run(kept(tmp_path))
-    assert "colour" not in found.facts["note"]
+    assert "color" not in found.facts["note"]
     assert len(np.unique(found.maps.pixels)) > 200
 
 

@@ -85,7 +85,7 @@ class Word(Prompted):
         for said in self.words:
             tokens = [said if isinstance(said, int) else self._token(model, row, said) for row in prompts]
             spots.append(_Spot(places, tokens, f'"{said}"'))
-        return _keeping(model, _unlabelled(inputs), -min(places)), spots
+        return _keeping(model, _unlabeled(inputs), -min(places)), spots
 
     def _token(self, model: nn.Module, before: Tensor, said: str) -> int:
         """Return the first token of a word that follows a prompt."""
@@ -134,7 +134,7 @@ class Answer(Prompted):
             )
         if (generate := getattr(_speaker(model), "generate", None)) is None:
             raise VitxError(f"{type(model).__name__} cannot answer a prompt: it has no generate()")
-        inputs = _unlabelled(inputs)
+        inputs = _unlabeled(inputs)
         with untouched(model), torch.no_grad(), quiet(), refusals(images, inputs):
             made = generate(**inputs.of(images), max_new_tokens=self.most_tokens, do_sample=False)
         new = made[:, ids.shape[1] :] if made.shape[1] > ids.shape[1] else made
@@ -206,7 +206,7 @@ def _ends(inputs: Inputs, ids: Tensor) -> list[int]:
     return ends
 
 
-def _unlabelled(inputs: Inputs) -> Inputs:
+def _unlabeled(inputs: Inputs) -> Inputs:
     return replace(inputs, others={name: one for name, one in inputs.others.items() if name != _LABELS})
 
 

@@ -66,9 +66,9 @@ def read_batch(batch: Any, told: Told | None = None, observed: ObservedStep | No
     images = tensors[name]
     per_image = {path: value for path, value in tensors.items() if value.ndim and len(value) == len(images)}
     masks, noted = _masks(per_image, parts, told, (images.shape[-2], images.shape[-1]))
-    labels, labelled = _labels(per_image, 3 if masks is not None else 2, parts, told, observed)
+    labels, labeled = _labels(per_image, 3 if masks is not None else 2, parts, told, observed)
     inputs = {path: value for path, value in per_image.items() if path != name}
-    return Content(images, labels, masks, inputs, name, (f"images {how}", labelled, *noted))
+    return Content(images, labels, masks, inputs, name, (f"images {how}", labeled, *noted))
 
 
 def objects(given: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:

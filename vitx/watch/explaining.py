@@ -162,7 +162,7 @@ class SampleExplainer:
         kind = kind_of(logits, samples.labels, counts, frozenset(declared))
         if target != "predicted" and not callable(target):  # maps of a class are asked for
             return "class" if flat and kind == "features" else kind
-        uncompared = samples.unlabelled or observed is not None
+        uncompared = samples.unlabeled or observed is not None
         return "features" if uncompared and logits.shape[-1] not in {*declared, *(counts or ())} else kind
 
     def _target(self, samples: Samples, part: slice) -> Any:

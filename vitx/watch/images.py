@@ -37,7 +37,7 @@ class Samples(Content):
     stream: bool = False  # whether they are the first of a stream, which offers no choice
     class_names: tuple[str, ...] | None = None  # the data set's own
     counts: range | None = None  # plausible numbers of outputs of a model for these classes
-    unlabelled: bool = False  # whether they are from the validation set, and it has no labels
+    unlabeled: bool = False  # whether they are from the validation set, and it has no labels
     scales: tuple[Scale, ...] = ()  # mean and std of each normalization that the data set holds
     source: str = ""  # the type of their data set; empty for a tensor or files
     observed: bool = False  # whether the user's own step takes them
@@ -146,7 +146,7 @@ class Selection:
             stream=places is None and spread is None,
             class_names=class_names(source.data),
             counts=class_counts(source.data),
-            unlabelled=content.labels is None and (settings.images is None or named),
+            unlabeled=content.labels is None and (settings.images is None or named),
             scales=tuple(islice(scales_in(source.data, loader, transform), _SCALES)),
             source=source.name,
             observed=bool(observed and not transform and content.name == observed.images[0]),
