@@ -24,8 +24,7 @@ from vitx.tape.walk import gradients
 class Trace:
     """The record of one forward pass.
 
-    `print(trace)` lists the steps: the module that ran, the operator, the shape of its output, and the
-    relevance that flowed through it, if known.
+    `print(trace)` lists the steps: module, operator, shape of the output, and, if known, the relevance.
 
     Attributes:
         tape: the steps of the pass and their values.

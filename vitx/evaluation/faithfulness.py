@@ -33,8 +33,7 @@ def faithfulness(
     """Compare deletion and insertion in the order of each map with a random order of the same patches.
 
     Deletion removes the most relevant patches, insertion keeps only these. For both, higher is better: 0 is
-    no better than chance, and negative values are worse. With several fractions to remove, or to keep, the
-    scores are means over the curve.
+    no better than chance, and negative values are worse. Scores are means over the fractions.
 
     `maps` maps names to (B, h, w). With `others`, `reliance` is measured as well. `whole` holds the logits of
     the images, if they are known. `first` is the index of the first image among all, if these are a part; it

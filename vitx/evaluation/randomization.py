@@ -66,8 +66,7 @@ class Sanity:
     def verdict(self, method: str) -> str:
         """Return a verdict on the final correlation, by its square, the shared variance of the ranks.
 
-        Half or more: "barely changes". Less than a tenth, as by chance, or a negative correlation: "follows
-        the model". Otherwise: "changes in part".
+        Half or more "barely changes", less than a tenth "follows the model", else it "changes in part".
         """
         final = self.final(method)
         return BLIND if final >= _SAME else FOLLOWS if final < _OTHER else IN_PART
@@ -137,8 +136,7 @@ def sanity(
 
     The head, the blocks and the patch embedding are randomized in this order, cumulatively, and after each
     stage the images are explained for the same classes. See `vitx.evaluation.stages.find_stages` for the
-    parameters of each stage, and `vitx.evaluation.randomization.randomize` for their new values. The model
-    itself is not changed.
+    parameters of each stage, and `randomize` for their new values. The model itself is not changed.
 
     Args:
         model: as for `vitx.explain`.
@@ -146,8 +144,7 @@ def sanity(
         methods: names, or a mapping from names to options. By default all methods but those that take
             seconds per image, and those that cannot explain the model, which `left_out` lists.
         target: as for `vitx.explain`; None is the class that the intact model predicts.
-        seed: the seed of the random weights, which determines the result. The global generators of torch
-            are not affected.
+        seed: the seed of the random weights; torch's global generators are not affected.
 
     Raises:
         VitxError: As for `vitx.explain`; or the model has no parameters, no blocks, or cannot be copied.

@@ -25,8 +25,7 @@ def attention_rollout(
 ) -> Tensor:
     """Compute attention rollout (Abnar & Zuidema 2020, arXiv 2005.00928): how attention reaches the output.
 
-    The result is readout^T R for R = prod_l rownorm(W_l + I), last layer on the left, where W_l is A_l with
-    its heads fused.
+    The result is readout^T R for R = prod_l rownorm(W_l + I), last layer on the left, and W_l the fused A_l.
 
     Args:
         attentions: one (B, heads, N, N) per layer, first layer first, after the softmax; rows are queries.

@@ -86,8 +86,7 @@ def grid(
 ) -> Picture:
     """Draw one row per image, with a caption, and one column per title, with a legend below.
 
-    All captions get as many lines as the longest one needs, so that all rows have the same height. The title
-    of a single column is wrapped to its width.
+    Rows are as high as the longest caption needs. The title of a single column is wrapped to its width.
 
     Args:
         columns: title -> (B, H, W, 3) uint8.

@@ -1,7 +1,6 @@
 """Targets other than a class: values for `target=`.
 
-A target is a `Question`. It is put to a model and its images, and its answer is the score to explain; see
-`vitx.targets.question`.
+A target is a `Question` to a model; its answer is the score to explain (see `vitx.targets.question`).
 """
 
 from vitx.targets.query import Query as Query
