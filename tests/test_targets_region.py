@@ -102,6 +102,15 @@ def test_tokens_without_the_proportions_of_the_picture_say_so():
         explain(model, torch.rand(1, 3, 112, 112), target=region(3, point=(0, 0)))
 
 
+def test_tokens_in_another_grid_than_that_of_the_map_are_refused():
+    """64 tokens of a square picture need not be 8 x 8."""
+    options = {"class_token": False, "global_pool": "", "img_size": 32, "patch_size": (2, 8)}
+    model = timm.create_model("test_vit", num_classes=5, **options).eval()
+    said = "the map has a grid of (16, 4), but the tokens of the output seemed to have one of (8, 8): give a"
+    with pytest.raises(VitxError, match=re.escape(said)):
+        explain(model, torch.rand(1, 3, 32, 32), target=region(3, point=(0, 0)))
+
+
 def test_a_training_shows_a_region(segformer, tmp_path):
     target = region(3, box=(0, 0, 16, 32))
     watch = Watch(

@@ -92,11 +92,7 @@ def follow(
                         sinks = find_sinks(tape, partial(_placed, back))
                     back.sinks = sinks
                     found[name] = method.find(back, **methods[name])
-                if end.spot is not None and (grid := tuple(found[name].maps.shape[1:])) != end.spot.grid:
-                    raise VitxError(
-                        f"the map has a grid of {grid}, but the tokens of the last layer have a grid of "
-                        f"{end.spot.grid}: give a score of the features of that token as the target"
-                    )
+                _check_grid(tuple(found[name].maps.shape[1:]), end)
             if show is not None:
                 show(Trace(tape, recorder, back.passed))
             channels = back.grid.channels
@@ -221,6 +217,21 @@ def _explained(
 
 def _placed(back: Backward, found: Iterable[tuple[Value, Tensor]]) -> Tensor:
     return back.place(found).maps
+
+
+def _check_grid(grid: tuple[int, ...], end: End) -> None:
+    """Raise a VitxError if the tokens that a question is about lie in another grid than those of the map."""
+    if end.spot is not None and grid != end.spot.grid:
+        raise VitxError(
+            f"the map has a grid of {grid}, but the tokens of the last layer have a grid of {end.spot.grid}: "
+            "give a score of the features of that token as the target"
+        )
+    taken = end.answers.grid
+    if taken is not None and grid[0] * taken[1] != grid[1] * taken[0]:
+        raise VitxError(
+            f"the map has a grid of {grid}, but the tokens of the output seemed to have one of {taken}: give "
+            "a function from the output to scores (B,) as the target"
+        )
 
 
 def _check_finite(found: Mapping[str, Attribution]) -> None:

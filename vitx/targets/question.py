@@ -21,6 +21,7 @@ class Answers(NamedTuple):
     captions: Sequence[str] | None = None
     boxes: Tensor | None = None  # (B, 4), the boxes to draw: x0, y0, x1, y1 in pixels
     paired: bool = False  # each two successive images belong together
+    grid: tuple[int, ...] | None = None  # (h, w), in which tokens were taken to lie; None if none were
 
 
 class Asked(NamedTuple):

@@ -75,7 +75,8 @@ class Region(Question):
             down, across = _shared(dense, 2, rows, height), _shared(dense, 3, columns, width)
             scores = (dense[:, self.cls] * (down @ mask.to(dense) @ across.T)).sum((1, 2))
             said = [f"{name}: {value:.3g}" for value in scores.tolist()]
-            return Answers(scores, said, boxes.expand(len(images), 4))
+            grid = tuple(dense.shape[2:]) if _are_tokens(output) else None
+            return Answers(scores, said, boxes.expand(len(images), 4), grid=grid)
 
         return Asked(images, answers)
 
@@ -137,9 +138,14 @@ def _dense(output: Any, size: tuple[int, int]) -> Tensor:
     found = main(output)
     if found is not None and found.ndim == 4:
         return found
-    if found is not None and found.ndim == 3 and part(output, "pred_boxes") is None:
+    if found is not None and _are_tokens(output):
         return _of_tokens(found, size)
     raise VitxError(f"{described(output)}, since it has no spatial dimensions")
+
+
+def _are_tokens(output: Any) -> bool:
+    found = main(output)
+    return found is not None and found.ndim == 3 and part(output, "pred_boxes") is None
 
 
 def _of_tokens(tokens: Tensor, size: tuple[int, int]) -> Tensor:
