@@ -77,19 +77,19 @@ def _saved_as(model: nn.Module) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers and its progress bars while it loads."""
-    told = import_module("transformers.utils.logging")
-    shown, level = told.is_progress_bar_enabled(), told.get_verbosity()
+    hf_logging = import_module("transformers.utils.logging")
+    shown, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
     hub = logging.getLogger("huggingface_hub")  # logs each attempt to reach it
-    told.disable_progress_bar()
-    told.set_verbosity(logging.CRITICAL)
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity(logging.CRITICAL)
     hub.disabled = True
     try:
         yield
     finally:
         hub.disabled = False
-        told.set_verbosity(level)
+        hf_logging.set_verbosity(level)
         if shown:
-            told.enable_progress_bar()
+            hf_logging.enable_progress_bar()
 
 
 def saved_beside(name: str, kind: str) -> Any | None:

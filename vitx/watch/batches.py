@@ -23,7 +23,7 @@ _GIVE = 'give batch_transform=lambda batch: {"image": ..., "label": ...}'
 PARTS = ("images", "labels", "masks")  # the fields of Content that are tensors
 
 Name = str | int  # of an item of a batch: its key or its position
-Told = Mapping[str, Name | None]  # items that the user names: "show" (images), "labels", "boxes" (or masks)
+Items = Mapping[str, Name | None]  # items that the user names: "show" (images), "labels", "boxes" (or masks)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Content:
         return replace(self, **made)
 
 
-def read_batch(batch: Any, told: Told | None = None, observed: ObservedStep | None = None) -> Content:
+def read_batch(batch: Any, items: Items | None = None, observed: ObservedStep | None = None) -> Content:
     """Find images, labels, and masks or boxes in a batch of tensors, sequences, mappings and objects.
 
     Items that the user names take precedence, then those that the user's step used, then common names. In a
@@ -56,17 +56,17 @@ def read_batch(batch: Any, told: Told | None = None, observed: ObservedStep | No
     # Tensor subclasses, such as MONAI's, may slice in their own way.
     tensors = {path: value.detach().as_subclass(Tensor) for path, value in tensors_of(batch)}
     in_order = isinstance(batch, Sequence) and not isinstance(batch, str) and not hasattr(batch, "_asdict")
-    told, parts = told or {}, len(batch) if in_order else 0
-    if told.get("show") is not None:
-        name, how = _item(tensors, told, "show"), "as requested"
+    items, parts = items or {}, len(batch) if in_order else 0
+    if items.get("show") is not None:
+        name, how = _item(tensors, items, "show"), "as requested"
     elif observed is not None and observed.images[0] in tensors:
         name, how = observed.images[0], f"as {observed.where} takes them"
     else:
         name, how = _images(batch, tensors, in_order)
     images = tensors[name]
     per_image = {path: value for path, value in tensors.items() if value.ndim and len(value) == len(images)}
-    masks, noted = _masks(per_image, parts, told, (images.shape[-2], images.shape[-1]))
-    labels, labeled = _labels(per_image, 3 if masks is not None else 2, parts, told, observed)
+    masks, noted = _masks(per_image, parts, items, (images.shape[-2], images.shape[-1]))
+    labels, labeled = _labels(per_image, 3 if masks is not None else 2, parts, items, observed)
     inputs = {path: value for path, value in per_image.items() if path != name}
     return Content(images, labels, masks, inputs, name, (f"images {how}", labeled, *noted))
 
@@ -130,11 +130,11 @@ def _images(batch: Any, tensors: Mapping[str, Tensor], in_order: bool) -> tuple[
 
 
 def _labels(
-    per_image: Mapping[str, Tensor], usually: int, parts: int, told: Told, observed: ObservedStep | None
+    per_image: Mapping[str, Tensor], usually: int, parts: int, items: Items, observed: ObservedStep | None
 ) -> tuple[Tensor | None, str]:
     """Return the labels and how they were found; in a batch of `usually` parts, they are the second."""
-    if told.get("labels") is not None:
-        path = _item(per_image, told, "labels")
+    if items.get("labels") is not None:
+        path = _item(per_image, items, "labels")
         return per_image[path], f"labels in {path!r} as requested"
     if observed is not None and (labels := observed.labels(per_image)) is not None:
         return labels, f"labels as {observed.where} compares them"
@@ -148,12 +148,12 @@ def _labels(
 
 
 def _masks(
-    per_image: Mapping[str, Tensor], parts: int, told: Told, size: tuple[int, int]
+    per_image: Mapping[str, Tensor], parts: int, items: Items, size: tuple[int, int]
 ) -> tuple[Tensor | None, tuple[str, ...]]:
     """Return the masks of objects and how they were found."""
     usual = _usual(per_image, (*MASKS, *BOXES))
-    if told.get("boxes") is not None:
-        path = _item(per_image, told, "boxes")
+    if items.get("boxes") is not None:
+        path = _item(per_image, items, "boxes")
         how = f"in {path!r} as requested"
     elif usual or (parts == 3 and "2" in per_image):  # (images, labels, boxes)
         path, how = (usual[0], f"in {usual[0]!r}") if usual else ("2", "third")
@@ -163,17 +163,17 @@ def _masks(
         masks, said = objects(per_image[path], size)
         return masks, (f"{said} {how}",)
     except VitxError as error:
-        if told.get("boxes") is not None:
+        if items.get("boxes") is not None:
             raise
         return None, (f"{path!r} left out, {error}",) if usual else ()
 
 
-def _item(tensors: Mapping[str, Tensor], told: Told, option: str) -> str:
-    name = str(told[option])
+def _item(tensors: Mapping[str, Tensor], items: Items, option: str) -> str:
+    name = str(items[option])
     found = [name] if name in tensors else _usual(tensors, (name,))
     if len(found) != 1:
         has = ", ".join(tensors) or "no tensors"
-        raise VitxError(f"{option}={told[option]!r} names no single item of the batch, which has {has}")
+        raise VitxError(f"{option}={items[option]!r} names no single item of the batch, which has {has}")
     return found[0]
 
 

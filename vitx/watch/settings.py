@@ -8,7 +8,7 @@ from torch import Tensor
 from vitx.attribution import with_options
 from vitx.errors import VitxError
 from vitx.targets import Question, Text
-from vitx.watch.batches import Name, Told
+from vitx.watch.batches import Items, Name
 from vitx.watch.calling import Forward
 from vitx.watch.data_sets import names_in
 
@@ -96,7 +96,7 @@ class Settings:
         self.images = images.tolist() if getattr(images, "ndim", None) == 1 else images
         self.per_class, self.dataloader_idx, self.batch_transform = per_class, dataloader_idx, batch_transform
         named = boxes if isinstance(boxes, (str, int)) else None
-        self.items: Told = {"show": show, "labels": labels, "boxes": named}
+        self.items: Items = {"show": show, "labels": labels, "boxes": named}
         self.boxes = None if isinstance(boxes, (str, int)) else boxes
         self.methods, self.forward_fn = with_options(methods), forward_fn
         if isinstance(target, str) and target not in ("predicted", "label", "caption"):
