@@ -1512,7 +1512,7 @@ PASSES = (
 
 def named(method, options):
     """Return the name of a map in `Expected`."""
-    return f"{method}, {options.get('gradient', 'linearized')}" if method in PASSES[1] else method
+    return f"{method}, {options.get('gradient', 'linearised')}" if method in PASSES[1] else method
 
 
 def map_of(method, explanation):

@@ -193,10 +193,10 @@ def test_methods_together_give_what_each_gives_alone():
         assert (found.target is None) == (name in ("rollout", "attention", "flow"))
 
 
-def test_linearized_is_as_linearized():
+def test_linearized_is_as_linearised():
     maps = [explain(models.built("deit"), IMAGES, "gae", gradient=f"lineari{z}ed").maps for z in "sz"]
     assert torch.equal(*maps)
-    with pytest.raises(VitxError, match="gradient must be one of linearized, plain, found 'other'"):
+    with pytest.raises(VitxError, match="gradient must be one of linearised, plain, found 'other'"):
         explain(models.built("deit"), IMAGES, "gae", gradient="other")
 
 

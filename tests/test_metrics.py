@@ -97,7 +97,7 @@ def test_localisation_equals_quantus(drawn):
         "a_batch": maps[:, None].numpy(),
         "s_batch": masks[:, None].numpy(),
     }
-    plain = {"abs": False, "normalize": False, "disable_warnings": True, "display_progressbar": False}
+    plain = {"abs": False, "normalise": False, "disable_warnings": True, "display_progressbar": False}
     for name, measure in (
         ("RelevanceMassAccuracy", metrics.energy_inside),
         ("PointingGame", metrics.pointing_game),
@@ -110,7 +110,7 @@ def test_entropy_equals_quantus(drawn):
     """The complexity of Quantus is the entropy in nats."""
     quantus = pytest.importorskip("quantus", reason="quantus is not installed")
     maps = drawn[0]
-    wanted = quantus.Complexity(abs=False, normalize=False, disable_warnings=True, display_progressbar=False)(
+    wanted = quantus.Complexity(abs=False, normalise=False, disable_warnings=True, display_progressbar=False)(
         model=None, x_batch=np.zeros((20, 3, 8, 8)), y_batch=np.zeros(20, int), a_batch=maps[:, None].numpy()
     )
     assert metrics.entropy(maps).numpy() * math.log(64) == pytest.approx(np.array(wanted), abs=1e-5)

@@ -124,7 +124,7 @@ def test_equals_quantus(pixels):
         features_in_step=4,
         perturb_baseline=0.0,
         abs=False,
-        normalize=False,
+        normalise=False,
         disable_warnings=True,
         display_progressbar=False,
     )
