@@ -47,8 +47,7 @@ class Trace:
         """Return A of every attention between tokens, (B, heads, N, N), first layer first.
 
         Raises:
-            VitxError: There was no attention, more than one pass, or attention that is not one N x N matrix
-                for each image, head and layer.
+            VitxError: There is no attention, several passes, or no N x N matrix per image, head and layer.
         """
         self.check()
         return [layer.weights.matrix() for layer in self.self_attentions]

@@ -83,8 +83,7 @@ def reliance(
     decide the class: they may show a shortcut, or a small object.
 
     `maps` maps names to (B, h, w). `others`, (B, C, H, W), holds the replacements: by default, the next image
-    with another predicted class, or simply the next image if all have the same. `share`, in (0, 1], is the
-    share of patches to replace, at least one.
+    with another predicted class, if there is one. `share`, in (0, 1], is that of the patches to replace.
 
     Returns:
         For each name, (B,) with values -1, 0 or 1; the mean is a share of the predictions.

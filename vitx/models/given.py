@@ -166,8 +166,7 @@ class Patches:
 def patches_of(model: nn.Module, given: Tensor, others: Mapping[str, Any]) -> Patches | None:
     """Find how the processor of a transformers model cut pictures into patches; None if they are whole.
 
-    SigLIP 2 takes (n, N, P), with the `spatial_shapes` of the pictures. Qwen2-VL takes (N, P) for all
-    pictures together, with `image_grid_thw`.
+    SigLIP 2 takes (n, N, P) and `spatial_shapes`, Qwen2-VL (N, P) of all pictures and `image_grid_thw`.
     """
     name = next((one for one in (_SHAPES, *_GRIDS) if one in others), None)
     if name is None:
