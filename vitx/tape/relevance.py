@@ -234,8 +234,8 @@ def heads_beside(
             found.append(other)
         elif ((own != 0) & (theirs != 0)).any():
             fed = other.inputs[0].made_from(attention.value) or attention.inputs[0].made_from(other.value)
-            why = "parallel attentions have some, but not all, of their queries in common"
-            why = "one attention inside a residual feeds another" if fed else why
+            partly = "parallel attentions have some, but not all, of their queries in common"
+            why = "one attention inside a residual feeds another" if fed else partly
             raise VitxError(f"{why}, so their heads cannot be fused: take {_instead(layer)}")
     return found
 
