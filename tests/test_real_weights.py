@@ -85,7 +85,7 @@ def test_equals_the_oracle(model, samples, observed, method, fusion, discard, si
 
 
 def test_gradient_rollout_points_at_the_object(explained, masks):
-    scores = {name: pointing_game(found.maps, masks).mean() for name, found in explained.items()}
+    scores = {name: pointing_game(found.heatmaps(), masks).mean() for name, found in explained.items()}
     assert scores["grad_rollout"] >= 0.8
     assert scores["grad_rollout"] > scores["rollout"]
 

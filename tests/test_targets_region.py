@@ -111,6 +111,24 @@ def test_tokens_in_another_grid_than_that_of_the_map_are_refused():
         explain(model, torch.rand(1, 3, 32, 32), target=region(3, point=(0, 0)))
 
 
+def test_mask_queries_may_have_other_proportions_than_the_map():
+    """Their masks tell where they lie; only of tokens it is taken from their number."""
+
+    class MaskQueries(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            options = {"class_token": False, "global_pool": "", "img_size": 32, "patch_size": 8}
+            self.tokens = timm.create_model("test_vit", num_classes=9, **options)
+
+        def forward(self, images):
+            out = self.tokens(images)
+            masks = out[..., 6:].mT.unflatten(2, (2, 8))
+            return {"class_queries_logits": out[:, :3, :6], "masks_queries_logits": masks}
+
+    found = explain(MaskQueries().eval(), torch.rand(1, 3, 32, 32), target=region(3, point=(0, 0)))
+    assert found.maps.shape == (1, 4, 4)
+
+
 def test_a_training_shows_a_region(segformer, tmp_path):
     target = region(3, box=(0, 0, 16, 32))
     watch = Watch(

@@ -68,14 +68,13 @@ class Region(Question):
         name = names[self.cls] if 0 <= self.cls < len(names) else f"class {self.cls}"
 
         def answers(output: Any) -> Answers:
-            dense = _dense(output, (height, width))
+            dense, grid = _dense(output, (height, width))
             if not 0 <= self.cls < dense.shape[1]:
                 known = f"the model has classes 0 to {dense.shape[1] - 1}"
                 raise VitxError(f"class {self.cls} is out of range: {known}")
             down, across = _shared(dense, 2, rows, height), _shared(dense, 3, columns, width)
             scores = (dense[:, self.cls] * (down @ mask.to(dense) @ across.T)).sum((1, 2))
             said = [f"{name}: {value:.3g}" for value in scores.tolist()]
-            grid = tuple(dense.shape[2:]) if _are_tokens(output) else None
             return Answers(scores, said, boxes.expand(len(images), 4), grid=grid)
 
         return Asked(images, answers)
@@ -130,22 +129,18 @@ def _shared(dense: Tensor, dim: int, spans: Spans, pixels: int) -> Tensor:
     return torch.where(begin < end, shared, (first <= begin) & (begin < last)).to(dense)
 
 
-def _dense(output: Any, size: tuple[int, int]) -> Tensor:
-    """Return the logits of each class at each place, (B, C, h, w)."""
+def _dense(output: Any, size: tuple[int, int]) -> tuple[Tensor, tuple[int, ...] | None]:
+    """Return the logits of each class at each place, (B, C, h, w), and (h, w) if tokens were arranged so."""
     if (queries := mask_queries(output)) is not None:
         classes, masks = queries
-        return torch.einsum("bqc,bqhw->bchw", classes.softmax(-1)[..., :-1], masks.sigmoid())
+        return torch.einsum("bqc,bqhw->bchw", classes.softmax(-1)[..., :-1], masks.sigmoid()), None
     found = main(output)
     if found is not None and found.ndim == 4:
-        return found
-    if found is not None and _are_tokens(output):
-        return _of_tokens(found, size)
+        return found, None
+    if found is not None and found.ndim == 3 and part(output, "pred_boxes") is None:
+        dense = _of_tokens(found, size)
+        return dense, tuple(dense.shape[2:])
     raise VitxError(f"{described(output)}, since it has no spatial dimensions")
-
-
-def _are_tokens(output: Any) -> bool:
-    found = main(output)
-    return found is not None and found.ndim == 3 and part(output, "pred_boxes") is None
 
 
 def _of_tokens(tokens: Tensor, size: tuple[int, int]) -> Tensor:
