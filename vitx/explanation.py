@@ -28,7 +28,8 @@ class Explanation(Drawing):
     The methods that draw share their arguments: `images`, the explained images, if they were not kept;
     `mean` and `std`, to undo a normalization that the model does not declare; `bands`, the one or three
     channels to show, by default the first three, or the mean of two; `colormap`, by its matplotlib name;
-    `signed`, to show support in red, opposition in blue; `class_names`, by default ImageNet's or numbers.
+    `signed`, to show what supports the score in red and what opposes it in blue; `class_names`, by default
+    those of ImageNet for 1,000 classes, otherwise numbers.
 
     Attributes:
         maps: (B, h, w), >= 0, one value per patch, on the model's device; float32, or float64 for a
@@ -116,7 +117,8 @@ class Explanation(Drawing):
     def save(self, path: str | Path, **options: Any) -> None:
         """Save a picture (.png, .jpg, .webp), an interactive page (.html), a film (.gif) or arrays (.npz).
 
-        The file is whole or absent. Options are those of `picture`, `view` or `film`. A .npz has no images.
+        The file is written atomically. `vitx.load` reads .npz files, which do not contain the images. The
+        options are those of `picture`, `view` or `film`.
 
         Raises:
             VitxError: The suffix is unknown, the file cannot be written, or as for `picture`, `view`, `film`.

@@ -24,7 +24,8 @@ from vitx.tape.walk import gradients
 class Trace:
     """The record of one forward pass.
 
-    `print(trace)` lists the steps: module, operator, shape of the output, and, if known, the relevance.
+    `print(trace)` lists the steps: the module that ran, the operator, the shape of its output, and the
+    relevance that flowed through it, if known.
 
     Attributes:
         tape: the steps of the pass and their values.
@@ -47,7 +48,8 @@ class Trace:
         """Return A of every attention between tokens, (B, heads, N, N), first layer first.
 
         Raises:
-            VitxError: There is no attention, several passes, or no N x N matrix per image, head and layer.
+            VitxError: There was no attention, more than one pass, or attention that is not one N x N matrix
+                for each image, head and layer.
         """
         self.check()
         return [layer.weights.matrix() for layer in self.self_attentions]

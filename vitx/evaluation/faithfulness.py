@@ -33,7 +33,8 @@ def faithfulness(
     """Compare deletion and insertion in the order of each map with a random order of the same patches.
 
     Deletion removes the most relevant patches, insertion keeps only these. For both, higher is better: 0 is
-    no better than chance, and negative values are worse. Scores are means over the fractions.
+    no better than chance, and negative values are worse. With several fractions to remove, or to keep, the
+    scores are means over the curve.
 
     `maps` maps names to (B, h, w). With `others`, `reliance` is measured as well. `whole` holds the logits of
     the images, if they are known. `first` is the index of the first image among all, if these are a part; it
@@ -83,7 +84,8 @@ def reliance(
     decide the class: they may show a shortcut, or a small object.
 
     `maps` maps names to (B, h, w). `others`, (B, C, H, W), holds the replacements: by default, the next image
-    with another predicted class, if there is one. `share`, in (0, 1], is that of the patches to replace.
+    with another predicted class, or simply the next image if all have the same. `share`, in (0, 1], is the
+    share of patches to replace, at least one.
 
     Returns:
         For each name, (B,) with values -1, 0 or 1; the mean is a share of the predictions.

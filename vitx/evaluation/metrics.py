@@ -70,7 +70,8 @@ def mean_iou(maps: Tensor, masks: Tensor) -> Tensor:
     """Return the mean intersection over union of the object and each heat map, thresholded at its mean, (B,).
 
     The mean is over object and background of each image; a part absent from map and mask counts as 1.
-    Chefer et al. 2021 (arXiv 2012.09838) sum over the data set. Arguments: as for `pointing_game`.
+    Chefer et al. 2021 (arXiv 2012.09838) instead accumulate intersections and unions over the data set. The
+    arguments are those of `pointing_game`.
     """
     heat, wanted = _scaled(maps, masks)
     found = heat > heat.mean(1, keepdim=True)
@@ -102,7 +103,8 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     """Return Spearman's rank correlation of pairs of maps, (B, h, w): how similarly they rank the patches.
 
     Returns:
-        (B,) in [-1, 1]; 0 if a map is constant, NaN if it contains NaN. Equal values share their mean rank.
+        (B,) in [-1, 1]: 1 for the same order, 0 for unrelated orders or a constant map. Equal values share
+        their mean rank. NaN if a map contains NaN.
 
     Raises:
         VitxError: The shapes differ.

@@ -66,7 +66,8 @@ class Sanity:
     def verdict(self, method: str) -> str:
         """Return a verdict on the final correlation, by its square, the shared variance of the ranks.
 
-        Half or more "barely changes", less than a tenth "follows the model", else it "changes in part".
+        Half or more: "barely changes". Less than a tenth, as by chance, or a negative correlation: "follows
+        the model". Otherwise: "changes in part".
         """
         final = self.final(method)
         return BLIND if final >= _SAME else FOLLOWS if final < _OTHER else IN_PART
@@ -144,7 +145,8 @@ def sanity(
         methods: names, or a mapping from names to options. By default all methods but those that take
             seconds per image, and those that cannot explain the model, which `left_out` lists.
         target: as for `vitx.explain`; None is the class that the intact model predicts.
-        seed: the seed of the random weights; torch's global generators are not affected.
+        seed: the seed of the random weights, which determines the result. The global generators of torch
+            are not affected.
 
     Raises:
         VitxError: As for `vitx.explain`; or the model has no parameters, no blocks, or cannot be copied.

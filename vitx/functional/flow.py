@@ -38,7 +38,8 @@ def attention_flow(
         readout: (N,) or (B, N), >= 0, how much the classifier reads from each token; token 0 by default.
 
     Returns:
-        (B, N), at most the sum of the read-out, in at least float32; NaN for images with infinite attention.
+        (B, N), from 0 to the sum of the read-out; NaN for images whose attention is not finite. float32, or
+        float64 for float64 input.
 
     Raises:
         VitxError: An option or a shape is invalid, or an entry is negative.

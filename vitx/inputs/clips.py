@@ -37,7 +37,8 @@ class ClipPreprocessing(Preprocessing):
     def read(self, path: Path) -> NDArray[np.uint8]:
         """Read as many frames as the model takes, evenly spaced, (frames, H, W, 3).
 
-        The file is a video (requires av), GIF, or .npy array, (T, H, W, 3) uint8. Huge frames are refused.
+        The file is a video (requires av), an animated GIF, or a .npy array, (T, H, W, 3) uint8. Frames with
+        more than `most_pixels` are refused before they are decoded.
         """
         with readable(path, " as a clip"):
             # The number of frames in a header may be wrong or missing.
@@ -71,7 +72,8 @@ class VolumePreprocessing(Preprocessing):
     def read(self, path: Path) -> NDArray[np.float32]:
         """Read a volume, (D, H, W), in the units of the file.
 
-        The file is NIfTI, .nii or .nii.gz (requires nibabel), or a .npy array. Huge volumes are refused.
+        The file is NIfTI, .nii or .nii.gz (requires nibabel), or a .npy array. Volumes with more voxels than
+        `most_pixels` are refused before they are decoded.
         """
         with readable(path, " as a volume"):
             array = has_suffix(path, ARRAYS)

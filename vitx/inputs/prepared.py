@@ -22,7 +22,8 @@ Images = Tensor | Picture | Sequence[Picture]
 def prepared(model: nn.Module, images: Any) -> tuple[Any, Preprocessing | None]:
     """Prepare images by the preprocessing that the model, or a part of it, declares.
 
-    Images are files, PIL images, uint8 arrays (H, W[, 3]), or uint8 tensors (3, H, W); one or several.
+    Images are a file, a PIL image, a uint8 array (H, W, 3) or (H, W), or a uint8 tensor (3, H, W); or several
+    of these, in a list or stacked.
 
     Returns:
         (B, C, H, W), on the model's device, and the preprocessing; other values unchanged, with None.

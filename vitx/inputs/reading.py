@@ -28,7 +28,8 @@ def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset(
     """Find image files, and files with the suffixes in `more`.
 
     A path is a file, whatever its suffix; a folder, which is searched recursively for image files; or a
-    pattern such as `pictures/*.jpg`. These two are sorted by name. Each file is returned once.
+    pattern such as `pictures/*.jpg`. The files of a folder or pattern are sorted by name. Each file is
+    returned once.
     """
     found: dict[Path, Path] = {}
     for given in paths:

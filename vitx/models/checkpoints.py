@@ -57,7 +57,8 @@ def model_of_weights(
     """Create a timm model with weights from a file, and with as many classes as these have.
 
     If the file holds the head separately, as a linear layer next to the backbone, it is loaded from there.
-    Without a head, the model outputs features. Position embeddings are resampled to the option `img_size`.
+    Without a head, the model has no classes and outputs its features. With `img_size` among the options,
+    position embeddings are resampled to it.
     """
     model: Any = create_model(name, False, None, options)
     state = _with_head(model, read_weights(path, trust), path)

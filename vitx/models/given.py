@@ -19,7 +19,8 @@ _LABEL = "label"  # in the names of ground truth
 class Inputs:
     """The arguments of forward, by name.
 
-    With `together`, all images belong to one question, such as a prompt, and their sizes may differ.
+    With `together`, all images belong to one question, such as a prompt: a score may depend on all of them,
+    and their sizes may differ.
     """
 
     name: str | None = None  # of the images; None if there are no other inputs

@@ -46,7 +46,8 @@ class Drawing:
     def heatmaps(self, size: tuple[int, ...] | None = None) -> Tensor:
         """Upsample the maps linearly, and rescale each to [0, 1]: (B, H, W), or (B, T, H, W) for clips.
 
-        A constant map gives zeros. The size, that of the images by default, is (height, width), frames first.
+        A constant map gives zeros. The size is (height, width), or (frames, height, width) for clips; by
+        default that of the images.
         """
         return render.heatmaps(self.maps, size or self.image_size)
 

@@ -150,7 +150,8 @@ def painted(
 ) -> Tensor:
     """Mark pictures, (B, H, W, 3) uint8, scaled up by an integer if lines would be coarse.
 
-    Boxes, (B, 4), are x0, y0, x1, y1 in pixels. Each sink, (B, h, w) bool, gets a ring; words go below.
+    Boxes, (B, 4), are x0, y0, x1, y1 in images of a size. Each sink, (B, h, w) bool, gets a ring. Words are
+    written at the lower edge.
     """
     sinks = None if sinks is None or not sinks.any() else sinks
     if boxes is None and sinks is None and not any(words):

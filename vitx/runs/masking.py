@@ -30,7 +30,8 @@ def masked(value: Any, folder: Path, depth: int = 0) -> Any:
     """Convert settings to plain JSON values, without secrets or paths of this machine.
 
     Values under keys such as `password`, `hub_token` or `api_key` become `***`, as do user names and
-    passwords in URLs. Paths become relative to the run's folder; on another drive, their last part is kept.
+    passwords in URLs. Absolute paths become relative to the folder of the run; of a path on another drive,
+    only the last part is kept.
 
     Example:
         >>> masked({"lr": 0.1, "hub_token": "hf_x", "db": "sql://me:pw@host/a"}, Path("logs"))

@@ -73,7 +73,8 @@ def transposed(g: Tensor, other: Tensor, shape: Sequence[int], size: Sequence[in
 class Layout:
     """The dimensions of an attention, as factors of the dimensions of a contraction of weights and values.
 
-    T counts images and windows; H heads, channels of the same tokens; Q queries; K keys; D other channels.
+    T counts images, windows and the like; H heads, which are channels of the same tokens; Q queries; K keys;
+    and D the channels of a head.
     """
 
     sizes: list[int]  # of all factors, in the order of the aligned dimensions

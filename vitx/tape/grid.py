@@ -82,7 +82,8 @@ class Grid:
 
         The first tokens form a grid if each one is computed from a block of pixels. If their pixels overlap,
         as after a convolutional stem, the map is the relevance of a value in `stem`, provided that all of it
-        passes through it, and that tokens are in the order of the pixels. Shared pixels are no brighter.
+        passes through it, and that the tokens are ordered in the image as in the tensor. A pixel that
+        several tokens share is no brighter for it.
         """
         if self.embedded is None:
             return pixels

@@ -1,7 +1,8 @@
 """Fused attention as the model runs it, or by way of A, at the same cost, where A is small.
 
 A forward kernel returns the log-sum-exp of each row of scores, from which A is one exponential away.
-A kernel that does not store a small A is no faster. So A is computed, and its fused heads are kept.
+Where A is small, a kernel that does not store it is no faster. Then A is computed instead, and its fused
+heads, which are all that a rollout needs, are kept.
 """
 
 from typing import Any

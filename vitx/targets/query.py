@@ -20,7 +20,8 @@ class Query(Question):
         cls: the class; by default the class with the highest logit, other than "no object".
 
     Raises:
-        VitxError: `index` is no integer or list of these. Put to a model: it has no such query or class.
+        VitxError: `index` is neither an integer nor a list of integers. When it is put to a model: there is
+            no such query or class, or the output has no queries.
 
     Example:
         >>> query([3, 7]).index

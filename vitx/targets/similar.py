@@ -33,7 +33,8 @@ class Text(Question):
             on; an integer for one map per picture, for the text at that index.
 
     Raises:
-        VitxError: There is no text, or none at `maps`. Put to a model: it cannot compare pictures with texts.
+        VitxError: There is no text, or none at the index `maps`. When it is put to a model: it cannot
+            compare pictures with texts.
 
     Example:
         >>> len(text("a cat", "a dog").texts)

@@ -193,7 +193,8 @@ def _layer(attention: Attention, lattice: tuple[Cells, Cells]) -> dict[str, Any]
 def _names(back: Backward, attention: Attention, keys: Cells) -> list[str]:
     """Name the model's own tokens: the first one that the output reads is the class token.
 
-    If it reads none, as when it averages patches, names of parameters tell, also of a distillation token.
+    If it reads none, as when it averages patches, the names of parameters decide if there is one. They also
+    decide if a distillation token comes next.
     """
     if not keys.own:
         return []

@@ -1,6 +1,7 @@
 """Layers that torch runs as one operator: convolutions and norms.
 
-A convolution divides relevance evenly among channels and real pixels. The scale of a norm is held constant.
+A convolution divides relevance evenly among channels and the real pixels under a window. A norm is linear
+except for its scale, which is held constant.
 """
 
 import math

@@ -55,7 +55,8 @@ def moved(call: Call) -> list[Value]:
 def _chosen(call: Call, value: Value, weighing: bool) -> Value:
     """Record elements that stay in place or are overwritten: masked scores, or values chosen by themselves.
 
-    Masked scores still belong to the query. A choice by values, as in where(x > 0, x, 0), is a function.
+    Masked scores still belong to the query. A choice by the values themselves is a function of them, such as
+    where(x > 0, x, 0).
     """
     tensor = call.live[0][0]
     transpose = Transpose(call, [tensor], [None])
