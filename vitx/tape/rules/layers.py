@@ -52,7 +52,7 @@ def convolved(call: Call) -> list[Value]:
     def relevance(arrived: list[Tensor]) -> list[Tensor | None]:
         r = summed(arrived[0].unflatten(1, (groups, -1)), [2])
         if tiles:  # as in the first layer of a ViT
-            return [to_channels(F.interpolate(r.contiguous(), size=shape[2:]) / math.prod(size)), None]
+            return [to_channels(F.interpolate((r / math.prod(size)).contiguous(), size=shape[2:])), None]
         one, inside = r.new_ones(1, 1, *size), r.new_ones(1, 1, *shape[2:])
         if mass is not None:
             inside = inside * mass().to(r).expand(shape).mean(1, keepdim=True)
