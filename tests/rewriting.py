@@ -279,6 +279,16 @@ NORM = {
     "token by token": lambda x, w, b: torch.stack(
         [F.layer_norm(one, (WIDTH,), w, b, EPS) for one in x.unbind(1)], 1
     ),
+    "einsum of itself": lambda x, w, b: (
+        centered(x)
+        * (torch.einsum("bnc,bnc->bn", centered(x), centered(x)) / WIDTH + EPS).rsqrt()[..., None]
+        * w
+        + b
+    ),
+    "matmul of itself": lambda x, w, b: (
+        centered(x) / ((centered(x)[..., None, :] @ centered(x)[..., None])[..., 0] / WIDTH + EPS).sqrt() * w
+        + b
+    ),
     "by two letters": lambda x, w, b: F.layer_norm(
         x.unflatten(-1, (4, -1)), (4, WIDTH // 4), w.view(4, -1), b.view(4, -1), EPS
     ).flatten(2),
@@ -487,6 +497,13 @@ SOFTMAX = {
     "and dropout": lambda s, dim: F.dropout(s.softmax(dim), 0.3, training=False),
     "written again": lambda s, dim: torch.empty_like(s).copy_(s.softmax(dim)),
     "out=": into,
+    "a square over its sum": lambda s, dim: (
+        by_hand(s / 2, dim).square() / by_hand(s / 2, dim).square().sum(dim, True)
+    ),
+    "sigmoid of a log": lambda s, dim: torch.sigmoid(s - torch.log(s.exp().sum(dim, True) - s.exp())),
+    "a vector that sums": lambda s, dim: (
+        s.exp() / (s.exp().transpose(dim, -1) @ s.new_ones(s.shape[dim], 1)).transpose(dim, -1)
+    ),
 }
 
 
@@ -568,6 +585,18 @@ def scores_out(q, k, v, soft):
     return torch.matmul(soft(scores, -1), v, out=torch.empty_like(v))
 
 
+def normalized_afterwards(q, k, v, soft):
+    weights = scaled(q, k).exp()
+    return weights @ v / weights.sum(-1, keepdim=True)
+
+
+def normalized_afterwards_by_one(q, k, v, soft):
+    scores = scaled(q, k)
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    values = torch.einsum("bhij,bhjd->bihd", weights, v)
+    return (values * (1 / weights.sum(-1)).transpose(1, 2)[..., None]).transpose(1, 2)
+
+
 def split_values(q, k, v, soft):
     weights = soft(scaled(q, k), -1)
     return torch.cat([weights @ v[..., :3], weights @ v[..., 3:]], -1)
@@ -635,6 +664,8 @@ ATTEND = {
         soft(scaled(q[:, :, None], k[:, :, None]), -1) @ v[:, :, None]
     ).squeeze(2),
     "out=": scores_out,
+    "divided by the sum afterwards": normalized_afterwards,
+    "times one over the sum afterwards": normalized_afterwards_by_one,
 }
 
 
@@ -1096,6 +1127,9 @@ READS = {
         "masked_fill, sum": lambda y: y.masked_fill(~only_first(y), 0).sum(1),
         "zeros assigned, sum": lambda y: y.clone().index_fill_(1, torch.arange(1, y.shape[1]), 0).sum(1),
         "a masked mean": lambda y: (y * only_first(y)).sum(1) / only_first(y).to(y).sum(1),
+        "the greatest of one": lambda y: y.masked_fill(~only_first(y), -math.inf).amax(1),
+        "sort": lambda y: y[:, (torch.arange(y.shape[1]) != 0).sort(stable=True).indices[0]],
+        "cumsum": lambda y: y.cumsum(1)[:, 0],
     },
     "patches": {
         "mean": lambda y: y[:, 1:].mean(1),
@@ -1131,11 +1165,6 @@ ORDER = {"norm, then read": None, "read, then norm": None}
 # ---- more distant spellings: the right map or an error, never another map --------------------------------
 
 
-def normalized_afterwards(q, k, v, soft):
-    weights = scaled(q, k).exp()
-    return weights @ v / weights.sum(-1, keepdim=True)
-
-
 def keys_by_blocks(q, k, v, soft):
     """Attend like FlashAttention: update the running maximum and the running sum with each block of keys."""
     total, size, top = 0, 0, torch.full((*q.shape[:3], 1), -math.inf, dtype=q.dtype)
@@ -1149,7 +1178,6 @@ def keys_by_blocks(q, k, v, soft):
 
 FAR = {
     "attend": {
-        "divided by the sum afterwards": normalized_afterwards,
         "block by block of keys": keys_by_blocks,
         "one softmax, keys in two parts": split_keys,
         "one softmax, channels in two parts": split_values,
@@ -1161,40 +1189,12 @@ FAR = {
         "cumsum": of_stack(lambda s: s.cumsum(0)[-1]),
         "exp and back": added(lambda x, f: ((x + f).exp()).log()),
     },
-    "norm": {
-        "einsum of itself": lambda x, w, b: (
-            centered(x)
-            * (torch.einsum("bnc,bnc->bn", centered(x), centered(x)) / WIDTH + EPS).rsqrt()[..., None]
-            * w
-            + b
-        ),
-        "matmul of itself": lambda x, w, b: (
-            centered(x)
-            / ((centered(x)[..., None, :] @ centered(x)[..., None])[..., 0] / WIDTH + EPS).sqrt()
-            * w
-            + b
-        ),
-    },
-    "read": {
-        "the greatest of one": lambda y: y.masked_fill(~only_first(y), -math.inf).amax(1),
-        "sort": lambda y: y[:, (torch.arange(y.shape[1]) != 0).sort(stable=True).indices[0]],
-        "cumsum": lambda y: y.cumsum(1)[:, 0],
-    },
-    "softmax": {
-        "a square over its sum": lambda s, dim: (
-            by_hand(s / 2, dim).square() / by_hand(s / 2, dim).square().sum(dim, True)
-        ),
-        "sigmoid of a log": lambda s, dim: torch.sigmoid(s - torch.log(s.exp().sum(dim, True) - s.exp())),
-        "a vector that sums": lambda s, dim: (
-            s.exp() / (s.exp().transpose(dim, -1) @ s.new_ones(s.shape[dim], 1)).transpose(dim, -1)
-        ),
-    },
 }  # fmt: skip
 
 
 def far(function):
     """Return the more distant spellings."""
-    return {kind: table for kind, table in FAR.items() if kind != "read" or function.read == "token"}
+    return FAR
 
 
 def tables(function):
@@ -1543,6 +1543,9 @@ def same_function(model):
         return (model(some_images()) - expected(model.function).output).abs().max().item()
 
 
+IN_PARTS = {"image by image", "mm for each", "query by query", "queries in two parts"}
+
+
 def mixture(rng):
     """Draw a function and a spelling of it at random."""
     function = Function(
@@ -1560,6 +1563,15 @@ def mixture(rng):
         rare = 0.2 if kind == "attention" else 1
         if rng.random() < often * rare:
             how[kind, place] = rng.choice(list(known[kind]))
+    for layer, form in enumerate(function.forms):
+        first, second = f"{layer}a", f"{layer}b"
+        parts = IN_PARTS & {how.get(("attend", first)), how.get(("attend", second))}
+        if (
+            form in ("twins", "all") and parts
+        ):  # all heads of a residual in the same parts, else it is refused
+            how["attend", first] = how["attend", second] = sorted(parts)[0]
+            how.pop(("attention", first), None)
+            how.pop(("attention", second), None)
     return function, how
 
 

@@ -92,6 +92,13 @@ def test_each_spelling_alone(case):
     check(case[0], rewriting.everywhere(*case))
 
 
+@pytest.mark.parametrize("linear", rewriting.LINEAR)
+def test_heads_are_no_windows_whatever_weights_they_have(linear):
+    function = rewriting.Function()
+    how = rewriting.everywhere(function, "project", "head by head")
+    check(function, how | rewriting.everywhere(function, "linear", linear))
+
+
 @pytest.mark.parametrize("number", range(len(MIXTURES)), ids=lambda number: f"seed {SEED}, {number}")
 def test_a_mixture_of_spellings(number):
     check(*MIXTURES[number])

@@ -430,6 +430,50 @@ def shrunk(scores):
     return 0.5 * scores.softmax(-1)
 
 
+def doubled(scores):
+    return 2 * scores.softmax(-1)
+
+
+def off_by_one(scores):
+    """Return a softmax whose rows also attend to nothing, with a score of 0."""
+    return torch.cat([scores, torch.zeros_like(scores[..., :1])], -1).softmax(-1)[..., :-1]
+
+
+def one_more(exponentials):
+    return 1 + exponentials.sum(-1, keepdim=True)
+
+
+def greatest(scores):
+    """Return a softmax with only the four greatest entries of each row."""
+    weights = scores.softmax(-1)
+    return weights * (weights >= weights.topk(4, -1).values[..., -1:])
+
+
+def greatest_scattered(scores):
+    values, at = scores.softmax(-1).topk(4, -1)
+    return torch.zeros_like(scores).scatter(-1, at, values)
+
+
+def distances(scores):
+    at = torch.arange(scores.shape[-1], dtype=scores.dtype)
+    return (at[:, None] - at).abs() / 5
+
+
+def decaying(scores):
+    """Return a softmax that falls off with the distance of the tokens."""
+    return scores.softmax(-1) * (-distances(scores)).exp()
+
+
+def gated(scores):
+    """Return a softmax whose rows are weakened by a gate."""
+    return scores.softmax(-1) * torch.sigmoid(scores.mean(-1, keepdim=True))
+
+
+def of_half(scores):
+    """Return exponentials over the sum of some of them."""
+    return scores.exp() / scores[..., ::2].exp().sum(-1, keepdim=True)
+
+
 ATTENTIONS = {
     "channels first": (channels_first, attention_alone),
     "one head after the other": (one_head_after_the_other, attention_alone),
@@ -447,6 +491,32 @@ ATTENTIONS = {
     "LSA, index_put": (scored(diagonal_by_index_put), scored(without_diagonal)),
     "half a softmax": (scored(shrunk), scored(shrunk)),
     "half a softmax, a product and a sum": (scored(shrunk, summed), scored(shrunk)),
+    "off by one": (scored(off_by_one), scored(off_by_one)),
+    "off by one, exp": (scored(lambda s: s.exp() / one_more(s.exp())), scored(off_by_one)),
+    "off by one, log": (scored(lambda s: (s - one_more(s.exp()).log()).exp()), scored(off_by_one)),
+    "off by one, divided afterwards": (
+        scored(torch.exp, lambda w, v: w @ v / one_more(w)),
+        scored(off_by_one),
+    ),
+    "divided afterwards, tokens first": (
+        scored(torch.exp, lambda w, v: ((w @ v).transpose(1, 2) / w.sum(-1).mT[..., None]).transpose(1, 2)),
+        attention_alone,
+    ),
+    "divided afterwards, by ones": (
+        scored(torch.exp, lambda w, v: (w @ v) * (w @ torch.ones_like(v[..., :1])).reciprocal()),
+        attention_alone,
+    ),
+    "the greatest alone": (scored(greatest), scored(greatest)),
+    "the greatest alone, scattered": (scored(greatest_scattered), scored(greatest)),
+    "decaying": (scored(decaying), scored(decaying)),
+    "decaying, exp": (scored(lambda s: (s.log_softmax(-1) - distances(s)).exp()), scored(decaying)),
+    "decaying, less logsumexp": (
+        scored(lambda s: (s - s.logsumexp(-1, True) - distances(s)).exp()),
+        scored(decaying),
+    ),
+    "gated": (scored(gated), scored(gated)),
+    "over the sum of some": (scored(of_half), scored(of_half)),
+    "twice a softmax, exp": (scored(lambda s: (s.log_softmax(-1) + math.log(2)).exp()), scored(doubled)),
 }
 
 

@@ -21,7 +21,7 @@ class Weights:
 
     Attributes:
         dtype: the dtype of the tiles: float32, or float64 in a float64 model.
-        sums_to_1: whether each row of A sums to 1.
+        normalized: whether each row of A sums to 1; as a tensor, it is only read if needed.
         compute: computes A for some images, heads and rows.
         compute_gradient: computes the gradient with respect to A; None if it is not known.
         differentiate: returns `compute_gradient`, given the gradient with respect to A V.
@@ -30,7 +30,7 @@ class Weights:
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-    sums_to_1: bool
+    normalized: bool | Tensor
     compute: Part
     compute_gradient: Part | None = None
     differentiate: Callable[[Tensor], Part] | None = None
@@ -42,6 +42,12 @@ class Weights:
         if gradient is not None:
             known = full(gradient.detach()).__getitem__
         return cls(tuple(whole.shape), whole.dtype, whole.device, False, whole.__getitem__, known)
+
+    @property
+    def sums_to_1(self) -> bool:
+        """True if each row of A sums to 1."""
+        known = self.normalized
+        return known.is_meta or bool(known) if isinstance(known, Tensor) else known
 
     def with_gradient(self, of_output: Tensor) -> "Weights":
         """Return a copy that has the gradient with respect to A, computed from that with respect to A V."""
@@ -87,7 +93,8 @@ class Weights:
         for tile in self.tiles():
             part = rows[tile.images, tile.heads, tile.rows]
             if not is_zero(part):
-                weights = read(tile).clone() if rows.requires_grad else read(tile)  # a tile is overwritten
+                weights = read(tile).to(rows)
+                weights = weights.clone() if rows.requires_grad else weights  # a tile is overwritten
                 found[tile.images, tile.heads] += (part.mT @ weights).mT
         return found
 

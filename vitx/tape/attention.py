@@ -36,7 +36,10 @@ class Attention(Step):
         layout: its layout in the tensors of the model.
         residuals: the residuals around it, each a `vitx.tape.sums.Sum`.
         origin: the number of the last residual, or of the image, that its values were computed from.
+        divided: whether A was divided by its sums after it had multiplied the values.
     """
+
+    divided = False
 
     def __init__(self, *step: Any, weights: Weights, layout: Layout, origin: int) -> None:
         super().__init__(*step)

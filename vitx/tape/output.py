@@ -64,12 +64,22 @@ def output_value(tape: Tape, value: Value | None) -> Value:
         raise VitxError(
             NO_ATTENTION + (f" (operators of this model without a rule: {unknown})" if unknown else "")
         )
-    if any(attention.inputs[1].kind == "exp" and attention.residuals for attention in tape.attentions):
+    if any(_lacks_sum(tape, attention) for attention in tape.attentions):
         raise VitxError(
             "exponentials of scores are multiplied by the values without a division by their sum before or "
             "right after: the share of its relevance that a token keeps is unknown"
         )
     return value
+
+
+def _lacks_sum(tape: Tape, attention: Attention) -> bool:
+    """Return whether weights are exponentials that are also added up, as if to divide by their sum later."""
+    exponentials = attention.inputs[1]
+    if exponentials.kind != "exp" or not attention.residuals or attention.divided:
+        return False
+    roots = exponentials.roots
+    read = (step for step in tape.steps if any(value.roots == roots for value in step.inputs))
+    return any(step is not attention and step.outputs[0].roots != roots for step in read)
 
 
 def evenly(output: Tensor) -> Tensor:

@@ -13,13 +13,15 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.functional.weights import Fuse, Weights
 from vitx.tape.attention import Attention
-from vitx.tape.axes import channel_dims, tokens
+from vitx.tape.axes import channel_dims
 from vitx.tape.expanded import over, scaled, summed
 from vitx.tape.sums import Layer, Sum
 from vitx.tape.tape import Tape
 from vitx.tape.values import Step, Value
 from vitx.tape.walk import Sent, Walk, marks, through, walk
 from vitx.tape.weights import joined
+
+_EXACT = 1e9  # relevance in float64 is exact to more digits than this
 
 
 class Rule:
@@ -73,7 +75,7 @@ class Propagation:
         self._skipped = {one for one in sums if one.closes or rule is None}  # their streams get everything
         self._layer: dict[Attention, Layer] = {}  # if the share that tokens keep depends on A
         self._entered: dict[Sum, Tensor] = {}  # the relevance of their residuals
-        self._marked = cache(partial(marked, tape))  # each head of a layer asks for those of all
+        self._tokens_of = cache(partial(tokens_of_rows, tape))  # each head of a layer asks for those of all
         for layer in tape.layers[rule.start_layer :] if rule else []:
             self._skipped -= layer.residuals
             if not (self._rule.halves and all(one.weights.sums_to_1 for one in layer.attentions)):
@@ -112,7 +114,6 @@ class Propagation:
             values = self._rule.pooling(rows, step.weights)
             if values is None:
                 return through(step, [r])
-            self._check_heads([step])
             return [(step.inputs[0], step.to_values(values))]
         values, stays = self._rule.layer(rows, self._weights(layer, step))
         sent: list[tuple[Value, Tensor | None]] = []
@@ -127,10 +128,10 @@ class Propagation:
     def _weights(self, layer: Layer, step: Attention) -> Weights:
         """Return A of an attention and all heads parallel to it, with its gradient if that is read."""
         if self._gradients is not None and step in self._gradients.fused:
-            self._check_heads([step])
+            self._check_heads(layer, [step])
             return self._gradients.fused[step]
-        heads = heads_beside(layer, step, self._marked)
-        self._check_heads(heads)
+        heads = heads_beside(layer, step, self._tokens_of)
+        self._check_heads(layer, heads)
         parts = [one.weights for one in heads]
         if self._rule.whole and len(heads) < len(layer.attentions) and parts[0].shape[2] < parts[0].shape[3]:
             raise VitxError("the rows of an attention are computed in parts: leave out discard_ratio")
@@ -138,15 +139,16 @@ class Propagation:
             parts = [one.weights.with_gradient(self._gradients.at(one)) for one in heads]
         return parts[0] if len(parts) == 1 else joined(parts)
 
-    def _check_heads(self, attentions: Sequence[Attention]) -> None:
-        """Raise a VitxError if heads may be windows: no operator showed which dimension holds them."""
+    def _check_heads(self, layer: Layer, attentions: Sequence[Attention]) -> None:
+        """Raise a VitxError if heads pass for windows, as no operator showed which dimension holds them."""
         for one in attentions if self._rule.of_heads else []:
-            apart = one.layout.count("H") == 1 and one.weights.shape[0] > self._tape.image.shape[0]
-            if apart and (hides := _hides_heads(one.inputs[0])):
-                raise VitxError(
-                    f"the heads of an attention cannot be told from windows, as its values come from "
-                    f"{hides}: take rollout with head_fusion='mean' and no discard_ratio"
-                )
+            if one.layout.count("H") == 1 and one.weights.shape[0] > self._tape.image.shape[0]:
+                rows = self._tokens_of(layer, one)
+                if len(rows[rows > 0].unique()) < (rows > 0).sum():
+                    raise VitxError(
+                        "several rows of an attention belong to the same token, and no operator shows that "
+                        "these are heads: take rollout with head_fusion='mean' and no discard_ratio"
+                    )
 
 
 class Reading(Propagation):
@@ -163,18 +165,6 @@ class Reading(Propagation):
             branches = [pair for pair in into_branches(step, arrived[0]) if pair[0] is not step.stream]
             return [*branches, (step.stream, step.to_term(step.stream, arrived[0]))]
         return super()._send(step, arrived)
-
-
-def _hides_heads(value: Value) -> Step | None:
-    """Return a call since the last weights that hides where channels go; None if there is none."""
-    step = value.made_by
-    if step is None or step.relevance is None or isinstance(step, (Sum, Attention)):
-        return None
-    if step.axes is None or step.axes([source.axes for source in step.inputs]) is None:
-        return step
-    if channel_dims(step.axes([tokens(source.shape) for source in step.inputs]) or ()):
-        return None  # weights create new channels
-    return next((found for source in step.inputs if (found := _hides_heads(source))), None)
 
 
 def into_branches(residual: Sum, r: Tensor) -> Sent:
@@ -215,25 +205,24 @@ def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Te
 
 
 def heads_beside(
-    layer: Layer, attention: Attention, marked: Callable[[Layer, Attention], Tensor]
+    layer: Layer, attention: Attention, tokens_of: Callable[[Layer, Attention], Tensor]
 ) -> list[Attention]:
     """Return the attentions of a layer that are parallel heads, with the same queries and keys."""
     if len(layer.attentions) == 1:
         return [attention]
-    shape, asked, own = attention.weights.shape, attention.inputs[1], marked(layer, attention)
+    shape, asked, own = attention.weights.shape, attention.inputs[1], tokens_of(layer, attention)
     found = []
     for other in layer.attentions:
-        if other is not attention and other.inputs[1].base == asked.base and asked.kind == "weights":
+        if other is not attention and other.inputs[1].base == asked.base and asked.kind in ("weights", "exp"):
             raise VitxError(
                 "the same attention weights are applied to two parts of the values separately, so the "
                 f"gradient of A is unknown: take {_instead(layer)}"
             )
-        theirs = marked(layer, other)
-        alike = all(other.weights.shape[dim] == shape[dim] for dim in (0, 2, 3))
-        if alike and torch.allclose(own, theirs, rtol=1e-3, atol=1e-9):
+        theirs = tokens_of(layer, other)
+        fed = other.inputs[0].made_from(attention.value) or attention.inputs[0].made_from(other.value)
+        if other.weights.shape[3] == shape[3] and torch.equal(own, theirs):
             found.append(other)
-        elif ((own != 0) & (theirs != 0)).any():
-            fed = other.inputs[0].made_from(attention.value) or attention.inputs[0].made_from(other.value)
+        elif fed or torch.isin(own[own > 0], theirs).any():
             partly = "parallel attentions have some, but not all, of their queries in common"
             why = "one attention inside a residual feeds another" if fed else partly
             raise VitxError(f"{why}, so their heads cannot be fused: take {_instead(layer)}")
@@ -246,16 +235,23 @@ def _instead(layer: Layer) -> str:
     return "rollout with head_fusion='mean' and no discard_ratio" if normalized else "evidence"
 
 
-def marked(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
-    """Return what each token of the sums gets if the rows of an attention have marks, scaled to at most 1."""
-    weights = attention.weights
-    rows = marks((weights.shape[0], weights.shape[2])).to(weights.device, weights.dtype)
-    found = []
-    for residual in layer.residuals:
-        ones = rows.new_ones(residual.outputs[0].shape)
-        found.append(summed(_kept(tape, residual, ones, attention, rows), _channels(residual)).flatten())
-    whole = torch.cat(found)
-    return over(whole, whole.amax())
+def tokens_of_rows(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
+    """Return the number of the token of the sums that each row of an attention belongs to, (T, Q); 0 if none.
+
+    The numbers are random. A row that belongs to several tokens has the mean of their numbers.
+    """
+    shape = attention.weights.shape
+    given = torch.zeros(2, shape[0], shape[2], dtype=torch.float64)
+    for number, residual in enumerate(sorted(layer.residuals, key=lambda one: one.index)):
+        assert residual.stream is not None
+        size, steps = residual.outputs[0].shape, range(attention.index + 1, residual.index)
+        axes = residual.branches[0].axes if _channels(residual) else residual.stream.axes
+        numbers = marks(size, axes if len(axes) == len(size) else ()) + number
+        for row, r in zip(given, (numbers, torch.ones_like(numbers)), strict=True):
+            starts = {term: part for term, part in into_branches(residual, r) if part is not None}
+            arrived = walk(tape, starts, through, steps=steps).arrived.get(attention.value)
+            row += 0 if arrived is None else summed(attention.arrived(arrived), [1, 3])
+    return (over(given[0], given[1]) * _EXACT).round().long()
 
 
 def _channels(residual: Sum) -> list[int]:

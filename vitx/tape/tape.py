@@ -2,7 +2,7 @@
 
 import linecache
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -73,6 +73,11 @@ class Tape:
     def same(self, found: Value, *key: Any) -> int:
         """Return the number of the first value with this key: an equal rearrangement of the same values."""
         return self._first.setdefault(key, found.number)
+
+    def combined(self, found: Value, values: Iterable[Value], *how: Any) -> int:
+        """Return the place of a combination of values, all with the same tokens or else in the same way."""
+        places = {value.place for value in values}
+        return places.pop() if len(places) == 1 and not how else self.same(found, *how, *sorted(places))
 
     def end(self, found: Value, tensor: Tensor, made_of: Value | None = None) -> None:
         """Store the output of a residual, or of the norm after it, as the last one of that many elements."""

@@ -9,9 +9,8 @@ from torch import Size, Tensor
 from vitx.tape.axes import Axes, Factor, channel_dims, dimension, resized, tokens
 
 # "scores": a product of two live values, such as q k^T. "weights": a softmax, or another nonlinear function
-# of scores. "exp": an exponential. "log": the logarithm of weights. "normalizer": the logarithm of a sum of
-# exponentials. "size": a magnitude, such as a standard deviation.
-Kind = Literal["scores", "weights", "exp", "log", "normalizer", "size"]
+# of scores. "exp": an exponential. "size": a magnitude, such as a standard deviation or a sum of "exp".
+Kind = Literal["scores", "weights", "exp", "size"]
 Arrived = Sequence[Tensor | None]
 Back = Callable[[list[Tensor]], Arrived]
 Via = Callable[[Tensor], Tensor]
@@ -35,14 +34,12 @@ class Value:
     proportional: bool = True  # whether that function is a multiplication by constants
     place: int  # the number of a value with the same tokens: weights and constants change only channels
     kind: Kind | None = None
-    # The dimensions over which weights sum to 1, or did before they were rounded or mixed, as axes in which
-    # only these have channels.
+    # The dimensions over which a softmax was taken, or is in the making, as axes in which only these have
+    # channels.
     over: Axes | None = None
-    rounded: bool = False  # whether it was cast or mixed, so that the sums are no longer exactly 1
     parts: list["Value"] | None = None  # the values joined along a dimension, if nothing else was done
     along: Axes | None = None  # the dimension that counts the parts, as axes in which only it has channels
     fan: tuple[int, int] | None = None  # how many channels weights added up, and their roots
-    total: "Value | None" = None  # for a sum of exponentials: the exponentials
     sum: Any = None  # the step whose sum it is, up to constant factors
     via: Via | None = None  # takes its relevance to the shape of that sum; None if it has that shape
     # Returns how much each element counts in a sum, in its own shape or one that broadcasts to it: a constant
@@ -76,7 +73,7 @@ class Value:
 
     @property
     def dim(self) -> int | None:
-        """The dimension over which weights sum to 1; None if unknown, or not a single whole dimension."""
+        """The dimension of the softmax; None if unknown, or not a single whole dimension."""
         over = self.over or ()
         own = [dim for dim, part in enumerate(over) if any(factor.channels for factor in part)]
         return own[0] if len(own) == 1 and own == channel_dims(over) else None

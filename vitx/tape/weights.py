@@ -14,18 +14,19 @@ from vitx.functional.tiles import Cut, Part, full
 from vitx.functional.weights import Weights
 from vitx.tape.tape import Tape
 
+_HALF = (torch.float16, torch.bfloat16)
 
-def stored(tape: Tape, weights: Tensor, value: Tensor, *, sums_to_1: bool) -> Weights:
+
+def stored(tape: Tape, weights: Tensor, value: Tensor, *, sums_to_1: bool | Tensor) -> Weights:
     """Describe an A that was computed in the forward pass; H is 1 if its heads were fused.
 
     Rows that half precision rounded are divided by their sum.
     """
     kept = tape.keeper.keep(weights)
-    rounded = sums_to_1 and weights.dtype not in (torch.float32, torch.float64)
 
     def compute(part: Cut) -> Tensor:
         found = full(kept.tensor[part])
-        return found / found.sum(-1, keepdim=True) if rounded else found
+        return found / found.sum(-1, keepdim=True) if weights.dtype in _HALF and sums_to_1 else found
 
     return _described(tape, weights.shape, value, sums_to_1, compute)
 
@@ -66,7 +67,15 @@ def dot_product(
     return _described(tape, shape, value, True, compute)
 
 
-def _described(tape: Tape, shape: Sequence[int], value: Tensor, sums_to_1: bool, compute: Part) -> Weights:
+def alike(found: Tensor, wanted: float) -> Tensor:
+    """Return whether all entries are equal up to rounding, as a tensor: reading it would wait for a GPU."""
+    rounding = {torch.float64: 1e-10, torch.float32: 1e-5}.get(found.dtype, 1e-2)
+    return ((found - wanted).abs() <= rounding).all()
+
+
+def _described(
+    tape: Tape, shape: Sequence[int], value: Tensor, sums_to_1: bool | Tensor, compute: Part
+) -> Weights:
     """Describe A, and its gradient if one is recorded: O = A V, so dA = dO V^T."""
     kept = None if tape.network is None else tape.keeper.keep(value)
     memory = tape.memory
@@ -98,7 +107,7 @@ def joined(parts: Sequence[Weights]) -> Weights:
     return replace(
         parts[0],
         shape=(parts[0].shape[0], len(owners), *parts[0].shape[2:]),
-        sums_to_1=all(part.sums_to_1 for part in parts),
+        normalized=all(part.sums_to_1 for part in parts),
         compute=by_head([part.compute for part in parts]),
         compute_gradient=by_head(gradients) if gradients else None,
     )

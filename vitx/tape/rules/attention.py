@@ -1,5 +1,6 @@
 """Weights times values: attention, written out in the model or as a fused kernel."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -7,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitx.functional.tiles import Part
 from vitx.functional.weights import Weights
 from vitx.tape import axes as ax
 from vitx.tape.attention import Attention
 from vitx.tape.call import RULES, Call, rule
 from vitx.tape.contraction import Contraction, Layout, Operand
 from vitx.tape.values import Value
-from vitx.tape.weights import dot_product, stored
+from vitx.tape.walk import through, walk
+from vitx.tape.weights import alike, dot_product, stored
 
 FUSED = """flash_attention_for_cpu flash_attention efficient_attention cudnn_attention
 fused_attention_overrideable""".split()  # noqa: SIM905
@@ -26,11 +29,8 @@ def attended(call: Call, contraction: Contraction, weights: Operand, values: Ope
     layout = Layout.of(contraction, weights, values)
     matrix = layout.grouped(weights.tensor.detach(), "THQK")
     matrix = matrix if factor == 1 else matrix * factor
-    over = ax.channel_dims(ax.reshaped(weights.value.over or (), weights.shape) or ())
-    whole = weights.value.dim is not None and over == [*contraction.summed]
-    sums_to_1 = whole and factor == 1 and not weights.value.rounded
     laid = layout.grouped(values.tensor.detach(), "THKD")
-    described = stored(call.tape, matrix, laid, sums_to_1=sums_to_1)
+    described = stored(call.tape, matrix, laid, sums_to_1=alike(matrix.sum(-1), 1))
     return attention(call, described, layout, weights.value, values.value)
 
 
@@ -40,7 +40,9 @@ def attention(call: Call, weights: Weights, layout: Layout, asking: Value | None
     asked = tape.constant(None) if asking is None else asking
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
-        return [layout.to_values(weights.transposed(layout.grouped(arrived[0], "THQD")))]
+        step = found.made_by
+        assert isinstance(step, Attention)  # whose weights may be normalized later
+        return [layout.to_values(step.weights.transposed(step.arrived(arrived[0])))]
 
     origin = (values.above | 1 << values.number) & tape.residuals
     kind = partial(Attention, weights=weights, layout=layout, origin=max(origin.bit_length() - 1, 0))
@@ -58,16 +60,39 @@ def attention(call: Call, weights: Weights, layout: Layout, asking: Value | None
     return found
 
 
-def normalized(call: Call, before: Attention) -> Value:
-    """Record exponentials times values, divided by the sum of the exponentials: a softmax times values."""
-    whole = before.weights.matrix()
-    whole = whole / whole.sum(-1, keepdim=True)
-    weights = replace(before.weights, sums_to_1=True, compute=whole.__getitem__)
-    call.tape.attentions.remove(before)
-    values, asking = before.inputs
-    found = attention(call, weights, before.layout, asking, values)
-    found.open = found.open - {before}
-    return found
+def normalized(call: Call, sums: Value, divide_by: Callable[[], Tensor]) -> Value | None:
+    """Record a softmax whose exponentials multiply the values before they are divided by their sum.
+
+    `sums` are then the exponentials times the values, possibly rearranged. The divisor may be greater than
+    their sum by one number for all rows. Return None if it is anything else.
+    """
+    tape, shape = call.tape, sums.shape
+    step = tape.values[sums.roots.bit_length() - 1].made_by
+    if not isinstance(step, Attention) or step.inputs[1].kind != "exp" or step.divided:
+        return None
+    if sums.roots != step.value.roots or shape.numel() != step.value.shape.numel() or call.out.shape != shape:
+        return None
+    before, inside = step.weights, range(step.index + 1, len(tape.steps))
+    part = walk(tape, {sums: divide_by().detach().expand(shape)}, through, steps=inside).arrived[step.value]
+    whole = before.matrix().sum(-1, keepdim=True)
+    more = step.arrived(part) - whole  # such as 1, in a softmax off by one
+    if not alike((more - more.flatten()[0]) / whole, 0):
+        return None
+    divisor = whole + more[..., :1]
+
+    def differentiate(of_output: Tensor) -> Part:
+        assert before.differentiate is not None
+        found = before.differentiate(of_output)
+        return (lambda part: found(part) * divisor[part]) if tape.network == "plain" else found
+
+    step.divided = True
+    step.weights = replace(
+        before,
+        normalized=alike(whole / divisor, 1),
+        compute=lambda part: before.compute(part) / divisor[part],
+        differentiate=differentiate,
+    )
+    return call.make([sums], lambda r: [r[0]], lambda g: [g[0]], sources=[sums], axes=lambda of: of[0])
 
 
 @rule(*(f"_scaled_dot_product_{name}" for name in FUSED))

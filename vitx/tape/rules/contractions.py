@@ -21,6 +21,7 @@ from vitx.tape.rules.attention import attended
 from vitx.tape.rules.elementwise import WEIGHING
 from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import divided
+from vitx.tape.sums import stream_of
 from vitx.tape.values import Value, followed
 
 LINEAR_ATTENTION = "a product of three live values with no softmax between (linear attention)"
@@ -77,7 +78,8 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
         constant.tensor, lambda: ax.reshaped(value.axes, shape) or ax.tokens(shape), dims, widens=widens
     )
     stacked, normalized = (ax.reshaped(axes or (), shape) or () for axes in (value.along, value.over))
-    if fixed and value.parts is not None and {*ax.channel_dims(stacked)} & {*dims}:
+    parts = value.parts if {*ax.channel_dims(stacked)} & {*dims} else None
+    if fixed and parts and (stream_of(parts) or any(part.open for part in parts)):
         return unknown(call)[0]  # it may be the sum of a residual
     matrix = call.learned(constant.tensor)
     assert matrix is not None
@@ -124,8 +126,10 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
     if value.kind in ("scores", "weights"):  # a sum over any dimension but that of the softmax mixes heads
         apart = value.over is not None and not {*ax.channel_dims(normalized, some=True)} & {*dims}
         if value.kind == "scores" or fixed or apart:
-            found.kind, found.rounded = value.kind, True
+            found.kind = value.kind
             found.over = through(value.over, False) if apart and value.over else None
+    elif value.kind == "exp" and fixed and not widens:
+        found.kind = "size"
     return found
 
 
@@ -203,7 +207,7 @@ def summed(call: Call) -> list[Value]:
     if mass is not None:
         found.mass = lambda: mass().expand(before).sum(dims, keepdim=keepdim)
     if value.kind == "exp":
-        found.total = value
+        found.kind = "size"
     if value.kind in ("scores", "weights"):
         found.kind, found.over = value.kind, followed(found, value.over)
     return [found]

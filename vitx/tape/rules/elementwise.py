@@ -6,13 +6,13 @@ y = x * gate + f(0), where gate = (f(x) - f(0)) / x.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitx.tape import axes as ax
-from vitx.tape.attention import Attention
 from vitx.tape.call import Call, Transpose, rule, tensors_in, unknown
 from vitx.tape.expanded import fitted, scaled
 from vitx.tape.rules.attention import normalized
@@ -44,16 +44,12 @@ def gated(call: Call, *, size: bool = False) -> list[Value]:
     )
     if same:
         found.base, found.proportional, found.place = value.base, False, value.place
-    if call.name in ("exp", "exp2"):
-        found.kind, found.dim = ("weights", value.dim) if value.kind == "log" else ("exp", None)
-    elif call.name == "log" and (value.total is not None or value.kind == "exp"):
-        found.kind = None if value.total is None else "normalizer"
-    else:
-        if value.kind == "size" or (size and value.kind not in ("scores", "exp")):
-            found.kind = "size"
-        elif value.kind in ("scores", "weights", "exp"):
-            found.kind = value.kind if call.name in SAME_KIND else "weights"
-        found.total = value.total if found.kind is not None or call.name in SAME_KIND else None
+    if value.kind == "size" or (size and value.kind not in ("scores", "exp")):
+        found.kind = "size"
+    elif call.name in ("exp", "exp2"):
+        found.kind, found.over = "exp", value.over if same else None
+    elif value.kind in ("scores", "weights", "exp") and (call.name, value.kind) != ("log", "exp"):
+        found.kind = value.kind if call.name in SAME_KIND else "weights"
     return [found]
 
 
@@ -113,7 +109,7 @@ def softmax(call: Call) -> list[Value]:
         return [transposed(arrived[0]), *(arrived[0] for _ in own)]
 
     found = call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
-    found.kind, found.dim = "log" if logarithm else "weights", dim
+    found.kind, found.dim = value.kind if logarithm else "weights", dim
     return [found]
 
 
@@ -132,10 +128,10 @@ def multiplied(call: Call) -> list[Value]:
     first, second = call["self"], call["other"]
     one, other = call.value(first), call.value(second)
     if one is not None and other is not None:
+        for value, factor in ((one, second), (other, first)):
+            if (softmax := normalized(call, value, partial(torch.reciprocal, factor))) is not None:
+                return [softmax]
         found = _product(call, first, second)
-        for above, by in ((one, other), (other, one)):
-            if by.kind == "size":
-                _name_softmax(found, above, by)
         if first.numel() and second.numel():
             call.factors = [(first, one), (second, other)]
         return [found]
@@ -158,18 +154,7 @@ def quotient(call: Call) -> list[Value]:
         return gated(call, size=call["rounding_mode"] is None)
     if below is None:
         return [_times_constant(call, above, 1 / second)]
-    found, before = _product(call, first, second, quotient=True), above.made_by
-    if not _name_softmax(found, above, below) and isinstance(before, Attention):
-        found = normalized(call, before) if before.inputs[1] is below.total else found
-    return [found]
-
-
-def _name_softmax(found: Value, above: Value, below: Value) -> bool:
-    """Mark a value as weights if it is exponentials over their sum; return whether it is."""
-    if below.total is None or below.total.base != above.base:
-        return False
-    found.kind, found.dim = "weights", reduced(found.shape, below.shape)
-    return True
+    return [normalized(call, above, lambda: second) or _product(call, first, second, quotient=True)]
 
 
 def _times_constant(call: Call, value: Value, factor: Any) -> Value:
@@ -186,10 +171,9 @@ def _times_constant(call: Call, value: Value, factor: Any) -> Value:
         found.roots, found.sum, found.fan, found.place = value.roots, value.sum, value.fan, value.place
         found.via, found.base, found.proportional = value.via, value.base, value.proportional
         found.mass = mass
-    found.kind = value.kind if value.kind != "log" else None
+    found.kind = value.kind
     if not isinstance(factor, Tensor):
-        found.total = value.total
-        found.dim = value.dim if value.kind == "weights" and factor == 1 else None
+        found.over = value.over
     elif factor.numel() > 1 and call.weighs(factor, lambda: found.axes, _along(factor, shape)):
         kept = call.tape.keeper.keep(factor)
         found.mass = lambda: kept.tensor.abs() * (1 if mass is None else mass())
@@ -212,7 +196,9 @@ def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = Fals
     assert other is not None
     if one.kind == other.kind == "exp" and one.base != other.base:
         return call.make(call.values, None)  # the exponential of a sum
-    held = 1 if quotient else _held(one, other)
+    pairs = ((one, other),) if quotient else ((one, other), (other, one))
+    scaled_one = next((n for n, (weights, by) in enumerate(pairs) if _scales(by, weights)), None)
+    held = 1 if quotient else _held(one, other) if scaled_one is None else 1 - scaled_one
     moving = [(one, second), (other, first)]
     if held is not None:
         moving = [moving[1 - held]]
@@ -236,11 +222,27 @@ def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = Fals
         sources=sources,
         axes=(lambda of: ax.broadcast(of[0], shape)) if all_its_own else None,
     )
+    found.place = call.tape.combined(found, [one, other])
     if one.base == other.base and one.shape == other.shape:
         found.base, found.proportional = one.base, False
-    if held is not None and value.kind in ("size", "scores", "weights"):
+    if scaled_one is not None:
+        found.kind, found.over = "weights", value.over
+        if value.over is None:
+            found.dim = reduced(shape, pairs[scaled_one][1].shape)
+    elif held is not None and value.kind in ("size", "scores", "weights"):
         found.kind = value.kind
     return found
+
+
+def _scales(by: Value, weights: Value) -> bool:
+    """Return whether a factor scales rows of weights as a whole, as a gate or a sum of exponentials does."""
+    sizes = (1,) * (len(weights.shape) - len(by.shape)) + tuple(by.shape)
+    if weights.kind not in WEIGHING or len(sizes) > len(weights.shape):
+        return False
+    pairs = [*zip(sizes, weights.shape, strict=True)]
+    same = [dim for dim, (size, of_weights) in enumerate(pairs) if size == 1 < of_weights]
+    fits = all(size in (1, of_weights) for size, of_weights in pairs)
+    return fits and (bool(same) if by.kind == "size" else weights.dim in same)
 
 
 def _held(one: Value, other: Value) -> int | None:

@@ -75,8 +75,10 @@ def convolved(call: Call) -> list[Value]:
         sources=[value, *own],
         axes=lambda of: (of[0][0], ax.dimension(out[1], True), *ax.resized(of[0][2:], out[2:])),
     )
-    if set(size) == {1} and value.kind in ("scores", "weights") and value.dim != 1:  # heads are mixed
-        found.kind, found.dim, found.rounded = value.kind, value.dim, True
+    pointwise = set(size) == set(stride) == {1}
+    found.place = tape.combined(found, [value], *(() if pointwise else ("convolution", *size, str(options))))
+    if pointwise and value.kind in ("scores", "weights") and value.dim != 1:  # heads are mixed
+        found.kind, found.dim = value.kind, value.dim
     return [found]
 
 
@@ -141,8 +143,9 @@ def _norm(
         return [back, *(fitted(g, one.shape) for one in own)]
 
     found = call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
+    found.place = value.place
     if value.kind in ("scores", "weights"):  # heads are mixed by the norm
-        found.kind, found.over, found.rounded = value.kind, value.over, True
+        found.kind, found.over = value.kind, value.over
     tape.end(found, call.out, value)
     return [found]
 

@@ -178,5 +178,6 @@ def picked(call: Call) -> list[Value]:
     points = [t.detach().clone() if call.overload.written else t for t in tensors]
     transpose = Transpose(call, tensors, points)
     found = call.make(call.values, transpose, transpose, axes=_axes_of(call))
-    found.kind = "size" if call.name in EXTREMES else None
+    kinds = {value.kind for value in call.values}
+    found.kind = "size" if call.name in EXTREMES else kinds.pop() if len(kinds) == 1 else None
     return [found]

@@ -60,12 +60,8 @@ def total(call: Call, summands: Sequence[Summand], *, exact: bool = True) -> Val
         found = _shifted(call, (counted or values)[0], options, alone=len(live) == 1)
     else:
         found = _summed(call, counted or values, values, {**options, "exact": exact})
-    if len(live) == 2:
-        (first, _), (second, sign) = live
-        if second.kind == "normalizer" and first.kind != "size" and _is_negative(sign):
-            found.kind, found.dim = "log", reduced(found.shape, second.shape)
-        elif {first.kind, second.kind} == {"normalizer", "size"}:  # a logsumexp, as its maximum plus the rest
-            found.kind = "normalizer"
+    if len(live) == 2 and live[1][0].kind == "size" and found.kind == "scores":  # less their maximum
+        found.dim = reduced(found.shape, live[1][0].shape)
     return found
 
 
@@ -76,7 +72,7 @@ def _is_negative(factor: Any) -> bool:
 def _is_size(value: Value, factor: Any, shape: Sequence[int]) -> bool:
     """Return whether a term is a constant, the size of others, or their mean, which a norm subtracts."""
     mean = _is_negative(factor) and value.shape != shape
-    return value.is_constant or value.kind in ("size", "normalizer") or mean
+    return value.is_constant or value.kind == "size" or mean
 
 
 def _shifted(call: Call, value: Value, options: dict[str, Any], *, alone: bool) -> Value:
@@ -97,7 +93,6 @@ def _shifted(call: Call, value: Value, options: dict[str, Any], *, alone: bool) 
     if value.kind in ("scores", "size", "exp", "weights"):
         found.kind = value.kind
         found.along = value.along if before == shape else None
-    found.total = value.total
     if options["sources"][1:] and value.roots & call.tape.residuals:
         call.tape.shifted[value] = found, call.tape.keeper.keep(call.out)
     return found
@@ -130,9 +125,10 @@ def _summed(call: Call, counted: Sequence[Value], live: Sequence[Value], options
             # An attention over channels, which is in no layer, counts, too.
             before = len(tape.layers) or any(isinstance(one, Attention) for one in tape.steps)
             tape.streams[found] = tape.keeper.keep(call.out), int(before)
+    found.place = tape.combined(found, counted)
     kinds = {value.kind for value in counted}
-    if "scores" in kinds or kinds == {"weights"}:
-        found.kind = "scores" if "scores" in kinds else "weights"
+    if "scores" in kinds or kinds in ({"weights"}, {"size"}):
+        found.kind = "scores" if "scores" in kinds else counted[0].kind
     if len({value.base for value in live}) == 1 and all(value.shape == shape for value in live):
         found.base, found.proportional = live[0].base, all(value.proportional for value in live)
     return found

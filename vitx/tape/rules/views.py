@@ -22,9 +22,8 @@ TURNED = (*RESHAPES, *COPIES, "permute", "transpose", "t")
 
 def carried(call: Call, found: Value, value: Value, number: int = 0) -> Value:
     """Copy to a rearranged value what still holds for it; `number` is its number among the outputs."""
-    found.roots, found.kind, found.total, found.fan = value.roots, value.kind, value.total, value.fan
+    found.roots, found.kind, found.fan = value.roots, value.kind, value.fan
     found.proportional = value.proportional
-    found.rounded = value.rounded or call.out.dtype != call.live[0][0].dtype
     if found.shape == value.shape and call.name in IDENTITIES:
         found.base, found.sum, found.via, found.mass = value.base, value.sum, value.via, value.mass
         found.place = value.place
