@@ -62,12 +62,19 @@ class Sum(Step):
         return [0.5 if t is self.stream else parts.get(t, 0.0) / 2 for t in self.inputs]
 
     def apportion(self, r: Tensor, shares: Sequence[float]) -> list[Tensor | None]:
-        """Give each term its share of relevance; where an element of one is padding, the others get more."""
+        """Give each term its share of relevance; where an element of one is padding, the others get more.
+
+        They get it in place of a branch, of which some hold a part of the tokens, rather than of the stream.
+        """
         masses = [term.mass for term in self.inputs]
         if all(mass is None for mass in masses):
             return [scaled(r, share) if share else None for share in shares]
         inside = [r.new_ones(()) if mass is None else (mass() != 0).to(r) for mass in masses]
         parts = [share * real for share, real in zip(shares, inside, strict=True)]
+        rest = [number for number, term in enumerate(self.inputs) if term is not self.stream]
+        held, theirs = sum((parts[n] for n in rest), r.new_zeros(())), r.new_tensor([shares[n] for n in rest])
+        for number in rest:
+            parts[number] = parts[number] * over(theirs.sum(), held)
         whole = sum(parts, r.new_zeros(()))
         none = whole == 0  # padding in all terms with a share: divide among real elements
         parts = [torch.where(none, real, part) for real, part in zip(inside, parts, strict=True)]

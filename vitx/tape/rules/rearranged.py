@@ -127,6 +127,10 @@ def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
         axes = (axes or by_place) if len(values) == 1 else None
     found = call.make([*values, own], relevance, gradient, axes=axes)
     if not moves:
+        if fills:
+            found.mass = lambda: (transpose.run(inside(call.out.new_zeros(()), alike=True))[0] != 0).to(
+                call.out.dtype
+            )
         return found
     found.roots = reduce(or_, (value.roots for value in values))
     if len({value.kind for value in values}) == 1:

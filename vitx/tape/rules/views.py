@@ -168,10 +168,12 @@ def joined(call: Call) -> list[Value]:
         found = mine[0]
         for other in mine[1:]:
             found = ax.merged(found, other) if len(other) == len(found) else found
-        if not stacks:
-            return ax.resized(found, shape)
         of_same_tokens = len({part.place for part in parts}) == 1
-        return (*found[:dim], ax.dimension(shape[dim], of_same_tokens), *found[dim:])
+        if stacks:
+            return (*found[:dim], ax.dimension(shape[dim], of_same_tokens), *found[dim:])
+        if of_same_tokens and len(set(sizes)) == 1 < len(parts) and dim not in ax.channel_dims(found):
+            return (*found[:dim], (ax.Factor(len(parts), True), *found[dim]), *found[dim + 1 :])
+        return ax.resized(found, shape)
 
     found = call.make(parts, back, back, axes=axes)
     found.roots = reduce(or_, (value.roots for value in live))
