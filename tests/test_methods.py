@@ -54,6 +54,13 @@ def test_gae_and_attention_equal_their_oracles(name):
     check(name, "attention", oracle.attention_maps(seen, *token, "max"), head_fusion="max")
 
 
+@pytest.mark.parametrize("name", ["siglip", "perception encoder"])
+def test_a_pool_fuses_its_heads_also_where_they_are_not_kept(name, monkeypatch):
+    """As on a GPU, or in large images, where A is computed from queries and keys on demand."""
+    monkeypatch.setattr(kernels, "SMALL", 0)
+    test_gae_and_attention_equal_their_oracles(name)
+
+
 @pytest.mark.parametrize("name", LAYERED)
 def test_legrad_equals_its_oracle(name):
     family = models.FAMILIES[name]

@@ -12,7 +12,7 @@ from vitx.tape.backward import Attribution, Backward
 def attention(back: Backward, *, head_fusion: str = "mean") -> Attribution:
     """Compute readout^T fuse(A) of the last layer alone (Caron et al. 2021, arXiv 2104.14294, figure 1)."""
     found = []
-    for one, readout in back.read_out():
+    for one, readout in back.read_out(head_fusion):
         attended = readout.new_zeros(len(readout), one.weights.shape[3])
         for images, rows, matrix in fused(one.weights.tiles(), head_fusion):
             attended[images] += carry(readout[images][:, rows], matrix[:, None])

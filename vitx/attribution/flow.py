@@ -19,7 +19,7 @@ def flow(back: Backward, *, head_fusion: str = "mean", start_layer: int = 0) -> 
     """Compute attention flow, see `vitx.attention_flow`."""
     attentions = [one for layer in back.counting(start_layer) for one in layer.attentions]
     shapes = sorted({(one.weights.shape[0], *one.weights.shape[2:]) for one in attentions})
-    read = back.read_out()
+    read = back.read_out(head_fusion)
     if len(read) > 1 or len(shapes) > 1 or shapes[0][1] != shapes[0][2] or not _follow(back, attentions):
         raise VitxError(
             "attention flow takes layers that follow one another, in which all tokens of an image attend to "

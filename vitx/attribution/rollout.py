@@ -30,12 +30,6 @@ class Rollouts(Rule):
         """Take relevance back through an attention inside a residual."""
         return through_layer(relevance, weights, self.head_fusion, self.discard_ratio)
 
-    def pooling(self, relevance: Tensor, weights: Weights) -> Tensor | None:
-        """Take relevance back through an attention without a residual, which is the fused A alone."""
-        if self.head_fusion == "mean":
-            return None
-        return through_layer(relevance, weights, self.head_fusion, residual=False)[0]
-
 
 @register("rollout", fused_heads=True, title="attention rollout")
 def rollout(

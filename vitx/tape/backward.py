@@ -126,12 +126,15 @@ class Backward:
         check(conservation, pixels, own, way.lost, positive=positive)
         return Attribution(self.grid.map(pixels, found.passed), conservation)
 
-    def read_out(self) -> list[tuple[Attention, Tensor]]:
-        """Return the attentions that no other builds upon, with the relevance of their queries, (T, Q)."""
+    def read_out(self, head_fusion: str = "mean") -> list[tuple[Attention, Tensor]]:
+        """Return the attentions that no other builds upon, with the relevance of their queries, (T, Q).
+
+        Between these and the output, `head_fusion` fuses the heads of attention that pools tokens.
+        """
         attentions = [one for layer in self.layers for one in layer.attentions] or self.tape.attentions
         before = reduce(or_, (one.value.above for one in attentions), 0)
         last = [one for one in attentions if not before >> one.value.number & 1]
-        return list(zip(last, self._read_at(last), strict=True))
+        return list(zip(last, self._read_at(last, head_fusion), strict=True))
 
     def rows_read(self, attentions: Sequence[Attention]) -> list[Tensor]:
         """Return which queries of each attention the output reads from, (T, Q) bool, on the CPU."""
@@ -141,9 +144,9 @@ class Backward:
         parts = on_host.split([rows.numel() for rows in read])
         return [part.view(rows.shape) for part, rows in zip(parts, read, strict=True)]
 
-    def _read_at(self, attentions: Sequence[Attention]) -> list[Tensor]:
+    def _read_at(self, attentions: Sequence[Attention], head_fusion: str = "mean") -> list[Tensor]:
         """Return how much the output reads from each attention's queries, (T, Q), as if none mixed tokens."""
-        way = Reading(self.tape)
+        way = Reading(self.tape, head_fusion)
         found = way.run({self.end: self.start}, [one.value for one in attentions])
         check_lost(way.lost)
         return [summed(found.at(one), [1, 3]) for one in attentions]

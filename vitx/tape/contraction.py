@@ -87,10 +87,16 @@ class Layout:
     over_channels: bool  # whether the keys are channels of the same tokens
 
     @classmethod
-    def of(cls, contraction: Contraction, weights: Operand, values: Operand) -> "Layout":
-        """Derive the role of each dimension from the axes of the values."""
+    def of(
+        cls, contraction: Contraction, weights: Operand, values: Operand, of_weights: ax.Axes = ()
+    ) -> "Layout":
+        """Derive the role of each dimension from the axes of the values, and from those of the weights.
+
+        Several heads may share values: they lie among the queries then, as channels of their tokens.
+        """
         assert values.value is not None
         axes = ax.reshaped(values.value.axes, values.shape) or ()
+        asked = ax.reshaped(of_weights, weights.shape) or ax.tokens(weights.shape)
         sizes: list[int] = []
         groups: dict[str, list[int]] = {letter: [] for letter in "THQKD"}
         split: dict[str, list[int]] = {"THQK": [], "THKD": [], "THQD": []}
@@ -98,8 +104,9 @@ class Layout:
         for dim, (a, v) in enumerate(zip(weights.shape, values.shape, strict=True)):
             shared = (a == 1) == (v == 1)
             letter = "K" if dim in contraction.summed else "" if shared else "Q" if v == 1 else "D"
-            for factor in axes[dim] if shared else ax.dimension(max(a, v), False):
-                groups[letter or ("H" if factor.channels else "T")].append(len(sizes))
+            for factor in axes[dim] if shared else asked[dim] if letter == "Q" else ax.dimension(v, False):
+                role = letter or ("H" if factor.channels else "T")
+                groups["H" if letter == "Q" and factor.channels else role].append(len(sizes))
                 sizes.append(factor.size)
                 split["THQK"].append(1 if a == 1 else factor.size)
                 split["THKD"].append(1 if v == 1 else factor.size)
@@ -128,12 +135,17 @@ class Layout:
         copies = [p for p, size in enumerate(self.split["THKD"]) if size == 1 < found.shape[p]]
         return reshaped(summed(found, copies, keepdim=True), self.values)
 
-    def tokens_first(self, tensor: Tensor) -> Tensor:
-        """Bring (B, H, ...) of a fused kernel to (T, H, ...): B may contain heads, and H windows."""
-        order = self.groups["T"] + self.groups["H"]
-        found = tensor.reshape(*(self.sizes[place] for place in range(len(order))), *tensor.shape[2:])
-        found = found.permute(*order, *range(len(order), found.ndim))
-        return found.reshape(-1, self.count("H"), *tensor.shape[2:])
+    def tokens_first(self, tensor: Tensor, letters: str) -> Tensor:
+        """Bring (B, H, N, ...) of a fused kernel to (T, H, N, ...), for N of Q or K, the last of the letters.
+
+        B may contain heads, H windows, and Q heads that share their keys.
+        """
+        order, rest = [place for letter in letters for place in self.groups[letter]], tensor.shape[3:]
+        split, places = self.split[letters + ("K" if letters == "THQ" else "D")], sorted(order)
+        found = tensor.reshape(*(split[place] for place in places), *rest)
+        found = found.expand(*(self.sizes[place] for place in places), *rest)
+        found = found.permute(*map(places.index, order), *range(len(order), found.ndim))
+        return found.reshape(*map(self.count, letters), *rest)
 
     def _order(self, letters: str) -> tuple[list[int], list[int]]:
         """Return the places of the factors of some letters, and those of all others."""

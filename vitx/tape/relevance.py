@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
+from vitx.functional.rollout import through_layer
 from vitx.functional.weights import Fuse, Weights
 from vitx.tape.attention import Attention
 from vitx.tape.axes import channel_dims
@@ -35,6 +36,7 @@ class Rule:
         grows: whether a layer passes on more than it received, as in GAE.
         whole: whether the rule needs all rows of A of a layer together.
         fuse: fuses the heads of tiles into one matrix, if nothing else is read from A and its gradient.
+        head_fusion: how to fuse the heads of an attention without a residual: "mean", "max" or "min".
     """
 
     start_layer: int = 0
@@ -44,6 +46,7 @@ class Rule:
     grows: bool = False
     whole: bool = False
     fuse: Fuse | None = None
+    head_fusion: str = "mean"
 
     def layer(self, relevance: Tensor, weights: Weights) -> tuple[Tensor | None, Tensor]:
         """Take the relevance of queries, (T, Q), through an attention inside a residual.
@@ -55,7 +58,9 @@ class Rule:
 
     def pooling(self, relevance: Tensor, weights: Weights) -> Tensor | None:
         """Do the same without a residual, to (T, K); None: by the mean head, with rows scaled to sum to 1."""
-        return None
+        if self.head_fusion == "mean":
+            return None
+        return through_layer(relevance, weights, self.head_fusion, residual=False)[0]
 
 
 class Propagation:
@@ -154,8 +159,10 @@ class Propagation:
 class Reading(Propagation):
     """Relevance that no attention moves: it finds how much of the output each row of an attention holds."""
 
-    def __init__(self, tape: Tape) -> None:
-        super().__init__(tape, Rule())
+    def __init__(self, tape: Tape, head_fusion: str = "mean") -> None:
+        rule = Rule()
+        rule.head_fusion = head_fusion
+        super().__init__(tape, rule)
 
     def _send(self, step: Step, arrived: list[Tensor]) -> Sent:
         if isinstance(step, Attention) and step.residuals:

@@ -67,7 +67,7 @@ class _Placing(Propagation):
             return []
         zero = rows.new_zeros(asked.shape, requires_grad=True)
         fused = attention.name.startswith("_scaled_dot_product")
-        laid = layout.tokens_first(zero) if fused else layout.grouped(zero, "THQK")
+        laid = layout.tokens_first(zero, "THQ") if fused else layout.grouped(zero, "THQK")
         (found,) = torch.autograd.grad(laid.mean((1, 3)), zero, rows, create_graph=True)
         scores = [step.outputs[0] for step in self._tape.steps if isinstance(step, Scores)]
         if not any(one.number > attention.origin and asked.made_from(one) for one in scores):

@@ -26,7 +26,7 @@ def attended(call: Call, contraction: Contraction, weights: Operand, values: Ope
     """Record weights times values that are written out in the model."""
     assert weights.value is not None
     assert values.value is not None
-    layout = Layout.of(contraction, weights, values)
+    layout = Layout.of(contraction, weights, values, weights.value.axes)
     matrix = layout.grouped(weights.tensor.detach(), "THQK")
     matrix = matrix if factor == 1 else matrix * factor
     laid = layout.grouped(values.tensor.detach(), "THKD")
@@ -113,7 +113,8 @@ def fused(call: Call) -> list[Value]:
     (batch, heads, q, _), k = query.shape, key.shape[2]
     weighing = Operand(query, of_query, (batch, heads, q, k, 1))
     values = Operand(value, of_value, (batch, heads, 1, k, value.shape[3]))
-    layout = Layout.of(Contraction(weighing, values, (3,)), weighing, values)
+    asking = (*(of_query.axes[:3] if of_query else ax.tokens((batch, heads, q))), *ax.tokens((k, 1)))
+    layout = Layout.of(Contraction(weighing, values, (3,)), weighing, values, asking)
     return [attention(call, _described(call, layout, query, key, value), layout, of_query, of_value)]
 
 
@@ -128,6 +129,7 @@ def _described(call: Call, layout: Layout, query: Tensor, key: Tensor, value: Te
     if mask is not None:
         mask = layout.grouped(mask.detach().expand(shape), "THQK")
     sums = call.outs[1] if len(call.outs) > 1 and call.outs[1].shape[:3] == query.shape[:3] else None
-    sums = None if sums is None else layout.tokens_first(sums)
-    operands = (layout.tokens_first(tensor) for tensor in (query, key, value))
+    sums = None if sums is None else layout.tokens_first(sums, "THQ")
+    pairs = ((query, "THQ"), (key, "THK"), (value, "THK"))
+    operands = (layout.tokens_first(tensor, letters) for tensor, letters in pairs)
     return dot_product(call.tape, *operands, mask=mask, scale=call["scale"], log_sum_exp=sums)

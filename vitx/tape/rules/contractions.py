@@ -254,12 +254,22 @@ def paired(call: Call, contraction: Contraction, factor: float, *, weighing: boo
         pairs = zip(values, shapes, strict=True)
         return [{*ax.channel_dims(ax.reshaped(of(value) or (), shape) or ())} for value, shape in pairs]
 
+    def axes_of_scores(of: list[ax.Axes]) -> ax.Axes | None:
+        """Return the axes of the output: those of the operand that has a dimension, or of the first one."""
+        first, second = (
+            ax.reshaped(one, shape) or ax.tokens(shape) for one, shape in zip(of, shapes, strict=True)
+        )
+        parts = (() if d in dims else first[d] or second[d] for d in range(len(out)))
+        return ax.reshaped(tuple(parts), after)
+
+    after = call.out.shape
     kind: Any = partial(
         Scores, contracts_channels=lambda: all({*dims} <= one for one in channels(lambda value: value.axes))
     )
     if weighing and any({*dims} & one for one in channels(lambda value: value.over)):
         found = call.make(values, None)  # one of them may attend to the other
     else:
-        found = call.make(values, relevance, gradient, kind=Mixture if weighing else kind)
+        axes = None if weighing else axes_of_scores
+        found = call.make(values, relevance, gradient, kind=Mixture if weighing else kind, axes=axes)
     found.kind = "weights" if weighing else "scores"
     return found

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial, reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -124,7 +125,10 @@ def _summed(call: Call, counted: Sequence[Value], live: Sequence[Value], options
         if tape.accounts:
             # An attention over channels, which is in no layer, counts, too.
             before = len(tape.layers) or any(isinstance(one, Attention) for one in tape.steps)
-            tape.streams[found] = tape.keeper.keep(call.out), int(before)
+            inside = [term.mass() != 0 for term in step.branches if term.mass is not None]
+            padded = len(inside) == len(step.branches) > 0  # only some tokens are in a branch
+            out = call.out * reduce(or_, inside) if padded else call.out
+            tape.streams[found] = tape.keeper.keep(out), int(before)
     found.place = tape.combined(found, counted)
     kinds = {value.kind for value in counted}
     if "scores" in kinds or kinds in ({"weights"}, {"size"}):

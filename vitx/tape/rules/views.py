@@ -184,6 +184,12 @@ def joined(call: Call) -> list[Value]:
             found.dim = old + 1 if stacks and old >= dim else old if stacks or old != dim else None
     if len(live) == len(parts) > 1 and len(set(sizes)) == 1:
         found.parts, found.along = live, marked(found.shape, dim, len(live))
+    pairs = zip(tensors, values, strict=True)
+    pads = [v is None and call.tensors.origin(t) == "fixed" and not t.any() for t, v in pairs]
+    if any(pads):
+        like, shapes, join = call.out.new_zeros(()), [t.shape for t in tensors], call.overload.function
+        real = [(shape, 0.0 if pad else 1.0) for shape, pad in zip(shapes, pads, strict=True)]
+        found.mass = lambda: join([like.new_full(shape, one) for shape, one in real], dim)
     return [found]
 
 

@@ -1,0 +1,262 @@
+"""Blocks that are written in many ways: keys that heads share, a class that attends alone, merged tokens.
+
+In each table, the first way is the plain one, and all others must have its maps.
+"""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import vitx
+
+WIDTH, TOKENS, HEADS = 12, 17, 4
+
+
+class Net(nn.Module):
+    """A class token, 16 patches and two blocks; `shared` is the number of heads of keys and values."""
+
+    def __init__(self, block, shared=HEADS):
+        super().__init__()
+        torch.manual_seed(5)
+        self.block, self.shared = block, shared
+        self.embed, self.head = nn.Conv2d(3, WIDTH, 8, 8), nn.Linear(WIDTH, 5)
+        self.first, self.place = (nn.Parameter(torch.randn(1, n, WIDTH)) for n in (1, TOKENS))
+        self.q, self.out = (nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in "12") for _ in "qo")
+        inner = WIDTH // HEADS * shared
+        self.k, self.v = (nn.ModuleList(nn.Linear(WIDTH, inner) for _ in "12") for _ in "kv")
+        self.norm, self.scale = nn.LayerNorm(WIDTH), nn.Parameter(torch.rand(WIDTH) + 0.5)
+        self.mlp = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 24), nn.GELU(), nn.Linear(24, WIDTH))
+        self.around = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH)
+        with torch.no_grad():
+            for one in (*self.q, *self.k):
+                one.weight *= 3
+
+    def forward(self, x):
+        patches = self.embed(x).flatten(2).mT
+        t = torch.cat([self.first.expand(len(x), -1, -1), patches], 1) + self.place
+        for layer in range(2):
+            t = self.block(self, layer, t)
+        return self.head(t[:, 0])
+
+    def projected(self, layer, t):
+        pairs = ((self.q, HEADS), (self.k, self.shared), (self.v, self.shared))
+        t = self.norm(t)
+        return [one[layer](t).unflatten(-1, (heads, -1)).transpose(1, 2) for one, heads in pairs]
+
+    def branch(self, layer, t):
+        q, k, v = self.projected(layer, t)
+        return self.out[layer]((weights(q, k) @ v).transpose(1, 2).flatten(2))
+
+    def of_class(self, layer, t):
+        """Return what the class token gets from all, (B, 1, C)."""
+        q, k, v = self.projected(layer, t)
+        return self.out[layer]((weights(q[:, :, :1], k) @ v).transpose(1, 2).flatten(2))
+
+
+def weights(q, k):
+    return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+
+
+def attends(attend):
+    """Return a block whose heads are `attend(q, k, v)`, (B, heads, N, d)."""
+
+    def block(net, layer, t):
+        out = attend(*net.projected(layer, t)).transpose(1, 2).flatten(2)
+        t = t + net.out[layer](out)
+        return t + net.mlp(t)
+
+    return block
+
+
+def einsums(q, k, v):
+    q = q.unflatten(1, (k.shape[1], -1))
+    scores = torch.einsum("bgrid,bgjd->bgrij", q, k) / q.shape[-1] ** 0.5
+    return torch.einsum("bgrij,bgjd->bgrid", scores.softmax(-1), v).flatten(1, 2)
+
+
+def in_rows(attend):
+    """Return attention in which heads that share keys are further rows."""
+
+    def attended(q, k, v):
+        rows = q.unflatten(1, (k.shape[1], -1))
+        return attend(rows.flatten(2, 3), k, v).view_as(rows).flatten(1, 2)
+
+    return attended
+
+
+def in_rows_last(q, k, v):
+    rows = q.unflatten(1, (k.shape[1], -1)).transpose(2, 3)
+    return (
+        F.scaled_dot_product_attention(rows.flatten(2, 3), k, v).view_as(rows).transpose(2, 3).flatten(1, 2)
+    )
+
+
+def repeated(attend):
+    return lambda q, k, v: attend(q, *(x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v)))
+
+
+def plain(q, k, v):
+    return weights(q, k) @ v
+
+
+SHARED_KEYS = {
+    "repeated": repeated(plain),
+    "repeated, fused": repeated(F.scaled_dot_product_attention),
+    "broadcast": lambda q, k, v: (
+        weights(q.unflatten(1, (k.shape[1], -1)), k[:, :, None]) @ v[:, :, None]
+    ).flatten(1, 2),
+    "head by head": lambda q, k, v: torch.cat(
+        [plain(q[:, [h]], *(x[:, [h * x.shape[1] // HEADS]] for x in (k, v))) for h in range(HEADS)], 1
+    ),
+    "einsum": einsums,
+    "in rows": in_rows(plain),
+    "in rows, fused": in_rows(F.scaled_dot_product_attention),
+    "in rows, tokens first": in_rows_last,
+}
+
+
+def is_class(t):
+    return (torch.arange(TOKENS) == 0)[:, None].to(t)
+
+
+def in_place(net, layer, t):
+    found = net.of_class(layer, t)
+    t = t.clone()
+    t[:, :1] += found
+    return t
+
+
+def into_zeros(net, layer, t):
+    out = torch.zeros_like(t)
+    out[:, 0] = net.of_class(layer, t)[:, 0]
+    return t + out
+
+
+CLASS_ALONE = {
+    "cat": lambda net, n, t: torch.cat([t[:, :1] + net.of_class(n, t), t[:, 1:]], 1),
+    "in place": in_place,
+    "padded": lambda net, n, t: t + F.pad(net.of_class(n, t), (0, 0, 0, TOKENS - 1)),
+    "padded by cat": lambda net, n, t: t + torch.cat([net.of_class(n, t), torch.zeros_like(t[:, 1:])], 1),
+    "index_add": lambda net, n, t: t.index_add(1, torch.tensor([0]), net.of_class(n, t)),
+    "where": lambda net, n, t: torch.where(is_class(t) > 0, t + net.of_class(n, t), t),
+    "masked": lambda net, n, t: t + is_class(t) * net.of_class(n, t),
+    "masked, of all": lambda net, n, t: t + is_class(t) * net.branch(n, t),
+    "slice_scatter": lambda net, n, t: t.slice_scatter(t[:, :1] + net.of_class(n, t), 1, 0, 1),
+    "into zeros": into_zeros,
+}
+
+
+def pairs():
+    return torch.kron(torch.eye(8, dtype=torch.float64), torch.full((1, 2), 0.5, dtype=torch.float64))
+
+
+def place_of(p):
+    return (torch.arange(16) // 2)[None, :, None].expand(len(p), -1, WIDTH)
+
+
+def zeros(p):
+    return torch.zeros(len(p), 8, WIDTH, dtype=p.dtype)
+
+
+MERGED = {
+    "mean": lambda p: p.unflatten(1, (8, 2)).mean(2),
+    "slices": lambda p: (p[:, ::2] + p[:, 1::2]) / 2,
+    "matmul": lambda p: pairs() @ p,
+    "einsum": lambda p: torch.einsum("mn,bnc->bmc", pairs(), p),
+    "avg_pool1d": lambda p: F.avg_pool1d(p.mT, 2).mT,
+    "a fixed convolution": lambda p: (
+        F.conv1d(p.mT, torch.full((WIDTH, 1, 2), 0.5, dtype=p.dtype), stride=2, groups=WIDTH).mT
+    ),
+    "index_add": lambda p: zeros(p).index_add(1, torch.arange(16) // 2, p) / 2,
+    "scatter_reduce": lambda p: zeros(p).scatter_reduce(1, place_of(p), p, "mean", include_self=False),
+    "lerp": lambda p: torch.lerp(p[:, ::2], p[:, 1::2], 0.5),
+    "one by one": lambda p: torch.stack([two.mean(1) for two in p.split(2, 1)], 1),
+}
+
+
+def merges(merge):
+    def block(net, layer, t):
+        t = t + net.branch(layer, t)
+        return t if layer else torch.cat([t[:, :1], merge(t[:, 1:])], 1)
+
+    return block
+
+
+SCALED = {
+    "times": lambda t, f, g: t + g * f,
+    "addcmul": lambda t, f, g: torch.addcmul(t, f, g),
+    "in place": lambda t, f, g: f.mul_(g).add_(t),
+    "einsum": lambda t, f, g: t + torch.einsum("bnc,c->bnc", f, g),
+    "a diagonal matrix": lambda t, f, g: t + f @ torch.diag(g),
+    "less the negative": lambda t, f, g: t - (-g) * f,
+    "stack": lambda t, f, g: torch.stack([t, g * f]).sum(0),
+    "twice the mean": lambda t, f, g: torch.stack([t, g * f]).mean(0) * 2,
+    "twice lerp": lambda t, f, g: 2 * torch.lerp(t, g * f, 0.5),
+    "baddbmm": lambda t, f, g: torch.baddbmm(t, f, torch.diag(g).expand(len(t), -1, -1)),
+}
+
+
+def scales(scale):
+    def block(net, layer, t):
+        t = scale(t, net.branch(layer, t), net.scale)
+        return t + net.mlp(t)
+
+    return block
+
+
+def picture(t):
+    return t[:, 1:].mT.unflatten(2, (4, 4))
+
+
+AROUND = {
+    "cat": lambda net, t: torch.cat([t[:, :1], t[:, 1:] + net.around(picture(t)).flatten(2).mT], 1),
+    "padded": lambda net, t: t + F.pad(net.around(picture(t)).flatten(2).mT, (0, 0, 1, 0)),
+    "as a picture": lambda net, t: torch.cat(
+        [t[:, :1], (picture(t) + net.around(picture(t))).flatten(2).mT], 1
+    ),
+}
+
+
+def looks_around(place):
+    return lambda net, layer, t: (t := place(net, t)) + net.branch(layer, t)
+
+
+TABLES = {
+    "keys of two heads": (SHARED_KEYS, attends, 2),
+    "keys of one head": (SHARED_KEYS, attends, 1),
+    "a class alone": (CLASS_ALONE, lambda block: block, HEADS),
+    "merged tokens": (MERGED, merges, HEADS),
+    "a scaled branch": (SCALED, scales, HEADS),
+    "a convolution of places": (AROUND, looks_around, HEADS),
+}
+WAYS = [(name, way) for name, (table, _, _) in TABLES.items() for way in [*table][1:]]
+PASSES = (
+    {"rollout": {}, "grad_rollout": {}, "gae": {}, "evidence": {}},
+    {"rollout": {"head_fusion": "max"}, "grad_rollout": {"gradient": "plain"}},
+)
+
+
+@functools.cache
+def explained(name, way):
+    """Return the output and all maps of a block that is written in some way."""
+    table, make, shared = TABLES[name]
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model = Net(make(table[way]), shared).double().eval()
+    found = [
+        one for passed in PASSES for one in vitx.explain_methods(model, images, passed, target=1).values()
+    ]
+    return found[0].logits, [one.maps for one in found]
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+def test_a_block_has_the_same_maps_however_it_is_written(name, way):
+    (output, found), (wanted_output, wanted) = (
+        explained(name, way),
+        explained(name, next(iter(TABLES[name][0]))),
+    )
+    torch.testing.assert_close(output, wanted_output)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9 * other.max().item())
