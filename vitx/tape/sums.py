@@ -13,8 +13,6 @@ from vitx.tape.attention import Attention
 from vitx.tape.expanded import fitted, over, scaled
 from vitx.tape.values import Step, Value, Via, after
 
-_BY_TOKEN = ("linear", "native_layer_norm", "_fused_rms_norm", "gelu", "silu", "relu", "mul")
-
 
 class Sum(Step):
     """A sum of live values.
@@ -34,7 +32,6 @@ class Sum(Step):
         passed = frozenset() if self.stream is None else self.stream.open
         others = [] if self.stream is None else [term for term in self.inputs if term is not self.stream]
         self.branches = [term for term in others if term.open - passed]
-        self._by_token: bool | None = None  # computed on demand
         self.closes: frozenset[Attention] = frozenset().union(*(term.open for term in self.branches)) - passed
 
     def back(self, arrived: list[Tensor], shares: Sequence[float] | None = None) -> list[Tensor | None]:
@@ -45,11 +42,9 @@ class Sum(Step):
     def returns_to_stream(self, r: Tensor) -> bool:
         """Return whether all branches return relevance to its own token in the stream, as an MLP does."""
         stream = self.stream
-        if stream is None or self.vias or stream.shape != r.shape or r.stride(-1):
+        if stream is None or self.vias or r.stride(-1):
             return False
-        if self._by_token is None:
-            self._by_token = all(_of_tokens(term, stream) for term in self.inputs)
-        return self._by_token
+        return all((t.place, t.shape, t.mass) == (stream.place, r.shape, None) for t in self.inputs)
 
     def shares(self) -> list[float]:
         """Return each term's share of the relevance, if a token keeps half of it through a residual."""
@@ -109,18 +104,6 @@ class Sum(Step):
             if all(common >> attention.origin & 1 for term in attended for attention in term.open):
                 return attended
         return self.inputs
-
-
-def _of_tokens(value: Value, stream: Value) -> bool:
-    """Return whether a value was computed from each token of the stream alone; channels come last."""
-    while value is not stream:
-        step = value.made_by
-        if step is None or step.name not in _BY_TOKEN or len(step.inputs) != 1 or value.mass is not None:
-            return False
-        if value.shape[:-1] != stream.shape[:-1] or step.inputs[0].shape[:-1] != stream.shape[:-1]:
-            return False
-        value = step.inputs[0]
-    return value.mass is None
 
 
 def _by_heads(terms: Sequence[Value], attentions: frozenset[Attention]) -> dict[Value, float]:
