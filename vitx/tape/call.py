@@ -205,7 +205,7 @@ class Transpose:
             if isinstance(value, _Hole):
                 return points[value]
             if isinstance(value, Tensor):
-                value = value.clone() if value.is_inference() else value
+                value = (value.clone() if value.is_inference() else value).to(points[0].device)
                 return value.to(points[0].dtype) if value.is_floating_point() else value
             return value
 
@@ -235,7 +235,7 @@ class Transpose:
         differentiable = torch.is_grad_enabled() and any(g.requires_grad for g in gradients)
         with torch.enable_grad():
             leaves = [
-                like.new_zeros(shape) if point is None else point.tensor.to(like.dtype, copy=True)
+                like.new_zeros(shape) if point is None else point.tensor.to(like, copy=True)
                 for shape, point in zip(self._shapes, self._points, strict=True)
             ]
             outs = self.run([leaf.requires_grad_() for leaf in leaves])
