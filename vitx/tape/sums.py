@@ -67,9 +67,10 @@ class Sum(Step):
         inside = [r.new_ones(()) if mass is None else (mass() != 0).to(r) for mass in masses]
         parts = [share * real for share, real in zip(shares, inside, strict=True)]
         rest = [number for number, term in enumerate(self.inputs) if term is not self.stream]
-        held, theirs = sum((parts[n] for n in rest), r.new_zeros(())), r.new_tensor([shares[n] for n in rest])
+        due = r.new_tensor([shares[number] for number in rest]).sum()
+        held = sum((parts[number] for number in rest), r.new_zeros(()))
         for number in rest:
-            parts[number] = parts[number] * over(theirs.sum(), held)
+            parts[number] = parts[number] * over(due, held)
         whole = sum(parts, r.new_zeros(()))
         none = whole == 0  # padding in all terms with a share: divide among real elements
         parts = [torch.where(none, real, part) for real, part in zip(inside, parts, strict=True)]

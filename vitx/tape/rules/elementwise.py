@@ -188,8 +188,9 @@ def _along(factor: Tensor, shape: Sequence[int]) -> list[int]:
 def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = False) -> Value:
     """Record a product or quotient of two live values that is not summed.
 
-    A factor that weights the other or is a size is held constant, without relevance. One computed from the
-    other is held, too, and shares the relevance unless it is elementwise. Otherwise, each counts half.
+    A factor that weights the other, scales rows of weights or is a size is held constant, without relevance.
+    One computed from the other is held, too, and shares the relevance unless it is elementwise. Otherwise,
+    each counts half.
     """
     one, other = call.value(first), call.value(second)
     assert one is not None
@@ -197,8 +198,8 @@ def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = Fals
     if one.kind == other.kind == "exp" and one.base != other.base:
         return call.make(call.values, None)  # the exponential of a sum
     pairs = ((one, other),) if quotient else ((one, other), (other, one))
-    scaled_one = next((n for n, (weights, by) in enumerate(pairs) if _scales(by, weights)), None)
-    held = 1 if quotient else _held(one, other) if scaled_one is None else 1 - scaled_one
+    rows = next((n for n, (weights, by) in enumerate(pairs) if _scales(by, weights)), None)
+    held = 1 if quotient else _held(one, other) if rows is None else 1 - rows
     moving = [(one, second), (other, first)]
     if held is not None:
         moving = [moving[1 - held]]
@@ -225,10 +226,10 @@ def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = Fals
     found.place = call.tape.combined(found, [one, other])
     if one.base == other.base and one.shape == other.shape:
         found.base, found.proportional = one.base, False
-    if scaled_one is not None:
+    if rows is not None:
         found.kind, found.over = "weights", value.over
         if value.over is None:
-            found.dim = reduced(shape, pairs[scaled_one][1].shape)
+            found.dim = reduced(shape, pairs[rows][1].shape)
     elif held is not None and value.kind in ("size", "scores", "weights"):
         found.kind = value.kind
     return found
