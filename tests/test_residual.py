@@ -192,7 +192,7 @@ class Unknown(Heads):
 )
 def test_heads_that_may_be_windows_are_refused(method, options):
     model, images = built(Unknown)
-    with pytest.raises(VitxError, match="several rows of an attention belong to the same token") as error:
+    with pytest.raises(VitxError, match="cannot be told from windows, as several of its rows") as error:
         explain(model, images, method, target=1, **options)
     assert "\n" not in str(error.value)
     assert explain(model, images, "rollout").maps.shape == (2, SIDE, SIDE)

@@ -119,6 +119,7 @@ class Propagation:
             values = self._rule.pooling(rows, step.weights)
             if values is None:
                 return through(step, [r])
+            self._check_heads(None, [step])
             return [(step.inputs[0], step.to_values(values))]
         values, stays = self._rule.layer(rows, self._weights(layer, step))
         sent: list[tuple[Value, Tensor | None]] = []
@@ -144,16 +145,20 @@ class Propagation:
             parts = [one.weights.with_gradient(self._gradients.at(one)) for one in heads]
         return parts[0] if len(parts) == 1 else joined(parts)
 
-    def _check_heads(self, layer: Layer, attentions: Sequence[Attention]) -> None:
-        """Raise a VitxError if heads pass for windows, as no operator showed which dimension holds them."""
+    def _check_heads(self, layer: Layer | None, attentions: Sequence[Attention]) -> None:
+        """Raise a VitxError if heads may be windows: no operator showed which dimension holds them."""
         for one in attentions if self._rule.of_heads else []:
-            if one.layout.count("H") == 1 and one.weights.shape[0] > self._tape.image.shape[0]:
-                rows = self._tokens_of(layer, one)
-                if len(rows[rows > 0].unique()) < (rows > 0).sum():
-                    raise VitxError(
-                        "several rows of an attention belong to the same token, and no operator shows that "
-                        "these are heads: take rollout with head_fusion='mean' and no discard_ratio"
-                    )
+            if one.layout.count("H") > 1 or one.weights.shape[0] <= self._tape.image.shape[0]:
+                continue
+            why = "no residual shows which tokens its rows belong to"
+            if layer is not None:
+                rows, why = self._tokens_of(layer, one), "several of its rows belong to the same token"
+                if len(rows[rows > 0].unique()) == (rows > 0).sum():
+                    continue
+            raise VitxError(
+                f"the heads of an attention cannot be told from windows, as {why}: take rollout with "
+                "head_fusion='mean' and no discard_ratio"
+            )
 
 
 class Reading(Propagation):

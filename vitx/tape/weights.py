@@ -14,19 +14,17 @@ from vitx.functional.tiles import Cut, Part, full
 from vitx.functional.weights import Weights
 from vitx.tape.tape import Tape
 
-_HALF = (torch.float16, torch.bfloat16)
-
 
 def stored(tape: Tape, weights: Tensor, value: Tensor, *, sums_to_1: bool | Tensor) -> Weights:
     """Describe an A that was computed in the forward pass; H is 1 if its heads were fused.
 
     Rows that half precision rounded are divided by their sum.
     """
-    kept = tape.keeper.keep(weights)
+    kept, half = tape.keeper.keep(weights), weights.dtype in (torch.float16, torch.bfloat16)
 
     def compute(part: Cut) -> Tensor:
         found = full(kept.tensor[part])
-        return found / found.sum(-1, keepdim=True) if weights.dtype in _HALF and sums_to_1 else found
+        return found / found.sum(-1, keepdim=True) if half and sums_to_1 else found
 
     return _described(tape, weights.shape, value, sums_to_1, compute)
 

@@ -125,12 +125,10 @@ def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
     if moves:
         by_place: AxesOf = lambda of: ax.by_place(of[0], lambda marks: transpose.run([marks])[0])  # noqa: E731
         axes = (axes or by_place) if len(values) == 1 else None
-    found = call.make([*values, own], relevance, gradient, axes=axes)
+    found, like = call.make([*values, own], relevance, gradient, axes=axes), call.out.new_zeros(())
     if not moves:
         if fills:
-            found.mass = lambda: (transpose.run(inside(call.out.new_zeros(()), alike=True))[0] != 0).to(
-                call.out.dtype
-            )
+            found.mass = lambda: (transpose.run(inside(like, alike=True))[0] != 0).to(like)
         return found
     found.roots = reduce(or_, (value.roots for value in values))
     if len({value.kind for value in values}) == 1:
@@ -138,7 +136,6 @@ def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
     if len(values) == 1:
         found.over = followed(found, values[0].over)
     if found.kind is None and (fills or any(mass is not None for mass in masses)):
-        like = call.out.new_zeros(())
 
         def mass() -> Tensor:
             reached = transpose.linear(inside(like, alike=True)) != 0
