@@ -14,14 +14,29 @@ import os
 import pytest
 import torch
 
-from tests import oracle, rewriting
+from tests import oracle
+from tests.rewriting.function import TARGET, Function
+from tests.rewriting.layers import LINEAR
+from tests.rewriting.matrices import Slow, expected, score, some_images
+from tests.rewriting.mixtures import (
+    PASSES,
+    alone,
+    distance,
+    everywhere,
+    explained,
+    mixtures,
+    named,
+    same_function,
+)
+from tests.rewriting.network import Written
+from tests.rewriting.sites import sites
 from vitx import VitxError, explain, explain_methods
 
 SEED = int(os.environ.get("VITX_SEED", "0"))
-MIXTURES = rewriting.mixtures(int(os.environ.get("VITX_MIXTURES", "40")), SEED)
-FUNCTIONS = {function: None for function, _ in rewriting.mixtures(12, 0)}
-ALONE = list(rewriting.alone())
-FAR = list(rewriting.alone(rewriting.far))
+MIXTURES = mixtures(int(os.environ.get("VITX_MIXTURES", "40")), SEED)
+FUNCTIONS = {function: None for function, _ in mixtures(12, 0)}
+ALONE = list(alone())
+FAR = list(alone(far=True))
 
 
 def told(case):
@@ -36,12 +51,10 @@ def described(function, how):
 
 def check(function, how):
     """Assert that the output is the same, and that the maps are those of the full matrices."""
-    model = rewriting.Written(function, how).eval()
-    assert rewriting.same_function(model) < 1e-9
-    wanted = rewriting.expected(function).maps
-    off = {
-        name: rewriting.distance(found, wanted[name]) for name, found in rewriting.explained(model).items()
-    }
+    model = Written(function, how).eval()
+    assert same_function(model) < 1e-9
+    wanted = expected(function).maps
+    off = {name: distance(found, wanted[name]) for name, found in explained(model).items()}
     wrong = {name: far for name, far in off.items() if not far < 1e-6}
     assert not wrong, f"{wrong}\n{described(function, how)}"
 
@@ -49,14 +62,14 @@ def check(function, how):
 @pytest.mark.parametrize("function", FUNCTIONS, ids=str)
 def test_two_ways_to_the_full_matrices_agree(function):
     """The matrices of the explicit network equal those of the plain spelling, linearized in another way."""
-    expected = rewriting.expected(function)
-    how = {place: "silu, scaled" for place in rewriting.sites(function) if place[0] == "activation"}
+    full = expected(function)
+    how = {place: "silu, scaled" for place in sites(function) if place[0] == "activation"}
     seen = oracle.observe(
-        rewriting.Written(function, how if function.activation == "quick" else {}),
-        *(rewriting.some_images(), rewriting.TARGET),
+        Written(function, how if function.activation == "quick" else {}),
+        *(some_images(), TARGET),
     )
     attentions, gradients = iter(seen.attentions), iter(seen.gradients)
-    layers = expected.seen["linearised"]
+    layers = full.seen["linearised"]
     for form, wanted, slope in zip(function.forms, layers.attentions, layers.gradients, strict=True):
         count = 2 if form in ("twins", "all") else 1
         found = torch.cat([next(attentions) for _ in range(count)], 1)
@@ -64,39 +77,39 @@ def test_two_ways_to_the_full_matrices_agree(function):
         found = torch.cat([next(gradients) for _ in range(count)], 1)
         assert torch.allclose(found, slope, rtol=1e-9, atol=1e-12)
     assert next(attentions, None) is None
-    assert sum(expected.parts) == pytest.approx(rewriting.score(expected.output).item(), rel=1e-9)
+    assert sum(full.parts) == pytest.approx(score(full.output).item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=str)
 def test_the_plain_gradient_is_that_of_small_differences(function):
     """A small change of one entry of A in the last layer changes the score by G times that change."""
-    step, slow = 1e-6, rewriting.Slow(function, held=False)
+    step, slow = 1e-6, Slow(function, held=False)
     with torch.no_grad():
-        slow(rewriting.some_images())
+        slow(some_images())
         at = [a.clone() for a in slow.layers[-1]]
     scores = []
     for sign in (1, -1):
-        changed = rewriting.Slow(function, held=False)
+        changed = Slow(function, held=False)
         changed.replaced = [a.clone() for a in at]
         changed.replaced[-1][1, 0, 3 if function.read == "patches" else 0, 5] += sign * step
         with torch.no_grad():
-            scores.append(rewriting.score(changed(rewriting.some_images())).item())
+            scores.append(score(changed(some_images())).item())
     query = 3 if function.read == "patches" else 0
     head = (len(at) - 1) * function.heads
-    slope = rewriting.expected(function).seen["plain"].gradients[-1][1, head, query, 5].item()
+    slope = expected(function).seen["plain"].gradients[-1][1, head, query, 5].item()
     assert (scores[0] - scores[1]) / (2 * step) == pytest.approx(slope, rel=1e-5, abs=1e-8)
 
 
 @pytest.mark.parametrize("case", ALONE, ids=told)
 def test_each_spelling_alone(case):
-    check(case[0], rewriting.everywhere(*case))
+    check(case[0], everywhere(*case))
 
 
-@pytest.mark.parametrize("linear", rewriting.LINEAR)
+@pytest.mark.parametrize("linear", LINEAR)
 def test_heads_are_no_windows_whatever_weights_they_have(linear):
-    function = rewriting.Function()
-    how = rewriting.everywhere(function, "project", "head by head")
-    check(function, how | rewriting.everywhere(function, "linear", linear))
+    function = Function()
+    how = everywhere(function, "project", "head by head")
+    check(function, how | everywhere(function, "linear", linear))
 
 
 @pytest.mark.parametrize("number", range(len(MIXTURES)), ids=lambda number: f"seed {SEED}, {number}")
@@ -107,16 +120,16 @@ def test_a_mixture_of_spellings(number):
 @pytest.mark.parametrize("case", FAR, ids=told)
 def test_what_is_written_from_further_away_is_right_or_refused(case):
     """It never silently gets another map."""
-    function, how = case[0], rewriting.everywhere(*case)
-    model = rewriting.Written(function, how).eval()
-    assert rewriting.same_function(model) < 1e-9
-    wanted = rewriting.expected(function).maps
-    for methods in rewriting.PASSES:
+    function, how = case[0], everywhere(*case)
+    model = Written(function, how).eval()
+    assert same_function(model) < 1e-9
+    wanted = expected(function).maps
+    for methods in PASSES:
         for method, options in methods.items():
-            name = rewriting.named(method, options)
+            name = named(method, options)
             with contextlib.suppress(VitxError):
-                found = rewriting.explained(model, [{method: options}])[name]
-                assert rewriting.distance(found, wanted[name]) < 1e-6, name
+                found = explained(model, [{method: options}])[name]
+                assert distance(found, wanted[name]) < 1e-6, name
 
 
 OPTIONS = (
@@ -131,35 +144,35 @@ HEADS = [case for case in ALONE if case[1] in ("attend", "merge", "attention")]
 @pytest.mark.parametrize("case", HEADS, ids=told)
 def test_all_heads_of_a_residual_are_fused_together(case):
     """Whatever holds them, "max" is over all of them, and `discard_ratio` applies to the fused matrix."""
-    function, how = case[0], rewriting.everywhere(*case)
-    model, images = rewriting.Written(function, how).eval(), rewriting.some_images()
-    seen = rewriting.expected(function).seen
+    function, how = case[0], everywhere(*case)
+    model, images = Written(function, how).eval(), some_images()
+    seen = expected(function).seen
     options = OPTIONS[HEADS.index(case) % len(OPTIONS)]
     asked = {"rollout": options, "grad_rollout": options}
     if case[2] == "queries in two parts" and "discard_ratio" in options:
         with pytest.raises(VitxError, match="computed in parts"):
-            explain_methods(model, images, asked, target=rewriting.TARGET)
+            explain_methods(model, images, asked, target=TARGET)
         return
-    found = explain_methods(model, images, asked, target=rewriting.TARGET)
+    found = explain_methods(model, images, asked, target=TARGET)
     fusion, discard = options.get("head_fusion", "mean"), options.get("discard_ratio", 0.0)
     for method, explanation in found.items():
         wanted = oracle.maps_of(
             *(seen["linearised"], method, 1, function.read, fusion, discard, options.get("start_layer", 0))
         )
         maps = explanation.maps.flatten(1)
-        assert torch.allclose(maps, wanted, rtol=0, atol=1e-12) or rewriting.distance(maps, wanted) < 1e-6, (
+        assert torch.allclose(maps, wanted, rtol=0, atol=1e-12) or distance(maps, wanted) < 1e-6, (
             *(method, options),
         )
 
 
 def test_another_function_has_another_map():
     """The oracle distinguishes functions; otherwise the tests above would prove little."""
-    plain = rewriting.Function()
-    found = explain(rewriting.Written(plain).eval(), rewriting.some_images(), target=rewriting.TARGET).maps
-    assert rewriting.distance(found, rewriting.expected(plain).maps["rollout"]) < 1e-9
+    plain = Function()
+    found = explain(Written(plain).eval(), some_images(), target=TARGET).maps
+    assert distance(found, expected(plain).maps["rollout"]) < 1e-9
     for other in (
-        rewriting.Function(("serial", "twins")),
-        rewriting.Function(read="patches"),
-        rewriting.Function(heads=2),
+        Function(("serial", "twins")),
+        Function(read="patches"),
+        Function(heads=2),
     ):
-        assert rewriting.distance(found, rewriting.expected(other).maps["rollout"]) > 1e-3
+        assert distance(found, expected(other).maps["rollout"]) > 1e-3

@@ -1,0 +1,109 @@
+"""Networks that are written at random, and their maps by vitx."""
+
+import math
+import random
+
+import torch
+
+from tests.rewriting.function import TARGET, Function
+from tests.rewriting.images import READS
+from tests.rewriting.layers import ACTIVATIONS
+from tests.rewriting.matrices import expected, some_images
+from tests.rewriting.sites import FAR, sites, tables
+from vitx import explain_methods
+
+PASSES = (
+    {"rollout": {}, "grad_rollout": {}, "gae": {}, "evidence": {}},
+    {"grad_rollout": {"gradient": "plain"}, "gae": {"gradient": "plain"}},
+)
+
+
+def named(method, options):
+    """Return the name of a map in `Expected`."""
+    return f"{method}, {options.get('gradient', 'linearised')}" if method in PASSES[1] else method
+
+
+def map_of(method, explanation):
+    return explanation.signed if method == "evidence" else explanation.maps
+
+
+def distance(found, wanted):
+    """Return the error relative to the largest value of each map; infinite if the grids differ."""
+    if found.shape != wanted.shape:
+        return math.inf
+    off = (found.double() - wanted).abs().flatten(1).amax(1)
+    return (off / wanted.abs().flatten(1).amax(1)).max().item()
+
+
+def explained(model, passes=PASSES):
+    """Return the maps of all methods, named as in `Expected`."""
+    maps = {}
+    for methods in passes:
+        found = explain_methods(model, some_images(), methods, target=TARGET)
+        for method, explanation in found.items():
+            maps[named(method, methods[method])] = map_of(method, explanation)
+    return maps
+
+
+def same_function(model):
+    """Return how far the output is from that of the function."""
+    with torch.no_grad():
+        return (model(some_images()) - expected(model.function).output).abs().max().item()
+
+
+IN_PARTS = {"image by image", "mm for each", "query by query", "queries in two parts"}
+
+
+def mixture(rng):
+    """Draw a function and a spelling of it at random."""
+    function = Function(
+        tuple(
+            rng.choice(["serial", "serial", "beside", "twins", "all"]) for _ in range(rng.choice([2, 2, 3]))
+        ),
+        rng.choice(list(ACTIVATIONS)),
+        rng.choice(["token", "token", "patches"]),
+        rng.choice([2, 3]),
+    )
+    known, often = tables(function), rng.choice([0.15, 0.4, 0.8])
+    how = {}
+    for kind, place in sites(function):
+        # an attention in one piece has no steps to spell
+        rare = 0.2 if kind == "attention" else 1
+        if rng.random() < often * rare:
+            how[kind, place] = rng.choice(list(known[kind]))
+    for layer, form in enumerate(function.forms):
+        first, second = f"{layer}a", f"{layer}b"
+        parts = IN_PARTS & {how.get(("attend", first)), how.get(("attend", second))}
+        if form in ("twins", "all") and parts:  # heads of a residual in different parts are refused
+            how["attend", first] = how["attend", second] = sorted(parts)[0]
+            how.pop(("attention", first), None)
+            how.pop(("attention", second), None)
+    return function, how
+
+
+def alone(far=False):
+    """Yield (function, kind, spelling) for each spelling of each kind, which is used at all its sites."""
+    for kind in tables(Function()):
+        if kind == "activation":
+            functions = [Function(activation=name) for name in ACTIVATIONS]
+        elif kind == "read":
+            functions = [Function(read=name) for name in READS]
+        elif kind == "sum":
+            functions = [Function(), Function(("all", "beside"))]
+        elif kind in ("merge", "attention"):
+            functions = [Function(), Function(("twins", "all"))]
+        else:
+            functions = [Function()]
+        for function in functions:
+            for spelling in (FAR if far else tables(function)).get(kind, ()):
+                yield function, kind, spelling
+
+
+def everywhere(function, kind, spelling):
+    """Return {(kind, place): spelling} with the same spelling for all sites of a kind."""
+    return {(other, place): spelling for other, place in sites(function) if other == kind}
+
+
+def mixtures(count, seed):
+    rng = random.Random(seed)
+    return [mixture(rng) for _ in range(count)]
