@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from vitx.tape.expanded import added, core, core_sizes, fitted, reshaped, scaled, spread, summed
+from vitx.tape.expanded import added, core, fitted, reshaped, scaled, spread, summed
 
 SHAPE = (2, 3, 4, 5)
 
@@ -93,21 +93,6 @@ def test_reshaped(shape):
 def test_what_stays_apart_stays_expanded(dims, shape, left):
     sizes = [1 if dim in dims else size for dim, size in enumerate(SHAPE)]
     assert stored(reshaped(torch.randn(sizes).expand(SHAPE), shape)) == left
-
-
-@pytest.mark.parametrize(
-    ("inner", "before", "after", "wanted"),
-    [
-        ((2, 1), (2, 6), (2, 2, 3), (2, 1, 1)),
-        ((1, 6), (2, 6), (2, 2, 3), (1, 2, 3)),
-        ((2, 1), (2, 6), (12,), None),
-        ((1, 1), (2, 6), (12,), (1,)),
-        ((2, 1), (2, 6), (3, 4), None),
-        ((1, 2, 1), (1, 2, 6), (2, 6), (2, 1)),
-    ],
-)
-def test_core_sizes(inner, before, after, wanted):
-    assert core_sizes(torch.Size(inner), torch.Size(before), after) == wanted
 
 
 @pytest.mark.parametrize("size", [0, 4])

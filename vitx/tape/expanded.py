@@ -6,14 +6,9 @@ the result, so relevance of shape (B, N, C) costs as much as (B, N).
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
-from itertools import groupby
-from operator import itemgetter
 
 import torch
-from torch import Size, Tensor
-
-from vitx.tape import axes as ax
+from torch import Tensor
 
 Shape = Sequence[int]
 
@@ -88,45 +83,20 @@ def spread(part: Tensor, shape: Shape, dims: Shape) -> Tensor:
 
 
 def reshaped(tensor: Tensor, shape: Shape) -> Tensor:
-    """Reshape, and keep dimensions expanded that do not merge with others."""
+    """Reshape, and keep dimensions expanded where possible: always, but between merged dimensions."""
     shape = tuple(shape)
-    if tensor.shape == shape:
-        return tensor
-    if 0 not in tensor.stride():
-        return tensor.reshape(shape)
-    inner = core(tensor)
-    kept, sizes = apart(inner.shape, tensor.shape, shape)
-    return inner.expand(kept).reshape(sizes).expand(shape)
+    try:
+        return tensor.view(shape)
+    except RuntimeError:  # merged dimensions have to be copied: only those, and what lies between them
+        first = _alike(tensor.shape, shape)
+        last = _alike(tensor.shape[first:][::-1], shape[first:][::-1])
+        outer = [*range(first), *range(tensor.ndim - last, tensor.ndim)]
+        once = [slice(1 if dim in outer and tensor.stride(dim) == 0 else None) for dim in range(tensor.ndim)]
+        inner = tensor[tuple(once)]
+        middle = shape[first : len(shape) - last]
+        return inner.reshape(*inner.shape[:first], *middle, *inner.shape[tensor.ndim - last :]).expand(shape)
 
 
-@lru_cache(4096)
-def apart(inner: Size, before: Size, after: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shape of a core before and after a reshape; merged dimensions are no longer expanded.
-
-    Example:
-        >>> apart((2, 1, 9, 1), (2, 3, 9, 4), (6, 9, 4))
-        ((2, 3, 9, 1), (6, 9, 1))
-    """
-    kept, sizes = tuple(before), after
-    for dim, (own, size) in enumerate(zip(inner, before, strict=True)):
-        trial = (*kept[:dim], own, *kept[dim + 1 :])
-        if own < size and (found := core_sizes(trial, tuple(before), after)) is not None:
-            kept, sizes = trial, found
-    return kept, sizes
-
-
-def core_sizes(inner: Shape, before: Shape, after: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return the shape of a core after a reshape; None if expanded dimensions merge with others.
-
-    Example:
-        >>> core_sizes((2, 9, 1), (2, 9, 12), (2, 3, 3, 4, 3))
-        (2, 3, 3, 1, 1)
-        >>> core_sizes((2, 9, 1), (2, 9, 12), (2, 108))
-    """
-    wide = [(size, size != one) for size, one in zip(before, inner, strict=True) if size > 1]
-    groups = [(expanded, list(group)) for expanded, group in groupby(wide, itemgetter(1))]
-    parts = (ax.dimension(math.prod(size for size, _ in group), expanded) for expanded, group in groups)
-    found = ax.reshaped(tuple(parts), after)
-    if found is None or any(len({factor.channels for factor in part}) > 1 for part in found):
-        return None
-    return tuple(1 if part and part[0].channels else size for part, size in zip(found, after, strict=True))
+def _alike(before: Shape, after: Shape) -> int:
+    """Return the number of leading dimensions of equal size."""
+    return next((n for n, (one, other) in enumerate(zip(before, after, strict=False)) if one != other), 0)
