@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitx.tape.recorder import Recorder
-from vitx.tape.tape import Tape, place_of
+from vitx.tape.tape import Tape, location_of
 
 
 class Inner(nn.Module):
@@ -38,7 +38,7 @@ def recorded(model, named=True):
 
 
 def test_each_step_knows_its_module_and_its_line():
-    places = {step.name: step.place for step in recorded(Outer()).steps}
+    places = {step.name: step.location for step in recorded(Outer()).steps}
     assert places["linear"][0] == "layers.0"
     assert places["add"] == ("layers.1", "return F.gelu(x + 1)")
     assert places["gelu"] == ("layers.1", "return F.gelu(x + 1)")
@@ -46,7 +46,7 @@ def test_each_step_knows_its_module_and_its_line():
 
 
 def test_places_are_not_looked_up_where_nobody_asks():
-    assert all(step.place is None for step in recorded(Outer(), named=False).steps)
+    assert all(step.location is None for step in recorded(Outer(), named=False).steps)
 
 
 def test_what_has_no_rule_knows_its_place_anyway():
@@ -56,8 +56,8 @@ def test_what_has_no_rule_knows_its_place_anyway():
 
     (step,) = recorded(Unknown(), named=False).steps
     assert step.relevance is None
-    assert step.place == ("Unknown", "return torch.linalg.pinv(x)")
+    assert step.location == ("Unknown", "return torch.linalg.pinv(x)")
 
 
 def test_outside_of_the_model_there_is_none():
-    assert place_of(Outer()) is None
+    assert location_of(Outer()) is None

@@ -112,7 +112,7 @@ class Trace:
             found = [self.relevance[v] for v in step.outputs if v in self.relevance]
             share = f"{sum(float(r.sum()) for r in found) / batch:.4f}" if found else ""
             shape = " x ".join(map(str, step.outputs[0].shape))
-            rows.append((str(step.index), step.place[0] if step.place else "", step.name, shape, share))
+            rows.append((str(step.index), step.location[0] if step.location else "", step.name, shape, share))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows)
 

@@ -9,7 +9,7 @@ from vitx.attribution.registry import register
 from vitx.functional.tiles import Tile
 from vitx.tape.attention import Attention
 from vitx.tape.backward import Attribution, Backward
-from vitx.tape.expanded import over
+from vitx.tape.expanded import ratio
 from vitx.tape.grid import divided
 from vitx.tape.values import Value
 
@@ -31,7 +31,7 @@ def evidence(back: Backward, *, start_layer: int = 0) -> Attribution:
     accounts = [back.place(found).maps for found in (taken, back.contributions(start_layer)) if found]
     grid = [lcm(*counts) for counts in zip(*(maps.shape[1:] for maps in accounts), strict=True)]
     sizes = [maps.abs().sum(tuple(range(1, maps.ndim)), keepdim=True) for maps in accounts]
-    shares = [over(maps, size) for maps, size in zip(accounts, sizes, strict=True)]
+    shares = [ratio(maps, size) for maps, size in zip(accounts, sizes, strict=True)]
     signed = torch.stack([divided(share, grid) for share in shares]).sum(0)
     return Attribution(ranked(signed), back.accounted().expand(len(signed)), signed)
 

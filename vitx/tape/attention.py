@@ -35,16 +35,16 @@ class Attention(Step):
         weights: A.
         layout: its layout in the tensors of the model.
         residuals: the residuals around it, each a `vitx.tape.sums.Sum`.
-        origin: the number of the last residual, or of the image, that its values were computed from.
+        last_residual: the number of the last residual, or of the image, that its values were computed from.
         divided: whether A was divided by its sums after it had multiplied the values.
     """
 
     divided = False
 
-    def __init__(self, *step: Any, weights: Weights, layout: Layout, origin: int) -> None:
+    def __init__(self, *step: Any, weights: Weights, layout: Layout, last_residual: int) -> None:
         super().__init__(*step)
         self.relevance = lambda arrived: [self.shared(arrived[0])]
-        self.weights, self.layout, self.origin = weights, layout, origin
+        self.weights, self.layout, self.last_residual = weights, layout, last_residual
         self.residuals: set[Any] = set()
 
     @property

@@ -132,7 +132,7 @@ class Backward:
         Between these and the output, `head_fusion` fuses the heads of attention that pools tokens.
         """
         attentions = [one for layer in self.layers for one in layer.attentions] or self.tape.attentions
-        before = reduce(or_, (one.value.above for one in attentions), 0)
+        before = reduce(or_, (one.value.ancestors for one in attentions), 0)
         last = [one for one in attentions if not before >> one.value.number & 1]
         return list(zip(last, self._read_at(last, head_fusion), strict=True))
 
@@ -232,7 +232,7 @@ class Backward:
         found = Walk({})
         groups = [self.tape.attentions] if one_score else [layer.attentions for layer in self.layers]
         for score, attentions in zip(self.scores, groups, strict=True):
-            if score.value.is_constant or not score.value.above:
+            if score.value.is_constant or not score.value.ancestors:
                 raise VitxError("the score does not depend on the image")
             fused = dict.fromkeys(self._small(rule.start_layer), rule.fuse) if rule and rule.fuse else {}
             watched = [attention.value for attention in attentions if attention not in fused]

@@ -129,7 +129,7 @@ class Call:
             self.tape, self.tensors, overload(function), args, {}, live, self.outs if out is None else [out]
         )
 
-    def answers(self) -> list[Value]:
+    def mask_sources(self) -> list[Value]:
         """Return the live values that masks and indices among the arguments were computed from."""
         known = map(self.tensors.get, tensors_in(*self.args, self.kwargs))
         return [one.source for one in known if one and one.source]
@@ -271,9 +271,9 @@ def _replaced(values: Any, change: Callable[[Any], Any]) -> Any:
     return change(values)
 
 
-Rule = Callable[[Call], list[Value]]
-RULES: dict[str, Rule] = {}
-R = TypeVar("R", bound=Rule)
+OperatorRule = Callable[[Call], list[Value]]
+RULES: dict[str, OperatorRule] = {}
+R = TypeVar("R", bound=OperatorRule)
 
 
 def rule(*names: str) -> Callable[[R], R]:

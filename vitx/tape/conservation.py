@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitx.errors import VitxError
-from vitx.tape.expanded import over
+from vitx.tape.expanded import ratio
 
 _TOLERANCE = 1e-3  # of what was accounted for
 _NEGATIVE = -1e-6
@@ -19,12 +19,12 @@ def share_of_images(arrived: Tensor, own: Tensor) -> Tensor:
     What arrived at the model's own tokens is split among the images in proportion to what each one lacks.
     """
     missing = 1 - arrived
-    return arrived + over(missing * own, missing.sum())
+    return arrived + ratio(missing * own, missing.sum())
 
 
 def share_of_sum(expected: Tensor, found: Tensor, size: Tensor) -> Tensor:
     """Return the share of a sum that was found, (1,); a difference is relative to the size of its parts."""
-    return (1 + over(found - expected, size))[None]
+    return (1 + ratio(found - expected, size))[None]
 
 
 def check_score(share: Tensor, dtype: torch.dtype) -> None:

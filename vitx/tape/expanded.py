@@ -31,7 +31,7 @@ def scaled(tensor: Tensor, factor: Tensor | float) -> Tensor:
     return (core(tensor) * factor).expand(tensor.shape)
 
 
-def over(part: Tensor, whole: Tensor) -> Tensor:
+def ratio(part: Tensor, whole: Tensor) -> Tensor:
     """Divide, but by 1 where the whole is 0."""
     return part / torch.where(whole == 0, 1, whole)
 

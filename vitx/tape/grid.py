@@ -11,7 +11,7 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.tape.attention import Attention
 from vitx.tape.axes import channel_dims
-from vitx.tape.expanded import core, over, summed
+from vitx.tape.expanded import core, ratio, summed
 from vitx.tape.rules.layers import CONVOLUTIONS
 from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
@@ -31,7 +31,7 @@ class Grid:
     def embedded(self) -> Value | None:
         """The output of the first call that applies weights to the pixels."""
         made = (s.outputs[0] for s in self._tape.steps if s.outputs[0].fan or s.name in CONVOLUTIONS)
-        return next((value for value in made if value.above >> self._image.number & 1), None)
+        return next((value for value in made if value.ancestors >> self._image.number & 1), None)
 
     @cached_property
     def stem(self) -> list[Value]:
@@ -106,8 +106,8 @@ class Grid:
         seen = alike > _ALIKE * alike.amax()
         if alike.amax() - alike[seen].amin() <= _ALIKE * alike.amax():
             return cells
-        even, whole = over(cells * seen, alike), tuple(range(1, cells.ndim))
-        return even * over(*(one.abs().sum(whole, keepdim=True) for one in (cells, even)))
+        even, whole = ratio(cells * seen, alike), tuple(range(1, cells.ndim))
+        return even * ratio(*(one.abs().sum(whole, keepdim=True) for one in (cells, even)))
 
     def _marked(self, value: Value) -> Tensor:
         """Give each token a number of its own, and return what the images get, as in `_at_image`."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.tape.attention import Attention, Mixture, Scores
-from vitx.tape.expanded import over
+from vitx.tape.expanded import ratio
 from vitx.tape.recorder import SQUASHING
 from vitx.tape.tape import Tape
 from vitx.tape.values import Value
@@ -34,7 +34,7 @@ class Score(NamedTuple):
         """Relevance that sums to 1 for each image, in proportion to |gradient|; even if that is 0."""
         size = self.gradient.abs()
         whole = size.flatten(1).sum(1).view(-1, *[1] * (size.ndim - 1)) if size.ndim > 1 else size
-        return torch.where(whole > 0, over(size, whole), evenly(self.output))
+        return torch.where(whole > 0, ratio(size, whole), evenly(self.output))
 
 
 def output_value(tape: Tape, value: Value | None) -> Value:
@@ -77,9 +77,9 @@ def _lacks_sum(tape: Tape, attention: Attention) -> bool:
     exponentials = attention.inputs[1]
     if exponentials.kind != "exp" or not attention.residuals or attention.divided:
         return False
-    roots = exponentials.roots
-    read = (step for step in tape.steps if any(value.roots == roots for value in step.inputs))
-    return any(step is not attention and step.outputs[0].roots != roots for step in read)
+    same = exponentials.rearranges
+    read = (step for step in tape.steps if any(value.rearranges == same for value in step.inputs))
+    return any(step is not attention and step.outputs[0].rearranges != same for step in read)
 
 
 def evenly(output: Tensor) -> Tensor:

@@ -1,7 +1,10 @@
 """Relevance along the tape: where the content of the output came from.
 
-If the share of a residual depends on A, its branch first gets all of the relevance. Once A has been read,
-what the rows of the attention keep goes to the stream, at the elements of the sum that it arrived from.
+Where the shares of a residual depend on A, with w as the sum of a row of the fused matrix W:
+
+1. The branch of the sum gets all of the relevance r.
+2. The attention sends W^T r / (1 + w) to its values, and tells that its rows keep r / (1 + w).
+3. What the rows keep goes to the stream, at those elements of the sum whose relevance came to these rows.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -15,7 +18,7 @@ from vitx.functional.rollout import through_layer
 from vitx.functional.weights import Fuse, Weights
 from vitx.tape.attention import Attention
 from vitx.tape.axes import channel_dims
-from vitx.tape.expanded import over, scaled, summed
+from vitx.tape.expanded import ratio, scaled, summed
 from vitx.tape.sums import Layer, Sum
 from vitx.tape.tape import Tape
 from vitx.tape.values import Step, Value
@@ -57,7 +60,7 @@ class Rule:
         return None, relevance
 
     def pooling(self, relevance: Tensor, weights: Weights) -> Tensor | None:
-        """Do the same without a residual, to (T, K); None: by the mean head, with rows scaled to sum to 1."""
+        """Do the same without a residual, to (T, K); None: by the mean head, rows summing to 1."""
         if self.head_fusion == "mean":
             return None
         return through_layer(relevance, weights, self.head_fusion, residual=False)[0]
@@ -102,7 +105,7 @@ class Propagation:
             self._entered[step] = arrived[0]
             return into_branches(step, arrived[0])
         if isinstance(step, Sum) and step.stream is not None:
-            shown = self._tape.named  # also of an MLP
+            shown = self._tape.named  # a trace also shows the relevance of MLPs
             if step in self._skipped or (not shown and step.returns_to_stream(arrived[0])):
                 return [(step.stream, step.to_term(step.stream, arrived[0]))]
         if step.relevance is None:
@@ -128,7 +131,7 @@ class Propagation:
             if self._rule.grows:
                 self.grown = self.grown + values.sum()
         for residual in layer.residuals & self._entered.keys() & step.residuals:
-            sent += to_stream(self._tape, residual, self._entered[residual], step, over(stays, rows))
+            sent += to_stream(self._tape, residual, self._entered[residual], step, ratio(stays, rows))
         return sent
 
     def _weights(self, layer: Layer, step: Attention) -> Weights:
@@ -200,7 +203,11 @@ def to_stream(
 
 
 def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Tensor) -> Tensor:
-    """Return the part of its relevance that each element of the sum keeps."""
+    """Return the part of its relevance that each element of the sum keeps.
+
+    This is the transpose of the walk from the sum to the rows, which autograd computes, for one of the
+    channels that share their relevance.
+    """
     alike = [dim for dim in _channels(residual) if r.stride(dim) == 0]
     sizes = [1 if dim in alike else size for dim, size in enumerate(r.shape)]
     with torch.enable_grad():
@@ -263,7 +270,7 @@ def tokens_of_rows(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
             starts = {term: part for term, part in into_branches(residual, r) if part is not None}
             arrived = walk(tape, starts, through, steps=steps).arrived.get(attention.value)
             row += 0 if arrived is None else summed(attention.arrived(arrived), [1, 3])
-    return (over(given[0], given[1]) * _EXACT).round().long()
+    return (ratio(given[0], given[1]) * _EXACT).round().long()
 
 
 def _channels(residual: Sum) -> list[int]:

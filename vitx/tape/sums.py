@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitx.tape.attention import Attention
-from vitx.tape.expanded import fitted, over, scaled
+from vitx.tape.expanded import fitted, ratio, scaled
 from vitx.tape.values import Step, Value, Via, after
 
 
@@ -44,7 +44,7 @@ class Sum(Step):
         stream = self.stream
         if stream is None or self.vias or r.stride(-1):
             return False
-        return all((t.place, t.shape, t.mass) == (stream.place, r.shape, None) for t in self.inputs)
+        return all((t.tokens, t.shape, t.mass) == (stream.tokens, r.shape, None) for t in self.inputs)
 
     def shares(self) -> list[float]:
         """Return each term's share of the relevance, if a token keeps half of it through a residual."""
@@ -59,7 +59,7 @@ class Sum(Step):
     def apportion(self, r: Tensor, shares: Sequence[float]) -> list[Tensor | None]:
         """Give each term its share of relevance; where an element of one is padding, the others get more.
 
-        They get it in place of a branch, of which some hold a part of the tokens, rather than of the stream.
+        What a branch cannot take goes to the other branches first, and to the stream last.
         """
         masses = [term.mass for term in self.inputs]
         if all(mass is None for mass in masses):
@@ -70,13 +70,13 @@ class Sum(Step):
         due = r.new_tensor([shares[number] for number in rest]).sum()
         held = sum((parts[number] for number in rest), r.new_zeros(()))
         for number in rest:
-            parts[number] = parts[number] * over(due, held)
+            parts[number] = parts[number] * ratio(due, held)
         whole = sum(parts, r.new_zeros(()))
         none = whole == 0  # padding in all terms with a share: divide among real elements
         parts = [torch.where(none, real, part) for real, part in zip(inside, parts, strict=True)]
         whole = sum(parts, r.new_zeros(()))
         return [
-            scaled(r, torch.where(whole == 0, share, over(part, whole)))
+            scaled(r, torch.where(whole == 0, share, ratio(part, whole)))
             for share, part in zip(shares, parts, strict=True)
         ]
 
@@ -91,18 +91,18 @@ class Sum(Step):
 
     def refuse_within(self, residuals: int) -> None:
         """Remove the rule if a term without attention comes from later `residuals` than attended terms."""
-        last = max((one.origin for term in self.inputs for one in term.open), default=0)
+        last = max((one.last_residual for term in self.inputs for one in term.open), default=0)
         others = [term for term in self.inputs if not term.open]
         later = residuals >> (last + 1) << (last + 1)
-        if len(others) < len(self.inputs) and any((t.above | 1 << t.number) & later for t in others):
+        if len(others) < len(self.inputs) and any((t.ancestors | 1 << t.number) & later for t in others):
             self.relevance = None
 
     def _ahead(self) -> list[Value]:
-        """Return the terms that count without a residual: those with attentions of one origin, else all."""
+        """Return the terms that count without a residual: attended ones after the same residual, else all."""
         attended = [term for term in self.inputs if term.open]
         if self.stream is None and attended and len(attended) < len(self.inputs):
-            common = reduce(and_, (term.above for term in self.inputs))
-            if all(common >> attention.origin & 1 for term in attended for attention in term.open):
+            common = reduce(and_, (term.ancestors for term in self.inputs))
+            if all(common >> attention.last_residual & 1 for term in attended for attention in term.open):
                 return attended
         return self.inputs
 
@@ -148,7 +148,7 @@ def stream_of(terms: Sequence[Value]) -> Value | None:
     """Return the term that all others were computed from; None if there is none."""
     for term in terms:
         others = [other for other in terms if other is not term]
-        if others and all(other.made_from(term) and other.roots & ~term.roots for other in others):
+        if others and all(other.made_from(term) and other.rearranges & ~term.rearranges for other in others):
             return term
     return None
 

@@ -64,7 +64,7 @@ class Tape:
     def append(self, step: Step) -> None:
         """Append a step."""
         if self.named or step.relevance is None:
-            step.place = place_of(self.model)
+            step.location = location_of(self.model)
         step.index = len(self.steps)
         self.steps.append(step)
         if isinstance(step, Attention):
@@ -75,9 +75,9 @@ class Tape:
         return self._first.setdefault(key, found.number)
 
     def combined(self, found: Value, values: Iterable[Value], *how: Any) -> int:
-        """Return the place of a combination of values, all with the same tokens or else in the same way."""
-        places = {value.place for value in values}
-        return places.pop() if len(places) == 1 and not how else self.same(found, *how, *sorted(places))
+        """Return the tokens of a combination of values, all with the same tokens or else in the same way."""
+        tokens = {value.tokens for value in values}
+        return tokens.pop() if len(tokens) == 1 and not how else self.same(found, *how, *sorted(tokens))
 
     def end(self, found: Value, tensor: Tensor, made_of: Value | None = None) -> None:
         """Store the output of a residual, or of the norm after it, as the last one of that many elements."""
@@ -104,7 +104,7 @@ class Tape:
         return layers_of(self.attentions)
 
 
-def place_of(model: nn.Module) -> tuple[str, str] | None:
+def location_of(model: nn.Module) -> tuple[str, str] | None:
     """Return the module that is running and its line of code; None if unknown."""
     names = {module: name or type(module).__name__ for name, module in model.named_modules()}
     frame: FrameType | None = sys._getframe(1)

@@ -20,6 +20,11 @@ AxesOf = Callable[[list[Axes]], Axes | None]
 class Value:
     """A live tensor, which depends on the image, at one moment; or a constant of the model.
 
+    It knows how it came about. Take y = x + (softmax(q @ k.T) @ v) @ w, where q, k and v come from x:
+    `q @ k.T` has the kind "scores", and its softmax "weights", so its product with v is an attention. This
+    stays open until y: there, the stream x, from which the other term was made, meets a term with an open
+    attention that x has not, and the sum is a residual. The product with w has the tokens of the attention.
+
     Attributes:
         number: values are numbered as they are created.
         shape: of the tensor.
@@ -27,19 +32,21 @@ class Value:
     """
 
     made_by: "Step | None" = None
-    above: int  # the numbers of all values that it was computed from, as a bit set
-    roots: int  # the numbers of the values that it merely rearranges, as a bit set
+    ancestors: int  # the numbers of all values that it was computed from, as a bit set
+    rearranges: (
+        int  # the numbers of the values that it merely rearranges, as a bit set: x.T, 2 * x, cat(x, y)
+    )
     open: frozenset[Any]  # the attentions that it went through since the last residual closed
-    base: int  # the number of the value that it is an elementwise function of
+    base: int  # the number of the value that it is an elementwise function of: relu(x), x * x
     proportional: bool = True  # whether that function is a multiplication by constants
-    place: int  # the number of a value with the same tokens: weights and constants change only channels
+    tokens: int  # the number of the first value with the same tokens: x @ w, norm(x), x + constant
     kind: Kind | None = None
     # The dimensions over which a softmax was taken, or is in the making, as axes in which only these have
     # channels.
-    over: Axes | None = None
+    softmax_over: Axes | None = None
     parts: list["Value"] | None = None  # the values joined along a dimension, if nothing else was done
     along: Axes | None = None  # the dimension that counts the parts, as axes in which only it has channels
-    fan: tuple[int, int] | None = None  # how many channels weights added up, and their roots
+    fan: tuple[int, int] | None = None  # how many channels weights added up, and what those rearranged
     sum: Any = None  # the step whose sum it is, up to constant factors
     via: Via | None = None  # takes its relevance to the shape of that sum; None if it has that shape
     # Returns how much each element counts in a sum, in its own shape or one that broadcasts to it: a constant
@@ -50,17 +57,17 @@ class Value:
     _axes: Axes | None = None
 
     def __init__(self, number: int, shape: Size, inputs: Sequence["Value"] = ()) -> None:
-        self.number, self.shape, self.base, self.place = number, shape, number, number
-        self.roots, self.above = 1 << number, 0
+        self.number, self.shape, self.base, self.tokens = number, shape, number, number
+        self.rearranges, self.ancestors = 1 << number, 0
         self.open = frozenset()
         for value in inputs:
-            self.above |= value.above | (1 << value.number)
+            self.ancestors |= value.ancestors | (1 << value.number)
             if value.open:
                 self.open = self.open | value.open
 
     def made_from(self, other: "Value") -> bool:
         """Return whether this was computed from the other value, or from all values that it rearranges."""
-        return bool((self.above >> other.number) & 1) or not other.roots & ~self.above
+        return bool((self.ancestors >> other.number) & 1) or not other.rearranges & ~self.ancestors
 
     @property
     def axes(self) -> Axes:
@@ -74,13 +81,13 @@ class Value:
     @property
     def dim(self) -> int | None:
         """The dimension of the softmax; None if unknown, or not a single whole dimension."""
-        over = self.over or ()
+        over = self.softmax_over or ()
         own = [dim for dim, part in enumerate(over) if any(factor.channels for factor in part)]
         return own[0] if len(own) == 1 and own == channel_dims(over) else None
 
     @dim.setter
     def dim(self, dim: int | None) -> None:
-        self.over = None if dim is None else marked(self.shape, dim, self.shape[dim])
+        self.softmax_over = None if dim is None else marked(self.shape, dim, self.shape[dim])
 
     def counts(self, dim: int) -> bool:
         """Return whether the outermost factor of a dimension counts the parts that were joined."""
@@ -105,7 +112,7 @@ class Step:
     axes: AxesOf | None = None  # from the axes of the inputs to those of the first output
     chooses: bool = False  # whether it selects elements at positions that depend on the image
     index: int = 0  # its place on the tape
-    place: tuple[str, str] | None = None  # the module that ran and its line of code, if known
+    location: tuple[str, str] | None = None  # the module that ran and its line of code, if known
 
     def __post_init__(self) -> None:
         if self.sources is None:
@@ -115,7 +122,7 @@ class Step:
 
     def __str__(self) -> str:
         """Return the operator, the module and the line of code, as messages show them."""
-        module, line = self.place or ("", "")
+        module, line = self.location or ("", "")
         return self.name + (f", in {module}" if module else "") + (f" (`{line}`)" if line else "")
 
 

@@ -70,7 +70,7 @@ class _Placing(Propagation):
         laid = layout.tokens_first(zero, "THQ") if fused else layout.grouped(zero, "THQK")
         (found,) = torch.autograd.grad(laid.mean((1, 3)), zero, rows, create_graph=True)
         scores = [step.outputs[0] for step in self._tape.steps if isinstance(step, Scores)]
-        if not any(one.number > attention.origin and asked.made_from(one) for one in scores):
+        if not any(one.number > attention.last_residual and asked.made_from(one) for one in scores):
             return [(asked, found)]
         # Scores give half to the query and half evenly to all keys. Double it, and subtract the keys' half.
         keys = attention.weights.shape[3]

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch._decomp import decomposition_table
 
-from vitx.tape.call import RULES, Call, Rule, unknown
+from vitx.tape.call import RULES, Call, OperatorRule, unknown
 from vitx.tape.rules import contractions, layers, rearranged  # noqa: F401, and the rules they use
 from vitx.tape.rules.elementwise import gated
 
 _SUMS = ("addcmul", "addcdiv")  # these are tagged as pointwise, too
 
 
-def rule_of(call: Call) -> Rule:
+def rule_of(call: Call) -> OperatorRule:
     """Return the rule of a call; a copying view, as in functionalized programs, has the rule of the view."""
     found = RULES.get(call.name) or RULES.get(call.name.removesuffix("_copy"))
     if found is None:

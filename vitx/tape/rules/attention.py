@@ -44,8 +44,8 @@ def attention(call: Call, weights: Weights, layout: Layout, asking: Value | None
         assert isinstance(step, Attention)  # whose weights may be normalized later
         return [layout.to_values(step.weights.transposed(step.arrived(arrived[0])))]
 
-    origin = (values.above | 1 << values.number) & tape.residuals
-    kind = partial(Attention, weights=weights, layout=layout, origin=max(origin.bit_length() - 1, 0))
+    before = (values.ancestors | 1 << values.number) & tape.residuals
+    kind = partial(Attention, weights=weights, layout=layout, last_residual=max(before.bit_length() - 1, 0))
     shape = tuple(call.out.shape)
     found = call.make(
         *([values, asked], None, gradient),
@@ -67,10 +67,11 @@ def normalized(call: Call, sums: Value, divide_by: Callable[[], Tensor]) -> Valu
     their sum by one number for all rows. Return None if it is anything else.
     """
     tape, shape = call.tape, sums.shape
-    step = tape.values[sums.roots.bit_length() - 1].made_by
+    step = tape.values[sums.rearranges.bit_length() - 1].made_by
     if not isinstance(step, Attention) or step.inputs[1].kind != "exp" or step.divided:
         return None
-    if sums.roots != step.value.roots or shape.numel() != step.value.shape.numel() or call.out.shape != shape:
+    rearranged = sums.rearranges == step.value.rearranges and shape.numel() == step.value.shape.numel()
+    if not rearranged or call.out.shape != shape:
         return None
     before, inside = step.weights, range(step.index + 1, len(tape.steps))
     part = walk(tape, {sums: divide_by().detach().expand(shape)}, through, steps=inside).arrived[step.value]

@@ -16,7 +16,7 @@ from vitx.tape import axes as ax
 from vitx.tape.attention import Mixture, Scores
 from vitx.tape.call import Call, rule, unknown
 from vitx.tape.contraction import Contraction, of_matmul, of_sum, transposed
-from vitx.tape.expanded import over, reshaped, scaled, shared, spread
+from vitx.tape.expanded import ratio, reshaped, scaled, shared, spread
 from vitx.tape.rules.attention import attended
 from vitx.tape.rules.elementwise import WEIGHING
 from vitx.tape.rules.sums import total
@@ -77,7 +77,7 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
     fixed = call.weighs(
         constant.tensor, lambda: ax.reshaped(value.axes, shape) or ax.tokens(shape), dims, widens=widens
     )
-    stacked, normalized = (ax.reshaped(axes or (), shape) or () for axes in (value.along, value.over))
+    stacked, normalized = (ax.reshaped(axes or (), shape) or () for axes in (value.along, value.softmax_over))
     parts = value.parts if {*ax.channel_dims(stacked)} & {*dims} else None
     if fixed and parts and (stream_of(parts) or any(part.open for part in parts)):
         return unknown(call)[0]  # it may be the sum of a residual
@@ -122,12 +122,12 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
         like = torch.zeros((), dtype=call.out.dtype, device=call.out.device)
         found.mass = lambda: whole(like)[1].expand(out).reshape(after)
     else:
-        found.fan, found.place = (math.prod(shape[dim] for dim in dims), value.roots), value.place
+        found.fan, found.tokens = (math.prod(shape[dim] for dim in dims), value.rearranges), value.tokens
     if value.kind in ("scores", "weights"):  # a sum over any dimension but that of the softmax mixes heads
-        apart = value.over is not None and not {*ax.channel_dims(normalized, some=True)} & {*dims}
+        apart = value.softmax_over is not None and not {*ax.channel_dims(normalized, some=True)} & {*dims}
         if value.kind == "scores" or fixed or apart:
             found.kind = value.kind
-            found.over = through(value.over, False) if apart and value.over else None
+            found.softmax_over = through(value.softmax_over, False) if apart and value.softmax_over else None
     elif value.kind == "exp" and fixed and not widens:
         found.kind = "size"
     return found
@@ -156,7 +156,7 @@ def _learned_layer(call: Call, value: Value, weight: Tensor) -> Value:
         lambda g: [g[0] @ matrix.to(g[0].dtype)],
         axes=lambda of: (*of[0][:-1], ax.dimension(outward, True)),
     )
-    found.fan, found.place = (shape[-1], value.roots), value.place
+    found.fan, found.tokens = (shape[-1], value.rearranges), value.tokens
     return found
 
 
@@ -192,7 +192,7 @@ def summed(call: Call) -> list[Value]:
         if mass is None:
             return [spread(r, before, dims)]
         each = mass().to(r).expand(before)
-        return [r * over(each, each.sum(dims, keepdim=True))]
+        return [r * ratio(each, each.sum(dims, keepdim=True))]
 
     def axes(of: list[ax.Axes]) -> ax.Axes:
         parts = enumerate(of[0])
@@ -209,7 +209,7 @@ def summed(call: Call) -> list[Value]:
     if value.kind == "exp":
         found.kind = "size"
     if value.kind in ("scores", "weights"):
-        found.kind, found.over = value.kind, followed(found, value.over)
+        found.kind, found.softmax_over = value.kind, followed(found, value.softmax_over)
     return [found]
 
 
@@ -242,7 +242,7 @@ def paired(call: Call, contraction: Contraction, factor: float, *, weighing: boo
             return [reshaped(spread(half, shape, dims), size) for shape, size in pairs]
         each, every = [one.abs() for one in aligned(half)], list(range(len(out)))
         whole = torch.einsum(each[0], every, each[1], every, [dim for dim in every if dim not in dims])
-        share = over(half, whole.reshape(out))
+        share = ratio(half, whole.reshape(out))
         parts = zip(each, each[::-1], shapes, sizes, strict=True)
         return [transposed(share, other, shape, n) * own.reshape(n) for own, other, shape, n in parts]
 
@@ -266,7 +266,7 @@ def paired(call: Call, contraction: Contraction, factor: float, *, weighing: boo
     kind: Any = partial(
         Scores, contracts_channels=lambda: all({*dims} <= one for one in channels(lambda value: value.axes))
     )
-    if weighing and any({*dims} & one for one in channels(lambda value: value.over)):
+    if weighing and any({*dims} & one for one in channels(lambda value: value.softmax_over)):
         found = call.make(values, None)  # one of them may attend to the other
     else:
         axes = None if weighing else axes_of_scores

@@ -43,11 +43,11 @@ def gated(call: Call, *, size: bool = False) -> list[Value]:
         axes=(lambda of: of[0]) if same else None,
     )
     if same:
-        found.base, found.proportional, found.place = value.base, False, value.place
+        found.base, found.proportional, found.tokens = value.base, False, value.tokens
     if value.kind == "size" or (size and value.kind not in ("scores", "exp")):
         found.kind = "size"
     elif call.name in ("exp", "exp2"):
-        found.kind, found.over = "exp", value.over if same else None
+        found.kind, found.softmax_over = "exp", value.softmax_over if same else None
     elif value.kind in ("scores", "weights", "exp") and (call.name, value.kind) != ("log", "exp"):
         found.kind = value.kind if call.name in SAME_KIND else "weights"
     return [found]
@@ -168,12 +168,12 @@ def _times_constant(call: Call, value: Value, factor: Any) -> Value:
         axes=lambda of: ax.broadcast(of[0], shape),
     )
     if before == shape:
-        found.roots, found.sum, found.fan, found.place = value.roots, value.sum, value.fan, value.place
-        found.via, found.base, found.proportional = value.via, value.base, value.proportional
-        found.mass = mass
+        found.rearranges, found.base, found.proportional = value.rearranges, value.base, value.proportional
+        found.sum, found.via, found.fan, found.mass = value.sum, value.via, value.fan, mass
+        found.tokens = value.tokens
     found.kind = value.kind
     if not isinstance(factor, Tensor):
-        found.over = value.over
+        found.softmax_over = value.softmax_over
     elif factor.numel() > 1 and call.weighs(factor, lambda: found.axes, _along(factor, shape)):
         kept = call.tape.keeper.keep(factor)
         found.mass = lambda: kept.tensor.abs() * (1 if mass is None else mass())
@@ -223,12 +223,12 @@ def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = Fals
         sources=sources,
         axes=(lambda of: ax.broadcast(of[0], shape)) if all_its_own else None,
     )
-    found.place = call.tape.combined(found, [one, other])
+    found.tokens = call.tape.combined(found, [one, other])
     if one.base == other.base and one.shape == other.shape:
         found.base, found.proportional = one.base, False
     if rows is not None:
-        found.kind, found.over = "weights", value.over
-        if value.over is None:
+        found.kind, found.softmax_over = "weights", value.softmax_over
+        if value.softmax_over is None:
             found.dim = reduced(shape, pairs[rows][1].shape)
     elif held is not None and value.kind in ("size", "scores", "weights"):
         found.kind = value.kind
@@ -252,10 +252,10 @@ def _held(one: Value, other: Value) -> int | None:
         if (one.kind in kinds) != (other.kind in kinds):
             return 0 if one.kind in kinds else 1
     for n, (made, of) in enumerate(((one, other), (other, one))):
-        if made.above >> of.number & 1:
+        if made.ancestors >> of.number & 1:
             return n
     if one.base == other.base:
         return 0 if other.proportional and not one.proportional else 1
-    if other.above >> one.base & 1:
+    if other.ancestors >> one.base & 1:
         return 1
-    return 0 if one.above >> other.base & 1 else None
+    return 0 if one.ancestors >> other.base & 1 else None

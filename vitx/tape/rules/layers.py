@@ -76,7 +76,7 @@ def convolved(call: Call) -> list[Value]:
         axes=lambda of: (of[0][0], ax.dimension(out[1], True), *ax.resized(of[0][2:], out[2:])),
     )
     pointwise = set(size) == set(stride) == {1}
-    found.place = tape.combined(found, [value], *(() if pointwise else ("convolution", *size, str(options))))
+    found.tokens = tape.combined(found, [value], *(() if pointwise else ("convolution", *size, str(options))))
     if pointwise and value.kind in ("scores", "weights") and value.dim != 1:  # heads are mixed
         found.kind, found.dim = value.kind, value.dim
     return [found]
@@ -143,9 +143,9 @@ def _norm(
         return [back, *(fitted(g, one.shape) for one in own)]
 
     found = call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
-    found.place = value.place
+    found.tokens = value.tokens
     if value.kind in ("scores", "weights"):  # heads are mixed by the norm
-        found.kind, found.over = value.kind, value.over
+        found.kind, found.softmax_over = value.kind, value.softmax_over
     tape.end(found, call.out, value)
     return [found]
 

@@ -42,13 +42,13 @@ def moved(call: Call) -> list[Value]:
     if call.name == "constant_pad_nd" and not any(call["pad"]):
         return same(call)
     if len(call.live) == 1 and first.shape == call.out.shape:
-        weighing = first.kind in ("scores", "exp", "weights")
-        if weighing or any(one.base == first.base and one.shape == first.shape for one in call.answers()):
+        weighing, masks = first.kind in ("scores", "exp", "weights"), call.mask_sources()
+        if weighing or any((one.base, one.shape) == (first.base, first.shape) for one in masks):
             return [_chosen(call, first, weighing)]
     fills = call.name in (*FILLING, "constant_pad_nd") or bool(call.constants())
     found = _linear(call, moves=True, fills=fills)
     assert found.made_by is not None
-    found.made_by.chooses = bool(call.answers())
+    found.made_by.chooses = bool(call.mask_sources())
     return [found]
 
 
@@ -130,11 +130,11 @@ def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
         if fills:
             found.mass = lambda: (transpose.run(inside(like, alike=True))[0] != 0).to(like)
         return found
-    found.roots = reduce(or_, (value.roots for value in values))
+    found.rearranges = reduce(or_, (value.rearranges for value in values))
     if len({value.kind for value in values}) == 1:
         found.kind = values[0].kind
     if len(values) == 1:
-        found.over = followed(found, values[0].over)
+        found.softmax_over = followed(found, values[0].softmax_over)
     if found.kind is None and (fills or any(mass is not None for mass in masses)):
 
         def mass() -> Tensor:
@@ -152,7 +152,7 @@ def _placed(call: Call, source: Tensor) -> Value | None:
     if call["include_self"] is False or call["reduce"] == "mean" or counts.sum() != source.numel():
         return None
     found = _linear(alone, moves=False, fills=False)
-    found.roots, found.mass = alone.values[0].roots, lambda: counts.to(source.dtype)
+    found.rearranges, found.mass = alone.values[0].rearranges, lambda: counts.to(source.dtype)
     return found
 
 

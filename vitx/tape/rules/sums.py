@@ -86,15 +86,15 @@ def _shifted(call: Call, value: Value, options: dict[str, Any], *, alone: bool) 
         **options,
     )
     if before == shape:
-        found.fan, found.place, found.via = value.fan, value.place, value.via
+        found.fan, found.tokens, found.via = value.fan, value.tokens, value.via
         if alone:
-            found.roots, found.sum = value.roots, value.sum
+            found.rearranges, found.sum = value.rearranges, value.sum
         if not value.proportional:
             found.base, found.proportional = value.base, False
     if value.kind in ("scores", "size", "exp", "weights"):
         found.kind = value.kind
         found.along = value.along if before == shape else None
-    if options["sources"][1:] and value.roots & call.tape.residuals:
+    if options["sources"][1:] and value.rearranges & call.tape.residuals:
         call.tape.shifted[value] = found, call.tape.keeper.keep(call.out)
     return found
 
@@ -129,7 +129,7 @@ def _summed(call: Call, counted: Sequence[Value], live: Sequence[Value], options
             padded = len(inside) == len(step.branches) > 0  # only some tokens are in a branch
             out = call.out * reduce(or_, inside) if padded else call.out
             tape.streams[found] = tape.keeper.keep(out), int(before)
-    found.place = tape.combined(found, counted)
+    found.tokens = tape.combined(found, counted)
     kinds = {value.kind for value in counted}
     if "scores" in kinds or kinds in ({"weights"}, {"size"}):
         found.kind = "scores" if "scores" in kinds else counted[0].kind

@@ -22,19 +22,19 @@ TURNED = (*RESHAPES, *COPIES, "permute", "transpose", "t")
 
 def carried(call: Call, found: Value, value: Value, number: int = 0) -> Value:
     """Copy to a rearranged value what still holds for it; `number` is its number among the outputs."""
-    found.roots, found.kind, found.fan = value.roots, value.kind, value.fan
+    found.rearranges, found.kind, found.fan = value.rearranges, value.kind, value.fan
     found.proportional = value.proportional
     if found.shape == value.shape and call.name in IDENTITIES:
         found.base, found.sum, found.via, found.mass = value.base, value.sum, value.via, value.mass
-        found.place = value.place
+        found.tokens = value.tokens
     else:
         operation = call.name, number, str(call.args[1:]), str(call.kwargs)
         found.base = call.tape.same(found, "base", value.base, found.shape, *operation)
-        found.place = call.tape.same(found, "place", value.place, *operation)
+        found.tokens = call.tape.same(found, "tokens", value.tokens, *operation)
         if value.mass is not None:
             move, mass, before = Transpose(call, [call.live[0][0]], [None]), value.mass, value.shape
             found.mass = lambda: move.run([mass().expand(before).contiguous()])[number]
-    found.over = followed(found, value.over)
+    found.softmax_over = followed(found, value.softmax_over)
     found.along = followed(found, value.along)
     found.parts = None if found.along is None else value.parts
     return found
@@ -142,8 +142,8 @@ def taken_apart(found: Value, whole: Value, number: int) -> None:
     """Restore what held for a value before it was joined with others, now that it is alone again."""
     assert whole.parts is not None
     part = whole.parts[number]
-    found.roots, found.open, found.kind, found.parts = part.roots, part.open, part.kind, None
-    found.above = part.above | 1 << part.number
+    found.rearranges, found.open, found.kind, found.parts = part.rearranges, part.open, part.kind, None
+    found.ancestors = part.ancestors | 1 << part.number
     if whole.made_by is not None and whole.made_by.name in ("cat", "stack") and found.shape == part.shape:
         found.base, found.proportional = part.base, part.proportional
 
@@ -168,7 +168,7 @@ def joined(call: Call) -> list[Value]:
         found = mine[0]
         for other in mine[1:]:
             found = ax.merged(found, other) if len(other) == len(found) else found
-        of_same_tokens = len({part.place for part in parts}) == 1
+        of_same_tokens = len({part.tokens for part in parts}) == 1
         if stacks:
             return (*found[:dim], ax.dimension(shape[dim], of_same_tokens), *found[dim:])
         if of_same_tokens and len(set(sizes)) == 1 < len(parts) and dim not in ax.channel_dims(found):
@@ -176,8 +176,8 @@ def joined(call: Call) -> list[Value]:
         return ax.resized(found, shape)
 
     found = call.make(parts, back, back, axes=axes)
-    found.roots = reduce(or_, (value.roots for value in live))
-    found.place = call.tape.same(found, call.name, dim, *(part.place for part in parts))
+    found.rearranges = reduce(or_, (value.rearranges for value in live))
+    found.tokens = call.tape.same(found, call.name, dim, *(part.tokens for part in parts))
     if len({(value.kind, value.dim) for value in live}) == 1:
         found.kind, old = live[0].kind, live[0].dim
         if old is not None:
