@@ -17,7 +17,7 @@ def attention(back: Backward, *, head_fusion: str = "mean") -> Attribution:
         for images, rows, matrix in fused(one.weights.tiles(), head_fusion):
             attended[images] += carry(readout[images][:, rows], matrix[:, None])
         found.append((one.inputs[0], one.to_values(attended)))
-    return back.place(found)
+    return back.place(found, head_fusion)
 
 
 @register("legrad", gradient="layer scores", title="LeGrad")

@@ -28,7 +28,7 @@ def flow(back: Backward, *, head_fusion: str = "mean", start_layer: int = 0) -> 
         )
     layers = [capacities(one.weights, head_fusion) for one in attentions]
     first, ((_, readout),) = attentions[0], read
-    return back.place([(first.inputs[0], first.to_values(flows(layers, readout)))])
+    return back.place([(first.inputs[0], first.to_values(flows(layers, readout)))], head_fusion)
 
 
 def _follow(back: Backward, attentions: Sequence[Attention]) -> bool:

@@ -20,7 +20,7 @@ from vitx.tape.conservation import check, check_lost, check_score, share_of_imag
 from vitx.tape.expanded import summed
 from vitx.tape.grid import Grid
 from vitx.tape.output import Score
-from vitx.tape.relevance import Propagation, Reading, Rule
+from vitx.tape.relevance import Placement, Propagation, Reading, Rule
 from vitx.tape.sinks import Sinks, without
 from vitx.tape.sums import Layer
 from vitx.tape.tape import Tape
@@ -94,20 +94,22 @@ class Backward:
         with without(self.tape, self.sinks) if without_sinks else nullcontext():
             return self._drawn(rule, {self.end: self.start}, gradients)
 
-    def place(self, found: Iterable[tuple[Value, Tensor]]) -> Attribution:
+    def place(self, found: Iterable[tuple[Value, Tensor]], head_fusion: str = "mean") -> Attribution:
         """Map quantities found for the elements of some values to the places of these elements in the image.
 
+        `head_fusion` fuses the heads of attention that merges tokens on the way.
+
         Raises:
-            VitxError: They do not all arrive at the image and the model's own tokens.
+            VitxError: They do not all arrive at the image and the model's own tokens, or there are none.
         """
         starts: dict[Value, Tensor] = {}
         for value, part in found:
             starts[value] = starts[value] + part if value in starts else part
-        return self._drawn(None, starts)
+        if not starts:
+            raise VitxError("no attention between tokens leads to the output: take evidence or rollout")
+        return self._drawn(Placement(head_fusion), starts)
 
-    def _drawn(
-        self, rule: Rule | None, starts: dict[Value, Tensor], gradients: Walk | None = None
-    ) -> Attribution:
+    def _drawn(self, rule: Rule, starts: dict[Value, Tensor], gradients: Walk | None = None) -> Attribution:
         way = Propagation(self.tape, rule, gradients)
         found = way.run(starts, self.tape.values if self.tape.named else self.grid.stem)
         if self.tape.named:
@@ -116,7 +118,7 @@ class Backward:
         pixels = found.arrived.pop(self.tape.image, zero.expand(self.tape.image.shape))
         pixels = self.grid.without_channels(pixels)
         own = torch.stack([zero, *(part.sum() for part in found.arrived.values())])
-        positive = rule is not None and not rule.grows
+        positive = rule.moves and not rule.grows
         if positive and not self.tape.together:
             conservation = share_of_images(pixels.flatten(1).sum(1), own.sum())
         else:  # it is unknown how much arrived for which image

@@ -32,6 +32,7 @@ class Rule:
     """A propagation rule for attention, which is what distinguishes one method from another.
 
     Attributes:
+        moves: whether attention moves relevance; otherwise, a residual gives all of it to its stream.
         start_layer: the first layer that counts; below, all relevance keeps its place.
         reads_gradient: whether it reads the gradient of A.
         halves: whether a token keeps half of its relevance through the residual if the rows of A sum to 1.
@@ -42,6 +43,7 @@ class Rule:
         head_fusion: how to fuse the heads of an attention without a residual: "mean", "max" or "min".
     """
 
+    moves: bool = True
     start_layer: int = 0
     reads_gradient: bool = False
     halves: bool = False
@@ -66,6 +68,15 @@ class Rule:
         return through_layer(relevance, weights, self.head_fusion, residual=False)[0]
 
 
+class Placement(Rule):
+    """The rule of tokens that keep their place."""
+
+    moves = False
+
+    def __init__(self, head_fusion: str = "mean") -> None:
+        self.head_fusion = head_fusion
+
+
 class Propagation:
     """One backward walk of relevance along a tape.
 
@@ -74,17 +85,16 @@ class Propagation:
         grown: what layers passed on beyond what they received, over all images.
     """
 
-    def __init__(self, tape: Tape, rule: Rule | None, gradients: Walk | None = None) -> None:
-        """Prepare a walk. Without a rule, all tokens keep their place: a residual gives all to its stream."""
+    def __init__(self, tape: Tape, rule: Rule, gradients: Walk | None = None) -> None:
         self.lost: dict[str, float] = {}
         self.grown = torch.zeros(())
-        self._tape, self._gradients, self._rule = tape, gradients, rule or Rule()
+        self._tape, self._gradients, self._rule = tape, gradients, rule
         sums = [step for step in tape.steps if isinstance(step, Sum)]
-        self._skipped = {one for one in sums if one.closes or rule is None}  # their streams get everything
+        self._skipped = {one for one in sums if one.closes or not rule.moves}  # their streams get everything
         self._layer: dict[Attention, Layer] = {}  # if the share that tokens keep depends on A
         self._entered: dict[Sum, Tensor] = {}  # the relevance of their residuals
         self._tokens_of = cache(partial(tokens_of_rows, tape))  # each head of a layer asks for those of all
-        for layer in tape.layers[rule.start_layer :] if rule else []:
+        for layer in tape.layers[rule.start_layer :] if rule.moves else []:
             self._skipped -= layer.residuals
             if not (self._rule.halves and all(one.weights.sums_to_1 for one in layer.attentions)):
                 self._layer |= dict.fromkeys(layer.attentions, layer)
@@ -151,7 +161,7 @@ class Propagation:
     def _check_heads(self, layer: Layer | None, attentions: Sequence[Attention]) -> None:
         """Raise a VitxError if heads may be windows: no operator showed which dimension holds them."""
         for one in attentions if self._rule.of_heads else []:
-            if one.layout.count("H") > 1 or one.weights.shape[0] <= self._tape.image.shape[0]:
+            if one.weights.shape[0] <= self._tape.image.shape[0]:
                 continue
             why = "no residual shows which tokens its rows belong to"
             if layer is not None:

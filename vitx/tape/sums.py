@@ -99,7 +99,7 @@ class Sum(Step):
 
     def _ahead(self) -> list[Value]:
         """Return the terms that count without a residual: attended ones after the same residual, else all."""
-        attended = [term for term in self.inputs if term.open]
+        attended = [term for term in self.inputs if any(one.residuals for one in term.open)]
         if self.stream is None and attended and len(attended) < len(self.inputs):
             common = reduce(and_, (term.ancestors for term in self.inputs))
             if all(common >> attention.last_residual & 1 for term in attended for attention in term.open):

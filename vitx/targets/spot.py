@@ -12,7 +12,7 @@ from vitx.tape.axes import channel_dims
 from vitx.tape.expanded import scaled
 from vitx.tape.grid import Grid
 from vitx.tape.output import Score, output_value
-from vitx.tape.relevance import Propagation
+from vitx.tape.relevance import Placement, Propagation
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Kept
 from vitx.tape.values import Step, Value
@@ -65,7 +65,7 @@ class _Placing(Propagation):
 
 def _placed(tape: Tape, grid: Grid, value: Value, sent: Tensor) -> Tensor | None:
     """Return what reaches each cell of the map from some tokens, (B, h, w); None if nothing does."""
-    found = _Placing(tape, None).run({value: sent}, grid.stem)
+    found = _Placing(tape, Placement()).run({value: sent}, grid.stem)
     pixels = found.arrived.get(tape.image)
     if pixels is None or not pixels.requires_grad:
         return None  # as for the queries of a decoder, which are parameters

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitx.tape.attention import Attention, Scores
 from vitx.tape.expanded import summed
-from vitx.tape.relevance import Propagation
+from vitx.tape.relevance import Placement, Propagation
 from vitx.tape.tape import Tape
 from vitx.tape.values import Step, Value
 from vitx.tape.walk import Sent
@@ -82,7 +82,7 @@ def _moments(
     tape: Tape, attentions: Sequence[Attention], rows: Sequence[Tensor], channels: int | None
 ) -> list[tuple[Tensor, ...]]:
     """Return the shares of each token, (T, N), from constants and from pixels, and moments of the latter."""
-    way, starts = _Placing(tape, None), dict[Value, Tensor]()
+    way, starts = _Placing(tape, Placement()), dict[Value, Tensor]()
     for one, queries, keys in zip(attentions, rows[::2], rows[1::2], strict=True):
         for value, part in (*way.to_queries(one, queries), (one.inputs[0], one.to_values(keys))):
             starts[value] = starts[value] + part if value in starts else part  # values may be shared

@@ -35,6 +35,9 @@ def gated(call: Call, *, size: bool = False) -> list[Value]:
     before, exponent = value.shape, call["exponent"]
     size = size or call.name in SIZES
     size = size or (call.name == "pow" and bool(torch.as_tensor(exponent).lt(0).any()))
+    of_scores = call.tape.values[value.base].kind == "scores"
+    activation = size and value.kind == "exp" and not of_scores  # such as 1 / (1 + exp(-x))
+    size = size and not activation
     sources, gradient = _linearized(call, tensor, value, size) if call.linearized else ([value], None)
     same = before == call.out.shape
     found = call.make(
@@ -48,7 +51,9 @@ def gated(call: Call, *, size: bool = False) -> list[Value]:
         found.kind = "size"
     elif call.name in ("exp", "exp2"):
         found.kind, found.softmax_over = "exp", value.softmax_over if same else None
-    elif value.kind in ("scores", "weights", "exp") and (call.name, value.kind) != ("log", "exp"):
+    elif activation or (call.name, value.kind) == ("log", "exp"):
+        pass
+    elif value.kind in ("scores", "weights", "exp"):
         found.kind = value.kind if call.name in SAME_KIND else "weights"
     return [found]
 

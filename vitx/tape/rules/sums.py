@@ -11,9 +11,10 @@ from torch import Tensor
 from vitx.tape import axes as ax
 from vitx.tape.attention import Attention
 from vitx.tape.call import Call, rule
-from vitx.tape.expanded import fitted, scaled
+from vitx.tape.expanded import core, fitted, scaled
 from vitx.tape.sums import Sum, terms_of
 from vitx.tape.values import Value, reduced
+from vitx.tape.weights import alike
 
 Summand = tuple[Any, float | Tensor]  # a value, tensor or number, and its factor
 
@@ -56,7 +57,10 @@ def total(call: Call, summands: Sequence[Summand], *, exact: bool = True) -> Val
 
     options = {"gradient": gradient, "sources": [value for value, _ in live + own]}
     values = [value for value, _ in live]
-    counted = [value for value, factor in live if not _is_size(value, factor, out.shape)]
+    counted = [value for value in values if not value.is_constant and value.kind != "size"]
+    tensors = [(one, factor) for one, factor in summands if isinstance(one, Tensor) and call.value(one)]
+    if len(counted) == len(values) == len(tensors) == 2 and (mean := _mean_among(tensors)) is not None:
+        counted = [values[1 - mean]]
     if len(live) == 1 or len(counted) == 1:
         found = _shifted(call, (counted or values)[0], options, alone=len(live) == 1)
     else:
@@ -66,14 +70,16 @@ def total(call: Call, summands: Sequence[Summand], *, exact: bool = True) -> Val
     return found
 
 
-def _is_negative(factor: Any) -> bool:
-    return isinstance(factor, (int, float)) and factor < 0
-
-
-def _is_size(value: Value, factor: Any, shape: Sequence[int]) -> bool:
-    """Return whether a term is a constant, the size of others, or their mean, which a norm subtracts."""
-    mean = _is_negative(factor) and value.shape != shape
-    return value.is_constant or value.kind == "size" or mean
+def _mean_among(terms: Sequence[tuple[Tensor, float | Tensor]]) -> int | None:
+    """Return which of two terms subtracts the mean of the other over some dimensions, as a norm does."""
+    for number, ((one, factor), (other, times)) in enumerate((terms, terms[::-1])):
+        if one.ndim <= other.ndim:
+            subtracted, whole = core(one.detach()) * factor, other.detach() * times
+            sizes = (1,) * (whole.ndim - one.ndim) + tuple(subtracted.shape)
+            dims = [dim for dim, size in enumerate(sizes) if size == 1 < whole.shape[dim]]
+            if dims and alike((subtracted + whole.mean(dims, keepdim=True)) / whole.abs().amax(), 0):
+                return number
+    return None
 
 
 def _shifted(call: Call, value: Value, options: dict[str, Any], *, alone: bool) -> Value:
