@@ -28,6 +28,13 @@ class Operand(NamedTuple):
     value: Value | None
     shape: tuple[int, ...]  # after alignment
 
+    def narrowed(self, dim: int, start: int, size: int, value: Value) -> "Operand":
+        """Return a part along an aligned dimension, with its value if this is live."""
+        shape, before = self.tensor.shape, math.prod(self.shape[:dim])
+        fits = (n == self.shape[dim] and math.prod(shape[:d]) == before for d, n in enumerate(shape))
+        tensor = self.tensor.narrow([*fits].index(True), start, size)
+        return Operand(tensor, self.value and value, (*self.shape[:dim], size, *self.shape[dim + 1 :]))
+
 
 class Contraction(NamedTuple):
     """Two aligned operands, and the dimensions over which their product is summed."""
@@ -41,6 +48,33 @@ class Contraction(NamedTuple):
         """The aligned shape of the result, with size 1 in the summed dimensions."""
         sizes = map(max, self.left.shape, self.right.shape)
         return [1 if dim in self.summed else size for dim, size in enumerate(sizes)]
+
+    @property
+    def live(self) -> list[tuple[Tensor, Value]]:
+        """The live operands."""
+        return [(one.tensor, one.value) for one in self[:2] if one.value is not None]
+
+    def apart(self) -> list["Contraction"]:
+        """Return the products with each of joined channels that are unlike, if any: W [a, b] = V a + U b."""
+        ((_, value), *others), dim = self.live, self.summed[0]
+        if others or len(self.summed) > 1 or not joins_unlike(value) or value.made_by is None:
+            return []
+        found, start = [], 0
+        for part in value.made_by.inputs:
+            left, right = (one.narrowed(dim, start, part.shape[-1], part) for one in self[:2])
+            found.append(Contraction(left, right, self.summed))
+            start += part.shape[-1]
+        return found
+
+
+def joins_unlike(value: Value | None) -> bool:
+    """Return whether a value joins channels of which only some attended, or heads of unequal width."""
+    step = None if value is None else value.made_by
+    if step is None or step.name != "cat" or any(part.is_constant for part in step.inputs):
+        return False
+    opened, widths = {part.open for part in step.inputs}, [part.shape[-1] for part in step.inputs]
+    unlike = len(opened) > 1 and (frozenset() in opened or len({*widths}) > 1)
+    return unlike and sum(widths) == step.outputs[0].shape[-1]
 
 
 def of_matmul(left: Given, right: Given, *, over_batch: bool = False) -> Contraction:

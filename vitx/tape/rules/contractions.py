@@ -6,6 +6,7 @@ queries and pixels, and a semantic segmentation is the mean of these masks, weig
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from vitx.tape import axes as ax
 from vitx.tape.attention import Mixture, Scores
 from vitx.tape.call import Call, rule, unknown
-from vitx.tape.contraction import Contraction, of_matmul, of_sum, transposed
+from vitx.tape.contraction import Contraction, joins_unlike, of_matmul, of_sum, transposed
 from vitx.tape.expanded import ratio, reshaped, scaled, shared, spread
 from vitx.tape.rules.attention import attended
 from vitx.tape.rules.elementwise import WEIGHING
@@ -67,6 +68,13 @@ def contracted(call: Call, contraction: Contraction, factor: float = 1.0) -> Val
 
 def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
     """Record a live value times constants: learned ones share relevance evenly, others by their size."""
+    parts = [(replace(call, live=one.live), one) for one in contraction.apart()]
+    if parts:
+        return total(call, [(_weighed(inner, one, factor), 1) for inner, one in parts])
+    return _weighed(call, contraction, factor)
+
+
+def _weighed(call: Call, contraction: Contraction, factor: float) -> Value:
     live, constant, dims = contraction
     on_left = live.value is not None
     if not on_left:
@@ -79,7 +87,9 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
     )
     stacked, normalized = (ax.reshaped(axes or (), shape) or () for axes in (value.along, value.softmax_over))
     parts = value.parts if {*ax.channel_dims(stacked)} & {*dims} else None
-    if fixed and parts and (stream_of(parts) or any(part.open for part in parts)):
+    if parts and stream_of(parts) and all(part.shape == call.out.shape for part in parts):
+        return total(call, [*zip(parts, (constant.tensor.detach() * factor).flatten(), strict=True)])
+    if parts and (stream_of(parts) or (fixed and any(part.open for part in parts))):
         return unknown(call)[0]  # it may be the sum of a residual
     matrix = call.learned(constant.tensor)
     assert matrix is not None
@@ -117,7 +127,8 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
         return ax.reshaped(tuple(parts), after)
 
     after, inputs = call.out.shape, [value, *without_weight]
-    found = call.make(inputs, relevance, gradient, sources=[value], axes=lambda of: through(of[0], not fixed))
+    axes: Any = lambda of: through(of[0], not fixed)  # noqa: E731
+    found = call.make(inputs, relevance, gradient, sources=[value], axes=axes, exact=True)
     if fixed:
         like = torch.zeros((), dtype=call.out.dtype, device=call.out.device)
         found.mass = lambda: whole(like)[1].expand(out).reshape(after)
@@ -137,7 +148,12 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
 def linear(call: Call) -> list[Value]:
     """Record a linear layer as a whole."""
     (x, value), bias, weight = call.live[0], call["bias"], call["weight"]
-    if value.kind is None and call.tensors.origin(weight) == "learned":
+    if (
+        value.kind is None
+        and call.tensors.origin(weight) == "learned"
+        and not value.parts
+        and not joins_unlike(value)
+    ):
         product = _learned_layer(call, value, weight)
     else:
         matrix = weight.mT[(None,) * (x.ndim - 2)]
