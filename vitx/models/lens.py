@@ -19,16 +19,19 @@ def watched(model: nn.Module) -> Iterator[list[tuple[Any, Tensor]]]:
     This works for models with the layout of timm's Vision Transformers: `blocks`, `norm`, `forward_head`.
     """
     owners: list[Any] = [one for one in model.modules() if all(hasattr(one, part) for part in _PARTS)]
+    refusal = VitxError(
+        f"the layers of {type(model).__name__} cannot be scored one by one, as legrad does: it takes the "
+        "blocks, norm and forward_head of timm's Vision Transformers"
+    )
     if not owners:
-        raise VitxError(
-            f"the layers of {type(model).__name__} cannot be scored one by one, as legrad does: it takes the "
-            "blocks, norm and forward_head of timm's Vision Transformers"
-        )
+        raise refusal
     owner_of = {block: owner for owner in owners for block in owner.blocks}
     seen: list[tuple[Any, Tensor]] = []
 
     def keep(module: nn.Module, _: Any, output: Tensor) -> None:
         if module in owner_of:
+            if not isinstance(output, Tensor):
+                raise refusal
             seen.append((owner_of[module], output))
 
     handle = register_module_forward_hook(keep)  # a global hook, so that the model itself gets none

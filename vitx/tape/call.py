@@ -191,12 +191,14 @@ class Transpose:
     def __init__(self, call: Call, holes: Sequence[Tensor], points: Sequence[Tensor | None]) -> None:
         """Keep the call with holes for the variables, and the point of each; None if any point will do."""
         keep, self._name = call.tape.keeper.keep, call.name
-        self._shapes = [tensor.shape for tensor in holes]
+        self._holes = [(tensor.shape, tensor.is_complex()) for tensor in holes]
         self._points = [None if point is None else keep(point) for point in points]
         numbers = {id(tensor): _Hole(number) for number, tensor in enumerate(holes)}
         self._given = _replaced((call.args, call.kwargs), lambda value: numbers.get(id(value), value))
         plain = getattr(torch.ops.aten, call.name) if call.overload.written else call.overload.function
         self._function: Callable[..., Any] = _INSTEAD.get(call.name, plain)
+        if call.name == MASKED and any(tensor is call["attn_mask"] for tensor in holes):
+            self._function = _attention
 
     def run(self, points: Sequence[Tensor]) -> list[Tensor]:
         """Run the operator again and return its floating-point outputs."""
@@ -206,11 +208,12 @@ class Transpose:
                 return points[value]
             if isinstance(value, Tensor):
                 value = (value.clone() if value.is_inference() else value).to(points[0].device)
-                return value.to(points[0].dtype) if value.is_floating_point() else value
+                return value.to(points[0].real.dtype) if value.is_floating_point() else value
             return value
 
         args, kwargs = _replaced(self._given, filled)
-        return [one for one in tensors_in(self._function(*args, **kwargs)) if one.is_floating_point()]
+        found = tensors_in(self._function(*args, **kwargs))
+        return [one for one in found if one.is_floating_point() or one.is_complex()]
 
     def linear(self, points: Sequence[Tensor]) -> Tensor:
         """Run the operator and subtract the offset that the constants among its arguments add."""
@@ -233,11 +236,12 @@ class Transpose:
         """
         like = next(g for g in gradients if g is not None)
         differentiable = torch.is_grad_enabled() and any(g.requires_grad for g in gradients)
+        real = like.real.dtype
         with torch.enable_grad():
-            leaves = [
-                like.new_zeros(shape) if point is None else point.tensor.to(like, copy=True)
-                for shape, point in zip(self._shapes, self._points, strict=True)
-            ]
+            leaves = []
+            for (shape, is_complex), point in zip(self._holes, self._points, strict=True):
+                whole = like.new_zeros(()).expand(shape) if point is None else point.tensor.to(like.device)
+                leaves.append(whole.to(real.to_complex() if is_complex else real, copy=True))
             outs = self.run([leaf.requires_grad_() for leaf in leaves])
             pairs = [(o, g) for o, g in zip(outs, gradients, strict=False) if o.requires_grad]
             if outs and not pairs:
@@ -259,6 +263,11 @@ def _scattered(whole: Tensor, part: Tensor, *where: Any, **named: Any) -> Tensor
     return whole
 
 
+def _attention(*operands: Any, attn_mask: Tensor, scale: float | None = None) -> Any:
+    return torch.ops.aten._scaled_dot_product_attention_math(*operands[:3], attn_mask, scale=scale)
+
+
+MASKED = "_scaled_dot_product_flash_attention_for_cpu"  # has no gradient of its mask
 # A copy that does not write in place; a scatter with the right gradient, unlike torch's (up to 2.14).
 _INSTEAD = {"copy": _copied, "as_strided_scatter": _scattered}
 
