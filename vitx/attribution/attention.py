@@ -14,7 +14,8 @@ def attention(back: Backward, *, head_fusion: str = "mean") -> Attribution:
     found = []
     for one, readout in back.read_out(head_fusion):
         attended = readout.new_zeros(len(readout), one.weights.shape[3])
-        for images, rows, matrix in fused(one.weights.tiles(), head_fusion):
+        weights = one.weights if head_fusion == "mean" else back.heads(one)
+        for images, rows, matrix in fused(weights.tiles(), head_fusion):
             attended[images] += carry(readout[images][:, rows], matrix[:, None])
         found.append((one.inputs[0], one.to_values(attended)))
     return back.place(found, head_fusion)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from operator import or_
 
 import torch
@@ -14,11 +14,13 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.functional.fusing import first_layer
 from vitx.functional.tiles import ALL, Tile
+from vitx.functional.weights import Weights
 from vitx.tape import kernels
 from vitx.tape.attention import Attention
 from vitx.tape.conservation import check, check_lost, check_score, share_of_images, share_of_sum
 from vitx.tape.expanded import summed
 from vitx.tape.grid import Grid
+from vitx.tape.heads import check_alone, heads_beside, tokens_of_rows
 from vitx.tape.output import Score
 from vitx.tape.relevance import Placement, Propagation, Reading, Rule
 from vitx.tape.sinks import Sinks, without
@@ -27,6 +29,7 @@ from vitx.tape.tape import Tape
 from vitx.tape.tensors import Kept
 from vitx.tape.values import Value
 from vitx.tape.walk import Walk, gradients
+from vitx.tape.weights import joined
 
 NO_RESIDUAL = (
     "no attention inside a residual was found, which this method needs: take rollout, grad_rollout, gae or "
@@ -152,6 +155,20 @@ class Backward:
         found = way.run({self.end: self.start}, [one.value for one in attentions])
         check_lost(way.lost)
         return [summed(found.at(one), [1, 3]) for one in attentions]
+
+    def heads(self, attention: Attention) -> Weights:
+        """Return A of an attention and of all heads beside it in its layer.
+
+        Raises:
+            VitxError: It is unknown which attentions are heads of one.
+        """
+        layers = [layer for layer in self.layers if attention in layer.attentions]
+        if not layers:
+            check_alone(self.tape, attention)
+            return attention.weights
+        return joined(
+            [one.weights for one in heads_beside(layers[0], attention, partial(tokens_of_rows, self.tape))]
+        )
 
     def add_up(
         self,

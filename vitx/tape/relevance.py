@@ -7,7 +7,7 @@ Where the shares of a residual depend on A, with w as the sum of a row of the fu
 3. What the rows keep goes to the stream, at those elements of the sum whose relevance came to these rows.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache, partial
 
 import torch
@@ -17,15 +17,13 @@ from vitx.errors import VitxError
 from vitx.functional.rollout import through_layer
 from vitx.functional.weights import Fuse, Weights
 from vitx.tape.attention import Attention
-from vitx.tape.axes import channel_dims
 from vitx.tape.expanded import ratio, scaled, summed
+from vitx.tape.heads import check_alone, heads_beside, tokens_of_rows
 from vitx.tape.sums import Layer, Sum
 from vitx.tape.tape import Tape
 from vitx.tape.values import Step, Value
-from vitx.tape.walk import Sent, Walk, marks, through, walk
+from vitx.tape.walk import Sent, Walk, through, walk
 from vitx.tape.weights import joined
-
-_EXACT = 1e9  # relevance in float64 is exact to more digits than this
 
 
 class Rule:
@@ -113,7 +111,7 @@ class Propagation:
             return self._attended(step, arrived[0])
         if isinstance(step, Sum) and step in self._around:
             self._entered[step] = arrived[0]
-            return into_branches(step, arrived[0])
+            return step.into_branches(arrived[0])
         if isinstance(step, Sum) and step.stream is not None:
             shown = self._tape.named  # a trace also shows the relevance of MLPs
             if step in self._skipped or (not shown and step.returns_to_stream(arrived[0])):
@@ -133,6 +131,7 @@ class Propagation:
             if values is None:
                 return through(step, [r])
             self._check_heads(None, [step])
+            check_alone(self._tape, step)
             return [(step.inputs[0], step.to_values(values))]
         values, stays = self._rule.layer(rows, self._weights(layer, step))
         sent: list[tuple[Value, Tensor | None]] = []
@@ -187,16 +186,9 @@ class Reading(Propagation):
             return []
         if isinstance(step, Sum) and step in self._around:
             assert step.stream is not None
-            branches = [pair for pair in into_branches(step, arrived[0]) if pair[0] is not step.stream]
+            branches = [pair for pair in step.into_branches(arrived[0]) if pair[0] is not step.stream]
             return [*branches, (step.stream, step.to_term(step.stream, arrived[0]))]
         return super()._send(step, arrived)
-
-
-def into_branches(residual: Sum, r: Tensor) -> Sent:
-    """Send all of a sum's relevance to its branches, or to the stream where these are padding."""
-    parts = residual.parts()
-    shares = [parts.get(term, 0.0) for term in residual.inputs]
-    return zip(residual.inputs, residual.back([r], shares), strict=True)
 
 
 def to_stream(
@@ -218,11 +210,11 @@ def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Te
     This is the transpose of the walk from the sum to the rows, which autograd computes, for one of the
     channels that share their relevance.
     """
-    alike = [dim for dim in _channels(residual) if r.stride(dim) == 0]
+    alike = [dim for dim in residual.channels() if r.stride(dim) == 0]
     sizes = [1 if dim in alike else size for dim, size in enumerate(r.shape)]
     with torch.enable_grad():
         ones = torch.ones(sizes, dtype=r.dtype, device=r.device, requires_grad=True)
-        sent = into_branches(residual, ones.expand(r.shape))
+        sent = residual.into_branches(ones.expand(r.shape))
         starts = {term: part for term, part in sent if part is not None}
         steps = range(attention.index + 1, residual.index)
         arrived = walk(tape, starts, through, steps=steps).arrived.get(attention.value)
@@ -231,59 +223,3 @@ def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Te
         rows = summed(attention.arrived(arrived), [1, 3])
         (found,) = torch.autograd.grad((rows * shares).sum(), ones, materialize_grads=True)
     return scaled(r, found * (ones.numel() / r.numel()))
-
-
-def heads_beside(
-    layer: Layer, attention: Attention, tokens_of: Callable[[Layer, Attention], Tensor]
-) -> list[Attention]:
-    """Return the attentions of a layer that are parallel heads, with the same queries and keys."""
-    if len(layer.attentions) == 1:
-        return [attention]
-    shape, asked, own = attention.weights.shape, attention.inputs[1], tokens_of(layer, attention)
-    found = []
-    for other in layer.attentions:
-        if other is not attention and other.inputs[1].base == asked.base and asked.kind in ("weights", "exp"):
-            raise VitxError(
-                "the same attention weights are applied to two parts of the values separately, so the "
-                f"gradient of A is unknown: take {_instead(layer)}"
-            )
-        theirs = tokens_of(layer, other)
-        fed = other.inputs[0].made_from(attention.value) or attention.inputs[0].made_from(other.value)
-        if other.weights.shape[3] == shape[3] and torch.equal(own, theirs):
-            found.append(other)
-        elif fed or torch.isin(own[own > 0], theirs).any():
-            partly = "parallel attentions have some, but not all, of their queries in common"
-            why = "one attention inside a residual feeds another" if fed else partly
-            raise VitxError(f"{why}, so their heads cannot be fused: take {_instead(layer)}")
-    return found
-
-
-def _instead(layer: Layer) -> str:
-    """Return the method to suggest if heads cannot be fused: if rows sum to 1, a residual keeps half."""
-    normalized = all(one.weights.sums_to_1 for one in layer.attentions)
-    return "rollout with head_fusion='mean' and no discard_ratio" if normalized else "evidence"
-
-
-def tokens_of_rows(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
-    """Return the number of the token of the sums that each row of an attention belongs to, (T, Q); 0 if none.
-
-    The numbers are random. A row that belongs to several tokens has the mean of their numbers.
-    """
-    shape = attention.weights.shape
-    given = torch.zeros(2, shape[0], shape[2], dtype=torch.float64)
-    for number, residual in enumerate(sorted(layer.residuals, key=lambda one: one.index)):
-        assert residual.stream is not None
-        size, steps = residual.outputs[0].shape, range(attention.index + 1, residual.index)
-        axes = residual.branches[0].axes if _channels(residual) else residual.stream.axes
-        numbers = marks(size, axes if len(axes) == len(size) else ()) + number
-        for row, r in zip(given, (numbers, torch.ones_like(numbers)), strict=True):
-            starts = {term: part for term, part in into_branches(residual, r) if part is not None}
-            arrived = walk(tape, starts, through, steps=steps).arrived.get(attention.value)
-            row += 0 if arrived is None else summed(attention.arrived(arrived), [1, 3])
-    return (ratio(given[0], given[1]) * _EXACT).round().long()
-
-
-def _channels(residual: Sum) -> list[int]:
-    """Return the dimensions that count channels, as in a branch, whose channels come from weights."""
-    branch, found = residual.branches[0], residual.outputs[0]
-    return channel_dims((branch if branch.shape == found.shape else found).axes)

@@ -1,6 +1,6 @@
 """Sums, with their terms found through nested sums, the residuals among them, and the layers of these."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vitx.tape.attention import Attention
+from vitx.tape.axes import channel_dims
 from vitx.tape.expanded import fitted, ratio, scaled
 from vitx.tape.values import Step, Value, Via, after
 
@@ -38,6 +39,17 @@ class Sum(Step):
         """Take relevance to the terms."""
         pairs = zip(self.inputs, self.apportion(arrived[0], shares or self.shares()), strict=True)
         return [None if part is None else self.to_term(term, part) for term, part in pairs]
+
+    def into_branches(self, r: Tensor) -> Iterable[tuple[Value, Tensor | None]]:
+        """Send all relevance to the branches, or to the stream where these are padding."""
+        parts = self.parts()
+        shares = [parts.get(term, 0.0) for term in self.inputs]
+        return zip(self.inputs, self.back([r], shares), strict=True)
+
+    def channels(self) -> list[int]:
+        """Return the dimensions that count channels, as in a branch, whose channels come from weights."""
+        branch, found = self.branches[0], self.outputs[0]
+        return channel_dims((branch if branch.shape == found.shape else found).axes)
 
     def returns_to_stream(self, r: Tensor) -> bool:
         """Return whether all branches return relevance to its own token in the stream, as an MLP does."""
