@@ -18,6 +18,7 @@ from vitx.tape import axes as ax
 from vitx.tape.expanded import reshaped, summed
 from vitx.tape.values import Value
 
+VIEWS = ("view", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze")  # that keep the order of elements
 Given = tuple[Tensor, Value | None]  # an operand in the model's shape; its value is None for a constant
 
 
@@ -28,12 +29,13 @@ class Operand(NamedTuple):
     value: Value | None
     shape: tuple[int, ...]  # after alignment
 
-    def narrowed(self, dim: int, start: int, size: int, value: Value) -> "Operand":
-        """Return a part along an aligned dimension, with its value if this is live."""
-        shape, before = self.tensor.shape, math.prod(self.shape[:dim])
+    def narrowed(self, dim: int, start: int, part: Value) -> "Operand":
+        """Return the channels of a part, from `start` along an aligned dimension, with its value if live."""
+        shape, before, size = self.tensor.shape, math.prod(self.shape[:dim]), part.shape[-1]
         fits = (n == self.shape[dim] and math.prod(shape[:d]) == before for d, n in enumerate(shape))
         tensor = self.tensor.narrow([*fits].index(True), start, size)
-        return Operand(tensor, self.value and value, (*self.shape[:dim], size, *self.shape[dim + 1 :]))
+        aligned = (*self.shape[:dim], size, *self.shape[dim + 1 :])
+        return Operand(tensor.reshape(part.shape) if self.value else tensor, self.value and part, aligned)
 
 
 class Contraction(NamedTuple):
@@ -57,24 +59,26 @@ class Contraction(NamedTuple):
     def apart(self) -> list["Contraction"]:
         """Return the products with each of joined channels that are unlike, if any: W [a, b] = V a + U b."""
         ((_, value), *others), dim = self.live, self.summed[0]
-        if others or len(self.summed) > 1 or not joins_unlike(value) or value.made_by is None:
+        while (step := value.made_by) and step.name in VIEWS and step.inputs[0].shape[-1] == value.shape[-1]:
+            value = step.inputs[0]
+        if others or len(self.summed) > 1 or step is None or not joins_unlike(value):
             return []
         found, start = [], 0
-        for part in value.made_by.inputs:
-            left, right = (one.narrowed(dim, start, part.shape[-1], part) for one in self[:2])
+        for part in step.inputs:
+            left, right = (one.narrowed(dim, start, part) for one in self[:2])
             found.append(Contraction(left, right, self.summed))
             start += part.shape[-1]
         return found
 
 
-def joins_unlike(value: Value | None) -> bool:
+def joins_unlike(value: Value) -> bool:
     """Return whether a value joins channels of which only some attended, or heads of unequal width."""
-    step = None if value is None else value.made_by
+    step = value.made_by
     if step is None or step.name != "cat" or any(part.is_constant for part in step.inputs):
         return False
     opened, widths = {part.open for part in step.inputs}, [part.shape[-1] for part in step.inputs]
     unlike = len(opened) > 1 and (frozenset() in opened or len({*widths}) > 1)
-    return unlike and sum(widths) == step.outputs[0].shape[-1]
+    return unlike and sum(widths) == value.shape[-1]
 
 
 def of_matmul(left: Given, right: Given, *, over_batch: bool = False) -> Contraction:

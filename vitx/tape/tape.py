@@ -43,6 +43,8 @@ class Tape:
     keeper: Keeper = field(default_factory=Keeper)
     # If one token is explained: for each number of elements, the output of the last residual, after its norm.
     ends: dict[int, tuple[Value, Kept]] | None = None
+    # How many channels a join of unlike ones has, by what it rearranges.
+    unlike: dict[int, int] = field(default_factory=dict)
     residuals: int = 0  # the numbers of the residuals' output values, as a bit set
     _first: dict[tuple[Any, ...], int] = field(default_factory=dict)
 

@@ -71,6 +71,9 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
     parts = [(replace(call, live=one.live), one) for one in contraction.apart()]
     if parts:
         return total(call, [(_weighed(inner, one, factor), 1) for inner, one in parts])
+    width = call.tape.unlike.get(call.values[0].rearranges)
+    if width in [contraction.left.shape[dim] for dim in contraction.summed]:
+        return unknown(call)[0]  # joined channels that are unlike, in another order
     return _weighed(call, contraction, factor)
 
 
@@ -117,7 +120,7 @@ def _weighed(call: Call, contraction: Contraction, factor: float) -> Value:
         g = arrived[0] if factor == 1 else arrived[0] * factor
         if matrices:
             across = matrix.mT.to(g.dtype)
-            return [g @ across if on_left else across @ g]
+            return [(g @ across if on_left else across @ g).reshape(size)]
         return [transposed(g.reshape(out), weight, shape, size)]
 
     def through(axes: ax.Axes, channels: bool) -> ax.Axes | None:

@@ -11,13 +11,13 @@ from torch import Tensor
 from vitx.tape import axes as ax
 from vitx.tape.axes import Axes
 from vitx.tape.call import Call, Transpose, rule, unknown
+from vitx.tape.contraction import VIEWS, joins_unlike
 from vitx.tape.expanded import core, fitted, reshaped
 from vitx.tape.values import Value, after, followed, marked
 
-RESHAPES = ("view", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze")
 COPIES = ("clone", "alias", "detach", "_to_copy", "lift_fresh", "lift", "_conj")
-IDENTITIES = (*RESHAPES, *COPIES, "expand", "slice", "copy")  # if they leave the shape unchanged
-TURNED = (*RESHAPES, *COPIES, "permute", "transpose", "t")
+IDENTITIES = (*VIEWS, *COPIES, "expand", "slice", "copy")  # if they leave the shape unchanged
+TURNED = (*VIEWS, *COPIES, "permute", "transpose", "t")
 
 
 def carried(call: Call, found: Value, value: Value, number: int = 0) -> Value:
@@ -53,7 +53,7 @@ def turned(call: Call, back: Callable[[Tensor], Tensor], axes: Callable[[Axes], 
     return [found]
 
 
-@rule(*RESHAPES)
+@rule(*VIEWS)
 def laid_out(call: Call) -> list[Value]:
     """Record a reshape, but not a view of the bits as another dtype."""
     if isinstance(call["dtype"], torch.dtype):
@@ -182,6 +182,8 @@ def joined(call: Call) -> list[Value]:
         found.kind, old = live[0].kind, live[0].dim
         if old is not None:
             found.dim = old + 1 if stacks and old >= dim else old if stacks or old != dim else None
+    if joins_unlike(found):
+        call.tape.unlike[found.rearranges] = shape[-1]
     if len(live) == len(parts) > 1 and len(set(sizes)) == 1:
         found.parts, found.along = live, marked(found.shape, dim, len(live))
     pairs = zip(tensors, values, strict=True)
