@@ -146,7 +146,7 @@ class TestSweep:
         assert main([*words, "--discard-ratio", "0", "0.6", "0.95"]) == 0
         picture = np.asarray(Image.open(path))
         grid = 5 + 4 * (TILE_WIDTH + 5)
-        assert picture.shape[1] == 2 * grid + 26
+        assert picture.shape[1] == 2 * grid + 24
         model = timm.create_model(NAME, num_classes=7, **OPTIONS)
         model.load_state_dict(vitx.models.checkpoints.read_weights(folder / "last.safetensors"))
         for block, method in enumerate(("rollout", "grad_rollout")):
@@ -157,8 +157,8 @@ class TestSweep:
                     )
                     tile = Image.fromarray(found.overlays()[0].numpy())
                     wanted = np.asarray(tile.resize((TILE_WIDTH, TILE_WIDTH), Image.Resampling.BICUBIC))
-                    top = 26 + 19 + row * (19 + TILE_WIDTH + 5) + 19
-                    left = block * (grid + 26) + 5 + column * (TILE_WIDTH + 5)
+                    top = 19 + 5 + 19 + row * (19 + TILE_WIDTH + 5) + 19
+                    left = block * (grid + 24) + 5 + column * (TILE_WIDTH + 5)
                     cell = picture[top : top + TILE_WIDTH, left : left + TILE_WIDTH]
                     assert np.abs(cell.astype(int) - wanted).max() <= 2
 

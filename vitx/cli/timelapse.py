@@ -9,8 +9,7 @@ A run is a training with vitx's callback or watch, read from its folder `vitx`: 
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ from vitx.cli.runs import add_runs, one_thread, opened_runs
 from vitx.errors import VitxError
 from vitx.files import write_png
 from vitx.pictures.gif import write_gif
-from vitx.pictures.render import TILE_WIDTH, joined
+from vitx.pictures.render import TILE_WIDTH
 from vitx.runs.comparing import meetings
-from vitx.runs.film import BETWEEN, Reel, frame, strip, timeline
+from vitx.runs.film import frame, strip, timeline
+from vitx.runs.run import Run
 
 _LARGE = 2 * TILE_WIDTH  # width of pictures in the film of a single image
 
@@ -48,29 +48,25 @@ def run(options: Any) -> int:
     for image in images:
         if not 0 <= image < count:
             raise VitxError(f"there are {count} images, 0 to {count - 1}: there is no image {image}")
-    reels = [Reel(run, images, name if len(runs) > 1 else None) for name, run in runs.items()]
     for name, run in runs.items():
         if run.earlier:
             print(f"{name} is shown without {run.earlier}", file=sys.stderr)
     watched = [one for meeting in meetings([*runs.values()]) for one in meeting.images]
     if any(dict.fromkeys(range(len(runs)), image) not in watched for image in images):
         print("these runs do not watch the same images by the same methods", file=sys.stderr)
-    _write(reels, output, options.frames, options.stills)
+    _write(runs, images, output, options.frames, options.stills)
     return int(bool(left_out))
 
 
-def _write(reels: Sequence[Reel], folder: Path, frames: int, stills: int) -> None:
+def _write(runs: Mapping[str, Run], images: Sequence[int], folder: Path, frames: int, stills: int) -> None:
     """Write the files one by one, and print the path of each."""
-    moments, images = timeline(reels, frames), reels[0].images
+    moments = timeline(runs.values(), frames)
     if len(images) > 1:
-        write_gif(folder / "all.gif", [frame(reels, moment) for moment in moments])
+        write_gif(folder / "all.gif", [frame(runs, moment, images) for moment in moments])
         print(folder / "all.gif")
-    width = _LARGE if len(reels) == 1 else TILE_WIDTH
+    width = _LARGE if len(runs) == 1 else TILE_WIDTH
     for image in images:
-        alone = [replace(reel, images=[image]) for reel in reels]
-        pictures = [frame(alone, moment, width) for moment in moments]
-        write_gif(folder / f"image-{image}.gif", pictures)
+        write_gif(folder / f"image-{image}.gif", [frame(runs, moment, [image], width) for moment in moments])
         print(folder / f"image-{image}.gif")
-        strips = [strip(reel, image, stills) for reel in reels]
-        write_png(folder / f"image-{image}.png", joined(strips, 0, BETWEEN))
+        write_png(folder / f"image-{image}.png", strip(runs, image, stills))
         print(folder / f"image-{image}.png")
