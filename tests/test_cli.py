@@ -78,10 +78,10 @@ def test_options_of_0_2_say_what_to_write_now(words, now, capsys):
     assert capsys.readouterr().err == f"error: {now}\n"
 
 
-def test_an_option_that_only_another_command_has_lost_still_works(tmp_path, capsys):
-    """`timelapse` keeps `--frames`, and `sweep` keeps `--discard-ratio`."""
+def test_no_command_names_the_option_of_another(tmp_path, capsys):
+    """`timelapse` takes no `--input-options`, and `sweep` keeps `--discard-ratio`."""
     assert main(["timelapse", str(tmp_path), "--frames", "3"]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: unrecognized arguments: --frames 3\n"
     assert main(["sweep", str(tmp_path / "a.png"), "--model", NAME, "--discard-ratio", "2"]) == 2
     assert "discard_ratio must be" in capsys.readouterr().err
 
