@@ -25,7 +25,7 @@ from tests.played_runs import (
 )
 from tests.test_report import articles, films, picture, report, said
 from vitx.cli.page import columns
-from vitx.runs.comparing import compare_settings, disagreement, meetings
+from vitx.runs.comparing import compare_settings, meetings
 from vitx.runs.run import Run
 from vitx.runs.saved import SavedMaps
 
@@ -194,21 +194,14 @@ def test_maps_of_one_method_stand_in_one_row(tmp_path):
         assert said(article)[1][-1][2:] == ([1] if image == 1 else [])
 
 
-def test_the_image_that_runs_disagree_about_is_found(tmp_path):
-    write_run(tmp_path / "a")
-    write_run(tmp_path / "b")
-    same = maps(9)
-    apart = {name: found.copy() for name, found in same.items()}
-    apart["rollout"][1] = apart["rollout"][1][::-1]
+def test_the_image_that_runs_disagree_about_comes_first(tmp_path):
+    write_run(tmp_path / "logs" / "a")
     logits = LOGITS.copy()
     logits[2] = np.roll(logits[2], 1)
-    write_firing(tmp_path / "b", 9, apart, logits)
-    runs = [open_run(tmp_path / name) for name in "ab"]
-    scores = [disagreement(runs, {0: image, 1: image}) for image in range(COUNT)]
-    assert scores[0] == (0, pytest.approx(0, abs=1e-6))
-    assert scores[1][0] == 0
-    assert scores[1][1] > 0.05
-    assert scores[2][0] == 1
+    write_firing(write_run(tmp_path / "logs" / "b"), 9, maps(9), logits)
+    assert report(tmp_path / "logs", "--output", tmp_path / "page.html") == 0
+    shown = articles((tmp_path / "page.html").read_text("utf-8"))
+    assert [int(re.search(r"Image (\d)", article)[1]) for article in shown] == [2, 0, 1]
 
 
 def test_runs_that_cannot_be_read_are_named_without_paths_of_the_machine(tmp_path, capsys):

@@ -34,8 +34,8 @@ from vitx.cli.options import add, check_least
 from vitx.cli.page import charts, charts_of_runs, columns, embed, fill, show
 from vitx.cli.runs import add_runs, one_thread, opened_runs
 from vitx.errors import VitxError
-from vitx.pictures.captions import shares_of
-from vitx.runs.comparing import compare_settings, disagreement, flat, meetings
+from vitx.pictures.captions import Caption, shares_of
+from vitx.runs.comparing import compare_settings, flat, meetings
 from vitx.runs.film import evenly
 from vitx.runs.run import Run, rank
 from vitx.viewer.page import Page
@@ -162,8 +162,7 @@ def _draw_comparison(
     differing, shared = compare_settings(every)
     met, table = meetings(every), columns(every, differing)
     for meeting in met:
-        if len(meeting.runs) > 1:
-            meeting.images.sort(key=lambda images: disagreement(every, images), reverse=True)
+        meeting.images.sort(key=lambda images: -len({one.prediction for one in _last(every, images)}))
     overviews = [run.overview() for run in every] if len(every) <= _MOST_OVERVIEWS else []
     fixed: dict[str, Any] = {
         "groups": [(meeting, [_figure(every, images) for images in meeting.images]) for meeting in met],
@@ -204,7 +203,7 @@ def _draw_comparison(
 def _figure(runs: Sequence[Run], images: Mapping[int, int]) -> dict[str, Any]:
     """Describe one image under each run."""
     first, image = next(iter(images.items()))
-    captions = [runs[number].captions(-1)[at] for number, at in images.items()]
+    captions = _last(runs, images)
     known = [caption.right for caption in captions if caption.right is not None]
     return {
         "image": image,
@@ -213,3 +212,8 @@ def _figure(runs: Sequence[Run], images: Mapping[int, int]) -> dict[str, Any]:
         "verdict": f"right at the end: {sum(known)} of {len(known)} runs" if known else "",
         "input": embed(runs[first].input(image), photo=True),
     }
+
+
+def _last(runs: Sequence[Run], images: Mapping[int, int]) -> list[Caption]:
+    """Return the last caption of one image under each run."""
+    return [runs[number].captions(-1)[image] for number, image in images.items()]

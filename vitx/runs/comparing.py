@@ -8,12 +8,9 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn.functional import interpolate
 
-from vitx.evaluation.metrics import drift
 from vitx.runs.run import Run
 
 Value = str | int | float | bool | None
@@ -129,19 +126,3 @@ def _same_images(runs: Sequence[Run]) -> list[dict[int, int]]:
             else:
                 alike.append((thumbnail, {number: image}))
     return [watched for alike in known.values() for _, watched in alike]
-
-
-def disagreement(runs: Sequence[Run], images: Mapping[int, int]) -> tuple[int, float]:
-    """Measure how much runs disagree at the end about an image, given as run's number -> its number there.
-
-    Return the number of different predictions less one, and the distance of the maps from their mean:
-    1 - cosine, averaged over runs and methods.
-    """
-    named = {runs[number].captions(-1)[image].prediction for number, image in images.items()}
-    apart = []
-    for title in runs[next(iter(images))].maps:
-        last = [torch.from_numpy(runs[number].maps[title][-1, image]) for number, image in images.items()]
-        small = [interpolate(one[None, None], _THUMBNAIL, mode="bilinear")[0] for one in last]
-        maps = torch.cat([one / one.sum().clamp_min(torch.finfo(one.dtype).tiny) for one in small])
-        apart.append(drift(maps, maps.mean(0, keepdim=True).expand_as(maps)).mean().item())
-    return len(named) - 1, sum(apart) / len(apart)
