@@ -7,7 +7,7 @@ under each training, all moved by one slider. It needs no network and no other f
   vitx report logs/demo/version_0 --output report.html
   vitx report logs/                                              compare all runs below it
   vitx report logs/demo logs/shortcut --steps 100                more steps on the slider
-  vitx report logs/ --only 'vit_*'                               some of them
+  vitx report logs/vit_*                                         some of them
   vitx report logs/demo --model my_package:MyLightningModule     ... with a page to click for each image
 
 A run is a training with vitx's callback or watch, whatever its logger. Its folder `vitx` holds all its data.

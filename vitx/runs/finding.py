@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vitx.errors import VitxError
@@ -12,19 +11,15 @@ from vitx.runs.folder import read_facts
 from vitx.runs.run import Run
 from vitx.runs.saved import read_run
 
-_MOST_NAMES = 8  # in a message
 
-
-def open_runs(
-    places: Sequence[str | Path], only: Sequence[str] | None = None
-) -> tuple[dict[str, Run], dict[str, str]]:
-    """Open the runs in some folders or below them: all, or those whose names match a pattern.
+def open_runs(places: Sequence[str | Path]) -> tuple[dict[str, Run], dict[str, str]]:
+    """Open the runs in some folders or below them.
 
     Return name -> run, in order of the names, and name -> reason for those that cannot be read.
     Raise a VitxError if none can be read.
     """
     runs, left_out = dict[str, Run](), dict[str, str]()
-    for name, (path, folder) in _chosen(_find(places), only).items():
+    for name, (path, folder) in _find(places).items():
         try:
             read = read_run(folder)
         except VitxError as error:  # reported without paths of this machine
@@ -88,17 +83,6 @@ def _said(place: Path, folder: Path) -> Path:
 
 def _run(folder: Path) -> Path:
     return folder.parent if folder.name == FOLDER else folder
-
-
-def _chosen(found: dict[str, tuple[Path, Path]], only: Sequence[str] | None) -> dict[str, tuple[Path, Path]]:
-    if only is None:
-        return found
-    # A name may contain wildcard characters.
-    names = [name for name in found if name in only or any(fnmatchcase(name, one) for one in only)]
-    if not names:
-        some = ", ".join([*found][:_MOST_NAMES]) + ", ..." * (len(found) > _MOST_NAMES)
-        raise VitxError(f"no run is called {' or '.join(only)}: there are {some}")
-    return {name: found[name] for name in names}
 
 
 def names_apart(paths: Sequence[Path]) -> list[str]:
