@@ -99,30 +99,23 @@ class Meeting:
 
 def meetings(runs: Sequence[Run]) -> list[Meeting]:
     """Group images by the runs and methods that watch them; those that most runs watch come first."""
-    found: dict[Any, Meeting] = {}
-    for watched in _same_images(runs):
-        kinds: dict[Any, dict[int, int]] = {}
-        for number, image in watched.items():  # only maps by the same methods are compared
-            kind = tuple(sorted(runs[number].maps)), runs[number].note
-            kinds.setdefault(kind, {})[number] = image
-        for (titles, note), images in kinds.items():
-            found.setdefault((*images, titles, note), Meeting(titles, note, [])).images.append(images)
-    return sorted(found.values(), key=lambda meeting: (-len(meeting.runs), meeting.runs))
-
-
-def _same_images(runs: Sequence[Run]) -> list[dict[int, int]]:
-    """Match images across runs; return, for each image, run's number -> its number in that run."""
-    known: dict[int, list[tuple[NDArray[np.int16], dict[int, int]]]] = {}  # by aspect ratio
+    known: dict[Any, list[tuple[NDArray[np.int16], dict[int, int]]]] = {}
     for number, run in enumerate(runs):
         for image in range(run.count):
             picture = run.input(image)
             small = Image.fromarray(picture).resize(_THUMBNAIL, Image.Resampling.BOX)
             thumbnail = np.asarray(small, np.int16)
-            alike = known.setdefault(round(16 * picture.shape[0] / picture.shape[1]), [])
+            aspect = round(16 * picture.shape[0] / picture.shape[1])
+            # Only maps by the same methods are compared.
+            alike = known.setdefault((tuple(sorted(run.maps)), run.note, aspect), [])
             for seen, watched in alike:
                 if number not in watched and np.abs(seen - thumbnail).max() <= _TOLERANCE:
                     watched[number] = image
                     break
             else:
                 alike.append((thumbnail, {number: image}))
-    return [watched for alike in known.values() for _, watched in alike]
+    found: dict[tuple[int, ...], Meeting] = {}
+    for (titles, note, _), alike in known.items():
+        for _, images in alike:
+            found.setdefault(tuple(images), Meeting(titles, note, [])).images.append(images)
+    return sorted(found.values(), key=lambda meeting: (-len(meeting.runs), meeting.runs))
