@@ -189,18 +189,6 @@ class TestGrid:
         assert wanted.max() > 200
         assert np.corrcoef(found.flatten(), wanted.flatten())[0, 1] > 0.8
 
-    def test_marks_stand_above_their_pictures_right_of_the_captions(self):
-        tiles, long = columns(4), [Caption("a very long name of a class " * 5)] * 2
-        marked = grid(tiles, long, marks={"column 2": ["", "a mark"], "column 3": ["", ""]})
-        plain = grid(tiles, long)
-        left, top = GAP + 2 * (TILE_WIDTH + GAP), LINE + LINE + TILE_WIDTH + GAP
-        assert marked.shape == plain.shape
-        first, second = (marked[y : y + LINE] for y in (LINE, top))
-        assert (first[:, left - GAP :] == 255).all(), "captions end before the first mark"
-        assert (first[:, :left] < 255).any()
-        assert (second[:, left : left + TILE_WIDTH] < 255).any()
-        assert (second[:, left + TILE_WIDTH :] == 255).all()
-
     def test_right_and_wrong_look_different_without_color(self):
         tiles = columns(3, 1)
         right, wrong = (

@@ -16,6 +16,7 @@ from vitx.errors import VitxError
 from vitx.pictures.captions import Caption
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
+_ENDS = "looked at least", "most"  # of the legend
 SIGNED = "bwr", ("against", "for")  # blue, white for 0, red; and the ends of the legend
 OVERLAY_STRENGTH = 0.6  # share of the color map in an overlay
 # Three tiles with their gaps are 350 pixels wide, the width of TensorBoard's card: text stays sharp if it is
@@ -80,8 +81,6 @@ def grid(
     *,
     tile_width: int = TILE_WIDTH,
     note: str = "",
-    marks: Mapping[str, Sequence[str]] | None = None,
-    ends: tuple[str, str] = ("looked at least", "most"),
     signed: bool = False,
 ) -> Picture:
     """Draw one row per image, with a caption, and one column per title, with a legend below.
@@ -94,15 +93,13 @@ def grid(
         colormap: the color map of the legend, unless the overlays are signed.
         tile_width: the width of each picture in pixels; the height follows.
         note: a text between the ends of the legend or, if it is too long, on lines below.
-        marks: title -> a text above each picture of that column, to the right of the captions.
-        ends: the texts at the ends of the legend, unless the overlays are signed.
         signed: whether the overlays show what speaks for and against.
     """
-    colormap, ends = SIGNED if signed else (colormap, ends)
+    colormap, ends = SIGNED if signed else (colormap, _ENDS)
     tiles = {title: [tile(p, tile_width) for p in pixels.numpy()] for title, pixels in columns.items()}
     lefts = {title: GAP + column * (tile_width + GAP) for column, title in enumerate(tiles)}
     width = GAP + len(tiles) * (tile_width + GAP)
-    room = min([width - GAP, *(lefts[title] - GAP for title in marks or ())]) - GAP  # for a caption
+    room = width - 2 * GAP  # for a caption
     bold = font(_TEXT_SIZE, bold=True)
     said = [caption.lines(lambda text: bold.getlength(text) <= room) for caption in captions]
     lines = max(map(len, said), default=1)
@@ -117,8 +114,6 @@ def grid(
             write(draw, (lefts[title], number * LINE + 3), line, FAINT, tile_width)
         for at, picture in zip(tops, pictures, strict=False):
             canvas.paste(picture, (lefts[title], at + lines * LINE))
-        for at, mark in zip(tops, (marks or {}).get(title, ()), strict=False):
-            write(draw, (lefts[title], at + 2), mark, FAINT, tile_width)
     for at, caption, texts in zip(tops, captions, said, strict=False):
         for number, line in enumerate(texts):
             write(draw, (GAP, at + number * LINE + 2), line, _VERDICTS[caption.right], room, bold=True)
