@@ -114,7 +114,7 @@ def test_more_than_four_runs_stand_in_rows(run, tmp_path, capsys):
     write(tmp_path / "logs" / "killed", "write_facts", {})
     out = tmp_path / "film"
     assert film(tmp_path / "logs", "--output", out) == 1
-    assert "logs/killed holds no maps" in capsys.readouterr().err
+    assert "logs/killed/vitx holds no maps" in capsys.readouterr().err
     panels = [frame({folder.name: open_run(folder)}, 1, [0]) for folder in (run, *others)]
     shown = frames(out / "image-0.gif")[2]
     high, wide = panels[0].shape[:2]

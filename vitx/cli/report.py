@@ -85,7 +85,7 @@ def _told(run: Run) -> dict[str, Any]:
     from timm import is_model
 
     model, scale = run.facts.get("model"), run.facts.get("normalization")
-    height, width = run.saved.pixels.shape[1:3]
+    height, width = run.pixels.shape[1:3]
     if not (scale and is_model(str(model)) and height == width and run.facts.get("kind") == "class"):
         return {}
     inputs = {"size": height, "mean": scale[0], "std": scale[1]}
@@ -110,13 +110,13 @@ def _pages(
         if weights is None and not Path(options.model).is_dir():
             print(f"{name} holds no checkpoint (.ckpt): give --weights FILE", file=sys.stderr)
             continue
-        methods: Methods = {telling(one.saved.maps): {}}
+        methods: Methods = {telling(one.maps): {}}
         subject = load_subject(Namespace(**vars(options) | {"weights": weights}), methods)
-        size = one.saved.pixels.shape[1:3]
+        size = one.pixels.shape[1:3]
         prepare = replace(subject.prepare, size=size, crop_pct=1.0, crop_mode="squash")  # already prepared
         subject = replace(subject, prepare=prepare)
-        (found,) = subject.explain(subject.batch([*one.saved.pixels]), methods).values()
-        logits = torch.from_numpy(one.saved.logits[-1])
+        (found,) = subject.explain(subject.batch([*one.pixels]), methods).values()
+        logits = torch.from_numpy(one.logits[-1])
         alike = found.logits.shape == logits.shape
         alike = alike and bool((shares_of(found.logits) - shares_of(logits)).abs().max() <= _ALIKE)
         if not (sure or alike):
@@ -148,7 +148,7 @@ def _draw_run(name: str, run: Run, steps: int, links: Mapping[tuple[int, int], s
         headings=[moments],
         reasons=rank(run),
         inputs=[embed(run.input(image), photo=True) for image in range(run.count)],
-        all_shown=show(run, firings, [*run.maps]),
+        all_shown=show(run, firings, [*run.titled]),
         links={image: link for (_, image), link in links.items()},
         settings=dict(flat(run.facts.get("settings"))),
     )
@@ -184,7 +184,7 @@ def _draw_comparison(
     while True:
         shares = np.linspace(0, 1, moments).tolist() if moments > 1 else [1.0]
         firings = [[run.nearest(share) for share in shares] for run in every]
-        shown = [show(run, at, sorted(run.maps)) for run, at in zip(every, firings, strict=True)]
+        shown = [show(run, at, sorted(run.titled)) for run, at in zip(every, firings, strict=True)]
         page = fill(
             "comparison",
             all_shown=shown,

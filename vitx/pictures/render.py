@@ -26,7 +26,7 @@ _TEXT_SIZE, _SMALL = 13, 10
 LINE = 19
 BETWEEN = 24  # pictures with headings
 PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#5c5c5c"
-_VERDICTS = {True: "#00695c", False: "#b71c1c", None: INK}  # colors of right, wrong and unknown
+VERDICTS = {True: "#00695c", False: "#b71c1c", None: INK}  # colors of right, wrong and unknown
 
 
 def heatmaps(maps: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -116,7 +116,7 @@ def grid(
             canvas.paste(picture, (lefts[title], at + lines * LINE))
     for at, caption, texts in zip(tops, captions, said, strict=False):
         for number, line in enumerate(texts):
-            write(draw, (GAP, at + number * LINE + 2), line, _VERDICTS[caption.right], room, bold=True)
+            write(draw, (GAP, at + number * LINE + 2), line, VERDICTS[caption.right], room, bold=True)
     return np.concatenate([canvas, _legend(width, colormap, note, ends)])
 
 

@@ -107,7 +107,7 @@ def meetings(runs: Sequence[Run]) -> list[Meeting]:
             thumbnail = np.asarray(small, np.int16)
             aspect = round(16 * picture.shape[0] / picture.shape[1])
             # Only maps by the same methods are compared.
-            alike = known.setdefault((tuple(sorted(run.maps)), run.note, aspect), [])
+            alike = known.setdefault((tuple(sorted(run.titled)), run.note, aspect), [])
             for seen, watched in alike:
                 if number not in watched and np.abs(seen - thumbnail).max() <= _TOLERANCE:
                     watched[number] = image

@@ -48,7 +48,7 @@ def strip(runs: Mapping[str, Run], image: int, most: int) -> Picture:
 
 def _stills(run: Run, image: int, most: int) -> Picture:
     """Draw a column for each firing, and a row for each method."""
-    titles = [*run.maps]
+    titles = [*run.titled]
     columns = {"input": _column([run.input(image)] * len(titles))}
     for firing in evenly(len(run.steps), most):
         tiles = run.tiles(firing, image)

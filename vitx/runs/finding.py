@@ -9,7 +9,7 @@ from vitx.errors import VitxError
 from vitx.runs import FACTS, FOLDER
 from vitx.runs.folder import read_facts
 from vitx.runs.run import Run
-from vitx.runs.saved import read_run
+from vitx.runs.saved import read_run, run_of
 
 
 def open_runs(places: Sequence[str | Path]) -> tuple[dict[str, Run], dict[str, str]]:
@@ -21,14 +21,9 @@ def open_runs(places: Sequence[str | Path]) -> tuple[dict[str, Run], dict[str, s
     runs, left_out = dict[str, Run](), dict[str, str]()
     for name, (path, folder) in _find(places).items():
         try:
-            read = read_run(folder)
+            runs[name] = read_run(folder, path)
         except VitxError as error:  # reported without paths of this machine
             left_out[name] = str(error).replace(str(folder), str(path / folder.name), 1)
-            continue
-        if read.maps is None:
-            left_out[name] = f"{path} holds no maps: the training ended before any were written"
-        else:
-            runs[name] = Run(path, read.maps, read.facts, read.numbers, _run(folder))
     if not runs:
         raise VitxError(next(iter(left_out.values())))
     return runs, left_out
@@ -47,7 +42,7 @@ def _find(places: Sequence[str | Path]) -> dict[str, tuple[Path, Path]]:
     runs = sorted(found.items(), key=lambda one: [_natural(part) for part in one[1].parts])
     # Folders just below the root may contain the name of a user.
     below = len({folder.parts[:2] for folder, _ in runs}) == 1
-    names = names_apart([_called(_run(folder) if below else path, folder) for folder, path in runs])
+    names = names_apart([_called(run_of(folder) if below else path, folder) for folder, path in runs])
     return {name: (path, folder) for name, (folder, path) in zip(names, runs, strict=True)}
 
 
@@ -75,14 +70,10 @@ def _below(top: Path) -> Iterator[Path]:
 
 def _said(place: Path, folder: Path) -> Path:
     """Return the path of a run as the user gave it, never the full path on this machine."""
-    run = _run(folder)
+    run = run_of(folder)
     said = Path(*place.parts[1:][-2:]) if place.is_absolute() else place
     path = Path(os.path.normpath(said / os.path.relpath(run, place)))
     return path if path.name not in ("", "..") else Path(run.resolve().name)
-
-
-def _run(folder: Path) -> Path:
-    return folder.parent if folder.name == FOLDER else folder
 
 
 def names_apart(paths: Sequence[Path]) -> list[str]:
