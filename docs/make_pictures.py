@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vitx.files import write_png
 from vitx.pictures.gif import write_gif
-from vitx.runs.film import Reel, frame, timeline
+from vitx.runs.film import frame, timeline
 from vitx.runs.finding import open_runs
 
 FOLDER = Path(__file__).parent
@@ -21,10 +21,9 @@ def main(demo: str, shortcut: str) -> None:
     """Write docs/learning.gif and docs/shortcut.png."""
     opened, _ = open_runs([demo, shortcut])
     runs = dict(zip(("the demo", "with a mark that tells the digit"), opened.values(), strict=True))
-    reels = [Reel(run, FILMED, name) for name, run in runs.items()]
-    write_gif(FOLDER / "learning.gif", [frame(reels, moment) for moment in timeline(reels, most=60)])
-    whole = [Reel(run, range(run.count), name) for name, run in runs.items()]
-    write_png(FOLDER / "shortcut.png", frame(whole, timeline(whole, most=1)[0]))
+    moments = timeline(runs.values(), most=60)
+    write_gif(FOLDER / "learning.gif", [frame(runs, moment, FILMED) for moment in moments])
+    write_png(FOLDER / "shortcut.png", frame(runs, 1, range(min(run.count for run in runs.values()))))
 
 
 if __name__ == "__main__":

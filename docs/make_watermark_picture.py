@@ -30,14 +30,13 @@ from watermark import MODEL, Watermark, model_of, packaged_font  # noqa: E402
 
 PART = (0, 69, 512, 468)  # crop of the photograph: x0, y0, x1, y1
 TILE = 215
-ENDS = "none", "most evidence"
 
 
 def explained(model: nn.Module, photograph: Image.Image) -> NDArray[np.uint8]:
     """Draw a photograph next to the map of the class that the model predicts."""
     explanation = vitx.explain(model, normalized(photograph, preprocessing_of(model))[None], "evidence")
     columns = {"DeiT-Tiny says:": explanation.pixels(), "evidence for it": explanation.overlays()}
-    return render.grid(columns, captions_said(explanation.logits, None), tile_width=TILE, ends=ENDS)
+    return render.grid(columns, captions_said(explanation.logits, None), tile_width=TILE)
 
 
 def main(weights: str | None = None) -> None:

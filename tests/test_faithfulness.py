@@ -5,11 +5,10 @@ import torch
 from torch import nn
 
 from tests.lightning_models import SmallClassifier, fit, samples
-from tests.run_folders import kept
+from tests.played_runs import open_run
 from vitx import VitxError, metrics
 from vitx.callbacks import RolloutCallback
 from vitx.evaluation.perturbation import perturbation, random_order
-from vitx.runs.saved import read_run
 
 
 class Needs(nn.Module):
@@ -86,7 +85,7 @@ def test_the_callback_logs_what_the_metrics_say(tmp_path, monkeypatch):
     trainer, module = fit(callback, default_root_dir=tmp_path)
     images = torch.stack([image for image, *_ in samples(8, seed=1)])[:5]
     maps = callback.state_dict()["maps"]
-    kind = read_run(kept(tmp_path)).facts["kind"]
+    kind = open_run(tmp_path).facts["kind"]
     measure = "sigmoid" if kind == "classes" else "probability"
     for method in ("rollout", "evidence"):
         for name, values in by_hand(module, images, maps[method][:5], measure=measure).items():
@@ -94,7 +93,7 @@ def test_the_callback_logs_what_the_metrics_say(tmp_path, monkeypatch):
             assert logged == pytest.approx(values.mean().item(), abs=1e-6)
         changed = metrics.reliance(module, images, {method: maps[method][:5]})[method].mean().item()
         assert trainer.callback_metrics[f"vitx/{method}/reliance"].item() == pytest.approx(changed, abs=1e-6)
-    assert list(read_run(kept(tmp_path)).numbers["vitx/evidence/deletion"]) == [0, 3, 7]
+    assert list(open_run(tmp_path).numbers["vitx/evidence/deletion"]) == [0, 3, 7]
 
 
 class Features(SmallClassifier):

@@ -51,7 +51,7 @@ def test_what_stands_next_to_the_root_is_in_no_name(tmp_path, monkeypatch):
         write_run(place, steps=(0,))
     monkeypatch.setattr(Path, "resolve", lambda path: Path("/", *path.parts[-4:]))  # as on two disks
     monkeypatch.setattr(
-        "vitx.runs.finding.read_run", lambda folder: read_run(tmp_path / folder.relative_to("/"))
+        "vitx.runs.finding.read_run", lambda folder, path: read_run(tmp_path / folder.relative_to("/"), path)
     )
     assert [*open_runs(places)[0]] == ["logs/run", "logs/run (2)"]
 
@@ -78,7 +78,7 @@ def older(folder, step):
         ("empty", r"empty holds no run: neither it nor a folder below has a file vitx/run.json"),
         ("pictures", r"pictures holds no run: .* unless save_maps=False"),
         ("old", r"old/vitx is of vitx 0.2 and has no run.json: play it back with vitx 0.2"),
-        ("killed", r"killed holds no maps: the training ended before any were written"),
+        ("killed", r"killed/vitx holds no maps: the training ended before any were written"),
     ],
 )
 def test_what_is_no_single_run_is_said_in_a_sentence(place, sentence, tmp_path):

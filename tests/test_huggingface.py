@@ -11,12 +11,12 @@ from torch.utils.data import Dataset
 
 import vitx
 from tests import run_folders
+from tests.played_runs import open_run
 from tests.processes import run_together
 from tests.test_loggers import end, history
 from tests.test_no_trace import assert_same
 from vitx import VitxError
 from vitx.pictures import render
-from vitx.runs.saved import read_run
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")
@@ -199,7 +199,7 @@ def test_the_trainers_own_run_of_tensorboard_holds_pictures_and_numbers(tmp_path
     assert [point.step for point in found.Scalars("train/loss")] == list(range(1, 9))
     assert files(folder) == [0, 4, 8], "they are not in the folder of the run"
     assert not list(tmp_path.rglob("*.png"))
-    accuracy = read_run(folder / "vitx").numbers["eval_loss"]
+    accuracy = open_run(folder / "vitx").numbers["eval_loss"]
     assert list(accuracy) == [4, 8], "each evaluation belongs to the firing before it"
 
 

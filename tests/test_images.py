@@ -19,11 +19,10 @@ from torch.utils.data import (
 from torchvision import transforms
 
 from tests.lightning_models import IMAGE, SmallClassifier, fit, samples
-from tests.run_folders import kept
+from tests.played_runs import open_run
 from vitx import VitxError
 from vitx.callbacks import RolloutCallback
 from vitx.callbacks.lightning import LightningHost
-from vitx.runs.saved import read_run
 from vitx.watch import Settings
 from vitx.watch.images import Selection
 
@@ -293,7 +292,7 @@ def test_random_transforms_give_the_same_images_in_every_run(tmp_path):
         torch.manual_seed(seed)
         callback = RolloutCallback(images=Noisy(), on_error="raise")
         fit(callback, default_root_dir=tmp_path / str(seed), max_epochs=1)
-        watched.append(read_run(kept(tmp_path / str(seed))).maps.pixels)
+        watched.append(open_run(tmp_path / str(seed)).pixels)
     assert np.array_equal(*watched)
 
 

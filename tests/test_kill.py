@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader
 
 from tests import run_folders
 from tests.lightning_models import IMAGE, SmallClassifier, samples
+from tests.played_runs import open_run
 from tests.processes import FORKED
 from vitx.callbacks import RolloutCallback
-from vitx.runs.saved import read_run
 
 pytestmark = pytest.mark.slow
 
@@ -122,11 +122,11 @@ def resume(folder, logger, checkpoint, torn, tmp_path):
 
 def steps_of_files(folder):
     """Read everything that was saved, which must be complete, and return the steps of the maps."""
-    run = read_run(folder)
-    assert run.maps.pixels.shape == (1, IMAGE, IMAGE, 3)
-    assert all(np.isfinite(maps).all() for maps in run.maps.maps.values())
-    assert list(run.numbers["vitx/rollout/entropy"]) == list(run.maps.steps)
-    return list(run.maps.steps)
+    run = open_run(folder)
+    assert run.pixels.shape == (1, IMAGE, IMAGE, 3)
+    assert all(np.isfinite(maps).all() for maps in run.maps.values())
+    assert list(run.numbers["vitx/rollout/entropy"]) == list(run.steps)
+    return list(run.steps)
 
 
 def doubled(folder):

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from tests.lightning_models import IMAGE, SmallClassifier, averaging, samples
 from tests.models import checkpointed
+from tests.played_runs import open_run
 from vitx.callbacks import RolloutCallback
-from vitx.runs.saved import read_run
 
 IMAGES = torch.randn(3, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(5))
 
@@ -313,5 +313,5 @@ def test_a_run_resumed_in_mid_epoch_equals_the_uninterrupted_one(every, tmp_path
     for name in ("run.json", "numbers.csv"):  # the run's name, and numbers that Lightning loses on resuming
         del first[name], again[name]
     assert first == again
-    numbers, same = (read_run(run.parent).numbers for run in runs)
+    numbers, same = (open_run(run.parent).numbers for run in runs)
     assert all(numbers[name] == same[name] for name in numbers if name.startswith("vitx/"))

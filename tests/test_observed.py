@@ -9,9 +9,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset
 
 import vitx
 from tests.lightning_models import SmallClassifier, samples
-from tests.run_folders import kept
+from tests.played_runs import open_run
 from vitx.callbacks import RolloutCallback
-from vitx.runs.saved import read_run
 from vitx.watch import showing
 
 COUNT = 8
@@ -267,7 +266,7 @@ def test_what_is_kept_beside_the_maps_is_what_was_seen_last(tmp_path, monkeypatc
     data = TensorDataset(IMAGES, AGES, CLASSES)
     _, captions, _ = run(Third(), data, monkeypatch, caplog, sanity=0)
     assert captions[0][0].label is None
-    assert read_run(kept(tmp_path)).maps.labels.tolist() == CLASSES.tolist()
+    assert open_run(tmp_path).labels.tolist() == CLASSES.tolist()
 
 
 class Normalizing(pl.Callback):

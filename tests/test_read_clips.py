@@ -15,7 +15,6 @@ from tests.played_runs import open_run
 from vitx import VitxError, Watch, cli
 from vitx.inputs.clips import ClipPreprocessing, VolumePreprocessing
 from vitx.inputs.reading import read_image
-from vitx.runs.saved import read_run
 
 COUNT, HEIGHT, WIDTH = 12, 48, 64
 
@@ -206,9 +205,8 @@ def test_a_watch_shows_them_in_one_card(kind, tmp_path):
     events = run_folders.events(tmp_path)
     (event,) = events.Images("vitx/maps")
     assert event.width == 350
-    saved = read_run(tmp_path / "vitx").maps
-    assert saved.maps["rollout"].ndim == 4
-    assert saved.pixels.ndim == 4
+    assert run.maps["rollout"].ndim == 4
+    assert run.pixels.ndim == 4
 
 
 def write_nifti(path, values):

@@ -12,6 +12,7 @@ from vitx.pictures.render import (
     GAP,
     LINE,
     TILE_WIDTH,
+    beside,
     grid,
     heatmaps,
     overlays,
@@ -152,20 +153,19 @@ class TestGrid:
         assert more in {2 * number * LINE for number in range(4)}, "the rows are not alike"
         assert (picture[:, -GAP:] == 255).all()
 
-    def test_long_titles_are_cut_to_fit(self):
-        tiles = columns(2)
-        tiles["a title that is far too long for its column " * 2] = tiles.pop("column 1")
-        assert (grid(tiles, self.captions)[:, -GAP:] == 255).all()
-
-    def test_the_title_of_a_single_column_has_as_many_lines_as_it_needs(self):
-        (pictures,) = columns(1).values()
-        short, long = (grid({title: pictures}, self.captions) for title in ("input", "input and maps " * 4))
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_titles_have_as_many_lines_as_they_need(self, count):
+        short, long, two = columns(count), columns(count), columns(count)
+        long["input and maps " * 4] = long.pop("column 0")
+        two["column\n0"] = two.pop("column 0")
+        short["column 0"] = short.pop("column 0")
+        short, long, two = (grid(tiles, self.captions) for tiles in (short, long, two))
         lines = (len(long) - len(short)) // LINE + 1
         assert lines > 2
-        assert len(long) == len(short) + (lines - 1) * LINE
-        assert all((long[line * LINE : (line + 1) * LINE] < 200).any() for line in range(lines))
+        assert (len(long), len(two)) == (len(short) + (lines - 1) * LINE, len(short) + LINE)
+        left = long.shape[1] - GAP - TILE_WIDTH
+        assert all((long[line * LINE : (line + 1) * LINE, left:] < 200).any() for line in range(lines))
         assert (long[:, -GAP:] == 255).all()
-        assert (long[lines * LINE :] == short[LINE:]).all(), "the rest is as it was"
 
     def test_a_title_is_written_in_smaller_letters_before_it_is_cut(self):
         said = []
@@ -188,18 +188,6 @@ class TestGrid:
         )
         assert wanted.max() > 200
         assert np.corrcoef(found.flatten(), wanted.flatten())[0, 1] > 0.8
-
-    def test_marks_stand_above_their_pictures_right_of_the_captions(self):
-        tiles, long = columns(4), [Caption("a very long name of a class " * 5)] * 2
-        marked = grid(tiles, long, marks={"column 2": ["", "a mark"], "column 3": ["", ""]})
-        plain = grid(tiles, long)
-        left, top = GAP + 2 * (TILE_WIDTH + GAP), LINE + LINE + TILE_WIDTH + GAP
-        assert marked.shape == plain.shape
-        first, second = (marked[y : y + LINE] for y in (LINE, top))
-        assert (first[:, left - GAP :] == 255).all(), "captions end before the first mark"
-        assert (first[:, :left] < 255).any()
-        assert (second[:, left : left + TILE_WIDTH] < 255).any()
-        assert (second[:, left + TILE_WIDTH :] == 255).all()
 
     def test_right_and_wrong_look_different_without_color(self):
         tiles = columns(3, 1)
@@ -232,6 +220,19 @@ class TestGrid:
     def test_unknown_color_map(self):
         with pytest.raises(VitxError, match="there is no color map 'x'"):
             grid(columns(1), self.captions, colormap="x")
+
+
+class TestBeside:
+    def test_each_picture_is_below_its_heading(self):
+        pictures = [np.full((20, 200, 3), value, np.uint8) for value in (10, 60)]
+        drawn = beside({"demo\nstep 4": pictures[0], "a long name of a run " * 3: pictures[1]})
+        top = 2 * LINE + GAP
+        assert (drawn[top:, :200] == 10).all()
+        assert (drawn[:LINE, :200] < 100).any()
+        assert (drawn[LINE : 2 * LINE, :200] < 100).any()
+        second = drawn[:, -200:]
+        assert (second[LINE + GAP : LINE + GAP + 20] == 60).all()
+        assert (second[: LINE + GAP, -GAP:] == 255).all(), "a heading reaches into the margin"
 
 
 class TestExplanation:

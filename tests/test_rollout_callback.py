@@ -24,7 +24,6 @@ from vitx.attribution import title_of
 from vitx.callbacks import RolloutCallback
 from vitx.pictures import render
 from vitx.pictures.captions import captions_of
-from vitx.runs.saved import read_run
 
 GRID = np.zeros((4, 4, 3), np.uint8)
 
@@ -101,7 +100,7 @@ def test_keeps_what_a_report_needs_and_the_last_picture_where_no_logger_shows_th
         "logits": ((3, 3), np.float32),
         "sinks": (maps[0], np.bool_),
     }
-    numbers = read_run(kept(tmp_path)).numbers
+    numbers = open_run(tmp_path).numbers
     assert list(numbers["val/loss"]) == [3, 7]
     assert numbers["epoch"] == {0: 0, 3: 0, 7: 1}
     assert list(numbers["vitx/rollout/drift"]) == [3, 7]
@@ -123,7 +122,7 @@ def test_all_measured_images_are_kept_if_asked_for(tmp_path):
         assert len(images["pixels"]) == 2
         assert len(images["labels"]) == 6
         shown = images["shown"]
-    assert np.array_equal(read_run(kept(tmp_path)).maps.maps["rollout"][-1], found["rollout"][shown])
+    assert np.array_equal(open_run(tmp_path).maps["rollout"][-1], found["rollout"][shown])
 
 
 def test_the_images_are_kept_also_where_the_first_firing_fails(tmp_path, failing):
@@ -180,7 +179,7 @@ def test_what_the_run_is(tmp_path):
 
     callback = RolloutCallback(methods={"rollout": {"head_fusion": "max"}}, target=2, on_error="raise")
     trainer, _ = fit(callback, module=Told, logger=CSVLogger(tmp_path, "first"))
-    facts = read_run(kept(tmp_path)).facts
+    facts = open_run(tmp_path).facts
     assert kept(tmp_path).parent == Path(trainer.logger.log_dir)
     assert facts["settings"] == {"lr": 0.1, "api_key": "***"}
     assert facts["methods"] == {"rollout": {"head_fusion": "max"}}
@@ -311,7 +310,7 @@ def test_a_resumed_run_goes_on_where_it_stopped(tmp_path):
     resume(again, DataLoader(samples(8, seed=1)), tmp_path)
     found = run_folders.steps(tmp_path)
     assert found == [0, 3, 7, 11], "in the same folder; what was shown before the stop is not shown again"
-    assert list(read_run(kept(tmp_path)).numbers["vitx/rollout/entropy"]) == found
+    assert list(open_run(tmp_path).numbers["vitx/rollout/entropy"]) == found
 
 
 def test_a_resumed_run_whose_folder_is_gone(tmp_path, caplog):
@@ -629,9 +628,9 @@ def test_features_are_no_classes(module, data, options, methods, tmp_path, monke
     assert all(bool(str(caption)) == says for caption in captions)
     said = "numbers for each image" if module is Tokens else "outputs features"
     assert (said in caplog.text) == (methods[-1] != "grad_rollout")
-    saved = read_run(kept(tmp_path))
-    logits = torch.from_numpy(saved.maps.logits[0])
-    played = captions_of(logits, torch.zeros(4).long(), kind=saved.facts["kind"])
+    run = open_run(tmp_path)
+    logits = torch.from_numpy(run.logits[0])
+    played = captions_of(logits, torch.zeros(4).long(), kind=run.facts["kind"])
     assert all(bool(str(caption)) == says for caption in played), "the report would say classes"
 
 

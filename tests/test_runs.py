@@ -32,13 +32,13 @@ from vitx.runs.run import rank
 
 def test_a_run_is_read_as_it_was_written(tmp_path):
     run = open_run(write_run(tmp_path / "run", colormap="viridis", note="of the likeliest class"))
-    assert (run.steps, run.count, [*run.maps]) == (STEPS, COUNT, ["attention rollout", "gradient rollout"])
+    assert (run.steps, run.count, [*run.titled]) == (STEPS, COUNT, ["attention rollout", "gradient rollout"])
     for firing, step in enumerate(STEPS):
         for name, expected in maps(step).items():
-            assert same(run.saved.maps[name][firing], expected.astype(np.float16))
-        assert same(run.saved.logits[firing], LOGITS)
-    assert same(run.saved.pixels, pixels())
-    assert same(run.saved.labels, LABELS)
+            assert same(run.maps[name][firing], expected.astype(np.float16))
+        assert same(run.logits[firing], LOGITS)
+    assert same(run.pixels, pixels())
+    assert same(run.labels, LABELS)
     assert (run.colormap, run.note) == ("viridis", "of the likeliest class")
     assert run.facts["class_names"] == CLASSES
     assert run.numbers["val/accuracy"] == {4: 0.5, 9: 0.5}
@@ -77,7 +77,7 @@ def test_sinks_are_ringed_as_in_the_training(tmp_path):
             write_firing(run, step, maps(step) | dict.fromkeys(extra, 0 * marks), LOGITS)
         found.append(open_run(run))
     plain, ringed = found
-    assert [*ringed.maps] == [*plain.maps], "sinks are no method"
+    assert [*ringed.titled] == [*plain.titled], "sinks are no method"
     assert same(ringed.tiles(0, 0)["attention rollout"], plain.tiles(0, 0)["attention rollout"])
     assert not same(ringed.tiles(-1, 0)["attention rollout"], plain.tiles(-1, 0)["attention rollout"])
     assert len(ringed.grid(-1, [0])) > len(plain.grid(-1, [0])), "the legend says what rings are"
@@ -89,10 +89,10 @@ def test_maps_of_all_measured_images_are_those_of_the_shown(tmp_path):
     folder = tmp_path / "vitx" / "images-000004.npz"
     np.savez(folder, pixels=pixels()[[0, 2]], shown=np.array([3, 1]), labels=np.arange(4))
     write_firing(tmp_path, 4, found, np.eye(4))
-    saved = open_run(tmp_path).saved
-    assert saved.labels.tolist() == [3, 1]
-    assert same(saved.logits[0], np.eye(4, dtype=np.float32)[[3, 1]])
-    assert same(saved.maps["rollout"][0], found["rollout"].astype(np.float16)[[3, 1]])
+    run = open_run(tmp_path)
+    assert run.labels.tolist() == [3, 1]
+    assert same(run.logits[0], np.eye(4, dtype=np.float32)[[3, 1]])
+    assert same(run.maps["rollout"][0], found["rollout"].astype(np.float16)[[3, 1]])
 
 
 def test_no_frame_of_a_clip_reaches_into_the_next(tmp_path):
@@ -129,9 +129,9 @@ def test_of_images_that_changed_the_last_are_read_and_the_other_firings_counted(
     write_images(tmp_path, 12, 255 - pixels())
     assert open_run(tmp_path).steps == STEPS, "killed before the first firing with them"
     write_firing(tmp_path, 12, maps(12), LOGITS)
-    saved = open_run(tmp_path).saved
-    assert (saved.steps, saved.before) == ((12,), len(STEPS))
-    assert same(saved.pixels, 255 - pixels())
+    run = open_run(tmp_path)
+    assert (run.steps, run.before) == ((12,), len(STEPS))
+    assert same(run.pixels, 255 - pixels())
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_what_is_wrong_with_a_run_is_said(spoil, sentence, tmp_path):
 def test_a_method_that_came_later_is_left_out(tmp_path):
     write_run(tmp_path)
     write_firing(tmp_path, 12, {**maps(12), "late": maps(12)["rollout"]}, LOGITS)
-    assert set(open_run(tmp_path).saved.maps) == {"rollout", "grad_rollout"}
+    assert set(open_run(tmp_path).maps) == {"rollout", "grad_rollout"}
 
 
 def test_files_of_other_names_are_no_firings(tmp_path):

@@ -27,13 +27,13 @@ import vitx
 from tests import run_folders
 from tests.lightning_models import IMAGE, SmallClassifier, samples
 from tests.models import checkpointed
+from tests.played_runs import open_run
 from tests.processes import run_together
 from tests.run_folders import events, kept
 from tests.test_loggers import end, history
 from tests.test_no_trace import assert_same
 from vitx import VitxError, Watch
 from vitx.runs.folder import read_facts
-from vitx.runs.saved import read_run
 
 IMAGES = torch.randn(3, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(5))
 
@@ -456,9 +456,9 @@ def test_nothing_is_said_of_the_colors_of_a_spectrogram(tmp_path, capsys):
     watch = Watch(model, DataLoader(sounds, 3), tmp_path, on_error="raise")
     watch(0)
     assert "color" not in capsys.readouterr().err
-    found = read_run(kept(tmp_path))
+    found = open_run(tmp_path)
     assert "color" not in found.facts["note"]
-    assert len(np.unique(found.maps.pixels)) > 200
+    assert len(np.unique(found.pixels)) > 200
 
 
 def test_says_at_first_what_was_found_where_nobody_listens(net, loader, tmp_path, capsys):

@@ -1,7 +1,6 @@
 """Watched trainings with texts, captions, words and other images as targets."""
 
 import copy
-from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -10,11 +9,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import vitx
-from tests import run_folders, texts, vision_language
+from tests import texts, vision_language
+from tests.played_runs import open_run
 from vitx import VitxError
 from vitx.callbacks import RolloutCallback
 from vitx.callbacks.huggingface import RolloutCallback as OfTrainer
-from vitx.runs.saved import read_run
 from vitx.targets import answer, similar_to, text, word
 
 transformers = pytest.importorskip("transformers")
@@ -78,7 +77,7 @@ def trained(folder, target):
     )
     loader = DataLoader(Pairs(named=False), 3)
     trainer.fit(module, loader, loader)
-    return before, read_run(run_folders.kept(Path(folder)))
+    return before, open_run(folder)
 
 
 TARGETS = {
@@ -94,7 +93,7 @@ def test_a_training_of_open_clip(name, tmp_path):
     target, alone, kind = TARGETS[name]
     module, run = trained(tmp_path, target)
     wanted = vitx.explain(module, IMAGES[[0, 2, 4]], "evidence", target=alone)
-    assert torch.allclose(torch.from_numpy(run.maps.maps["evidence"][0]), wanted.maps, atol=1e-3)
+    assert torch.allclose(torch.from_numpy(run.maps["evidence"][0]), wanted.maps, atol=1e-3)
     assert run.facts["kind"] == kind
     assert run.facts["class_names"] == (["a cat", "a dog"] if name == "texts" else None)
     assert run.facts["target"] == ("caption" if name == "caption" else "text")
@@ -123,8 +122,8 @@ def test_a_training_of_hugging_face(tmp_path):
     trainer.train()
     own = text(CAPTIONS[[0, 2, 4]], maps="own")
     wanted = vitx.explain(before, IMAGES[[0, 2, 4]], "evidence", target=own).maps
-    run = read_run(run_folders.kept(tmp_path))
-    assert torch.allclose(torch.from_numpy(run.maps.maps["evidence"][0]), wanted, atol=1e-3)
+    run = open_run(tmp_path)
+    assert torch.allclose(torch.from_numpy(run.maps["evidence"][0]), wanted, atol=1e-3)
 
 
 def trained_by_name(model, rows, target, folder):
@@ -136,7 +135,7 @@ def trained_by_name(model, rows, target, folder):
     options = {"methods": ("evidence",), "target": target, "on_error": "raise"}
     trainer.add_callback(OfTrainer(trainer, images=[0, 2], **options))
     trainer.train()
-    return torch.from_numpy(read_run(run_folders.kept(Path(folder))).maps.maps["evidence"][-1])
+    return torch.from_numpy(open_run(folder).maps["evidence"][-1])
 
 
 def test_a_training_shows_where_a_word_comes_from(tmp_path):

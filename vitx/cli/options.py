@@ -73,8 +73,12 @@ def add(group: Any, name: str, metavar: str, help: str, kind: Any = str, **more:
 
 def new_name(words: Sequence[str], known: Container[str]) -> str:
     """Return the replacement of the first option of 0.2 that is not `known` any more, in words, or ""."""
+
+    def is_known(option: str) -> bool:
+        return option.strip("-").replace("-", "_") in known
+
     options = (word.partition("=")[0] for word in takewhile("--".__ne__, words))
-    gone = (one for one in options if one in _NOW and one.strip("-").replace("-", "_") not in known)
+    gone = (one for one in options if one in _NOW and not is_known(one) and is_known(_NOW[one].split()[0]))
     return next((f"{old} is gone: write {_NOW[old]}" for old in gone), "")
 
 

@@ -91,7 +91,7 @@ def show(run: Run, firings: Sequence[int], titles: Sequence[str]) -> list[Shown]
     captions = zip(*map(run.captions, firings), strict=True)
     found = []
     for image, of_image in enumerate(captions):
-        maps = {title: torch.from_numpy(run.maps[title][list(firings), image]) for title in titles}
+        maps = {title: torch.from_numpy(run.titled[title][list(firings), image]) for title in titles}
         flat = torch.stack([entropy(one) > UNIFORM for one in maps.values()], 1)
         said = [
             [str(caption), caption.right, *marks.nonzero().flatten().tolist()]

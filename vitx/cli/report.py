@@ -7,7 +7,7 @@ under each training, all moved by one slider. It needs no network and no other f
   vitx report logs/demo/version_0 --output report.html
   vitx report logs/                                              compare all runs below it
   vitx report logs/demo logs/shortcut --steps 100                more steps on the slider
-  vitx report logs/ --only 'vit_*'                               some of them
+  vitx report logs/vit_*                                         some of them
   vitx report logs/demo --model my_package:MyLightningModule     ... with a page to click for each image
 
 A run is a training with vitx's callback or watch, whatever its logger. Its folder `vitx` holds all its data.
@@ -34,8 +34,8 @@ from vitx.cli.options import add, check_least
 from vitx.cli.page import charts, charts_of_runs, columns, embed, fill, show
 from vitx.cli.runs import add_runs, one_thread, opened_runs
 from vitx.errors import VitxError
-from vitx.pictures.captions import shares_of
-from vitx.runs.comparing import compare_settings, disagreement, flat, meetings
+from vitx.pictures.captions import Caption, shares_of
+from vitx.runs.comparing import compare_settings, flat, meetings
 from vitx.runs.film import evenly
 from vitx.runs.run import Run, rank
 from vitx.viewer.page import Page
@@ -85,7 +85,7 @@ def _told(run: Run) -> dict[str, Any]:
     from timm import is_model
 
     model, scale = run.facts.get("model"), run.facts.get("normalization")
-    height, width = run.saved.pixels.shape[1:3]
+    height, width = run.pixels.shape[1:3]
     if not (scale and is_model(str(model)) and height == width and run.facts.get("kind") == "class"):
         return {}
     inputs = {"size": height, "mean": scale[0], "std": scale[1]}
@@ -110,13 +110,13 @@ def _pages(
         if weights is None and not Path(options.model).is_dir():
             print(f"{name} holds no checkpoint (.ckpt): give --weights FILE", file=sys.stderr)
             continue
-        methods: Methods = {telling(one.saved.maps): {}}
+        methods: Methods = {telling(one.maps): {}}
         subject = load_subject(Namespace(**vars(options) | {"weights": weights}), methods)
-        size = one.saved.pixels.shape[1:3]
+        size = one.pixels.shape[1:3]
         prepare = replace(subject.prepare, size=size, crop_pct=1.0, crop_mode="squash")  # already prepared
         subject = replace(subject, prepare=prepare)
-        (found,) = subject.explain(subject.batch([*one.saved.pixels]), methods).values()
-        logits = torch.from_numpy(one.saved.logits[-1])
+        (found,) = subject.explain(subject.batch([*one.pixels]), methods).values()
+        logits = torch.from_numpy(one.logits[-1])
         alike = found.logits.shape == logits.shape
         alike = alike and bool((shares_of(found.logits) - shares_of(logits)).abs().max() <= _ALIKE)
         if not (sure or alike):
@@ -148,7 +148,7 @@ def _draw_run(name: str, run: Run, steps: int, links: Mapping[tuple[int, int], s
         headings=[moments],
         reasons=rank(run),
         inputs=[embed(run.input(image), photo=True) for image in range(run.count)],
-        all_shown=show(run, firings, [*run.maps]),
+        all_shown=show(run, firings, [*run.titled]),
         links={image: link for (_, image), link in links.items()},
         settings=dict(flat(run.facts.get("settings"))),
     )
@@ -162,8 +162,7 @@ def _draw_comparison(
     differing, shared = compare_settings(every)
     met, table = meetings(every), columns(every, differing)
     for meeting in met:
-        if len(meeting.runs) > 1:
-            meeting.images.sort(key=lambda images: disagreement(every, images), reverse=True)
+        meeting.images.sort(key=lambda images: -len({one.prediction for one in _last(every, images)}))
     overviews = [run.overview() for run in every] if len(every) <= _MOST_OVERVIEWS else []
     fixed: dict[str, Any] = {
         "groups": [(meeting, [_figure(every, images) for images in meeting.images]) for meeting in met],
@@ -185,7 +184,7 @@ def _draw_comparison(
     while True:
         shares = np.linspace(0, 1, moments).tolist() if moments > 1 else [1.0]
         firings = [[run.nearest(share) for share in shares] for run in every]
-        shown = [show(run, at, sorted(run.maps)) for run, at in zip(every, firings, strict=True)]
+        shown = [show(run, at, sorted(run.titled)) for run, at in zip(every, firings, strict=True)]
         page = fill(
             "comparison",
             all_shown=shown,
@@ -204,7 +203,7 @@ def _draw_comparison(
 def _figure(runs: Sequence[Run], images: Mapping[int, int]) -> dict[str, Any]:
     """Describe one image under each run."""
     first, image = next(iter(images.items()))
-    captions = [runs[number].captions(-1)[at] for number, at in images.items()]
+    captions = _last(runs, images)
     known = [caption.right for caption in captions if caption.right is not None]
     return {
         "image": image,
@@ -213,3 +212,8 @@ def _figure(runs: Sequence[Run], images: Mapping[int, int]) -> dict[str, Any]:
         "verdict": f"right at the end: {sum(known)} of {len(known)} runs" if known else "",
         "input": embed(runs[first].input(image), photo=True),
     }
+
+
+def _last(runs: Sequence[Run], images: Mapping[int, int]) -> list[Caption]:
+    """Return the last caption of one image under each run."""
+    return [runs[number].captions(-1)[image] for number, image in images.items()]

@@ -1,4 +1,4 @@
-"""Options that name training runs, and the runs that they select."""
+"""Argument that names training runs, and the runs that it selects."""
 
 import sys
 from collections.abc import Iterator
@@ -13,14 +13,13 @@ from vitx.runs.run import Run
 
 
 def add_runs(command: Any) -> None:
-    """Add these options to a command."""
+    """Add the argument to a command."""
     add(command, "run", "RUN", "the folder of a run, or one above several", nargs="+")
-    add(command, "--only", "NAME", "only runs with these names; * matches anything", nargs="+")
 
 
 def opened_runs(options: Any) -> tuple[dict[str, Run], dict[str, str]]:
     """Return name -> run, and name -> reason for runs that cannot be read, which are also printed."""
-    runs, left_out = open_runs(options.run, options.only)
+    runs, left_out = open_runs(options.run)
     for name, why in left_out.items():
         print(f"left out {name}: {why}", file=sys.stderr)
     return runs, left_out

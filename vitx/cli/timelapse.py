@@ -3,26 +3,26 @@
   vitx timelapse logs/demo/version_0 --output film
   vitx timelapse logs/demo/version_0 logs/shortcut/version_0     runs side by side
   vitx timelapse logs/                                           all runs below it
-  vitx timelapse logs/demo/version_0 --image 2 5                 only these images
 
 A run is a training with vitx's callback or watch, read from its folder `vitx`: see `vitx report --help`.
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitx.cli.options import add, check_least
+from vitx.cli.options import add
 from vitx.cli.runs import add_runs, one_thread, opened_runs
 from vitx.errors import VitxError
 from vitx.files import write_png
 from vitx.pictures.gif import write_gif
-from vitx.pictures.render import TILE_WIDTH, joined
+from vitx.pictures.render import TILE_WIDTH
 from vitx.runs.comparing import meetings
-from vitx.runs.film import BETWEEN, Reel, frame, strip, timeline
+from vitx.runs.film import frame, strip, timeline
+from vitx.runs.run import Run
 
+_FRAMES, _STILLS = 60, 6  # at most, in a film and in a strip
 _LARGE = 2 * TILE_WIDTH  # width of pictures in the film of a single image
 
 
@@ -30,47 +30,35 @@ def add_options(command: Any) -> None:
     """Add the options of the command."""
     add_runs(command)
     add(command, "--output", "FOLDER", "where to write the files", default="timelapse")
-    add(command, "--image", "N", "the images to show, from 0 (default: all)", int, nargs="+")
-    add(command, "--frames", "N", "most frames in a film, evenly spaced", int, default=60)
-    add(command, "--stills", "N", "most steps in a strip, evenly spaced", int, default=6)
 
 
 @one_thread()
 def run(options: Any) -> int:
     """Write the films and strips, print their paths, and return the exit status."""
-    check_least(options, frames=1, stills=1)
     output = Path(options.output)
     if output.exists() and not output.is_dir():
         raise VitxError(f"--output is the file {output}: give a folder")
     runs, left_out = opened_runs(options)
-    count = min(run.count for run in runs.values())
-    images = [*dict.fromkeys(options.image or range(count))]
-    for image in images:
-        if not 0 <= image < count:
-            raise VitxError(f"there are {count} images, 0 to {count - 1}: there is no image {image}")
-    reels = [Reel(run, images, name if len(runs) > 1 else None) for name, run in runs.items()]
+    images = range(min(run.count for run in runs.values()))
     for name, run in runs.items():
         if run.earlier:
             print(f"{name} is shown without {run.earlier}", file=sys.stderr)
     watched = [one for meeting in meetings([*runs.values()]) for one in meeting.images]
     if any(dict.fromkeys(range(len(runs)), image) not in watched for image in images):
         print("these runs do not watch the same images by the same methods", file=sys.stderr)
-    _write(reels, output, options.frames, options.stills)
+    _write(runs, images, output)
     return int(bool(left_out))
 
 
-def _write(reels: Sequence[Reel], folder: Path, frames: int, stills: int) -> None:
+def _write(runs: Mapping[str, Run], images: Sequence[int], folder: Path) -> None:
     """Write the files one by one, and print the path of each."""
-    moments, images = timeline(reels, frames), reels[0].images
+    moments = timeline(runs.values(), _FRAMES)
     if len(images) > 1:
-        write_gif(folder / "all.gif", [frame(reels, moment) for moment in moments])
+        write_gif(folder / "all.gif", [frame(runs, moment, images) for moment in moments])
         print(folder / "all.gif")
-    width = _LARGE if len(reels) == 1 else TILE_WIDTH
+    width = _LARGE if len(runs) == 1 else TILE_WIDTH
     for image in images:
-        alone = [replace(reel, images=[image]) for reel in reels]
-        pictures = [frame(alone, moment, width) for moment in moments]
-        write_gif(folder / f"image-{image}.gif", pictures)
+        write_gif(folder / f"image-{image}.gif", [frame(runs, moment, [image], width) for moment in moments])
         print(folder / f"image-{image}.gif")
-        strips = [strip(reel, image, stills) for reel in reels]
-        write_png(folder / f"image-{image}.png", joined(strips, 0, BETWEEN))
+        write_png(folder / f"image-{image}.png", strip(runs, image, _STILLS))
         print(folder / f"image-{image}.png")

@@ -107,14 +107,16 @@ class Sanity:
             return overlays(pixels, heatmaps(torch.stack(list(maps)), (pixels.shape[1], pixels.shape[2])))
 
         columns = {"input": pixels, "as trained": drawn(each.maps[0] for each in self.intact.values())}
-        marks = {}
-        for index in torch.linspace(0, len(self.stages) - 1, _SHOWN).round().int().unique().tolist():
+        shown = torch.linspace(0, len(self.stages) - 1, _SHOWN).round().int().unique().tolist()
+        for index in shown:
             parts = dict.fromkeys((self.stages[0], self.stages[index]))
             title = f"random: {'everything' if index == len(self.stages) - 1 else ' to '.join(parts)}"
             columns[title] = drawn(maps[index, 0] for maps in self.maps.values())
-            marks[title] = [f"correlation {_number(r[index, 0].item())}" for r in self.correlations.values()]
-        captions = [Caption(f"{title_of(method)}: {self.verdict(method)}") for method in self.maps]
-        return grid(columns, captions, tile_width=_TILE_WIDTH, note=_NOTE, marks=marks)
+        rows = []
+        for method, found in self.correlations.items():
+            falls = " \N{RIGHTWARDS ARROW} ".join(_number(found[index, 0].item()) for index in shown)
+            rows.append(Caption(f"{title_of(method)}: {self.verdict(method)}, correlation {falls}"))
+        return grid(columns, rows, tile_width=_TILE_WIDTH, note=_NOTE)
 
     def save(self, path: str | Path) -> None:
         """Write the picture as .png, or raise a VitxError."""

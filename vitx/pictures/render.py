@@ -16,6 +16,7 @@ from vitx.errors import VitxError
 from vitx.pictures.captions import Caption
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
+_ENDS = "looked at least", "most"  # of the legend
 SIGNED = "bwr", ("against", "for")  # blue, white for 0, red; and the ends of the legend
 OVERLAY_STRENGTH = 0.6  # share of the color map in an overlay
 # Three tiles with their gaps are 350 pixels wide, the width of TensorBoard's card: text stays sharp if it is
@@ -23,7 +24,7 @@ OVERLAY_STRENGTH = 0.6  # share of the color map in an overlay
 TILE_WIDTH, GAP = 110, 5
 _TEXT_SIZE, _SMALL = 13, 10
 LINE = 19
-_HEADING_SIZE, _HEADING = 15, 26
+BETWEEN = 24  # pictures with headings
 PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#5c5c5c"
 VERDICTS = {True: "#00695c", False: "#b71c1c", None: INK}  # colors of right, wrong and unknown
 
@@ -80,13 +81,11 @@ def grid(
     *,
     tile_width: int = TILE_WIDTH,
     note: str = "",
-    marks: Mapping[str, Sequence[str]] | None = None,
-    ends: tuple[str, str] = ("looked at least", "most"),
     signed: bool = False,
 ) -> Picture:
     """Draw one row per image, with a caption, and one column per title, with a legend below.
 
-    Rows are as high as the longest caption needs. The title of a single column is wrapped to its width.
+    Rows are as high as the longest caption needs. Titles are wrapped to the width of their column.
 
     Args:
         columns: title -> (B, H, W, 3) uint8.
@@ -94,20 +93,18 @@ def grid(
         colormap: the color map of the legend, unless the overlays are signed.
         tile_width: the width of each picture in pixels; the height follows.
         note: a text between the ends of the legend or, if it is too long, on lines below.
-        marks: title -> a text above each picture of that column, to the right of the captions.
-        ends: the texts at the ends of the legend, unless the overlays are signed.
         signed: whether the overlays show what speaks for and against.
     """
-    colormap, ends = SIGNED if signed else (colormap, ends)
+    colormap, ends = SIGNED if signed else (colormap, _ENDS)
     tiles = {title: [tile(p, tile_width) for p in pixels.numpy()] for title, pixels in columns.items()}
     lefts = {title: GAP + column * (tile_width + GAP) for column, title in enumerate(tiles)}
     width = GAP + len(tiles) * (tile_width + GAP)
-    room = min([width - GAP, *(lefts[title] - GAP for title in marks or ())]) - GAP  # for a caption
+    room = width - 2 * GAP  # for a caption
     bold = font(_TEXT_SIZE, bold=True)
     said = [caption.lines(lambda text: bold.getlength(text) <= room) for caption in captions]
     lines = max(map(len, said), default=1)
     row = lines * LINE + next(iter(tiles.values()))[0].height + GAP
-    heads = {title: [title] if len(tiles) > 1 else wrapped(title, tile_width) for title in tiles}
+    heads = {title: wrapped(title, tile_width) for title in tiles}
     top = LINE * max(map(len, heads.values()))
     tops = range(top, top + len(captions) * row, row)
     canvas = Image.new("RGB", (width, top + len(captions) * row), PAPER)
@@ -117,8 +114,6 @@ def grid(
             write(draw, (lefts[title], number * LINE + 3), line, FAINT, tile_width)
         for at, picture in zip(tops, pictures, strict=False):
             canvas.paste(picture, (lefts[title], at + lines * LINE))
-        for at, mark in zip(tops, (marks or {}).get(title, ()), strict=False):
-            write(draw, (lefts[title], at + 2), mark, FAINT, tile_width)
     for at, caption, texts in zip(tops, captions, said, strict=False):
         for number, line in enumerate(texts):
             write(draw, (GAP, at + number * LINE + 2), line, VERDICTS[caption.right], room, bold=True)
@@ -147,13 +142,16 @@ def differences(pixels: Tensor, first: Sequence[Tensor], second: Sequence[Tensor
 
 
 def beside(pictures: Mapping[str, Picture]) -> Picture:
-    """Arrange pictures, (height, width, 3) uint8, side by side, each under its heading."""
+    """Arrange pictures, (height, width, 3) uint8, side by side, each under the lines of its heading."""
     headed = []
     for heading, picture in pictures.items():
-        head = Image.new("RGB", (picture.shape[1], _HEADING), PAPER)
-        ImageDraw.Draw(head).text((GAP, 4), heading, INK, font(_HEADING_SIZE, bold=True))
+        lines, width = heading.splitlines(), picture.shape[1]
+        head = Image.new("RGB", (width, len(lines) * LINE + GAP), PAPER)
+        for number, line in enumerate(lines):
+            at = GAP, number * LINE + 3
+            write(ImageDraw.Draw(head), at, line, INK, width - 2 * GAP, bold=number == 0)
         headed.append(np.concatenate([head, picture]))
-    return joined(headed, axis=1, gap=_HEADING)
+    return joined(headed, axis=1, gap=BETWEEN)
 
 
 def joined(pictures: Sequence[Picture], axis: int, gap: int) -> Picture:
@@ -186,9 +184,9 @@ def _legend(width: int, colormap: str, note: str, ends: tuple[str, str]) -> Imag
 
 
 def wrapped(text: str, room: int) -> list[str]:
-    """Break a text into lines at most `room` pixels wide, if that is possible."""
+    """Break the lines of a text into lines at most `room` pixels wide, if that is possible."""
     for letters in range(len(text), 1, -1):
-        lines = wrap(text, letters)
+        lines = [line for part in text.splitlines() for line in wrap(part, letters)]
         if all(_length(line) <= room for line in lines):
             return lines
     return [text]

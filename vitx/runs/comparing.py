@@ -8,12 +8,9 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn.functional import interpolate
 
-from vitx.evaluation.metrics import drift
 from vitx.runs.run import Run
 
 Value = str | int | float | bool | None
@@ -102,46 +99,23 @@ class Meeting:
 
 def meetings(runs: Sequence[Run]) -> list[Meeting]:
     """Group images by the runs and methods that watch them; those that most runs watch come first."""
-    found: dict[Any, Meeting] = {}
-    for watched in _same_images(runs):
-        kinds: dict[Any, dict[int, int]] = {}
-        for number, image in watched.items():  # only maps by the same methods are compared
-            kind = tuple(sorted(runs[number].maps)), runs[number].note
-            kinds.setdefault(kind, {})[number] = image
-        for (titles, note), images in kinds.items():
-            found.setdefault((*images, titles, note), Meeting(titles, note, [])).images.append(images)
-    return sorted(found.values(), key=lambda meeting: (-len(meeting.runs), meeting.runs))
-
-
-def _same_images(runs: Sequence[Run]) -> list[dict[int, int]]:
-    """Match images across runs; return, for each image, run's number -> its number in that run."""
-    known: dict[int, list[tuple[NDArray[np.int16], dict[int, int]]]] = {}  # by aspect ratio
+    known: dict[Any, list[tuple[NDArray[np.int16], dict[int, int]]]] = {}
     for number, run in enumerate(runs):
         for image in range(run.count):
             picture = run.input(image)
             small = Image.fromarray(picture).resize(_THUMBNAIL, Image.Resampling.BOX)
             thumbnail = np.asarray(small, np.int16)
-            alike = known.setdefault(round(16 * picture.shape[0] / picture.shape[1]), [])
+            aspect = round(16 * picture.shape[0] / picture.shape[1])
+            # Only maps by the same methods are compared.
+            alike = known.setdefault((tuple(sorted(run.titled)), run.note, aspect), [])
             for seen, watched in alike:
                 if number not in watched and np.abs(seen - thumbnail).max() <= _TOLERANCE:
                     watched[number] = image
                     break
             else:
                 alike.append((thumbnail, {number: image}))
-    return [watched for alike in known.values() for _, watched in alike]
-
-
-def disagreement(runs: Sequence[Run], images: Mapping[int, int]) -> tuple[int, float]:
-    """Measure how much runs disagree at the end about an image, given as run's number -> its number there.
-
-    Return the number of different predictions less one, and the distance of the maps from their mean:
-    1 - cosine, averaged over runs and methods.
-    """
-    named = {runs[number].captions(-1)[image].prediction for number, image in images.items()}
-    apart = []
-    for title in runs[next(iter(images))].maps:
-        last = [torch.from_numpy(runs[number].maps[title][-1, image]) for number, image in images.items()]
-        small = [interpolate(one[None, None], _THUMBNAIL, mode="bilinear")[0] for one in last]
-        maps = torch.cat([one / one.sum().clamp_min(torch.finfo(one.dtype).tiny) for one in small])
-        apart.append(drift(maps, maps.mean(0, keepdim=True).expand_as(maps)).mean().item())
-    return len(named) - 1, sum(apart) / len(apart)
+    found: dict[tuple[int, ...], Meeting] = {}
+    for (titles, note, _), alike in known.items():
+        for _, images in alike:
+            found.setdefault(tuple(images), Meeting(titles, note, [])).images.append(images)
+    return sorted(found.values(), key=lambda meeting: (-len(meeting.runs), meeting.runs))

@@ -3,37 +3,27 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vitx.errors import VitxError
 from vitx.runs import FACTS, FOLDER
 from vitx.runs.folder import read_facts
 from vitx.runs.run import Run
-from vitx.runs.saved import read_run
-
-_MOST_NAMES = 8  # in a message
+from vitx.runs.saved import read_run, run_of
 
 
-def open_runs(
-    places: Sequence[str | Path], only: Sequence[str] | None = None
-) -> tuple[dict[str, Run], dict[str, str]]:
-    """Open the runs in some folders or below them: all, or those whose names match a pattern.
+def open_runs(places: Sequence[str | Path]) -> tuple[dict[str, Run], dict[str, str]]:
+    """Open the runs in some folders or below them.
 
     Return name -> run, in order of the names, and name -> reason for those that cannot be read.
     Raise a VitxError if none can be read.
     """
     runs, left_out = dict[str, Run](), dict[str, str]()
-    for name, (path, folder) in _chosen(_find(places), only).items():
+    for name, (path, folder) in _find(places).items():
         try:
-            read = read_run(folder)
+            runs[name] = read_run(folder, path)
         except VitxError as error:  # reported without paths of this machine
             left_out[name] = str(error).replace(str(folder), str(path / folder.name), 1)
-            continue
-        if read.maps is None:
-            left_out[name] = f"{path} holds no maps: the training ended before any were written"
-        else:
-            runs[name] = Run(path, read.maps, read.facts, read.numbers, _run(folder))
     if not runs:
         raise VitxError(next(iter(left_out.values())))
     return runs, left_out
@@ -52,7 +42,7 @@ def _find(places: Sequence[str | Path]) -> dict[str, tuple[Path, Path]]:
     runs = sorted(found.items(), key=lambda one: [_natural(part) for part in one[1].parts])
     # Folders just below the root may contain the name of a user.
     below = len({folder.parts[:2] for folder, _ in runs}) == 1
-    names = names_apart([_called(_run(folder) if below else path, folder) for folder, path in runs])
+    names = names_apart([_called(run_of(folder) if below else path, folder) for folder, path in runs])
     return {name: (path, folder) for name, (folder, path) in zip(names, runs, strict=True)}
 
 
@@ -80,25 +70,10 @@ def _below(top: Path) -> Iterator[Path]:
 
 def _said(place: Path, folder: Path) -> Path:
     """Return the path of a run as the user gave it, never the full path on this machine."""
-    run = _run(folder)
+    run = run_of(folder)
     said = Path(*place.parts[1:][-2:]) if place.is_absolute() else place
     path = Path(os.path.normpath(said / os.path.relpath(run, place)))
     return path if path.name not in ("", "..") else Path(run.resolve().name)
-
-
-def _run(folder: Path) -> Path:
-    return folder.parent if folder.name == FOLDER else folder
-
-
-def _chosen(found: dict[str, tuple[Path, Path]], only: Sequence[str] | None) -> dict[str, tuple[Path, Path]]:
-    if only is None:
-        return found
-    # A name may contain wildcard characters.
-    names = [name for name in found if name in only or any(fnmatchcase(name, one) for one in only)]
-    if not names:
-        some = ", ".join([*found][:_MOST_NAMES]) + ", ..." * (len(found) > _MOST_NAMES)
-        raise VitxError(f"no run is called {' or '.join(only)}: there are {some}")
-    return {name: found[name] for name in names}
 
 
 def names_apart(paths: Sequence[Path]) -> list[str]:

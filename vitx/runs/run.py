@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from vitx.pictures.captions import Caption, captions_of, classes_of
 from vitx.pictures.overview import overview_of
 from vitx.pictures.render import Picture
 from vitx.pictures.views import Layer, laid_out
-from vitx.runs.saved import SavedMaps
 
 _NOTABLE = 0.005  # drift that two digits show
 _ACCURACY = re.compile(r"acc(uracy)?(/dataloader_idx_0)?$", re.IGNORECASE)
@@ -26,28 +25,30 @@ _ACCURACY = re.compile(r"acc(uracy)?(/dataloader_idx_0)?$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Run:
-    """A training run, see `vitx.runs.saved.SavedRun`."""
+    """A training run: T firings that show the same n images."""
 
     path: Path  # of its folder, as the user gave it, without folders of this machine
-    saved: SavedMaps
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    numbers: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    folder: Path = Path()  # the same, as a path on this machine
-
-    @property
-    def steps(self) -> Sequence[int]:
-        """The steps of the firings, in order."""
-        return self.saved.steps
+    folder: Path  # the same, as a path on this machine
+    facts: Mapping[str, Any]  # from `run.json`, as `vitx.watch.run_writer` writes it
+    numbers: Mapping[str, Mapping[int, float]]  # tag -> step -> value
+    steps: tuple[int, ...]  # (T,) steps of the firings, in order
+    maps: Mapping[str, NDArray[np.float32]]  # by method, (T, n, h, w); for clips, some frames side by side
+    logits: NDArray[np.float32]  # (T, n, classes), or other outputs of the model
+    pixels: NDArray[np.uint8]  # (n, H, W, 3)
+    labels: NDArray[Any] | None = None  # (n, ...)
+    frames: int = 1  # the number of frames side by side
+    before: int = 0  # the number of earlier firings, of other images, which are left out
+    sinks: NDArray[np.bool_] | None = None  # (T, n, h, w), see `vitx.Explanation`
 
     @property
     def count(self) -> int:
         """The number of images."""
-        return len(self.saved.pixels)
+        return len(self.pixels)
 
     @property
-    def maps(self) -> dict[str, NDArray[np.float32]]:
-        """The maps of each method by its title, (firings, images, h, w)."""
-        return {title_of(name): maps for name, maps in self.saved.maps.items()}
+    def titled(self) -> dict[str, NDArray[np.float32]]:
+        """The maps by the titles of their methods."""
+        return {title_of(name): maps for name, maps in self.maps.items()}
 
     @property
     def colormap(self) -> str:
@@ -62,12 +63,12 @@ class Run:
     @property
     def earlier(self) -> str:
         """The firings that are not shown, in words; "" if all are shown."""
-        count = self.saved.before
-        return f"the first {f'{count} steps' if count > 1 else 'step'}, of other images" if count else ""
+        said = f"{self.before} steps" if self.before > 1 else "step"
+        return f"the first {said}, of other images" if self.before else ""
 
     def input(self, image: int) -> Picture:
         """Return an image in its own size."""
-        return np.asarray(self.saved.pixels[image])
+        return np.asarray(self.pixels[image])
 
     def tiles(self, firing: int, image: int) -> dict[str, Picture]:
         """Draw one image at a firing, an index of `steps`; return title -> picture, the input first."""
@@ -75,8 +76,8 @@ class Run:
 
     def captions(self, firing: int) -> list[Caption]:
         """Return a caption for each image, with its prediction and its label."""
-        logits = torch.from_numpy(self.saved.logits[firing])
-        labels = None if self.saved.labels is None else torch.from_numpy(self.saved.labels)
+        logits = torch.from_numpy(self.logits[firing])
+        labels = None if self.labels is None else torch.from_numpy(self.labels)
         return captions_of(logits, labels, self.facts.get("class_names"), self.facts.get("kind"))
 
     def grid(self, firing: int, images: Sequence[int], tile_width: int = render.TILE_WIDTH) -> Picture:
@@ -88,12 +89,12 @@ class Run:
 
     def overview(self) -> Picture | None:
         """Draw an overview of the maps at the last firing by predicted class; return None for clips."""
-        if self.saved.frames > 1:
+        if self.frames > 1:
             return None
-        method = telling(self.saved.maps)
-        maps = torch.from_numpy(self.saved.maps[method][-1])
+        method = telling(self.maps)
+        maps = torch.from_numpy(self.maps[method][-1])
         names = classes_of(self.captions(-1))
-        return overview_of(torch.from_numpy(self.saved.pixels), maps, names, self.colormap, title_of(method))
+        return overview_of(torch.from_numpy(self.pixels), maps, names, self.colormap, title_of(method))
 
     def heading(self, firing: int) -> str:
         """Return the step of a firing and the last validation accuracy, such as `step 437, accuracy 91%`."""
@@ -115,18 +116,17 @@ class Run:
     def _columns(self, firing: int, images: Sequence[int]) -> tuple[dict[str, torch.Tensor], str]:
         """Draw the input and the overlays, title -> (n, H, W, 3), and describe the marks in them."""
         shown = list(images)
-        pixels = torch.from_numpy(self.saved.pixels[shown])
-        sinks = self.saved.sinks
-        marks = None if sinks is None else torch.from_numpy(sinks[firing, shown])
-        maps = {title: torch.from_numpy(of_all[firing, shown]) for title, of_all in self.maps.items()}
-        if self.saved.frames == 1:
+        pixels = torch.from_numpy(self.pixels[shown])
+        marks = None if self.sinks is None else torch.from_numpy(self.sinks[firing, shown])
+        maps = {title: torch.from_numpy(of_all[firing, shown]) for title, of_all in self.titled.items()}
+        if self.frames == 1:
             layers = {title: Layer(values, sinks=marks) for title, values in maps.items()}
             return laid_out(pixels, layers, colormap=self.colormap)
         return {"input": pixels} | {title: self._overlaid(pixels, one) for title, one in maps.items()}, ""
 
     def _overlaid(self, pixels: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """Lay maps over side-by-side frames, one frame at a time, so that no map extends into the next."""
-        clips, apart = (one.unflatten(2, (self.saved.frames, -1)).movedim(2, 1) for one in (pixels, maps))
+        clips, apart = (one.unflatten(2, (self.frames, -1)).movedim(2, 1) for one in (pixels, maps))
         drawn = Layer(apart).over(clips, self.colormap, signed=False)
         return Layer(maps).marked(drawn.movedim(1, 2).flatten(2, 3))
 
@@ -149,7 +149,7 @@ def rank(run: Run) -> dict[int, str]:
 def _largest_move(run: Run, image: int) -> tuple[float, str]:
     """Return the largest drift of an image's maps between successive firings, and where it is, in words."""
     largest, said = 0.0, ""
-    for title, maps in run.maps.items():
+    for title, maps in run.titled.items():
         of_image = torch.from_numpy(maps[:, image])
         drifts = drift(of_image[1:], of_image[:-1]).tolist()
         for moved, (before, after) in zip(drifts, pairwise(run.steps), strict=True):

@@ -6,7 +6,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +14,23 @@ from numpy.typing import NDArray
 
 from vitx.errors import VitxError
 from vitx.inputs.clips import evenly
-from vitx.runs import FACTS, FIRING, IMAGES, LOGITS, NUMBERS, SINKS
+from vitx.runs import FACTS, FIRING, FOLDER, IMAGES, LOGITS, NUMBERS, SINKS
 from vitx.runs.folder import files_of, read_facts, read_rows
+from vitx.runs.run import Run
 
 FRAMES_IN_A_CARD = 4  # of a clip, in a picture as wide as TensorBoard shows it, and in a report
 
 
-@dataclass(frozen=True)
-class SavedMaps:
-    """All maps of a run."""
-
-    steps: tuple[int, ...]  # (T,) steps of the firings, in order
-    maps: Mapping[str, NDArray[np.float32]]  # by method, (T, n, h, w); for clips, some frames side by side
-    logits: NDArray[np.float32]  # (T, n, classes), or other outputs of the model for n images
-    pixels: NDArray[np.uint8]  # the images shown, (n, H, W, 3)
-    labels: NDArray[Any] | None = None  # (n, ...)
-    frames: int = 1  # the number of frames side by side
-    before: int = 0  # the number of earlier firings, of other images, which are left out
-    sinks: NDArray[np.bool_] | None = None  # (T, n, h, w), see `vitx.Explanation`
+def run_of(folder: Path) -> Path:
+    """Return the folder of a run, given its folder `vitx`, which may have another name if it was copied."""
+    return folder.parent if folder.name == FOLDER else folder
 
 
-@dataclass(frozen=True)
-class SavedRun:
-    """The contents of the folder of a run."""
+def read_run(folder: Path, path: Path) -> Run:
+    """Read the folder `vitx` of a run, which the user calls `path`.
 
-    facts: Mapping[str, Any]  # from `run.json`, as `vitx.watch.run_writer` writes it
-    maps: SavedMaps | None = None  # None before the first firing
-    numbers: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # tag -> step -> value
-
-
-def read_run(folder: Path) -> SavedRun:
-    """Read the folder `vitx` of a run, or raise a VitxError if it is damaged or mixes several runs."""
+    Raise a VitxError if it is damaged, mixes several runs or holds no maps.
+    """
     facts = read_facts(folder)
     if facts is None:
         if not os.access(folder, os.R_OK | os.X_OK):
@@ -56,18 +41,18 @@ def read_run(folder: Path) -> SavedRun:
             f"{folder} is of vitx 0.2 and has no {FACTS}: play it back with vitx 0.2, or train again"
         )
     try:
-        return SavedRun(facts, _read_maps(folder), _read_numbers(folder))
+        return _read(folder, path, facts)
     except (KeyError, IndexError) as error:
         raise VitxError(
             f"the files in {folder} do not match each other ({error}): keep those of one training"
         ) from error
 
 
-def _read_maps(folder: Path) -> SavedMaps | None:
+def _read(folder: Path, path: Path, facts: Mapping[str, Any]) -> Run:
     """Read the maps of the images that were watched last, by the methods that all their firings have."""
     firings, images = files_of(folder, FIRING), files_of(folder, IMAGES)
     if not firings:
-        return None
+        raise VitxError(f"{folder} holds no maps: the training ended before any were written")
     since = max((step for step in images if step <= max(firings)), default=None)
     if since is None:
         raise VitxError(f"{folder} holds maps, but not their images: copy the whole folder")
@@ -88,7 +73,8 @@ def _read_maps(folder: Path) -> SavedMaps | None:
         pixels, sinks = _side_by_side(pixels, pixels.shape[1], 1), None
     marks = None if sinks is None else sinks > 0
     labels = None if labels is None else labels[shown]
-    return SavedMaps(steps, kept, logits, pixels, labels, frames, len(firings) - len(steps), marks)
+    before, numbers, run = len(firings) - len(steps), _read_numbers(folder), run_of(folder)
+    return Run(path, run, facts, numbers, steps, kept, logits, pixels, labels, frames, before, marks)
 
 
 def _read_numbers(folder: Path) -> dict[str, dict[int, float]]:
