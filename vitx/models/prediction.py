@@ -118,7 +118,7 @@ def refusals(images: Tensor, inputs: Inputs, reason: str | None = None) -> Itera
     except VitxError:
         raise
     except Exception as error:
-        said = str(error).split("\n")[0]
+        said = str(error).split("\n")[0].rstrip(".")
         # timm and torchvision assert, Hugging Face raises ValueErrors; other errors are left unchanged.
         about_size = "channels" in said or "size of tensor" in said or "cannot be multiplied" in said
         kinds = (AssertionError, ValueError, *((TypeError, RuntimeError) if inputs.name else ()))
