@@ -147,7 +147,9 @@ class TestRefusals:
         tokens = torch.rand(1, 5, 8)
         with capture(layer) as trace:
             layer(tokens, tokens, tokens)
-        with pytest.raises(VitxError, match=r"not one N x N matrix .*: \[\(1, 5, 6\)\]\)$") as error:
+        with pytest.raises(
+            VitxError, match=r"not one N x N matrix .*: \[\(1, 5, 6\)\]\): use vitx.explain$"
+        ) as error:
             trace.attentions()
         assert "\n" not in str(error.value)
 

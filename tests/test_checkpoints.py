@@ -78,9 +78,8 @@ def test_weights_of_another_model_are_told_in_counts(tmp_path):
     with pytest.raises(VitxError) as error:
         model_of_weights(NAME, tmp_path / "a.pth", SMALL)
     said = str(error.value)
-    assert f"of this one's {own} tensors 0 are missing" in said
-    assert "12 are not known to it" in said
-    assert "cls_token is (1, 1, 24) and not (1, 1, 48)" in said
+    assert f"of another model than this one of {own} tensors: {own - 1} of another shape (" in said
+    assert "(cls_token is (1, 1, 24) and not (1, 1, 48)), 12 unknown (blocks.2." in said
 
 
 def test_weights_at_another_image_size(tmp_path):
@@ -118,6 +117,14 @@ def test_no_code_is_run_unless_trusted(tmp_path):
     assert not proof.exists()
     assert read_weights(path, trust=True)
     assert proof.exists()
+
+
+@pytest.mark.parametrize("held", [lambda model: model, lambda model: {"model": model, "epoch": 3}])
+def test_a_whole_model_is_read_if_trusted(tmp_path, held):
+    torch.save(held(trained()), tmp_path / "a.pth")
+    with pytest.raises(VitxError, match=r"allow this \(--trust\)"):
+        model_of_weights(NAME, tmp_path / "a.pth", SMALL)
+    assert same(model_of_weights(NAME, tmp_path / "a.pth", SMALL, trust=True), trained())
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.ckpt"])

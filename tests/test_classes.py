@@ -20,10 +20,10 @@ def test_found(target, found):
     ("target", "sentence"),
     [
         ("crane", "2 classes are called 'crane': name one by its number, 1 or 3"),
-        ("beegle", "there is no class 'beegle': similar: beagle"),
-        ("cat", "there is no class 'cat': similar: .*tabby"),
+        ("beegle", r"there is no class 'beegle': did you mean 'beagle'\?"),
+        ("cat", r"there is no class 'cat': did you mean .*'tabby'.*\?$"),
         ("6", "the model has classes 0 to 5"),
-        ("-1", "there is no class '-1'"),
+        ("-1", "there is no class -1: the model has classes 0 to 5"),
         ("zzz", "there is no class 'zzz': give its number"),
         ("", "there is no class ''"),
     ],

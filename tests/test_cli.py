@@ -1,6 +1,7 @@
 """The command as a whole, and the pictures of sweep and compare."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -56,24 +57,29 @@ def test_each_command_says_what_it_does(command, capsys):
 @pytest.mark.parametrize(
     ("words", "now"),
     [
-        (["explain", "cat.jpg", "--hf", "my_model"], "--hf is gone: write --model NAME"),
-        (["ask", "cat.jpg", "--hf=my_model", "--prompt", "a"], "--hf is gone: write --model NAME"),
+        (["explain", "cat.jpg", "--hf", "my_model"], "there is no --hf: write --model NAME"),
+        (["ask", "cat.jpg", "--hf=my_model", "--prompt", "a"], "there is no --hf: write --model NAME"),
         (
             ["compare", "cat.jpg", "--checkpoint", "a.ckpt", "--module", "own.Net"],
-            "--checkpoint is gone: write --weights FILE with --model package.module:name",
+            "there is no --checkpoint: write --weights FILE with --model package.module:name",
         ),
         (
             ["sanity", "cat.jpg", "--factory", "own.net"],
-            "--factory is gone: write --model package.module:name",
+            "there is no --factory: write --model package.module:name",
         ),
-        (["explain", "cat.jpg", "--model", NAME, "--json"], "--json is gone: write --save png json"),
+        (["explain", "cat.jpg", "--model", NAME, "--json"], "there is no --json: write --save png json"),
+        (
+            ["explain", "cat.jpg", "--model", NAME, "--device", "cuda"],
+            "there is no --device: write --run-options accelerator=gpu",
+        ),
+        (["sweep", "cat.jpg", "--model", NAME, "--device", "cuda"], "unrecognized arguments: --device cuda"),
         (
             ["explain", "cat.jpg", "--model", NAME, "--head-fusion", "max"],
-            "--head-fusion is gone: write --method-options head_fusion=VALUE",
+            "there is no --head-fusion: write --method-options head_fusion=VALUE",
         ),
     ],
 )
-def test_options_of_0_2_say_what_to_write_now(words, now, capsys):
+def test_unknown_options_say_what_to_write_instead(words, now, capsys):
     assert main(words) == 2
     assert capsys.readouterr().err == f"error: {now}\n"
 
@@ -124,11 +130,12 @@ def test_as_a_module():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], 'expected "command"'),
         # The oldest supported jsonargparse names only one of them, in no fixed order.
-        (["explain"], 'arguments are required: paths, --model|Key "explain.(paths|model)" is required'),
+        (["explain"], 'arguments are required: PATH, --model|Key "explain.(paths|model)" is required'),
+        (["sanity", "--model", NAME], 'arguments are required: IMAGE$|Key "sanity.images" is required'),
         (["sweep", "cat.jpg"], 'required: --model|Key "sweep.model" is required'),
         (["explain", "--model", NAME, "-cat.jpg"], "put file names that begin with a dash after a lone --"),
+        (["sweep", "cat.jpg", "dog.jpg", "--model", NAME], "dog.jpg; name pictures first, and only one"),
     ],
 )
 def test_words_that_are_missing_or_wrong(words, sentence, capsys):
@@ -137,6 +144,31 @@ def test_words_that_are_missing_or_wrong(words, sentence, capsys):
     assert said.startswith("error: ")
     assert said.count("\n") == 1
     assert re.search(sentence, said)
+
+
+def test_without_words_it_shows_its_help(capsys):
+    assert main([]) == 2
+    assert "explain pictures, one or a million" in capsys.readouterr().err
+
+
+def test_the_reader_of_its_output_may_end_first():
+    reader, writer = os.pipe()
+    os.close(reader)
+    said = "import sys, vitx.cli.sweep; vitx.cli.sweep.run = lambda options: print('a line')"
+    said += "; sys.exit(vitx.cli.main(['sweep', 'cat.jpg', '--model', 'b']))"
+    done = subprocess.run([sys.executable, "-c", said], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(("command", "goes_on"), [("explain", True), ("sanity", False)])
+def test_only_explain_can_be_resumed(command, goes_on, capsys, monkeypatch):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"vitx.cli.{command}.run", interrupted)
+    assert main([command, "cat.jpg", "--model", NAME]) == 130
+    assert ("--resume" in capsys.readouterr().err) == goes_on
 
 
 class TestSweep:

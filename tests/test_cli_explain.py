@@ -573,12 +573,13 @@ class TestRefusals:
         said = capsys.readouterr().err.strip().splitlines()
         assert "Traceback" not in "".join(said)
         assert said[-1].startswith("error: ")
-        return "\n".join(said)
+        return "\n".join([*said, ""])
 
     @pytest.mark.parametrize(
         ("name", "sentence"),
         [
             ("absent.jpg", "there is no file or folder"),
+            ("*.bmp", "nothing matches"),
             ("text.jpg", "is not an image file that can be read"),
             ("broken.jpg", "could not be read, it may be damaged"),
             ("tiny.png", "1 x 1 pixels: at least 8 x 8"),
@@ -617,7 +618,13 @@ class TestRefusals:
             (["--input-options", "size=0"], "--input-options: size must be a whole number from 1, found 0"),
             (["--input-options", "width=3"], "--input-options has no 'width': it takes size, frames"),
             (["--run-options", "workers=0"], "--run-options: workers must be a whole number from 1, found 0"),
-            (["--save", "gif"], "--save takes png, webp, jpg, maps, json, shards, found gif"),
+            (["--save", "gif"], "--save takes png, webp, jpg, maps, json, shards, found gif\n"),
+            (["--save", __file__], f"found {__file__}: paths come before the options"),
+            (["--trace", "--html"], "--trace writes nothing: leave out --html"),
+            (["--trace", "--save", "maps"], "--trace writes nothing: leave out --save"),
+            (["--target", -1], "there is no class -1: the model has classes 0 to 6"),
+            (["--region", 1, 0, 0, 8, 8], "the output is (5, 7): ask about a class, since it has no spatial"),
+            (["--patch", 4, 2], "there is no patch in row 4, column 2: there are rows 0 to 3 and columns"),
             (
                 ["--save", "shards", "--input-options", "keep_aspect=true"],
                 "--save shards needs maps of one size",
@@ -628,7 +635,9 @@ class TestRefusals:
             (["--run-options", "accelerator=nope"], "Lightning's Trainer does not take these settings"),
             (["--model-options", "img_size=big"], "does not take these options"),
             (["--output", ""], "--output is empty"),
+            (["--output", __file__], f"--output is the file {__file__}: give a folder"),
             (["--class-names", "absent.txt"], "the class names could not be read"),
+            (["--class-names", __file__], "must name 7 classes, one a line: found "),
             (["--nope", 3], "--nope"),
         ],
     )
@@ -645,6 +654,8 @@ class TestRefusals:
             (["--model", NAME, "--weights", "absent.pth"], "there is no weights file absent.pth"),
             (["--model", "train_demo:Classifier", "--weights", "absent.ckpt"], "there is no weights file"),
             (["--model", "absent/folder/", "--weights", "{}"], "there is no folder absent/folder/"),
+            (["--model", "hf-hub:openai"], "there is no folder openai, and hf-hub: takes owner/name"),
+            (["--model", "tests/"], "tests/ holds no model that was saved by transformers"),
             (["--model", "{}"], "is a file of weights: give it by --weights"),
         ],
     )

@@ -68,7 +68,11 @@ def test_it_is_what_python_says(folder, tmp_path, model, words, key, target):
     [
         ("segformer", ["--objects", "2"], "--objects needs a detector, but the model returns (2, 5, 8, 8)"),
         ("segformer", ["--patch", "3"], "--patch takes a row and a column, found 3"),
-        ("segformer", ["--patch", "3", "9"], "(3, 9) (row, column) lies outside the 8 x 8 patches"),
+        (
+            "segformer",
+            ["--patch", "3", "9"],
+            "there is no patch in row 3, column 9: there are rows 0 to 7 and columns 0 to 7",
+        ),
         ("segformer", ["--region", "3", "0", "0", "40", "8"], "not inside images of 32 x 32 pixels"),
         ("segformer", ["--patch", "3", "2", "--target", "3"], "--patch cannot be combined with other"),
         ("segformer", [], "use vitx explain with --region, --objects or --patch"),

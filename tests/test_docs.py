@@ -185,7 +185,6 @@ OWN = {
         "train": DataLoader(samples(8), batch_size=4),
         "val": DataLoader(samples(8), batch_size=4),
     },
-    "docs/shell.md": lambda: {"Path": Path},
 }
 
 

@@ -72,6 +72,7 @@ class TestRefusals:
         ("images", "sentence"),
         [
             (IMAGES[0], r"shape \(3, 32, 32\): .*: add a batch dimension"),
+            (IMAGES.movedim(1, 3), r"[^.]: put the channels first with images.permute\(0, 3, 1, 2\)$"),
             (IMAGES[None], r"the model refused images of shape \(1, 2, 3, 32, 32\)"),
             (IMAGES[None, None], r"found \(1, 1, 2, 3, 32, 32\)"),
             (IMAGES[:0], r"found \(0, 3, 32, 32\)"),
@@ -81,7 +82,18 @@ class TestRefusals:
             ([IMAGES[0]], "found list"),
             (IMAGES.to("meta"), "images are on meta and the model is on cpu"),
         ],
-        ids=["rank 3", "rank 5", "rank 6", "empty", "int", "double", "numpy", "list", "device"],
+        ids=[
+            "rank 3",
+            "channels last",
+            "rank 5",
+            "rank 6",
+            "empty",
+            "int",
+            "double",
+            "numpy",
+            "list",
+            "device",
+        ],
     )
     @pytest.mark.parametrize("method", METHODS)
     def test_images(self, images, sentence, method):

@@ -129,3 +129,5 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
 def test_checkpoints_are_told_apart_like_runs():
     assert names_apart([Path("runs/a/last"), Path("runs/b/last")]) == ["a", "b"]
     assert names_apart([Path("a"), Path("a")]) == ["a", "a (2)"]
+    assert names_apart([Path("/runs/first"), Path("last")]) == ["first", "last"]
+    assert names_apart([Path("/runs/a"), Path("a")]) == ["runs", "a"]

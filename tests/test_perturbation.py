@@ -210,7 +210,7 @@ def test_metrics_offer_them():
         ({"fractions": [0, 1.5]}, "fractions must be one or more"),
         ({"target": [1, 2, 3]}, "target names 3 classes for 2 images"),
         ({"target": 7}, "target 7 is out of range: the model has classes 0 to 6"),
-        ({"target": 1.5}, "target must be None, a class, .*, found 1.5"),
+        ({"target": 1.5}, "target must be None, the number of a class .*, found 1.5"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, found 0"),
         ({"baseline": torch.ones(3, 5, 5)}, r"baseline must be a number, .*, found shape \(3, 5, 5\)"),
     ],

@@ -1,5 +1,7 @@
 """Files, PIL images and arrays are prepared for the model; loaders are read batch by batch."""
 
+import warnings
+
 import numpy as np
 import pytest
 import timm
@@ -71,16 +73,28 @@ def test_the_models_precision_is_used():
     [
         ("absent.jpg", "there is no file absent.jpg"),
         (["absent.jpg"], "there is no file absent.jpg"),
-        ([], "images must be a tensor"),
-        (PIXELS.astype(np.float32), "images must be a tensor"),
+        ([], "images must be a floating-point tensor .*, found list of 0"),
+        (PIXELS / 255, r"tensor .*, uint8 arrays \(H, W, 3\), .*found ndarray \(40, 60, 3\) of float64"),
+        (PIXELS.transpose(2, 0, 1), r"uint8 arrays \(H, W, 3\), .*found ndarray \(3, 40, 60\) of uint8"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.int64), "images must be floating point"),
         (torch.zeros(7, 9, 9, dtype=torch.uint8), "images must be"),
-        (7, "images must be a tensor"),
+        (7, "images must be a floating-point tensor .*, found int"),
     ],
 )
 def test_what_is_no_image(model, images, sentence):
     with pytest.raises(VitxError, match=sentence):
         vitx.explain(model, images)
+
+
+def test_tensors_that_were_not_normalized_are_warned_of(model, wanted):
+    with pytest.warns(
+        UserWarning, match="takes normalized images, and these have values up to 2..: normalize"
+    ):
+        vitx.explain(model, torch.rand(1, 3, 224, 224) * 255)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vitx.explain(model, wanted)
+        vitx.explain(nn.Sequential(model), wanted * 255)  # it may normalize them itself
 
 
 def test_a_model_that_does_not_say_how_it_wants_them():

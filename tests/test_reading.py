@@ -179,7 +179,7 @@ class TestFind:
         ("given", "sentence"),
         [
             ("absent.jpg", "there is no file or folder .*absent.jpg"),
-            ("*.jpg", "there are no image files in"),
+            ("*.jpg", r"nothing matches .*\*\.jpg$"),
             ("", "there are no image files in"),
             (None, "a path is empty"),
         ],

@@ -90,7 +90,9 @@ def test_bad_words(segformer, part, said):
 
 def test_an_output_without_places_says_what_fits():
     model = timm.create_model("test_vit", num_classes=5, img_size=32).eval()
-    with pytest.raises(VitxError, match=re.escape("the output is (1, 5): give a class, as target=3")):
+    with pytest.raises(
+        VitxError, match=re.escape("the output is (1, 5): ask about a class, since it has no spatial")
+    ):
         explain(model, torch.rand(1, 3, 32, 32), target=region(3, point=(0, 0)))
 
 

@@ -90,12 +90,18 @@ def test_targets_of_each_image_are_split_as_a_loader_splits_the_images(vit, imag
         (lambda: token(), "give one of these"),
         (lambda: token(1), "give one of these"),
         (lambda: token(1, 2, pixel=(3, 4)), "give one of these"),
-        (lambda: token([1, 2], [3]), "2 rows and 1 columns"),
+        (lambda: token([1, 2], [3]), "give rows and as many columns, found 2 and 1"),
         (lambda: token("a", 1), "a row or column of a patch is a number, or one for each image, found 'a'"),
         (lambda: token(pixel="ab"), "give numbers as pixel=(x, y), found 'ab'"),
         (lambda: token(pixel="12"), "give numbers as pixel=(x, y), found '12'"),
-        (lambda: token(4, 0), "(4, 0) (row, column) lies outside the 4 x 4 patches of the map"),
-        (lambda: token(pixel=(64, 0)), "lies outside the 64 x 64 pixels"),
+        (
+            lambda: token(4, 0),
+            "there is no patch in row 4, column 0: there are rows 0 to 3 and columns 0 to 3",
+        ),
+        (
+            lambda: token(pixel=(64, 2)),
+            "there is no pixel x=64, y=2: there are rows 0 to 63 and columns 0 to 63",
+        ),
         (lambda: token([1, 2, 3], [1, 2, 3]), "3 patches for 2 images"),
     ],
 )

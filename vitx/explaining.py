@@ -1,5 +1,6 @@
 """Functions that explain a model: maps by one or several methods, and the trace of a forward pass."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -57,7 +58,7 @@ def explain(
             `head_fusion`, "mean", "max" or "min" (the rollouts, "attention", "flow"); `discard_ratio`, the
             share in [0, 1) of the smallest entries to drop (the rollouts); `without_sinks`, to drop the
             columns of sinks (see `Explanation.sinks`) from A and rescale its rows to sum to 1 (the
-            rollouts); `gradient`, "linearised" or "plain" ("grad_rollout", "gae", "legrad").
+            rollouts); `gradient`, "linearized" or "plain" ("grad_rollout", "gae", "legrad").
 
     Returns:
         The maps with the logits and the targets; for a DataLoader, on the CPU and without the images.
@@ -147,6 +148,10 @@ def _explain_batch(
     model: nn.Module, images: Tensor, methods: Methods, target: Target, inputs: Inputs, show: Show = None
 ) -> dict[str, Explanation]:
     check_images(model, images)
+    library = hasattr(model, "pretrained_cfg") or hasattr(model, "config_class")
+    if library and images.ndim == 4 and images.shape[1] == 3 and images.max() > 20:  # as in 0 to 255
+        said = f"the model takes normalized images, and these have values up to {float(images.max()):.0f}"
+        warnings.warn(f"{said}: normalize them as in training, or give uint8 images", stacklevel=4)
     if isinstance(target, Question):
         inputs, (target, *more) = target.parts(model, images, inputs)
         if more:

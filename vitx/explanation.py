@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitx.errors import VitxError, failure
+from vitx.errors import VitxError
 from vitx.files import PICTURES, encode, savez, write_or_say
+from vitx.inputs.reading import readable
 from vitx.pictures.drawing import Drawing
 from vitx.pictures.gif import write_gif
 
@@ -162,7 +163,7 @@ def load(path: str | Path) -> Explanation:
     Raises:
         VitxError: There is no such file, or it is not a saved explanation.
     """
-    with failure(f"{path} could not be read"), np.load(path, allow_pickle=False) as arrays:
+    with readable(Path(path)), np.load(path, allow_pickle=False) as arrays:
         found: dict[str, Any] = dict(arrays)
     known = {one.name: one.type for one in fields(Explanation) if one.name not in _NOT_SAVED}
     if not {"maps", "logits", "image_size", "method"} <= found.keys() <= known.keys():

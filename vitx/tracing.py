@@ -99,9 +99,9 @@ class Trace:
         if len(sizes) > 1 or any(shape[0] not in self.tape.image.shape[:2] for shape in shapes):
             found = sorted({(shape[0], *shape[2:]) for shape in shapes})
             raise VitxError(
-                "attention is not one N x N matrix for each image, head and layer: it runs within windows "
+                "attention is not one N x N matrix for each image, head and layer, as it runs within windows "
                 "or on several crops, or its tokens are not the same everywhere (images, queries and keys "
-                f"of its layers: {found})"
+                f"of its layers: {found}): use vitx.explain"
             )
 
     def __str__(self) -> str:

@@ -13,6 +13,7 @@ vitx report logs/demo/version_0                            the same on one page
 vitx report logs/                                          how do my trainings differ?
 """
 
+import os
 import re
 import sys
 import warnings
@@ -51,18 +52,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_options(own)
     for name, help in COMMANDS.items():
         commands.add_subcommand(name, own if name in words[:1] else new_parser(""), help=help)
+    if not words:
+        parser.print_help(sys.stderr)
+        return 2
     try:
         options = parser.parse_args(words)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\b")  # about odd metadata
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # from Lightning
             status: int = command.run(options[options.command])
+        sys.stdout.flush()
     except (ArgumentError, VitxError) as error:
         said = new_name(words, vars(own.get_defaults())) if isinstance(error, ArgumentError) else ""
         print(f"error: {said or _one_line(error)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of the output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at exit
+        return 1
     except KeyboardInterrupt:
-        print("interrupted: all files are complete; vitx explain --resume continues", file=sys.stderr)
+        more = ": all files are complete; vitx explain --resume continues" if words[0] == "explain" else ""
+        print(f"interrupted{more}", file=sys.stderr)
         return 130
     return status
 
@@ -70,8 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _one_line(error: Exception) -> str:
     said = " ".join(str(error).split())
     if said.startswith("the following arguments are required"):  # such as "explain.paths, explain.model"
-        said = re.sub(r"\w+\.(paths|image|images|run)\b", r"\1", said)
+        said = re.sub(r"\w+\.(path|image|run)s?\b", lambda found: found[1].upper(), said)
         said = re.sub(r"\w+\.(\w+)", r"--\1", said)
     if "nrecognized arguments" in said and any(suffix in said.lower() for suffix in SUFFIXES):
-        said += "; put file names that begin with a dash after a lone --"
+        dash = "put file names that begin with a dash after a lone --"
+        said += f"; {dash if ': -' in said else 'name pictures first, and only one for sweep and compare'}"
     return said

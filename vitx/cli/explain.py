@@ -85,8 +85,8 @@ def add_options(command: Any) -> None:
 
 def run(options: Any) -> int:
     """Run the command and return its exit status."""
-    options.target, options.save = options.target or [PREDICTED], options.save or ["png"]
     running = _check(options)
+    options.target, options.save = options.target or [PREDICTED], options.save or ["png"]
     other = check_questions(options)
     asked = _methods(options)
     if not other:
@@ -138,11 +138,17 @@ def run(options: Any) -> int:
 def _check(options: Any) -> dict[str, Any]:
     """Return the settings of the run, or raise a VitxError for options that are invalid with any model."""
     check_least(options, batch_size=1)
-    for kind in options.save:
+    for kind in options.save or ():
         if kind not in _SAVED:
-            raise VitxError(f"--save takes {', '.join(_SAVED)}, found {kind}: paths come before the options")
+            hint = ": paths come before the options" if Path(kind).exists() else ""
+            raise VitxError(f"--save takes {', '.join(_SAVED)}, found {kind}{hint}")
     if not options.output:
         raise VitxError("--output is empty: name a folder")
+    if Path(options.output).is_file():
+        raise VitxError(f"--output is the file {options.output}: give a folder")
+    written = [name for name in ("save", "html", "overview", "resume", "open") if options[name]]
+    if options.trace and written:
+        raise VitxError(f"--trace writes nothing: leave out --{written[0]}")
     running = read_settings("--run-options", options.run_options, _RUN)
     if options.overview and (options.resume or _device(running) is None):
         raise VitxError("--overview needs all pictures in one process: leave out --resume, or use one device")

@@ -148,7 +148,9 @@ def load_subject(
     if options.class_names is not None:
         names = read_class_names(Path(options.class_names))
         if len(names) != count:
-            raise VitxError(f"{options.class_names} names {len(names)} classes, and the model has {count}")
+            raise VitxError(
+                f"{options.class_names} must name {count} classes, one a line: found {len(names)}"
+            )
     return replace(subject, classes=count, class_names=names, methods=methods)
 
 

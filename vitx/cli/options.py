@@ -1,4 +1,4 @@
-"""Options of the commands: adding them, reading KEY=VALUE, and new names for options of 0.2."""
+"""Options of the commands: adding them, reading KEY=VALUE, and what to write for some unknown ones."""
 
 import json
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
@@ -30,6 +30,7 @@ _NOW = {
     "--json": "--save png json",
     "--writers": "--run-options workers=N",
     "--most-tokens": "--max-tokens N",
+    "--device": "--run-options accelerator=gpu",
 } | {
     f"--{name}": f"--{kind}-options {name.replace('-', '_')}=VALUE"
     for kind, names in {
@@ -72,14 +73,15 @@ def add(group: Any, name: str, metavar: str, help: str, kind: Any = str, **more:
 
 
 def new_name(words: Sequence[str], known: Container[str]) -> str:
-    """Return the replacement of the first option of 0.2 that is not `known` any more, in words, or ""."""
-
-    def is_known(option: str) -> bool:
-        return option.strip("-").replace("-", "_") in known
-
+    """Return what to write for the first option in `_NOW` that is not `known`, in words, or ""."""
     options = (word.partition("=")[0] for word in takewhile("--".__ne__, words))
-    gone = (one for one in options if one in _NOW and not is_known(one) and is_known(_NOW[one].split()[0]))
-    return next((f"{old} is gone: write {_NOW[old]}" for old in gone), "")
+    gone = (one for one in options if one in _NOW and _key(one) not in known and _key(_NOW[one]) in known)
+    return next((f"there is no {old}: write {_NOW[old]}" for old in gone), "")
+
+
+def _key(option: str) -> str:
+    """Return the name of the value of an option, which may have words after it."""
+    return option.partition(" ")[0].strip("-").replace("-", "_")
 
 
 def check_least(options: Any, **least: int) -> None:

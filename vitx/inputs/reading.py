@@ -46,7 +46,8 @@ def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset(
         else:
             raise VitxError(f"there is no file or folder {given}")
         if not files:
-            raise VitxError(f"there are no image files in {given} ({', '.join(sorted(SUFFIXES | more))})")
+            none = f"there are no image files in {given} ({', '.join(sorted(SUFFIXES | more))})"
+            raise VitxError(none if path.is_dir() else f"nothing matches {given}")
         for file in files:
             found.setdefault(whole_path(file), file)
     return list(found.values())

@@ -1,6 +1,7 @@
 """Timm models created by name, and weights read from files."""
 
 import difflib
+from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,11 +10,11 @@ from zlib import crc32
 
 import timm
 import torch
+from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from timm.layers.helpers import to_2tuple
-from timm.models import load_state_dict
 from torch import Tensor, nn
-from torch.serialization import get_unsafe_globals_in_checkpoint
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from vitx.errors import VitxError
 from vitx.models.network import hub
@@ -73,18 +74,24 @@ def model_of_weights(
 def read_weights(path: Path, trust: bool = False) -> State:
     """Read a state dict from a file, which may be the checkpoint of a framework.
 
-    With `trust`, reading the file may run code.
+    With `trust`, reading the file may run code, and it may hold a whole model.
     """
     if not path.is_file():
         raise VitxError(f"there is no weights file {path}")
     try:
-        found = load_state_dict(str(path), use_ema=False, weights_only=not trust)
-        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with safe_globals([Namespace]):  # the arguments of a training script
+            found = torch.load(path, map_location="cpu", weights_only=not trust)
+        if isinstance(found, Mapping):
+            found = next((found[name] for name in ("state_dict", "model") if name in found), found)
+        state = found.state_dict() if isinstance(found, nn.Module) else found
+        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
     except Exception as error:  # each format raises its own errors
         if not trust:
             refuse_code(path)
         raise VitxError(
-            f"{path} holds no weights that torch or safetensors can read: give another file"
+            f"{path} holds no weights that torch or safetensors can read: give a file of model.state_dict()"
         ) from error
 
 
@@ -116,16 +123,12 @@ def fill(model: nn.Module, state: State, path: Path) -> nn.Module:
     own = model.state_dict()
     missing = [name for name in own if name not in state]
     unknown = [name for name in state if name not in own]
-    other = [name for name in state if name in own and own[name].shape != state[name].shape]
-    if missing or unknown or other:
-        examples = [f"{name} is missing" for name in missing[:1]]
-        examples += [f"{n} is {tuple(state[n].shape)} and not {tuple(own[n].shape)}" for n in other[:1]]
-        examples += [f"{name} is unknown" for name in unknown[:1]]
-        raise VitxError(
-            f"{path} holds weights of another model: of this one's {len(own)} tensors {len(missing)} are "
-            f"missing and {len(other)} have another shape, and {len(unknown)} are not known to it "
-            f"({'; '.join(examples)})"
-        )
+    shapes = {name: (tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state}
+    other = [f"{name} is {one} and not {two}" for name, (one, two) in shapes.items() if one != two]
+    wrong = {"missing": missing, "of another shape": other, "unknown": unknown}
+    if counts := [f"{len(found)} {kind} ({found[0]})" for kind, found in wrong.items() if found]:
+        said = f"{path} holds weights of another model than this one of {len(own)} tensors"
+        raise VitxError(f"{said}: {', '.join(counts)}")
     model.load_state_dict(dict(state))
     return model
 

@@ -54,8 +54,8 @@ def find_class(target: str, classes: int, names: Sequence[str] | None) -> int:
         raise VitxError(f"{len(found)} classes are called {target!r}: name one by its number, {numbers}")
     if found:
         return found[0]
-    if target.strip().isdecimal():
-        if int(target) < classes:
+    if target.strip().removeprefix("-").isdecimal():
+        if 0 <= int(target) < classes:
             return int(target)
         raise VitxError(f"there is no class {target}: the model has classes 0 to {classes - 1}")
     if names is None:
@@ -63,8 +63,8 @@ def find_class(target: str, classes: int, names: Sequence[str] | None) -> int:
     known = {form: name for name in names for form in _forms(name)}
     inside = [name for form, name in known.items() if wanted and wanted in form]
     near = [known[match] for match in difflib.get_close_matches(wanted, known, n=5, cutoff=0.6)]
-    hints = list(dict.fromkeys(near + inside))[:5]
-    hint = f"similar: {'; '.join(hints)}" if hints else "give its number"
+    hints = list(dict.fromkeys(repr(short(name)) for name in near + inside))[:5]
+    hint = f"did you mean {' or '.join(hints)}?" if hints else "give its number"
     raise VitxError(f"there is no class {target!r}: {hint}")
 
 

@@ -179,7 +179,7 @@ def _downloaded(name: str, file: str) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if name.count("/") != 1 or name.startswith((".", "~")) or name.endswith("/"):
-        raise VitxError(f"there is no folder {name}")
+        raise VitxError(f"there is no folder {name}, and {_HUB} takes owner/name")
     with _reached(name), failure(f"the hub has no model {name} for you"):
         try:
             return Path(hf_hub_download(name, file))
@@ -210,6 +210,8 @@ def _pretrained(kind: str, what: str, name: str, trust: bool) -> Any:
         import transformers
     except ImportError as error:
         raise VitxError("models of Hugging Face need transformers: pip install transformers") from error
+    if Path(name).is_dir() and not Path(name, "config.json").is_file():
+        raise VitxError(f"{name} holds no model that was saved by transformers: it has no config.json")
     options = {"output_loading_info": True} if kind.startswith("AutoModel") else {}
     with quiet(), failure(f"{name} holds nothing that {what}"):
         found = getattr(transformers, kind).from_pretrained(name, trust_remote_code=trust, **options)

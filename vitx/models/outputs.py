@@ -132,7 +132,7 @@ def described(output: Any) -> str:
     fits = {
         3: "use vitx.targets.query for one of its rows, or vitx.targets.region if these are patches",
         4: "use vitx.targets.region for a part of the picture",
-    }.get(found.ndim, "give a class, as target=3")
+    }.get(found.ndim, "ask about a class")
     if part(output, "pred_boxes") is not None:
         fits = "use vitx.targets.query for one object"
     return f"the output is {tuple(found.shape)}: {fits}"

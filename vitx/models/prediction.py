@@ -18,6 +18,7 @@ Target = int | Sequence[int] | Tensor | Callable[[Tensor], Tensor] | None
 # Names of the final output in Hugging Face models.
 _LOGITS = "logits", "logits_per_image", "image_embeds", "pooler_output", "last_hidden_state"
 _BATCHED = ": add a batch dimension with images[None]"
+_LAST = ": put the channels first with images.permute(0, 3, 1, 2)"
 _INPUTS = 'give all by inputs={{"{}": ..., "{}": ...}}'
 _ASKS = (
     f"the model also takes text, and failed without it: {_INPUTS}, or use a target such as vitx.targets.text "
@@ -39,7 +40,8 @@ def check_images(model: nn.Module, images: Any) -> None:
     """Raise a VitxError if the shape, dtype or device of the images does not fit the model."""
     check_model(model)
     if not isinstance(images, Tensor):
-        raise VitxError(f"images must be a tensor (B, C, H, W), found {type(images).__name__}")
+        wanted = "a floating-point tensor (B, C, H, W), uint8 arrays (H, W, 3), PIL images or files"
+        raise VitxError(f"images must be {wanted}, found {_said(images)}")
     if images.ndim not in (3, 4, 5) or 0 in images.shape:
         raise VitxError(
             "images must be (B, C, H, W), clips (B, C, T, H, W) or (B, T, C, H, W), or spectrograms "
@@ -56,6 +58,14 @@ def check_images(model: nn.Module, images: Any) -> None:
     rounds = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     if weight.dtype != images.dtype and not rounds and _precision(model) is None:
         raise VitxError(f"the images are {images.dtype} and the model is {weight.dtype}: convert one")
+
+
+def _said(images: Any) -> str:
+    """Return the type of images, with the shape of an array or the length of a list."""
+    kind = type(images).__name__
+    if hasattr(images, "dtype"):
+        return f"{kind} {tuple(images.shape)} of {images.dtype}"
+    return f"{kind} of {len(images)}" if isinstance(images, Sequence) else kind
 
 
 def predict(model: nn.Module, images: Tensor, inputs: Inputs = ALONE) -> Tensor:
@@ -108,7 +118,7 @@ def refusals(images: Tensor, inputs: Inputs, reason: str | None = None) -> Itera
     except VitxError:
         raise
     except Exception as error:
-        said = str(error).split("\n")[0]
+        said = str(error).split("\n")[0].rstrip(".")
         # timm and torchvision assert, Hugging Face raises ValueErrors; other errors are left unchanged.
         about_size = "channels" in said or "size of tensor" in said or "cannot be multiplied" in said
         kinds = (AssertionError, ValueError, *((TypeError, RuntimeError) if inputs.name else ()))
@@ -116,7 +126,8 @@ def refusals(images: Tensor, inputs: Inputs, reason: str | None = None) -> Itera
         if reason is None and (not told or isinstance(error, torch.OutOfMemoryError)):
             raise
         beside = f" with {', '.join(inputs.others)}" if inputs.others else ""
-        hint = _BATCHED if images.ndim == 3 and not inputs.name else ""
+        last = images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] > 3
+        hint = _BATCHED if images.ndim == 3 and not inputs.name else _LAST if last else ""
         raise VitxError(
             reason or f"the model refused images of shape {tuple(images.shape)}{beside}: {said}{hint}"
         ) from error
@@ -210,7 +221,8 @@ def _whole_numbers(target: Any, batch: int) -> list[int]:
         return [operator.index(item) for item in some]
     except TypeError:
         raise VitxError(
-            f"target must be None, a class, one class for each image, or a function, found {target!r}"
+            "target must be None, the number of a class (only the shell takes names), one for each image, a "
+            f"function, or one of vitx.targets, found {target!r}"
         ) from None
 
 
@@ -244,5 +256,5 @@ def scores(target: Target, logits: Tensor, classes: Tensor | None) -> Tensor:
         found = target(logits)
     if not isinstance(found, Tensor) or found.shape != logits.shape[:1]:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise VitxError(f"the target function must return scores of shape ({len(logits)},), found {shape}")
+        raise VitxError(f"the target function must return a tensor of shape ({len(logits)},), found {shape}")
     return found

@@ -83,7 +83,9 @@ def names_apart(paths: Sequence[Path]) -> list[str]:
         >>> names_apart([Path("logs/demo/version_0"), Path("logs/shortcut/version_0")])
         ['demo', 'shortcut']
     """
-    apart = [list(path.parts) for path in paths]
+    apart = [[*path.relative_to(path.anchor).parts] for path in paths]
+    if len({(*parts[:1],) for parts in apart}) > 1 and len({path.name for path in paths}) == len(paths):
+        return [path.name for path in paths]  # the paths share nothing
     for end in (0, -1):
         while all(apart) and len({parts[end] for parts in apart}) == 1:
             for parts in apart:

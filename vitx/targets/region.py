@@ -187,7 +187,7 @@ class Token(Question):
         form = "a row or column of a patch is a number, or one for each image"
         rows, columns = (numbers(one, form).view(-1) for one in given)
         if len(rows) != len(columns) or not len(rows):
-            raise VitxError(f"a patch is a row and a column: {len(rows)} rows and {len(columns)} columns")
+            raise VitxError(f"give rows and as many columns, found {len(rows)} and {len(columns)}")
         self.places = torch.stack([rows, columns], 1).float()
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
@@ -201,8 +201,9 @@ class Token(Question):
             height, width = size if self.pixel else grid
             for y, x in places:
                 if not (0 <= y < height and 0 <= x < width):
-                    said = f"{height} x {width} {'pixels' if self.pixel else 'patches'} of the map"
-                    raise VitxError(f"({y:g}, {x:g}) (row, column) lies outside the {said}")
+                    place = f"pixel x={x:g}, y={y:g}" if self.pixel else f"patch in row {y:g}, column {x:g}"
+                    known = f"rows 0 to {height - 1} and columns 0 to {width - 1}"
+                    raise VitxError(f"there is no {place}: there are {known}")
             return [(int(y * grid[0] / height), int(x * grid[1] / width)) for y, x in places]
 
         said = [f"pixel ({x:g}, {y:g})" if self.pixel else f"patch ({y:g}, {x:g})" for y, x in places]

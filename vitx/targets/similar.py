@@ -145,7 +145,7 @@ class Similar(Question):
         return Similar(self.other, paired=False)
 
     def runs_inside(self, model: nn.Module) -> bool:
-        """Return whether the model, or a part of it, is known to have pooled features."""
+        """Return whether the question calls a part of the model, one known to have pooled features."""
         return Features(model).known
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
