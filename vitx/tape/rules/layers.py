@@ -77,8 +77,8 @@ def convolved(call: Call) -> list[Value]:
     )
     pointwise = set(size) == set(stride) == {1}
     found.tokens = tape.combined(found, [value], *(() if pointwise else ("convolution", *size, str(options))))
-    if pointwise and value.kind in ("scores", "weights") and value.dim != 1:  # heads are mixed
-        found.kind, found.dim = value.kind, value.dim
+    if value.kind in ("scores", "weights") and value.dim != 1 and (pointwise or value.kind == "weights"):
+        found.kind, found.dim = value.kind, value.dim if pointwise else None  # heads are mixed
     return [found]
 
 
