@@ -70,6 +70,29 @@ SHARED_KEYS = {
 }
 
 
+def by_shifts(a, kernel):
+    pads = F.pad(a, (1, 1, 1, 1))
+    parts = [(i, j, pads[:, :, i : i + TOKENS, j : j + TOKENS]) for i in range(3) for j in range(3)]
+    return sum(kernel[:, 0, i, j, None, None] * part for i, j, part in parts)
+
+
+def refined(refine):
+    """Return a block whose A is convolved, as in Refiner (arXiv 2106.03714)."""
+
+    def block(net, layer, t):
+        q, k, v = net.projected(layer, t)
+        a = refine(weights(q, k), net.around.weight[:HEADS])
+        return t + net.out[layer]((a @ v).transpose(1, 2).flatten(2))
+
+    return block
+
+
+REFINED = {
+    "shifts": by_shifts,
+    "conv2d": lambda a, kernel: F.conv2d(a, kernel, padding=1, groups=HEADS),
+}
+
+
 def is_class(t):
     return (torch.arange(TOKENS) == 0)[:, None].to(t)
 
@@ -179,6 +202,7 @@ def looks_around(place):
 TABLES = {
     "keys of two heads": (SHARED_KEYS, attends, 2),
     "keys of one head": (SHARED_KEYS, attends, 1),
+    "a convolution of A": (REFINED, refined, HEADS),
     "a class alone": (CLASS_ALONE, lambda block: block, HEADS),
     "merged tokens": (MERGED, merges, HEADS),
     "a scaled branch": (SCALED, scales, HEADS),

@@ -169,10 +169,18 @@ def inverse_exponentials(net, layer, t):
     return t + net.out[layer](1 / (1 + (-net.norm(t)).exp()))
 
 
+def by_parity(net, layer, t):
+    """Let each head attend to every other token, from the first or the second one on."""
+    q, k, v = net.projected(layer, t[:, 1:])
+    heads = [weights(q[:, n], k[:, n, n % 2 :: 2]) @ v[:, n, n % 2 :: 2] for n in range(HEADS)]
+    return torch.cat([t[:, :1], t[:, 1:] + net.out[layer](torch.cat(heads, -1))], 1)
+
+
 REFUSED = {
     "a join of unlike channels in another order": (parallel(by_einsum), "rollout", {}, "reached bmm"),
     "a residual by a matrix": (weighted(by_stacking), "rollout", {}, "reached bmm"),
     "rows and columns in one batch": (rows_and_columns, "grad_rollout", {}, "cannot be told from windows"),
+    "heads with different keys": (by_parity, "gae", {}, "the same queries, but different keys"),
     "an activation of exponentials": (inverse_exponentials, "evidence", {}, "reached reciprocal"),
 }
 

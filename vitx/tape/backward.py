@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, partial, reduce
+from functools import cached_property, reduce
 from operator import or_
 
 import torch
@@ -20,7 +20,7 @@ from vitx.tape.attention import Attention
 from vitx.tape.conservation import check, check_lost, check_score, share_of_images, share_of_sum
 from vitx.tape.expanded import summed
 from vitx.tape.grid import Grid
-from vitx.tape.heads import check_alone, heads_beside, tokens_of_rows
+from vitx.tape.heads import Heads, check_alone
 from vitx.tape.output import Score
 from vitx.tape.relevance import Placement, Propagation, Reading, Rule
 from vitx.tape.sinks import Sinks, without
@@ -166,9 +166,7 @@ class Backward:
         if not layers:
             check_alone(self.tape, attention)
             return attention.weights
-        return joined(
-            [one.weights for one in heads_beside(layers[0], attention, partial(tokens_of_rows, self.tape))]
-        )
+        return joined([one.weights for one in Heads(self.tape).beside(layers[0], attention)])
 
     def add_up(
         self,

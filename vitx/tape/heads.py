@@ -1,6 +1,6 @@
 """The attentions that are heads of one: all that one residual closes, if they have the same queries."""
 
-from collections.abc import Callable
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -15,29 +15,50 @@ from vitx.tape.walk import marks, through, walk
 _EXACT = 1e9  # relevance in float64 is exact to more digits than this
 
 
-def heads_beside(
-    layer: Layer, attention: Attention, tokens_of: Callable[[Layer, Attention], Tensor]
-) -> list[Attention]:
-    """Return the attentions of a layer that are parallel heads, with the same queries and keys."""
-    if len(layer.attentions) == 1:
-        return [attention]
-    shape, asked, own = attention.weights.shape, attention.inputs[1], tokens_of(layer, attention)
-    found = []
-    for other in layer.attentions:
-        if other is not attention and other.inputs[1].base == asked.base and asked.kind in ("weights", "exp"):
-            raise VitxError(
-                "the same attention weights are applied to two parts of the values separately, so the "
-                f"gradient of A is unknown: take {_instead(layer)}"
-            )
-        theirs = tokens_of(layer, other)
-        fed = other.inputs[0].made_from(attention.value) or attention.inputs[0].made_from(other.value)
-        if other.weights.shape[3] == shape[3] and torch.equal(own, theirs):
-            found.append(other)
-        elif fed or torch.isin(own[own > 0], theirs).any():
-            partly = "parallel attentions have some, but not all, of their queries in common"
-            why = "one attention inside a residual feeds another" if fed else partly
-            raise VitxError(f"{why}, so their heads cannot be fused: take {_instead(layer)}")
-    return found
+class Heads:
+    """The attentions of a tape that are parallel heads."""
+
+    def __init__(self, tape: Tape) -> None:
+        self.tokens_of_rows = cache(
+            partial(tokens_of_rows, tape)
+        )  # each head of a layer asks for those of all
+        self._tokens_of_keys = cache(partial(tokens_of_keys, tape))
+
+    def beside(self, layer: Layer, attention: Attention) -> list[Attention]:
+        """Return the heads parallel to an attention in its layer, itself among them.
+
+        Raises:
+            VitxError: They have only some of their queries, or none of their keys, in common.
+        """
+        if len(layer.attentions) == 1:
+            return [attention]
+        shape, own = attention.weights.shape, self.tokens_of_rows(layer, attention)
+        found = []
+        for other in layer.attentions:
+            theirs = self.tokens_of_rows(layer, other)
+            if other.weights.shape[3] == shape[3] and torch.equal(own, theirs):
+                why = self._why_not(layer, attention, other)
+                found.append(other)
+            else:
+                why = "one attention inside a residual feeds another" if _feeds(attention, other) else ""
+                if torch.isin(own[own > 0], theirs).any():
+                    why = why or "parallel attentions have some, but not all, of their queries in common"
+            if why:
+                raise VitxError(f"{why}, so their heads cannot be fused: take {_instead(layer)}")
+        return found
+
+    def _why_not(self, layer: Layer, attention: Attention, other: Attention) -> str:
+        """Return why two attentions with the same queries are no heads of one, if they are none."""
+        (_, asked), (_, asking) = attention.inputs, other.inputs
+        if other is not attention and asking.base == asked.base and asked.kind in ("weights", "exp"):
+            return "the same attention weights are applied to two parts of the values separately"
+        if not torch.equal(self._tokens_of_keys(layer, attention), self._tokens_of_keys(layer, other)):
+            return "parallel attentions have the same queries, but different keys"
+        return ""
+
+
+def _feeds(one: Attention, other: Attention) -> bool:
+    return other.inputs[0].made_from(one.value) or one.inputs[0].made_from(other.value)
 
 
 def check_alone(tape: Tape, pooling: Attention) -> None:
@@ -75,3 +96,15 @@ def tokens_of_rows(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
             arrived = walk(tape, starts, through, steps=steps).arrived.get(attention.value)
             row += 0 if arrived is None else summed(attention.arrived(arrived), [1, 3])
     return (ratio(given[0], given[1]) * _EXACT).round().long()
+
+
+def tokens_of_keys(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
+    """Return a number for each token of the stream that tells which keys of an attention come from it."""
+    residual = min(layer.residuals, key=lambda one: one.index)
+    assert residual.stream is not None
+    numbers = attention.to_values(marks((attention.weights.shape[0], attention.weights.shape[3])))
+    before = residual.stream.made_by
+    steps = range(0 if before is None else before.index + 1, attention.index)
+    arrived = walk(tape, {attention.inputs[0]: numbers}, through, steps=steps).arrived.get(residual.stream)
+    found = torch.zeros(()) if arrived is None else summed(arrived, residual.channels())
+    return (found * _EXACT).round().long()

@@ -8,7 +8,6 @@ Where the shares of a residual depend on A, with w as the sum of a row of the fu
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from vitx.functional.rollout import through_layer
 from vitx.functional.weights import Fuse, Weights
 from vitx.tape.attention import Attention
 from vitx.tape.expanded import ratio, scaled, summed
-from vitx.tape.heads import check_alone, heads_beside, tokens_of_rows
+from vitx.tape.heads import Heads, check_alone
 from vitx.tape.sums import Layer, Sum
 from vitx.tape.tape import Tape
 from vitx.tape.values import Step, Value
@@ -91,7 +90,7 @@ class Propagation:
         self._skipped = {one for one in sums if one.closes or not rule.moves}  # their streams get everything
         self._layer: dict[Attention, Layer] = {}  # if the share that tokens keep depends on A
         self._entered: dict[Sum, Tensor] = {}  # the relevance of their residuals
-        self._tokens_of = cache(partial(tokens_of_rows, tape))  # each head of a layer asks for those of all
+        self._heads = Heads(tape)
         for layer in tape.layers[rule.start_layer :] if rule.moves else []:
             self._skipped -= layer.residuals
             if not (self._rule.halves and all(one.weights.sums_to_1 for one in layer.attentions)):
@@ -148,7 +147,7 @@ class Propagation:
         if self._gradients is not None and step in self._gradients.fused:
             self._check_heads(layer, [step])
             return self._gradients.fused[step]
-        heads = heads_beside(layer, step, self._tokens_of)
+        heads = self._heads.beside(layer, step)
         self._check_heads(layer, heads)
         parts = [one.weights for one in heads]
         if self._rule.whole and len(heads) < len(layer.attentions) and parts[0].shape[2] < parts[0].shape[3]:
@@ -164,7 +163,10 @@ class Propagation:
                 continue
             why = "no residual shows which tokens its rows belong to"
             if layer is not None:
-                rows, why = self._tokens_of(layer, one), "several of its rows belong to the same token"
+                rows, why = (
+                    self._heads.tokens_of_rows(layer, one),
+                    "several of its rows belong to the same token",
+                )
                 if len(rows[rows > 0].unique()) == (rows > 0).sum():
                     continue
             raise VitxError(
