@@ -314,7 +314,7 @@ def test_an_error_is_said_once_and_the_training_goes_on(tmp_path):
 def test_says_what_is_wrong(tmp_path):
     with pytest.raises(VitxError, match=r"needs the Trainer, found NoneType: call trainer\.add_callback"):
         RolloutCallback(None)
-    with pytest.raises(VitxError, match="num_images must be at least 1"):
+    with pytest.raises(VitxError, match="num_images must be a whole number"):
         RolloutCallback(trainer(tmp_path), num_images=0)
     without = watched(tmp_path)
     without.eval_dataset = None

@@ -427,11 +427,11 @@ def test_a_run_of_mlflow(net, loader, tmp_path, mlflow):
         ({"log_dir": "x", "methods": ["saliency"]}, "there is no method 'saliency'"),
         ({"log_dir": "x", "data": 42}, "images must be a tensor, a data set"),
         ({"log_dir": "x", "data": IMAGES, "images": [1]}, "images= selects from a data set or a loader, an"),
-        ({"log_dir": "x", "data": None}, "there is no validation set: give images"),
+        ({"log_dir": "x", "data": None}, "a watch needs images: give a validation loader"),
+        ({"log_dir": "x", "log_di": "y"}, r"Watch has no option 'log_di': did you mean log_dir\?"),
         ({"log_dir": "x", "logger": object()}, "numbers cannot go to a object: give a SummaryWriter"),
         ({"log_dir": "x", "model": "deit"}, "must be a torch.nn.Module, found str"),
         ({"log_dir": "x", "weights": "ema"}, "needs averaged weights"),
-        ({"log_dir": "x", "normalization": [0.5]}, r"normalization must be \(mean, std\), found 1"),
         ({"log_dir": "x", "normalization": ([0.5] * 2, [1.0])}, "mean has 2 values for 3 channels"),
     ],
 )
@@ -439,6 +439,11 @@ def test_says_what_is_wrong(options, sentence, net, loader, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(VitxError, match=sentence):
         Watch(**{"model": net, "data": loader, "on_error": "raise"} | options)(0)
+
+
+def test_a_step_is_a_whole_number(net, loader, tmp_path):
+    with pytest.raises(VitxError, match="step must be a whole number, found 'a'"):
+        Watch(net, loader, tmp_path)("a")
 
 
 def test_an_explanation_that_fails_is_said_and_the_loop_goes_on(net, tmp_path):

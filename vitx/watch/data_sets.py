@@ -16,7 +16,7 @@ from vitx.watch.batches import LABELS
 
 _NAMES = ("classes", "class_to_idx", "label_to_id", "class_names")
 _MOST_READ = 2000  # samples to search for classes if the data set does not list its labels
-_CHANNELS = 64  # at most, of a mean or a std
+_CHANNELS = 1000  # at most, of a mean or a std
 _SCALE_NAMES = ("mean", "std"), ("image_mean", "image_std")  # the second pair is that of image processors
 _OPAQUE = (str, bytes, int, float, bool, type, ModuleType, Tensor, type(None))
 _LIBRARIES = ("builtins", "torch", "torchvision", "lightning", "pytorch_lightning", "typing", "collections")
@@ -133,13 +133,14 @@ def _scale(value: Any) -> Scale | None:
     options = [one for one in (kept, kept.get("flags"), kept.get("_buffers")) if isinstance(one, Mapping)]
     for named in options if kept.get("do_normalize", True) else ():
         for names in _SCALE_NAMES:
-            mean, std = (_numbers(named.get(name)) for name in names)
+            mean, std = (numbers_in(named.get(name)) for name in names)
             if mean and std and min(std) > 0:
                 return mean, std
     return None
 
 
-def _numbers(value: Any) -> tuple[float, ...]:
+def numbers_in(value: Any) -> tuple[float, ...]:
+    """Return one number, or those in a list, an array or a tensor; empty if there are others."""
     with suppress(TypeError, ValueError, RuntimeError):
         numbers = torch.as_tensor(value, dtype=torch.float64).flatten()
         return tuple(numbers.tolist()) if len(numbers) <= _CHANNELS and not isinstance(value, bool) else ()

@@ -76,8 +76,10 @@ class Watch(Observer):
         if wrong := [name for name in _WHEN if name in options]:
             raise VitxError(f"{wrong[0]} is for callbacks: a watch fires when it is called")
         check_model(model)
+        if data is None:
+            raise VitxError("a watch needs images: give a validation loader, a data set, a tensor or files")
         loaders = _as_loaders(data)
-        if loaders is None and data is not None:
+        if loaders is None:
             if "images" in options:
                 only = "give only the images that you want as data"
                 raise VitxError(f"images= selects from a data set or a loader, and data is neither: {only}")
@@ -100,6 +102,8 @@ class Watch(Observer):
         """
         if self._closed:
             raise VitxError("this watch is closed, as its training has ended: make another one")
+        if not hasattr(step, "__index__"):
+            raise VitxError(f"step must be a whole number, found {step!r}")
         if self.every_n_steps and step % self.every_n_steps:
             return {}
         if not self._begun:
@@ -216,7 +220,7 @@ def differs(given: Tensor, held: Tensor) -> str | None:
 def _as_loaders(data: Any) -> Any:
     """Return the data as one or several loaders of batches; None if they are images alone."""
     parts = list(data.values()) if isinstance(data, Mapping) else data
-    if isinstance(data, Tensor) or data is None:
+    if isinstance(data, Tensor):
         return None
     if isinstance(parts, (list, tuple)):
         if any(isinstance(part, Tensor) and part.ndim == 4 for part in parts):
