@@ -27,6 +27,7 @@ from vitx.pictures.captions import captions_of
 from vitx.runs.saved import read_run
 
 GRID = np.zeros((4, 4, 3), np.uint8)
+GIVEN = torch.zeros(2, 3, IMAGE, IMAGE)
 
 
 def test_tensorboard_holds_a_grid_and_scalars_for_each_firing(tmp_path):
@@ -403,6 +404,11 @@ def test_a_frozen_block_stays_in_eval(tmp_path):
         ({"dataloader_idx": None}, "dataloader_idx must be the number or the name of a loader, found None"),
         ({"labels": 2.5}, "labels must be an item of a batch, by key or position, found 2.5"),
         ({"boxes": [1]}, "boxes must be a tensor, or an item of a batch"),
+        ({"images": GIVEN, "labels": 7}, "labels has no effect on the images given: leave it out, or give a"),
+        ({"images": GIVEN, "show": "zz"}, "show has no effect"),
+        ({"images": ["cat.jpg"], "boxes": "b"}, "boxes has no effect"),
+        ({"images": GIVEN, "per_class": True}, "per_class has no effect"),
+        ({"images": [3, 4], "per_class": True}, "per_class has no effect"),
         ({"num_image": 3}, r"RolloutCallback has no option 'num_image': did you mean num_images\?"),
         ({"zzz": 3}, "RolloutCallback has no option 'zzz': vitx.watch.Settings lists them"),
     ],

@@ -275,6 +275,15 @@ def test_image_files_go_through_the_models_own_transform(tmp_path):
     assert torch.equal(watch.state_dict()["maps"]["grad_rollout"], wanted)
 
 
+def test_a_batch_transform_of_given_images(net, tmp_path):
+    watch = Watch(
+        net, IMAGES, tmp_path, batch_transform=lambda batch: (2 * batch, [0, 1, 2]), on_error="raise"
+    )
+    watch(0)
+    maps = vitx.explain(net, 2 * IMAGES, "grad_rollout").maps
+    assert torch.equal(watch.state_dict()["maps"]["grad_rollout"], maps)
+
+
 def test_places_of_a_data_set(net, tmp_path):
     watch = Watch(net, samples(8), tmp_path, images=[6, 2], on_error="raise")
     watch(0)
@@ -426,7 +435,8 @@ def test_a_run_of_mlflow(net, loader, tmp_path, mlflow):
         ({"log_dir": "x", "at_start": False}, "at_start is for callbacks: a watch fires when it is called"),
         ({"log_dir": "x", "methods": ["saliency"]}, "there is no method 'saliency'"),
         ({"log_dir": "x", "data": 42}, "images must be a tensor, a data set"),
-        ({"log_dir": "x", "data": IMAGES, "images": [1]}, "images= selects from a data set or a loader, an"),
+        ({"log_dir": "x", "data": IMAGES, "images": [1]}, "images selects from data sets or loaders, and"),
+        ({"log_dir": "x", "data": IMAGES, "dataloader_idx": 4}, "dataloader_idx selects from data sets or"),
         ({"log_dir": "x", "data": None}, "a watch needs images: give a validation loader"),
         ({"log_dir": "x", "log_di": "y"}, r"Watch has no option 'log_di': did you mean log_dir\?"),
         ({"log_dir": "x", "logger": object()}, "numbers cannot go to a object: give a SummaryWriter"),

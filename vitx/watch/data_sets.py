@@ -52,6 +52,11 @@ def names_in(value: Any) -> tuple[str, ...] | None:
     return tuple(str(name[0]) if isinstance(name, tuple) and name else str(name) for name in value)
 
 
+def are(values: Any, kind: Any) -> bool:
+    """Return whether it is a sequence, and not empty, of values of a kind."""
+    return isinstance(values, Sequence) and len(values) > 0 and all(isinstance(one, kind) for one in values)
+
+
 def class_counts(data: Any) -> range | None:
     """Return the plausible numbers of model outputs, given the labels that the data set lists."""
     count = max((hasattr(data, "__len__") and _labels(data)) or [-1]) + 1

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from numbers import Integral
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from vitx.pictures.render import palette
 from vitx.targets import Question, Text
 from vitx.watch.batches import Items, Name
 from vitx.watch.calling import Forward
-from vitx.watch.data_sets import names_in, numbers_in
+from vitx.watch.data_sets import are, names_in, numbers_in
 
 TargetOption = str | int | Callable[[Tensor], Tensor] | Question
 
@@ -100,8 +101,8 @@ class Settings:
                 shown); or a pair: how many the grid shows, and how many the numbers are averaged over.
             per_class: take one image of each class of the data set instead of evenly spaced ones.
             dataloader_idx: which of several validation loaders to use, by number or by name.
-            batch_transform: a function from a batch of your loader to images, to (images, labels, masks), or
-                to a mapping with such keys.
+            batch_transform: a function from a batch of your loader, or from the tensor of images given, to
+                images, to (images, labels, masks), or to a mapping with such keys.
             methods: names of methods, or a mapping from names to their options; see `vitx.methods()`.
             target: what gradient methods explain: the class "predicted" or "label", a class by its index, a
                 function from logits to scores, one of `vitx.targets` (of several texts, the one nearest to
@@ -154,6 +155,11 @@ class Settings:
         named = boxes if isinstance(boxes, (str, int)) else None
         self.items: Items = {"show": show, "labels": labels, "boxes": named}
         self.boxes = None if isinstance(boxes, (str, int)) else boxes
+        alone = isinstance(self.images, Tensor) or are(self.images, (str, Path))
+        ignored: Items = {} if batch_transform or not alone else self.items
+        chosen = per_class and (alone or are(self.images, int))
+        if wrong := [name for name, item in ignored.items() if item is not None] + ["per_class"] * chosen:
+            raise VitxError(f"{wrong[0]} has no effect on the images given: leave it out, or give a data set")
         self.methods, self.forward_fn = with_options(methods), forward_fn
         layered = [name for name in self.methods if find_method(name).gradient == "layer scores"]
         if layered and (target == "caption" or isinstance(target, Question)):

@@ -26,6 +26,7 @@ _SUFFIX = ".vitx"  # of the TensorBoard files that a watch writes
 _FEWEST = 4  # dimensions of a batch of images
 _FACTOR = 2.0  # a larger ratio of standard deviations means another scale
 _WHEN = ("every_n_epochs", "at_start", "on_validate")  # a custom loop decides this itself
+_SELECT = ("images", "dataloader_idx")
 _GIVE = "batch_transform=lambda batch: ..., with what your loop does to a batch before it calls the model"
 
 
@@ -80,9 +81,9 @@ class Watch(Observer):
             raise VitxError("a watch needs images: give a validation loader, a data set, a tensor or files")
         loaders = _as_loaders(data)
         if loaders is None:
-            if "images" in options:
+            if wrong := [name for name in _SELECT if name in options]:
                 only = "give only the images that you want as data"
-                raise VitxError(f"images= selects from a data set or a loader, and data is neither: {only}")
+                raise VitxError(f"{wrong[0]} selects from data sets or loaders, and data is neither: {only}")
             options["images"] = data
         super().__init__(**options)
         self._logger, self._log_dir, self._host = logger, log_dir, Host(model, loaders, root="runs")
