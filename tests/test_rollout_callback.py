@@ -347,6 +347,14 @@ def test_a_checkpoint_of_another_version_does_not_stop_a_resume(tmp_path):
     assert run_folders.steps(tmp_path) == [0, 3, 7, 11]
 
 
+@pytest.mark.parametrize("state", [{}, {"foo": 1}, None])
+def test_a_state_of_something_else_is_refused(state):
+    with pytest.raises(
+        vitx.VitxError, match="RolloutCallback needs what its state_dict\\(\\) returned, found"
+    ):
+        RolloutCallback().load_state_dict(state)
+
+
 def test_one_callback_serves_two_runs(tmp_path):
     callback = RolloutCallback(num_images=1, on_error="raise")
     for run in ("first", "second"):

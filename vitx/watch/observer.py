@@ -1,5 +1,6 @@
 """The observer of a training: at each firing, it explains, measures, draws and writes."""
 
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from vitx.attribution import title_of
+from vitx.errors import VitxError
 from vitx.pictures.colors import as_images, choose_colors
 from vitx.pictures.render import Picture
 from vitx.runs import GRIDS, OVERVIEW
@@ -84,6 +86,9 @@ class Observer(Settings):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of an interrupted run; to be called before the first firing of this one."""
+        if not isinstance(state_dict, Mapping) or not {"fired_at", "step"} <= state_dict.keys():
+            found = reprlib.repr(state_dict)
+            raise VitxError(f"{type(self).__name__} needs what its state_dict() returned, found {found}")
         known = vars(Memory())  # entries of another version of vitx are left out
         vars(self._memory).update(known | {name: state_dict[name] for name in known if name in state_dict})
 
