@@ -131,9 +131,18 @@ class TestTold:
     def test_boxes(self):
         assert torch.equal(read_batch((IMAGES, AGES, BOXES, 3), {"boxes": 2}).masks, MASKS)
 
-    def test_an_item_that_is_not_there(self):
-        with pytest.raises(VitxError, match="labels='age' names no single item of the batch, which has 0, 1"):
-            read_batch((IMAGES, LABELS), {"labels": "age"})
+    @pytest.mark.parametrize(
+        ("batch", "items", "sentence"),
+        [
+            ((IMAGES, LABELS), {"labels": "age"}, "no item 'age' for each image: its items are 0 and 1$"),
+            ((IMAGES, LABELS), {"show": 2}, "the batch has no item 2: its items are 0 and 1$"),
+            (IMAGES, {"labels": 7}, "no item 7 for each image: its items are without names"),
+            ((IMAGES, {"a": {"x": AGES}, "b": {"x": AGES}}), {"labels": "x"}, "in 'x': give labels='1.a.x'"),
+        ],
+    )
+    def test_an_item_that_is_not_there(self, batch, items, sentence):
+        with pytest.raises(VitxError, match=sentence):
+            read_batch(batch, items)
 
 
 class TestNested:

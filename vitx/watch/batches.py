@@ -171,9 +171,12 @@ def _masks(
 def _item(tensors: Mapping[str, Tensor], items: Items, option: str) -> str:
     name = str(items[option])
     found = [name] if name in tensors else _usual(tensors, (name,))
-    if len(found) != 1:
-        has = ", ".join(tensors) or "no tensors"
-        raise VitxError(f"{option}={items[option]!r} names no single item of the batch, which has {has}")
+    if len(found) > 1:
+        raise VitxError(f"several items of the batch end in {name!r}: give {option}={found[0]!r}")
+    if not found:
+        each = "" if option == "show" else " for each image"
+        known = " and ".join(filter(None, tensors)) or "without names"
+        raise VitxError(f"the batch has no item {items[option]!r}{each}: its items are {known}")
     return found[0]
 
 

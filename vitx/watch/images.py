@@ -124,11 +124,7 @@ class Selection:
             )
         if images is None or are(images, int):
             return self._of_loader(one_of(host.validation(), settings.dataloader_idx), before)
-        indexed = hasattr(images, "__getitem__") and hasattr(images, "__len__")
-        if indexed or isinstance(images, IterableDataset):
-            return self._of_loader(host.loader(images), before)
-        known = "a tensor, a data set, a list of files, indices into the validation set or None"
-        raise VitxError(f"images must be {known}, found {type(images).__name__}")
+        return self._of_loader(host.loader(images), before)
 
     def _of_loader(self, loader: Any, before: Sequence[int] | None) -> Samples:
         settings, observed = self.settings, self.observed

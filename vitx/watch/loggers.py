@@ -83,8 +83,8 @@ def write_scalars(logger: Any, scalars: Mapping[str, float], step: int) -> None:
         logger.log(dict(scalars), step=step)
     else:
         raise VitxError(
-            f"numbers cannot go to a {type(logger).__name__}: give a SummaryWriter, a run of Weights & "
-            "Biases, mlflow, an Accelerator, or an object with a method log_metrics(metrics, step)"
+            "a logger must be a SummaryWriter, a run of Weights & Biases, mlflow, an Accelerator, or an "
+            f"object with a method log_metrics(metrics, step), found {type(logger).__name__}"
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from vitx.attribution import find_method, with_options
 from vitx.errors import VitxError
@@ -33,6 +34,10 @@ def _several(one: Any, counts: Sequence[int], fits: Callable[[Any], Any]) -> boo
     return hasattr(one, "__len__") and len(one) in counts and all(map(fits, one))
 
 
+def _images(one: Any) -> bool:
+    return hasattr(one, "__getitem__") and (hasattr(one, "__len__") or isinstance(one, IterableDataset))
+
+
 def _amount(one: Any) -> bool:
     return _whole(one, 1) or _several(one, [2], lambda part: _whole(part, 1))
 
@@ -44,6 +49,7 @@ def _target(one: Any) -> bool:
 
 # The names of options, a test that all values but the default must pass, and what passes it, in words.
 _RULES: Sequence[tuple[str, Callable[[Any], Any], str]] = (
+    ("images", _images, "a tensor, a data set, a list of files, or indices into the validation set"),
     ("per_class at_start on_validate", *_one_of(True, False)),
     ("weights", *_one_of("current", "ema")),
     ("save_maps", *_one_of(True, False, "all")),
@@ -141,6 +147,9 @@ class Settings:
             near = get_close_matches(name, [*known, *signature(type(self)).parameters], 1)
             hint = f"did you mean {near[0]}?" if near else "vitx.watch.Settings lists them"
             raise VitxError(f"{type(self).__name__} has no option {name!r}: {hint}")
+        if isinstance(images, (str, Path)):
+            kind = "a folder" if Path(images).is_dir() else "a path"
+            raise VitxError(f"{str(images)!r} is {kind}: give image files in a list, or a data set")
         for names, fits, form in _RULES:
             for name in names.split():
                 if given[name] is not known[name].default and not fits(given[name]):

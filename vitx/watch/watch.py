@@ -221,7 +221,7 @@ def differs(given: Tensor, held: Tensor) -> str | None:
 def _as_loaders(data: Any) -> Any:
     """Return the data as one or several loaders of batches; None if they are images alone."""
     parts = list(data.values()) if isinstance(data, Mapping) else data
-    if isinstance(data, Tensor):
+    if isinstance(data, (Tensor, str, Path)):
         return None
     if isinstance(parts, (list, tuple)):
         if any(isinstance(part, Tensor) and part.ndim == 4 for part in parts):
