@@ -100,7 +100,7 @@ class TestLeftOut:
         found = read_batch((IMAGES, LABELS, third))
         assert found.labels is None
         assert found.masks is None
-        assert "no labels (if they are '1', give labels=1)" in found.found
+        assert "labels: none (if they are item 1, give labels=1)" in found.found
 
     def test_numbers_beside_images_that_are_called_otherwise(self):
         assert read_batch({"scan": IMAGES, "kind": LABELS}).labels is None
@@ -109,11 +109,22 @@ class TestLeftOut:
         widths = torch.tensor([[5.0, 6.0, 2.0, 1.0]] * 2)  # x, y, width, height
         found = read_batch({"image": IMAGES, "label": LABELS, "boxes": widths})
         assert found.masks is None
-        assert any("'boxes' left out, boxes must have x1 < x2" in one for one in found.found)
+        assert any("item 'boxes' left out: boxes must have x1 < x2" in one for one in found.found)
 
     def test_one_of_two_images(self):
         with pytest.raises(VitxError, match="2 items of the batch may be the images, left, right: give show"):
             read_batch({"left": IMAGES, "right": IMAGES, "label": LABELS})
+
+
+def test_says_where_each_part_lies():
+    assert read_batch((IMAGES, LABELS, BOXES)).found == (
+        "images: item 0 of a batch",
+        "labels: item 1",
+        "boxes: item 2",
+    )
+    named = read_batch({"image": IMAGES, "truth": {"label": LABELS}}).found
+    assert named == ("images: item 'image' of a batch", "labels: item 'truth.label'")
+    assert read_batch(IMAGES).found == ("labels: none",)
 
 
 class TestTold:

@@ -247,7 +247,10 @@ def test_says_at_first_what_was_found(caplog):
     with caplog.at_level("INFO"):
         fit(RolloutCallback(num_images=2))
     (said,) = {record.message for record in caplog.records if "watches" in record.message}
-    assert "watches 2 of 8 images of TensorDataset with attention rollout, gradient rollout" in said
+    assert (
+        "watches 2 of 8 images of TensorDataset; images: item 0 of a batch; labels: item 1; masks: it" in said
+    )
+    assert "; methods: attention rollout, gradient rollout; class names: none; colors: guessed; " in said
 
 
 @pytest.mark.parametrize("name", ["validate", "test"])

@@ -480,7 +480,9 @@ def test_nothing_is_said_of_the_colors_of_a_spectrogram(tmp_path, capsys):
 
 def test_says_at_first_what_was_found_where_nobody_listens(net, loader, tmp_path, capsys):
     Watch(net, loader, tmp_path, num_images=2)(0)
-    assert "Watch watches 2 of 8 images of TensorDataset with attention rollout" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("Watch watches 2 of 8 images of TensorDataset; images: item 0 of a batch; ")
+    assert said.endswith(f"; pictures: {tmp_path}; maps: {tmp_path / 'vitx'}\n")
 
 
 WATCHED = {"num_images": 5, "on_error": "raise"}

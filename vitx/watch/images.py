@@ -110,7 +110,7 @@ class Selection:
         if len(given) != len(samples):  # for the whole data set
             given = given[list(samples.places or ())]
         masks, said = objects(given, (samples.images.shape[-2], samples.images.shape[-1]))
-        return replace(samples, masks=masks, found=(*samples.found, f"{said} as given"))
+        return replace(samples, masks=masks, found=(*samples.found, f"{said}: as given"))
 
     def _chosen(self, before: Sequence[int] | None) -> Samples:
         images, host, settings = self.settings.images, self.host, self.settings
@@ -245,5 +245,5 @@ def join(contents: Iterable[Content], count: int) -> Content:
         if len(values) == len(parts):
             known[name] = torch.cat(values)
         elif values:
-            found.append(f"{name} left out, as not all batches have them")
+            found.append(f"{name}: left out, as not all batches have them")
     return replace(first, **known, found=tuple(found)).mapped(itemgetter(slice(count)))

@@ -101,6 +101,11 @@ def name_of(logger: Any) -> str:
     return str(getattr(logger, "__name__", type(logger).__name__))
 
 
+def place_of(logger: Any) -> str:
+    """Return the folder that a logger writes to, or else its name, for messages."""
+    return str(getattr(_held(logger), "log_dir", None) or name_of(logger))
+
+
 def facts_of(logger: Any) -> dict[str, str | None]:
     """Return the `name`, `version`, `title` and `address` of a logger's run; None for those it lacks."""
     held, stored = _held(logger), _stored(logger)
