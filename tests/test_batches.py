@@ -100,7 +100,7 @@ class TestLeftOut:
         found = read_batch((IMAGES, LABELS, third))
         assert found.labels is None
         assert found.masks is None
-        assert "no labels (if they are '1', give labels=1)" in found.found
+        assert "labels: none (if they are item 1, give labels=1)" in found.found
 
     def test_numbers_beside_images_that_are_called_otherwise(self):
         assert read_batch({"scan": IMAGES, "kind": LABELS}).labels is None
@@ -109,11 +109,22 @@ class TestLeftOut:
         widths = torch.tensor([[5.0, 6.0, 2.0, 1.0]] * 2)  # x, y, width, height
         found = read_batch({"image": IMAGES, "label": LABELS, "boxes": widths})
         assert found.masks is None
-        assert any("'boxes' left out, boxes must have x1 < x2" in one for one in found.found)
+        assert any("item 'boxes' left out: boxes must have x1 < x2" in one for one in found.found)
 
     def test_one_of_two_images(self):
         with pytest.raises(VitxError, match="2 items of the batch may be the images, left, right: give show"):
             read_batch({"left": IMAGES, "right": IMAGES, "label": LABELS})
+
+
+def test_says_where_each_part_lies():
+    assert read_batch((IMAGES, LABELS, BOXES)).found == (
+        "images: item 0 of a batch",
+        "labels: item 1",
+        "boxes: item 2",
+    )
+    named = read_batch({"image": IMAGES, "truth": {"label": LABELS}}).found
+    assert named == ("images: item 'image' of a batch", "labels: item 'truth.label'")
+    assert read_batch(IMAGES).found == ("labels: none",)
 
 
 class TestTold:
@@ -131,9 +142,18 @@ class TestTold:
     def test_boxes(self):
         assert torch.equal(read_batch((IMAGES, AGES, BOXES, 3), {"boxes": 2}).masks, MASKS)
 
-    def test_an_item_that_is_not_there(self):
-        with pytest.raises(VitxError, match="labels='age' names no single item of the batch, which has 0, 1"):
-            read_batch((IMAGES, LABELS), {"labels": "age"})
+    @pytest.mark.parametrize(
+        ("batch", "items", "sentence"),
+        [
+            ((IMAGES, LABELS), {"labels": "age"}, "no item 'age' for each image: its items are 0 and 1$"),
+            ((IMAGES, LABELS), {"show": 2}, "the batch has no item 2: its items are 0 and 1$"),
+            (IMAGES, {"labels": 7}, "no item 7 for each image: its items are without names"),
+            ((IMAGES, {"a": {"x": AGES}, "b": {"x": AGES}}), {"labels": "x"}, "in 'x': give labels='1.a.x'"),
+        ],
+    )
+    def test_an_item_that_is_not_there(self, batch, items, sentence):
+        with pytest.raises(VitxError, match=sentence):
+            read_batch(batch, items)
 
 
 class TestNested:

@@ -346,7 +346,7 @@ def test_without_a_logger_for_pictures_there_are_files(make, tmp_path, caplog):
     where = {False: "version_0"}.get(logger) or Path(logger.save_dir or "", logger.name, "version_0")
     assert folder == tmp_path / where / "vitx", "they are not in the folder of the logger"
     (said,) = {record.message for record in caplog.records if "watches" in record.message}
-    assert Path(said.rsplit("pictures in ")[-1]).resolve().parent == folder
+    assert Path(said.rsplit("pictures: ")[-1]).resolve() == folder
 
 
 def test_a_picture_comes_out_of_a_file_as_it_went_in(tmp_path):

@@ -300,6 +300,42 @@ def test_draws_of_the_data_set_are_put_back():
     assert found[0] == found[1]
 
 
+AT_THE_TOP = np.random.default_rng(3)
+
+
+class DrawingAtTheTop(Dataset):
+    """A data set that draws from a generator of its module."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return AT_THE_TOP.random()
+
+
+def drawn_at_the_top(batch):
+    return torch.tensor(batch) + AT_THE_TOP.random()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DataLoader(DrawingAtTheTop(), 4),
+        lambda: DataLoader(NUMBERS, 4, collate_fn=drawn_at_the_top),
+    ],
+    ids=["by the data set", "by a collate function"],
+)
+def test_draws_from_a_generator_of_the_module_are_put_back(make):
+    before, found = AT_THE_TOP.bit_generator.state, []
+    for _ in range(2):
+        with Source(make()).fetch([0, 1]) as batches:
+            found += [batch.tolist() for batch in batches]
+        assert AT_THE_TOP.bit_generator.state == before
+        AT_THE_TOP.random()
+        before = AT_THE_TOP.bit_generator.state
+    assert found[0] == found[1]
+
+
 NUMBERS = list(range(10))
 
 

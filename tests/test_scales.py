@@ -1,6 +1,5 @@
 """The normalization of images, as found in data sets, transforms and modules."""
 
-import functools
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -40,11 +39,6 @@ class OfTheClass(Pictures):
         pass
 
 
-class InTheMethod(Pictures):
-    def __getitem__(self, index):
-        return MODULE_LEVEL(torch.rand(3, 4, 4))
-
-
 def albumentations():
     package = pytest.importorskip("albumentations", reason="albumentations is not installed")
     return package.Compose([package.Normalize(MEAN, STD)])
@@ -62,23 +56,9 @@ def kornia(kind):
     }[kind]()
 
 
-def by_a_partial():
-    return functools.partial(lambda batch, more: [MODULE_LEVEL(image) for image in batch], more=1)
-
-
 def processor(**options):
     package = pytest.importorskip("transformers", reason="transformers is not installed")
     return package.ViTImageProcessor(image_mean=MEAN, image_std=STD, **options)
-
-
-def by_a_closure():
-    kept = transforms.Normalize(MEAN, STD)
-    return lambda image: kept(image)
-
-
-def by_hand():
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
-    return lambda batch: {"image": (batch["image"] - mean) / std}
 
 
 HOLDERS = {
@@ -94,10 +74,6 @@ HOLDERS = {
     "kornia, several": lambda: Pictures(kornia("several")),
     "kornia, enhance": lambda: Pictures(kornia("enhance")),
     "the class": OfTheClass,
-    "what a method uses": InTheMethod,
-    "a function's own": lambda: Pictures(by_a_closure()),
-    "a collate function": by_a_partial,
-    "a function that does it itself": by_hand,
     "image processor": lambda: Pictures(processor()),
     "a method": lambda: MODULE_LEVEL.__call__,
 }  # fmt: skip

@@ -85,7 +85,7 @@ def test_the_shipped_weights_know_their_task():
         (["--model.model_name=deit_smal"], "timm has no model 'deit_smal'"),
         (
             ["--trainer.callbacks+=vitx.callbacks.RolloutCallback", "--trainer.callbacks.num_images=0"],
-            "num_images must be at least 1",
+            "num_images must be a whole number from 1",
         ),
         (["--model.nope=3"], "--model.nope"),
         (["--model.model_options.depth=3"], "holds weights of another model"),

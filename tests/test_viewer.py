@@ -176,7 +176,7 @@ def test_keyboard_mouse_and_words(show):
 def test_sinks_have_rings(show):
     images, (sink, patch) = torch.rand(1, 3, 64, 64), ((0, 5), (5, 2))
     page, values = show(vitx.explain(planted(64, [5, 40]), images))
-    assert "Rings: sinks, patches that most others attend to" in page.locator("#rings").inner_text()
+    assert "Rings: patches that most others attend to (possible sinks)" in page.locator("#rings").inner_text()
     values(token=sink)
     assert "the patch in row 0, column 5 (a sink) looks most at" in page.locator("#said").inner_text()
     values(token=(7, 7))

@@ -63,6 +63,13 @@ def test_a_strip_is_scaled_up_as_a_whole_where_words_stand_on_it(channels):
     assert stamped.shape[1] * plain.shape[2] == stamped.shape[2] * plain.shape[1]
 
 
+def test_what_rings_mean_is_said_without_judging_what_they_lie_on():
+    maps, sinks = torch.eye(4)[None], torch.eye(4, dtype=torch.bool)[None]
+    pixels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    said = [laid_out(pixels, {"map": Layer(maps, sinks=marks)})[1] for marks in (sinks, sinks & False)]
+    assert said == ["rings: patches that most others attend to (possible sinks)", ""]
+
+
 def test_a_volume_is_shown_by_the_planes_through_its_brightest_place():
     pixels, heat = counted(5, 6, 7), torch.zeros(1, 5, 6, 7)
     heat[0, 4, 1, 3] = 1

@@ -275,6 +275,15 @@ def test_image_files_go_through_the_models_own_transform(tmp_path):
     assert torch.equal(watch.state_dict()["maps"]["grad_rollout"], wanted)
 
 
+def test_a_batch_transform_of_given_images(net, tmp_path):
+    watch = Watch(
+        net, IMAGES, tmp_path, batch_transform=lambda batch: (2 * batch, [0, 1, 2]), on_error="raise"
+    )
+    watch(0)
+    maps = vitx.explain(net, 2 * IMAGES, "grad_rollout").maps
+    assert torch.equal(watch.state_dict()["maps"]["grad_rollout"], maps)
+
+
 def test_places_of_a_data_set(net, tmp_path):
     watch = Watch(net, samples(8), tmp_path, images=[6, 2], on_error="raise")
     watch(0)
@@ -425,13 +434,16 @@ def test_a_run_of_mlflow(net, loader, tmp_path, mlflow):
         ({}, "a watch needs a place to write to"),
         ({"log_dir": "x", "at_start": False}, "at_start is for callbacks: a watch fires when it is called"),
         ({"log_dir": "x", "methods": ["saliency"]}, "there is no method 'saliency'"),
+        ({"log_dir": "x", "data": "."}, r"'\.' is a folder: give image files in a list, or a data set"),
+        ({"log_dir": "x", "data": Path("a.jpg")}, r"'a\.jpg' is a path: give image files in a list"),
         ({"log_dir": "x", "data": 42}, "images must be a tensor, a data set"),
-        ({"log_dir": "x", "data": IMAGES, "images": [1]}, "images= selects from a data set or a loader, an"),
-        ({"log_dir": "x", "data": None}, "there is no validation set: give images"),
-        ({"log_dir": "x", "logger": object()}, "numbers cannot go to a object: give a SummaryWriter"),
+        ({"log_dir": "x", "data": IMAGES, "images": [1]}, "images selects from data sets or loaders, and"),
+        ({"log_dir": "x", "data": IMAGES, "dataloader_idx": 4}, "dataloader_idx selects from data sets or"),
+        ({"log_dir": "x", "data": None}, "a watch needs images: give a validation loader"),
+        ({"log_dir": "x", "log_di": "y"}, r"Watch has no option 'log_di': did you mean log_dir\?"),
+        ({"log_dir": "x", "logger": object()}, "a logger must be a SummaryWriter, .* found object"),
         ({"log_dir": "x", "model": "deit"}, "must be a torch.nn.Module, found str"),
         ({"log_dir": "x", "weights": "ema"}, "needs averaged weights"),
-        ({"log_dir": "x", "normalization": [0.5]}, r"normalization must be \(mean, std\), found 1"),
         ({"log_dir": "x", "normalization": ([0.5] * 2, [1.0])}, "mean has 2 values for 3 channels"),
     ],
 )
@@ -439,6 +451,11 @@ def test_says_what_is_wrong(options, sentence, net, loader, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(VitxError, match=sentence):
         Watch(**{"model": net, "data": loader, "on_error": "raise"} | options)(0)
+
+
+def test_a_step_is_a_whole_number(net, loader, tmp_path):
+    with pytest.raises(VitxError, match="step must be a whole number, found 'a'"):
+        Watch(net, loader, tmp_path)("a")
 
 
 def test_an_explanation_that_fails_is_said_and_the_loop_goes_on(net, tmp_path):
@@ -463,7 +480,9 @@ def test_nothing_is_said_of_the_colors_of_a_spectrogram(tmp_path, capsys):
 
 def test_says_at_first_what_was_found_where_nobody_listens(net, loader, tmp_path, capsys):
     Watch(net, loader, tmp_path, num_images=2)(0)
-    assert "Watch watches 2 of 8 images of TensorDataset with attention rollout" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("Watch watches 2 of 8 images of TensorDataset; images: item 0 of a batch; ")
+    assert said.endswith(f"; pictures: {tmp_path}; maps: {tmp_path / 'vitx'}\n")
 
 
 WATCHED = {"num_images": 5, "on_error": "raise"}

@@ -50,9 +50,9 @@ class Explanation(Drawing):
         captions: a line about the target for each image; None to show the prediction instead.
         boxes: (B, 4), the box that the target refers to, x0, y0, x1, y1 in pixels; None if there is none.
         paired: True if consecutive images form pairs, as those of `vitx.targets.similar_to` do.
-        sinks: (B, h, w) bool, patches that most queries of most layers attend to, whatever their content
-            (Darcet et al. 2024, arXiv 2309.16588): rollouts are bright there for no reason in the picture.
-            None if sinks cannot be determined, as in a windowed model.
+        sinks: (B, h, w) bool, patches that most queries of most layers attend to
+            (Darcet et al. 2024, arXiv 2309.16588): rollouts are bright there, often for no reason in the
+            picture. None if sinks cannot be determined, as in a windowed model.
         objects: (B, Q), the confidence of each query of a detector; None for other models.
         viewer: builds the page of `view`, and holds a weak reference to the model; None if there is none.
     """

@@ -34,7 +34,7 @@ EXPLAINED = {
     "drift": "How far they moved since the last firing: 0 for not at all, 1 for no patch in common.",
     "pointing": "How often the brightest point lies on the object.",
     "energy": "Their share on the object.",
-    "sinks": "Their share on patches that most others attend to, whatever they look for.",
+    "sinks": "Their share on patches that most others attend to.",
     "deletion": "How much more the model needs their brightest patches than random ones: 0 is chance.",
     "insertion": "How much longer it keeps the class by their patches than by random ones: 0 is chance.",
     "reliance": "How many more predictions change by the brightest 5 % of patches than by random ones.",

@@ -23,7 +23,7 @@ _PICTURE = 224  # pixels: in narrower pictures, lines are coarse and words small
 _GAP, _PAPER = 2, 255  # pixels between slices, and their color
 UNIFORM = 0.99  # relative entropy above which a map is nearly uniform
 BOX = "#00b3a4"  # color of the outline of a target's box
-SINKS = "rings: sinks, patches that most others attend to whatever they look for; not evidence"
+SINKS = "rings: patches that most others attend to (possible sinks)"
 _LETTERS, _SMALLEST = 13 / TILE_WIDTH, 4  # height of letters: share of the picture, and minimum in pixels
 
 

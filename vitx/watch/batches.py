@@ -58,17 +58,18 @@ def read_batch(batch: Any, items: Items | None = None, observed: ObservedStep | 
     in_order = isinstance(batch, Sequence) and not isinstance(batch, str) and not hasattr(batch, "_asdict")
     items, parts = items or {}, len(batch) if in_order else 0
     if items.get("show") is not None:
-        name, how = _item(tensors, items, "show"), "as requested"
+        name = _item(tensors, items, "show")
     elif observed is not None and observed.images[0] in tensors:
-        name, how = observed.images[0], f"as {observed.where} takes them"
+        name = observed.images[0]
     else:
-        name, how = _images(batch, tensors, in_order)
+        name = _images(batch, tensors, in_order)
     images = tensors[name]
     per_image = {path: value for path, value in tensors.items() if value.ndim and len(value) == len(images)}
     masks, noted = _masks(per_image, parts, items, (images.shape[-2], images.shape[-1]))
     labels, labeled = _labels(per_image, 3 if masks is not None else 2, parts, items, observed)
     inputs = {path: value for path, value in per_image.items() if path != name}
-    return Content(images, labels, masks, inputs, name, (f"images {how}", labeled, *noted))
+    shown = [f"images: {_place(name)} of a batch"] if name else []
+    return Content(images, labels, masks, inputs, name, (*shown, f"labels: {labeled}", *noted))
 
 
 def objects(given: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
@@ -101,16 +102,16 @@ def objects(given: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
     return box_masks(boxes, size), "boxes, shares of the picture, scaled" if shares else "boxes"
 
 
-def _images(batch: Any, tensors: Mapping[str, Tensor], in_order: bool) -> tuple[str, str]:
-    """Return the path of the images by common conventions, and how they were found."""
+def _images(batch: Any, tensors: Mapping[str, Tensor], in_order: bool) -> str:
+    """Return the path of the images by common conventions."""
     for dims, usual in _USUAL.items():
         fit = [path for path, value in tensors.items() if value.ndim == dims and value.dtype != torch.bool]
         if found := _usual(fit, usual):
-            return found[0], f"in {found[0]!r}"
+            return found[0]
         # Masks and single images have as many dimensions as spectrograms, which need a common name.
         fit = [path for path in fit if last(path) not in MASKS and dims > min(_USUAL)]
         if fit and (len(fit) == 1 or in_order):
-            return fit[0], "first" if in_order else f"in {fit[0]!r}"
+            return fit[0]
         if fit:
             several = f"{len(fit)} items of the batch may be the images, {', '.join(fit)}"
             raise VitxError(f"{several}: give show={fit[0]!r}")
@@ -132,49 +133,57 @@ def _images(batch: Any, tensors: Mapping[str, Tensor], in_order: bool) -> tuple[
 def _labels(
     per_image: Mapping[str, Tensor], usually: int, parts: int, items: Items, observed: ObservedStep | None
 ) -> tuple[Tensor | None, str]:
-    """Return the labels and how they were found; in a batch of `usually` parts, they are the second."""
+    """Return the labels and where they were found; in a batch of `usually` parts, they are the second."""
     if items.get("labels") is not None:
         path = _item(per_image, items, "labels")
-        return per_image[path], f"labels in {path!r} as requested"
+        return per_image[path], _place(path)
     if observed is not None and (labels := observed.labels(per_image)) is not None:
-        return labels, f"labels as {observed.where} compares them"
+        alike = {path: value.to(labels) for path, value in per_image.items() if value.shape == labels.shape}
+        same = [path for path, value in alike.items() if torch.equal(value, labels)]
+        return labels, _place(same[0]) if same else f"as {observed.where} compares them"
     if usual := _usual(per_image, LABELS):
-        return per_image[usual[0]], f"labels in {usual[0]!r}"
+        return per_image[usual[0]], _place(usual[0])
     flat = [path for path, value in per_image.items() if value.ndim <= 2]
     if "1" in flat and parts == usually:
-        return per_image["1"], "labels second"
+        return per_image["1"], _place("1")
     name = int(flat[0]) if flat and flat[0].isdigit() else flat and flat[0]
-    return None, f"no labels (if they are {flat[0]!r}, give labels={name!r})" if flat else "no labels"
+    return None, f"none (if they are {_place(flat[0])}, give labels={name!r})" if flat else "none"
 
 
 def _masks(
     per_image: Mapping[str, Tensor], parts: int, items: Items, size: tuple[int, int]
 ) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Return the masks of objects and how they were found."""
+    """Return the masks of objects and where they were found."""
     usual = _usual(per_image, (*MASKS, *BOXES))
     if items.get("boxes") is not None:
         path = _item(per_image, items, "boxes")
-        how = f"in {path!r} as requested"
     elif usual or (parts == 3 and "2" in per_image):  # (images, labels, boxes)
-        path, how = (usual[0], f"in {usual[0]!r}") if usual else ("2", "third")
+        path = usual[0] if usual else "2"
     else:
         return None, ()
     try:
         masks, said = objects(per_image[path], size)
-        return masks, (f"{said} {how}",)
+        return masks, (f"{said}: {_place(path)}",)
     except VitxError as error:
         if items.get("boxes") is not None:
             raise
-        return None, (f"{path!r} left out, {error}",) if usual else ()
+        return None, (f"{_place(path)} left out: {error}",) if usual else ()
 
 
 def _item(tensors: Mapping[str, Tensor], items: Items, option: str) -> str:
     name = str(items[option])
     found = [name] if name in tensors else _usual(tensors, (name,))
-    if len(found) != 1:
-        has = ", ".join(tensors) or "no tensors"
-        raise VitxError(f"{option}={items[option]!r} names no single item of the batch, which has {has}")
+    if len(found) > 1:
+        raise VitxError(f"several items of the batch end in {name!r}: give {option}={found[0]!r}")
+    if not found:
+        each = "" if option == "show" else " for each image"
+        known = " and ".join(filter(None, tensors)) or "without names"
+        raise VitxError(f"the batch has no item {items[option]!r}{each}: its items are {known}")
     return found[0]
+
+
+def _place(path: str) -> str:
+    return f"item {path if path.isdigit() else repr(path)}"
 
 
 def _usual(paths: Iterable[str], names: Sequence[str]) -> list[str]:

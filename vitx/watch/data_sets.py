@@ -1,10 +1,8 @@
 """Class names, labels and normalizations that data sets and other objects of the user hold."""
 
-import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -18,11 +16,11 @@ from vitx.watch.batches import LABELS
 
 _NAMES = ("classes", "class_to_idx", "label_to_id", "class_names")
 _MOST_READ = 2000  # samples to search for classes if the data set does not list its labels
-_CHANNELS = 64  # at most, of a mean or a std
+_CHANNELS = 1000  # at most, of a mean or a std
 _SCALE_NAMES = ("mean", "std"), ("image_mean", "image_std")  # the second pair is that of image processors
 _OPAQUE = (str, bytes, int, float, bool, type, ModuleType, Tensor, type(None))
 _LIBRARIES = ("builtins", "torch", "torchvision", "lightning", "pytorch_lightning", "typing", "collections")
-_DEEP = 9  # levels of nested attributes to search
+_DEEP = 7  # levels of nested attributes to search
 _MOST = 256  # parts of a container to search; larger ones hold samples
 
 
@@ -52,6 +50,11 @@ def names_in(value: Any) -> tuple[str, ...] | None:
     if not isinstance(value, (list, tuple)) or not value:
         return None
     return tuple(str(name[0]) if isinstance(name, tuple) and name else str(name) for name in value)
+
+
+def are(values: Any, kind: Any) -> bool:
+    """Return whether it is a sequence, and not empty, of values of a kind."""
+    return isinstance(values, Sequence) and len(values) > 0 and all(isinstance(one, kind) for one in values)
 
 
 def class_counts(data: Any) -> range | None:
@@ -135,13 +138,14 @@ def _scale(value: Any) -> Scale | None:
     options = [one for one in (kept, kept.get("flags"), kept.get("_buffers")) if isinstance(one, Mapping)]
     for named in options if kept.get("do_normalize", True) else ():
         for names in _SCALE_NAMES:
-            mean, std = (_numbers(named.get(name)) for name in names)
+            mean, std = (numbers_in(named.get(name)) for name in names)
             if mean and std and min(std) > 0:
                 return mean, std
     return None
 
 
-def _numbers(value: Any) -> tuple[float, ...]:
+def numbers_in(value: Any) -> tuple[float, ...]:
+    """Return one number, or those in a list, an array or a tensor; empty if there are others."""
     with suppress(TypeError, ValueError, RuntimeError):
         numbers = torch.as_tensor(value, dtype=torch.float64).flatten()
         return tuple(numbers.tolist()) if len(numbers) <= _CHANNELS and not isinstance(value, bool) else ()
@@ -151,8 +155,7 @@ def _numbers(value: Any) -> tuple[float, ...]:
 def held_by(*values: Any, whole: Callable[[Any], Any] = lambda one: False) -> Iterator[Any]:
     """Yield objects and their parts, breadth first and each once; `whole` objects are not taken apart.
 
-    No properties are computed, since those of a data set may be slow. For a function, it follows the globals
-    and closure cells that the function refers to; for an object, also its class.
+    No properties are computed, since those of a data set may be slow.
     """
     level, seen = list(values), set[int]()
     for _ in range(_DEEP):
@@ -163,34 +166,21 @@ def held_by(*values: Any, whole: Callable[[Any], Any] = lambda one: False) -> It
 
 
 def attributes(value: Any) -> Mapping[str, Any]:
-    """Return the stored attributes, not properties; for a function, the globals and cells that it uses."""
-    if isinstance(value, FunctionType):
-        return dict(_used_by(value))
+    """Return the stored attributes, not properties."""
     with suppress(AttributeError):
         return dict(object.__getattribute__(value, "__dict__"))
     return {}
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    if isinstance(value, (Mapping, list, tuple, set, partial, MethodType)):
-        parts = gc.get_referents(value)
-        yield from parts if len(parts) <= _MOST else ()
-        return
+    if isinstance(value, (dict, list, tuple, set)) and len(value) <= _MOST:
+        yield from dict.values(value) if isinstance(value, dict) else value
+    if isinstance(value, MethodType):
+        yield value.__self__
     yield from attributes(value).values()
-    for kind in type(value).__mro__:  # class attributes, and what methods refer to
+    for kind in type(value).__mro__:  # class attributes
         if kind.__module__.split(".")[0] not in _LIBRARIES:
             yield from vars(kind).values()
-
-
-def _used_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with suppress(ValueError):  # an empty cell
-            yield name, cell.cell_contents
-    codes = [function.__code__]
-    for code in codes:  # grows by the code of nested functions
-        codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
-        held = function.__globals__
-        yield from ((name, held[name]) for name in code.co_names if name in held)
 
 
 def _is_opaque(value: Any) -> bool:

@@ -17,7 +17,7 @@ from vitx.errors import VitxError, last_line
 from vitx.inputs.prepared import preprocessing_of, to_tensor
 from vitx.pictures.colors import Scale
 from vitx.watch.batches import PARTS, Content, objects, read_batch
-from vitx.watch.data_sets import class_counts, class_names, evenly_spaced, one_of_each_class, scales_in
+from vitx.watch.data_sets import are, class_counts, class_names, evenly_spaced, one_of_each_class, scales_in
 from vitx.watch.host import Host
 from vitx.watch.nested import last
 from vitx.watch.observed import ObservedStep
@@ -110,26 +110,25 @@ class Selection:
         if len(given) != len(samples):  # for the whole data set
             given = given[list(samples.places or ())]
         masks, said = objects(given, (samples.images.shape[-2], samples.images.shape[-1]))
-        return replace(samples, masks=masks, found=(*samples.found, f"{said} as given"))
+        return replace(samples, masks=masks, found=(*samples.found, f"{said}: as given"))
 
     def _chosen(self, before: Sequence[int] | None) -> Samples:
         images, host, settings = self.settings.images, self.host, self.settings
-        if files := _are(images, str | Path):
+        if files := are(images, str | Path):
             images = to_tensor(images, preprocessing_of(host.model))
         if isinstance(images, Tensor):
-            shown = evenly_spaced(len(images), len(images) if files else settings.num_images)
-            return Samples(read_batch(images).images.cpu(), shown=shown)
-        if images is None or _are(images, int):
+            content = self._content(images)
+            count = len(content)
+            return Samples(
+                **vars(content), shown=evenly_spaced(count, count if files else settings.num_images)
+            )
+        if images is None or are(images, int):
             return self._of_loader(one_of(host.validation(), settings.dataloader_idx), before)
-        indexed = hasattr(images, "__getitem__") and hasattr(images, "__len__")
-        if indexed or isinstance(images, IterableDataset):
-            return self._of_loader(host.loader(images), before)
-        known = "a tensor, a data set, a list of files, indices into the validation set or None"
-        raise VitxError(f"images must be {known}, found {type(images).__name__}")
+        return self._of_loader(host.loader(images), before)
 
     def _of_loader(self, loader: Any, before: Sequence[int] | None) -> Samples:
         settings, observed = self.settings, self.observed
-        source, named = Source(loader), _are(settings.images, int)
+        source, named = Source(loader), are(settings.images, int)
         if source.keys is None and (settings.per_class or named):
             raise VitxError(f"images of {source.name} have no indices, as in a stream: give images instead")
         places = None if source.keys is None else self._places(source, before)
@@ -156,7 +155,7 @@ class Selection:
         settings, keys = self.settings, source.keys or {}
         if not (places := list(keys)):
             raise VitxError("the data set to take images from is empty")
-        if _are(settings.images, int):
+        if are(settings.images, int):
             length = source.length or 0
             if wrong := [place for place in settings.images if not 0 <= place < length]:
                 known = f"the validation set has {length} images, 0 to {length - 1}"
@@ -187,16 +186,14 @@ class Selection:
                 yield content.mapped(itemgetter(rows))
 
     def _read(self, batch: Any) -> Content:
-        settings, observed = self.settings, self.observed
-        place = settings.dataloader_idx if isinstance(settings.dataloader_idx, int) else 0
-        batch = self.host.prepared(batch, place)
+        place = self.settings.dataloader_idx if isinstance(self.settings.dataloader_idx, int) else 0
+        return self._content(self.host.prepared(batch, place), self.observed)
+
+    def _content(self, batch: Any, observed: ObservedStep | None = None) -> Content:
+        settings = self.settings
         if settings.batch_transform is not None:
             batch, observed = settings.batch_transform(batch), None
         return read_batch(batch, settings.items, observed).mapped(Tensor.cpu)
-
-
-def _are(images: Any, kind: Any) -> bool:
-    return isinstance(images, Sequence) and len(images) > 0 and all(isinstance(i, kind) for i in images)
 
 
 def one_of(loaders: Any, place: int | str) -> Any:
@@ -248,5 +245,5 @@ def join(contents: Iterable[Content], count: int) -> Content:
         if len(values) == len(parts):
             known[name] = torch.cat(values)
         elif values:
-            found.append(f"{name} left out, as not all batches have them")
+            found.append(f"{name}: left out, as not all batches have them")
     return replace(first, **known, found=tuple(found)).mapped(itemgetter(slice(count)))

@@ -83,8 +83,8 @@ def write_scalars(logger: Any, scalars: Mapping[str, float], step: int) -> None:
         logger.log(dict(scalars), step=step)
     else:
         raise VitxError(
-            f"numbers cannot go to a {type(logger).__name__}: give a SummaryWriter, a run of Weights & "
-            "Biases, mlflow, an Accelerator, or an object with a method log_metrics(metrics, step)"
+            "a logger must be a SummaryWriter, a run of Weights & Biases, mlflow, an Accelerator, or an "
+            f"object with a method log_metrics(metrics, step), found {type(logger).__name__}"
         )
 
 
@@ -99,6 +99,11 @@ def loggers_of(given: Any) -> Iterator[Any]:
 def name_of(logger: Any) -> str:
     """Return the name of a logger for messages."""
     return str(getattr(logger, "__name__", type(logger).__name__))
+
+
+def place_of(logger: Any) -> str:
+    """Return the folder that a logger writes to, or else its name, for messages."""
+    return str(getattr(_held(logger), "log_dir", None) or name_of(logger))
 
 
 def facts_of(logger: Any) -> dict[str, str | None]:

@@ -1,5 +1,6 @@
 """The observer of a training: at each firing, it explains, measures, draws and writes."""
 
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from vitx.attribution import title_of
+from vitx.errors import VitxError
 from vitx.pictures.colors import as_images, choose_colors
 from vitx.pictures.render import Picture
 from vitx.runs import GRIDS, OVERVIEW
@@ -17,7 +19,7 @@ from vitx.watch.data_sets import likely_scales
 from vitx.watch.explaining import SampleExplainer
 from vitx.watch.host import Attempts, Host
 from vitx.watch.images import Samples, Selection
-from vitx.watch.loggers import drop_from, name_of, show_picture, write_scalars
+from vitx.watch.loggers import drop_from, name_of, place_of, show_picture, write_scalars
 from vitx.watch.observed import observed
 from vitx.watch.readers import seeded
 from vitx.watch.run_writer import Memory, RunWriter
@@ -38,6 +40,7 @@ class Observer(Settings):
         self._attempts = Attempts(raises=self.on_error == "raise")
         self._writer = RunWriter(self, self._attempts, self._memory)
         self._steps_to_record = _TRIES
+        self._said = ""  # what the last first firing found
         self._drop_images()
 
     def _drop_images(self) -> None:
@@ -84,6 +87,9 @@ class Observer(Settings):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of an interrupted run; to be called before the first firing of this one."""
+        if not isinstance(state_dict, Mapping) or not {"fired_at", "step"} <= state_dict.keys():
+            found = reprlib.repr(state_dict)
+            raise VitxError(f"{type(self).__name__} needs what its state_dict() returned, found {found}")
         known = vars(Memory())  # entries of another version of vitx are left out
         vars(self._memory).update(known | {name: state_dict[name] for name in known if name in state_dict})
 
@@ -170,7 +176,10 @@ class Observer(Settings):
             places = self._show_picture(host, GRIDS, draw(firing, display), firing.step)
             if new:
                 kept = writer.folder.path if writer.folder and self.save_maps else None
-                host.inform(f"{host.name} {first_words(firing, display, kept, places)}")
+                words = first_words(firing, display, kept, places)
+                if words != self._said:
+                    host.inform(f"{host.name} {words}")
+                self._said = words
 
     def learn(self, host: Host) -> None:
         """Add metrics that the training has computed since the last firing to the numbers of its step."""
@@ -198,9 +207,9 @@ class Observer(Settings):
         return taken or self._writer.write_picture(host, tag, picture, step)
 
     def _for_each_logger(self, host: Host, write: Callable[[Any], Any]) -> list[str]:
-        """Write to each logger, and return the names of those that took it; a failure stops no others."""
+        """Write to each logger, and return where those that took it write; a failure stops no others."""
         taken = []
         for logger in host.loggers:
             with self._attempts.forgiving(host, f"cannot write to {name_of(logger)}"):
-                taken += [name_of(logger)] if write(logger) else []
+                taken += [place_of(logger)] if write(logger) else []
         return taken

@@ -3,6 +3,7 @@
 import io
 import operator
 import random
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -147,12 +148,16 @@ def restored(*loaders: Any) -> Iterator[None]:
 def seeded(*holders: Any) -> Iterator[None]:
     """Seed all random generators for the block, and restore their states after it.
 
-    These are the global ones of torch (CPU and CUDA), numpy and Python, and those that the holders hold. Thus
-    random transforms give the same images in every run, and a model that masks patches masks the same ones.
+    These are the global ones of torch (CPU and CUDA), numpy and Python, those that the holders hold, and
+    those at the top of the modules that define what they hold. Thus random transforms give the same images
+    in every run, and a model that masks patches masks the same ones.
     """
+    held = [*held_by(*holders)]
+    names = {getattr(one, "__module__", "") for one in held} & {*sys.modules}
+    held += [value for name in names for value in vars(sys.modules[name]).values()]
     devices = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
     with ExitStack() as restoring:
-        for one in (random, np.random, torch.default_generator, *devices, *held_by(*holders)):
+        for one in (random, np.random, torch.default_generator, *devices, *held):
             if isinstance(one, torch.Generator):
                 restoring.callback(one.set_state, one.get_state())
                 one.manual_seed(0)

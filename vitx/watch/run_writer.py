@@ -119,13 +119,13 @@ class RunWriter:
         self._write(host, lambda folder: folder.write_numbers(row))
 
     def write_picture(self, host: Host, tag: str, picture: Picture, step: int) -> list[str]:
-        """Write a picture that no logger took, and return its path; next to maps, only the last one stays."""
+        """Write a picture that no logger took, and return its folder; beside maps, only the last stays."""
         folder, name = self.claim(host), tag.rpartition("/")[2]
         if folder is not None:
             path = folder.path / (f"{name}.png" if self._settings.save_maps else f"{name}-{step:06d}.png")
             with self._attempts.forgiving(host, f"cannot write to {path_of(folder.path)}"):
                 write_atomically(path, lambda file: encode(file, picture))
-                return [path_of(path)]
+                return [str(folder.path)]
         return []
 
     def end(self, host: Host) -> None:

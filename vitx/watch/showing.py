@@ -129,13 +129,16 @@ def first_words(firing: Firing, display: Display, kept: Path | None, places: Seq
         images = f"{len(samples)} of {samples.out_of:,} images{of}"
     elif samples.stream:
         images = f"the first {images} (a stream, so no others can be chosen)"
-    methods = ", ".join(map(title_of, firing.found))
-    known = f"{len(names) if names else 'no'} class names" if firing.kind in ("class", "classes") else ""
-    where = f"pictures in {', '.join(places)}" if places else "no pictures"
-    if kept is not None:
-        where += f", maps in {path_of(kept)}"
-    how = "; ".join(filter(None, (str(display.colors), *samples.found, known, where, *display.hints)))
-    return f"watches {images} with {methods}: {how}"
+    colors, known = str(display.colors).removeprefix("colors "), firing.kind in ("class", "classes")
+    facts = {
+        "methods": ", ".join(map(title_of, firing.found)),
+        "class names": f"{len(names) if names else 'none'}" if known else "",
+        "colors": colors,
+        "pictures": ", ".join(map(path_of, places)) or "none",
+        "maps": path_of(kept) if kept else "",
+    }
+    said = [f"{name}: {fact}" for name, fact in facts.items() if fact]
+    return f"watches {'; '.join((images, *samples.found, *said, *display.hints))}"
 
 
 def path_of(path: str | Path) -> str:

@@ -26,6 +26,7 @@ _SUFFIX = ".vitx"  # of the TensorBoard files that a watch writes
 _FEWEST = 4  # dimensions of a batch of images
 _FACTOR = 2.0  # a larger ratio of standard deviations means another scale
 _WHEN = ("every_n_epochs", "at_start", "on_validate")  # a custom loop decides this itself
+_SELECT = ("images", "dataloader_idx")
 _GIVE = "batch_transform=lambda batch: ..., with what your loop does to a batch before it calls the model"
 
 
@@ -76,11 +77,13 @@ class Watch(Observer):
         if wrong := [name for name in _WHEN if name in options]:
             raise VitxError(f"{wrong[0]} is for callbacks: a watch fires when it is called")
         check_model(model)
+        if data is None:
+            raise VitxError("a watch needs images: give a validation loader, a data set, a tensor or files")
         loaders = _as_loaders(data)
-        if loaders is None and data is not None:
-            if "images" in options:
+        if loaders is None:
+            if wrong := [name for name in _SELECT if name in options]:
                 only = "give only the images that you want as data"
-                raise VitxError(f"images= selects from a data set or a loader, and data is neither: {only}")
+                raise VitxError(f"{wrong[0]} selects from data sets or loaders, and data is neither: {only}")
             options["images"] = data
         super().__init__(**options)
         self._logger, self._log_dir, self._host = logger, log_dir, Host(model, loaders, root="runs")
@@ -100,6 +103,8 @@ class Watch(Observer):
         """
         if self._closed:
             raise VitxError("this watch is closed, as its training has ended: make another one")
+        if not hasattr(step, "__index__"):
+            raise VitxError(f"step must be a whole number, found {step!r}")
         if self.every_n_steps and step % self.every_n_steps:
             return {}
         if not self._begun:
@@ -216,7 +221,7 @@ def differs(given: Tensor, held: Tensor) -> str | None:
 def _as_loaders(data: Any) -> Any:
     """Return the data as one or several loaders of batches; None if they are images alone."""
     parts = list(data.values()) if isinstance(data, Mapping) else data
-    if isinstance(data, Tensor) or data is None:
+    if isinstance(data, (Tensor, str, Path)):
         return None
     if isinstance(parts, (list, tuple)):
         if any(isinstance(part, Tensor) and part.ndim == 4 for part in parts):
