@@ -8,7 +8,7 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.tape.attention import Attention
 from vitx.tape.expanded import ratio, summed
-from vitx.tape.sums import Layer
+from vitx.tape.sums import Layer, Sum
 from vitx.tape.tape import Tape
 from vitx.tape.walk import marks, through, walk
 
@@ -19,9 +19,8 @@ class Heads:
     """The attentions of a tape that are parallel heads."""
 
     def __init__(self, tape: Tape) -> None:
-        self.tokens_of_rows = cache(
-            partial(tokens_of_rows, tape)
-        )  # each head of a layer asks for those of all
+        # Each head of a layer asks for those of all.
+        self.tokens_of_rows = cache(partial(tokens_of_rows, tape))
         self._tokens_of_keys = cache(partial(tokens_of_keys, tape))
 
     def beside(self, layer: Layer, attention: Attention) -> list[Attention]:
@@ -37,7 +36,7 @@ class Heads:
         for other in layer.attentions:
             theirs = self.tokens_of_rows(layer, other)
             if other.weights.shape[3] == shape[3] and torch.equal(own, theirs):
-                why = self._why_not(layer, attention, other)
+                why = self._why_not(attention, other)
                 found.append(other)
             else:
                 why = "one attention inside a residual feeds another" if _feeds(attention, other) else ""
@@ -47,12 +46,12 @@ class Heads:
                 raise VitxError(f"{why}, so their heads cannot be fused: take {_instead(layer)}")
         return found
 
-    def _why_not(self, layer: Layer, attention: Attention, other: Attention) -> str:
+    def _why_not(self, attention: Attention, other: Attention) -> str:
         """Return why two attentions with the same queries are no heads of one, if they are none."""
         (_, asked), (_, asking) = attention.inputs, other.inputs
         if other is not attention and asking.base == asked.base and asked.kind in ("weights", "exp"):
             return "the same attention weights are applied to two parts of the values separately"
-        if not torch.equal(self._tokens_of_keys(layer, attention), self._tokens_of_keys(layer, other)):
+        if not torch.equal(self._tokens_of_keys(attention), self._tokens_of_keys(other)):
             return "parallel attentions have the same queries, but different keys"
         return ""
 
@@ -98,13 +97,14 @@ def tokens_of_rows(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
     return (ratio(given[0], given[1]) * _EXACT).round().long()
 
 
-def tokens_of_keys(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
-    """Return a number for each token of the stream that tells which keys of an attention come from it."""
-    residual = min(layer.residuals, key=lambda one: one.index)
-    assert residual.stream is not None
+def tokens_of_keys(tape: Tape, attention: Attention) -> Tensor:
+    """Return a number for each token of the last residual, or the image, by the keys that come from it."""
     numbers = attention.to_values(marks((attention.weights.shape[0], attention.weights.shape[3])))
-    before = residual.stream.made_by
-    steps = range(0 if before is None else before.index + 1, attention.index)
-    arrived = walk(tape, {attention.inputs[0]: numbers}, through, steps=steps).arrived.get(residual.stream)
-    found = torch.zeros(()) if arrived is None else summed(arrived, residual.channels())
+    source = tape.values[attention.last_residual]
+    step = source.made_by
+    steps = range(0 if step is None else step.index + 1, attention.index)
+    arrived = walk(tape, {attention.inputs[0]: numbers}, through, steps=steps).arrived.get(source)
+    if arrived is None:
+        return torch.zeros(())
+    found = summed(arrived, step.channels()) if isinstance(step, Sum) else arrived
     return (found * _EXACT).round().long()

@@ -163,10 +163,8 @@ class Propagation:
                 continue
             why = "no residual shows which tokens its rows belong to"
             if layer is not None:
-                rows, why = (
-                    self._heads.tokens_of_rows(layer, one),
-                    "several of its rows belong to the same token",
-                )
+                rows = self._heads.tokens_of_rows(layer, one)
+                why = "several of its rows belong to the same token"
                 if len(rows[rows > 0].unique()) == (rows > 0).sum():
                     continue
             raise VitxError(

@@ -48,8 +48,9 @@ class Sum(Step):
 
     def channels(self) -> list[int]:
         """Return the dimensions that count channels, as in a branch, whose channels come from weights."""
-        branch, found = self.branches[0], self.outputs[0]
-        return channel_dims((branch if branch.shape == found.shape else found).axes)
+        found = self.outputs[0]
+        alike = (one for one in self.inputs if one is not self.stream and one.shape == found.shape)
+        return channel_dims(next(alike, found).axes)
 
     def returns_to_stream(self, r: Tensor) -> bool:
         """Return whether all branches return relevance to its own token in the stream, as an MLP does."""
