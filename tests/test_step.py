@@ -233,6 +233,45 @@ def test_a_sigmoid_in_the_model_makes_shares():
     assert recorded(step, Net(1, nn.Tanh()), batch(6)).kind == "numbers"
 
 
+class Holding(Net):
+    """A model with tensors of its own, which a step uses outside of the calls of modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.wide = nn.Parameter(torch.ones(())), nn.Parameter(torch.rand(CLASSES, CLASSES))
+        self.register_buffer("center", torch.zeros(CLASSES))
+        self.register_buffer("order", torch.tensor([2, 0, 1]))
+        self.prototypes = torch.rand(CLASSES, CLASSES)
+
+
+def centered_in_place(net, b):
+    net.center.mul_(0.5).add_(0.25)
+    return net(b["x"]) - net.center
+
+
+HOLDING = {
+    "the exponential of a scale": lambda net, b: net.scale.exp() * net(b["x"]),
+    "normalized weights": lambda net, b: net(b["x"]) @ F.normalize(net.wide).T,
+    "a buffer": lambda net, b: net(b["x"]) - net.center,
+    "a buffer written in place": centered_in_place,
+    "an attribute": lambda net, b: net(b["x"]) @ net.prototypes.T,
+}
+
+
+@pytest.mark.parametrize("scores", HOLDING.values(), ids=HOLDING)
+def test_takes_what_the_module_holds_at_the_moment(scores):
+    net, b = Holding(), batch(6)
+    with torch.no_grad():
+        seen = recorded(lambda net, b: ce(scores(net, b), net.order[b["y"]]), net, b)
+        net.scale.add_(1)
+        net.wide.mul_(-2)
+        net.center, net.prototypes = net.center + 3, net.prototypes.flip(0)
+        before, found = net.center.clone(), seen.run(net, b)
+        assert torch.equal(net.center, before)
+        assert torch.allclose(found, scores(net, b))
+    assert torch.equal(seen.labels(b), net.order[b["y"]])
+
+
 def test_a_loss_inside_of_the_model():
     b = batch(6)
     seen = recorded(lambda net, b: net(b["x"], labels=b["y"]), Losing(), b)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -37,6 +38,9 @@ class Replay:
 
         for node in self.nodes:
             args, called = node.args, node.called
+            if isinstance(called, attrgetter):
+                made[node, ""] = called(model).clone() if writes else called(model)
+                continue
             if isinstance(called, (str, nn.Module)):
                 called = model.get_submodule(called) if isinstance(called, str) else called
             elif name_of(called).removeprefix("new_") in _SHAPED and was > 1:  # a 1 is ambiguous
@@ -54,6 +58,7 @@ class ObservedStep:
     """A recorded step."""
 
     where: str
+    module: nn.Module  # that ran it
     images: tuple[str, ...]  # the paths of those that the output depends on, in batch order
     size: int  # how many images there were
     output: Replay
@@ -76,7 +81,7 @@ class ObservedStep:
         """Return the labels, (B, ...); None if they are unknown or not one for each image."""
         if self.truth is None or not all(path in leaves for path in self.truth.leaves):
             return None
-        found: Tensor = self.truth(leaves, nn.Identity(), self.size)
+        found: Tensor = self.truth(leaves, self.module, self.size)
         found = found.long() if found.dtype == torch.bool else found
         return found if found.ndim and len(found) == len(next(iter(leaves.values()))) else None
 
@@ -92,7 +97,7 @@ def observed(recorder: StepRecorder, where: str) -> ObservedStep | None:
     images = tuple(p for p in recorder.leaves if p in recorder.images and p in output.leaves)
     if not images:
         return None
-    known = where, images, len(recorder.leaves[images[0]]), output
+    known = where, recorder.module, images, len(recorder.leaves[images[0]]), output
     if best is None:
         return ObservedStep(*known)
     truth = None if best.truth.path is None else Replay(recorder.nodes, best.truth)

@@ -6,6 +6,7 @@ A dispatch mode follows the tensors of one batch. It computes nothing, and keeps
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -75,7 +76,8 @@ class Value:
 class Node:
     """A call in a step."""
 
-    called: Any  # the name of a part of the explained module, another module, or an operator
+    called: Any  # the name of a part of the explained module, a getter of a tensor that the module holds,
+    # another module, or an operator
     args: Any  # with a `Value` for each tensor that a replay recomputes
     kwargs: Any
     writes: frozenset[int] = frozenset()  # the storages that it writes into
@@ -113,11 +115,14 @@ class StepRecorder(TorchDispatchMode):
         self.outputs: list[list[Value]] = []  # of each call of a module that depends on images
         self.nodes: list[Node] = []  # of modules, and of operators outside of them, in order
         self.error: Exception | None = None  # why the recording failed
-        self._module = module
+        self.module = module
         self._names = {part: name for name, part in module.named_modules()}
         self._values = WeakTensorKeyDictionary()
         self._calls: list[tuple[bool, Any]] = []  # of running modules: whether they count, and arguments
         self._depth = 0
+        for getter, held in _held(module):
+            self.nodes.append(Node(getter, (), {}))
+            self._values[held] = Value.of(held, frozenset(), node=self.nodes[-1], path="")
         for path, leaf in self.leaves.items():
             self._values[leaf] = Value.of(leaf, frozenset((path,)), path=path)
 
@@ -153,7 +158,9 @@ class StepRecorder(TorchDispatchMode):
             return None
 
     def _known(self, structure: Any) -> list[Value]:
-        return [self._values[one] for _, one in tensors_of(structure) if one in self._values]
+        """Return the values of tensors; inside a module, of those that depend on the batch."""
+        known = [self._values[one] for _, one in tensors_of(structure) if one in self._values]
+        return [one for one in known if one.leaves or not self._depth]
 
     def _taken(self, args: Any, kwargs: Any) -> Any:
         """Return arguments with a `Value` for each tensor that a replay recomputes."""
@@ -193,9 +200,9 @@ class StepRecorder(TorchDispatchMode):
 
     def _is_step(self, module: nn.Module, args: Any) -> bool:
         """Return whether a call is the step itself, which a distributed wrapper routes through forward."""
-        if module is self._module:
+        if module is self.module:
             return not self._depth and any(type(arg) is int for arg in args[1:])
-        return module not in self._names and any(part is self._module for part in module.modules())
+        return module not in self._names and any(part is self.module for part in module.modules())
 
     def _put_out(self, module: nn.Module, taken: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Record the output of a module that the step called."""
@@ -240,6 +247,14 @@ class StepRecorder(TorchDispatchMode):
         classes = values.argmax(1)
         one_hot = torch.nn.functional.one_hot(classes, values.shape[1]).to(values.dtype)
         return torch.equal(one_hot, values) and torch.equal(classes, leaves[0])
+
+
+def _held(module: nn.Module) -> Iterator[tuple["attrgetter[Any]", Tensor]]:
+    """Yield each tensor that a module or a part of it holds, with a getter that reads it from the module."""
+    for name, part in module.named_modules():
+        for own, value in (vars(part) | part._parameters | part._buffers).items():
+            if isinstance(value, Tensor):
+                yield attrgetter(f"{name}.{own}" if name else own), value
 
 
 def _written(func: Any, args: Any) -> frozenset[int]:
