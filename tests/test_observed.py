@@ -290,3 +290,16 @@ def test_a_callback_that_normalizes_in_a_hook(first, monkeypatch, caplog):
     module = OneOf()
     callback, *_ = run(module, PairsOf(), monkeypatch, caplog, beside=Normalizing(), first=first)
     assert_maps(callback, module, lambda images: module((images - 0.1) / 2))
+
+
+class Augmenting(OneOf):
+    """A module that augments batches on the device while it trains, as with Kornia."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return {**batch, "one": batch["one"].flip(-1)} if self.training else batch
+
+
+def test_watched_images_are_not_augmented(monkeypatch, caplog):
+    module = Augmenting()
+    callback, *_ = run(module, PairsOf(), monkeypatch, caplog)
+    assert_maps(callback, module, module)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vitx.attribution import title_of
+from vitx.models.isolation import untouched
 from vitx.pictures.colors import as_images, choose_colors
 from vitx.pictures.render import Picture
 from vitx.runs import GRIDS, OVERVIEW
@@ -143,7 +144,8 @@ class Observer(Settings):
 
     def _choose(self, host: Host) -> Samples:
         memory = self._memory
-        samples = Selection(self, host, self._explainer.observed).choose(memory.places)
+        with untouched(host.model):  # whose hooks may augment batches in train mode
+            samples = Selection(self, host, self._explainer.observed).choose(memory.places)
         if memory.out_of not in (None, samples.out_of):
             counts = f"it has {samples.out_of} images and had {memory.out_of}"
             host.warn(f"{host.name}: the data set has changed: {counts}")
