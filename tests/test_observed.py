@@ -303,3 +303,59 @@ def test_watched_images_are_not_augmented(monkeypatch, caplog):
     module = Augmenting()
     callback, *_ = run(module, PairsOf(), monkeypatch, caplog)
     assert_maps(callback, module, module)
+
+
+class Compiled(Batched):
+    """A module with a compiled part, whose step is not recorded."""
+
+    def __init__(self):
+        super().__init__()
+        self.vit.forward = torch.compile(self.vit.forward, backend="eager")
+
+    def forward(self, images):
+        return SmallClassifier.forward(self, images)
+
+    def loss(self, batch):
+        return F.cross_entropy(self(self.prepared(batch[0])), batch[2])
+
+    def prepared(self, images):
+        return (images - 0.1) / 2
+
+
+class ByNumpy(Compiled):
+    """A module whose step prepares images as arrays, as with an image processor."""
+
+    __init__ = Batched.__init__
+
+    def prepared(self, images):
+        return torch.from_numpy((images.numpy() - 0.1) / 2)
+
+
+@pytest.mark.parametrize("module", [Compiled, ByNumpy])
+@pytest.mark.parametrize("told", [{}, {"batch_transform": lambda batch: ((batch[0] - 0.1) / 2, batch[2])}])
+def test_says_where_it_was_not_seen_what_the_step_does_to_images(module, told, monkeypatch, caplog):
+    data = TensorDataset(IMAGES, AGES, CLASSES)
+    _, _, said = run(module(), data, monkeypatch, caplog, **told)
+    assert len(said) == 1
+    assert ("what validation_step does to the images was not seen: if it changes" in said[0]) == (not told)
+
+
+class Reading(Ages):
+    """A module that also takes texts, padded to the longest of each batch."""
+
+    def forward(self, images, ids=None):
+        scores = SmallClassifier.forward(self, images)
+        return scores if ids is None else scores + ids.sum(1, keepdim=True)
+
+    def loss(self, batch):
+        return F.cross_entropy(self(batch["one"], batch["ids"]), batch["kind"])
+
+
+class PairsWithTexts(PairsOf):
+    def __getitems__(self, places):
+        return [self[place] | {"ids": torch.ones(1 + max(places))} for place in places]
+
+
+def test_says_what_of_the_step_is_left_out(monkeypatch, caplog):
+    _, _, said = run(Reading(), PairsWithTexts(), monkeypatch, caplog)
+    assert "validation_step also uses ids, which is left out here: give batch_transform" in said[0]

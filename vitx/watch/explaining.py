@@ -1,6 +1,6 @@
 """Explanation of the watched images, shared among the ranks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import prod
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from vitx.watch.settings import Settings
 
 T = TypeVar("T")
 
+_GIVE = "give batch_transform or forward_fn"
 _BATCH = 32  # images explained at once
 
 _CLASSES, _NUMBERS = ("class", "classes"), ("numbers", "shares")
@@ -36,9 +37,10 @@ _CLASSES, _NUMBERS = ("class", "classes"), ("numbers", "shares")
 class SampleExplainer:
     """Explain the same images at each firing, as the settings say."""
 
-    def __init__(self, settings: Settings, observed: ObservedStep | None = None) -> None:
+    def __init__(self, settings: Settings, where: str = "", observed: ObservedStep | None = None) -> None:
         self._settings = settings
-        self.observed = observed  # the user's own step, if it was recorded
+        self.where = where  # the name of the user's own step, once it has run
+        self.observed = observed  # this step, if it could be recorded
         self.kind: Kind | None = None  # of the output; None until it is known
         self._shape: Sequence[int] = ()  # of the output of one image
         self._classless = ""  # describes an output that holds no prediction to explain
@@ -75,9 +77,9 @@ class SampleExplainer:
                         errors |= dict.fromkeys(group, error)
         return {name: found[name] for name in methods if name in found}, errors
 
-    def fitting(self, samples: Samples, names: Names) -> tuple[Names, list[str]]:
+    def fitting(self, host: Host, samples: Samples, names: Names) -> tuple[Names, list[str]]:
         """Return the class names, or None if there are too few, and hints about what does not fit."""
-        width, labels, said = prod(self._shape), samples.labels, list[str]()
+        width, labels, said = prod(self._shape), samples.labels, list(self._unlike(host, samples))
         if names is not None and self.kind in _CLASSES and len(names) < max(width, 2):
             outputs = f"as there are {width} outputs"
             said.append(f"{len(names)} names are left out, {outputs}: give class_names with one for each")
@@ -90,6 +92,18 @@ class SampleExplainer:
             if len(self._shape) < 2 and (self.observed is None or self.observed.kind is None):
                 said.append("if these are scores, give class_names")
         return names, said
+
+    def _unlike(self, host: Host, samples: Samples) -> Iterator[str]:
+        """Yield a hint if the model may be given something else than in the user's step."""
+        settings, observed = self._settings, self.observed
+        if not (self.where and samples.source) or settings.forward_fn or settings.batch_transform:
+            return
+        if observed is None:
+            yield f"what {self.where} does to the images was not seen: if it changes them, {_GIVE}"
+        elif samples.observed:
+            model, paths = host.explained(settings.weights), {*samples.inputs, samples.name}
+            if lacks := observed.lacks(model, paths):
+                yield f"{self.where} also uses {', '.join(lacks)}, which is left out here: {_GIVE}"
 
     def faithfulness(self, host: Host, samples: Samples, found: dict[str, Explanation]) -> dict[str, float]:
         """Return `vitx/METHOD/deletion`, `insertion` and, for classes, `reliance`, the same on every rank."""

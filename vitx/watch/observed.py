@@ -71,11 +71,11 @@ class ObservedStep:
         found = self.output(leaves, model, self.size)
         return found if self.logits is None else self.logits(found)
 
-    def runs(self, model: nn.Module, paths: set[str]) -> bool:
-        """Return whether the replay needs no more than a model and the tensors of a batch at these paths."""
+    def lacks(self, model: nn.Module, paths: set[str]) -> list[str]:
+        """Return what the replay needs besides the parts of a model and the tensors at these paths."""
         names = {name for name, _ in model.named_modules()}
         called = {node.called for node in self.output.nodes if isinstance(node.called, str)}
-        return called <= names and paths.issuperset(self.output.leaves)
+        return sorted({*self.output.leaves} - paths) + sorted(called - names)
 
     def labels(self, leaves: Mapping[str, Tensor]) -> Tensor | None:
         """Return the labels, (B, ...); None if they are unknown or not one for each image."""

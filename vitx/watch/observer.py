@@ -1,7 +1,7 @@
 """The observer of a training: at each firing, it explains, measures, draws and writes."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -69,14 +69,15 @@ class Observer(Settings):
         known = self._explainer.observed
         # A validation step shows more than a training step.
         done = known is not None and not (known.where == "training_step" != where)
-        if done or self._steps_to_record < 0 or is_compiled(module):
+        if done or self._steps_to_record < 0:
             yield
             return
         recorder = StepRecorder(module, batch)
-        with recorder.recording():
+        with nullcontext() if is_compiled(module) else recorder.recording():
             yield
-        if (step := observed(recorder, where)) is not None:
-            self._explainer = SampleExplainer(self, step)
+        step = observed(recorder, where)
+        if step is not None or not self._explainer.where:
+            self._explainer = SampleExplainer(self, where, step)
             self._drop_images()  # to choose them again, with what the step has shown
 
     def state_dict(self) -> dict[str, Any]:
@@ -186,7 +187,7 @@ class Observer(Settings):
         colors = choose_colors(images, scales, self.bands, self.normalization, colored=channels is not None)
         pixels = colors.draw(samples.images[list(samples.shown)], channels)
         known = self.class_names or samples.class_names or host.class_names()
-        names, doubts = self._explainer.fitting(samples, known)
+        names, doubts = self._explainer.fitting(host, samples, known)
         note = "; ".join(filter(None, (colors.note, about(self.target, names, firing.kind))))
         return Display(pixels, colors, names, self.colormap, note, [*self.hints(samples), *doubts])
 
