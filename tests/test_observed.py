@@ -359,3 +359,17 @@ class PairsWithTexts(PairsOf):
 def test_says_what_of_the_step_is_left_out(monkeypatch, caplog):
     _, _, said = run(Reading(), PairsWithTexts(), monkeypatch, caplog)
     assert "validation_step also uses ids, which is left out here: give batch_transform" in said[0]
+
+
+class Scaling(OneOf):
+    """A module whose step scales whole numbers."""
+
+    def loss(self, batch):
+        return F.cross_entropy(self(batch[0] / 255), batch[1])
+
+
+def test_whole_numbers_are_refused_until_it_is_seen_how_they_are_scaled(monkeypatch, caplog):
+    data = TensorDataset((IMAGES * 40).byte(), CLASSES)
+    with pytest.warns(UserWarning, match=r"at step 0: images must be floating point, found torch.uint8: give"):
+        _, captions, _ = run(Scaling(), data, monkeypatch, caplog, sanity=0, on_error="warn")
+    assert captions[0][0].label == "0"

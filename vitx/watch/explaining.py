@@ -132,6 +132,8 @@ class SampleExplainer:
         weight = next(model.parameters(), samples.images)
         device, kind = weight.device, weight.dtype if weight.is_floating_point() else torch.float32
         inputs = {name: value[part].to(device) for name, value in samples.inputs.items()}
+        if not (samples.images.is_floating_point() or samples.observed or self._settings.forward_fn):
+            raise VitxError(f"images must be floating point, found {samples.images.dtype}: {_GIVE}")
         images, target = samples.images[part].to(device, kind), self._target(samples, part)
         with host.precision(), seeded():  # independent of what choosing the images drew
             if isinstance(target, Prompted):
