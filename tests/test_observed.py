@@ -370,6 +370,20 @@ class Scaling(OneOf):
 
 def test_whole_numbers_are_refused_until_it_is_seen_how_they_are_scaled(monkeypatch, caplog):
     data = TensorDataset((IMAGES * 40).byte(), CLASSES)
-    with pytest.warns(UserWarning, match=r"at step 0: images must be floating point, found torch.uint8: give"):
+    with pytest.warns(UserWarning, match="at step 0: images must be floating point, found torch.uint8"):
         _, captions, _ = run(Scaling(), data, monkeypatch, caplog, sanity=0, on_error="warn")
     assert captions[0][0].label == "0"
+
+
+class NotAlone(Graded):
+    """A regression that does not run on one image alone."""
+
+    def forward(self, images, age):
+        if len(images) == 1:
+            raise ValueError("one is too few")
+        return super().forward(images, age)
+
+
+def test_says_where_the_kind_of_output_is_unknown(monkeypatch, caplog):
+    _, _, said = run(NotAlone(), TensorDataset(IMAGES, AGES, CLASSES), monkeypatch, caplog)
+    assert "the output is taken for scores of classes, as one image alone" in said[0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitx.attribution import Methods, find_method
-from vitx.errors import VitxError
+from vitx.errors import VitxError, in_words
 from vitx.evaluation.faithfulness import faithfulness, of_another_class
 from vitx.evaluation.perturbation import Measure
 from vitx.explaining import explain_methods
@@ -43,6 +43,7 @@ class SampleExplainer:
         self.observed = observed  # this step, if it could be recorded
         self.kind: Kind | None = None  # of the output; None until it is known
         self._shape: Sequence[int] = ()  # of the output of one image
+        self._unlooked = ""  # why its kind could not be determined
         self._classless = ""  # describes an output that holds no prediction to explain
         self._asks = settings.target == "caption" or isinstance(settings.target, Question)  # about no class
 
@@ -84,6 +85,9 @@ class SampleExplainer:
             outputs = f"as there are {width} outputs"
             said.append(f"{len(names)} names are left out, {outputs}: give class_names with one for each")
             names = None
+        if self.kind is None:
+            one = f"as one image alone could not be explained ({self._unlooked})"
+            said.append(f"the output is taken for scores of classes, {one}: {FORWARD_FN}")
         if labels is not None and beyond(labels, width):
             said.append(f"label {int(labels.max())} is beyond the {width} outputs")
         if self._classless:
@@ -151,12 +155,13 @@ class SampleExplainer:
             return do(call_of(model, *called), images, target=target)
 
     def _look(self, host: Host, model: nn.Module, samples: Samples) -> None:
-        """Determine the kind of output from one image; if that fails, the methods report the error."""
+        """Determine the kind of output from one image."""
         try:
             look = partial(explain_methods, methods=["rollout"])
             (one,) = host.group.of_parts(1, 1, lambda part: self._run(host, samples, part, look))
             logits = one["rollout"].logits
-        except Exception:
+        except Exception as error:
+            self._unlooked = in_words(error)
             return
         self.kind, self._shape = self._kind(host, model, samples, logits), logits.shape[1:]
         several = self.kind in _NUMBERS and prod(self._shape) > 1

@@ -49,7 +49,9 @@ _SAME = {
     "masked_select",
 }
 _PARTS = ("select", "slice", "narrow", "split", "chunk")  # which return the same values if they take all
-FILLED = ("zeros", "ones", "full", "empty")  # which take no tensor, or, like new_zeros, only its dtype
+# Operators that take no tensor, or, like new_zeros, only its dtype; the others take a number of entries.
+FILLED = ("zeros", "ones", "full", "empty", "rand", "randn", "randint")
+COUNTED = ("arange", "randperm")
 
 
 @dataclass(eq=False, slots=True)  # slots: without a __dict__, it is a leaf of structures
@@ -140,7 +142,7 @@ class StepRecorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [] if self.error else self._known((args, kwargs))
-        outside = self._depth == 0 and (given or name_of(func) in (*FILLED, "arange"))
+        outside = self._depth == 0 and (given or name_of(func) in (*FILLED, *COUNTED))
         if given:
             self._try(self._compare, name_of(func), args)
         taken = self._try(self._taken, args, kwargs) if outside else None
