@@ -139,7 +139,7 @@ class SampleExplainer:
         if not (samples.images.is_floating_point() or samples.observed or self._settings.forward_fn):
             raise VitxError(f"images must be floating point, found {samples.images.dtype}: {_GIVE}")
         images, target = samples.images[part].to(device, kind), self._target(samples, part)
-        with host.precision(), seeded():  # independent of what choosing the images drew
+        with host.precision(), seeded(*map(vars, model.modules())):  # whatever choosing the images drew
             if isinstance(target, Prompted):
                 if images.ndim != 4:
                     found = f"(B, C, H, W), found {tuple(images.shape)}"

@@ -116,7 +116,7 @@ class Observer(Settings):
             return {}
         memory.step = step
         failing = self._attempts.forgiving(host, "shows nothing", step)
-        with failing, seeded(), torch.inference_mode(False), host.paused():
+        with failing, seeded(*map(vars, host.model.modules())), torch.inference_mode(False), host.paused():
             return self._fire_at(host, step)
         return {}  # type: ignore[unreachable]  # the failure was reported
 
