@@ -257,7 +257,7 @@ class Holding(Net):
         self.scale, self.wide = nn.Parameter(torch.ones(())), nn.Parameter(torch.rand(CLASSES, CLASSES))
         self.register_buffer("center", torch.zeros(CLASSES))
         self.register_buffer("order", torch.tensor([2, 0, 1]))
-        self.prototypes = torch.rand(CLASSES, CLASSES)
+        self.prototypes, self.neighbors = torch.rand(CLASSES, CLASSES), torch.eye(CLASSES).to_sparse()
 
 
 def centered_in_place(net, b):

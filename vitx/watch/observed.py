@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vitx.models.outputs import Kind
 from vitx.watch.nested import mapped, tensors_of
-from vitx.watch.step import COUNTED, FILLED, Comparison, Node, StepRecorder, Value, name_of
+from vitx.watch.recorded import Node, Value
+from vitx.watch.step import COUNTED, FILLED, Comparison, StepRecorder, name_of
 
 _SHAPED = ("expand", *FILLED)  # operators that make rows; their list arguments are shapes
 _VIEWS = ("view", "_unsafe_view", "reshape")  # those that keep all entries

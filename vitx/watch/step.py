@@ -17,6 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from vitx.models.outputs import Kind
 from vitx.watch.nested import mapped, tensors_of
+from vitx.watch.recorded import Node, Value
 
 # The kind of output that each loss compares, as its first argument, with the ground truth, its second.
 _LOSSES: dict[str, Kind] = {
@@ -54,44 +55,6 @@ FILLED = ("zeros", "ones", "full", "empty", "rand", "randn", "randint")
 COUNTED = ("arange", "randperm")
 
 
-@dataclass(eq=False, slots=True)  # slots: without a __dict__, it is a leaf of structures
-class Value:
-    """A tensor of a step, without its elements."""
-
-    leaves: frozenset[str]  # the paths of the tensors of the batch that it depends on
-    shape: torch.Size
-    storage: int
-    core: "Value | None" = None  # before reshapes and final functions, such as softmax; None: itself
-    ends: tuple[str, ...] = ()  # these final functions
-    of_model: bool = False  # whether a module computed it
-    node: "Node | None" = None  # the call that returns it; None for a tensor of the batch or inside a module
-    path: str | None = None  # in the output of the call or in the batch; None inside a module
-    ended_by: str = ""  # the final softmax or sigmoid of the module
-
-    @classmethod
-    def of(cls, tensor: Tensor, leaves: frozenset[str], **known: Any) -> "Value":
-        """Return the value of a tensor that depends on these leaves."""
-        return cls(leaves, tensor.shape, tensor.untyped_storage()._cdata, **known)
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """A call in a step."""
-
-    called: Any  # the name of a part of the explained module, a getter of a tensor that the module holds,
-    # another module, or an operator
-    args: Any  # with a `Value` for each tensor that a replay recomputes
-    kwargs: Any
-    writes: frozenset[int] = frozenset()  # the storages that it writes into
-
-    @property
-    def needs(self) -> set[Value]:
-        """The values among its arguments."""
-        found: set[Value] = set()
-        mapped((self.args, self.kwargs), lambda leaf: found.add(leaf) if isinstance(leaf, Value) else None)
-        return found
-
-
 @dataclass(frozen=True)
 class Comparison:
     """A comparison of an output with the ground truth."""
@@ -122,11 +85,17 @@ class StepRecorder(TorchDispatchMode):
         self._values = WeakTensorKeyDictionary()
         self._calls: list[tuple[bool, Any]] = []  # of running modules: whether they count, and arguments
         self._depth = 0
-        for getter, held in _held(module):
-            self.nodes.append(Node(getter, (), {}))
-            self._values[held] = Value.of(held, frozenset(), node=self.nodes[-1], path="")
+        self._try(self._hold)
         for path, leaf in self.leaves.items():
             self._values[leaf] = Value.of(leaf, frozenset((path,)), path=path)
+
+    def _hold(self) -> None:
+        """Record the tensors that the module and its parts hold, to be read anew by a replay."""
+        for name, part in self.module.named_modules():
+            for own, held in (vars(part) | part._parameters | part._buffers).items():
+                if isinstance(held, Tensor) and held.layout == torch.strided:
+                    self.nodes.append(Node(attrgetter(f"{name}.{own}" if name else own), (), {}))
+                    self._values[held] = Value.of(held, frozenset(), node=self.nodes[-1], path="")
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -249,14 +218,6 @@ class StepRecorder(TorchDispatchMode):
         classes = values.argmax(1)
         one_hot = torch.nn.functional.one_hot(classes, values.shape[1]).to(values.dtype)
         return torch.equal(one_hot, values) and torch.equal(classes, leaves[0])
-
-
-def _held(module: nn.Module) -> Iterator[tuple["attrgetter[Any]", Tensor]]:
-    """Yield each tensor that a module or a part of it holds, with a getter that reads it from the module."""
-    for name, part in module.named_modules():
-        for own, value in (vars(part) | part._parameters | part._buffers).items():
-            if isinstance(value, Tensor):
-                yield attrgetter(f"{name}.{own}" if name else own), value
 
 
 def _written(func: Any, args: Any) -> frozenset[int]:
