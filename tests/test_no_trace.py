@@ -94,6 +94,18 @@ class LogsInForward(SmallClassifier):
         return super().forward(images)
 
 
+class Drawing(SmallClassifier):
+    """A module with random generators of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawing, self.scaling = torch.Generator().manual_seed(1), np.random.default_rng(1)
+
+    def forward(self, images):
+        kept = torch.rand(len(images), 1, 1, 1, generator=self.drawing) > 0.3
+        return super().forward(images * kept * float(self.scaling.uniform(0.5, 1)))
+
+
 def compiled() -> pl.LightningModule:
     if torch.__version__.startswith("2.6"):
         pytest.skip("torch 2.6 fails to compile this module, with the callback and without")
@@ -151,6 +163,7 @@ SETTINGS = {
     "a compiled module": Setting(callback=EVERY_STEP, module=compiled),
     "a compiled backbone": Setting(callback=EVERY_STEP, module=CompiledBackbone),
     "manual optimization": Setting(callback=EVERY_STEP, module=Manual),
+    "generators of its own": Setting(callback=EVERY_STEP, module=Drawing),
     "logging in forward": Setting(callback=EVERY_STEP, module=LogsInForward),
     "val_check_interval": Setting({"val_check_interval": 2}, EVERY_STEP),
     "check_val_every_n_epoch=None": Setting({"val_check_interval": 3, "check_val_every_n_epoch": None}),

@@ -294,3 +294,100 @@ def test_a_callback_that_normalizes_in_a_hook(first, monkeypatch, caplog):
     module = OneOf()
     callback, *_ = run(module, PairsOf(), monkeypatch, caplog, beside=Normalizing(), first=first)
     assert_maps(callback, module, lambda images: module((images - 0.1) / 2))
+
+
+class Augmenting(OneOf):
+    """A module that augments batches on the device while it trains, as with Kornia."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return {**batch, "one": batch["one"].flip(-1)} if self.training else batch
+
+
+def test_watched_images_are_not_augmented(monkeypatch, caplog):
+    module = Augmenting()
+    callback, *_ = run(module, PairsOf(), monkeypatch, caplog)
+    assert_maps(callback, module, module)
+
+
+class Compiled(Batched):
+    """A module with a compiled part, whose step is not recorded."""
+
+    def __init__(self):
+        super().__init__()
+        self.vit.forward = torch.compile(self.vit.forward, backend="eager")
+
+    def forward(self, images):
+        return SmallClassifier.forward(self, images)
+
+    def loss(self, batch):
+        return F.cross_entropy(self(self.prepared(batch[0])), batch[2])
+
+    def prepared(self, images):
+        return (images - 0.1) / 2
+
+
+class ByNumpy(Compiled):
+    """A module whose step prepares images as arrays, as with an image processor."""
+
+    __init__ = Batched.__init__
+
+    def prepared(self, images):
+        return torch.from_numpy((images.numpy() - 0.1) / 2)
+
+
+@pytest.mark.parametrize("module", [Compiled, ByNumpy])
+@pytest.mark.parametrize("told", [{}, {"batch_transform": lambda batch: ((batch[0] - 0.1) / 2, batch[2])}])
+def test_says_where_it_was_not_seen_what_the_step_does_to_images(module, told, monkeypatch, caplog):
+    data = TensorDataset(IMAGES, AGES, CLASSES)
+    _, _, said = run(module(), data, monkeypatch, caplog, **told)
+    assert len(said) == 1
+    assert ("what validation_step does to the images was not seen: if it changes" in said[0]) == (not told)
+
+
+class Reading(Ages):
+    """A module that also takes texts, padded to the longest of each batch."""
+
+    def forward(self, images, ids=None):
+        scores = SmallClassifier.forward(self, images)
+        return scores if ids is None else scores + ids.sum(1, keepdim=True)
+
+    def loss(self, batch):
+        return F.cross_entropy(self(batch["one"], batch["ids"]), batch["kind"])
+
+
+class PairsWithTexts(PairsOf):
+    def __getitems__(self, places):
+        return [self[place] | {"ids": torch.ones(1 + max(places))} for place in places]
+
+
+def test_says_what_of_the_step_is_left_out(monkeypatch, caplog):
+    _, _, said = run(Reading(), PairsWithTexts(), monkeypatch, caplog)
+    assert "validation_step also uses ids, which is left out here: give batch_transform" in said[0]
+
+
+class Scaling(OneOf):
+    """A module whose step scales whole numbers."""
+
+    def loss(self, batch):
+        return F.cross_entropy(self(batch[0] / 255), batch[1])
+
+
+def test_whole_numbers_are_refused_until_it_is_seen_how_they_are_scaled(monkeypatch, caplog):
+    data = TensorDataset((IMAGES * 40).byte(), CLASSES)
+    with pytest.warns(UserWarning, match="at step 0: images must be floating point, found torch.uint8"):
+        _, captions, _ = run(Scaling(), data, monkeypatch, caplog, sanity=0, on_error="warn")
+    assert captions[0][0].label == "0"
+
+
+class NotAlone(Graded):
+    """A regression that does not run on one image alone."""
+
+    def forward(self, images, age):
+        if len(images) == 1:
+            raise ValueError("one is too few")
+        return super().forward(images, age)
+
+
+def test_says_where_the_kind_of_output_is_unknown(monkeypatch, caplog):
+    _, _, said = run(NotAlone(), TensorDataset(IMAGES, AGES, CLASSES), monkeypatch, caplog)
+    assert "the output is taken for scores of classes, as one image alone" in said[0]

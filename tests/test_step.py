@@ -93,6 +93,10 @@ def two_parts(net, b):
     return ce(net.last(features), b["y"])
 
 
+def flips(b, dim):
+    return torch.stack([b["x"], b["x"].flip(-1)], dim)
+
+
 # A step, the kind of its output, the labels that it is compared with (None for one-hot labels or none), and
 # the entries of the batch that the output depends on.
 STEPS = {
@@ -137,6 +141,18 @@ STEPS = {
     "two images": (lambda net, b: ce(net(b["x"]) - net(b["other"]), b["y"]), "class", "y", ["other", "x"]),
     "written in place": (in_place, "class", "y", ["x"]),
     "two parts": (two_parts, "class", "y", ["x"]),
+    "views folded into the batch": (
+        lambda net, b: ce(net(flips(b, 1).flatten(0, 1)).unflatten(0, (len(b["x"]), 2)).mean(1), b["y"]),
+        *("class", "y", ["x"]),
+    ),
+    "flips joined": (
+        lambda net, b: ce(sum(net(flips(b, 0).flatten(0, 1)).chunk(2)), b["y"]),
+        *("class", "y", ["x"]),
+    ),
+    "a part of a joined batch": (
+        lambda net, b: ce(net(torch.cat([b["x"], b["other"]]))[: len(b["x"])], b["y"]),
+        *("class", "y", ["other", "x"]),
+    ),
     "no labels": (lambda net, b: net(b["x"]).sum(), None, None, ["x"]),
 }  # fmt: skip
 
@@ -231,6 +247,66 @@ def test_a_sigmoid_in_the_model_makes_shares():
     step = STEPS["a number"][0]
     assert recorded(step, Net(1, nn.Sigmoid()), batch(6)).kind == "shares"
     assert recorded(step, Net(1, nn.Tanh()), batch(6)).kind == "numbers"
+
+
+class Holding(Net):
+    """A model with tensors of its own, which a step uses outside of the calls of modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.wide = nn.Parameter(torch.ones(())), nn.Parameter(torch.rand(CLASSES, CLASSES))
+        self.register_buffer("center", torch.zeros(CLASSES))
+        self.register_buffer("order", torch.tensor([2, 0, 1]))
+        self.prototypes, self.neighbors = torch.rand(CLASSES, CLASSES), torch.eye(CLASSES).to_sparse()
+
+
+def centered_in_place(net, b):
+    net.center.mul_(0.5).add_(0.25)
+    return net(b["x"]) - net.center
+
+
+HOLDING = {
+    "the exponential of a scale": lambda net, b: net.scale.exp() * net(b["x"]),
+    "normalized weights": lambda net, b: net(b["x"]) @ F.normalize(net.wide).T,
+    "a buffer": lambda net, b: net(b["x"]) - net.center,
+    "a buffer written in place": centered_in_place,
+    "an attribute": lambda net, b: net(b["x"]) @ net.prototypes.T,
+}
+
+
+@pytest.mark.parametrize("scores", HOLDING.values(), ids=HOLDING)
+def test_takes_what_the_module_holds_at_the_moment(scores):
+    net, b = Holding(), batch(6)
+    with torch.no_grad():
+        seen = recorded(lambda net, b: ce(scores(net, b), net.order[b["y"]]), net, b)
+        net.scale.add_(1)
+        net.wide.mul_(-2)
+        net.center, net.prototypes = net.center + 3, net.prototypes.flip(0)
+        before, found = net.center.clone(), seen.run(net, b)
+        assert torch.equal(net.center, before)
+        assert torch.allclose(found, scores(net, b))
+    assert torch.equal(seen.labels(b), net.order[b["y"]])
+
+
+def test_draws_anew_for_another_batch():
+    def step(net, b):
+        return ce(net(b["x"] * (torch.rand(len(b["x"]), 1, 2, 2) > 0.5)), b["y"])
+
+    net, other = Net().eval(), batch(4, 1)
+    seen = recorded(step, net, batch(6))
+    torch.manual_seed(3)
+    found = seen.run(net, other)
+    torch.manual_seed(3)
+    assert torch.allclose(found, net(other["x"] * (torch.rand(4, 1, 2, 2) > 0.5)))
+
+
+def test_a_training_step_that_draws_is_not_run_anew():
+    def mixed(net, b):
+        share, order = torch.rand(()), torch.randperm(len(b["x"]))
+        return ce(net(b["x"].lerp(b["x"][order], share)), b["y"])
+
+    assert recorded(mixed, Net().train(), batch(6)) is None
+    assert recorded(mixed, Net().eval(), batch(6)) is not None
 
 
 def test_a_loss_inside_of_the_model():

@@ -90,7 +90,7 @@ def call_of(
         given = _asked_for("forward_fn", [*parameters_of(forward_fn).values()][2:], named)
         return Call(lambda images: forward_fn(model, images, **given), model, "forward_fn")
     called, step = f"{type(model).__name__}.forward", observed
-    if step is not None and step.runs(model, {*inputs, name}):
+    if step is not None and not step.lacks(model, {*inputs, name}):
         return Call(lambda images: step.run(model, {name: images, **inputs}), model, step.where)
     parameters = [*parameters_of(model.forward).values()]
     if parameters and all(one.kind is one.VAR_KEYWORD for one in parameters):

@@ -1,6 +1,6 @@
 """Explanation of the watched images, shared among the ranks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import prod
 from typing import Any, TypeVar
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitx.attribution import Methods, find_method
-from vitx.errors import VitxError
+from vitx.errors import VitxError, in_words
 from vitx.evaluation.faithfulness import faithfulness, of_another_class
 from vitx.evaluation.perturbation import Measure
 from vitx.explaining import explain_methods
@@ -28,6 +28,7 @@ from vitx.watch.settings import Settings
 
 T = TypeVar("T")
 
+_GIVE = "give batch_transform or forward_fn"
 _BATCH = 32  # images explained at once
 
 _CLASSES, _NUMBERS = ("class", "classes"), ("numbers", "shares")
@@ -36,11 +37,13 @@ _CLASSES, _NUMBERS = ("class", "classes"), ("numbers", "shares")
 class SampleExplainer:
     """Explain the same images at each firing, as the settings say."""
 
-    def __init__(self, settings: Settings, observed: ObservedStep | None = None) -> None:
+    def __init__(self, settings: Settings, where: str = "", observed: ObservedStep | None = None) -> None:
         self._settings = settings
-        self.observed = observed  # the user's own step, if it was recorded
+        self.where = where  # the name of the user's own step, once it has run
+        self.observed = observed  # this step, if it could be recorded
         self.kind: Kind | None = None  # of the output; None until it is known
         self._shape: Sequence[int] = ()  # of the output of one image
+        self._unlooked = ""  # why its kind could not be determined
         self._classless = ""  # describes an output that holds no prediction to explain
         self._asks = settings.target == "caption" or isinstance(settings.target, Question)  # about no class
 
@@ -75,13 +78,16 @@ class SampleExplainer:
                         errors |= dict.fromkeys(group, error)
         return {name: found[name] for name in methods if name in found}, errors
 
-    def fitting(self, samples: Samples, names: Names) -> tuple[Names, list[str]]:
+    def fitting(self, host: Host, samples: Samples, names: Names) -> tuple[Names, list[str]]:
         """Return the class names, or None if there are too few, and hints about what does not fit."""
-        width, labels, said = prod(self._shape), samples.labels, list[str]()
+        width, labels, said = prod(self._shape), samples.labels, list(self._unlike(host, samples))
         if names is not None and self.kind in _CLASSES and len(names) < max(width, 2):
             outputs = f"as there are {width} outputs"
             said.append(f"{len(names)} names are left out, {outputs}: give class_names with one for each")
             names = None
+        if self.kind is None:
+            one = f"as one image alone could not be explained ({self._unlooked})"
+            said.append(f"the output is taken for scores of classes, {one}: {FORWARD_FN}")
         if labels is not None and beyond(labels, width):
             said.append(f"label {int(labels.max())} is beyond the {width} outputs")
         if self._classless:
@@ -90,6 +96,18 @@ class SampleExplainer:
             if len(self._shape) < 2 and (self.observed is None or self.observed.kind is None):
                 said.append("if these are scores, give class_names")
         return names, said
+
+    def _unlike(self, host: Host, samples: Samples) -> Iterator[str]:
+        """Yield a hint if the model may be given something else than in the user's step."""
+        settings, observed = self._settings, self.observed
+        if not (self.where and samples.source) or settings.forward_fn or settings.batch_transform:
+            return
+        if observed is None:
+            yield f"what {self.where} does to the images was not seen: if it changes them, {_GIVE}"
+        elif samples.observed:
+            model, paths = host.explained(settings.weights), {*samples.inputs, samples.name}
+            if lacks := observed.lacks(model, paths):
+                yield f"{self.where} also uses {', '.join(lacks)}, which is left out here: {_GIVE}"
 
     def faithfulness(self, host: Host, samples: Samples, found: dict[str, Explanation]) -> dict[str, float]:
         """Return `vitx/METHOD/deletion`, `insertion` and, for classes, `reliance`, the same on every rank."""
@@ -118,8 +136,10 @@ class SampleExplainer:
         weight = next(model.parameters(), samples.images)
         device, kind = weight.device, weight.dtype if weight.is_floating_point() else torch.float32
         inputs = {name: value[part].to(device) for name, value in samples.inputs.items()}
+        if not (samples.images.is_floating_point() or samples.observed or self._settings.forward_fn):
+            raise VitxError(f"images must be floating point, found {samples.images.dtype}: {_GIVE}")
         images, target = samples.images[part].to(device, kind), self._target(samples, part)
-        with host.precision(), seeded():  # independent of what choosing the images drew
+        with host.precision(), seeded(*map(vars, model.modules())):  # whatever choosing the images drew
             if isinstance(target, Prompted):
                 if images.ndim != 4:
                     found = f"(B, C, H, W), found {tuple(images.shape)}"
@@ -135,12 +155,13 @@ class SampleExplainer:
             return do(call_of(model, *called), images, target=target)
 
     def _look(self, host: Host, model: nn.Module, samples: Samples) -> None:
-        """Determine the kind of output from one image; if that fails, the methods report the error."""
+        """Determine the kind of output from one image."""
         try:
             look = partial(explain_methods, methods=["rollout"])
             (one,) = host.group.of_parts(1, 1, lambda part: self._run(host, samples, part, look))
             logits = one["rollout"].logits
-        except Exception:
+        except Exception as error:
+            self._unlooked = in_words(error)
             return
         self.kind, self._shape = self._kind(host, model, samples, logits), logits.shape[1:]
         several = self.kind in _NUMBERS and prod(self._shape) > 1

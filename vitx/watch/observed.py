@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 
 from vitx.models.outputs import Kind
 from vitx.watch.nested import mapped, tensors_of
-from vitx.watch.step import FILLED, Comparison, Node, StepRecorder, Value, name_of
+from vitx.watch.recorded import Node, Value
+from vitx.watch.step import COUNTED, FILLED, Comparison, StepRecorder, name_of
 
-_SHAPED = ("view", "_unsafe_view", "reshape", "expand", *FILLED)  # operators whose list arguments are shapes
+_SHAPED = ("expand", *FILLED)  # operators that make rows; their list arguments are shapes
+_VIEWS = ("view", "_unsafe_view", "reshape")  # those that keep all entries
 
 
 class Replay:
@@ -36,17 +39,40 @@ class Replay:
             return made[leaf.node, leaf.path] if isinstance(leaf, Value) else leaf
 
         for node in self.nodes:
-            args, called = node.args, node.called
+            called = node.called
+            if isinstance(called, attrgetter):
+                made[node, ""] = called(model).clone() if writes else called(model)
+                continue
             if isinstance(called, (str, nn.Module)):
                 called = model.get_submodule(called) if isinstance(called, str) else called
-            elif name_of(called).removeprefix("new_") in _SHAPED and was > 1:  # a 1 is ambiguous
-                shapes = (isinstance(arg, (list, tuple)) and [*arg[:1]] == [was] for arg in args)
-                args = tuple([size, *arg[1:]] if own else arg for arg, own in zip(args, shapes, strict=True))
-            elif name_of(called) == "arange":
-                args = tuple(size if arg == was else arg for arg in args)
-            out = called(*mapped(args, given), **mapped(node.kwargs, given))
+            args = mapped(node.args, given)
+            if not isinstance(called, nn.Module) and size != was:
+                args = _resized(node, args, was, size)
+            out = called(*args, **mapped(node.kwargs, given))
             made |= {(node, path): tensor for path, tensor in tensors_of(out)}
         return out if self._whole else given(self._value)
+
+
+def _resized(node: Node, args: Sequence[Any], was: int, size: int) -> Sequence[Any]:
+    """Return the arguments of an operator for another number of images than was recorded."""
+    name, first = name_of(node.called).removeprefix("new_"), node.args[0] if node.args else None
+    then = first.shape if isinstance(first, Value) else torch.Size()
+
+    def scaled(rows: Any) -> Any:
+        counts = isinstance(rows, int) and 0 < rows <= then.numel() and rows % was == 0
+        return rows // was * size if counts else rows
+
+    if name in _SHAPED and was > 1:  # a 1 is ambiguous
+        own = [isinstance(arg, (list, tuple)) and [*arg[:1]] == [was] for arg in args]
+        return [[size, *arg[1:]] if known else arg for arg, known in zip(args, own, strict=True)]
+    if name in COUNTED:
+        return [size if arg == was else arg for arg in args]
+    if name in _VIEWS and args[0].numel() != then.numel():
+        return [args[0], [*map(scaled, args[1][:1]), *args[1][1:]], *args[2:]]
+    dim, at = {"slice": (1, 2), "split": (2, 1)}.get(name, (0, 0))
+    if at and args[0].shape[:1] != then[:1] and not any(args[dim : dim + 1]):  # of the rows
+        return [*args[:at], *map(scaled, args[at : at + 2]), *args[at + 2 :]]
+    return args
 
 
 @dataclass(frozen=True)
@@ -54,6 +80,7 @@ class ObservedStep:
     """A recorded step."""
 
     where: str
+    module: nn.Module  # that ran it
     images: tuple[str, ...]  # the paths of those that the output depends on, in batch order
     size: int  # how many images there were
     output: Replay
@@ -66,17 +93,17 @@ class ObservedStep:
         found = self.output(leaves, model, self.size)
         return found if self.logits is None else self.logits(found)
 
-    def runs(self, model: nn.Module, paths: set[str]) -> bool:
-        """Return whether the replay needs no more than a model and the tensors of a batch at these paths."""
+    def lacks(self, model: nn.Module, paths: set[str]) -> list[str]:
+        """Return what the replay needs besides the parts of a model and the tensors at these paths."""
         names = {name for name, _ in model.named_modules()}
         called = {node.called for node in self.output.nodes if isinstance(node.called, str)}
-        return called <= names and paths.issuperset(self.output.leaves)
+        return sorted({*self.output.leaves} - paths) + sorted(called - names)
 
     def labels(self, leaves: Mapping[str, Tensor]) -> Tensor | None:
         """Return the labels, (B, ...); None if they are unknown or not one for each image."""
         if self.truth is None or not all(path in leaves for path in self.truth.leaves):
             return None
-        found: Tensor = self.truth(leaves, nn.Identity(), self.size)
+        found: Tensor = self.truth(leaves, self.module, self.size)
         found = found.long() if found.dtype == torch.bool else found
         return found if found.ndim and len(found) == len(next(iter(leaves.values()))) else None
 
@@ -90,9 +117,12 @@ def observed(recorder: StepRecorder, where: str) -> ObservedStep | None:
     put_out = [best.output] if best else recorder.outputs[0]
     output = Replay(recorder.nodes, put_out[0], whole=len(put_out) > 1)
     images = tuple(p for p in recorder.leaves if p in recorder.images and p in output.leaves)
-    if not images:
+    draws = any(
+        torch.Tag.nondeterministic_seeded in getattr(node.called, "tags", ()) for node in output.nodes
+    )
+    if not images or (draws and recorder.module.training):  # augmented, as by a mixup
         return None
-    known = where, images, len(recorder.leaves[images[0]]), output
+    known = where, recorder.module, images, len(recorder.leaves[images[0]]), output
     if best is None:
         return ObservedStep(*known)
     truth = None if best.truth.path is None else Replay(recorder.nodes, best.truth)

@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from vitx.attribution import title_of
 from vitx.errors import VitxError
+from vitx.models.isolation import untouched
 from vitx.pictures.colors import as_images, choose_colors
 from vitx.pictures.render import Picture
 from vitx.runs import GRIDS, OVERVIEW
@@ -71,14 +72,15 @@ class Observer(Settings):
         known = self._explainer.observed
         # A validation step shows more than a training step.
         done = known is not None and not (known.where == "training_step" != where)
-        if done or self._steps_to_record < 0 or is_compiled(module):
+        if done or self._steps_to_record < 0:
             yield
             return
         recorder = StepRecorder(module, batch)
-        with recorder.recording():
+        with nullcontext() if is_compiled(module) else recorder.recording():
             yield
-        if (step := observed(recorder, where)) is not None:
-            self._explainer = SampleExplainer(self, step)
+        step = observed(recorder, where)
+        if step is not None or not self._explainer.where:
+            self._explainer = SampleExplainer(self, where, step)
             self._drop_images()  # to choose them again, with what the step has shown
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,7 +122,7 @@ class Observer(Settings):
             return {}
         memory.step = step
         failing = self._attempts.forgiving(host, "shows nothing", step)
-        with failing, seeded(), torch.inference_mode(False), host.paused():
+        with failing, seeded(*map(vars, host.model.modules())), torch.inference_mode(False), host.paused():
             return self._fire_at(host, step)
         return {}  # type: ignore[unreachable]  # the failure was reported
 
@@ -149,7 +151,8 @@ class Observer(Settings):
 
     def _choose(self, host: Host) -> Samples:
         memory = self._memory
-        samples = Selection(self, host, self._explainer.observed).choose(memory.places)
+        with untouched(host.model):  # whose hooks may augment batches in train mode
+            samples = Selection(self, host, self._explainer.observed).choose(memory.places)
         if memory.out_of not in (None, samples.out_of):
             counts = f"it has {samples.out_of} images and had {memory.out_of}"
             host.warn(f"{host.name}: the data set has changed: {counts}")
@@ -193,7 +196,7 @@ class Observer(Settings):
         colors = choose_colors(images, scales, self.bands, self.normalization, colored=channels is not None)
         pixels = colors.draw(samples.images[list(samples.shown)], channels)
         known = self.class_names or samples.class_names or host.class_names()
-        names, doubts = self._explainer.fitting(samples, known)
+        names, doubts = self._explainer.fitting(host, samples, known)
         note = "; ".join(filter(None, (colors.note, about(self.target, names, firing.kind))))
         return Display(pixels, colors, names, self.colormap, note, [*self.hints(samples), *doubts])
 

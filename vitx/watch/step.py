@@ -6,6 +6,7 @@ A dispatch mode follows the tensors of one batch. It computes nothing, and keeps
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from vitx.models.outputs import Kind
 from vitx.watch.nested import mapped, tensors_of
+from vitx.watch.recorded import Node, Value
 
 # The kind of output that each loss compares, as its first argument, with the ground truth, its second.
 _LOSSES: dict[str, Kind] = {
@@ -48,44 +50,9 @@ _SAME = {
     "masked_select",
 }
 _PARTS = ("select", "slice", "narrow", "split", "chunk")  # which return the same values if they take all
-FILLED = ("zeros", "ones", "full", "empty")  # which take no tensor, or, like new_zeros, only its dtype
-
-
-@dataclass(eq=False, slots=True)  # slots: without a __dict__, it is a leaf of structures
-class Value:
-    """A tensor of a step, without its elements."""
-
-    leaves: frozenset[str]  # the paths of the tensors of the batch that it depends on
-    shape: torch.Size
-    storage: int
-    core: "Value | None" = None  # before reshapes and final functions, such as softmax; None: itself
-    ends: tuple[str, ...] = ()  # these final functions
-    of_model: bool = False  # whether a module computed it
-    node: "Node | None" = None  # the call that returns it; None for a tensor of the batch or inside a module
-    path: str | None = None  # in the output of the call or in the batch; None inside a module
-    ended_by: str = ""  # the final softmax or sigmoid of the module
-
-    @classmethod
-    def of(cls, tensor: Tensor, leaves: frozenset[str], **known: Any) -> "Value":
-        """Return the value of a tensor that depends on these leaves."""
-        return cls(leaves, tensor.shape, tensor.untyped_storage()._cdata, **known)
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """A call in a step."""
-
-    called: Any  # the name of a part of the explained module, another module, or an operator
-    args: Any  # with a `Value` for each tensor that a replay recomputes
-    kwargs: Any
-    writes: frozenset[int] = frozenset()  # the storages that it writes into
-
-    @property
-    def needs(self) -> set[Value]:
-        """The values among its arguments."""
-        found: set[Value] = set()
-        mapped((self.args, self.kwargs), lambda leaf: found.add(leaf) if isinstance(leaf, Value) else None)
-        return found
+# Operators that take no tensor, or, like new_zeros, only its dtype; the others take a number of entries.
+FILLED = ("zeros", "ones", "full", "empty", "rand", "randn", "randint")
+COUNTED = ("arange", "randperm")
 
 
 @dataclass(frozen=True)
@@ -113,13 +80,22 @@ class StepRecorder(TorchDispatchMode):
         self.outputs: list[list[Value]] = []  # of each call of a module that depends on images
         self.nodes: list[Node] = []  # of modules, and of operators outside of them, in order
         self.error: Exception | None = None  # why the recording failed
-        self._module = module
+        self.module = module
         self._names = {part: name for name, part in module.named_modules()}
         self._values = WeakTensorKeyDictionary()
         self._calls: list[tuple[bool, Any]] = []  # of running modules: whether they count, and arguments
         self._depth = 0
+        self._try(self._hold)
         for path, leaf in self.leaves.items():
             self._values[leaf] = Value.of(leaf, frozenset((path,)), path=path)
+
+    def _hold(self) -> None:
+        """Record the tensors that the module and its parts hold, to be read anew by a replay."""
+        for name, part in self.module.named_modules():
+            for own, held in (vars(part) | part._parameters | part._buffers).items():
+                if isinstance(held, Tensor) and held.layout == torch.strided:
+                    self.nodes.append(Node(attrgetter(f"{name}.{own}" if name else own), (), {}))
+                    self._values[held] = Value.of(held, frozenset(), node=self.nodes[-1], path="")
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -135,7 +111,7 @@ class StepRecorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [] if self.error else self._known((args, kwargs))
-        outside = self._depth == 0 and (given or name_of(func) in (*FILLED, "arange"))
+        outside = self._depth == 0 and (given or name_of(func) in (*FILLED, *COUNTED))
         if given:
             self._try(self._compare, name_of(func), args)
         taken = self._try(self._taken, args, kwargs) if outside else None
@@ -153,7 +129,9 @@ class StepRecorder(TorchDispatchMode):
             return None
 
     def _known(self, structure: Any) -> list[Value]:
-        return [self._values[one] for _, one in tensors_of(structure) if one in self._values]
+        """Return the values of tensors; inside a module, of those that depend on the batch."""
+        known = [self._values[one] for _, one in tensors_of(structure) if one in self._values]
+        return [one for one in known if one.leaves or not self._depth]
 
     def _taken(self, args: Any, kwargs: Any) -> Any:
         """Return arguments with a `Value` for each tensor that a replay recomputes."""
@@ -193,9 +171,9 @@ class StepRecorder(TorchDispatchMode):
 
     def _is_step(self, module: nn.Module, args: Any) -> bool:
         """Return whether a call is the step itself, which a distributed wrapper routes through forward."""
-        if module is self._module:
+        if module is self.module:
             return not self._depth and any(type(arg) is int for arg in args[1:])
-        return module not in self._names and any(part is self._module for part in module.modules())
+        return module not in self._names and any(part is self.module for part in module.modules())
 
     def _put_out(self, module: nn.Module, taken: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Record the output of a module that the step called."""
