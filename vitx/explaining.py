@@ -149,7 +149,7 @@ def _explain_batch(
 ) -> dict[str, Explanation]:
     check_images(model, images)
     library = hasattr(model, "pretrained_cfg") or hasattr(model, "config_class")
-    if library and images.ndim == 4 and images.shape[1] == 3 and images.max() > 20:  # as in 0 to 255
+    if library and images.is_cpu and images.ndim == 4 and images.shape[1] == 3 and images.max() > 20:
         said = f"the model takes normalized images, and these have values up to {float(images.max()):.0f}"
         warnings.warn(f"{said}: normalize them as in training, or give uint8 images", stacklevel=4)
     if isinstance(target, Question):
