@@ -270,6 +270,19 @@ def test_what_is_kept_beside_the_maps_is_what_was_seen_last(tmp_path, monkeypatc
     assert read_run(kept(tmp_path)).maps.labels.tolist() == CLASSES.tolist()
 
 
+class Named(TensorDataset):
+    classes = ("plane", "bird", "cat", "deer", "dog")
+
+
+@pytest.mark.parametrize(("data", "told"), [(Named, None), (TensorDataset, ["a", "b"]), (Named, list("abcd"))])
+def test_names_of_other_classes_are_left_out(data, told, monkeypatch, caplog):
+    """As of a data set of five classes that a target_transform turns into three."""
+    _, captions, said = run(Third(), data(IMAGES, AGES, CLASSES), monkeypatch, caplog, class_names=told)
+    assert [caption.label for caption in captions[0]] == [str(label) for label in CLASSES.tolist()]
+    count = len(told or Named.classes)
+    assert f"{count} names for 3 classes are left out: give class_names, one for each" in said[0]
+
+
 class Normalizing(pl.Callback):
     """A callback that normalizes each batch in a hook, as anomalib's PreProcessor does."""
 

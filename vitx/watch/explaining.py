@@ -76,11 +76,11 @@ class SampleExplainer:
         return {name: found[name] for name in methods if name in found}, errors
 
     def fitting(self, samples: Samples, names: Names) -> tuple[Names, list[str]]:
-        """Return the class names, or None if there are too few, and hints about what does not fit."""
+        """Return the class names, or None if there is not one for each output, and hints on what is wrong."""
         width, labels, said = prod(self._shape), samples.labels, list[str]()
-        if names is not None and self.kind in _CLASSES and len(names) < max(width, 2):
-            outputs = f"as there are {width} outputs"
-            said.append(f"{len(names)} names are left out, {outputs}: give class_names with one for each")
+        classes = max(width, 2)  # a single output decides between two
+        if names is not None and self.kind in _CLASSES and len(names) != classes:
+            said.append(f"{len(names)} names for {classes} classes are left out: give class_names, one for each")
             names = None
         if labels is not None and beyond(labels, width):
             said.append(f"label {int(labels.max())} is beyond the {width} outputs")
