@@ -274,7 +274,9 @@ class Named(TensorDataset):
     classes = ("plane", "bird", "cat", "deer", "dog")
 
 
-@pytest.mark.parametrize(("data", "told"), [(Named, None), (TensorDataset, ["a", "b"]), (Named, list("abcd"))])
+@pytest.mark.parametrize(
+    ("data", "told"), [(Named, None), (TensorDataset, ["a", "b"]), (Named, list("abcd"))]
+)
 def test_names_of_other_classes_are_left_out(data, told, monkeypatch, caplog):
     """As of a data set of five classes that a target_transform turns into three."""
     _, captions, said = run(Third(), data(IMAGES, AGES, CLASSES), monkeypatch, caplog, class_names=told)

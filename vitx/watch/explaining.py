@@ -80,7 +80,9 @@ class SampleExplainer:
         width, labels, said = prod(self._shape), samples.labels, list[str]()
         classes = max(width, 2)  # a single output decides between two
         if names is not None and self.kind in _CLASSES and len(names) != classes:
-            said.append(f"{len(names)} names for {classes} classes are left out: give class_names, one for each")
+            said.append(
+                f"{len(names)} names for {classes} classes are left out: give class_names, one for each"
+            )
             names = None
         if labels is not None and beyond(labels, width):
             said.append(f"label {int(labels.max())} is beyond the {width} outputs")
