@@ -69,6 +69,11 @@ def several_by_hand(net, b):
     return (b["several"] * F.logsigmoid(net(b["x"]))).nansum()
 
 
+def several_of_p(net, b):
+    p = net(b["x"]).sigmoid()
+    return -(b["several"] * (p + 1e-8).log() + (1 - b["several"]) * (1 - p + 1e-8).log()).nansum()
+
+
 def sigmoid_in_the_step(net, b):
     return bce(net(b["x"]).sigmoid()[:, 0], (b["y"] > 0).float())
 
@@ -116,6 +121,7 @@ STEPS = {
         *("classes", "several", ["x"]),
     ),
     "several by hand": (several_by_hand, "classes", "several", ["x"]),
+    "several by hand, log p": (several_of_p, "classes", "several", ["x"]),
     "above 0": (lambda net, b: ((net(b["x"]) > 0) == b["several"]).sum(), "classes", "several", ["x"]),
     "a number": (lambda net, b: F.mse_loss(net(b["x"])[:, 0], b["grade"]), "numbers", "grade", ["x"]),
     "a number, by hand": (lambda net, b: (net(b["x"])[:, 0] - b["grade"]).abs(), "numbers", "grade", ["x"]),
@@ -238,6 +244,17 @@ def test_a_loss_inside_of_the_model():
     seen = recorded(lambda net, b: net(b["x"], labels=b["y"]), Losing(), b)
     assert seen.kind == "class"
     assert torch.equal(seen.labels(b), b["y"])
+
+
+def test_of_a_loss_by_hand_the_term_of_no_may_come_first():
+    def step(net, b):
+        p = net(b["x"]).sigmoid()
+        return ((1 - b["several"]) * (1 - p).log() + b["several"] * p.log()).nansum()
+
+    b = batch(6)
+    seen = recorded(step, Net(), b)
+    assert seen.kind == "classes"
+    torch.testing.assert_close(seen.labels(b), b["several"], equal_nan=True)
 
 
 def test_levels_of_a_grade_are_no_classes():

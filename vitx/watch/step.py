@@ -34,7 +34,7 @@ _ENDS = {
     **dict.fromkeys(("gt", "ge", "lt", "le", "round", "sign"), "threshold"),
     **{name: name for name in ("sigmoid", "log", "exp")},
 }
-# The kind of an output that ends in these functions: in a loss written by hand, and in a metric.
+# The kind of an output by the first of these functions: in a loss written by hand, and in a metric.
 _BY_HAND: dict[str, Kind] = {
     **dict.fromkeys(("softmax", "log_softmax", "log"), "class"),
     **dict.fromkeys(("sigmoid", "log_sigmoid"), "classes"),
@@ -47,6 +47,7 @@ _SAME = {
     *("_to_copy", "type_as", "broadcast_tensors", "clamp", "clamp_min", "clamp_max", "nan_to_num"),
     "masked_select",
 }
+_TINY = 1e-3  # a summand that keeps a logarithm finite
 _PARTS = ("select", "slice", "narrow", "split", "chunk")  # which return the same values if they take all
 FILLED = ("zeros", "ones", "full", "empty")  # which take no tensor, or, like new_zeros, only its dtype
 
@@ -255,7 +256,8 @@ def derived(name: str, args: Any, given: Sequence[Value], in_model: bool, out: T
         return Value.of(out, frozenset())
     first, of_model = given[0], in_model or any(one.of_model for one in given)
     whole = name in _PARTS and out.numel() == first.shape.numel()
-    same = name in _SAME or whole or (name == "index" and is_masked(args))
+    tiny = name in ("add", "sub") and any(type(one) is float and abs(one) < _TINY for one in args[1:])
+    same = name in _SAME or whole or tiny or (name == "index" and is_masked(args))
     is_new = name.startswith("new_") or name.endswith("_like")  # takes only the shape or dtype of a tensor
     leaves = first.leaves if same else frozenset[str]().union(*(one.leaves for one in given if not is_new))
     if not same and (name not in _ENDS or not of_model):
@@ -279,7 +281,9 @@ def compared(
             if name in ("eq", "ne") and end in _METRICS:
                 yield one, other, _METRICS[end], 2
             elif name in ("mul", "sub", "rsub", "xlogy") and end in _BY_HAND:
-                yield one, other, _BY_HAND[end], 1
+                ends = ((one.core or one).ended_by, *one.ends)
+                kind = next(_BY_HAND[each] for each in ends if each in _BY_HAND)
+                yield one, other, kind, 2 if ends == ("", "log") else 1  # maybe the logarithm of 1 - p
             elif name in ("sub", "rsub") and numbers and not end:
                 yield one, other, "numbers", 1
 
