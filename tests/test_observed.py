@@ -285,6 +285,23 @@ def test_names_of_other_classes_are_left_out(data, told, monkeypatch, caplog):
     assert f"{count} names for 3 classes are left out: give class_names, one for each" in said[0]
 
 
+class Contrastive(Batched):
+    """A supervised contrastive loss by hand, which compares the similarity of all pairs of images."""
+
+    def loss(self, batch):
+        found = F.normalize(self(batch), dim=1)
+        of_one_class = (batch[2][:, None] == batch[2]).float()
+        return -(of_one_class * (found @ found.T).log_softmax(1)).sum()
+
+
+@pytest.mark.parametrize("count", [8, 7])
+def test_other_images_are_no_classes(count, monkeypatch, caplog):
+    data = TensorDataset(IMAGES[:count], AGES[:count], CLASSES[:count])
+    _, captions, said = run(Contrastive(), data, monkeypatch, caplog)
+    assert all(caption.prediction == "" for caption in captions[0])
+    assert "the model outputs features" in said[0]
+
+
 class Normalizing(pl.Callback):
     """A callback that normalizes each batch in a hook, as anomalib's PreProcessor does."""
 

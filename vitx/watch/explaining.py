@@ -157,6 +157,8 @@ class SampleExplainer:
             return target.kind if isinstance(target, Text) else "features"
         flat, observed = logits.ndim in (1, 2), None if self._settings.forward_fn else self.observed
         if observed is not None and observed.kind is not None:
+            # Where an output depends on how many images there are, its columns are images, not classes.
+            flat = flat and logits.shape[1:] == observed.output.value.shape[1:]
             return told_apart(observed.kind, logits[0].numel(), samples.labels) if flat else "features"
         names = own or samples.class_names or host.class_names()
         declared = {*declared_classes(model), len(own or ())}

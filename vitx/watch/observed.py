@@ -18,7 +18,7 @@ class Replay:
     """The calls that compute a value, or all outputs of its call, from the tensors of another batch."""
 
     def __init__(self, nodes: Sequence[Node], value: Value, whole: bool = False) -> None:
-        self.nodes, self._value, self._whole = list[Node](), value, whole
+        self.nodes, self.value, self._whole = list[Node](), value, whole
         needed, count = {value}, 0 if value.node is None else nodes.index(value.node) + 1
         for node in reversed(nodes[:count]):  # including writes into the storage of needed values
             if node.writes & {one.storage for one in needed} or any(one.node is node for one in needed):
@@ -46,7 +46,7 @@ class Replay:
                 args = tuple(size if arg == was else arg for arg in args)
             out = called(*mapped(args, given), **mapped(node.kwargs, given))
             made |= {(node, path): tensor for path, tensor in tensors_of(out)}
-        return out if self._whole else given(self._value)
+        return out if self._whole else given(self.value)
 
 
 @dataclass(frozen=True)
