@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from vitx.watch.calling import is_compiled
 from vitx.watch.observed import observed
@@ -271,6 +273,81 @@ def test_levels_of_a_grade_are_no_classes():
     seen = recorded(step, Net(CLASSES - 1), batch(6))
     assert seen.kind == "classes"
     assert seen.labels(batch(3)).tolist() == [[0, 0], [1, 0], [1, 1]]
+
+
+class Heads(Net):
+    """A model with two heads, and a copy of the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.aux, self.copy = nn.Linear(12, CLASSES), nn.Linear(12, CLASSES)
+
+    def forward(self, images):
+        return {"aux": self.aux(images.flatten(1)), "logits": super().forward(images)}
+
+
+def auxiliary_first(net, b):
+    found = net(b["x"])
+    return ce(found["aux"], b["y"]) + ce(found["logits"], b["y"])
+
+
+def copy_first(net, b):
+    return ce(net.copy(b["x"].flatten(1)), b["y"]) + ce(net(b["x"])["logits"], b["y"])
+
+
+def numbers_first(net, b):
+    logits = net(b["x"])["logits"]
+    return F.mse_loss(logits, b["several"]) + ce(logits, b["y"])
+
+
+@pytest.mark.parametrize("step", [auxiliary_first, copy_first, numbers_first])
+def test_of_several_comparisons_that_of_the_classes_that_forward_returns_counts(step):
+    net, b = Heads(), batch(6)
+    seen = recorded(step, net, b)
+    assert seen.kind == "class"
+    assert torch.equal(seen.labels(b), b["y"])
+    assert torch.equal(seen.run(net, b), net(b["x"])["logits"])
+    assert seen.note == "of 2 comparisons in step, forward's counts: give forward_fn or labels for another"
+
+
+def test_outside_of_forward_the_first_comparison_counts():
+    net, b = Heads(), batch(6)
+    seen = recorded(lambda net, b: [ce(net.copy(b["x"].flatten(1)), b["y"]) for _ in range(3)], net, b)
+    assert seen.note == "of 3 comparisons in step, the first counts: give forward_fn or labels for another"
+    assert recorded(STEPS["cross entropy"][0], Net(), b).note == ""
+
+
+@pytest.mark.parametrize("average", [ModelEmaV3, AveragedModel])
+def test_averaged_weights_of_a_model_are_not_its_own(average):
+    net, b = Net(), batch(6)
+    net.average = average(Net())
+    seen = recorded(lambda net, b: ce(net.average.module(b["x"]), b["y"]), net, b)
+    assert seen.kind == "class"
+    assert not seen.runs(net, {"x"})
+
+
+def thresholds(net, b):
+    """The loss of CORN: whether the grade is above 0, and for those, whether it is above 1, and so on."""
+    logits, total = net(b["x"]), 0
+    for k in range(CLASSES - 1):
+        among = b["y"] > k - 1
+        total = total + bce_of_logits(logits[among, k], (b["y"][among] > k).float())
+    return total
+
+
+def two_tasks(net, b):
+    logits = net(b["x"])
+    return ce(logits[:, :2], b["y"].clamp(max=1)) + F.mse_loss(logits[:, 2], b["grade"])
+
+
+@pytest.mark.parametrize("step", [thresholds, two_tasks])
+def test_an_output_of_which_parts_are_compared_has_no_kind(step):
+    net, b = Net(), batch(6)
+    seen = recorded(step, net, b)
+    assert seen.kind == "features"
+    assert seen.labels(b) is None
+    assert torch.equal(seen.run(net, b), net(b["x"]))
+    assert seen.note == "step compares parts of the output one by one"
 
 
 @pytest.mark.parametrize(

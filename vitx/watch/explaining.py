@@ -86,6 +86,8 @@ class SampleExplainer:
             names = None
         if labels is not None and beyond(labels, width):
             said.append(f"label {int(labels.max())} is beyond the {width} outputs")
+        if self.observed is not None and self.observed.note and not self._settings.forward_fn:
+            said.append(self.observed.note)
         if self._classless:
             elsewhere = "if its head is a separate module, give forward_fn, or a model of both"
             said.append(f"{self._classless}: explaining a score needs a target function; {elsewhere}")

@@ -48,7 +48,14 @@ _SAME = {
     "masked_select",
 }
 _TINY = 1e-3  # a summand that keeps a logarithm finite
-_PARTS = ("select", "slice", "narrow", "split", "chunk")  # which return the same values if they take all
+PARTS = (
+    "select",
+    "slice",
+    "narrow",
+    "split",
+    "chunk",
+    "unbind",
+)  # which return the same values if they take all
 FILLED = ("zeros", "ones", "full", "empty")  # which take no tensor, or, like new_zeros, only its dtype
 
 
@@ -255,7 +262,7 @@ def derived(name: str, args: Any, given: Sequence[Value], in_model: bool, out: T
     if not given:
         return Value.of(out, frozenset())
     first, of_model = given[0], in_model or any(one.of_model for one in given)
-    whole = name in _PARTS and out.numel() == first.shape.numel()
+    whole = name in PARTS and out.numel() == first.shape.numel()
     tiny = name in ("add", "sub") and any(type(one) is float and abs(one) < _TINY for one in args[1:])
     same = name in _SAME or whole or tiny or (name == "index" and is_masked(args))
     is_new = name.startswith("new_") or name.endswith("_like")  # takes only the shape or dtype of a tensor
