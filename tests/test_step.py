@@ -350,6 +350,24 @@ def test_an_output_of_which_parts_are_compared_has_no_kind(step):
     assert seen.note == "step compares parts of the output one by one"
 
 
+def weighed(net, b):
+    return (net(b["x"]).softmax(1) * b["grade"][:, None]).argmax(1) == b["y"]
+
+
+def looked_up(net, b):
+    return (net(b["x"])[range(len(b["y"])), b["y"]] - b["grade"]) ** 2
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "labels"), [(weighed, "class", "y"), (looked_up, "numbers", "grade")]
+)
+def test_what_an_output_is_made_of_is_no_truth(step, kind, labels):
+    b = batch(6)
+    seen = recorded(step, Net(), b)
+    assert seen.kind == kind
+    assert torch.equal(seen.labels(b), b[labels])
+
+
 @pytest.mark.parametrize(
     "form", [dict, lambda b: tuple(b.values()), lambda b: SimpleNamespace(**b), lambda b: {"in": b}]
 )

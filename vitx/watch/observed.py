@@ -93,7 +93,7 @@ class ObservedStep:
 
 def observed(recorder: StepRecorder, where: str) -> ObservedStep | None:
     """Return the step that a recorder followed; None if it failed, or no model ran on images."""
-    usable = [one for one in recorder.comparisons if one.output.path is not None]
+    usable = _usable(recorder)
     best = min(usable, key=partial(_place, recorder), default=None)
     if recorder.error or not (best or recorder.outputs):
         return None
@@ -113,6 +113,13 @@ def observed(recorder: StepRecorder, where: str) -> ObservedStep | None:
     chosen = "the first" if _place(recorder, best)[0] else "forward's"
     note = f"of {count} comparisons in {where}, {chosen} counts: give forward_fn or labels for another"
     return ObservedStep(*known, _kind(best), truth, _logits(best), note if count > 1 else "")
+
+
+def _usable(recorder: StepRecorder) -> list[Comparison]:
+    """Return the comparisons that can be replayed, but for those with what another output is made of."""
+    made_of = [one.output.leaves for one in recorder.comparisons]
+    final = (one for one in recorder.comparisons if not any(one.truth.leaves <= held for held in made_of))
+    return [one for one in final if one.output.path is not None]
 
 
 def _place(recorder: StepRecorder, one: Comparison) -> tuple[bool, int, bool]:
