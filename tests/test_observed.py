@@ -285,6 +285,48 @@ def test_names_of_other_classes_are_left_out(data, told, monkeypatch, caplog):
     assert f"{count} names for 3 classes are left out: give class_names, one for each" in said[0]
 
 
+class OneLogit(Third):
+    """A module of two classes and a single output."""
+
+    def loss(self, batch):
+        found = self(batch[0])[:, :1].reshape(batch[2].shape)
+        return F.binary_cross_entropy_with_logits(found, batch[2])
+
+
+TWO = CLASSES.clamp(max=1).float()
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [(OneLogit, TWO), (OneLogit, TWO[:, None]), (Third, F.one_hot(CLASSES, 3).float())],
+    ids=["one logit", "one logit in a column", "one-hot"],
+)
+def test_maps_of_the_label_in_each_usual_form(kind, labels, monkeypatch, caplog):
+    module = kind()
+    callback, captions, _ = run(
+        module, TensorDataset(IMAGES, AGES, labels), monkeypatch, caplog, target="label"
+    )
+    classes = TWO if kind is OneLogit else CLASSES
+    assert [caption.label for caption in captions[0]] == [str(int(label)) for label in classes]
+    module.eval()
+    of_class = As((lambda images: module(images)[:, :1]) if kind is OneLogit else module)
+    expected = vitx.explain(of_class, IMAGES, "grad_rollout", target=classes.long()).maps
+    assert torch.allclose(callback.state_dict()["maps"]["grad_rollout"], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_maps_of_the_label_need_one_class(monkeypatch, caplog):
+    several = F.one_hot(CLASSES, 3).float() + F.one_hot(CLASSES.flip(0), 3)
+    with pytest.raises(vitx.VitxError, match="found labels for an output of classes: give labels, a class"):
+        run(ByHand(), TensorDataset(IMAGES, AGES, several.clamp(max=1)), monkeypatch, caplog, target="label")
+
+
+class ByHand(Third):
+    """A module of several classes."""
+
+    def loss(self, batch):
+        return F.binary_cross_entropy_with_logits(self(batch[0]), batch[2])
+
+
 class Contrastive(Batched):
     """A supervised contrastive loss by hand, which compares the similarity of all pairs of images."""
 

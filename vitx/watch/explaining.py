@@ -15,7 +15,7 @@ from vitx.evaluation.perturbation import Measure
 from vitx.explaining import explain_methods
 from vitx.explanation import Explanation, join
 from vitx.models.isolation import untouched
-from vitx.models.outputs import Kind, beyond, declared_classes, kind_of, told_apart
+from vitx.models.outputs import Kind, beyond, classes_in, declared_classes, kind_of, told_apart
 from vitx.pictures.captions import Names
 from vitx.targets import Prompted, Question, Text
 from vitx.watch.calling import FORWARD_FN, call_of
@@ -174,15 +174,18 @@ class SampleExplainer:
     def _target(self, samples: Samples, part: slice) -> Any:
         """Return the target of some images as `vitx.explain` takes it; the target of numbers is their sum."""
         target: Any = self._settings.target
-        if target == "predicted":
+        if target == "predicted" or (target == "label" and self.kind is None):
             return _number if self.kind in _NUMBERS else None
-        if target == "label" and (samples.labels is None or samples.labels.ndim != 1):
-            raise VitxError('target="label" needs a class for each image: give a data set of (image, class)')
+        if target == "label":
+            target = classes_in(samples.labels, prod(self._shape)) if self.kind == "class" else None
+            if target is None:
+                found = "no labels" if samples.labels is None else f"labels for an output of {self.kind}"
+                given = "give labels, a class, as target=3, or a function of the output"
+                raise VitxError(f'target="label" needs a class for each image, found {found}: {given}')
         if target == "caption":
             target = Text(*samples.captions, maps="own")
         if isinstance(target, Question):
             return target.of(part)
-        target = samples.labels if target == "label" else target
         return target[part] if isinstance(target, Tensor) else target
 
 
