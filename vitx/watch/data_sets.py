@@ -90,7 +90,9 @@ def _labels(data: Any) -> Sequence[int] | None:
         whole = _labels(data.dataset)
         return None if whole is None else [whole[place] for place in data.indices]
     listed: list[Any] = [getattr(data, name, None) for name in ("targets", "labels", "_labels")]
-    for values in data.tensors[1:2] if isinstance(data, TensorDataset) else listed:
+    if isinstance(data, TensorDataset):
+        listed = [*data.tensors[1:]] if len(data.tensors) == 2 else []  # of more, any may hold the labels
+    for values in listed:
         numbers = values.tolist() if hasattr(values, "tolist") else values
         one_each = isinstance(numbers, (list, tuple)) and len(numbers) == len(data)
         if one_each and all(type(number) is int for number in numbers):
