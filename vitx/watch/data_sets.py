@@ -1,6 +1,7 @@
 """Class names, labels and normalizations that data sets and other objects of the user hold."""
 
 import gc
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,7 +17,7 @@ from vitx.inputs.preprocessing import normalization
 from vitx.pictures.colors import BYTES, UNSCALED, Scale, fits
 from vitx.watch.batches import LABELS
 
-_NAMES = ("classes", "class_to_idx", "label_to_id", "class_names")
+_NAMES = ("class_to_idx", "classes", "label_to_id", "class_names")  # labels are read by the first
 _MOST_READ = 2000  # samples to search for classes if the data set does not list its labels
 _CHANNELS = 64  # at most, of a mean or a std
 _SCALE_NAMES = ("mean", "std"), ("image_mean", "image_std")  # the second pair is that of image processors
@@ -43,15 +44,31 @@ def names_in(value: Any) -> tuple[str, ...] | None:
         with suppress(Exception):  # a method that requires arguments
             value = value()
     if isinstance(value, Mapping):
-        pairs = [(key, name) if hasattr(key, "__index__") else (name, key) for key, name in value.items()]
-        if not all(hasattr(number, "__index__") for number, _ in pairs):
-            return None
-        value = [name for _, name in sorted(pairs, key=lambda pair: int(pair[0]))]
+        value = _in_order(value)
     if hasattr(value, "tolist"):  # an array or a tensor
         value = value.tolist()
     if not isinstance(value, (list, tuple)) or not value:
         return None
     return tuple(str(name[0]) if isinstance(name, tuple) and name else str(name) for name in value)
+
+
+def given_names(value: Any) -> tuple[str, ...] | None:
+    """Return the class names that a user gives; None for None."""
+    found = names_in(value)
+    if found is None and value is not None:
+        known = "a list of names, or a mapping between names and the numbers 0, 1, ..."
+        raise VitxError(f"class_names must be {known}, found {value!r}")
+    return found
+
+
+def _in_order(named: Mapping[Any, Any]) -> list[Any] | None:
+    """Return the names in a mapping to or from 0, 1, ..., where keys may be digits; None for another one."""
+    digits = [(int(key), name) for key, name in named.items() if str(key).isdecimal()]
+    for pairs in (named.items(), zip(named.values(), named, strict=True), digits):
+        found = {operator.index(number): name for number, name in pairs if hasattr(number, "__index__")}
+        if found.keys() == {*range(len(named))}:
+            return [found[number] for number in range(len(named))]
+    return None
 
 
 def class_counts(data: Any) -> range | None:

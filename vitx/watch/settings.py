@@ -10,7 +10,7 @@ from vitx.errors import VitxError
 from vitx.targets import Question, Text
 from vitx.watch.batches import Items, Name
 from vitx.watch.calling import Forward
-from vitx.watch.data_sets import names_in
+from vitx.watch.data_sets import given_names
 
 TargetOption = str | int | Callable[[Tensor], Tensor] | Question
 
@@ -106,7 +106,7 @@ class Settings:
             target = target.one_each()
         if isinstance(target, Text):
             class_names = target.names if target.kind == "class" else class_names
-        self.target, self.class_names = target, names_in(class_names)
+        self.target, self.class_names = target, given_names(class_names)
         self.every_n_epochs, self.every_n_steps = every_n_epochs or 0, every_n_steps or 0
         self.at_start, self.on_validate = at_start, on_validate
         if normalization is not None and len(normalization) != 2:
