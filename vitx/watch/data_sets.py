@@ -81,7 +81,7 @@ def one_of_each_class(
     data: Any, count: int, read_labels: Callable[[Sequence[int]], Iterable[int | None]]
 ) -> tuple[int, ...]:
     """Return the index of one sample per class, in class order; of more than `count`, evenly spaced ones."""
-    labels, firsts, most = _labels(data), dict[int, int](), len(data)
+    labels, firsts, most = _labels(data, sure=True), dict[int, int](), len(data)
     order: Sequence[int] = range(len(data))
     if labels is None:
         shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
@@ -102,13 +102,14 @@ def evenly_spaced(length: int, most: int) -> tuple[int, ...]:
     return tuple(int((place + 0.5) * length / count) for place in range(count))
 
 
-def _labels(data: Any) -> Sequence[int] | None:
+def _labels(data: Any, sure: bool = False) -> Sequence[int] | None:
+    """Return the listed labels; if they must be `sure`, not the second of more than two tensors."""
     if isinstance(data, Subset):
-        whole = _labels(data.dataset)
+        whole = _labels(data.dataset, sure)
         return None if whole is None else [whole[place] for place in data.indices]
     listed: list[Any] = [getattr(data, name, None) for name in ("targets", "labels", "_labels")]
     if isinstance(data, TensorDataset):
-        listed = [*data.tensors[1:]] if len(data.tensors) == 2 else []  # of more, any may hold the labels
+        listed = [] if sure and len(data.tensors) > 2 else [*data.tensors[1:2]]
     for values in listed:
         numbers = values.tolist() if hasattr(values, "tolist") else values
         one_each = isinstance(numbers, (list, tuple)) and len(numbers) == len(data)
