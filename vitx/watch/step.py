@@ -48,14 +48,7 @@ _SAME = {
     "masked_select",
 }
 _TINY = 1e-3  # a summand that keeps a logarithm finite
-PARTS = (
-    "select",
-    "slice",
-    "narrow",
-    "split",
-    "chunk",
-    "unbind",
-)  # which return the same values if they take all
+PARTS = ("select", "slice", "narrow", "split", "chunk", "unbind")  # the same values if they take all
 FILLED = ("zeros", "ones", "full", "empty")  # which take no tensor, or, like new_zeros, only its dtype
 
 
