@@ -8,12 +8,14 @@ from transformers import BatchFeature
 
 from vitx import VitxError
 from vitx.watch.batches import objects, read_batch
+from vitx.watch.images import join
 
 IMAGES = torch.rand(2, 3, 8, 8)
 LABELS = torch.tensor([1, 0])
 MASKS = torch.zeros(2, 8, 8, dtype=torch.bool)
 MASKS[:, 2:4, 1:5] = True
 BOXES = torch.tensor([[1.0, 2.0, 5.0, 4.0]] * 2)
+SURE_BOXES = torch.tensor([[4.0, 0, 8, 8], [0.0, 0, 8, 4]])  # of which one leaves the picture in other forms
 
 
 @dataclass
@@ -52,7 +54,7 @@ def test_finds_images_labels_and_masks(batch):
 
 def test_a_small_mask_is_no_box():
     masks = torch.ones(2, 4, 4, dtype=torch.bool)
-    assert torch.equal(read_batch((IMAGES, LABELS, masks)).masks, masks)
+    assert torch.equal(read_batch((IMAGES, LABELS, masks), {"boxes": 2}).masks, masks)
 
 
 @pytest.mark.parametrize(
@@ -111,13 +113,60 @@ class TestLeftOut:
         assert found.masks is None
         assert any("item 'boxes' left out: boxes must have x1 < x2" in one for one in found.found)
 
+    @pytest.mark.parametrize(
+        ("batch", "name"),
+        [
+            ((IMAGES, LABELS, torch.rand(2, 1, 8, 8) + 0.1), 2),  # a depth
+            ((IMAGES, LABELS, torch.rand(2, 4, 4) > 0.5), 2),  # hidden patches, as in BEiT
+            ({"image": IMAGES, "mask": MASKS + 255 * ~MASKS}, "mask"),  # 255 to ignore
+            ((SimpleNamespace(tensors=IMAGES, mask=MASKS), LABELS), "0.mask"),  # padding, as in DETR
+        ],
+    )
+    def test_masks_of_something_else(self, batch, name):
+        found = read_batch(batch)
+        assert found.masks is None
+        told = f"left out, as it may not hold masks of objects: if it does, give boxes={name!r}"
+        assert told in found.found[-1]
+        assert read_batch(batch, {"boxes": name}).masks is not None
+
+    @pytest.mark.parametrize(
+        "boxes",
+        [
+            torch.tensor([[1.0, 1, 3, 2]] * 2),  # x, y, width, height, as in COCO
+            torch.tensor([[0.4, 0.4, 0.6, 0.7]] * 2),  # center and size, as in DETR
+            torch.tensor([[1.0, 3, 6, 4]] * 2),  # two keypoints
+        ],
+    )
+    def test_boxes_whose_form_nothing_tells(self, boxes):
+        part = read_batch({"image": IMAGES, "bbox": boxes})
+        found = join([part, part], 4)
+        assert found.masks is None
+        doubt = "item 'bbox' left out, as it may not hold x1, y1, x2, y2: if it does, give boxes='bbox'"
+        assert doubt in found.found
+        told = read_batch({"image": IMAGES, "bbox": boxes}, {"boxes": "bbox"})
+        assert join([told], 2).masks is not None
+
+    def test_one_batch_tells_the_form_of_all_boxes(self):
+        found = join([read_batch({"image": IMAGES, "bbox": one}) for one in (BOXES, SURE_BOXES)], 4)
+        assert torch.equal(found.masks[:2], MASKS)
+        assert "boxes: item 'bbox'" in found.found
+
+    @pytest.mark.parametrize("count", [2, 3])
+    def test_objects_of_a_single_image(self, count):
+        """As in the targets of a detector, of which the first image has as many as the batch has images."""
+        targets = [{"boxes": torch.tensor([[1.0, 2, 5, 4]] * n), "labels": LABELS} for n in (2, count)]
+        found = read_batch((IMAGES, targets))
+        assert found.masks is None
+        assert found.labels is None
+        assert not found.inputs
+
     def test_one_of_two_images(self):
         with pytest.raises(VitxError, match="2 items of the batch may be the images, left, right: give show"):
             read_batch({"left": IMAGES, "right": IMAGES, "label": LABELS})
 
 
 def test_says_where_each_part_lies():
-    assert read_batch((IMAGES, LABELS, BOXES)).found == (
+    assert read_batch((IMAGES, LABELS, SURE_BOXES)).found == (
         "images: item 0 of a batch",
         "labels: item 1",
         "boxes: item 2",

@@ -3,7 +3,8 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from vitx import VitxError
-from vitx.watch.data_sets import class_names, one_of_each_class
+from vitx.watch.data_sets import class_names, names_in, one_of_each_class
+from vitx.watch.settings import Settings
 
 LABELS = [3, 3, 0, 1, 0, 3, 1, 4]
 
@@ -60,9 +61,28 @@ def test_reads_labels_where_the_data_set_does_not_list_them(attributes):
     assert chosen == one_of_each_class(Plain(**attributes), 3, labels), "not the same in every run"
 
 
+def test_of_three_tensors_none_is_taken_for_the_labels():
+    cameras = TensorDataset(torch.rand(8, 1), torch.arange(8) % 2, torch.tensor(LABELS))
+    chosen = one_of_each_class(cameras, 8, lambda places: (LABELS[place] for place in places))
+    assert sorted(LABELS[place] for place in chosen) == [0, 1, 3, 4]
+
+
 def test_needs_classes():
     with pytest.raises(VitxError, match="needs a class for each sample"):
         one_of_each_class(Plain(), 3, lambda places: [None])
+
+
+@pytest.mark.parametrize(
+    "names", [["cat", "owl"], {1: "owl", 0: "cat"}, {"1": "owl", "0": "cat"}, {"owl": 1, "cat": 0}]
+)
+def test_names_that_are_given(names):
+    assert names_in(names) == ("cat", "owl")
+
+
+@pytest.mark.parametrize("names", ["names.txt", {"cat": 120, "owl": 80}, 3])
+def test_what_is_given_and_holds_no_names(names):
+    with pytest.raises(VitxError, match="class_names must be a list of names, or a mapping"):
+        Settings(class_names=names)
 
 
 class Feature:
@@ -80,6 +100,11 @@ class Feature:
         (Plain(features={"coarse": Feature(), "fine": Feature()}), None),
         (Subset(Subset(Plain(classes=["cat"]), [0]), [0]), ("cat",)),
         (ConcatDataset([Plain(classes=["cat"]), Plain()]), ("cat",)),
+        (Plain(classes=["cat", "owl"], class_to_idx={"owl": 0, "cat": 1}), ("owl", "cat")),
+        (Plain(classes=["cat", "owl"], class_to_idx={"cat": 0, "owl": 1, "feline": 0}), ("cat", "owl")),
+        (Plain(class_to_idx={"1": 0, "0": 1}), ("1", "0")),
+        (Plain(classes={"cat": 120, "owl": 80}), None),
+        (Plain(classes={"cat": 1, "owl": 2}), None),
         (Plain(), None),
     ],
 )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification
 
 from tests import models
 from vitx import Explanation, VitxError, explain, load
@@ -76,6 +77,7 @@ def test_no_sign_no_picture_of_it(found):
 def test_what_is_saved_as_arrays_is_loaded_again(tmp_path):
     found = explain(models.built("deit"), IMAGES, "evidence", target=[1, 2, 3])
     found = replace(found, captions=["one", "two", "three"], boxes=torch.tensor([[1.0, 2.0, 9.0, 9.5]] * 3))
+    found = replace(found, class_names=["cat", "dog"])
     found.save(tmp_path / "deep" / "a.npz")
     again = load(tmp_path / "deep" / "a.npz")
     for name, value in vars(found).items():
@@ -92,6 +94,17 @@ def test_what_is_saved_as_arrays_is_loaded_again(tmp_path):
     spectrogram = replace(found, channels=None, target=None)
     spectrogram.save(tmp_path / "b.npz")
     assert load(tmp_path / "b.npz").channels is load(tmp_path / "b.npz").target is None
+
+
+@pytest.mark.parametrize("classes", [3, 1000])
+def test_the_names_that_a_model_declares(classes):
+    names = [f"person {index}" for index in range(classes)]
+    small = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = ViTConfig(**small, image_size=32, patch_size=8, id2label=dict(enumerate(names)))
+    found = explain(ViTForImageClassification(config), IMAGES, "evidence")
+    assert np.array_equal(found.picture(), found.picture(class_names=names))
+    assert np.array_equal(found.overview(), found.overview(class_names=names))
+    assert not np.array_equal(found.picture(), found.picture(class_names=["cat"] * classes))
 
 
 def test_other_files_are_not_loaded(tmp_path):

@@ -274,6 +274,80 @@ def test_what_is_kept_beside_the_maps_is_what_was_seen_last(tmp_path, monkeypatc
     assert open_run(tmp_path).labels.tolist() == CLASSES.tolist()
 
 
+class Named(TensorDataset):
+    classes = ("plane", "bird", "cat", "deer", "dog")
+
+
+@pytest.mark.parametrize(
+    ("data", "told"), [(Named, None), (TensorDataset, ["a", "b"]), (Named, list("abcd"))]
+)
+def test_names_of_other_classes_are_left_out(data, told, monkeypatch, caplog):
+    """As of a data set of five classes that a target_transform turns into three."""
+    _, captions, said = run(Third(), data(IMAGES, AGES, CLASSES), monkeypatch, caplog, class_names=told)
+    assert [caption.label for caption in captions[0]] == [str(label) for label in CLASSES.tolist()]
+    count = len(told or Named.classes)
+    assert f"{count} names for 3 classes are left out: give class_names, one for each" in said[0]
+
+
+class OneLogit(Third):
+    """A module of two classes and a single output."""
+
+    def loss(self, batch):
+        found = self(batch[0])[:, :1].reshape(batch[2].shape)
+        return F.binary_cross_entropy_with_logits(found, batch[2])
+
+
+TWO = CLASSES.clamp(max=1).float()
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [(OneLogit, TWO), (OneLogit, TWO[:, None]), (Third, F.one_hot(CLASSES, 3).float())],
+    ids=["one logit", "one logit in a column", "one-hot"],
+)
+def test_maps_of_the_label_in_each_usual_form(kind, labels, monkeypatch, caplog):
+    module = kind()
+    callback, captions, _ = run(
+        module, TensorDataset(IMAGES, AGES, labels), monkeypatch, caplog, target="label"
+    )
+    classes = TWO if kind is OneLogit else CLASSES
+    assert [caption.label for caption in captions[0]] == [str(int(label)) for label in classes]
+    module.eval()
+    of_class = As((lambda images: module(images)[:, :1]) if kind is OneLogit else module)
+    expected = vitx.explain(of_class, IMAGES, "grad_rollout", target=classes.long()).maps
+    assert torch.allclose(callback.state_dict()["maps"]["grad_rollout"], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_maps_of_the_label_need_one_class(monkeypatch, caplog):
+    several = F.one_hot(CLASSES, 3).float() + F.one_hot(CLASSES.flip(0), 3)
+    with pytest.raises(vitx.VitxError, match="found labels for an output of classes: give labels, a class"):
+        run(ByHand(), TensorDataset(IMAGES, AGES, several.clamp(max=1)), monkeypatch, caplog, target="label")
+
+
+class ByHand(Third):
+    """A module of several classes."""
+
+    def loss(self, batch):
+        return F.binary_cross_entropy_with_logits(self(batch[0]), batch[2])
+
+
+class Contrastive(Batched):
+    """A supervised contrastive loss by hand, which compares the similarity of all pairs of images."""
+
+    def loss(self, batch):
+        found = F.normalize(self(batch), dim=1)
+        of_one_class = (batch[2][:, None] == batch[2]).float()
+        return -(of_one_class * (found @ found.T).log_softmax(1)).sum()
+
+
+@pytest.mark.parametrize("count", [8, 7])
+def test_other_images_are_no_classes(count, monkeypatch, caplog):
+    data = TensorDataset(IMAGES[:count], AGES[:count], CLASSES[:count])
+    _, captions, said = run(Contrastive(), data, monkeypatch, caplog)
+    assert all(caption.prediction == "" for caption in captions[0])
+    assert "the model outputs features" in said[0]
+
+
 class Normalizing(pl.Callback):
     """A callback that normalizes each batch in a hook, as anomalib's PreProcessor does."""
 

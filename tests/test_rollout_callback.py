@@ -403,7 +403,7 @@ def test_a_frozen_block_stays_in_eval(tmp_path):
         ({"target": 3.5}, "target must be"),
         ({"methods": "legrad", "target": vitx.targets.token(1, 1)}, "legrad explains only classes"),
         ({"every_n_steps": -3}, "every_n_steps must be a whole number, or None, found -3"),
-        ({"class_names": "cat"}, "class_names must be names in a list or a mapping, found 'cat'"),
+        ({"class_names": "cat"}, "class_names must be a list of names, or a mapping .*, found 'cat'"),
         ({"bands": 7}, "bands must be one or three channels, in a list, found 7"),
         ({"colormap": 3}, "there is no color map 3"),
         ({"normalization": 0.5}, r"normalization must be \(mean, std\), numbers for the channels, found 0.5"),

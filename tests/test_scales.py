@@ -179,6 +179,16 @@ def test_a_scale_that_did_not_make_the_images_is_not_taken(where):
     assert (pixels.float() / 255 - IMAGES.permute(0, 2, 3, 1)).abs().amax() < 0.01
 
 
+DULL = 0.3 * IMAGES
+STANDARDIZED = (DULL - DULL.mean((1, 2, 3), keepdim=True)) / DULL.std((1, 2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("images", [STANDARDIZED, (IMAGES - 0.5) / 0.25], ids=["one by one", "otherwise"])
+@pytest.mark.parametrize("where", ["holds", "declares"])
+def test_a_scale_that_merely_fits_is_not_taken(where, images):
+    assert colors(images, **{where: IMAGENET}).note == GUESSED
+
+
 def test_what_the_data_says_is_believed_of_pale_images():
     pale = v2.Normalize(*IMAGENET)(0.4 + 0.2 * IMAGES)
     assert colors(pale, of_data=[IMAGENET]).scale == IMAGENET

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from vitx.watch.calling import is_compiled
 from vitx.watch.observed import observed
@@ -69,6 +71,11 @@ def several_by_hand(net, b):
     return (b["several"] * F.logsigmoid(net(b["x"]))).nansum()
 
 
+def several_of_p(net, b):
+    p = net(b["x"]).sigmoid()
+    return -(b["several"] * (p + 1e-8).log() + (1 - b["several"]) * (1 - p + 1e-8).log()).nansum()
+
+
 def sigmoid_in_the_step(net, b):
     return bce(net(b["x"]).sigmoid()[:, 0], (b["y"] > 0).float())
 
@@ -114,12 +121,17 @@ STEPS = {
         lambda net, b: bce_of_logits(net(b["x"]), F.one_hot(b["y"], CLASSES).float()),
         *("class", None, ["x"]),
     ),
+    "smoothed binary cross entropy of one class": (
+        lambda net, b: bce_of_logits(net(b["x"]), F.one_hot(b["y"], CLASSES) * 0.9 + 0.05),
+        *("class", None, ["x"]),
+    ),
     "several classes, some unknown": (known_only, "classes", "several", ["x"]),
     "unknown ones filled": (
         lambda net, b: bce_of_logits(net(b["x"]), b["several"].nan_to_num(0.0)),
         *("classes", "several", ["x"]),
     ),
     "several by hand": (several_by_hand, "classes", "several", ["x"]),
+    "several by hand, log p": (several_of_p, "classes", "several", ["x"]),
     "above 0": (lambda net, b: ((net(b["x"]) > 0) == b["several"]).sum(), "classes", "several", ["x"]),
     "a number": (lambda net, b: F.mse_loss(net(b["x"])[:, 0], b["grade"]), "numbers", "grade", ["x"]),
     "a number, by hand": (lambda net, b: (net(b["x"])[:, 0] - b["grade"]).abs(), "numbers", "grade", ["x"]),
@@ -174,7 +186,7 @@ def test_what_a_step_shows(step, kind, labels, leaves, mode):
     assert seen.output.leaves == leaves
     other = batch(4, seed=1)
     if kind == "class" and labels is None:
-        assert torch.equal(seen.labels(other), F.one_hot(other["y"], CLASSES).to(seen.labels(other).dtype))
+        assert torch.equal(seen.labels(other).round(), F.one_hot(other["y"], CLASSES))
     elif labels is not None:
         torch.testing.assert_close(seen.labels(other), other[labels], equal_nan=True)
 
@@ -316,6 +328,17 @@ def test_a_loss_inside_of_the_model():
     assert torch.equal(seen.labels(b), b["y"])
 
 
+def test_of_a_loss_by_hand_the_term_of_no_may_come_first():
+    def step(net, b):
+        p = net(b["x"]).sigmoid()
+        return ((1 - b["several"]) * (1 - p).log() + b["several"] * p.log()).nansum()
+
+    b = batch(6)
+    seen = recorded(step, Net(), b)
+    assert seen.kind == "classes"
+    torch.testing.assert_close(seen.labels(b), b["several"], equal_nan=True)
+
+
 def test_levels_of_a_grade_are_no_classes():
     """Ordinal labels say whether the class is above 0, and above 1."""
 
@@ -326,6 +349,99 @@ def test_levels_of_a_grade_are_no_classes():
     seen = recorded(step, Net(CLASSES - 1), batch(6))
     assert seen.kind == "classes"
     assert seen.labels(batch(3)).tolist() == [[0, 0], [1, 0], [1, 1]]
+
+
+class Heads(Net):
+    """A model with two heads, and a copy of the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.aux, self.copy = nn.Linear(12, CLASSES), nn.Linear(12, CLASSES)
+
+    def forward(self, images):
+        return {"aux": self.aux(images.flatten(1)), "logits": super().forward(images)}
+
+
+def auxiliary_first(net, b):
+    found = net(b["x"])
+    return ce(found["aux"], b["y"]) + ce(found["logits"], b["y"])
+
+
+def copy_first(net, b):
+    return ce(net.copy(b["x"].flatten(1)), b["y"]) + ce(net(b["x"])["logits"], b["y"])
+
+
+def numbers_first(net, b):
+    logits = net(b["x"])["logits"]
+    return F.mse_loss(logits, b["several"]) + ce(logits, b["y"])
+
+
+@pytest.mark.parametrize("step", [auxiliary_first, copy_first, numbers_first])
+def test_of_several_comparisons_that_of_the_classes_that_forward_returns_counts(step):
+    net, b = Heads(), batch(6)
+    seen = recorded(step, net, b)
+    assert seen.kind == "class"
+    assert torch.equal(seen.labels(b), b["y"])
+    assert torch.equal(seen.run(net, b), net(b["x"])["logits"])
+    assert seen.note == "of 2 comparisons in step, forward's counts: give forward_fn or labels for another"
+
+
+def test_outside_of_forward_the_first_comparison_counts():
+    net, b = Heads(), batch(6)
+    seen = recorded(lambda net, b: [ce(net.copy(b["x"].flatten(1)), b["y"]) for _ in range(3)], net, b)
+    assert seen.note == "of 3 comparisons in step, the first counts: give forward_fn or labels for another"
+    assert recorded(STEPS["cross entropy"][0], Net(), b).note == ""
+
+
+@pytest.mark.parametrize("average", [ModelEmaV3, AveragedModel])
+def test_averaged_weights_of_a_model_are_not_its_own(average):
+    net, b = Net(), batch(6)
+    net.average = average(Net())
+    seen = recorded(lambda net, b: ce(net.average.module(b["x"]), b["y"]), net, b)
+    assert seen.kind == "class"
+    assert seen.lacks(net, {"x"}) == ["average.module"]
+
+
+def thresholds(net, b):
+    """The loss of CORN: whether the grade is above 0, and for those, whether it is above 1, and so on."""
+    logits, total = net(b["x"]), 0
+    for k in range(CLASSES - 1):
+        among = b["y"] > k - 1
+        total = total + bce_of_logits(logits[among, k], (b["y"][among] > k).float())
+    return total
+
+
+def two_tasks(net, b):
+    logits = net(b["x"])
+    return ce(logits[:, :2], b["y"].clamp(max=1)) + F.mse_loss(logits[:, 2], b["grade"])
+
+
+@pytest.mark.parametrize("step", [thresholds, two_tasks])
+def test_an_output_of_which_parts_are_compared_has_no_kind(step):
+    net, b = Net(), batch(6)
+    seen = recorded(step, net, b)
+    assert seen.kind == "features"
+    assert seen.labels(b) is None
+    assert torch.equal(seen.run(net, b), net(b["x"]))
+    assert seen.note == "step compares parts of the output one by one"
+
+
+def weighed(net, b):
+    return (net(b["x"]).softmax(1) * b["grade"][:, None]).argmax(1) == b["y"]
+
+
+def looked_up(net, b):
+    return (net(b["x"])[range(len(b["y"])), b["y"]] - b["grade"]) ** 2
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "labels"), [(weighed, "class", "y"), (looked_up, "numbers", "grade")]
+)
+def test_what_an_output_is_made_of_is_no_truth(step, kind, labels):
+    b = batch(6)
+    seen = recorded(step, Net(), b)
+    assert seen.kind == kind
+    assert torch.equal(seen.labels(b), b[labels])
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ class Explanation(Drawing):
     `mean` and `std`, to undo a normalization that the model does not declare; `bands`, the one or three
     channels to show, by default the first three, or the mean of two; `colormap`, by its matplotlib name;
     `signed`, to show what supports the score in red and what opposes it in blue; `class_names`, by default
-    those of ImageNet for 1,000 classes, otherwise numbers.
+    those that the model declares, or of ImageNet for 1,000 classes, otherwise numbers.
 
     Attributes:
         maps: (B, h, w), >= 0, one value per patch, on the model's device; float32, or float64 for a
@@ -54,6 +54,7 @@ class Explanation(Drawing):
             (Darcet et al. 2024, arXiv 2309.16588): rollouts are bright there, often for no reason in the
             picture. None if sinks cannot be determined, as in a windowed model.
         objects: (B, Q), the confidence of each query of a detector; None for other models.
+        class_names: the names of the classes that the model declares; None if it declares none.
         viewer: builds the page of `view`, and holds a weak reference to the model; None if there is none.
     """
 

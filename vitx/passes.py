@@ -13,6 +13,7 @@ from vitx.errors import VitxError
 from vitx.explanation import Explanation
 from vitx.functional.tiles import full
 from vitx.inputs.preprocessing import normalization
+from vitx.models.classes import declared_names, short
 from vitx.models.given import Inputs
 from vitx.models.isolation import untouched, without_autocast
 from vitx.models.lens import layer_logits, watched
@@ -192,6 +193,7 @@ def _explained(
         classes = None if classes is None else classes.expand(len(images))
         captions = None if captions is None else [*captions] * len(images)
     mean, std = normalization(model)
+    names = [short(name) for name in declared_names(model) or ()]
     return {
         name: Explanation(
             maps=one.maps,
@@ -210,6 +212,7 @@ def _explained(
             paired=end.answers.paired,
             objects=end.objects,
             sinks=None if sinks is None else sinks.marked(one.maps),
+            class_names=names if logits.shape[1:] == (len(names),) else None,
         )
         for name, one in found.items()
     }

@@ -84,6 +84,15 @@ def beyond(labels: Tensor | None, outputs: int) -> bool:
     return labels is not None and labels.ndim == 1 and 1 < outputs <= int(labels.max())
 
 
+def classes_in(labels: Tensor | None, outputs: int) -> Tensor | None:
+    """Return the class of each image, (B,), from labels (B,) or (B, 1), or one-hot ones; None for others."""
+    if labels is not None and labels.ndim == 2 and labels.shape[1] in (1, outputs):
+        labels = labels[:, 0] if labels.shape[1] == 1 else labels.argmax(1)
+    if labels is None or labels.ndim != 1 or (labels.is_floating_point() and outputs > 1):
+        return None
+    return labels.long()
+
+
 def _yes_or_no(labels: Tensor) -> bool:
     """Return whether all labels that are present are 0 or 1."""
     return _binary(labels[known(labels)])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitx.models.classes import known_class_names, short
-from vitx.models.outputs import Kind, beyond, kind_of
+from vitx.models.outputs import Kind, beyond, classes_in, kind_of
 from vitx.models.outputs import known as known_labels
 
 Names = Sequence[str] | None  # class names, in the order of the logits
@@ -87,13 +87,9 @@ def captions_of(
     labels = None if beyond(labels, logits.shape[1]) else labels  # not classes of this model
     if kind in ("numbers", "shares"):
         return _numbers(logits.sigmoid() if kind == "shares" else logits, labels)
-    if labels is not None and labels.shape == logits.shape:
-        if kind == "classes":
-            return _several_classes(logits, labels, class_names)
-        labels = labels.argmax(1)
-    if labels is not None and (labels.ndim != 1 or (labels.is_floating_point() and logits.shape[1] > 1)):
-        labels = None
-    return _one_class(logits, labels, class_names)
+    if kind == "classes" and labels is not None and labels.shape == logits.shape:
+        return _several_classes(logits, labels, class_names)
+    return _one_class(logits, classes_in(labels, logits.shape[1]), class_names)
 
 
 def captions_said(logits: Tensor, said: Sequence[str] | None, class_names: Names = None) -> list[Caption]:
@@ -141,7 +137,7 @@ def _one_class(logits: Tensor, labels: Tensor | None, class_names: Names) -> lis
     made = (logits >= 0).all() and ((logits.sum(1) - 1).abs() < _ROUNDED).all()
     shares = logits if made and logits.shape[1] > 1 else shares_of(logits)
     probability, prediction = shares.max(-1)
-    truth = [-1] * len(logits) if labels is None else labels.long().tolist()  # below 0: no label
+    truth = [-1] * len(logits) if labels is None else labels.tolist()  # below 0: no label
     found = []
     for index, share, label in zip(prediction.tolist(), probability.tolist(), truth, strict=True):
         known = (class_name(label, class_names), index == label) if label >= 0 else ()

@@ -14,7 +14,6 @@ Bands = Sequence[int] | None
 _BEYOND = 0.02  # tolerance around [0, 1]: resampling overshoots
 _FEW = 0.01  # share of the values that may exceed the tolerance
 _DARK, _BRIGHT = 0.01, 0.99  # quantiles shown as black and as white if the scale is unknown
-_NEAR = 0.1  # distance from black or white that counts as near
 UNSCALED: Scale = ((0.0,), (1.0,))
 BYTES: Scale = ((0.0,), (1 / 255,))
 GUESSED = "colors guessed"
@@ -109,15 +108,16 @@ def choose_colors(
 def fits(images: Tensor, scale: Scale, whole: bool = False) -> bool:
     """Test whether a normalization may have been applied to images, (B, C, H, W): undone, they are in [0, 1].
 
-    With `whole`, the darkest or brightest pixel of all must also be nearly black or white. This rules out
-    ImageNet's mean and std for images in [-1, 1], which would lie between .26 and .71 once undone.
+    With `whole`, each channel must also reach black or white, as all photographs together do if they have
+    undergone it. Images in [-1, 1] would lie between .26 and .71, were ImageNet's mean and std undone.
     """
     if not all(_fit(one, images.shape[1]) for one in scale):
         return False
     values = _undone(images.detach().float().cpu(), scale)
     if ((values < -_BEYOND) | (values > 1 + _BEYOND)).float().mean() > _FEW:
         return False
-    return not whole or bool(values.amin() < _NEAR) or bool(values.amax() > 1 - _NEAR)
+    ends = (values.amin((0, 2, 3)) < _BEYOND) | (values.amax((0, 2, 3)) > 1 - _BEYOND)
+    return not whole or bool(ends.all())
 
 
 def _fit(values: Sequence[float], channels: int) -> bool:

@@ -41,6 +41,7 @@ class Drawing:
     paired: bool = False
     objects: Tensor | None = None
     sinks: Tensor | None = None
+    class_names: Names = None
     viewer: Callable[..., Any] | None = None
 
     def heatmaps(self, size: tuple[int, ...] | None = None) -> Tensor:
@@ -135,7 +136,7 @@ class Drawing:
         Raises:
             VitxError: As for `pixels`; or the images are clips, volumes or spectrograms.
         """
-        classes = classes_said(self.logits, self.target, class_names)
+        classes = classes_said(self.logits, self.target, self._names(class_names))
         pixels = self.pixels(images, **scale)
         return overview_of(pixels, self.maps, classes, colormap, title_of(self.method))
 
@@ -155,8 +156,11 @@ class Drawing:
             raise VitxError(f"the maps of {self.method or 'this method'} have no sign: use evidence")
         return Layer(self.maps, self.signed, self.boxes, self.sinks)
 
+    def _names(self, given: Names) -> Names:
+        return self.class_names if given is None else given
+
     def _captions(self, class_names: Names) -> list[Caption]:
-        return captions_said(self.logits, self.captions, class_names)[:: 1 + self.paired]
+        return captions_said(self.logits, self.captions, self._names(class_names))[:: 1 + self.paired]
 
 
 def draw_layers(

@@ -1,6 +1,8 @@
 """The images, labels and masks in a batch, found by the user's step, by options, or by common names."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +20,8 @@ MASKS = ("mask", "masks")
 BOXES = ("box", "boxes", "bbox", "bboxes")
 # Common names by dimensions: clips and volumes (5), images (4), Hugging Face's spectrograms (3).
 _USUAL = {5: IMAGES, 4: IMAGES, 3: ("input_values",)}
+_ITEM = re.compile(r"(?<![^.])\d+\.")  # of a list, in a path that goes on into the item
+_ROUNDED = 1.01  # of a box that ends at the border
 _GIVE = 'give batch_transform=lambda batch: {"image": ..., "label": ...}'
 
 PARTS = ("images", "labels", "masks")  # the fields of Content that are tensors
@@ -36,6 +40,7 @@ class Content:
     inputs: Mapping[str, Tensor] = field(default_factory=dict)  # other tensors, (B, ...), by path
     name: str = "0"  # the path of the images
     found: tuple[str, ...] = ()  # descriptions of what was found where
+    unsure: bool = False  # whether the masks may be wrong: nothing tells in which form the boxes are
 
     def __len__(self) -> int:
         return len(self.images)
@@ -63,13 +68,20 @@ def read_batch(batch: Any, items: Items | None = None, observed: ObservedStep | 
         name = observed.images[0]
     else:
         name = _images(batch, tensors, in_order)
-    images = tensors[name]
-    per_image = {path: value for path, value in tensors.items() if value.ndim and len(value) == len(images)}
-    masks, noted = _masks(per_image, parts, items, (images.shape[-2], images.shape[-1]))
+    images, of_one = tensors[name], _lists(tensors, name, len(tensors[name]))
+    per_image = {
+        path: value
+        for path, value in tensors.items()
+        if value.ndim and len(value) == len(images) and not path.startswith(of_one)
+    }
+    nested = name.rpartition(".")[0]  # what lies there, beside the images, is as a mask of their padding
+    taken = [path for path in per_image if nested and path.rpartition(".")[0] == nested]
+    taken += observed.output.leaves if observed is not None else []
+    masks, noted, unsure = _masks(per_image, parts, items, (images.shape[-2], images.shape[-1]), taken)
     labels, labeled = _labels(per_image, 3 if masks is not None else 2, parts, items, observed)
     inputs = {path: value for path, value in per_image.items() if path != name}
     shown = [f"images: {_place(name)} of a batch"] if name else []
-    return Content(images, labels, masks, inputs, name, (*shown, f"labels: {labeled}", *noted))
+    return Content(images, labels, masks, inputs, name, (*shown, f"labels: {labeled}", *noted), unsure)
 
 
 def objects(given: Tensor, size: tuple[int, int]) -> tuple[Tensor, str]:
@@ -146,28 +158,58 @@ def _labels(
     flat = [path for path, value in per_image.items() if value.ndim <= 2]
     if "1" in flat and parts == usually:
         return per_image["1"], _place("1")
-    name = int(flat[0]) if flat and flat[0].isdigit() else flat and flat[0]
+    name = _named(flat[0]) if flat else None
     return None, f"none (if they are {_place(flat[0])}, give labels={name!r})" if flat else "none"
 
 
 def _masks(
-    per_image: Mapping[str, Tensor], parts: int, items: Items, size: tuple[int, int]
-) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Return the masks of objects and where they were found."""
+    per_image: Mapping[str, Tensor], parts: int, items: Items, size: tuple[int, int], taken: Collection[str]
+) -> tuple[Tensor | None, tuple[str, ...], bool]:
+    """Return the masks of objects, where they were found, and whether they may be wrong.
+
+    The items that the model has `taken` are doubted.
+    """
     usual = _usual(per_image, (*MASKS, *BOXES))
     if items.get("boxes") is not None:
         path = _item(per_image, items, "boxes")
-    elif usual or (parts == 3 and "2" in per_image):  # (images, labels, boxes)
-        path = usual[0] if usual else "2"
-    else:
-        return None, ()
-    try:
         masks, said = objects(per_image[path], size)
-        return masks, (f"{said}: {_place(path)}",)
-    except VitxError as error:
-        if items.get("boxes") is not None:
-            raise
-        return None, (f"{_place(path)} left out: {error}",) if usual else ()
+        return masks, (f"{said}: {_place(path)}",), False
+    if usual or (parts == 3 and "2" in per_image):  # (images, labels, boxes)
+        path = usual[0] if usual else "2"
+        try:
+            masks, said = objects(per_image[path], size)
+        except VitxError as error:
+            return None, (f"{_place(path)} left out: {error}",) if usual else (), False
+        corners = said != "masks"
+        form = "x1, y1, x2, y2" if corners else "masks of objects"
+        sure = _are_corners(per_image[path], size) if corners else _are_masks(per_image[path], size)
+        if sure and (corners or path not in taken):
+            return masks, (f"{said}: {_place(path)}",), False
+        doubt = f"{_place(path)} left out, as it may not hold {form}: if it does, give boxes={_named(path)!r}"
+        return masks if corners else None, (doubt,), corners
+    return None, (), False
+
+
+def _are_masks(given: Tensor, size: tuple[int, int]) -> bool:
+    """Return whether masks have the size of the images and one value on the objects."""
+    return tuple(given.shape[-2:]) == size and len(given[given > 0].unique()) <= 1
+
+
+def _are_corners(boxes: Tensor, size: tuple[int, int]) -> bool:
+    """Return whether some boxes would leave the picture as corner and size, and some as center and size."""
+    first, last = boxes.float().split(2, -1)
+    most = _ROUNDED * torch.tensor(size[::-1] if boxes.max() > 1 else (1, 1), device=boxes.device)
+    as_corner, as_center = first + last > most, (first < last / 2) | (first + last / 2 > most)
+    return bool(as_corner.any() and as_center.any())
+
+
+def _lists(paths: Iterable[str], images: str, count: int) -> tuple[str, ...]:
+    """Return the paths of lists of one structure for each of `count` images, such as a detector's targets."""
+    items = defaultdict[str, set[str]](set)
+    for path in paths:
+        for item in _ITEM.finditer(path):
+            items[path[: item.start()]].add(item.group())
+    return tuple(one for one, held in items.items() if len(held) == count and not images.startswith(one))
 
 
 def _item(tensors: Mapping[str, Tensor], items: Items, option: str) -> str:
@@ -184,6 +226,11 @@ def _item(tensors: Mapping[str, Tensor], items: Items, option: str) -> str:
 
 def _place(path: str) -> str:
     return f"item {path if path.isdigit() else repr(path)}"
+
+
+def _named(path: str) -> Name:
+    """Return the name of an item as an option takes it."""
+    return int(path) if path.isdigit() else path
 
 
 def _usual(paths: Iterable[str], names: Sequence[str]) -> list[str]:

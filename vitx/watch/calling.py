@@ -4,17 +4,15 @@ from collections.abc import Callable, Iterable, Mapping
 from inspect import Parameter
 from typing import Any
 
-from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from vitx.errors import VitxError, in_words
 from vitx.models.given import IMAGE_NAMES, parameters_of
 from vitx.models.prediction import forward
 from vitx.watch.batches import LABELS
 from vitx.watch.nested import last
-from vitx.watch.observed import ObservedStep
+from vitx.watch.observed import AVERAGED, ObservedStep
 
 Forward = Callable[..., Tensor]
 FORWARD_FN = "give forward_fn=lambda module, images: ..."
@@ -25,7 +23,7 @@ def averaged(model: nn.Module, callbacks: Iterable[Any]) -> nn.Module:
     held = [value for callback in callbacks for value in vars(callback).values()]
     modules = [one for one in held if isinstance(one, nn.Module) and not isinstance(one, type(model))]
     for candidate in (part for one in (*modules, model) for part in one.modules()):
-        if isinstance(candidate, (AveragedModel, ModelEmaV2, ModelEmaV3)):
+        if isinstance(candidate, AVERAGED):
             found: nn.Module = candidate.module
             return found
     raise VitxError(

@@ -1,5 +1,6 @@
 """Class names, labels and normalizations that data sets and other objects of the user hold."""
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import MethodType, ModuleType
@@ -14,7 +15,7 @@ from vitx.inputs.preprocessing import normalization
 from vitx.pictures.colors import BYTES, UNSCALED, Scale, fits
 from vitx.watch.batches import LABELS
 
-_NAMES = ("classes", "class_to_idx", "label_to_id", "class_names")
+_NAMES = ("class_to_idx", "classes", "label_to_id", "class_names")  # labels are read by the first
 _MOST_READ = 2000  # samples to search for classes if the data set does not list its labels
 _CHANNELS = 1000  # at most, of a mean or a std
 _SCALE_NAMES = ("mean", "std"), ("image_mean", "image_std")  # the second pair is that of image processors
@@ -41,10 +42,7 @@ def names_in(value: Any) -> tuple[str, ...] | None:
         with suppress(Exception):  # a method that requires arguments
             value = value()
     if isinstance(value, Mapping):
-        pairs = [(key, name) if hasattr(key, "__index__") else (name, key) for key, name in value.items()]
-        if not all(hasattr(number, "__index__") for number, _ in pairs):
-            return None
-        value = [name for _, name in sorted(pairs, key=lambda pair: int(pair[0]))]
+        value = _in_order(value)
     if hasattr(value, "tolist"):  # an array or a tensor
         value = value.tolist()
     if not isinstance(value, (list, tuple)) or not value:
@@ -57,6 +55,16 @@ def are(values: Any, kind: Any) -> bool:
     return isinstance(values, Sequence) and len(values) > 0 and all(isinstance(one, kind) for one in values)
 
 
+def _in_order(named: Mapping[Any, Any]) -> list[Any] | None:
+    """Return the names in a mapping to or from 0, 1, ..., where keys may be digits; None for another one."""
+    digits = [(int(key), name) for key, name in named.items() if str(key).isdecimal()]
+    for pairs in (named.items(), zip(named.values(), named, strict=True), digits):
+        found = {operator.index(number): name for number, name in pairs if hasattr(number, "__index__")}
+        if found.keys() == {*range(len(named))}:
+            return [found[number] for number in range(len(named))]
+    return None
+
+
 def class_counts(data: Any) -> range | None:
     """Return the plausible numbers of model outputs, given the labels that the data set lists."""
     count = max((hasattr(data, "__len__") and _labels(data)) or [-1]) + 1
@@ -67,7 +75,7 @@ def one_of_each_class(
     data: Any, count: int, read_labels: Callable[[Sequence[int]], Iterable[int | None]]
 ) -> tuple[int, ...]:
     """Return the index of one sample per class, in class order; of more than `count`, evenly spaced ones."""
-    labels, firsts, most = _labels(data), dict[int, int](), len(data)
+    labels, firsts, most = _labels(data, sure=True), dict[int, int](), len(data)
     order: Sequence[int] = range(len(data))
     if labels is None:
         shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
@@ -88,12 +96,15 @@ def evenly_spaced(length: int, most: int) -> tuple[int, ...]:
     return tuple(int((place + 0.5) * length / count) for place in range(count))
 
 
-def _labels(data: Any) -> Sequence[int] | None:
+def _labels(data: Any, sure: bool = False) -> Sequence[int] | None:
+    """Return the listed labels; if they must be `sure`, not the second of more than two tensors."""
     if isinstance(data, Subset):
-        whole = _labels(data.dataset)
+        whole = _labels(data.dataset, sure)
         return None if whole is None else [whole[place] for place in data.indices]
     listed: list[Any] = [getattr(data, name, None) for name in ("targets", "labels", "_labels")]
-    for values in data.tensors[1:2] if isinstance(data, TensorDataset) else listed:
+    if isinstance(data, TensorDataset):
+        listed = [] if sure and len(data.tensors) > 2 else [*data.tensors[1:2]]
+    for values in listed:
         numbers = values.tolist() if hasattr(values, "tolist") else values
         one_each = isinstance(numbers, (list, tuple)) and len(numbers) == len(data)
         if one_each and all(type(number) is int for number in numbers):

@@ -15,7 +15,7 @@ from vitx.evaluation.perturbation import Measure
 from vitx.explaining import explain_methods
 from vitx.explanation import Explanation, join
 from vitx.models.isolation import untouched
-from vitx.models.outputs import Kind, beyond, declared_classes, kind_of, told_apart
+from vitx.models.outputs import Kind, beyond, classes_in, declared_classes, kind_of, told_apart
 from vitx.pictures.captions import Names
 from vitx.targets import Prompted, Question, Text
 from vitx.watch.calling import FORWARD_FN, call_of
@@ -79,17 +79,21 @@ class SampleExplainer:
         return {name: found[name] for name in methods if name in found}, errors
 
     def fitting(self, host: Host, samples: Samples, names: Names) -> tuple[Names, list[str]]:
-        """Return the class names, or None if there are too few, and hints about what does not fit."""
+        """Return the class names, or None if there is not one for each output, and hints on what is wrong."""
         width, labels, said = prod(self._shape), samples.labels, list(self._unlike(host, samples))
-        if names is not None and self.kind in _CLASSES and len(names) < max(width, 2):
-            outputs = f"as there are {width} outputs"
-            said.append(f"{len(names)} names are left out, {outputs}: give class_names with one for each")
+        classes = max(width, 2)  # a single output decides between two
+        if names is not None and self.kind in _CLASSES and len(names) != classes:
+            said.append(
+                f"{len(names)} names for {classes} classes are left out: give class_names, one for each"
+            )
             names = None
         if self.kind is None:
             one = f"as one image alone could not be explained ({self._unlooked})"
             said.append(f"the output is taken for scores of classes, {one}: {FORWARD_FN}")
         if labels is not None and beyond(labels, width):
             said.append(f"label {int(labels.max())} is beyond the {width} outputs")
+        if self.observed is not None and self.observed.note and not self._settings.forward_fn:
+            said.append(self.observed.note)
         if self._classless:
             elsewhere = "if its head is a separate module, give forward_fn, or a model of both"
             said.append(f"{self._classless}: explaining a score needs a target function; {elsewhere}")
@@ -176,6 +180,8 @@ class SampleExplainer:
             return target.kind if isinstance(target, Text) else "features"
         flat, observed = logits.ndim in (1, 2), None if self._settings.forward_fn else self.observed
         if observed is not None and observed.kind is not None:
+            # Where an output depends on how many images there are, its columns are images, not classes.
+            flat = flat and logits.shape[1:] == observed.output.value.shape[1:]
             return told_apart(observed.kind, logits[0].numel(), samples.labels) if flat else "features"
         names = own or samples.class_names or host.class_names()
         declared = {*declared_classes(model), len(own or ())}
@@ -189,15 +195,18 @@ class SampleExplainer:
     def _target(self, samples: Samples, part: slice) -> Any:
         """Return the target of some images as `vitx.explain` takes it; the target of numbers is their sum."""
         target: Any = self._settings.target
-        if target == "predicted":
+        if target == "predicted" or (target == "label" and self.kind is None):
             return _number if self.kind in _NUMBERS else None
-        if target == "label" and (samples.labels is None or samples.labels.ndim != 1):
-            raise VitxError('target="label" needs a class for each image: give a data set of (image, class)')
+        if target == "label":
+            target = classes_in(samples.labels, prod(self._shape)) if self.kind == "class" else None
+            if target is None:
+                found = "no labels" if samples.labels is None else f"labels for an output of {self.kind}"
+                given = "give labels, a class, as target=3, or a function of the output"
+                raise VitxError(f'target="label" needs a class for each image, found {found}: {given}')
         if target == "caption":
             target = Text(*samples.captions, maps="own")
         if isinstance(target, Question):
             return target.of(part)
-        target = samples.labels if target == "label" else target
         return target[part] if isinstance(target, Tensor) else target
 
 

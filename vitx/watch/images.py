@@ -222,7 +222,10 @@ def _batches(loader: Any) -> Generator[Any, None, None]:
 
 
 def join(contents: Iterable[Content], count: int) -> Content:
-    """Join the contents of batches, up to `count` images; labels or masks that some lack are left out."""
+    """Join the contents of batches, up to `count` images; labels or masks that some lack are left out.
+
+    The form of all boxes is known if one batch tells it.
+    """
     parts: list[Content] = []
     for content in contents:
         parts.append(content)
@@ -230,7 +233,10 @@ def join(contents: Iterable[Content], count: int) -> Content:
             break
     if not parts:
         raise VitxError("the data set to take images from is empty")
-    first, found = parts[0], list(parts[0].found)
+    first = next((part for part in parts if not part.unsure), parts[0])
+    if first.unsure:
+        parts = [replace(part, masks=None) for part in parts]
+    found = list(first.found)
     known: dict[str, Any] = dict.fromkeys(PARTS)
     # Inputs padded for each batch may not fit together; a forward that requires a missing one reports it.
     known["inputs"] = {
@@ -240,9 +246,10 @@ def join(contents: Iterable[Content], count: int) -> Content:
     }
     for name in PARTS:
         values = [value for part in parts if (value := vars(part)[name]) is not None]
-        if len(sizes := {tuple(one.shape[1:]) for one in values}) > 1:
+        sizes = {tuple(one.shape[1:]) for one in values}
+        if name == "images" and len(sizes) > 1:
             raise VitxError(f"the images must have one size to be explained together, found {sorted(sizes)}")
-        if len(values) == len(parts):
+        if len(values) == len(parts) and len(sizes) == 1:
             known[name] = torch.cat(values)
         elif values:
             found.append(f"{name}: left out, as not all batches have them")

@@ -2,17 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
 import torch
+from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from vitx.models.outputs import Kind
-from vitx.watch.nested import mapped, tensors_of
+from vitx.watch.nested import last, mapped, tensors_of
 from vitx.watch.recorded import Node, Value
-from vitx.watch.step import COUNTED, FILLED, Comparison, StepRecorder, name_of
+from vitx.watch.step import COUNTED, FILLED, PARTS, Comparison, StepRecorder, name_of
 
+AVERAGED = (AveragedModel, ModelEmaV2, ModelEmaV3)
 _SHAPED = ("expand", *FILLED)  # operators that make rows; their list arguments are shapes
 _VIEWS = ("view", "_unsafe_view", "reshape")  # those that keep all entries
 
@@ -21,12 +25,13 @@ class Replay:
     """The calls that compute a value, or all outputs of its call, from the tensors of another batch."""
 
     def __init__(self, nodes: Sequence[Node], value: Value, whole: bool = False) -> None:
-        self.nodes, self._value, self._whole = list[Node](), value, whole
+        self.nodes, self.value, self._whole = list[Node](), value, whole
         needed, count = {value}, 0 if value.node is None else nodes.index(value.node) + 1
         for node in reversed(nodes[:count]):  # including writes into the storage of needed values
             if node.writes & {one.storage for one in needed} or any(one.node is node for one in needed):
                 self.nodes.insert(0, node)
                 needed |= node.needs
+        self.needed = needed
         self.leaves = sorted({one.path or "" for one in needed if one.node is None})  # paths in the batch
 
     def __call__(self, leaves: Mapping[str, Tensor], model: nn.Module, was: int) -> Any:
@@ -50,7 +55,7 @@ class Replay:
                 args = _resized(node, args, was, size)
             out = called(*args, **mapped(node.kwargs, given))
             made |= {(node, path): tensor for path, tensor in tensors_of(out)}
-        return out if self._whole else given(self._value)
+        return out if self._whole else given(self.value)
 
 
 def _resized(node: Node, args: Sequence[Any], was: int, size: int) -> Sequence[Any]:
@@ -87,6 +92,7 @@ class ObservedStep:
     kind: Kind | None = None  # None if no comparison was recorded
     truth: Replay | None = None  # what the output is compared with; None if unknown
     logits: Callable[[Tensor], Tensor] | None = None  # from an output of probabilities
+    note: str = ""  # which of several comparisons this is
 
     def run(self, model: nn.Module, leaves: Mapping[str, Tensor]) -> Any:
         """Return the logits of a model, (B, ...), computed as in the recorded step."""
@@ -94,8 +100,12 @@ class ObservedStep:
         return found if self.logits is None else self.logits(found)
 
     def lacks(self, model: nn.Module, paths: set[str]) -> list[str]:
-        """Return what the replay needs besides the parts of a model and the tensors at these paths."""
-        names = {name for name, _ in model.named_modules()}
+        """Return what the replay needs besides the parts of a model and the tensors at these paths.
+
+        The averaged weights that a model holds are not its own.
+        """
+        averaged = {part for one in model.modules() if isinstance(one, AVERAGED) for part in one.modules()}
+        names = {name for name, part in model.named_modules() if part not in averaged}
         called = {node.called for node in self.output.nodes if isinstance(node.called, str)}
         return sorted({*self.output.leaves} - paths) + sorted(called - names)
 
@@ -110,11 +120,12 @@ class ObservedStep:
 
 def observed(recorder: StepRecorder, where: str) -> ObservedStep | None:
     """Return the step that a recorder followed; None if it failed, or no model ran on images."""
-    usable = [one for one in recorder.comparisons if one.output.path is not None]
-    best = min(usable, key=lambda one: one.rank, default=None)
+    usable = _usable(recorder)
+    best = min(usable, key=partial(_place, recorder), default=None)
     if recorder.error or not (best or recorder.outputs):
         return None
-    put_out = [best.output] if best else recorder.outputs[0]
+    whole = best and _whole(best, usable)
+    put_out = [whole or best.output] if best else recorder.outputs[0]
     output = Replay(recorder.nodes, put_out[0], whole=len(put_out) > 1)
     images = tuple(p for p in recorder.leaves if p in recorder.images and p in output.leaves)
     draws = any(
@@ -125,8 +136,45 @@ def observed(recorder: StepRecorder, where: str) -> ObservedStep | None:
     known = where, recorder.module, images, len(recorder.leaves[images[0]]), output
     if best is None:
         return ObservedStep(*known)
+    if whole is not None:
+        return ObservedStep(*known, "features", note=f"{where} compares parts of the output one by one")
     truth = None if best.truth.path is None else Replay(recorder.nodes, best.truth)
-    return ObservedStep(*known, _kind(best), truth, _logits(best))
+    count = len({(one.output, one.truth.leaves) for one in usable if one.rank <= best.rank})
+    chosen = "the first" if _place(recorder, best)[0] else "forward's"
+    note = f"of {count} comparisons in {where}, {chosen} counts: give forward_fn or labels for another"
+    return ObservedStep(*known, _kind(best), truth, _logits(best), note if count > 1 else "")
+
+
+def _usable(recorder: StepRecorder) -> list[Comparison]:
+    """Return the comparisons that can be replayed, but for those with what another output is made of."""
+    made_of = [one.output.leaves for one in recorder.comparisons]
+    final = (one for one in recorder.comparisons if not any(one.truth.leaves <= held for held in made_of))
+    return [one for one in final if one.output.path is not None]
+
+
+def _place(recorder: StepRecorder, one: Comparison) -> tuple[bool, int, bool]:
+    """Return the place of a comparison in the order of preference: first that of what forward puts out."""
+    put_out = [values for values in recorder.outputs if values[0].node and values[0].node.called == ""]
+    main = [min(values, key=lambda value: last(value.path or "") != "logits") for values in put_out]
+    needed = Replay(recorder.nodes, one.output).needed
+    own = {(value.node, value.path) for value in main} & {(value.node, value.path) for value in needed}
+    return not own, one.rank, one.kind == "numbers"
+
+
+def _whole(best: Comparison, usable: Sequence[Comparison]) -> Value | None:
+    """Return the output of which the step compares several parts, such as the best; None if there is none."""
+    found, whole = [_part(one) for one in usable if one.rank == best.rank], _part(best)[0]
+    return whole if whole and len({part for source, part in found if source is whole}) > 1 else None
+
+
+def _part(one: Comparison) -> tuple[Value | None, str]:
+    """Return the output that a comparison takes a part of, and which part; None if it takes all."""
+    node, shape = one.output.node, one.output.shape
+    if node is None or isinstance(node.called, (str, nn.Module)) or name_of(node.called) not in PARTS:
+        return None, ""
+    (source,) = node.needs
+    of_each_image = shape[:1] == source.shape[:1]
+    return (source.core or source) if of_each_image else None, f"{node.args[1:]} {one.output.path}"
 
 
 def _kind(best: Comparison) -> Kind:

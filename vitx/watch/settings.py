@@ -61,7 +61,7 @@ _RULES: Sequence[tuple[str, Callable[[Any], Any], str]] = (
     ("dataloader_idx", lambda one: isinstance(one, (str, int)), "the number or the name of a loader"),
     ("labels show", lambda one: isinstance(one, (str, int)), "an item of a batch, by key or position"),
     ("boxes", lambda one: isinstance(one, (str, int, Tensor)), "a tensor, or an item of a batch"),
-    ("class_names", names_in, "names in a list or a mapping"),
+    ("class_names", names_in, "a list of names, or a mapping between names and 0, 1, ..."),
     ("normalization", lambda one: _several(one, [2], numbers_in), "(mean, std), numbers for the channels"),
     ("bands", lambda one: _several(one, [1, 3], _whole), "one or three channels, in a list"),
     ("target", _target, '"predicted", "label", "caption", a class, a function or one of vitx.targets'),

@@ -36,7 +36,7 @@ _ENDS = {
     **dict.fromkeys(("gt", "ge", "lt", "le", "round", "sign"), "threshold"),
     **{name: name for name in ("sigmoid", "log", "exp")},
 }
-# The kind of an output that ends in these functions: in a loss written by hand, and in a metric.
+# The kind of an output by the first of these functions: in a loss written by hand, and in a metric.
 _BY_HAND: dict[str, Kind] = {
     **dict.fromkeys(("softmax", "log_softmax", "log"), "class"),
     **dict.fromkeys(("sigmoid", "log_sigmoid"), "classes"),
@@ -49,7 +49,8 @@ _SAME = {
     *("_to_copy", "type_as", "broadcast_tensors", "clamp", "clamp_min", "clamp_max", "nan_to_num"),
     "masked_select",
 }
-_PARTS = ("select", "slice", "narrow", "split", "chunk")  # which return the same values if they take all
+_TINY = 1e-3  # a summand that keeps a logarithm finite
+PARTS = ("select", "slice", "narrow", "split", "chunk", "unbind")  # the same values if they take all
 # Operators that take no tensor, or, like new_zeros, only its dtype; the others take a number of entries.
 FILLED = ("zeros", "ones", "full", "empty", "rand", "randn", "randint")
 COUNTED = ("arange", "randperm")
@@ -211,13 +212,13 @@ class StepRecorder(TorchDispatchMode):
                     self.comparisons.append(found)
 
     def _of_one_class(self, truth: Value, values: Tensor) -> bool:
-        """Return whether the ground truth is the one-hot encoding of classes that the batch holds."""
+        """Return whether the truth is the one-hot encoding, perhaps smoothed, of classes in the batch."""
         leaves = [self.leaves[path] for path in truth.leaves]
         if len(leaves) != 1 or values.ndim != 2 or values.shape[1] == 1:
             return False
-        classes = values.argmax(1)
-        one_hot = torch.nn.functional.one_hot(classes, values.shape[1]).to(values.dtype)
-        return torch.equal(one_hot, values) and torch.equal(classes, leaves[0])
+        classes, large = values.argmax(1), values.float() > values.float().mean()
+        one_hot = torch.nn.functional.one_hot(classes, values.shape[1]) > 0
+        return torch.equal(one_hot, large) and torch.equal(classes, leaves[0])
 
 
 def _written(func: Any, args: Any) -> frozenset[int]:
@@ -232,8 +233,9 @@ def derived(name: str, args: Any, given: Sequence[Value], in_model: bool, out: T
     if not given:
         return Value.of(out, frozenset())
     first, of_model = given[0], in_model or any(one.of_model for one in given)
-    whole = name in _PARTS and out.numel() == first.shape.numel()
-    same = name in _SAME or whole or (name == "index" and is_masked(args))
+    whole = name in PARTS and out.numel() == first.shape.numel()
+    tiny = name in ("add", "sub") and any(type(one) is float and abs(one) < _TINY for one in args[1:])
+    same = name in _SAME or whole or tiny or (name == "index" and is_masked(args))
     is_new = name.startswith("new_") or name.endswith("_like")  # takes only the shape or dtype of a tensor
     leaves = first.leaves if same else frozenset[str]().union(*(one.leaves for one in given if not is_new))
     if not same and (name not in _ENDS or not of_model):
@@ -257,7 +259,9 @@ def compared(
             if name in ("eq", "ne") and end in _METRICS:
                 yield one, other, _METRICS[end], 2
             elif name in ("mul", "sub", "rsub", "xlogy") and end in _BY_HAND:
-                yield one, other, _BY_HAND[end], 1
+                ends = ((one.core or one).ended_by, *one.ends)
+                kind = next(_BY_HAND[each] for each in ends if each in _BY_HAND)
+                yield one, other, kind, 2 if ends == ("", "log") else 1  # maybe the logarithm of 1 - p
             elif name in ("sub", "rsub") and numbers and not end:
                 yield one, other, "numbers", 1
 
