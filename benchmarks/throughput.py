@@ -31,9 +31,9 @@ import vitx
 from vitx.attribution import Methods
 from vitx.cli.asking import Asked
 from vitx.cli.findings import Product
+from vitx.cli.folder import Output
 from vitx.cli.many import Explainer, Place, predict, read_picture
 from vitx.cli.model import Subject
-from vitx.cli.output import Output
 from vitx.files import PICTURES, encode
 from vitx.inputs.prepared import preprocessing_of, to_tensor
 from vitx.inputs.reading import find_pictures

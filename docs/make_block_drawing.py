@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 import vitx
 from vitx.attribution.rollout import Rollouts
-from vitx.tape.output import evenly
 from vitx.tape.recorder import Recorder
 from vitx.tape.relevance import Propagation
+from vitx.tape.score import evenly
 from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
 

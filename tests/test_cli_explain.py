@@ -20,8 +20,8 @@ from tests import models
 from tests.processes import run_together
 from vitx.cli import main
 from vitx.cli.findings import Product
+from vitx.cli.folder import linked
 from vitx.cli.many import progress_bar
-from vitx.cli.output import linked
 from vitx.inputs.preprocessing import Preprocessing
 
 NAME = "deit_tiny_patch16_224"

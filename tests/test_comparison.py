@@ -24,7 +24,7 @@ from tests.played_runs import (
     write_run,
 )
 from tests.test_report import articles, films, picture, report, said
-from vitx.cli.page import columns
+from vitx.cli.report_page import columns
 from vitx.runs.comparing import compare_settings, meetings
 from vitx.runs.run import Run
 

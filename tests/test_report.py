@@ -32,7 +32,7 @@ from tests.played_runs import (
     write_run,
 )
 from vitx.cli import main
-from vitx.cli.page import charts, charts_of_runs, columns_of, look, number
+from vitx.cli.report_page import charts, charts_of_runs, columns_of, look, number
 from vitx.pictures import render
 from vitx.pictures.captions import captions_of
 

@@ -21,8 +21,8 @@ from vitx.models.outputs import described, main, mask_queries
 from vitx.models.prediction import Target as Classes
 from vitx.models.prediction import read_logits, scores, target_classes
 from vitx.tape.backward import Attribution, Backward
-from vitx.tape.output import Score, evenly, logits_of, output_value, score_of
 from vitx.tape.recorder import Recorder
+from vitx.tape.score import Score, evenly, logits_of, output_value, score_of
 from vitx.tape.sinks import Sinks, find_sinks
 from vitx.tape.tape import Tape
 from vitx.tape.values import Value

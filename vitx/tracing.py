@@ -13,8 +13,8 @@ from vitx.models.isolation import without_autocast
 from vitx.models.prediction import check_model
 from vitx.tape.attention import Attention
 from vitx.tape.call import tensors_in
-from vitx.tape.output import NO_ATTENTION
 from vitx.tape.recorder import Recorder
+from vitx.tape.score import NO_ATTENTION
 from vitx.tape.tape import Tape
 from vitx.tape.values import Value
 from vitx.tape.walk import gradients

@@ -19,8 +19,8 @@ from torch import Tensor
 
 import vitx
 from vitx.attribution import find_method, methods
+from vitx.cli.folder import write_and_say
 from vitx.cli.options import add, check_least
-from vitx.cli.output import write_and_say
 from vitx.files import png_path
 from vitx.inputs.reading import find_pictures
 from vitx.models.named import load_answering

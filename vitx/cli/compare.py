@@ -17,9 +17,9 @@ from torch import Tensor
 
 from vitx.attribution import DEFAULT, title_of, with_options
 from vitx.cli.asking import check_target
+from vitx.cli.folder import write_and_say
 from vitx.cli.model import Subject, add_picture, load_subject
 from vitx.cli.options import add
-from vitx.cli.output import write_and_say
 from vitx.errors import VitxError
 from vitx.files import png_path
 from vitx.inputs.reading import find_picture

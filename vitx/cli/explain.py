@@ -35,10 +35,10 @@ import vitx
 from vitx.attribution import DEFAULT, Methods, find_method, methods, telling, title_of, with_options
 from vitx.cli.asking import add_questions, check_questions, check_target, questions_of
 from vitx.cli.findings import Product
+from vitx.cli.folder import Output, linked
 from vitx.cli.many import SHARD, Explainer, Place, predict
 from vitx.cli.model import PREDICTED, Subject, add_model_details, add_model_options, load_subject
 from vitx.cli.options import ANY, COUNT, TEXT, add, check_least, read_settings
-from vitx.cli.output import Output, linked
 from vitx.errors import VitxError
 from vitx.files import PICTURES, write_png
 from vitx.functional.fusing import check_options

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from vitx.attribution import find_method, telling
 from vitx.cli.asking import Asked
 from vitx.cli.findings import NOTHING, Finding, Map
+from vitx.cli.folder import Output
 from vitx.cli.model import Subject
-from vitx.cli.output import Output
 from vitx.errors import VitxError, failure
 from vitx.explanation import Explanation
 from vitx.pictures.captions import classes_said

@@ -31,7 +31,7 @@ import torch
 from vitx.attribution import Methods, telling
 from vitx.cli.model import add_model_details, add_model_options, load_subject
 from vitx.cli.options import add, check_least
-from vitx.cli.page import charts, charts_of_runs, columns, embed, fill, show
+from vitx.cli.report_page import charts, charts_of_runs, columns, embed, fill, show
 from vitx.cli.runs import add_runs, one_thread, opened_runs
 from vitx.errors import VitxError
 from vitx.pictures.captions import Caption, shares_of

@@ -12,9 +12,9 @@ from typing import Any
 
 import vitx
 from vitx.attribution import with_options
+from vitx.cli.folder import write_and_say
 from vitx.cli.model import add_picture, load_subject
 from vitx.cli.options import add
-from vitx.cli.output import write_and_say
 from vitx.errors import VitxError
 from vitx.files import png_path
 from vitx.inputs.reading import find_pictures

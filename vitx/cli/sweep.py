@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 import vitx
 from vitx.attribution import title_of
+from vitx.cli.folder import write_and_say
 from vitx.cli.model import Subject, add_picture, load_subject
 from vitx.cli.options import add
-from vitx.cli.output import write_and_say
 from vitx.files import png_path
 from vitx.functional.fusing import HEAD_FUSIONS, check_options
 from vitx.inputs.reading import find_picture

@@ -1,7 +1,14 @@
 """The core of vitx: one pass of a model is recorded as a tape of ATen calls, which is then walked backward.
 
-`recorder` runs the pass and writes a `tape` of `values` and steps. `rules` take relevance and the gradient
-back through each operator; `sums` and `attention` define residuals and attentions. `walk` is the loop behind
-all backward walks, of the gradient and of `relevance`, and `backward` is their interface for methods.
-`conservation` checks what arrived, and `grid` turns it into a map. Nothing here relies on model metadata.
+In the order in which to read it:
+
+    values, tape            what a tape holds: values, and the steps that made them
+    recorder, call, rules   the pass, call by call, and the rule of each operator
+    sums, attention, heads  residuals, the attentions inside them, and which of these are heads of one
+    walk, relevance         the loop behind all backward walks, and what relevance does on its way
+    backward                the interface for methods: walks begin at a `score`, `conservation` checks what
+                            arrived, and `grid` turns it into a map
+
+`axes` and `contraction` tell what dimensions count, `tensors` and `versions` which value a tensor has now,
+and `expanded` computes with relevance that is alike along channels. Nothing relies on model metadata.
 """

@@ -21,8 +21,8 @@ from vitx.tape.conservation import check, check_lost, check_score, share_of_imag
 from vitx.tape.expanded import summed
 from vitx.tape.grid import Grid
 from vitx.tape.heads import Heads, check_alone
-from vitx.tape.output import Score
 from vitx.tape.relevance import Placement, Propagation, Reading, Rule
+from vitx.tape.score import Score
 from vitx.tape.sinks import Sinks, without
 from vitx.tape.sums import Layer
 from vitx.tape.tape import Tape

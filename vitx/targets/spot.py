@@ -11,8 +11,8 @@ from vitx.tape.attention import Attention
 from vitx.tape.axes import channel_dims
 from vitx.tape.expanded import scaled
 from vitx.tape.grid import Grid
-from vitx.tape.output import Score, output_value
 from vitx.tape.relevance import Placement, Propagation
+from vitx.tape.score import Score, output_value
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Kept
 from vitx.tape.values import Step, Value

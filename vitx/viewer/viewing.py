@@ -19,8 +19,8 @@ from vitx.models.prediction import forward, read_logits
 from vitx.pictures.captions import captions_said, classes_said
 from vitx.tape.attention import Attention
 from vitx.tape.backward import Backward
-from vitx.tape.output import NO_ATTENTION, evenly
 from vitx.tape.recorder import Recorder
+from vitx.tape.score import NO_ATTENTION, evenly
 from vitx.tape.tape import Tape
 from vitx.targets.question import Question
 from vitx.tracing import Trace
