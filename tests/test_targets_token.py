@@ -108,3 +108,11 @@ def test_targets_of_each_image_are_split_as_a_loader_splits_the_images(vit, imag
 def test_bad_words(vit, images, target, said):
     with pytest.raises(VitxError, match=re.escape(said)):
         explain(vit, images, target=target())
+
+
+def test_the_picture_marks_the_patch():
+    family = models.FAMILIES["deit"]
+    found = explain(models.built("deit"), family.images(), target=token([1, 3], [0, 2]))
+    side = family.images().shape[-1] / found.maps.shape[-1]
+    corners = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    assert torch.equal(found.boxes, torch.cat([corners, corners + 1], 1) * side)

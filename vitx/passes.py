@@ -28,7 +28,7 @@ from vitx.tape.tape import Tape
 from vitx.tape.values import Value
 from vitx.targets.query import objects_of
 from vitx.targets.question import Answers, Asked, Question
-from vitx.targets.spot import Spot, find_spot
+from vitx.targets.spot import Spot, find_spot, outlines
 from vitx.tracing import Trace
 
 Target = Classes | Question
@@ -121,7 +121,8 @@ def _record(
         end = _run(recorder, model, pixels, asked, target, inputs)
     if asked.cells is not None:  # the token is only known after the pass
         spot = find_spot(recorder.tape, len(pixels), asked.cells, dtype)
-        end = end._replace(spot=spot, value=spot.score.value)
+        boxes = outlines(asked.cells(spot.grid), spot.grid, pixels.shape[2:])
+        end = end._replace(spot=spot, value=spot.score.value, answers=end.answers._replace(boxes=boxes))
     if not lens:
         return end, []
     with recorder.recording():
