@@ -34,5 +34,5 @@ def test_labels_or_masks_that_a_batch_lacks_are_left_out_and_said(part, lacking)
     found = join(batches, 5)
     assert getattr(found, part) is None
     assert [len(vars(found)[name]) for name in ("images", "labels", "masks") if name != part] == [5, 5]
-    assert found.found == (f"{part} left out, as not all batches have them",)
+    assert found.found == (f"{part}: left out, as not all batches have them",)
     assert join(batches[2:], 5).found == ()

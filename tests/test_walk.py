@@ -112,7 +112,7 @@ def test_made_from():
     assert last.made_from(on.image)
     assert not last.made_from(beside)
     assert not first.made_from(last)
-    beside.roots = first.roots  # as for a rearrangement of it
+    beside.rearranges = first.rearranges  # as for a rearrangement of it
     assert last.made_from(beside)
 
 
@@ -156,7 +156,7 @@ def test_a_sum_from_which_another_term_was_made_is_not_opened():
 
 def over(value, dim):
     value.dim = dim
-    return value.over
+    return value.softmax_over
 
 
 def test_where_a_dimension_went():
@@ -164,12 +164,12 @@ def test_where_a_dimension_went():
     turned = on.tape.value((3, 2), [on.image])
     on.tape.append(Step("t", [on.image], [turned], None, axes=lambda axes: axes[0][::-1]))
     for before, after in ((0, 1), (1, 0)):
-        turned.over = followed(turned, over(on.image, before))
+        turned.softmax_over = followed(turned, over(on.image, before))
         assert turned.dim == after
     merged = on.tape.value((6,), [on.image])
     on.tape.append(Step("view", [on.image], [merged], None, axes=lambda of: ((*of[0][0], *of[0][1]),)))
-    merged.over = followed(merged, over(on.image, 0))
-    assert merged.over is not None
+    merged.softmax_over = followed(merged, over(on.image, 0))
+    assert merged.softmax_over is not None
     assert merged.dim is None  # it also has other elements
 
 
