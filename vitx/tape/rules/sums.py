@@ -74,10 +74,13 @@ def _mean_among(terms: Sequence[tuple[Tensor, float | Tensor]]) -> int | None:
     """Return which of two terms subtracts the mean of the other over some dimensions, as a norm does."""
     for number, ((one, factor), (other, times)) in enumerate((terms, terms[::-1])):
         if one.ndim <= other.ndim:
-            subtracted, whole = core(one.detach()) * factor, other.detach() * times
-            sizes = (1,) * (whole.ndim - one.ndim) + tuple(subtracted.shape)
-            dims = [dim for dim, size in enumerate(sizes) if size == 1 < whole.shape[dim]]
-            if dims and alike((subtracted + whole.mean(dims, keepdim=True)) / whole.abs().amax(), 0):
+            alone = core(one.detach())
+            sizes = (1,) * (other.ndim - one.ndim) + tuple(alone.shape)
+            dims = [dim for dim, size in enumerate(sizes) if size == 1 < other.shape[dim]]
+            if not dims:
+                continue
+            whole = other.detach() * times
+            if alike((alone * factor + whole.mean(dims, keepdim=True)) / whole.abs().amax(), 0):
                 return number
     return None
 
