@@ -48,8 +48,8 @@ class Replay:
             if isinstance(called, attrgetter):
                 made[node, ""] = called(model).clone() if writes else called(model)
                 continue
-            if isinstance(called, (str, nn.Module)):
-                called = model.get_submodule(called) if isinstance(called, str) else called
+            if isinstance(called, str):
+                called = model.get_submodule(called)
             args = mapped(node.args, given)
             if not isinstance(called, nn.Module) and size != was:
                 args = _resized(node, args, was, size)
