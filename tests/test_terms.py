@@ -213,3 +213,14 @@ def test_attention_fuses_heads_that_run_one_by_one():
     options = [{"attention": {"head_fusion": fusion}} for fusion in ("mean", "max", "min")]
     together = explained(lambda net, layer, t: t + net.branch(layer, t), passes=options)
     check_alike(explained(one_by_one, passes=options), together)
+
+
+def test_a_projected_shortcut_keeps_as_much_as_a_plain_one():
+    """As in BoTNet, whose stages begin with a strided one."""
+
+    def block(shortcut):
+        return lambda net, layer, t: (shortcut(net, t) if layer else t) + net.branch(layer, t)
+
+    _, (plain,) = explained(block(lambda net, t: t), passes=[{"rollout": {}}])
+    _, (projected,) = explained(block(lambda net, t: net.out[0](t)), passes=[{"rollout": {}}])
+    torch.testing.assert_close(projected, plain)
