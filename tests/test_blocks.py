@@ -93,6 +93,40 @@ REFINED = {
 }
 
 
+def turned(x):
+    """Rotate pairs of channels by the position of their token, with real numbers."""
+    (a, b), (cos, sin) = x.unflatten(-1, (-1, 2)).unbind(-1), (angles().cos(), angles().sin())
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+
+
+def angles():
+    return torch.arange(TOKENS)[:, None] / 2.0 ** torch.arange(WIDTH // 2, dtype=torch.float64)
+
+
+def turned_as_complex(x):
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles()), angles())).flatten(-2)
+
+
+def turned_in_parts(x):
+    pairs = torch.complex(x[..., ::2].contiguous(), x[..., 1::2].contiguous())
+    pairs = pairs * torch.polar(torch.ones_like(angles()), angles())
+    return torch.stack([pairs.real, pairs.imag], -1).flatten(-2)
+
+
+def rotates(turn):
+    """Return a block of one head whose queries and keys have rotary positions."""
+
+    def block(net, layer, t):
+        q, k, v = (one[layer](net.norm(t)) for one in (net.q, net.k, net.v))
+        return t + net.out[layer](weights(turn(q), turn(k)) @ v)
+
+    return block
+
+
+ROTATED = {"real": turned, "view_as_complex": turned_as_complex, "complex": turned_in_parts}
+
+
 def is_class(t):
     return (torch.arange(TOKENS) == 0)[:, None].to(t)
 
@@ -203,6 +237,7 @@ TABLES = {
     "keys of two heads": (SHARED_KEYS, attends, 2),
     "keys of one head": (SHARED_KEYS, attends, 1),
     "a convolution of A": (REFINED, refined, HEADS),
+    "rotary positions": (ROTATED, rotates, HEADS),
     "a class alone": (CLASS_ALONE, lambda block: block, HEADS),
     "merged tokens": (MERGED, merges, HEADS),
     "a scaled branch": (SCALED, scales, HEADS),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch.nn.modules.module import _global_forward_hooks
 
@@ -172,6 +173,31 @@ class TestEvidence:
         assert explain(models.built("deit"), IMAGES, "gae").signed is None
 
 
+@pytest.mark.parametrize("fusion", ["mean", "max"])
+def test_attention_that_merges_tokens_fuses_its_heads_also_where_they_are_not_kept(fusion, monkeypatch):
+    """Hiera merges tokens by attentions without a residual, below the last layer."""
+    torch.manual_seed(0)
+    model = timm.create_model("hiera_tiny_224", img_size=64, num_classes=5).eval()
+    kept = explain(model, torch.rand(1, 3, 64, 64), "attention", head_fusion=fusion)
+    monkeypatch.setattr(kernels, "SMALL", 0)
+    anew = explain(model, kept.images, "attention", head_fusion=fusion)
+    torch.testing.assert_close(anew.maps, kept.maps, rtol=1e-3, atol=1e-6)
+
+
+def test_masks_that_depend_on_the_image_have_a_plain_gradient():
+    """SAM adds its relative positions, which depend on the queries, as the mask of a fused kernel."""
+    options = {"img_size": 64, "depth": 1, "global_attn_indexes": (0,), "num_classes": 5}
+    model = timm.create_model("samvit_base_patch16", embed_dim=48, num_heads=3, **options).eval()
+    found = explain(model, torch.rand(1, 3, 64, 64), "gae", gradient="plain", target=1)
+    assert found.conservation == pytest.approx(1, abs=1e-3)
+
+
+def test_without_attention_between_tokens_there_is_none_to_show():
+    model = timm.create_model("edgenext_xx_small", num_classes=5).eval()
+    with pytest.raises(VitxError, match="no attention between tokens leads to the output"):
+        explain(model, torch.rand(1, 3, 64, 64), "attention")
+
+
 def test_tiles_of_rows_give_the_same_maps(monkeypatch):
     whole = {method: explain(models.built("deit"), IMAGES, method).maps for method in METHODS}
     monkeypatch.setattr(tiles, "_room", lambda device: 3 * 17 * 5)
@@ -208,6 +234,11 @@ def test_linearized_is_as_linearised():
 
 
 class TestLegrad:
+    def test_refuses_blocks_of_several_outputs(self):
+        model = timm.create_model("tnt_s_patch16_224", img_size=32, depth=1, num_classes=5).eval()
+        with pytest.raises(VitxError, match="cannot be scored one by one"):
+            explain(model, torch.rand(1, 3, 32, 32), "legrad")
+
     def test_scores_what_the_target_function_says(self):
         model, images = models.built("deit", torch.float64), IMAGES.double()
 
