@@ -35,6 +35,12 @@ BESIDE_MLP = {
     "one projection, MLP first": lambda a, m, w, u, b: F.linear(
         torch.cat([m, a], -1), torch.cat([u, w], 1), b
     ),
+    "one projection of a copy": lambda a, m, w, u, b: F.linear(
+        torch.cat([a, m], -1).clone(), torch.cat([w, u], 1), b
+    ),
+    "one projection of rows": lambda a, m, w, u, b: F.linear(
+        torch.cat([a, m], -1).flatten(0, 1), torch.cat([w, u], 1), b
+    ).view_as(a),
     "matmul": lambda a, m, w, u, b: torch.cat([a, m], -1) @ torch.cat([w, u], 1).mT + b,
     "bmm": lambda a, m, w, u, b: (
         torch.bmm(torch.cat([a, m], -1), torch.cat([w, u], 1).mT.expand(len(a), -1, -1)) + b

@@ -18,7 +18,9 @@ from vitx.tape import axes as ax
 from vitx.tape.expanded import reshaped, summed
 from vitx.tape.values import Value
 
-VIEWS = ("view", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze")  # that keep the order of elements
+# Operators that keep the order of elements.
+VIEWS = ("view", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze")
+COPIES = ("clone", "alias", "detach", "_to_copy", "lift_fresh", "lift", "_conj")
 Given = tuple[Tensor, Value | None]  # an operand in the model's shape; its value is None for a constant
 
 
@@ -59,7 +61,9 @@ class Contraction(NamedTuple):
     def apart(self) -> list["Contraction"]:
         """Return the products with each of joined channels that are unlike, if any: W [a, b] = V a + U b."""
         ((_, value), *others), dim = self.live, self.summed[0]
-        while (step := value.made_by) and step.name in VIEWS and step.inputs[0].shape[-1] == value.shape[-1]:
+        while (step := value.made_by) and step.name in (*VIEWS, *COPIES):
+            if step.inputs[0].shape[-1] != value.shape[-1]:
+                return []
             value = step.inputs[0]
         if others or len(self.summed) > 1 or step is None or not joins_unlike(value):
             return []

@@ -16,7 +16,7 @@ from torch import Tensor
 from vitx.tape import axes as ax
 from vitx.tape.attention import Mixture, Scores
 from vitx.tape.call import Call, rule, unknown
-from vitx.tape.contraction import Contraction, joins_unlike, of_matmul, of_sum, transposed
+from vitx.tape.contraction import Contraction, of_matmul, of_sum, transposed
 from vitx.tape.expanded import ratio, reshaped, scaled, shared, spread
 from vitx.tape.rules.attention import attended
 from vitx.tape.rules.elementwise import WEIGHING
@@ -71,7 +71,8 @@ def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
     parts = [(replace(call, live=one.live), one) for one in contraction.apart()]
     if parts:
         return total(call, [(_weighed(inner, one, factor), 1) for inner, one in parts])
-    width = call.tape.unlike.get(call.values[0].rearranges)
+    ((_, value),) = contraction.live
+    width = call.tape.unlike.get(value.rearranges)
     if width in [contraction.left.shape[dim] for dim in contraction.summed]:
         return unknown(call)[0]  # joined channels that are unlike, in another order
     return _weighed(call, contraction, factor)
@@ -151,12 +152,8 @@ def _weighed(call: Call, contraction: Contraction, factor: float) -> Value:
 def linear(call: Call) -> list[Value]:
     """Record a linear layer as a whole."""
     (x, value), bias, weight = call.live[0], call["bias"], call["weight"]
-    if (
-        value.kind is None
-        and call.tensors.origin(weight) == "learned"
-        and not value.parts
-        and not joins_unlike(value)
-    ):
+    alike = not value.parts and value.rearranges not in call.tape.unlike
+    if alike and value.kind is None and call.tensors.origin(weight) == "learned":
         product = _learned_layer(call, value, weight)
     else:
         matrix = weight.mT[(None,) * (x.ndim - 2)]

@@ -11,11 +11,10 @@ from torch import Tensor
 from vitx.tape import axes as ax
 from vitx.tape.axes import Axes
 from vitx.tape.call import Call, Transpose, rule, unknown
-from vitx.tape.contraction import VIEWS, joins_unlike
+from vitx.tape.contraction import COPIES, VIEWS, joins_unlike
 from vitx.tape.expanded import core, fitted, reshaped
 from vitx.tape.values import Value, after, followed, marked
 
-COPIES = ("clone", "alias", "detach", "_to_copy", "lift_fresh", "lift", "_conj")
 IDENTITIES = (*VIEWS, *COPIES, "expand", "slice", "copy")  # if they leave the shape unchanged
 TURNED = (*VIEWS, *COPIES, "permute", "transpose", "t")
 
