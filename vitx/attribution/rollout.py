@@ -20,7 +20,8 @@ class Rollouts(Rule):
         self, head_fusion: str, discard_ratio: float, start_layer: int, reads_gradient: bool = False
     ) -> None:
         check_options(head_fusion, discard_ratio)
-        self.head_fusion, self.discard_ratio, self.start_layer = head_fusion, discard_ratio, start_layer
+        super().__init__(head_fusion)
+        self.discard_ratio, self.start_layer = discard_ratio, start_layer
         self.reads_gradient, self.whole = reads_gradient, discard_ratio > 0
         self.of_heads = reads_gradient or self.whole or head_fusion != "mean"
         self.halves = not self.of_heads
@@ -68,6 +69,7 @@ class Gae(Rule):
     reads_gradient = of_heads = grows = True
 
     def __init__(self, start_layer: int) -> None:
+        super().__init__()
         self.start_layer = start_layer
 
     def layer(self, relevance: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:

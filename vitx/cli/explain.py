@@ -38,7 +38,7 @@ from vitx.cli.findings import Product
 from vitx.cli.folder import Output, linked
 from vitx.cli.many import SHARD, Explainer, Place, predict
 from vitx.cli.model import PREDICTED, Subject, add_model_details, add_model_options, load_subject
-from vitx.cli.options import ANY, COUNT, TEXT, add, check_least, read_settings
+from vitx.cli.options import ANY, COUNT, TEXT, add, check_folder, check_least, read_settings
 from vitx.errors import VitxError
 from vitx.files import PICTURES, write_png
 from vitx.functional.fusing import check_options
@@ -144,8 +144,7 @@ def _check(options: Any) -> dict[str, Any]:
             raise VitxError(f"--save takes {', '.join(_SAVED)}, found {kind}{hint}")
     if not options.output:
         raise VitxError("--output is empty: name a folder")
-    if Path(options.output).is_file():
-        raise VitxError(f"--output is the file {options.output}: give a folder")
+    check_folder(options.output)
     written = [name for name in ("save", "html", "overview", "resume", "open") if options[name]]
     if options.trace and written:
         raise VitxError(f"--trace writes nothing: leave out --{written[0]}")

@@ -5,6 +5,7 @@ from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -82,6 +83,12 @@ def new_name(words: Sequence[str], known: Container[str]) -> str:
 def _key(option: str) -> str:
     """Return the name of the value of an option, which may have words after it."""
     return option.partition(" ")[0].strip("-").replace("-", "_")
+
+
+def check_folder(output: str | Path) -> None:
+    """Raise a VitxError if the output of a command is to go to a folder that is a file."""
+    if Path(output).exists() and not Path(output).is_dir():
+        raise VitxError(f"--output is the file {output}: give a folder")
 
 
 def check_least(options: Any, **least: int) -> None:

@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitx.cli.options import add
+from vitx.cli.options import add, check_folder
 from vitx.cli.runs import add_runs, one_thread, opened_runs
-from vitx.errors import VitxError
 from vitx.files import write_png
 from vitx.pictures.gif import write_gif
 from vitx.pictures.render import TILE_WIDTH
@@ -36,8 +35,7 @@ def add_options(command: Any) -> None:
 def run(options: Any) -> int:
     """Write the films and strips, print their paths, and return the exit status."""
     output = Path(options.output)
-    if output.exists() and not output.is_dir():
-        raise VitxError(f"--output is the file {output}: give a folder")
+    check_folder(output)
     runs, left_out = opened_runs(options)
     images = range(min(run.count for run in runs.values()))
     for name, run in runs.items():

@@ -197,7 +197,7 @@ class Transpose:
         self._given = _replaced((call.args, call.kwargs), lambda value: numbers.get(id(value), value))
         plain = getattr(torch.ops.aten, call.name) if call.overload.written else call.overload.function
         self._function: Callable[..., Any] = _INSTEAD.get(call.name, plain)
-        if call.name == MASKED and any(tensor is call["attn_mask"] for tensor in holes):
+        if call.name == FLASH and any(tensor is call["attn_mask"] for tensor in holes):
             self._function = _attention
 
     def run(self, points: Sequence[Tensor]) -> list[Tensor]:
@@ -267,7 +267,7 @@ def _attention(*operands: Any, attn_mask: Tensor, scale: float | None = None) ->
     return torch.ops.aten._scaled_dot_product_attention_math(*operands[:3], attn_mask, scale=scale)
 
 
-MASKED = "_scaled_dot_product_flash_attention_for_cpu"  # has no gradient of its mask
+FLASH = "_scaled_dot_product_flash_attention_for_cpu"  # has no gradient of its mask
 # A copy that does not write in place; a scatter with the right gradient, unlike torch's (up to 2.14).
 _INSTEAD = {"copy": _copied, "as_strided_scatter": _scattered}
 

@@ -27,7 +27,7 @@ class Heads:
         """Return the heads parallel to an attention in its layer, itself among them.
 
         Raises:
-            VitxError: They have only some of their queries, or none of their keys, in common.
+            VitxError: It is unknown which attentions are heads of one.
         """
         if len(layer.attentions) == 1:
             return [attention]

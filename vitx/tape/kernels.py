@@ -14,7 +14,6 @@ from vitx.functional.fusing import fused
 from vitx.functional.tiles import ALL, Cut, Tile, multiply, split
 from vitx.tape.call import Call
 
-FUSED = "_scaled_dot_product_flash_attention_for_cpu"
 SMALL = 2**21  # entries of A for one image; the fused heads of larger ones would take too much memory
 
 

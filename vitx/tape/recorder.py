@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitx.errors import VitxError
 from vitx.tape import kernels
-from vitx.tape.call import Call, overload, tensors_in, unknown
+from vitx.tape.call import FLASH, Call, overload, tensors_in, unknown
 from vitx.tape.rules import decomposition_of, rule_of
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import ORIGINS, Tensors
@@ -134,7 +134,7 @@ class Recorder(TorchDispatchMode):
             into = tensors_in(args[:1] if operator.in_place else [kwargs.get(n) for n in operator.written])
         if into:
             self._prepare_to_write(call, into)
-        out = kernels.run(call) if operator.name == kernels.FUSED else func(*args, **kwargs)
+        out = kernels.run(call) if operator.name == FLASH else func(*args, **kwargs)
         if operator.name in SQUASHING and call.live[0][0].ndim <= 2:
             self.squashed = call.live[0]
         made, call.outs = into or tensors_in(out), []

@@ -48,7 +48,9 @@ class Rule:
     grows: bool = False
     whole: bool = False
     fuse: Fuse | None = None
-    head_fusion: str = "mean"
+
+    def __init__(self, head_fusion: str = "mean") -> None:
+        self.head_fusion = head_fusion
 
     def layer(self, relevance: Tensor, weights: Weights) -> tuple[Tensor | None, Tensor]:
         """Take the relevance of queries, (T, Q), through an attention inside a residual.
@@ -69,9 +71,6 @@ class Placement(Rule):
     """The rule of tokens that keep their place."""
 
     moves = False
-
-    def __init__(self, head_fusion: str = "mean") -> None:
-        self.head_fusion = head_fusion
 
 
 class Propagation:
@@ -154,7 +153,7 @@ class Propagation:
             raise VitxError("the rows of an attention are computed in parts: leave out discard_ratio")
         if self._gradients is not None:
             parts = [one.weights.with_gradient(self._gradients.at(one)) for one in heads]
-        return parts[0] if len(parts) == 1 else joined(parts)
+        return joined(parts)
 
     def _check_heads(self, layer: Layer | None, attentions: Sequence[Attention]) -> None:
         """Raise a VitxError if heads may be windows: no operator showed which dimension holds them."""
@@ -180,9 +179,7 @@ class Reading(Propagation):
     """Relevance that no attention moves: it finds how much of the output each row of an attention holds."""
 
     def __init__(self, tape: Tape, head_fusion: str = "mean") -> None:
-        rule = Rule()
-        rule.head_fusion = head_fusion
-        super().__init__(tape, rule)
+        super().__init__(tape, Rule(head_fusion))
 
     def _send(self, step: Step, arrived: list[Tensor]) -> Sent:
         if isinstance(step, Attention) and step.residuals:

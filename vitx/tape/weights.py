@@ -89,6 +89,8 @@ def _described(
 
 def joined(parts: Sequence[Weights]) -> Weights:
     """Concatenate the heads of attentions whose A have the same numbers of rows and columns."""
+    if len(parts) == 1:
+        return parts[0]
     owners = [(number, head) for number, part in enumerate(parts) for head in range(part.shape[1])]
 
     def by_head(computes: Sequence[Part]) -> Part:
