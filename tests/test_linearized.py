@@ -4,11 +4,16 @@ import pytest
 import timm
 import torch
 from packaging.version import Version
+from torch import nn
 from torch.nn import functional as F
 
 from tests import models, oracle
 from tests.test_relevance import IMAGES, KINDS, WIDTH, vit
 from vitx import VitxError, explain, explain_methods
+from vitx.tape.contraction import across
+from vitx.tape.recorder import Recorder
+from vitx.tape.tape import Tape
+from vitx.tape.walk import gradients
 
 WEIGHTS = torch.rand(4, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) + 0.5
 
@@ -91,6 +96,46 @@ def test_a_gate_at_0_is_the_slope_there(function, slope):
     )
     assert wanted.maps.sum() > 0
     assert torch.allclose(found.maps, wanted.maps, rtol=1e-6, atol=1e-9)
+
+
+LINEAR = {
+    "tiles of a line": (nn.Conv1d(4, 6, 3, 3), (2, 4, 12)),
+    "tiles of a picture": (nn.Conv2d(4, 6, (2, 3), (2, 3)), (2, 4, 8, 9)),
+    "tiles of a clip": (nn.Conv3d(4, 6, (1, 2, 3), (1, 2, 3)), (2, 4, 3, 4, 6)),
+    "tiles that leave out a border": (nn.Conv2d(4, 6, 3, 3), (2, 4, 8, 8)),
+    "tiles in groups": (nn.Conv2d(4, 6, 2, 2, groups=2), (2, 4, 6, 6)),
+    "tiles with holes": (nn.Conv2d(4, 6, 2, 2, dilation=2), (2, 4, 6, 6)),
+    "windows that overlap": (nn.Conv2d(4, 6, 3, 2, padding=1), (2, 4, 8, 8)),
+    "a layer": (nn.Linear(4, 6), (2, 5, 4)),
+    "the middle of a layer": (lambda x: F.linear(x, WEIGHTS[:, :4])[..., 1:3], (2, 5, 4)),
+    "the end of a product": (lambda x: (x @ WEIGHTS[:, :6])[..., 4:], (2, 5, 4)),
+    "nothing of a layer": (lambda x: F.linear(x, WEIGHTS[:, :4]) * 0, (2, 5, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_the_gradient_of_what_is_linear_is_that_of_autograd(name):
+    call, shape = LINEAR[name]
+    module = call.double() if isinstance(call, nn.Module) else nn.Identity()
+    image, tape = torch.randn(shape, dtype=torch.float64), Tape(module, network="linearised")
+    recorder = Recorder(tape)
+    with torch.no_grad(), recorder.recording():
+        recorder.begin(image)
+        output = call(image)
+    start = torch.randn_like(output)
+    found = gradients(tape, {recorder.get(output): start}, (), whole=True).arrived[tape.image]
+    leaf = image.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(call(leaf), leaf, start)
+    assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_channels_at_the_ends_that_are_0_are_left_out():
+    for some in (slice(2, 4), slice(4), slice(3, None), slice(0)):
+        g, matrix = torch.zeros(3, 5, 7), torch.randn(7, 2)
+        g[..., some] = torch.randn(3, 5, 7)[..., some]
+        assert torch.allclose(across(g, matrix), g @ matrix)
+    g[1, 2, 6] = 1  # where the first token has a 0
+    assert torch.equal(across(g, matrix)[1, 2], matrix[6])
 
 
 def test_what_is_not_linearized_is_said():

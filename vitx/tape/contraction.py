@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor
 
+from vitx.functional.tiles import is_zero
 from vitx.tape import axes as ax
 from vitx.tape.expanded import reshaped, summed
 from vitx.tape.values import Value
@@ -109,6 +110,21 @@ def transposed(g: Tensor, other: Tensor, shape: Sequence[int], size: Sequence[in
     kept = [dim for dim in dims if shape[dim] > 1]
     found: Tensor = torch.einsum(g, dims, other.to(g.dtype), dims, kept)
     return found.expand([shape[dim] for dim in kept]).reshape(size)  # a constant may be broadcast
+
+
+def across(g: Tensor, matrix: Tensor) -> Tensor:
+    """Multiply (..., n) by (..., n, m).
+
+    On a CPU, leading and trailing channels that are zero are left out: of a layer that computes queries, keys
+    and values, only the values get a gradient.
+    """
+    matrix = matrix.to(g.dtype)
+    if g.device.type == "cpu" and not g.requires_grad:
+        some = g[(0,) * (g.ndim - 1)].nonzero()
+        first, end = (int(some[0]), int(some[-1]) + 1) if len(some) else (0, g.shape[-1])
+        if is_zero(g[..., :first]) and is_zero(g[..., end:]):
+            return g[..., first:end] @ matrix[..., first:end, :]
+    return g @ matrix
 
 
 @dataclass(frozen=True)

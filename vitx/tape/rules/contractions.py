@@ -16,7 +16,7 @@ from torch import Tensor
 from vitx.tape import axes as ax
 from vitx.tape.attention import Mixture, Scores
 from vitx.tape.call import Call, rule, unknown
-from vitx.tape.contraction import Contraction, of_matmul, of_sum, transposed
+from vitx.tape.contraction import Contraction, across, of_matmul, of_sum, transposed
 from vitx.tape.expanded import ratio, reshaped, scaled, shared, spread
 from vitx.tape.rules.attention import attended
 from vitx.tape.rules.elementwise import WEIGHING
@@ -120,8 +120,8 @@ def _weighed(call: Call, contraction: Contraction, factor: float) -> Value:
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
         g = arrived[0] if factor == 1 else arrived[0] * factor
         if matrices:
-            across = matrix.mT.to(g.dtype)
-            return [(g @ across if on_left else across @ g).reshape(size)]
+            other = matrix.mT
+            return [(across(g, other) if on_left else other.to(g.dtype) @ g).reshape(size)]
         return [transposed(g.reshape(out), weight, shape, size)]
 
     def through(axes: ax.Axes, channels: bool) -> ax.Axes | None:
@@ -169,7 +169,7 @@ def _learned_layer(call: Call, value: Value, weight: Tensor) -> Value:
     found = call.make(
         [value],
         lambda r: [spread(r[0], shape, [len(shape) - 1])],
-        lambda g: [g[0] @ matrix.to(g[0].dtype)],
+        lambda g: [across(g[0], matrix)],
         axes=lambda of: (*of[0][:-1], ax.dimension(outward, True)),
     )
     found.fan, found.tokens = (shape[-1], value.rearranges), value.tokens

@@ -63,9 +63,17 @@ def convolved(call: Call) -> list[Value]:
         pixels = back(share, x, one, 1).view(len(r), groups, *shape[2:]) * inside
         return [to_channels(pixels), unseen]
 
+    def of_tiles(g: Tensor) -> Tensor:
+        """Return the gradient of tiles by a matrix product, which takes a third of the time."""
+        parts: Tensor = torch.tensordot(g, weight.to(g.dtype), ([1], [0]))
+        channels = len(size) + 1
+        pairs = [dim for n in range(1, channels) for dim in (n, channels + n)]  # a tile, a place inside
+        return parts.permute(0, channels, *pairs).reshape(shape)
+
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
         g = arrived[0]
-        return [back(g, g.new_empty(shape), weight, groups), *(fitted(g, one.shape) for one in own)]
+        found = of_tiles(g) if tiles and groups == 1 else back(g, g.new_empty(shape), weight, groups)
+        return [found, *(fitted(g, one.shape) for one in own)]
 
     out = tuple(call.out.shape)
     found = call.make(
@@ -136,10 +144,10 @@ def _norm(
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
         g = arrived[0]
-        back = g * scale if weight is None else g * weight * scale
+        back = g * scale if weight is None else (g * weight).mul_(scale)
         if dims:
             parts = back if grouped is None else back.reshape(grouped)
-            back = (parts - parts.mean(dims, keepdim=True)).reshape(g.shape)
+            back = parts.sub_(parts.mean(dims, keepdim=True)).reshape(g.shape)
         return [back, *(fitted(g, one.shape) for one in own)]
 
     found = call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
