@@ -138,7 +138,8 @@ OPTIONS = (
     {"discard_ratio": 0.4},
     {"head_fusion": "max", "discard_ratio": 0.4, "start_layer": 1},
 )
-HEADS = [case for case in ALONE if case[1] in ("attend", "merge", "attention")]
+MOVED = "keys reversed"  # of equal entries, others are discarded
+HEADS = [case for case in ALONE if case[1] in ("attend", "merge", "attention") and case[2] != MOVED]
 
 
 @pytest.mark.parametrize("case", HEADS, ids=told)

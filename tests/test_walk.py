@@ -30,6 +30,12 @@ class Written:
         self.tape.append(kind("times", inputs, outputs, back, back))
         return outputs if outs > 1 else outputs[0]
 
+    def sum(self, *summands):
+        terms, _ = terms_of(summands)
+        found = self.step({term.value: 1 for term in terms}, kind=partial(Sum, terms=terms))
+        found.sum = found.made_by
+        return found
+
     def walk(self, starts, **options):
         starts = {value: torch.full((2, 3), float(size)) for value, size in starts.items()}
         send = lambda step, arrived: zip(step.inputs, step.relevance(arrived), strict=True)  # noqa: E731
@@ -126,9 +132,7 @@ def test_terms_and_stream_do_not_depend_on_how_a_sum_is_written(nested, order):
     terms = [x, a, m][order:] + [x, a, m][:order]
 
     def added(*values):
-        found = on.step(dict.fromkeys(terms_of(values), 1), kind=partial(Sum, vias={}))
-        found.sum = found.made_by
-        return found
+        return on.sum(*((value, 1) for value in values))
 
     one, two, three = terms
     whole = {
@@ -145,13 +149,29 @@ def test_a_sum_from_which_another_term_was_made_is_not_opened():
     on = Written()
     x = on.step({on.image: 1})
     a = on.step({x: 1})
-    first = on.step({x: 1, a: 1}, kind=partial(Sum, vias={}))
-    first.sum = first.made_by
+    first = on.sum((x, 1), (a, 1))
     m = on.step({first: 1})
-    assert list(terms_of([first, m])) == [first, m]
+    assert [term.value for term in terms_of([(first, 1), (m, 1)])[0]] == [first, m]
     assert stream_of([first, m]) is first
     assert stream_of([x, a]) is x
     assert stream_of([a, on.step({x: 1})]) is None
+
+
+def test_multiples_of_one_value_are_one_term():
+    on = Written()
+    x = on.step({on.image: 1})
+    twice, f = on.step({x: 2}), on.step({x: 1})
+    twice.base, twice.times, twice.rearranges = x.base, 2.0, x.rearranges
+    whole = on.sum((twice, 1), (f, 1))
+    assert [(term.value, term.factor) for term in whole.made_by.terms] == [(twice, 1), (f, 1)]
+    less = on.sum((whole, 3), (x, -1))
+    assert [(term.value, term.factor) for term in less.made_by.terms] == [(twice, 2.5), (f, 3)]
+    alone = on.sum((whole, 1), (x, -2))  # nothing is left of x
+    assert [term.value for term in alone.made_by.terms] == [f]
+    scaled = on.sum((x, torch.ones(3)), (twice, 1), (f, 1))
+    assert [term.value for term in scaled.made_by.terms] == [x, f]
+    twice.mass = lambda: torch.ones(3)  # by constants that may be 0 where x is not
+    assert [term.value for term in on.sum((x, 1), (twice, 1)).made_by.terms] == [x, twice]
 
 
 def over(value, dim):

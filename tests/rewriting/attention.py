@@ -65,6 +65,15 @@ SOFTMAX = {
     ),
     "in two parts": lambda s, dim: torch.cat([s[:1].softmax(dim), s[1:].softmax(dim)]),
     "and dropout": lambda s, dim: F.dropout(s.softmax(dim), 0.3, training=False),
+    "normalize": lambda s, dim: F.normalize(s.exp(), p=1, dim=dim),
+    "a distribution": lambda s, dim: torch.distributions.Categorical(logits=s.movedim(dim, -1)).probs.movedim(
+        -1, dim
+    ),
+    "over its mean": lambda s, dim: s.exp() / s.exp().mean(dim, True) / s.shape[dim],
+    "odds over their sum": lambda s, dim: by_hand((s.sigmoid() / (-s).sigmoid()).log(), dim),
+    "sorted and back": lambda s, dim: (
+        s.gather(dim, s.argsort(dim)).softmax(dim).gather(dim, s.argsort(dim).argsort(dim))
+    ),
     "written again": lambda s, dim: torch.empty_like(s).copy_(s.softmax(dim)),
     "out=": into,
     "a square over its sum": lambda s, dim: (
@@ -167,6 +176,25 @@ def normalized_afterwards_by_one(q, k, v, soft):
     return (values * (1 / weights.sum(-1)).transpose(1, 2)[..., None]).transpose(1, 2)
 
 
+def values_and_ones(q, k, v, soft):
+    """Attend to a channel of ones, too, which adds up the exponentials."""
+    sums = scaled(q, k).exp() @ F.pad(v, (0, 1), value=1.0)
+    return sums[..., :-1] / sums[..., -1:]
+
+
+def padded_keys(q, k, v, soft):
+    """Attend to three more keys, which a mask hides."""
+    k, v = F.pad(k, (0, 0, 0, 3)), F.pad(v, (0, 0, 0, 3))
+    return SDPA(q, k, v, attn_mask=(torch.arange(k.shape[2]) < k.shape[2] - 3).expand(q.shape[2], -1))
+
+
+def beside_each_other(q, k, v, soft):
+    """Attend to the tokens of all images at once, with a mask that keeps them apart."""
+    same = torch.block_diag(*[torch.ones(q.shape[2], q.shape[2])] * len(q)).bool()
+    joined = (part.transpose(0, 1).flatten(1, 2) for part in (q, k, v))
+    return SDPA(*joined, attn_mask=same).unflatten(1, (len(q), -1)).transpose(0, 1)
+
+
 def split_values(q, k, v, soft):
     weights = soft(scaled(q, k), -1)
     return torch.cat([weights @ v[..., :3], weights @ v[..., 3:]], -1)
@@ -236,6 +264,17 @@ ATTEND = {
         soft(scaled(q[:, :, None], k[:, :, None]), -1) @ v[:, :, None]
     ).squeeze(2),
     "out=": scores_out,
+    "sdpa, padded channels": lambda q, k, v, soft: SDPA(
+        *(F.pad(part, (0, 3)) for part in (q, k, v)), scale=q.shape[-1] ** -0.5
+    )[..., : v.shape[-1]],
+    "keys reversed": lambda q, k, v, soft: soft(scaled(q, k.flip(2)), -1) @ v.flip(2),
+    "scores by distances": lambda q, k, v, soft: (
+        soft((k.square().sum(-1)[..., None, :] - torch.cdist(q, k) ** 2) / 2 / q.shape[-1] ** 0.5, -1) @ v
+    ),
+    "vmap": lambda q, k, v, soft: torch.vmap(torch.vmap(lambda a, b, c: scaled(a, b).softmax(-1) @ c))(
+        q, k, v
+    ),
+    "values and ones": values_and_ones,
     "divided by the sum afterwards": normalized_afterwards,
     "times one over the sum afterwards": normalized_afterwards_by_one,
 }

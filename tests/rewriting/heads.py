@@ -138,6 +138,12 @@ def accumulated(out, w, b):
     return total
 
 
+def grouped(out, w, b, linear):
+    weights = torch.cat(w.chunk(out.shape[1], 1))[..., None]
+    parts = F.conv1d(out.mT.flatten(1, 2), weights, groups=out.shape[1])
+    return [parts.unflatten(1, (out.shape[1], -1)).sum(1).mT + b]
+
+
 # Each returns the terms of the branch; `linear` is the spelling of the output projection.
 MERGE = {
     "transpose, reshape": lambda out, w, b, linear: [linear(merged(out), w, b)],
@@ -159,6 +165,14 @@ MERGE = {
     ],
     "matmul over heads, summed": lambda out, w, b, linear: [
         (out @ w.unflatten(1, (out.shape[1], -1)).permute(1, 2, 0)).sum(1) + b
+    ],
+    "a grouped convolution, summed": grouped,
+    "channels of heads in turn": lambda out, w, b, linear: [
+        linear(out.permute(0, 2, 3, 1).flatten(2), w.unflatten(1, (out.shape[1], -1)).mT.flatten(1), b)
+    ],
+    "one head, and the others": lambda out, w, b, linear: [
+        F.linear(merged(out[:, :1]), w[:, : out.shape[-1]], b)
+        + F.linear(out[:, 1:].transpose(1, 2).flatten(2), w[:, out.shape[-1] :])
     ],
     "heads added up": lambda out, w, b, linear: [sum(pieces(out, w)) + b],
     "heads stacked and summed": lambda out, w, b, linear: [torch.stack(pieces(out, w)).sum(0) + b],

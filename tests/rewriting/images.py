@@ -34,6 +34,13 @@ EMBED = {
         [F.conv2d(part, w, b, PATCH).flatten(2) for part in x.split(PATCH, 2)], 2
     ).transpose(1, 2),
     "conv3d": lambda x, w, b: F.conv3d(x[:, :, None], w[:, :, None], b, (1, PATCH, PATCH)).flatten(2).mT,
+    "conv2d, padded and cropped": lambda x, w, b: (
+        F.conv2d(F.pad(x, (PATCH,) * 4), w, b, PATCH)[:, :, 1:-1, 1:-1].flatten(2).mT
+    ),
+    "conv2d, flipped": lambda x, w, b: F.conv2d(x.flip(-1), w.flip(-1), b, PATCH).flip(-1).flatten(2).mT,
+    "conv2d, dilated": lambda x, w, b: (
+        F.conv2d(blocks(x).permute(0, 1, 3, 2, 5, 4).reshape(x.shape), w, b, dilation=SIDE).flatten(2).mT
+    ),
     "F.unfold": lambda x, w, b: F.linear(F.unfold(x, PATCH, stride=PATCH).mT, w.flatten(1), b),
     "Tensor.unfold": lambda x, w, b: F.linear(
         x.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2),
@@ -147,6 +154,7 @@ TOKENS = {
         torch.slice_scatter(first.repeat(len(x), COUNT, 1), x, 1, start=1) + place
     ),
     "where": lambda x, first, place: torch.where(is_first()[:, None], first, F.pad(x, (0, 0, 1, 0))) + place,
+    "nothing of the patches": lambda x, first, place: torch.cat([first + 0 * x[:, :1], x], 1) + place,
     "a matrix that shifts": lambda x, first, place: (
         torch.matmul(shift(), x) + (place + F.pad(first, (0, 0, 0, PATCHES)))
     ),
@@ -189,6 +197,7 @@ READS = {
         "flat": lambda y: y.flatten(1)[:, :WIDTH],
         "as_strided": lambda y: y.contiguous().as_strided((len(y), WIDTH), (WIDTH * y.shape[1], 1)),
         "one-hot, einsum": lambda y: torch.einsum("n,bnc->bc", chosen(y), y),
+        "one-hot, conv1d": lambda y: F.conv1d(y, chosen(y)[None, :, None])[:, 0],
         "one-hot, matmul": lambda y: (chosen(y)[None] @ y)[:, 0],
         "one-hot, bmm": lambda y: torch.bmm(chosen(y).expand(len(y), 1, -1), y).squeeze(1),
         "one-hot, matmul from the right": lambda y: y.mT @ chosen(y),
@@ -220,6 +229,11 @@ READS = {
         "ones, matmul": lambda y: torch.ones(1, PATCHES, dtype=y.dtype).matmul(y[:, 1:])[:, 0] / PATCHES,
         "a masked mean": lambda y: (y * ~only_first(y)).sum(1) / (~only_first(y)).sum(1),
         "token by token": lambda y: sum(y.unbind(1)[1:]) / PATCHES,
+        "the sum of two sums": lambda y: (y[:, 1:8].sum(1) + y[:, 8:].sum(1)) / PATCHES,
+        "two means": lambda y: (y[:, 1:8].mean(1) * 7 + y[:, 8:].mean(1) * (PATCHES - 7)) / PATCHES,
+        "var_mean": lambda y: torch.var_mean(y[:, 1:], 1)[1],
+        "softmax of zeros": lambda y: (y.new_zeros(PATCHES, 1).softmax(0) * y[:, 1:]).sum(1),
+        "a fixed convolution": lambda y: F.conv1d(y, shares(y)[None, :, None])[:, 0],
         "mean of the mean": lambda y: y[:, 1:].unflatten(1, (2, -1)).mean(2).mean(1),
         "index_add": lambda y: torch.zeros(len(y), 1, WIDTH, dtype=y.dtype).index_add(
             1, torch.zeros(PATCHES, dtype=torch.long), y[:, 1:]

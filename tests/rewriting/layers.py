@@ -1,12 +1,10 @@
-"""Ways to write norms, linear layers, activations and MLPs. The plain way comes first."""
-
-import math
+"""Ways to write norms and linear layers. The plain way comes first."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.rewriting.function import EPS, HIDDEN, REAL, WIDTH
+from tests.rewriting.function import EPS, REAL, WIDTH
 
 
 def centered(x):
@@ -42,6 +40,23 @@ def as_one(norm):
 def kept_mean():
     """Return the matrix that subtracts the mean."""
     return torch.eye(WIDTH, dtype=REAL) - 1 / WIDTH
+
+
+def norm_by_ones(x, w, b):
+    ones = torch.ones(WIDTH, WIDTH, dtype=REAL) / WIDTH
+    x = x - x @ ones
+    return x / ((x * x) @ ones + EPS).sqrt() * w + b
+
+
+def norm_by_linear(x, w, b):
+    ones = torch.ones(1, WIDTH, dtype=REAL) / WIDTH
+    x = x - F.linear(x, ones)
+    return x / torch.sqrt(F.linear(x**2, ones) + EPS) * w + b
+
+
+def norm_by_offset(x, w, b):
+    scale = (x.var(-1, correction=0, keepdim=True) + EPS).rsqrt()
+    return x * (w * scale) + (b - x.mean(-1, True) * w * scale)
 
 
 NORM = {
@@ -86,6 +101,19 @@ NORM = {
     "a matrix that centers": lambda x, w, b: (
         (x @ kept_mean()) / (x.var(-1, correction=0, keepdim=True) + EPS).sqrt() * w + b
     ),
+    "a matrix of ones": norm_by_ones,
+    "linear layers of ones": norm_by_linear,
+    "a scale and an offset": norm_by_offset,
+    "a logarithm": lambda x, w, b: (
+        centered(x) * torch.exp(-0.5 * torch.log(x.var(-1, correction=0, keepdim=True) + EPS)) * w + b
+    ),
+    "a hypotenuse": lambda x, w, b: (
+        centered(x) / torch.hypot(x.std(-1, correction=0, keepdim=True), torch.tensor(EPS**0.5).to(x)) * w + b
+    ),
+    "the mean less x": lambda x, w, b: (
+        -(x.mean(-1, keepdim=True) - x) / (x.var(-1, correction=0, keepdim=True) + EPS).sqrt() * w + b
+    ),
+    "vmap": lambda x, w, b: torch.vmap(torch.vmap(lambda t: F.layer_norm(t, (WIDTH,), w, b, EPS)))(x),
     "token by token": lambda x, w, b: torch.stack(
         [F.layer_norm(one, (WIDTH,), w, b, EPS) for one in x.unbind(1)], 1
     ),
@@ -110,6 +138,11 @@ def written_out(call, x, width):
     made = x.new_empty(*x.shape[:-1], width)
     call(made)
     return made
+
+
+def with_ones(x, w, b):
+    """Return the input with a channel of ones, and the weights with the bias as a column."""
+    return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1), torch.cat([w, b[:, None]], 1)
 
 
 LINEAR = {
@@ -141,6 +174,10 @@ LINEAR = {
     "output in two halves": lambda x, w, b: torch.cat(
         [F.linear(x, w[:3], b[:3]), F.linear(x, w[3:], b[3:])], dim=-1
     ),
+    "subtracted": lambda x, w, b: b - x @ (-w).T,
+    "mean of products": lambda x, w, b: (x.unsqueeze(-2) * w).mean(-1) * x.shape[-1] + b,
+    "conv_transpose1d": lambda x, w, b: F.conv_transpose1d(x.mT, w.T[..., None], b).mT,
+    "vmap": lambda x, w, b: torch.vmap(torch.vmap(lambda token: w @ token + b))(x),
     "a module": lambda x, w, b: torch.func.functional_call(
         nn.Linear(w.shape[1], len(w), dtype=REAL), {"weight": w, "bias": b}, (x,)
     ),
@@ -151,136 +188,13 @@ LINEAR = {
 }
 
 
-def in_place(call):
-    """Return an activation that writes into its own input, a copy."""
-    return lambda h: call(h.clone())
-
-
-def sigmoid_times(h):
-    gate = torch.sigmoid(h)
-    gate *= h
-    return gate
-
-
-def quick_out(h):
-    return torch.mul(h, torch.sigmoid(1.702 * h), out=torch.empty_like(h))
-
-
-def cubed(h):
-    return math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)
-
-
-def parts(h):
-    return h[..., : h.shape[-1] // 2], h[..., h.shape[-1] // 2 :]
-
-
-def swiglu_in_place(h):
-    gate, up = h.chunk(2, -1)
-    gate = F.silu(gate)
-    gate *= up
-    return gate
-
-
-ACTIVATIONS = {
-    "erf": {
-        "F.gelu": F.gelu,
-        "nn.GELU": lambda h: nn.GELU()(h),
-        "erf": lambda h: 0.5 * h * (1 + torch.erf(h / math.sqrt(2))),
-        "erf, other order": lambda h: h * 0.5 * (torch.erf(h * 2**-0.5) + 1.0),
-        "erf, product last": lambda h: ((1 + (h / 2**0.5).erf()) / 2) * h,
-        "erf in two terms": lambda h: 0.5 * h + 0.5 * h * torch.erf(h / 2**0.5),
-        "erf by addcmul": lambda h: torch.addcmul(0.5 * h, 0.5 * h, torch.erf(h / 2**0.5)),
-        "erfc": lambda h: h * torch.erfc(-h / 2**0.5) / 2,
-        "ndtr": lambda h: h * torch.special.ndtr(h),
-        "a distribution": lambda h: h * torch.distributions.Normal(0.0, 1.0).cdf(h),
-        "aten": lambda h: torch.ops.aten.gelu(h),
-        "gelu_": in_place(lambda h: torch.ops.aten.gelu_(h)),
-        "mul_": in_place(lambda h: h.mul_((1 + torch.erf(h / 2**0.5)) / 2)),
-        "in two parts": lambda h: torch.cat([F.gelu(h[..., :3]), F.gelu(h[..., 3:])], -1),
-    },
-    "tanh": {
-        "F.gelu, tanh": lambda h: F.gelu(h, approximate="tanh"),
-        "nn.GELU, tanh": lambda h: nn.GELU("tanh")(h),
-        "tanh": lambda h: 0.5 * h * (1 + torch.tanh(cubed(h))),
-        "tanh, a product of three": lambda h: (
-            h * (1 + torch.tanh(0.7978845608028654 * (h + 0.044715 * h * h * h))) / 2
-        ),
-        "tanh, one product inside": lambda h: (
-            0.5 * h * (1 + torch.tanh(h * 0.7978845608028654 * (1 + 0.044715 * h * h)))
-        ),
-        "pow": lambda h: 0.5 * h * (1 + torch.tanh(0.7978845608028654 * (h + 0.044715 * torch.pow(h, 3.0)))),
-        "sigmoid": lambda h: h * torch.sigmoid(2 * cubed(h)),
-        "two terms": lambda h: h / 2 + h / 2 * cubed(h).tanh(),
-    },
-    "quick": {
-        "silu, scaled": lambda h: F.silu(1.702 * h) / 1.702,
-        "sigmoid": lambda h: h * torch.sigmoid(1.702 * h),
-        "sigmoid first": lambda h: torch.sigmoid(h * 1.702).mul(h),
-        "exp": lambda h: h / (1 + torch.exp(-1.702 * h)),
-        "reciprocal of exp": lambda h: h * (1 + (-1.702 * h).exp()).reciprocal(),
-        "tanh": lambda h: h * (0.5 + 0.5 * torch.tanh(0.851 * h)),
-        "einsum": lambda h: torch.einsum("bnc,bnc->bnc", h, torch.sigmoid(1.702 * h)),
-        "out=": quick_out,
-    },
-    "silu": {
-        "F.silu": F.silu,
-        "sigmoid": lambda h: h * h.sigmoid(),
-        "sigmoid, in place": sigmoid_times,
-        "F.silu, in place": in_place(lambda h: F.silu(h, inplace=True)),
-        "exp": lambda h: h / (1 + (-h).exp()),
-        "glu": lambda h: F.glu(torch.cat([h, h], -1), -1),
-        "logsigmoid": lambda h: h * F.logsigmoid(h).exp(),
-    },
-    "relu": {
-        "F.relu": F.relu,
-        "clamp": lambda h: h.clamp(min=0),
-        "clamp_min_": in_place(lambda h: h.clamp_min_(0)),
-        "maximum": lambda h: torch.maximum(h, torch.zeros((), dtype=h.dtype)),
-        "a mask": lambda h: h * (h > 0),
-        "where": lambda h: torch.where(h > 0, h, 0),
-        "masked_fill": lambda h: h.masked_fill(h < 0, 0),
-        "threshold": lambda h: F.threshold(h, 0.0, 0.0),
-        "half of two": lambda h: (h + h.abs()) / 2,
-        "sign": lambda h: h * (1 + torch.sign(h)) / 2,
-        "indexed": in_place(lambda h: h.index_put_((h < 0,), torch.zeros((), dtype=h.dtype))),
-    },
-    "swiglu": {
-        "chunk": lambda h: F.silu(h.chunk(2, -1)[0]) * h.chunk(2, -1)[1],
-        "slices, other order": lambda h: parts(h)[1] * F.silu(parts(h)[0]),
-        "in place": swiglu_in_place,
-        "sigmoid": lambda h: (parts(h)[0] * parts(h)[0].sigmoid()) * parts(h)[1],
-        "einsum": lambda h: torch.einsum("bnc,bnc->bnc", F.silu(parts(h)[0]), parts(h)[1]),
-        "addcmul": lambda h: torch.addcmul(torch.zeros((), dtype=h.dtype), F.silu(parts(h)[0]), parts(h)[1]),
-        "unbind": lambda h: (lambda two: F.silu(two[0]) * two[1])(h.unflatten(-1, (2, -1)).unbind(-2)),
-    },
-}  # fmt: skip
-
-
-def some_channels(w, own, doubled):
-    """Return the rows of an MLP's first layer that produce some of its hidden channels."""
-    return torch.cat([half[own] for half in w.chunk(2)]) if doubled else w[own]
-
-
-def by_channels(x, w, b, v, c, up, act, down, doubled):
-    terms = []
-    for own, bias in ((slice(0, 11), c), (slice(11, HIDDEN), torch.zeros_like(c))):
-        hidden = act(up(x, some_channels(w, own, doubled), some_channels(b, own, doubled)))
-        terms.append(F.linear(hidden, v[:, own]) + bias)
-    return terms
-
-
-# From x to the terms of the branch.
-MLP = {
-    "in one": lambda x, w, b, v, c, up, act, down, doubled: [down(act(up(x, w, b)), v, c)],
-    "hidden channels in two parts": lambda *args: [sum(by_channels(*args))],
-    "hidden channels in two parts, two terms": by_channels,
-    "the class token apart": lambda x, w, b, v, c, up, act, down, doubled: [
-        torch.cat([down(act(up(part, w, b)), v, c) for part in (x[:, :1], x[:, 1:])], 1)
-    ],
-    "channels in front": lambda x, w, b, v, c, up, act, down, doubled: [
-        down(act(F.conv1d(x.mT, w[:, :, None], b).mT), v, c)
-    ],
-    "the tokens as one batch": lambda x, w, b, v, c, up, act, down, doubled: [
-        down(act(up(x.reshape(1, -1, WIDTH), w, b)), v, c).view_as(x)
-    ],
+FAR_LINEAR = {
+    "outer products": lambda x, w, b: sum(one[..., None] * w[:, i] for i, one in enumerate(x.unbind(-1))) + b,
+    "inputs reversed": lambda x, w, b: F.linear(x.flip(-1), w.flip(1), b),
+    "outputs reversed": lambda x, w, b: F.linear(x, w.flip(0), b.flip(0)).flip(-1),
+    "a channel of ones": lambda x, w, b: F.linear(*with_ones(x, w, b)),
+    "padded with ones": lambda x, w, b: F.pad(x, (0, 1), value=1.0) @ with_ones(x, w, b)[1].T,
+    "cosines": lambda x, w, b: (
+        F.cosine_similarity(x.unsqueeze(-2), w, dim=-1) * x.norm(dim=-1, keepdim=True) * w.norm(dim=1) + b
+    ),
 }

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from tests import oracle
+from tests.rewriting.activations import cubed
 from tests.rewriting.function import BATCH, COUNT, EPS, IMAGE, PATCHES, REAL, SIDE, TARGET, WIDTH
 from tests.rewriting.images import blocks
-from tests.rewriting.layers import cubed
 from tests.rewriting.network import weights
 
 

@@ -5,9 +5,9 @@ import random
 
 import torch
 
+from tests.rewriting.activations import ACTIVATIONS
 from tests.rewriting.function import TARGET, Function
 from tests.rewriting.images import READS
-from tests.rewriting.layers import ACTIVATIONS
 from tests.rewriting.matrices import expected, some_images
 from tests.rewriting.sites import FAR, sites, tables
 from vitx import explain_methods

@@ -2,15 +2,27 @@
 
 import torch
 
-from tests.rewriting.attention import ATTEND, SOFTMAX, keys_by_blocks, split_keys, split_values
+from tests.rewriting.activations import ACTIVATIONS, MLP
+from tests.rewriting.attention import (
+    ATTEND,
+    SOFTMAX,
+    beside_each_other,
+    keys_by_blocks,
+    padded_keys,
+    split_keys,
+    split_values,
+)
 from tests.rewriting.heads import ATTENTION, MERGE, PROJECT
 from tests.rewriting.images import EMBED, ORDER, READS, TOKENS
-from tests.rewriting.layers import ACTIVATIONS, LINEAR, MLP, NORM
-from tests.rewriting.sums import SUM, added, of_stack
+from tests.rewriting.layers import FAR_LINEAR, LINEAR, NORM
+from tests.rewriting.sums import SUM, added, by_convolution, by_matrices, by_pooling, of_stack
 
 # More distant spellings: the right map or an error, never another map.
 FAR = {
+    "linear": FAR_LINEAR,
     "attend": {
+        "sdpa, padded keys": padded_keys,
+        "sdpa, images beside each other": beside_each_other,
         "block by block of keys": keys_by_blocks,
         "one softmax, keys in two parts": split_keys,
         "one softmax, channels in two parts": split_values,
@@ -20,6 +32,9 @@ FAR = {
             lambda s: torch.einsum("s,sbnc->bnc", torch.ones(len(s), dtype=s.dtype), s)
         ),
         "cumsum": of_stack(lambda s: s.cumsum(0)[-1]),
+        "avg_pool1d of a stack": added(by_pooling),
+        "a fixed convolution of a stack": added(by_convolution),
+        "identity matrices": added(by_matrices),
         "exp and back": added(lambda x, f: ((x + f).exp()).log()),
     },
 }  # fmt: skip

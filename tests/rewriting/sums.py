@@ -4,6 +4,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from tests.rewriting.function import WIDTH
 
@@ -82,6 +83,19 @@ def assigned_at(x, f):
     return y
 
 
+def by_pooling(x, f):
+    return F.avg_pool1d(torch.stack([x, f], -1).flatten(0, 2), 2)[..., 0].view_as(x) * 2
+
+
+def by_convolution(x, f):
+    return F.conv1d(torch.stack([x, f], -2).flatten(0, 1), x.new_ones(1, 2, 1)).view_as(x)
+
+
+def by_matrices(x, f):
+    one = torch.eye(WIDTH, dtype=x.dtype)
+    return F.linear(torch.cat([x, f], -1), torch.cat([one, one], 1))
+
+
 def into_product(multiply):
     """Return a spelling of the sum that projects pending terms."""
 
@@ -151,6 +165,13 @@ SUM = {
     "addcmul": added(lambda x, f: torch.addcmul(x, f, torch.ones(WIDTH, dtype=x.dtype))),
     "addcdiv": added(lambda x, f: torch.addcdiv(x, f, torch.full((WIDTH,), 2.0, dtype=x.dtype), value=2)),
     "a factor of ones": added(lambda x, f: x + torch.ones(WIDTH, dtype=x.dtype) * f),
+    "twice x, less x": added(lambda x, f: 2 * x + f - x),
+    "half of x, twice": added(lambda x, f: x / 2 + f + x / 2),
+    "a difference of differences": added(lambda x, f: x - (x - (x + f))),
+    "to the sum, as in straight-through estimators": added(lambda x, f: x + ((x + f) - x)),
+    "trapezoid": added(lambda x, f: torch.trapezoid(torch.stack([x, f], -1), dim=-1) * 2),
+    "stacks in a stack": lambda x, terms: torch.stack([torch.stack([x, terms[0]]).sum(0), *terms[1:]]).sum(0),
+    "nansum": of_stack(lambda stack: stack.nansum(0)),
     "in slices": at_once(in_slices),
     "in views": at_once(in_a_view),
     "copy_, add_": at_once(over),

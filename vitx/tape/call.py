@@ -1,5 +1,6 @@
 """One ATen call: its operator, its arguments by name, their values, and its transpose."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -234,6 +235,17 @@ class Transpose:
         Raises:
             VitxError: Torch has no derivative of the operator.
         """
+        try:
+            return self._differentiate(gradients)
+        except (NotImplementedError, RuntimeError) as error:
+            if not re.search("(?i)derivative|autograd", str(error)):
+                raise
+            raise self._refusal() from error
+
+    def _refusal(self) -> VitxError:
+        return VitxError(f"the gradient reached {self._name}, which torch cannot differentiate")
+
+    def _differentiate(self, gradients: list[Tensor]) -> list[Tensor | None]:
         like = next(g for g in gradients if g is not None)
         differentiable = torch.is_grad_enabled() and any(g.requires_grad for g in gradients)
         real = like.real.dtype
@@ -245,7 +257,7 @@ class Transpose:
             outs = self.run([leaf.requires_grad_() for leaf in leaves])
             pairs = [(o, g) for o, g in zip(outs, gradients, strict=False) if o.requires_grad]
             if outs and not pairs:
-                raise VitxError(f"the gradient reached {self._name}, which torch cannot differentiate")
+                raise self._refusal()
             if not pairs:
                 return [None] * len(leaves)
             outs, given = [out for out, _ in pairs], [g.to(o.dtype).expand(o.shape) for o, g in pairs]

@@ -42,6 +42,15 @@ def shared(r: Tensor, whole: Tensor, none: float = 0) -> tuple[Tensor, Tensor]:
     return torch.where(some, r / torch.where(some, whole, 1), 0), torch.where(some, 0, r).sum()
 
 
+def refilled(r: Tensor, real: Tensor, dims: Sequence[int]) -> Tensor:
+    """Move relevance from constants to the `real` elements along some dimensions, if there are any."""
+    if not dims:
+        return r
+    whole, left, count = (summed(one, dims, keepdim=True) for one in (r, r * real, real))
+    moved = torch.where(left == 0, ratio(whole, count), r * ratio(whole, left)) * real
+    return torch.where(count == 0, r, moved)
+
+
 def added(first: Tensor, second: Tensor) -> Tensor:
     """Add two tensors of one shape."""
     return (core(first) + core(second)).expand(first.shape)

@@ -78,6 +78,7 @@ class Recorder(TorchDispatchMode):
         try:
             with eager, self._functions, self:
                 yield
+            self.tape.drop_opened()
         except NotImplementedError as error:
             if not (name := re.search(r"(?:HigherOrderOperator|HOP) (\w+)", str(error))):
                 raise

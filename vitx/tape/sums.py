@@ -1,10 +1,11 @@
 """Sums, with their terms found through nested sums, the residuals among them, and the layers of these."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,22 @@ from vitx.tape.attention import Attention
 from vitx.tape.axes import channel_dims
 from vitx.tape.expanded import fitted, ratio, scaled
 from vitx.tape.values import Step, Value, Via, after
+
+_CANCELED = 1e-12
+
+
+class Term(NamedTuple):
+    """A term of a sum.
+
+    Attributes:
+        value: the value that is added up.
+        via: takes its relevance to its shape, if the sum has another one.
+        factor: its factor in the sum; NaN if that is not a single number.
+    """
+
+    value: Value
+    via: Via | None
+    factor: float
 
 
 class Sum(Step):
@@ -23,16 +40,24 @@ class Sum(Step):
     one, such as a parallel MLP, holds the same tokens, and the stream stands for both.
     """
 
-    def __init__(self, *step: Any, vias: dict[Value, Via]) -> None:
+    def __init__(self, *step: Any, terms: Sequence[Term]) -> None:
         super().__init__(*step)
         self.relevance = self.back
-        self.vias = vias  # take the relevance of a term to its shape, if this is another one
+        self.terms = terms
+        self.vias = {term.value: term.via for term in terms if term.via is not None}
         self.stream: Value | None = None
         if len({term.base for term in self.inputs}) > 1:
             self.stream = stream_of(self.inputs)
         passed = frozenset() if self.stream is None else self.stream.open
         others = [] if self.stream is None else [term for term in self.inputs if term is not self.stream]
         self.branches = [term for term in others if term.open - passed]
+        # If all combine elements of one value: what each adds up, times its factor.
+        self.sizes = [term.factor * term.value.times * term.value.adds for term in terms]
+        if len({term.reads for term in self.inputs}) > 1 or any(map(math.isnan, self.sizes)):
+            self.sizes = []
+        opposed = self.sizes and min(self.sizes) < 0 < max(self.sizes)
+        if opposed and not all(term.rearranges >> term.reads & 1 for term in self.inputs):
+            self.relevance = None  # one may be taken from the sum of all, which leaves nothing of it
         self.closes: frozenset[Attention] = frozenset().union(*(term.open for term in self.branches)) - passed
 
     def back(self, arrived: list[Tensor], shares: Sequence[float] | None = None) -> list[Tensor | None]:
@@ -61,6 +86,8 @@ class Sum(Step):
 
     def shares(self) -> list[float]:
         """Return each term's share of the relevance, if a token keeps half of it through a residual."""
+        if not self.branches and self.sizes:
+            return [abs(size) / sum(map(abs, self.sizes)) for size in self.sizes]
         if not self.branches:
             ahead = self._ahead()
             opened = [term.open for term in ahead]
@@ -137,24 +164,52 @@ def _fans(terms: Sequence[Value]) -> dict[Value, float]:
     return {term: fan if alike else 1 for term, (fan, _) in zip(terms, fans, strict=True)}
 
 
-def terms_of(values: Sequence[Value]) -> dict[Value, Via | None]:
-    """Return the terms of a sum, with functions that bring relevance to their shapes where these differ.
+def terms_of(summands: Sequence[tuple[Value, float | Tensor]]) -> tuple[list[Term], set[Sum]]:
+    """Return the terms of a sum, and the sums that were replaced by theirs.
 
-    A sum among them is replaced by its terms unless another term was computed from it; a residual only if its
-    stream is that of all the terms: otherwise, it is a layer of its own.
+    A sum is replaced unless another term was computed from it; a residual only if its stream is that of all
+    the terms: otherwise, it is a layer of its own.
     """
-    terms: dict[Value, Via | None] = {}
-    for value in values:
-        inner, others = value.sum, [other for other in values if other is not value]
-        opens = inner is not None and not any(other.made_from(value) for other in others)
-        if inner is not None and inner.stream is not None:
-            opens = opens and all(other.made_from(inner.stream) for other in others)
-        if inner is None or not opens or (value.via and any(term.mass for term in inner.inputs)):
-            terms.setdefault(value, None)
-            continue
-        new = [term for term in inner.inputs if term not in terms]
-        terms |= {term: after(value.via, inner.vias.get(term)) for term in new}
-    return terms
+    terms = merged([Term(value, None, as_number(factor)) for value, factor in summands])
+    opened: set[Sum] = set()
+    while (number := next((n for n in range(len(terms)) if _opens(terms, n)), None)) is not None:
+        value, via, factor = terms[number]
+        inner, via, factor = value.sum, after(via, value.via), factor * value.times
+        parts = [Term(one.value, after(via, one.via), factor * one.factor) for one in inner.terms]
+        terms = merged([*terms[:number], *parts, *terms[number + 1 :]])
+        opened.add(inner)
+    return terms, opened
+
+
+def _opens(terms: Sequence[Term], number: int) -> bool:
+    """Return whether a term is a sum that is replaced by its own terms."""
+    (value, via, _), others = terms[number], [term.value for n, term in enumerate(terms) if n != number]
+    inner, stream = value.sum, value.sum and value.sum.stream
+    if inner is None or any(other.made_from(value) for other in others):
+        return False
+    if stream and not all(o.made_from(stream) or o.rearranges == stream.rearranges for o in others):
+        return False
+    return not ((via or value.via) and any(term.mass for term in inner.inputs))
+
+
+def merged(terms: Sequence[Term]) -> list[Term]:
+    """Return terms of which multiples of one value are one; those that add up to 0 are left out."""
+    groups: dict[Any, list[Term]] = {}
+    for term in terms:
+        value = term.value
+        multiple = value.proportional and value.mass is None and term.via is None
+        groups.setdefault((value.base, value.shape) if multiple else value, []).append(term)
+    found = []
+    for first, *more in groups.values():
+        whole = sum(term.factor * term.value.times for term in (first, *more))
+        if not abs(whole) <= _CANCELED:
+            found.append(first._replace(factor=whole / first.value.times))
+    return found or list(terms)
+
+
+def as_number(factor: float | Tensor) -> float:
+    """Return a factor; NaN if it is a tensor."""
+    return math.nan if isinstance(factor, Tensor) else factor
 
 
 def stream_of(terms: Sequence[Value]) -> Value | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitx.functional.tiles import Memory
 from vitx.tape.attention import Attention
-from vitx.tape.sums import Layer, layers_of
+from vitx.tape.sums import Layer, Sum, layers_of
 from vitx.tape.tensors import Keeper, Kept
 from vitx.tape.values import Step, Value
 
@@ -45,6 +45,7 @@ class Tape:
     ends: dict[int, tuple[Value, Kept]] | None = None
     # How many channels a join of unlike ones has, by what it rearranges.
     unlike: dict[int, int] = field(default_factory=dict)
+    opened: set[Sum] = field(default_factory=set)  # the sums whose terms are those of one that is no residual
     residuals: int = 0  # the numbers of the residuals' output values, as a bit set
     _first: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
@@ -88,6 +89,22 @@ class Tape:
         count = tensor.numel()
         if made_of is None or (count in self.ends and self.ends[count][0] is made_of):
             self.ends[count] = found, self.keeper.keep(tensor)
+
+    def drop_opened(self) -> None:
+        """Drop opened sums from the residuals, unless another step reads them, too."""
+        read: set[Value] = set()
+        for step in reversed(self.steps if self.opened else ()):
+            if any(value in read or value.sum not in self.opened for value in step.outputs):
+                read.update(step.inputs)
+        self.drop(one for one in self.opened if read.isdisjoint(one.outputs))
+
+    def drop(self, sums: Iterable[Sum]) -> None:
+        """Drop sums from the residuals."""
+        for one in sums:
+            for attention in one.closes:
+                attention.residuals.discard(one)
+            for value in one.outputs:
+                self.streams.pop(value, None)
 
     def clear(self) -> None:
         """Empty the tape: values and steps refer to each other, and keep the tensors of the pass alive."""

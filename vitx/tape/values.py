@@ -39,6 +39,9 @@ class Value:
     open: frozenset[Any]  # the attentions that it went through since the last residual closed
     base: int  # the number of the value that it is an elementwise function of: relu(x), x * x
     proportional: bool = True  # whether that function is a multiplication by constants
+    times: float = 1.0  # the constant; NaN if it is not a single number
+    reads: int  # the number of the value whose elements it selects or adds up, up to constant factors
+    adds: float = 1.0  # how many of these it adds up
     tokens: int  # the number of the first value with the same tokens: x @ w, norm(x), x + constant
     kind: Kind | None = None
     # The dimensions over which a softmax was taken, or is in the making, as axes in which only these have
@@ -57,7 +60,7 @@ class Value:
     _axes: Axes | None = None
 
     def __init__(self, number: int, shape: Size, inputs: Sequence["Value"] = ()) -> None:
-        self.number, self.shape, self.base, self.tokens = number, shape, number, number
+        self.number, self.shape, self.base, self.tokens, self.reads = number, shape, number, number, number
         self.rearranges, self.ancestors = 1 << number, 0
         self.open = frozenset()
         for value in inputs:
@@ -93,6 +96,11 @@ class Value:
         """Return whether the outermost factor of a dimension counts the parts that were joined."""
         parts, along = self.parts, self.along
         return parts is not None and along is not None and along[dim][:1] == (Factor(len(parts), True),)
+
+    def adds_parts(self, shape: Size) -> bool:
+        """Return whether a tensor of this shape may add up the parts: its size changed where they are."""
+        dims = [dim for dim, part in enumerate(self.along or ()) if any(factor.channels for factor in part)]
+        return len(shape) != len(self.shape) or any(shape[dim] != self.shape[dim] for dim in dims)
 
     def stacks(self, dim: int) -> bool:
         """Return whether a dimension counts the parts that were joined, and nothing else."""

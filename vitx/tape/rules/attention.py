@@ -63,28 +63,29 @@ def attention(call: Call, weights: Weights, layout: Layout, asking: Value | None
 def normalized(call: Call, sums: Value, divide_by: Callable[[], Tensor]) -> Value | None:
     """Record a softmax whose exponentials multiply the values before they are divided by their sum.
 
-    `sums` are then the exponentials times the values, possibly rearranged. The divisor may be greater than
-    their sum by one number for all rows. Return None if it is anything else.
+    `sums` are then the exponentials times the values, possibly rearranged, or some of their channels. The
+    divisor may be greater than their sum by one number for all rows. Return None if it is anything else.
     """
     tape, shape = call.tape, sums.shape
     step = tape.values[sums.rearranges.bit_length() - 1].made_by
     if not isinstance(step, Attention) or step.inputs[1].kind != "exp" or step.divided:
         return None
-    rearranged = sums.rearranges == step.value.rearranges and shape.numel() == step.value.shape.numel()
-    if not rearranged or call.out.shape != shape:
+    if sums.rearranges != step.value.rearranges or call.out.shape != shape:
         return None
     before, inside = step.weights, range(step.index + 1, len(tape.steps))
     part = walk(tape, {sums: divide_by().detach().expand(shape)}, through, steps=inside).arrived[step.value]
-    whole = before.matrix().sum(-1, keepdim=True)
-    more = step.arrived(part) - whole  # such as 1, in a softmax off by one
-    if not alike((more - more.flatten()[0]) / whole, 0):
+    given, whole = step.arrived(part), before.matrix().sum(-1, keepdim=True)
+    divided, divisor = given != 0, given.amax(-1, keepdim=True)
+    more = divisor - whole  # such as 1, in a softmax off by one
+    if not alike((more - more.flatten()[0]) / whole, 0) or not alike((given - divisor) * divided / whole, 0):
         return None
-    divisor = whole + more[..., :1]
 
     def differentiate(of_output: Tensor) -> Part:
         assert before.differentiate is not None
-        found = before.differentiate(of_output)
-        return (lambda part: found(part) * divisor[part]) if tape.network == "plain" else found
+        if tape.network != "plain":
+            return before.differentiate(of_output)
+        found = before.differentiate(of_output * divided)
+        return lambda part: found(part) * divisor[part]
 
     step.divided = True
     step.weights = replace(

@@ -69,6 +69,9 @@ def contracted(call: Call, contraction: Contraction, factor: float = 1.0) -> Val
 def weighed(call: Call, contraction: Contraction, factor: float = 1.0) -> Value:
     """Record a live value times constants: learned ones share relevance evenly, others by their size."""
     parts = [(replace(call, live=one.live), one) for one in contraction.apart()]
+    (constant,) = (one.tensor for one in contraction[:2] if one.value is None)
+    if parts and call.tensors.origin(constant) == "fixed":
+        return unknown(call)[0]  # it may be the sum of a residual
     if parts:
         return total(call, [(_weighed(inner, one, factor), 1) for inner, one in parts])
     ((_, value),) = contraction.live
@@ -222,6 +225,9 @@ def summed(call: Call) -> list[Value]:
     )
     if mass is not None:
         found.mass = lambda: mass().expand(before).sum(dims, keepdim=keepdim)
+    else:
+        found.reads = value.reads
+        found.adds = value.adds * abs(value.times) * factor * math.prod(before[dim] for dim in dims)
     if value.kind == "exp":
         found.kind = "size"
     if value.kind in ("scores", "weights"):

@@ -6,6 +6,7 @@ y = x * gate + f(0), where gate = (f(x) - f(0)) / x.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from vitx.tape import axes as ax
 from vitx.tape.call import Call, Transpose, rule, tensors_in, unknown
-from vitx.tape.expanded import fitted, scaled
+from vitx.tape.expanded import core, fitted, scaled
 from vitx.tape.rules.attention import normalized
+from vitx.tape.sums import as_number
 from vitx.tape.values import Value, reduced
 
 SIZES = ("rsqrt", "reciprocal")
@@ -136,6 +138,8 @@ def multiplied(call: Call) -> list[Value]:
         for value, factor in ((one, second), (other, first)):
             if (softmax := normalized(call, value, partial(torch.reciprocal, factor))) is not None:
                 return [softmax]
+        if (regrouped := _regrouped(call, (first, one), (second, other))) is not None:
+            return multiplied(regrouped)
         found = _product(call, first, second)
         if first.numel() and second.numel():
             call.factors = [(first, one), (second, other)]
@@ -148,6 +152,19 @@ def multiplied(call: Call) -> list[Value]:
     elif isinstance(factor, Tensor) or value.kind is None:
         call.factors = call.factors_of(tensor) if found.shape == value.shape and factor == 1 else None
     return [found]
+
+
+def _regrouped(call: Call, *pair: tuple[Tensor, Value]) -> Call | None:
+    """Return (b a) f(a) as the product of b and the activation a f(a); None for any other product."""
+    for (product, value), (factor, function) in (pair, pair[::-1]):
+        factors = [] if value.base == function.base else [*(call.factors_of(product) or ())]
+        for (alone, of_alone), (rest, of_rest) in zip(factors, factors[::-1], strict=True):
+            if of_alone is not None and of_alone.base == function.base:
+                made, inner = alone.detach() * factor.detach(), [(alone, of_alone), (factor, function)]
+                activation = multiplied(replace(call, args=[alone, factor], live=inner, outs=[made]))[0]
+                live = [(made, activation)] + ([] if of_rest is None else [(rest, of_rest)])
+                return replace(call, args=[rest, made], live=live)
+    return None
 
 
 @rule("div")
@@ -164,6 +181,8 @@ def quotient(call: Call) -> list[Value]:
 
 def _times_constant(call: Call, value: Value, factor: Any) -> Value:
     before, shape, mass = value.shape, call.out.shape, value.mass
+    if isinstance(factor, (int, float)) and factor == 0:
+        return call.tape.constant(call.out.detach() if call.tape.accounts else None, shape)
     if isinstance(factor, Tensor) and not factor.is_floating_point():
         factor = factor.to(call.out.dtype)
     found = call.make(
@@ -174,6 +193,7 @@ def _times_constant(call: Call, value: Value, factor: Any) -> Value:
     )
     if before == shape:
         found.rearranges, found.base, found.proportional = value.rearranges, value.base, value.proportional
+        found.times, found.reads, found.adds = value.times * as_number(factor), value.reads, value.adds
         found.sum, found.via, found.fan, found.mass = value.sum, value.via, value.fan, mass
         found.tokens = value.tokens
     found.kind = value.kind
@@ -202,8 +222,8 @@ def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = Fals
     assert other is not None
     if one.kind == other.kind == "exp" and one.base != other.base:
         return call.make(call.values, None)  # the exponential of a sum
-    pairs = ((one, other),) if quotient else ((one, other), (other, one))
-    rows = next((n for n, (weights, by) in enumerate(pairs) if _scales(by, weights)), None)
+    pairs = [(one, other, core(second).shape), (other, one, core(first).shape)][: 1 if quotient else 2]
+    rows = next((n for n, pair in enumerate(pairs) if _scales(*pair)), None)
     held = 1 if quotient else _held(one, other) if rows is None else 1 - rows
     moving = [(one, second), (other, first)]
     if held is not None:
@@ -234,15 +254,18 @@ def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = Fals
     if rows is not None:
         found.kind, found.softmax_over = "weights", value.softmax_over
         if value.softmax_over is None:
-            found.dim = reduced(shape, pairs[rows][1].shape)
+            found.dim = reduced(shape, pairs[rows][2])
     elif held is not None and value.kind in ("size", "scores", "weights"):
         found.kind = value.kind
     return found
 
 
-def _scales(by: Value, weights: Value) -> bool:
-    """Return whether a factor scales rows of weights as a whole, as a gate or a sum of exponentials does."""
-    sizes = (1,) * (len(weights.shape) - len(by.shape)) + tuple(by.shape)
+def _scales(weights: Value, by: Value, shape: Sequence[int]) -> bool:
+    """Return whether a factor scales rows of weights as a whole, as a gate or a sum of exponentials does.
+
+    Its `shape` has size 1 in the dimensions along which it is equal.
+    """
+    sizes = (1,) * (len(weights.shape) - len(shape)) + tuple(shape)
     if weights.kind not in WEIGHING or len(sizes) > len(weights.shape):
         return False
     pairs = [*zip(sizes, weights.shape, strict=True)]

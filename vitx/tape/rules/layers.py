@@ -15,6 +15,7 @@ from vitx.tape import axes as ax
 from vitx.tape.axes import dimensions
 from vitx.tape.call import Call, rule, unknown
 from vitx.tape.expanded import fitted, reshaped, shared, spread, summed
+from vitx.tape.sums import stream_of
 from vitx.tape.values import Value
 
 CONVOLUTIONS = (
@@ -26,7 +27,10 @@ _NONE = 1e-6  # a smaller part of a window counts as none
 
 @rule(*CONVOLUTIONS)
 def convolved(call: Call) -> list[Value]:
-    """Record a convolution: relevance goes evenly to the group's channels and real pixels of each window."""
+    """Record a convolution: relevance goes evenly to the group's channels and real pixels of each window.
+
+    If its weights are fixed, as in a blur, it goes in proportion to their size.
+    """
     tensor = call["self"] if call["input"] is None else call["input"]
     weight, value, tape = call.learned(call["weight"]), call.value(tensor), call.tape
     if value is None or weight is None or call.value(call["weight"]) is not None:
@@ -37,6 +41,9 @@ def convolved(call: Call) -> list[Value]:
     bias = call.learned(call["bias"])
     own = [tape.constant(bias.view(-1, *[1] * len(size)))] if tape.accounts and bias is not None else []
     blind = tape.constant(None)  # gets the relevance of windows without real pixels
+    fixed = call.tensors.origin(call["weight"]) == "fixed"
+    if fixed and value.parts and stream_of(value.parts) and value.adds_parts(call.out.shape):
+        return unknown(call)  # it may be the sum of a residual
     tiles = mass is None and not transposed and tuple(stride) == size and set(dilation) == {1}
     tiles = tiles and tuple(n * k for n, k in zip(call.out.shape[2:], size, strict=True)) == shape[2:]
 
@@ -50,13 +57,20 @@ def convolved(call: Call) -> list[Value]:
         return reshaped(spread(pixels[:, :, None], apart, [2]), shape)
 
     def relevance(arrived: list[Tensor]) -> list[Tensor | None]:
-        r = summed(arrived[0].unflatten(1, (groups, -1)), [2])
+        r = arrived[0]
+        if fixed:
+            inside = r.new_ones(shape) if mass is None else mass().to(r).expand(shape)
+            kernel = weight.abs().to(r)
+            under: Tensor = torch.ops.aten.convolution(inside, kernel, None, *options, groups)
+            share, unseen = shared(r, under, _NONE)
+            return [back(share, inside, kernel, groups) * inside, unseen]
+        r = summed(r.unflatten(1, (groups, -1)), [2])
         if tiles:  # as in the first layer of a ViT
             return [to_channels(F.interpolate((r / math.prod(size)).contiguous(), size=shape[2:])), None]
         one, inside = r.new_ones(1, 1, *size), r.new_ones(1, 1, *shape[2:])
         if mass is not None:
             inside = inside * mass().to(r).expand(shape).mean(1, keepdim=True)
-        under: Tensor = torch.ops.aten.convolution(inside, one, None, *options, 1)
+        under = torch.ops.aten.convolution(inside, one, None, *options, 1)
         share, unseen = shared(r, under, _NONE)
         share = share.reshape(-1, 1, *r.shape[2:])
         x = r.new_empty(()).expand(len(share), 1, *shape[2:])

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from vitx.tape import axes as ax
 from vitx.tape.call import Call, Transpose, rule, unknown
-from vitx.tape.expanded import shared
+from vitx.tape.expanded import refilled, shared
 from vitx.tape.rules.elementwise import gated
 from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import same
+from vitx.tape.sums import stream_of
 from vitx.tape.values import AxesOf, Value, followed
 
 PADDED = ("reflection_pad", "replication_pad", "upsample_nearest", "_upsample_nearest_exact")
@@ -68,7 +69,7 @@ def _chosen(call: Call, value: Value, weighing: bool) -> Value:
     found = call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
     found.kind = value.kind
     if not weighing:
-        found.base, found.proportional = value.base, False
+        found.base, found.proportional, found.parts, found.along = value.base, False, value.parts, value.along
     return found
 
 
@@ -77,7 +78,8 @@ def added_up(call: Call) -> list[Value]:
     """Record a linear operator: relevance goes in proportion to what it adds up."""
     if call.name in ("scatter_reduce", "index_reduce") and call["reduce"] not in ("sum", "mean"):
         return picked(call)
-    if call.values[0].parts is not None and call.name == "cumsum":
+    value, parts = call.values[0], call.values[0].parts
+    if parts and (call.name == "cumsum" or (stream_of(parts) and value.adds_parts(call.out.shape))):
         return unknown(call)  # it may be the sum of a residual
     source = next((call[name] for name in ("source", "src", "values") if call[name] is not None), None)
     if source is not None and call.value(call["self"]) is not None and call.value(source) is not None:
@@ -113,6 +115,9 @@ def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
             return [*transpose(arrived), None]
         r = arrived[0].contiguous()
         counts = inside(r, alike=moves)
+        if moves:
+            real = (transpose.linear(inside(r, alike=True)) != 0).to(r)
+            r = refilled(r, real, ax.channel_dims(found.axes))
         whole = transpose.linear(counts)  # 0 where a window sees only padding
         share, unseen = shared(r, whole, _NONE)
         pairs = zip(transpose([share]), counts, strict=True)

@@ -12,7 +12,7 @@ from vitx.tape import axes as ax
 from vitx.tape.attention import Attention
 from vitx.tape.call import Call, rule
 from vitx.tape.expanded import core, fitted, scaled
-from vitx.tape.sums import Sum, terms_of
+from vitx.tape.sums import Sum, as_number, terms_of
 from vitx.tape.values import Value, reduced
 from vitx.tape.weights import alike
 
@@ -55,26 +55,32 @@ def total(call: Call, summands: Sequence[Summand], *, exact: bool = True) -> Val
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
         return [fitted(scaled(arrived[0], factor), shape) for shape, factor in ways]
 
-    options = {"gradient": gradient, "sources": [value for value, _ in live + own]}
+    options = {"gradient": gradient, "sources": [value for value, _ in live + own], "exact": exact}
     values = [value for value, _ in live]
     counted = [value for value in values if not value.is_constant and value.kind != "size"]
     tensors = [(one, factor) for one, factor in summands if isinstance(one, Tensor) and call.value(one)]
-    if len(counted) == len(values) == len(tensors) == 2 and (mean := _mean_among(tensors)) is not None:
-        counted = [values[1 - mean]]
+    if len(counted) == len(values) == len(tensors) == 2:
+        mean = _mean_among(tensors, values)
+        counted = counted if mean is None else [values[1 - mean]]
     if len(live) == 1 or len(counted) == 1:
         found = _shifted(call, (counted or values)[0], options, alone=len(live) == 1)
     else:
-        found = _summed(call, counted or values, values, {**options, "exact": exact})
+        found = _summed(call, [one for one in live if one[0] in (counted or values)], values, options)
     if len(live) == 2 and live[1][0].kind == "size" and found.kind == "scores":  # less their maximum
         found.dim = reduced(found.shape, live[1][0].shape)
     return found
 
 
-def _mean_among(terms: Sequence[tuple[Tensor, float | Tensor]]) -> int | None:
+def _mean_among(terms: Sequence[tuple[Tensor, float | Tensor]], values: Sequence[Value]) -> int | None:
     """Return which of two terms subtracts the mean of the other over some dimensions, as a norm does."""
     for number, ((one, factor), (other, times)) in enumerate((terms, terms[::-1])):
         if one.ndim <= other.ndim:
             alone = core(one.detach())
+            if values[number].mass is not None and values[number].made_from(values[1 - number]):
+                # Constants weighed the other: the mean may be repeated, as by a matrix of ones.
+                for dim in range(alone.ndim):
+                    first = alone.narrow(dim, 0, 1)
+                    alone = first if alike(alone - first, 0) else alone
             sizes = (1,) * (other.ndim - one.ndim) + tuple(alone.shape)
             dims = [dim for dim, size in enumerate(sizes) if size == 1 < other.shape[dim]]
             if not dims:
@@ -91,7 +97,6 @@ def _shifted(call: Call, value: Value, options: dict[str, Any], *, alone: bool) 
     found = call.make(
         *([value], lambda r: [fitted(r[0], before)]),
         axes=lambda of: ax.broadcast(of[0], shape),
-        exact=True,
         **options,
     )
     if before == shape:
@@ -108,25 +113,28 @@ def _shifted(call: Call, value: Value, options: dict[str, Any], *, alone: bool) 
     return found
 
 
-def _summed(call: Call, counted: Sequence[Value], live: Sequence[Value], options: dict[str, Any]) -> Value:
+def _summed(
+    call: Call,
+    summands: Sequence[tuple[Value, float | Tensor]],
+    live: Sequence[Value],
+    options: dict[str, Any],
+) -> Value:
     """Record a sum of several values, among which sizes have no share."""
-    tape, shape, terms = call.tape, call.out.shape, terms_of(counted)
-    alike = all(shape == term.shape for term in terms)
-    kind = partial(Sum, vias={term: via for term, via in terms.items() if via is not None})
+    tape, shape, counted = call.tape, call.out.shape, [value for value, _ in summands]
+    terms, opened = terms_of(summands)
+    inputs, kind = [term.value for term in terms], partial(Sum, terms=terms)
+    alike = all(shape == value.shape for value in inputs)
     axes = (lambda of: reduce(ax.merged, of)) if alike else None
-    found = call.make(list(terms), None, axes=axes, kind=kind, **options)
+    found = call.make(inputs, None, axes=axes, kind=kind, **options)
     step = found.made_by
     assert isinstance(step, Sum)
     found.sum = step
     if step.stream is None:
         step.refuse_within(tape.residuals)
+        tape.opened |= opened
     else:
         found.open = step.stream.open
-        for opened in [value.sum for value in live if value.sum and value not in terms]:
-            for attention in opened.closes:  # the opened sum is no residual of its own
-                attention.residuals.discard(opened)
-            for output in opened.outputs:
-                tape.streams.pop(output, None)
+        tape.drop(opened)
         for attention in step.closes:
             attention.residuals.add(step)
         tape.residuals |= 1 << found.number
@@ -144,4 +152,5 @@ def _summed(call: Call, counted: Sequence[Value], live: Sequence[Value], options
         found.kind = "scores" if "scores" in kinds else counted[0].kind
     if len({value.base for value in live}) == 1 and all(value.shape == shape for value in live):
         found.base, found.proportional = live[0].base, all(value.proportional for value in live)
+        found.times = sum(as_number(factor) * value.times for value, factor in summands)
     return found

@@ -12,7 +12,7 @@ from vitx.tape import axes as ax
 from vitx.tape.axes import Axes
 from vitx.tape.call import Call, Transpose, rule, unknown
 from vitx.tape.contraction import COPIES, VIEWS, joins_unlike
-from vitx.tape.expanded import core, fitted, reshaped
+from vitx.tape.expanded import core, fitted, refilled, reshaped
 from vitx.tape.values import Value, after, followed, marked
 
 IDENTITIES = (*VIEWS, *COPIES, "expand", "slice", "copy")  # if they leave the shape unchanged
@@ -22,7 +22,8 @@ TURNED = (*VIEWS, *COPIES, "permute", "transpose", "t")
 def carried(call: Call, found: Value, value: Value, number: int = 0) -> Value:
     """Copy to a rearranged value what still holds for it; `number` is its number among the outputs."""
     found.rearranges, found.kind, found.fan = value.rearranges, value.kind, value.fan
-    found.proportional = value.proportional
+    found.proportional, found.times = value.proportional, value.times
+    found.reads, found.adds = value.reads, value.adds
     if found.shape == value.shape and call.name in IDENTITIES:
         found.base, found.sum, found.via, found.mass = value.base, value.sum, value.via, value.mass
         found.tokens = value.tokens
@@ -144,7 +145,8 @@ def taken_apart(found: Value, whole: Value, number: int) -> None:
     found.rearranges, found.open, found.kind, found.parts = part.rearranges, part.open, part.kind, None
     found.ancestors = part.ancestors | 1 << part.number
     if whole.made_by is not None and whole.made_by.name in ("cat", "stack") and found.shape == part.shape:
-        found.base, found.proportional = part.base, part.proportional
+        found.base, found.proportional, found.times = part.base, part.proportional, part.times
+        found.sum, found.via = part.sum, part.via
 
 
 @rule("cat", "stack")
@@ -158,8 +160,16 @@ def joined(call: Call) -> list[Value]:
     parts = [v or call.tape.constant(t) for t, v in zip(tensors, values, strict=True)]
     sizes = [1 if stacks else tensor.shape[dim] for tensor in tensors]
 
-    def back(arrived: list[Tensor]) -> list[Tensor]:
+    def gradient(arrived: list[Tensor]) -> list[Tensor]:
         return list(arrived[0].unbind(dim) if stacks else arrived[0].split(sizes, dim))
+
+    def relevance(arrived: list[Tensor]) -> list[Tensor]:
+        """Send none to constant channels of tokens that have others, such as a column of ones."""
+        r = arrived[0]
+        if len(live) < len(parts) and not stacks and dim in ax.channel_dims(found.axes):
+            real = [r.new_full((size,), float(v is not None)) for size, v in zip(sizes, values, strict=True)]
+            r = refilled(r, torch.cat(real).view(-1, *[1] * (r.ndim - dim - 1)).expand(r.shape), [dim])
+        return gradient([r])
 
     def axes(of: list[Axes]) -> Axes:
         """Return the axes: parts computed by weights from the same tokens, such as heads, are channels."""
@@ -174,7 +184,7 @@ def joined(call: Call) -> list[Value]:
             return (*found[:dim], (ax.Factor(len(parts), True), *found[dim]), *found[dim + 1 :])
         return ax.resized(found, shape)
 
-    found = call.make(parts, back, back, axes=axes)
+    found = call.make(parts, relevance, gradient, axes=axes)
     found.rearranges = reduce(or_, (value.rearranges for value in live))
     found.tokens = call.tape.same(found, call.name, dim, *(part.tokens for part in parts))
     if len({(value.kind, value.dim) for value in live}) == 1:
