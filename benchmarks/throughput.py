@@ -32,7 +32,7 @@ from vitx.attribution import Methods
 from vitx.cli.asking import Asked
 from vitx.cli.findings import Product
 from vitx.cli.folder import Output
-from vitx.cli.many import Explainer, Place, predict, read_picture
+from vitx.cli.many import Explainer, predict, read_picture
 from vitx.cli.model import Subject
 from vitx.files import PICTURES, encode
 from vitx.inputs.prepared import preprocessing_of, to_tensor
@@ -168,7 +168,7 @@ def _rate(options: Any, subject: Subject, files: list[Path], suffix: str) -> flo
         output = Output(Path(folder) / "maps", files, _product(subject, suffix), "")
         explainer = Explainer(subject, PREDICTED)
         begun = time.perf_counter()
-        errors = predict(explainer, files, output, batch_size=BATCH, workers=1, place=Place(_CPU))
+        errors = predict(explainer, files, output, batch_size=BATCH, workers=1, device=_CPU)
         taken = time.perf_counter() - begun
         assert not errors
         assert not output.left()

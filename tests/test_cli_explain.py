@@ -21,7 +21,6 @@ from tests.processes import run_together
 from vitx.cli import main
 from vitx.cli.findings import Product
 from vitx.cli.folder import linked
-from vitx.cli.many import progress_bar
 from vitx.inputs.preprocessing import Preprocessing
 
 NAME = "deit_tiny_patch16_224"
@@ -540,15 +539,6 @@ def test_two_processes_share_the_pictures_and_go_on_when_killed(folder, weights,
     assert len(written(output)) == 125
     lines = (output / "explanations.jsonl").read_text("utf-8").splitlines()
     assert len(lines) == 125
-
-
-def test_the_bar_says_images_a_second_also_of_a_slow_model(capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with progress_bar(200, True) as bar:
-        bar.start_t -= 100
-        bar.update(50)
-        bar.refresh()
-    assert "50/200 images [01:40<05:00,  0.50 images/s]" in capsys.readouterr().err
 
 
 def damaged(folder, name):

@@ -39,7 +39,7 @@ def test_a_run_is_read_as_it_was_written(tmp_path):
         assert same(run.logits[firing], LOGITS)
     assert same(run.pixels, pixels())
     assert same(run.labels, LABELS)
-    assert (run.colormap, run.note) == ("viridis", "of the likeliest class")
+    assert (run.facts["colormap"], run.facts["note"]) == ("viridis", "of the likeliest class")
     assert run.facts["class_names"] == CLASSES
     assert run.numbers["val/accuracy"] == {4: 0.5, 9: 0.5}
     assert run.numbers["vitx/rollout/entropy"] == {0: 0.9, 4: 0.8, 9: 0.7}

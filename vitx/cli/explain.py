@@ -36,9 +36,9 @@ from vitx.attribution import DEFAULT, Methods, find_method, methods, telling, ti
 from vitx.cli.asking import add_questions, check_questions, check_target, questions_of
 from vitx.cli.findings import Product
 from vitx.cli.folder import Output, linked
-from vitx.cli.many import SHARD, Explainer, Place, predict
+from vitx.cli.many import SHARD, Explainer, predict
 from vitx.cli.model import PREDICTED, Subject, add_model_details, add_model_options, load_subject
-from vitx.cli.options import ANY, COUNT, TEXT, add, check_folder, check_least, read_settings
+from vitx.cli.options import ANY, COUNT, TEXT, add, check_least, output_folder, read_settings
 from vitx.errors import VitxError
 from vitx.files import PICTURES, write_png
 from vitx.functional.fusing import check_options
@@ -142,12 +142,10 @@ def _check(options: Any) -> dict[str, Any]:
         if kind not in _SAVED:
             hint = ": paths come before the options" if Path(kind).exists() else ""
             raise VitxError(f"--save takes {', '.join(_SAVED)}, found {kind}{hint}")
-    if not options.output:
-        raise VitxError("--output is empty: name a folder")
-    check_folder(options.output)
-    written = [name for name in ("save", "html", "overview", "resume", "open") if options[name]]
-    if options.trace and written:
-        raise VitxError(f"--trace writes nothing: leave out --{written[0]}")
+    output_folder(options)
+    for name in ("save", "html", "overview", "resume", "open") if options.trace else ():
+        if options[name]:
+            raise VitxError(f"--trace writes nothing: leave out --{name}")
     running = read_settings("--run-options", options.run_options, _RUN)
     if options.overview and (options.resume or _device(running) is None):
         raise VitxError("--overview needs all pictures in one process: leave out --resume, or use one device")
@@ -199,7 +197,7 @@ def _settings(options: Any, subject: Subject) -> str:
 def _explain(explain: Any, model: nn.Module, running: dict[str, Any]) -> tuple[dict[int, str], bool]:
     """Explain pictures; return index -> error for those that failed, and whether this process reports."""
     if (device := _device(running)) is not None:
-        return explain(Place(device)), True
+        return explain(device), True
     from vitx.cli import trainer  # imports Lightning
 
     return trainer.predict(model, explain, **{"devices": 1} | running)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -31,16 +31,6 @@ _FEW = 20  # pictures that are reported one by one, without a progress bar
 _MOST_READERS = 8
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Place:
-    """A process: its device, its rank, the number of processes, and that of devices on its machine."""
-
-    device: torch.device
-    rank: int = 0
-    world: int = 1
-    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,9 +61,7 @@ class Explainer:
             maps = []
             for asked, found in answers:
                 own = found[row * (1 + found.paired) : (row + 1) * (1 + found.paired)]
-                about = asked if asked.name or find_method(found.method).gradient else Asked()
-                # If the target is a function or a text, the explanation has no class.
-                maps.append(Map(about, own, about.index if own.target is None else int(own.target[0])))
+                maps.append(Map(asked if asked.name or find_method(found.method).gradient else Asked(), own))
             yield replace(picture, image=NOTHING, logits=logits[row], maps=tuple(maps))
 
 
@@ -81,21 +69,25 @@ def predict(
     explainer: Explainer,
     files: Sequence[Path],
     output: Output,
-    place: Place,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
     *,
+    devices: int = 1,  # on this machine
     batch_size: int = 8,
     workers: int | None = None,  # reading threads; by default, chosen from the number of cores
     overview: Overview | None = None,
 ) -> dict[int, str]:
-    """Explain this process's share of the pictures, and return index -> error for unreadable ones."""
+    """Explain the share of one of several processes, and return index -> error for unreadable pictures."""
     subject = explainer.subject
-    subject.model.to(place.device)
+    subject.model.to(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    readers = workers or min(_MOST_READERS, max(1, cores // place.devices // 4))
+    readers = workers or min(_MOST_READERS, max(1, cores // devices // 4))
     size = 1 if subject.prepare.keep_aspect else batch_size
     tell = len(files) <= _FEW
     errors: dict[int, str] = {}
-    numbers = range(place.rank, len(files), place.world)
+    numbers = range(rank, len(files), world)
+    bar = tqdm(total=len(files), unit="image", disable=None if rank == 0 and not tell else True)
 
     def read(number: int) -> Finding | None:
         try:
@@ -106,20 +98,17 @@ def predict(
         return None
 
     def findings() -> Iterator[Finding]:
-        with (
-            progress_bar(len(files), not tell and place.rank == 0) as bar,
-            closing(_in_threads(read, numbers, readers, size + 2 * readers)) as pictures,
-        ):
+        with bar, closing(_in_threads(read, numbers, readers, size + 2 * readers)) as pictures:
             while batch := [*islice(pictures, size)]:
                 yield from explainer([picture for picture in batch if picture is not None])
-                bar.update(min(len(batch) * place.world, len(files) - bar.n))  # if all are equally fast
+                bar.update(min(len(batch) * world, len(files) - bar.n))  # if all are equally fast
 
     def tasks() -> Iterator[Callable[[], str | None]]:
         found, kept = findings(), list[Finding]()
         # A single process writes nothing before the first finding: the model may turn out unsupported.
-        first = [*islice(found, int(place.world == 1))]
-        if first or place.world > 1:
-            output.begin([files[number] for number in numbers], place.rank == 0)
+        first = [*islice(found, int(world == 1))]
+        if first or world > 1:
+            output.begin([files[number] for number in numbers], rank == 0)
         for finding in chain(first, found):
             if overview is not None:
                 _gather(overview, finding, subject)
@@ -177,9 +166,3 @@ def _in_threads(
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def progress_bar(count: int, shown: bool) -> Any:
-    """Return a tqdm bar, shown on terminals only, in images per second even if one takes longer."""
-    form = "{l_bar}{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-    return tqdm(total=count, unit=" images", bar_format=form, disable=None if shown else True)

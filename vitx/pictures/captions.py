@@ -72,11 +72,6 @@ def captions_of(
     Example:
         >>> [str(caption) for caption in captions_of(torch.tensor([[0.0, 3.0]]), class_names=["cat", "dog"])]
         ['dog 95%']
-        >>> several = torch.tensor([[1.0, 1.0]])
-        >>> str(captions_of(torch.tensor([[2.0, -1.0]]), several, ["cat", "dog"])[0])
-        '\N{BALLOT X} cat, is cat + dog'
-        >>> str(captions_of(torch.tensor([[0.7143]]), torch.tensor([0.5]))[0])
-        '0.714, is 0.500'
     """
     kind = kind or kind_of(logits, labels)
     if kind == "features" or logits.ndim not in (1, 2):

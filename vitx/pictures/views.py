@@ -64,8 +64,9 @@ class Layer:
         if self.signed is not None:
             against = all_against(self.signed).tolist()
             said = ["all against" if one else word for one, word in zip(against, said, strict=True)]
-        boxes, sinks = (None, None) if size is None else (self.boxes, self.sinks)
-        return painted(drawn, size or (), boxes, sinks, said)
+        if size is None:
+            return painted(drawn, words=said)
+        return painted(drawn, size, self.boxes, self.sinks, said)
 
 
 def slices_of(
@@ -73,12 +74,8 @@ def slices_of(
 ) -> Slices | None:
     """Choose the slices to show; return None for a picture, which is shown whole.
 
-    Args:
-        size: (H, W) of a picture, (T, H, W) of a clip, (D, H, W) of a volume, (F, T) of a spectrogram.
-        channels: the number of channels; None for a spectrogram.
-        view: see `vitx.Explanation.picture`, also for `time_axis`.
-        time_axis: the time dimension of a batch of spectrograms.
-        most_frames: the maximum number of frames to show.
+    The size is (H, W) of a picture, (T, H, W) of a clip, (D, H, W) of a volume, or (F, T) of a spectrogram,
+    which has no `channels`. See `vitx.Explanation.picture` for `view` and `time_axis`.
     """
     if len(size) == 2 and channels is not None:
         return None
@@ -94,8 +91,8 @@ def slices_of(
         said = "the planes through the brightest place"
         return Slices(said, lambda volume, peak: [volume.select(*place) for place in enumerate(peak)])
     shown = evenly(size[0], most_frames)
-    numbers = ", ".join(str(number + 1) for number in shown)
-    said = f"frames {numbers}" + (f" of {size[0]}" if len(shown) < size[0] else "")
+    said = f"frames {', '.join(str(number + 1) for number in shown)}"
+    said += f" of {size[0]}" if len(shown) < size[0] else ""
     return Slices(said, lambda clip, _: [clip[number] for number in shown])
 
 
@@ -104,7 +101,6 @@ def laid_out(
     layers: Mapping[str, Layer],
     slices: Slices | None = None,
     colormap: str = "inferno",
-    *,
     signed: bool = False,
 ) -> tuple[dict[str, Tensor], str]:
     """Overlay maps on images, (B, ..., 3) uint8; arrange the input and each overlay as columns, or as strips.

@@ -40,16 +40,11 @@ class RunFolder:
     """The folder `vitx` of one run, to which no other run writes."""
 
     def __init__(self, path: Path, facts: Mapping[str, Any], lock: IO[str]) -> None:
-        self.path, self._facts, self._lock = path, dict(facts), lock
+        self.path, self.id, self._facts, self._lock = path, str(facts["id"]), dict(facts), lock
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy, without the lock, which belongs to this process."""
         return {**vars(self), "_lock": io.StringIO()}
-
-    @property
-    def id(self) -> str:
-        """The unique identifier of the run."""
-        return str(self._facts["id"])
 
     @classmethod
     def claim(cls, wanted: Path | None, root: Path) -> "RunFolder":
@@ -161,13 +156,10 @@ def _candidates(first: Path) -> Iterator[Path]:
     first = first.absolute()
     yield first
     numbered = re.fullmatch(r"version_(\d+)", first.name)
+    inside = not numbered and Path.cwd().is_relative_to(first)
     for number in count(int(numbered[1]) + 1 if numbered else 1):
-        if numbered:
-            yield first.with_name(f"version_{number}")
-        elif Path.cwd().is_relative_to(first):
-            yield first / f"version_{number}"
-        else:
-            yield first.with_name(f"{first.name}-{number}")
+        name = f"version_{number}" if numbered or inside else f"{first.name}-{number}"
+        yield (first if inside else first.parent) / name
 
 
 def _locked(folder: Path) -> IO[str]:
@@ -198,11 +190,9 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
 
 def read_rows(folder: Path) -> list[Row]:
     """Read the numbers as text, so that they are written back unchanged."""
-    path = folder / NUMBERS
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
+    with suppress(FileNotFoundError), (folder / NUMBERS).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+    return []
 
 
 def _same(path: Path, arrays: Arrays) -> bool:

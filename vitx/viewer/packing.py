@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 _PRECISION = 1 / 600  # of log A: the ratio of two entries of A is then right within 1/255
-_COARSE = 0.3, 0.1, 0.03, 0.0  # of log A: columns that add less take one byte; tried until exact enough
 _SPARE = 8  # columns beyond the channels of a head: for row sums, and to find the others reliably
 _TOP = 2.0**15  # scale of the largest number: float16 also holds nine orders of magnitude below it
 
@@ -37,23 +36,18 @@ def _factors(weights: Tensor, rank: int) -> dict[str, Any] | None:
     if rank * (queries + keys) >= queries * keys or bool((weights <= 0).any()):
         return None
     logs = weights.log()
-    left, right, adds = _thin(logs, rank)
-    for limit in _COARSE:
-        fine = adds >= limit
-        steps = torch.where(fine, 2.0**15 - 1, 2.0**7 - 1)
-        sizes = [side.abs().amax(1, keepdim=True).clamp(min=1e-30) / steps for side in (left, right)]
-        numbers = [(side / size).round() for side, size in zip((left, right), sizes, strict=True)]
-        units = sizes[0] * sizes[1]
-        if float((numbers[0] * units @ numbers[1].mT - logs).abs().amax()) <= _PRECISION:
-            count = int(fine.sum())
-            parts = [[encoded(one[..., :count].short()), encoded(one[..., count:].char())] for one in numbers]
-            sides = {"left": parts[0], "right": parts[1]}
-            return {"fine": count, "coarse": len(adds) - count, "units": encoded(units[:, 0]), **sides}
-    return None
+    sides = _thin(logs, rank)
+    sizes = [side.abs().amax(1, keepdim=True).clamp(min=1e-30) / (2**15 - 1) for side in sides]
+    left, right = ((side / size).round() for side, size in zip(sides, sizes, strict=True))
+    units = sizes[0] * sizes[1]
+    if float((left * units @ right.mT - logs).abs().amax()) > _PRECISION:
+        return None
+    matrices = {"left": encoded(left.short()), "right": encoded(right.short())}
+    return {"columns": left.shape[2], "units": encoded(units[:, 0]), **matrices}
 
 
-def _thin(logs: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return two matrices whose product approximates this one, and the most that each column adds to it.
+def _thin(logs: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return two thin matrices whose product approximates this one.
 
     They are found by a random projection (Halko et al. 2011), if the rank is below the given one.
     """
@@ -61,9 +55,8 @@ def _thin(logs: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     basis = torch.linalg.qr(logs @ probes).Q
     left, sizes, right = torch.linalg.svd(basis.mT @ logs, full_matrices=False)
     left, right = basis @ left * sizes.sqrt()[:, None], right.mT * sizes.sqrt()[:, None]
-    adds, order = (left.abs().amax(1) * right.abs().amax(1)).amax(0).sort(descending=True)
-    order = order[adds > _PRECISION / 20]
-    return left[..., order], right[..., order], adds[: len(order)]
+    kept = (left.abs().amax(1) * right.abs().amax(1)).amax(0) > _PRECISION / 20
+    return left[..., kept], right[..., kept]
 
 
 def halves(numbers: Tensor) -> dict[str, Any]:
