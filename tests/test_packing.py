@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitx.viewer.packing import most_bytes, packed
+from vitx.viewer.page import most_bytes, packed
 
 
 def read(part, kind):

@@ -91,10 +91,10 @@ def run(options: Any) -> int:
     asked = _methods(options)
     if not other:
         check_target(options.text or options.target, asked, options.against)
-    unsigned = [name for name in asked if not find_method(name).accounts]
-    if options.signed and unsigned:
-        raise VitxError(f"--signed needs a method with signed maps, and {unsigned[0]} has none: use evidence")
-    folder = Path(options.output)
+    for name in asked if options.signed else ():
+        if not find_method(name).accounts:
+            raise VitxError(f"--signed needs a method with signed maps, and {name} has none: use evidence")
+    folder = output_folder(options)
     files = _files(options.paths, folder)
     explainer = _explainer(options, asked, other)
     subject, suffixes = explainer.subject, explainer.subject.prepare.suffixes
@@ -113,8 +113,7 @@ def run(options: Any) -> int:
     kinds = tuple(dict.fromkeys(_SAVED[kind] for kind in options.save if _SAVED[kind]))
     product = Product(subject, kinds, options.signed)
     output = Output(folder, files, product, _settings(options, subject), sharded)
-    output.check(options.resume)
-    left = output.left() if options.resume else files
+    left = output.left(options.resume)
     if len(left) < len(files):
         print(f"{len(files) - len(left):,} of {len(files):,} pictures are already finished")
     overview = Overview() if options.overview else None
@@ -142,7 +141,6 @@ def _check(options: Any) -> dict[str, Any]:
         if kind not in _SAVED:
             hint = ": paths come before the options" if Path(kind).exists() else ""
             raise VitxError(f"--save takes {', '.join(_SAVED)}, found {kind}{hint}")
-    output_folder(options)
     for name in ("save", "html", "overview", "resume", "open") if options.trace else ():
         if options[name]:
             raise VitxError(f"--trace writes nothing: leave out --{name}")
@@ -208,8 +206,8 @@ def _device(running: dict[str, Any]) -> torch.device | None:
     started = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
     accelerator = running.get("accelerator", "auto")
     kinds = {"auto": ("cuda", "mps", "cpu"), "gpu": ("cuda", "mps")}.get(accelerator, (accelerator,))
-    several = [running.get("devices", 1), running.get("num_nodes", 1), running.get("strategy", "auto")]
-    if several != [1, 1, "auto"] or started > 1 or not set(kinds) <= {"cuda", "mps", "cpu"}:
+    several = running.keys() & {"devices", "num_nodes", "strategy"} or started > 1
+    if several or not set(kinds) <= {"cuda", "mps", "cpu"}:
         return None
     for kind in kinds:
         if kind == "cpu" or getattr(torch, kind).is_available():

@@ -154,7 +154,6 @@ class Product:
         return "".join(f"why {ours} and not {name(one)}" for one in {*asked.values()} if one is not None)
 
     def _facts(self, finding: Finding, paths: Sequence[Path]) -> dict[str, Any]:
-        """Return the contents of the JSON file."""
         names, maps = self.subject.class_names, list[dict[str, Any]]()
         shares = shares_of(finding.logits) if self.subject.classes > 1 else None
         for one in finding.maps:

@@ -5,12 +5,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from vitx.cli.findings import Finding, Product
-from vitx.errors import VitxError
+from vitx.errors import VitxError, failure
 from vitx.files import PICTURES, write_or_say, write_png
 from vitx.inputs.reading import whole_path
 from vitx.pictures.render import Picture
@@ -41,15 +40,6 @@ class Output:
         self._note, self._settings = folder / "vitx.json", settings.encode()
         self._others = self._note.is_file() and self._note.read_bytes() != self._settings
         self._above = os.path.commonpath({whole_path(file).parent for file in files})
-
-    def check(self, resume: bool) -> None:
-        """Raise a VitxError if the folder holds files that conflict with those of this run."""
-        if self.sharded and not resume and any(self._shards.glob("*.npz")):
-            said = f"{self._shards} holds maps of an earlier run"
-            raise VitxError(f"{said}: continue it with --resume, or use another --output")
-        if resume and self._others:
-            said = f"the maps in {self.folder} were made with other options or another model"
-            raise VitxError(f"{said}, see {self._note}: use another --output, or leave out --resume")
 
     def begin(self, files: Sequence[Path], speaks: bool) -> None:
         """Delete files of these pictures from a run with other settings, which a resumed one would keep.
@@ -82,14 +72,24 @@ class Output:
         first = f"{found[0].place:08d}-{hashlib.sha256(names[0].encode()).hexdigest()[:8]}"
         self.product.write_shard(self._shards / f"{first}.npz", names, found)
 
-    def left(self) -> list[Path]:
-        """Return the pictures that lack a file or a shard; files are complete, as writes are atomic."""
-        for path in self._shards.glob("*.npz") if self.sharded else ():
-            try:
-                with np.load(path, allow_pickle=False) as arrays:
-                    self._in_shards.update(arrays["files"].tolist())
-            except (OSError, ValueError, KeyError, BadZipFile) as error:
-                raise VitxError(f"{path} cannot be read: remove it, or use another --output") from error
+    def left(self, resume: bool) -> list[Path]:
+        """Return the pictures to explain: if resumed, those that lack a file or a shard, which are atomic.
+
+        Raise a VitxError if the folder holds files that conflict with those of this run.
+        """
+        shards = [*self._shards.glob("*.npz")] if self.sharded else []
+        if not resume and shards:
+            said = f"{self._shards} holds maps of an earlier run"
+            raise VitxError(f"{said}: continue it with --resume, or use another --output")
+        if not resume:
+            return [*self.files]
+        if self._others:
+            said = f"the maps in {self.folder} were made with other options or another model"
+            raise VitxError(f"{said}, see {self._note}: use another --output, or leave out --resume")
+        for path in shards:
+            said = f"{path} cannot be read, so remove it, or use another --output"
+            with failure(said), np.load(path, allow_pickle=False) as arrays:
+                self._in_shards.update(arrays["files"].tolist())
         missing = {file for file in self.files if not all(map(Path.is_file, self.paths(file)))}
         return [file for file in self.files if file in missing or self.wants_shard(file)]
 

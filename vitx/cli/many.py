@@ -55,7 +55,7 @@ class Explainer:
             small = (one if one.paired else one.without_images() for one in explained.values())
             answers += [(asked, one.cpu()) for one in small]
         answers.sort(key=lambda one: not one[0].name and bool(find_method(one[1].method).gradient))
-        logits = answers[0][1].logits.cpu()
+        logits = answers[0][1].logits
         logits = logits[:: len(logits) // len(pictures)].reshape(len(pictures), -1)
         for row, picture in enumerate(pictures):
             maps = []

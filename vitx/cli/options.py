@@ -80,7 +80,6 @@ def new_name(words: Sequence[str], known: Container[str]) -> str:
 
 
 def _key(option: str) -> str:
-    """Return the name of the value of an option, which may have words after it."""
     return option.partition(" ")[0].strip("-").replace("-", "_")
 
 

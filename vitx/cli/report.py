@@ -100,8 +100,8 @@ def _pages(
 ) -> dict[tuple[int, int], str]:
     """Write an interactive page for each image of each run that holds a checkpoint.
 
-    Unless `sure`, raise a VitxError if the model does not reproduce the last probabilities of the run.
-    Return (number of the run, image) -> path of the page relative to the report.
+    Return (number of the run, image) -> path of the page relative to the report. Unless `sure`, raise a
+    VitxError if the model does not reproduce the last probabilities of the run.
     """
     links = {}
     for place, (name, one) in enumerate(runs.items()):
@@ -115,10 +115,8 @@ def _pages(
         prepare = replace(subject.prepare, size=size, crop_pct=1.0, crop_mode="squash")  # already prepared
         subject = replace(subject, prepare=prepare)
         (found,) = subject.explain(subject.batch([*one.pixels]), methods).values()
-        logits = torch.from_numpy(one.logits[-1])
-        alike = found.logits.shape == logits.shape
-        alike = alike and bool((shares_of(found.logits) - shares_of(logits)).abs().max() <= _ALIKE)
-        if not (sure or alike):
+        shares, before = shares_of(found.logits), shares_of(torch.from_numpy(one.logits[-1]))
+        if not (sure or (shares.shape == before.shape and (shares - before).abs().max() <= _ALIKE)):
             raise VitxError(f"{weights} does not predict what the run predicted at its end: give --model")
         for image, explanation in enumerate(found):
             link = f"{output.stem}-pages/run-{place}-image-{image}.html"
@@ -157,7 +155,7 @@ def _draw_comparison(
     runs: Mapping[str, Run], left_out: Mapping[str, str], steps: int, links: Mapping[tuple[int, int], str]
 ) -> str:
     """Return the page that compares runs as HTML, with `steps` moments, or fewer if it would be too large."""
-    names, every = [*runs], [*runs.values()]
+    every = [*runs.values()]
     differing, shared = compare_settings(every)
     met, table = meetings(every), columns(every, differing)
     for meeting in met:
@@ -166,13 +164,12 @@ def _draw_comparison(
     fixed: dict[str, Any] = {
         "groups": [(meeting, [_figure(every, images) for images in meeting.images]) for meeting in met],
         "runs": [
-            {"place": place, "name": name, "path": run.path, "earlier": run.earlier}
-            for place, (name, run) in enumerate(runs.items())
+            {"place": place, "name": name, "run": run} for place, (name, run) in enumerate(runs.items())
         ],
         "columns_of_table": table,
         "groups_of_table": [(group, len([*of])) for group, of in groupby(table, lambda one: one.group)],
         "shared": {setting.key: next(iter(setting.values.values())) for setting in shared},
-        "charts": charts_of_runs([run.numbers for run in every], names),
+        "charts": charts_of_runs([run.numbers for run in every], [*runs]),
         "overviews": {at: embed(one, photo=True) for at, one in enumerate(overviews) if one is not None},
         "links": links,
         "left_out": left_out,
@@ -197,7 +194,6 @@ def _draw_comparison(
 
 
 def _figure(runs: Sequence[Run], images: Mapping[int, int]) -> dict[str, Any]:
-    """Describe one image under each run."""
     first, image = next(iter(images.items()))
     captions = _last(runs, images)
     known = [caption.right for caption in captions if caption.right is not None]
@@ -211,5 +207,4 @@ def _figure(runs: Sequence[Run], images: Mapping[int, int]) -> dict[str, Any]:
 
 
 def _last(runs: Sequence[Run], images: Mapping[int, int]) -> list[Caption]:
-    """Return the last caption of one image under each run."""
     return [runs[number].captions(-1)[image] for number, image in images.items()]

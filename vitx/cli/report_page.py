@@ -57,15 +57,6 @@ class Embedded(NamedTuple):
     height: int
 
 
-class Shown(NamedTuple):
-    """One image of a run at some firings."""
-
-    # Title of a method -> its maps, row by row: a page shows one at a time, colored, over the input.
-    films: dict[str, Embedded]
-    said: list[list[Any]]  # for each frame: caption, whether it is right, indices of nearly uniform maps
-    colormap: str
-
-
 def fill(template: str, *, moments: Sequence[str], colormaps: Sequence[str], **values: Any) -> str:
     """Fill a template from the folder `pages`, and return HTML."""
     tables = {}  # color map -> its red, green and blue at some grays, for an SVG filter
@@ -82,20 +73,21 @@ def columns_of(count: int) -> int:
     return ceil(sqrt(count))
 
 
-def show(run: Run, firings: Sequence[int], titles: Sequence[str]) -> list[Shown]:
-    """Encode the maps of each image at some firings, by the methods with these titles.
+def show(run: Run, firings: Sequence[int], titles: Sequence[str]) -> list[dict[str, Any]]:
+    """Describe each image at some firings: films of its maps by title, and what is said about each frame.
 
-    The browser lays each small map over the input, which takes a hundredth of the bytes of an overlay.
+    These are the caption, whether it is right, and the indices of maps that are nearly uniform. The browser
+    lays each small map over the input, which takes a hundredth of the bytes of an overlay.
     """
     found = []
     for image, captions in enumerate(zip(*map(run.captions, firings), strict=True)):
         maps = {title: torch.from_numpy(run.titled[title][list(firings), image]) for title in titles}
-        said = [[str(caption), caption.right] for caption in captions]
+        said: list[list[Any]] = [[str(caption), caption.right] for caption in captions]
         for place, of_method in enumerate(maps.values()):
             for at in (entropy(of_method) > UNIFORM).nonzero()[:, 0]:
                 said[at].append(place)
         films = {title: _film(one) for title, one in maps.items()}
-        found.append(Shown(films, said, run.facts["colormap"]))
+        found.append({"films": films, "said": said, "colormap": run.facts["colormap"]})
     return found
 
 
@@ -117,11 +109,11 @@ def embed(picture: Picture, photo: bool = False) -> Embedded:
 
 
 class Cell(NamedTuple):
-    """One value of a run: its text, its sort key, and its position in [0, 1] in the range of its column."""
+    """One value of a run."""
 
     text: str = "\N{EN DASH}"
-    value: float | str | None = None
-    share: float | None = None
+    value: float | str | None = None  # to sort by
+    share: float | None = None  # its position in the range of its column
 
 
 class Column(NamedTuple):
@@ -216,13 +208,12 @@ def _svg(lines: Sequence[Line], points: int) -> str:
         axes = figure.subplots()
         width = 1.5 if len(lines) <= _FEW else 0.7
         for line in lines:
-            known = [*line.curve.items()]
+            known, (color, dash) = [*line.curve.items()], look(line.place)
             places = evenly(len(known), points)
             steps, values = zip(*(known[place] for place in places), strict=True)
             # Each marker takes as many bytes as ten points of a line.
             mark = "o" if len(places) == 1 or len(places) * len(lines) < 60 else None
             (drawn,) = axes.plot(steps, values, marker=mark, markersize=3, linewidth=width)
-            color, dash = look(line.place)
             drawn.set(gid=f"run-{line.place}", color=color, linestyle=dash)
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)

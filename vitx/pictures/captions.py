@@ -76,7 +76,7 @@ def captions_of(
     kind = kind or kind_of(logits, labels)
     if kind == "features" or logits.ndim not in (1, 2):
         return [Caption("")] * len(logits)
-    logits = logits.float() if logits.ndim == 2 else logits.float()[:, None]
+    logits = logits.float().reshape(len(logits), -1)
     if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     labels = None if beyond(labels, logits.shape[1]) else labels  # not classes of this model

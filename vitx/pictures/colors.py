@@ -59,10 +59,7 @@ def draw(
 
 
 def as_images(images: Tensor, channels: int | None) -> Tensor:
-    """Rearrange images, clips, volumes or spectrograms, (B, ...), to (N, C, H, W), frame by frame.
-
-    `channels` is the dimension of the channels; None if there is none.
-    """
+    """Rearrange images, clips, volumes or spectrograms, (B, ...), to (N, C, H, W), frame by frame."""
     if channels is None:
         return images[:, None]
     return images.movedim(channels, 2).flatten(0, 1) if images.ndim == 5 else images.movedim(channels, 1)

@@ -28,12 +28,7 @@ VERDICTS = {True: "#00695c", False: "#b71c1c", None: INK}  # colors of right, wr
 
 
 def heatmaps(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Upsample maps, (B, h, w) or (B, t, h, w), linearly, rescaled to [0, 1] each; a constant map gives 0.
-
-    Example:
-        >>> heatmaps(torch.tensor([[[0.0, 2.0]]]), (1, 2))
-        tensor([[[0., 1.]]])
-    """
+    """Upsample maps, (B, h, w) or (B, t, h, w), linearly, rescaled to [0, 1] each; a constant map gives 0."""
     scaled = _scaled_up(maps, size)
     whole = tuple(range(1, maps.ndim))
     low, high = scaled.amin(whole, keepdim=True), scaled.amax(whole, keepdim=True)
@@ -48,10 +43,7 @@ def _scaled_up(maps: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
-    """Overlay heat maps, (B, ...) in [0, 1], on images, (B, ..., 3) uint8: bright places glow, others dim.
-
-    The result is on the CPU. The color map is one of matplotlib's; the default is perceptually uniform.
-    """
+    """Overlay heat maps, (B, ...) in [0, 1], on images, (B, ..., 3) uint8, on the CPU: bright places glow."""
     if pixels.shape[:-1] != heat.shape:
         raise VitxError(
             f"found {len(pixels)} images for {len(heat)} maps, of {tuple(pixels.shape[1:-1])} and "

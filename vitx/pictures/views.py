@@ -24,7 +24,7 @@ _GAP, _PAPER = 2, 255  # pixels between slices, and their color
 UNIFORM = 0.99  # relative entropy above which a map is nearly uniform
 BOX = "#00b3a4"  # color of the outline of a target's box
 SINKS = "rings: patches that most others attend to (possible sinks)"
-_LETTERS, _SMALLEST = 13 / TILE_WIDTH, 4  # height of letters: share of the picture, and minimum in pixels
+_LETTERS = 13 / TILE_WIDTH  # height of letters: share of the picture
 
 
 class Slices(NamedTuple):
@@ -183,8 +183,6 @@ def _ring(canvas: Image.Image, marks: Tensor) -> None:
 
 def _stamp(canvas: Image.Image, text: str) -> None:
     draw, height = ImageDraw.Draw(canvas), max(8, round(min(canvas.size) * _LETTERS))
-    while height > _SMALLEST and font(height).getlength(text) > canvas.width:
-        height -= 1
     draw.rectangle((0, canvas.height - 1.4 * height, canvas.width, canvas.height), INK)
     below = (canvas.width / 2, canvas.height - 0.2 * height)
     draw.text(below, text, PAPER, font(height), anchor="md")

@@ -30,10 +30,6 @@ def masked(value: Any, folder: Path, depth: int = 0) -> Any:
 
     Values under keys such as `password`, `hub_token` or `api_key` become `***`, as do user names and
     passwords in URLs. Absolute paths become relative to the folder of the run.
-
-    Example:
-        >>> masked({"lr": 0.1, "hub_token": "hf_x", "db": "sql://me:pw@host/a"}, Path("logs"))
-        {'lr': 0.1, 'hub_token': '***', 'db': 'sql://***@host/a'}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}

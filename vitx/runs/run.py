@@ -123,14 +123,15 @@ def rank(run: Run) -> dict[int, str]:
 
     Return image -> the reason for its rank, in words.
     """
-    found: list[tuple[tuple[bool, float, float], int, str]] = []
+    found = []
     for image, caption in enumerate(run.captions(-1)):
         moved, reason = _largest_move(run, image)
-        wrong, sure = caption.right is False, caption.probability
-        if wrong:
-            reason = f"wrong at the end{'' if sure is None else f', and {sure:.0%} sure'}; {reason}"
-        found.append(((not wrong, -(sure or 0) if wrong else 0, -moved), image, reason))
-    return {image: reason for _, image, reason in sorted(found)}
+        sure = -1.0  # unless it is wrong
+        if caption.right is False:
+            sure = caption.probability or 0.0
+            reason = f"wrong at the end{f', and {sure:.0%} sure' if sure else ''}; {reason}"
+        found.append((-sure, -moved, image, reason))
+    return {image: reason for *_, image, reason in sorted(found)}
 
 
 def _largest_move(run: Run, image: int) -> tuple[float, str]:

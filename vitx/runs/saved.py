@@ -1,19 +1,16 @@
 """Saved runs: found by their folders, and read as `vitx.runs.folder` writes them."""
 
-import csv
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitx.errors import VitxError
+from vitx.errors import VitxError, failure
 from vitx.inputs.clips import evenly
 from vitx.runs import FACTS, FIRING, FOLDER, IMAGES, LOGITS, NUMBERS, SINKS
 from vitx.runs.folder import files_of, read_facts, read_rows
@@ -25,8 +22,8 @@ FRAMES_IN_A_CARD = 4  # of a clip, in a picture as wide as TensorBoard shows it,
 def open_runs(places: Sequence[str | Path]) -> tuple[dict[str, Run], dict[str, str]]:
     """Open the runs in some folders or below them.
 
-    Return name -> run, in order of the names, and name -> reason for those that cannot be read.
-    Raise a VitxError if none can be read.
+    Return name -> run, in order of the names, and name -> reason for those that cannot be read. Raise a
+    VitxError if none can be read.
     """
     runs, left_out = dict[str, Run](), dict[str, str]()
     for name, (path, folder) in _find(places).items():
@@ -87,12 +84,7 @@ def _said(place: Path, folder: Path) -> Path:
 
 
 def names_apart(paths: Sequence[Path]) -> list[str]:
-    """Name runs, or other files, by the part of their paths that differs.
-
-    Example:
-        >>> names_apart([Path("logs/demo/version_0"), Path("logs/shortcut/version_0")])
-        ['demo', 'shortcut']
-    """
+    """Name runs, or other files, by the part of their paths that differs, as `a` in `logs/a/version_0`."""
     apart = [[*path.relative_to(path.anchor).parts] for path in paths]
     if len({(*parts[:1],) for parts in apart}) > 1 and len({path.name for path in paths}) == len(paths):
         return [path.name for path in paths]  # the paths share nothing
@@ -129,12 +121,8 @@ def read_run(folder: Path, path: Path) -> Run:
         raise VitxError(
             f"{folder} is of vitx 0.2 and has no {FACTS}: play it back with vitx 0.2, or train again"
         )
-    try:
+    with failure(f"the files in {folder} do not match each other, so keep those of one training"):
         return _read(folder, path, {"colormap": "inferno", "note": ""} | facts)
-    except (KeyError, IndexError) as error:
-        raise VitxError(
-            f"the files in {folder} do not match each other ({error}): keep those of one training"
-        ) from error
 
 
 def _read(folder: Path, path: Path, facts: Mapping[str, Any]) -> Run:
@@ -148,11 +136,8 @@ def _read(folder: Path, path: Path, facts: Mapping[str, Any]) -> Run:
     steps = tuple(step for step in firings if step >= since)
     held, arrays = _arrays(images[since]), [_arrays(firings[step]) for step in steps]
     pixels, shown, labels, frames = held["pixels"], held["shown"], held.get("labels"), 1
-    kept = {
-        name: _stack(folder, steps, [one[name] for one in arrays], shown)
-        for name in arrays[-1]
-        if name == LOGITS or all(name in one for one in arrays)
-    }
+    names = [name for name in arrays[-1] if name == LOGITS or all(name in one for one in arrays)]
+    kept = {name: np.stack([one[name][shown] for one in arrays]).astype(np.float32) for name in names}
     logits, sinks = kept.pop(LOGITS), kept.pop(SINKS, None)
     if not kept:
         raise VitxError(f"the maps in {folder} have no method in common: keep those of one training")
@@ -183,28 +168,10 @@ def _side_by_side(values: NDArray[Any], frames: int, axis: int) -> NDArray[Any]:
     return np.concatenate([values.take(place, axis) for place in shown], axis + 1)
 
 
-def _stack(
-    folder: Path, steps: Sequence[int], arrays: Sequence[NDArray[Any]], shown: NDArray[Any]
-) -> NDArray[np.float32]:
-    """Stack the arrays of all firings, (m, ...) each, for the images shown, (T, n, ...)."""
-    for step, array in zip(steps, arrays, strict=True):
-        if len(array) <= shown.max() or array.shape != arrays[-1].shape:
-            raise VitxError(
-                f"at step {step}, {folder} holds maps or logits {array.shape}, but {arrays[-1].shape} at the "
-                f"last step, of {len(shown)} images: keep those of one training"
-            )
-    return np.stack([array[shown].astype(np.float32) for array in arrays])
-
-
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     with _whole(path), np.load(path, allow_pickle=False) as file:
         return dict(file)
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, csv.Error) as error:
-        said = f"cannot read {path} ({type(error).__name__}): it is damaged; delete it to continue without it"
-        raise VitxError(said) from error
+def _whole(path: Path) -> AbstractContextManager[None]:
+    return failure(f"cannot read {path}, so it is damaged; delete it to continue without it")
