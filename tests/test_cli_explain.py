@@ -225,20 +225,8 @@ class TestFiles:
 
     def test_one_class_against_another(self, folder, weights, tmp_path, capsys):
         output = tmp_path / "maps"
-        words = (
-            "--method",
-            "rollout",
-            "evidence",
-            "--target",
-            5,
-            2,
-            "--against",
-            3,
-            "--save",
-            "png",
-            "maps",
-            "json",
-        )
+        words = ["--method", "rollout", "evidence", "--target", 5, 2, "--against", 3]
+        words += ["--save", "png", "maps", "json"]
         assert main(command(folder / "a.png", *words, "--output", output, weights=weights)) == 0
         assert "why 5 or 2 and not 3" in capsys.readouterr().out
         with np.load(output / "a.png.npz") as arrays:
@@ -269,15 +257,8 @@ class TestFiles:
     def test_proportions_are_kept(self, folder, weights, tmp_path):
         output = tmp_path / "maps"
         Image.new("RGB", (120, 40), "red").save(folder / "wide.png")
-        words = [
-            folder / "wide.png",
-            "--input-options",
-            "keep_aspect=true",
-            "--save",
-            "maps",
-            "--output",
-            output,
-        ]
+        words = [folder / "wide.png", "--input-options", "keep_aspect=true", "--save", "maps"]
+        words += ["--output", output]
         assert main(command(*words, weights=weights)) == 0
         with np.load(output / "wide.png.npz") as arrays:
             assert arrays["rollout"].shape == (2, 7)

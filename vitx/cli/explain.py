@@ -33,10 +33,10 @@ from torch import nn
 
 import vitx
 from vitx.attribution import DEFAULT, Methods, find_method, methods, telling, title_of, with_options
-from vitx.cli.asking import add_questions, check_questions, check_target, questions_of
+from vitx.cli.asking import Asked, add_questions, check_questions, check_target, questions_of
 from vitx.cli.findings import Product
 from vitx.cli.folder import Output, linked
-from vitx.cli.many import SHARD, Explainer, predict
+from vitx.cli.many import SHARD, predict
 from vitx.cli.model import PREDICTED, Subject, add_model_details, add_model_options, load_subject
 from vitx.cli.options import ANY, COUNT, TEXT, add, check_least, output_folder, read_settings
 from vitx.errors import VitxError
@@ -96,15 +96,15 @@ def run(options: Any) -> int:
             raise VitxError(f"--signed needs a method with signed maps, and {name} has none: use evidence")
     folder = output_folder(options)
     files = _files(options.paths, folder)
-    explainer = _explainer(options, asked, other)
-    subject, suffixes = explainer.subject, explainer.subject.prepare.suffixes
+    subject, questions = _asked(options, asked, other)
+    suffixes = subject.prepare.suffixes
     files = [file for file in files if has_suffix(file, suffixes) or str(file) in options.paths]
     if not files:
         raise VitxError(f"found no file of a type that the model takes ({', '.join(sorted(suffixes))})")
     if options.trace:
         (name, given), *_ = subject.methods.items()
         image = subject.batch(files[:1])
-        target = explainer.questions[0].put(subject, image)
+        target = questions[0].put(subject, image)
         print(vitx.trace(subject.model, image, name, target=target, **given))
         return 0
     sharded = "shards" in options.save
@@ -118,7 +118,7 @@ def run(options: Any) -> int:
         print(f"{len(files) - len(left):,} of {len(files):,} pictures are already finished")
     overview = Overview() if options.overview else None
     more = {"batch_size": options.batch_size, "workers": running.pop("workers", None), "overview": overview}
-    explain = partial(predict, explainer, left, output, **more)
+    explain = partial(predict, questions, left, output, **more)
     errors, speaks = _explain(explain, subject.model, running) if left else ({}, True)
     if not speaks:
         return 0
@@ -130,7 +130,7 @@ def run(options: Any) -> int:
     skipped, done = f", {len(errors):,} skipped" if errors else "", len(left) - len(errors)
     print(f"{done:,} picture{'' if done == 1 else 's'} explained{skipped}: see {linked(folder)}")
     lost = {left[place] for place in errors}
-    _show(options, explainer, [file for file in files if file not in lost], output, overview)
+    _show(options, questions[0], [file for file in files if file not in lost], output, overview)
     return 1 if errors else 0
 
 
@@ -171,17 +171,17 @@ def _files(paths: Sequence[str], folder: Path) -> list[Path]:
     return files
 
 
-def _explainer(options: Any, asked: Methods, other: bool) -> Explainer:
+def _asked(options: Any, asked: Methods, other: bool) -> tuple[Subject, list[Asked]]:
     """Load the model and its questions; classes and texts are tried on a blank picture before any is read."""
     texts = options.text or []
     subject = load_subject(options, asked, optional=not options.method, classes=not other, texts=bool(texts))
     if not texts:
-        return Explainer(subject, questions_of(options, subject))
+        return subject, questions_of(options, subject)
     names = (*texts, *([options.against] if options.against is not None else []))
     subject = replace(subject, classes=len(texts), class_names=names)
     questions = questions_of(options, subject)
     subject.try_out(asked, questions[0].target)
-    return Explainer(subject, questions)
+    return subject, questions
 
 
 def _settings(options: Any, subject: Subject) -> str:
@@ -215,11 +215,10 @@ def _device(running: dict[str, Any]) -> torch.device | None:
     raise VitxError(f"torch can use no {accelerator} here: use accelerator=cpu")
 
 
-def _show(
-    options: Any, explainer: Explainer, files: Sequence[Path], output: Output, overview: Overview | None
-) -> None:
+def _show(options: Any, asked: Asked, files: list[Path], output: Output, overview: Overview | None) -> None:
     """Write the overview and the page, and open the result, each if requested."""
-    subject, name = explainer.subject, telling(explainer.subject.methods)
+    subject = output.product.subject
+    name = telling(subject.methods)
     pictures = [path for file in files for path in output.paths(file) if path.suffix in PICTURES]
     made = pictures[0] if len(pictures) == 1 else output.folder
     if overview is not None:
@@ -229,7 +228,7 @@ def _show(
     if options.html:
         made = output.folder / _PAGE
         images = subject.batch(files[: 1 if subject.prepare.keep_aspect else _ON_A_PAGE])
-        target = explainer.questions[0].put(subject, images)
+        target = asked.put(subject, images)
         found = subject.explain(images, {name: subject.methods[name]}, target)[name]
         found.view(subject.short_names).save(made)
         print(f"a page to click: see {linked(made)}")

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -33,40 +33,33 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Explainer:
-    """Callable that answers questions about batches of pictures, by all methods."""
-
-    subject: Subject
-    questions: Sequence[Asked]
-
-    def __call__(self, pictures: Sequence[Finding]) -> Iterator[Finding]:
-        """Yield the finding in each picture of a batch."""
-        if not pictures:
-            return
-        images = self.subject.move(torch.stack([picture.image for picture in pictures]))
-        answers: list[tuple[Asked, Explanation]] = []
-        for asked in self.questions:
-            methods = self.subject.methods
-            if answers and not asked.name:  # methods without a class have run
-                methods = {name: methods[name] for name in methods if find_method(name).gradient}
-            target = asked.put(self.subject, images)
-            explained = self.subject.explain(images, methods, target) if methods else {}
-            small = (one if one.paired else one.without_images() for one in explained.values())
-            answers += [(asked, one.cpu()) for one in small]
-        answers.sort(key=lambda one: not one[0].name and bool(find_method(one[1].method).gradient))
-        logits = answers[0][1].logits
-        logits = logits[:: len(logits) // len(pictures)].reshape(len(pictures), -1)
-        for row, picture in enumerate(pictures):
-            maps = []
-            for asked, found in answers:
-                own = found[row * (1 + found.paired) : (row + 1) * (1 + found.paired)]
-                maps.append(Map(asked if asked.name or find_method(found.method).gradient else Asked(), own))
-            yield replace(picture, image=NOTHING, logits=logits[row], maps=tuple(maps))
+def explained(subject: Subject, questions: Sequence[Asked], pictures: Sequence[Finding]) -> Iterator[Finding]:
+    """Answer questions about a batch of pictures by all methods, and yield the finding in each picture."""
+    if not pictures:
+        return
+    images = subject.move(torch.stack([picture.image for picture in pictures]))
+    answers: list[tuple[Asked, Explanation]] = []
+    for asked in questions:
+        methods = subject.methods
+        if answers and not asked.name:  # methods without a class have run
+            methods = {name: methods[name] for name in methods if find_method(name).gradient}
+        target = asked.put(subject, images)
+        found = subject.explain(images, methods, target) if methods else {}
+        small = (one if one.paired else one.without_images() for one in found.values())
+        answers += [(asked, one.cpu()) for one in small]
+    answers.sort(key=lambda one: not one[0].name and bool(find_method(one[1].method).gradient))
+    logits = answers[0][1].logits
+    logits = logits[:: len(logits) // len(pictures)].reshape(len(pictures), -1)
+    for row, picture in enumerate(pictures):
+        maps = []
+        for asked, one in answers:
+            own = one[row * (1 + one.paired) : (row + 1) * (1 + one.paired)]
+            maps.append(Map(asked if asked.name or find_method(one.method).gradient else Asked(), own))
+        yield replace(picture, image=NOTHING, logits=logits[row], maps=tuple(maps))
 
 
 def predict(
-    explainer: Explainer,
+    questions: Sequence[Asked],
     files: Sequence[Path],
     output: Output,
     device: torch.device,
@@ -79,7 +72,7 @@ def predict(
     overview: Overview | None = None,
 ) -> dict[int, str]:
     """Explain the share of one of several processes, and return index -> error for unreadable pictures."""
-    subject = explainer.subject
+    subject = output.product.subject
     subject.model.to(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     readers = workers or min(_MOST_READERS, max(1, cores // devices // 4))
@@ -100,7 +93,7 @@ def predict(
     def findings() -> Iterator[Finding]:
         with bar, closing(_in_threads(read, numbers, readers, size + 2 * readers)) as pictures:
             while batch := [*islice(pictures, size)]:
-                yield from explainer([picture for picture in batch if picture is not None])
+                yield from explained(subject, questions, [one for one in batch if one is not None])
                 bar.update(min(len(batch) * world, len(files) - bar.n))  # if all are equally fast
 
     def tasks() -> Iterator[Callable[[], str | None]]:

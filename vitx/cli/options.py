@@ -58,7 +58,7 @@ def new_parser(description: str, **more: Any) -> ArgumentParser:
     return ArgumentParser(description=description, formatter_class=HelpFormatter, **more)
 
 
-def add(group: Any, name: str, metavar: str, help: str, kind: Any = str, **more: Any) -> None:
+def add(group: Any, name: str, metavar: Any, help: str, kind: Any = str, **more: Any) -> None:
     """Add an option or a positional argument; an empty metavar makes it a switch.
 
     An option that takes several words may also be given several times.

@@ -71,12 +71,10 @@ class RunFolder:
     def reopen(cls, path: Path, run_id: str) -> "RunFolder | None":
         """Return the folder of an interrupted run; None if it is gone, or another process has locked it."""
         facts = read_facts(path)
-        if facts is None or facts.get("id") != run_id:
-            return None
-        try:
-            return cls(path, facts, _locked(path))
-        except (BlockingIOError, PermissionError):
-            return None
+        with suppress(BlockingIOError, PermissionError):
+            if facts is not None and facts["id"] == run_id:
+                return cls(path, facts, _locked(path))
+        return None
 
     def go_on(self, step: int) -> "RunFolder":
         """Delete what the interrupted run wrote at a step and later, and return this folder.

@@ -174,4 +174,5 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _whole(path: Path) -> AbstractContextManager[None]:
-    return failure(f"cannot read {path}, so it is damaged; delete it to continue without it")
+    said = f"cannot read {path}, so it is damaged; delete it to continue without it"
+    return failure(said, lambda error: type(error).__name__)  # messages may hold paths of this machine
