@@ -79,11 +79,6 @@ class Explanation(Drawing):
         pairs = len(rows) % 2 == 0 and bool(((first % 2 == 0) & (second == first + 1)).all())
         return replace(self, **kept, paired=self.paired and pairs)
 
-    def __post_init__(self) -> None:
-        """Attach `objects` to the logits of a detector, where `vitx.targets.best_queries` finds them."""
-        if self.objects is not None:
-            self.logits.objects = self.objects  # type: ignore[attr-defined]
-
     def __getstate__(self) -> dict[str, Any]:
         """Drop the viewer when pickling: its model may not exist where this is unpickled."""
         return vars(self) | {"viewer": None}
