@@ -20,13 +20,10 @@ Images = Tensor | Picture | Sequence[Picture]
 
 
 def prepared(model: nn.Module, images: Any) -> tuple[Any, Preprocessing | None]:
-    """Prepare images by the preprocessing that the model, or a part of it, declares.
+    """Prepare images for the model, (B, C, H, W), and return its preprocessing, too.
 
     Images are a file, a PIL image, a uint8 array (H, W, 3) or (H, W), or a uint8 tensor (3, H, W); or several
-    of these, in a list or stacked.
-
-    Returns:
-        (B, C, H, W), on the model's device, and the preprocessing; other values unchanged, with None.
+    of these, in a list or stacked. Other values are returned unchanged, with None.
     """
     pictures = _pictures(images)
     if pictures is None:
