@@ -50,9 +50,8 @@ class Explanation(Drawing):
         captions: a line about the target for each image; None to show the prediction instead.
         boxes: (B, 4), the box that the target refers to, x0, y0, x1, y1 in pixels; None if there is none.
         paired: True if consecutive images form pairs, as those of `vitx.targets.similar_to` do.
-        sinks: (B, h, w) bool, patches that most queries of most layers attend to
-            (Darcet et al. 2024, arXiv 2309.16588): rollouts are bright there, often for no reason in the
-            picture. None if sinks cannot be determined, as in a windowed model.
+        sinks: (B, h, w) bool, patches that most queries of most layers attend to, see
+            [Sinks](../trust.md#sinks). None if they cannot be determined, as in a windowed model.
         objects: (B, Q), the confidence of each query of a detector; None for other models.
         class_names: the names of the classes that the model declares; None if it declares none.
         viewer: builds the page of `view`, and holds a weak reference to the model; None if there is none.
@@ -100,9 +99,6 @@ class Explanation(Drawing):
 
         A notebook displays it, and its `save` writes it to one file. Explanations do not keep attention, so
         it is recorded again: the model must still exist, and be unchanged.
-
-        Raises:
-            VitxError: The model or the images are gone, the model has changed, or no tokens lie in a grid.
         """
         if self.viewer is None or self.images is None:
             raise VitxError(
@@ -116,9 +112,6 @@ class Explanation(Drawing):
 
         The file is written atomically. `vitx.load` reads .npz files, which do not contain the images. The
         options are those of `picture`, `view` or `film`.
-
-        Raises:
-            VitxError: The suffix is unknown, the file cannot be written, or as for `picture`, `view`, `film`.
         """
         path = Path(path)
         suffix = path.suffix.lower()
@@ -154,11 +147,7 @@ class Explanation(Drawing):
 
 
 def load(path: str | Path) -> Explanation:
-    """Load an explanation, without its images, from a .npz file of `Explanation.save`.
-
-    Raises:
-        VitxError: There is no such file, or it is not a saved explanation.
-    """
+    """Load an explanation, without its images, from a .npz file of `Explanation.save`."""
     with readable(Path(path)), np.load(path, allow_pickle=False) as arrays:
         found: dict[str, Any] = dict(arrays)
     known = {one.name: one.type for one in fields(Explanation) if one.name not in _NOT_SAVED}

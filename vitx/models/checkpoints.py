@@ -90,9 +90,7 @@ def read_weights(path: Path, trust: bool = False) -> State:
     except Exception as error:  # each format raises its own errors
         if not trust:
             refuse_code(path)
-        raise VitxError(
-            f"{path} holds no weights that torch or safetensors can read: give a file of model.state_dict()"
-        ) from error
+        raise VitxError(f"{path} holds no weights that can be read: save model.state_dict()") from error
 
 
 def refuse_code(path: Path) -> None:
@@ -102,10 +100,7 @@ def refuse_code(path: Path) -> None:
     except Exception:  # not a torch file
         return
     if runs_code:
-        raise VitxError(
-            f"{path} holds more than weights: reading it would run code from the file; allow this (--trust) "
-            "only if you know where it is from"
-        )
+        raise VitxError(f"{path} would run code when read: allow this (--trust) only if you know its source")
 
 
 def checksum(model: nn.Module) -> int:

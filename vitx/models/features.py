@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitx.errors import VitxError, failure
+from vitx.errors import VitxError, failure, shown
 from vitx.inputs.processors import saved_beside
 from vitx.models.given import IMAGE_NAMES, Inputs, parameters_of
 from vitx.models.outputs import part
@@ -130,11 +130,7 @@ class Features:
 def _rows(found: Any) -> Tensor:
     """Return the features, (B, D), or raise a VitxError unless there is one row for each image."""
     if not isinstance(found, Tensor) or found.ndim != 2:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise VitxError(
-            f"the features of the images are {shape}, not (B, D): wrap the model so that it returns one row "
-            "of features for each image"
-        )
+        raise VitxError(f"the features of images are {shown(found)}: wrap the model to return them as (B, D)")
     return found
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 from vitx.models.classes import declared_names
 from vitx.models.outputs import described, main, part
-from vitx.targets.question import Answers, Asked, Question, for_each, numbers
+from vitx.models.prediction import check_range, whole_numbers
+from vitx.targets.question import Answers, Asked, Question, for_each
 
 
 class Query(Question):
@@ -18,19 +19,12 @@ class Query(Question):
     Args:
         index: the index of the query, or one index per image; see `best_queries`.
         cls: the class; by default the class with the highest logit, other than "no object".
-
-    Example:
-        >>> query([3, 7]).index
-        tensor([3, 7])
     """
 
     rows = "index"
 
     def __init__(self, index: int | Sequence[int] | Tensor, cls: int | None = None) -> None:
-        form = "a query is an integer, or one for each image"
-        found = numbers(index, form)
-        if found.is_floating_point() or found.ndim > 1 or not found.numel():
-            raise VitxError(f"{form}, found {index!r}")
+        found = whole_numbers(index, "a query is an integer, or one for each image")
         self.index, self.cls = found.view(-1), cls
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
@@ -55,29 +49,22 @@ class Query(Question):
         logits = main(output)
         if logits is None or logits.ndim != 3:
             raise VitxError(described(output))
-        last = logits.shape[1] - 1
-        if not 0 <= int(index.min()) <= int(index.max()) <= last:
-            raise VitxError(f"query {self.index.tolist()} is out of range: the model has queries 0 to {last}")
+        check_range("query", index, "queries", logits.shape[1])
         return logits[torch.arange(len(logits), device=logits.device), index]
 
     def _classes(self, logits: Tensor) -> Tensor:
         """Return the class to explain for each image, (B,)."""
-        best, last = logits.detach().argmax(1), logits.shape[1] - 1
-        if self.cls is None:
-            return best
-        if not 0 <= self.cls <= last:
-            raise VitxError(f"class {self.cls} is out of range: the model has classes 0 to {last}")
-        return torch.full_like(best, self.cls)
+        best = logits.detach().argmax(1)
+        asked = best if self.cls is None else torch.full_like(best, self.cls)
+        check_range("class", asked, "classes", logits.shape[1])
+        return asked
 
 
 query = Query
 
 
 def best_queries(found: Any, count: int) -> Tensor:
-    """Return the queries with the most confident objects in the explanation of a detector.
-
-    They are (B, count) long, the most confident one first.
-    """
+    """Return the queries with the surest objects in a detector's explanation, (B, count), surest first."""
     sure: Tensor | None = getattr(found, "objects", None)
     if sure is None:
         raise VitxError("there are no queries: give the explanation of a detector")
