@@ -101,10 +101,8 @@ class Explanation(Drawing):
         it is recorded again: the model must still exist, and be unchanged.
         """
         if self.viewer is None or self.images is None:
-            raise VitxError(
-                "a page needs the model and the images, which this explanation lacks, as do those from a "
-                "DataLoader or a file: explain some images and view the result"
-            )
+            said = "a page needs the model and the images, which explanations of a DataLoader or a file lack"
+            raise VitxError(f"{said}: explain some images and view the result")
         return self.viewer(self, class_names)
 
     def save(self, path: str | Path, **options: Any) -> None:

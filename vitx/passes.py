@@ -124,11 +124,10 @@ def _record(
         each = [layer_logits(*block) for block in blocks]
     if [end.output.shape] * len(recorder.tape.layers) != [one.shape for one in each]:
         shapes = sorted({tuple(one.shape) for one in each})
-        raise VitxError(
-            f"found {len(each)} blocks with scores of shape {shapes}, {len(recorder.tape.layers)} attentions "
-            f"and an output of shape {tuple(end.output.shape)}: legrad needs one attention in each block, "
-            "and the model's own head at its end"
-        )
+        blocks = f"{len(each)} blocks with scores of shape {shapes}, {len(recorder.tape.layers)} attentions"
+        needs = "one attention in each block, and the model's own head at its end"
+        output = f"an output of shape {tuple(end.output.shape)}"
+        raise VitxError(f"found {blocks} and {output}: legrad needs {needs}")
     return end, [score_of(recorder.get(own), end.total, own, dtype) for own in each]
 
 
@@ -152,10 +151,8 @@ def _run(
     found, answers = main(output), asked.answers(output)
     score = answers.scores
     if (score is None) == (asked.cells is None):
-        raise VitxError(
-            "a question gives either a score for each image, by Answers(scores), or a patch of each, by "
-            f"Asked(cells=...): found {'neither' if score is None else 'both'}"
-        )
+        wanted = "a score for each image, by Answers(scores), or a patch of each, by Asked(cells=...)"
+        raise VitxError(f"a question gives {wanted}: found {'neither' if score is None else 'both'}")
     if score is None:  # the score of a token is set after the pass
         value, score = recorder.tape.values[-1], images.new_zeros(len(images), 0)
     elif score.ndim != 1 or len(score) not in ((1, len(images)) if inputs.together else (len(images),)):
@@ -171,9 +168,8 @@ def _explained(
     """Build the explanation of each method from its maps and the end of the pass."""
     logits, classes, captions = full(end.logits.detach()), end.classes, end.answers.captions
     if len(logits) not in (1, len(images)):
-        raise VitxError(
-            f"the model returned {tuple(logits.shape)} for {len(images)} pictures: explain prompts one by one"
-        )
+        said = f"the model returned {tuple(logits.shape)} for {len(images)} pictures"
+        raise VitxError(f"{said}: explain prompts one by one")
     if len(logits) < len(images):  # the images of one prompt share its logits
         logits = logits.expand(len(images), *logits.shape[1:])
         classes = None if classes is None else classes.expand(len(images))
@@ -210,14 +206,11 @@ def _check_map(name: str, maps: Tensor, end: End) -> None:
     if bad:
         said = f"the {name} maps of images {bad} are not finite"
         raise VitxError(f"{said}: the images or the weights hold NaN or infinite values")
+    said = f"the map has a grid of {grid}, but the tokens of the"
     if end.spot is not None and grid != end.spot.grid:
-        raise VitxError(
-            f"the map has a grid of {grid}, but the tokens of the last layer have a grid of {end.spot.grid}: "
-            "give a score of the features of that token as the target"
-        )
+        said = f"{said} last layer have a grid of {end.spot.grid}"
+        raise VitxError(f"{said}: give a score of the features of that token as the target")
     taken = end.answers.grid
     if taken is not None and grid[0] * taken[1] != grid[1] * taken[0]:
-        raise VitxError(
-            f"the map has a grid of {grid}, but the tokens of the output seemed to have one of {taken}: give "
-            "a function from the output to scores (B,) as the target"
-        )
+        said = f"{said} output seemed to have one of {taken}"
+        raise VitxError(f"{said}: give a function from the output to scores (B,) as the target")

@@ -64,10 +64,8 @@ class Trace:
             return {value: torch.ones(score.shape, dtype=dtype, device=score.device)}
         outputs = {v: t for t in self._outputs if t.requires_grad and (v := self._recorder.get(t))}
         if not score.requires_grad or not outputs:
-            raise VitxError(
-                "the score does not depend on any attention that was recorded: compute it from the model's "
-                "output within the context, or with gradients enabled"
-            )
+            said = "the score does not depend on any attention that was recorded"
+            raise VitxError(f"{said}: compute it from the output in the context, or with gradients enabled")
         with without_autocast(score.device):
             found = torch.autograd.grad(score, [*outputs.values()], allow_unused=True, retain_graph=True)
         return {value: g.to(dtype) for value, g in zip(outputs, found, strict=True) if g is not None}

@@ -140,8 +140,7 @@ def _channels(name: str, values: Sequence[float], taken: int) -> tuple[float, ..
     if len(values) == 1:
         values *= taken
     if len(values) != taken:
-        raise VitxError(
-            f"{name} has {len(values)} values, and the model takes {taken} channels: give a tensor "
-            f"(B, C, H, W), or in the shell --input-options {name}=V with one value for each, or one for all"
-        )
+        said = f"{name} has {len(values)} values, and the model takes {taken} channels"
+        option = f"--input-options {name}=V with one value for each, or one for all"
+        raise VitxError(f"{said}: give a tensor (B, C, H, W), or in the shell {option}")
     return values

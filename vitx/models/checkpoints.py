@@ -41,10 +41,8 @@ def create_model(
         raise VitxError(f"timm has no model {name!r}; similar names: {', '.join(near) or 'none'}") from error
     except (OSError, TypeError, ValueError, AssertionError) as error:
         if isinstance(error, OSError | ValueError) and pretrained:  # the hub is offline, or the name unknown
-            raise VitxError(
-                f"the weights of {name} could not be fetched from the hub: check the connection, or give a "
-                "file of weights (--weights)"
-            ) from error
+            said = f"the weights of {name} could not be fetched from the hub"
+            raise VitxError(f"{said}: check the connection, or give a file (--weights)") from error
         raise VitxError(f"{name} does not take these options: {error}") from error
     if size := options.get("img_size"):  # timm leaves the declared size as it was
         config: Any = model.pretrained_cfg

@@ -62,10 +62,9 @@ class Towers:
         if self.both is not None and any(isinstance(text, str) for text in texts):
             tokenizer = tokenizer or saved_beside(getattr(self.both, "name_or_path", ""), "AutoTokenizer")
             if tokenizer is None:
-                raise VitxError(
-                    "no tokenizer was saved with the model: give tokenizer=, as transformers.AutoTokenizer "
-                    "or open_clip.get_tokenizer makes it, or the text as token ids"
-                )
+                known = "transformers.AutoTokenizer or open_clip.get_tokenizer"
+                said = "no tokenizer was saved with the model"
+                raise VitxError(f"{said}: give tokenizer=, as {known} makes it, or the text as token ids")
         rows = [self._of_text(text, tokenizer, like) for text in texts]
         widths = {row.shape for row in rows}
         if len(widths) > 1:
@@ -76,10 +75,8 @@ class Towers:
         if isinstance(text, Tensor) and text.is_floating_point():  # already features
             return text.detach().reshape(1, -1).to(like.device, like.dtype)
         if self.both is None:
-            raise VitxError(
-                f"{type(self._model).__name__} has no text tower (get_text_features or encode_text): give "
-                "the whole model, or the text as its features"
-            )
+            said = f"{type(self._model).__name__} has no text tower (get_text_features or encode_text)"
+            raise VitxError(f"{said}: give the whole model, or the text as its features")
         text = self._tokens(text, tokenizer) if isinstance(text, str) else text
         named = dict(text) if isinstance(text, Mapping) else {"input_ids": text}
         named = {name: one.reshape(1, -1).to(like.device) for name, one in named.items()}

@@ -180,7 +180,5 @@ def patches_of(model: nn.Module, given: Tensor, others: Mapping[str, Any]) -> Pa
         return next(one for one in found if torch.equal(one.cut(one.join(given)), given))
     except (RuntimeError, ValueError, TypeError, StopIteration):
         pass  # the number of patches does not fit
-    raise VitxError(
-        f"pixels of shape {tuple(given.shape)} with {name} {sizes} cannot be joined to pictures: give a "
-        "model of SigLIP 2 or Qwen-VL the outputs of its own processor"
-    )
+    said = f"pixels of shape {tuple(given.shape)} with {name} {sizes} cannot be joined to pictures"
+    raise VitxError(f"{said}: give a model of SigLIP 2 or Qwen-VL the outputs of its own processor")

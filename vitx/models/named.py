@@ -188,10 +188,8 @@ def _reached(name: str) -> Iterator[None]:
         except VitxError as error:
             if answers or not isinstance(error.__cause__, OSError):
                 raise
-            raise VitxError(
-                f"{name} could not be fetched from the hub, which does not answer: check the connection, or "
-                "give the folder of a model"
-            ) from error
+            said = f"{name} could not be fetched from the hub, which does not answer"
+            raise VitxError(f"{said}: check the connection, or give the folder of a model") from error
 
 
 def _pretrained(kind: str, what: str, name: str, trust: bool) -> Any:

@@ -28,10 +28,8 @@ _TARGETS = (
     "target must be None, the number of a class (only the shell takes names), one for each image, a "
     "function, or one of vitx.targets"
 )
-_CHOOSE = (
-    "wrap it so that it returns the one to explain (to the callback, give forward_fn=lambda module, "
-    "images: ...)"
-)
+_CALLBACK = "(to the callback, give forward_fn=lambda module, images: ...)"
+_CHOOSE = f"wrap it so that it returns the one to explain {_CALLBACK}"
 
 
 def check_model(model: Any) -> None:
@@ -47,10 +45,8 @@ def check_images(model: nn.Module, images: Any) -> None:
         wanted = "a floating-point tensor (B, C, H, W), uint8 arrays (H, W, 3), PIL images or files"
         raise VitxError(f"images must be {wanted}, found {shown(images)}")
     if images.ndim not in (3, 4, 5) or 0 in images.shape:
-        raise VitxError(
-            "images must be (B, C, H, W), clips (B, C, T, H, W) or (B, T, C, H, W), or spectrograms "
-            f"(B, F, T), and not empty, found {tuple(images.shape)}"
-        )
+        wanted = "(B, C, H, W), clips (B, C, T, H, W) or (B, T, C, H, W), or spectrograms (B, F, T)"
+        raise VitxError(f"images must be {wanted}, and not empty, found {tuple(images.shape)}")
     if not images.is_floating_point():
         raise VitxError(f"images must be floating point, found {images.dtype}: normalize them as in training")
     weight = next(model.parameters(), images)
@@ -129,10 +125,8 @@ def _asked(model: Any) -> list[str]:
     named = next((p.name for p in asked if p.name in IMAGE_NAMES), None)
     if len(missing) > (0 if named else 1):
         image, *needs = [named, *missing] if named else missing
-        raise VitxError(
-            f"the model takes more than images, {', '.join(needs)}: {_INPUTS.format(image, needs[0])} (to "
-            "the callback, give forward_fn=lambda module, images: ...)"
-        )
+        said = f"the model takes more than images, {', '.join(needs)}"
+        raise VitxError(f"{said}: {_INPUTS.format(image, needs[0])} {_CALLBACK}")
     return [p.name for p in asked]
 
 
@@ -157,10 +151,8 @@ def _logits(output: Any, batch: int, made_last: MadeLast | None) -> Tensor:
     last = several[0] if len(several) == 1 else made_last(several) if made_last else None
     if last is None:
         shapes = ", ".join(f"{name}: {tuple(one.shape)}" for name, one in named.items())
-        raise VitxError(
-            f"the model returns {kind}, with {len(several)} tensors, {shapes}, none of which depends on all "
-            f"others: {_CHOOSE}"
-        )
+        said = f"the model returns {kind}, with {len(several)} tensors, {shapes}"
+        raise VitxError(f"{said}, none of which depends on all others: {_CHOOSE}")
     return last
 
 
@@ -180,7 +172,7 @@ def target_classes(target: Target, logits: Tensor) -> Tensor | None:
     if found.ndim and len(found) != batch:
         raise VitxError(f"target names {len(found)} classes for {batch} images: give one for each image")
     check_range("target", found, "classes", classes)
-    return found.long().to(logits.device).expand(batch)
+    return found.long().to(logits.device).expand(batch).clone()
 
 
 def check_range(noun: str, given: Tensor, nouns: str, count: int) -> None:

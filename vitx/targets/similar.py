@@ -50,9 +50,8 @@ class Text(Question):
     @property
     def names(self) -> list[str]:
         """The names of the texts."""
-        if self.maps == "own":  # numbers would say nothing
-            return [_said(one, "similarity") for one in self.texts]
-        return [_said(one, f"text {number}") for number, one in enumerate(self.texts, 1)]
+        own = self.maps == "own"  # numbers would say nothing
+        return [_said(one, "similarity" if own else f"text {n}") for n, one in enumerate(self.texts, 1)]
 
     @property
     def kind(self) -> Kind:

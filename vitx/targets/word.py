@@ -119,10 +119,8 @@ class Answer(Prompted):
         if len(ids) > 1:
             raise VitxError(f"an answer can be explained for one prompt at a time, found {len(ids)}")
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-            raise VitxError(
-                f"{type(model).__name__} writes its answer apart from the prompt: ask for a word instead, "
-                "with decoder_input_ids in inputs="
-            )
+            said = f"{type(model).__name__} writes its answer apart from the prompt"
+            raise VitxError(f"{said}: ask for a word instead, with decoder_input_ids in inputs=")
         if (generate := getattr(_speaker(model), "generate", None)) is None:
             raise VitxError(f"{type(model).__name__} cannot answer a prompt: it has no generate()")
         inputs = _unlabeled(inputs)
